@@ -1,0 +1,124 @@
+"""What every task's data shares: which images a process gets and when, its loader, and pixels ready for a network.
+
+A data set here is indexed by `(epoch, index)`, so that its random augmentation can be a function of the seed, the
+epoch and the image alone. The samplers below yield such pairs; what a process draws then depends neither on how
+many workers load nor on what was drawn before, and a run that resumes in mid-epoch sees what it would have seen.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue, as fractions of full brightness
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+LOADER_TIMEOUT_SECONDS = 120  # without a batch for so long, a worker is taken for dead or hung
+
+Key = tuple[int, int]  # (epoch, index): what a data set is asked for
+
+
+@functools.cache
+def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of 8-bit pixels, (3, 1, 1) each; kept, for a copy would stall a GPU each step."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
+
+
+def normalize_images(images: Tensor, channels_last: bool = False) -> Tensor:
+    """Turn bytes into zero-mean, unit-variance numbers by ImageNet's statistics, on the images' own device.
+
+    images: (B, 3, H, W) uint8. channels_last: memory layout of the result, the faster one for convnets.
+    Returns (B, 3, H, W) float32."""
+    mean, std = _pixel_statistics(images.device)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)  # while a pixel is a byte
+    return (images.float() - mean) / std
+
+
+class EpochBatchSampler:
+    """Batches of one process for one epoch of training; iterate again for the same epoch, set `epoch` for another.
+
+    The images of an epoch are shuffled by (seed, epoch) and cut into global batches of batch_size * world_size;
+    rank r takes every world_size-th image of each, from its r-th. So a global batch is the same set of images on
+    however many processes it is spread. A last global batch that is not full is dropped.
+
+    epoch: which epoch to yield. first_batch: how many of its batches to leave out, to resume in mid-epoch."""
+
+    def __init__(
+        self, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int, shuffle: bool = True
+    ) -> None:
+        """num_samples: size of the data set. batch_size: images per process.
+
+        Raises ValueError if there are too few samples for one global batch."""
+        self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
+        self.seed, self.shuffle = seed, shuffle
+        self.epoch = 0
+        self.first_batch = 0
+        if len(self) == 0:
+            raise ValueError(
+                f"batch_size {batch_size}: {world_size} x {batch_size} images make one batch, but there are "
+                f"only {num_samples} to train on; lower it to at most {num_samples // world_size}"
+            )
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, whatever first_batch is."""
+        return self.num_samples // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = np.arange(self.num_samples)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
+        global_batch_size = self.batch_size * self.world_size
+        for batch in range(self.first_batch, len(self)):
+            images = order[batch * global_batch_size : (batch + 1) * global_batch_size]
+            yield [(self.epoch, int(index)) for index in images[self.rank :: self.world_size]]
+
+
+def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
+    """The batches that rank scores: every image in exactly one batch of exactly one rank, in order.
+
+    Batch k holds the same images on any number of processes, so that a score is the same to the last digit: rank
+    r takes batches r, r + world_size, ... and, where there are fewer batches than processes, perhaps none."""
+    starts = range(rank * batch_size, num_samples, world_size * batch_size)
+    return [[(0, index) for index in range(start, min(start + batch_size, num_samples))] for start in starts]
+
+
+def build_loader(
+    dataset: Dataset,
+    batches: Iterable[list[Key]],
+    collate: Callable[[list], dict[str, Tensor]],
+    workers: int,
+    device: torch.device,
+) -> DataLoader:
+    """A loader of `batches`, by `workers` processes that live as long as it does, or in this one if 0.
+
+    The workers draw no random numbers of their own: see the top of this module. Batches for a GPU are pinned.
+    Raises RuntimeError from its iterator when no batch came for LOADER_TIMEOUT_SECONDS."""
+    parallel = {}
+    if workers > 0:
+        # Forked workers start at once and share the parent's memory, such as decoded images; elsewhere than on
+        # Linux fork is missing or unsafe. PyTorch itself gives each worker one thread, and the parent's CUDA
+        # state is not touched there.
+        parallel = {
+            "persistent_workers": True,
+            "timeout": LOADER_TIMEOUT_SECONDS,
+            "multiprocessing_context": "fork" if sys.platform == "linux" else None,
+        }
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        **parallel,
+    )
+
+
+def batch_to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch on `device`; copies of pinned tensors do not wait."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -1,0 +1,1 @@
+"""Single-shot detectors: the parts, the training task and its commands."""

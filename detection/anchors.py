@@ -1,0 +1,62 @@
+"""Default boxes: the anchors that SSD lays over every cell of its six feature maps (arXiv 1512.02325, section 2.2).
+
+8,732 boxes for maps of side 38, 19, 10, 5, 3, 1 (the paper's SSD300), 10,684 for 42, 21, 11, 6, 3, 1.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+# Side of each level's square box as a fraction of the image, and the scale after the last level.
+ANCHOR_SCALES: dict[str, tuple[float, ...]] = {
+    "ssd": (0.1, 0.2, 0.375, 0.55, 0.725, 0.9, 1.0),  # the paper's Pascal VOC: 0.1, then 0.2 to 0.9
+    "ssd_coco": (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),  # the authors' COCO models: smaller objects
+}
+
+# Per level, beside the two squares: each ratio r stands for a box of w/h = r and one of w/h = 1/r.
+ASPECT_RATIOS: tuple[tuple[int, ...], ...] = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
+
+BOXES_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
+
+
+def default_boxes(grid_sizes: Sequence[tuple[int, int]], scales: Sequence[float]) -> Tensor:
+    """Lay the default boxes over the grids of the feature maps, clipped to the image.
+
+    The order is level, row, column, box: the one in which the head flattens its maps. A box that crosses the
+    image's edge is cut there, so its centre moves inwards. (torchvision's DefaultBoxGenerator limits only the
+    width and height to 1 and lets the corners stick out; for boxes inside the image the two agree.)
+
+    grid_sizes: (rows, columns) of each level's map, high to low resolution.
+    scales: one per level and one more, fractions of the image side; see ANCHOR_SCALES.
+    Returns anchors_cxcywh (A, 4) float32, fractions of the image side; their corners lie in [0, 1].
+    Raises ValueError if the number of grids or of scales does not fit ASPECT_RATIOS.
+    """
+    levels = len(ASPECT_RATIOS)
+    if len(grid_sizes) != levels or len(scales) != levels + 1:
+        raise ValueError(
+            f"default boxes of {len(grid_sizes)} maps and {len(scales)} scales: "
+            f"expected {levels} maps and {levels + 1} scales"
+        )
+    anchors = []
+    for level, (rows, columns) in enumerate(grid_sizes):
+        sizes = torch.tensor(_box_sizes(scales[level], scales[level + 1], ASPECT_RATIOS[level]))  # (K, 2)
+        center_y = (torch.arange(rows) + 0.5) / rows
+        center_x = (torch.arange(columns) + 0.5) / columns
+        centers = torch.stack(torch.meshgrid(center_x, center_y, indexing="xy"), dim=-1)  # (rows, columns, 2)
+        centers = centers[:, :, None].expand(-1, -1, len(sizes), -1)  # (rows, columns, K, 2)
+        anchors.append(torch.cat([centers, sizes.expand_as(centers)], dim=-1).reshape(-1, 4))
+    anchors_xyxy = box_convert(torch.cat(anchors), "cxcywh", "xyxy").clamp(0, 1)
+    return box_convert(anchors_xyxy, "xyxy", "cxcywh")
+
+
+def _box_sizes(scale: float, next_scale: float, ratios: Sequence[float]) -> list[tuple[float, float]]:
+    """Return the (width, height) of one cell's boxes: two squares, then a lying and a standing box per ratio."""
+    between = math.sqrt(scale * next_scale)
+    sizes = [(scale, scale), (between, between)]
+    for ratio in ratios:
+        long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
+        sizes += [(long, short), (short, long)]
+    return sizes

@@ -1,0 +1,185 @@
+"""Detections of a data set, and their COCO scores: AP over IoU 0.50 to 0.95 (cocodataset.org/#detection-eval).
+
+`detect` runs a model over a loader and writes what it finds as COCO results: in the pixels of the original images,
+under the annotation file's own ids. `coco_scores` compares such results with the untouched annotation file by
+pycocotools. What the file says about crowds and areas counts, not what training made of it.
+"""
+
+import contextlib
+import functools
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+from tqdm import tqdm
+
+from data import batch_to, normalize_images
+from detection.data import CocoFile
+from detection.postprocess import Detections, PostprocessConfig, postprocess
+from engine import distributed
+
+# In the order of COCOeval.stats. AP_* and AR_small.. by the area of the object in pixels: below 32 ** 2, to 96 ** 2,
+# above; AR_1.. by the number of detections allowed per image.
+METRICS = (
+    "mAP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
+    "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
+)  # fmt: skip
+
+
+# ---- from a model to COCO results --------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def detect(
+    model: nn.Module,
+    loader: Iterable[dict[str, Tensor]],
+    coco: CocoFile,
+    *,
+    device: torch.device,
+    settings: Sequence[PostprocessConfig],
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> list[list[dict]]:
+    """Find the objects in every image that the loader yields, on this process alone.
+
+    model: (B, 3, S, S) normalised images -> box_deltas, class_logits; with the buffer anchors_cxcywh, as SSD has.
+    coco: the annotation file of these images, for their sizes and the categories' ids.
+    settings: the network runs once, however many thresholds are to be compared.
+
+    Returns for each of the settings its COCO results (see to_coco_results) by image id, best first within an image.
+    """
+    image_sizes = {image.id: (image.width, image.height) for image in coco.images}
+    results: list[list[dict]] = [[] for _ in settings]
+    with _evaluation_mode(model):
+        for batch in tqdm(
+            loader, "scoring", unit="batch", leave=False, dynamic_ncols=True, disable=not distributed.is_main()
+        ):
+            images = normalize_images(batch_to(batch, device)["images"])
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                outputs = model(images)
+            image_ids = batch["image_ids"].tolist()
+            sizes = [image_sizes[image_id] for image_id in image_ids]
+            for found, setting in zip(results, settings, strict=True):
+                detections = postprocess(*outputs, model.anchors_cxcywh, **setting.model_dump())
+                found += to_coco_results(detections, image_ids, sizes, coco.category_ids)
+    return [sorted(found, key=lambda result: (result["image_id"], -result["score"])) for found in results]
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; after it, each module's own former mode (a frozen BatchNorm was never in training)."""
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+
+
+def to_coco_results(
+    detections: Sequence[Detections],
+    image_ids: Sequence[int],
+    image_sizes: Sequence[tuple[int, int]],
+    category_ids: Sequence[int],
+) -> list[dict]:
+    """Write detections as COCO results, image after image: image_id, category_id, bbox, score.
+
+    detections: one per image, boxes as fractions of the network's square input, labels 1 to len(category_ids).
+    image_sizes: (width, height) of the original images in pixels; fractions survive the resize to a square.
+    category_ids: of label k at k - 1.
+
+    bbox is [x, y, width, height] in pixels of the original, to 3 decimals; score has 6.
+    """
+    results = []
+    for (boxes_xyxy, scores, labels), image_id, size in zip(detections, image_ids, image_sizes, strict=True):
+        boxes_xyxy = boxes_xyxy.double().cpu() * torch.tensor([*size, *size])
+        boxes_xywh = box_convert(boxes_xyxy, "xyxy", "xywh").round(decimals=3).tolist()
+        scores = scores.double().round(decimals=6).tolist()
+        for box_xywh, score, label in zip(boxes_xywh, scores, labels.tolist(), strict=True):
+            category_id = category_ids[label - 1]
+            results.append({"image_id": image_id, "category_id": category_id, "bbox": box_xywh, "score": score})
+    return results
+
+
+# ---- from COCO results to scores ---------------------------------------------------------------------------
+
+
+def coco_scores(annotations_path: str | Path, results: Sequence[dict]) -> dict:
+    """Score detections by COCO's protocol on every image of an annotation file that detection.data has checked.
+
+    results: {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"} each, for the whole file.
+
+    Returns the twelve METRICS, from 0 to 1, and "per_class": {name: {"AP", "AP50"}}. A score is None where nothing
+    defines it: no object of that class or size, crowds aside.
+    Raises ValueError if a result names an image or category that the file does not have.
+    """
+    path = Path(annotations_path)
+    stat = path.stat()
+    ground_truth = _read_ground_truth(path, stat.st_mtime_ns, stat.st_size)
+    for key, known in (("image_id", ground_truth.imgs), ("category_id", ground_truth.cats)):
+        unknown = {result[key] for result in results} - known.keys()
+        if unknown:
+            raise ValueError(f"{key} {min(unknown)}: detected, but not in {path}; are these its detections?")
+
+    found = [result | {"iscrowd": 0, "area": result["bbox"][2] * result["bbox"][3]} for result in results]
+    evaluation = COCOeval(ground_truth, _index(ground_truth.dataset | {"annotations": found}), "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+
+    # (IoU threshold, recall, class) for objects of any size and at most 100 detections; -1 where undefined
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    names = [ground_truth.cats[category_id]["name"] for category_id in evaluation.params.catIds]
+    return {
+        **{name: _mean(value) for name, value in zip(METRICS, evaluation.stats, strict=True)},
+        "per_class": {
+            name: {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])} for k, name in enumerate(names)
+        },
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean of what is defined, as pycocotools marks it; None if nothing is."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None
+
+
+@functools.lru_cache(maxsize=2)
+def _read_ground_truth(path: Path, mtime_ns: int, size: int) -> COCO:
+    """The annotation file as pycocotools wants it: `iscrowd` and `area` filled in where the file has none.
+
+    The last two arguments tell the cache when the file has changed."""
+    content = json.loads(path.read_bytes())
+    annotations = [
+        {
+            "image_id": annotation["image_id"],
+            "category_id": annotation["category_id"],
+            "bbox": annotation["bbox"],
+            "iscrowd": annotation.get("iscrowd", 0),
+            "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
+        }
+        for annotation in content["annotations"]
+    ]
+    return _index({"images": content["images"], "categories": content["categories"], "annotations": annotations})
+
+
+def _index(dataset: dict) -> COCO:
+    """A COCO object of records in memory, its annotations numbered from 1.
+
+    COCOeval marks an unmatched detection by a match with id 0, so that an annotation 0 would never be found."""
+    for number, annotation in enumerate(dataset["annotations"], start=1):
+        annotation["id"] = number
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco

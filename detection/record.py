@@ -1,0 +1,135 @@
+"""What a finished detection run leaves in its experiment directory.
+
+results.json      scores, per class too, with the protocol they were taken under and what they cost
+detections.json   every detection in COCO's results format: the very list that was scored
+detections.png    ground truth beside detections on a few validation images
+README.md         what was trained, on what, how, how well and how long, for people
+"""
+
+import hashlib
+import json
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from detection.data import CocoFile, read_image
+from detection.evaluation import METRICS, coco_scores
+from detection.pictures import Picture, draw_detections
+from engine.experiment import write_readme, write_text
+from engine.logbook import read_metrics
+from engine.optim import scaled_learning_rate
+
+if TYPE_CHECKING:
+    from detection.training import DetectionTask
+
+PICTURES = 6  # images in detections.png
+SHOWN_SCORE = 0.3  # detections below it are not drawn
+
+
+def write_record(experiment: Path, task: "DetectionTask", results: list[dict]) -> dict:
+    """Score `results` (COCO format, every validation image), write the four files, return what results.json holds.
+
+    Called on rank 0, after `environment.json` and `metrics.jsonl` are complete."""
+    config, val = task.config, task.val
+    scores = coco_scores(val.annotations_path, results)
+    lines = read_metrics(experiment)
+    record = {
+        "task": "detection",
+        "metric": task.metric,
+        "scores": {name: scores[name] for name in METRICS},
+        "per_class": scores["per_class"],
+        "epochs": lines[-1]["epoch"],
+        "steps": lines[-1]["step"],
+        "weights": "moving average" if config.train.ema_decay else "last step",
+        "protocol": {
+            "annotations": val.annotations_path.name,
+            "annotations_sha256": hashlib.sha256(val.annotations_path.read_bytes()).hexdigest(),
+            "images": len(val.images),
+            "classes": val.class_names,
+            **config.eval.model_dump(),
+        },
+        "cost": {
+            "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
+            "train_seconds": round(sum(line["epoch_seconds"] for line in lines), 1),
+            "images_per_second": statistics.median(line["images_per_second"] for line in lines),
+        },
+    }
+    write_text(experiment / "results.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_text(experiment / "detections.json", json.dumps(results))
+    draw_detections(experiment / "detections.png", example_pictures(val, results))
+    write_readme(
+        experiment,
+        title=f"{config.model.backbone} with neck {config.model.neck}",
+        facts=facts(experiment, task, record, lines),
+        scores=record["scores"],
+        pictures={
+            "detections.png": f"Ground truth and detections of score {SHOWN_SCORE} or more",
+            "curves.png": "Training losses, validation scores and learning rate by epoch",
+        },
+    )
+    return record
+
+
+def facts(experiment: Path, task: "DetectionTask", record: dict, lines: list[dict]) -> dict[str, str]:
+    """The bullet list of the experiment's README: label to sentence."""
+    config, cost = task.config, record["cost"]
+    starts = json.loads((experiment / "environment.json").read_text())
+    start = starts[-1]
+    batch = config.train.batch_size * config.train.accumulation_steps * start["processes"]
+    machine = start["cpu"] if start["device"] == "cpu" else start["device"]
+    scored = [line for line in lines if line.get(task.metric) is not None]
+    best = max(scored, key=lambda line: line[task.metric], default=None)
+    return {
+        "Model": f"{config.model.backbone}, neck {config.model.neck}, {task.model.input_size} pixels, "
+        f"{cost['parameters'] / 1e6:.2f} M parameters, {len(task.model.anchors_cxcywh):,} default boxes; "
+        f"trunk from {config.model.weights or 'random weights'}",
+        "Data": f"`{config.data.root}`: {describe(task.train)} to train on, {describe(task.val)} to validate, "
+        f"{len(task.val.class_names)} classes",
+        "Recipe": f"{config.train.epochs} epochs, batch {batch}, {config.optim.optimizer} at "
+        f"{scaled_learning_rate(config.optim, batch):.3g}, {config.optim.schedule}, {config.train.precision}, "
+        f"box loss weight {config.loss.box_weight:g} (1 is the SSD paper's), seed {config.train.seed}",
+        "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training, {cost['images_per_second']:.0f} images/s, "
+        f"{start['processes']} process(es) on {machine}; {len(starts)} start(s)",
+        "Scored": f"the {record['weights']} weights, all {record['protocol']['images']} images, COCO mAP by "
+        f"pycocotools; score >= {config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, "
+        f"best {config.eval.max_detections}",
+        "Best epoch": f"{best['epoch']} at {task.metric} {best[task.metric]:.4f}; chosen on the images it is scored on, "
+        "so not the one to quote"
+        if best
+        else "none scored",
+        "Code": f"commit {start['commit']}{', with uncommitted changes' if start['uncommitted_changes'] else ''}; "
+        f"torch {start['versions']['torch']}, torchvision {start['versions']['torchvision']}, "
+        f"Python {start['versions']['python']}",
+        "Again": f"`python -m detection.training {experiment}/config.yaml`",
+    }
+
+
+def describe(coco: CocoFile) -> str:
+    """'292 images (3,941 objects)'."""
+    return f"{len(coco.images):,} images ({len(coco.labels):,} objects)"
+
+
+def example_pictures(coco: CocoFile, results: list[dict]) -> list[Picture]:
+    """Ground truth and detections of a few images spread evenly over the set."""
+    name_of = dict(zip(coco.category_ids, coco.class_names, strict=True))
+    pictures = []
+    for index in np.linspace(0, len(coco.images) - 1, min(PICTURES, len(coco.images))).round().astype(int):
+        image = coco.images[index]
+        shown = [r for r in results if r["image_id"] == image.id and r["score"] >= SHOWN_SCORE]
+        boxes_xyxy, labels, is_crowd = coco.objects(index)
+        xywh = np.array([result["bbox"] for result in shown]).reshape(-1, 4)
+        pictures.append(
+            Picture(
+                image=read_image(coco.images_dir, image),
+                caption=image.file_name,
+                true_boxes_xyxy=boxes_xyxy,
+                true_names=[coco.class_names[label - 1] for label in labels],
+                is_crowd=is_crowd,
+                boxes_xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+                names=[name_of[result["category_id"]] for result in shown],
+                scores=[result["score"] for result in shown],
+            )
+        )
+    return pictures

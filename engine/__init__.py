@@ -1,0 +1,1 @@
+"""What the training loop stands on: config, processes, optimizer, checkpoints, experiments, logs."""

@@ -1,0 +1,44 @@
+"""The frame of every command: one process group, one line per error, documented exit codes.
+
+0    done
+1    the run could not go on (a loss that is not finite, ...)
+2    bad input: command line, config, data, checkpoint
+130  interrupted from the keyboard
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+
+from engine import distributed
+from engine.logbook import logger, start_logging
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message says where and why."""
+
+
+def run_command(main: Callable[[torch.device], None]) -> None:
+    """Run `main(device)` inside the process group; leave with the exit code of what happened.
+
+    A ValueError or OSError is the user's to mend: one line, its traceback only in the log file of the
+    experiment, if there is one by then. Anything unforeseen is a bug and keeps its traceback."""
+    try:
+        with distributed.process_group() as device:
+            start_logging(None, verbose=distributed.is_main())
+            main(device)
+    except (ValueError, OSError) as error:
+        _fail(error, 2)
+    except RunError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(error: Exception, code: int) -> None:
+    logger.debug("traceback", exc_info=error)
+    rank = int(os.environ.get("RANK", "0"))
+    sys.stderr.write(f"error: {error}\n" if rank == 0 else f"rank {rank} stopped: {error}\n")
+    sys.exit(code)

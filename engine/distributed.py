@@ -1,0 +1,94 @@
+"""Processes that train together: start-up, who am I, and the few messages they exchange.
+
+The only module that communicates through torch.distributed. Under `torchrun` there is one process per GPU
+(NCCL), or several on the CPU (gloo); a plain `python -m ...` is a world of one, and every function here then
+does the obvious thing without a process group, so that the code that calls them is the same.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a rank that hangs
+
+
+@contextmanager
+def process_group() -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did; yields this process's device.
+
+    CUDA device LOCAL_RANK where there is one, else the CPU. Gloo carries CPU tensors and Python objects,
+    NCCL the CUDA tensors."""
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, 0 to world_size - 1."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """True on the one process that writes files and talks to the terminal."""
+    return rank() == 0
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over all processes; no gradient flows through it."""
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def gather(value: object) -> list | None:
+    """The picklable `value` of every rank, in rank order, on rank 0; None on the others."""
+    if world_size() == 1:
+        return [value]
+    values: list | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values)
+    return values
+
+
+def broadcast(value: object) -> object:
+    """Rank 0's picklable `value`, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` wrapped so that backward averages the gradients over ranks; `model` itself in a world of one."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+    )

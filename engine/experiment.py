@@ -1,0 +1,124 @@
+"""Numbered experiment directories: every run keeps its config, environment, logs, scores and pictures in one.
+
+experiments/experiment_7/
+  README.md         what was trained, on what, how, the scores; written by the program
+  config.yaml       the resolved config: rerun it and you rerun the experiment
+  environment.json  commit, versions, hardware, command, one entry per start
+  train.log  metrics.jsonl  curves.png          the course of the training
+  results.json  detections.json  detections.png what came out (names are the task's)
+  checkpoints/      git-ignored
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "pycocotools", "numpy", "pillow", "pydantic")
+NAME = re.compile(r"experiment_(\d+)")
+
+
+def new_experiment(root: Path) -> Path:
+    """Create the next free `root/experiment_N`, N from 1.
+
+    Two runs that start at once never share one: mkdir fails for the later of the two, which tries the next."""
+    root.mkdir(parents=True, exist_ok=True)
+    taken = [int(match[1]) for path in root.iterdir() if (match := NAME.fullmatch(path.name))]
+    number = max(taken, default=0) + 1
+    while True:
+        path = root / f"experiment_{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def describe_environment(world_size: int, device: torch.device) -> dict:
+    """What a reader needs to judge or repeat this start: time, command, commit, versions, hardware."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+        "processes": world_size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "cpu_threads": torch.get_num_threads(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def append_environment(experiment: Path, environment: dict) -> None:
+    """Add one start to environment.json: the first run and every resumption keep their own entry."""
+    path = experiment / "environment.json"
+    starts = json.loads(path.read_text()) if path.exists() else []
+    write_text(path, json.dumps([*starts, environment], indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees either the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_readme(
+    experiment: Path,
+    title: str,
+    facts: dict[str, str],
+    scores: dict[str, float | None],
+    pictures: dict[str, str],
+) -> None:
+    """The experiment's front page.
+
+    facts: label to sentence, e.g. {"Model": "..."}; scores: name to value in [0, 1], None where undefined;
+    pictures: file name to caption, shown where the file exists."""
+    lines = [f"# {experiment.name}: {title}", ""]
+    lines += [f"- **{label}**: {text}" for label, text in facts.items()]
+    if scores:
+        lines += ["", "| " + " | ".join(scores) + " |", "|" + " --- |" * len(scores)]
+        lines += ["| " + " | ".join(map(shown_score, scores.values())) + " |"]
+    for name, caption in pictures.items():
+        if (experiment / name).exists():
+            lines += ["", f"![{caption}]({name})"]
+    write_text(experiment / "README.md", "\n".join(lines) + "\n")
+
+
+def shown_score(value: float | None) -> str:
+    """A score as people read it; None is one that nothing defines, such as the AP of a class without objects."""
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the project's folder, None outside a repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    """The processor's model name where Linux tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    match = re.search(r"model name\s*:\s*(.+)", text)
+    return match[1] if match else platform.machine()

@@ -1,0 +1,93 @@
+"""What a run writes down as it goes: train.log, metrics.jsonl and the curves drawn from it.
+
+Messages go through the standard logging module; on the terminal they pass above tqdm's progress bars.
+metrics.jsonl has one line per epoch, units in the key names.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+logger = logging.getLogger("workbench")
+
+
+class _TqdmHandler(logging.Handler):
+    """Prints a message without breaking the progress bar below it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record))
+
+
+def start_logging(experiment: Path | None, verbose: bool) -> None:
+    """Send messages to the terminal (`verbose`: all of them, else only warnings) and, given an experiment
+    directory, to its train.log."""
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    terminal = _TqdmHandler(logging.INFO if verbose else logging.WARNING)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(terminal)
+    if experiment:
+        file = logging.FileHandler(experiment / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(file)
+
+
+def append_metrics(experiment: Path, line: dict) -> None:
+    """Add one epoch to metrics.jsonl."""
+    with open(experiment / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(experiment: Path) -> list[dict]:
+    """Every epoch written so far, oldest first."""
+    path = experiment / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def rewind_metrics(experiment: Path, step: int) -> None:
+    """Forget epochs that ended after `step`: a resumed run writes them again."""
+    kept = [line for line in read_metrics(experiment) if line["step"] <= step]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    (experiment / "metrics.jsonl").write_text(text, encoding="utf-8")
+
+
+def draw_curves(experiment: Path, metric: str, reference_losses: dict[str, float]) -> None:
+    """curves.png from metrics.jsonl: training losses, the validation metric, the learning rate, over epochs.
+
+    reference_losses: name of a loss to the value that a model which learned nothing reaches, drawn dashed."""
+    lines = read_metrics(experiment)
+    if not lines:
+        return
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    losses, scores, rate = figure.subplots(1, 3)
+    epochs = [line["epoch"] for line in lines]
+    marker = "o" if len(lines) < 30 else None
+    for index, key in enumerate(key for key in lines[0] if key.startswith("train_loss_")):
+        name = key.removeprefix("train_loss_")
+        losses.plot(epochs, [line[key] for line in lines], label=name, color=f"C{index}", marker=marker, ms=3)
+        if name in reference_losses:
+            losses.axhline(
+                reference_losses[name], color=f"C{index}", ls="--", lw=1, label=f"{name}, constant predictor"
+            )
+    scored = [line for line in lines if line.get(metric) is not None]
+    for key in (metric, *(key for key in ("AP50",) if scored and key in scored[0])):
+        scores.plot([line["epoch"] for line in scored], [line[key] for line in scored], label=key, marker=marker, ms=3)
+    rate.plot(epochs, [line["learning_rate"] for line in lines], color="C2", marker=marker, ms=3)
+    for axes, title in ((losses, "training loss"), (scores, "validation score"), (rate, "learning rate")):
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+    losses.set_ylim(bottom=0)
+    scores.set_ylim(0, 1)
+    losses.legend()
+    if scored:
+        scores.legend()
+    FigureCanvasAgg(figure).print_png(experiment / "curves.png")

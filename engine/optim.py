@@ -1,0 +1,101 @@
+"""What moves the weights: parameter groups, optimizer, learning-rate schedule, moving average.
+
+The learning rate in a config belongs to a reference batch and follows the global batch linearly (Goyal et al.,
+arXiv 1706.02677, section 2.1): the config is never rewritten, the scaled value is derived here and logged.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
+from torch.optim.swa_utils import AveragedModel
+
+from engine.config import Config
+
+POSITION_PARAMETERS = ("relative_position_bias_table", "absolute_pos_embed")
+
+
+class OptimConfig(Config):
+    """Optimizer and learning-rate schedule."""
+
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="update rule")
+    learning_rate: float = Field(0.0208, gt=0, description="peak, at reference_batch_size")
+    reference_batch_size: int = Field(256, ge=1, description="images per step that learning_rate is meant for")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="none on biases, norms and position parameters")
+    warmup_epochs: float = Field(1.0, ge=0, description="linear rise of the learning rate, in epochs")
+    schedule: Literal["steps", "cosine"] = Field("steps", description="after the warm-up")
+    drop_epochs: tuple[int, ...] = Field((), description="steps: epochs after which the rate drops")
+    drop_factor: float = Field(0.1, gt=0, lt=1, description="steps: what each drop multiplies by")
+    min_learning_rate: float = Field(0.0, ge=0, description="cosine: where it ends, at reference_batch_size")
+    clip_norm: float | None = Field(5.0, gt=0, description="largest L2 norm of the gradient; null: no clipping")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Trainable parameters in two groups: matrices and kernels decay; biases, norms, scales and position
+    parameters do not."""
+    decayed, free = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_free = parameter.ndim <= 1 or name.endswith(POSITION_PARAMETERS)
+            (free if is_free else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def scaled_learning_rate(config: OptimConfig, global_batch_size: int) -> float:
+    """The peak learning rate for `global_batch_size` images per step."""
+    return config.learning_rate * global_batch_size / config.reference_batch_size
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, global_batch_size: int) -> Optimizer:
+    """SGD or AdamW over `parameter_groups`, at the scaled peak learning rate."""
+    groups = parameter_groups(model, config.weight_decay)
+    rate = scaled_learning_rate(config, global_batch_size)
+    if config.optimizer == "sgd":
+        return SGD(groups, lr=rate, momentum=config.momentum)
+    return AdamW(groups, lr=rate)
+
+
+def build_scheduler(
+    optimizer: Optimizer, config: OptimConfig, global_batch_size: int, steps_per_epoch: int, epochs: int
+) -> LRScheduler:
+    """Linear warm-up, then drops or a cosine; call `.step()` after every optimizer step.
+
+    Warm-up step i of W (from 0) runs at (i + 1) / W of the peak."""
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    main_steps = max(epochs * steps_per_epoch - warmup_steps, 1)
+    if config.schedule == "cosine":
+        scale = global_batch_size / config.reference_batch_size
+        main = CosineAnnealingLR(optimizer, T_max=main_steps, eta_min=config.min_learning_rate * scale)
+    else:
+        drops = [max(epoch * steps_per_epoch - warmup_steps, 0) for epoch in config.drop_epochs]
+        main = MultiStepLR(optimizer, drops, gamma=config.drop_factor)
+    if warmup_steps <= 1:
+        return main
+    warmup = LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps - 1)
+    return SequentialLR(optimizer, [warmup, main], milestones=[warmup_steps])
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of weights and buffers (torch's AveragedModel).
+
+    The decay rises as (1 + n) / (10 + n) after n updates until it reaches `decay`, so that a short run is not
+    an average over its random start."""
+    return AveragedModel(model, multi_avg_fn=_ema_update(decay), use_buffers=True)
+
+
+def _ema_update(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        count = int(num_averaged)
+        weight = 1 - min(decay, (1 + count) / (10 + count))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, weight)
+        else:  # counters and index tables: averaging would truncate them
+            torch._foreach_copy_(averaged, current)
+
+    return update

@@ -1,0 +1,412 @@
+"""Swin Transformer: a classifier, and feature maps of any stage at any input size.
+
+Paper: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030.
+Parameters carry the names of Microsoft's checkpoints; `load_swin_weights` also takes torchvision's and timm's.
+
+    model = SwinTransformer(**SWIN_VARIANTS["swin_t"])
+    logits = model(images)                                    # (B, 1000)
+    maps = model.features(images, ["stage2", "merge3"])       # before and after a patch merging
+
+Any input size works, by padding with zeros at the bottom and the right, as Microsoft's detection code does:
+
+- images, up to a multiple of the patch;
+- maps, up to a multiple of the window, after the norm and before attention. The padding takes part in attention
+  (only the shift is masked), and is cropped away afterwards;
+- maps of odd side before merging, so a side of 21 merges to 11 (an implementation that drops the odd row gets 10).
+
+A side that a single window covers is not shifted, as in torchvision; inputs of 224 never meet the difference.
+"""
+
+import functools
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from engine.weights import load_exactly
+
+SWIN_VARIANTS = {
+    "swin_t": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "swin_s": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "swin_b": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "swin_l": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+
+POSITIONS = ("none", "abs", "rel", "abs+rel")
+
+TORCHVISION_NAMES = {
+    "features.0.0.": "patch_embed.proj.",
+    "features.0.2.": "patch_embed.norm.",
+    ".mlp.0.": ".mlp.fc1.",
+    ".mlp.3.": ".mlp.fc2.",
+}
+
+
+def window_partition(x: Tensor, window_size: int) -> Tensor:
+    """Cut (B, H, W, C) maps, whose sides are multiples of the window, into (B, windows, window_size^2, C)."""
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // window_size, window_size, width // window_size, window_size, channels)
+    return x.transpose(2, 3).reshape(batch, -1, window_size**2, channels)
+
+
+def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
+    """Put (B, windows, window_size^2, C) back together as (B, H, W, C); inverts `window_partition`."""
+    batch, _, _, channels = windows.shape
+    x = windows.view(batch, height // window_size, width // window_size, window_size, window_size, channels)
+    return x.transpose(2, 3).reshape(batch, height, width, channels)
+
+
+def eager_cache(function: Callable) -> Callable:
+    """functools.cache for eager mode. A compiler, which cannot see through a cache, gets the bare function."""
+    cached = functools.lru_cache(maxsize=256)(function)
+
+    @functools.wraps(function)
+    def call(*args):
+        return function(*args) if torch.compiler.is_compiling() else cached(*args)
+
+    return call
+
+
+@eager_cache
+def shifted_window_mask(
+    height: int, width: int, window_size: int, shifts: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Keep tokens apart that share a window only because the cyclic shift wrapped them around (section 3.2).
+
+    Returns (windows, 1, N, N) float32 to be added to the attention logits: 0 within a region, -100 (the official
+    value) between regions. Cached, and built on the device itself, so that no step waits for a transfer.
+    """
+
+    def regions(side: int, shift: int) -> Tensor:
+        position = torch.arange(side, device=device)
+        return (position >= side - window_size).long() + (position >= side - shift).long()  # 0, 1 or 2
+
+    region = 3 * regions(height, shifts[0])[:, None] + regions(width, shifts[1])  # (H, W)
+    region = window_partition(region[None, :, :, None], window_size)[0, :, :, 0]  # (windows, N)
+    apart = region[:, None, :, None] != region[:, None, None, :]  # (windows, 1, N, N)
+    return torch.where(apart, -100.0, 0.0)
+
+
+def relative_position_index(window_size: int) -> Tensor:
+    """Row of the bias table for each pair of tokens in a window: (N, N) int64, N = window_size^2."""
+    axis = torch.arange(window_size)
+    y, x = (axis.flatten() for axis in torch.meshgrid(axis, axis, indexing="ij"))
+    dy, dx = (c[:, None] - c[None, :] + window_size - 1 for c in (y, x))  # 0 .. 2 * window_size - 2
+    return dy * (2 * window_size - 1) + dx
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned bias per head and relative position (eq. 4)."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, relative_position: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = None
+        if relative_position:
+            self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
+            nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+            self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
+
+    def logit_bias(self, mask: Tensor | None) -> Tensor | None:
+        """Everything that is added to q k^T, as one tensor: (heads, N, N) or (windows, heads, N, N) or None."""
+        if self.relative_position_bias_table is None:
+            return mask
+        # An embedding lookup, because the backward of indexing with a tensor sorts the indices on CUDA, every time.
+        bias = F.embedding(self.relative_position_index, self.relative_position_bias_table)  # (N, N, heads)
+        bias = bias.permute(2, 0, 1)
+        return bias if mask is None else bias + mask
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """windows: (B, windows, N, C); mask: (windows, 1, N, N) or None. Returns (B, windows, N, C)."""
+        qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1))  # (B, windows, N, 3, heads, C / heads)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, windows, heads, N, C / heads)
+        logits = (q * self.scale) @ k.transpose(-2, -1)  # (B, windows, heads, N, N)
+        bias = self.logit_bias(mask)
+        if bias is not None:
+            logits += bias  # in place: the largest tensor of the block, not needed by the backward of the product
+        # Stating the dtype keeps autocast from writing the probabilities in float32; the kernel sums in float32.
+        attention = logits.softmax(dim=-1, dtype=logits.dtype)
+        return self.proj((attention @ v).transpose(2, 3).flatten(-2))
+
+
+class SwinBlock(nn.Module):
+    """Window attention and an MLP, each pre-normalised, with stochastic depth on both branches (eq. 3)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        window_size: int,
+        shift_size: int,
+        mlp_ratio: float,
+        drop_path: float,
+        relative_position: bool,
+    ):
+        super().__init__()
+        self.window_size = window_size
+        self.shift_size = shift_size
+        hidden = int(dim * mlp_ratio)
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window_size, relative_position)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, dim)))
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Attention among the (shifted) windows of x, (B, H, W, C)."""
+        _, height, width, _ = x.shape
+        pad_bottom, pad_right = -height % self.window_size, -width % self.window_size
+        if pad_bottom or pad_right:  # F.pad would copy even if there were nothing to pad
+            x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
+        padded = height + pad_bottom, width + pad_right
+        shifts = tuple(self.shift_size if side > self.window_size else 0 for side in padded)
+
+        mask = None
+        if any(shifts):
+            mask = shifted_window_mask(*padded, self.window_size, shifts, x.device)
+            x = x.roll((-shifts[0], -shifts[1]), dims=(1, 2))
+        windows = window_partition(x, self.window_size)  # (B, windows, N, C)
+        x = window_reverse(self.attn(windows, mask), self.window_size, *padded)  # (B, H + pad, W + pad, C)
+        if any(shifts):
+            x = x.roll(shifts, dims=(1, 2))
+        return x[:, :height, :width]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attend(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))  # (B, H, W, C)
+
+
+class PatchEmbed(nn.Module):
+    """Images (B, in_channels, H, W) to one token per patch, (B, ceil(H / patch), ceil(W / patch), C)."""
+
+    def __init__(self, in_channels: int, embed_dim: int, patch_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Concatenate 2x2 neighbours and project: (B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H / 2, row, W / 2, column, C)
+        # Published weights expect the neighbours column by column: top left, bottom left, top right, bottom right.
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H / 2, W / 2, 4C)
+        return self.reduction(self.norm(x))
+
+
+class SwinStage(nn.Module):
+    """The blocks that share one resolution, and the patch merging that ends it (None in the last stage)."""
+
+    def __init__(self, blocks: Iterable[SwinBlock], downsample: PatchMerging | None):
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample = downsample
+
+
+class SwinTransformer(nn.Module):
+    """Swin Transformer with switches for the paper's ablations (Table 4).
+
+    embed_dim, depths, num_heads: see SWIN_VARIANTS; the channels double from stage to stage.
+    num_classes: outputs of the classifier. window_size: side of a window, in tokens. patch_size: in pixels.
+    image_size: side in pixels at which the absolute position embedding is kept; resized for any other input.
+    drop_path_rate: of the last block; grows linearly from 0 in the first.
+    shift: shift the windows of every second block by half a window.
+    position: none, abs (learned, added to the tokens), rel (bias on the attention logits) or abs+rel.
+    Raises ValueError if `position` is none of these.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        depths: tuple[int, ...],
+        num_heads: tuple[int, ...],
+        *,
+        num_classes: int = 1000,
+        window_size: int = 7,
+        patch_size: int = 4,
+        in_channels: int = 3,
+        image_size: int = 224,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.2,
+        shift: bool = True,
+        position: str = "rel",
+    ):
+        super().__init__()
+        if position not in POSITIONS:
+            raise ValueError(f"position {position!r}: expected one of {', '.join(POSITIONS)}")
+        self.embed_dim = embed_dim
+        self.cut_away: tuple[str, ...] = ()  # prefixes of the parameters that `cut` removed
+        self.patch_embed = PatchEmbed(in_channels, embed_dim, patch_size)
+        self.absolute_pos_embed = None
+        if "abs" in position:
+            self.grid_side = -(-image_size // patch_size)
+            self.absolute_pos_embed = nn.Parameter(torch.empty(1, self.grid_side**2, embed_dim))
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+
+        # On the CPU by name, so that a model can be built on the meta device.
+        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        self.layers = nn.ModuleList()
+        for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
+            dim = embed_dim * 2**stage
+            blocks = [
+                SwinBlock(
+                    dim,
+                    heads,
+                    window_size=window_size,
+                    shift_size=window_size // 2 if shift and index % 2 == 1 else 0,
+                    mlp_ratio=mlp_ratio,
+                    drop_path=next(drop_paths),
+                    relative_position="rel" in position,
+                )
+                for index in range(depth)
+            ]
+            is_last = stage == len(depths) - 1
+            self.layers.append(SwinStage(blocks, None if is_last else PatchMerging(dim)))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_classes)
+
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def steps(self) -> dict[str, nn.Module]:
+        """The parts of the trunk in order, each under the name of the tap that it feeds."""
+        steps = {}
+        for number, layer in enumerate(self.layers, start=1):
+            steps[f"stage{number}"] = layer.blocks
+            if layer.downsample is not None:
+                steps[f"merge{number}"] = layer.downsample
+        return steps
+
+    def out_channels(self, tap: str) -> int:
+        """Channels of the map at a tap. Raises ValueError for an unknown one."""
+        self._order_of([tap])
+        number = int(tap[-1])
+        return self.embed_dim * 2 ** (number if tap.startswith("merge") else number - 1)
+
+    def cut(self, taps: Sequence[str]) -> "SwinTransformer":
+        """Drop everything behind the last of these taps, so that no parameter goes without a gradient.
+
+        Returns self. What is left gives features, not logits. Raises ValueError for an unknown tap.
+        """
+        last = max(self._order_of(taps))
+        name = list(self.steps())[last]
+        number = int(name[-1])
+        self.cut_away += ("norm.", "head.", *(f"layers.{index}." for index in range(number, len(self.layers))))
+        del self.layers[number:]
+        if name.startswith("stage") and self.layers[-1].downsample is not None:
+            self.cut_away += (f"layers.{number - 1}.downsample.",)
+            self.layers[-1].downsample = None
+        self.norm = self.head = None
+        return self
+
+    def _order_of(self, taps: Sequence[str]) -> list[int]:
+        known = list(self.steps())
+        unknown = [tap for tap in taps if tap not in known]
+        if unknown:
+            raise ValueError(f"tap {unknown[0]!r}: expected one of {', '.join(known)}")
+        return [known.index(tap) for tap in taps]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images to tokens with their absolute position, if the model has one: (B, H / patch, W / patch, C)."""
+        x = self.patch_embed(images)
+        if self.absolute_pos_embed is None:
+            return x
+        grid = self.absolute_pos_embed.unflatten(1, (self.grid_side, self.grid_side))
+        if x.shape[1:3] != grid.shape[1:3]:
+            grid = F.interpolate(grid.permute(0, 3, 1, 2), x.shape[1:3], mode="bicubic", align_corners=False)
+            grid = grid.permute(0, 2, 3, 1)
+        return x + grid
+
+    def features(self, images: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
+        """Feature maps, computed no further than the last tap.
+
+        images: (B, in_channels, H, W) float. taps: "stageN" (before the patch merging) or "mergeN" (after it).
+        Returns a (B, C, H, W) map for each tap. Raises ValueError for an unknown tap.
+        """
+        last = max(self._order_of(taps))
+        x = self.embed(images)
+        maps = {}
+        for tap, step in list(self.steps().items())[: last + 1]:
+            x = step(x)
+            if tap in taps:
+                maps[tap] = x.permute(0, 3, 1, 2)
+        return {tap: maps[tap] for tap in taps}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images, (B, in_channels, H, W) float. Returns logits, (B, num_classes)."""
+        if self.head is None:
+            raise RuntimeError("this Swin was cut to a feature trunk and has no classifier: call features()")
+        x = self.embed(images)
+        for step in self.steps().values():
+            x = step(x)
+        return self.head(self.norm(x).mean(dim=(1, 2)))
+
+
+def swin_state_dict(state_dict: Mapping) -> dict[str, Tensor]:
+    """Rename the weights of a public Swin checkpoint to Microsoft's names; the tensors are the same ones.
+
+    state_dict: from Microsoft (also still wrapped, as {"model": ...}), torchvision or timm. Buffers that follow
+    from the architecture (relative_position_index, attn_mask) are left out.
+    """
+    if isinstance(state_dict.get("model"), Mapping):
+        state_dict = state_dict["model"]
+    # Microsoft's and torchvision's merging ends a stage; timm's opens the next one, so its first stage has none.
+    is_timm = not any(key.startswith("layers.0.downsample.") for key in state_dict)
+    renamed = {}
+    for key, tensor in state_dict.items():
+        if key.endswith((".relative_position_index", ".attn_mask")):
+            continue
+        if key.startswith("features."):
+            key = _from_torchvision(key)
+        elif is_timm:
+            key = re.sub(r"^layers\.(\d+)(?=\.downsample\.)", lambda match: f"layers.{int(match[1]) - 1}", key)
+        renamed[key.replace("head.fc.", "head.")] = tensor
+    return renamed
+
+
+def _from_torchvision(key: str) -> str:
+    """features.0 is the embedding; after it blocks and mergings alternate."""
+    for theirs, ours in TORCHVISION_NAMES.items():
+        key = key.replace(theirs, ours)
+
+    def layer(match: re.Match) -> str:
+        stage, is_merging = divmod(int(match[1]) - 1, 2)
+        return f"layers.{stage}.{'downsample' if is_merging else 'blocks'}."
+
+    return re.sub(r"^features\.(\d+)\.", layer, key)
+
+
+def load_swin_weights(model: SwinTransformer, state_dict: Mapping) -> None:
+    """Load a public checkpoint, whole or not at all, under any of the namings of `swin_state_dict`.
+
+    Only parts that were cut from the model may be left over in the checkpoint.
+    Raises ValueError, and leaves the model untouched, if anything is missing, unexpected or of another shape.
+    """
+    load_exactly(model, swin_state_dict(state_dict), may_be_left_over=model.cut_away)

@@ -1,0 +1,102 @@
+import math
+
+import pytest
+import torch
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_convert
+
+from detection.anchors import ANCHOR_SCALES, ASPECT_RATIOS, BOXES_PER_CELL, default_boxes
+
+SSD300_GRIDS = [(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)]
+SWIN336_GRIDS = [(42, 42), (21, 21), (11, 11), (6, 6), (3, 3), (1, 1)]
+OBLONG_GRIDS = [(8, 6), (4, 3), (2, 3), (2, 1), (1, 2), (1, 1)]
+
+
+def torchvision_default_boxes(grid_sizes, scales, clip):
+    """Boxes (A, 4) xyxy, in fractions because the image is said to be one pixel wide."""
+    generator = DefaultBoxGenerator([list(ratios) for ratios in ASPECT_RATIOS], scales=list(scales), clip=clip)
+    feature_maps = [torch.zeros(1, 1, rows, columns) for rows, columns in grid_sizes]
+    return generator(ImageList(torch.zeros(1, 3, 1, 1), [(1, 1)]), feature_maps)[0]
+
+
+@pytest.mark.parametrize(("grid_sizes", "count"), [(SSD300_GRIDS, 8732), (SWIN336_GRIDS, 10684)])
+def test_the_number_of_boxes_is_the_published_one(grid_sizes, count):
+    assert default_boxes(grid_sizes, ANCHOR_SCALES["ssd"]).shape == (count, 4)
+
+
+def test_boxes_per_cell_are_the_papers():
+    assert BOXES_PER_CELL == (4, 6, 6, 6, 4, 4)
+
+
+def test_ssd_scales_are_a_tenth_then_evenly_spaced_from_0_2_to_0_9():
+    scales = ANCHOR_SCALES["ssd"]
+    assert scales[0] == 0.1
+    assert scales[-1] == 1.0
+    torch.testing.assert_close(torch.tensor(scales[1:6]), torch.linspace(0.2, 0.9, 5))
+
+
+def test_first_cell_by_hand():
+    # A cell of the 4x4 second level that is far from every edge: scale 0.2, next scale 0.375.
+    grids = [(1, 1), (4, 4), (1, 1), (1, 1), (1, 1), (1, 1)]
+    anchors_cxcywh = default_boxes(grids, ANCHOR_SCALES["ssd"])
+    row, column = 1, 2
+    first = BOXES_PER_CELL[0] + (row * 4 + column) * BOXES_PER_CELL[1]
+    between, two, three = math.sqrt(0.2 * 0.375), math.sqrt(2), math.sqrt(3)
+    sizes = [
+        (0.2, 0.2),
+        (between, between),
+        (0.2 * two, 0.2 / two),
+        (0.2 / two, 0.2 * two),
+        (0.2 * three, 0.2 / three),
+        (0.2 / three, 0.2 * three),
+    ]
+    expected = torch.tensor([[0.625, 0.375, width, height] for width, height in sizes])
+    torch.testing.assert_close(anchors_cxcywh[first : first + 6], expected)
+
+
+def test_a_box_across_the_edge_is_cut_there_by_hand():
+    # The 1x1 last level: a lying box of scale 0.9, 1.27 wide and 0.64 high, cut to the image's full width.
+    lying = default_boxes([(1, 1)] * 6, ANCHOR_SCALES["ssd"])[-2]
+    torch.testing.assert_close(lying, torch.tensor([0.5, 0.5, 1.0, 0.9 / math.sqrt(2)]))
+    # The first cell of a 10x10 first level: centre 0.05, a square of 0.1 fits exactly, the next one is cut.
+    square = default_boxes([(10, 10)] + [(1, 1)] * 5, ANCHOR_SCALES["ssd"])[1]
+    right = 0.05 + math.sqrt(0.1 * 0.2) / 2
+    torch.testing.assert_close(square, torch.tensor([right / 2, right / 2, right, right]))
+
+
+@pytest.mark.parametrize("preset", ANCHOR_SCALES)
+@pytest.mark.parametrize("grid_sizes", [SSD300_GRIDS, SWIN336_GRIDS, OBLONG_GRIDS])
+def test_boxes_equal_torchvisions_with_the_corners_clipped(grid_sizes, preset):
+    anchors_xyxy = box_convert(default_boxes(grid_sizes, ANCHOR_SCALES[preset]), "cxcywh", "xyxy")
+    expected = torchvision_default_boxes(grid_sizes, ANCHOR_SCALES[preset], clip=False).clamp(0, 1)
+    torch.testing.assert_close(anchors_xyxy, expected, atol=1e-6, rtol=0)
+
+
+def test_boxes_inside_the_image_equal_torchvisions_own_clipping():
+    anchors_xyxy = box_convert(default_boxes(SSD300_GRIDS, ANCHOR_SCALES["ssd"]), "cxcywh", "xyxy")
+    theirs = torchvision_default_boxes(SSD300_GRIDS, ANCHOR_SCALES["ssd"], clip=True)
+    inside = ((theirs >= 0) & (theirs <= 1)).all(dim=1)
+    assert inside.sum() > 5000
+    assert not inside.all()
+    torch.testing.assert_close(anchors_xyxy[inside], theirs[inside], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("preset", ANCHOR_SCALES)
+def test_every_box_lies_in_the_image_and_has_an_area(preset):
+    anchors_cxcywh = default_boxes(SWIN336_GRIDS, ANCHOR_SCALES[preset])
+    anchors_xyxy = box_convert(anchors_cxcywh, "cxcywh", "xyxy")
+    assert anchors_xyxy.min() >= -1e-6
+    assert anchors_xyxy.max() <= 1 + 1e-6
+    assert anchors_cxcywh[:, 2:].min() > 0.03
+    assert anchors_cxcywh.dtype == torch.float32
+
+
+def test_five_maps_are_refused():
+    with pytest.raises(ValueError, match="of 5 maps and 7 scales: expected 6 maps and 7 scales"):
+        default_boxes(SSD300_GRIDS[:5], ANCHOR_SCALES["ssd"])
+
+
+def test_six_scales_are_refused():
+    with pytest.raises(ValueError, match="6 maps and 6 scales: expected 6 maps and 7 scales"):
+        default_boxes(SSD300_GRIDS, ANCHOR_SCALES["ssd"][:6])

@@ -1,0 +1,342 @@
+"""Backbones: channels and grids of every row, weights of public checkpoints, rows that a user might add."""
+
+import dataclasses
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from detection.backbones import (
+    BACKBONES,
+    HALVE,
+    HALVE_INSIDE,
+    KEEP,
+    VALID,
+    BackboneSpec,
+    Extra,
+    L2Norm,
+    PatchExpanding,
+    build_backbone,
+    load_backbone_weights,
+    plan_extras,
+)
+
+# Channels, and sides at the reference input; SwinTBackbone_A merges 21 to 11 (not to 10), as the official Swin does.
+REFERENCE = {
+    "ResNet50Backbone_A": (300, [512, 1024, 2048, 512, 256, 256], [38, 19, 10, 5, 3, 1]),
+    "ResNet50Backbone_B": (300, [1024, 512, 512, 256, 256, 256], [38, 19, 10, 5, 3, 1]),
+    "SwinTBackbone_A": (336, [192, 384, 768, 512, 256, 256], [42, 21, 11, 6, 3, 1]),
+    "SwinTBackbone_B": (336, [192, 512, 512, 256, 256, 256], [42, 21, 11, 6, 3, 1]),
+    "ResNet18SlimBackbone_B": (128, [128, 256, 256, 128, 128, 128], [16, 8, 4, 2, 1, 1]),
+    "SwinSlimBackbone_B": (128, [64, 256, 256, 128, 128, 128], [16, 8, 4, 2, 1, 1]),
+}
+A_STEPS = (HALVE, HALVE, VALID)
+B_STEPS = (HALVE, HALVE, HALVE, VALID, VALID)
+
+
+def build_shapes_only(name: str) -> nn.Module:
+    """On the meta device a forward costs nothing and has the right shapes."""
+    with torch.device("meta"):
+        return build_backbone(name).eval()
+
+
+def sides(backbone: nn.Module, input_size: int) -> list[int]:
+    maps = backbone(torch.empty(2, 3, input_size, input_size, device="meta"))
+    assert [tuple(x.shape) for x in maps] == [
+        (2, channels, x.shape[-1], x.shape[-1]) for channels, x in zip(backbone.out_channels, maps, strict=True)
+    ]
+    return [x.shape[-1] for x in maps]
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """Noise on weights and running statistics, so that no norm is the identity."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.1 * tensor.std().nan_to_num(1.0).clamp(0.1) * torch.rand_like(tensor))
+    return module.eval()
+
+
+# ---------------------------------------------------------------------------------------- channels and grids
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_channels_and_sides_at_the_reference_input(name):
+    input_size, channels, reference_sides = REFERENCE[name]
+    backbone = build_shapes_only(name)
+    assert BACKBONES[name].input_size == input_size
+    assert backbone.out_channels == channels
+    assert sides(backbone, input_size) == reference_sides
+
+
+@pytest.mark.parametrize(
+    ("input_size", "expected"),
+    [
+        (96, [12, 6, 3, 2, 1, 1]),
+        (128, [16, 8, 4, 2, 1, 1]),
+        (320, [40, 20, 10, 5, 3, 1]),
+        (512, [64, 32, 16, 8, 4, 1]),
+        (640, [80, 40, 20, 10, 4, 1]),
+    ],
+)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_maps_shrink_to_one_cell_at_other_inputs(name, input_size, expected):
+    assert sides(build_shapes_only(name), input_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "boxes"), [("ResNet50Backbone_A", 8732), ("ResNet50Backbone_B", 8732), ("SwinTBackbone_B", 10684)]
+)
+def test_grids_carry_the_published_number_of_default_boxes(name, boxes):
+    grids = sides(build_shapes_only(name), BACKBONES[name].input_size)
+    assert sum(n * side**2 for n, side in zip((4, 6, 6, 6, 4, 4), grids, strict=True)) == boxes
+
+
+@pytest.mark.parametrize("name", ["ResNet18SlimBackbone_B", "SwinSlimBackbone_B"])
+def test_real_maps_have_the_shapes_of_the_meta_device(name):
+    backbone = build_backbone(name).eval()
+    with torch.no_grad():
+        maps = backbone(torch.randn(1, 3, 150, 150))
+    assert [x.shape[-1] for x in maps] == sides(build_shapes_only(name), 150)
+    assert all(x.isfinite().all() for x in maps)
+
+
+@pytest.mark.parametrize(("height", "width"), [(95, 95), (128, 160)])
+def test_small_and_oblong_images_are_refused(height, width):
+    backbone = build_shapes_only("ResNet18SlimBackbone_B")
+    message = f"images of {width}x{height} pixels: expected square ones of 96 pixels or more"
+    with pytest.raises(ValueError, match=message):
+        backbone(torch.empty(1, 3, height, width, device="meta"))
+
+
+def test_unknown_backbone_is_refused():
+    with pytest.raises(ValueError, match="backbone 'ResNet50': expected one of ResNet50Backbone_A, ResNet50"):
+        build_backbone("ResNet50")
+
+
+# -------------------------------------------------------------------------------------------------- planning
+
+
+@pytest.mark.parametrize(
+    ("side", "steps", "plan", "last"),
+    [
+        (10, A_STEPS, A_STEPS, 1),  # the row's own steps at its reference
+        (38, B_STEPS, B_STEPS, 1),
+        (16, B_STEPS, (HALVE, HALVE, HALVE, HALVE, KEEP), 1),  # 8 4 2 1 1
+        (24, B_STEPS, (HALVE, HALVE, HALVE, VALID, KEEP), 1),  # 12 6 3 1 1
+        (64, B_STEPS, (HALVE, HALVE, HALVE, HALVE, HALVE_INSIDE), 1),  # 32 16 8 4 1
+        (4, A_STEPS, (HALVE, HALVE, KEEP), 1),  # 2 1 1
+        (1, A_STEPS, (KEEP, KEEP, KEEP), 1),
+        (2, (VALID,), (HALVE,), 1),  # a valid convolution needs 3 cells
+        (128, (HALVE,), (HALVE_INSIDE,), 63),  # out of reach: the smallest
+        (5, (), (), 5),
+    ],
+)
+def test_plan_by_hand(side, steps, plan, last):
+    assert plan_extras(side, steps) == (plan, last)
+
+
+@pytest.mark.parametrize(("steps", "largest"), [(A_STEPS, 640 // 32), (B_STEPS, 640 // 8)])
+def test_every_input_up_to_640_ends_at_one_cell(steps, largest):
+    assert [side for side in range(1, largest + 1) if plan_extras(side, steps)[1] != 1] == []
+
+
+# ------------------------------------------------------------------------------------------ parts of the rows
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_parameter_gets_a_gradient(name):
+    backbone = build_backbone(name)
+    maps = backbone(torch.randn(2, 3, 96, 96))
+    sum((x * torch.randn_like(x)).sum() for x in maps).backward()
+    assert [key for key, parameter in backbone.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(("name", "is_normalised"), [("ResNet50Backbone_A", True), ("ResNet50Backbone_B", False)])
+def test_only_row_a_of_resnet_normalises_its_first_map(name, is_normalised):
+    with torch.no_grad():
+        first = build_backbone(name).eval()(torch.randn(1, 3, 96, 96))[0]
+    lengths = first.norm(dim=1)
+    assert torch.allclose(lengths, torch.full_like(lengths, 20.0)) == is_normalised
+
+
+def test_l2_norm_scales_each_channel_by_its_own_factor():
+    norm = L2Norm(2)
+    norm.scale.data = torch.tensor([10.0, 100.0])
+    x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    torch.testing.assert_close(norm(x).flatten(), torch.tensor([6.0, 80.0]))
+
+
+def test_patch_expanding_turns_a_token_into_two_by_two():
+    expanding = PatchExpanding(8)
+    x = torch.randn(2, 8, 3, 5)
+    expanded = expanding(x)
+    assert expanded.shape == (2, 4, 6, 10)
+    tokens = expanding.expand(expanding.norm(x[1, :, 2, 4]))
+    torch.testing.assert_close(expanded[1, :, 4:, 8:].flatten(), tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("ResNet50Backbone_B", nn.BatchNorm2d), ("SwinTBackbone_A", nn.BatchNorm2d), ("SwinTBackbone_B", nn.LayerNorm)],
+)
+def test_extra_levels_have_the_norm_of_their_row_and_xavier_weights_without_bias(name, norm):
+    for level in build_backbone(name).extras:
+        assert isinstance(level.norm1, norm)
+        assert isinstance(level.norm2, norm)
+        for conv in (level.conv1, level.conv2):
+            fan = (conv.in_channels + conv.out_channels) * conv.kernel_size[0] ** 2
+            assert conv.bias is None
+            assert conv.weight.abs().max().item() == pytest.approx((6 / fan) ** 0.5, rel=0.01)
+
+
+def test_layer_norm_of_an_extra_level_is_over_channels():
+    norm = build_shapes_only("SwinTBackbone_B").extras[0].norm1.to_empty(device="cpu")
+    nn.init.ones_(norm.weight)
+    nn.init.zeros_(norm.bias)
+    x = norm(3 + 2 * torch.randn(1, 512, 2, 3))
+    torch.testing.assert_close(x.mean(dim=1), torch.zeros(1, 2, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.std(dim=1, correction=0), torch.ones(1, 2, 3), atol=1e-4, rtol=0)
+
+
+def test_drop_path_rate_reaches_the_swin_trunk():
+    backbone = build_backbone("SwinSlimBackbone_B", drop_path_rate=0.0)
+    assert all(block.drop_path.p == 0 for layer in backbone.trunk.layers for block in layer.blocks)
+
+
+# ----------------------------------------------------------------------------------------- public checkpoints
+
+
+@pytest.mark.parametrize("name", ["ResNet50Backbone_A", "ResNet50Backbone_B"])
+def test_resnet_trunk_computes_what_torchvisions_does(name):
+    peer = randomised(torchvision.models.resnet50(weights=None))
+    backbone = build_backbone(name).eval()
+    load_backbone_weights(backbone, peer.state_dict())
+    if name.endswith("B"):  # layer3 at stride 1: in v1.5 the stride sits in the 3x3 convolution and the shortcut
+        peer.layer3[0].conv2.stride = peer.layer3[0].downsample[0].stride = (1, 1)
+
+    images = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        x = peer.maxpool(peer.relu(peer.bn1(peer.conv1(images))))
+        maps = backbone.trunk.features(images, backbone.taps)
+        for layer in ("layer1", "layer2", "layer3", "layer4"):
+            x = getattr(peer, layer)(x)
+            if layer in maps:
+                torch.testing.assert_close(maps.pop(layer), x)
+    assert not maps
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"), [("ResNet50Backbone_A", ["fc"]), ("ResNet50Backbone_B", ["fc", "layer4"])]
+)
+def test_resnet_trunk_has_torchvisions_parameters_less_what_no_tap_needs(name, left_out):
+    peer = torchvision.models.resnet50(weights=None)
+    for part in left_out:
+        delattr(peer, part)
+    shapes = {key: tensor.shape for key, tensor in build_shapes_only(name).trunk.state_dict().items()}
+    assert shapes == {key: tensor.shape for key, tensor in peer.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["SwinTBackbone_A", "SwinTBackbone_B"])
+def test_swin_trunk_takes_torchvisions_weights(name):
+    peer = randomised(torchvision.models.swin_t(weights=None))
+    backbone = build_backbone(name).eval()
+    load_backbone_weights(backbone, peer.state_dict())
+    images = torch.randn(1, 3, 96, 96)
+    depth, tap = (6, "stage3") if name.endswith("B") else (7, "merge3")
+    with torch.no_grad():
+        ours = backbone.trunk.features(images, backbone.taps)[tap]
+        torch.testing.assert_close(ours.permute(0, 2, 3, 1), peer.features[:depth](images))
+
+
+def test_checkpoints_from_before_batch_norm_counted_steps_load():
+    weights = torchvision.models.resnet50(weights=None).state_dict()
+    old = {key: tensor for key, tensor in weights.items() if not key.endswith("num_batches_tracked")}
+    load_backbone_weights(build_backbone("ResNet50Backbone_B"), old)
+
+
+def test_a_partial_resnet_checkpoint_is_refused():
+    backbone = build_backbone("ResNet50Backbone_B")
+    before = backbone.trunk.conv1.weight.clone()
+    weights = torchvision.models.resnet50(weights=None).state_dict()
+    del weights["layer1.0.conv1.weight"]
+    weights["bn1.bias"] = torch.zeros(32)
+    with pytest.raises(ValueError) as error:
+        load_backbone_weights(backbone, weights)
+    assert str(error.value) == (
+        "weights do not fit ResNetTrunk, nothing was loaded: 1 missing: layer1.0.conv1.weight; "
+        "1 of another shape: bn1.bias (32,) instead of (64,). Use a checkpoint of exactly this variant."
+    )
+    assert torch.equal(backbone.trunk.conv1.weight, before)
+
+
+def test_the_checkpoint_of_another_depth_is_refused():
+    with pytest.raises(ValueError, match=r"unexpected: layer3\.6\.conv1\.weight"):
+        load_backbone_weights(
+            build_backbone("ResNet50Backbone_B"), torchvision.models.resnet101(weights=None).state_dict()
+        )
+
+
+@pytest.mark.parametrize("name", ["ResNet18SlimBackbone_B", "SwinSlimBackbone_B"])
+def test_one_set_of_weights_serves_every_input_size(name):
+    backbone, restored = build_backbone(name).eval(), build_backbone(name).eval()
+    with torch.no_grad():
+        backbone(torch.randn(1, 3, 96, 96))
+        restored.load_state_dict(backbone.state_dict())
+        images = torch.randn(1, 3, 200, 200)
+        for a, b in zip(backbone(images), restored(images), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("error:Dynamo detected")
+def test_compiles_as_one_graph():
+    torch._dynamo.reset()
+    backbone = build_backbone("ResNet18SlimBackbone_B").eval()
+    images = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        for a, b in zip(
+            torch.compile(backbone, fullgraph=True, backend="eager")(images), backbone(images), strict=True
+        ):
+            torch.testing.assert_close(a, b)
+
+
+# ------------------------------------------------------------------------------------- rows a user might add
+
+NEW_ROWS = {
+    "ResNet101Backbone_A": (
+        dataclasses.replace(BACKBONES["ResNet50Backbone_A"], trunk="resnet101"),
+        [512, 1024, 2048, 512, 256, 256],
+        [38, 19, 10, 5, 3, 1],
+    ),
+    "ResNet101Backbone_C5": (
+        BackboneSpec("resnet101", 300, taps=("layer4",), extras=(Extra(256, 512, HALVE),) * 5),
+        [2048, 512, 512, 512, 512, 512],
+        [10, 5, 3, 2, 1, 1],
+    ),
+    "SwinSBackbone_B": (
+        dataclasses.replace(BACKBONES["SwinTBackbone_B"], trunk="swin_s"),
+        [192, 512, 512, 256, 256, 256],
+        [42, 21, 11, 6, 3, 1],
+    ),
+    "SwinTBackbone_stages": (
+        BackboneSpec(
+            "swin_t",
+            224,
+            taps=("stage1", "stage2", "stage3", "stage4"),
+            extras=(Extra(128, 256, HALVE), Extra(128, 256, HALVE_INSIDE)),
+        ),
+        [96, 192, 384, 768, 256, 256],
+        [56, 28, 14, 7, 4, 1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEW_ROWS)
+def test_a_new_backbone_takes_a_row_and_no_class(name, monkeypatch):
+    spec, channels, reference_sides = NEW_ROWS[name]
+    monkeypatch.setitem(BACKBONES, name, spec)
+    backbone = build_shapes_only(name)
+    assert backbone.out_channels == channels
+    assert sides(backbone, spec.input_size) == reference_sides

@@ -1,0 +1,232 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD as TorchvisionSSD
+from torchvision.ops import box_convert
+
+from detection.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
+from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
+from detection.matching import match_anchors
+
+NUM_CLASSES = 5
+GRIDS = [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
+# On a grid of 1/1024, corners and centres are exact in float32: both libraries start from the same numbers.
+ANCHORS = (default_boxes(GRIDS, ANCHOR_SCALES["ssd"]) * 512).round() / 512
+
+
+def random_batch(seed, batch_size=6, max_objects=7):
+    """Boxes, labels (zero padded; the first image has no object) and a network's outputs that want gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.randint(0, max_objects + 1, (batch_size,), generator=generator)
+    counts[0] = 0
+    is_padding = torch.arange(max_objects) >= counts[:, None]
+    corner = torch.rand(batch_size, max_objects, 2, generator=generator) * 0.6
+    size = torch.rand(batch_size, max_objects, 2, generator=generator) * 0.35 + 0.05
+    boxes_xyxy = (torch.cat([corner, corner + size], dim=-1) * 1024).round() / 1024
+    labels = torch.randint(1, NUM_CLASSES + 1, (batch_size, max_objects), generator=generator)
+    box_deltas = torch.randn(batch_size, len(ANCHORS), 4, generator=generator) * 2
+    class_logits = torch.randn(batch_size, len(ANCHORS), NUM_CLASSES + 1, generator=generator) * 3
+    return {
+        "boxes_xyxy": boxes_xyxy.masked_fill(is_padding[..., None], 0),
+        "labels": labels.masked_fill(is_padding, 0),
+        "box_deltas": box_deltas.requires_grad_(),
+        "class_logits": class_logits.requires_grad_(),
+    }
+
+
+def losses_of(batch, anchors=ANCHORS, negatives_per_positive=3):
+    matched = match_anchors(batch["boxes_xyxy"], batch["labels"], anchors)
+    return multibox_loss(
+        **batch, matched=matched, anchors_cxcywh=anchors, negatives_per_positive=negatives_per_positive
+    )
+
+
+def torchvision_loss(batch, matched, negatives_per_positive):
+    """torchvision's losses, already divided by the positives of the batch."""
+    ssd = TorchvisionSSD(
+        nn.Identity(),
+        DefaultBoxGenerator([list(ratios) for ratios in ASPECT_RATIOS]),
+        size=(300, 300),
+        num_classes=NUM_CLASSES + 1,
+        head=nn.Identity(),
+        positive_fraction=1 / (1 + negatives_per_positive),
+    )
+    targets = [
+        {"boxes": boxes[labels > 0], "labels": labels[labels > 0]}
+        for boxes, labels in zip(batch["boxes_xyxy"], batch["labels"], strict=True)
+    ]
+    outputs = {"bbox_regression": batch["box_deltas"], "cls_logits": batch["class_logits"]}
+    anchors_xyxy = box_convert(ANCHORS, "cxcywh", "xyxy")
+    return ssd.compute_loss(targets, outputs, [anchors_xyxy] * len(matched), list(matched))
+
+
+def gradients(loss, batch):
+    return torch.autograd.grad(loss, [batch["box_deltas"], batch["class_logits"]])
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("negatives_per_positive", [1, 3])
+def test_loss_and_gradients_equal_torchvision(seed, negatives_per_positive):
+    batch = random_batch(seed)
+    matched = match_anchors(batch["boxes_xyxy"], batch["labels"], ANCHORS)
+    ours = losses_of(batch, negatives_per_positive=negatives_per_positive)
+    theirs = torchvision_loss(batch, matched, negatives_per_positive)
+    num_positives = ours["num_positives"]
+    assert num_positives == (matched >= 0).sum() > 0
+
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(ours["box"] / num_positives, theirs["bbox_regression"], **close)
+    torch.testing.assert_close(ours["classification"] / num_positives, theirs["classification"], **close)
+    our_gradients = gradients((ours["box"] + ours["classification"]) / num_positives, batch)
+    their_gradients = gradients(theirs["bbox_regression"] + theirs["classification"], batch)
+    torch.testing.assert_close(our_gradients, their_gradients, **close)
+
+
+def test_loss_by_hand():
+    anchors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5]])
+    batch = {
+        "boxes_xyxy": torch.tensor([[[0.0, 0.0, 0.5, 0.5]]]),
+        "labels": torch.tensor([[1]]),
+        "box_deltas": torch.tensor([[[0.5, 0.0, 0.0, 3.0], [9.0, 9.0, 9.0, 9.0], [9.0, 9.0, 9.0, 9.0]]]),
+        "class_logits": torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.6, 0.4]]).log()[None],
+    }
+    losses = losses_of(batch, anchors, negatives_per_positive=1)
+    assert losses["num_positives"] == 1
+    # The positive's class, and of the two negatives the one less sure to be background.
+    torch.testing.assert_close(losses["classification"], -torch.tensor([0.8, 0.6]).log().sum())
+    # Smooth L1 of offsets 0.5 and 3 from a perfect anchor: 0.5 * 0.5^2 + (3 - 0.5).
+    torch.testing.assert_close(losses["box"], torch.tensor(0.125 + 2.5))
+
+
+def test_without_an_object_the_loss_is_zero_and_attached():
+    batch = random_batch(seed=0)
+    batch["boxes_xyxy"], batch["labels"] = torch.zeros(6, 1, 4), torch.zeros(6, 1, dtype=torch.int64)
+    losses = losses_of(batch)
+    assert {name: loss.item() for name, loss in losses.items()} == {
+        "classification": 0,
+        "box": 0,
+        "num_positives": 0,
+    }
+    assert all((gradient == 0).all() for gradient in gradients(losses["box"] + losses["classification"], batch))
+
+
+def test_an_image_without_objects_trains_no_negatives():
+    batch = random_batch(seed=1)
+    losses = losses_of(batch)
+    for gradient in gradients(losses["box"] + losses["classification"], batch):
+        assert (gradient[0] == 0).all()
+        assert (gradient[1:] != 0).any()
+
+
+def test_negatives_run_out_before_a_positive_counts_twice():
+    anchors = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.5, 0.5, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]])
+    batch = {
+        "boxes_xyxy": torch.tensor([[[0.0, 0.0, 1.0, 1.0]]]),
+        "labels": torch.tensor([[1]]),
+        "box_deltas": torch.zeros(1, 3, 4),
+        "class_logits": torch.zeros(1, 3, 2),
+    }
+    losses = losses_of(batch, anchors)
+    assert losses["num_positives"] == 2
+    torch.testing.assert_close(losses["classification"], 3 * torch.tensor(2.0).log())
+
+
+def test_the_loss_is_the_sum_over_the_images():
+    batch = random_batch(seed=2)
+    whole = losses_of(batch)
+    parts = [losses_of({name: tensor[half] for name, tensor in batch.items()}) for half in (slice(2), slice(2, 6))]
+    for name in whole:
+        torch.testing.assert_close(sum(part[name] for part in parts), whole[name])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_outputs_are_scored_in_float32(autocast):
+    batch = random_batch(seed=3)
+    half = {
+        name: tensor.detach().bfloat16() if tensor.is_floating_point() else tensor for name, tensor in batch.items()
+    }
+    half["boxes_xyxy"] = batch["boxes_xyxy"]
+    rounded = half | {name: half[name].float() for name in ("box_deltas", "class_logits")}
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        losses = losses_of(half)
+    assert losses["box"].dtype == losses["classification"].dtype == torch.float32
+    torch.testing.assert_close(losses, losses_of(rounded))
+
+
+class OperatorCount(TorchDispatchMode):
+    """Counts the operators that reach the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_operators_of_matching_and_loss_do_not_grow_with_the_batch():
+    counts = []
+    for batch_size in (2, 32):
+        batch = random_batch(seed=4, batch_size=batch_size)
+        with OperatorCount() as operators:
+            losses = losses_of(batch)
+            (losses["box"] + losses["classification"]).backward()
+        counts.append(operators.count)
+    assert counts[0] == counts[1] < 200
+
+
+def test_matching_and_loss_ask_the_device_for_no_value():
+    # A meta tensor has none to give: any .item(), nonzero or boolean selection would raise.
+    batch = {
+        name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+        for name, tensor in random_batch(seed=5).items()
+    }
+    losses = losses_of(batch, ANCHORS.to("meta"))
+    (losses["box"] + losses["classification"]).backward()
+
+
+def test_constant_predictor_loss_by_hand():
+    # One class, one negative per positive: a coin toss, log 2 for each of the two.
+    assert constant_predictor_loss([10], 1) == pytest.approx(2 * math.log(2))
+    # A class that never occurs costs nothing.
+    assert constant_predictor_loss([3, 0, 1], 3) == pytest.approx(constant_predictor_loss(torch.tensor([3, 1]), 3))
+
+
+@pytest.mark.parametrize("negatives_per_positive", [1, 3])
+def test_constant_predictor_loss_is_the_minimum_over_constant_predictors(negatives_per_positive):
+    batch = random_batch(seed=6)
+    matched = match_anchors(batch["boxes_xyxy"], batch["labels"], ANCHORS)
+    positives = torch.where(matched >= 0, batch["labels"].gather(1, matched.clamp(min=0)), 0)
+    class_counts = positives.flatten().bincount(minlength=NUM_CLASSES + 1)[1:]
+
+    logits = torch.zeros(NUM_CLASSES + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
+
+    def loss_per_positive():
+        batch["class_logits"] = logits.expand(*matched.shape, -1)
+        losses = losses_of(batch, negatives_per_positive=negatives_per_positive)
+        return losses["classification"] / losses["num_positives"]
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_per_positive()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    expected = constant_predictor_loss(class_counts, negatives_per_positive)
+    assert loss_per_positive().item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("class_counts", [[], [0, 0]])
+def test_a_constant_predictor_needs_an_object(class_counts):
+    with pytest.raises(ValueError, match="expected at least one object"):
+        constant_predictor_loss(class_counts, 3)
+
+
+def test_the_default_box_weight_is_the_papers_and_the_references_is_explained():
+    assert LossConfig().box_weight == 1.0
+    assert "0.25" in LossConfig.model_fields["box_weight"].description

@@ -1,0 +1,146 @@
+"""Necks: shapes on every list of sides, tiny cases by hand, torchvision's pyramid as the peer of fpn."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
+
+from detection.necks import NECKS, build_neck
+
+CHANNELS = [12, 16, 20, 16, 8, 8]
+SIDES = {
+    "300": [38, 19, 10, 5, 3, 1],
+    "336": [42, 21, 11, 6, 3, 1],
+    "128": [16, 8, 4, 2, 1, 1],
+    "512": [64, 32, 16, 8, 4, 1],
+}
+
+
+def random_maps(sides: list[int], batch: int = 2) -> list[torch.Tensor]:
+    return [torch.randn(batch, c, side, side) for c, side in zip(CHANNELS, sides, strict=True)]
+
+
+def make_transparent(neck: nn.Module) -> nn.Module:
+    """Every convolution adds up its input channels at the centre of its kernel."""
+    for conv in neck.modules():
+        if isinstance(conv, nn.Conv2d):
+            nn.init.zeros_(conv.weight)
+            centre = conv.kernel_size[0] // 2
+            conv.weight.data[:, :, centre, centre] = 1.0
+    return neck
+
+
+@pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
+@pytest.mark.parametrize("name", ["fpn", "pan", "dense_fpn"])
+def test_sides_are_kept_and_channels_are_made_equal(name, sides):
+    neck = build_neck(name, CHANNELS, out_channels=32)
+    maps = neck(random_maps(sides))
+    assert neck.out_channels == [32] * 6
+    assert [tuple(x.shape) for x in maps] == [(2, 32, side, side) for side in sides]
+
+
+def test_no_neck_returns_the_maps_themselves():
+    neck = build_neck("none", CHANNELS)
+    maps = random_maps(SIDES["128"])
+    assert all(a is b for a, b in zip(neck(maps), maps, strict=True))
+    assert neck.out_channels == CHANNELS
+    assert not list(neck.parameters())
+
+
+@pytest.mark.parametrize("name", NECKS)
+def test_the_list_of_maps_is_not_changed(name):
+    maps = random_maps(SIDES["128"])
+    before = list(maps)
+    build_neck(name, CHANNELS, out_channels=8)(maps)
+    assert all(a is b for a, b in zip(maps, before, strict=True))
+
+
+@pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
+@pytest.mark.parametrize("name", ["fpn", "pan", "dense_fpn"])
+def test_every_parameter_gets_a_gradient(name, sides):
+    neck = build_neck(name, CHANNELS, out_channels=8)
+    sum(x.square().sum() for x in neck(random_maps(sides))).backward()
+    for key, parameter in neck.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("name", ["fpn", "pan", "dense_fpn"])
+def test_convolutions_start_xavier_uniform_with_zero_bias(name):
+    for conv in build_neck(name, [64] * 6, out_channels=64).modules():
+        if isinstance(conv, nn.Conv2d):
+            fan = (conv.in_channels + conv.out_channels) * conv.kernel_size[0] ** 2
+            assert conv.weight.abs().max().item() == pytest.approx((6 / fan) ** 0.5, rel=0.01)
+            assert not conv.bias.any()
+
+
+def test_unknown_neck_is_refused():
+    with pytest.raises(ValueError, match="neck 'fnp': expected one of none, fpn, pan, dense_fpn"):
+        build_neck("fnp", CHANNELS)
+
+
+# ------------------------------------------------------------------------------------------------- by hand
+
+
+def test_fpn_resizes_bilinearly_to_the_finer_map():
+    neck = make_transparent(build_neck("fpn", [1, 1], out_channels=1))
+    fine = torch.zeros(1, 1, 2, 4)
+    coarse = torch.tensor([[[[0.0, 4.0]]]])
+    fine_out, coarse_out = neck([fine, coarse])
+    assert coarse_out.tolist() == [[[[0.0, 4.0]]]]
+    assert fine_out.tolist() == [[[[0.0, 1.0, 3.0, 4.0]] * 2]]  # cell centres: align_corners=False
+
+
+def test_fpn_equals_torchvisions_where_resizing_does_not_matter():
+    """torchvision resizes to the nearest cell; on constant maps that is the same."""
+    peer = FeaturePyramidNetwork(CHANNELS, 16)
+    neck = build_neck("fpn", CHANNELS, out_channels=16)
+    for ours, theirs in ((neck.laterals, peer.inner_blocks), (neck.smooths, peer.layer_blocks)):
+        for conv, block in zip(ours, theirs, strict=True):
+            conv.load_state_dict(block[0].state_dict())
+    maps = [torch.randn(2, x.shape[1], 1, 1).expand(x.shape) for x in random_maps(SIDES["300"])]
+    expected = peer(OrderedDict(enumerate(maps))).values()
+    for a, b in zip(neck(maps), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_fpn_is_the_published_formula():
+    torch.manual_seed(0)
+    neck = build_neck("fpn", CHANNELS, out_channels=8)
+    maps = random_maps(SIDES["300"])
+    merged = neck.laterals[5](maps[5])
+    expected = [neck.smooths[5](merged)]
+    for level in (4, 3, 2, 1, 0):
+        above = nn.functional.interpolate(merged, maps[level].shape[-2:], mode="bilinear", align_corners=False)
+        merged = neck.laterals[level](maps[level]) + above
+        expected.insert(0, neck.smooths[level](merged))
+    for a, b in zip(neck(maps), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_pan_adds_a_bottom_up_path_to_fpn():
+    neck = make_transparent(build_neck("pan", [1, 1, 1], out_channels=1))
+    maps = [torch.randn(1, 1, 5, 5), torch.randn(1, 1, 3, 3), torch.randn(1, 1, 1, 1)]
+    fpn = make_transparent(build_neck("fpn", [1, 1, 1], out_channels=1))(maps)
+    fine, middle, coarse = neck(maps)
+    torch.testing.assert_close(fine, fpn[0])
+    torch.testing.assert_close(middle, fpn[1] + fine[..., ::2, ::2])
+    # 3 cells leave 2 after the strided convolution, and the coarsest map has 1: their mean
+    torch.testing.assert_close(coarse, fpn[2] + middle[..., ::2, ::2].mean(dim=(2, 3), keepdim=True))
+
+
+def test_dense_fpn_sums_up_all_coarser_fused_maps():
+    neck = make_transparent(build_neck("dense_fpn", [1, 1, 1], out_channels=1))
+    maps = [torch.full((1, 1, side, side), value) for side, value in ((4, 1.0), (2, 10.0), (1, 100.0))]
+    fine, middle, coarse = neck(maps)
+    assert coarse.unique().tolist() == [100.0]
+    assert middle.unique().tolist() == [110.0]  # its own 10, and 100
+    assert fine.unique().tolist() == [211.0]  # its own 1, and 110, and 100
+
+
+def test_dense_fpn_fuses_i_plus_one_maps_where_i_are_coarser():
+    neck = build_neck("dense_fpn", CHANNELS, out_channels=256)
+    assert [conv.in_channels // 256 for conv in neck.fuses] == [6, 5, 4, 3, 2]
+    assert {conv.kernel_size for conv in neck.fuses} == {(3, 3)}

@@ -1,0 +1,93 @@
+"""Pictures of detections: complete, legible, the same on every run."""
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from PIL import Image
+
+from detection import pictures
+from detection.pictures import Picture, draw_detections, palette_colour
+
+
+def picture(height=128, width=128, names=("cat",), true_names=("cat",), caption="image 7"):
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 0.5, (len(names) + len(true_names), 2))
+    boxes_xyxy = np.concatenate([corners, corners + 0.4], axis=1) * [width, height, width, height]
+    return Picture(
+        image=np.full((height, width, 3), 90, np.uint8),
+        true_boxes_xyxy=boxes_xyxy[len(names) :],
+        true_names=true_names,
+        true_is_crowd=[False] * len(true_names),
+        boxes_xyxy=boxes_xyxy[: len(names)],
+        names=names,
+        scores=np.linspace(0.4, 0.9, len(names)),
+        caption=caption,
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5])
+def test_any_number_of_pictures_of_any_shape_is_written(tmp_path, count):
+    shapes = [(128, 128), (427, 640), (640, 427), (64, 300), (300, 64)]
+    draw_detections(tmp_path / "out.png", [picture(*shape) for shape in shapes[:count]])
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.width >= 900
+        assert image.getextrema()[0] != (255, 255)
+
+
+def test_an_image_without_objects_or_detections_is_drawn(tmp_path):
+    draw_detections(tmp_path / "out.png", [picture(names=(), true_names=())])
+    assert (tmp_path / "out.png").stat().st_size > 1000
+
+
+def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
+    shown = record_labels(monkeypatch)
+    name = r"$\alpha_$ & <b>"
+    draw_detections(tmp_path / "out.png", [picture(names=(name,), true_names=(name,), caption="$x$")])
+    assert shown == [name, f"{name} 0.40"]
+
+
+def record_labels(monkeypatch):
+    shown, text = [], Axes.text
+    monkeypatch.setattr(Axes, "text", lambda axes, x, y, s, **kwargs: shown.append(s) or text(axes, x, y, s, **kwargs))
+    return shown
+
+
+def test_crowds_are_dashed_and_say_so(tmp_path, monkeypatch):
+    shown, drawn = record_labels(monkeypatch), []
+    monkeypatch.setattr(Axes, "add_patch", lambda axes, patch: drawn.append(patch.get_linestyle()))
+    draw_detections(tmp_path / "out.png", [picture(names=())._replace(true_is_crowd=[True])])
+    assert shown == ["cat (crowd)"]
+    assert drawn == ["dashed"]
+
+
+def test_the_surest_detection_lies_on_top(tmp_path, monkeypatch):
+    shown = record_labels(monkeypatch)
+    draw_detections(
+        tmp_path / "out.png", [picture(names=("a", "b", "c"), true_names=())._replace(scores=[0.5, 0.9, 0.3])]
+    )
+    assert shown == ["c 0.30", "a 0.50", "b 0.90"]
+
+
+def test_labels_stay_on_the_image(tmp_path, monkeypatch):
+    texts, text = [], Axes.text
+    monkeypatch.setattr(Axes, "text", lambda axes, *a, **k: texts.append(text(axes, *a, **k)) or texts[-1])
+    corners = np.array([[0, 0, 9, 9], [120, 0, 128, 9], [0, 120, 9, 128], [120, 120, 128, 128]])
+    sample = picture(names=("a rather long name",) * 4)._replace(boxes_xyxy=corners)
+    draw_detections(tmp_path / "out.png", [sample])
+    for label in texts:
+        extent, panel = label.get_window_extent(), label.axes.bbox
+        assert panel.x0 - 1 <= extent.x0 < extent.x1 <= panel.x1 + 1
+        assert panel.y0 - 1 <= extent.y0 < extent.y1 <= panel.y1 + 1
+
+
+def test_the_ground_truth_keeps_its_colours_whatever_is_detected():
+    some, other = (pictures._class_colours([picture(names=names)]) for names in ((), ("ant", "bee", "cat")))
+    assert some["cat"] == other["cat"]
+
+
+def test_eighty_classes_have_eighty_colours():
+    colours = np.array([palette_colour(index) for index in range(80)])
+    distances = np.linalg.norm(colours[:, None] - colours, axis=2) + np.eye(80)
+    assert distances.min() > 0.05
+    assert distances[:8, :8].min() > 0.3
+    assert ((colours >= 0) & (colours <= 1)).all()

@@ -1,0 +1,136 @@
+"""The drawn data set: COCO's format, the same bytes for the same seed, boxes where the pixels are."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from detection.sample import SHAPES, generate
+
+
+def contents(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """120 images, enough to meet crowds, empty images and occlusion."""
+    root = generate(tmp_path_factory.mktemp("drawn"), num_train=120, num_val=1, image_size=64)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(root / "annotations" / "instances_train.json")
+    coco.root = root
+    return coco
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    one = generate(tmp_path / "one", num_train=4, num_val=2)
+    two = generate(tmp_path / "two", num_train=4, num_val=2)
+    other = generate(tmp_path / "other", seed=1, num_train=4, num_val=2)
+    assert contents(one) == contents(two)
+    assert contents(one) != contents(other)
+
+
+def test_a_larger_set_begins_with_the_images_of_a_smaller_one(tmp_path):
+    small = contents(generate(tmp_path / "small", num_train=2, num_val=1))
+    large = contents(generate(tmp_path / "large", num_train=4, num_val=1))
+    images = {name: data for name, data in small.items() if name.endswith(".jpg")}
+    assert len(images) == 3
+    assert images.items() <= large.items()
+
+
+def test_training_and_validation_images_differ(sample_root):
+    files = contents(sample_root)
+    images = [data for name, data in files.items() if name.endswith(".jpg")]
+    assert len(set(images)) == len(images) == 20
+
+
+def test_what_is_finished_is_not_drawn_again(tmp_path):
+    generate(tmp_path, num_train=2, num_val=1)
+    image = tmp_path / "images/train/000001.jpg"
+    image.write_bytes(b"mine")
+    generate(tmp_path, num_train=2, num_val=1)
+    assert image.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("lost", ["annotations/instances_train.json", "images/train/000001.jpg"])
+def test_what_was_interrupted_is_drawn_again(tmp_path, lost):
+    generate(tmp_path, num_train=2, num_val=1)
+    before = contents(tmp_path)
+    (tmp_path / lost).unlink()
+    generate(tmp_path, num_train=2, num_val=1)
+    assert contents(tmp_path) == before
+
+
+def test_another_seed_replaces_the_set(tmp_path):
+    generate(tmp_path / "there", seed=1, num_train=2, num_val=1)
+    generate(tmp_path / "there", seed=2, num_train=2, num_val=1)
+    generate(tmp_path / "fresh", seed=2, num_train=2, num_val=1)
+    assert contents(tmp_path / "there") == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("text", ['{"info": {"description": "COCO 2017"}}', "[]", "not json"])
+def test_someone_else_s_annotations_are_not_overwritten(tmp_path, text):
+    path = tmp_path / "annotations/instances_train.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(FileExistsError, match=r"instances_train\.json"):
+        generate(tmp_path, num_train=1, num_val=1)
+    assert path.read_text() == text
+
+
+def test_shapes_need_some_pixels(tmp_path):
+    with pytest.raises(ValueError, match="image_size 8"):
+        generate(tmp_path, image_size=8)
+
+
+def test_the_set_has_all_that_coco_has(coco):
+    images_with_objects = {annotation["image_id"] for annotation in coco.anns.values()}
+    kinds = {type(a["segmentation"]) for a in coco.anns.values() if not a["iscrowd"]}
+    assert coco.dataset.keys() == {"info", "licenses", "images", "annotations", "categories"}
+    assert 0 < len(coco.imgs) - len(images_with_objects) < 20
+    assert 0 < sum(a["iscrowd"] for a in coco.anns.values()) < 20
+    assert kinds == {list, dict}  # whole and partly hidden
+    assert {a["category_id"] for a in coco.anns.values()} == {shape.category_id for shape in SHAPES.values()}
+    assert np.diff(sorted(coco.imgs)).min() > 1
+    assert max(coco.cats) > len(coco.cats)
+
+
+def test_images_are_as_recorded(coco):
+    for record in coco.imgs.values():
+        with Image.open(coco.root / "images/train" / record["file_name"]) as image:
+            assert (image.width, image.height, image.mode) == (record["width"], record["height"], "RGB")
+
+
+def test_pycocotools_reads_masks_that_agree_with_boxes_and_areas(coco):
+    errors = []
+    for annotation in coco.anns.values():
+        rle = coco.annToRLE(annotation)
+        mask_box, box = (np.array([x, y, x + w, y + h]) for x, y, w, h in (coco_mask.toBbox(rle), annotation["bbox"]))
+        outside = np.concatenate([box[:2] - mask_box[:2], mask_box[2:] - box[2:]])
+        assert outside.max() <= 1
+        errors.append(-outside.min())
+        assert coco_mask.area(rle) == pytest.approx(annotation["area"], rel=0.15, abs=8)
+    assert np.mean(np.array(errors) < 3) > 0.95  # the rest: slivers and tips thinner than half a pixel
+
+
+def test_boxes_lie_within_the_image(coco):
+    for annotation in coco.anns.values():
+        x, y, width, height = annotation["bbox"]
+        assert min(x, y) >= 0
+        assert max(x + width, y + height) <= 64
+        assert min(width, height) > 0
+
+
+def test_the_command_draws_and_says_so(tmp_path):
+    command = [sys.executable, "-m", "detection.sample", str(tmp_path), "--num-train", "2", "--num-val", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert "2 training and 1 validation images" in done.stdout
+    assert len(json.loads((tmp_path / "annotations/instances_train.json").read_text())["images"]) == 2

@@ -1,0 +1,227 @@
+import functools
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torchvision.ops import box_convert, box_iou
+
+from detection.anchors import ANCHOR_SCALES
+from detection.backbones import BACKBONES, build_backbone
+from detection.loss import constant_predictor_loss, multibox_loss
+from detection.matching import match_anchors
+from detection.necks import NECKS, build_neck
+from detection.postprocess import PostprocessConfig, postprocess
+from detection.ssd import FOREGROUND_PRIOR, SSD, ModelConfig, build_ssd
+
+TINY_ANCHORS = 4 * 16**2 + 6 * (8**2 + 4**2 + 2**2) + 4 * (1 + 1)  # of a TinyBackbone at 64 pixels
+
+
+class TinyBackbone(nn.Module):
+    """Six maps from a quarter of the image's side down to 1, by way of layers whose passes could leave a trace."""
+
+    out_channels = (8,) * 6
+
+    def __init__(self, dropout: float = 0.5):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, kernel_size=4, stride=4)
+        self.norm = nn.BatchNorm2d(8)
+        self.dropout = nn.Dropout(dropout)
+        self.levels = nn.ModuleList(nn.Conv2d(8, 8, 3, stride=2, padding=1) for _ in range(5))
+
+    def forward(self, images):
+        maps = [self.dropout(self.norm(self.stem(images)))]
+        for level in self.levels:
+            maps.append(level(maps[-1]))
+        return maps
+
+
+def tiny_ssd(num_classes: int = 3, backbone: nn.Module | None = None) -> SSD:
+    backbone = backbone or TinyBackbone()
+    neck = build_neck("none", backbone.out_channels)
+    return SSD(backbone, neck, num_classes, input_size=64, anchor_scales=ANCHOR_SCALES["ssd"])
+
+
+def losses_of(model, images, boxes_xyxy, labels):
+    """Classification and box loss per positive."""
+    matched = match_anchors(boxes_xyxy, labels, model.anchors_cxcywh)
+    sums = multibox_loss(*model(images), matched, boxes_xyxy, labels, model.anchors_cxcywh, negatives_per_positive=3)
+    return sums["classification"] / sums["num_positives"], sums["box"] / sums["num_positives"]
+
+
+# --- the network
+
+
+def test_one_box_and_one_row_of_logits_per_anchor():
+    model = tiny_ssd(num_classes=3)
+    box_deltas, class_logits = model(torch.rand(2, 3, 64, 64))
+    assert model.anchors_cxcywh.shape == (TINY_ANCHORS, 4)
+    assert box_deltas.shape == (2, TINY_ANCHORS, 4)
+    assert class_logits.shape == (2, TINY_ANCHORS, 4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_row_of_the_output_sees_the_place_of_its_anchor(memory_format):
+    model = tiny_ssd().eval().to(memory_format=memory_format)
+    for level in model.backbone.levels:
+        nn.init.zeros_(level.weight)  # so that only the first map depends on the image
+    images = torch.zeros(2, 3, 64, 64).contiguous(memory_format=memory_format)
+    row, column = 11, 3  # a cell of the first map, 4 pixels wide
+    images[1, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 1
+    for output in model(images):
+        changed = (output[0] != output[1]).any(dim=1)
+        centers = model.anchors_cxcywh[changed, :2] * 16  # in cells; a 3x3 kernel reaches one cell to each side
+        assert changed.sum() == 4 * 9
+        assert (centers - torch.tensor([column + 0.5, row + 0.5])).abs().max() <= 1
+
+
+def test_a_row_of_the_output_comes_from_the_channels_of_its_box():
+    model = tiny_ssd(num_classes=3).eval()
+    boxes_per_cell = 4
+    nn.init.zeros_(model.box_head[0].weight)
+    nn.init.zeros_(model.class_head[0].weight)
+    with torch.no_grad():
+        model.box_head[0].bias.copy_(torch.arange(boxes_per_cell * 4))
+        model.class_head[0].bias.copy_(torch.arange(boxes_per_cell * 4))
+    for output in model(torch.rand(1, 3, 64, 64)):
+        first_map = output[0, : boxes_per_cell * 16**2].view(16, 16, boxes_per_cell, 4)
+        assert (first_map == torch.arange(boxes_per_cell * 4).view(boxes_per_cell, 4)).all()
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 80])
+def test_an_untrained_head_believes_in_background(num_classes):
+    torch.manual_seed(0)
+    _, class_logits = tiny_ssd(num_classes).eval()(torch.rand(2, 3, 64, 64))
+    foreground = class_logits.softmax(dim=-1)[..., 1:]
+    assert foreground.sum(dim=-1).mean().item() == pytest.approx(FOREGROUND_PRIOR, rel=0.1)
+    assert foreground.max() < 3 * FOREGROUND_PRIOR / num_classes
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 96, 96), (1, 3, 64, 96)])
+def test_images_of_another_size_are_refused(shape):
+    height, width = shape[-2:]
+    with pytest.raises(ValueError, match=f"images of {width}x{height} pixels: expected 64x64"):
+        tiny_ssd()(torch.rand(shape))
+
+
+def test_the_anchors_are_no_part_of_the_checkpoint():
+    model = tiny_ssd()
+    assert "anchors_cxcywh" in dict(model.named_buffers())
+    assert "anchors_cxcywh" not in model.state_dict()
+
+
+def test_construction_leaves_running_statistics_and_modes_alone():
+    backbone = TinyBackbone()
+    backbone.norm.eval()  # frozen, among modules in training mode
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    model = tiny_ssd(backbone=backbone)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())
+    assert [name for name, module in model.named_modules() if not module.training] == ["backbone.norm"]
+
+
+def test_measuring_the_grids_draws_no_random_numbers():
+    next_number = []
+    for dropout in (0.0, 0.5):
+        torch.manual_seed(0)
+        tiny_ssd(backbone=TinyBackbone(dropout))
+        next_number.append(torch.rand(1))
+    assert next_number[0] == next_number[1]
+
+
+# --- the config and the wiring
+
+any_backbone = functools.cache(build_backbone)  # drawing the weights of a full-size trunk takes seconds
+
+
+@pytest.mark.parametrize(
+    ("backbone", "num_anchors"),
+    [("ResNet50Backbone_A", 8732), ("ResNet50Backbone_B", 8732), ("SwinTBackbone_B", 10684)],
+)
+def test_the_reference_input_has_the_published_number_of_anchors(backbone, num_anchors):
+    assert build_ssd(ModelConfig(backbone=backbone), num_classes=2).anchors_cxcywh.shape == (num_anchors, 4)
+
+
+@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_goes_with_every_neck(name, neck):
+    backbone = any_backbone(name)
+    neck = build_neck(neck, backbone.out_channels, out_channels=32)
+    model = SSD(backbone, neck, num_classes=2, input_size=128, anchor_scales=ANCHOR_SCALES["ssd"]).eval()
+    with torch.no_grad():
+        box_deltas, class_logits = model(torch.rand(1, 3, 128, 128))
+    num_anchors = len(model.anchors_cxcywh)
+    assert box_deltas.shape == (1, num_anchors, 4)
+    assert class_logits.shape == (1, num_anchors, 3)
+    assert box_deltas.isfinite().all()
+    assert class_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("backbone", ["ResNet18SlimBackbone_B", "SwinSlimBackbone_B"])
+def test_every_parameter_gets_a_gradient(backbone, neck):
+    model = build_ssd(ModelConfig(backbone=backbone, neck=neck, neck_channels=32), num_classes=2)
+    # One object of each level's size, so that every level has a positive.
+    sides = torch.tensor([0.1, 0.2, 0.375, 0.55, 0.725, 0.9])
+    boxes_xyxy = box_convert(torch.stack([sides.new_full((6,), 0.5)] * 2 + [sides] * 2, dim=1), "cxcywh", "xyxy")
+    boxes_xyxy, labels = boxes_xyxy.expand(2, 6, 4), torch.ones(2, 6, dtype=torch.int64)
+    sum(losses_of(model, torch.rand(2, 3, 128, 128), boxes_xyxy, labels)).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_slim_model_overfits_one_batch():
+    torch.manual_seed(0)
+    model = build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", input_size=96), num_classes=2)
+    boxes_xyxy = torch.tensor([[0.1, 0.1, 0.4, 0.4], [0.5, 0.2, 0.9, 0.7], [0.2, 0.5, 0.6, 0.9], [0.3, 0.3, 0.8, 0.6]])
+    labels = torch.tensor([1, 2, 1, 2])
+    images = torch.randn(4, 3, 96, 96) * 0.1
+    for image, (left, top, right, bottom), label in zip(images, (boxes_xyxy * 96).long(), labels, strict=True):
+        image[label - 1, top:bottom, left:right] += 1  # class 1 is red, class 2 green
+    boxes_xyxy, labels = boxes_xyxy[:, None], labels[:, None]
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    history = []
+    for _ in range(20):
+        classification, box = losses_of(model, images, boxes_xyxy, labels)
+        history.append((classification.item(), box.item()))
+        optimizer.zero_grad()
+        (classification + box).backward()
+        optimizer.step()
+    assert history[-1][0] < 0.1 * constant_predictor_loss([2, 2], negatives_per_positive=3)
+    assert history[-1][1] < 0.2 * history[0][1]
+
+    detections = postprocess(*model(images), model.anchors_cxcywh, **PostprocessConfig().model_dump())
+    for found, box_xyxy, label in zip(detections, boxes_xyxy, labels, strict=True):
+        assert found.labels[0] == label
+        assert box_iou(found.boxes_xyxy[:1], box_xyxy) > 0.7
+
+
+def test_the_trunk_starts_from_the_checkpoint(tmp_path):
+    name = "ResNet18SlimBackbone_B"
+    trunk = build_backbone(name).trunk
+    torch.save(trunk.state_dict(), tmp_path / "trunk.pth")
+    model = build_ssd(ModelConfig(backbone=name, weights=str(tmp_path / "trunk.pth")), num_classes=2)
+    loaded = model.backbone.trunk.state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in trunk.state_dict().items())
+
+
+def test_a_missing_checkpoint_is_named_with_the_cure(tmp_path):
+    path = tmp_path / "resnet50.pth"
+    with pytest.raises(ValueError, match=r"resnet50\.pth': no such file; put a public checkpoint of the trunk there"):
+        build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", weights=str(path)), num_classes=2)
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_checkpoint_is_named_with_the_cure(tmp_path, content):
+    path = tmp_path / "resnet50.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"resnet50\.pth': expected plain data as torch.save wrote it"):
+        build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", weights=str(path)), num_classes=2)
+
+
+def test_unknown_names_are_reported_together_with_the_known_ones():
+    with pytest.raises(ValidationError) as error:
+        ModelConfig(backbone="ResNet50", neck="fnp", anchor_scales="voc")
+    report = str(error.value)
+    assert "backbone 'ResNet50': expected one of ResNet50Backbone_A, ResNet50Backbone_B" in report
+    assert "neck 'fnp': expected one of none, fpn, pan, dense_fpn" in report
+    assert "anchor_scales 'voc': expected one of ssd, ssd_coco" in report

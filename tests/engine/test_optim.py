@@ -1,0 +1,121 @@
+"""engine/optim.py: groups, schedules and the moving average against closed forms."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from engine.optim import (
+    OptimConfig,
+    build_optimizer,
+    build_scheduler,
+    moving_average,
+    parameter_groups,
+    scaled_learning_rate,
+)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
+        self.register_buffer("index", torch.arange(7))
+
+
+def learning_rates(config: OptimConfig, batch: int, steps_per_epoch: int, epochs: int) -> list[float]:
+    optimizer = build_optimizer(nn.Linear(2, 2), config, batch)
+    scheduler = build_scheduler(optimizer, config, batch, steps_per_epoch, epochs)
+    rates = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(steps_per_epoch * epochs):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    return rates
+
+
+def test_only_kernels_and_matrices_decay():
+    net = Net()
+    decayed, free = parameter_groups(net, 0.05)
+    assert [p is net.conv.weight for p in decayed["params"]] == [True]
+    assert decayed["weight_decay"] == 0.05
+    assert {id(p) for p in free["params"]} == {
+        id(p) for p in (net.conv.bias, net.norm.weight, net.norm.bias, net.relative_position_bias_table)
+    }
+    assert free["weight_decay"] == 0.0
+
+
+def test_frozen_parameters_are_in_no_group():
+    net = Net()
+    net.norm.requires_grad_(False)
+    assert sum(len(group["params"]) for group in parameter_groups(net, 0.1)) == 3
+
+
+def test_learning_rate_follows_the_global_batch():
+    config = OptimConfig(learning_rate=0.0208, reference_batch_size=256)
+    assert scaled_learning_rate(config, 32) == pytest.approx(2.6e-3)
+
+
+def test_steps_schedule_warms_up_linearly_then_drops_at_the_epochs():
+    config = OptimConfig(learning_rate=1.0, reference_batch_size=8, warmup_epochs=2, drop_epochs=(4, 6))
+    rates = learning_rates(config, 8, steps_per_epoch=5, epochs=8)
+    expected = [(i + 1) / 10 for i in range(10)] + [1.0] * 10 + [0.1] * 10 + [0.01] * 10
+    assert rates == pytest.approx(expected)
+
+
+def test_cosine_schedule_warms_up_then_falls_to_the_minimum():
+    config = OptimConfig(
+        learning_rate=1.0, reference_batch_size=8, warmup_epochs=1, schedule="cosine", min_learning_rate=0.02
+    )
+    rates = learning_rates(config, 16, steps_per_epoch=10, epochs=6)
+    cosine = [0.04 + (2 - 0.04) * (1 + math.cos(math.pi * i / 50)) / 2 for i in range(50)]
+    assert rates == pytest.approx([2 * (i + 1) / 10 for i in range(10)] + cosine)
+
+
+def test_no_warmup_starts_at_the_peak():
+    config = OptimConfig(learning_rate=1.0, reference_batch_size=8, warmup_epochs=0)
+    assert learning_rates(config, 8, steps_per_epoch=2, epochs=2) == [1.0] * 4
+
+
+def test_schedule_continues_from_its_state_dict():
+    config = OptimConfig(learning_rate=1.0, reference_batch_size=8, warmup_epochs=1, schedule="cosine")
+    optimizer = build_optimizer(nn.Linear(2, 2), config, 8)
+    scheduler = build_scheduler(optimizer, config, 8, 10, 3)
+    for _ in range(7):
+        optimizer.step()
+        scheduler.step()
+    fresh = build_optimizer(nn.Linear(2, 2), config, 8)
+    resumed = build_scheduler(fresh, config, 8, 10, 3)
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+    for _ in range(20):
+        optimizer.step(), scheduler.step(), fresh.step(), resumed.step()
+        assert fresh.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+
+
+def test_moving_average_follows_the_rising_decay():
+    net = Net()
+    average = moving_average(net, decay=0.5)
+    expected = None
+    for count, value in enumerate((1.0, 2.0, 4.0, 8.0)):
+        nn.init.constant_(net.conv.weight, value)
+        average.update_parameters(net)
+        decay = min(0.5, (1 + count) / (10 + count))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        torch.testing.assert_close(average.module.conv.weight, torch.full_like(net.conv.weight, expected))
+
+
+def test_moving_average_keeps_index_tables_and_counters_whole():
+    net = Net()
+    average = moving_average(net, decay=0.999)
+    for _ in range(20):
+        net.norm.num_batches_tracked += 1
+        average.update_parameters(net)
+    assert torch.equal(average.module.index, torch.arange(7))
+    assert average.module.norm.num_batches_tracked == 20

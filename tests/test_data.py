@@ -1,0 +1,171 @@
+"""Samplers, loader and normalisation shared by all tasks."""
+
+from itertools import chain
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EpochBatchSampler,
+    batch_to,
+    build_loader,
+    eval_batches,
+    normalize_images,
+)
+
+CPU = torch.device("cpu")
+
+
+def sampler(num_samples=50, batch_size=6, rank=0, world_size=1, seed=3, **options):
+    return EpochBatchSampler(num_samples, batch_size, rank, world_size, seed, **options)
+
+
+def indices(batches):
+    return [index for _, index in chain.from_iterable(batches)]
+
+
+# ---- images -------------------------------------------------------------------------------------------------
+
+
+def test_normalize_images_agrees_with_torchvision():
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    expected = v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)(images.float() / 255)
+    torch.testing.assert_close(normalize_images(images), expected)
+
+
+def test_normalize_images_can_change_the_memory_layout_and_nothing_else():
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    result = normalize_images(images, channels_last=True)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(result, normalize_images(images))
+
+
+def test_normalize_images_first_used_in_inference_mode_can_train_afterwards():
+    images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    with torch.inference_mode():
+        normalize_images(images)
+    conv = torch.nn.Conv2d(3, 1, 1)
+    conv(normalize_images(images)).sum().backward()
+    assert conv.weight.grad is not None
+
+
+def test_batch_to_keeps_names_and_values():
+    batch = {"images": torch.ones(2, 3), "labels": torch.zeros(2)}
+    moved = batch_to(batch, CPU)
+    assert moved.keys() == batch.keys()
+    assert torch.equal(moved["images"], batch["images"])
+
+
+# ---- training batches -----------------------------------------------------------------------------------------
+
+
+def test_an_epoch_holds_each_image_at_most_once_and_only_whole_batches():
+    batches = list(sampler(num_samples=50, batch_size=6))
+    assert len(batches) == len(sampler(num_samples=50, batch_size=6)) == 8
+    assert all(len(batch) == 6 for batch in batches)
+    assert len(set(indices(batches))) == 48
+
+
+def test_every_image_is_used_where_the_batches_divide_them():
+    assert sorted(indices(sampler(num_samples=48))) == list(range(48))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_a_global_batch_is_the_same_set_on_any_number_of_ranks(world_size):
+    single = [sorted(batch) for batch in sampler(batch_size=6)]
+    ranks = [list(sampler(batch_size=6 // world_size, rank=r, world_size=world_size)) for r in range(world_size)]
+    assert [sorted(chain.from_iterable(shares)) for shares in zip(*ranks, strict=True)] == single
+
+
+def test_each_epoch_has_its_own_order():
+    batches = sampler(num_samples=48)
+    first = indices(batches)
+    assert indices(batches) == first  # until told otherwise
+    batches.epoch = 1
+    assert indices(batches) != first
+    assert sorted(indices(batches)) == sorted(first)
+
+
+def test_the_order_is_that_of_the_seed():
+    assert list(sampler(seed=3)) == list(sampler(seed=3))
+    assert list(sampler(seed=3)) != list(sampler(seed=4))
+
+
+def test_seed_plus_epoch_is_not_what_orders():
+    one, other = sampler(seed=3), sampler(seed=4)
+    one.epoch = 1
+    assert indices(one) != indices(other)
+
+
+def test_keys_carry_the_epoch():
+    batches = sampler()
+    batches.epoch = 5
+    assert {epoch for epoch, _ in chain.from_iterable(batches)} == {5}
+
+
+def test_first_batch_skips_exactly_so_many():
+    whole, resumed = list(sampler()), sampler()
+    resumed.first_batch = 3
+    assert list(resumed) == whole[3:]
+    assert len(resumed) == len(whole)
+
+
+def test_without_shuffling_the_order_is_the_file_s():
+    assert indices(sampler(num_samples=12, shuffle=False)) == list(range(12))
+
+
+def test_less_than_one_global_batch_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"batch_size 6: 4 x 6 images .* only 23 .* at most 5"):
+        sampler(num_samples=23, batch_size=6, world_size=4)
+
+
+# ---- evaluation batches ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("num_samples", [0, 3, 16, 17])
+def test_every_image_is_scored_once_in_the_same_batches_on_any_number_of_ranks(num_samples, world_size):
+    single = eval_batches(num_samples, 4, rank=0, world_size=1)
+    assert indices(single) == list(range(num_samples))
+    ranks = [eval_batches(num_samples, 4, rank, world_size) for rank in range(world_size)]
+    assert sorted(chain.from_iterable(ranks)) == single
+
+
+# ---- the loader -------------------------------------------------------------------------------------------------
+
+
+class Echo(Dataset):
+    """Returns what it was asked for."""
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, key):
+        return torch.tensor(key)
+
+
+def stack(samples):
+    return {"keys": torch.stack(samples)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_follows_the_sampler_from_epoch_to_epoch(workers):
+    batches = sampler()
+    loader = build_loader(Echo(), batches, stack, workers, CPU)
+    for epoch in (0, 1):
+        batches.epoch = epoch
+        loaded = [[tuple(key) for key in batch["keys"].tolist()] for batch in loader]
+        assert loaded == list(batches)
+
+
+def test_a_rank_without_batches_gets_none():
+    assert list(build_loader(Echo(), [], stack, 0, CPU)) == []
+
+
+def test_the_loader_waits_for_a_worker_only_so_long():
+    assert build_loader(Echo(), sampler(), stack, 1, CPU).timeout > 0
+    assert build_loader(Echo(), sampler(), stack, 0, CPU).timeout == 0

@@ -1,0 +1,369 @@
+"""Swin: equality with torchvision and timm, any input size, the ablation switches, taps, loading."""
+
+import functools
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from model import (
+    SWIN_VARIANTS,
+    SwinBlock,
+    SwinTransformer,
+    load_swin_weights,
+    relative_position_index,
+    shifted_window_mask,
+    swin_state_dict,
+    window_partition,
+    window_reverse,
+)
+
+TINY = {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4), "num_classes": 5}
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """Noise on every parameter, so that no norm is the identity, no bias is zero and logits are of order one."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    return module.eval()
+
+
+@functools.cache  # making and filling a full-size Swin takes seconds
+def torchvision_peer(variant: str) -> tuple[SwinTransformer, nn.Module]:
+    """Our model with torchvision's weights, and torchvision's own."""
+    peer = randomised(torchvision.models.get_model(variant, weights=None))
+    model = SwinTransformer(**SWIN_VARIANTS[variant]).eval()
+    load_swin_weights(model, peer.state_dict())
+    return model, peer
+
+
+@torch.no_grad()
+def assert_same_logits(model: nn.Module, peer: nn.Module, *size: int) -> None:
+    images = torch.randn(1, 3, *size)
+    expected = peer(images)
+    assert expected.std() > 0.1  # or a tolerance of 1e-4 would say nothing
+    torch.testing.assert_close(model(images), expected, atol=1e-4, rtol=0)
+
+
+# ------------------------------------------------------------------------------------- equality with peers
+
+
+@pytest.mark.parametrize("variant", ["swin_t", "swin_s"])
+def test_logits_equal_torchvisions(variant):
+    assert_same_logits(*torchvision_peer(variant), 224, 224)
+
+
+def test_logits_equal_timms():
+    timm = pytest.importorskip("timm", reason="timm is not installed (pip install -e '.[dev]')")
+    peer = randomised(timm.create_model("swin_tiny_patch4_window7_224", pretrained=False))
+    model = SwinTransformer(**SWIN_VARIANTS["swin_t"]).eval()
+    load_swin_weights(model, peer.state_dict())
+    assert_same_logits(model, peer, 224, 224)
+
+
+@pytest.mark.parametrize("size", [(336, 336), (180, 148), (64, 64)])
+def test_logits_equal_torchvisions_where_windows_and_mergings_need_padding(size):
+    assert_same_logits(*torchvision_peer("swin_t"), *size)
+
+
+def test_taps_equal_torchvisions_features():
+    model, peer = torchvision_peer("swin_t")
+    images = torch.randn(1, 3, 96, 96)
+    taps = ("stage1", "merge1", "stage2", "merge2", "stage3", "merge3", "stage4")
+    with torch.no_grad():
+        maps = model.features(images, taps)
+        x = peer.features[0](images)
+        for tap, part in zip(taps, peer.features[1:], strict=True):
+            x = part(x)
+            torch.testing.assert_close(maps[tap].permute(0, 2, 3, 1), x)
+
+
+@pytest.mark.parametrize(
+    ("variant", "parameters"),
+    [("swin_t", 28_288_354), ("swin_s", 49_606_258), ("swin_b", 87_768_224), ("swin_l", 196_532_476)],
+)
+def test_parameter_counts_are_the_published_ones(variant, parameters):
+    with torch.device("meta"):
+        model = SwinTransformer(**SWIN_VARIANTS[variant])
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+# --------------------------------------------------------------------------------------------- small parts
+
+
+def test_window_reverse_inverts_window_partition():
+    x = torch.randn(2, 6, 9, 4)
+    windows = window_partition(x, 3)
+    assert windows.shape == (2, 6, 9, 4)
+    assert torch.equal(windows[1, 1].view(3, 3, 4), x[1, :3, 3:6])
+    assert torch.equal(window_reverse(windows, 3, 6, 9), x)
+
+
+def test_relative_position_index_of_a_window_of_two_by_hand():
+    expected = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
+    assert relative_position_index(2).tolist() == expected
+
+
+def test_shift_mask_of_four_windows_by_hand():
+    mask = shifted_window_mask(4, 4, 2, (1, 1), torch.device("cpu"))
+    assert mask.shape == (4, 1, 4, 4)
+    same = mask[:, 0] == 0
+    assert mask[~same[:, None]].unique().tolist() == [-100.0]
+    columns_apart = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1]] * 2, dtype=torch.bool)
+    rows_apart = torch.tensor([[1, 1, 0, 0]] * 2 + [[0, 0, 1, 1]] * 2, dtype=torch.bool)
+    assert same[0].all()  # top left: nothing was wrapped around
+    assert torch.equal(same[1], columns_apart)
+    assert torch.equal(same[2], rows_apart)
+    assert torch.equal(same[3], torch.eye(4, dtype=torch.bool))
+
+
+def test_a_block_that_is_always_dropped_is_the_identity():
+    block = SwinBlock(8, 2, window_size=4, shift_size=2, mlp_ratio=4.0, drop_path=1.0, relative_position=True)
+    x = torch.randn(2, 8, 8, 8)
+    assert torch.equal(block.train()(x), x)
+    assert not torch.equal(block.eval()(x), x)
+
+
+def test_drop_path_grows_linearly_over_depth():
+    model = SwinTransformer(**TINY, drop_path_rate=0.7)
+    rates = [block.drop_path.p for layer in model.layers for block in layer.blocks]
+    assert rates == pytest.approx([0.1 * index for index in range(8)])
+
+
+def test_linear_weights_start_from_a_normal_of_002():
+    model = SwinTransformer(**TINY | {"embed_dim": 64})
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.2), name
+
+
+# ------------------------------------------------------------------------------------------------ switches
+
+
+def reach(model: SwinTransformer, row: int, column: int) -> torch.Tensor:
+    """How strongly stage 1's token at (row, column) depends on each of the 12x12 input pixels."""
+    images = torch.randn(1, 3, 12, 12, requires_grad=True)
+    model.features(images, ["stage1"])["stage1"][0, :, row, column].square().sum().backward()
+    return images.grad.abs().sum(dim=(0, 1))
+
+
+def test_without_shift_a_token_depends_on_its_own_window_only():
+    model = SwinTransformer(**TINY, window_size=4, patch_size=1, shift=False).eval()
+    gradient = reach(model, 0, 0)
+    assert gradient[:4, :4].min() > 0
+    assert gradient[4:].max() == 0
+    assert gradient[:, 4:].max() == 0
+
+
+def test_with_shift_a_token_depends_on_neighbouring_windows():
+    model = SwinTransformer(**TINY, window_size=4, patch_size=1).eval()
+    gradient = reach(model, 3, 3)
+    assert gradient[:8, :8].min() > 0
+    assert gradient[8:].max() < 1e-30
+
+
+def test_the_shift_does_not_join_opposite_borders():
+    model = SwinTransformer(**TINY, window_size=4, patch_size=1).eval()
+    assert reach(model, 0, 0)[4:, 4:].max() < 1e-30
+
+
+@pytest.mark.parametrize(
+    ("position", "absolute", "relative"),
+    [("none", 0, 0), ("abs", 1, 0), ("rel", 0, 8), ("abs+rel", 1, 8)],
+)
+def test_position_switch_decides_which_parameters_exist(position, absolute, relative):
+    model = SwinTransformer(**TINY, position=position)
+    names = list(model.state_dict())
+    assert sum(name == "absolute_pos_embed" for name in names) == absolute
+    assert sum(name.endswith("relative_position_bias_table") for name in names) == relative
+    model(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_without_position_and_shift_the_order_of_tokens_in_a_window_does_not_matter():
+    model = SwinTransformer(**TINY, position="none", shift=False, patch_size=1, window_size=4).eval()
+    images = torch.randn(1, 3, 4, 4)
+    mixed = images.flatten(2)[..., torch.randperm(16)].view_as(images)
+    with torch.no_grad():
+        a, b = (model.features(x, ["stage1"])["stage1"].mean(dim=(2, 3)) for x in (images, mixed))
+    torch.testing.assert_close(a, b)
+
+
+def test_absolute_position_is_resized_to_another_grid():
+    model = SwinTransformer(**TINY, position="abs", image_size=32).eval()
+    nn.init.constant_(model.absolute_pos_embed, 3.0)
+    for size in (32, 52):
+        images = torch.randn(1, 3, size, size)
+        torch.testing.assert_close(model.embed(images), model.patch_embed(images) + 3.0)
+
+
+def test_unknown_position_is_refused():
+    with pytest.raises(ValueError, match=r"position 'relative': expected one of none, abs, rel, abs\+rel"):
+        SwinTransformer(**TINY, position="relative")
+
+
+# -------------------------------------------------------------------------------------------- any size, taps
+
+
+@pytest.mark.parametrize("patch_size", [2, 4])
+@pytest.mark.parametrize("size", [(32, 32), (90, 70), (33, 47)])
+def test_sides_are_rounded_up_at_any_input_size(size, patch_size):
+    model = SwinTransformer(**TINY, window_size=4, patch_size=patch_size)
+    taps = [f"{kind}{number}" for number in (1, 2, 3) for kind in ("stage", "merge")] + ["stage4"]
+    maps = model.features(torch.randn(2, 3, *size), taps)
+    assert list(maps) == taps
+    for tap in taps:
+        halvings = int(tap[-1]) - tap.startswith("stage")
+        sides = [-(-side // patch_size) for side in size]
+        for _ in range(halvings):
+            sides = [-(-side // 2) for side in sides]
+        assert maps[tap].shape == (2, model.out_channels(tap), *sides)
+        assert model.out_channels(tap) == 8 * 2**halvings
+
+
+def test_a_side_of_21_merges_to_11():
+    maps = SwinTransformer(**TINY).features(torch.randn(1, 3, 84, 84), ["stage1", "merge1"])
+    assert [x.shape[-1] for x in maps.values()] == [21, 11]
+
+
+def test_unknown_tap_is_refused():
+    with pytest.raises(ValueError, match="tap 'merge4': expected one of stage1, merge1, stage2"):
+        SwinTransformer(**TINY).features(torch.randn(1, 3, 32, 32), ["merge4"])
+
+
+@pytest.mark.parametrize("taps", [("stage1",), ("merge1", "merge2"), ("stage2", "merge3"), ("stage4",)])
+def test_cutting_changes_no_feature_and_leaves_no_idle_parameter(taps):
+    model = SwinTransformer(**TINY).eval()
+    images = torch.randn(2, 3, 64, 64)
+    whole = model.features(images, taps)
+    maps = model.cut(taps).features(images, taps)
+    for tap in taps:
+        assert torch.equal(maps[tap], whole[tap])
+    sum(x.square().sum() for x in maps.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_cut_model_does_not_classify():
+    model = SwinTransformer(**TINY).cut(["stage2"])
+    with pytest.raises(RuntimeError, match=r"call features\(\)"):
+        model(torch.randn(1, 3, 32, 32))
+
+
+def test_a_mask_first_built_in_inference_mode_serves_training():
+    model = SwinTransformer(**TINY, window_size=3)  # a window of its own: nobody else filled the cache
+    images = torch.randn(2, 3, 60, 60)
+    with torch.inference_mode():
+        model(images)
+    model(images).sum().backward()
+
+
+def test_bfloat16_autocast_stays_near_float32():
+    model = randomised(SwinTransformer(**TINY))
+    images = torch.randn(2, 3, 120, 120)
+    with torch.no_grad():
+        expected = model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(images)
+    torch.testing.assert_close(logits.float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.filterwarnings("error:Dynamo detected")
+def test_compiles_as_one_graph():
+    torch._dynamo.reset()
+    model = SwinTransformer(**TINY).eval()
+    images = torch.randn(1, 3, 60, 60)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")(images)
+        torch.testing.assert_close(compiled, model(images))
+
+
+# ------------------------------------------------------------------------------------------------- loading
+
+
+def test_parameters_carry_microsofts_names():
+    with torch.device("meta"):
+        model = SwinTransformer(**SWIN_VARIANTS["swin_t"])
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    published = {
+        "patch_embed.proj.weight": (96, 3, 4, 4),
+        "patch_embed.norm.bias": (96,),
+        "layers.0.blocks.1.norm1.weight": (96,),
+        "layers.0.blocks.1.attn.relative_position_bias_table": (169, 3),
+        "layers.1.blocks.0.attn.qkv.weight": (576, 192),
+        "layers.2.blocks.5.attn.proj.bias": (384,),
+        "layers.2.blocks.5.norm2.weight": (384,),
+        "layers.2.blocks.5.mlp.fc1.weight": (1536, 384),
+        "layers.2.blocks.5.mlp.fc2.weight": (384, 1536),
+        "layers.2.downsample.reduction.weight": (768, 1536),
+        "layers.2.downsample.norm.bias": (1536,),
+        "norm.weight": (768,),
+        "head.weight": (1000, 768),
+    }
+    assert published.items() <= shapes.items()
+    assert len(shapes) == 173
+
+
+def microsoft_checkpoint(model: SwinTransformer) -> dict:
+    """As Microsoft publishes it: wrapped, and with the buffers of its implementation."""
+    weights = dict(model.state_dict())
+    for stage in range(4):
+        weights[f"layers.{stage}.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
+        weights[f"layers.{stage}.blocks.1.attn_mask"] = torch.zeros(4, 49, 49)
+    return {"model": weights}
+
+
+def test_microsofts_checkpoint_loads():
+    published = randomised(SwinTransformer(**TINY))
+    model = SwinTransformer(**TINY).eval()
+    load_swin_weights(model, microsoft_checkpoint(published))
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(images), published(images))
+
+
+def test_renaming_copies_no_weights():
+    weights = torchvision_peer("swin_t")[1].state_dict()
+    assert swin_state_dict(weights)["layers.0.downsample.norm.weight"] is weights["features.2.norm.weight"]
+
+
+def test_what_was_cut_may_be_left_over_in_a_checkpoint():
+    published = randomised(SwinTransformer(**TINY))
+    model = SwinTransformer(**TINY).cut(["stage2"])
+    load_swin_weights(model, published.state_dict())
+    assert torch.equal(model.layers[1].blocks[1].attn.proj.weight, published.layers[1].blocks[1].attn.proj.weight)
+
+
+def test_a_cut_model_loads_its_own_weights():
+    trunk = randomised(SwinTransformer(**TINY).cut(["merge2"]))
+    load_swin_weights(SwinTransformer(**TINY).cut(["merge2"]), trunk.state_dict())
+
+
+def test_a_checkpoint_that_fits_in_part_is_refused_whole_with_all_that_is_wrong():
+    model = SwinTransformer(**TINY)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = dict(randomised(SwinTransformer(**TINY)).state_dict())
+    del weights["norm.weight"]
+    weights["layers.0.blocks.7.norm1.weight"] = torch.zeros(8)
+    weights["head.weight"] = torch.zeros(1000, 64)
+    with pytest.raises(ValueError) as error:
+        load_swin_weights(model, weights)
+    assert str(error.value) == (
+        "weights do not fit SwinTransformer, nothing was loaded: 1 missing: norm.weight; "
+        "1 unexpected: layers.0.blocks.7.norm1.weight; "
+        "1 of another shape: head.weight (1000, 64) instead of (5, 64). "
+        "Use a checkpoint of exactly this variant."
+    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_larger_variant_is_refused():
+    weights = SwinTransformer(**TINY | {"depths": (2, 2, 4, 2)}).state_dict()
+    with pytest.raises(ValueError, match=r"26 unexpected: layers\.2\.blocks\.2\.norm1\.weight, .*, \.\.\.\. Use"):
+        load_swin_weights(SwinTransformer(**TINY), weights)
+
+
+def test_relative_bias_is_not_dropped_silently_by_a_model_without_it():
+    with pytest.raises(ValueError, match=r"8 unexpected: .*relative_position_bias_table"):
+        load_swin_weights(SwinTransformer(**TINY, position="none"), SwinTransformer(**TINY).state_dict())

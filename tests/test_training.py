@@ -1,0 +1,178 @@
+"""training.py: the loop on a toy task small enough to reason about."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, default_collate
+
+import training
+from engine.checkpoint import list_checkpoints, load_checkpoint
+from engine.command import RunError
+from engine.logbook import read_metrics
+from engine.optim import OptimConfig
+from training import TrainConfig, fit, trained_weights
+
+CPU = torch.device("cpu")
+
+
+class Points(Dataset):
+    """Noisy points of a plane; the noise depends on the epoch, as augmentation does."""
+
+    def __len__(self):
+        return 22
+
+    def __getitem__(self, key):
+        epoch, index = key
+        generator = torch.Generator().manual_seed(1000 * epoch + index)
+        x = torch.randn(3, generator=torch.Generator().manual_seed(index)) + 0.1 * torch.randn(3, generator=generator)
+        return {"x": x, "y": x @ torch.tensor([1.0, -2.0, 0.5]), "image_ids": index}
+
+
+class PlaneTask:
+    metric = "score"
+    workers = 0
+    collate = staticmethod(default_collate)
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 1))
+        self.train_set = Points()
+        self.reference_losses = {"square": 5.25}
+        self.fail_at = math.inf
+        self.calls = 0
+
+    def losses(self, model, batch):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        return {"square": (model(batch["x"])[:, 0] - batch["y"]).square().mean()}
+
+    def evaluate(self, model, device):
+        points = torch.stack([self.train_set[(0, i)]["x"] for i in range(len(self.train_set))])
+        return {"score": 1 / (1 + float(model(points).square().mean()))}
+
+
+CONFIG = TrainConfig(epochs=3, batch_size=4, precision="fp32", ema_decay=0.9, checkpoint_every_steps=1)
+OPTIM = OptimConfig(optimizer="adamw", learning_rate=0.01, reference_batch_size=4, warmup_epochs=1, schedule="cosine")
+
+
+def newest_state(experiment):
+    return load_checkpoint(list_checkpoints(experiment / "checkpoints")[-1])
+
+
+def assert_equal(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_equal(one, other)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def test_the_loop_learns_and_logs_every_epoch(tmp_path):
+    config = CONFIG.model_copy(update={"epochs": 30})
+    fit(PlaneTask(), config, OPTIM, tmp_path, CPU, resume=False)
+    lines = read_metrics(tmp_path)
+    assert [line["epoch"] for line in lines] == list(range(1, 31))
+    assert lines[-1]["step"] == 150
+    assert lines[-1]["train_loss_square"] < 0.5 * lines[0]["train_loss_square"]
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize("fail_at", [2, 7, 11, 14])
+def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(tmp_path, fail_at, accumulation_steps):
+    config = CONFIG.model_copy(update={"epochs": 4, "accumulation_steps": accumulation_steps})
+    fit(PlaneTask(), config, OPTIM, tmp_path / "whole", CPU, resume=False)
+    interrupted = PlaneTask()
+    interrupted.fail_at = fail_at + accumulation_steps
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupted, config, OPTIM, tmp_path / "parts", CPU, resume=False)
+    torch.manual_seed(99)  # nothing may depend on what ran before
+    fit(PlaneTask(), config, OPTIM, tmp_path / "parts", CPU, resume=True)
+    assert_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
+    timeless = [
+        [{k: v for k, v in line.items() if "second" not in k} for line in read_metrics(tmp_path / name)]
+        for name in ("parts", "whole")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_accumulated_batches_take_the_step_of_one_large_batch(tmp_path):
+    results = []
+    for batch_size, accumulation_steps in ((10, 1), (5, 2)):
+        task = PlaneTask()
+        task.model[1].p = 0.0
+        config = CONFIG.model_copy(update={"batch_size": batch_size, "accumulation_steps": accumulation_steps})
+        fit(task, config, OPTIM, tmp_path / str(batch_size), CPU, resume=False)
+        results.append(newest_state(tmp_path / str(batch_size)))
+    assert results[0]["step"] == results[1]["step"]
+    for one, other in zip(results[0]["model"].values(), results[1]["model"].values(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path, monkeypatch):
+    task = PlaneTask()
+    losses = task.losses
+
+    def poisoned(model, batch):
+        values = losses(model, batch)
+        return {"square": values["square"] * (math.nan if task.calls == 7 else 1)}
+
+    monkeypatch.setattr(task, "losses", poisoned)
+    with pytest.raises(RunError, match=r"step 7: loss or gradient is not finite .* image ids \["):
+        fit(task, CONFIG, OPTIM, tmp_path, CPU, resume=False)
+    assert newest_state(tmp_path)["step"] == 6
+    assert_equal(dict(task.model.state_dict()), dict(newest_state(tmp_path)["model"]))
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
+    fit(PlaneTask(), CONFIG, OPTIM, tmp_path, CPU, resume=False)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best.pt", "step_000000014.pt", "step_000000015.pt"]
+
+
+def test_the_scored_weights_are_the_moving_average(tmp_path):
+    scored = fit(PlaneTask(), CONFIG, OPTIM, tmp_path, CPU, resume=False)
+    assert_equal(dict(trained_weights(newest_state(tmp_path))), dict(scored.state_dict()))
+    assert not torch.equal(newest_state(tmp_path)["model"]["0.weight"], scored.state_dict()["0.weight"])
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path):
+    sgd = OptimConfig(
+        optimizer="sgd", learning_rate=1.0, reference_batch_size=4, momentum=0.0, weight_decay=0.0,
+        warmup_epochs=0, clip_norm=1e-3,
+    )  # fmt: skip
+    task = PlaneTask()
+    before = [parameter.detach().clone() for parameter in task.model.parameters()]
+    config = CONFIG.model_copy(update={"epochs": 1, "batch_size": 22})
+    fit(task, config, sgd.model_copy(update={"reference_batch_size": 22}), tmp_path, CPU, resume=False)
+    moved = [(a - b).flatten() for a, b in zip(task.model.parameters(), before, strict=True)]
+    assert float(torch.cat(moved).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_weights(tmp_path):
+    task = PlaneTask()
+    task.model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    before = {name: value.clone() for name, value in task.model[1].state_dict().items()}
+    fit(task, CONFIG.model_copy(update={"batch_norm": "frozen"}), OPTIM, tmp_path, CPU, resume=False)
+    assert_equal(before, dict(task.model[1].state_dict()))
+
+
+def test_too_much_accumulation_for_the_data_is_refused(tmp_path):
+    config = CONFIG.model_copy(update={"accumulation_steps": 6})
+    with pytest.raises(ValueError, match=r"train\.accumulation_steps 6: an epoch has only 5 batches"):
+        fit(PlaneTask(), config, OPTIM, tmp_path, CPU, resume=False)
+
+
+def test_synchronised_batch_norm_needs_gpus():
+    with pytest.raises(ValueError, match=r"train\.batch_norm sync: works on GPUs only"):
+        training.place_model(nn.Linear(1, 1), CONFIG.model_copy(update={"batch_norm": "sync"}), CPU)
