@@ -149,137 +149,166 @@ def fit(
     """Train `task.model` and return it (the moving average, if one is kept) after the last epoch.
 
     experiment: directory that gets metrics.jsonl, curves.png and checkpoints/; with `resume`, training goes on
-    after its newest checkpoint. Raises RunError when a loss or gradient is not finite, CheckpointError
-    when there is nothing to resume."""
-    world_size, rank = distributed.world_size(), distributed.rank()
-    batches = EpochBatchSampler(len(task.train_set), config.batch_size, rank, world_size, config.seed)
-    loader = build_loader(task.train_set, batches, task.collate, task.workers, device)
-    steps_per_epoch = len(batches) // config.accumulation_steps
-    if steps_per_epoch == 0:
+    after its newest checkpoint. Raises RunError when a loss or gradient is not finite, CheckpointError when there
+    is nothing to resume."""
+    run = _Run(task, config, optim, experiment, device)
+    if resume:
+        run.resume()
+    run.announce()
+    with progress_bar(config.epochs * run.steps_per_epoch, run.state.step) as bar:
+        for epoch in range(run.state.step // run.steps_per_epoch, config.epochs):
+            bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
+            line = run.train_epoch(epoch, bar)
+            improved = False
+            if epoch + 1 == config.epochs or (epoch + 1) % config.eval_every_epochs == 0:
+                improved = run.evaluate(line)
+            run.log(line)
+            run.save(step_path(run.checkpoints, run.state.step))
+            if improved:
+                run.save(run.checkpoints / "best.pt")
+    return run.state.scored_model
+
+
+class _Run:
+    """One run of `fit`: what it trains with, and the parts of its epochs."""
+
+    def __init__(
+        self, task: Task, config: TrainConfig, optim: OptimConfig, experiment: Path, device: torch.device
+    ) -> None:
+        self.task, self.config, self.optim, self.experiment, self.device = task, config, optim, experiment, device
+        self.checkpoints = experiment / "checkpoints"
+        self.batches = epoch_batches(len(task.train_set), config)
+        self.loader = build_loader(task.train_set, self.batches, task.collate, task.workers, device)
+        self.steps_per_epoch = len(self.batches) // config.accumulation_steps
+        self.global_batch_size = config.batch_size * distributed.world_size() * config.accumulation_steps
+
+        model = place_model(task.model, config, device)
+        optimizer = build_optimizer(model, optim, self.global_batch_size)
+        scheduler = build_scheduler(optimizer, optim, self.global_batch_size, self.steps_per_epoch, config.epochs)
+        ema = moving_average(model, config.ema_decay) if config.ema_decay else None
+        self.state = TrainState(model, optimizer, scheduler, ema)
+        self.parallel_model = distributed.data_parallel(model, device)
+
+    def resume(self) -> None:
+        """Go back to the newest checkpoint, and forget what was logged after it."""
+        path = newest_checkpoint(self.checkpoints)
+        self.state.load_state_dict(load_checkpoint(path))
+        logger.info("resumed after step %d from %s", self.state.step, path)
+        if distributed.is_main():
+            rewind_metrics(self.experiment, self.state.step)
+
+    def announce(self) -> None:
+        """Log what was derived from the config."""
+        config = self.config
+        logger.info(
+            "%d images, %d steps per epoch, global batch %d (%d images x %d processes x %d accumulated), "
+            "peak learning rate %.3g",
+            len(self.task.train_set), self.steps_per_epoch, self.global_batch_size, config.batch_size,
+            distributed.world_size(), config.accumulation_steps,
+            scaled_learning_rate(self.optim, self.global_batch_size),
+        )  # fmt: skip
+        for name, value in self.task.reference_losses.items():
+            logger.info("a model that learned nothing has a %s loss of %.3f", name, value)
+
+    def train_epoch(self, epoch: int, bar: tqdm) -> dict:
+        """Train to the end of `epoch`, from wherever in it the state is; returns its line of metrics.jsonl."""
+        state, config = self.state, self.config
+        first_step, wait_seconds, started = state.step, 0.0, time.perf_counter()
+        steps_done = first_step - epoch * self.steps_per_epoch
+        self.batches.epoch = epoch
+        self.batches.first_batch = steps_done * config.accumulation_steps
+        if steps_done == 0:
+            state.loss_sums = {}
+        set_train_mode(self.parallel_model, config.batch_norm)
+        loaded = iter(self.loader)
+        while state.step < (epoch + 1) * self.steps_per_epoch:
+            wait_started = time.perf_counter()
+            batches = list(islice(loaded, config.accumulation_steps))
+            wait_seconds += time.perf_counter() - wait_started
+            self.train_step(batches)
+            bar.update()
+            if state.step % config.checkpoint_every_steps == 0 and state.step % self.steps_per_epoch:
+                self.save(step_path(self.checkpoints, state.step))
+        means = mean_losses(state.loss_sums, self.steps_per_epoch)  # waits for the device: the epoch is over
+        seconds = time.perf_counter() - started
+        return {
+            "epoch": epoch + 1,
+            "step": state.step,
+            **{f"train_loss_{name}": value for name, value in means.items()},
+            "learning_rate": state.optimizer.param_groups[0]["lr"],
+            "epoch_seconds": round(seconds, 3),
+            "images_per_second": round((state.step - first_step) * self.global_batch_size / seconds, 2),
+            "data_wait_seconds": round(wait_seconds, 3),
+        }
+
+    def train_step(self, batches: list[dict[str, Tensor]]) -> None:
+        """One optimizer step over the accumulated `batches`.
+
+        The gradient is that of the mean loss over the batches; ranks average theirs in the last backward only."""
+        state, model = self.state, self.parallel_model
+        seed_step(self.config.seed, state.step)
+        losses: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            with ExitStack() as stack:
+                if index < len(batches) - 1 and model is not state.model:
+                    stack.enter_context(model.no_sync())
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                    batch_losses = self.task.losses(model, batch_to(batch, self.device))
+                (sum(batch_losses.values()) / len(batches)).backward()
+            add_losses(losses, {name: loss.detach() / len(batches) for name, loss in batch_losses.items()})
+
+        # Gradients are averaged over the ranks by now, so all ranks see the same norm and stop at the same step.
+        norm = clip_grad_norm_(state.model.parameters(), self.optim.clip_norm or math.inf)
+        if not math.isfinite(norm):
+            raise RunError(non_finite_message(state.step + 1, losses, batches))
+        state.optimizer.step()
+        state.scheduler.step()
+        state.optimizer.zero_grad()
+        if state.ema:
+            state.ema.update_parameters(state.model)
+        state.step += 1
+        add_losses(state.loss_sums, losses)
+        if state.step == 1:
+            means = ", ".join(f"{name} {value:.6f}" for name, value in mean_losses(losses, 1).items())
+            logger.info("first step: %s, gradient norm %.6f", means, norm)
+
+    def evaluate(self, line: dict) -> bool:
+        """Score the model into the epoch's line; tells whether it is the best so far."""
+        started = time.perf_counter()
+        line |= self.task.evaluate(self.state.scored_model, self.device)
+        line["eval_seconds"] = round(time.perf_counter() - started, 3)
+        score = line[self.task.metric]
+        if score is None or score <= self.state.best.get("score", -math.inf):
+            return False
+        self.state.best = {"epoch": line["epoch"], "score": score}
+        return True
+
+    def log(self, line: dict) -> None:
+        """Write the epoch down."""
+        logger.info(epoch_summary(line, self.config.epochs, self.task.metric))
+        if distributed.is_main():
+            append_metrics(self.experiment, line)
+            if self.task.metric in line:
+                draw_curves(self.experiment, self.task.metric, self.task.reference_losses)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, and delete step checkpoints that are too old to keep."""
+        state = self.state.state_dict()
+        if state is not None:
+            save_checkpoint(path, state)
+            prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
+
+
+def epoch_batches(num_images: int, config: TrainConfig) -> EpochBatchSampler:
+    """The batches of this rank. Raises ValueError if there are too few images for one optimizer step."""
+    world_size = distributed.world_size()
+    batches = EpochBatchSampler(num_images, config.batch_size, distributed.rank(), world_size, config.seed)
+    if len(batches) < config.accumulation_steps:
         raise ValueError(
             f"train.accumulation_steps {config.accumulation_steps}: an epoch has only {len(batches)} batches of "
             f"{config.batch_size} x {world_size} images; lower it or train.batch_size"
         )
-    global_batch_size = config.batch_size * world_size * config.accumulation_steps
-
-    model = place_model(task.model, config, device)
-    optimizer = build_optimizer(model, optim, global_batch_size)
-    scheduler = build_scheduler(optimizer, optim, global_batch_size, steps_per_epoch, config.epochs)
-    ema = moving_average(model, config.ema_decay) if config.ema_decay else None
-    state = TrainState(model, optimizer, scheduler, ema)
-    checkpoints = experiment / "checkpoints"
-    if resume:
-        path = newest_checkpoint(checkpoints)
-        state.load_state_dict(load_checkpoint(path))
-        logger.info("resumed after step %d from %s", state.step, path)
-        if rank == 0:
-            rewind_metrics(experiment, state.step)
-    parallel_model = distributed.data_parallel(model, device)
-    logger.info(
-        "%d images, %d steps per epoch, global batch %d (%d x %d processes x %d accumulated), peak learning rate %.3g",
-        len(task.train_set), steps_per_epoch, global_batch_size, config.batch_size, world_size,
-        config.accumulation_steps, scaled_learning_rate(optim, global_batch_size),
-    )  # fmt: skip
-    for name, value in task.reference_losses.items():
-        logger.info("a model that learned nothing has a %s loss of %.3f", name, value)
-
-    def save(path: Path) -> None:
-        values = state.state_dict()
-        if values is not None:
-            save_checkpoint(path, values)
-            prune_checkpoints(checkpoints, config.keep_checkpoints)
-
-    total_steps = config.epochs * steps_per_epoch
-    with progress_bar(total_steps, state.step) as bar:
-        for epoch in range(state.step // steps_per_epoch, config.epochs):
-            batches.epoch = epoch
-            batches.first_batch = (state.step % steps_per_epoch) * config.accumulation_steps
-            bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
-            started, first_step, wait_seconds = time.perf_counter(), state.step, 0.0
-            if first_step % steps_per_epoch == 0:
-                state.loss_sums = {}
-            set_train_mode(parallel_model, config.batch_norm)
-            loaded = iter(loader)
-            while state.step < (epoch + 1) * steps_per_epoch:
-                wait_started = time.perf_counter()
-                step_batches = list(islice(loaded, config.accumulation_steps))
-                wait_seconds += time.perf_counter() - wait_started
-                train_step(task, parallel_model, state, config, optim.clip_norm, step_batches, device)
-                bar.update()
-                if state.step % config.checkpoint_every_steps == 0 and state.step % steps_per_epoch:
-                    save(step_path(checkpoints, state.step))
-            means = epoch_means(state.loss_sums, steps_per_epoch)  # waits for the device: the epoch is done
-            seconds = time.perf_counter() - started
-            line = {
-                "epoch": epoch + 1,
-                "step": state.step,
-                **{f"train_loss_{name}": value for name, value in means.items()},
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "epoch_seconds": round(seconds, 3),
-                "images_per_second": round((state.step - first_step) * global_batch_size / seconds, 2),
-                "data_wait_seconds": round(wait_seconds, 3),
-            }
-            is_last = epoch + 1 == config.epochs
-            improved = False
-            if is_last or (epoch + 1) % config.eval_every_epochs == 0:
-                eval_started = time.perf_counter()
-                scores = task.evaluate(state.scored_model, device)
-                line |= {**scores, "eval_seconds": round(time.perf_counter() - eval_started, 3)}
-                score = scores[task.metric]
-                improved = score is not None and score > state.best.get("score", -math.inf)
-                if improved:
-                    state.best = {"epoch": epoch + 1, "score": score}
-            if rank == 0:
-                append_metrics(experiment, line)
-                if task.metric in line:
-                    draw_curves(experiment, task.metric, task.reference_losses)
-                logger.info(epoch_summary(line, config.epochs, task.metric))
-            save(step_path(checkpoints, state.step))
-            if improved:
-                save(checkpoints / "best.pt")
-    return state.scored_model
-
-
-def train_step(
-    task: Task,
-    parallel_model: nn.Module,
-    state: TrainState,
-    config: TrainConfig,
-    clip_norm: float | None,
-    batches: list[dict[str, Tensor]],
-    device: torch.device,
-) -> None:
-    """One optimizer step over the accumulated `batches`.
-
-    The gradient is that of the mean loss over the batches; ranks average theirs in the last backward only."""
-    torch.manual_seed((config.seed << 40) + state.step * distributed.world_size() + distributed.rank())
-    step_losses: dict[str, Tensor] = {}
-    for index, batch in enumerate(batches):
-        with ExitStack() as stack:
-            if index < len(batches) - 1 and parallel_model is not state.model:
-                stack.enter_context(parallel_model.no_sync())
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                losses = task.losses(parallel_model, batch_to(batch, device))
-            (sum(losses.values()) / len(batches)).backward()
-        for name, loss in losses.items():
-            step_losses[name] = step_losses.get(name, 0) + loss.detach() / len(batches)
-
-    # Gradients are already averaged over the ranks, so every rank sees the same norm and stops at the same step.
-    norm = clip_grad_norm_(state.model.parameters(), clip_norm or math.inf)
-    if not math.isfinite(norm):
-        raise RunError(non_finite_message(state.step + 1, step_losses, batches))
-    state.optimizer.step()
-    state.scheduler.step()
-    state.optimizer.zero_grad()
-    if state.ema:
-        state.ema.update_parameters(state.model)
-    state.step += 1
-    for name, loss in step_losses.items():
-        state.loss_sums[name] = state.loss_sums.get(name, 0) + loss
-    if state.step == 1:
-        means = epoch_means(step_losses, 1)
-        text = ", ".join(f"{name} {value:.6f}" for name, value in means.items())
-        logger.info("first step: %s, gradient norm %.3f", text, norm)
+    return batches
 
 
 def place_model(model: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
@@ -304,7 +333,18 @@ def set_train_mode(model: nn.Module, batch_norm: str) -> None:
                 module.eval()
 
 
-def epoch_means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
+def seed_step(seed: int, step: int) -> None:
+    """Seed the model's random numbers (drop path, dropout) for one optimizer step on this rank."""
+    torch.manual_seed((seed << 40) + step * distributed.world_size() + distributed.rank())
+
+
+def add_losses(sums: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
+    """Add `losses` to `sums` by name, on their device."""
+    for name, loss in losses.items():
+        sums[name] = sums[name] + loss if name in sums else loss
+
+
+def mean_losses(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
     """Mean over steps and ranks of each loss, and of their total as "total"."""
     names = list(sums)
     values = torch.stack([sums[name] for name in names]).double() / steps

@@ -95,8 +95,8 @@ def facts(experiment: Path, task: "DetectionTask", record: dict, lines: list[dic
         "Scored": f"the {record['weights']} weights, all {record['protocol']['images']} images, COCO mAP by "
         f"pycocotools; score >= {config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, "
         f"best {config.eval.max_detections}",
-        "Best epoch": f"{best['epoch']} at {task.metric} {best[task.metric]:.4f}; chosen on the images it is scored on, "
-        "so not the one to quote"
+        "Best epoch": f"{best['epoch']} at {task.metric} {best[task.metric]:.4f}; not the figure to quote, for it was "
+        "chosen on the images it is scored on"
         if best
         else "none scored",
         "Code": f"commit {start['commit']}{', with uncommitted changes' if start['uncommitted_changes'] else ''}; "
@@ -122,11 +122,11 @@ def example_pictures(coco: CocoFile, results: list[dict]) -> list[Picture]:
         xywh = np.array([result["bbox"] for result in shown]).reshape(-1, 4)
         pictures.append(
             Picture(
-                image=read_image(coco.images_dir, image),
+                image=read_image(coco, index),
                 caption=image.file_name,
                 true_boxes_xyxy=boxes_xyxy,
                 true_names=[coco.class_names[label - 1] for label in labels],
-                is_crowd=is_crowd,
+                true_is_crowd=is_crowd,
                 boxes_xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
                 names=[name_of[result["category_id"]] for result in shown],
                 scores=[result["score"] for result in shown],

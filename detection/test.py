@@ -21,9 +21,10 @@ from detection.postprocess import PostprocessConfig
 from detection.training import DetectionConfig, DetectionTask
 from engine.checkpoint import load_checkpoint, newest_checkpoint
 from engine.command import run_command
-from engine.config import ConfigError, load_config
+from engine.config import load_config
 from engine.experiment import shown_score, write_text
 from engine.logbook import logger
+from engine.strict_yaml import ConfigError
 from training import trained_weights
 
 

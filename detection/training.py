@@ -27,12 +27,13 @@ from detection.transforms import AugmentConfig, eval_transform, train_transform
 from engine import distributed
 from engine.checkpoint import CheckpointError
 from engine.command import run_command
-from engine.config import Config, ConfigError, changed_fields, dump_config, load_config
+from engine.config import Config, changed_fields, dump_config, load_config
 from engine.experiment import append_environment, describe_environment, new_experiment, shown_score, write_text
 from engine.logbook import logger, start_logging
 from engine.optim import OptimConfig
+from engine.strict_yaml import ConfigError
 from engine.weights import load_exactly
-from training import TrainConfig, fit
+from training import TrainConfig, epoch_batches, fit
 
 # What may differ when a run is resumed: where the data lies, how it is fed and what is kept; not what is learned.
 FREE_ON_RESUME = {
@@ -78,6 +79,8 @@ class DetectionTask:
                     f"{val.annotations_path}: category ids {val.category_ids} differ from {train.category_ids} in "
                     f"{train.annotations_path}; both files must list the same classes"
                 )
+            if not train.class_counts.any():
+                raise DatasetError(f"{train.annotations_path}: no objects in it, so there is nothing to learn")
             transform = train_transform(config.augment, self.model.input_size)
             self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_images)
             plateau = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
@@ -141,6 +144,7 @@ def main(device: torch.device) -> None:
     config = read_config(arguments)
     train, val = read_split(config.data, "train"), read_split(config.data, "val")
     task = DetectionTask(config, val, train)
+    epoch_batches(len(task.train_set), config.train)  # refuses too few images, before anything is written
     experiment = arguments.resume or Path(
         distributed.broadcast(distributed.is_main() and str(new_experiment(arguments.experiments)))
     )
@@ -149,6 +153,11 @@ def main(device: torch.device) -> None:
         write_text(experiment / "config.yaml", dump_config(config))
         append_environment(experiment, describe_environment(distributed.world_size(), device))
     logger.info("%s: %s with neck %s", experiment, config.model.backbone, config.model.neck)
+    for coco in (train, val):
+        logger.info(
+            "%s: %d images, %d objects; %d boxes cut at the edge of their image, %d without area left out",
+            coco.annotations_path, len(coco.images), len(coco.labels), coco.num_cut, coco.num_left_out,
+        )  # fmt: skip
     model = fit(task, config.train, config.optim, experiment, device, resume=arguments.resume is not None)
     results = task.detect_all(model, device, [config.eval])
     if results:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 logger = logging.getLogger("workbench")
@@ -85,9 +86,12 @@ def draw_curves(experiment: Path, metric: str, reference_losses: dict[str, float
     for axes, title in ((losses, "training loss"), (scores, "validation score"), (rate, "learning rate")):
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
+        axes.set_xlim(1 - 0.02 * epochs[-1], 1.02 * epochs[-1])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     losses.set_ylim(bottom=0)
+    rate.set_ylim(bottom=0)
     scores.set_ylim(0, 1)
-    losses.legend()
+    losses.legend(fontsize=8)
     if scored:
-        scores.legend()
+        scores.legend(fontsize=8)
     FigureCanvasAgg(figure).print_png(experiment / "curves.png")

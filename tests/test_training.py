@@ -51,7 +51,7 @@ class PlaneTask:
 
     def evaluate(self, model, device):
         points = torch.stack([self.train_set[(0, i)]["x"] for i in range(len(self.train_set))])
-        return {"score": 1 / (1 + float(model(points).square().mean()))}
+        return {"score": 1 / (1 + model(points).square().mean().item())}
 
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, precision="fp32", ema_decay=0.9, checkpoint_every_steps=1)

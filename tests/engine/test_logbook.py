@@ -1,0 +1,42 @@
+"""engine/logbook.py: metrics come back, can be rewound, and are drawn."""
+
+import pytest
+
+from engine.logbook import append_metrics, draw_curves, logger, read_metrics, rewind_metrics, start_logging
+
+
+def line(epoch: int, score: float | None) -> dict:
+    return {
+        "epoch": epoch, "step": 10 * epoch, "train_loss_total": 1 / epoch, "train_loss_classification": 0.5 / epoch,
+        "learning_rate": 1e-3, "mAP": score,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    for epoch in (1, 2, 3):
+        append_metrics(tmp_path, line(epoch, None if epoch == 1 else 0.1 * epoch))
+    return tmp_path
+
+
+def test_metrics_come_back_in_order(experiment):
+    assert [entry["epoch"] for entry in read_metrics(experiment)] == [1, 2, 3]
+
+
+def test_rewinding_forgets_epochs_after_the_step(experiment):
+    rewind_metrics(experiment, step=20)
+    assert [entry["epoch"] for entry in read_metrics(experiment)] == [1, 2]
+
+
+def test_curves_are_drawn_even_where_a_score_is_undefined(experiment):
+    draw_curves(experiment, "mAP", {"classification": 0.4})
+    assert (experiment / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_messages_go_to_the_log_file_of_the_experiment(tmp_path):
+    start_logging(tmp_path, verbose=False)
+    logger.info("learning %s", "now")
+    start_logging(None, verbose=False)
+    logger.info("not here")
+    text = (tmp_path / "train.log").read_text()
+    assert text.endswith("INFO learning now\n")
