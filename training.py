@@ -9,7 +9,6 @@ what ran before. So a resumed run draws what the uninterrupted run would have dr
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -42,7 +41,7 @@ from engine.checkpoint import (
 from engine.command import RunError
 from engine.config import Config
 from engine.experiment import shown_score
-from engine.logbook import append_metrics, draw_curves, logger, rewind_metrics
+from engine.logbook import append_metrics, draw_curves, logger, progress_bar, rewind_metrics
 from engine.optim import OptimConfig, build_optimizer, build_scheduler, moving_average, scaled_learning_rate
 
 
@@ -155,9 +154,10 @@ def fit(
     if resume:
         run.resume()
     run.announce()
-    with progress_bar(config.epochs * run.steps_per_epoch, run.state.step) as bar:
+    total_steps = config.epochs * run.steps_per_epoch
+    with progress_bar(total=total_steps, initial=run.state.step, unit="step", smoothing=0.02) as bar:
         for epoch in range(run.state.step // run.steps_per_epoch, config.epochs):
-            bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
+            bar.set_description(f"epoch {epoch + 1}/{config.epochs}", refresh=False)
             line = run.train_epoch(epoch, bar)
             improved = False
             if epoch + 1 == config.epochs or (epoch + 1) % config.eval_every_epochs == 0:
@@ -275,6 +275,7 @@ class _Run:
     def evaluate(self, line: dict) -> bool:
         """Score the model into the epoch's line; tells whether it is the best so far."""
         started = time.perf_counter()
+        distributed.share_buffers(self.state.scored_model)  # or ranks would score another model than rank 0 saves
         line |= self.task.evaluate(self.state.scored_model, self.device)
         line["eval_seconds"] = round(time.perf_counter() - started, 3)
         score = line[self.task.metric]
@@ -369,17 +370,3 @@ def epoch_summary(line: dict, epochs: int, metric: str) -> str:
     if metric in line:
         text += f"  {metric} {shown_score(line[metric])}"
     return text + f"  {line['epoch_seconds']:.1f} s  {line['images_per_second']:.0f} images/s"
-
-
-def progress_bar(total: int, done: int) -> tqdm:
-    """A bar over all steps of the run, on rank 0; once a minute where the output is a file."""
-    interactive = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        initial=done,
-        unit="step",
-        smoothing=0.02,
-        mininterval=0.2 if interactive else 60,
-        disable=not distributed.is_main(),
-        dynamic_ncols=True,
-    )

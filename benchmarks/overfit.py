@@ -32,8 +32,8 @@ from training import TrainConfig, fit
 IMAGES, MOST_OBJECTS = 16, 8
 AUGMENT = AugmentConfig(photometric=False, zoom_out=1.0, crop_min_scale=1.0, horizontal_flip=0.0, vertical_flip=0.0)
 ROWS = {  # backbone: input side, peak learning rate, epochs, channels_last
-    "ResNet50Backbone_B": (192, 5e-4, 110, True),
-    "SwinTBackbone_B": (224, 3e-4, 110, False),
+    "ResNet50Backbone_B": (192, 5e-4, 75, True),
+    "SwinTBackbone_B": (224, 3e-4, 75, False),
 }
 
 

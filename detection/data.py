@@ -28,11 +28,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from data import Key
 from engine.config import Config
-from engine.distributed import is_main
+from engine.logbook import progress_bar
 
 
 class SplitConfig(Config):
@@ -319,7 +318,7 @@ class CocoDetection(Dataset):
         self.coco, self.transform, self.seed = coco, transform, seed
         self.cached: list[np.ndarray] = []
         if cache_images:
-            bar = tqdm(range(len(self)), "decoding images", unit="image", leave=False, disable=not is_main())
+            bar = progress_bar(range(len(self)), desc="decoding images", unit="image", leave=False)
             self.cached = [read_image(coco, index) for index in bar]
 
     def __len__(self) -> int:

@@ -19,12 +19,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision.ops import box_convert
-from tqdm import tqdm
 
 from data import batch_to, normalize_images
 from detection.data import CocoFile
 from detection.postprocess import Detections, PostprocessConfig, postprocess
-from engine import distributed
+from engine.logbook import progress_bar
 
 # In the order of COCOeval.stats. AP_* and AR_small.. by the area of the object in pixels: below 32 ** 2, to 96 ** 2,
 # above; AR_1.. by the number of detections allowed per image.
@@ -58,9 +57,7 @@ def detect(
     image_sizes = {image.id: (image.width, image.height) for image in coco.images}
     results: list[list[dict]] = [[] for _ in settings]
     with _evaluation_mode(model):
-        for batch in tqdm(
-            loader, "scoring", unit="batch", leave=False, dynamic_ncols=True, disable=not distributed.is_main()
-        ):
+        for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
             images = normalize_images(batch_to(batch, device)["images"])
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 outputs = model(images)

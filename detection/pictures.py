@@ -15,9 +15,10 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from PIL import Image
 
-PANEL_INCHES = 4.5  # width of one panel
-DOTS_PER_INCH = 110
+PANEL_INCHES = 4.0  # width of one panel
+DOTS_PER_INCH = 100
 
 Colour = tuple[float, float, float]  # red, green, blue, each 0 to 1
 
@@ -44,7 +45,7 @@ def draw_detections(path: str | Path, pictures: Sequence[Picture]) -> None:
     tallest = [max(p.image.shape[0] / p.image.shape[1] for p in row) for row in rows]
     row_heights = [PANEL_INCHES * min(1.0, ratio) + 0.3 for ratio in tallest]  # 0.3 for the titles
     figure = Figure((2 * pairs_per_row * PANEL_INCHES, sum(row_heights)), DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), 2 * pairs_per_row, squeeze=False, height_ratios=row_heights)
     panels = list(zip(grid[:, 0::2].flat, grid[:, 1::2].flat, strict=True))
     for axes in grid.flat:
@@ -68,7 +69,10 @@ def draw_detections(path: str | Path, pictures: Sequence[Picture]) -> None:
             name = picture.names[index]
             label = f"{name} {picture.scores[index]:.2f}"
             _draw_box(right, picture.boxes_xyxy[index], label, colours[name], "solid")
-    figure.savefig(path)
+    canvas.draw()
+    # 256 colours: a third of the bytes, and a record of an experiment is to be committed.
+    rendered = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    rendered.quantize(palette=rendered.quantize(256), dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 def _class_colours(pictures: Sequence[Picture]) -> dict[str, Colour]:

@@ -24,7 +24,7 @@ from engine.optim import scaled_learning_rate
 if TYPE_CHECKING:
     from detection.training import DetectionTask
 
-PICTURES = 6  # images in detections.png
+PICTURES = 4  # images in detections.png
 SHOWN_SCORE = 0.3  # detections below it are not drawn
 
 
@@ -91,7 +91,7 @@ def facts(experiment: Path, task: "DetectionTask", record: dict, lines: list[dic
         f"{scaled_learning_rate(config.optim, batch):.3g}, {config.optim.schedule}, {config.train.precision}, "
         f"box loss weight {config.loss.box_weight:g} (1 is the SSD paper's), seed {config.train.seed}",
         "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training, {cost['images_per_second']:.0f} images/s, "
-        f"{start['processes']} process(es) on {machine}; {len(starts)} start(s)",
+        f"on {start['processes']} x {machine}" + (f", in {len(starts)} starts" if len(starts) > 1 else ""),
         "Scored": f"the {record['weights']} weights, all {record['protocol']['images']} images, COCO mAP by "
         f"pycocotools; score >= {config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, "
         f"best {config.eval.max_detections}",

@@ -79,10 +79,11 @@ def broadcast(value: object) -> object:
     return box[0]
 
 
-def barrier() -> None:
-    """Wait until every rank is here."""
+def share_buffers(model: nn.Module) -> None:
+    """Give every rank rank 0's buffers: BatchNorm's running statistics differ, as each rank saw other images."""
     if world_size() > 1:
-        dist.barrier()
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: train.log, metrics.jsonl and the curves drawn from it.
+"""What a run says and writes down as it goes: progress bars, train.log, metrics.jsonl and the curves drawn from it.
 
 Messages go through the standard logging module; on the terminal they pass above tqdm's progress bars.
 metrics.jsonl has one line per epoch, units in the key names.
@@ -6,12 +6,17 @@ metrics.jsonl has one line per epoch, units in the key names.
 
 import json
 import logging
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
+
+from engine import distributed
 
 logger = logging.getLogger("workbench")
 
@@ -38,6 +43,12 @@ def start_logging(experiment: Path | None, verbose: bool) -> None:
         file = logging.FileHandler(experiment / "train.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file)
+
+
+def progress_bar(steps: Iterable | None = None, **options: Any) -> tqdm:
+    """tqdm over `steps` on rank 0, silent on the others; where the output is a file, a line a minute."""
+    options |= {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 120}
+    return tqdm(steps, disable=not distributed.is_main(), dynamic_ncols=True, **options)
 
 
 def append_metrics(experiment: Path, line: dict) -> None:

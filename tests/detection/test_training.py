@@ -123,6 +123,16 @@ def test_two_processes_take_the_first_step_of_one_with_the_same_global_batch(con
     assert losses[1][3] == pytest.approx(losses[0][3], rel=1e-3)  # the gradients were averaged, too
 
 
+def test_a_run_on_two_processes_reports_the_score_of_the_checkpoint_it_saved(config_path, tmp_path):
+    overrides = ("train.batch_size=2", "train.epochs=3", "optim.learning_rate=5e-3")  # BatchNorm statistics differ
+    experiment = train(config_path, tmp_path, *overrides, processes=2)
+    done = run("detection.test", experiment)
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((experiment / "test.json").read_text())["settings"]
+    scores = json.loads((experiment / "results.json").read_text())["scores"]
+    assert {name: settings[0][name] for name in scores} == scores
+
+
 def test_the_score_is_the_same_to_the_last_digit_on_1_2_and_3_processes(experiment):
     texts = []
     for processes in (1, 2, 3):
