@@ -49,14 +49,12 @@ class EpochBatchSampler:
 
     epoch: which epoch to yield. first_batch: how many of its batches to leave out, to resume in mid-epoch."""
 
-    def __init__(
-        self, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int, shuffle: bool = True
-    ) -> None:
+    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int) -> None:
         """num_samples: size of the data set. batch_size: images per process.
 
         Raises ValueError if there are too few samples for one global batch."""
         self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
-        self.seed, self.shuffle = seed, shuffle
+        self.seed = seed
         self.epoch = 0
         self.first_batch = 0
         if len(self) == 0:
@@ -70,9 +68,7 @@ class EpochBatchSampler:
         return self.num_samples // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.arange(self.num_samples)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples)
         global_batch_size = self.batch_size * self.world_size
         for batch in range(self.first_batch, len(self)):
             images = order[batch * global_batch_size : (batch + 1) * global_batch_size]

@@ -20,7 +20,6 @@ from typing import Literal, Protocol
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -43,6 +42,9 @@ from engine.config import Config
 from engine.experiment import shown_score
 from engine.logbook import append_metrics, draw_curves, logger, progress_bar, rewind_metrics
 from engine.optim import OptimConfig, build_optimizer, build_scheduler, moving_average, scaled_learning_rate
+from engine.weights import load_exactly
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class TrainConfig(Config):
@@ -70,11 +72,13 @@ class Task(Protocol):
     train_set: Dataset  # indexed by (epoch, index)
     collate: Callable[[list], dict[str, Tensor]]
     workers: int  # loader processes per training process
-    metric: str  # the score that names the best checkpoint, higher is better
+    metrics: tuple[str, ...]  # scores worth drawing; the first, higher is better, names the best checkpoint
     reference_losses: dict[str, float]  # what a model that learned nothing reaches
 
-    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scalar losses of a batch on the device; their sum is minimised. `model` is self.model, wrapped."""
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses summed over a batch that is on the device, and the number of things summed over, all scalars.
+
+        Minimised is the total of the losses per thing, over the global batch. `model` is self.model, wrapped."""
         ...
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float | None]:
@@ -90,8 +94,10 @@ class TrainState:
     optimizer: Optimizer
     scheduler: LRScheduler
     ema: AveragedModel | None
+    num_images: int  # of the training set: steps mean nothing on another
     step: int = 0  # optimizer steps done
-    loss_sums: dict[str, Tensor] = field(default_factory=dict)  # of this epoch so far, on this rank
+    loss_sums: dict[str, Tensor] = field(default_factory=dict)  # over the steps of this epoch so far, on this rank
+    epoch_seconds: float = 0.0  # spent on this epoch so far
     best: dict = field(default_factory=dict)  # {"epoch": ..., "score": ...}
 
     def state_dict(self) -> dict | None:
@@ -101,29 +107,37 @@ class TrainState:
             return None
         ema = self.ema and {"count": int(self.ema.n_averaged), "weights": self.ema.module.state_dict()}
         return {
+            "num_images": self.num_images,
             "step": self.step,
             "model": self.model.state_dict(),
             "ema": ema,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "loss_sums": loss_sums,
+            "epoch_seconds": self.epoch_seconds,
             "best": self.best,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Go back to where `state_dict` was taken. Raises CheckpointError if it belongs to another run."""
-        if len(state["loss_sums"]) != distributed.world_size():
+        processes = len(state["loss_sums"])
+        if processes != distributed.world_size():
             raise CheckpointError(
-                f"the checkpoint was made by {len(state['loss_sums'])} processes, this run has "
-                f"{distributed.world_size()}: start as many, the batch and the schedule depend on it"
+                f"made by {processes} processes, this run has {distributed.world_size()}: start as many, for the "
+                "batch and the schedule depend on it"
             )
-        self.model.load_state_dict(state["model"])
+        if state["num_images"] != self.num_images:
+            raise CheckpointError(
+                f"made while training on {state['num_images']} images, now there are {self.num_images}: resume on "
+                "the same data, or start a new run"
+            )
+        load_exactly(self.model, state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"]["weights"])
             self.ema.n_averaged.fill_(state["ema"]["count"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.step = state["step"]
+        self.step, self.epoch_seconds = state["step"], state["epoch_seconds"]
         # Python's float holds a float32 exactly: the epoch's means come out as if never interrupted.
         self.loss_sums = {
             name: torch.tensor(value, device=next(self.model.parameters()).device)
@@ -163,9 +177,9 @@ def fit(
             if epoch + 1 == config.epochs or (epoch + 1) % config.eval_every_epochs == 0:
                 improved = run.evaluate(line)
             run.log(line)
-            run.save(step_path(run.checkpoints, run.state.step))
-            if improved:
+            if improved:  # first, or a run killed between the two would never write it
                 run.save(run.checkpoints / "best.pt")
+            run.save(step_path(run.checkpoints, run.state.step))
     return run.state.scored_model
 
 
@@ -186,13 +200,16 @@ class _Run:
         optimizer = build_optimizer(model, optim, self.global_batch_size)
         scheduler = build_scheduler(optimizer, optim, self.global_batch_size, self.steps_per_epoch, config.epochs)
         ema = moving_average(model, config.ema_decay) if config.ema_decay else None
-        self.state = TrainState(model, optimizer, scheduler, ema)
+        self.state = TrainState(model, optimizer, scheduler, ema, len(task.train_set))
         self.parallel_model = distributed.data_parallel(model, device)
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, and forget what was logged after it."""
         path = newest_checkpoint(self.checkpoints)
-        self.state.load_state_dict(load_checkpoint(path))
+        try:
+            self.state.load_state_dict(load_checkpoint(path))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         logger.info("resumed after step %d from %s", self.state.step, path)
         if distributed.is_main():
             rewind_metrics(self.experiment, self.state.step)
@@ -209,58 +226,70 @@ class _Run:
         )  # fmt: skip
         for name, value in self.task.reference_losses.items():
             logger.info("a model that learned nothing has a %s loss of %.3f", name, value)
+        if self.optim.schedule == "steps" and any(epoch >= config.epochs for epoch in self.optim.drop_epochs):
+            logger.warning("optim.drop_epochs %s: the last epoch is %d", self.optim.drop_epochs, config.epochs)
+        if self.optim.warmup_epochs >= config.epochs:
+            logger.warning("optim.warmup_epochs %g: all of the %d epochs", self.optim.warmup_epochs, config.epochs)
 
     def train_epoch(self, epoch: int, bar: tqdm) -> dict:
         """Train to the end of `epoch`, from wherever in it the state is; returns its line of metrics.jsonl."""
         state, config = self.state, self.config
         first_step, wait_seconds, started = state.step, 0.0, time.perf_counter()
+        earlier_seconds = state.epoch_seconds  # before the run was resumed
         steps_done = first_step - epoch * self.steps_per_epoch
         self.batches.epoch = epoch
         self.batches.first_batch = steps_done * config.accumulation_steps
-        if steps_done == 0:
-            state.loss_sums = {}
         set_train_mode(self.parallel_model, config.batch_norm)
         loaded = iter(self.loader)
         while state.step < (epoch + 1) * self.steps_per_epoch:
             wait_started = time.perf_counter()
             batches = list(islice(loaded, config.accumulation_steps))
             wait_seconds += time.perf_counter() - wait_started
-            self.train_step(batches)
+            learning_rate = self.train_step(batches)
             bar.update()
             if state.step % config.checkpoint_every_steps == 0 and state.step % self.steps_per_epoch:
+                state.epoch_seconds = earlier_seconds + time.perf_counter() - started
                 self.save(step_path(self.checkpoints, state.step))
         means = mean_losses(state.loss_sums, self.steps_per_epoch)  # waits for the device: the epoch is over
+        state.loss_sums, state.epoch_seconds = {}, 0.0
         seconds = time.perf_counter() - started
         return {
             "epoch": epoch + 1,
             "step": state.step,
             **{f"train_loss_{name}": value for name, value in means.items()},
-            "learning_rate": state.optimizer.param_groups[0]["lr"],
-            "epoch_seconds": round(seconds, 3),
+            "learning_rate": learning_rate,
+            "epoch_seconds": round(earlier_seconds + seconds, 3),
             "images_per_second": round((state.step - first_step) * self.global_batch_size / seconds, 2),
             "data_wait_seconds": round(wait_seconds, 3),
         }
 
-    def train_step(self, batches: list[dict[str, Tensor]]) -> None:
-        """One optimizer step over the accumulated `batches`.
+    def train_step(self, batches: list[dict[str, Tensor]]) -> float:
+        """One optimizer step over the accumulated `batches` of every rank; returns its learning rate.
 
-        The gradient is that of the mean loss over the batches; ranks average theirs in the last backward only."""
+        Sums are accumulated and divided once by the count of the global batch, so the gradient is that of one large
+        batch, however it was cut into ranks and backward passes. Ranks exchange gradients in the last one only."""
         state, model = self.state, self.parallel_model
         seed_step(self.config.seed, state.step)
         losses: dict[str, Tensor] = {}
+        counts = []
         for index, batch in enumerate(batches):
             with ExitStack() as stack:
                 if index < len(batches) - 1 and model is not state.model:
                     stack.enter_context(model.no_sync())
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                    batch_losses = self.task.losses(model, batch_to(batch, self.device))
-                (sum(batch_losses.values()) / len(batches)).backward()
-            add_losses(losses, {name: loss.detach() / len(batches) for name, loss in batch_losses.items()})
+                    sums, count = self.task.losses(model, batch_to(batch, self.device))
+                sum(sums.values()).backward()
+            add_losses(losses, {name: value.detach() for name, value in sums.items()})
+            counts.append(count)
 
-        # Gradients are averaged over the ranks by now, so all ranks see the same norm and stop at the same step.
+        # The ranks' gradients have been averaged, hence the factor world_size. Nothing to count: a zero gradient.
+        scale = distributed.world_size() / distributed.sum_over_ranks(sum(counts)).clamp(min=1)
+        torch._foreach_mul_([p.grad for p in state.model.parameters() if p.grad is not None], scale)
+        losses = {name: value * scale for name, value in losses.items()}
         norm = clip_grad_norm_(state.model.parameters(), self.optim.clip_norm or math.inf)
-        if not math.isfinite(norm):
+        if not math.isfinite(norm):  # the same on every rank, so all stop at this step
             raise RunError(non_finite_message(state.step + 1, losses, batches))
+        learning_rate = state.optimizer.param_groups[0]["lr"]
         state.optimizer.step()
         state.scheduler.step()
         state.optimizer.zero_grad()
@@ -271,6 +300,7 @@ class _Run:
         if state.step == 1:
             means = ", ".join(f"{name} {value:.6f}" for name, value in mean_losses(losses, 1).items())
             logger.info("first step: %s, gradient norm %.6f", means, norm)
+        return learning_rate
 
     def evaluate(self, line: dict) -> bool:
         """Score the model into the epoch's line; tells whether it is the best so far."""
@@ -278,7 +308,7 @@ class _Run:
         distributed.share_buffers(self.state.scored_model)  # or ranks would score another model than rank 0 saves
         line |= self.task.evaluate(self.state.scored_model, self.device)
         line["eval_seconds"] = round(time.perf_counter() - started, 3)
-        score = line[self.task.metric]
+        score = line[self.task.metrics[0]]
         if score is None or score <= self.state.best.get("score", -math.inf):
             return False
         self.state.best = {"epoch": line["epoch"], "score": score}
@@ -286,11 +316,11 @@ class _Run:
 
     def log(self, line: dict) -> None:
         """Write the epoch down."""
-        logger.info(epoch_summary(line, self.config.epochs, self.task.metric))
+        logger.info(epoch_summary(line, self.config.epochs, self.task.metrics[0]))
         if distributed.is_main():
             append_metrics(self.experiment, line)
-            if self.task.metric in line:
-                draw_curves(self.experiment, self.task.metric, self.task.reference_losses)
+            if self.task.metrics[0] in line:
+                draw_curves(self.experiment, self.task.metrics, self.task.reference_losses)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, and delete step checkpoints that are too old to keep."""
@@ -312,15 +342,23 @@ def epoch_batches(num_images: int, config: TrainConfig) -> EpochBatchSampler:
     return batches
 
 
+def check_feasible(task: Task, config: TrainConfig, device: torch.device) -> None:
+    """Refuse what cannot be trained, before anything is written. Raises ValueError that names the field."""
+    epoch_batches(len(task.train_set), config)
+    if config.batch_norm == "sync" and device.type != "cuda":
+        raise ValueError("train.batch_norm sync: works on GPUs only; on the CPU take local or frozen")
+    has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in task.model.modules())
+    if config.batch_norm == "local" and config.batch_size == 1 and has_batch_norm:
+        raise ValueError("train.batch_size 1: BatchNorm needs 2 images or more, or train.batch_norm frozen")
+
+
 def place_model(model: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
     """Move the model to the device in the configured layout and treat its BatchNorm layers as configured."""
     if config.batch_norm == "sync":
-        if device.type != "cuda":
-            raise ValueError("train.batch_norm sync: works on GPUs only; on the CPU take local or frozen")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.batch_norm == "frozen":
         for module in model.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, BATCH_NORMS):
                 module.requires_grad_(False)
     return model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
 
@@ -330,7 +368,7 @@ def set_train_mode(model: nn.Module, batch_norm: str) -> None:
     model.train()
     if batch_norm == "frozen":
         for module in model.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, BATCH_NORMS):
                 module.eval()
 
 
@@ -355,12 +393,15 @@ def mean_losses(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
 
 
 def non_finite_message(step: int, losses: dict[str, Tensor], batches: list[dict[str, Tensor]]) -> str:
-    """What broke at `step` on this rank: its losses, and the images of the step."""
-    values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
-    ids = [image_id for batch in batches for image_id in batch.get("image_ids", torch.tensor([])).tolist()]
+    """What broke at `step`: losses and images of the ranks whose losses are not finite, else of all (a gradient)."""
+    values = {name: float(value) for name, value in losses.items()}
+    image_ids = [image_id for batch in batches for image_id in batch["image_ids"].tolist()]
+    reports = distributed.gather((distributed.rank(), values, image_ids)) or []
+    culprits = [report for report in reports if not all(map(math.isfinite, report[1].values()))]
+    told = "; ".join(f"rank {rank}: {values}, image ids {ids}" for rank, values, ids in culprits or reports)
     return (
-        f"step {step}: loss or gradient is not finite on rank {distributed.rank()} ({values}); image ids {ids}; "
-        "the weights are those before this step. Lower optim.learning_rate, or look at these images"
+        f"step {step}: loss or gradient is not finite; {told}; the weights are those before this step. "
+        "Lower optim.learning_rate, or look at these images"
     )
 
 

@@ -45,12 +45,14 @@ def detect(
     device: torch.device,
     settings: Sequence[PostprocessConfig],
     precision: Literal["fp32", "bf16"] = "fp32",
+    channels_last: bool = False,
 ) -> list[list[dict]]:
     """Find the objects in every image that the loader yields, on this process alone.
 
     model: (B, 3, S, S) normalised images -> box_deltas, class_logits; with the buffer anchors_cxcywh, as SSD has.
     coco: the annotation file of these images, for their sizes and the categories' ids.
     settings: the network runs once, however many thresholds are to be compared.
+    precision, channels_last: arithmetic and memory layout of the network, those of training for equal numbers.
 
     Returns for each of the settings its COCO results (see to_coco_results) by image id, best first within an image.
     """
@@ -58,7 +60,7 @@ def detect(
     results: list[list[dict]] = [[] for _ in settings]
     with _evaluation_mode(model):
         for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
-            images = normalize_images(batch_to(batch, device)["images"])
+            images = normalize_images(batch_to(batch, device)["images"], channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 outputs = model(images)
             image_ids = batch["image_ids"].tolist()

@@ -9,35 +9,32 @@ README.md         what was trained, on what, how, how well and how long, for peo
 import hashlib
 import json
 import statistics
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detection.data import CocoFile, read_image
-from detection.evaluation import METRICS, coco_scores
+from detection.evaluation import METRICS
 from detection.pictures import Picture, draw_detections
+from detection.task import DetectionTask
 from engine.experiment import write_readme, write_text
 from engine.logbook import read_metrics
 from engine.optim import scaled_learning_rate
-
-if TYPE_CHECKING:
-    from detection.training import DetectionTask
 
 PICTURES = 4  # images in detections.png
 SHOWN_SCORE = 0.3  # detections below it are not drawn
 
 
-def write_record(experiment: Path, task: "DetectionTask", results: list[dict]) -> dict:
-    """Score `results` (COCO format, every validation image), write the four files, return what results.json holds.
+def write_record(experiment: Path, task: DetectionTask) -> dict:
+    """Write the four files from what `task` evaluated last; returns what results.json holds.
 
     Called on rank 0, after `environment.json` and `metrics.jsonl` are complete."""
-    config, val = task.config, task.val
-    scores = coco_scores(val.annotations_path, results)
+    config, val, results, scores = task.config, task.val, task.results, task.scores
     lines = read_metrics(experiment)
     record = {
         "task": "detection",
-        "metric": task.metric,
+        "metric": task.metrics[0],
         "scores": {name: scores[name] for name in METRICS},
         "per_class": scores["per_class"],
         "epochs": lines[-1]["epoch"],
@@ -72,15 +69,15 @@ def write_record(experiment: Path, task: "DetectionTask", results: list[dict]) -
     return record
 
 
-def facts(experiment: Path, task: "DetectionTask", record: dict, lines: list[dict]) -> dict[str, str]:
+def facts(experiment: Path, task: DetectionTask, record: dict, lines: list[dict]) -> dict[str, str]:
     """The bullet list of the experiment's README: label to sentence."""
     config, cost = task.config, record["cost"]
     starts = json.loads((experiment / "environment.json").read_text())
     start = starts[-1]
     batch = config.train.batch_size * config.train.accumulation_steps * start["processes"]
     machine = start["cpu"] if start["device"] == "cpu" else start["device"]
-    scored = [line for line in lines if line.get(task.metric) is not None]
-    best = max(scored, key=lambda line: line[task.metric], default=None)
+    metric = task.metrics[0]
+    best = max((line for line in lines if line.get(metric) is not None), key=itemgetter(metric), default=None)
     return {
         "Model": f"{config.model.backbone}, neck {config.model.neck}, {task.model.input_size} pixels, "
         f"{cost['parameters'] / 1e6:.2f} M parameters, {len(task.model.anchors_cxcywh):,} default boxes; "
@@ -95,8 +92,8 @@ def facts(experiment: Path, task: "DetectionTask", record: dict, lines: list[dic
         "Scored": f"the {record['weights']} weights, all {record['protocol']['images']} images, COCO mAP by "
         f"pycocotools; score >= {config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, "
         f"best {config.eval.max_detections}",
-        "Best epoch": f"{best['epoch']} at {task.metric} {best[task.metric]:.4f}; not the figure to quote, for it was "
-        "chosen on the images it is scored on"
+        "Best epoch": f"{best['epoch']} at {metric} {best[metric]:.4f}; not the figure to quote, for it was chosen on "
+        "the images it is scored on"
         if best
         else "none scored",
         "Code": f"commit {start['commit']}{', with uncommitted changes' if start['uncommitted_changes'] else ''}; "

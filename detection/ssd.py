@@ -7,7 +7,6 @@ import math
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -148,23 +147,29 @@ def build_ssd(config: ModelConfig, num_classes: int) -> SSD:
     """
     backbone = build_backbone(config.backbone, config.drop_path_rate)
     if config.weights is not None:
-        load_backbone_weights(backbone, _read_checkpoint(config.weights))
+        try:
+            load_backbone_weights(backbone, _read_checkpoint(config.weights))
+        except ValueError as error:
+            raise ValueError(f"model.weights '{config.weights}': {error}") from error
     neck = build_neck(config.neck, backbone.out_channels, config.neck_channels)
     input_size = config.input_size or BACKBONES[config.backbone].input_size
     return SSD(backbone, neck, num_classes, input_size, ANCHOR_SCALES[config.anchor_scales])
 
 
-def _read_checkpoint(path: str) -> Any:
+def _read_checkpoint(path: str) -> dict:
     """Read a checkpoint onto the CPU, plain data only: a downloaded file must not run code."""
     if not Path(path).is_file():
         raise ValueError(
-            f"weights '{path}': no such file; put a public checkpoint of the trunk there, as torch.save wrote it "
+            "no such file; put a public checkpoint of the trunk there, as torch.save wrote it "
             "(saved_weights/README.md lists sources), or set model.weights to null for random weights"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"weights '{path}': expected plain data as torch.save wrote it; the file is damaged, of another format, "
-            "or holds code: download it again"
+            "expected plain data as torch.save wrote it; the file is damaged, of another format, or holds code: "
+            "download it again"
         ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"holds a {type(checkpoint).__name__}, expected a dictionary of tensors by name")
+    return checkpoint

@@ -18,7 +18,7 @@ import torch
 from detection.data import read_split
 from detection.evaluation import METRICS, coco_scores
 from detection.postprocess import PostprocessConfig
-from detection.training import DetectionConfig, DetectionTask
+from detection.task import DetectionConfig, DetectionTask
 from engine.checkpoint import load_checkpoint, newest_checkpoint
 from engine.command import run_command
 from engine.config import load_config
@@ -35,22 +35,28 @@ def main(device: torch.device) -> None:
     folder = arguments.experiment / "checkpoints"
     path = folder / "best.pt" if arguments.checkpoint == "best" else newest_checkpoint(folder)
     state = load_checkpoint(path)
-    task = DetectionTask(base, read_split(base.data, "val"))
+    task = DetectionTask(base, read_split(base.data, "val"), from_checkpoint=True)
     task.load_weights(trained_weights(state), path)
+    layout = torch.channels_last if base.train.channels_last else torch.preserve_format
+    model = task.model.to(device, memory_format=layout)
     logger.info("scoring %s, step %d, on %d images", path, state["step"], len(task.val.images))
-    results = task.detect_all(task.model.to(device), device, settings)
+    results = task.detect_all(model, device, settings)
     if results is None:
         return
     rows = []
     for setting, found in zip(settings, results, strict=True):
         scores = coco_scores(task.val.annotations_path, found)
         rows.append(setting.model_dump() | {name: scores[name] for name in METRICS})
-    record = {"checkpoint": path.name, "step": state["step"], "settings": rows, "per_class": scores["per_class"]}
-    if len(settings) > 1:
-        del record["per_class"]  # of which setting?
+    record = {
+        "checkpoint": path.name,
+        "step": state["step"],
+        "annotations": task.val.annotations_path.name,
+        "settings": rows,
+        "per_class": scores["per_class"] if len(rows) == 1 else None,
+    }
     write_text(arguments.experiment / "test.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(table(rows))
-    if "per_class" in record:
+    if record["per_class"]:
         print(table([{"class": name, **values} for name, values in record["per_class"].items()]))
     print(f"written to {arguments.experiment / 'test.json'}")
 

@@ -39,6 +39,9 @@ def run_command(main: Callable[[torch.device], None]) -> None:
 
 def _fail(error: Exception, code: int) -> None:
     logger.debug("traceback", exc_info=error)
-    rank = int(os.environ.get("RANK", "0"))
-    sys.stderr.write(f"error: {error}\n" if rank == 0 else f"rank {rank} stopped: {error}\n")
+    message = str(error)
+    if "Original Traceback" in message:  # raised in a loader process, whose traceback PyTorch put into the message
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(f"error: {message}\n" if rank == "0" else f"error on rank {rank}: {message}\n")
     sys.exit(code)

@@ -27,15 +27,19 @@ def process_group() -> Iterator[torch.device]:
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {device.index} of this node has no GPU, there are {torch.cuda.device_count()}: start at most "
+                "that many (torchrun --nproc_per_node), or hide them all to train on the CPU (CUDA_VISIBLE_DEVICES=)"
+            )
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    yield device
+    # Not after an error: other ranks may be waiting inside a collective, and so would this.
+    dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -46,7 +46,7 @@ def describe_environment(world_size: int, device: torch.device) -> dict:
     """What a reader needs to judge or repeat this start: time, command, commit, versions, hardware."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "command": _command(),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": {
@@ -55,6 +55,7 @@ def describe_environment(world_size: int, device: torch.device) -> dict:
         },
         "processes": world_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
         "cpu_threads": torch.get_num_threads(),
@@ -101,6 +102,15 @@ def write_readme(
 def shown_score(value: float | None) -> str:
     """A score as people read it; None is one that nothing defines, such as the AP of a class without objects."""
     return "undefined" if value is None else f"{value:.4f}"
+
+
+def _command() -> str:
+    """What was typed: torchrun starts its processes by a command of its own."""
+    arguments = sys.orig_argv[1:]
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return " ".join(["python", *arguments])
+    module = arguments[arguments.index("-m") :] if "-m" in arguments else arguments
+    return " ".join(["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module])
 
 
 def _git(*arguments: str) -> str | None:

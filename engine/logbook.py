@@ -7,7 +7,7 @@ metrics.jsonl has one line per epoch, units in the key names.
 import json
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from engine import distributed
+from engine.experiment import write_text
 
 logger = logging.getLogger("workbench")
 
@@ -62,18 +63,19 @@ def read_metrics(experiment: Path) -> list[dict]:
     path = experiment / "metrics.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # the last may be cut
 
 
 def rewind_metrics(experiment: Path, step: int) -> None:
     """Forget epochs that ended after `step`: a resumed run writes them again."""
     kept = [line for line in read_metrics(experiment) if line["step"] <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
-    (experiment / "metrics.jsonl").write_text(text, encoding="utf-8")
+    write_text(experiment / "metrics.jsonl", text)
 
 
-def draw_curves(experiment: Path, metric: str, reference_losses: dict[str, float]) -> None:
-    """curves.png from metrics.jsonl: training losses, the validation metric, the learning rate, over epochs.
+def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict[str, float]) -> None:
+    """curves.png from metrics.jsonl: training losses, validation metrics, the learning rate, over epochs.
 
     reference_losses: name of a loss to the value that a model which learned nothing reaches, drawn dashed."""
     lines = read_metrics(experiment)
@@ -90,9 +92,11 @@ def draw_curves(experiment: Path, metric: str, reference_losses: dict[str, float
             losses.axhline(
                 reference_losses[name], color=f"C{index}", ls="--", lw=1, label=f"{name}, constant predictor"
             )
-    scored = [line for line in lines if line.get(metric) is not None]
-    for key in (metric, *(key for key in ("AP50",) if scored and key in scored[0])):
-        scores.plot([line["epoch"] for line in scored], [line[key] for line in scored], label=key, marker=marker, ms=3)
+    scored = [line for line in lines if line.get(metrics[0]) is not None]
+    for metric in metrics:
+        scores.plot(
+            [line["epoch"] for line in scored], [line[metric] for line in scored], label=metric, marker=marker, ms=3
+        )
     rate.plot(epochs, [line["learning_rate"] for line in lines], color="C2", marker=marker, ms=3)
     for axes, title in ((losses, "training loss"), (scores, "validation score"), (rate, "learning rate")):
         axes.set(title=title, xlabel="epoch")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
@@ -29,7 +29,7 @@ class OptimConfig(Config):
     weight_decay: float = Field(5e-4, ge=0, description="none on biases, norms and position parameters")
     warmup_epochs: float = Field(1.0, ge=0, description="linear rise of the learning rate, in epochs")
     schedule: Literal["steps", "cosine"] = Field("steps", description="after the warm-up")
-    drop_epochs: tuple[int, ...] = Field((), description="steps: epochs after which the rate drops")
+    drop_epochs: tuple[PositiveInt, ...] = Field((), description="steps: epochs after which the rate drops")
     drop_factor: float = Field(0.1, gt=0, lt=1, description="steps: what each drop multiplies by")
     min_learning_rate: float = Field(0.0, ge=0, description="cosine: where it ends, at reference_batch_size")
     clip_norm: float | None = Field(5.0, gt=0, description="largest L2 norm of the gradient; null: no clipping")

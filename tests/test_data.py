@@ -114,10 +114,6 @@ def test_first_batch_skips_exactly_so_many():
     assert len(resumed) == len(whole)
 
 
-def test_without_shuffling_the_order_is_the_file_s():
-    assert indices(sampler(num_samples=12, shuffle=False)) == list(range(12))
-
-
 def test_less_than_one_global_batch_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"batch_size 6: 4 x 6 images .* only 23 .* at most 5"):
         sampler(num_samples=23, batch_size=6, world_size=4)

@@ -28,8 +28,16 @@ def test_rewinding_forgets_epochs_after_the_step(experiment):
     assert [entry["epoch"] for entry in read_metrics(experiment)] == [1, 2]
 
 
+def test_a_line_cut_by_a_kill_is_forgotten(experiment):
+    path = experiment / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"epoch": 4, "st')
+    rewind_metrics(experiment, step=30)
+    append_metrics(experiment, line(4, 0.4))
+    assert [entry["epoch"] for entry in read_metrics(experiment)] == [1, 2, 3, 4]
+
+
 def test_curves_are_drawn_even_where_a_score_is_undefined(experiment):
-    draw_curves(experiment, "mAP", {"classification": 0.4})
+    draw_curves(experiment, ("mAP",), {"classification": 0.4})
     assert (experiment / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,0 +1,131 @@
+"""The detection task: an SSD, its losses and its COCO scores, as the training loop asks for them."""
+
+from itertools import chain
+from operator import itemgetter
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from data import build_loader, eval_batches, normalize_images
+from detection.data import CocoDetection, CocoFile, DataConfig, DatasetError, collate
+from detection.evaluation import METRICS, coco_scores, detect
+from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
+from detection.matching import match_anchors
+from detection.postprocess import PostprocessConfig
+from detection.ssd import ModelConfig, build_ssd
+from detection.transforms import AugmentConfig, eval_transform, train_transform
+from engine import distributed
+from engine.checkpoint import CheckpointError
+from engine.config import Config
+from engine.optim import OptimConfig
+from engine.weights import load_exactly
+from training import TrainConfig
+
+
+class DetectionConfig(Config):
+    """One row of a results table."""
+
+    data: DataConfig
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig
+    eval: PostprocessConfig = Field(default_factory=PostprocessConfig)
+
+
+class DetectionTask:
+    """What `training.fit` asks of a task, for an SSD."""
+
+    metrics = ("mAP", "AP50")
+    collate = staticmethod(collate)
+
+    def __init__(
+        self, config: DetectionConfig, val: CocoFile, train: CocoFile | None = None, *, from_checkpoint: bool = False
+    ) -> None:
+        """val, train: checked annotations; `train` only where it is to be trained on.
+
+        from_checkpoint: a checkpoint will fill the model, so `model.weights` need not be there any more.
+        Raises DatasetError if the classes of val and train differ, ValueError if `model.weights` cannot be used."""
+        self.config, self.val, self.train = config, val, train
+        self.workers = config.data.workers
+        self.reference_losses: dict[str, float] = {}
+        torch.manual_seed(config.train.seed)  # initial weights
+        model = config.model.model_copy(update={"weights": None}) if from_checkpoint else config.model
+        self.model = build_ssd(model, len(val.class_names))
+        self.val_loader: DataLoader | None = None
+        self.results: list[dict] | None = None  # on rank 0, of the last evaluation
+        self.scores: dict | None = None
+        if train:
+            if train.category_ids != val.category_ids:
+                raise DatasetError(
+                    f"{val.annotations_path}: category ids {val.category_ids} differ from {train.category_ids} in "
+                    f"{train.annotations_path}; both files must list the same classes"
+                )
+            if not train.class_counts.any():
+                raise DatasetError(f"{train.annotations_path}: no objects in it, so there is nothing to learn")
+            transform = train_transform(config.augment, self.model.input_size)
+            self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_images)
+            plateau = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
+            self.reference_losses = {"classification": plateau}
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """MultiBox losses summed over the positive boxes of a batch, and the number of these."""
+        config, anchors = self.config, self.model.anchors_cxcywh
+        boxes_xyxy, labels = batch["boxes_xyxy"], batch["labels"]
+        box_deltas, class_logits = model(normalize_images(batch["images"], config.train.channels_last))
+        matched = match_anchors(boxes_xyxy, labels, anchors, config.loss.match_iou)
+        sums = multibox_loss(
+            box_deltas, class_logits, matched, boxes_xyxy, labels, anchors, config.loss.negatives_per_positive
+        )
+        losses = {"classification": sums["classification"], "box": config.loss.box_weight * sums["box"]}
+        return losses, sums["num_positives"]
+
+    def load_weights(self, weights: dict[str, Tensor], path: Path) -> None:
+        """Put trained weights into the model. Raises CheckpointError, listing what differs, if they are another's."""
+        try:
+            load_exactly(self.model, weights)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+
+    def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float | None]:
+        """The twelve COCO scores of `model` over every validation image, the same on every rank.
+
+        The detections and all their scores stay in `self.results` and `self.scores`, for the record."""
+        results = self.detect_all(model, device, [self.config.eval])
+        self.results = results and results[0]
+        self.scores = distributed.broadcast(results and coco_scores(self.val.annotations_path, results[0]))
+        return {name: self.scores[name] for name in METRICS}
+
+    def detect_all(
+        self, model: nn.Module, device: torch.device, settings: list[PostprocessConfig]
+    ) -> list[list[dict]] | None:
+        """COCO results over every validation image, a list for each post-processing setting; None but on rank 0.
+
+        Neither the batches nor the order of the results depend on the number of ranks."""
+        if self.val_loader is None:
+            batch_size, rank, world_size = self.config.train.batch_size, distributed.rank(), distributed.world_size()
+            transform = eval_transform(self.model.input_size)
+            dataset = CocoDetection(self.val, transform, self.config.train.seed, self.config.data.cache_images)
+            batches = eval_batches(len(dataset), batch_size, rank, world_size)
+            self.val_loader = build_loader(dataset, batches, collate, self.workers, device)
+        train = self.config.train
+        parts = distributed.gather(
+            detect(
+                model,
+                self.val_loader,
+                self.val,
+                device=device,
+                settings=settings,
+                precision=train.precision,
+                channels_last=train.channels_last,
+            )
+        )
+        if parts is None:
+            return None
+        return [
+            sorted(chain.from_iterable(results), key=itemgetter("image_id")) for results in zip(*parts, strict=True)
+        ]
