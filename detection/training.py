@@ -15,6 +15,7 @@ from detection.data import read_split
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
 from engine import distributed
+from engine.checkpoint import newest_checkpoint
 from engine.command import run_command
 from engine.config import changed_fields, dump_config, load_config
 from engine.experiment import append_environment, describe_environment, new_experiment, shown_score, write_text
@@ -36,6 +37,8 @@ def main(device: torch.device) -> None:
     """Train as the command line says, then score and record."""
     arguments = parse_arguments()
     config = read_config(arguments)
+    if arguments.resume:
+        newest_checkpoint(arguments.resume / "checkpoints")  # there must be one, before anything is written
     train, val = read_split(config.data, "train"), read_split(config.data, "val")
     task = DetectionTask(config, val, train, from_checkpoint=arguments.resume is not None)
     check_feasible(task, config.train, device)

@@ -15,6 +15,7 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,18 +29,20 @@ NAME = re.compile(r"experiment_(\d+)")
 def new_experiment(root: Path) -> Path:
     """Create the next free `root/experiment_N`, N from 1.
 
-    Two runs that start at once never share one: mkdir fails for the later of the two, which tries the next."""
-    root.mkdir(parents=True, exist_ok=True)
-    taken = [int(match[1]) for path in root.iterdir() if (match := NAME.fullmatch(path.name))]
-    number = max(taken, default=0) + 1
-    while True:
-        path = root / f"experiment_{number}"
-        try:
-            path.mkdir()
-        except FileExistsError:
+    Two runs that start at once never share one: mkdir fails for the later of the two, which tries the next.
+    Raises ValueError if root is not a folder that can be written."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        taken = [int(match[1]) for path in root.iterdir() if (match := NAME.fullmatch(path.name))]
+        number = max(taken, default=0) + 1
+        while True:
+            path = root / f"experiment_{number}"
+            with suppress(FileExistsError):
+                path.mkdir()
+                return path
             number += 1
-        else:
-            return path
+    except OSError as error:
+        raise ValueError(f"{root}: no experiment can be made there ({error.strerror}); see --experiments") from error
 
 
 def describe_environment(world_size: int, device: torch.device) -> dict:

@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 from engine.experiment import append_environment, describe_environment, new_experiment, write_readme
@@ -18,6 +19,12 @@ def test_starts_at_the_same_instant_never_share_a_directory(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         paths = list(pool.map(lambda _: new_experiment(tmp_path / "experiments"), range(64)))
     assert len(set(paths)) == 64
+
+
+def test_a_root_that_is_no_folder_is_named_with_the_cure(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file: no experiment can be made there .* see --experiments"):
+        new_experiment(tmp_path / "file")
 
 
 def test_every_start_adds_its_own_environment(tmp_path):
