@@ -92,6 +92,11 @@ class CocoFile:
         return self.boxes_xyxy[span], self.labels[span], self.is_crowd[span]
 
     @property
+    def classes(self) -> dict[int, str]:
+        """Category id to name, in the order of the labels."""
+        return dict(zip(self.category_ids, self.class_names, strict=True))
+
+    @property
     def class_counts(self) -> np.ndarray:
         """(classes,) int64: how many objects to train on each class has, crowds aside; label k at k - 1."""
         return np.bincount(self.labels[~self.is_crowd], minlength=len(self.class_names) + 1)[1:]
@@ -111,7 +116,9 @@ def read_coco(annotations_path: str | Path, images_dir: str | Path) -> CocoFile:
     if defects:
         if len(defects) > 1:
             defects[0] += f" (the first of {len(defects)} defects)"
-        raise DatasetError(f"{annotations_path}: " + "\n  ".join(defects[:10]))
+        if len(defects) > 10:
+            defects[10:] = [f"... and {len(defects) - 10} more"]
+        raise DatasetError(f"{annotations_path}: " + "\n  ".join(defects))
 
     images = [ImageRecord(r["id"], r["file_name"], r["width"], r["height"]) for r in content["images"]]
     categories = sorted(content["categories"], key=lambda category: category["id"])
@@ -157,7 +164,9 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DatasetError(
+            f"{path}: cannot be read: {error.strerror}; is data.root the folder of the data set?"
+        ) from None
     except (ValueError, RecursionError) as error:  # ValueError: of json, and of bytes that are no UTF-8
         raise DatasetError(f"{path}: not JSON: {error}") from None
 

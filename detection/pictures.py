@@ -57,7 +57,7 @@ def draw_detections(path: str | Path, pictures: Sequence[Picture]) -> None:
         left.set_title(
             ": ".join(filter(None, [picture.caption, "ground truth"])), loc="left", fontsize=9, parse_math=False
         )
-        right.set_title("detections", loc="left", fontsize=9, parse_math=False)
+        right.set_title("detections" if picture.names else "no detections", loc="left", fontsize=9, parse_math=False)
     figure.draw_without_rendering()  # from here on the panels have their places, and a label's size is known
 
     colours = _class_colours(pictures)

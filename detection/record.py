@@ -39,7 +39,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
         "per_class": scores["per_class"],
         "epochs": lines[-1]["epoch"],
         "steps": lines[-1]["step"],
-        "weights": "moving average" if config.train.ema_decay else "last step",
+        "weights": "moving average" if config.train.ema_decay else "as after the last step",
         "protocol": {
             "annotations": val.annotations_path.name,
             "annotations_sha256": hashlib.sha256(val.annotations_path.read_bytes()).hexdigest(),
@@ -89,7 +89,7 @@ def facts(experiment: Path, task: DetectionTask, record: dict, lines: list[dict]
         f"box loss weight {config.loss.box_weight:g} (1 is the SSD paper's), seed {config.train.seed}",
         "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training, {cost['images_per_second']:.0f} images/s, "
         f"on {start['processes']} x {machine}" + (f", in {len(starts)} starts" if len(starts) > 1 else ""),
-        "Scored": f"the {record['weights']} weights, all {record['protocol']['images']} images, COCO mAP by "
+        "Scored": f"weights: {record['weights']}; all {record['protocol']['images']} images, COCO mAP by "
         f"pycocotools; score >= {config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, "
         f"best {config.eval.max_detections}",
         "Best epoch": f"{best['epoch']} at {metric} {best[metric]:.4f}; not the figure to quote, for it was chosen on "

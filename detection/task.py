@@ -1,5 +1,6 @@
 """The detection task: an SSD, its losses and its COCO scores, as the training loop asks for them."""
 
+from collections.abc import Sequence
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -19,8 +20,9 @@ from detection.ssd import ModelConfig, build_ssd
 from detection.transforms import AugmentConfig, eval_transform, train_transform
 from engine import distributed
 from engine.checkpoint import CheckpointError
-from engine.config import Config
+from engine.config import Config, load_config
 from engine.optim import OptimConfig
+from engine.strict_yaml import ConfigError
 from engine.weights import load_exactly
 from training import TrainConfig
 
@@ -35,6 +37,14 @@ class DetectionConfig(Config):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig
     eval: PostprocessConfig = Field(default_factory=PostprocessConfig)
+
+
+def read_experiment_config(experiment: Path, overrides: Sequence[str] = ()) -> DetectionConfig:
+    """The config an experiment was trained with. Raises ConfigError if the folder is no experiment."""
+    path = experiment / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{experiment}: no config.yaml in it; name an experiment directory, experiments/experiment_N")
+    return load_config(path, overrides, DetectionConfig)
 
 
 class DetectionTask:
@@ -60,9 +70,9 @@ class DetectionTask:
         self.results: list[dict] | None = None  # on rank 0, of the last evaluation
         self.scores: dict | None = None
         if train:
-            if train.category_ids != val.category_ids:
+            if train.classes != val.classes:
                 raise DatasetError(
-                    f"{val.annotations_path}: category ids {val.category_ids} differ from {train.category_ids} in "
+                    f"{val.annotations_path}: categories {val.classes} differ from {train.classes} in "
                     f"{train.annotations_path}; both files must list the same classes"
                 )
             if not train.class_counts.any():

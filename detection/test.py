@@ -15,16 +15,14 @@ from pathlib import Path
 
 import torch
 
-from detection.data import read_split
+from detection.data import CocoFile, DatasetError, read_split
 from detection.evaluation import METRICS, coco_scores
 from detection.postprocess import PostprocessConfig
-from detection.task import DetectionConfig, DetectionTask
+from detection.task import DetectionConfig, DetectionTask, read_experiment_config
 from engine.checkpoint import load_checkpoint, newest_checkpoint
 from engine.command import run_command
-from engine.config import load_config
 from engine.experiment import shown_score, write_text
 from engine.logbook import logger
-from engine.strict_yaml import ConfigError
 from training import trained_weights
 
 
@@ -35,7 +33,9 @@ def main(device: torch.device) -> None:
     folder = arguments.experiment / "checkpoints"
     path = folder / "best.pt" if arguments.checkpoint == "best" else newest_checkpoint(folder)
     state = load_checkpoint(path)
-    task = DetectionTask(base, read_split(base.data, "val"), from_checkpoint=True)
+    val = read_split(base.data, "val")
+    check_classes(arguments.experiment, val)
+    task = DetectionTask(base, val, from_checkpoint=True)
     task.load_weights(trained_weights(state), path)
     layout = torch.channels_last if base.train.channels_last else torch.preserve_format
     model = task.model.to(device, memory_format=layout)
@@ -81,15 +81,23 @@ def read_settings(experiment: Path, overrides: list[str]) -> tuple[DetectionConf
     """The experiment's config, and every combination of the post-processing values asked for.
 
     Raises ConfigError for a bad or repeated override, or a folder that is no experiment."""
-    if not (experiment / "config.yaml").is_file():
-        raise ConfigError(f"{experiment}: no config.yaml in it; name an experiment directory, experiments/experiment_N")
     choices = []
     for override in overrides:
         name, _, values = override.partition("=")
         split = values.split(",") if name.startswith("eval.") else [values]
         choices.append([f"{name}={value}" for value in split])
-    configs = [load_config(experiment / "config.yaml", row, DetectionConfig) for row in itertools.product(*choices)]
+    configs = [read_experiment_config(experiment, row) for row in itertools.product(*choices)]
     return configs[0], [config.eval for config in configs]
+
+
+def check_classes(experiment: Path, val: CocoFile) -> None:
+    """Raises DatasetError if the experiment's record lists other classes than the images to score."""
+    path = experiment / "results.json"
+    trained = json.loads(path.read_text(encoding="utf-8"))["protocol"]["classes"] if path.exists() else val.class_names
+    if trained != val.class_names:
+        raise DatasetError(
+            f"{val.annotations_path}: classes {val.class_names}, but {experiment} was trained on {trained}"
+        )
 
 
 def table(rows: list[dict]) -> str:

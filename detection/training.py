@@ -13,9 +13,9 @@ import torch
 
 from detection.data import read_split
 from detection.record import write_record
-from detection.task import DetectionConfig, DetectionTask
+from detection.task import DetectionConfig, DetectionTask, read_experiment_config
 from engine import distributed
-from engine.checkpoint import newest_checkpoint
+from engine.checkpoint import list_checkpoints, newest_checkpoint
 from engine.command import run_command
 from engine.config import changed_fields, dump_config, load_config
 from engine.experiment import append_environment, describe_environment, new_experiment, shown_score, write_text
@@ -55,7 +55,16 @@ def main(device: torch.device) -> None:
             "%s: %d images, %d objects; %d boxes cut at the edge of their image, %d without area left out",
             coco.annotations_path, len(coco.images), len(coco.labels), coco.num_cut, coco.num_left_out,
         )  # fmt: skip
-    model = fit(task, config.train, config.optim, experiment, device, resume=arguments.resume is not None)
+    if train.annotations_path == val.annotations_path:
+        logger.warning("trained and scored on the same images: the score says nothing about others")
+    if not val.class_counts.any():
+        logger.warning("%s: no objects in it, so every score will be undefined", val.annotations_path)
+    try:
+        model = fit(task, config.train, config.optim, experiment, device, resume=arguments.resume is not None)
+    except KeyboardInterrupt:
+        if list_checkpoints(experiment / "checkpoints"):
+            logger.warning("interrupted; to go on: python -m detection.training --resume %s", experiment)
+        raise
     if task.scores is None:  # a finished run was resumed
         task.evaluate(model, device)
     if distributed.is_main():
@@ -91,7 +100,7 @@ def read_config(arguments: argparse.Namespace) -> DetectionConfig:
     """The config to train with. Raises ConfigError where a resumed run would learn something else."""
     if not arguments.resume:
         return load_config(arguments.config, arguments.overrides, DetectionConfig)
-    stored = load_config(arguments.resume / "config.yaml", [], DetectionConfig)
+    stored = read_experiment_config(arguments.resume)
     config = load_config(arguments.config or arguments.resume / "config.yaml", arguments.overrides, DetectionConfig)
     changed = [text for name, text in changed_fields(stored, config).items() if name not in FREE_ON_RESUME]
     if changed:

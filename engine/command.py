@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 import torch
+from tqdm import tqdm
 
 from engine import distributed
 from engine.logbook import logger, start_logging
@@ -43,5 +44,6 @@ def _fail(error: Exception, code: int) -> None:
     if "Original Traceback" in message:  # raised in a loader process, whose traceback PyTorch put into the message
         message = message.strip().splitlines()[-1].partition(": ")[2]
     rank = os.environ.get("RANK", "0")
-    sys.stderr.write(f"error: {message}\n" if rank == "0" else f"error on rank {rank}: {message}\n")
+    # Through tqdm, which moves an open progress bar out of the way.
+    tqdm.write(f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}", file=sys.stderr)
     sys.exit(code)

@@ -262,7 +262,8 @@ def test_all_defects_are_found_at_once_and_ten_are_shown(folder):
     lines = str(raised.value).splitlines()
     assert "images[0] (id 50)" in lines[0]
     assert lines[0].endswith("(the first of 21 defects)")
-    assert len(lines) == 10
+    assert len(lines) == 11
+    assert lines[-1].strip() == "... and 11 more"
     assert "annotations[3] (id 100): no 'bbox'" in lines[1]
 
 

@@ -271,6 +271,34 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(experiment):
     assert "missing: neck." in done.stderr
 
 
+def test_scoring_on_other_classes_is_refused(experiment, config_path, tmp_path):
+    root = tmp_path / "sample"
+    shutil.copytree(config_path.parent / "sample", root)
+    path = root / "annotations/instances_val.json"
+    path.write_text(path.read_text().replace('"ring"', '"torus"'))
+    done = run("detection.test", experiment, f"data.root={root}")
+    assert done.returncode == 2
+    assert "'torus'" in done.stderr
+
+
+def test_a_folder_that_is_no_experiment_is_refused_untouched(tmp_path):
+    for command in (("detection.test", tmp_path), ("detection.training", "--resume", tmp_path)):
+        done = run(*command)
+        assert done.returncode == 2
+        assert "name an experiment directory" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_without_checkpoints_is_refused_untouched(experiment, tmp_path):
+    copy = tmp_path / "experiment_1"
+    shutil.copytree(experiment, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    done = run("detection.training", "--resume", copy)
+    assert done.returncode == 2
+    assert "no checkpoint to go on from" in done.stderr
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
 def test_help_is_there_for_both_commands():
     for module in ("detection.training", "detection.test"):
         done = run(module, "--help")
