@@ -68,16 +68,6 @@ class RunConfig(Config):
 DATA = "data: {root: d, train: {images: i, annotations: a}}\n"
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(text):
-        path = tmp_path / "x.yaml"
-        path.write_text(textwrap.dedent(text), encoding="utf-8")
-        return path
-
-    return write
-
-
 def load(path, *overrides):
     return load_config(path, overrides, RunConfig)
 

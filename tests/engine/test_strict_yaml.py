@@ -1,21 +1,8 @@
 """YAML is read as it is written, and what could mean two things is refused."""
 
-import textwrap
-
 import pytest
 
 from engine.strict_yaml import ConfigError, read_value, read_yaml
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text):
-        path = tmp_path / "x.yaml"
-        path.write_text(textwrap.dedent(text), encoding="utf-8")
-        return path
-
-    return write
-
 
 # ---- what scalars mean -------------------------------------------------------------------------------------
 
