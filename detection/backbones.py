@@ -288,6 +288,13 @@ BACKBONES = {
         ),
     ),
     # Half the widths of the rows above: for the demo, and for small data on a CPU.
+    "ResNet18SlimBackbone_A": BackboneSpec(
+        trunk="resnet18_slim",
+        input_size=128,
+        taps=("layer2", "layer3", "layer4"),
+        first=L2Norm,
+        extras=(Extra(128, 256, HALVE), Extra(64, 128, HALVE), Extra(64, 128, VALID)),
+    ),
     "ResNet18SlimBackbone_B": BackboneSpec(
         trunk="resnet18_slim",
         input_size=128,

@@ -2,14 +2,15 @@
 
 `detect` runs a model over a loader and writes what it finds as COCO results: in the pixels of the original images,
 under the annotation file's own ids. `coco_scores` compares such results with the untouched annotation file by
-pycocotools. What the file says about crowds and areas counts, not what training made of it.
+pycocotools. What the file says about crowds and areas counts, not what training made of it. `image_statistics` keeps
+what the score was made of, image by image.
 """
 
 import contextlib
 import functools
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,8 @@ from torchvision.ops import box_convert
 from data import batch_to, normalize_images
 from detection.data import CocoFile
 from detection.postprocess import Detections, PostprocessConfig, postprocess
+from engine.image_statistics import Matches
+from engine.inference import evaluation_mode
 from engine.logbook import progress_bar
 
 # In the order of COCOeval.stats. AP_* and AR_small.. by the area of the object in pixels: below 32 ** 2, to 96 ** 2,
@@ -58,7 +61,7 @@ def detect(
     """
     image_sizes = {image.id: (image.width, image.height) for image in coco.images}
     results: list[list[dict]] = [[] for _ in settings]
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
             images = normalize_images(batch_to(batch, device)["images"], channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -69,18 +72,6 @@ def detect(
                 detections = postprocess(*outputs, model.anchors_cxcywh, **setting.model_dump())
                 found += to_coco_results(detections, image_ids, sizes, coco.category_ids)
     return [sorted(found, key=lambda result: (result["image_id"], -result["score"])) for found in results]
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; after it, each module's own former mode (a frozen BatchNorm was never in training)."""
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was_training.items():
-            module.training = training
 
 
 def to_coco_results(
@@ -120,6 +111,74 @@ def coco_scores(annotations_path: str | Path, results: Sequence[dict]) -> dict:
     defines it: no object of that class or size, crowds aside.
     Raises ValueError if a result names an image or category that the file does not have.
     """
+    evaluation = evaluate_coco(annotations_path, results)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+        evaluation.summarize()
+
+    # (IoU threshold, recall, class) for objects of any size and at most 100 detections; -1 where undefined
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    return {
+        **{name: _mean(value) for name, value in zip(METRICS, evaluation.stats, strict=True)},
+        "per_class": {
+            name: {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
+            for k, name in enumerate(_class_names(evaluation))
+        },
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean of what is defined, as pycocotools marks it; None if nothing is."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None
+
+
+def _class_names(evaluation: COCOeval) -> list[str]:
+    """In the order in which the evaluator goes through the classes: that of their ids."""
+    return [evaluation.cocoGt.cats[category_id]["name"] for category_id in evaluation.params.catIds]
+
+
+def image_statistics(annotations_path: str | Path, results: Sequence[dict]) -> Matches:
+    """Which detection found an object at which IoU: what AP over objects of any size is computed from.
+
+    Arguments and errors are those of coco_scores. At most 100 detections per image and class, as in AP."""
+    evaluation = evaluate_coco(annotations_path, results, by_size=False)
+    image_ids, category_ids = evaluation.params.imgIds, evaluation.params.catIds
+    thresholds = evaluation.params.iouThrs
+    position_of_image = {image_id: position for position, image_id in enumerate(image_ids)}
+    position_of_class = {category_id: position for position, category_id in enumerate(category_ids)}
+    entries = [entry for entry in evaluation.evalImgs if entry]  # None where there is neither object nor detection
+    images = np.array([position_of_image[entry["image_id"]] for entry in entries], np.int32)
+    classes = np.array([position_of_class[entry["category_id"]] for entry in entries], np.int16)
+    detections = np.array([len(entry["dtIds"]) for entry in entries], np.int64)
+    objects = np.array([np.sum(entry["gtIgnore"] == 0) for entry in entries], np.int64)
+
+    def rows(key: str) -> np.ndarray:
+        """Of the (T, n) arrays of all entries, (D, T) of whether they are not 0."""
+        nothing = np.zeros((len(thresholds), 0))
+        return np.concatenate([nothing, *(entry[key] for entry in entries)], axis=1).T != 0
+
+    ignored = rows("dtIgnore")
+    return Matches(
+        image_ids=np.array(image_ids, np.int64),
+        class_names=np.array(_class_names(evaluation), np.str_),
+        iou_thresholds=np.array(thresholds, np.float64),
+        detection_images=np.repeat(images, detections),
+        detection_classes=np.repeat(classes, detections),
+        scores=np.array([score for entry in entries for score in entry["dtScores"]], np.float64),
+        true_positives=rows("dtMatches") & ~ignored,
+        ignored=ignored,
+        object_images=np.repeat(images, objects),
+        object_classes=np.repeat(classes, objects),
+    )
+
+
+def evaluate_coco(annotations_path: str | Path, results: Sequence[dict], *, by_size: bool = True) -> COCOeval:
+    """pycocotools' evaluation of results, matched but not yet accumulated; arguments and errors as in coco_scores.
+
+    by_size: match for small, medium and large objects, too, and not only for all of them together.
+
+    Ground truth and detections, `cocoGt` and `cocoDt`, are numbered from 1, the latter in the order of `results`."""
     path = Path(annotations_path)
     stat = path.stat()
     ground_truth = _read_ground_truth(path, stat.st_mtime_ns, stat.st_size)
@@ -130,26 +189,12 @@ def coco_scores(annotations_path: str | Path, results: Sequence[dict]) -> dict:
 
     found = [result | {"iscrowd": 0, "area": result["bbox"][2] * result["bbox"][3]} for result in results]
     evaluation = COCOeval(ground_truth, _index(ground_truth.dataset | {"annotations": found}), "bbox")
+    if not by_size:
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-
-    # (IoU threshold, recall, class) for objects of any size and at most 100 detections; -1 where undefined
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    names = [ground_truth.cats[category_id]["name"] for category_id in evaluation.params.catIds]
-    return {
-        **{name: _mean(value) for name, value in zip(METRICS, evaluation.stats, strict=True)},
-        "per_class": {
-            name: {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])} for k, name in enumerate(names)
-        },
-    }
-
-
-def _mean(values: np.ndarray) -> float | None:
-    """Mean of what is defined, as pycocotools marks it; None if nothing is."""
-    defined = values[values > -1]
-    return float(defined.mean()) if defined.size else None
+    return evaluation
 
 
 @functools.lru_cache(maxsize=2)

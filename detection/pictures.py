@@ -4,7 +4,7 @@ Figures are made without pyplot: it keeps global state, and picks a backend that
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from PIL import Image
 
 PANEL_INCHES = 4.0  # width of one panel
 DOTS_PER_INCH = 100
+EXAMPLE_SIDE = 320  # pixels, the longer side of an example
+EXAMPLE_DOTS_PER_INCH = 85  # letters and lines a little smaller than on the wider panels
 
 Colour = tuple[float, float, float]  # red, green, blue, each 0 to 1
 
@@ -62,17 +64,57 @@ def draw_detections(path: str | Path, pictures: Sequence[Picture]) -> None:
 
     colours = _class_colours(pictures)
     for (left, right), picture in zip(panels, pictures, strict=False):
-        for box, name, is_crowd in zip(picture.true_boxes_xyxy, picture.true_names, picture.true_is_crowd, strict=True):
-            label = f"{name} (crowd)" if is_crowd else name
-            _draw_box(left, box, label, colours[name], "dashed" if is_crowd else "solid")
-        for index in np.argsort(picture.scores):
-            name = picture.names[index]
-            label = f"{name} {picture.scores[index]:.2f}"
-            _draw_box(right, picture.boxes_xyxy[index], label, colours[name], "solid")
+        _draw_objects(left, picture, colours)
+        _draw_found(right, picture, colours)
     canvas.draw()
     # 256 colours: a third of the bytes, and a record of an experiment is to be committed.
     rendered = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     rendered.quantize(palette=rendered.quantize(256), dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+
+
+def draw_examples(folder: Path, pictures: Mapping[str, Picture]) -> None:
+    """Write two small JPEGs of each picture: name.jpg with the detections, name_truth.jpg with the ground truth.
+
+    The folder is made, and emptied of earlier examples. Colours and lines are those of draw_detections."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("*.jpg"):
+        path.unlink()
+    colours = _class_colours(list(pictures.values()))
+    for name, picture in pictures.items():
+        scale = EXAMPLE_SIDE / max(picture.image.shape[:2])
+        height, width = (max(1, round(side * scale)) for side in picture.image.shape[:2])
+        small = picture._replace(
+            image=np.asarray(Image.fromarray(picture.image).resize((width, height), Image.Resampling.LANCZOS)),
+            true_boxes_xyxy=picture.true_boxes_xyxy * scale,
+            boxes_xyxy=picture.boxes_xyxy * scale,
+        )
+        for draw, suffix in ((_draw_found, ""), (_draw_objects, "_truth")):
+            # Half a pixel more, for the canvas rounds down.
+            inches = [(side + 0.5) / EXAMPLE_DOTS_PER_INCH for side in (width, height)]
+            figure = Figure(inches, EXAMPLE_DOTS_PER_INCH)
+            canvas = FigureCanvasAgg(figure)
+            axes = figure.add_axes((0, 0, 1, 1))
+            axes.set_axis_off()
+            axes.imshow(small.image, interpolation="nearest", aspect="auto")  # a pixel is a pixel
+            draw(axes, small, colours)
+            canvas.draw()
+            # Without chroma subsampling, which would smear coloured lines and small letters.
+            example = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+            example.save(folder / f"{name}{suffix}.jpg", quality=85, subsampling=0, optimize=True)
+
+
+def _draw_objects(axes: Axes, picture: Picture, colours: Mapping[str, Colour]) -> None:
+    """The ground truth of a picture over its image; crowds are dashed."""
+    for box, name, is_crowd in zip(picture.true_boxes_xyxy, picture.true_names, picture.true_is_crowd, strict=True):
+        label = f"{name} (crowd)" if is_crowd else name
+        _draw_box(axes, box, label, colours[name], "dashed" if is_crowd else "solid")
+
+
+def _draw_found(axes: Axes, picture: Picture, colours: Mapping[str, Colour]) -> None:
+    """The detections of a picture over its image, the surest on top."""
+    for index in np.argsort(picture.scores):
+        name = picture.names[index]
+        _draw_box(axes, picture.boxes_xyxy[index], f"{name} {picture.scores[index]:.2f}", colours[name], "solid")
 
 
 def _class_colours(pictures: Sequence[Picture]) -> dict[str, Colour]:
@@ -114,7 +156,9 @@ def _draw_box(axes: Axes, box_xyxy: np.ndarray, label: str, colour: Colour, line
     extent = text.get_window_extent()
     left, right = axes.get_xlim()
     per_dot = (right - left) / axes.bbox.width
-    text.set_x(max(left, min(x0, right - (extent.width + 4) * per_dot)))
-    if y0 - (extent.height + 4) * per_dot < axes.get_ylim()[1]:
+    margin = 2 * per_dot  # for the label's frame
+    text.set_x(max(left + margin, min(x0, right - extent.width * per_dot - 2 * margin)))
+    top = axes.get_ylim()[1]
+    if y0 - extent.height * per_dot - 2 * margin < top:
         text.set_verticalalignment("top")
-        text.set_y(max(y0, axes.get_ylim()[1]))
+        text.set_y(max(y0, top + margin))

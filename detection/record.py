@@ -1,12 +1,14 @@
 """What a finished detection run leaves in its experiment directory.
 
-results.json      scores, per class too, with the protocol they were taken under and what they cost
-detections.json   every detection in COCO's results format: the very list that was scored
-detections.png    ground truth beside detections on a few validation images
-README.md         what was trained, on what, how, how well and how long, for people
+image_statistics.npz  which detection found an object at which IoU, per image (engine.image_statistics)
+detections.json       every detection in COCO's results format: the very list that was scored
+detections.png        ground truth beside detections on a few validation images
+examples/             the same images one by one, small: <image id>.jpg the detections, <image id>_truth.jpg the truth
+results.json          scores, per class too, and the errors behind them, with the protocol they were taken under, the
+                      annotation files they rest on and what they cost; written when all of the above is there
+README.md             what was trained, on what, how, how well and how long, for people
 """
 
-import hashlib
 import json
 import statistics
 from operator import itemgetter
@@ -15,10 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from detection.data import CocoFile, read_image
-from detection.evaluation import METRICS
-from detection.pictures import Picture, draw_detections
+from detection.errors import error_breakdown
+from detection.evaluation import METRICS, image_statistics
+from detection.pictures import Picture, draw_detections, draw_examples
 from detection.task import DetectionTask
-from engine.experiment import write_readme, write_text
+from engine.cost import forward_gflops, peak_memory_mib
+from engine.experiment import file_sha256, write_readme, write_text
 from engine.logbook import read_metrics
 from engine.optim import scaled_learning_rate
 
@@ -27,35 +31,48 @@ SHOWN_SCORE = 0.3  # detections below it are not drawn
 
 
 def write_record(experiment: Path, task: DetectionTask) -> dict:
-    """Write the four files from what `task` evaluated last; returns what results.json holds.
+    """Write all this from what `task` evaluated last; returns what results.json holds.
 
     Called on rank 0, after `environment.json` and `metrics.jsonl` are complete."""
     config, val, results, scores = task.config, task.val, task.results, task.scores
     lines = read_metrics(experiment)
+    start = json.loads((experiment / "environment.json").read_text())[-1]
+    inputs = {path: file_sha256(path) for path in (task.train.annotations_path, val.annotations_path)}
     record = {
         "task": "detection",
         "metric": task.metrics[0],
+        "variant": {"backbone": config.model.backbone, "neck": config.model.neck},
+        "seed": config.train.seed,
         "scores": {name: scores[name] for name in METRICS},
         "per_class": scores["per_class"],
+        "errors": error_breakdown(val.annotations_path, results),
         "epochs": lines[-1]["epoch"],
         "steps": lines[-1]["step"],
         "weights": "moving average" if config.train.ema_decay else "as after the last step",
         "protocol": {
             "annotations": val.annotations_path.name,
-            "annotations_sha256": hashlib.sha256(val.annotations_path.read_bytes()).hexdigest(),
+            "annotations_sha256": inputs[val.annotations_path],
             "images": len(val.images),
             "classes": val.class_names,
             **config.eval.model_dump(),
         },
+        "inputs": {str(path): sha256 for path, sha256 in inputs.items()},
         "cost": {
             "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
+            "gflops": round(forward_gflops(task.model, task.model.input_size), 3),
             "train_seconds": round(sum(line["epoch_seconds"] for line in lines), 1),
             "images_per_second": statistics.median(line["images_per_second"] for line in lines),
+            "peak_memory_mib": round(peak_memory_mib(next(task.model.parameters()).device), 1),
+            "processes": start["processes"],
+            "device": start["device"],
         },
     }
-    write_text(experiment / "results.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    image_statistics(val.annotations_path, results).save(experiment)
     write_text(experiment / "detections.json", json.dumps(results))
-    draw_detections(experiment / "detections.png", example_pictures(val, results))
+    pictures = example_pictures(val, results)
+    draw_detections(experiment / "detections.png", list(pictures.values()))
+    draw_examples(experiment / "examples", pictures)
+    write_text(experiment / "results.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     write_readme(
         experiment,
         title=f"{config.model.backbone} with neck {config.model.neck}",
@@ -108,25 +125,23 @@ def describe(coco: CocoFile) -> str:
     return f"{len(coco.images):,} images ({len(coco.labels):,} objects)"
 
 
-def example_pictures(coco: CocoFile, results: list[dict]) -> list[Picture]:
-    """Ground truth and detections of a few images spread evenly over the set."""
+def example_pictures(coco: CocoFile, results: list[dict]) -> dict[str, Picture]:
+    """Ground truth and detections of a few images spread evenly over the set, by image id."""
     name_of = dict(zip(coco.category_ids, coco.class_names, strict=True))
-    pictures = []
+    pictures = {}
     for index in np.linspace(0, len(coco.images) - 1, min(PICTURES, len(coco.images))).round().astype(int):
         image = coco.images[index]
         shown = [r for r in results if r["image_id"] == image.id and r["score"] >= SHOWN_SCORE]
         boxes_xyxy, labels, is_crowd = coco.objects(index)
         xywh = np.array([result["bbox"] for result in shown]).reshape(-1, 4)
-        pictures.append(
-            Picture(
-                image=read_image(coco, index),
-                caption=image.file_name,
-                true_boxes_xyxy=boxes_xyxy,
-                true_names=[coco.class_names[label - 1] for label in labels],
-                true_is_crowd=is_crowd,
-                boxes_xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-                names=[name_of[result["category_id"]] for result in shown],
-                scores=[result["score"] for result in shown],
-            )
+        pictures[str(image.id)] = Picture(
+            image=read_image(coco, index),
+            caption=image.file_name,
+            true_boxes_xyxy=boxes_xyxy,
+            true_names=[coco.class_names[label - 1] for label in labels],
+            true_is_crowd=is_crowd,
+            boxes_xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+            names=[name_of[result["category_id"]] for result in shown],
+            scores=[result["score"] for result in shown],
         )
     return pictures

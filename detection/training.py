@@ -4,9 +4,11 @@ python -m detection.training configs/quickstart.yaml
 python -m detection.training configs/detection_ssd_SwinT.yaml model.neck=fpn data.root=/datasets/coco
 torchrun --standalone --nproc_per_node=4 -m detection.training configs/detection_ssd_resnet50.yaml
 python -m detection.training --resume experiments/experiment_3
+python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # starts there, or goes on there
 """
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,37 +20,49 @@ from engine import distributed
 from engine.checkpoint import list_checkpoints, newest_checkpoint
 from engine.command import run_command
 from engine.config import changed_fields, dump_config, load_config
-from engine.experiment import append_environment, describe_environment, new_experiment, shown_score, write_text
-from engine.logbook import logger, start_logging
+from engine.experiment import (
+    FREE_FIELDS,
+    append_environment,
+    describe_environment,
+    new_experiment,
+    occupied,
+    shown_score,
+    write_text,
+)
+from engine.logbook import logger, rewind_metrics, start_logging
 from engine.strict_yaml import ConfigError
 from training import check_feasible, fit
-
-# What may differ when a run is resumed: where the data lies, how it is fed and what is kept; not what is learned.
-FREE_ON_RESUME = {
-    "data.root",
-    "data.workers",
-    "data.cache_images",
-    "train.checkpoint_every_steps",
-    "train.keep_checkpoints",
-}
 
 
 def main(device: torch.device) -> None:
     """Train as the command line says, then score and record."""
     arguments = parse_arguments()
+    if arguments.experiment:  # made for this run: even what is wrong with its config is written there
+        start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
     config = read_config(arguments)
     if arguments.resume:
         newest_checkpoint(arguments.resume / "checkpoints")  # there must be one, before anything is written
     train, val = read_split(config.data, "train"), read_split(config.data, "val")
     task = DetectionTask(config, val, train, from_checkpoint=arguments.resume is not None)
     check_feasible(task, config.train, device)
-    experiment = arguments.resume or Path(
-        distributed.broadcast(distributed.is_main() and str(new_experiment(arguments.experiments)))
+    experiment = (
+        arguments.resume
+        or arguments.experiment
+        or Path(distributed.broadcast(distributed.is_main() and str(new_experiment(arguments.experiments))))
     )
+    with occupied(experiment) if distributed.is_main() else nullcontext():
+        train_and_record(task, experiment, device, resume=arguments.resume is not None)
+
+
+def train_and_record(task: DetectionTask, experiment: Path, device: torch.device, resume: bool) -> None:
+    """Train `task` in its experiment directory, then write what came out."""
+    config, train, val = task.config, task.train, task.val
     start_logging(experiment if distributed.is_main() else None, verbose=distributed.is_main())
     if distributed.is_main():
         write_text(experiment / "config.yaml", dump_config(config))
         append_environment(experiment, describe_environment(distributed.world_size(), device))
+        if not resume:
+            rewind_metrics(experiment, step=0)  # of a start that left no checkpoint
     logger.info("%s: %s with neck %s", experiment, config.model.backbone, config.model.neck)
     for coco in (train, val):
         logger.info(
@@ -60,7 +74,7 @@ def main(device: torch.device) -> None:
     if not val.class_counts.any():
         logger.warning("%s: no objects in it, so every score will be undefined", val.annotations_path)
     try:
-        model = fit(task, config.train, config.optim, experiment, device, resume=arguments.resume is not None)
+        model = fit(task, config.train, config.optim, experiment, device, resume)
     except KeyboardInterrupt:
         if list_checkpoints(experiment / "checkpoints"):
             logger.warning("interrupted; to go on: python -m detection.training --resume %s", experiment)
@@ -86,11 +100,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("config", nargs="?", help="YAML file, see configs/; with --resume the experiment's own")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config")
     parser.add_argument("--resume", type=Path, metavar="EXPERIMENT", help="go on after its newest checkpoint")
+    parser.add_argument(
+        "--experiment", type=Path, metavar="DIRECTORY",
+        help="an existing directory to train in, instead of the next free number; goes on if it has a checkpoint",
+    )  # fmt: skip
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
     arguments = parser.parse_intermixed_args()
     if arguments.config and "=" in arguments.config:  # with --resume, overrides may come without a config
         arguments.overrides.insert(0, arguments.config)
         arguments.config = None
+    if arguments.experiment and arguments.resume:
+        parser.error("--experiment goes on by itself where it can; leave out --resume")
+    if arguments.experiment and not arguments.experiment.is_dir():
+        parser.error(f"--experiment {arguments.experiment}: no such directory")
+    if arguments.experiment and list_checkpoints(arguments.experiment / "checkpoints"):
+        arguments.resume = arguments.experiment
     if not arguments.config and not arguments.resume:
         parser.error("name a CONFIG, or an experiment to --resume")
     return arguments
@@ -102,7 +126,7 @@ def read_config(arguments: argparse.Namespace) -> DetectionConfig:
         return load_config(arguments.config, arguments.overrides, DetectionConfig)
     stored = read_experiment_config(arguments.resume)
     config = load_config(arguments.config or arguments.resume / "config.yaml", arguments.overrides, DetectionConfig)
-    changed = [text for name, text in changed_fields(stored, config).items() if name not in FREE_ON_RESUME]
+    changed = [text for name, text in changed_fields(stored, config).items() if name not in FREE_FIELDS]
     if changed:
         raise ConfigError(
             f"{arguments.resume} was trained with another config: {'; '.join(changed)}. "

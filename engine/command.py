@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 
 import torch
-from tqdm import tqdm
 
 from engine import distributed
 from engine.logbook import logger, start_logging
@@ -25,7 +24,8 @@ def run_command(main: Callable[[torch.device], None]) -> None:
     """Run `main(device)` inside the process group; leave with the exit code of what happened.
 
     A ValueError or OSError is the user's to mend: one line, its traceback only in the log file of the
-    experiment, if there is one by then. Anything unforeseen is a bug and keeps its traceback."""
+    experiment, if there is one by then. Anything unforeseen is a bug and keeps its traceback. Either way the
+    log file's last line of level ERROR says why the run ended."""
     try:
         with distributed.process_group() as device:
             start_logging(None, verbose=distributed.is_main())
@@ -36,6 +36,9 @@ def run_command(main: Callable[[torch.device], None]) -> None:
         _fail(error, 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        logger.error("error: a bug: %s: %s", type(error).__name__, error, exc_info=error)
+        sys.exit(1)
 
 
 def _fail(error: Exception, code: int) -> None:
@@ -44,6 +47,5 @@ def _fail(error: Exception, code: int) -> None:
     if "Original Traceback" in message:  # raised in a loader process, whose traceback PyTorch put into the message
         message = message.strip().splitlines()[-1].partition(": ")[2]
     rank = os.environ.get("RANK", "0")
-    # Through tqdm, which moves an open progress bar out of the way.
-    tqdm.write(f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}", file=sys.stderr)
+    logger.error(f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}")
     sys.exit(code)

@@ -59,6 +59,17 @@ def load_config(path: str | Path, overrides: Sequence[str], cls: type[ConfigClas
     return config
 
 
+def read_overridden(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """A config file with overrides laid over it, as plain data, validated by nobody.
+
+    Raises ConfigError for what the strict reader refuses, and for an override that cannot be laid over."""
+    data, lines, problems = read_mapping(path)
+    problems += _override(data, lines, overrides)[1]
+    if problems:
+        raise report(path, problems)
+    return data
+
+
 def _override(
     data: dict[str, Any], lines: dict[KeyPath, int], overrides: Sequence[str]
 ) -> tuple[list[KeyPath], list[Problem]]:
@@ -262,7 +273,12 @@ def dump_config(config: Config) -> str:
 
 def changed_fields(before: Config, after: Config) -> dict[str, str]:
     """What differs between two configs of a class: {"train.epochs": "train.epochs was 3, is 5"}."""
-    old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (before, after))
+    return changed_values(before.model_dump(mode="json"), after.model_dump(mode="json"))
+
+
+def changed_values(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+    """The same of plain nested data; a value that is absent counts as null."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
     return {
         name: f"{name} was {shown(old.get(name))}, is {shown(new.get(name))}"
         for name in old | new

@@ -5,25 +5,47 @@ experiments/experiment_7/
   config.yaml       the resolved config: rerun it and you rerun the experiment
   environment.json  commit, versions, hardware, command, one entry per start
   train.log  metrics.jsonl  curves.png          the course of the training
-  results.json  detections.json  detections.png what came out (names are the task's)
-  checkpoints/      git-ignored
+  results.json  image_statistics.npz            what came out: scores with their protocol and cost, and all that
+                                                is needed to compute the score again on other choices of images
+  detections.json  detections.png  examples/    the same for people and other programs (names are the task's)
+  cell.json         which place of which grid this is, if a grid started it
+  checkpoints/  running.lock                    git-ignored
 """
 
+import fcntl
+import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "pycocotools", "numpy", "pillow", "pydantic")
+PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic")
 NAME = re.compile(r"experiment_(\d+)")
+LOCK = "running.lock"
+# Fields of a config that may differ within an experiment: where the data lies, how it is fed and what is kept; not
+# what is learned.
+FREE_FIELDS = {
+    "data.root",
+    "data.workers",
+    "data.cache_images",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+}
+
+
+def list_experiments(root: Path) -> list[Path]:
+    """Every `root/experiment_N`, by N."""
+    numbered = [(int(match[1]), path) for path in root.glob("*") if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
 
 
 def new_experiment(root: Path) -> Path:
@@ -33,8 +55,7 @@ def new_experiment(root: Path) -> Path:
     Raises ValueError if root is not a folder that can be written."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        taken = [int(match[1]) for path in root.iterdir() if (match := NAME.fullmatch(path.name))]
-        number = max(taken, default=0) + 1
+        number = max((int(NAME.fullmatch(path.name)[1]) for path in list_experiments(root)), default=0) + 1
         while True:
             path = root / f"experiment_{number}"
             with suppress(FileExistsError):
@@ -43,6 +64,33 @@ def new_experiment(root: Path) -> Path:
             number += 1
     except OSError as error:
         raise ValueError(f"{root}: no experiment can be made there ({error.strerror}); see --experiments") from error
+
+
+@contextmanager
+def occupied(experiment: Path) -> Iterator[None]:
+    """Hold the experiment's lock inside, so that no second run writes into it and others see that it is running.
+
+    The system lets go of the lock when the process dies, however it dies. Raises ValueError if a run has it."""
+    with open(experiment / LOCK, "a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(f"{experiment}: another process is at work in it; wait for it, or stop it") from None
+        except OSError:  # a file system without locks keeps no two runs apart
+            pass
+        yield
+
+
+def is_running(experiment: Path) -> bool:
+    """Whether a process, on any machine that shares the file system, holds the experiment's lock."""
+    try:
+        with open(experiment / LOCK, "r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def describe_environment(world_size: int, device: torch.device) -> dict:
@@ -78,6 +126,12 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file of any size."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_readme(

@@ -23,10 +23,10 @@ logger = logging.getLogger("workbench")
 
 
 class _TqdmHandler(logging.Handler):
-    """Prints a message without breaking the progress bar below it."""
+    """Prints a message without breaking the progress bar below it; errors to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+        tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.ERROR else sys.stdout)
 
 
 def start_logging(experiment: Path | None, verbose: bool) -> None:

@@ -10,15 +10,18 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {
         "model", "engine.config", "engine.strict_yaml", "engine.weights", "engine.distributed", "engine.optim",
-        "detection.boxes", "detection.necks", "detection.sample",
+        "engine.image_statistics", "engine.inference", "detection.boxes", "detection.necks", "detection.sample",
     },
     {
-        "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "detection.backbones",
-        "detection.anchors", "detection.matching", "detection.postprocess", "detection.transforms",
-        "detection.pictures",
+        "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.cost",
+        "detection.backbones", "detection.anchors", "detection.matching", "detection.postprocess",
+        "detection.transforms", "detection.pictures",
     },
-    {"training", "detection.ssd", "detection.loss", "detection.data", "detection.evaluation"},
+    {"training", "detection.ssd", "detection.loss", "detection.data", "detection.evaluation", "detection.errors"},
     {"detection.task", "detection.record", "detection.training", "detection.test"},
+    {"ablation.bootstrap", "ablation.records"},
+    {"ablation.tables", "ablation.plan", "ablation.plots", "ablation.uncertainty"},
+    {"ablation.compare", "ablation.grid"},
 )  # fmt: skip
 FLOOR = {module: number for number, modules in enumerate(FLOORS, start=1) for module in modules}
 
@@ -39,7 +42,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_module_has_a_floor():
-    files = [*ROOT.glob("*.py"), *ROOT.glob("engine/*.py"), *ROOT.glob("detection/*.py")]
+    files = [path for folder in (".", "engine", "detection", "ablation") for path in (ROOT / folder).glob("*.py")]
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files if path.stem != "__init__"}
     assert modules == FLOOR.keys()
 
@@ -48,6 +51,13 @@ def test_every_module_has_a_floor():
 def test_imports_go_downward(module):
     upward = {name for name in imported(source(module)) & FLOOR.keys() if FLOOR[name] > FLOOR[module]}
     assert not upward
+
+
+def test_ablation_knows_experiments_not_tasks():
+    for path in ROOT.glob("ablation/*.py"):
+        assert not any(name.split(".")[0] in ("detection", "training", "model", "data") for name in imported(path)), (
+            path
+        )
 
 
 @pytest.mark.parametrize("module", sorted(FLOOR.keys() - {"engine.distributed"}))

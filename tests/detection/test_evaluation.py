@@ -3,12 +3,13 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from detection.data import ImageRecord
-from detection.evaluation import METRICS, coco_scores, detect, to_coco_results
+from detection.evaluation import METRICS, coco_scores, detect, image_statistics, to_coco_results
 from detection.postprocess import Detections, PostprocessConfig
 
 CPU = torch.device("cpu")
@@ -173,6 +174,116 @@ def test_results_of_another_data_set_are_refused(two_objects, foreign):
     [(key, value)] = foreign.items()
     with pytest.raises(ValueError, match=f"{key} {value}: detected, but not in .*two.json"):
         coco_scores(two_objects, [result])
+
+
+# ---- statistics per image ----------------------------------------------------------------------------------
+
+
+def average_precision(matches, class_position):
+    """AP of a class from its matches, one threshold after the other; None without objects."""
+    num_objects = int((matches.object_classes == class_position).sum())
+    if num_objects == 0:
+        return None
+    rows = np.flatnonzero(matches.detection_classes == class_position)
+    rows = rows[np.argsort(-matches.scores[rows], kind="stable")]
+    precisions = []
+    for t in range(len(matches.iou_thresholds)):
+        curve, found, wrong = [], 0, 0
+        for row in rows:
+            if matches.ignored[row, t]:
+                continue
+            found, wrong = found + matches.true_positives[row, t], wrong + (not matches.true_positives[row, t])
+            curve.append((found / num_objects, found / (found + wrong)))
+        for recall in np.linspace(0, 1, 101):
+            precisions.append(max((precision for reached, precision in curve if reached >= recall), default=0.0))
+    return np.mean(precisions)
+
+
+def assert_statistics_hold_the_scores(annotations_path, results):
+    matches = image_statistics(annotations_path, results)
+    per_class = coco_scores(annotations_path, results)["per_class"]
+    assert matches.class_names.tolist() == list(per_class)
+    for position, name in enumerate(matches.class_names):
+        assert average_precision(matches, position) == pytest.approx(per_class[name]["AP"], abs=1e-12)
+
+
+def test_the_scores_of_the_coco_sample_follow_from_its_statistics(shared_data):
+    folder = shared_data / "cocoeval100"
+    results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
+    assert_statistics_hold_the_scores(folder / "instances_val2014_100.json", results)
+
+
+def test_scores_among_crowds_and_other_mistakes_follow_from_the_statistics(tmp_path):
+    rng = np.random.default_rng(0)
+    objects, results = [], []
+    for _ in range(60):
+        image_id, category_id = int(rng.choice([5, 9])), int(rng.choice([1, 7]))
+        box = [float(value) for value in rng.uniform((0, 0, 20, 20), (60, 60, 40, 40))]
+        objects.append((image_id, category_id, box, {"iscrowd": int(rng.random() < 0.2)}))
+        shifted = [value + float(rng.normal(0, 3)) for value in box]
+        score = round(float(rng.random()), 1)  # many are equal
+        results.append({"image_id": image_id, "category_id": category_id, "bbox": shifted, "score": score})
+    assert_statistics_hold_the_scores(write_annotations(tmp_path / "crowds.json", objects), results)
+
+
+def test_statistics_without_detections_still_count_the_objects(two_objects):
+    matches = image_statistics(two_objects, [])
+    assert matches.true_positives.shape == matches.ignored.shape == (0, 10)
+    assert matches.object_images.tolist() == [0, 1]
+    assert matches.object_classes.tolist() == [0, 1]
+
+
+def test_statistics_of_a_file_without_objects_have_every_image(tmp_path):
+    result = {"image_id": 9, "category_id": 7, "bbox": [10, 10, 50, 40], "score": 0.5}
+    matches = image_statistics(write_annotations(tmp_path / "none.json", []), [result])
+    assert matches.image_ids.tolist() == [5, 9]
+    assert matches.object_images.shape == (0,)
+    assert not matches.true_positives.any()
+    nothing = image_statistics(tmp_path / "none.json", [])
+    assert nothing.scores.shape == (0,)
+
+
+def test_detections_are_ordered_by_class_then_image_then_score(two_objects):
+    box = [10, 10, 50, 40]
+    results = [
+        {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+        for image_id, category_id, score in ((9, 1, 0.9), (5, 7, 0.2), (5, 1, 0.3), (5, 1, 0.6))
+    ]
+    matches = image_statistics(two_objects, results)
+    assert matches.image_ids.tolist() == [5, 9]
+    assert matches.detection_classes.tolist() == [0, 0, 0, 1]
+    assert matches.detection_images.tolist() == [0, 0, 1, 0]
+    assert matches.scores.tolist() == [0.6, 0.3, 0.9, 0.2]
+
+
+def test_images_are_in_the_order_of_their_ids_not_of_the_file(two_objects):
+    content = json.loads(two_objects.read_text())
+    content["images"].reverse()
+    two_objects.write_text(json.dumps(content))
+    assert image_statistics(two_objects, []).image_ids.tolist() == [5, 9]
+
+
+def test_what_is_found_in_a_crowd_is_ignored_and_the_crowd_no_object(tmp_path):
+    path = write_annotations(
+        tmp_path / "crowd.json", [(5, 1, [10, 10, 50, 40], {}), (5, 1, [200, 200, 200, 200], {"iscrowd": 1})]
+    )
+    in_crowd = {"image_id": 5, "category_id": 1, "bbox": [210, 210, 40, 40], "score": 0.99}
+    matches = image_statistics(path, [*perfect_results(path), in_crowd])
+    assert matches.ignored.all(axis=1).tolist() == [True, False]
+    assert matches.true_positives.all(axis=1).tolist() == [False, True]
+    assert matches.object_images.tolist() == [0]
+
+
+def test_only_the_best_hundred_detections_of_a_class_in_an_image_count(two_objects):
+    [result] = perfect_results(two_objects)[:1]
+    matches = image_statistics(two_objects, [result | {"score": k / 200} for k in range(150)])
+    assert len(matches.scores) == 100
+    assert matches.scores.min() == 0.25
+
+
+def test_statistics_of_another_data_set_are_refused(two_objects):
+    with pytest.raises(ValueError, match=r"image_id 6: detected, but not in .*two\.json"):
+        image_statistics(two_objects, [perfect_results(two_objects)[0] | {"image_id": 6}])
 
 
 # ---- detections --------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from detection import pictures
-from detection.pictures import Picture, draw_detections, palette_colour
+from detection.pictures import Picture, draw_detections, draw_examples, palette_colour
 
 
 def picture(height=128, width=128, names=("cat",), true_names=("cat",), caption="image 7"):
@@ -91,3 +91,36 @@ def test_eighty_classes_have_eighty_colours():
     assert distances.min() > 0.05
     assert distances[:8, :8].min() > 0.3
     assert ((colours >= 0) & (colours <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((427, 640), (320, 214)), ((640, 427), (214, 320)), ((64, 64), (320, 320))]
+)
+def test_an_example_is_320_pixels_on_its_longer_side(tmp_path, shape, size):
+    draw_examples(tmp_path, {"7": picture(*shape)})
+    for name in ("7.jpg", "7_truth.jpg"):
+        with Image.open(tmp_path / name) as image:
+            assert image.size == size
+
+
+def test_examples_show_detections_and_objects_apart(tmp_path, monkeypatch):
+    shown = record_labels(monkeypatch)
+    draw_examples(tmp_path, {"7": picture(names=("cat",), true_names=("dog",))})
+    assert shown == ["cat 0.40", "dog"]
+
+
+def test_an_example_has_its_boxes_where_they_are(tmp_path):
+    sample = picture(height=160, width=160, names=())._replace(true_boxes_xyxy=np.array([[40, 80, 120, 140]]))
+    draw_examples(tmp_path, {"7": sample})
+    with Image.open(tmp_path / "7_truth.jpg") as image:
+        pixels = np.asarray(image).astype(int)
+    red = (pixels[..., 0] - pixels[..., 1] > 60) & (np.arange(320)[:, None] > 165)  # below the label
+    rows, columns = np.nonzero(red)
+    assert np.abs([columns.min() - 80, columns.max() - 240, rows.max() - 280]).max() <= 2
+
+
+def test_examples_of_an_earlier_record_are_removed(tmp_path):
+    draw_examples(tmp_path / "examples", {"1": picture(), "2": picture()})
+    draw_examples(tmp_path / "examples", {"2": picture(), "3": picture()})
+    names = {path.name for path in (tmp_path / "examples").iterdir()}
+    assert names == {"2.jpg", "2_truth.jpg", "3.jpg", "3_truth.jpg"}

@@ -1,12 +1,54 @@
 """engine/experiment.py: numbering, environment, front page."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
-from engine.experiment import append_environment, describe_environment, new_experiment, write_readme
+from engine.experiment import (
+    append_environment,
+    describe_environment,
+    is_running,
+    new_experiment,
+    occupied,
+    write_readme,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+HOLD = "import sys, time, pathlib; from engine.experiment import occupied\n"
+HOLD += "with occupied(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """Another process that is at work in tmp_path."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_two_runs_cannot_be_at_work_in_one_experiment(tmp_path, other_run):
+    assert is_running(tmp_path)
+    with pytest.raises(ValueError, match="another process is at work in it"), occupied(tmp_path):
+        pass
+
+
+def test_a_run_that_was_killed_is_no_longer_running(tmp_path, other_run):
+    other_run.kill()
+    other_run.wait()
+    assert not is_running(tmp_path)
+
+
+def test_an_experiment_that_nobody_works_in_is_not_running(tmp_path):
+    assert not is_running(tmp_path)
+    with occupied(tmp_path):
+        pass
+    assert not is_running(tmp_path)
 
 
 def test_numbers_go_on_after_the_highest(tmp_path):

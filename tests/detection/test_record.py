@@ -1,0 +1,107 @@
+"""What a finished run leaves: complete, and the same numbers that were scored."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from detection.data import read_split
+from detection.record import write_record
+from detection.task import DetectionConfig, DetectionTask
+from engine.image_statistics import Matches
+
+SPLITS = {
+    split: {"images": f"images/{split}", "annotations": f"annotations/instances_{split}.json"}
+    for split in ("train", "val")
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(sample_root, tmp_path_factory):
+    """An experiment after an evaluation of untrained weights, that lay there before, and its record."""
+    experiment = tmp_path_factory.mktemp("experiment_1")
+    (experiment / "environment.json").write_text(
+        json.dumps(
+            [
+                {"processes": 4, "device": "a GPU", "cpu": "a CPU", "commit": "1", "uncommitted_changes": False},
+                {
+                    "processes": 2, "device": "cpu", "cpu": "a CPU", "commit": "2", "uncommitted_changes": False,
+                    "versions": {"torch": "2", "torchvision": "0", "python": "3"},
+                },
+            ]
+        )
+    )  # fmt: skip
+    line = {"epoch": 1, "step": 3, "epoch_seconds": 2.0, "images_per_second": 6.0, "mAP": 0.0}
+    (experiment / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (experiment / "examples").mkdir()
+    (experiment / "examples" / "77.jpg").write_bytes(b"of another data set")
+    task = make_task(sample_root)
+    task.evaluate(task.model, torch.device("cpu"))
+    return experiment, task, write_record(experiment, task)
+
+
+def make_task(root):
+    config = DetectionConfig.model_validate(
+        {
+            "data": {"root": str(root), **SPLITS, "workers": 0},
+            "model": {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn", "neck_channels": 32, "input_size": 128},
+            "train": {"epochs": 1, "batch_size": 4, "seed": 5},
+        }
+    )
+    return DetectionTask(config, read_split(config.data, "val"), read_split(config.data, "train"))
+
+
+def test_the_file_holds_what_is_returned(recorded):
+    experiment, _, record = recorded
+    assert json.loads((experiment / "results.json").read_text()) == record
+
+
+def test_the_record_says_which_variant_and_seed(recorded):
+    record = recorded[2]
+    assert record["variant"] == {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn"}
+    assert list(record["variant"]) == ["backbone", "neck"]
+    assert record["seed"] == 5
+
+
+def test_both_annotation_files_are_recorded_by_the_path_they_were_read_from(recorded, sample_root):
+    record = recorded[2]
+    paths = [sample_root / SPLITS[split]["annotations"] for split in ("train", "val")]
+    assert record["inputs"] == {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    assert record["protocol"]["annotations_sha256"] == record["inputs"][str(paths[1])]
+
+
+def test_the_cost_is_of_this_model_on_the_machine_of_the_last_start(recorded):
+    cost = recorded[2]["cost"]
+    assert cost["processes"] == 2
+    assert cost["device"] == "cpu"
+    assert 0.01 < cost["gflops"] < 10
+    assert cost["peak_memory_mib"] > 100
+
+
+def test_the_errors_are_of_the_detections_that_were_scored(recorded):
+    _, _, record = recorded
+    assert record["errors"]["AP50"] == pytest.approx(record["scores"]["AP50"], abs=1e-12)
+
+
+def test_the_statistics_lie_beside_the_scores(recorded):
+    experiment, task, record = recorded
+    matches = Matches.load(experiment)
+    assert matches.image_ids.tolist() == sorted(image.id for image in task.val.images)
+    assert matches.class_names.tolist() == record["protocol"]["classes"]
+
+
+def test_four_images_spread_over_the_set_are_examples_and_no_others(recorded):
+    experiment, task, _ = recorded
+    ids = [task.val.images[index].id for index in (0, 2, 5, 7)]
+    names = {path.name for path in (experiment / "examples").iterdir()}
+    assert names == {f"{image_id}{suffix}.jpg" for image_id in ids for suffix in ("", "_truth")}
+
+
+def test_examples_are_small(recorded):
+    experiment, _, _ = recorded
+    for path in (experiment / "examples").iterdir():
+        assert path.stat().st_size < 60_000
+        with Image.open(path) as image:
+            assert max(image.size) == 320
