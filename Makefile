@@ -1,4 +1,4 @@
-# make demo   set up, then train and score a small detector on a drawn data set (about 10 minutes on 2 CPU cores)
+# make demo   set up, then train a small grid of detectors on a drawn data set and compare them (2 CPU cores will do)
 # make test   set up, then lint and run every test
 # make setup  only the virtual environment in .venv
 
@@ -21,7 +21,9 @@ $(VENV)/.installed: pyproject.toml
 
 demo: setup
 	$(RUN) -m detection.sample datasets/sample
-	$(RUN) -m detection.training configs/quickstart.yaml
+	$(RUN) -m ablation.grid run configs/grid_quickstart.yaml
+	$(RUN) -m ablation.grid table configs/grid_quickstart.yaml --format html
+	$(RUN) -m ablation.grid table configs/grid_quickstart.yaml
 
 test: setup lint
 	$(RUN) -m pytest

@@ -20,8 +20,12 @@ FLOORS = (
     {"training", "detection.ssd", "detection.loss", "detection.data", "detection.evaluation", "detection.errors"},
     {"detection.task", "detection.record", "detection.training", "detection.test"},
     {"ablation.bootstrap", "ablation.records"},
-    {"ablation.tables", "ablation.plan", "ablation.plots", "ablation.uncertainty"},
-    {"ablation.compare", "ablation.grid"},
+    {
+        "ablation.tables", "ablation.plan", "ablation.plots", "ablation.page", "ablation.report",
+        "ablation.uncertainty",
+    },
+    {"ablation.compare"},
+    {"ablation.grid"},
 )  # fmt: skip
 FLOOR = {module: number for number, modules in enumerate(FLOORS, start=1) for module in modules}
 

@@ -1,0 +1,242 @@
+"""Set experiments side by side, and say which differences are real.
+
+    python -m ablation.compare experiments/experiment_2 experiments/experiment_3 --baseline experiments/experiment_2
+    python -m ablation.compare configs/grid_coco.yaml --format latex --columns AP50,AP_small,parameters,gflops
+    python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html
+
+Experiments with the same recipe but for the seed share a cell of the table. Every difference comes with a 95%
+interval and a p value from a paired bootstrap over the validation images, with what the seeds add to it, corrected
+for the number of differences looked at (ablation/bootstrap.py).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from ablation.plan import Grid, read_cells, read_grid, state_of
+from ablation.records import Cell, Comparison, Note, Place, Run, read_run
+from ablation.report import write_report
+from ablation.tables import (
+    COLUMNS,
+    class_table,
+    column_table,
+    difference_table,
+    error_table,
+    score_table,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+from ablation.uncertainty import add_uncertainty
+from engine.command import run_command
+from engine.config import changed_values
+from engine.experiment import FREE_FIELDS, write_text
+from engine.strict_yaml import did_you_mean, nearest, shown
+
+
+def main(_: torch.device) -> None:
+    """Compare as the command line says."""
+    arguments = parse_arguments()
+    comparison = compare(
+        arguments.what,
+        arguments.experiments,
+        arguments.baseline,
+        arguments.pairs,
+        arguments.replicates,
+        arguments.force,
+    )
+    show(comparison, arguments)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ablation.compare",
+        description="Scores of experiments side by side, with honest uncertainty.",
+        epilog="example: python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html",
+    )
+    parser.add_argument("what", nargs="+", type=Path, metavar="EXPERIMENT|GRID", help="experiments, or one grid file")
+    add_options(parser)
+    return parser.parse_args()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this command and of `ablation.grid table`."""
+    parser.add_argument("--baseline", help="experiment or 'row x column' to measure from (default: the first)")
+    parser.add_argument("--pairs", action="store_true", help="every pair, not only differences from the baseline")
+    parser.add_argument("--format", choices=("md", "latex", "csv", "html"), default="md", help="default: md")
+    parser.add_argument("--output", type=Path, help="file to write (default: the terminal; html: comparison.html)")
+    parser.add_argument(
+        "--columns", type=column_names, default=(), help=f"more columns, of {','.join(COLUMNS)}, or all"
+    )
+    parser.add_argument("--per-class", action="store_true", help="AP of every class, and its change")
+    parser.add_argument("--errors", action="store_true", help="errors by kind, and their change")
+    parser.add_argument("--replicates", type=int, default=1000, help="resamples of the images (default: 1000)")
+    parser.add_argument("--force", action="store_true", help="show what cannot be compared, with a warning in it")
+    parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
+
+
+def column_names(text: str) -> Sequence[str]:
+    """'AP50,gflops' or 'all' as names of COLUMNS."""
+    names = list(COLUMNS) if text == "all" else text.split(",")
+    for name in names:
+        if name not in COLUMNS:
+            cure = did_you_mean(nearest(name, COLUMNS)) or f", expected some of {', '.join(COLUMNS)}"
+            raise argparse.ArgumentTypeError(f"no column {name!r}{cure}")
+    return names
+
+
+def show(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Print or write the comparison in the format asked for."""
+    if arguments.format == "html":
+        path = arguments.output or Path("comparison.html")
+        write_report(path, comparison)
+        print(f"written to {path}")
+        return
+    text = to_csv(comparison) if arguments.format == "csv" else as_text(comparison, arguments)
+    if arguments.output:
+        write_text(arguments.output, text)
+        print(f"written to {arguments.output}")
+    else:
+        sys.stdout.write(text)
+
+
+def as_text(comparison: Comparison, arguments: argparse.Namespace) -> str:
+    """The tables as Markdown or LaTeX."""
+    tables = [score_table(comparison)]
+    if arguments.columns:
+        tables.append(column_table(comparison, arguments.columns))
+    families = (
+        ("Differences", comparison.differences),
+        (f"What each {comparison.column_name} adds, mean over {comparison.row_name}s", comparison.column_effects),
+        (f"What each {comparison.row_name} adds, mean over {comparison.column_name}s", comparison.row_effects),
+        ("Interactions", comparison.interactions),
+    )
+    tables += [difference_table(title, family, comparison.metric) for title, family in families if family]
+    if arguments.per_class and comparison.per_class:
+        tables.append(class_table(comparison))
+    if arguments.errors:
+        tables.append(error_table(comparison))
+    latex = arguments.format == "latex"
+    prose = [*(f"WARNING: {warning}" for warning in comparison.warnings), comparison.conclusion]
+    if latex:
+        return "\n".join([*(f"% {line}" for line in prose), *map(to_latex, tables)])
+    tables = [to_markdown(table) for table in tables]
+    return "\n".join([f"## {comparison.title}", "", *(f"{line}\n" for line in prose), *tables])
+
+
+# ---- from experiments to cells -----------------------------------------------------------------------------
+
+
+def compare(
+    what: Sequence[Path], experiments: Path, baseline: str | None, pairs: bool, replicates: int, force: bool
+) -> Comparison:
+    """Read, check and compare a grid or a list of experiments.
+
+    Raises ValueError where they cannot be read, or not be compared and `force` is not set."""
+    if len(what) == 1 and what[0].suffix == ".yaml":
+        grid = read_grid(what[0])
+        cells, title = cells_of_grid(grid, experiments), grid.path.stem
+        rows, columns = ([entry.name for entry in entries] for entries in (grid.config.rows, grid.config.columns))
+    else:
+        cells, title = cells_of_experiments(what), f"{len(what)} experiments"
+        rows, columns = (list(dict.fromkeys(place[axis] for place in cells)) for axis in (0, 1))
+    runs = [run for cell in cells.values() for run in cell.runs]
+    if not runs:
+        raise ValueError(f"{what[0]}: nothing is finished, so there is nothing to compare")
+    unlike = list(unlike_runs(runs))
+    if unlike and not force:
+        raise ValueError(f"{unlike[0]}; they cannot be compared (--force shows them all the same)")
+    row_name, column_name = runs[0].results["variant"]
+    comparison = Comparison(
+        title, runs[0].metric, row_name, column_name, rows, columns, cells,
+        find_baseline(baseline, cells), replicates, warnings=[f"not comparable: {text}" for text in unlike],
+    )  # fmt: skip
+    if comparison.filled and not unlike:
+        add_uncertainty(comparison, pairs)
+    return comparison
+
+
+def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
+    """Every cell of a grid with the runs that are done or stale, and a note on each that is not done."""
+    known = read_cells(experiments)
+    cells: dict[Place, Cell] = {}
+    for job in sorted(grid.jobs, key=lambda job: [row.name for row in grid.config.rows].index(job.row)):
+        cell = cells.setdefault(job.place, Cell(*job.place))
+        state = state_of(job, known)
+        if state.kind in ("done", "stale"):
+            cell.runs.append(read_run(state.experiment))
+        if state.kind != "done":
+            cell.notes.append(Note(job.seed, state.kind, state.detail))
+    return cells
+
+
+def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
+    """Experiments by what they are: those that differ in nothing but their seed share a cell.
+
+    Where two recipes have the same row and column, the row tells what differs between them.
+    Raises ValueError if two experiments are the same run."""
+    recipes: dict[str, list[Run]] = {}
+    for run in map(read_run, paths):
+        known = recipes.setdefault(json.dumps([run.variant, recipe_but_seed(run)], sort_keys=True), [])
+        same = next((other for other in known if other.seed == run.seed), None)
+        if same:
+            raise ValueError(f"{same.path} and {run.path}: the same recipe and seed {run.seed}; name one of them")
+        known.append(run)
+    cells: dict[Place, Cell] = {}
+    for runs in recipes.values():
+        row, column = runs[0].variant
+        namesakes = [others[0] for others in recipes.values() if others[0].variant == (row, column)]
+        changes = {
+            name for other in namesakes for name in changed_values(recipe_but_seed(other), recipe_but_seed(runs[0]))
+        }
+        if changes:
+            row += f" ({', '.join(f'{name} {value_of(runs[0].config, name)}' for name in sorted(changes))})"
+        cells[row, column] = Cell(row, column, runs)
+    return cells
+
+
+def recipe_but_seed(run: Run) -> dict:
+    """The config without what makes no difference, and without the seed."""
+    config = json.loads(json.dumps(run.config))
+    for name in [*FREE_FIELDS, "train.seed"]:
+        section, _, key = name.partition(".")
+        config.get(section, {}).pop(key, None)
+    return config
+
+
+def value_of(config: dict, name: str) -> str:
+    """The value at 'section.field', as it would be typed."""
+    for key in name.split("."):
+        config = (config or {}).get(key)
+    return shown(config)
+
+
+def unlike_runs(runs: Sequence[Run]) -> Iterable[str]:
+    """What keeps runs from being compared with the first: 'protocol.nms_iou is 0.45 in ..., 0.5 in ...'."""
+    first = runs[0]
+    for run in runs[1:]:
+        one, other = ({key: r.results[key] for key in ("task", "metric", "protocol")} for r in (first, run))
+        for name in changed_values(one, other):
+            yield f"{name} is {value_of(one, name)} in {first.path}, {value_of(other, name)} in {run.path}"
+
+
+def find_baseline(name: str | None, cells: dict[Place, Cell]) -> Place:
+    """The cell that an experiment's path or 'row x column' names; without a name the first that has a score."""
+    if name is None:
+        return next((place for place, cell in cells.items() if cell.mean is not None), next(iter(cells)))
+    for place, cell in cells.items():
+        if name == cell.name or any(run.path.resolve() == Path(name).resolve() for run in cell.runs):
+            if cell.mean is None:
+                raise ValueError(f"--baseline {name}: has no score")
+            return place
+    names = [cell.name for cell in cells.values()]
+    raise ValueError(f"--baseline {name!r}: not among them{did_you_mean(nearest(name, names))}")
+
+
+if __name__ == "__main__":
+    run_command(main)

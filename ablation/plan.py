@@ -1,0 +1,287 @@
+"""Grid files: which cells they ask for, and how far each of them is.
+
+A grid file names rows (a task's config each), columns and seeds; `Grid.jobs` lists what there is to train. Each job
+becomes an ordinary numbered experiment. The experiment remembers which job it is in its own `cell.json`, beside the
+recipe and the hashes of the code it was started with, so there is no second book to keep, and none to lose.
+"""
+
+import fnmatch
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from modulefinder import ModuleFinder
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ablation.records import Place
+from engine.config import Config, changed_values, load_config, read_overridden
+from engine.experiment import FREE_FIELDS, file_sha256, is_running, list_experiments, shown_score, write_text
+from engine.logbook import read_metrics
+from engine.strict_yaml import did_you_mean, nearest, read_yaml
+
+PROJECT = Path(__file__).parent.parent
+LOG_RECORD = re.compile(r"\d{4}-\d\d-\d\d \S+ (DEBUG|INFO|WARNING|ERROR) (.*)")
+
+
+# ---- what a grid file says ---------------------------------------------------------------------------------
+
+
+class ColumnConfig(Config):
+    """A column of the table: what it changes in every row."""
+
+    name: str = Field(description="in the table")
+    overrides: tuple[str, ...] = Field((), description="section.field=value each")
+
+
+class RowConfig(ColumnConfig):
+    """A row of the table: a config, and what it changes in it."""
+
+    config: str = Field(description="YAML file of the task")
+    columns: tuple[str, ...] | None = Field(None, description="the columns that this row has; null: all")
+
+
+class GridConfig(Config):
+    """Where an override is given more than once, the row's counts before the column's, and both before the grid's."""
+
+    task: str = Field(description="module that trains a cell, such as detection.training")
+    seeds: tuple[int, ...] = Field(min_length=1, description="train.seed of the runs of each cell")
+    overrides: tuple[str, ...] = Field((), description="section.field=value each, for every cell")
+    rows: tuple[RowConfig, ...] = Field(min_length=1)
+    columns: tuple[ColumnConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_known_and_unique(self) -> Self:
+        columns = [column.name for column in self.columns]
+        for what, names in (("rows", [row.name for row in self.rows]), ("columns", columns), ("seeds", self.seeds)):
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"{what}: {repeated[0]} is there twice")
+        for row in self.rows:
+            for name in row.columns or ():
+                if name not in columns:
+                    raise ValueError(f"row {row.name}: {name!r} is no column, expected one of {', '.join(columns)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell and seed: a training run."""
+
+    grid: str  # name of the grid file without its suffix
+    task: str
+    row: str
+    column: str
+    seed: int
+    config: str
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.row} x {self.column}, seed {self.seed}"
+
+    @property
+    def place(self) -> Place:
+        return self.row, self.column
+
+    def command(self, experiment: Path) -> list[str]:
+        """What trains it into `experiment`, or goes on there."""
+        return [sys.executable, "-m", self.task, self.config, *self.overrides, "--experiment", str(experiment)]
+
+    def recipe(self) -> dict[str, Any]:
+        """The config that the task is given, as plain data. Raises ConfigError."""
+        return read_overridden(self.config, self.overrides)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file."""
+
+    path: Path
+    config: GridConfig
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Everything there is to train, the first seed of every cell before the second of any."""
+        config = self.config
+        return [
+            Job(
+                self.path.stem,
+                config.task,
+                row.name,
+                column.name,
+                seed,
+                row.config,
+                last_of_each([*config.overrides, *column.overrides, *row.overrides, f"train.seed={seed}"]),
+            )
+            for seed in config.seeds
+            for row in config.rows
+            for column in config.columns
+            if row.columns is None or column.name in row.columns
+        ]
+
+    def select(self, only: str | None, seeds: Sequence[int] | None) -> list[Job]:
+        """The jobs of the cells that match 'row x column' (with * and ?), and of these seeds.
+
+        Raises ValueError where nothing matches."""
+        jobs = self.jobs
+        if only is not None:
+            names = list(dict.fromkeys(f"{job.row} x {job.column}" for job in jobs))
+            jobs = [job for job in jobs if fnmatch.fnmatchcase(f"{job.row} x {job.column}", only)]
+            if not jobs:
+                cure = did_you_mean(nearest(only, names)) or f"; it has {', '.join(names)}"
+                raise ValueError(f"{self.path}: no cell {only!r}{cure}")
+        if seeds is not None:
+            unknown = set(seeds) - set(self.config.seeds)
+            if unknown:
+                raise ValueError(f"{self.path}: no seed {min(unknown)}; it has {list(self.config.seeds)}")
+            jobs = [job for job in jobs if job.seed in seeds]
+        return jobs
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid file and every config it names. Raises ConfigError for what is wrong in any of them."""
+    grid = Grid(path, load_config(path, [], GridConfig))
+    for job in grid.jobs:
+        job.recipe()
+    return grid
+
+
+def last_of_each(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Overrides with each field once: the last word on it."""
+    return tuple({override.partition("=")[0]: override for override in overrides}.values())
+
+
+# ---- how far it is -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a job is."""
+
+    kind: Literal["waiting", "running", "interrupted", "failed", "done", "stale"]
+    experiment: Path | None = None  # the one that holds it; None while waiting
+    detail: str = ""
+
+
+def remember(job: Job, experiment: Path) -> None:
+    """Write into the experiment which job it is, and with what recipe and code it is started."""
+    cell = asdict(job) | {"recipe": job.recipe(), "code": code_hashes(job.task)}
+    write_text(experiment / "cell.json", json.dumps(cell, indent=2) + "\n")
+
+
+def read_cells(experiments: Path) -> list[tuple[Path, dict]]:
+    """Every experiment that a grid started, oldest first, with its cell.json."""
+    return [
+        (path, json.loads((path / "cell.json").read_text()))
+        for path in list_experiments(experiments)
+        if (path / "cell.json").is_file()
+    ]
+
+
+def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
+    """How far `job` is, by the newest experiment with its recipe, else by the newest in its place of this grid."""
+    recipe = job.recipe()
+    same_task = [(path, cell) for path, cell in cells if cell["task"] == job.task]
+    same_recipe = [(path, cell) for path, cell in same_task if not changed_recipe(cell, recipe)]
+    place = (job.grid, job.row, job.column, job.seed)
+    same_place = [
+        (path, cell) for path, cell in same_task if (cell["grid"], cell["row"], cell["column"], cell["seed"]) == place
+    ]
+    for path, cell in reversed(same_recipe or same_place):
+        if is_running(path):
+            return State("running", path, progress(path))
+        if (path / "results.json").is_file():
+            changes = [*changed_recipe(cell, recipe), *changed_code(cell), *changed_inputs(path)]
+            if changes:
+                return State("stale", path, "; ".join(changes))
+            results = json.loads((path / "results.json").read_text())
+            return State("done", path, f"{results['metric']} {shown_score(results['scores'][results['metric']])}")
+        if same_recipe:
+            error = last_error(path)
+            return State("failed", path, error) if error else State("interrupted", path, progress(path))
+    return State("waiting")
+
+
+def changed_recipe(cell: dict, recipe: dict) -> list[str]:
+    """Fields of the recipe that are no longer what the experiment was started with."""
+    changes = changed_values(cell["recipe"], recipe)
+    return [text for name, text in changes.items() if name not in FREE_FIELDS]
+
+
+def changed_code(cell: dict) -> list[str]:
+    """['code: training.py, engine/optim.py'] if these are no longer what the experiment was started with."""
+    then, now = cell["code"], code_hashes(cell["task"])
+    changed = sorted(name for name in then | now if then.get(name) != now.get(name))
+    shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+    return [f"code: {shown}"] if changed else []
+
+
+def changed_inputs(experiment: Path) -> list[str]:
+    """['data: .../instances_val.json'] for files that the run has read and that are others now.
+
+    A file that is not here, as in a clone without the data, says nothing."""
+    inputs = json.loads((experiment / "results.json").read_text())["inputs"]
+    return [
+        f"data: {name}"
+        for name, digest in inputs.items()
+        if Path(name).is_file() and _sha256(Path(name), Path(name).stat().st_mtime_ns) != digest
+    ]
+
+
+@cache
+def _sha256(path: Path, mtime_ns: int) -> str:
+    """Of a file that may be hundreds of megabytes and the input of every cell; anew when it has been written to."""
+    return file_sha256(path)
+
+
+@cache
+def code_hashes(task: str) -> dict[str, str]:
+    """The start of the SHA-256 of every file of the project that the task's module imports, by its path.
+
+    Raises ValueError if there is no such module."""
+    source = PROJECT / f"{task.replace('.', '/')}.py"
+    if not source.is_file():
+        raise ValueError(f"task {task!r}: no module {source.relative_to(PROJECT)} in the project")
+    finder = ModuleFinder(path=[str(PROJECT)])
+    finder.run_script(str(source))
+    files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
+    return {
+        str(path.relative_to(PROJECT)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted(files)
+    }
+
+
+def progress(experiment: Path) -> str:
+    """'epoch 12/50, 3 min left'."""
+    try:
+        epochs = read_yaml(experiment / "config.yaml")[0]["train"]["epochs"]
+    except ValueError:
+        return "not yet begun"
+    lines = read_metrics(experiment)
+    text = f"epoch {len(lines)}/{epochs}"
+    if lines:
+        seconds = sum(line["epoch_seconds"] + line.get("eval_seconds", 0) for line in lines) / len(lines)
+        text += f", {duration((epochs - len(lines)) * seconds)} left"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """'40 s', '12 min', '3 h 05 min'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def last_error(experiment: Path) -> str | None:
+    """The error that ended the run, if that is the last thing its log says."""
+    path = experiment / "train.log"
+    if not path.is_file():
+        return None
+    records = [match for line in path.read_text().splitlines() if (match := LOG_RECORD.match(line))]
+    return records[-1][2].removeprefix("error: ") if records and records[-1][1] == "ERROR" else None

@@ -1,0 +1,215 @@
+"""What is compared: finished experiments, the cells of a table they fill, and the comparison that comes of them.
+
+A cell is one way to train (a backbone with a neck, say) and holds a run for each seed. Everything is read from what
+a task leaves in its experiment directory (engine/experiment.py lists it); nothing here knows which task that was.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ablation.bootstrap import Interval
+from engine.logbook import read_metrics
+from engine.strict_yaml import read_yaml
+
+Place = tuple[str, str]  # row and column of a table
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished experiment."""
+
+    path: Path
+    results: dict[str, Any]  # results.json
+    config: dict[str, Any]  # config.yaml
+    curve: list[dict]  # metrics.jsonl, a dict per epoch
+    starts: list[dict]  # environment.json, a dict per start
+
+    @property
+    def variant(self) -> Place:
+        """Where in a table it belongs: row and column, such as backbone and neck."""
+        row, column = self.results["variant"].values()
+        return row, column
+
+    @property
+    def seed(self) -> int:
+        return self.results["seed"]
+
+    @property
+    def metric(self) -> str:
+        return self.results["metric"]
+
+    @property
+    def score(self) -> float | None:
+        """The task's own score; None where nothing defines it."""
+        return self.results["scores"][self.metric]
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """results.json's cost, and device_hours: the time of training times the processes it took."""
+        cost = self.results["cost"]
+        return cost | {"device_hours": cost["train_seconds"] * cost["processes"] / 3600}
+
+
+def read_run(experiment: Path) -> Run:
+    """Read a finished experiment. Raises ValueError if it is not one, or was written by an earlier version."""
+    path = experiment / "results.json"
+    if not path.is_file():
+        what = "not finished" if (experiment / "config.yaml").is_file() else "no experiment"
+        raise ValueError(f"{experiment}: {what}, there is no results.json in it")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    missing = [key for key in ("variant", "seed", "metric", "scores", "protocol", "cost") if key not in results]
+    if missing:
+        raise ValueError(f"{path}: no {', '.join(missing)} in it; run the experiment again with the present version")
+    config, _ = read_yaml(experiment / "config.yaml")
+    starts = json.loads((experiment / "environment.json").read_text(encoding="utf-8"))
+    return Run(experiment, results, config, read_metrics(experiment), starts)
+
+
+class Note(NamedTuple):
+    """What is not as it should be with one seed of a cell."""
+
+    seed: int
+    kind: str  # waiting, running, interrupted, failed, stale
+    detail: str
+
+    def __str__(self) -> str:
+        return f"seed {self.seed} {self.kind}" + (f": {self.detail}" if self.detail else "")
+
+
+@dataclass
+class Cell:
+    """One place of the table."""
+
+    row: str
+    column: str
+    runs: list[Run] = field(default_factory=list)  # one per seed
+    notes: list[Note] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{self.row} x {self.column}"
+
+    @property
+    def status(self) -> str:
+        """What is not as it should be, in short: 'failed, stale'; empty where all is well."""
+        return ", ".join(sorted({note.kind for note in self.notes}))
+
+    @property
+    def scores(self) -> list[float]:
+        return [run.score for run in self.runs if run.score is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean score over seeds, None without any."""
+        return statistics.fmean(self.scores) if self.scores else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation of the score over seeds, None below two."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+    def mean_of(self, section: str, name: str) -> float | None:
+        """Mean over seeds of a number in results.json, such as ("scores", "AP50"); None where a run has none."""
+        values = [(run.cost if section == "cost" else run.results.get(section, {})).get(name) for run in self.runs]
+        return statistics.fmean(values) if values and None not in values else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A contrast of scores with its uncertainty, and its p value corrected for how many were looked at together."""
+
+    label: str
+    interval: Interval
+    p_holm: float
+
+    @property
+    def significant(self) -> bool:
+        return self.p_holm < 0.05
+
+
+@dataclass
+class Comparison:
+    """Scores side by side. Rows and columns are in the order in which they are shown."""
+
+    title: str
+    metric: str
+    row_name: str  # "backbone"
+    column_name: str  # "neck"
+    rows: list[str]
+    columns: list[str]
+    cells: dict[Place, Cell]  # every (row, column) that was asked for; without runs where there is none yet
+    baseline: Place
+    replicates: int  # resamples behind each interval
+    differences: list[Difference] = field(default_factory=list)  # from the baseline, or of every pair
+    row_effects: list[Difference] = field(default_factory=list)  # empty where the grid is too small for effects
+    column_effects: list[Difference] = field(default_factory=list)
+    interactions: list[Difference] = field(default_factory=list)
+    # class name to its AP, and to its change against the baseline; only the choice of images is uncertain in these
+    per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
+    per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def filled(self) -> list[Cell]:
+        """Cells with a score, row by row."""
+        return [cell for cell in self.cells.values() if cell.mean is not None]
+
+    @property
+    def best(self) -> Cell | None:
+        """The cell with the highest mean score."""
+        return max(self.filled, key=lambda cell: cell.mean, default=None)
+
+    @property
+    def images(self) -> int:
+        """Validation images behind the scores."""
+        return self.filled[0].runs[0].results["protocol"]["images"]
+
+    @property
+    def seeds(self) -> str:
+        """'3 seeds', or '1 to 3 seeds' where the filled cells have different numbers."""
+        counts = sorted({len(cell.scores) for cell in self.filled})
+        return f"{' to '.join(map(str, [counts[0], counts[-1]][-len(counts) :]))} seed{'s' * (counts[-1] > 1)}"
+
+    @property
+    def detectable(self) -> float:
+        """The true difference that this many images and seeds would have shown four times out of five, typically."""
+        return statistics.median(difference.interval.smallest_detectable for difference in self.differences)
+
+    @property
+    def conclusion(self) -> str:
+        """What the differences say, in words."""
+        if not self.differences:
+            return "No difference was computed."
+        shown, effects = significant(self.differences), significant([*self.row_effects, *self.column_effects])
+        sentences = [
+            f"{len(shown)} of {len(self.differences)} differences significant at 5% after Holm: {told(shown)}."
+            if shown
+            else f"No difference shown: none of {len(self.differences)} is significant at 5% after Holm."
+        ]
+        if self.row_effects:
+            sentences.append(
+                f"Significant on average over the grid: {told(effects)}."
+                if effects
+                else "None is on average over the grid, either."
+            )
+        sentences.append(
+            f"{self.images} validation images and {self.seeds} per cell would have shown a true difference of about "
+            f"{self.detectable:.3f} four times out of five; not much smaller ones."
+        )
+        return " ".join(sentences)
+
+
+def significant(differences: Sequence[Difference]) -> list[Difference]:
+    return [difference for difference in differences if difference.significant]
+
+
+def told(differences: Sequence[Difference]) -> str:
+    """'fpn - none -0.0101; pan - none +0.0205'."""
+    return "; ".join(f"{difference.label} {difference.interval.estimate:+.4f}" for difference in differences)

@@ -1,0 +1,218 @@
+"""Comparisons as tables: Markdown to read, LaTeX (booktabs) to paste into a paper, CSV for other programs."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ablation.bootstrap import Interval
+from ablation.records import Cell, Comparison, Difference
+
+# Further columns on request: name -> where it stands in results.json, its heading, how it is written.
+COLUMNS = {
+    **{
+        name: ("scores", name, name, "{:.4f}")
+        for name in ("AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100")
+    },
+    "parameters": ("cost", "parameters", "parameters", "{:,.0f}"),
+    "gflops": ("cost", "gflops", "GFLOPs", "{:.2f}"),
+    "images_per_second": ("cost", "images_per_second", "images/s", "{:.0f}"),
+    "peak_memory": ("cost", "peak_memory_mib", "peak memory (MiB)", "{:,.0f}"),
+    "device_hours": ("cost", "device_hours", "device-hours", "{:.2f}"),
+}
+FLOPS_NOTE = (
+    "GFLOPs: one forward pass of one image; matrix products, convolutions and attention, two per multiply-add. "
+    "Norms, activations, resizing, softmax and post-processing are not counted."
+)
+
+
+@dataclass
+class Table:
+    """Text in rows under a header. bold: (row, column) places; notes stand below."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    bold: set[tuple[int, int]] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+# ---- what is in them ---------------------------------------------------------------------------------------
+
+
+def score_table(comparison: Comparison) -> Table:
+    """Rows down, columns across: mean and spread of the score over seeds."""
+    best, bold, rows = comparison.best, set(), []
+    for i, row in enumerate(comparison.rows):
+        cells = [comparison.cells.get((row, column)) for column in comparison.columns]
+        rows.append([row, *(shown_cell(cell) for cell in cells)])
+        bold |= {(i, j) for j, cell in enumerate(cells, start=1) if cell is not None and cell is best}
+    title = f"{comparison.metric}, mean ± standard deviation over {comparison.seeds}" if best else comparison.metric
+    notes = [f"{cell.name}: {note}" for cell in comparison.cells.values() for note in cell.notes]
+    header = [f"{comparison.row_name} \\ {comparison.column_name}", *comparison.columns]
+    return Table(title, header, rows, bold, notes)
+
+
+def shown_cell(cell: Cell | None) -> str:
+    """'0.5531 ± 0.0042', with what is not as it should be in brackets; '-' where nothing was asked for."""
+    if cell is None:
+        return "-"
+    score = "" if cell.mean is None else f"{cell.mean:.4f}"
+    spread = "" if cell.spread is None else f" ± {cell.spread:.4f}"
+    status = f"({cell.status})" if cell.status and score else cell.status
+    return " ".join(filter(None, [score + spread, status])) or "undefined"
+
+
+def column_table(comparison: Comparison, names: Sequence[str]) -> Table:
+    """Other scores and the cost of every cell, means over its seeds. names: keys of COLUMNS."""
+    rows = []
+    for cell in comparison.filled:
+        values = [cell.mean_of(*COLUMNS[name][:2]) for name in names]
+        shown = [
+            "undefined" if value is None else COLUMNS[name][3].format(value)
+            for name, value in zip(names, values, strict=True)
+        ]
+        rows.append([cell.name, shown_cell(cell), *shown])
+    header = ["", comparison.metric, *(COLUMNS[name][2] for name in names)]
+    return Table("Scores and cost", header, rows, notes=[FLOPS_NOTE] if "gflops" in names else [])
+
+
+def difference_table(title: str, differences: Sequence[Difference], metric: str) -> Table:
+    """Estimates with their uncertainty; what is significant after Holm is bold."""
+    rows = []
+    for difference in differences:
+        interval = difference.interval
+        rows.append(
+            [
+                difference.label,
+                f"{interval.estimate:+.4f}",
+                f"{interval.low:+.4f} to {interval.high:+.4f}",
+                f"{interval.p:.3f}",
+                f"{difference.p_holm:.3f}",
+                "yes" if difference.significant else "no",
+                f"{interval.smallest_detectable:.4f}",
+            ]
+        )
+    bold = {(i, 1) for i, difference in enumerate(differences) if difference.significant}
+    header = ["", f"{metric} difference", "95% interval", "p", "p (Holm)", "significant", "could have shown"]
+    return Table(title, header, rows, bold)
+
+
+def class_table(comparison: Comparison) -> Table:
+    """AP of every class and its change against the baseline."""
+    names = list(comparison.per_class[comparison.baseline])
+    header, rows = ["class"], [[name] for name in names]
+    for cell in comparison.filled:
+        place = (cell.row, cell.column)
+        header.append(cell.name)
+        for row, name in zip(rows, names, strict=True):
+            text = shown_interval(comparison.per_class[place][name], "{:.3f}")
+            if place != comparison.baseline:
+                text += f", {shown_interval(comparison.per_class_change[place][name], '{:+.3f}')}"
+            row.append(text)
+    notes = [
+        f"After the comma: change against {' x '.join(comparison.baseline)}. In brackets: 95% intervals over the "
+        "choice of validation images alone, not corrected for the number of classes."
+    ]
+    return Table("AP by class", header, rows, notes=notes)
+
+
+def shown_interval(interval: Interval, form: str) -> str:
+    """'0.553 [0.531, 0.574]'."""
+    if interval.estimate != interval.estimate:
+        return "undefined"
+    low, high = form.format(interval.low), form.format(interval.high)
+    return f"{form.format(interval.estimate)} [{low}, {high}]"
+
+
+def error_table(comparison: Comparison) -> Table:
+    """What mending each kind of error would add to AP50, and its change against the baseline."""
+    cells = [cell for cell in comparison.filled if all("errors" in run.results for run in cell.runs)]
+    baseline = comparison.cells[comparison.baseline]
+    kinds = list(cells[0].runs[0].results["errors"]["delta_AP50"]) if cells else []
+    rows = []
+    for cell in cells:
+        row = [cell.name]
+        for kind in kinds:
+            value, before = mean_error(cell, kind), mean_error(baseline, kind)
+            change = "" if cell is baseline or None in (value, before) else f" ({value - before:+.4f})"
+            row.append("undefined" if value is None else f"{value:.4f}{change}")
+        rows.append(row)
+    notes = [
+        "AP50 that would be gained if all errors of one kind were mended (Bolya et al. 2020, arXiv 2008.08115); in "
+        f"brackets the change against {baseline.name}: below zero, fewer such errors."
+    ]
+    return Table("Errors by kind", ["", *kinds], rows, notes=notes)
+
+
+def mean_error(cell: Cell, kind: str) -> float | None:
+    """Mean over seeds of what an error costs; None where it is undefined for one."""
+    values = [run.results["errors"]["delta_AP50"][kind] for run in cell.runs]
+    return None if None in values else sum(values) / len(values)
+
+
+# ---- how they are written ----------------------------------------------------------------------------------
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table with its title above and its notes below."""
+
+    def text(i: int, j: int) -> str:
+        value = table.rows[i][j].replace("|", "\\|")
+        return f"**{value}**" if (i, j) in table.bold else value
+
+    width = len(table.header)
+    lines = [f"### {table.title}", "", "| " + " | ".join(table.header) + " |", "|" + " --- |" * width]
+    lines += ["| " + " | ".join(text(i, j) for j in range(width)) + " |" for i in range(len(table.rows))]
+    lines += [""] * bool(table.notes) + [f"- {note}" for note in table.notes]
+    return "\n".join(lines) + "\n"
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
+}  # fmt: skip
+
+
+def to_latex(table: Table) -> str:
+    """A table environment for the booktabs package."""
+
+    def text(value: str) -> str:
+        return "".join(LATEX.get(character, character) for character in value)
+
+    def cell(i: int, j: int) -> str:
+        value = text(table.rows[i][j])
+        return rf"\textbf{{{value}}}" if (i, j) in table.bold else value
+
+    width = len(table.header)
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{text('. '.join([table.title, *table.notes]))}}}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule"]
+    lines += [" & ".join(map(text, table.header)) + r" \\", r"\midrule"]
+    lines += [" & ".join(cell(i, j) for j in range(width)) + r" \\" for i in range(len(table.rows))]
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """One line per cell, in full precision: score, spread, difference from the baseline, every column of COLUMNS."""
+    output = io.StringIO()
+    lines = list(csv_lines(comparison))
+    writer = csv.DictWriter(output, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return output.getvalue()
+
+
+def csv_lines(comparison: Comparison) -> Iterator[dict]:
+    changes = {difference.label: difference for difference in comparison.differences}
+    for cell in comparison.cells.values():
+        line = {comparison.row_name: cell.row, comparison.column_name: cell.column, "seeds": len(cell.scores)}
+        line |= {comparison.metric: cell.mean, "spread": cell.spread, "status": cell.status}
+        change = changes.get(f"{cell.name} - {' x '.join(comparison.baseline)}")
+        for name in ("estimate", "low", "high", "p"):
+            line[f"difference_{name}"] = getattr(change.interval, name) if change else None
+        line["difference_p_holm"] = change.p_holm if change else None
+        line["smallest_detectable"] = change.interval.smallest_detectable if change else None
+        for name, (section, key, _, _) in COLUMNS.items():
+            line[name] = cell.mean_of(section, key)
+        yield line

@@ -1,0 +1,139 @@
+"""How sure the differences between cells are: what a Comparison says beyond its scores.
+
+Validation images are resampled with replacement, the same for every run, and every score is computed again on each
+resample (ablation/bootstrap.py); what another seed would change comes on top. Differences, main effects and
+interactions are all contrasts of the cells' scores, so they all get their intervals in the same way.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from ablation.bootstrap import (
+    Interval,
+    average_precision,
+    cell_replicates,
+    holm,
+    image_weights,
+    interval,
+    mean_average_precision,
+)
+from ablation.records import Cell, Comparison, Difference, Place
+from engine.image_statistics import Matches
+from engine.logbook import progress_bar
+
+SEED = 0  # of the resamples: the same experiments give the same intervals
+
+
+def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
+    """Resample the images (and what the seeds add), and fill in differences, effects and intervals by class."""
+    cells = {(cell.row, cell.column): cell for cell in comparison.filled}
+    weights, totals, classes = None, {}, {}
+    runs = [run for cell in cells.values() for run in cell.runs]
+    for run in progress_bar(runs, desc="resampling", unit="run", leave=False):
+        matches = Matches.load(run.path)
+        if weights is None:
+            image_ids = matches.image_ids
+            drawn = image_weights(len(image_ids), comparison.replicates, SEED)
+            weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # first of all, the images as they are
+        if not np.array_equal(matches.image_ids, image_ids):
+            raise ValueError(f"{run.path}: its image_statistics.npz is of other images than {runs[0].path}'s")
+        per_class = average_precision(matches, weights)
+        total = mean_average_precision(per_class)
+        if abs(total[0] - run.score) > 1e-6:
+            raise ValueError(
+                f"{run.path}: image_statistics.npz gives {run.metric} {total[0]:.6f}, results.json says "
+                f"{run.score:.6f}; they are not of the same run"
+            )
+        totals[run.path], classes[run.path] = total[1:], per_class
+    if len(cells) > 1:
+        add_differences(comparison, cells, totals, pairs)
+    add_classes(comparison, cells, classes, matches.class_names)
+    lowest_p = 2 / (comparison.replicates + 1)
+    if lowest_p * len(comparison.differences) >= 0.05:
+        comparison.warnings.append(
+            f"{comparison.replicates} resamples: p cannot fall below {lowest_p:.4f}, too coarse for "
+            f"{len(comparison.differences)} differences after Holm; raise --replicates"
+        )
+    if all(len(cell.scores) == 1 for cell in cells.values()):
+        comparison.warnings.append(
+            "one seed per cell: the intervals hold for these very weights and other images; training again with "
+            "another seed would move the scores too, by how much is not known"
+        )
+
+
+def add_differences(
+    comparison: Comparison, cells: dict[Place, Cell], totals: dict[Path, np.ndarray], pairs: bool
+) -> None:
+    """Differences between cells, and the effects of rows and columns."""
+    replicates = cell_replicates(
+        [cell.scores for cell in cells.values()],
+        [np.stack([totals[run.path] for run in cell.runs]) for cell in cells.values()],
+        SEED,
+    )
+    index = {place: number for number, place in enumerate(cells)}
+    means = np.array([cell.mean for cell in cells.values()])
+
+    def family(contrasts: dict[str, dict[Place, float]]) -> list[Difference]:
+        """Contrasts that are looked at together: label -> factor of each cell in it."""
+        intervals = []
+        for factors in contrasts.values():
+            vector = np.zeros(len(cells))
+            for place, factor in factors.items():
+                vector[index[place]] += factor
+            intervals.append(interval(vector @ means, vector @ replicates))
+        corrected = holm([each.p for each in intervals])
+        return [Difference(*each) for each in zip(contrasts, intervals, corrected.tolist(), strict=True)]
+
+    base = comparison.baseline
+    chosen = combinations(cells, 2) if pairs else ((base, place) for place in cells if place != base)
+    comparison.differences = family({f"{cells[b].name} - {cells[a].name}": {b: 1, a: -1} for a, b in chosen})
+
+    rows = [row for row in comparison.rows if all((row, column) in cells for column in comparison.columns)]
+    columns = comparison.columns
+    if len(rows) < 2 or len(columns) < 2:
+        return
+    row0 = base[0] if base[0] in rows else rows[0]
+    column0 = base[1]
+    other_rows, other_columns = (
+        [name for name in names if name != zero] for names, zero in ((rows, row0), (columns, column0))
+    )
+
+    def mean_change(
+        one: Callable[[str], Place], zero: Callable[[str], Place], over: Sequence[str]
+    ) -> dict[Place, float]:
+        return {one(name): 1 / len(over) for name in over} | {zero(name): -1 / len(over) for name in over}
+
+    comparison.row_effects = family(
+        {f"{row} - {row0}": mean_change(lambda c, r=row: (r, c), lambda c: (row0, c), columns) for row in other_rows}
+    )
+    comparison.column_effects = family(
+        {
+            f"{column} - {column0}": mean_change(lambda r, c=column: (r, c), lambda r: (r, column0), rows)
+            for column in other_columns
+        }
+    )
+    comparison.interactions = family(
+        {
+            f"({column} - {column0}) on {row} - on {row0}": {
+                (row, column): 1, (row, column0): -1, (row0, column): -1, (row0, column0): 1,
+            }
+            for row in other_rows for column in other_columns
+        }
+    )  # fmt: skip
+
+
+def add_classes(
+    comparison: Comparison, cells: dict[Place, Cell], classes: dict[Path, np.ndarray], names: Sequence[str]
+) -> None:
+    """AP by class with its interval, and its change against the baseline, over the choice of images."""
+    means = {place: np.mean([classes[run.path] for run in cell.runs], axis=0) for place, cell in cells.items()}
+
+    def intervals(values: np.ndarray) -> dict[str, Interval]:
+        return {str(name): interval(values[0, k], values[1:, k]) for k, name in enumerate(names)}
+
+    for place, values in means.items():
+        comparison.per_class[place] = intervals(values)
+        comparison.per_class_change[place] = intervals(values - means[comparison.baseline])

@@ -1,0 +1,297 @@
+"""ablation/compare.py, tables.py and uncertainty.py: from experiment directories to tables that can be pasted."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ablation import compare as command
+from ablation.bootstrap import average_precision, mean_average_precision
+from ablation.compare import compare
+from ablation.records import Comparison
+from ablation.tables import difference_table, error_table, score_table, to_csv, to_latex
+from engine.image_statistics import Matches
+
+IMAGES, CLASSES, THRESHOLDS = 60, ("cat", "dog"), 10
+KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+
+
+def matches(quality: float, seed: int) -> Matches:
+    """Detections of one object of each class per image: the share `quality` of them right at every threshold."""
+    draw = np.random.default_rng(seed)
+    images, classes = np.tile(np.arange(IMAGES), 2), np.repeat([0, 1], IMAGES)
+    right = draw.random(2 * IMAGES) < quality
+    return Matches(
+        image_ids=np.arange(IMAGES),
+        class_names=np.array(CLASSES),
+        iou_thresholds=np.linspace(0.5, 0.95, THRESHOLDS),
+        detection_images=images.astype(np.int32),
+        detection_classes=classes.astype(np.int16),
+        scores=draw.random(2 * IMAGES),
+        true_positives=np.repeat(right[:, None], THRESHOLDS, axis=1),
+        ignored=np.zeros((2 * IMAGES, THRESHOLDS), bool),
+        object_images=images.astype(np.int32),
+        object_classes=classes.astype(np.int16),
+    )
+
+
+class Experiments:
+    """A folder of made-up finished experiments."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, row: str, column: str, seed: int = 0, quality: float = 0.6, **changes: dict) -> Path:
+        """One more; `changes` are merged into results.json, "config" into config.yaml."""
+        number = sum(1 for _ in self.folder.iterdir()) + 1
+        path = self.folder / f"experiment_{number}"
+        path.mkdir()
+        statistics = matches(quality, seed=number)
+        statistics.save(path)
+        per_class = average_precision(statistics, np.ones((1, IMAGES), int))
+        config = {"model": {"backbone": row, "neck": column}, "train": {"seed": seed, "epochs": 3}}
+        config["train"] |= changes.pop("config", {})
+        (path / "config.yaml").write_text(json.dumps(config))
+        (path / "environment.json").write_text("[]")
+        results = {
+            "task": "made up", "metric": "mAP", "variant": {"backbone": row, "neck": column}, "seed": seed,
+            "scores": {"mAP": float(mean_average_precision(per_class)[0]), "AP50": 0.75},
+            "per_class": {name: {"AP": float(ap)} for name, ap in zip(CLASSES, per_class[0], strict=True)},
+            "errors": {"AP50": 0.7, "delta_AP50": dict.fromkeys(KINDS, 0.1 * quality)},
+            "protocol": {"annotations_sha256": "a" * 8, "images": IMAGES, "classes": list(CLASSES), "nms_iou": 0.45},
+            "cost": {"parameters": 2_000_000, "gflops": 1.5, "train_seconds": 1800.0, "images_per_second": 60.0,
+                     "peak_memory_mib": 900.0, "processes": 4},
+        }  # fmt: skip
+        for section, values in changes.items():
+            results[section] = results[section] | values
+        (path / "results.json").write_text(json.dumps(results))
+        return path
+
+    def compare(self, **options: object) -> Comparison:
+        arguments = {"baseline": None, "pairs": False, "replicates": 200, "force": False} | options
+        return compare(sorted(self.folder.iterdir()), self.folder, **arguments)
+
+
+@pytest.fixture
+def experiments(tmp_path) -> Experiments:
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    return Experiments(folder)
+
+
+@pytest.fixture
+def grid(experiments) -> Experiments:
+    """Two rows, two columns, two seeds; only the row makes a difference."""
+    for row, quality in (("weak", 0.3), ("strong", 0.9)):
+        for column in ("none", "fpn"):
+            for seed in (0, 1):
+                experiments.add(row, column, seed, quality)
+    return experiments
+
+
+def test_experiments_that_differ_in_their_seed_share_a_cell_with_mean_and_spread(grid):
+    table = score_table(grid.compare())
+    assert table.header == ["backbone \\ neck", "none", "fpn"]
+    assert table.title == "mAP, mean ± standard deviation over 2 seeds"
+    cell = grid.compare().cells["weak", "none"]
+    first, second = (run.score for run in cell.runs)
+    assert table.rows[0][1] == f"{(first + second) / 2:.4f} ± {abs(first - second) / 2**0.5:.4f}"
+
+
+def test_the_best_cell_alone_is_bold(grid):
+    comparison = grid.compare()
+    table = score_table(comparison)
+    ((i, j),) = table.bold
+    assert table.rows[i][j].startswith(f"{max(cell.mean for cell in comparison.filled):.4f}")
+
+
+def test_a_large_difference_is_shown_and_no_difference_is_not(grid):
+    differences = {difference.label: difference for difference in grid.compare().differences}
+    assert list(differences) == [
+        "weak x fpn - weak x none", "strong x none - weak x none", "strong x fpn - weak x none",
+    ]  # fmt: skip
+    assert [difference.significant for difference in differences.values()] == [False, True, True]
+    interval = differences["strong x none - weak x none"].interval
+    assert interval.low < interval.estimate < interval.high
+    assert interval.low > 0
+
+
+def test_every_pair_is_compared_on_request(grid):
+    assert len(grid.compare(pairs=True).differences) == 6
+
+
+def test_the_conclusion_names_what_was_shown_and_what_could_have_been(grid):
+    conclusion = grid.compare().conclusion
+    assert "2 of 3 differences significant" in conclusion
+    assert "60 validation images and 2 seeds" in conclusion
+
+
+def test_main_effects_are_means_of_differences_and_interactions_differences_of_these(grid):
+    comparison = grid.compare()
+    mean = {place: cell.mean for place, cell in comparison.cells.items()}
+    ((rows,), (columns,), (both,)) = comparison.row_effects, comparison.column_effects, comparison.interactions
+    change = [mean["strong", column] - mean["weak", column] for column in ("none", "fpn")]
+    assert rows.label == "strong - weak"
+    assert rows.interval.estimate == pytest.approx(sum(change) / 2)
+    assert columns.interval.estimate == pytest.approx(
+        sum(mean[row, "fpn"] - mean[row, "none"] for row in ("weak", "strong")) / 2
+    )
+    assert both.interval.estimate == pytest.approx(change[1] - change[0])
+    assert rows.significant
+    assert not columns.significant
+
+
+def test_effects_are_taken_over_complete_rows_alone(grid):
+    grid.add("lonely", "none")
+    comparison = grid.compare()
+    assert [effect.label for effect in comparison.row_effects] == ["strong - weak"]
+    assert score_table(comparison).rows[2][2] == "-"
+
+
+def test_one_seed_per_cell_is_a_warning(experiments):
+    experiments.add("a", "none")
+    experiments.add("b", "none")
+    assert "one seed per cell" in experiments.compare().warnings[0]
+
+
+def test_too_few_resamples_for_so_many_differences_are_a_warning(grid):
+    assert not grid.compare(pairs=True, replicates=300).warnings
+    assert "p cannot fall below 0.0198" in grid.compare(pairs=True, replicates=100).warnings[0]
+
+
+def test_two_recipes_of_one_variant_are_two_rows_that_say_what_differs(experiments):
+    experiments.add("a", "none")
+    experiments.add("a", "none", config={"epochs": 9})
+    assert experiments.compare().rows == ["a (train.epochs 3)", "a (train.epochs 9)"]
+
+
+def test_the_same_run_twice_is_refused(experiments):
+    experiments.add("a", "none")
+    experiments.add("a", "none")
+    with pytest.raises(ValueError, match=r"experiment_1 and .*experiment_2: the same recipe and seed 0"):
+        experiments.compare()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"annotations_sha256": "b" * 8}, "protocol.annotations_sha256 is 'aaaaaaaa' in .*, 'bbbbbbbb' in "),
+        ({"nms_iou": 0.6}, "protocol.nms_iou is 0.45 in .*, 0.6 in "),
+        ({"classes": ["cat", "cow"]}, r"protocol.classes is \[.*dog.*\] in .*, \[.*cow.*\] in "),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_with_both_values_and_forced_with_a_warning(experiments, changes, told):
+    experiments.add("a", "none")
+    experiments.add("b", "none", protocol=changes)
+    with pytest.raises(ValueError, match=f"{told}.*cannot be compared"):
+        experiments.compare()
+    forced = experiments.compare(force=True)
+    assert not forced.differences
+    assert forced.warnings[0].startswith("not comparable: protocol.")
+    assert len(forced.filled) == 2
+
+
+def test_statistics_of_another_run_are_refused(experiments):
+    matches(0.9, seed=99).save(experiments.add("a", "none", quality=0.2))
+    with pytest.raises(ValueError, match=r"image_statistics.npz gives mAP 0\.\d+, results.json says 0\.\d+"):
+        experiments.compare()
+
+
+def test_absent_statistics_are_named(experiments):
+    (experiments.add("a", "none") / "image_statistics.npz").unlink()
+    with pytest.raises(ValueError, match=r"image_statistics\.npz: no such file"):
+        experiments.compare()
+
+
+def test_an_unfinished_experiment_is_named(experiments):
+    (experiments.add("a", "none") / "results.json").unlink()
+    with pytest.raises(ValueError, match="experiment_1: not finished"):
+        experiments.compare()
+
+
+@pytest.mark.parametrize("name", ["strong x fpn", "experiment_7"])
+def test_the_baseline_is_a_cell_or_one_of_its_experiments(grid, name):
+    baseline = name if " x " in name else str(grid.folder / name)
+    comparison = grid.compare(baseline=baseline)
+    assert comparison.baseline == ("strong", "fpn")
+    assert all(difference.label.endswith(" - strong x fpn") for difference in comparison.differences)
+
+
+def test_an_unknown_baseline_is_refused(grid):
+    with pytest.raises(ValueError, match="did you mean 'strong x fpn'"):
+        grid.compare(baseline="strong x fnp")
+
+
+def test_ap_by_class_has_intervals_and_its_change_is_from_the_baseline(grid):
+    comparison = grid.compare()
+    change = comparison.per_class_change["strong", "none"]["dog"].estimate
+    ap = [comparison.per_class[row, "none"]["dog"] for row in ("strong", "weak")]
+    assert change == pytest.approx(ap[0].estimate - ap[1].estimate)
+    assert ap[0].low < ap[0].estimate < ap[0].high
+
+
+def test_errors_are_shown_with_their_change(grid):
+    table = error_table(grid.compare())
+    assert table.header == ["", *KINDS]
+    assert table.rows[0][1] == "0.0300"
+    assert table.rows[2][1] == "0.0900 (+0.0600)"
+
+
+def test_csv_has_a_line_per_cell_in_full_precision(grid):
+    comparison = grid.compare()
+    lines = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+    assert [(line["backbone"], line["neck"], line["seeds"]) for line in lines][:2] == [
+        ("weak", "none", "2"), ("weak", "fpn", "2"),
+    ]  # fmt: skip
+    assert float(lines[2]["mAP"]) == comparison.cells["strong", "none"].mean
+    assert float(lines[2]["difference_low"]) > 0
+    assert lines[0]["difference_low"] == ""
+    assert float(lines[0]["device_hours"]) == 2.0
+
+
+def test_latex_escapes_names_and_sets_the_best_in_bold(experiments):
+    experiments.add("ResNet_A", "none", quality=0.3)
+    experiments.add("ResNet_B", "dense_fpn", quality=0.9)
+    text = to_latex(score_table(experiments.compare()))
+    assert r"ResNet\_B" in text
+    assert r"\textbf{0." in text
+    assert text.count(r"\\") == 3
+    assert text.index(r"\begin{tabular}{lrr}") < text.index(r"\bottomrule")
+
+
+def test_significant_differences_are_bold(grid):
+    table = difference_table("Differences", grid.compare().differences, "mAP")
+    assert table.bold == {(1, 1), (2, 1)}
+
+
+def run_command(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments), "--replicates", "200"])
+    command.main(None)
+
+
+def test_the_command_prints_markdown_with_every_view_asked_for(grid, monkeypatch, capsys):
+    run_command(
+        monkeypatch, *sorted(grid.folder.iterdir()), "--columns", "AP50,parameters,gflops", "--per-class", "--errors"
+    )
+    text = capsys.readouterr().out
+    for heading in ("Scores and cost", "Differences", "Interactions", "AP by class", "Errors by kind", "GFLOPs: one"):
+        assert heading in text
+    assert "| strong x none |" in text
+    assert "2,000,000" in text
+
+
+@pytest.mark.parametrize(("form", "begin"), [("latex", "% 2 of 3"), ("csv", "backbone,neck,seeds,mAP")])
+def test_the_command_writes_a_file_on_request(grid, monkeypatch, tmp_path, form, begin):
+    output = tmp_path / "table.txt"
+    run_command(monkeypatch, *sorted(grid.folder.iterdir()), "--format", form, "--output", output)
+    assert output.read_text().startswith(begin)
+
+
+def test_an_unknown_column_is_refused(grid, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, grid.folder / "experiment_1", "--columns", "gflop")
+    assert "no column 'gflop'; did you mean 'gflops'?" in capsys.readouterr().err

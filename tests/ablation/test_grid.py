@@ -1,0 +1,141 @@
+"""ablation/grid.py: working through a grid. Its task is a stub of a few lines: grids know experiments, not tasks."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from ablation import grid as grid_command
+from ablation.plan import Grid, code_hashes, read_grid
+from engine.command import RunError
+
+ROOT = Path(__file__).parent.parent.parent
+
+# Trains nothing; behaves as the override fake.end says, and counts its starts.
+TASK = """
+import json, os, signal, sys
+from pathlib import Path
+
+overrides = dict(word.split("=") for word in sys.argv[2:-2])
+experiment, end = Path(sys.argv[-1]), overrides["fake.end"]
+starts = experiment / "starts.txt"
+starts.write_text((starts.read_text() if starts.exists() else "") + "x")
+log = experiment / "train.log"
+if end == "fail":
+    log.write_text("2026-01-01 00:00:00,000 ERROR error: no such thing\\n")
+    sys.exit(2)
+if end == "kill_once" and starts.read_text() == "x":
+    (experiment / "checkpoints").mkdir()
+    (experiment / "checkpoints/step_000000003.pt").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+if end == "interrupt":
+    sys.exit(130)
+results = {"metric": "mAP", "scores": {"mAP": 0.5}, "inputs": {}}
+(experiment / "results.json").write_text(json.dumps(results))
+"""
+
+GRID = """
+task: fake_task
+seeds: [0]
+rows: [{name: row, config: base.yaml}]
+columns:
+  - {name: good, overrides: [fake.end=well]}
+  - {name: bad, overrides: [fake.end=fail]}
+  - {name: killed, overrides: [fake.end=kill_once]}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A project with a stub of a task and a grid of three cells: one ends well, one fails, one is killed once."""
+    (tmp_path / "fake_task.py").write_text(TASK)
+    (tmp_path / "base.yaml").write_text("fake: {end: well}\n")
+    (tmp_path / "grid_fake.yaml").write_text(GRID)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ablation.plan.PROJECT", tmp_path)
+    code_hashes.cache_clear()
+    yield tmp_path
+    code_hashes.cache_clear()
+
+
+@pytest.fixture
+def grid(folder) -> Grid:
+    return read_grid(folder / "grid_fake.yaml")
+
+
+def run(grid: Grid, *, only: str | None = None, rerun_stale: bool = False) -> None:
+    grid_command.run(grid.select(only, None), Path("experiments"), rerun_stale)
+
+
+def starts(number: int) -> int:
+    """How often an experiment was started."""
+    return len(Path(f"experiments/experiment_{number}/starts.txt").read_text())
+
+
+def test_the_rest_is_run_after_a_cell_fails_and_the_end_says_which_and_why(grid, capsys):
+    with pytest.raises(RunError, match=r"(?s)2 of 3 runs did not finish.*row x bad, seed 0: no such thing"):
+        run(grid)
+    assert Path("experiments/experiment_1/results.json").exists()
+    assert [starts(number) for number in (1, 2, 3)] == [1, 1, 1]
+    assert "1 done, 1 failed, 1 interrupted" in capsys.readouterr().out
+
+
+def test_a_second_run_skips_what_is_done_and_goes_on_with_the_rest_where_it_was(grid, capsys):
+    for _ in range(2):
+        with pytest.raises(RunError):
+            run(grid)
+    assert [starts(number) for number in (1, 2, 3)] == [1, 2, 2]
+    assert not Path("experiments/experiment_4").exists()
+    assert Path("experiments/experiment_3/results.json").exists()
+    assert "row x good, seed 0: done, experiments/experiment_1 (mAP 0.5000)" in capsys.readouterr().out
+
+
+def test_a_selected_cell_is_run_alone(grid):
+    run(grid, only="row x good")
+    assert [path.name for path in Path("experiments").iterdir()] == ["experiment_1"]
+
+
+def test_a_run_interrupted_from_the_keyboard_ends_the_grid(folder):
+    (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=interrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        run(read_grid(folder / "grid_fake.yaml"))
+    assert not Path("experiments/experiment_2").exists()
+
+
+def test_what_is_stale_is_left_alone_unless_asked_for(folder, capsys):
+    run(read_grid(folder / "grid_fake.yaml"), only="* x good")
+    (folder / "fake_task.py").write_text(TASK + "# another\n")
+    code_hashes.cache_clear()
+    changed = read_grid(folder / "grid_fake.yaml")
+    run(changed, only="* x good")
+    assert "row x good, seed 0: stale, experiments/experiment_1 (code: fake_task.py)" in capsys.readouterr().out
+    assert not Path("experiments/experiment_2").exists()
+    run(changed, only="* x good", rerun_stale=True)
+    assert starts(1) == starts(2) == 1
+
+
+def test_a_run_that_goes_on_keeps_the_code_it_was_started_with(folder, grid):
+    with pytest.raises(RunError):
+        run(grid, only="* x killed")
+    before = json.loads(Path("experiments/experiment_1/cell.json").read_text())["code"]
+    (folder / "fake_task.py").write_text(TASK + "# another\n")
+    code_hashes.cache_clear()
+    run(grid, only="* x killed")
+    assert starts(1) == 2
+    assert json.loads(Path("experiments/experiment_1/cell.json").read_text())["code"] == before
+
+
+def test_status_has_a_line_for_each_cell_with_how_far_it_is(grid):
+    with pytest.raises(RunError):
+        run(grid)
+    Path("experiments/experiment_1/results.json").unlink()
+    lines = grid_command.status(grid, grid.jobs, Path("experiments")).splitlines()
+    assert [line.split()[5] for line in lines] == ["interrupted", "failed", "interrupted"]
+    assert lines[1].endswith("experiments/experiment_2  no such thing")
+
+
+def test_a_bad_grid_is_one_line_from_the_command(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["grid", "status", "grid_fakee.yaml"])
+    with pytest.raises(ValueError, match=r"no such file; did you mean 'grid_fake\.yaml'"):
+        grid_command.main(None)

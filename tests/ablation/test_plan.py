@@ -1,0 +1,222 @@
+"""ablation/plan.py: what a grid file asks for, and how far each cell is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ablation.plan import PROJECT, Grid, Job, code_hashes, read_cells, read_grid, remember, state_of
+from engine.experiment import new_experiment, occupied
+from engine.strict_yaml import ConfigError
+
+GRID = """
+task: detection.training
+seeds: [0, 1]
+overrides: [train.epochs=3, model.neck=pan]
+rows:
+  - {name: small, config: CONFIG}
+  - {name: large, config: CONFIG, overrides: [train.epochs=9], columns: [fpn]}
+columns:
+  - {name: none, overrides: [model.neck=none]}
+  - {name: fpn, overrides: [model.neck=fpn]}
+"""
+
+
+def write_grid(folder: Path, text: str = GRID) -> Path:
+    config, path = folder / "base.yaml", folder / "grid_test.yaml"
+    config.write_text("data: {root: here}\nmodel: {neck: none}\ntrain: {epochs: 1}\n")
+    path.write_text(text.replace("CONFIG", str(config)))
+    return path
+
+
+@pytest.fixture
+def grid(tmp_path) -> Grid:
+    return read_grid(write_grid(tmp_path))
+
+
+@pytest.fixture
+def job(grid) -> Job:
+    return grid.jobs[0]
+
+
+@pytest.fixture
+def experiment(job, tmp_path) -> Path:
+    """The experiment of `job`, as the grid makes it before the task starts."""
+    experiment = new_experiment(tmp_path / "experiments")
+    remember(job, experiment)
+    return experiment
+
+
+def finish(experiment: Path, inputs: dict[str, str] | None = None) -> None:
+    results = {"metric": "mAP", "scores": {"mAP": 0.25}, "inputs": inputs or {}}
+    (experiment / "results.json").write_text(json.dumps(results))
+
+
+def state(job: Job, experiment: Path):
+    return state_of(job, read_cells(experiment.parent))
+
+
+def test_a_grid_lists_every_cell_with_its_first_seed_before_any_second(grid):
+    names = [job.name for job in grid.jobs]
+    assert names == [
+        "small x none, seed 0", "small x fpn, seed 0", "large x fpn, seed 0",
+        "small x none, seed 1", "small x fpn, seed 1", "large x fpn, seed 1",
+    ]  # fmt: skip
+
+
+def test_the_rows_word_counts_before_the_columns_and_both_before_the_grids(grid):
+    small, _, large = (job.recipe() for job in grid.jobs[:3])
+    assert (small["train"], small["model"]["neck"]) == ({"epochs": 3, "seed": 0}, "none")
+    assert (large["train"], large["model"]["neck"]) == ({"epochs": 9, "seed": 0}, "fpn")
+
+
+def test_a_job_is_started_by_the_command_of_its_task(job, tmp_path):
+    _, *command = job.command(tmp_path / "experiment_3")
+    assert command[:3] == ["-m", "detection.training", str(tmp_path / "base.yaml")]
+    assert command[-2:] == ["--experiment", str(tmp_path / "experiment_3")]
+
+
+def test_cells_and_seeds_can_be_selected(grid):
+    assert [job.name for job in grid.select("small x fpn", [1])] == ["small x fpn, seed 1"]
+    assert len(grid.select("* x fpn", None)) == 4
+
+
+@pytest.mark.parametrize(
+    ("only", "seeds", "named"),
+    [("small x fnp", None, "did you mean 'small x fpn'"), ("q", None, "it has small x none"), (None, [2], "no seed 2")],
+)
+def test_a_selection_of_nothing_is_refused(grid, only, seeds, named):
+    with pytest.raises(ValueError, match=named):
+        grid.select(only, seeds)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("name: large", "name: small", "rows: small is there twice"),
+        ("columns: [fpn]", "columns: [fnp]", "'fnp' is no column"),
+        ("seeds: [0, 1]", "seeds: [1, 1]", "seeds: 1 is there twice"),
+        ("seeds: [0, 1]", "seed: [0]", "did you mean 'seeds'"),
+        ("CONFIG, overrides", "nowhere.yaml, overrides", "nowhere.yaml: no such file"),
+        ("[train.epochs=9]", "[train.epochs]", "expected section.field=value"),
+    ],
+)
+def test_a_bad_grid_file_is_refused(tmp_path, old, new, named):
+    assert old in GRID
+    with pytest.raises(ConfigError, match=named):
+        read_grid(write_grid(tmp_path, GRID.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "configs").glob("grid_*.yaml")), ids=lambda path: path.stem)
+def test_every_grid_of_the_project_can_be_read(path, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    assert read_grid(path).jobs
+
+
+def test_the_full_grid_has_48_runs_and_the_published_one_ten(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    assert len(read_grid(PROJECT / "configs/grid_coco.yaml").jobs) == 48
+    assert len(read_grid(PROJECT / "configs/grid_coco_published.yaml").jobs) == 10
+
+
+def test_what_was_never_started_is_waiting(job, tmp_path):
+    assert state(job, tmp_path / "experiments/experiment_1").kind == "waiting"
+
+
+def test_what_holds_its_lock_is_running_with_epoch_and_time_left(job, experiment, monkeypatch):
+    monkeypatch.setattr("ablation.plan.is_running", lambda path: path == experiment)
+    (experiment / "config.yaml").write_text("train: {epochs: 50}\n")
+    line = {"epoch_seconds": 50.0, "eval_seconds": 10.0}
+    (experiment / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for _ in range(12)))
+    found = state(job, experiment)
+    assert (found.kind, found.detail) == ("running", "epoch 12/50, 38 min left")
+
+
+def test_what_ended_without_a_word_is_interrupted(job, experiment):
+    with occupied(experiment):
+        pass
+    (experiment / "train.log").write_text("2026-01-01 00:00:00,000 INFO epoch 1\n")
+    assert state(job, experiment).kind == "interrupted"
+
+
+def test_what_ended_with_an_error_is_failed_with_that_line(job, experiment):
+    log = "2026-01-01 00:00:00,000 INFO epoch 1\n2026-01-01 00:00:01,000 DEBUG traceback\nTraceback\n"
+    (experiment / "train.log").write_text(log + "2026-01-01 00:00:02,000 ERROR error: no space in /x\n")
+    found = state(job, experiment)
+    assert (found.kind, found.detail) == ("failed", "no space in /x")
+
+
+def test_an_error_of_an_earlier_start_is_not_the_last_word(job, experiment):
+    log = "2026-01-01 00:00:02,000 ERROR error: no space in /x\n2026-01-02 00:00:00,000 INFO resumed\n"
+    (experiment / "train.log").write_text(log)
+    assert state(job, experiment).kind == "interrupted"
+
+
+def test_what_has_results_is_done_with_its_score(job, experiment):
+    finish(experiment)
+    found = state(job, experiment)
+    assert (found.kind, found.detail) == ("done", "mAP 0.2500")
+
+
+def change_cell(experiment: Path, **values: object) -> None:
+    path = experiment / "cell.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_another_recipe_makes_it_stale(grid, job, experiment, tmp_path):
+    finish(experiment)
+    later = read_grid(write_grid(tmp_path, GRID.replace("epochs=3", "epochs=5"))).jobs[0]
+    found = state(later, experiment)
+    assert (found.kind, found.detail) == ("stale", "train.epochs was 3, is 5")
+
+
+def test_what_was_begun_with_another_recipe_is_begun_anew(experiment, tmp_path):
+    later = read_grid(write_grid(tmp_path, GRID.replace("epochs=3", "epochs=5"))).jobs[0]
+    assert state(later, experiment).kind == "waiting"
+
+
+def test_other_code_makes_it_stale_and_names_the_files(job, experiment):
+    finish(experiment)
+    change_cell(experiment, code=code_hashes(job.task) | {"training.py": "0", "detection/loss.py": "0"})
+    found = state(job, experiment)
+    assert (found.kind, found.detail) == ("stale", "code: detection/loss.py, training.py")
+
+
+def test_other_data_makes_it_stale_and_absent_data_does_not(job, experiment, tmp_path):
+    data = tmp_path / "val.json"
+    finish(experiment, inputs={str(data): "0"})
+    assert state(job, experiment).kind == "done"
+    data.write_text("{}")
+    found = state(job, experiment)
+    assert (found.kind, found.detail) == ("stale", f"data: {data}")
+
+
+def test_where_the_data_lies_makes_nothing_stale(job, experiment, tmp_path):
+    finish(experiment)
+    (tmp_path / "base.yaml").write_text("data: {root: there}\nmodel: {neck: none}\ntrain: {epochs: 1}\n")
+    assert state(job, experiment).kind == "done"
+
+
+def test_grids_share_runs_of_the_same_recipe(experiment, tmp_path):
+    finish(experiment)
+    other = tmp_path / "grid_other.yaml"
+    other.write_text(write_grid(tmp_path).read_text())
+    assert state(read_grid(other).jobs[0], experiment).kind == "done"
+
+
+def test_the_newest_experiment_of_a_cell_counts(job, experiment):
+    newer = new_experiment(experiment.parent)
+    remember(job, newer)
+    finish(newer)
+    assert state(job, experiment).experiment == newer
+
+
+def test_the_code_of_a_task_is_what_its_module_imports():
+    files = code_hashes("detection.training")
+    assert {"training.py", "model.py", "engine/optim.py", "detection/ssd.py", "detection/training.py"} <= files.keys()
+    assert not {"ablation/plan.py", "detection/test.py", "detection/sample.py"} & files.keys()
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(ValueError, match=r"task 'detection\.trainer': no module detection/trainer\.py"):
+        code_hashes("detection.trainer")
