@@ -183,11 +183,6 @@ class Interval:
     p: float
     standard_error: float
 
-    @property
-    def smallest_detectable(self) -> float:
-        """The true value that would be found significant (two-sided 5%) in 80% of such experiments."""
-        return 2.80 * self.standard_error  # 1.96 + 0.84, quantiles of the normal distribution
-
 
 def cell_replicates(estimates: Sequence[Sequence[float]], replicates: Sequence[np.ndarray], seed: int) -> np.ndarray:
     """Replicates of the mean score of each cell of a table, of which every cell was trained from one or more seeds.
@@ -223,7 +218,7 @@ def cell_replicates(estimates: Sequence[Sequence[float]], replicates: Sequence[n
         return result
     spread = sum(np.var(scores) * len(scores) for scores in estimates) / degrees
     of_images = sum(np.nanvar(part - np.mean(part, axis=0), axis=1).sum() for part in replicates) / degrees
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng([seed, 1])  # another stream than that of image_weights
     variance = np.maximum(spread * degrees / generator.chisquare(degrees, result.shape[1]) - of_images, 0)
     runs = np.array([[len(scores)] for scores in estimates])
     return result + generator.standard_normal(result.shape) * np.sqrt(variance / runs)

@@ -34,7 +34,7 @@ from ablation.tables import (
 from ablation.uncertainty import add_uncertainty
 from engine.command import run_command
 from engine.config import changed_values
-from engine.experiment import FREE_FIELDS, write_text
+from engine.experiment import FREE_FIELDS, shown_score, write_text
 from engine.strict_yaml import did_you_mean, nearest, shown
 
 
@@ -67,17 +67,31 @@ def parse_arguments() -> argparse.Namespace:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this command and of `ablation.grid table`."""
     parser.add_argument("--baseline", help="experiment or 'row x column' to measure from (default: the first)")
-    parser.add_argument("--pairs", action="store_true", help="every pair, not only differences from the baseline")
+    parser.add_argument(
+        "--pairs", action="store_true", help="every pair, not only differences from the baseline (not in csv)"
+    )
     parser.add_argument("--format", choices=("md", "latex", "csv", "html"), default="md", help="default: md")
     parser.add_argument("--output", type=Path, help="file to write (default: the terminal; html: comparison.html)")
     parser.add_argument(
-        "--columns", type=column_names, default=(), help=f"more columns, of {','.join(COLUMNS)}, or all"
+        "--columns",
+        type=column_names,
+        default=(),
+        help=f"more columns, of {','.join(COLUMNS)}, or all (csv, html: always)",
     )
-    parser.add_argument("--per-class", action="store_true", help="AP of every class, and its change")
-    parser.add_argument("--errors", action="store_true", help="errors by kind, and their change")
-    parser.add_argument("--replicates", type=int, default=1000, help="resamples of the images (default: 1000)")
+    parser.add_argument("--per-class", action="store_true", help="AP of every class, and its change (html: always)")
+    parser.add_argument("--errors", action="store_true", help="errors by kind, and their change (html: always)")
+    parser.add_argument(
+        "--replicates", type=replicate_count, default=1000, help="resamples of the images (default: 1000)"
+    )
     parser.add_argument("--force", action="store_true", help="show what cannot be compared, with a warning in it")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
+
+
+def replicate_count(text: str) -> int:
+    """A number of resamples that 95% intervals can be read from."""
+    if not text.isdecimal() or int(text) < 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 100 up")
+    return int(text)
 
 
 def column_names(text: str) -> Sequence[str]:
@@ -119,11 +133,13 @@ def as_text(comparison: Comparison, arguments: argparse.Namespace) -> str:
     tables += [difference_table(title, family, comparison.metric) for title, family in families if family]
     if arguments.per_class and comparison.per_class:
         tables.append(class_table(comparison))
-    if arguments.errors:
+    if arguments.errors and any("errors" in run.results for cell in comparison.filled for run in cell.runs):
         tables.append(error_table(comparison))
     latex = arguments.format == "latex"
-    prose = [*(f"WARNING: {warning}" for warning in comparison.warnings), comparison.conclusion]
+    warnings = [f"WARNING: {warning}" for warning in comparison.warnings]
+    prose = [*warnings, comparison.conclusion]
     if latex:
+        tables[0].notes = [*warnings, *tables[0].notes]  # into the caption: a comment would not be printed
         return "\n".join([*(f"% {line}" for line in prose), *map(to_latex, tables)])
     tables = [to_markdown(table) for table in tables]
     return "\n".join([f"## {comparison.title}", "", *(f"{line}\n" for line in prose), *tables])
@@ -138,6 +154,8 @@ def compare(
     """Read, check and compare a grid or a list of experiments.
 
     Raises ValueError where they cannot be read, or not be compared and `force` is not set."""
+    if len(what) > 1 and any(path.suffix == ".yaml" for path in what):
+        raise ValueError(f"{what[0]}, ...: a grid file is compared alone; name one grid, or experiments only")
     if len(what) == 1 and what[0].suffix == ".yaml":
         grid = read_grid(what[0])
         cells, title = cells_of_grid(grid, experiments), grid.path.stem
@@ -156,6 +174,9 @@ def compare(
         title, runs[0].metric, row_name, column_name, rows, columns, cells,
         find_baseline(baseline, cells), replicates, warnings=[f"not comparable: {text}" for text in unlike],
     )  # fmt: skip
+    old = [str(run.path) for cell in cells.values() for run in cell.runs if cell.is_stale(run)]
+    if old:
+        comparison.warnings.append(f"stale, for the code has changed since: {', '.join(old)}")
     if comparison.filled and not unlike:
         add_uncertainty(comparison, pairs)
     return comparison
@@ -168,10 +189,14 @@ def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
     for job in sorted(grid.jobs, key=lambda job: [row.name for row in grid.config.rows].index(job.row)):
         cell = cells.setdefault(job.place, Cell(*job.place))
         state = state_of(job, known)
-        if state.kind in ("done", "stale"):
-            cell.runs.append(read_run(state.experiment))
+        run = read_run(state.experiment) if state.kind in ("done", "stale") else None
+        detail = state.detail
+        if run and (state.kind == "done" or state.same_recipe):
+            cell.runs.append(run)
+        elif run:  # another recipe or other data: its score is told, and counts for nothing
+            detail += f"; scored {shown_score(run.score)}, left out"
         if state.kind != "done":
-            cell.notes.append(Note(job.seed, state.kind, state.detail))
+            cell.notes.append(Note(job.seed, state.kind, detail))
     return cells
 
 
@@ -179,10 +204,11 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     """Experiments by what they are: those that differ in nothing but their seed share a cell.
 
     Where two recipes have the same row and column, the row tells what differs between them.
-    Raises ValueError if two experiments are the same run."""
+    Raises ValueError if two experiments are the same run, or differ in nothing but the content of their data."""
     recipes: dict[str, list[Run]] = {}
     for run in map(read_run, paths):
-        known = recipes.setdefault(json.dumps([run.variant, recipe_but_seed(run)], sort_keys=True), [])
+        inputs = sorted(run.results["inputs"].values())
+        known = recipes.setdefault(json.dumps([run.variant, recipe_but_seed(run), inputs], sort_keys=True), [])
         same = next((other for other in known if other.seed == run.seed), None)
         if same:
             raise ValueError(f"{same.path} and {run.path}: the same recipe and seed {run.seed}; name one of them")
@@ -194,6 +220,12 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
         changes = {
             name for other in namesakes for name in changed_values(recipe_but_seed(other), recipe_but_seed(runs[0]))
         }
+        if len(namesakes) > 1 and not changes:
+            one, other, *_ = namesakes
+            data = next(
+                iter(changed_values({"inputs": one.results["inputs"]}, {"inputs": other.results["inputs"]}).values())
+            )
+            raise ValueError(f"{one.path} and {other.path}: the same recipe on other data, {data}; train both on one")
         if changes:
             row += f" ({', '.join(f'{name} {value_of(runs[0].config, name)}' for name in sorted(changes))})"
         cells[row, column] = Cell(row, column, runs)
@@ -222,6 +254,8 @@ def unlike_runs(runs: Sequence[Run]) -> Iterable[str]:
     for run in runs[1:]:
         one, other = ({key: r.results[key] for key in ("task", "metric", "protocol")} for r in (first, run))
         for name in changed_values(one, other):
+            if name == "protocol.annotations":
+                continue  # what the file is called; protocol.annotations_sha256 is what it says
             yield f"{name} is {value_of(one, name)} in {first.path}, {value_of(other, name)} in {run.path}"
 
 
@@ -230,12 +264,14 @@ def find_baseline(name: str | None, cells: dict[Place, Cell]) -> Place:
     if name is None:
         return next((place for place, cell in cells.items() if cell.mean is not None), next(iter(cells)))
     for place, cell in cells.items():
-        if name == cell.name or any(run.path.resolve() == Path(name).resolve() for run in cell.runs):
+        paths = [path for run in cell.runs for path in (str(run.path), run.path.name, str(run.path.resolve()))]
+        if name == cell.name or name in paths or str(Path(name).resolve()) in paths:
             if cell.mean is None:
                 raise ValueError(f"--baseline {name}: has no score")
             return place
     names = [cell.name for cell in cells.values()]
-    raise ValueError(f"--baseline {name!r}: not among them{did_you_mean(nearest(name, names))}")
+    cure = did_you_mean(nearest(name, names)) or f"; expected one of these experiments, or of {', '.join(names)}"
+    raise ValueError(f"--baseline {name!r}: not among them{cure}")
 
 
 if __name__ == "__main__":

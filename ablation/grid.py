@@ -9,15 +9,18 @@ cell fails. A run that is stale (its recipe, data or code is another now) is lef
 """
 
 import argparse
+import fcntl
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import torch
 
 from ablation import compare
-from ablation.plan import Grid, Job, read_cells, read_grid, remember, state_of
+from ablation.plan import Grid, Job, State, claimed, last_error, read_cells, read_grid, remember, state_of
 from engine.checkpoint import list_checkpoints
 from engine.command import RunError, run_command
 from engine.experiment import new_experiment
@@ -82,16 +85,20 @@ def run(jobs: Sequence[Job], experiments: Path, rerun_stale: bool) -> None:
     Raises RunError at the end if any has failed, KeyboardInterrupt if one was interrupted from the keyboard."""
     states = {}
     for number, job in enumerate(jobs, start=1):
-        state = state_of(job, read_cells(experiments))
         heading = f"[{number}/{len(jobs)}] {job.name}"
-        if state.kind in ("done", "running") or (state.kind == "stale" and not rerun_stale):
-            print(f"{heading}: {state.kind}, {state.experiment} ({state.detail})", flush=True)
-        else:
-            experiment = state.experiment if state.kind in ("interrupted", "failed") else new_experiment(experiments)
-            print(f"{heading}: {experiment}", flush=True)
-            train(job, experiment)
-            state = state_of(job, read_cells(experiments))
-        states[job] = state
+        with ExitStack() as stack:
+            with one_at_a_time(experiments):  # two grids that start at once do not choose the same cell
+                state = state_of(job, read_cells(experiments))
+                wanted = state.kind in ("waiting", "interrupted", "failed") or (state.kind == "stale" and rerun_stale)
+                if wanted:
+                    experiment = choose_experiment(job, state, experiments)
+                    stack.enter_context(claimed(experiment))
+            if wanted:
+                print(f"{heading}: {experiment}", flush=True)
+                train(job, experiment)
+            else:
+                print(f"{heading}: {state.kind}, {state.experiment} ({state.detail})", flush=True)
+        states[job] = state_of(job, read_cells(experiments))
     kinds = [state.kind for state in states.values()]
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
     bad = [f"{job.name}: {state.detail}" for job, state in states.items() if state.kind in ("failed", "interrupted")]
@@ -101,10 +108,27 @@ def run(jobs: Sequence[Job], experiments: Path, rerun_stale: bool) -> None:
         print("stale runs were left alone; to train them anew, as new experiments: --rerun-stale")
 
 
-def train(job: Job, experiment: Path) -> None:
-    """Train a job into its experiment, or go on there. Raises KeyboardInterrupt if that was interrupted."""
+@contextmanager
+def one_at_a_time(experiments: Path) -> Iterator[None]:
+    """Inside, no other grid chooses what to train."""
+    experiments.mkdir(parents=True, exist_ok=True)
+    with open(experiments / "grid.lock", "a") as file:
+        with suppress(OSError):  # a file system without locks keeps no two grids apart
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def choose_experiment(job: Job, state: State, experiments: Path) -> Path:
+    """Where to train a job: where it was interrupted or failed, else in a new experiment, which remembers the job."""
+    goes_on = state.kind in ("interrupted", "failed")
+    experiment = state.experiment if goes_on else new_experiment(experiments)
     if not list_checkpoints(experiment / "checkpoints"):  # nothing to go on from: it starts with the present code
         remember(job, experiment)
+    return experiment
+
+
+def train(job: Job, experiment: Path) -> None:
+    """Train a job into its experiment, or go on there. Raises KeyboardInterrupt if that was interrupted."""
     process = subprocess.Popen(job.command(experiment))
     try:
         code = process.wait()
@@ -113,6 +137,10 @@ def train(job: Job, experiment: Path) -> None:
         raise
     if code in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
+    if code > 0 and not last_error(experiment):  # it ended before it could write to its own log
+        with open(experiment / "train.log", "a", encoding="utf-8") as log:
+            moment = datetime.now().isoformat(sep=" ", timespec="seconds")
+            log.write(f"{moment} ERROR error: exit code {code} without a word in train.log; see the terminal\n")
 
 
 def status(grid: Grid, jobs: Sequence[Job], experiments: Path) -> str:

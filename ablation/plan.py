@@ -5,12 +5,14 @@ becomes an ordinary numbered experiment. The experiment remembers which job it i
 recipe and the hashes of the code it was started with, so there is no second book to keep, and none to lose.
 """
 
+import fcntl
 import fnmatch
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from modulefinder import ModuleFinder
@@ -19,13 +21,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ablation.records import Place
+from ablation.records import RESULTS, Place, read_object
 from engine.config import Config, changed_values, load_config, read_overridden
 from engine.experiment import FREE_FIELDS, file_sha256, is_running, list_experiments, shown_score, write_text
 from engine.logbook import read_metrics
 from engine.strict_yaml import did_you_mean, nearest, read_yaml
 
 PROJECT = Path(__file__).parent.parent
+CELL = ("grid", "task", "row", "column", "seed", "recipe", "code")  # what cell.json has
 LOG_RECORD = re.compile(r"\d{4}-\d\d-\d\d \S+ (DEBUG|INFO|WARNING|ERROR) (.*)")
 
 
@@ -167,6 +170,7 @@ class State:
     kind: Literal["waiting", "running", "interrupted", "failed", "done", "stale"]
     experiment: Path | None = None  # the one that holds it; None while waiting
     detail: str = ""
+    same_recipe: bool = True  # False where recipe or data have changed; where only the code has, it is still comparable
 
 
 def remember(job: Job, experiment: Path) -> None:
@@ -178,7 +182,7 @@ def remember(job: Job, experiment: Path) -> None:
 def read_cells(experiments: Path) -> list[tuple[Path, dict]]:
     """Every experiment that a grid started, oldest first, with its cell.json."""
     return [
-        (path, json.loads((path / "cell.json").read_text()))
+        (path, read_object(path / "cell.json", CELL))
         for path in list_experiments(experiments)
         if (path / "cell.json").is_file()
     ]
@@ -194,18 +198,40 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
         (path, cell) for path, cell in same_task if (cell["grid"], cell["row"], cell["column"], cell["seed"]) == place
     ]
     for path, cell in reversed(same_recipe or same_place):
-        if is_running(path):
+        if is_running(path) or is_claimed(path):
             return State("running", path, progress(path))
         if (path / "results.json").is_file():
-            changes = [*changed_recipe(cell, recipe), *changed_code(cell), *changed_inputs(path)]
-            if changes:
-                return State("stale", path, "; ".join(changes))
-            results = json.loads((path / "results.json").read_text())
+            results = read_object(path / "results.json", RESULTS)
+            changes = [*changed_recipe(cell, recipe), *changed_inputs(path, results["inputs"], recipe)]
+            if changes or changed_code(cell):
+                return State("stale", path, "; ".join([*changes, *changed_code(cell)]), same_recipe=not changes)
             return State("done", path, f"{results['metric']} {shown_score(results['scores'][results['metric']])}")
         if same_recipe:
             error = last_error(path)
             return State("failed", path, error) if error else State("interrupted", path, progress(path))
     return State("waiting")
+
+
+@contextmanager
+def claimed(experiment: Path) -> Iterator[None]:
+    """Hold the experiment's cell.lock inside: a grid is about to start it, is at it, or is done in a moment.
+
+    Not the lock of the run itself (engine.experiment.occupied), which the run takes only when it has read its data."""
+    with open(experiment / "cell.lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def is_claimed(experiment: Path) -> bool:
+    """Whether a grid holds the experiment's cell.lock."""
+    try:
+        with open(experiment / "cell.lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or a file system without locks
+        return False
+    return False
 
 
 def changed_recipe(cell: dict, recipe: dict) -> list[str]:
@@ -222,16 +248,21 @@ def changed_code(cell: dict) -> list[str]:
     return [f"code: {shown}"] if changed else []
 
 
-def changed_inputs(experiment: Path) -> list[str]:
+def changed_inputs(experiment: Path, inputs: dict[str, str], recipe: dict) -> list[str]:
     """['data: .../instances_val.json'] for files that the run has read and that are others now.
 
-    A file that is not here, as in a clone without the data, says nothing."""
-    inputs = json.loads((experiment / "results.json").read_text())["inputs"]
-    return [
-        f"data: {name}"
-        for name, digest in inputs.items()
-        if Path(name).is_file() and _sha256(Path(name), Path(name).stat().st_mtime_ns) != digest
-    ]
+    They are looked for where the recipe says that the data lies now. A file that is not there, as in a clone without
+    the data, says nothing."""
+    config, _ = read_yaml(experiment / "config.yaml")
+    root, root_now = (Path(each.get("data", {}).get("root", "")).expanduser() for each in (config, recipe))
+    changed = []
+    for name, digest in inputs.items():
+        path = Path(name)
+        if path.is_relative_to(root):
+            path = root_now / path.relative_to(root)
+        if path.is_file() and _sha256(path, path.stat().st_mtime_ns) != digest:
+            changed.append(f"data: {path}")
+    return changed
 
 
 @cache
@@ -240,11 +271,17 @@ def _sha256(path: Path, mtime_ns: int) -> str:
     return file_sha256(path)
 
 
-@cache
 def code_hashes(task: str) -> dict[str, str]:
     """The start of the SHA-256 of every file of the project that the task's module imports, by its path.
 
     Raises ValueError if there is no such module."""
+    folders = [PROJECT, *(path.parent for path in PROJECT.glob("*/__init__.py"))]
+    return _code_hashes(task, max(path.stat().st_mtime_ns for folder in folders for path in folder.glob("*.py")))
+
+
+@cache
+def _code_hashes(task: str, newest_mtime_ns: int) -> dict[str, str]:
+    """The same, anew whenever a file of the project has been written to: a grid runs for days."""
     source = PROJECT / f"{task.replace('.', '/')}.py"
     if not source.is_file():
         raise ValueError(f"task {task!r}: no module {source.relative_to(PROJECT)} in the project")
@@ -260,7 +297,7 @@ def progress(experiment: Path) -> str:
     """'epoch 12/50, 3 min left'."""
     try:
         epochs = read_yaml(experiment / "config.yaml")[0]["train"]["epochs"]
-    except ValueError:
+    except (ValueError, KeyError):
         return "not yet begun"
     lines = read_metrics(experiment)
     text = f"epoch {len(lines)}/{epochs}"

@@ -5,6 +5,7 @@ a task leaves in its experiment directory (engine/experiment.py lists it); nothi
 """
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,16 @@ from engine.logbook import read_metrics
 from engine.strict_yaml import read_yaml
 
 Place = tuple[str, str]  # row and column of a table
+RESULTS = (
+    "task",
+    "variant",
+    "seed",
+    "metric",
+    "scores",
+    "protocol",
+    "inputs",
+    "cost",
+)  # what a task's results.json has
 
 
 @dataclass(frozen=True)
@@ -60,16 +71,30 @@ def read_run(experiment: Path) -> Run:
     if not path.is_file():
         what = "not finished" if (experiment / "config.yaml").is_file() else "no experiment"
         raise ValueError(f"{experiment}: {what}, there is no results.json in it")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    missing = [key for key in ("variant", "seed", "metric", "scores", "protocol", "cost") if key not in results]
-    if missing:
-        raise ValueError(f"{path}: no {', '.join(missing)} in it; run the experiment again with the present version")
+    results = read_object(path, RESULTS)
+    if results["metric"] not in results["scores"]:
+        raise ValueError(f"{path}: no score {results['metric']!r} in it, which it says is the metric")
+    if len(results["variant"]) != 2:
+        raise ValueError(f"{path}: variant {results['variant']}, expected two entries: row and column of a table")
     config, _ = read_yaml(experiment / "config.yaml")
-    starts = json.loads((experiment / "environment.json").read_text(encoding="utf-8"))
-    return Run(experiment, results, config, read_metrics(experiment), starts)
+    try:
+        starts = json.loads((experiment / "environment.json").read_text(encoding="utf-8"))
+        curve = read_metrics(experiment)
+    except ValueError as error:
+        raise ValueError(f"{experiment}: environment.json or metrics.jsonl is damaged ({error})") from None
+    return Run(experiment, results, config, curve, starts)
+
+
+def read_object(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Read a JSON object that has these keys. Raises ValueError, naming the file, if it is anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, not JSON ({error})") from None
+    missing = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
+    if missing:
+        raise ValueError(f"{path}: no {', '.join(missing)} in it; it is damaged, or of another version: train it again")
+    return content
 
 
 class Note(NamedTuple):
@@ -101,9 +126,18 @@ class Cell:
         """What is not as it should be, in short: 'failed, stale'; empty where all is well."""
         return ", ".join(sorted({note.kind for note in self.notes}))
 
+    def is_stale(self, run: Run) -> bool:
+        """Whether there is a note that this run is stale."""
+        return any(note.kind == "stale" and note.seed == run.seed for note in self.notes)
+
+    @property
+    def scored(self) -> list[Run]:
+        """The runs whose score is defined."""
+        return [run for run in self.runs if run.score is not None]
+
     @property
     def scores(self) -> list[float]:
-        return [run.score for run in self.runs if run.score is not None]
+        return [run.score for run in self.scored]
 
     @property
     def mean(self) -> float | None:
@@ -128,10 +162,19 @@ class Difference:
     label: str
     interval: Interval
     p_holm: float
+    together: int  # how many that is
 
     @property
     def significant(self) -> bool:
         return self.p_holm < 0.05
+
+    @property
+    def smallest_detectable(self) -> float:
+        """The true difference that would be found significant (5%, after the correction) in 80% of such experiments.
+
+        Taken as if it were the only one there is, which Holm's correction tests as strictly as Bonferroni's."""
+        normal = statistics.NormalDist()
+        return (normal.inv_cdf(1 - 0.025 / self.together) + normal.inv_cdf(0.8)) * self.interval.standard_error
 
 
 @dataclass
@@ -174,34 +217,41 @@ class Comparison:
     @property
     def seeds(self) -> str:
         """'3 seeds', or '1 to 3 seeds' where the filled cells have different numbers."""
-        counts = sorted({len(cell.scores) for cell in self.filled})
+        counts = sorted({len(cell.scores) for cell in self.filled}) or [0]
         return f"{' to '.join(map(str, [counts[0], counts[-1]][-len(counts) :]))} seed{'s' * (counts[-1] > 1)}"
 
     @property
     def detectable(self) -> float:
         """The true difference that this many images and seeds would have shown four times out of five, typically."""
-        return statistics.median(difference.interval.smallest_detectable for difference in self.differences)
+        each = [difference.smallest_detectable for difference in self.differences]
+        return statistics.median([value for value in each if not math.isnan(value)] or [math.nan])
+
+    @property
+    def seeds_are_uncertain(self) -> bool:
+        """Whether the intervals hold for other seeds too: some cell has several, to tell how much they differ."""
+        return any(len(cell.scores) > 1 for cell in self.filled)
 
     @property
     def conclusion(self) -> str:
         """What the differences say, in words."""
         if not self.differences:
             return "No difference was computed."
+        if math.isnan(self.detectable):
+            return f"{self.images} validation images are too few, or hold too few objects, to test any difference."
         shown, effects = significant(self.differences), significant([*self.row_effects, *self.column_effects])
+        whose = "" if self.seeds_are_uncertain else " for these very weights (one seed per cell)"
         sentences = [
-            f"{len(shown)} of {len(self.differences)} differences significant at 5% after Holm: {told(shown)}."
+            f"{len(shown)} of {len(self.differences)} differences significant at 5% after Holm{whose}: {told(shown)}."
             if shown
-            else f"No difference shown: none of {len(self.differences)} is significant at 5% after Holm."
+            else f"No difference shown{whose}: none of {len(self.differences)} is significant at 5% after Holm."
         ]
         if self.row_effects:
-            sentences.append(
-                f"Significant on average over the grid: {told(effects)}."
-                if effects
-                else "None is on average over the grid, either."
-            )
+            over = "Averaged over the rest of the grid"
+            sentences.append(f"{over}: {told(effects)}." if effects else f"{over}, no effect is significant.")
         sentences.append(
             f"{self.images} validation images and {self.seeds} per cell would have shown a true difference of about "
             f"{self.detectable:.3f} four times out of five; not much smaller ones."
+            + ("" if self.seeds_are_uncertain else " What another seed would change comes on top and is not known.")
         )
         return " ".join(sentences)
 

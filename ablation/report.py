@@ -163,7 +163,7 @@ def difference_cells(difference: Difference) -> list[str]:
         page.cell(between(interval)),
         page.cell(p_value(interval.p)),
         page.cell(p_value(difference.p_holm), page.small("significant") if difference.significant else ""),
-        page.cell(number(interval.smallest_detectable)),
+        page.cell(number(difference.smallest_detectable)),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -47,7 +48,8 @@ def score_table(comparison: Comparison) -> Table:
         cells = [comparison.cells.get((row, column)) for column in comparison.columns]
         rows.append([row, *(shown_cell(cell) for cell in cells)])
         bold |= {(i, j) for j, cell in enumerate(cells, start=1) if cell is not None and cell is best}
-    title = f"{comparison.metric}, mean ± standard deviation over {comparison.seeds}" if best else comparison.metric
+    over = "one seed" if comparison.seeds == "1 seed" else f"mean ± standard deviation over {comparison.seeds}"
+    title = f"{comparison.metric}, {over}"
     notes = [f"{cell.name}: {note}" for cell in comparison.cells.values() for note in cell.notes]
     header = [f"{comparison.row_name} \\ {comparison.column_name}", *comparison.columns]
     return Table(title, header, rows, bold, notes)
@@ -86,11 +88,17 @@ def difference_table(title: str, differences: Sequence[Difference], metric: str)
             [
                 difference.label,
                 f"{interval.estimate:+.4f}",
-                f"{interval.low:+.4f} to {interval.high:+.4f}",
-                f"{interval.p:.3f}",
-                f"{difference.p_holm:.3f}",
-                "yes" if difference.significant else "no",
-                f"{interval.smallest_detectable:.4f}",
+                *(
+                    ["undefined"] * 5
+                    if math.isnan(interval.low)
+                    else [
+                        f"{interval.low:+.4f} to {interval.high:+.4f}",
+                        f"{interval.p:.3f}",
+                        f"{difference.p_holm:.3f}",
+                        "yes" if difference.significant else "no",
+                        f"{difference.smallest_detectable:.4f}",
+                    ]
+                ),
             ]
         )
     bold = {(i, 1) for i, difference in enumerate(differences) if difference.significant}
@@ -119,8 +127,10 @@ def class_table(comparison: Comparison) -> Table:
 
 def shown_interval(interval: Interval, form: str) -> str:
     """'0.553 [0.531, 0.574]'."""
-    if interval.estimate != interval.estimate:
+    if math.isnan(interval.estimate):
         return "undefined"
+    if math.isnan(interval.low):
+        return form.format(interval.estimate)
     low, high = form.format(interval.low), form.format(interval.high)
     return f"{form.format(interval.estimate)} [{low}, {high}]"
 
@@ -129,18 +139,19 @@ def error_table(comparison: Comparison) -> Table:
     """What mending each kind of error would add to AP50, and its change against the baseline."""
     cells = [cell for cell in comparison.filled if all("errors" in run.results for run in cell.runs)]
     baseline = comparison.cells[comparison.baseline]
+    baseline = baseline if baseline in cells else None
     kinds = list(cells[0].runs[0].results["errors"]["delta_AP50"]) if cells else []
     rows = []
     for cell in cells:
         row = [cell.name]
         for kind in kinds:
-            value, before = mean_error(cell, kind), mean_error(baseline, kind)
+            value, before = mean_error(cell, kind), baseline and mean_error(baseline, kind)
             change = "" if cell is baseline or None in (value, before) else f" ({value - before:+.4f})"
             row.append("undefined" if value is None else f"{value:.4f}{change}")
         rows.append(row)
     notes = [
         "AP50 that would be gained if all errors of one kind were mended (Bolya et al. 2020, arXiv 2008.08115); in "
-        f"brackets the change against {baseline.name}: below zero, fewer such errors."
+        f"brackets the change against {' x '.join(comparison.baseline)}: below zero, fewer such errors."
     ]
     return Table("Errors by kind", ["", *kinds], rows, notes=notes)
 
@@ -157,13 +168,16 @@ def mean_error(cell: Cell, kind: str) -> float | None:
 def to_markdown(table: Table) -> str:
     """A GitHub table with its title above and its notes below."""
 
-    def text(i: int, j: int) -> str:
-        value = table.rows[i][j].replace("|", "\\|")
+    def text(value: str) -> str:
+        return value.replace("|", "\\|")
+
+    def cell(i: int, j: int) -> str:
+        value = text(table.rows[i][j])
         return f"**{value}**" if (i, j) in table.bold else value
 
     width = len(table.header)
-    lines = [f"### {table.title}", "", "| " + " | ".join(table.header) + " |", "|" + " --- |" * width]
-    lines += ["| " + " | ".join(text(i, j) for j in range(width)) + " |" for i in range(len(table.rows))]
+    lines = [f"### {table.title}", "", "| " + " | ".join(map(text, table.header)) + " |", "|" + " --- |" * width]
+    lines += ["| " + " | ".join(cell(i, j) for j in range(width)) + " |" for i in range(len(table.rows))]
     lines += [""] * bool(table.notes) + [f"- {note}" for note in table.notes]
     return "\n".join(lines) + "\n"
 
@@ -171,6 +185,7 @@ def to_markdown(table: Table) -> str:
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
+    "[": "{[}",  # right after a line's end it would be taken for an option
 }  # fmt: skip
 
 
@@ -212,7 +227,7 @@ def csv_lines(comparison: Comparison) -> Iterator[dict]:
         for name in ("estimate", "low", "high", "p"):
             line[f"difference_{name}"] = getattr(change.interval, name) if change else None
         line["difference_p_holm"] = change.p_holm if change else None
-        line["smallest_detectable"] = change.interval.smallest_detectable if change else None
+        line["smallest_detectable"] = change.smallest_detectable if change else None
         for name, (section, key, _, _) in COLUMNS.items():
             line[name] = cell.mean_of(section, key)
-        yield line
+        yield line | {"warnings": " / ".join(comparison.warnings)}

@@ -25,17 +25,23 @@ from engine.image_statistics import Matches
 from engine.logbook import progress_bar
 
 SEED = 0  # of the resamples: the same experiments give the same intervals
+FEWEST_IMAGES = 10  # resamples of fewer hold the same few images over and over
 
 
 def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
     """Resample the images (and what the seeds add), and fill in differences, effects and intervals by class."""
     cells = {(cell.row, cell.column): cell for cell in comparison.filled}
     weights, totals, classes = None, {}, {}
-    runs = [run for cell in cells.values() for run in cell.runs]
+    runs = [run for cell in cells.values() for run in cell.scored]
     for run in progress_bar(runs, desc="resampling", unit="run", leave=False):
         matches = Matches.load(run.path)
         if weights is None:
             image_ids = matches.image_ids
+            if len(image_ids) < FEWEST_IMAGES:
+                comparison.warnings.append(
+                    f"{len(image_ids)} validation images: too few to say anything about others, no differences computed"
+                )
+                return
             drawn = image_weights(len(image_ids), comparison.replicates, SEED)
             weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # first of all, the images as they are
         if not np.array_equal(matches.image_ids, image_ids):
@@ -70,7 +76,7 @@ def add_differences(
     """Differences between cells, and the effects of rows and columns."""
     replicates = cell_replicates(
         [cell.scores for cell in cells.values()],
-        [np.stack([totals[run.path] for run in cell.runs]) for cell in cells.values()],
+        [np.stack([totals[run.path] for run in cell.scored]) for cell in cells.values()],
         SEED,
     )
     index = {place: number for number, place in enumerate(cells)}
@@ -85,16 +91,20 @@ def add_differences(
                 vector[index[place]] += factor
             intervals.append(interval(vector @ means, vector @ replicates))
         corrected = holm([each.p for each in intervals])
-        return [Difference(*each) for each in zip(contrasts, intervals, corrected.tolist(), strict=True)]
+        triples = zip(contrasts, intervals, corrected.tolist(), strict=True)
+        return [Difference(*each, together=len(contrasts)) for each in triples]
 
     base = comparison.baseline
-    chosen = combinations(cells, 2) if pairs else ((base, place) for place in cells if place != base)
+    others = [place for place in cells if place != base]
+    chosen = combinations([base, *others], 2) if pairs else ((base, place) for place in others)
     comparison.differences = family({f"{cells[b].name} - {cells[a].name}": {b: 1, a: -1} for a, b in chosen})
 
     rows = [row for row in comparison.rows if all((row, column) in cells for column in comparison.columns)]
     columns = comparison.columns
     if len(rows) < 2 or len(columns) < 2:
         return
+    if len(rows) < len(comparison.rows):
+        comparison.warnings.append(f"main effects and interactions are of the complete rows alone: {', '.join(rows)}")
     row0 = base[0] if base[0] in rows else rows[0]
     column0 = base[1]
     other_rows, other_columns = (
@@ -129,7 +139,7 @@ def add_classes(
     comparison: Comparison, cells: dict[Place, Cell], classes: dict[Path, np.ndarray], names: Sequence[str]
 ) -> None:
     """AP by class with its interval, and its change against the baseline, over the choice of images."""
-    means = {place: np.mean([classes[run.path] for run in cell.runs], axis=0) for place, cell in cells.items()}
+    means = {place: np.mean([classes[run.path] for run in cell.scored], axis=0) for place, cell in cells.items()}
 
     def intervals(values: np.ndarray) -> dict[str, Interval]:
         return {str(name): interval(values[0, k], values[1:, k]) for k, name in enumerate(names)}

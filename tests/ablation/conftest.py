@@ -42,6 +42,7 @@ def write_experiment(
             "counts": {kind: 40 * place + int(100 * score) for place, kind in enumerate(KINDS)},
         },
         "epochs": epochs,
+        "inputs": {},
         "protocol": {
             "annotations": "instances_val.json",
             "annotations_sha256": "a899906f7a105f3a4b3cb33b961d853d79ea9f5fa06205cb4b37b27983f3d5ef",
@@ -143,7 +144,7 @@ def make_comparison(
 
 def family(estimates: dict[str, float]) -> list[Difference]:
     return [
-        Difference(label, made_up(estimate, 0.01), 0.012 if place == 1 else 0.4)
+        Difference(label, made_up(estimate, 0.01), 0.012 if place == 1 else 0.4, 3)
         for place, (label, estimate) in enumerate(estimates.items())
     ]
 

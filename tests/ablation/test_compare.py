@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
-from ablation.bootstrap import average_precision, mean_average_precision
+from ablation.bootstrap import average_precision, holm, mean_average_precision
 from ablation.compare import compare
+from ablation.plan import State
 from ablation.records import Comparison
-from ablation.tables import difference_table, error_table, score_table, to_csv, to_latex
+from ablation.tables import difference_table, error_table, score_table, to_csv, to_latex, to_markdown
 from engine.image_statistics import Matches
 
 IMAGES, CLASSES, THRESHOLDS = 60, ("cat", "dog"), 10
@@ -62,7 +64,9 @@ class Experiments:
             "scores": {"mAP": float(mean_average_precision(per_class)[0]), "AP50": 0.75},
             "per_class": {name: {"AP": float(ap)} for name, ap in zip(CLASSES, per_class[0], strict=True)},
             "errors": {"AP50": 0.7, "delta_AP50": dict.fromkeys(KINDS, 0.1 * quality)},
-            "protocol": {"annotations_sha256": "a" * 8, "images": IMAGES, "classes": list(CLASSES), "nms_iou": 0.45},
+            "inputs": {"train.json": "c" * 8},
+            "protocol": {"annotations": "val.json", "annotations_sha256": "a" * 8, "images": IMAGES,
+                         "classes": list(CLASSES), "nms_iou": 0.45},
             "cost": {"parameters": 2_000_000, "gflops": 1.5, "train_seconds": 1800.0, "images_per_second": 60.0,
                      "peak_memory_mib": 900.0, "processes": 4},
         }  # fmt: skip
@@ -195,6 +199,94 @@ def test_what_cannot_be_compared_is_refused_with_both_values_and_forced_with_a_w
     assert len(forced.filled) == 2
 
 
+@pytest.fixture
+def two_cell_grid(experiments, tmp_path, monkeypatch) -> dict[str, State]:
+    """A grid file of two cells whose states can be set, by column; its command line is in sys.argv."""
+    (tmp_path / "base.yaml").write_text("train: {epochs: 3}\n")
+    columns = "columns: [{name: none}, {name: fpn, overrides: [model.neck=fpn]}]"
+    rows = f"rows: [{{name: a, config: {tmp_path / 'base.yaml'}}}]"
+    (tmp_path / "grid_two.yaml").write_text(f"task: detection.training\nseeds: [0]\n{rows}\n{columns}\n")
+    states = {column: State("done", experiments.add("a", column)) for column in ("none", "fpn")}
+    monkeypatch.setattr(command, "state_of", lambda job, cells: states[job.column])
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "grid_two.yaml"), "--replicates", "100"])
+    return states
+
+
+def test_a_run_of_another_recipe_is_told_and_counts_for_nothing(two_cell_grid, capsys):
+    done = two_cell_grid["fpn"]
+    two_cell_grid["fpn"] = State("stale", done.experiment, "train.epochs was 1, is 3", same_recipe=False)
+    command.main(None)
+    text = capsys.readouterr().out
+    assert "| stale |" in text
+    assert "a x fpn: seed 0 stale: train.epochs was 1, is 3; scored 0." in text
+    assert "Differences" not in text
+
+
+def test_a_run_of_other_code_counts_with_a_warning(two_cell_grid, capsys):
+    done = two_cell_grid["fpn"]
+    two_cell_grid["fpn"] = State("stale", done.experiment, "code: training.py")
+    command.main(None)
+    text = capsys.readouterr().out
+    assert f"WARNING: stale, for the code has changed since: {done.experiment}" in text
+    assert "Differences" in text
+
+
+def test_a_cell_that_has_not_finished_is_shown_as_what_it_is(two_cell_grid, capsys):
+    two_cell_grid["fpn"] = State("failed", Path("experiments/experiment_9"), "no space left")
+    command.main(None)
+    assert "a x fpn: seed 0 failed: no space left" in capsys.readouterr().out
+
+
+def test_with_one_seed_the_conclusion_is_of_these_weights_alone(experiments):
+    experiments.add("weak", "none", quality=0.2)
+    experiments.add("strong", "none", quality=0.9)
+    conclusion = experiments.compare().conclusion
+    assert "significant at 5% after Holm for these very weights (one seed per cell)" in conclusion
+    assert "What another seed would change comes on top" in conclusion
+
+
+def test_a_renamed_annotation_file_is_the_same_file(experiments):
+    experiments.add("a", "none")
+    experiments.add("b", "none", protocol={"annotations": "other_name.json"})
+    assert experiments.compare().differences
+
+
+def test_one_recipe_on_two_sets_of_training_data_is_refused(experiments):
+    experiments.add("a", "none", 0)
+    experiments.add("a", "none", 1, inputs={"train.json": "d" * 8})
+    with pytest.raises(ValueError, match=r"the same recipe on other data, .*cccccccc.*dddddddd"):
+        experiments.compare()
+
+
+def test_an_undefined_score_is_left_out(experiments):
+    for column in ("none", "fpn"):
+        experiments.add("a", column)
+    experiments.add("a", "none", 1, scores={"mAP": None})
+    comparison = experiments.compare()
+    assert len(comparison.cells["a", "none"].scores) == 1
+    assert comparison.differences
+
+
+def test_too_few_images_give_no_differences_but_a_warning(experiments, monkeypatch):
+    monkeypatch.setattr("ablation.uncertainty.FEWEST_IMAGES", IMAGES + 1)
+    experiments.add("a", "none")
+    experiments.add("b", "none")
+    comparison = experiments.compare()
+    assert not comparison.differences
+    assert "60 validation images: too few" in comparison.warnings[0]
+
+
+def test_what_could_have_been_shown_is_found_in_four_of_five_experiments(experiments):
+    for row in "abcd":
+        experiments.add(row, "none")
+    differences = experiments.compare().differences
+    truth, error = differences[0].smallest_detectable, differences[0].interval.standard_error
+    # Three differences of the same size, each seen with normal noise, tested by Holm: how often is the first found?
+    seen = np.random.default_rng(0).normal([truth, 0, 0], error, (4000, 3))
+    found = [holm([math.erfc(abs(z) / 2**0.5) for z in row])[0] < 0.05 for row in seen / error]
+    assert 0.78 < np.mean(found) < 0.84
+
+
 def test_statistics_of_another_run_are_refused(experiments):
     matches(0.9, seed=99).save(experiments.add("a", "none", quality=0.2))
     with pytest.raises(ValueError, match=r"image_statistics.npz gives mAP 0\.\d+, results.json says 0\.\d+"):
@@ -213,10 +305,9 @@ def test_an_unfinished_experiment_is_named(experiments):
         experiments.compare()
 
 
-@pytest.mark.parametrize("name", ["strong x fpn", "experiment_7"])
+@pytest.mark.parametrize("name", ["strong x fpn", "experiment_7", "FOLDER/experiment_7"])
 def test_the_baseline_is_a_cell_or_one_of_its_experiments(grid, name):
-    baseline = name if " x " in name else str(grid.folder / name)
-    comparison = grid.compare(baseline=baseline)
+    comparison = grid.compare(baseline=name.replace("FOLDER", str(grid.folder)))
     assert comparison.baseline == ("strong", "fpn")
     assert all(difference.label.endswith(" - strong x fpn") for difference in comparison.differences)
 
@@ -251,6 +342,26 @@ def test_csv_has_a_line_per_cell_in_full_precision(grid):
     assert float(lines[2]["difference_low"]) > 0
     assert lines[0]["difference_low"] == ""
     assert float(lines[0]["device_hours"]) == 2.0
+
+
+def test_every_pair_is_measured_from_the_baseline_where_it_is_one_of_them(grid):
+    differences = grid.compare(pairs=True, baseline="strong x fpn").differences
+    assert sum(difference.label.endswith(" - strong x fpn") for difference in differences) == 3
+
+
+def test_warnings_are_in_every_format(experiments, monkeypatch, capsys):
+    experiments.add("a", "none")
+    experiments.add("b", "none", protocol={"nms_iou": 0.6})
+    for form in ("md", "latex", "csv"):
+        run_command(monkeypatch, *sorted(experiments.folder.iterdir()), "--force", "--format", form)
+        text = capsys.readouterr().out
+        printed = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+        assert "not comparable" in printed
+
+
+def test_markdown_escapes_names(experiments):
+    experiments.add("a|b", "none")
+    assert "| a\\|b |" in to_markdown(score_table(experiments.compare()))
 
 
 def test_latex_escapes_names_and_sets_the_best_in_bold(experiments):

@@ -2,12 +2,14 @@
 
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from ablation import grid as grid_command
-from ablation.plan import Grid, code_hashes, read_grid
+from ablation.plan import Grid, read_grid
 from engine.command import RunError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,9 +31,18 @@ if end == "kill_once" and starts.read_text() == "x":
     (experiment / "checkpoints").mkdir()
     (experiment / "checkpoints/step_000000003.pt").touch()
     os.kill(os.getpid(), signal.SIGKILL)
+if end == "wordless":
+    sys.exit(3)
+if end == "wait":
+    import time
+    (experiment / "waiting").touch()
+    while not (experiment / "go").exists():
+        time.sleep(0.01)
 if end == "interrupt":
     sys.exit(130)
-results = {"metric": "mAP", "scores": {"mAP": 0.5}, "inputs": {}}
+results = {"task": "fake", "variant": {"row": "row", "column": "x"}, "seed": 0, "metric": "mAP", "scores": {"mAP": 0.5}}
+results |= {"protocol": {}, "inputs": {}, "cost": {}}
+(experiment / "config.yaml").write_text("train: {epochs: 1}")
 (experiment / "results.json").write_text(json.dumps(results))
 """
 
@@ -54,9 +65,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "grid_fake.yaml").write_text(GRID)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ablation.plan.PROJECT", tmp_path)
-    code_hashes.cache_clear()
-    yield tmp_path
-    code_hashes.cache_clear()
+    return tmp_path
 
 
 @pytest.fixture
@@ -93,7 +102,7 @@ def test_a_second_run_skips_what_is_done_and_goes_on_with_the_rest_where_it_was(
 
 def test_a_selected_cell_is_run_alone(grid):
     run(grid, only="row x good")
-    assert [path.name for path in Path("experiments").iterdir()] == ["experiment_1"]
+    assert [path.name for path in Path("experiments").glob("experiment_*")] == ["experiment_1"]
 
 
 def test_a_run_interrupted_from_the_keyboard_ends_the_grid(folder):
@@ -106,7 +115,6 @@ def test_a_run_interrupted_from_the_keyboard_ends_the_grid(folder):
 def test_what_is_stale_is_left_alone_unless_asked_for(folder, capsys):
     run(read_grid(folder / "grid_fake.yaml"), only="* x good")
     (folder / "fake_task.py").write_text(TASK + "# another\n")
-    code_hashes.cache_clear()
     changed = read_grid(folder / "grid_fake.yaml")
     run(changed, only="* x good")
     assert "row x good, seed 0: stale, experiments/experiment_1 (code: fake_task.py)" in capsys.readouterr().out
@@ -120,10 +128,44 @@ def test_a_run_that_goes_on_keeps_the_code_it_was_started_with(folder, grid):
         run(grid, only="* x killed")
     before = json.loads(Path("experiments/experiment_1/cell.json").read_text())["code"]
     (folder / "fake_task.py").write_text(TASK + "# another\n")
-    code_hashes.cache_clear()
     run(grid, only="* x killed")
     assert starts(1) == 2
     assert json.loads(Path("experiments/experiment_1/cell.json").read_text())["code"] == before
+
+
+def test_code_that_changes_while_a_grid_runs_is_recorded_as_it_was_at_each_start(grid, folder, monkeypatch):
+    train = grid_command.train
+
+    def train_then_edit(job, experiment):
+        train(job, experiment)
+        (folder / "fake_task.py").write_text(TASK + "# another\n")
+
+    monkeypatch.setattr(grid_command, "train", train_then_edit)
+    with pytest.raises(RunError):
+        run(grid)
+    first, second = (json.loads(Path(f"experiments/experiment_{n}/cell.json").read_text())["code"] for n in (1, 2))
+    assert first != second
+
+
+def test_a_task_that_ends_without_a_word_has_failed_with_its_exit_code(folder, capsys):
+    (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=wordless"))
+    with pytest.raises(RunError, match="exit code 3 without a word"):
+        run(read_grid(folder / "grid_fake.yaml"), only="* x good")
+
+
+def test_two_grids_at_once_do_not_train_the_same_cell(folder, capsys):
+    (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=wait"))
+    waiting = read_grid(folder / "grid_fake.yaml")
+    other = threading.Thread(target=run, args=(waiting,), kwargs={"only": "* x good"})
+    other.start()
+    while not Path("experiments/experiment_1/waiting").exists():
+        time.sleep(0.01)
+    run(waiting, only="* x good")
+    assert "row x good, seed 0: running, experiments/experiment_1" in capsys.readouterr().out
+    Path("experiments/experiment_1/go").touch()
+    other.join()
+    assert starts(1) == 1
+    assert not Path("experiments/experiment_2").exists()
 
 
 def test_status_has_a_line_for_each_cell_with_how_far_it_is(grid):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.plan import PROJECT, Grid, Job, code_hashes, read_cells, read_grid, remember, state_of
+from ablation.plan import PROJECT, Grid, Job, claimed, code_hashes, read_cells, read_grid, remember, state_of
 from engine.experiment import new_experiment, occupied
 from engine.strict_yaml import ConfigError
 
@@ -48,7 +48,9 @@ def experiment(job, tmp_path) -> Path:
 
 
 def finish(experiment: Path, inputs: dict[str, str] | None = None) -> None:
-    results = {"metric": "mAP", "scores": {"mAP": 0.25}, "inputs": inputs or {}}
+    results = {"task": "detection", "variant": {}, "seed": 0, "metric": "mAP", "scores": {"mAP": 0.25}, "protocol": {}}
+    results |= {"inputs": inputs or {}, "cost": {}}
+    (experiment / "config.yaml").write_text("data: {root: here}\ntrain: {epochs: 3}\n")
     (experiment / "results.json").write_text(json.dumps(results))
 
 
@@ -195,6 +197,32 @@ def test_where_the_data_lies_makes_nothing_stale(job, experiment, tmp_path):
     finish(experiment)
     (tmp_path / "base.yaml").write_text("data: {root: there}\nmodel: {neck: none}\ntrain: {epochs: 1}\n")
     assert state(job, experiment).kind == "done"
+
+
+def test_other_data_where_the_recipe_now_says_it_lies_makes_it_stale(job, experiment, tmp_path):
+    finish(experiment, inputs={"here/val.json": "0"})
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/val.json").write_text("{}")
+    base = f"data: {{root: {tmp_path / 'there'}}}\nmodel: {{neck: none}}\ntrain: {{epochs: 1}}\n"
+    (tmp_path / "base.yaml").write_text(base)
+    found = state(job, experiment)
+    assert (found.kind, found.detail) == ("stale", f"data: {tmp_path / 'there/val.json'}")
+    assert not found.same_recipe
+
+
+@pytest.mark.parametrize("name", ["cell.json", "results.json"])
+@pytest.mark.parametrize("content", ["x", "[]", "{}", "3"])
+def test_a_damaged_record_is_named(job, experiment, name, content):
+    finish(experiment)
+    (experiment / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}: (damaged|no )"):
+        state(job, experiment)
+
+
+def test_what_a_grid_is_about_to_start_counts_as_running(job, experiment):
+    with claimed(experiment):
+        assert state(job, experiment).kind == "running"
+    assert state(job, experiment).kind == "interrupted"
 
 
 def test_grids_share_runs_of_the_same_recipe(experiment, tmp_path):

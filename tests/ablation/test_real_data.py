@@ -50,7 +50,7 @@ def record(experiment: Path, annotations: Path, results: list[dict], variant: st
     content = {
         "task": "detection", "metric": "mAP", "variant": {"backbone": variant, "neck": "none"}, "seed": 0,
         "scores": scores, "per_class": per_class, "errors": error_breakdown(annotations, results),
-        "protocol": {"annotations_sha256": file_sha256(annotations), "images": 100}, "cost": {},
+        "protocol": {"annotations_sha256": file_sha256(annotations), "images": 100}, "cost": {}, "inputs": {},
     }  # fmt: skip
     (experiment / "results.json").write_text(json.dumps(content))
     return experiment

@@ -183,7 +183,7 @@ def test_another_task_with_other_scores_is_shown_too(comparison, tmp_path):
 
 def test_undefined_numbers_are_dashes(comparison, tmp_path):
     undefined = Interval(math.nan, math.nan, math.nan, math.nan, math.nan)
-    comparison.differences.append(Difference("undefined - one", undefined, math.nan))
+    comparison.differences.append(Difference("undefined - one", undefined, math.nan, 2))
     comparison.per_class["SwinTBackbone_B", "fpn"]["RBC"] = undefined
     comparison.per_class_change["SwinTBackbone_B", "fpn"]["RBC"] = undefined
     for cell in comparison.cells.values():
