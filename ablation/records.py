@@ -172,7 +172,10 @@ class Difference:
     def smallest_detectable(self) -> float:
         """The true difference that would be found significant (5%, after the correction) in 80% of such experiments.
 
-        Taken as if it were the only one there is, which Holm's correction tests as strictly as Bonferroni's."""
+        Taken as if it were the only one there is, which Holm's correction tests as strictly as Bonferroni's. nan where
+        the difference is the same on every resample, as between two detectors that find nothing."""
+        if self.interval.standard_error == 0:
+            return math.nan
         normal = statistics.NormalDist()
         return (normal.inv_cdf(1 - 0.025 / self.together) + normal.inv_cdf(0.8)) * self.interval.standard_error
 
@@ -237,7 +240,10 @@ class Comparison:
         if not self.differences:
             return "No difference was computed."
         if math.isnan(self.detectable):
-            return f"{self.images} validation images are too few, or hold too few objects, to test any difference."
+            return (
+                f"No difference can be tested: {self.images} validation images are too few, or hold too few objects, "
+                "or all score the same on them."
+            )
         shown, effects = significant(self.differences), significant([*self.row_effects, *self.column_effects])
         whose = "" if self.seeds_are_uncertain else " for these very weights (one seed per cell)"
         sentences = [

@@ -96,7 +96,9 @@ def difference_table(title: str, differences: Sequence[Difference], metric: str)
                         f"{interval.p:.3f}",
                         f"{difference.p_holm:.3f}",
                         "yes" if difference.significant else "no",
-                        f"{difference.smallest_detectable:.4f}",
+                        "undefined"
+                        if math.isnan(difference.smallest_detectable)
+                        else f"{difference.smallest_detectable:.4f}",
                     ]
                 ),
             ]

@@ -267,6 +267,14 @@ def test_an_undefined_score_is_left_out(experiments):
     assert comparison.differences
 
 
+def test_where_nothing_is_found_nothing_could_have_been_shown(experiments):
+    for row in "ab":
+        experiments.add(row, "none", quality=0.0)
+    comparison = experiments.compare()
+    assert comparison.conclusion.startswith("No difference can be tested")
+    assert difference_table("", comparison.differences, "mAP").rows[0][-1] == "undefined"
+
+
 def test_too_few_images_give_no_differences_but_a_warning(experiments, monkeypatch):
     monkeypatch.setattr("ablation.uncertainty.FEWEST_IMAGES", IMAGES + 1)
     experiments.add("a", "none")
