@@ -34,13 +34,14 @@ from ablation.tables import (
 from ablation.uncertainty import add_uncertainty
 from engine.command import run_command
 from engine.config import changed_values
-from engine.experiment import FREE_FIELDS, shown_score, write_text
+from engine.experiment import FREE_FIELDS, write_text
 from engine.strict_yaml import did_you_mean, nearest, shown
 
 
 def main(_: torch.device) -> None:
     """Compare as the command line says."""
     arguments = parse_arguments()
+    check_output(arguments.output)
     comparison = compare(
         arguments.what,
         arguments.experiments,
@@ -94,6 +95,12 @@ def replicate_count(text: str) -> int:
     return int(text)
 
 
+def check_output(path: Path | None) -> None:
+    """Refuse, before any work, a file that cannot be written. Raises ValueError."""
+    if path and (not path.parent.is_dir() or path.is_dir()):
+        raise ValueError(f"--output {path}: expected a file in a folder that exists")
+
+
 def column_names(text: str) -> Sequence[str]:
     """'AP50,gflops' or 'all' as names of COLUMNS."""
     names = list(COLUMNS) if text == "all" else text.split(",")
@@ -140,7 +147,8 @@ def as_text(comparison: Comparison, arguments: argparse.Namespace) -> str:
     prose = [*warnings, comparison.conclusion]
     if latex:
         tables[0].notes = [*warnings, *tables[0].notes]  # into the caption: a comment would not be printed
-        return "\n".join([*(f"% {line}" for line in prose), *map(to_latex, tables)])
+        head = [*prose, r"In the preamble: \usepackage{booktabs}"]
+        return "\n".join([*(f"% {line}" for line in head), *map(to_latex, tables)])
     tables = [to_markdown(table) for table in tables]
     return "\n".join([f"## {comparison.title}", "", *(f"{line}\n" for line in prose), *tables])
 
@@ -165,7 +173,10 @@ def compare(
         rows, columns = (list(dict.fromkeys(place[axis] for place in cells)) for axis in (0, 1))
     runs = [run for cell in cells.values() for run in cell.runs]
     if not runs:
-        raise ValueError(f"{what[0]}: nothing is finished, so there is nothing to compare")
+        kinds = [note.kind for cell in cells.values() for note in cell.notes]
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        cure = "`ablation.grid status` says why; `ablation.grid run` goes on, with --rerun-stale also for what is stale"
+        raise ValueError(f"{what[0]}: nothing to compare, of its runs are {counts}; {cure}")
     unlike = list(unlike_runs(runs))
     if unlike and not force:
         raise ValueError(f"{unlike[0]}; they cannot be compared (--force shows them all the same)")
@@ -194,7 +205,7 @@ def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
         if run and (state.kind == "done" or state.same_recipe):
             cell.runs.append(run)
         elif run:  # another recipe or other data: its score is told, and counts for nothing
-            detail += f"; scored {shown_score(run.score)}, left out"
+            detail += "; left out"
         if state.kind != "done":
             cell.notes.append(Note(job.seed, state.kind, detail))
     return cells

@@ -32,6 +32,7 @@ def main(_: torch.device) -> None:
     """Do what the command line says."""
     arguments = parse_arguments()
     if arguments.action == "table":
+        compare.check_output(arguments.output)
         comparison = compare.compare(
             [arguments.grid], arguments.experiments, arguments.baseline, arguments.pairs, arguments.replicates,
             arguments.force,
@@ -133,9 +134,10 @@ def train(job: Job, experiment: Path) -> None:
     try:
         code = process.wait()
     except KeyboardInterrupt:  # the terminal told both; let the other end in its own time
-        code = process.wait()
-        raise
+        process.wait()
+        code = INTERRUPTED
     if code in (INTERRUPTED, -signal.SIGINT):
+        print(f"\ninterrupted in {experiment}; the same command goes on from its last checkpoint", flush=True)
         raise KeyboardInterrupt
     if code > 0 and not last_error(experiment):  # it ended before it could write to its own log
         with open(experiment / "train.log", "a", encoding="utf-8") as log:

@@ -25,7 +25,7 @@ from ablation.records import RESULTS, Place, read_object
 from engine.config import Config, changed_values, load_config, read_overridden
 from engine.experiment import FREE_FIELDS, file_sha256, is_running, list_experiments, shown_score, write_text
 from engine.logbook import read_metrics
-from engine.strict_yaml import did_you_mean, nearest, read_yaml
+from engine.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
 
 PROJECT = Path(__file__).parent.parent
 CELL = ("grid", "task", "row", "column", "seed", "recipe", "code")  # what cell.json has
@@ -150,8 +150,19 @@ class Grid:
 def read_grid(path: Path) -> Grid:
     """Read a grid file and every config it names. Raises ConfigError for what is wrong in any of them."""
     grid = Grid(path, load_config(path, [], GridConfig))
+    try:
+        code_hashes(grid.config.task)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    config = grid.config
+    for each in (config, *config.rows, *config.columns):
+        if any(override.startswith("train.seed=") for override in each.overrides):
+            raise ConfigError(f"{path}: overrides hold train.seed; the seeds of a grid are listed under `seeds`")
+    known: dict[str, Job] = {}
     for job in grid.jobs:
-        job.recipe()
+        other = known.setdefault(json.dumps(job.recipe(), sort_keys=True), job)
+        if other is not job:
+            raise ConfigError(f"{path}: {other.name} and {job.name} have the same recipe; their overrides must differ")
     return grid
 
 
@@ -202,10 +213,12 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
             return State("running", path, progress(path))
         if (path / "results.json").is_file():
             results = read_object(path / "results.json", RESULTS)
+            score = f"{results['metric']} {shown_score(results['scores'][results['metric']])}"
             changes = [*changed_recipe(cell, recipe), *changed_inputs(path, results["inputs"], recipe)]
             if changes or changed_code(cell):
-                return State("stale", path, "; ".join([*changes, *changed_code(cell)]), same_recipe=not changes)
-            return State("done", path, f"{results['metric']} {shown_score(results['scores'][results['metric']])}")
+                why = "; ".join([score, *changes, *changed_code(cell)])
+                return State("stale", path, why, same_recipe=not changes)
+            return State("done", path, score)
         if same_recipe:
             error = last_error(path)
             return State("failed", path, error) if error else State("interrupted", path, progress(path))

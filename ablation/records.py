@@ -90,10 +90,13 @@ def read_object(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: damaged, not JSON ({error})") from None
+        raise ValueError(f"{path}: damaged, not JSON ({error}); train it again, or move it away") from None
     missing = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
     if missing:
-        raise ValueError(f"{path}: no {', '.join(missing)} in it; it is damaged, or of another version: train it again")
+        raise ValueError(
+            f"{path}: no {', '.join(missing)} in it; it is damaged, or of another version: "
+            "train it again, or move it away"
+        )
     return content
 
 
@@ -252,8 +255,8 @@ class Comparison:
             else f"No difference shown{whose}: none of {len(self.differences)} is significant at 5% after Holm."
         ]
         if self.row_effects:
-            over = "Averaged over the rest of the grid"
-            sentences.append(f"{over}: {told(effects)}." if effects else f"{over}, no effect is significant.")
+            over = "averaged over the rest of the grid"
+            sentences.append(f"Significant {over}: {told(effects)}." if effects else f"None is, {over}.")
         sentences.append(
             f"{self.images} validation images and {self.seeds} per cell would have shown a true difference of about "
             f"{self.detectable:.3f} four times out of five; not much smaller ones."

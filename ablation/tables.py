@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -104,7 +105,7 @@ def difference_table(title: str, differences: Sequence[Difference], metric: str)
             ]
         )
     bold = {(i, 1) for i, difference in enumerate(differences) if difference.significant}
-    header = ["", f"{metric} difference", "95% interval", "p", "p (Holm)", "significant", "could have shown"]
+    header = ["", f"{metric} difference", "95% interval", "p", "p (Holm)", "significant", "detectable"]
     return Table(title, header, rows, bold)
 
 
@@ -195,7 +196,8 @@ def to_latex(table: Table) -> str:
     """A table environment for the booktabs package."""
 
     def text(value: str) -> str:
-        return "".join(LATEX.get(character, character) for character in value)
+        escaped = "".join(LATEX.get(character, character) for character in value)
+        return re.sub(r"-(?=\d)", "$-$", escaped).replace(" x ", r" $\times$ ")
 
     def cell(i: int, j: int) -> str:
         value = text(table.rows[i][j])

@@ -214,12 +214,28 @@ def two_cell_grid(experiments, tmp_path, monkeypatch) -> dict[str, State]:
 
 def test_a_run_of_another_recipe_is_told_and_counts_for_nothing(two_cell_grid, capsys):
     done = two_cell_grid["fpn"]
-    two_cell_grid["fpn"] = State("stale", done.experiment, "train.epochs was 1, is 3", same_recipe=False)
+    two_cell_grid["fpn"] = State("stale", done.experiment, "mAP 0.1; train.epochs was 1, is 3", same_recipe=False)
     command.main(None)
     text = capsys.readouterr().out
     assert "| stale |" in text
-    assert "a x fpn: seed 0 stale: train.epochs was 1, is 3; scored 0." in text
+    assert "a x fpn: seed 0 stale: mAP 0.1; train.epochs was 1, is 3; left out" in text
     assert "Differences" not in text
+
+
+def test_a_grid_with_nothing_to_compare_says_how_its_runs_are(two_cell_grid):
+    for column, state in two_cell_grid.items():
+        two_cell_grid[column] = State("stale", state.experiment, "mAP 0.1; train.epochs was 1, is 3", same_recipe=False)
+    with pytest.raises(ValueError, match=r"nothing to compare, of its runs are 2 stale; .*--rerun-stale"):
+        command.main(None)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(grid, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"--output .*: expected a file in a folder that exists"):
+        run_command(monkeypatch, grid.folder / "experiment_1", "--output", tmp_path / "no/table.md")
+
+
+def test_significant_effects_are_part_of_the_conclusion(grid):
+    assert "Significant averaged over the rest of the grid: strong - weak +0." in grid.compare().conclusion
 
 
 def test_a_run_of_other_code_counts_with_a_warning(two_cell_grid, capsys):

@@ -105,11 +105,12 @@ def test_a_selected_cell_is_run_alone(grid):
     assert [path.name for path in Path("experiments").glob("experiment_*")] == ["experiment_1"]
 
 
-def test_a_run_interrupted_from_the_keyboard_ends_the_grid(folder):
+def test_a_run_interrupted_from_the_keyboard_ends_the_grid(folder, capsys):
     (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=interrupt"))
     with pytest.raises(KeyboardInterrupt):
         run(read_grid(folder / "grid_fake.yaml"))
     assert not Path("experiments/experiment_2").exists()
+    assert "interrupted in experiments/experiment_1; the same command goes on" in capsys.readouterr().out
 
 
 def test_what_is_stale_is_left_alone_unless_asked_for(folder, capsys):
@@ -117,7 +118,10 @@ def test_what_is_stale_is_left_alone_unless_asked_for(folder, capsys):
     (folder / "fake_task.py").write_text(TASK + "# another\n")
     changed = read_grid(folder / "grid_fake.yaml")
     run(changed, only="* x good")
-    assert "row x good, seed 0: stale, experiments/experiment_1 (code: fake_task.py)" in capsys.readouterr().out
+    assert (
+        "row x good, seed 0: stale, experiments/experiment_1 (mAP 0.5000; code: fake_task.py)"
+        in capsys.readouterr().out
+    )
     assert not Path("experiments/experiment_2").exists()
     run(changed, only="* x good", rerun_stale=True)
     assert starts(1) == starts(2) == 1

@@ -101,6 +101,9 @@ def test_a_selection_of_nothing_is_refused(grid, only, seeds, named):
         ("seeds: [0, 1]", "seed: [0]", "did you mean 'seeds'"),
         ("CONFIG, overrides", "nowhere.yaml, overrides", "nowhere.yaml: no such file"),
         ("[train.epochs=9]", "[train.epochs]", "expected section.field=value"),
+        ("[model.neck=none]", "[model.neck=fpn]", "small x none, seed 0 and small x fpn, seed 0 have the same recipe"),
+        ("[train.epochs=9]", "[train.seed=9]", "the seeds of a grid are listed under `seeds`"),
+        ("detection.training", "detection.trainer", "grid_test.yaml: task 'detection.trainer': no module"),
     ],
 )
 def test_a_bad_grid_file_is_refused(tmp_path, old, new, named):
@@ -169,7 +172,7 @@ def test_another_recipe_makes_it_stale(grid, job, experiment, tmp_path):
     finish(experiment)
     later = read_grid(write_grid(tmp_path, GRID.replace("epochs=3", "epochs=5"))).jobs[0]
     found = state(later, experiment)
-    assert (found.kind, found.detail) == ("stale", "train.epochs was 3, is 5")
+    assert (found.kind, found.detail) == ("stale", "mAP 0.2500; train.epochs was 3, is 5")
 
 
 def test_what_was_begun_with_another_recipe_is_begun_anew(experiment, tmp_path):
@@ -181,7 +184,7 @@ def test_other_code_makes_it_stale_and_names_the_files(job, experiment):
     finish(experiment)
     change_cell(experiment, code=code_hashes(job.task) | {"training.py": "0", "detection/loss.py": "0"})
     found = state(job, experiment)
-    assert (found.kind, found.detail) == ("stale", "code: detection/loss.py, training.py")
+    assert (found.kind, found.detail) == ("stale", "mAP 0.2500; code: detection/loss.py, training.py")
 
 
 def test_other_data_makes_it_stale_and_absent_data_does_not(job, experiment, tmp_path):
@@ -190,7 +193,7 @@ def test_other_data_makes_it_stale_and_absent_data_does_not(job, experiment, tmp
     assert state(job, experiment).kind == "done"
     data.write_text("{}")
     found = state(job, experiment)
-    assert (found.kind, found.detail) == ("stale", f"data: {data}")
+    assert (found.kind, found.detail) == ("stale", f"mAP 0.2500; data: {data}")
 
 
 def test_where_the_data_lies_makes_nothing_stale(job, experiment, tmp_path):
@@ -206,7 +209,7 @@ def test_other_data_where_the_recipe_now_says_it_lies_makes_it_stale(job, experi
     base = f"data: {{root: {tmp_path / 'there'}}}\nmodel: {{neck: none}}\ntrain: {{epochs: 1}}\n"
     (tmp_path / "base.yaml").write_text(base)
     found = state(job, experiment)
-    assert (found.kind, found.detail) == ("stale", f"data: {tmp_path / 'there/val.json'}")
+    assert (found.kind, found.detail) == ("stale", f"mAP 0.2500; data: {tmp_path / 'there/val.json'}")
     assert not found.same_recipe
 
 
