@@ -137,7 +137,14 @@ def as_text(comparison: Comparison, arguments: argparse.Namespace) -> str:
         (f"What each {comparison.row_name} adds, mean over {comparison.column_name}s", comparison.row_effects),
         ("Interactions", comparison.interactions),
     )
-    tables += [difference_table(title, family, comparison.metric) for title, family in families if family]
+    differences = [difference_table(title, family, comparison.metric) for title, family in families if family]
+    if differences:
+        differences[0].notes.append(
+            f"Paired bootstrap over {comparison.images} images, {comparison.replicates:,} resamples; "
+            f"{comparison.seeds} per cell. p (Holm) is corrected for the differences in one table. Detectable: a true "
+            "difference that would be found significant four times out of five."
+        )
+    tables += differences
     if arguments.per_class and comparison.per_class:
         tables.append(class_table(comparison))
     if arguments.errors and any("errors" in run.results for cell in comparison.filled for run in cell.runs):
