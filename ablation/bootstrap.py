@@ -230,8 +230,9 @@ def interval(estimate: float, replicates: np.ndarray) -> Interval:
     p = 2 * min(P(replicate <= 0), P(replicate >= 0)), each with one more on either side, so that it is never 0.
 
     Plain percentiles, because they were measured to be best: to shift the replicates so that their mean is the
-    estimate, or to reverse them (2 * estimate - replicate), covers the same where classes have many objects and too
-    little where some have few (benchmarks/bootstrap.md).
+    estimate, or to reverse them (2 * estimate - replicate), covers about the same where classes have many objects and
+    less where some have few. There, and for very large differences, 95% intervals are a little too narrow
+    (benchmarks/bootstrap.md).
 
     Undefined (nan) replicates are left out. With more than 5% of them the interval is undefined: what they score
     then occurs in about three images at most, from which nothing can be learned about others."""

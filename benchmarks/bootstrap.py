@@ -8,7 +8,7 @@ positives sit on distractors that all detectors see. A detector answers to objec
 and each run in its own. True scores are those of very large sets, 100,000 images.
 
 Each trial draws a validation set, simulates runs on it and asks for the 95% interval of differences of mAP. Writes
-benchmarks/bootstrap.md. Takes about 15 minutes on 2 cores.
+benchmarks/bootstrap.md. Takes 15 to 20 minutes on 2 cores.
 """
 
 import math
@@ -386,7 +386,7 @@ Covered: by the percentile interval, which is what `interval` gives. Centred: th
 of the replicates is the estimate. Reversed: 2 estimate - replicates. Dropped: every drawn image counts once, \
 however often it was drawn. A share of 95% is known to {standard_error(ONE_RUN_TRIALS):.1f} percentage points (one \
 standard error). On few objects of a class AP differs less between detectors than on many, which shortens the largest \
-differences and costs their intervals a little coverage (mean error).
+differences and costs their intervals coverage (mean error); the much better detector shows where that begins.
 
 ## {RUNS} runs per detector, {SEED_SET[0]} images, {SEED_SET[1]} classes, {SEVERAL_RUNS_TRIALS} trials
 
