@@ -307,11 +307,11 @@ def test_a_folder_that_is_no_experiment_is_refused_untouched(tmp_path):
 def test_an_experiment_without_checkpoints_is_refused_untouched(experiment, tmp_path):
     copy = tmp_path / "experiment_1"
     shutil.copytree(experiment, copy, ignore=shutil.ignore_patterns("checkpoints"))
-    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     done = run("detection.training", "--resume", copy)
     assert done.returncode == 2
     assert "no checkpoint to go on from" in done.stderr
-    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
 def test_help_is_there_for_both_commands():
