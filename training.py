@@ -42,6 +42,7 @@ from engine.config import Config
 from engine.experiment import shown_score
 from engine.logbook import append_metrics, draw_curves, logger, progress_bar, rewind_metrics
 from engine.optim import OptimConfig, build_optimizer, build_scheduler, moving_average, scaled_learning_rate
+from engine.signals import StopRequest
 from engine.weights import load_exactly
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -98,6 +99,7 @@ class TrainState:
     step: int = 0  # optimizer steps done
     loss_sums: dict[str, Tensor] = field(default_factory=dict)  # over the steps of this epoch so far, on this rank
     epoch_seconds: float = 0.0  # spent on this epoch so far
+    line: dict | None = None  # of metrics.jsonl, for an epoch that is trained but not scored or logged yet
     best: dict = field(default_factory=dict)  # {"epoch": ..., "score": ...}
 
     def state_dict(self) -> dict | None:
@@ -115,6 +117,7 @@ class TrainState:
             "scheduler": self.scheduler.state_dict(),
             "loss_sums": loss_sums,
             "epoch_seconds": self.epoch_seconds,
+            "line": self.line,
             "best": self.best,
         }
 
@@ -143,7 +146,7 @@ class TrainState:
             name: torch.tensor(value, device=next(self.model.parameters()).device)
             for name, value in state["loss_sums"][distributed.rank()].items()
         }
-        self.best = state["best"]
+        self.line, self.best = state["line"], state["best"]
 
     @property
     def scored_model(self) -> nn.Module:
@@ -163,24 +166,28 @@ def fit(
 
     experiment: directory that gets metrics.jsonl, curves.png and checkpoints/; with `resume`, training goes on
     after its newest checkpoint. Raises RunError when a loss or gradient is not finite, CheckpointError when there
-    is nothing to resume."""
+    is nothing to resume; Stopped or KeyboardInterrupt, after a save, when a signal asked for it on any rank."""
     run = _Run(task, config, optim, experiment, device)
     if resume:
         run.resume()
     run.announce()
-    total_steps = config.epochs * run.steps_per_epoch
-    with progress_bar(total=total_steps, initial=run.state.step, unit="step", smoothing=0.02) as bar:
-        for epoch in range(run.state.step // run.steps_per_epoch, config.epochs):
+    state, total_steps = run.state, config.epochs * run.steps_per_epoch
+    with run.stop.noted(), progress_bar(total=total_steps, initial=state.step, unit="step", smoothing=0.02) as bar:
+        for epoch in range(run.epochs_done, config.epochs):
             bar.set_description(f"epoch {epoch + 1}/{config.epochs}", refresh=False)
-            line = run.train_epoch(epoch, bar)
+            line = state.line = state.line or run.train_epoch(epoch, bar)
             improved = False
             if epoch + 1 == config.epochs or (epoch + 1) % config.eval_every_epochs == 0:
-                improved = run.evaluate(line)
+                run.save()  # scoring takes minutes, and may be the last thing that a time limit leaves room for
+                with run.stop.obeyed():
+                    improved = run.evaluate(line)
             run.log(line)
+            state.line = None
             if improved:  # first, or a run killed between the two would never write it
-                run.save(run.checkpoints / "best.pt")
-            run.save(step_path(run.checkpoints, run.state.step))
-    return run.state.scored_model
+                run.save("best.pt")
+            run.save()
+            run.stop_if_asked()
+    return state.scored_model
 
 
 class _Run:
@@ -191,6 +198,7 @@ class _Run:
     ) -> None:
         self.task, self.config, self.optim, self.experiment, self.device = task, config, optim, experiment, device
         self.checkpoints = experiment / "checkpoints"
+        self.stop = StopRequest()
         self.batches = epoch_batches(len(task.train_set), config)
         self.loader = build_loader(task.train_set, self.batches, task.collate, task.workers, device)
         self.steps_per_epoch = len(self.batches) // config.accumulation_steps
@@ -205,14 +213,19 @@ class _Run:
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, and forget what was logged after it."""
-        path = newest_checkpoint(self.checkpoints)
+        path = distributed.broadcast(distributed.is_main() and newest_checkpoint(self.checkpoints))
         try:
             self.state.load_state_dict(load_checkpoint(path))
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
         logger.info("resumed after step %d from %s", self.state.step, path)
         if distributed.is_main():
-            rewind_metrics(self.experiment, self.state.step)
+            rewind_metrics(self.experiment, self.state.step - bool(self.state.line))
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that are trained, scored and logged."""
+        return (self.state.step - bool(self.state.line)) // self.steps_per_epoch
 
     def announce(self) -> None:
         """Log what was derived from the config."""
@@ -241,15 +254,20 @@ class _Run:
         self.batches.first_batch = steps_done * config.accumulation_steps
         set_train_mode(self.parallel_model, config.batch_norm)
         loaded = iter(self.loader)
-        while state.step < (epoch + 1) * self.steps_per_epoch:
+        while True:
             wait_started = time.perf_counter()
             batches = list(islice(loaded, config.accumulation_steps))
             wait_seconds += time.perf_counter() - wait_started
             learning_rate = self.train_step(batches)
             bar.update()
-            if state.step % config.checkpoint_every_steps == 0 and state.step % self.steps_per_epoch:
+            if state.step % self.steps_per_epoch == 0:
+                break
+            stop = distributed.any_rank(self.stop.signal is not None)
+            if stop or state.step % config.checkpoint_every_steps == 0:
                 state.epoch_seconds = earlier_seconds + time.perf_counter() - started
-                self.save(step_path(self.checkpoints, state.step))
+                self.save()
+            if stop:
+                self.stop.stop()
         means = mean_losses(state.loss_sums, self.steps_per_epoch)  # waits for the device: the epoch is over
         state.loss_sums, state.epoch_seconds = {}, 0.0
         seconds = time.perf_counter() - started
@@ -322,11 +340,16 @@ class _Run:
             if self.task.metrics[0] in line:
                 draw_curves(self.experiment, self.task.metrics, self.task.reference_losses)
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint, and delete step checkpoints that are too old to keep."""
+    def stop_if_asked(self) -> None:
+        """Raises Stopped or KeyboardInterrupt on all ranks if a signal has asked any of them to stop."""
+        if distributed.any_rank(self.stop.signal is not None):
+            self.stop.stop()
+
+    def save(self, name: str | None = None) -> None:
+        """Write a checkpoint, named by its step if not otherwise, and delete step checkpoints too old to keep."""
         state = self.state.state_dict()
         if state is not None:
-            save_checkpoint(path, state)
+            save_checkpoint(self.checkpoints / name if name else step_path(self.checkpoints, self.state.step), state)
             prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
 
 

@@ -12,6 +12,7 @@ benchmarks/bootstrap.md. Takes 15 to 20 minutes on 2 cores.
 """
 
 import math
+import platform
 import resource
 import time
 from collections.abc import Iterable
@@ -28,7 +29,6 @@ import torch
 
 from ablation import bootstrap
 from ablation.bootstrap import Interval, average_precision, cell_replicates, image_weights, interval
-from engine import distributed
 from engine.command import RunError, run_command
 from engine.experiment import describe_environment
 from engine.image_statistics import Matches
@@ -364,7 +364,7 @@ def main(device: torch.device) -> None:
             call = partial(several_runs_trial, spread=spread, truths=truths)
             several_runs[spread] = list(chain.from_iterable(pool.map(call, range(SEVERAL_RUNS_TRIALS))))
 
-    environment = describe_environment(distributed.world_size(), device)
+    environment = describe_environment([platform.node()], device)
     unmet = outside(one_run, ("percentile",)) + outside(several_runs, ("pair", "grid"))
     text = f"""# Are the intervals right, and how fast are they?
 

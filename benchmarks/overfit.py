@@ -10,6 +10,7 @@ annotations/instances_train.json. Writes benchmarks/overfit.md; the runs stay in
 
 import argparse
 import json
+import platform
 import tempfile
 import time
 from datetime import date
@@ -21,7 +22,6 @@ from detection.data import DataConfig, SplitConfig, read_coco, read_split
 from detection.ssd import ModelConfig
 from detection.task import DetectionConfig, DetectionTask
 from detection.transforms import AugmentConfig
-from engine import distributed
 from engine.command import RunError, run_command
 from engine.experiment import describe_environment
 from engine.logbook import start_logging
@@ -93,7 +93,7 @@ def main(device: torch.device) -> None:
         write_subset(arguments.root, annotations)
         for backbone in ROWS:
             results[backbone] = overfit(backbone, arguments.root.resolve(), annotations, Path(work), device)
-    environment = describe_environment(distributed.world_size(), device)
+    environment = describe_environment([platform.node()], device)
     machine = environment["cpu"] if environment["device"] == "cpu" else environment["device"]
     lines = [
         f"# Overfitting {IMAGES} images of {arguments.root.name}",

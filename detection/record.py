@@ -11,6 +11,7 @@ README.md             what was trained, on what, how, how well and how long, for
 
 import json
 import statistics
+from collections import Counter
 from operator import itemgetter
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from detection.evaluation import METRICS, image_statistics
 from detection.pictures import Picture, draw_detections, draw_examples
 from detection.task import DetectionTask
 from engine.cost import forward_gflops, peak_memory_mib
-from engine.experiment import file_sha256, write_readme, write_text
+from engine.experiment import file_sha256, read_environments, write_readme, write_text
 from engine.logbook import read_metrics
 from engine.optim import scaled_learning_rate
 
@@ -36,7 +37,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     Called on rank 0, after `environment.json` and `metrics.jsonl` are complete."""
     config, val, results, scores = task.config, task.val, task.results, task.scores
     lines = read_metrics(experiment)
-    start = json.loads((experiment / "environment.json").read_text())[-1]
+    start = read_environments(experiment)[-1]
     inputs = {path: file_sha256(path) for path in (task.train.annotations_path, val.annotations_path)}
     record = {
         "task": "detection",
@@ -89,8 +90,10 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
 def facts(experiment: Path, task: DetectionTask, record: dict, lines: list[dict]) -> dict[str, str]:
     """The bullet list of the experiment's README: label to sentence."""
     config, cost = task.config, record["cost"]
-    starts = json.loads((experiment / "environment.json").read_text())
+    starts = read_environments(experiment)
     start = starts[-1]
+    counts = Counter(start["slurm"]["job"] for start in starts if start.get("slurm"))
+    jobs = [f"{job} ({count} starts)" if count > 1 else job for job, count in counts.items()]
     batch = config.train.batch_size * config.train.accumulation_steps * start["processes"]
     machine = start["cpu"] if start["device"] == "cpu" else start["device"]
     metric = task.metrics[0]
@@ -106,6 +109,7 @@ def facts(experiment: Path, task: DetectionTask, record: dict, lines: list[dict]
         f"box loss weight {config.loss.box_weight:g} (1 is the SSD paper's), seed {config.train.seed}",
         "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training, {cost['images_per_second']:.0f} images/s, "
         f"on {start['processes']} x {machine}" + (f", in {len(starts)} starts" if len(starts) > 1 else ""),
+        **({"Slurm jobs": ", ".join(jobs)} if jobs else {}),
         "Scored": f"weights: {record['weights']}; all {record['protocol']['images']} images, COCO mAP by "
         f"pycocotools; score >= {config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, "
         f"best {config.eval.max_detections}",

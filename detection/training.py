@@ -8,6 +8,7 @@ python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # 
 """
 
 import argparse
+import platform
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -26,10 +27,12 @@ from engine.experiment import (
     describe_environment,
     new_experiment,
     occupied,
+    requeued_experiment,
     shown_score,
     write_text,
 )
 from engine.logbook import logger, rewind_metrics, start_logging
+from engine.signals import Stopped
 from engine.strict_yaml import ConfigError
 from training import check_feasible, fit
 
@@ -37,6 +40,7 @@ from training import check_feasible, fit
 def main(device: torch.device) -> None:
     """Train as the command line says, then score and record."""
     arguments = parse_arguments()
+    find_begun(arguments)
     if arguments.experiment:  # made for this run: even what is wrong with its config is written there
         start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
     config = read_config(arguments)
@@ -48,7 +52,7 @@ def main(device: torch.device) -> None:
     experiment = (
         arguments.resume
         or arguments.experiment
-        or Path(distributed.broadcast(distributed.is_main() and str(new_experiment(arguments.experiments))))
+        or distributed.broadcast(distributed.is_main() and new_experiment(arguments.experiments))
     )
     with occupied(experiment) if distributed.is_main() else nullcontext():
         train_and_record(task, experiment, device, resume=arguments.resume is not None)
@@ -57,13 +61,16 @@ def main(device: torch.device) -> None:
 def train_and_record(task: DetectionTask, experiment: Path, device: torch.device, resume: bool) -> None:
     """Train `task` in its experiment directory, then write what came out."""
     config, train, val = task.config, task.train, task.val
+    hosts = distributed.gather(platform.node())
     start_logging(experiment if distributed.is_main() else None, verbose=distributed.is_main())
     if distributed.is_main():
         write_text(experiment / "config.yaml", dump_config(config))
-        append_environment(experiment, describe_environment(distributed.world_size(), device))
+        append_environment(experiment, describe_environment(hosts, device))
         if not resume:
             rewind_metrics(experiment, step=0)  # of a start that left no checkpoint
-    logger.info("%s: %s with neck %s", experiment, config.model.backbone, config.model.neck)
+        logger.info("%s: %s with neck %s", experiment, config.model.backbone, config.model.neck)
+        for rank, host in enumerate(hosts):
+            logger.info("rank %d on %s, %s", rank, host, device.type)
     for coco in (train, val):
         logger.info(
             "%s: %d images, %d objects; %d boxes cut at the edge of their image, %d without area left out",
@@ -75,9 +82,10 @@ def train_and_record(task: DetectionTask, experiment: Path, device: torch.device
         logger.warning("%s: no objects in it, so every score will be undefined", val.annotations_path)
     try:
         model = fit(task, config.train, config.optim, experiment, device, resume)
-    except KeyboardInterrupt:
-        if list_checkpoints(experiment / "checkpoints"):
-            logger.warning("interrupted; to go on: python -m detection.training --resume %s", experiment)
+    except (KeyboardInterrupt, Stopped) as stop:
+        if distributed.is_main() and (saved := list_checkpoints(experiment / "checkpoints")):
+            why = f"stopped by {stop}" if isinstance(stop, Stopped) else "interrupted"
+            logger.warning("%s; %s is saved; to go on: --resume %s", why, saved[-1].name, experiment)
         raise
     if task.scores is None:  # a finished run was resumed
         task.evaluate(model, device)
@@ -113,11 +121,23 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--experiment goes on by itself where it can; leave out --resume")
     if arguments.experiment and not arguments.experiment.is_dir():
         parser.error(f"--experiment {arguments.experiment}: no such directory")
-    if arguments.experiment and list_checkpoints(arguments.experiment / "checkpoints"):
-        arguments.resume = arguments.experiment
     if not arguments.config and not arguments.resume:
         parser.error("name a CONFIG, or an experiment to --resume")
     return arguments
+
+
+def find_begun(arguments: argparse.Namespace) -> None:
+    """Go on where this run has been before: in its --experiment, or where its Slurm job trained until it was requeued.
+
+    Rank 0 looks: other machines may see a shared folder as it was seconds ago."""
+    anew = distributed.is_main() and not (arguments.experiment or arguments.resume)
+    if requeued := distributed.broadcast(anew and requeued_experiment(arguments.experiments)):
+        arguments.experiment = requeued
+        arguments.config, arguments.overrides = str(requeued / "config.yaml"), []  # the other may have been edited
+    if arguments.experiment and distributed.broadcast(
+        distributed.is_main() and list_checkpoints(arguments.experiment / "checkpoints")
+    ):
+        arguments.resume = arguments.experiment
 
 
 def read_config(arguments: argparse.Namespace) -> DetectionConfig:

@@ -3,6 +3,7 @@
 0    done
 1    the run could not go on (a loss that is not finite, ...)
 2    bad input: command line, config, data, checkpoint
+75   stopped by SIGTERM or SIGUSR1 after a save; the same command goes on (EX_TEMPFAIL of sysexits.h)
 130  interrupted from the keyboard
 """
 
@@ -14,6 +15,10 @@ import torch
 
 from engine import distributed
 from engine.logbook import logger, start_logging
+from engine.signals import Stopped
+
+STOPPED = 75
+INTERRUPTED = 130
 
 
 class RunError(RuntimeError):
@@ -34,8 +39,10 @@ def run_command(main: Callable[[torch.device], None]) -> None:
         _fail(error, 2)
     except RunError as error:
         _fail(error, 1)
+    except Stopped:
+        sys.exit(STOPPED)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         logger.error("error: a bug: %s: %s", type(error).__name__, error, exc_info=error)
         sys.exit(1)

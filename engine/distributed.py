@@ -65,6 +65,15 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any process; all of them learn the same."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, dist.ReduceOp.MAX)  # on the CPU: nothing waits for the device
+    return bool(flags)
+
+
 def gather(value: object) -> list | None:
     """The picklable `value` of every rank, in rank order, on rank 0; None on the others."""
     if world_size() == 1:

@@ -20,7 +20,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -93,8 +93,10 @@ def is_running(experiment: Path) -> bool:
     return False
 
 
-def describe_environment(world_size: int, device: torch.device) -> dict:
-    """What a reader needs to judge or repeat this start: time, command, commit, versions, hardware."""
+def describe_environment(hosts: Sequence[str], device: torch.device) -> dict:
+    """What a reader needs to judge or repeat this start: time, command, commit, versions, hardware.
+
+    hosts: name of the machine of every process, by rank."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(),
@@ -104,21 +106,58 @@ def describe_environment(world_size: int, device: torch.device) -> dict:
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in PACKAGES},
         },
-        "processes": world_size,
+        "processes": len(hosts),
+        "hosts": list(hosts),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
         "cpu_threads": torch.get_num_threads(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "slurm": slurm_job(),
     }
+
+
+def slurm_job() -> dict | None:
+    """The Slurm job that this process runs in: its name among jobs ("12", "12_3" in an array), the number that it
+    keeps when it is requeued, how often it was; None outside Slurm."""
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    return {
+        "job": f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ["SLURM_JOB_ID"],
+        "job_id": os.environ["SLURM_JOB_ID"],
+        "cluster": os.environ.get("SLURM_CLUSTER_NAME"),
+        "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    }
+
+
+def requeued_experiment(root: Path) -> Path | None:
+    """Where this very command trained before its Slurm job was requeued; None if it was not, or had not begun to.
+
+    The cluster counts, as another may have had a job of this number, and so does the command, as a job may run
+    several."""
+    job, command = slurm_job(), _command()
+    if job is None or not job["restarts"]:
+        return None
+    for path in reversed(list_experiments(root)):
+        for start in read_environments(path):
+            then = start.get("slurm") or {}
+            same_job = (then.get("job_id"), then.get("cluster")) == (job["job_id"], job["cluster"])
+            if same_job and start["command"].partition(" -m ")[2] == command.partition(" -m ")[2]:
+                return path
+    return None
 
 
 def append_environment(experiment: Path, environment: dict) -> None:
     """Add one start to environment.json: the first run and every resumption keep their own entry."""
+    starts = [*read_environments(experiment), environment]
+    write_text(experiment / "environment.json", json.dumps(starts, indent=2) + "\n")
+
+
+def read_environments(experiment: Path) -> list[dict]:
+    """What environment.json says of every start, oldest first; nothing if there was none yet."""
     path = experiment / "environment.json"
-    starts = json.loads(path.read_text()) if path.exists() else []
-    write_text(path, json.dumps([*starts, environment], indent=2) + "\n")
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def write_text(path: Path, text: str) -> None:
@@ -167,7 +206,9 @@ def _command() -> str:
     if "LOCAL_WORLD_SIZE" not in os.environ:
         return " ".join(["python", *arguments])
     module = arguments[arguments.index("-m") :] if "-m" in arguments else arguments
-    return " ".join(["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module])
+    nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
+    launcher = ["torchrun", *([f"--nnodes={nodes}"] if nodes != "1" else [])]
+    return " ".join([*launcher, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module])
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,6 +1,7 @@
 """training.py: the loop on a toy task small enough to reason about."""
 
 import math
+import signal
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from engine.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from engine.command import RunError
 from engine.logbook import read_metrics
 from engine.optim import OptimConfig
+from engine.signals import Stopped
 from training import TrainConfig, check_feasible, fit, trained_weights
 
 CPU = torch.device("cpu")
@@ -41,16 +43,21 @@ class PlaneTask:
         self.reference_losses = {"square": 5.25}
         self.fail_at = math.inf
         self.calls = 0
+        self.signals = {}  # number of the call of `losses`, or "evaluate", to the signal that comes then
 
     def losses(self, model, batch):
         self.calls += 1
         if self.calls == self.fail_at:
             raise KeyboardInterrupt
+        for number in self.signals.get(self.calls, ()):
+            signal.raise_signal(number)
         return {"square": (model(batch["x"])[:, 0] - batch["y"]).square().sum()}, torch.tensor(len(batch["x"]))
 
     def evaluate(self, model, device):
+        for number in self.signals.get("evaluate", ()):
+            signal.raise_signal(number)
         points = torch.stack([self.train_set[(0, i)]["x"] for i in range(len(self.train_set))])
-        return {"score": 1 / (1 + model(points).square().mean().item())}
+        return {"score": 1 / (1 + model.eval()(points).square().mean().item())}
 
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, precision="fp32", ema_decay=0.9, checkpoint_every_steps=1)
@@ -86,6 +93,60 @@ def test_the_loop_learns_and_logs_every_epoch(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 
+def timeless_metrics(experiment):
+    return [{k: v for k, v in line.items() if "second" not in k} for line in read_metrics(experiment)]
+
+
+def stop_and_resume(folder, signals, error):
+    """Train with these signals, then to the end; the checkpoint's state in between."""
+    task = PlaneTask()
+    task.signals = signals
+    config = CONFIG.model_copy(update={"checkpoint_every_steps": 1000})
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    with pytest.raises(error):
+        fit(task, config, OPTIM, folder, CPU, resume=False)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
+    stopped = newest_state(folder)
+    fit(PlaneTask(), config, OPTIM, folder, CPU, resume=True)
+    return stopped
+
+
+@pytest.mark.parametrize(
+    ("signals", "error"),
+    [
+        ([signal.SIGUSR1], Stopped),
+        ([signal.SIGTERM], Stopped),
+        ([signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM], Stopped),
+        ([signal.SIGINT], KeyboardInterrupt),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7, 14])
+def test_a_signal_ends_the_run_after_its_step_and_a_save(tmp_path, signals, error, step):
+    stopped = stop_and_resume(tmp_path / "parts", {step: signals}, error)
+    assert stopped["step"] == step
+    fit(PlaneTask(), CONFIG, OPTIM, tmp_path / "whole", CPU, resume=False)
+    assert_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
+    assert timeless_metrics(tmp_path / "parts") == timeless_metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("when", [15, "evaluate"])
+def test_a_signal_before_or_while_scoring_ends_the_run_at_once_and_no_step_is_done_again(tmp_path, when):
+    stopped = stop_and_resume(tmp_path / "parts", {when: [signal.SIGUSR1]}, Stopped)
+    assert stopped["step"] == (15 if when == 15 else 5)
+    assert stopped["line"]["step"] == stopped["step"]
+    fit(PlaneTask(), CONFIG, OPTIM, tmp_path / "whole", CPU, resume=False)
+    assert_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
+    assert timeless_metrics(tmp_path / "parts") == timeless_metrics(tmp_path / "whole")
+
+
+def test_a_second_interrupt_from_the_keyboard_does_not_wait(tmp_path):
+    task = PlaneTask()
+    task.signals = {3: [signal.SIGINT, signal.SIGINT]}
+    with pytest.raises(KeyboardInterrupt):
+        fit(task, CONFIG, OPTIM, tmp_path, CPU, resume=False)
+    assert newest_state(tmp_path)["step"] == 2
+
+
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 @pytest.mark.parametrize("fail_at", [2, 7, 11, 14])
 def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(tmp_path, fail_at, accumulation_steps):
@@ -98,11 +159,7 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(tmp_path, fail
     torch.manual_seed(99)  # nothing may depend on what ran before
     fit(PlaneTask(), config, OPTIM, tmp_path / "parts", CPU, resume=True)
     assert_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
-    timeless = [
-        [{k: v for k, v in line.items() if "second" not in k} for line in read_metrics(tmp_path / name)]
-        for name in ("parts", "whole")
-    ]
-    assert timeless[0] == timeless[1]
+    assert timeless_metrics(tmp_path / "parts") == timeless_metrics(tmp_path / "whole")
 
 
 def test_accumulated_batches_take_the_step_of_one_large_batch(tmp_path):

@@ -70,8 +70,8 @@ def test_a_root_that_is_no_folder_is_named_with_the_cure(tmp_path):
 
 
 def test_every_start_adds_its_own_environment(tmp_path):
-    for processes in (1, 2):
-        append_environment(tmp_path, describe_environment(processes, torch.device("cpu")))
+    for hosts in (["node1"], ["node1", "node2"]):
+        append_environment(tmp_path, describe_environment(hosts, torch.device("cpu")))
     starts = json.loads((tmp_path / "environment.json").read_text())
     assert [start["processes"] for start in starts] == [1, 2]
     assert torch.__version__.startswith(starts[0]["versions"]["torch"])

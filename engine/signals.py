@@ -1,0 +1,62 @@
+"""Signals that ask a run to end: Slurm's before a time limit or a preemption, and Ctrl-C.
+
+The first one is only noted, so that the loop can finish its step and save; see `StopRequest`.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Stopped(BaseException):
+    """A run ended because a signal asked it to; what it had done is saved. An interrupt, hence no Exception."""
+
+
+class StopRequest:
+    """Which signal has asked this process to stop, if any has.
+
+    Inside `noted()` SIGTERM, SIGUSR1 and SIGINT are only noted. A second SIGINT interrupts at once, for someone at
+    the keyboard who can't wait; others may come twice, as Slurm sends them. Inside `obeyed()`, where nothing is left
+    to be saved, any of them ends what is running."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._at_once = False
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Handle the signals inside; afterwards they do what they did before."""
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def obeyed(self) -> Iterator[None]:
+        """Inside `noted()`: stop as soon as a signal comes, or at once if one has come."""
+        self._at_once = True
+        try:
+            if self.signal:
+                self.stop()
+            yield
+        finally:
+            self._at_once = False
+
+    def stop(self) -> None:
+        """Raises what the noted signal asks for: KeyboardInterrupt for SIGINT, else Stopped.
+
+        Raises Stopped, too, where only another process has got a signal."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Stopped(self.signal.name if self.signal else "a signal to another process")
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        again = self.signal == number == signal.SIGINT
+        self.signal = signal.Signals(number)
+        if self._at_once or again:
+            self.stop()
