@@ -92,9 +92,9 @@ class Job:
     def place(self) -> Place:
         return self.row, self.column
 
-    def command(self, experiment: Path) -> list[str]:
-        """What trains it into `experiment`, or goes on there."""
-        return [sys.executable, "-m", self.task, self.config, *self.overrides, "--experiment", str(experiment)]
+    def command(self, experiment: Path, launcher: Sequence[str] = (sys.executable,)) -> list[str]:
+        """What trains it into `experiment`, or goes on there; `launcher` starts a Python module."""
+        return [*launcher, "-m", self.task, self.config, *self.overrides, "--experiment", str(experiment)]
 
     def recipe(self) -> dict[str, Any]:
         """The config that the task is given, as plain data. Raises ConfigError."""

@@ -23,7 +23,7 @@ FLOORS = (
     {"ablation.bootstrap", "ablation.records"},
     {
         "ablation.tables", "ablation.plan", "ablation.plots", "ablation.page", "ablation.report",
-        "ablation.uncertainty",
+        "ablation.uncertainty", "ablation.slurm",
     },
     {"ablation.compare"},
     {"ablation.grid"},

@@ -1,5 +1,6 @@
 """ablation/grid.py: working through a grid. Its task is a stub of a few lines: grids know experiments, not tasks."""
 
+import argparse
 import json
 import sys
 import threading
@@ -74,7 +75,11 @@ def grid(folder) -> Grid:
 
 
 def run(grid: Grid, *, only: str | None = None, rerun_stale: bool = False) -> None:
-    grid_command.run(grid.select(only, None), Path("experiments"), rerun_stale)
+    arguments = argparse.Namespace(
+        grid=grid.path, only=only, seeds=None, experiments=Path("experiments"), rerun_stale=rerun_stale,
+        launcher=[sys.executable],
+    )  # fmt: skip
+    grid_command.run_grid(arguments)
 
 
 def starts(number: int) -> int:
@@ -140,8 +145,8 @@ def test_a_run_that_goes_on_keeps_the_code_it_was_started_with(folder, grid):
 def test_code_that_changes_while_a_grid_runs_is_recorded_as_it_was_at_each_start(grid, folder, monkeypatch):
     train = grid_command.train
 
-    def train_then_edit(job, experiment):
-        train(job, experiment)
+    def train_then_edit(*arguments):
+        train(*arguments)
         (folder / "fake_task.py").write_text(TASK + "# another\n")
 
     monkeypatch.setattr(grid_command, "train", train_then_edit)
@@ -160,14 +165,18 @@ def test_a_task_that_ends_without_a_word_has_failed_with_its_exit_code(folder, c
 def test_two_grids_at_once_do_not_train_the_same_cell(folder, capsys):
     (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=wait"))
     waiting = read_grid(folder / "grid_fake.yaml")
-    other = threading.Thread(target=run, args=(waiting,), kwargs={"only": "* x good"})
+
+    def second() -> None:
+        while not Path("experiments/experiment_1/waiting").exists():
+            time.sleep(0.01)
+        run(waiting, only="* x good")
+        Path("experiments/experiment_1/go").touch()
+
+    other = threading.Thread(target=second, daemon=True)
     other.start()
-    while not Path("experiments/experiment_1/waiting").exists():
-        time.sleep(0.01)
     run(waiting, only="* x good")
-    assert "row x good, seed 0: running, experiments/experiment_1" in capsys.readouterr().out
-    Path("experiments/experiment_1/go").touch()
     other.join()
+    assert "row x good, seed 0: running, experiments/experiment_1" in capsys.readouterr().out
     assert starts(1) == 1
     assert not Path("experiments/experiment_2").exists()
 

@@ -1,0 +1,54 @@
+# What the sbatch scripts share; they source it inside a job.
+#
+#   $launcher        the words that start a module in every process that Slurm has granted: torchrun, once on each node
+#   run COMMAND...   runs it; when Slurm warns of the time limit or of a preemption (USR1), passes the signal on, waits
+#                    until everything is saved, and requeues the job, MAX_RESTARTS (20) times at most
+#
+# Exit codes: the command's own; 75 where it was stopped and saved. sbatch/cluster.env, if it is there, is sourced first.
+
+if [ -f sbatch/cluster.env ]; then
+    source sbatch/cluster.env
+elif [ -f .venv/bin/activate ]; then
+    source .venv/bin/activate
+fi
+
+nodes=$SLURM_JOB_NUM_NODES
+processes=${SLURM_GPUS_ON_NODE:-0}
+[ "$processes" -gt 0 ] || processes=${PROCESSES_PER_NODE:-1} # no GPUs: on the CPU
+rendezvous=--standalone
+if [ "$nodes" -gt 1 ]; then
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    port=$((10000 + SLURM_JOB_ID % 20000)) # below the ports that systems give out by themselves
+    rendezvous="--rdzv_backend=c10d --rdzv_endpoint=$first:$port --rdzv_id=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+fi
+launcher="srun --nodes=$nodes --ntasks=$nodes --ntasks-per-node=1 --kill-on-bad-exit=1 torchrun"
+launcher+=" --nnodes=$nodes --nproc_per_node=$processes $rendezvous --signals-to-handle=SIGTERM,SIGINT,SIGUSR1"
+export PYTHONUNBUFFERED=1 # the log shows what happens when it happens
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150 # seconds that torchrun leaves for saving; less than --signal gives
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it over
+
+run() {
+    local child status warned=
+    echo "job ${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}," \
+        "start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $*"
+    "$@" &
+    child=$!
+    trap '[ "$warned" ] || kill -USR1 "$child"; warned=yes' USR1
+    trap : TERM # Slurm sends it to the processes of srun itself; wait for them
+    while wait "$child"; status=$?; kill -0 "$child" 2>/dev/null; do :; done # a signal ends `wait`, not the child
+    if [ -z "$warned" ] || [ "$status" = 0 ]; then exit "$status"; fi
+    requeue
+}
+
+requeue() {
+    local job=$SLURM_JOB_ID # in an array that number may stand for all of its tasks
+    [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge "${MAX_RESTARTS:-20}" ]; then
+        echo "error: job $job: not requeued, for it was ${MAX_RESTARTS:-20} times (MAX_RESTARTS); go on with --resume" >&2
+    elif scontrol requeue "$job"; then
+        echo "job $job: saved and requeued"
+    else
+        echo "error: job $job: saved, but it could not be requeued; go on with --resume" >&2
+    fi
+    exit 75
+}
