@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import combinations
 from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -158,11 +159,9 @@ def read_grid(path: Path) -> Grid:
     for each in (config, *config.rows, *config.columns):
         if any(override.startswith("train.seed=") for override in each.overrides):
             raise ConfigError(f"{path}: overrides hold train.seed; the seeds of a grid are listed under `seeds`")
-    known: dict[str, Job] = {}
-    for job in grid.jobs:
-        other = known.setdefault(json.dumps(job.recipe(), sort_keys=True), job)
-        if other is not job:
-            raise ConfigError(f"{path}: {other.name} and {job.name} have the same recipe; their overrides must differ")
+    for (one, recipe), (other, its_recipe) in combinations([(job, job.recipe()) for job in grid.jobs], 2):
+        if not changed_recipe({"recipe": recipe}, its_recipe):
+            raise ConfigError(f"{path}: {one.name} and {other.name} have the same recipe; their overrides must differ")
     return grid
 
 

@@ -1,0 +1,345 @@
+"""sbatch/ and `ablation.grid submit` on a real Slurm cluster of two nodes, as their users start them.
+
+The cluster has no GPUs but numbers of them: everything trains on the CPU, with gloo.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from ablation import grid as grid_command
+from ablation.plan import read_grid
+from detection.sample import generate
+from engine.checkpoint import list_checkpoints, load_checkpoint
+from engine.experiment import read_environments
+from engine.logbook import read_metrics
+
+ROOT = Path(__file__).parent.parent
+STEPS = 60  # of an epoch of one process
+CONFIG = """
+data:
+  root: {root}
+  train: {{images: images/train, annotations: annotations/instances_train.json}}
+  val: {{images: images/val, annotations: annotations/instances_val.json}}
+  workers: 0
+model: {{backbone: ResNet18SlimBackbone_B, neck: none, input_size: 96}}
+optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_epochs: 1, schedule: cosine}}
+train:
+  {{epochs: 2, batch_size: 2, precision: fp32, batch_norm: frozen, eval_every_epochs: 2, checkpoint_every_steps: 20}}
+"""
+FIRST_STEP = re.compile(r"first step: total (\S+), classification (\S+), box (\S+), gradient norm (\S+)")
+
+
+class Cluster:
+    """A Slurm cluster, by its own commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # of this test: job ids begin anew with each cluster, and logs are appended to
+
+    def submit(self, script: str, *arguments: object, options: tuple[str, ...] = (), cwd: Path = ROOT) -> str:
+        """Send off a script with one pretended GPU; returns the job's number."""
+        log = f"--output={self.folder}/%j.out"
+        return call("sbatch", "--parsable", "--gpus-per-node=1", log, *options, script, *arguments, cwd=cwd)
+
+    def show(self, job: str, key: str) -> str:
+        """A field of `scontrol show job`."""
+        return re.search(rf"\b{key}=(\S+)", call("scontrol", "show", "job", job))[1]
+
+    def log(self, job: str) -> str:
+        path = self.folder / f"{job}.out"
+        return path.read_text() if path.exists() else ""
+
+    def wait(self, job: str, *states: str, seconds: float = 120) -> str:
+        """Until the job is in one of these states; returns its log."""
+        until(lambda: self.show(job, "JobState") in states, seconds, lambda: self.describe(job))
+        return self.log(job)
+
+    def describe(self, job: str) -> str:
+        return call("scontrol", "show", "job", job) + self.log(job)
+
+
+def call(*command: object, cwd: Path = ROOT) -> str:
+    """Output of a command that must not fail."""
+    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+def until(condition: Callable[[], bool], seconds: float, told: Callable[[], str] = str) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"still waiting after {seconds} s\n{told()}"
+        time.sleep(0.2)
+
+
+def processes_of_jobs() -> list[str]:
+    """Command lines of what runs inside Slurm jobs, on any node."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"\0SLURM_JOB_ID=" in (folder / "environ").read_bytes() and folder.name != str(os.getpid()):
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:  # it has ended
+            pass
+    return found
+
+
+@pytest.fixture(scope="module")
+def running_cluster() -> Iterator[None]:
+    """Two nodes; a preempted job has ten seconds, from the signal that it asked for."""
+    tool = Path(os.environ.get("WORKBENCH_TEST_SLURM", ROOT.parent / "shared/slurm/local-slurm"))
+    if not tool.is_file():
+        pytest.skip(f"nothing to start a Slurm cluster with at {tool} (set WORKBENCH_TEST_SLURM)")
+    if os.geteuid():
+        pytest.skip("only root can start a Slurm cluster")
+    subprocess.run([tool, "down"], check=False, capture_output=True)
+    call(tool, "up", "--grace", "10", "--conf", "SlurmctldParameters=preempt_send_user_signal")
+    yield
+    subprocess.run([tool, "down"], check=False, capture_output=True)
+
+
+@pytest.fixture
+def cluster(running_cluster, tmp_path, monkeypatch) -> Iterator[Cluster]:
+    """The cluster for one test, which must leave no process on it."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on it
+    yield Cluster(tmp_path)
+    jobs = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True, check=True).stdout.split()
+    if jobs:
+        subprocess.run(["scancel", "-f", *jobs], check=False)
+    until(lambda: not processes_of_jobs(), 20, lambda: "\n".join(processes_of_jobs()))
+    assert not jobs
+
+
+@pytest.fixture(scope="module")
+def config_path(tmp_path_factory) -> Path:
+    """120 images to train on, 5 to validate."""
+    folder = tmp_path_factory.mktemp("data")
+    generate(folder / "sample", num_train=2 * STEPS, num_val=5, image_size=96)
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.format(root=folder / "sample"))
+    return path
+
+
+def train_here(config_path: Path, experiments: Path, *overrides: str) -> Path:
+    """The experiment of a run in one process, outside of Slurm."""
+    command = [sys.executable, "-m", "detection.training", config_path, "--experiments", experiments, *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    return experiments / "experiment_1"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config_path, tmp_path_factory) -> Path:
+    return train_here(config_path, tmp_path_factory.mktemp("uninterrupted"))
+
+
+@pytest.fixture(scope="module")
+def first_step(config_path, tmp_path_factory) -> list[float]:
+    """Losses and gradient norm of the first step of one process at global batch 4."""
+    experiment = train_here(config_path, tmp_path_factory.mktemp("one"), "train.batch_size=4", "train.epochs=1")
+    return first_step_of((experiment / "train.log").read_text())
+
+
+def first_step_of(log: str) -> list[float]:
+    return [float(value) for value in FIRST_STEP.search(log).groups()]
+
+
+def weights(experiment: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(list_checkpoints(experiment / "checkpoints")[-1])["model"]
+
+
+def assert_as_if_never_interrupted(experiment: Path, uninterrupted: Path) -> None:
+    ours, theirs = weights(experiment), weights(uninterrupted)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [line["step"] for line in read_metrics(experiment)] == [STEPS, 2 * STEPS]
+    assert json.loads((experiment / "results.json").read_text())["steps"] == 2 * STEPS
+
+
+def at_step(experiment: Path, step: int) -> Callable[[], bool]:
+    """Whether training has come to a checkpoint at or after this step."""
+    return lambda: any(int(path.stem[5:]) >= step for path in list_checkpoints(experiment / "checkpoints"))
+
+
+def test_two_processes_on_a_node_train_as_one_does(cluster, config_path, first_step):
+    options = ("--gpus-per-node=2",)
+    job = cluster.submit(
+        "sbatch/train_det_ddp.sbatch", config_path, "train.epochs=1", "--experiments", cluster.folder, options=options
+    )
+    log = cluster.wait(job, "COMPLETED", "FAILED")
+    assert cluster.show(job, "ExitCode") == "0:0", log
+    assert "rank 1 on node1, cpu" in log
+    assert first_step_of(log)[:3] == pytest.approx(first_step[:3], rel=1e-5)
+    assert [path.name for path in cluster.folder.glob("experiment_*")] == ["experiment_1"]
+    assert len(read_environments(cluster.folder / "experiment_1")) == 1
+    assert f"- **Slurm jobs**: {job}\n" in (cluster.folder / "experiment_1/README.md").read_text()
+
+
+def test_two_nodes_train_as_one_process_does_and_a_job_may_be_sent_off_from_the_scripts_folder(
+    cluster, config_path, first_step
+):
+    arguments = (config_path, "train.epochs=1", "--experiments", cluster.folder)
+    job = cluster.submit("train_det_ddp.sbatch", *arguments, options=("--nodes=2",), cwd=ROOT / "sbatch")
+    log = cluster.wait(job, "COMPLETED", "FAILED")
+    assert cluster.show(job, "ExitCode") == "0:0", log
+    assert "rank 0 on node1, cpu\nrank 1 on node2, cpu" in log
+    assert first_step_of(log)[:3] == pytest.approx(first_step[:3], rel=1e-5)
+    assert first_step_of(log)[3] == pytest.approx(first_step[3], rel=1e-4)
+    assert read_environments(cluster.folder / "experiment_1")[0]["hosts"] == ["node1", "node2"]
+    score = cluster.submit("sbatch/test_detection.sbatch", cluster.folder / "experiment_1", options=("--nodes=2",))
+    cluster.wait(score, "COMPLETED")
+    assert (cluster.folder / "experiment_1/test.json").exists()
+
+
+def test_a_requeued_job_goes_on_in_its_experiment(cluster, config_path, uninterrupted):
+    experiment = cluster.folder / "experiment_1"
+    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, "--experiments", cluster.folder)
+    until(at_step(experiment, 20), 60, lambda: cluster.describe(job))
+    call("scontrol", "requeue", job)
+    log = cluster.wait(job, "COMPLETED", "FAILED")
+    assert cluster.show(job, "Restarts") == "1"
+    assert log.count("first step") == 1
+    assert "start 1, on node1" in log
+    assert "start 2, on node1" in log
+    assert int(re.search(r"resumed after step (\d+)", log)[1]) % STEPS
+    assert f"- **Slurm jobs**: {job} (2 starts)\n" in (experiment / "README.md").read_text()
+    assert not (cluster.folder / "experiment_2").exists()
+    assert_as_if_never_interrupted(experiment, uninterrupted)
+
+
+def preempt(cluster: Cluster) -> None:
+    """Send off a job that takes both nodes away from all others, and wait until it has run."""
+    script = cluster.folder / "urgent.sh"
+    script.write_text("#!/bin/bash\nsleep 1\n")
+    job = cluster.submit(script, options=("--partition=urgent", "--nodes=2", "--exclusive"))
+    cluster.wait(job, "COMPLETED")
+
+
+def test_a_warning_of_preemption_saves_the_very_step(cluster, config_path, uninterrupted):
+    experiment = cluster.folder / "experiment_1"
+    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, "--experiments", cluster.folder)
+    until(at_step(experiment, 20), 60, lambda: cluster.describe(job))
+    preempt(cluster)
+    log = cluster.wait(job, "COMPLETED", "FAILED")
+    assert "stopped by SIGUSR1" in log
+    assert f"job {job}: saved and requeued" in log
+    assert_as_if_never_interrupted(experiment, uninterrupted)
+
+
+def test_a_job_killed_without_warning_goes_on_from_its_last_checkpoint(cluster, config_path, uninterrupted):
+    experiment = cluster.folder / "experiment_1"
+    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, "--experiments", cluster.folder)
+    until(at_step(experiment, 20), 60, lambda: cluster.describe(job))
+    node = cluster.show(job, "NodeList")
+    call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    call("scontrol", "update", f"nodename={node}", "state=resume")
+    log = cluster.wait(job, "COMPLETED", "FAILED")
+    assert cluster.show(job, "Restarts") == "1"
+    assert "resumed after step" in log
+    assert_as_if_never_interrupted(experiment, uninterrupted)
+
+
+def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_path, monkeypatch):
+    monkeypatch.setenv("MAX_RESTARTS", "1")
+    experiment = cluster.folder / "experiment_1"
+    arguments = (config_path, "--experiments", cluster.folder, "train.epochs=100", "train.eval_every_epochs=100")
+    job = cluster.submit("sbatch/train_det_ddp.sbatch", *arguments)
+    until(at_step(experiment, 20), 60, lambda: cluster.describe(job))
+    end = datetime.now() + timedelta(seconds=100)  # less than what --signal asks for
+    call("scontrol", "update", f"JobId={job}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
+    until(lambda: "resumed after step" in cluster.log(job), 90, lambda: cluster.describe(job))
+    assert "stopped by SIGUSR1" in cluster.log(job)
+    assert cluster.show(job, "Restarts") == "1"
+    call("scancel", "--batch", "--signal=USR1", job)
+    log = cluster.wait(job, "COMPLETED", "FAILED")
+    assert cluster.show(job, "ExitCode") == "75:0"
+    assert f"error: job {job}: not requeued, for it was 1 times (MAX_RESTARTS)" in log
+    assert log.count("stopped by SIGUSR1") == 2
+
+
+GRID = """
+task: detection.training
+seeds: [0]
+overrides: [train.eval_every_epochs=1]
+rows: [{{name: slim, config: {config}, overrides: [train.epochs=1]}}]
+columns:
+  - {{name: none, overrides: [model.neck=none]}}
+  - {{name: fpn, overrides: [model.neck=fpn]}}
+  - {{name: pan, overrides: [model.neck=pan]}}
+  - {{name: broken, overrides: [model.weights=/nowhere.pth]}}
+"""
+
+
+@pytest.fixture
+def grid_path(cluster, config_path, monkeypatch) -> Path:
+    """A grid whose last column cannot be trained."""
+    monkeypatch.setenv("SBATCH_GPUS_PER_NODE", "1")
+    path = cluster.folder / "grid_test.yaml"
+    path.write_text(GRID.format(config=config_path))
+    return path
+
+
+def submit(grid_path: Path, *options: str) -> str:
+    command = [sys.executable, "-m", "ablation.grid", "submit", grid_path, "--experiments", grid_path.parent / "runs"]
+    return call(*command, *options)
+
+
+def states(grid_path: Path) -> list[str]:
+    grid = read_grid(grid_path)
+    lines = grid_command.status(grid, grid.jobs, grid_path.parent / "runs").splitlines()
+    return [re.sub(r"^slim x (\w+) +seed 0 +", r"\1: ", line) for line in lines]
+
+
+def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
+    folder = grid_path.parent / "runs/slurm/grid_test-1"
+    rehearsal = submit(grid_path, "--max-running", "2", "--dry-run")
+    assert "--array=0-3%2" in rehearsal
+    assert "run python -m ablation.grid task" in rehearsal
+    assert not folder.exists()
+
+    told = submit(grid_path, "--max-running", "2")
+    array, table = re.findall(r"job (\d+):", told)
+    assert "4 of 4 runs are missing, 4 are queued" not in told
+    assert "0 of 4 runs are missing, 4 are queued" in submit(grid_path)
+    second = grid_path.parent / "runs/experiment_2"
+    until(lambda: len(list(grid_path.parent.glob("runs/experiment_*"))) == 2, 60)
+    assert sum("PENDING" in state for state in states(grid_path)) == 2
+    until(lambda: (second / "checkpoints").exists(), 60)
+    requeued = json.loads((second / "environment.json").read_text())[0]["slurm"]["job"]
+    call("scontrol", "requeue", requeued)
+
+    cluster.wait(table, "COMPLETED", "FAILED", seconds=180)
+    assert re.search(r"none: done .*(?s:.*)fpn: done .*(?s:.*)pan: done .*(?s:.*)", "\n".join(states(grid_path)))
+    assert re.search(r"broken: failed .*/nowhere.pth.*; Slurm: \d+_3 FAILED", states(grid_path)[3])
+    starts = {
+        start["slurm"]["job"]: len(read_environments(path))
+        for path in grid_path.parent.glob("runs/experiment_*")
+        for start in read_environments(path)
+    }
+    assert starts == {f"{array}_{index}": 2 if f"{array}_{index}" == requeued else 1 for index in range(3)}
+    assert "start 2" in (folder / f"slurm_{requeued}.out").read_text()
+    text = (folder / "table.md").read_text()
+    assert re.search(r"\| slim \| \S+ \| \S+ \| \S+ \| failed \|", text.replace("*", "")), text
+    assert (folder / "table.html").exists()
+
+
+def test_a_cell_that_fails_the_smoke_test_stops_the_array_before_it_starts(cluster, grid_path):
+    told = submit(grid_path, "--after-smoke")
+    smoke, array, table = re.findall(r"job (\d+):", told)
+    cluster.wait(table, "COMPLETED", "FAILED", seconds=180)
+    assert cluster.show(array, "JobState") == "CANCELLED"
+    folder = grid_path.parent / "runs/slurm/grid_test-1"
+    assert "slim x fpn, seed 0: trains" in (folder / f"smoke_{smoke}_1.out").read_text()
+    assert "broken: waiting" in states(grid_path)[3]
+    assert f"Slurm: smoke test {smoke}_3 FAILED" in states(grid_path)[3]
+    assert not list(grid_path.parent.glob("runs/experiment_*"))
