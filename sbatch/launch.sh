@@ -14,7 +14,10 @@ fi
 
 nodes=$SLURM_JOB_NUM_NODES
 processes=${SLURM_GPUS_ON_NODE:-0}
-[ "$processes" -gt 0 ] || processes=${PROCESSES_PER_NODE:-1} # no GPUs: on the CPU
+if [ "$processes" = 0 ]; then # on the CPU
+    processes=${PROCESSES_PER_NODE:-1}
+    unset SLURM_CPUS_PER_GPU # srun would ask for GPUs
+fi
 rendezvous=--standalone
 if [ "$nodes" -gt 1 ]; then
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
