@@ -24,7 +24,7 @@ from engine.experiment import read_environments
 from engine.logbook import read_metrics
 
 ROOT = Path(__file__).parent.parent
-STEPS = 60  # of an epoch of one process
+STEPS = 30  # of an epoch of two processes
 CONFIG = """
 data:
   root: {root}
@@ -34,7 +34,7 @@ data:
 model: {{backbone: ResNet18SlimBackbone_B, neck: none, input_size: 96}}
 optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_epochs: 1, schedule: cosine}}
 train:
-  {{epochs: 2, batch_size: 2, precision: fp32, batch_norm: frozen, eval_every_epochs: 2, checkpoint_every_steps: 20}}
+  {{epochs: 2, batch_size: 2, precision: fp32, batch_norm: frozen, eval_every_epochs: 2, checkpoint_every_steps: 10}}
 """
 FIRST_STEP = re.compile(r"first step: total (\S+), classification (\S+), box (\S+), gradient norm (\S+)")
 
@@ -125,15 +125,16 @@ def cluster(running_cluster, tmp_path, monkeypatch) -> Iterator[Cluster]:
 def config_path(tmp_path_factory) -> Path:
     """120 images to train on, 5 to validate."""
     folder = tmp_path_factory.mktemp("data")
-    generate(folder / "sample", num_train=2 * STEPS, num_val=5, image_size=96)
+    generate(folder / "sample", num_train=4 * STEPS, num_val=5, image_size=96)
     path = folder / "config.yaml"
     path.write_text(CONFIG.format(root=folder / "sample"))
     return path
 
 
-def train_here(config_path: Path, experiments: Path, *overrides: str) -> Path:
-    """The experiment of a run in one process, outside of Slurm."""
-    command = [sys.executable, "-m", "detection.training", config_path, "--experiments", experiments, *overrides]
+def train_here(config_path: Path, experiments: Path, *overrides: str, processes: int) -> Path:
+    """The experiment of a run outside of Slurm."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    command = [*launcher, "detection.training", config_path, "--experiments", experiments, *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return experiments / "experiment_1"
@@ -141,13 +142,15 @@ def train_here(config_path: Path, experiments: Path, *overrides: str) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(config_path, tmp_path_factory) -> Path:
-    return train_here(config_path, tmp_path_factory.mktemp("uninterrupted"))
+    """What two processes come to."""
+    return train_here(config_path, tmp_path_factory.mktemp("uninterrupted"), processes=2)
 
 
 @pytest.fixture(scope="module")
 def first_step(config_path, tmp_path_factory) -> list[float]:
     """Losses and gradient norm of the first step of one process at global batch 4."""
-    experiment = train_here(config_path, tmp_path_factory.mktemp("one"), "train.batch_size=4", "train.epochs=1")
+    overrides = ("train.batch_size=4", "train.epochs=1")
+    experiment = train_here(config_path, tmp_path_factory.mktemp("one"), *overrides, processes=1)
     return first_step_of((experiment / "train.log").read_text())
 
 
@@ -166,6 +169,11 @@ def assert_as_if_never_interrupted(experiment: Path, uninterrupted: Path) -> Non
     assert json.loads((experiment / "results.json").read_text())["steps"] == 2 * STEPS
 
 
+def to(cluster: Cluster) -> tuple[object, ...]:
+    """Where a test keeps its experiments."""
+    return "--experiments", cluster.folder
+
+
 def at_step(experiment: Path, step: int) -> Callable[[], bool]:
     """Whether training has come to a checkpoint at or after this step."""
     return lambda: any(int(path.stem[5:]) >= step for path in list_checkpoints(experiment / "checkpoints"))
@@ -173,9 +181,7 @@ def at_step(experiment: Path, step: int) -> Callable[[], bool]:
 
 def test_two_processes_on_a_node_train_as_one_does(cluster, config_path, first_step):
     options = ("--gpus-per-node=2",)
-    job = cluster.submit(
-        "sbatch/train_det_ddp.sbatch", config_path, "train.epochs=1", "--experiments", cluster.folder, options=options
-    )
+    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, "train.epochs=1", *to(cluster), options=options)
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert cluster.show(job, "ExitCode") == "0:0", log
     assert "rank 1 on node1, cpu" in log
@@ -188,7 +194,7 @@ def test_two_processes_on_a_node_train_as_one_does(cluster, config_path, first_s
 def test_two_nodes_train_as_one_process_does_and_a_job_may_be_sent_off_from_the_scripts_folder(
     cluster, config_path, first_step
 ):
-    arguments = (config_path, "train.epochs=1", "--experiments", cluster.folder)
+    arguments = (config_path, "train.epochs=1", *to(cluster))
     job = cluster.submit("train_det_ddp.sbatch", *arguments, options=("--nodes=2",), cwd=ROOT / "sbatch")
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert cluster.show(job, "ExitCode") == "0:0", log
@@ -203,14 +209,14 @@ def test_two_nodes_train_as_one_process_does_and_a_job_may_be_sent_off_from_the_
 
 def test_a_requeued_job_goes_on_in_its_experiment(cluster, config_path, uninterrupted):
     experiment = cluster.folder / "experiment_1"
-    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, "--experiments", cluster.folder)
-    until(at_step(experiment, 20), 60, lambda: cluster.describe(job))
+    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--nodes=2",))
+    until(at_step(experiment, 10), 60, lambda: cluster.describe(job))
     call("scontrol", "requeue", job)
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert cluster.show(job, "Restarts") == "1"
     assert log.count("first step") == 1
-    assert "start 1, on node1" in log
-    assert "start 2, on node1" in log
+    assert "start 1, on node[1-2]" in log
+    assert "start 2, on node[1-2]" in log
     assert int(re.search(r"resumed after step (\d+)", log)[1]) % STEPS
     assert f"- **Slurm jobs**: {job} (2 starts)\n" in (experiment / "README.md").read_text()
     assert not (cluster.folder / "experiment_2").exists()
@@ -227,8 +233,8 @@ def preempt(cluster: Cluster) -> None:
 
 def test_a_warning_of_preemption_saves_the_very_step(cluster, config_path, uninterrupted):
     experiment = cluster.folder / "experiment_1"
-    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, "--experiments", cluster.folder)
-    until(at_step(experiment, 20), 60, lambda: cluster.describe(job))
+    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--gpus-per-node=2",))
+    until(at_step(experiment, 10), 60, lambda: cluster.describe(job))
     preempt(cluster)
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert "stopped by SIGUSR1" in log
@@ -238,9 +244,9 @@ def test_a_warning_of_preemption_saves_the_very_step(cluster, config_path, unint
 
 def test_a_job_killed_without_warning_goes_on_from_its_last_checkpoint(cluster, config_path, uninterrupted):
     experiment = cluster.folder / "experiment_1"
-    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, "--experiments", cluster.folder)
-    until(at_step(experiment, 20), 60, lambda: cluster.describe(job))
-    node = cluster.show(job, "NodeList")
+    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--nodes=2",))
+    until(at_step(experiment, 10), 60, lambda: cluster.describe(job))
+    node = "node2"
     call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     call("scontrol", "update", f"nodename={node}", "state=resume")
     log = cluster.wait(job, "COMPLETED", "FAILED")
@@ -252,9 +258,9 @@ def test_a_job_killed_without_warning_goes_on_from_its_last_checkpoint(cluster, 
 def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_path, monkeypatch):
     monkeypatch.setenv("MAX_RESTARTS", "1")
     experiment = cluster.folder / "experiment_1"
-    arguments = (config_path, "--experiments", cluster.folder, "train.epochs=100", "train.eval_every_epochs=100")
+    arguments = (config_path, *to(cluster), "train.epochs=100", "train.eval_every_epochs=100")
     job = cluster.submit("sbatch/train_det_ddp.sbatch", *arguments)
-    until(at_step(experiment, 20), 60, lambda: cluster.describe(job))
+    until(at_step(experiment, 10), 60, lambda: cluster.describe(job))
     end = datetime.now() + timedelta(seconds=100)  # less than what --signal asks for
     call("scontrol", "update", f"JobId={job}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
     until(lambda: "resumed after step" in cluster.log(job), 90, lambda: cluster.describe(job))

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import signal
 import sys
 import threading
 import time
@@ -11,7 +13,9 @@ import pytest
 
 from ablation import grid as grid_command
 from ablation.plan import Grid, read_grid
+from ablation.slurm import Submission, new_folder, read_submission, read_submissions
 from engine.command import RunError
+from engine.signals import Stopped
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -38,6 +42,15 @@ if end == "wait":
     import time
     (experiment / "waiting").touch()
     while not (experiment / "go").exists():
+        time.sleep(0.01)
+if end in ("stop", "checkpoint"):
+    import time
+    signal.signal(signal.SIGUSR1, lambda *_: (experiment / "stopped").touch() or sys.exit(75))
+    (experiment / "waiting").touch()
+    if end == "checkpoint":
+        (experiment / "checkpoints").mkdir()
+        (experiment / "checkpoints/step_000000010.pt").touch()
+    while True:
         time.sleep(0.01)
 if end == "interrupt":
     sys.exit(130)
@@ -80,6 +93,24 @@ def run(grid: Grid, *, only: str | None = None, rerun_stale: bool = False) -> No
         launcher=[sys.executable],
     )  # fmt: skip
     grid_command.run_grid(arguments)
+
+
+def until_waiting() -> None:
+    """Until the task of experiment_1 has begun to wait."""
+    while not Path("experiments/experiment_1/waiting").exists():
+        time.sleep(0.01)
+
+
+def submitted(grid: Grid, *jobs: str) -> Path:
+    """The folder of a submission of these jobs."""
+    submission = Submission(Path("experiments/slurm/fake-1"), str(grid.path), "experiments", False, jobs)
+    submission.folder.mkdir(parents=True)
+    submission.write()
+    return submission.folder
+
+
+def run_task(folder: Path, index: int, *, smoke: bool = False) -> None:
+    grid_command.run_task(argparse.Namespace(folder=folder, index=index, smoke=smoke, launcher=[sys.executable]))
 
 
 def starts(number: int) -> int:
@@ -167,8 +198,7 @@ def test_two_grids_at_once_do_not_train_the_same_cell(folder, capsys):
     waiting = read_grid(folder / "grid_fake.yaml")
 
     def second() -> None:
-        while not Path("experiments/experiment_1/waiting").exists():
-            time.sleep(0.01)
+        until_waiting()
         run(waiting, only="* x good")
         Path("experiments/experiment_1/go").touch()
 
@@ -179,6 +209,88 @@ def test_two_grids_at_once_do_not_train_the_same_cell(folder, capsys):
     assert "row x good, seed 0: running, experiments/experiment_1" in capsys.readouterr().out
     assert starts(1) == 1
     assert not Path("experiments/experiment_2").exists()
+
+
+def test_a_launcher_starts_the_runs(grid, monkeypatch):
+    Path("launcher.py").write_text(
+        "import os, sys; from pathlib import Path; Path('launched').write_text(sys.argv[1])\n"
+        "os.execv(sys.executable, ['python', *sys.argv[1:]])"
+    )
+    launcher = f"{sys.executable} launcher.py"
+    monkeypatch.setattr(sys, "argv", ["grid", "run", "grid_fake.yaml", "--only", "* x good", "--launcher", launcher])
+    grid_command.main(None)
+    assert Path("launched").read_text() == "-m"
+    assert starts(1) == 1
+
+
+def test_a_signal_goes_to_the_run_and_ends_the_grid(folder):
+    (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=stop"))
+    grid = read_grid(folder / "grid_fake.yaml")
+
+    def warn() -> None:
+        until_waiting()
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = threading.Thread(target=warn, daemon=True)
+    thread.start()
+    with pytest.raises(Stopped, match="SIGUSR1"):
+        run(grid)
+    thread.join()
+    assert Path("experiments/experiment_1/stopped").exists()
+    assert not Path("experiments/experiment_2").exists()
+    assert grid_command.status(grid, grid.jobs, Path("experiments")).splitlines()[0].split()[5] == "interrupted"
+
+
+def test_a_task_trains_the_run_that_was_submitted_even_if_the_grid_has_others_by_now(folder, grid):
+    submission = submitted(grid, "row x good, seed 0")
+    (folder / "grid_fake.yaml").write_text(
+        GRID.replace("columns:", "columns:\n  - {name: new, overrides: [fake.end=x]}")
+    )
+    run_task(submission, 0)
+    assert json.loads(Path("experiments/experiment_1/cell.json").read_text())["column"] == "good"
+    (folder / "grid_fake.yaml").write_text(GRID.replace("name: good", "name: better"))
+    with pytest.raises(ValueError, match=r"'row x good, seed 0' is no longer there, which .*fake-1 was submitted for"):
+        run_task(submission, 0)
+
+
+def test_a_task_whose_run_is_not_done_has_failed(grid):
+    submission = submitted(grid, "row x good, seed 0", "row x bad, seed 0")
+    with pytest.raises(RunError, match="row x bad, seed 0: failed, no such thing"):
+        run_task(submission, 1)
+
+
+def test_a_smoke_test_leaves_nothing_behind_unless_it_fails(folder, monkeypatch):
+    (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=checkpoint"))
+    grid = read_grid(folder / "grid_fake.yaml")
+    submission = submitted(grid, "row x good, seed 0", "row x bad, seed 0", "row x killed, seed 0")
+    monkeypatch.setattr(grid_command, "SMOKE_SECONDS", 0)
+    run_task(submission, 0, smoke=True)  # goes on for ever if it is not stopped
+    with pytest.raises(RunError, match="row x bad, seed 0: no such thing"):
+        run_task(submission, 1, smoke=True)
+    with pytest.raises(RunError, match="row x killed, seed 0: exit code -9"):
+        run_task(submission, 2, smoke=True)
+    assert sorted(path.name for path in submission.iterdir() if path.is_dir()) == ["smoke_1", "smoke_2"]
+    assert not list(Path("experiments").glob("experiment_*"))
+
+
+def test_without_slurm_a_submission_says_so_and_leaves_nothing(grid, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    Path("sbatch").mkdir()
+    Path("sbatch/grid.sbatch").touch()
+    monkeypatch.setattr(sys, "argv", ["grid", "submit", "grid_fake.yaml"])
+    with pytest.raises(ValueError, match="sbatch: no such command; this is for the login node of a Slurm cluster"):
+        grid_command.main(None)
+    assert not list(Path("experiments").glob("slurm/*"))
+
+
+def test_a_submission_is_read_as_it_was_written_and_tries_the_first_run_of_every_cell(grid):
+    jobs = ("a x none, seed 0", "a x fpn, seed 1", "a x none, seed 1", "a x fpn, seed 2")
+    submission = read_submission(submitted(grid, *jobs))
+    assert submission.jobs == jobs
+    assert submission.smoke_jobs == list(jobs[:2])
+    assert [each.folder for each in read_submissions(Path("experiments"))] == [submission.folder]
+    assert new_folder(Path("experiments"), "fake").name == "fake-2"
+    assert new_folder(Path("experiments"), "other").name == "other-1"
 
 
 def test_status_has_a_line_for_each_cell_with_how_far_it_is(grid):

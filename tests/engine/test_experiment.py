@@ -1,6 +1,7 @@
 """engine/experiment.py: numbering, environment, front page."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from engine.experiment import (
     is_running,
     new_experiment,
     occupied,
+    requeued_experiment,
+    slurm_job,
     write_readme,
 )
 
@@ -76,6 +79,62 @@ def test_every_start_adds_its_own_environment(tmp_path):
     assert [start["processes"] for start in starts] == [1, 2]
     assert torch.__version__.startswith(starts[0]["versions"]["torch"])
     assert "pytest" in starts[0]["command"]
+
+
+@pytest.fixture
+def job(monkeypatch) -> dict[str, str]:
+    """Settings of a Slurm job that has trained in experiment_2 and is on its second start now."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    settings = {"SLURM_JOB_ID": "7", "SLURM_CLUSTER_NAME": "tower", "SLURM_RESTART_COUNT": "1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "detection.training", "a.yaml"])
+    return settings
+
+
+@pytest.fixture
+def begun(job, tmp_path) -> Path:
+    """experiment_1 to 3, of which this job has begun the second."""
+    for number, job_id in ((1, "6"), (2, "7"), (3, "8")):
+        path = tmp_path / f"experiment_{number}"
+        path.mkdir()
+        environment = describe_environment(["node1"], torch.device("cpu"))
+        append_environment(path, environment | {"slurm": environment["slurm"] | {"job_id": job_id, "restarts": 0}})
+    return tmp_path
+
+
+def test_a_requeued_job_finds_the_experiment_that_it_began(begun):
+    assert requeued_experiment(begun) == begun / "experiment_2"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("SLURM_RESTART_COUNT", "0"), ("SLURM_JOB_ID", "9"), ("SLURM_CLUSTER_NAME", "cellar")],
+)
+def test_a_job_that_was_not_requeued_begins_anew(begun, monkeypatch, setting, value):
+    monkeypatch.setenv(setting, value)
+    assert requeued_experiment(begun) is None
+
+
+def test_another_command_of_the_same_job_begins_anew(begun, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "detection.training", "b.yaml"])
+    assert requeued_experiment(begun) is None
+
+
+def test_the_command_counts_however_many_processes_run_it(begun, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "detection.training", "a.yaml"])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert requeued_experiment(begun) == begun / "experiment_2"
+
+
+def test_a_job_goes_by_its_name_in_the_queue(job, monkeypatch):
+    assert slurm_job()["job"] == "7"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    assert slurm_job()["job"] == "5_0"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert slurm_job() is None
 
 
 def test_front_page_shows_facts_scores_and_only_existing_pictures(tmp_path):
