@@ -6,6 +6,7 @@ many workers load nor on what was drawn before, and a run that resumes in mid-ep
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -104,6 +105,7 @@ def build_loader(
             "persistent_workers": True,
             "timeout": LOADER_TIMEOUT_SECONDS,
             "multiprocessing_context": "fork" if sys.platform == "linux" else None,
+            "worker_init_fn": _leave_process_group,
         }
     return DataLoader(
         dataset,
@@ -113,6 +115,13 @@ def build_loader(
         pin_memory=device.type == "cuda",
         **parallel,
     )
+
+
+def _leave_process_group(worker: int) -> None:
+    """Signals for the run are not for its workers: a worker that dies takes the run with it before it has saved.
+
+    Torchrun and terminals send them to whole process groups."""
+    os.setpgrp()
 
 
 def batch_to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

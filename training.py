@@ -179,6 +179,7 @@ def fit(
             improved = False
             if epoch + 1 == config.epochs or (epoch + 1) % config.eval_every_epochs == 0:
                 run.save()  # scoring takes minutes, and may be the last thing that a time limit leaves room for
+                run.stop_if_asked()
                 with run.stop.obeyed():
                     improved = run.evaluate(line)
             run.log(line)
@@ -267,7 +268,7 @@ class _Run:
                 state.epoch_seconds = earlier_seconds + time.perf_counter() - started
                 self.save()
             if stop:
-                self.stop.stop()
+                self.stop_if_asked()
         means = mean_losses(state.loss_sums, self.steps_per_epoch)  # waits for the device: the epoch is over
         state.loss_sums, state.epoch_seconds = {}, 0.0
         seconds = time.perf_counter() - started
@@ -341,7 +342,9 @@ class _Run:
                 draw_curves(self.experiment, self.task.metrics, self.task.reference_losses)
 
     def stop_if_asked(self) -> None:
-        """Raises Stopped or KeyboardInterrupt on all ranks if a signal has asked any of them to stop."""
+        """Raises Stopped or KeyboardInterrupt on all ranks if a signal has asked any of them to stop.
+
+        Ranks wait for each other here: one that left while rank 0 still writes would have the whole job killed."""
         if distributed.any_rank(self.stop.signal is not None):
             self.stop.stop()
 

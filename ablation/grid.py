@@ -11,30 +11,17 @@ cell fails. A run that is stale (its recipe, data or code is another now) is lef
 """
 
 import argparse
-import fcntl
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 
 from ablation import compare, slurm
-from ablation.plan import Grid, Job, State, claimed, last_error, last_of_each, read_cells, read_grid, remember, state_of
-from engine.checkpoint import list_checkpoints
-from engine.command import INTERRUPTED, STOPPED, RunError, run_command
-from engine.experiment import new_experiment
-from engine.signals import Stopped
-
-SMOKE_SECONDS = 60
+from ablation.plan import Grid, Job, read_cells, read_grid, state_of
+from ablation.runner import is_wanted, one_at_a_time, run
+from engine.command import RunError, run_command
 
 
 def main(_: torch.device) -> None:
@@ -123,92 +110,6 @@ def run_grid(arguments: argparse.Namespace) -> None:
         print("stale runs were left alone; to train them anew, as new experiments: --rerun-stale")
 
 
-def run(jobs: Sequence[Job], experiments: Path, rerun_stale: bool, launcher: Sequence[str]) -> dict[Job, State]:
-    """Train every job that is not done; returns how far each is then.
-
-    Raises KeyboardInterrupt or Stopped if one was interrupted."""
-    states = {}
-    for number, job in enumerate(jobs, start=1):
-        heading = f"[{number}/{len(jobs)}] {job.name}"
-        with ExitStack() as stack:
-            with one_at_a_time(experiments):  # two grids that start at once do not choose the same cell
-                state = state_of(job, read_cells(experiments))
-                wanted = is_wanted(state, rerun_stale)
-                if wanted:
-                    experiment = choose_experiment(job, state, experiments)
-                    stack.enter_context(claimed(experiment))
-            if wanted:
-                print(f"{heading}: {experiment}", flush=True)
-                train(job, experiment, launcher)
-            else:
-                print(f"{heading}: {state.kind}, {state.experiment} ({state.detail})", flush=True)
-        states[job] = state_of(job, read_cells(experiments))
-    return states
-
-
-def is_wanted(state: State, rerun_stale: bool) -> bool:
-    """Whether a job is to be trained, or gone on with."""
-    return state.kind in ("waiting", "interrupted", "failed") or (state.kind == "stale" and rerun_stale)
-
-
-@contextmanager
-def one_at_a_time(experiments: Path) -> Iterator[None]:
-    """Inside, no other grid chooses what to train."""
-    experiments.mkdir(parents=True, exist_ok=True)
-    with open(experiments / "grid.lock", "a") as file:
-        with suppress(OSError):  # a file system without locks keeps no two grids apart
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def choose_experiment(job: Job, state: State, experiments: Path) -> Path:
-    """Where to train a job: where it was interrupted or failed, else in a new experiment, which remembers the job."""
-    goes_on = state.kind in ("interrupted", "failed")
-    experiment = state.experiment if goes_on else new_experiment(experiments)
-    if not list_checkpoints(experiment / "checkpoints"):  # nothing to go on from: it starts with the present code
-        remember(job, experiment)
-    return experiment
-
-
-def train(job: Job, experiment: Path, launcher: Sequence[str]) -> None:
-    """Train a job into its experiment, or go on there.
-
-    Raises KeyboardInterrupt or Stopped if a signal came meanwhile, which the run has had as well."""
-    process = subprocess.Popen(job.command(experiment, launcher))
-    with passed_on_to(process) as signals:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # the terminal told both; let the other end in its own time
-            process.wait()
-            code = INTERRUPTED
-    if signals:
-        raise Stopped(signals[0].name)
-    if code in (INTERRUPTED, -signal.SIGINT):
-        print(f"\ninterrupted in {experiment}; the same command goes on from its last checkpoint", flush=True)
-        raise KeyboardInterrupt
-    if code > 0 and code != STOPPED and not last_error(experiment):  # before it could write to its own log
-        with open(experiment / "train.log", "a", encoding="utf-8") as log:
-            moment = datetime.now().isoformat(sep=" ", timespec="seconds")
-            log.write(f"{moment} ERROR error: exit code {code} without a word in train.log; see the terminal\n")
-
-
-@contextmanager
-def passed_on_to(process: subprocess.Popen) -> Iterator[list[signal.Signals]]:
-    """Inside, SIGTERM and SIGUSR1 go to `process`; yields the list of those that have come."""
-    came: list[signal.Signals] = []
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        came.append(signal.Signals(number))
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 # ---- under Slurm -------------------------------------------------------------------------------------------
 
 
@@ -216,23 +117,26 @@ def submit_grid(arguments: argparse.Namespace) -> None:
     """Send off what is missing and not in the queue already."""
     if not Path("sbatch/grid.sbatch").is_file():
         raise ValueError(f"{Path.cwd()}: no sbatch/grid.sbatch here; submit from the folder of the project")
-    jobs = read_grid(arguments.grid).select(arguments.only, arguments.seeds)
-    experiments = arguments.experiments
+    grid = read_grid(arguments.grid)
+    experiments, jobs = arguments.experiments, grid.select(arguments.only, arguments.seeds)
     with one_at_a_time(experiments):
-        cells, tasks = read_cells(experiments), slurm.tasks_of(slurm.read_submissions(experiments))
-        queued = [job for job in jobs if job.name in tasks and not tasks[job.name].ended]
-        missing = [job for job in jobs if is_wanted(state_of(job, cells), arguments.rerun_stale) and job not in queued]
-        print(f"{len(missing)} of {len(jobs)} runs are missing" + (f", {len(queued)} are queued" if queued else ""))
+        cells = read_cells(experiments)
+        live = {
+            job: task
+            for job, task in slurm.tasks_of(grid.jobs, slurm.read_submissions(experiments)).items()
+            if not task.ended
+        }
+        missing = [job for job in jobs if job not in live and is_wanted(state_of(job, cells), arguments.rerun_stale)]
+        print(f"{len(missing)} of {len(jobs)} runs are missing and not in the queue")
         if not missing:
+            print(f"nothing to submit; the table: python -m ablation.grid table {arguments.grid}")
             return
-        submission = slurm.Submission(
-            slurm.new_folder(experiments, arguments.grid.stem), str(arguments.grid), str(experiments),
-            arguments.rerun_stale, tuple(job.name for job in missing),
-        )  # fmt: skip
+        submission = slurm.prepare(arguments.grid, experiments, missing, arguments.rerun_stale)
+        earlier = sorted({task.name.partition("_")[0] for task in live.values()})
         if arguments.dry_run:
-            print(slurm.rehearse(submission, arguments.max_running, arguments.after_smoke))
+            print(slurm.rehearse(submission, arguments.max_running, arguments.after_smoke, earlier))
             return
-        submission = slurm.submit(submission, arguments.max_running, arguments.after_smoke)
+        submission = slurm.submit(submission, arguments.max_running, arguments.after_smoke, earlier)
     if submission.smoke:
         print(f"job {submission.smoke}: {len(submission.smoke_jobs)} cells for a minute each")
     print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: the table, in {submission.folder}")
@@ -240,38 +144,8 @@ def submit_grid(arguments: argparse.Namespace) -> None:
 
 
 def run_task(arguments: argparse.Namespace) -> None:
-    """Train one run of a submission, or try it. Raises RunError if it fails."""
-    submission = slurm.read_submission(arguments.folder)
-    name = (submission.smoke_jobs if arguments.smoke else submission.jobs)[arguments.index]
-    job = next((job for job in read_grid(Path(submission.grid)).jobs if job.name == name), None)
-    if job is None:
-        raise ValueError(f"{submission.grid}: {name!r} is no longer there, which {submission.folder} was submitted for")
-    if arguments.smoke:
-        try_out(job, submission.folder / f"smoke_{arguments.index}", arguments.launcher)
-        return
-    states = run([job], Path(submission.experiments), submission.rerun_stale, arguments.launcher)
-    if states[job].kind != "done":  # a task that was left to another process must not look done, either
-        raise RunError(f"{job.name}: {states[job].kind}, {states[job].detail}")
-
-
-def try_out(job: Job, folder: Path, launcher: Sequence[str]) -> None:
-    """Train a job for a minute, in a folder that is deleted if all goes well. Raises RunError if it fails."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    overrides = last_of_each([*job.overrides, "train.checkpoint_every_steps=10"])  # a checkpoint shows that it trains
-    process = subprocess.Popen(replace(job, overrides=overrides).command(folder, launcher))
-    ends, stopped = time.monotonic() + SMOKE_SECONDS, False
-    with passed_on_to(process) as signals:
-        while process.poll() is None:
-            if not stopped and time.monotonic() > ends and list_checkpoints(folder / "checkpoints"):
-                process.send_signal(signal.SIGUSR1)
-                stopped = True
-            time.sleep(1)
-    if signals or last_error(folder) or (process.returncode and not stopped):
-        reason = last_error(folder) or (f"ended by {signals[0].name}" if signals else f"exit code {process.returncode}")
-        raise RunError(f"{job.name}: {reason}")
-    print(f"{job.name}: trains")
-    shutil.rmtree(folder)
+    """One task of what was sent off."""
+    slurm.run_task(arguments.folder, arguments.index, arguments.smoke, arguments.launcher)
 
 
 # ---- how far it is -----------------------------------------------------------------------------------------
@@ -295,10 +169,10 @@ def print_table(arguments: argparse.Namespace) -> None:
 
 def status(grid: Grid, jobs: Sequence[Job], experiments: Path) -> str:
     """A line for each job: cell, seed, how far it is, and where; for what is not done, what Slurm says of it."""
-    cells, tasks = read_cells(experiments), slurm.tasks_of(slurm.read_submissions(experiments))
+    cells, tasks = read_cells(experiments), slurm.tasks_of(jobs, slurm.read_submissions(experiments))
     rows = []
     for job in sorted(jobs, key=lambda job: [row.name for row in grid.config.rows].index(job.row)):
-        state, task = state_of(job, cells), tasks.get(job.name)
+        state, task = state_of(job, cells), tasks.get(job)
         details = [state.detail, f"Slurm: {task}" if task and state.kind != "done" else ""]
         where = str(state.experiment or "")
         rows.append(

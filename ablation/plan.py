@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from itertools import combinations
 from modulefinder import ModuleFinder
@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from ablation.records import RESULTS, Place, read_object
 from engine.config import Config, changed_values, load_config, read_overridden
 from engine.experiment import FREE_FIELDS, file_sha256, is_running, list_experiments, shown_score, write_text
-from engine.logbook import read_metrics
+from engine.logbook import STOPPED, read_metrics
 from engine.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
 
 PROJECT = Path(__file__).parent.parent
@@ -183,6 +183,11 @@ class State:
     same_recipe: bool = True  # False where recipe or data have changed; where only the code has, it is still comparable
 
 
+def job_of(entry: dict) -> Job:
+    """The job whose fields are in a cell.json or a submission.json."""
+    return Job(**{field.name: entry[field.name] for field in fields(Job)} | {"overrides": tuple(entry["overrides"])})
+
+
 def remember(job: Job, experiment: Path) -> None:
     """Write into the experiment which job it is, and with what recipe and code it is started."""
     cell = asdict(job) | {"recipe": job.recipe(), "code": code_hashes(job.task)}
@@ -230,7 +235,12 @@ def claimed(experiment: Path) -> Iterator[None]:
 
     Not the lock of the run itself (engine.experiment.occupied), which the run takes only when it has read its data."""
     with open(experiment / "cell.lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks keeps no two grids apart
+            pass
         yield
 
 
@@ -329,8 +339,18 @@ def duration(seconds: float) -> str:
 
 def last_error(experiment: Path) -> str | None:
     """The error that ended the run, if that is the last thing its log says."""
+    level, text = _last_record(experiment)
+    return text.removeprefix("error: ") if level == "ERROR" else None
+
+
+def was_stopped(experiment: Path) -> bool:
+    """Whether the last thing that the run's log says is that it was asked to end, and has saved."""
+    return _last_record(experiment)[1].startswith(STOPPED)
+
+
+def _last_record(experiment: Path) -> tuple[str, str]:
+    """Level and text of the last record of train.log."""
     path = experiment / "train.log"
-    if not path.is_file():
-        return None
-    records = [match for line in path.read_text().splitlines() if (match := LOG_RECORD.match(line))]
-    return records[-1][2].removeprefix("error: ") if records and records[-1][1] == "ERROR" else None
+    lines = path.read_text().splitlines() if path.is_file() else []
+    records = [match for line in lines if (match := LOG_RECORD.match(line))]
+    return (records[-1][1], records[-1][2]) if records else ("", "")

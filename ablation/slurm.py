@@ -1,4 +1,4 @@
-"""Grids under Slurm: what was submitted, and what the queue says of it.
+"""Grids under Slurm: sending them off, and what the queue says of them.
 
 A submission is one array job over the runs that a grid lacks, the job behind it that writes the table, and before it
 the smoke test, if there is one. It has a folder, experiments/slurm/<grid>-<n>/: submission.json says which run each
@@ -6,6 +6,7 @@ task of the array is; the logs lie beside it, and in the end the table.
 """
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -13,21 +14,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ablation.plan import Job, changed_recipe, job_of
 from ablation.records import read_object
+from ablation.runner import run, try_out
+from engine.command import RunError
 from engine.experiment import write_text
 
 SUBMISSION = ("grid", "experiments", "rerun_stale", "jobs", "smoke", "array", "table")  # what submission.json has
-FINAL = (
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "PREEMPTED",
-    "OUT_OF_MEMORY",
-    "BOOT_FAIL",
-    "DEADLINE",
-)
+FINAL = (  # states that a task does not leave by itself
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,20 +34,31 @@ class Submission:
     grid: str  # path of the grid file
     experiments: str
     rerun_stale: bool
-    jobs: tuple[str, ...]  # Job.name each: the grid file may be edited before they start
+    jobs: tuple[dict, ...]  # a Job's fields and its recipe: grid and configs may be edited before it starts
     smoke: str | None = None  # Slurm's job ids
     array: str | None = None
     table: str | None = None
 
     @property
-    def smoke_jobs(self) -> list[str]:
+    def smoke_jobs(self) -> list[dict]:
         """The first run of every cell."""
-        return list({name.rpartition(",")[0]: name for name in reversed(self.jobs)}.values())[::-1]
+        first = {(entry["row"], entry["column"]): entry for entry in reversed(self.jobs)}
+        return [entry for entry in self.jobs if first[entry["row"], entry["column"]] is entry]
 
     def write(self) -> None:
         """Into its folder."""
         content = {key: value for key, value in asdict(self).items() if key != "folder"}
         write_text(self.folder / "submission.json", json.dumps(content, indent=2) + "\n")
+
+
+def prepare(grid: Path, experiments: Path, jobs: Sequence[Job], rerun_stale: bool) -> Submission:
+    """A submission in the next free folder; nothing is written yet."""
+    numbers = [path.name.rpartition("-") for path in (experiments / "slurm").glob("*-*")]
+    last = max((int(number) for name, _, number in numbers if name == grid.stem and number.isdecimal()), default=0)
+    entries = tuple(asdict(job) | {"recipe": job.recipe()} for job in jobs)
+    return Submission(
+        experiments / "slurm" / f"{grid.stem}-{last + 1}", str(grid), str(experiments), rerun_stale, entries
+    )
 
 
 def read_submission(folder: Path) -> Submission:
@@ -69,17 +76,21 @@ def read_submissions(experiments: Path) -> list[Submission]:
     return [read_submission(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
 
 
-def submit(submission: Submission, max_running: int | None, after_smoke: bool) -> Submission:
+# ---- sending off -------------------------------------------------------------------------------------------
+
+
+def submit(submission: Submission, max_running: int | None, after_smoke: bool, earlier: Sequence[str]) -> Submission:
     """Send off the array job, and what goes before and after it; returns the record of it, which is in its folder.
 
-    If one of them is refused the others are taken back. Raises ValueError with what sbatch said."""
+    earlier: array jobs of this grid that are still at work; the table waits for them, too.
+    If one of the jobs is refused the others are taken back. Raises ValueError with what sbatch said."""
     submission.folder.mkdir(parents=True)
     submission.write()
     try:
         if after_smoke:
             submission = replace(submission, smoke=_sbatch(smoke_command(submission)))
         submission = replace(submission, array=_sbatch(array_command(submission, max_running)))
-        submission = replace(submission, table=_sbatch(table_command(submission)))
+        submission = replace(submission, table=_sbatch(table_command(submission, earlier)))
     except ValueError:
         ids = [job_id for job_id in (submission.smoke, submission.array) if job_id]
         if ids:
@@ -90,16 +101,16 @@ def submit(submission: Submission, max_running: int | None, after_smoke: bool) -
     return submission
 
 
-def rehearse(submission: Submission, max_running: int | None, after_smoke: bool) -> str:
+def rehearse(submission: Submission, max_running: int | None, after_smoke: bool, earlier: Sequence[str]) -> str:
     """What `submit` would send off, and what Slurm says to it (sbatch --test-only); nothing is written."""
     submission = replace(submission, smoke="SMOKE_JOB" if after_smoke else None, array="ARRAY_JOB")
     commands = [smoke_command(submission)] if after_smoke else []
-    commands += [array_command(submission, max_running), table_command(submission)]
-    text = []
+    commands += [array_command(submission, max_running), table_command(submission, earlier)]
+    text = [f"{index:>5}  {job_of(entry).name}" for index, entry in enumerate(submission.jobs)]
+    text += [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("SBATCH_")]
     for command in commands:
-        text.append(f"$ {shlex.join(command)}")
         known = [word for word in command[1:] if not word.startswith("--dependency")]  # on jobs that do not exist yet
-        text.append(_run(["sbatch", "--test-only", *known]))
+        text += ["", f"$ {shlex.join(command)}", _run(["sbatch", "--test-only", *known])]
     for script in dict.fromkeys(word for command in commands for word in command if word.endswith(".sbatch")):
         text += ["", f"# ---- {script}", Path(script).read_text().rstrip()]
     return "\n".join(text)
@@ -109,8 +120,8 @@ def smoke_command(submission: Submission) -> list[str]:
     """What tries every cell for a minute; the array job waits until all have passed."""
     folder = submission.folder
     return [
-        "sbatch", "--parsable", f"--job-name={folder.name}-smoke", f"--array=0-{len(submission.smoke_jobs) - 1}",
-        f"--output={folder}/smoke_%A_%a.out", "--time=20", "sbatch/grid.sbatch", str(folder), "--smoke",
+        "sbatch", "--parsable", f"--job-name=smoke-{folder.name}", f"--array=0-{len(submission.smoke_jobs) - 1}",
+        f"--output={folder}/smoke_%A_%a.out", "--time=30", "sbatch/grid.sbatch", str(folder), "--smoke",
     ]  # fmt: skip
 
 
@@ -124,75 +135,14 @@ def array_command(submission: Submission, max_running: int | None) -> list[str]:
     ]  # fmt: skip
 
 
-def table_command(submission: Submission) -> list[str]:
-    """What writes the comparison when the array job has ended, however it has."""
+def table_command(submission: Submission, earlier: Sequence[str]) -> list[str]:
+    """What writes the comparison, without GPUs, when the array job has ended, however it has."""
     folder = submission.folder
     return [
-        "sbatch", "--parsable", f"--job-name={folder.name}-table", f"--output={folder}/table_%j.out",
-        f"--dependency=afterany:{submission.array}", "sbatch/grid_table.sbatch", str(folder), submission.grid,
-        "--experiments", submission.experiments,
+        "sbatch", "--parsable", f"--job-name=table-{folder.name}", f"--output={folder}/table_%j.out",
+        "--gpus-per-node=0", "--time=60", f"--dependency=afterany:{':'.join([*earlier, submission.array])}",
+        "sbatch/grid_table.sbatch", str(folder), submission.grid, "--experiments", submission.experiments,
     ]  # fmt: skip
-
-
-def new_folder(experiments: Path, grid: str) -> Path:
-    """The next free experiments/slurm/<grid>-<n>; not made yet."""
-    taken = [path.name.rpartition("-") for path in (experiments / "slurm").glob("*-*")]
-    numbers = [int(number) for name, _, number in taken if name == grid and number.isdecimal()]
-    return experiments / "slurm" / f"{grid}-{max(numbers, default=0) + 1}"
-
-
-@dataclass(frozen=True)
-class Task:
-    """What Slurm says of a task of an array."""
-
-    name: str  # 12_3
-    state: str
-    reason: str = ""  # why it waits, or where it runs
-
-    @property
-    def ended(self) -> bool:
-        return self.state in FINAL
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.state}" + (f" {self.reason}" if self.reason and not self.ended else "")
-
-
-def tasks_of(submissions: Sequence[Submission]) -> dict[str, Task]:
-    """The task of the newest submission that trains a run, by Job.name, as far as Slurm still knows it.
-
-    Where a smoke test has failed, it stands for the task that has therefore never started."""
-    known = _queue()
-    if missing := [s.array for s in submissions if s.array and f"{s.array}_0" not in known]:
-        known = _accounts(missing) | known
-    tasks = {}
-    for submission in submissions:
-        for job_id, names in ((submission.array, submission.jobs), (submission.smoke, submission.smoke_jobs)):
-            for index, name in enumerate(names):
-                task = known.get(f"{job_id}_{index}")
-                if task and (job_id == submission.array or task.state not in ("COMPLETED", "CANCELLED")):
-                    tasks[name] = replace(task, name=f"smoke test {task.name}") if job_id == submission.smoke else task
-    return tasks
-
-
-def _queue() -> dict[str, Task]:
-    """This user's tasks that are waiting or running, or have ended a short while ago, by their name."""
-    lines = _lines("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%F_%K|%T|%R")
-    return {name: Task(name, state, reason) for name, state, reason in lines}
-
-
-def _accounts(job_ids: Sequence[str]) -> dict[str, Task]:
-    """The same of tasks that have left the queue, where Slurm keeps accounts."""
-    lines = _lines("sacct", "-n", "-X", "-P", "-j", ",".join(job_ids), "-o", "JobID,State")
-    return {name: Task(name, state.partition(" ")[0]) for name, state in lines}  # CANCELLED by 1000
-
-
-def _lines(*command: str) -> list[list[str]]:
-    """What a command of Slurm lists, by its bars; nothing where there is no Slurm, or no accounts."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [line.split("|", maxsplit=2) for line in done.stdout.splitlines()]
 
 
 def _sbatch(command: Sequence[str]) -> str:
@@ -206,5 +156,90 @@ def _run(command: Sequence[str]) -> str:
     except FileNotFoundError:
         raise ValueError(f"{command[0]}: no such command; this is for the login node of a Slurm cluster") from None
     if done.returncode:
-        raise ValueError(f"{' '.join(command[:1])} refused: {done.stderr.strip()}; it was {shlex.join(command)}")
+        said = "; ".join(line.removeprefix("sbatch: error: ") for line in done.stderr.strip().splitlines())
+        raise ValueError(f"sbatch refused: {said} (SBATCH_* variables: see sbatch/cluster.env.example)")
     return (done.stdout + done.stderr).strip()
+
+
+# ---- in the job --------------------------------------------------------------------------------------------
+
+
+def run_task(folder: Path, index: int, smoke: bool, launcher: Sequence[str]) -> None:
+    """Train one run of a submission, or try it. Raises RunError if it fails, ValueError if its config has changed."""
+    submission = read_submission(folder)
+    entry = (submission.smoke_jobs if smoke else submission.jobs)[index]
+    job = job_of(entry)
+    if changes := changed_recipe(entry, job.recipe()):
+        raise ValueError(f"{job.config}: edited since this was submitted: {'; '.join(changes)}; submit the grid again")
+    if smoke:
+        try_out(job, folder / f"smoke_{index}", launcher)
+        return
+    state = run([job], Path(submission.experiments), submission.rerun_stale, launcher)[job]
+    if state.kind != "done":  # a task that was left to another process must not look done, either
+        raise RunError(f"{job.name}: {state.kind}, {state.detail}")
+
+
+# ---- what the queue says -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """What Slurm says of a task of an array."""
+
+    name: str  # 12_3
+    state: str
+    reason: str = ""  # why it waits, where it runs, or where to read why it has failed
+
+    @property
+    def ended(self) -> bool:
+        return self.state in FINAL
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.state} {self.reason}".rstrip()
+
+
+def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job, Task]:
+    """The task of the newest submission that trains a job's recipe, as far as Slurm still knows it.
+
+    Where a smoke test has kept it from starting, that is what is told."""
+    known = _tasks([each for each in submissions if each.array])
+    tasks = {}
+    for submission in submissions:
+        smoke = {index: known.get(f"{submission.smoke}_{index}") for index in range(len(submission.smoke_jobs))}
+        failed = {index: task for index, task in smoke.items() if task and task.state not in ("COMPLETED", "CANCELLED")}
+        failed = {index: task for index, task in failed.items() if task.ended}
+        for index, entry in enumerate(submission.jobs):
+            task = known.get(f"{submission.array}_{index}")
+            job = next((job for job in jobs if not changed_recipe(entry, job.recipe())), None)
+            if not task or not job:
+                continue
+            if failed and task.state == "CANCELLED":
+                first, test = next(iter(failed.items()))
+                log = submission.folder / f"smoke_{test.name}.out"
+                cell = job_of(submission.smoke_jobs[first]).name
+                task = replace(task, reason=f"for the smoke test of {cell} failed, see {log}")
+            elif task.ended and task.state != "COMPLETED":
+                task = replace(task, reason=f"see {submission.folder}/slurm_{task.name}.out")
+            tasks[job] = task
+    return tasks
+
+
+def _tasks(submissions: Sequence[Submission]) -> dict[str, Task]:
+    """All tasks of these submissions that Slurm still knows, by their name."""
+    lines = _lines("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%F_%K|%T|%R")
+    known = {name: Task(name, state, reason) for name, state, reason in lines}
+    job_ids = [job_id for each in submissions for job_id in (each.smoke, each.array) if job_id]
+    if not job_ids:
+        return known
+    # Ended tasks leave the queue after minutes; where there are accounts, they are kept there.
+    lines = _lines("sacct", "-n", "-X", "-P", "-j", ",".join(job_ids), "-o", "JobID,State")
+    return {name: Task(name, state.partition(" ")[0]) for name, state in lines} | known  # CANCELLED by 1000
+
+
+def _lines(*command: str) -> list[list[str]]:
+    """What a command of Slurm lists, by its bars; nothing where there is no Slurm, or no accounts."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [line.split("|", maxsplit=2) for line in done.stdout.splitlines()]

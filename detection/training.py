@@ -31,7 +31,7 @@ from engine.experiment import (
     shown_score,
     write_text,
 )
-from engine.logbook import logger, rewind_metrics, start_logging
+from engine.logbook import STOPPED, logger, rewind_metrics, start_logging
 from engine.signals import Stopped
 from engine.strict_yaml import ConfigError
 from training import check_feasible, fit
@@ -84,8 +84,8 @@ def train_and_record(task: DetectionTask, experiment: Path, device: torch.device
         model = fit(task, config.train, config.optim, experiment, device, resume)
     except (KeyboardInterrupt, Stopped) as stop:
         if distributed.is_main() and (saved := list_checkpoints(experiment / "checkpoints")):
-            why = f"stopped by {stop}" if isinstance(stop, Stopped) else "interrupted"
-            logger.warning("%s; %s is saved; to go on: --resume %s", why, saved[-1].name, experiment)
+            why = str(stop) if isinstance(stop, Stopped) else "interrupted from the keyboard"
+            logger.warning("%s%s; %s is saved; to go on: --resume %s", STOPPED, why, saved[-1].name, experiment)
         raise
     if task.scores is None:  # a finished run was resumed
         task.evaluate(model, device)

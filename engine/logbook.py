@@ -6,6 +6,7 @@ metrics.jsonl has one line per epoch, units in the key names.
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from engine import distributed
 from engine.experiment import write_text
 
 logger = logging.getLogger("workbench")
+STOPPED = "stopped: "  # begins the last message of a run that was asked to end, and has saved
 
 
 class _TqdmHandler(logging.Handler):
@@ -46,10 +48,23 @@ def start_logging(experiment: Path | None, verbose: bool) -> None:
         logger.addHandler(file)
 
 
+class _Lines:
+    """A stream that tqdm's bars can be written to: a line for each, as a log file wants it."""
+
+    def write(self, text: str) -> None:
+        text = re.sub(r"\x1b\[A|[\r\n]", "", text).strip()
+        if text:
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def progress_bar(steps: Iterable | None = None, **options: Any) -> tqdm:
     """tqdm over `steps` on rank 0, silent on the others; where the output is a file, a line a minute."""
-    options |= {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 120}
-    return tqdm(steps, disable=not distributed.is_main(), dynamic_ncols=True, **options)
+    minutely = {"file": _Lines(), "delay": 60, "mininterval": 60, "maxinterval": 120, "leave": False}
+    options |= {"dynamic_ncols": True} if sys.stderr.isatty() else minutely
+    return tqdm(steps, disable=not distributed.is_main(), **options)
 
 
 def append_metrics(experiment: Path, line: dict) -> None:

@@ -6,11 +6,16 @@
 #
 # Exit codes: the command's own; 75 where it was stopped and saved. sbatch/cluster.env, if it is there, is sourced first.
 
+child= warned=
+trap '[ "$warned" ] || { warned=yes; [ -z "$child" ] || kill -USR1 "$child"; }' USR1
+trap : TERM # Slurm sends it to what srun has started as well; wait for that
+
 if [ -f sbatch/cluster.env ]; then
     source sbatch/cluster.env
 elif [ -f .venv/bin/activate ]; then
     source .venv/bin/activate
 fi
+command -v torchrun >/dev/null || { echo "error: no torchrun: activate your Python in sbatch/cluster.env" >&2; exit 2; }
 
 nodes=$SLURM_JOB_NUM_NODES
 processes=${SLURM_GPUS_ON_NODE:-0}
@@ -30,28 +35,35 @@ export PYTHONUNBUFFERED=1 # the log shows what happens when it happens
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150 # seconds that torchrun leaves for saving; less than --signal gives
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it over
 
+# In an array SLURM_JOB_ID may stand for all of its tasks.
+job=$SLURM_JOB_ID
+[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
 run() {
-    local child status warned=
-    echo "job ${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}," \
-        "start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $*"
+    local status
+    echo "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $*"
+    [ -z "$warned" ] || requeue
     "$@" &
     child=$!
-    trap '[ "$warned" ] || kill -USR1 "$child"; warned=yes' USR1
-    trap : TERM # Slurm sends it to the processes of srun itself; wait for them
-    while wait "$child"; status=$?; kill -0 "$child" 2>/dev/null; do :; done # a signal ends `wait`, not the child
-    if [ -z "$warned" ] || [ "$status" = 0 ]; then exit "$status"; fi
-    requeue
+    [ -z "$warned" ] || kill -USR1 "$child"
+    while wait "$child"; kill -0 "$child" 2>/dev/null; do :; done # a signal ends `wait`, not the child
+    wait "$child"
+    status=$?
+    [ "$status" = 0 ] || [ -z "$warned$(preempted)" ] || requeue
+    exit "$status"
+}
+
+preempted() { # without a warning, but with time to save
+    scontrol show job "$job" | grep -o 'PreemptTime=[0-9].*'
 }
 
 requeue() {
-    local job=$SLURM_JOB_ID # in an array that number may stand for all of its tasks
-    [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${MAX_RESTARTS:-20}" ]; then
         echo "error: job $job: not requeued, for it was ${MAX_RESTARTS:-20} times (MAX_RESTARTS); go on with --resume" >&2
     elif scontrol requeue "$job"; then
-        echo "job $job: saved and requeued"
+        echo "job $job: requeued"
     else
-        echo "error: job $job: saved, but it could not be requeued; go on with --resume" >&2
+        echo "error: job $job: could not be requeued; go on with --resume" >&2
     fi
     exit 75
 }

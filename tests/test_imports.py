@@ -23,9 +23,10 @@ FLOORS = (
     {"ablation.bootstrap", "ablation.records"},
     {
         "ablation.tables", "ablation.plan", "ablation.plots", "ablation.page", "ablation.report",
-        "ablation.uncertainty", "ablation.slurm",
+        "ablation.uncertainty",
     },
-    {"ablation.compare"},
+    {"ablation.compare", "ablation.runner"},
+    {"ablation.slurm"},
     {"ablation.grid"},
 )  # fmt: skip
 FLOOR = {module: number for number, modules in enumerate(FLOORS, start=1) for module in modules}

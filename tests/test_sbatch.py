@@ -30,7 +30,7 @@ data:
   root: {root}
   train: {{images: images/train, annotations: annotations/instances_train.json}}
   val: {{images: images/val, annotations: annotations/instances_val.json}}
-  workers: 0
+  workers: 2
 model: {{backbone: ResNet18SlimBackbone_B, neck: none, input_size: 96}}
 optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_epochs: 1, schedule: cosine}}
 train:
@@ -102,7 +102,8 @@ def running_cluster() -> Iterator[None]:
         pytest.skip(f"nothing to start a Slurm cluster with at {tool} (set WORKBENCH_TEST_SLURM)")
     if os.geteuid():
         pytest.skip("only root can start a Slurm cluster")
-    subprocess.run([tool, "down"], check=False, capture_output=True)
+    if subprocess.run([tool, "status"], check=False, capture_output=True).returncode == 0:
+        pytest.fail("a cluster is up already, and not for these tests: take it down first")
     call(tool, "up", "--grace", "10", "--conf", "SlurmctldParameters=preempt_send_user_signal")
     yield
     subprocess.run([tool, "down"], check=False, capture_output=True)
@@ -111,6 +112,8 @@ def running_cluster() -> Iterator[None]:
 @pytest.fixture
 def cluster(running_cluster, tmp_path, monkeypatch) -> Iterator[Cluster]:
     """The cluster for one test, which must leave no process on it."""
+    for name in [name for name in os.environ if name.startswith("SBATCH_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on it
     yield Cluster(tmp_path)
@@ -237,8 +240,23 @@ def test_a_warning_of_preemption_saves_the_very_step(cluster, config_path, unint
     until(at_step(experiment, 10), 60, lambda: cluster.describe(job))
     preempt(cluster)
     log = cluster.wait(job, "COMPLETED", "FAILED")
-    assert "stopped by SIGUSR1" in log
-    assert f"job {job}: saved and requeued" in log
+    assert "stopped: SIGUSR1" in log
+    assert f"job {job}: requeued" in log
+    assert_as_if_never_interrupted(experiment, uninterrupted)
+
+
+def test_preemption_without_a_warning_saves_the_very_step_too(cluster, config_path, uninterrupted):
+    """Where Slurm sends no signal of the job's own choice, only its processes learn of it, and the script does not."""
+    script = cluster.folder / "train_det_ddp.sbatch"
+    lines = (ROOT / "sbatch/train_det_ddp.sbatch").read_text().splitlines(keepends=True)
+    script.write_text("".join(line for line in lines if "--signal" not in line))
+    experiment = cluster.folder / "experiment_1"
+    job = cluster.submit(script, config_path, *to(cluster), options=("--nodes=2",))
+    until(at_step(experiment, 10), 60, lambda: cluster.describe(job))
+    preempt(cluster)
+    log = cluster.wait(job, "COMPLETED", "FAILED")
+    assert "stopped: SIGTERM" in log
+    assert f"job {job}: requeued" in log
     assert_as_if_never_interrupted(experiment, uninterrupted)
 
 
@@ -264,13 +282,13 @@ def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_
     end = datetime.now() + timedelta(seconds=100)  # less than what --signal asks for
     call("scontrol", "update", f"JobId={job}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
     until(lambda: "resumed after step" in cluster.log(job), 90, lambda: cluster.describe(job))
-    assert "stopped by SIGUSR1" in cluster.log(job)
+    assert "stopped: SIGUSR1" in cluster.log(job)
     assert cluster.show(job, "Restarts") == "1"
     call("scancel", "--batch", "--signal=USR1", job)
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert cluster.show(job, "ExitCode") == "75:0"
     assert f"error: job {job}: not requeued, for it was 1 times (MAX_RESTARTS)" in log
-    assert log.count("stopped by SIGUSR1") == 2
+    assert log.count("stopped: SIGUSR1") == 2
 
 
 GRID = """
@@ -315,8 +333,8 @@ def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
 
     told = submit(grid_path, "--max-running", "2")
     array, table = re.findall(r"job (\d+):", told)
-    assert "4 of 4 runs are missing, 4 are queued" not in told
-    assert "0 of 4 runs are missing, 4 are queued" in submit(grid_path)
+    assert "4 of 4 runs are missing" in told
+    assert "0 of 4 runs are missing and not in the queue" in submit(grid_path)
     second = grid_path.parent / "runs/experiment_2"
     until(lambda: len(list(grid_path.parent.glob("runs/experiment_*"))) == 2, 60)
     assert sum("PENDING" in state for state in states(grid_path)) == 2
@@ -326,7 +344,7 @@ def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
 
     cluster.wait(table, "COMPLETED", "FAILED", seconds=180)
     assert re.search(r"none: done .*(?s:.*)fpn: done .*(?s:.*)pan: done .*(?s:.*)", "\n".join(states(grid_path)))
-    assert re.search(r"broken: failed .*/nowhere.pth.*; Slurm: \d+_3 FAILED", states(grid_path)[3])
+    assert re.search(rf"broken: failed .*/nowhere.pth.*; Slurm: {array}_3 FAILED see .*_3.out", states(grid_path)[3])
     starts = {
         start["slurm"]["job"]: len(read_environments(path))
         for path in grid_path.parent.glob("runs/experiment_*")
@@ -346,6 +364,8 @@ def test_a_cell_that_fails_the_smoke_test_stops_the_array_before_it_starts(clust
     assert cluster.show(array, "JobState") == "CANCELLED"
     folder = grid_path.parent / "runs/slurm/grid_test-1"
     assert "slim x fpn, seed 0: trains" in (folder / f"smoke_{smoke}_1.out").read_text()
-    assert "broken: waiting" in states(grid_path)[3]
-    assert f"Slurm: smoke test {smoke}_3 FAILED" in states(grid_path)[3]
+    assert re.search(
+        rf"none: waiting .*{array}_0 CANCELLED for the smoke test of slim x broken, .*smoke_{smoke}_3.out",
+        states(grid_path)[0],
+    )
     assert not list(grid_path.parent.glob("runs/experiment_*"))

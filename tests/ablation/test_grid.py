@@ -7,13 +7,14 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ablation import grid as grid_command
+from ablation import runner, slurm
 from ablation.plan import Grid, read_grid
-from ablation.slurm import Submission, new_folder, read_submission, read_submissions
 from engine.command import RunError
 from engine.signals import Stopped
 
@@ -43,6 +44,9 @@ if end == "wait":
     (experiment / "waiting").touch()
     while not (experiment / "go").exists():
         time.sleep(0.01)
+if end == "saved":
+    log.write_text("2026-01-01 00:00:00,000 WARNING stopped: SIGTERM; step_000000022.pt is saved\\n")
+    sys.exit(1)
 if end in ("stop", "checkpoint"):
     import time
     signal.signal(signal.SIGUSR1, lambda *_: (experiment / "stopped").touch() or sys.exit(75))
@@ -50,7 +54,7 @@ if end in ("stop", "checkpoint"):
     if end == "checkpoint":
         (experiment / "checkpoints").mkdir()
         (experiment / "checkpoints/step_000000010.pt").touch()
-    while True:
+    while not (experiment / "stopped").exists():
         time.sleep(0.01)
 if end == "interrupt":
     sys.exit(130)
@@ -101,16 +105,16 @@ def until_waiting() -> None:
         time.sleep(0.01)
 
 
-def submitted(grid: Grid, *jobs: str) -> Path:
-    """The folder of a submission of these jobs."""
-    submission = Submission(Path("experiments/slurm/fake-1"), str(grid.path), "experiments", False, jobs)
+def submitted(grid: Grid) -> Path:
+    """The folder of a submission of the whole grid."""
+    submission = slurm.prepare(grid.path, Path("experiments"), grid.jobs, rerun_stale=False)
     submission.folder.mkdir(parents=True)
     submission.write()
     return submission.folder
 
 
 def run_task(folder: Path, index: int, *, smoke: bool = False) -> None:
-    grid_command.run_task(argparse.Namespace(folder=folder, index=index, smoke=smoke, launcher=[sys.executable]))
+    slurm.run_task(folder, index, smoke, [sys.executable])
 
 
 def starts(number: int) -> int:
@@ -174,13 +178,13 @@ def test_a_run_that_goes_on_keeps_the_code_it_was_started_with(folder, grid):
 
 
 def test_code_that_changes_while_a_grid_runs_is_recorded_as_it_was_at_each_start(grid, folder, monkeypatch):
-    train = grid_command.train
+    train = runner.train
 
     def train_then_edit(*arguments):
         train(*arguments)
         (folder / "fake_task.py").write_text(TASK + "# another\n")
 
-    monkeypatch.setattr(grid_command, "train", train_then_edit)
+    monkeypatch.setattr(runner, "train", train_then_edit)
     with pytest.raises(RunError):
         run(grid)
     first, second = (json.loads(Path(f"experiments/experiment_{n}/cell.json").read_text())["code"] for n in (1, 2))
@@ -241,35 +245,50 @@ def test_a_signal_goes_to_the_run_and_ends_the_grid(folder):
     assert grid_command.status(grid, grid.jobs, Path("experiments")).splitlines()[0].split()[5] == "interrupted"
 
 
-def test_a_task_trains_the_run_that_was_submitted_even_if_the_grid_has_others_by_now(folder, grid):
-    submission = submitted(grid, "row x good, seed 0")
-    (folder / "grid_fake.yaml").write_text(
-        GRID.replace("columns:", "columns:\n  - {name: new, overrides: [fake.end=x]}")
-    )
+def test_a_task_trains_what_was_submitted_though_the_grid_has_been_edited(folder, grid):
+    submission = submitted(grid)
+    (folder / "grid_fake.yaml").write_text(GRID.replace("name: good, overrides: [fake.end=well]", "name: x"))
     run_task(submission, 0)
-    assert json.loads(Path("experiments/experiment_1/cell.json").read_text())["column"] == "good"
-    (folder / "grid_fake.yaml").write_text(GRID.replace("name: good", "name: better"))
-    with pytest.raises(ValueError, match=r"'row x good, seed 0' is no longer there, which .*fake-1 was submitted for"):
+    cell = json.loads(Path("experiments/experiment_1/cell.json").read_text())
+    assert (cell["column"], cell["recipe"]) == ("good", grid.jobs[0].recipe())
+
+
+def test_a_task_whose_config_has_been_edited_is_refused(folder, grid):
+    submission = submitted(grid)
+    (folder / "base.yaml").write_text("fake: {end: well, seconds: 3}\n")
+    with pytest.raises(ValueError, match=r"base\.yaml: edited since .*: fake\.seconds was null, is 3; submit the grid"):
         run_task(submission, 0)
+    assert not list(Path("experiments").glob("experiment_*"))
 
 
 def test_a_task_whose_run_is_not_done_has_failed(grid):
-    submission = submitted(grid, "row x good, seed 0", "row x bad, seed 0")
     with pytest.raises(RunError, match="row x bad, seed 0: failed, no such thing"):
-        run_task(submission, 1)
+        run_task(submitted(grid), 1)
+
+
+def test_a_run_that_torchrun_ends_with_1_after_a_save_was_interrupted_and_has_not_failed(folder, capsys):
+    (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=saved"))
+    grid = read_grid(folder / "grid_fake.yaml")
+    with pytest.raises(RunError):
+        run(grid, only="* x good")
+    assert grid_command.status(grid, grid.jobs, Path("experiments")).splitlines()[0].split()[5] == "interrupted"
 
 
 def test_a_smoke_test_leaves_nothing_behind_unless_it_fails(folder, monkeypatch):
     (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=checkpoint"))
     grid = read_grid(folder / "grid_fake.yaml")
-    submission = submitted(grid, "row x good, seed 0", "row x bad, seed 0", "row x killed, seed 0")
-    monkeypatch.setattr(grid_command, "SMOKE_SECONDS", 0)
+    submission = submitted(grid)
+    monkeypatch.setattr(runner, "SMOKE_SECONDS", 0)
     run_task(submission, 0, smoke=True)  # goes on for ever if it is not stopped
     with pytest.raises(RunError, match="row x bad, seed 0: no such thing"):
         run_task(submission, 1, smoke=True)
     with pytest.raises(RunError, match="row x killed, seed 0: exit code -9"):
         run_task(submission, 2, smoke=True)
-    assert sorted(path.name for path in submission.iterdir() if path.is_dir()) == ["smoke_1", "smoke_2"]
+    monkeypatch.setattr(runner, "SMOKE_LIMIT_SECONDS", 0)
+    (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=stop"))
+    with pytest.raises(RunError, match=r"row x good, seed 0: no checkpoint after \d+ s"):
+        runner.try_out(read_grid(folder / "grid_fake.yaml").jobs[0], submission / "smoke_0", [sys.executable])
+    assert sorted(path.name for path in submission.iterdir() if path.is_dir()) == ["smoke_0", "smoke_1", "smoke_2"]
     assert not list(Path("experiments").glob("experiment_*"))
 
 
@@ -283,14 +302,41 @@ def test_without_slurm_a_submission_says_so_and_leaves_nothing(grid, monkeypatch
     assert not list(Path("experiments").glob("slurm/*"))
 
 
-def test_a_submission_is_read_as_it_was_written_and_tries_the_first_run_of_every_cell(grid):
-    jobs = ("a x none, seed 0", "a x fpn, seed 1", "a x none, seed 1", "a x fpn, seed 2")
-    submission = read_submission(submitted(grid, *jobs))
-    assert submission.jobs == jobs
-    assert submission.smoke_jobs == list(jobs[:2])
-    assert [each.folder for each in read_submissions(Path("experiments"))] == [submission.folder]
-    assert new_folder(Path("experiments"), "fake").name == "fake-2"
-    assert new_folder(Path("experiments"), "other").name == "other-1"
+def test_a_submission_is_read_as_it_was_written_and_tries_the_first_run_of_every_cell(folder):
+    (folder / "grid_fake.yaml").write_text(GRID.replace("seeds: [0]", "seeds: [5, 6]"))
+    grid = read_grid(folder / "grid_fake.yaml")
+    submission = slurm.read_submission(submitted(grid))
+    assert [slurm.job_of(entry) for entry in submission.jobs] == grid.jobs
+    assert [slurm.job_of(entry) for entry in submission.smoke_jobs] == grid.jobs[:3]
+    assert slurm.read_submissions(Path("experiments")) == [submission]
+    assert submitted(grid).name == "grid_fake-2"
+
+
+SQUEUE = """#!/bin/sh
+echo '7_0|RUNNING|node1'
+echo '7_1|CANCELLED|'
+echo '6_2|FAILED|NonZeroExitCode'
+echo '5_2|PENDING|Resources'
+"""
+
+
+def test_the_queue_is_asked_for_the_runs_of_this_grid_alone(folder, grid, monkeypatch):
+    (folder / "squeue").write_text(SQUEUE)
+    (folder / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    older, newer = (slurm.read_submission(submitted(grid)) for _ in range(2))
+    replace(older, array="5").write()
+    replace(newer, array="7", smoke="6").write()
+    submissions = slurm.read_submissions(Path("experiments"))
+    told = {job.column: str(task) for job, task in slurm.tasks_of(grid.jobs, submissions).items()}
+    assert told == {
+        "good": "7_0 RUNNING node1",
+        "bad": "7_1 CANCELLED for the smoke test of row x killed, seed 0 failed, "
+        "see experiments/slurm/grid_fake-2/smoke_6_2.out",
+        "killed": "5_2 PENDING Resources",
+    }
+    (folder / "base.yaml").write_text("fake: {end: well, seconds: 3}\n")  # another recipe in the same places
+    assert slurm.tasks_of(read_grid(folder / "grid_fake.yaml").jobs, submissions) == {}
 
 
 def test_status_has_a_line_for_each_cell_with_how_far_it_is(grid):
