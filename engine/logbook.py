@@ -63,7 +63,7 @@ class _Lines:
 def progress_bar(steps: Iterable | None = None, **options: Any) -> tqdm:
     """tqdm over `steps` on rank 0, silent on the others; where the output is a file, a line a minute."""
     minutely = {"file": _Lines(), "delay": 60, "mininterval": 60, "maxinterval": 120, "leave": False}
-    options |= {"dynamic_ncols": True} if sys.stderr.isatty() else minutely
+    options = ({"dynamic_ncols": True} if sys.stderr.isatty() else minutely) | options
     return tqdm(steps, disable=not distributed.is_main(), **options)
 
 

@@ -2,7 +2,15 @@
 
 import pytest
 
-from engine.logbook import append_metrics, draw_curves, logger, read_metrics, rewind_metrics, start_logging
+from engine.logbook import (
+    append_metrics,
+    draw_curves,
+    logger,
+    progress_bar,
+    read_metrics,
+    rewind_metrics,
+    start_logging,
+)
 
 
 def line(epoch: int, score: float | None) -> dict:
@@ -17,6 +25,24 @@ def experiment(tmp_path):
     for epoch in (1, 2, 3):
         append_metrics(tmp_path, line(epoch, None if epoch == 1 else 0.1 * epoch))
     return tmp_path
+
+
+def test_a_bar_in_a_log_file_is_lines_of_plain_text(capsys):
+    with progress_bar(total=10, unit="step", desc="epoch 1", delay=0, mininterval=0) as bar:
+        bar.update(3)
+        with progress_bar(total=2, desc="scoring", delay=0, mininterval=0, leave=False) as inner:
+            inner.update()
+    text = capsys.readouterr().err
+    assert "epoch 1:  30%" in text
+    assert "scoring:  50%" in text
+    assert not set("\r\x1b") & set(text)
+    assert all(line.startswith(("epoch 1:", "scoring:")) for line in text.splitlines())
+
+
+def test_a_bar_in_a_log_file_waits_a_minute_before_it_says_anything(capsys):
+    for _ in progress_bar(range(5)):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 def test_metrics_come_back_in_order(experiment):
