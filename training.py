@@ -31,8 +31,9 @@ from data import EpochBatchSampler, batch_to, build_loader
 from engine import distributed
 from engine.checkpoint import (
     CheckpointError,
+    check_room,
     load_checkpoint,
-    newest_checkpoint,
+    load_newest_whole,
     prune_checkpoints,
     save_checkpoint,
     step_path,
@@ -168,6 +169,7 @@ def fit(
     after its newest checkpoint. Raises RunError when a loss or gradient is not finite, CheckpointError when there
     is nothing to resume; Stopped or KeyboardInterrupt, after a save, when a signal asked for it on any rank."""
     run = _Run(task, config, optim, experiment, device)
+    run.check_room()
     if resume:
         run.resume()
     run.announce()
@@ -214,9 +216,11 @@ class _Run:
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, and forget what was logged after it."""
-        path = distributed.broadcast(distributed.is_main() and newest_checkpoint(self.checkpoints))
+        path, state = load_newest_whole(self.checkpoints) if distributed.is_main() else (None, None)
+        path = distributed.broadcast(path)
+        state = state or load_checkpoint(path)
         try:
-            self.state.load_state_dict(load_checkpoint(path))
+            self.state.load_state_dict(state)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
         logger.info("resumed after step %d from %s", self.state.step, path)
@@ -227,6 +231,13 @@ class _Run:
     def epochs_done(self) -> int:
         """Epochs that are trained, scored and logged."""
         return (self.state.step - bool(self.state.line)) // self.steps_per_epoch
+
+    def check_room(self) -> None:
+        """Raises CheckpointError, before anything is trained, where checkpoints cannot be kept."""
+        weights = sum(tensor.nbytes for tensor in self.state.model.state_dict().values())
+        copies = 1 + (2 if self.optim.optimizer == "adamw" else 1) + (self.state.ema is not None)
+        if distributed.is_main():
+            check_room(self.checkpoints, copies * weights)
 
     def announce(self) -> None:
         """Log what was derived from the config."""

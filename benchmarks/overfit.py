@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from detection.data import DataConfig, SplitConfig, read_coco, read_split
+from detection.annotations import DataConfig, SplitConfig, read_coco, read_split
 from detection.ssd import ModelConfig
 from detection.task import DetectionConfig, DetectionTask
 from detection.transforms import AugmentConfig

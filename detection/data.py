@@ -1,290 +1,64 @@
-"""Detection data in COCO's format (cocodataset.org/#format-data): read and checked as a whole, then image by image.
+"""Detection data image by image: decoding, samples, batches; and the check of a whole data set.
 
-`read_coco` is the door: it finds every defect of an annotation file, and every image that is not there, before
-anything is trained. What it lets through follows these rules:
+    python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd
+    python -m detection.data check annotations/instances_val2017.json --images val2017 --json defects.json
 
-- A box that reaches over the edge of its image is cut to it; a box without area (COCO's train2017 has two) is left
-  out. Both concern training only and are counted; scores are taken against the untouched file.
-- Crowds (`iscrowd` 1) are never training targets. `iscrowd`, `area`, `segmentation` and `info` may be missing.
-- Category ids may have gaps. Labels inside the network are 1 to num_classes, in the order of the ids; 0 is background.
+The check reads every annotation by the rules of detection/annotations.py and decodes every image, and lists all
+that is wrong with either at once. Training itself looks whether the images are there; `data.check_images=true` makes
+it decode them all before it starts.
+
 - An image is turned as its EXIF orientation says, unless only the unturned one has the width and height that the
-  file gives.
+  annotation file gives. Another size is a defect, found before any pixel is decoded.
+- Grey, CMYK, palette, transparent and 16-bit images become 8-bit RGB; of an animation the first picture counts.
+- An image of more than some 179 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`, twice) is refused by its header.
 
 `CocoDetection` decodes and augments; `collate` makes the batch.
 """
 
+import argparse
 import json
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Any, Literal, NamedTuple
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
-from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from data import Key
-from engine.config import Config
+from detection.annotations import (
+    CocoFile,
+    DataConfig,
+    DatasetError,
+    Defect,
+    ImageFile,
+    Survey,
+    dataset_error,
+    pair_defects,
+    shown_path,
+    survey_coco,
+)
+from engine import distributed
+from engine.command import run_command
+from engine.config import Config, load_config
+from engine.experiment import write_text
 from engine.logbook import progress_bar
 
-
-class SplitConfig(Config):
-    """Where one half of a data set lies."""
-
-    images: str = Field(description="folder that file_name in the annotations is relative to; relative to root")
-    annotations: str = Field(description="COCO instances JSON; relative to root")
-
-
-class DataConfig(Config):
-    """Which images to train and score on, and how they are loaded."""
-
-    root: str = Field(description="folder of the data set")
-    train: SplitConfig = Field(description="images to train on")
-    val: SplitConfig = Field(description="images to score")
-    workers: int = Field(4, ge=0, description="loader processes per training process; 0: load in the same one")
-    cache_images: bool = Field(
-        False,
-        description="keep decoded images in memory: 3 bytes a pixel, 0.9 MB for 640 x 480, per training process",
-    )
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be used; the message names the file and what is wrong with it."""
-
-
-class ImageRecord(NamedTuple):
-    """One image as the annotation file describes it."""
-
-    id: int
-    file_name: str  # relative to the image folder
-    width: int  # pixels, of the image as its boxes see it
-    height: int
-
-
-@dataclass(frozen=True, eq=False)
-class CocoFile:
-    """A checked annotation file.
-
-    The objects of all images lie in a few arrays, image after image: loader processes can share these, whereas
-    a million small objects would be copied into each as soon as it looks at them."""
-
-    annotations_path: Path
-    images_dir: Path
-    images: list[ImageRecord]
-    class_names: list[str]  # of label k at k - 1
-    category_ids: list[int]  # of label k at k - 1
-    boxes_xyxy: np.ndarray  # (objects, 4) float32 pixels, within their image
-    labels: np.ndarray  # (objects,) int64, 1 to len(class_names)
-    is_crowd: np.ndarray  # (objects,) bool
-    first_object: np.ndarray  # (images + 1,) int64: image i has objects first_object[i] to first_object[i + 1] - 1
-    num_cut: int  # boxes that reached over the edge of their image by a pixel or more
-    num_left_out: int  # boxes without area
-
-    def objects(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """boxes_xyxy, labels and is_crowd of the objects in images[index]."""
-        span = slice(self.first_object[index], self.first_object[index + 1])
-        return self.boxes_xyxy[span], self.labels[span], self.is_crowd[span]
-
-    @property
-    def classes(self) -> dict[int, str]:
-        """Category id to name, in the order of the labels."""
-        return dict(zip(self.category_ids, self.class_names, strict=True))
-
-    @property
-    def class_counts(self) -> np.ndarray:
-        """(classes,) int64: how many objects to train on each class has, crowds aside; label k at k - 1."""
-        return np.bincount(self.labels[~self.is_crowd], minlength=len(self.class_names) + 1)[1:]
-
-
-# ---- reading and checking an annotation file ----------------------------------------------------------
-
-
-def read_coco(annotations_path: str | Path, images_dir: str | Path) -> CocoFile:
-    """Read an annotation file and check all of it, and that every image is there (but not what is in it).
-
-    Raises DatasetError if anything is wrong: its first line names the file, the first defect and how many there are;
-    up to nine more defects follow, a line each."""
-    annotations_path, images_dir = Path(annotations_path), Path(images_dir)
-    content = _read_json(annotations_path)
-    defects = _defects(content, images_dir)
-    if defects:
-        if len(defects) > 1:
-            defects[0] += f" (the first of {len(defects)} defects)"
-        if len(defects) > 10:
-            defects[10:] = [f"... and {len(defects) - 10} more"]
-        raise DatasetError(f"{annotations_path}: " + "\n  ".join(defects))
-
-    images = [ImageRecord(r["id"], r["file_name"], r["width"], r["height"]) for r in content["images"]]
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    index_of_image = {image.id: index for index, image in enumerate(images)}
-    label_of_category = {category["id"]: label for label, category in enumerate(categories, start=1)}
-
-    annotations = content["annotations"]
-    image_indices = np.array([index_of_image[a["image_id"]] for a in annotations], np.int64)
-    labels = np.array([label_of_category[a["category_id"]] for a in annotations], np.int64)
-    is_crowd = np.array([a.get("iscrowd", 0) for a in annotations], bool)
-    boxes_xywh = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
-
-    sizes = np.array([(image.width, image.height) for image in images], np.float64).reshape(-1, 2)[image_indices]
-    corners = np.stack([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)  # (objects, 2, 2)
-    cut = corners.clip(0, sizes[:, None])
-    num_cut = int(np.any(np.abs(cut - corners) >= 1, axis=(1, 2)).sum())
-    has_area = np.all(cut[:, 1] > cut[:, 0], axis=1)
-
-    order = np.argsort(image_indices, kind="stable")
-    order = order[has_area[order]]
-    return CocoFile(
-        annotations_path,
-        images_dir,
-        images,
-        class_names=[category["name"] for category in categories],
-        category_ids=[category["id"] for category in categories],
-        boxes_xyxy=cut.reshape(-1, 4)[order].astype(np.float32),
-        labels=labels[order],
-        is_crowd=is_crowd[order],
-        first_object=np.searchsorted(image_indices[order], np.arange(len(images) + 1)),
-        num_cut=num_cut,
-        num_left_out=int((~has_area).sum()),
-    )
-
-
-def read_split(config: DataConfig, split: Literal["train", "val"]) -> CocoFile:
-    """`read_coco` of one half of a configured data set."""
-    root, paths = Path(config.root).expanduser(), getattr(config, split)
-    return read_coco(root / paths.annotations, root / paths.images)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise DatasetError(
-            f"{path}: cannot be read: {error.strerror}; is data.root the folder of the data set?"
-        ) from None
-    except (ValueError, RecursionError) as error:  # ValueError: of json, and of bytes that are no UTF-8
-        raise DatasetError(f"{path}: not JSON: {error}") from None
-
-
-_KEYS = {
-    "categories": ("id", "name"),
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-}
-
-
-def _defects(content: Any, images_dir: Path) -> list[str]:
-    """Everything that is wrong with the content of an annotation file, a line each."""
-    if not isinstance(content, dict):
-        return [f"holds a {type(content).__name__}, expected an object with the lists {', '.join(_KEYS)}"]
-    no_list = [name for name in _KEYS if not isinstance(content.get(name), list)]
-    if no_list:
-        return [f"no list {name!r}, expected the lists {', '.join(_KEYS)}" for name in no_list]
-
-    if not images_dir.is_dir():
-        return [f"its image folder {images_dir}: no such folder"]
-
-    images, categories = _by_id(content["images"]), _by_id(content["categories"])
-    id_of_name: dict[str, int] = {}
-    listings: dict[Path, set[str]] = {}
-    return [
-        *(f"{name!r} is empty" for name in ("categories", "images") if not content[name]),
-        *_record_defects(content, "categories", lambda record: _category_defect(record, id_of_name)),
-        *_record_defects(content, "images", lambda record: _image_defect(record, images_dir, listings)),
-        *_record_defects(content, "annotations", lambda record: _annotation_defect(record, images, categories)),
-    ]
-
-
-def _record_defects(content: dict, name: str, find_defect: Callable[[dict], str | None]) -> Iterator[str]:
-    """What is wrong in one of the lists: at most one thing per record, by find_defect where it is all there."""
-    taken = set()
-    for position, record in enumerate(content[name]):
-        if not isinstance(record, dict):
-            yield f"{name}[{position}]: expected an object, got {record!r:.50}"
-            continue
-        missing = [key for key in _KEYS[name] if key not in record]
-        if missing:
-            defect = f"no {missing[0]!r}"
-        elif not _is_id(record["id"]):
-            defect = "expected a whole number as id"
-        elif record["id"] in taken:
-            defect = "an earlier one has this id"
-        else:
-            taken.add(record["id"])
-            defect = find_defect(record)
-        if defect:
-            yield f"{name}[{position}] (id {record.get('id')!r:.50}): {defect}"
-
-
-def _category_defect(category: dict, id_of_name: dict[str, int]) -> str | None:
-    name = category["name"]
-    if not isinstance(name, str) or not name:
-        return f"name {name!r:.50}, expected text"
-    first_id = id_of_name.setdefault(name, category["id"])
-    return f"name {name!r} is that of category {first_id}, too" if first_id != category["id"] else None
-
-
-def _image_defect(image: dict, images_dir: Path, listings: dict[Path, set[str]]) -> str | None:
-    """listings: the names in folders, kept: to list a folder once beats asking for each of 100,000 files in it."""
-    file_name = image["file_name"]
-    if not _has_size(image):
-        return f"width {image['width']!r:.50}, height {image['height']!r:.50}, expected whole numbers above 0"
-    if not isinstance(file_name, str):
-        return f"file_name {file_name!r:.50}, expected text"
-    path = PurePath(file_name)
-    if path.is_absolute() or ".." in path.parts:
-        return f"file_name {file_name!r} leads out of the image folder {images_dir}"
-    folder = images_dir / path.parent
-    if folder not in listings:
-        listings[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
-    return None if path.name in listings[folder] else f"file_name {file_name!r}: no such file in {images_dir}"
-
-
-def _annotation_defect(annotation: dict, images: dict[int, dict], categories: dict[int, dict]) -> str | None:
-    image_id, category_id, bbox = annotation["image_id"], annotation["category_id"], annotation["bbox"]
-    if not _is_id(image_id) or image_id not in images:
-        return f"image_id {image_id!r:.50}: no such image"
-    if not _is_id(category_id) or category_id not in categories:
-        return f"category_id {category_id!r:.50}: no such category"
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and min(bbox[2:]) >= 0):
-        return f"bbox {bbox!r:.100}, expected [x, y, width, height] in pixels, the last two not negative"
-    if _has_size(images[image_id]) and _is_outside(bbox, images[image_id]):
-        size = "{width} x {height}".format(**images[image_id])
-        return f"bbox {bbox} lies outside image {image_id} of {size} pixels"
-    if annotation.get("iscrowd", 0) not in (0, 1):
-        return f"iscrowd {annotation['iscrowd']!r:.50}, expected 0 or 1"
-    if not _is_number(annotation.get("area", 0)):
-        return f"area {annotation['area']!r:.50}, expected a number"
-    return None
-
-
-def _is_outside(bbox: list[float], image: dict) -> bool:
-    """Whether a box that has an area shares none with its image."""
-    x, y, width, height = bbox
-    misses = x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0
-    return width > 0 and height > 0 and misses
-
-
-def _by_id(records: list) -> dict[int, dict]:
-    return {record["id"]: record for record in records if isinstance(record, dict) and _is_id(record.get("id"))}
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and abs(value) < 2**63  # bool is an int, too
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e12  # false for NaN
-
-
-def _has_size(image: dict) -> bool:
-    return all(type(side) is int and 0 < side < 2**31 for side in (image.get("width"), image.get("height")))
-
+ROUND = 512  # images that a pool of processes checks; whichever kills a process is among so many
 
 # ---- images and batches -------------------------------------------------------------------------------
 
@@ -292,21 +66,31 @@ def _has_size(image: dict) -> bool:
 def read_image(coco: CocoFile, index: int) -> np.ndarray:
     """Decode coco.images[index] to (height, width, 3) uint8 RGB, turned the way its boxes see it.
 
-    By Pillow: torchvision's decoder can take the process down with a broken PNG.
-    Raises DatasetError if it cannot be decoded or is not of the recorded size; a size that is wrong is found
-    before any pixel is decoded."""
-    record = coco.images[index]
-    path = coco.images_dir / record.file_name
-    place = f"{path} (image id {record.id})"
+    Raises DatasetError if it cannot be decoded or is not of the recorded size."""
+    file = coco.file(index)
     try:
-        with Image.open(path) as image:
+        return decode_image(file)
+    except DatasetError as error:
+        raise DatasetError(str(_defect(file, str(error)))) from None
+
+
+def decode_image(file: ImageFile) -> np.ndarray:
+    """Decode an image to (height, width, 3) uint8 RGB, turned so that it has file.size, or upright without that.
+
+    By Pillow: torchvision's decoder can take the process down with a broken PNG.
+    Raises DatasetError, saying why but not where, if it cannot be decoded or has another size."""
+    try:
+        with Image.open(file.path) as image:
+            if image.format == "EPS":
+                raise DatasetError("an EPS file, which is a program: Pillow would run it by Ghostscript")
+            # Before anything else: to ask a PNG for its orientation is to decode it.
+            if file.size and file.size not in (image.size, image.size[::-1]):
+                raise _another_size(image, file)
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             upright_size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
-            size = record.width, record.height
-            if size not in (upright_size, image.size):
-                (width, height), recorded = upright_size, f"{record.width} x {record.height}"
-                raise DatasetError(f"{place}: {width} x {height} pixels, the annotation file says {recorded}")
-            if orientation != 1 and size == upright_size:
+            if file.size and file.size not in (image.size, upright_size):
+                raise _another_size(image, file)
+            if orientation != 1 and (file.size or upright_size) == upright_size:
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits, which convert() would saturate
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
@@ -314,7 +98,12 @@ def read_image(coco: CocoFile, index: int) -> np.ndarray:
     except DatasetError:
         raise
     except Exception as error:  # Pillow's decoders raise all sorts on broken files
-        raise DatasetError(f"{place}: cannot be decoded: {error}") from None
+        raise DatasetError(f"cannot be decoded: {error or type(error).__name__}") from None
+
+
+def _another_size(image: Image.Image, file: ImageFile) -> DatasetError:
+    (width, height), recorded = image.size, f"{file.size[0]} x {file.size[1]}"
+    return DatasetError(f"{width} x {height} pixels, the annotation file says {recorded}")
 
 
 class CocoDetection(Dataset):
@@ -381,3 +170,227 @@ def collate(samples: list[dict]) -> dict[str, Tensor]:
         "labels": labels,
         "image_ids": torch.tensor([sample["image_id"] for sample in samples]),
     }
+
+
+# ---- checking every image -----------------------------------------------------------------------------
+
+
+def check_images(cocos: Sequence[CocoFile], workers: int) -> None:
+    """Decode every image of checked annotation files before training: each rank its share, in `workers` processes.
+
+    Raises DatasetError, on all ranks, naming the first ten broken ones."""
+    files = [coco.file(index) for coco in cocos for index in range(len(coco.images))]
+    share = files[distributed.rank() :: distributed.world_size()]
+    found = [defect for defect in with_bar(share, workers, "checking images") if defect]
+    parts = distributed.gather(found)
+    defects = distributed.broadcast(parts and sorted(chain.from_iterable(parts)))
+    if defects:
+        raise dataset_error(defects)
+
+
+def with_bar(files: Sequence[ImageFile], workers: int, title: str) -> Iterator[Defect | None]:
+    """`find_defects` under a progress bar."""
+    return progress_bar(find_defects(files, workers), total=len(files), desc=title, unit="image", leave=False)
+
+
+def find_defects(files: Sequence[ImageFile], workers: int) -> Iterator[Defect | None]:
+    """Decode every image in `workers` processes; yields what is wrong with each, None where nothing is, in order.
+
+    A decoder that takes its process down is a defect of that image: those without an answer by then are tried
+    again, each in a process of its own."""
+    for start in range(0, len(files), ROUND):
+        left = deque(files[start : start + ROUND])
+        try:
+            with _processes(workers) as pool:
+                for defect in pool.map(find_defect, left):
+                    left.popleft()
+                    yield defect
+        except BrokenProcessPool:
+            yield from map(_find_defect_alone, left)
+
+
+def find_defect(file: ImageFile) -> Defect | None:
+    """Decode an image and, of a PNG, compare the checksums, which Pillow does not do on the way."""
+    try:
+        decode_image(file)
+        with Image.open(file.path) as image:
+            if image.format == "PNG":
+                image.verify()
+    except DatasetError as error:
+        return _defect(file, str(error))
+    except Exception as error:
+        return _defect(file, f"damaged: {error}")
+    return None
+
+
+def _find_defect_alone(file: ImageFile) -> Defect | None:
+    try:
+        with _processes(1) as pool:
+            return pool.submit(find_defect, file).result()
+    except BrokenProcessPool:
+        return _defect(file, "the process that decoded it died")
+
+
+def _defect(file: ImageFile, what: str) -> Defect:
+    return Defect(file.path, f"image id {file.id!r:.50}", what)
+
+
+def _processes(count: int) -> ProcessPoolExecutor:
+    # Forked, they start at once; see data.build_loader.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    return ProcessPoolExecutor(count, context, initializer=_start_process, initargs=(os.getpid(),))
+
+
+def _start_process(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end when that ends, however it does: an idle process would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # of Pillow, about images that it decodes all the same
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+# ---- the command --------------------------------------------------------------------------------------
+
+
+class DataSection(Config, extra="ignore"):
+    """What the check reads of a config; the rest is for those who train."""
+
+    data: DataConfig
+
+
+def main(device: torch.device) -> None:
+    """Check as the command line says: print a table of the defects and the counts of each annotation file.
+
+    Raises DatasetError, at the end, if there are defects."""
+    arguments = parse_arguments()
+    surveys = [survey_coco(*paths) for paths in find_annotations(arguments)]
+    if len(surveys) == 2 and not any(survey.defects for survey in surveys):
+        surveys[1].defects.extend(pair_defects(*(survey.coco for survey in surveys)))
+    for survey in surveys:
+        images = with_bar(survey.files, arguments.workers, survey.annotations_path.name)
+        survey.defects.extend(defect for defect in images if defect)
+
+    defects = [defect for survey in surveys for defect in survey.defects]
+    if defects:
+        print(table(defects))
+    for survey in surveys:
+        print(f"{shown_path(survey.annotations_path)}: {describe(survey)}")
+    if arguments.json:
+        write_text(arguments.json, json.dumps(report(surveys), indent=2) + "\n")
+    if defects:
+        numbers = {shown_path(survey.annotations_path): len(survey.defects) for survey in surveys if survey.defects}
+        raise DatasetError(", ".join(f"{n} defect{'s' * (n > 1)} in {path}" for path, n in numbers.items()))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m detection.data",
+        description="Read every annotation and decode every image of a data set; list all that is wrong with it.",
+        epilog="example: python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd",
+    )
+    parser.add_argument("command", choices=["check"])
+    parser.add_argument(
+        "source", type=Path, metavar="CONFIG|ANNOTATIONS",
+        help="YAML file, of which both halves of the data set are checked, or a COCO instances JSON",
+    )  # fmt: skip
+    parser.add_argument("overrides", nargs="*", metavar="data.field=value", help="replaces a value of the config")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIRECTORY",
+        help="image folder of ANNOTATIONS (default: X or images/X beside annotations/instances_X.json's folder)",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write counts and defects there, too")
+    parser.add_argument(
+        "--workers", type=int, default=cpu_count(), metavar="N", help="processes (default: %(default)s)"
+    )
+    arguments = parser.parse_intermixed_args()
+    if arguments.workers < 1:
+        parser.error(f"--workers {arguments.workers}: expected 1 or more")
+    if foreign := [override for override in arguments.overrides if not override.startswith("data.")]:
+        parser.error(f"{foreign[0]}: expected data.field=value; the check reads nothing else of a config")
+    if _is_json(arguments.source) and arguments.overrides:
+        parser.error(f"{arguments.overrides[0]}: only a CONFIG has values to replace, got {arguments.source}")
+    if not _is_json(arguments.source) and arguments.images:
+        parser.error(f"--images is for an ANNOTATIONS file; {arguments.source} names the folders itself")
+    return arguments
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
+
+
+def cpu_count() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def find_annotations(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
+    """Annotation file and image folder of what is to be checked: of train and val, or of the one file.
+
+    Raises ConfigError for a bad config, DatasetError if the image folder is nowhere to be found."""
+    path = arguments.source
+    if not _is_json(path):
+        config = load_config(path, arguments.overrides, DataSection).data
+        return [config.paths("train"), config.paths("val")]
+    if arguments.images:
+        return [(path, arguments.images)]
+    root, name = path.absolute().parent.parent, path.stem.removeprefix("instances_")
+    for folder in (root / name, root / "images" / name):
+        if folder.is_dir():
+            return [(path, folder)]
+    raise DatasetError(f"{path}: no image folder at {root / name}; say where it is by --images")
+
+
+def table(defects: Sequence[Defect]) -> str:
+    """Defects as aligned columns: file, record, what is wrong."""
+    rows = [("file", "record", "defect"), *((shown_path(file), record, what) for file, record, what in defects)]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{file:<{widths[0]}}  {record:<{widths[1]}}  {what}" for file, record, what in rows)
+
+
+def count(coco: CocoFile) -> dict[str, int]:
+    """What is there, and what training does not take as it is."""
+    targets = np.bincount(np.repeat(np.arange(len(coco.images)), np.diff(coco.first_object))[~coco.is_crowd])
+    return {
+        "images": len(coco.images),
+        "objects": len(coco.labels),
+        "classes": len(coco.class_names),
+        "boxes_cut": coco.num_cut,
+        "boxes_left_out": coco.num_left_out,
+        "crowds": int(coco.is_crowd.sum()),
+        "images_without_objects": len(coco.images) - int(np.count_nonzero(targets)),
+    }
+
+
+def describe(survey: Survey) -> str:
+    """The counts of one annotation file in a sentence."""
+    if survey.coco is None:
+        return "nothing in it can be counted"
+    text = (
+        "{images} images, {objects} objects, {classes} classes; in training, {boxes_cut} boxes are cut at the edge of "
+        "their image, {boxes_left_out} without area and {crowds} crowds left out; {images_without_objects} images have "
+        "no object to train on"
+    ).format(**count(survey.coco))
+    return f"{text} (records with defects aside)" if survey.defects else text
+
+
+def report(surveys: Sequence[Survey]) -> list[dict]:
+    """The same for other programs, an entry for each annotation file."""
+    return [
+        {
+            "annotations": str(survey.annotations_path),
+            "images": str(survey.images_dir),
+            "counts": survey.coco and count(survey.coco),
+            "defects": [{"file": str(d.file), "record": d.record, "defect": d.what} for d in survey.defects],
+        }
+        for survey in surveys
+    ]
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from data import batch_to, normalize_images
-from detection.data import CocoFile
+from detection.annotations import CocoFile
 from detection.postprocess import Detections, PostprocessConfig, postprocess
 from engine.image_statistics import Matches
 from engine.inference import evaluation_mode
@@ -103,7 +103,7 @@ def to_coco_results(
 
 
 def coco_scores(annotations_path: str | Path, results: Sequence[dict]) -> dict:
-    """Score detections by COCO's protocol on every image of an annotation file that detection.data has checked.
+    """Score detections by COCO's protocol on every image of an annotation file that detection.annotations has checked.
 
     results: {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"} each, for the whole file.
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from detection.data import CocoFile, read_image
+from detection.annotations import CocoFile
+from detection.data import read_image
 from detection.errors import error_breakdown
 from detection.evaluation import METRICS, image_statistics
 from detection.pictures import Picture, draw_detections, draw_examples

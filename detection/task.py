@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import build_loader, eval_batches, normalize_images
-from detection.data import CocoDetection, CocoFile, DataConfig, DatasetError, collate
+from detection.annotations import CocoFile, DataConfig, DatasetError
+from detection.data import CocoDetection, collate
 from detection.evaluation import METRICS, coco_scores, detect
 from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
 from detection.matching import match_anchors

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from detection.data import CocoFile, DatasetError, read_split
+from detection.annotations import CocoFile, DatasetError, read_split
 from detection.evaluation import METRICS, coco_scores
 from detection.postprocess import PostprocessConfig
 from detection.task import DetectionConfig, DetectionTask, read_experiment_config

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from detection.data import read_split
+from detection.annotations import read_split
+from detection.data import check_images
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask, read_experiment_config
 from engine import distributed
-from engine.checkpoint import list_checkpoints, newest_checkpoint
+from engine.checkpoint import list_checkpoints, newest_checkpoint, sweep_temporaries
 from engine.command import run_command
 from engine.config import changed_fields, dump_config, load_config
 from engine.experiment import (
@@ -47,6 +48,8 @@ def main(device: torch.device) -> None:
     if arguments.resume:
         newest_checkpoint(arguments.resume / "checkpoints")  # there must be one, before anything is written
     train, val = read_split(config.data, "train"), read_split(config.data, "val")
+    if config.data.check_images:
+        check_images([train, val], max(1, config.data.workers))
     task = DetectionTask(config, val, train, from_checkpoint=arguments.resume is not None)
     check_feasible(task, config.train, device)
     experiment = (
@@ -64,6 +67,7 @@ def train_and_record(task: DetectionTask, experiment: Path, device: torch.device
     hosts = distributed.gather(platform.node())
     start_logging(experiment if distributed.is_main() else None, verbose=distributed.is_main())
     if distributed.is_main():
+        sweep_temporaries(experiment)
         write_text(experiment / "config.yaml", dump_config(config))
         append_environment(experiment, describe_environment(hosts, device))
         if not resume:

@@ -16,7 +16,7 @@ FLOORS = (
     {
         "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.cost",
         "detection.backbones", "detection.anchors", "detection.matching", "detection.postprocess",
-        "detection.transforms", "detection.pictures",
+        "detection.transforms", "detection.pictures", "detection.annotations",
     },
     {"training", "detection.ssd", "detection.loss", "detection.data", "detection.evaluation", "detection.errors"},
     {"detection.task", "detection.record", "detection.training", "detection.test"},

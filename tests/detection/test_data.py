@@ -1,270 +1,37 @@
-"""Reading and checking annotation files, decoding images, samples and batches."""
+"""Decoding images, samples and batches, and the check of a whole data set."""
 
 import dataclasses
 import json
+import multiprocessing
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torchvision.transforms import v2
 
+import detection.data
 from data import EpochBatchSampler, build_loader
-from detection.data import (
-    CocoDetection,
-    DataConfig,
-    DatasetError,
-    SplitConfig,
-    collate,
-    read_coco,
-    read_image,
-    read_split,
-)
+from detection.annotations import DatasetError, read_coco
+from detection.data import CocoDetection, collate, find_defects, main, read_image
+from detection.sample import generate
 from detection.transforms import AugmentConfig, eval_transform, train_transform
+from engine.command import run_command
 
 CPU = torch.device("cpu")
-
-
-def content():
-    """Two images of 40 x 30 pixels, three objects of two categories."""
-    return {
-        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "Kätzchen 猫"}],
-        "images": [
-            {"id": 50, "file_name": "a.png", "width": 40, "height": 30},
-            {"id": 20, "file_name": "more/b.png", "width": 40, "height": 30},
-        ],
-        "annotations": [
-            {"id": 1, "image_id": 20, "category_id": 3, "bbox": [1, 2, 3, 4]},
-            {"id": 2, "image_id": 50, "category_id": 7, "bbox": [10.5, 10, 20, 10]},
-            {"id": 3, "image_id": 20, "category_id": 7, "bbox": [0, 0, 40, 30]},
-        ],
-    }
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "images/more").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name in ("a.png", "more/b.png"):
-        pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / name)
-    return tmp_path
 
 
 def read(folder, annotations):
     (folder / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
     return read_coco(folder / "annotations.json", folder / "images")
-
-
-def first_line(folder, annotations):
-    with pytest.raises(DatasetError) as raised:
-        read(folder, annotations)
-    assert str(folder / "annotations.json") in str(raised.value)
-    return str(raised.value).splitlines()[0]
-
-
-# ---- what a good file gives -------------------------------------------------------------------------------------
-
-
-def test_labels_follow_the_order_of_the_category_ids(folder):
-    coco = read(folder, content())
-    assert coco.category_ids == [3, 7]
-    assert coco.class_names == ["Kätzchen 猫", "dog"]
-
-
-def test_objects_come_with_their_image(folder):
-    coco = read(folder, content())
-    boxes_xyxy, labels, is_crowd = coco.objects(0)
-    assert coco.images[0].id == 50
-    assert boxes_xyxy.tolist() == [[10.5, 10, 30.5, 20]]
-    assert labels.tolist() == [2]
-    boxes_xyxy, labels, is_crowd = coco.objects(1)
-    assert coco.images[1].file_name == "more/b.png"
-    assert boxes_xyxy.tolist() == [[1, 2, 4, 6], [0, 0, 40, 30]]
-    assert labels.tolist() == [1, 2]
-    assert is_crowd.tolist() == [False, False]
-
-
-def test_optional_keys_change_nothing(folder):
-    annotations = content()
-    for annotation in annotations["annotations"]:
-        annotation |= {"iscrowd": 0, "area": 12.5, "segmentation": [[1, 2, 3, 4, 5, 6]]}
-    plain, full = read(folder, content()), read(folder, annotations | {"info": {}, "licenses": []})
-    assert np.array_equal(plain.boxes_xyxy, full.boxes_xyxy)
-    assert np.array_equal(plain.is_crowd, full.is_crowd)
-
-
-def test_a_box_over_the_edge_is_cut_and_counted(folder):
-    annotations = content()
-    annotations["annotations"][0]["bbox"] = [-5, 20, 10, 50]
-    annotations["annotations"][1]["bbox"] = [30, 20, 10.25, 10]  # within a pixel: cut without a word
-    coco = read(folder, annotations)
-    assert coco.objects(1)[0][0].tolist() == [0, 20, 5, 30]
-    assert coco.objects(0)[0].tolist() == [[30, 20, 40, 30]]
-    assert coco.num_cut == 1
-
-
-def test_a_box_without_area_is_left_out_and_counted(folder):
-    annotations = content()
-    annotations["annotations"][0]["bbox"] = [8, 9, 1.03, 0]  # as annotation 918 of COCO's train2017
-    coco = read(folder, annotations)
-    assert coco.objects(1)[1].tolist() == [2]
-    assert coco.num_left_out == 1
-
-
-def test_class_counts_leave_crowds_out(folder):
-    annotations = content()
-    annotations["annotations"][1]["iscrowd"] = 1
-    assert read(folder, annotations).class_counts.tolist() == [1, 1]
-
-
-def test_a_file_without_any_objects_is_read(folder):
-    coco = read(folder, content() | {"annotations": []})
-    assert coco.objects(1)[0].shape == (0, 4)
-    assert coco.class_counts.tolist() == [0, 0]
-
-
-def test_read_split_finds_the_half_that_is_asked_for(sample_root):
-    splits = {
-        name: SplitConfig(images=f"images/{name}", annotations=f"annotations/instances_{name}.json")
-        for name in ("train", "val")
-    }
-    config = DataConfig(root=str(sample_root), **splits)
-    assert len(read_split(config, "train").images) == 12
-    assert len(read_split(config, "val").images) == 8
-
-
-# ---- what is wrong with a bad one -------------------------------------------------------------------------------
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DatasetError, match=r"nothing\.json: cannot be read: No such file"):
-        read_coco(tmp_path / "nothing.json", tmp_path)
-
-
-def test_a_missing_image_folder_is_said_once(folder):
-    (folder / "annotations.json").write_text(json.dumps(content()))
-    with pytest.raises(DatasetError, match=r"image folder .*elsewhere: no such folder"):
-        read_coco(folder / "annotations.json", folder / "elsewhere")
-
-
-@pytest.mark.parametrize("data", [b"", b'{"images": [', b"<html>", b"\xff\xfe\xfa", b"[" * 100_000])
-def test_what_is_not_json_is_refused(folder, data):
-    (folder / "annotations.json").write_bytes(data)
-    with pytest.raises(DatasetError, match=r"annotations\.json: not JSON"):
-        read_coco(folder / "annotations.json", folder / "images")
-
-
-@pytest.mark.parametrize("annotations", [[], 3, None, "text"])
-def test_json_that_is_no_object_is_refused(folder, annotations):
-    assert "expected an object with the lists" in first_line(folder, annotations)
-
-
-@pytest.mark.parametrize("name", ["categories", "images", "annotations"])
-def test_a_missing_list_is_named(folder, name):
-    annotations = content()
-    del annotations[name]
-    assert f"no list '{name}'" in first_line(folder, annotations)
-    assert f"no list '{name}'" in first_line(folder, annotations | {name: {}})
-
-
-@pytest.mark.parametrize("name", ["categories", "images"])
-def test_an_empty_list_is_named(folder, name):
-    assert f"'{name}' is empty" in first_line(folder, content() | {"annotations": [], name: []})
-
-
-NAN, INFINITY = float("nan"), float("inf")
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("categories", {"id": None}, "categories[1] (id None): expected a whole number"),
-        ("categories", {"id": 7}, "categories[1] (id 7): an earlier one has this id"),
-        ("categories", {"name": "dog"}, "name 'dog' is that of category 7, too"),
-        ("categories", {"name": 5}, "name 5, expected text"),
-        ("images", {"id": 50}, "images[1] (id 50): an earlier one has this id"),
-        ("images", {"id": "20"}, "images[1] (id '20'): expected a whole number"),
-        ("images", {"width": 0}, "images[1] (id 20): width 0, height 30"),
-        ("images", {"height": 30.5}, "height 30.5, expected whole numbers"),
-        ("images", {"file_name": 7}, "file_name 7, expected text"),
-        ("images", {"file_name": "c.png"}, "images[1] (id 20): file_name 'c.png': no such file in"),
-        ("images", {"file_name": "nowhere/a.png"}, "no such file"),
-        ("images", {"file_name": ""}, "no such file"),
-        ("images", {"file_name": "a\0.png"}, "no such file"),
-        ("images", {"file_name": "../a.json"}, "images[1] (id 20): file_name '../a.json' leads out"),
-        ("images", {"file_name": "more/../../annotations.json"}, "leads out"),
-        ("images", {"file_name": "/etc/passwd"}, "leads out"),
-        ("annotations", {"id": 1}, "annotations[1] (id 1): an earlier one has this id"),
-        ("annotations", {"id": True}, "expected a whole number"),
-        ("annotations", {"image_id": 99}, "annotations[1] (id 2): image_id 99: no such image"),
-        ("annotations", {"image_id": [50]}, "image_id [50]: no such image"),
-        ("annotations", {"category_id": 0}, "annotations[1] (id 2): category_id 0: no such category"),
-        ("annotations", {"bbox": [0, 0, -1, 5]}, "annotations[1] (id 2): bbox [0, 0, -1, 5], expected"),
-        ("annotations", {"bbox": [NAN, 0, 1, 5]}, "bbox [nan, 0, 1, 5], expected"),
-        ("annotations", {"bbox": [0, 0, INFINITY, 5]}, "bbox [0, 0, inf, 5], expected"),
-        ("annotations", {"bbox": [0, 0, 10**400, 5]}, "bbox [0, 0, 1000"),
-        ("annotations", {"bbox": [0, 0, 5]}, "bbox [0, 0, 5], expected"),
-        ("annotations", {"bbox": ["0", 0, 5, 5]}, "bbox ['0', 0, 5, 5], expected"),
-        ("annotations", {"bbox": None}, "bbox None, expected"),
-        ("annotations", {"bbox": [40, 0, 5, 5]}, "bbox [40, 0, 5, 5] lies outside image 50 of 40 x 30 pixels"),
-        ("annotations", {"bbox": [-9, 0, 5, 5]}, "lies outside"),
-        ("annotations", {"iscrowd": 2}, "iscrowd 2, expected 0 or 1"),
-        ("annotations", {"area": NAN}, "area nan, expected a number"),
-    ],
-)
-def test_a_bad_value_is_named_with_its_record(folder, name, change, message):
-    annotations = content()
-    annotations[name][1] |= change
-    assert message in first_line(folder, annotations)
-
-
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("categories", "id"),
-        ("categories", "name"),
-        ("images", "file_name"),
-        ("images", "width"),
-        ("annotations", "id"),
-        ("annotations", "image_id"),
-        ("annotations", "category_id"),
-        ("annotations", "bbox"),
-    ],
-)
-def test_a_missing_key_is_named_with_its_record(folder, name, key):
-    annotations = content()
-    del annotations[name][1][key]
-    line = first_line(folder, annotations)
-    assert f"{name}[1] (id " in line
-    assert f"no '{key}'" in line
-
-
-def test_a_record_that_is_no_object_is_named(folder):
-    annotations = content()
-    annotations["annotations"].append(None)
-    assert "annotations[3]: expected an object, got None" in first_line(folder, annotations)
-
-
-def test_a_broken_image_record_does_not_make_its_annotations_unknown(folder):
-    annotations = content()
-    del annotations["images"][0]["width"]
-    assert "defects" not in first_line(folder, annotations)
-
-
-def test_all_defects_are_found_at_once_and_ten_are_shown(folder):
-    annotations = content()
-    annotations["images"][0]["height"] = None
-    for number in range(20):
-        annotations["annotations"].append({"id": 100 + number, "image_id": 50, "category_id": 3})
-    with pytest.raises(DatasetError) as raised:
-        read(folder, annotations)
-    lines = str(raised.value).splitlines()
-    assert "images[0] (id 50)" in lines[0]
-    assert lines[0].endswith("(the first of 21 defects)")
-    assert len(lines) == 11
-    assert lines[-1].strip() == "... and 11 more"
-    assert "annotations[3] (id 100): no 'bbox'" in lines[1]
 
 
 # ---- images -----------------------------------------------------------------------------------------------------
@@ -331,7 +98,7 @@ def test_an_image_stays_as_stored_when_the_file_gives_that_size(folder):
 
 def test_another_size_than_recorded_is_refused_with_both(folder):
     coco = one_image(folder, Image.new("RGB", (40, 30)), (41, 30))
-    with pytest.raises(DatasetError, match=r"x\.png \(image id 5\): 40 x 30 pixels, .* says 41 x 30"):
+    with pytest.raises(DatasetError, match=r"x\.png: image id 5: 40 x 30 pixels, .* says 41 x 30"):
         read_image(coco, 0)
 
 
@@ -339,7 +106,7 @@ def test_another_size_than_recorded_is_refused_with_both(folder):
 def test_a_file_that_is_no_image_is_refused_by_name(folder, data):
     coco = one_image(folder, Image.new("RGB", (40, 30)), (40, 30))
     (folder / "images/x.png").write_bytes(data)
-    with pytest.raises(DatasetError, match=r"x\.png \(image id 5\): cannot be decoded"):
+    with pytest.raises(DatasetError, match=r"x\.png: image id 5: cannot be decoded"):
         read_image(coco, 0)
 
 
@@ -348,7 +115,32 @@ def test_half_a_jpeg_is_refused_by_name(folder):
     coco = one_image(folder, Image.fromarray(noise), (40, 30), "x.jpg")
     path = folder / "images/x.jpg"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DatasetError, match=r"x\.jpg \(image id 5\): cannot be decoded"):
+    with pytest.raises(DatasetError, match=r"x\.jpg: image id 5: cannot be decoded"):
+        read_image(coco, 0)
+
+
+def test_another_size_is_refused_before_a_pixel_is_decoded(folder, monkeypatch):
+    coco = one_image(folder, Image.new("RGB", (40, 30)), (4000, 3000))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(DatasetError, match="40 x 30 pixels"):
+        read_image(coco, 0)
+
+
+def test_a_header_of_four_gigapixels_is_refused_before_a_pixel_is_decoded(folder, monkeypatch):
+    coco = one_image(folder, Image.new("RGB", (40, 30)), (65_000, 65_000))
+    path = folder / "images/x.png"
+    header = b"IHDR" + struct.pack(">2I", 65_000, 65_000) + path.read_bytes()[24:29]
+    data = path.read_bytes()
+    path.write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(DatasetError, match=r"x\.png: image id 5: cannot be decoded: Image size \(4225000000 pixels\)"):
+        read_image(coco, 0)
+
+
+def test_postscript_named_as_a_photograph_is_not_run(folder):
+    coco = one_image(folder, Image.new("RGB", (40, 30)), (40, 30))
+    Image.new("RGB", (40, 30)).save(folder / "images/x.png", format="EPS")
+    with pytest.raises(DatasetError, match=r"x\.png: image id 5: an EPS file, which is a program"):
         read_image(coco, 0)
 
 
@@ -359,8 +151,8 @@ def sample_coco(sample_root, split="train"):
     return read_coco(sample_root / f"annotations/instances_{split}.json", sample_root / f"images/{split}")
 
 
-def test_a_sample_has_fractions_of_the_square_and_the_file_s_image_id(folder):
-    sample = CocoDetection(read(folder, content()), eval_transform(64))[0, 0]
+def test_a_sample_has_fractions_of_the_square_and_the_file_s_image_id(folder, content):
+    sample = CocoDetection(read(folder, content), eval_transform(64))[0, 0]
     assert sample["image"].shape == (3, 64, 64)
     assert type(sample["image"]) is type(sample["boxes_xyxy"]) is torch.Tensor
     torch.testing.assert_close(sample["boxes_xyxy"], torch.tensor([[10.5 / 40, 10 / 30, 30.5 / 40, 20 / 30]]))
@@ -368,8 +160,8 @@ def test_a_sample_has_fractions_of_the_square_and_the_file_s_image_id(folder):
     assert sample["image_id"] == 50
 
 
-def test_crowds_are_no_targets(folder):
-    annotations = content()
+def test_crowds_are_no_targets(folder, content):
+    annotations = content
     annotations["annotations"][2]["iscrowd"] = 1
     sample = CocoDetection(read(folder, annotations), eval_transform(64))[0, 1]
     assert sample["labels"].tolist() == [1]
@@ -422,7 +214,7 @@ def test_a_broken_image_is_named_from_a_worker_too(sample_root):
     coco = sample_coco(sample_root)
     coco = dataclasses.replace(coco, images=[image._replace(width=1) for image in coco.images])
     loader = build_loader(CocoDetection(coco, eval_transform(32)), [[(0, 0)]], collate, 1, CPU)
-    with pytest.raises(DatasetError, match=r"000001\.jpg \(image id 1\)"):
+    with pytest.raises(DatasetError, match=r"000001\.jpg: image id 1"):
         next(iter(loader))
 
 
@@ -457,18 +249,234 @@ def test_a_batch_without_objects_has_room_for_one():
     assert batch["labels"].tolist() == [[0], [0]]
 
 
+# ---- checking every image ---------------------------------------------------------------------------------------
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def spoil_checksum(path):
+    """Of a PNG's pixels; they themselves stay as they are."""
+    data = bytearray(path.read_bytes())
+    data[-13] ^= 255  # before the 12 bytes of the end
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (halve, "cannot be decoded: "),
+        (spoil_checksum, "damaged: broken PNG file"),
+        (lambda path: path.write_bytes(b"<html>not found</html>"), "cannot be decoded: cannot identify"),
+        (lambda path: Image.new("RGB", (30, 41)).save(path), "30 x 41 pixels, the annotation file says 40 x 30"),
+        (lambda path: path.unlink(), "cannot be decoded: "),
+    ],
+    ids=["half", "checksum", "html", "size", "gone"],
+)
+def test_the_check_finds_a_broken_image(folder, content, spoil, message):
+    coco = read(folder, content)
+    spoil(folder / "images/a.png")
+    broken, sound = find_defects([coco.file(0), coco.file(1)], workers=2)
+    assert broken.file == folder / "images/a.png"
+    assert broken.record == "image id 50"
+    assert message in broken.what
+    assert sound is None
+
+
+def test_the_check_leaves_kinds_of_images_alone_that_training_reads(folder):
+    coco = one_image(folder, Image.new("CMYK", (30, 40)), (40, 30), "x.jpg", exif=exif(8))
+    assert list(find_defects([coco.file(0)], workers=1)) == [None]
+
+
+def test_a_decoder_that_takes_its_process_down_is_a_defect_of_that_image_alone(folder, content, monkeypatch):
+    def decode(file):
+        if file.id == 50:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(detection.data, "decode_image", decode)
+    coco = read(folder, content)
+    found = list(find_defects([coco.file(i % 2) for i in range(7)], workers=2))
+    assert [defect and defect.what for defect in found] == ["the process that decoded it died", None] * 3 + [
+        "the process that decoded it died"
+    ]
+
+
+def test_the_check_s_processes_end_with_a_parent_that_is_killed(folder, content, monkeypatch):
+    def decode(file):
+        (folder / "pid").write_text(str(os.getpid()))
+        time.sleep(60)
+
+    monkeypatch.setattr(detection.data, "decode_image", decode)
+    files = [read(folder, content).file(0)]
+    parent = multiprocessing.get_context("fork").Process(target=lambda: list(find_defects(files, workers=1)))
+    parent.start()
+    wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text())
+    parent.kill()
+    parent.join()
+    wait_for(lambda: not is_alive(int((folder / "pid").read_text())))
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# ---- the command ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """Run the command; returns its exit code, what it printed and its errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["detection.data", "check", *map(str, arguments), "--workers", "2"])
+        code = 0
+        try:
+            run_command(main)
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, [line for line in captured.err.splitlines() if "error" in line]
+
+    return run
+
+
+def write(folder, annotations):
+    (folder / "annotations.json").write_text(json.dumps(annotations))
+    return folder / "annotations.json", "--images", folder / "images"
+
+
+def test_a_sound_data_set_passes(folder, content, check):
+    code, printed, errors = check(*write(folder, content))
+    assert (code, errors) == (0, [])
+    assert "2 images, 3 objects, 2 classes" in printed
+
+
+def test_what_training_changes_or_leaves_out_is_counted(folder, content, check):
+    content["annotations"] = [
+        {"id": 1, "image_id": 20, "category_id": 3, "bbox": [30, 2, 30, 4]},
+        {"id": 2, "image_id": 20, "category_id": 7, "bbox": [10, 10, 0, 10]},
+        {"id": 3, "image_id": 50, "category_id": 7, "bbox": [0, 0, 40, 30], "iscrowd": 1},
+    ]
+    assert check(*write(folder, content), "--json", folder / "report.json")[0] == 0
+    (report,) = json.loads((folder / "report.json").read_text())
+    assert report["counts"] == {
+        "images": 2, "objects": 2, "classes": 2, "boxes_cut": 1, "boxes_left_out": 1, "crowds": 1,
+        "images_without_objects": 1,
+    }  # fmt: skip
+
+
+def test_defects_of_annotations_and_images_are_found_in_one_pass(folder, content, check):
+    content["annotations"][0]["category_id"] = 99
+    del content["images"][0]["width"]
+    for name in ("a.png", "more/b.png"):
+        halve(folder / "images" / name)
+    code, printed, errors = check(*write(folder, content), "--json", folder / "report.json")
+    found = [
+        ("annotations.json", "images[0] (id 50)", "no 'width'"),
+        ("annotations.json", "annotations[0] (id 1)", "category_id 99: no such category"),
+        ("images/a.png", "image id 50", "cannot be decoded: image file is truncated"),
+        ("images/more/b.png", "image id 20", "cannot be decoded: image file is truncated"),
+    ]
+    assert code == 2
+    assert errors == [f"error: 4 defects in {folder / 'annotations.json'}"]
+    assert "error" not in printed
+    lines = printed.splitlines()[1:5]
+    (report,) = json.loads((folder / "report.json").read_text())
+    for line, entry, (file, record, what) in zip(lines, report["defects"], found, strict=True):
+        assert line.startswith(str(folder / file))
+        assert f"  {record}  " in line
+        assert what in line
+        assert (entry["file"], entry["record"]) == (str(folder / file), record)
+        assert what in entry["defect"]
+
+
+@pytest.mark.parametrize("text", ["", '{"images": [', "[]", "<html>"])
+def test_a_file_that_cannot_be_read_is_one_defect(folder, check, text):
+    (folder / "annotations.json").write_text(text)
+    code, _, errors = check(folder / "annotations.json", "--images", folder / "images")
+    assert (code, errors) == (2, [f"error: 1 defect in {folder / 'annotations.json'}"])
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config and the data set it names: 3 images to train on, 2 to validate."""
+    generate(tmp_path / "sample", num_train=3, num_val=2, image_size=64)
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "data:\n  root: nowhere\n  workers: 0\n"
+        "  train: {images: images/train, annotations: annotations/instances_train.json}\n"
+        "  val: {images: images/val, annotations: annotations/instances_val.json}\n"
+        "model: {backbone: ResNet18SlimBackbone_B, neck: none, input_size: 96}\n"
+        "train: {epochs: 1, batch_size: 1, precision: fp32}\n"
+    )
+    return path
+
+
+def test_both_halves_of_a_config_are_checked(config, check):
+    root = config.parent / "sample"
+    halve(root / "images/train/000001.jpg")
+    (root / "images/val/000002.jpg").unlink()
+    code, printed, errors = check(config, f"data.root={root}")
+    assert code == 2
+    assert errors == [
+        f"error: 1 defect in {root}/annotations/instances_train.json, 1 defect in {root}/annotations/instances_val.json"
+    ]
+    assert "image id 1 " in printed
+    assert "images[0] (id 2)" in printed
+
+
+@pytest.mark.parametrize("override", ["dat.root=x", "data.rot=x", "model.neck=fpn", "data.root"])
+def test_an_override_that_concerns_no_data_is_refused(config, check, override):
+    code, _, errors = check(config, override)
+    assert code == 2
+    assert len(errors) == 1
+    assert override.partition("=")[0] in errors[0]
+
+
+@pytest.mark.parametrize("layout", ["val", "images/val"])
+def test_the_image_folder_is_found_by_coco_s_layout(config, check, layout):
+    root = config.parent / "sample"
+    (root / "images/val").rename(root / "moved")
+    (root / "moved").rename(root / layout)
+    assert check(root / "annotations/instances_val.json")[0] == 0
+
+
+def test_an_image_folder_that_cannot_be_found_is_asked_for(folder, content, check):
+    path, *_ = write(folder, content)
+    code, _, errors = check(path)
+    assert code == 2
+    assert "say where it is by --images" in errors[0]
+
+
+def test_training_checks_every_image_first_if_asked_to(config):
+    root = config.parent / "sample"
+    halve(root / "images/val/000005.jpg")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *("-m", "detection.training", config, f"data.root={root}", "data.check_images=true"),
+        *("--experiments", config.parent / "experiments"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    project = Path(detection.data.__file__).parent.parent
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"{root}/images/val/000005.jpg: image id 5: cannot be decoded" in done.stderr
+    assert "DatasetError" not in done.stderr  # a traceback of theirs would say it; torchrun has one of its own
+    assert not (config.parent / "experiments").exists()
+
+
 # ---- real data ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("split", "images", "objects", "crowds"), [("train", 223, 1935, 21), ("val", 117, 1076, 13)])
-def test_coco_is_read_whole(shared_data, split, images, objects, crowds):
-    root = shared_data / "coco80"
-    coco = read_coco(root / f"annotations/instances_{split}.json", root / f"images/{split}")
-    assert (len(coco.images), len(coco.labels), coco.is_crowd.sum()) == (images, objects, crowds)
-    assert len(coco.class_names) == 80
-    assert (coco.category_ids[0], coco.category_ids[-1]) == (1, 90)
-    assert (coco.num_cut, coco.num_left_out) == (0, 0)
-    assert coco.class_counts.sum() == objects - crowds
 
 
 def test_boxes_go_to_the_network_and_back_unchanged(shared_data):
@@ -497,6 +505,6 @@ def test_real_photographs_survive_augmentation(shared_data):
     assert (boxes_xyxy <= 1).all()
 
 
-def test_identity_is_a_transform_too(folder):
-    sample = CocoDetection(read(folder, content()), v2.Identity())[0, 0]
+def test_identity_is_a_transform_too(folder, content):
+    sample = CocoDetection(read(folder, content), v2.Identity())[0, 0]
     assert np.array_equal(sample["image"].permute(1, 2, 0), np.asarray(Image.open(folder / "images/a.png")))

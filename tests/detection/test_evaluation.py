@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from detection.data import ImageRecord
+from detection.annotations import ImageRecord
 from detection.evaluation import METRICS, coco_scores, detect, image_statistics, to_coco_results
 from detection.postprocess import Detections, PostprocessConfig
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detection.data import read_split
+from detection.annotations import read_split
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
 from engine.image_statistics import Matches

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detection.data import read_coco, read_split
+from detection.annotations import read_coco, read_split
 from detection.sample import generate
 from detection.ssd import build_ssd
 from detection.task import DetectionConfig, DetectionTask

@@ -1,0 +1,424 @@
+"""Annotation files in COCO's format (cocodataset.org/#format-data): read and checked as a whole.
+
+`read_coco` is the door: it finds every defect of an annotation file, and every image that is not there or is empty,
+before anything is trained. What it lets through follows these rules:
+
+- A box that reaches over the edge of its image is cut to it; a box without area (COCO's train2017 has two) is left
+  out. Both concern training only and are counted; scores are taken against the untouched file.
+- Crowds (`iscrowd` 1) are never training targets. `iscrowd`, `area`, `segmentation` and `info` may be missing.
+- Category ids may have gaps. Labels inside the network are 1 to num_classes, in the order of the ids; 0 is background.
+- Nothing outside the image folder can be named: a `file_name` that is absolute or has `..` in it is a defect, and is
+  never opened. Symbolic links are followed, the folder itself and those in it: whoever can put one there owns the
+  folder, and folders of links into a shared store are common. What is no regular file (a pipe) is never opened either.
+
+`survey_coco` is the same look for those who want to go on where something is wrong: see `python -m detection.data`.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from engine.config import Config
+
+
+class SplitConfig(Config):
+    """Where one half of a data set lies."""
+
+    images: str = Field(description="folder that file_name in the annotations is relative to; relative to root")
+    annotations: str = Field(description="COCO instances JSON; relative to root")
+
+
+class DataConfig(Config):
+    """Which images to train and score on, and how they are loaded."""
+
+    root: str = Field(description="folder of the data set")
+    train: SplitConfig = Field(description="images to train on")
+    val: SplitConfig = Field(description="images to score")
+    workers: int = Field(4, ge=0, description="loader processes per training process; 0: load in the same one")
+    cache_images: bool = Field(
+        False,
+        description="keep decoded images in memory: 3 bytes a pixel, 0.9 MB for 640 x 480, per training process",
+    )
+    check_images: bool = Field(
+        False, description="decode every image before training starts, to find broken ones: 2 ms each at 640 x 480"
+    )
+
+    def paths(self, split: Literal["train", "val"]) -> tuple[Path, Path]:
+        """The annotation file and the image folder of one half."""
+        root, paths = Path(self.root).expanduser(), getattr(self, split)
+        return root / paths.annotations, root / paths.images
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used; the message names the file and what is wrong with it."""
+
+
+class Defect(NamedTuple):
+    """One thing that is wrong with a data set."""
+
+    file: Path  # an annotation file or an image
+    record: str  # "images[3] (id 7)", "image id 7"; empty where the file as a whole is meant
+    what: str
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, [shown_path(self.file), self.record, self.what]))
+
+
+def shown_path(path: Path) -> str:
+    """A path fit for a terminal: quoted where it holds line breaks or bytes that are no text."""
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def dataset_error(defects: Sequence[Defect]) -> DatasetError:
+    """The error for one defect or more: the first and how many there are, then up to nine more, a line each."""
+    lines = [str(defect) for defect in defects[:10]]
+    if len(defects) > 1:
+        lines[0] += f" (the first of {len(defects)} defects)"
+    if len(defects) > 10:
+        lines.append(f"... and {len(defects) - 10} more")
+    return DatasetError("\n  ".join(lines))
+
+
+class ImageRecord(NamedTuple):
+    """One image as the annotation file describes it."""
+
+    id: int
+    file_name: str  # relative to the image folder
+    width: int  # pixels, of the image as its boxes see it
+    height: int
+
+
+class ImageFile(NamedTuple):
+    """An image that lies on the disk, as its record calls it, whatever else is wrong with that."""
+
+    id: Any
+    path: Path
+    size: tuple[int, int] | None  # width and height in pixels, None where the record gives none
+
+
+@dataclass(frozen=True, eq=False)
+class CocoFile:
+    """A checked annotation file.
+
+    The objects of all images lie in a few arrays, image after image: loader processes can share these, whereas
+    a million small objects would be copied into each as soon as it looks at them."""
+
+    annotations_path: Path
+    images_dir: Path
+    images: list[ImageRecord]
+    class_names: list[str]  # of label k at k - 1
+    category_ids: list[int]  # of label k at k - 1
+    boxes_xyxy: np.ndarray  # (objects, 4) float32 pixels, within their image
+    labels: np.ndarray  # (objects,) int64, 1 to len(class_names)
+    is_crowd: np.ndarray  # (objects,) bool
+    first_object: np.ndarray  # (images + 1,) int64: image i has objects first_object[i] to first_object[i + 1] - 1
+    num_cut: int  # boxes that reached over the edge of their image by a pixel or more
+    num_left_out: int  # boxes without area
+
+    def objects(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """boxes_xyxy, labels and is_crowd of the objects in images[index]."""
+        span = slice(self.first_object[index], self.first_object[index + 1])
+        return self.boxes_xyxy[span], self.labels[span], self.is_crowd[span]
+
+    def file(self, index: int) -> ImageFile:
+        """Where images[index] lies."""
+        record = self.images[index]
+        return ImageFile(record.id, self.images_dir / record.file_name, (record.width, record.height))
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Category id to name, in the order of the labels."""
+        return dict(zip(self.category_ids, self.class_names, strict=True))
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """(classes,) int64: how many objects to train on each class has, crowds aside; label k at k - 1."""
+        return np.bincount(self.labels[~self.is_crowd], minlength=len(self.class_names) + 1)[1:]
+
+
+class Survey(NamedTuple):
+    """All that an annotation file and the list of its images tell."""
+
+    annotations_path: Path
+    images_dir: Path
+    coco: CocoFile | None  # of the records without a defect; None where there are no records
+    files: list[ImageFile]  # in the order of the records
+    defects: list[Defect]
+
+
+# ---- reading and checking an annotation file ----------------------------------------------------------
+
+
+def read_coco(annotations_path: str | Path, images_dir: str | Path) -> CocoFile:
+    """Read an annotation file and check all of it, and that every image is there (but not what is in it).
+
+    Raises DatasetError if anything is wrong: its first line names the file, the first defect and how many there are;
+    up to nine more defects follow, a line each."""
+    survey = survey_coco(annotations_path, images_dir)
+    if survey.defects:
+        raise dataset_error(survey.defects)
+    return survey.coco
+
+
+def read_split(config: DataConfig, split: Literal["train", "val"]) -> CocoFile:
+    """`read_coco` of one half of a configured data set."""
+    return read_coco(*config.paths(split))
+
+
+def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
+    """Read an annotation file as far as it can be read, with every defect of it and every image that is missing."""
+    annotations_path, images_dir = Path(annotations_path), Path(images_dir)
+    try:
+        content = _read_json(annotations_path)
+    except DatasetError as error:
+        return Survey(annotations_path, images_dir, None, [], [Defect(annotations_path, "", str(error))])
+
+    defects: list[Defect] = []
+
+    def found(record: str, what: str) -> None:
+        defects.append(Defect(annotations_path, record, what))
+
+    lists = {name: content.get(name) if isinstance(content.get(name), list) else None for name in _KEYS}
+    for name, records in lists.items():
+        if records is None:
+            found("", f"no list {name!r}, expected the lists {', '.join(_KEYS)}")
+        elif not records and name != "annotations":
+            found("", f"{name!r} is empty")
+
+    image_of, category_of = _by_id(lists["images"]), _by_id(lists["categories"])
+    name_taken: dict[str, int] = {}
+    sound = {
+        name: _sound_records(lists[name] or [], name, find, found)
+        for name, find in (
+            ("categories", lambda record: _category_defects(record, name_taken)),
+            ("images", lambda record: _image_defects(record, images_dir)),
+            ("annotations", lambda record: _annotation_defects(record, image_of, category_of)),
+        )
+    }
+    files = _find_files(lists["images"] or [], images_dir, found)
+    if defects:  # what belongs to a defective image or class goes with it
+        known = {name: {record["id"] for record in sound[name]} for name in ("images", "categories")}
+        sound["annotations"] = [
+            annotation
+            for annotation in sound["annotations"]
+            if annotation["image_id"] in known["images"] and annotation["category_id"] in known["categories"]
+        ]
+    return Survey(annotations_path, images_dir, _build(annotations_path, images_dir, **sound), files, defects)
+
+
+def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:
+    """What keeps two files, each sound by itself, from being trained and scored on."""
+    if train.classes != val.classes:
+        what = f"categories {val.classes} differ from {train.classes} in {train.annotations_path}"
+        yield Defect(val.annotations_path, "", f"{what}; both files must list the same classes")
+    if not train.class_counts.any():
+        yield Defect(train.annotations_path, "", "no objects in it, so there is nothing to learn")
+
+
+def _build(
+    annotations_path: Path, images_dir: Path, categories: list[dict], images: list[dict], annotations: list[dict]
+) -> CocoFile:
+    """The CocoFile of records without defects."""
+    records = [ImageRecord(r["id"], r["file_name"], r["width"], r["height"]) for r in images]
+    categories = sorted(categories, key=lambda category: category["id"])
+    index_of_image = {record.id: index for index, record in enumerate(records)}
+    label_of_category = {category["id"]: label for label, category in enumerate(categories, start=1)}
+
+    image_indices = np.array([index_of_image[a["image_id"]] for a in annotations], np.int64)
+    labels = np.array([label_of_category[a["category_id"]] for a in annotations], np.int64)
+    is_crowd = np.array([a.get("iscrowd", 0) for a in annotations], bool)
+    boxes_xywh = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
+
+    sizes = np.array([(record.width, record.height) for record in records], np.float64).reshape(-1, 2)[image_indices]
+    corners = np.stack([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)  # (objects, 2, 2)
+    cut = corners.clip(0, sizes[:, None])
+    num_cut = int(np.any(np.abs(cut - corners) >= 1, axis=(1, 2)).sum())
+    has_area = np.all(cut[:, 1] > cut[:, 0], axis=1)
+
+    order = np.argsort(image_indices, kind="stable")
+    order = order[has_area[order]]
+    return CocoFile(
+        annotations_path,
+        images_dir,
+        records,
+        class_names=[category["name"] for category in categories],
+        category_ids=[category["id"] for category in categories],
+        boxes_xyxy=cut.reshape(-1, 4)[order].astype(np.float32),
+        labels=labels[order],
+        is_crowd=is_crowd[order],
+        first_object=np.searchsorted(image_indices[order], np.arange(len(records) + 1)),
+        num_cut=num_cut,
+        num_left_out=int((~has_area).sum()),
+    )
+
+
+def _read_json(path: Path) -> dict:
+    """The object that a file holds. Raises DatasetError, saying why not but not where, if there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DatasetError(f"cannot be read: {error.strerror}; is data.root the folder of the data set?") from None
+    except (ValueError, RecursionError) as error:  # ValueError: of json, and of bytes that are no UTF-8
+        raise DatasetError(f"not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise DatasetError(f"holds a {type(content).__name__}, expected an object with the lists {', '.join(_KEYS)}")
+    return content
+
+
+_KEYS = {
+    "categories": ("id", "name"),
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+}
+
+
+def _sound_records(
+    records: list, name: str, find_defects: Callable[[dict], Iterator[str]], found: Callable[[str, str], None]
+) -> list[dict]:
+    """The records of a list that have no defect; what is wrong with the others goes to `found`.
+
+    find_defects: yields what is wrong with the values of a record, of which any may be missing."""
+    keys, taken, sound = _KEYS[name], set(), []
+    for position, record in enumerate(records):
+        if not isinstance(record, dict):
+            found(f"{name}[{position}]", f"expected an object, got {record!r:.50}")
+            continue
+        defects = [f"no {key!r}" for key in keys if key not in record]
+        if "id" in record and not _is_id(record["id"]):
+            defects.append("expected a whole number as id")
+        elif "id" in record and record["id"] in taken:
+            defects.append("an earlier one has this id")
+        elif "id" in record:
+            taken.add(record["id"])
+        defects += find_defects(record)
+        for what in defects:
+            found(f"{name}[{position}] (id {record.get('id')!r:.50})", what)
+        if not defects:
+            sound.append(record)
+    return sound
+
+
+def _category_defects(category: dict, name_taken: dict[str, int]) -> Iterator[str]:
+    """name_taken: the names so far, with the id of the first category to have it."""
+    if "name" not in category:
+        return
+    name = category["name"]
+    if not isinstance(name, str) or not name:
+        yield f"name {name!r:.50}, expected text"
+        return
+    first_id = name_taken.setdefault(name, category.get("id"))
+    if first_id != category.get("id"):
+        yield f"name {name!r} is that of category {first_id}, too"
+
+
+def _image_defects(image: dict, images_dir: Path) -> Iterator[str]:
+    if "width" in image and "height" in image and not _has_size(image):
+        yield f"width {image['width']!r:.50}, height {image['height']!r:.50}, expected whole numbers above 0"
+    if "file_name" in image and not isinstance(image["file_name"], str):
+        yield f"file_name {image['file_name']!r:.50}, expected text"
+    elif "file_name" in image and _leads_out(image["file_name"]):
+        yield f"file_name {image['file_name']!r} leads out of the image folder {images_dir}"
+
+
+def _leads_out(file_name: str) -> bool:
+    path = PurePath(file_name)
+    return path.is_absolute() or ".." in path.parts
+
+
+def _annotation_defects(
+    annotation: dict, image_of: dict[int, dict] | None, category_of: dict[int, dict] | None
+) -> Iterator[str]:
+    """image_of, category_of: the records by id; None where there is no list of them, which is said once."""
+    image = None
+    if "image_id" in annotation and image_of is not None:
+        image_id = annotation["image_id"]
+        image = image_of.get(image_id) if _is_id(image_id) else None
+        if image is None:
+            yield f"image_id {image_id!r:.50}: no such image"
+    if "category_id" in annotation and category_of is not None:
+        category_id = annotation["category_id"]
+        if not _is_id(category_id) or category_id not in category_of:
+            yield f"category_id {category_id!r:.50}: no such category"
+    if "bbox" in annotation:
+        bbox = annotation["bbox"]
+        if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and min(bbox[2:]) >= 0):
+            yield f"bbox {bbox!r:.100}, expected [x, y, width, height] in pixels, the last two not negative"
+        elif image and _has_size(image) and _is_outside(bbox, image):
+            size = "{width} x {height}".format(**image)
+            yield f"bbox {bbox} lies outside image {image['id']} of {size} pixels"
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        yield f"iscrowd {annotation['iscrowd']!r:.50}, expected 0 or 1"
+    if not _is_number(annotation.get("area", 0)):
+        yield f"area {annotation['area']!r:.50}, expected a number"
+
+
+def _is_outside(bbox: list[float], image: dict) -> bool:
+    """Whether a box that has an area shares none with its image."""
+    x, y, width, height = bbox
+    misses = x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0
+    return width > 0 and height > 0 and misses
+
+
+def _by_id(records: list | None) -> dict[int, dict] | None:
+    if records is None:
+        return None
+    return {record["id"]: record for record in records if isinstance(record, dict) and _is_id(record.get("id"))}
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63  # bool is an int, too
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e12  # false for NaN
+
+
+def _has_size(image: dict) -> bool:
+    return all(type(side) is int and 0 < side < 2**31 for side in (image.get("width"), image.get("height")))
+
+
+# ---- the images on the disk ---------------------------------------------------------------------------
+
+
+def _find_files(records: list, images_dir: Path, found: Callable[[str, str], None]) -> list[ImageFile]:
+    """The image files that lie in their folder and are not empty; the others go to `found`."""
+    if not os.path.isdir(images_dir):
+        found("", f"its image folder {images_dir}: no such folder")
+        return []
+    listings: dict[Path, dict[str, os.DirEntry]] = {}
+    files = []
+    for position, record in enumerate(records):
+        name = record.get("file_name") if isinstance(record, dict) else None
+        if not isinstance(name, str) or _leads_out(name):
+            continue
+        if what := _file_defect(name, images_dir, listings):
+            found(f"images[{position}] (id {record.get('id')!r:.50})", f"file_name {name!r}: {what}")
+            continue
+        size = (record["width"], record["height"]) if _has_size(record) else None
+        files.append(ImageFile(record.get("id"), images_dir / name, size))
+    return files
+
+
+def _file_defect(file_name: str, images_dir: Path, listings: dict[Path, dict[str, os.DirEntry]]) -> str | None:
+    """listings: what folders hold, kept: to list a folder once beats looking for each of 100,000 names in it."""
+    path = PurePath(file_name)
+    folder = images_dir / path.parent
+    if folder not in listings:
+        try:
+            with os.scandir(folder) as entries:
+                listings[folder] = {entry.name: entry for entry in entries}
+        except (OSError, ValueError):  # ValueError: a name that no folder can have
+            listings[folder] = {}
+    entry = listings[folder].get(path.name)
+    try:
+        if entry is None or not entry.is_file():
+            return f"no such file in {images_dir}"
+        return None if entry.stat().st_size else "empty, 0 bytes"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"

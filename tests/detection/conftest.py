@@ -1,0 +1,35 @@
+"""A data set of two images for tests of annotations and of images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def content() -> dict:
+    """Two images of 40 x 30 pixels, three objects of two categories."""
+    return {
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "Kätzchen 猫"}],
+        "images": [
+            {"id": 50, "file_name": "a.png", "width": 40, "height": 30},
+            {"id": 20, "file_name": "more/b.png", "width": 40, "height": 30},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 20, "category_id": 3, "bbox": [1, 2, 3, 4]},
+            {"id": 2, "image_id": 50, "category_id": 7, "bbox": [10.5, 10, 20, 10]},
+            {"id": 3, "image_id": 20, "category_id": 7, "bbox": [0, 0, 40, 30]},
+        ],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The images, in a folder `images`; an annotation file belongs beside it."""
+    (tmp_path / "images/more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "more/b.png"):
+        pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / name)
+    return tmp_path
