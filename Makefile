@@ -1,12 +1,13 @@
 # make demo   set up, then train a small grid of detectors on a drawn data set and compare them (2 CPU cores will do)
 # make test   set up, then lint and run every test
+# make stress kill small runs fifty times and see that nothing is lost (about 15 minutes)
 # make setup  only the virtual environment in .venv
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint setup
+.PHONY: demo test lint stress setup
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.installed
@@ -31,3 +32,6 @@ test: setup lint
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+stress: setup
+	$(RUN) benchmarks/stress.py

@@ -8,6 +8,8 @@
 """
 
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable
 
@@ -17,6 +19,8 @@ from engine import distributed
 from engine.logbook import logger, start_logging
 from engine.signals import Stopped
 
+LOADER_FAILURE = re.compile(r"DataLoader (worker \(pid.*\) (is killed|exited)|timed out)")
+LOADER_CURE = "Out of memory, or storage that hangs? Lower data.workers; --resume goes on from the last checkpoint"
 STOPPED = 75
 INTERRUPTED = 130
 
@@ -35,6 +39,8 @@ def run_command(main: Callable[[torch.device], None]) -> None:
         with distributed.process_group() as device:
             start_logging(None, verbose=distributed.is_main())
             main(device)
+    except (ConnectionError, EOFError) as error:  # what a loader process leaves that dies while it hands over a batch
+        _fail(RunError(f"a loader process has died ({error}). {LOADER_CURE}"), 1)
     except (ValueError, OSError) as error:
         _fail(error, 2)
     except RunError as error:
@@ -44,11 +50,14 @@ def run_command(main: Callable[[torch.device], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
+        if LOADER_FAILURE.match(str(error)):  # PyTorch raises it wherever the main thread happens to be
+            _fail(RunError(f"{str(error).splitlines()[0].rstrip('.')}. {LOADER_CURE}"), 1)
         logger.error("error: a bug: %s: %s", type(error).__name__, error, exc_info=error)
         sys.exit(1)
 
 
 def _fail(error: Exception, code: int) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise once more for a dead loader process
     logger.debug("traceback", exc_info=error)
     message = str(error)
     if "Original Traceback" in message:  # raised in a loader process, whose traceback PyTorch put into the message

@@ -1,9 +1,15 @@
 """engine/command.py: exit codes, and one line per error."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from engine.command import RunError, run_command
 from engine.logbook import start_logging
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize(
@@ -18,6 +24,40 @@ def test_what_went_wrong_is_the_exit_code_and_one_line(raised, code, capsys):
         run_command(main)
     assert exit_.value.code == code
     assert capsys.readouterr().err == ("" if code == 130 else f"error: {raised}\n")
+
+
+LOADER = """
+import os, sys, time
+from torch.utils.data import DataLoader
+from engine.command import run_command
+
+class Samples:
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index == 4:
+            {end}
+        return index
+
+def main(device):
+    for _ in DataLoader(Samples(), num_workers=2, timeout=2, multiprocessing_context="fork"):
+        pass
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os._exit(3)", "time.sleep(60)"])
+def test_a_loader_process_that_dies_or_hangs_ends_the_run_in_one_line(end):
+    code = LOADER.format(end=end)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Lower data.workers; --resume goes on" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_bug_keeps_its_traceback(capsys):
