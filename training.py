@@ -312,12 +312,14 @@ class _Run:
             add_losses(losses, {name: value.detach() for name, value in sums.items()})
             counts.append(count)
 
+        # The total is only looked at: an infinite loss may have a finite gradient, as that of a box far away has.
         # The ranks' gradients have been averaged, hence the factor world_size. Nothing to count: a zero gradient.
-        scale = distributed.world_size() / distributed.sum_over_ranks(sum(counts)).clamp(min=1)
+        count, total = distributed.sum_over_ranks(torch.stack([sum(counts).float(), sum(losses.values()).float()]))
+        scale = distributed.world_size() / count.clamp(min=1)
         torch._foreach_mul_([p.grad for p in state.model.parameters() if p.grad is not None], scale)
         losses = {name: value * scale for name, value in losses.items()}
         norm = clip_grad_norm_(state.model.parameters(), self.optim.clip_norm or math.inf)
-        if not math.isfinite(norm):  # the same on every rank, so all stop at this step
+        if not torch.isfinite(torch.stack([norm, total])).all():  # the same on every rank, so all stop at this step
             raise RunError(non_finite_message(state.step + 1, losses, batches))
         learning_rate = state.optimizer.param_groups[0]["lr"]
         state.optimizer.step()
@@ -433,7 +435,7 @@ def non_finite_message(step: int, losses: dict[str, Tensor], batches: list[dict[
     """What broke at `step`: losses and images of the ranks whose losses are not finite, else of all (a gradient)."""
     values = {name: float(value) for name, value in losses.items()}
     image_ids = [image_id for batch in batches for image_id in batch["image_ids"].tolist()]
-    reports = distributed.gather((distributed.rank(), values, image_ids)) or []
+    reports = distributed.broadcast(distributed.gather((distributed.rank(), values, image_ids)))
     culprits = [report for report in reports if not all(map(math.isfinite, report[1].values()))]
     told = "; ".join(f"rank {rank}: {values}, image ids {ids}" for rank, values, ids in culprits or reports)
     return (

@@ -97,12 +97,13 @@ def facts(experiment: Path, task: DetectionTask, record: dict, lines: list[dict]
     jobs = [f"{job} ({count} starts)" if count > 1 else job for job, count in counts.items()]
     batch = config.train.batch_size * config.train.accumulation_steps * start["processes"]
     machine = start["cpu"] if start["device"] == "cpu" else start["device"]
+    start_from = config.model.start_from
     metric = task.metrics[0]
     best = max((line for line in lines if line.get(metric) is not None), key=itemgetter(metric), default=None)
     return {
         "Model": f"{config.model.backbone}, neck {config.model.neck}, {task.model.input_size} pixels, "
         f"{cost['parameters'] / 1e6:.2f} M parameters, {len(task.model.anchors_cxcywh):,} default boxes; "
-        f"trunk from {config.model.weights or 'random weights'}",
+        + (f"fine-tuned from {start_from}" if start_from else f"trunk from {config.model.weights or 'random weights'}"),
         "Data": f"`{config.data.root}`: {describe(task.train)} to train on, {describe(task.val)} to validate, "
         f"{len(task.val.class_names)} classes",
         "Recipe": f"{config.train.epochs} epochs, batch {batch}, {config.optim.optimizer} at "

@@ -7,9 +7,10 @@ import math
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from detection.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
@@ -37,6 +38,11 @@ class ModelConfig(Config):
     weights: str | None = Field(
         None, description="file with a public checkpoint of the trunk; null starts from random weights"
     )
+    start_from: str | None = Field(
+        None,
+        description="file with a trained detector, of these or of other classes, to fine-tune: an experiment's "
+        "checkpoint or released weights; read by detection.task",
+    )
 
     @field_validator("backbone", "neck", "anchor_scales")
     @classmethod
@@ -45,6 +51,14 @@ class ModelConfig(Config):
         if name not in table:
             raise ValueError(f"{info.field_name} {name!r}: expected one of {', '.join(table)}")
         return name
+
+    @model_validator(mode="after")
+    def _starts_from_one_file(self) -> Self:
+        if self.weights is not None and self.start_from is not None:
+            raise ValueError(
+                "weights and start_from exclude each other, the latter has the trunk's too: set one to null"
+            )
+        return self
 
 
 class SSD(nn.Module):

@@ -1,9 +1,11 @@
 """The detection task: an SSD, its losses and its COCO scores, as the training loop asks for them."""
 
+import json
 from collections.abc import Sequence
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -20,12 +22,13 @@ from detection.postprocess import PostprocessConfig
 from detection.ssd import ModelConfig, build_ssd
 from detection.transforms import AugmentConfig, eval_transform, train_transform
 from engine import distributed
-from engine.checkpoint import CheckpointError
+from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.config import Config, load_config
 from engine.optim import OptimConfig
+from engine.release import SUFFIX, load_release
 from engine.strict_yaml import ConfigError
-from engine.weights import load_exactly
-from training import TrainConfig
+from engine.weights import listed, load_exactly, load_matching
+from training import TrainConfig, trained_weights
 
 
 class DetectionConfig(Config):
@@ -48,6 +51,48 @@ def read_experiment_config(experiment: Path, overrides: Sequence[str] = ()) -> D
     return load_config(path, overrides, DetectionConfig)
 
 
+class TrainedDetector(NamedTuple):
+    """What a file of trained weights holds."""
+
+    weights: dict[str, Tensor]
+    step: int  # optimizer steps behind them
+    class_names: list[str] | None  # None where the file does not say
+
+
+def read_detector(path: Path) -> TrainedDetector:
+    """The weights that were scored (the moving average if there is one), from a checkpoint or from released weights.
+
+    Raises CheckpointError if the file is missing, damaged, or something else."""
+    if path.suffix == SUFFIX:
+        weights, facts = load_release(path)
+        return TrainedDetector(weights, int(facts["step"]), json.loads(facts["classes"]))
+    state = load_checkpoint(path)
+    if not isinstance(state, dict) or not {"model", "ema", "step"} <= state.keys():
+        raise CheckpointError(
+            f"{path}: no checkpoint of a detector; expected an experiment's checkpoints/*.pt or released weights, "
+            f"*{SUFFIX} (a public checkpoint of a trunk belongs into model.weights)"
+        )
+    return TrainedDetector(trained_weights(state), state["step"], None)
+
+
+def start_from(model: nn.Module, path: Path) -> str:
+    """Load a trained detector, but for its class heads where they are for another number of classes.
+
+    Returns what was loaded and what was not. Raises CheckpointError, listing what differs, if anything else does."""
+    detector = read_detector(path)
+    try:
+        loaded, left_out = load_matching(model, detector.weights, may_be_misshaped=("class_head.",))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    rest = (
+        f"{len(left_out)} not, for they are of another number of classes and start from random weights: "
+        f"{listed(left_out)}"
+        if left_out
+        else "all there are, the class heads too"
+    )
+    return f"started from {path}, step {detector.step}: {len(loaded)} weights loaded, {rest}; 0 missing, 0 unexpected"
+
+
 class DetectionTask:
     """What `training.fit` asks of a task, for an SSD."""
 
@@ -59,14 +104,21 @@ class DetectionTask:
     ) -> None:
         """val, train: checked annotations; `train` only where it is to be trained on.
 
-        from_checkpoint: a checkpoint will fill the model, so `model.weights` need not be there any more.
-        Raises DatasetError if the classes of val and train differ, ValueError if `model.weights` cannot be used."""
+        from_checkpoint: a checkpoint will fill the model, so the files that `model.weights` and `model.start_from`
+        name need not be there any more.
+        Raises DatasetError if the classes of val and train differ, ValueError if one of those files cannot be used."""
         self.config, self.val, self.train = config, val, train
         self.workers = config.data.workers
         self.reference_losses: dict[str, float] = {}
         torch.manual_seed(config.train.seed)  # initial weights
         model = config.model.model_copy(update={"weights": None}) if from_checkpoint else config.model
         self.model = build_ssd(model, len(val.class_names))
+        self.started_from: str | None = None  # a line for the log
+        if config.model.start_from is not None and not from_checkpoint:
+            try:
+                self.started_from = start_from(self.model, Path(config.model.start_from))
+            except CheckpointError as error:
+                raise CheckpointError(f"model.start_from: {error}") from error
         self.val_loader: DataLoader | None = None
         self.results: list[dict] | None = None  # on rank 0, of the last evaluation
         self.scores: dict | None = None

@@ -2,10 +2,16 @@
 
     python -m detection.test experiments/experiment_3
     python -m detection.test experiments/experiment_3 eval.score_threshold=0.01,0.05 eval.nms_iou=0.45,0.5
-    torchrun --standalone --nproc_per_node=4 -m detection.test experiments/experiment_3 --checkpoint best
+    python -m engine.launch --standalone --nproc_per_node=4 -m detection.test experiments/experiment_3 --checkpoint best
 
 Several values for a threshold, separated by commas, mean every combination; the network runs once for all of
 them. The scores go to test.json in the experiment directory.
+
+    python -m detection.test experiments/experiment_3 --release saved_weights/blood_cells.safetensors
+    python -m detection.test experiments/experiment_3 --checkpoint saved_weights/blood_cells.safetensors
+
+A release is a safetensors file of the weights that were scored. Its metadata holds, as text, the `config` (YAML), the
+`classes`, their `category_ids` and the `scores` just found (JSON), the `step`, and the `commit` that trained them.
 """
 
 import argparse
@@ -18,28 +24,33 @@ import torch
 from detection.annotations import CocoFile, DatasetError, read_split
 from detection.evaluation import METRICS, coco_scores
 from detection.postprocess import PostprocessConfig
-from detection.task import DetectionConfig, DetectionTask, read_experiment_config
-from engine.checkpoint import load_checkpoint, newest_checkpoint
+from detection.task import DetectionConfig, DetectionTask, read_detector, read_experiment_config
+from engine.checkpoint import newest_checkpoint
 from engine.command import run_command
-from engine.experiment import shown_score, write_text
+from engine.config import dump_config
+from engine.experiment import read_environments, shown_score, write_text
 from engine.logbook import logger
-from training import trained_weights
+from engine.release import SUFFIX, save_release
+from engine.strict_yaml import ConfigError
 
 
 def main(device: torch.device) -> None:
     """Score as the command line says, print the table, keep test.json."""
     arguments = parse_arguments()
     base, settings = read_settings(arguments.experiment, arguments.overrides)
-    folder = arguments.experiment / "checkpoints"
-    path = folder / "best.pt" if arguments.checkpoint == "best" else newest_checkpoint(folder)
-    state = load_checkpoint(path)
+    if arguments.release and len(settings) > 1:
+        raise ConfigError(f"--release: scores of one setting are released, not of {len(settings)}; leave out the sweep")
+    path = find_checkpoint(arguments.experiment, arguments.checkpoint)
+    detector = read_detector(path)
     val = read_split(base.data, "val")
     check_classes(arguments.experiment, val)
+    if detector.class_names not in (None, val.class_names):
+        raise DatasetError(f"{val.annotations_path}: classes {val.class_names}, but {path} has {detector.class_names}")
     task = DetectionTask(base, val, from_checkpoint=True)
-    task.load_weights(trained_weights(state), path)
+    task.load_weights(detector.weights, path)
     layout = torch.channels_last if base.train.channels_last else torch.preserve_format
     model = task.model.to(device, memory_format=layout)
-    logger.info("scoring %s, step %d, on %d images", path, state["step"], len(task.val.images))
+    logger.info("scoring %s, step %d, on %d images", path, detector.step, len(task.val.images))
     results = task.detect_all(model, device, settings)
     if results is None:
         return
@@ -49,7 +60,7 @@ def main(device: torch.device) -> None:
         rows.append(setting.model_dump() | {name: scores[name] for name in METRICS})
     record = {
         "checkpoint": path.name,
-        "step": state["step"],
+        "step": detector.step,
         "annotations": task.val.annotations_path.name,
         "settings": rows,
         "per_class": scores["per_class"] if len(rows) == 1 else None,
@@ -59,6 +70,12 @@ def main(device: torch.device) -> None:
     if record["per_class"]:
         print(table([{"class": name, **values} for name, values in record["per_class"].items()]))
     print(f"written to {arguments.experiment / 'test.json'}")
+    if arguments.release:
+        scores = {"annotations": record["annotations"], "images": len(val.images), **rows[0]}
+        save_release(
+            arguments.release, detector.weights, released_facts(arguments.experiment, val, detector.step, scores)
+        )
+        print(f"released as {arguments.release}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -73,8 +90,45 @@ def parse_arguments() -> argparse.Namespace:
         "overrides", nargs="*", metavar="section.field=value[,value...]",
         help="eval.score_threshold, eval.nms_iou, eval.max_detections: one value or several; data.root and others: one",
     )  # fmt: skip
-    parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="which weights (default: last)")
-    return parser.parse_args()
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        metavar="last|best|FILE",
+        help="which weights, of its own or not (default: last)",
+    )
+    parser.add_argument(
+        "--release",
+        type=Path,
+        metavar=f"FILE{SUFFIX}",
+        help="write the weights there, with their scores and the config",
+    )
+    arguments = parser.parse_args()
+    if arguments.release and (arguments.release.suffix != SUFFIX or not arguments.release.parent.is_dir()):
+        parser.error(f"--release {arguments.release}: expected a file *{SUFFIX} in a directory that exists")
+    if arguments.release and arguments.checkpoint not in ("last", "best"):
+        parser.error("--release: weights of the experiment's own are released; leave out --checkpoint FILE")
+    return arguments
+
+
+def find_checkpoint(experiment: Path, which: str) -> Path:
+    """The file of the experiment's "last" or "best" weights, or else the file that `which` names."""
+    if which == "last":
+        return newest_checkpoint(experiment / "checkpoints")
+    return experiment / "checkpoints/best.pt" if which == "best" else Path(which)
+
+
+def released_facts(experiment: Path, val: CocoFile, step: int, scores: dict) -> dict[str, str]:
+    """What a release says of itself, as text."""
+    start = (read_environments(experiment) or [{}])[-1]
+    return {
+        "config": dump_config(read_experiment_config(experiment)),
+        "classes": json.dumps(val.class_names, ensure_ascii=False),
+        "category_ids": json.dumps(val.category_ids),
+        "scores": json.dumps(scores),
+        "step": str(step),
+        "commit": (start.get("commit") or "unknown")
+        + ", with uncommitted changes" * bool(start.get("uncommitted_changes")),
+    }
 
 
 def read_settings(experiment: Path, overrides: list[str]) -> tuple[DetectionConfig, list[PostprocessConfig]]:

@@ -2,7 +2,7 @@
 
 python -m detection.training configs/quickstart.yaml
 python -m detection.training configs/detection_ssd_SwinT.yaml model.neck=fpn data.root=/datasets/coco
-torchrun --standalone --nproc_per_node=4 -m detection.training configs/detection_ssd_resnet50.yaml
+python -m engine.launch --standalone --nproc_per_node=4 -m detection.training configs/detection_ssd_resnet50.yaml
 python -m detection.training --resume experiments/experiment_3
 python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # starts there, or goes on there
 """
@@ -73,6 +73,8 @@ def train_and_record(task: DetectionTask, experiment: Path, device: torch.device
         if not resume:
             rewind_metrics(experiment, step=0)  # of a start that left no checkpoint
         logger.info("%s: %s with neck %s", experiment, config.model.backbone, config.model.neck)
+        if task.started_from:
+            logger.info(task.started_from)
         for rank, host in enumerate(hosts):
             logger.info("rank %d on %s, %s", rank, host, device.type)
     for coco in (train, val):
@@ -106,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="python -m detection.training",
         description="Train an SSD detector and score it with COCO mAP. Each run becomes experiments/experiment_N.",
         epilog="example: python -m detection.training configs/bccd.yaml model.neck=fpn train.batch_size=8\n"
-        "several GPUs: torchrun --standalone --nproc_per_node=4 -m detection.training CONFIG ...",
+        "several GPUs: python -m engine.launch --standalone --nproc_per_node=4 -m detection.training CONFIG ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", nargs="?", help="YAML file, see configs/; with --resume the experiment's own")

@@ -17,8 +17,10 @@ import re
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -42,11 +44,16 @@ def step_path(folder: Path, step: int) -> Path:
 
 def save_checkpoint(path: Path, state: dict) -> None:
     """Write `state` to `path` atomically. Raises CheckpointError where there is no room, or no right to write."""
+    write_whole(path, lambda file: torch.save(state, file))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Have `write` fill a file that takes the place of `path` when it is complete. Raises CheckpointError likewise."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -11,16 +11,19 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 import torch
 
 from engine import distributed
 from engine.logbook import logger, start_logging
-from engine.signals import Stopped
+from engine.signals import Stopped, interrupts_raised
 
 LOADER_FAILURE = re.compile(r"DataLoader (worker \(pid.*\) (is killed|exited)|timed out)")
 LOADER_CURE = "Out of memory, or storage that hangs? Lower data.workers; --resume goes on from the last checkpoint"
+RANK_0_FIRST_SECONDS = 3
+RANK_CURE = "The cause is in its own lines, if it left any; --resume goes on from the last checkpoint"
 STOPPED = 75
 INTERRUPTED = 130
 
@@ -29,6 +32,7 @@ class RunError(RuntimeError):
     """A run that cannot go on; the message says where and why."""
 
 
+@interrupts_raised()
 def run_command(main: Callable[[torch.device], None]) -> None:
     """Run `main(device)` inside the process group; leave with the exit code of what happened.
 
@@ -52,6 +56,9 @@ def run_command(main: Callable[[torch.device], None]) -> None:
     except Exception as error:
         if LOADER_FAILURE.match(str(error)):  # PyTorch raises it wherever the main thread happens to be
             _fail(RunError(f"{str(error).splitlines()[0].rstrip('.')}. {LOADER_CURE}"), 1)
+        if distributed.tells_of_another_rank(error):
+            what = str(error).splitlines()[0].rstrip(".")
+            _fail(RunError(f"another process of this run has died or hangs ({what}). {RANK_CURE}"), 1)
         logger.error("error: a bug: %s: %s", type(error).__name__, error, exc_info=error)
         sys.exit(1)
 
@@ -63,5 +70,7 @@ def _fail(error: Exception, code: int) -> None:
     if "Original Traceback" in message:  # raised in a loader process, whose traceback PyTorch put into the message
         message = message.strip().splitlines()[-1].partition(": ")[2]
     rank = os.environ.get("RANK", "0")
+    if rank != "0":  # where all ranks fail alike, torchrun ends this one before it repeats what rank 0 says
+        time.sleep(RANK_0_FIRST_SECONDS)
     logger.error(f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}")
     sys.exit(code)

@@ -5,7 +5,10 @@ The only module that communicates through torch.distributed. Under `torchrun` th
 does the obvious thing without a process group, so that the code that calls them is the same.
 """
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a rank that hangs
+PR_SET_PDEATHSIG = 1  # of Linux' prctl: a signal to this process when its parent dies
 
 
 @contextmanager
@@ -24,6 +28,7 @@ def process_group() -> Iterator[torch.device]:
 
     CUDA device LOCAL_RANK where there is one, else the CPU. Gloo carries CPU tensors and Python objects,
     NCCL the CUDA tensors."""
+    _end_with_launcher()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -40,6 +45,19 @@ def process_group() -> Iterator[torch.device]:
     yield device
     # Not after an error: other ranks may be waiting inside a collective, and so would this.
     dist.destroy_process_group()
+
+
+def tells_of_another_rank(error: Exception) -> bool:
+    """Whether it was raised here because another rank has died, or has hung for TIMEOUT."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)  # gloo's has no class of its own
+
+
+def _end_with_launcher() -> None:
+    """Have SIGTERM, which saves, sent here when torchrun dies, as by a signal that it does not handle (SIGUSR1).
+
+    Without it the ranks would train on, with nobody to wait for them. Elsewhere than on Linux they do."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def rank() -> int:

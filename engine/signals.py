@@ -4,11 +4,33 @@ The first one is only noted, so that the loop can finish its step and save; see 
 """
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def interrupt_imports_silently() -> None:
+    """Let Ctrl-C end a command that is still importing, which takes seconds, by the signal itself: no traceback.
+
+    For the `__init__` of a package with commands; does nothing but in `python -m PACKAGE.MODULE`, which has "-m" for
+    its name while Python imports the package."""
+    if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def interrupts_raised() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt inside, as is usual in Python; afterwards it does what it did before."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Stopped(BaseException):

@@ -1,6 +1,7 @@
 # What the sbatch scripts share; they source it inside a job.
 #
-#   $launcher        the words that start a module in every process that Slurm has granted: torchrun, once on each node
+#   $launcher        the words that start a module in every process that Slurm has granted: torchrun, by way of
+#                    engine.launch, once on each node
 #   run COMMAND...   runs it; when Slurm warns of the time limit or of a preemption (USR1), passes the signal on, waits
 #                    until everything is saved, and requeues the job, MAX_RESTARTS (20) times at most
 #
@@ -29,8 +30,8 @@ if [ "$nodes" -gt 1 ]; then
     port=$((10000 + SLURM_JOB_ID % 20000)) # below the ports that systems give out by themselves
     rendezvous="--rdzv_backend=c10d --rdzv_endpoint=$first:$port --rdzv_id=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
 fi
-launcher="srun --nodes=$nodes --ntasks=$nodes --ntasks-per-node=1 --kill-on-bad-exit=1 torchrun"
-launcher+=" --nnodes=$nodes --nproc_per_node=$processes $rendezvous --signals-to-handle=SIGTERM,SIGINT,SIGUSR1"
+launcher="srun --nodes=$nodes --ntasks=$nodes --ntasks-per-node=1 --kill-on-bad-exit=1 python -m engine.launch"
+launcher+=" --nnodes=$nodes --nproc_per_node=$processes $rendezvous"
 export PYTHONUNBUFFERED=1 # the log shows what happens when it happens
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150 # seconds that torchrun leaves for saving; less than --signal gives
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it over

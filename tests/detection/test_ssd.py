@@ -218,6 +218,11 @@ def test_a_file_that_is_no_checkpoint_is_named_with_the_cure(tmp_path, content):
         build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", weights=str(path)), num_classes=2)
 
 
+def test_a_trunk_and_a_whole_detector_are_not_both_loaded():
+    with pytest.raises(ValidationError, match="weights and start_from exclude each other"):
+        ModelConfig(weights="resnet50.pth", start_from="detector.safetensors")
+
+
 def test_unknown_names_are_reported_together_with_the_known_ones():
     with pytest.raises(ValidationError) as error:
         ModelConfig(backbone="ResNet50", neck="fnp", anchor_scales="voc")

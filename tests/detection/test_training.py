@@ -19,6 +19,7 @@ from detection.task import DetectionConfig, DetectionTask
 from engine.checkpoint import load_checkpoint
 from engine.config import load_config
 from engine.logbook import read_metrics
+from engine.release import load_release
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -227,14 +228,68 @@ def assert_equal(one: object, other: object) -> None:
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-def test_resuming_and_testing_need_no_pretrained_file(experiment, tmp_path):
+@pytest.mark.parametrize("field", ["weights", "start_from"])
+def test_resuming_and_testing_need_no_pretrained_file(experiment, tmp_path, field):
     copy = tmp_path / "experiment_1"
     shutil.copytree(experiment, copy)
     text = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(text.replace("weights: null", "weights: /gone/resnet.pth"))
+    (copy / "config.yaml").write_text(text.replace(f"{field}: null", f"{field}: /gone/resnet.pth"))
     for command in (("detection.test", copy), ("detection.training", "--resume", copy)):
         done = run(*command)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def released(experiment, tmp_path_factory) -> Path:
+    """Its weights after the last epoch."""
+    path = tmp_path_factory.mktemp("released") / "detector.safetensors"
+    done = run("detection.test", experiment, "--release", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_released_weights_say_what_they_are(experiment, released):
+    _, facts = load_release(released)
+    record = json.loads((experiment / "results.json").read_text())
+    assert facts["config"] == (experiment / "config.yaml").read_text()
+    assert json.loads(facts["classes"]) == record["protocol"]["classes"]
+    assert len(json.loads(facts["category_ids"])) == len(record["protocol"]["classes"])
+    assert json.loads(facts["scores"]).items() >= record["scores"].items()
+    assert facts["step"] == "6"
+    assert facts["commit"].startswith(
+        json.loads((experiment / "environment.json").read_text())[0]["commit"] or "unknown"
+    )
+
+
+def test_released_weights_score_as_the_checkpoint_they_are_of(experiment, released):
+    done = run("detection.test", experiment, "--checkpoint", released)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((experiment / "test.json").read_text())
+    assert found["checkpoint"] == "detector.safetensors"
+    scores = json.loads((experiment / "results.json").read_text())["scores"]
+    assert found["settings"][0].items() >= scores.items()
+
+
+def test_released_weights_are_fine_tuned_on_other_classes(config_path, released, tmp_path):
+    root = tmp_path / "sample"
+    shutil.copytree(config_path.parent / "sample", root)
+    for path in (root / "annotations").glob("instances_*.json"):
+        content = json.loads(path.read_text())
+        content["categories"].append({"id": 99, "name": "extra"})
+        path.write_text(json.dumps(content))
+    experiment = train(
+        config_path, tmp_path / "e", f"data.root={root}", f"model.start_from={released}", "train.epochs=1"
+    )
+    log = (experiment / "train.log").read_text()
+    assert log.count(f"INFO started from {released}, step 6: ") == 1
+    assert "12 not, for they are of another number of classes" in log
+    assert f"fine-tuned from {released}" in (experiment / "README.md").read_text()
+
+
+def test_a_sweep_is_not_released(experiment, tmp_path):
+    done = run("detection.test", experiment, "eval.nms_iou=0.4,0.5", "--release", tmp_path / "a.safetensors")
+    assert done.returncode == 2
+    assert "error: --release: scores of one setting are released, not of 2" in done.stderr
 
 
 def test_a_broken_image_is_one_line_even_from_a_loader_process(config_path, tmp_path):
@@ -267,6 +322,7 @@ def test_several_thresholds_make_a_sweep(experiment):
         ("data.root=/nowhere", "/nowhere"),
         ("model.neck=fnp", "did you mean 'fpn'"),
         ("model.weights=/nowhere/resnet.pth", "/nowhere/resnet.pth"),
+        ("model.start_from=/nowhere/detector.pt", "model.start_from: /nowhere/detector.pt: no such checkpoint"),
         ("train.batch_size=64", "batch_size 64"),
         ("train.batch_size=1", "train.batch_size 1"),
     ],

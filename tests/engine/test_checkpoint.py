@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,26 @@ def test_a_disk_that_fills_leaves_the_file_before_and_says_so(three, monkeypatch
         save_checkpoint(step_path(three, 3), STATE)
     assert step_path(three, 3).read_bytes() == before
     assert len(list(three.iterdir())) == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=False)
+    if mount.returncode:
+        pytest.skip("only root can mount a small file system")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_disk_that_really_fills_keeps_the_checkpoint_before(small_disk):
+    save_checkpoint(step_path(small_disk, 1), STATE)
+    with pytest.raises(CheckpointError, match=r"step_000000002\.pt: cannot be written: no space left"):
+        save_checkpoint(step_path(small_disk, 2), {"model": torch.zeros(1_000_000)})
+    assert [path.name for path in small_disk.iterdir()] == ["step_000000001.pt"]
+    assert load_newest_whole(small_disk)[1]["step"] == 7
+    with pytest.raises(CheckpointError, match="0 MiB are free, two checkpoints take 7"):
+        check_room(small_disk, 4_000_000)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

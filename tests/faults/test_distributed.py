@@ -1,0 +1,101 @@
+"""Ranks that die or hang, jobs side by side, and scores on any number of processes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from detection.sample import generate
+
+# Ranks that meet again and again, and wait for each other no longer than some seconds.
+MEET = """
+import sys, time
+from datetime import timedelta
+from engine import distributed
+from engine.command import run_command
+
+def main(device):
+    for count in range(int(sys.argv[1])):
+        distributed.any_rank(False)
+        sys.stdout.write(f"met {count}\n")  # at once, for ranks share the file
+        sys.stdout.flush()
+        time.sleep(0.05)
+
+distributed.TIMEOUT = timedelta(seconds=3)
+run_command(main)
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hung(start, tmp_path_factory) -> tuple:
+    """A job with a rank that hangs since the given time. It takes long to end: the other tests run meanwhile."""
+    job = start(write(tmp_path_factory.mktemp("hung") / "meet.py", MEET), 10_000, processes=2)
+    job.wait_for("met 3")
+    os.kill(job.ranks()[-1], signal.SIGSTOP)
+    return job, time.monotonic()
+
+
+def test_a_rank_that_is_killed_in_mid_epoch_takes_the_job_with_it_within_30_seconds(start, config_path, tmp_path):
+    job = start("-m", "detection.training", config_path, "--experiment", tmp_path, processes=2)
+    job.wait_for("first step")
+    os.kill(job.ranks()[-1], signal.SIGKILL)
+    assert job.end(30) == 1
+    errors = re.findall(r"^error.*", job.text, re.MULTILINE)
+    assert len(errors) <= 1  # torchrun may have been faster
+    assert all("another process of this run has died or hangs" in error for error in errors)
+    assert "a bug" not in job.text
+
+
+def test_jobs_side_by_side_do_not_get_into_each_others_way(start, tmp_path):
+    script = write(tmp_path / "meet.py", MEET)
+    jobs = [start(script, 3, processes=2) for _ in range(2)]
+    assert [job.end() for job in jobs] == [0, 0]
+    assert [job.text.count("met 2") for job in jobs] == [2, 2]
+
+
+@pytest.fixture(scope="module")
+def learned(start, config_path, tmp_path_factory) -> Path:
+    """An experiment that knows the seven images by heart on which it is scored."""
+    root = tmp_path_factory.mktemp("seven")
+    generate(root, num_train=7, num_val=7, image_size=96)
+    same = "{images: images/train, annotations: annotations/instances_train.json}"
+    experiment = root / "experiment"
+    experiment.mkdir()
+    job = start(
+        "-m", "detection.training", config_path, "--experiment", experiment, f"data.root={root}", f"data.val={same}",
+        "data.workers=0", "augment.photometric=false", "augment.zoom_out=1.0", "augment.crop_min_scale=1.0",
+        "optim.learning_rate=2e-3", "train.ema_decay=null", "train.epochs=20", "train.eval_every_epochs=20",
+        "train.batch_size=2", "train.batch_norm=local", "train.keep_checkpoints=1",
+    )  # fmt: skip
+    assert job.end() == 0, job.text
+    return experiment
+
+
+def test_the_score_of_a_checkpoint_is_the_same_to_the_last_byte_on_1_5_and_8_processes(start, learned, tmp_path):
+    texts = []
+    for count in (1, 5, 8):
+        experiment = tmp_path / str(count)
+        shutil.copytree(learned, experiment)
+        job = start("-m", "detection.test", experiment, "train.batch_size=1", processes=count)
+        assert job.end() == 0, job.text
+        texts.append((experiment / "test.json").read_text())
+    assert texts[0] == texts[1] == texts[2]
+    assert json.loads(texts[0])["settings"][0]["mAP"] > 0.01
+
+
+def test_a_rank_that_hangs_ends_the_job_after_the_timeout_and_the_30_seconds_that_torchrun_gives_it(hung):
+    job, began = hung
+    assert job.end(began + 120 - time.monotonic()) == 1
+    assert time.monotonic() - began > 3
+    assert "another process of this run has died or hangs" in job.text
+    assert "a bug" not in job.text

@@ -1,0 +1,112 @@
+"""Numbers that are not finite, and batches with nothing to learn from: what all ranks do together."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint import list_checkpoints, load_checkpoint
+from engine.logbook import read_metrics
+
+# Trains as `python -m detection.training` does, but for the fault that the first argument names; tells which image it
+# struck, and the weights that each rank ends with.
+SCRIPT = """
+import hashlib, os, sys
+import detection.training
+from detection.task import DetectionTask
+from engine import distributed
+from engine.command import run_command
+
+fault, losses, fit = sys.argv.pop(1), DetectionTask.losses, detection.training.fit
+calls = 0
+
+def faulty(self, model, batch):
+    global calls
+    calls += 1
+    sums, count = losses(self, model, batch)
+    if distributed.rank() == 1 and calls == 5:
+        sys.stdout.write(f"poisoned {batch['image_ids'].item()}\\n")
+        sums["box"] = sums["box"] * float("nan") if fault == "gradient" else sums["box"] + float("inf")
+    return sums, count
+
+def fit_and_tell(task, *arguments):
+    model = fit(task, *arguments)
+    weights = b"".join(value.numpy().tobytes() for value in task.model.state_dict().values())
+    sys.stdout.write(f"weights {hashlib.sha256(weights).hexdigest()}\\n")  # at once, for ranks share the file
+    return model
+
+if fault != "none":
+    DetectionTask.losses = faulty
+detection.training.fit = fit_and_tell
+run_command(detection.training.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("script") / "train.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+@pytest.mark.parametrize("fault", ["gradient", "loss"])
+def test_a_number_that_is_not_finite_on_one_rank_stops_both_before_that_step(
+    start, script, config_path, tmp_path, fault
+):
+    job = start(
+        script, fault, config_path, "--experiment", tmp_path, "data.workers=0", "train.checkpoint_every_steps=1",
+        processes=2,
+    )  # fmt: skip
+    assert job.end() == 1
+    image_id = re.search(r"^poisoned (\d+)$", job.text, re.MULTILINE)[1]
+    told = re.findall(r"^error(.*): (step 5: loss or gradient is not finite; rank 1: .*)$", job.text, re.MULTILINE)
+    assert sorted(rank for rank, _ in told) == ["", " on rank 1"]
+    assert all(f"image ids [{image_id}]; the weights are those before this step" in what for _, what in told)
+    newest = list_checkpoints(tmp_path / "checkpoints")[-1]
+    assert newest.name == "step_000000004.pt"
+    assert_finite(load_checkpoint(newest))
+
+
+def assert_finite(state: dict) -> None:
+    """The weights and their moving average, in a checkpoint's state."""
+    for weights in (state["model"], state["ema"]["weights"]):
+        assert all(value.isfinite().all() for value in weights.values() if value.is_floating_point())
+
+
+def test_a_learning_rate_that_breaks_the_weights_ends_the_run_in_one_line_and_the_checkpoint_before_is_finite(
+    start, config_path, tmp_path
+):
+    job = start(
+        "-m", "detection.training", config_path, "--experiment", tmp_path, "data.workers=0", "optim.learning_rate=1e9",
+        "optim.warmup_epochs=0", "optim.clip_norm=null", "train.checkpoint_every_steps=1",
+    )  # fmt: skip
+    assert job.end() == 1
+    assert "Traceback" not in job.text
+    assert job.text.count("error") == 1
+    step = int(re.search(r"^error: step (\d+): .* image ids \[\d+\]", job.text, re.MULTILINE)[1])
+    state = load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1])
+    assert state["step"] == step - 1
+    assert_finite(state)
+
+
+def test_ranks_stay_in_step_through_batches_without_any_object(start, script, config_path, tmp_path):
+    path = config_path.parent / "sample/annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    lonely = content["images"][0]["id"]
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] == lonely]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    job = start(
+        script, "none", config_path, "--experiment", tmp_path, "data.workers=0", "train.eval_every_epochs=1",
+        f"data.train={{images: images/train, annotations: {tmp_path / 'train.json'}}}",
+        processes=2,
+    )  # fmt: skip
+    assert job.end() == 0, job.text
+    weights = re.findall(r"weights (\w{64})", job.text)
+    assert len(weights) == 2
+    assert len(set(weights)) == 1
+    lines = read_metrics(tmp_path)
+    assert lines[-1]["step"] == 24
+    assert all(math.isfinite(line["train_loss_total"]) for line in lines)
+    assert_finite(load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1]))

@@ -1,0 +1,145 @@
+"""Signals to commands as users start them: saved at the next step, nothing lost, nobody left behind."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint import list_checkpoints, load_checkpoint
+
+STEPS = 24  # of an epoch on one process
+CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+
+
+def last_step(experiment: Path) -> int:
+    """Of the newest checkpoint."""
+    return load_checkpoint(list_checkpoints(experiment / "checkpoints")[-1])["step"]
+
+
+def tensors(value: object) -> list[torch.Tensor]:
+    """Every tensor in a checkpoint's state, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [tensor for child in children for tensor in tensors(child)]
+
+
+# ---- one process ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("experiments")
+
+
+@pytest.fixture(scope="module")
+def stopped(start, config_path, folder):
+    """Jobs that got a signal in the middle of their first epoch, by signal, and one that got none; side by side."""
+    jobs = {}
+    for number in (0, *CODES):
+        (folder / str(number)).mkdir()
+        jobs[number] = start("-m", "detection.training", config_path, "--experiment", folder / str(number))
+    waiting = set(CODES)
+    while waiting:
+        number = jobs[0].wait_for(lambda: next((n for n in waiting if "first step" in jobs[n].text), 0))
+        assert len(jobs[number].processes()) == 3  # two of them load
+        jobs[number].send(number)
+        waiting.remove(number)
+    assert jobs[0].end() == 0
+    return jobs
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_in_mid_epoch_ends_the_run_with_a_save_its_exit_code_and_no_process_left(stopped, folder, number):
+    assert stopped[number].end() == CODES[number]
+    assert "Traceback" not in stopped[number].text
+    assert stopped[number].text.count("is saved; to go on: --resume") == 1
+    assert 0 < last_step(folder / str(number)) < STEPS
+
+
+def test_resumed_runs_end_bit_identical_to_one_without_signals(start, stopped, config_path, folder):
+    again = {n: start("-m", "detection.training", config_path, "--experiment", folder / str(n)) for n in CODES}
+    whole = tensors(load_checkpoint(list_checkpoints(folder / "0/checkpoints")[-1]))
+    for number, job in again.items():
+        assert job.end() == 0
+        assert "resumed after step" in job.text
+        resumed = tensors(load_checkpoint(list_checkpoints(folder / str(number) / "checkpoints")[-1]))
+        assert len(resumed) == len(whole) > 100
+        assert all(map(torch.equal, resumed, whole))
+
+
+def test_an_impatient_keyboard_ends_the_run_at_once_and_silently(start, config_path, tmp_path):
+    job = start("-m", "detection.training", config_path, "--experiment", tmp_path)
+    job.wait_for("first step")
+    for _ in range(50):
+        if job.process.poll() is None:
+            job.send(signal.SIGINT)
+            time.sleep(0.02)
+    assert job.end(20) in (130, -signal.SIGINT)
+    assert "Traceback" not in job.text
+
+
+# ---- during start-up --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["torch", "pydantic_core", "torchvision"])
+def test_an_interrupt_while_importing_ends_the_command_silently(start, config_path, tmp_path, module):
+    job = start("-m", "detection.training", config_path, "--experiments", tmp_path / "experiments")
+    job.wait_for(lambda: f"/{module}/" in Path(f"/proc/{job.process.pid}/maps").read_text())
+    job.send(signal.SIGINT)
+    assert job.end(20) == -signal.SIGINT
+    assert job.text == ""
+
+
+def test_an_interrupt_while_the_data_is_read_ends_the_command_silently(start, config_path, tmp_path):
+    os.mkfifo(tmp_path / "slow.json")
+    val = f"{{images: images/val, annotations: {tmp_path / 'slow.json'}}}"
+    job = start("-m", "detection.training", config_path, "--experiments", tmp_path / "experiments", f"data.val={val}")
+    writer = job.wait_for(lambda: opened(tmp_path / "slow.json"))
+    job.send(signal.SIGINT)
+    assert job.end(20) == 130
+    os.close(writer)
+    assert job.text == ""
+    assert not (tmp_path / "experiments").exists()
+
+
+def opened(fifo: Path) -> int | None:
+    """The end to write to, once somebody reads."""
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
+# ---- torchrun -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "handled", "code"),
+    [(signal.SIGTERM, True, 1), (signal.SIGUSR1, True, 1), (signal.SIGUSR1, False, -signal.SIGUSR1)],
+)
+def test_a_signal_to_torchrun_saves_and_leaves_no_rank_or_loader_even_where_torchrun_dies_of_it(
+    start, config_path, tmp_path, number, handled, code
+):
+    job = start(
+        "-m", "detection.training", config_path, "--experiment", tmp_path, "data.workers=1",
+        processes=2, handled=handled,
+    )  # fmt: skip
+    job.wait_for("first step")
+    assert len(job.processes()) == 5
+    job.send(number)
+    assert job.end(20) == code
+    assert job.text.count("is saved; to go on: --resume") == 1
+    assert "a bug" not in job.text
+    assert 0 < last_step(tmp_path) < STEPS // 2
+
+
+def test_an_interrupt_of_torchrun_while_its_ranks_start_leaves_none(start, config_path, tmp_path):
+    job = start("-m", "detection.training", config_path, "--experiments", tmp_path / "experiments", processes=2)
+    job.wait_for(lambda: len(job.ranks()) == 2)
+    job.send(signal.SIGINT)
+    assert job.end(20) == 1
+    assert "detection/training.py" not in job.text  # torchrun tells where it was, the ranks don't
