@@ -53,6 +53,8 @@ class Job:
         """Until `what` is true, or has been said; returns what it gave."""
         deadline = time.monotonic() + seconds
         while not (found := what in self.text if isinstance(what, str) else what()):
+            ended = self.process.poll() is not None and isinstance(what, str)
+            assert not ended, f"ended without {what!r}; it said: {self.text}"
             assert time.monotonic() < deadline, f"not within {seconds} s; it said: {self.text}"
             time.sleep(0.005)
         return found

@@ -22,7 +22,7 @@ from engine.command import run_command
 def main(device):
     for count in range(int(sys.argv[1])):
         distributed.any_rank(False)
-        sys.stdout.write(f"met {count}\n")  # at once, for ranks share the file
+        sys.stdout.write(f"met {count}\\n")  # at once, for ranks share the file
         sys.stdout.flush()
         time.sleep(0.05)
 
