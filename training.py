@@ -20,6 +20,7 @@ from typing import Literal, Protocol
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -43,8 +44,12 @@ from engine.config import Config
 from engine.experiment import shown_score
 from engine.logbook import append_metrics, draw_curves, logger, progress_bar, rewind_metrics
 from engine.optim import OptimConfig, build_optimizer, build_scheduler, moving_average, scaled_learning_rate
+from engine.precision import Precision, autocast
 from engine.signals import StopRequest
 from engine.weights import load_exactly
+
+FIRST_LOSS_SCALE = 2.0**10  # of fp16; a loss is a sum over a batch until its gradient is divided
+MOST_OVERFLOWS = 20  # in a row; each halves the scale
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -55,7 +60,9 @@ class TrainConfig(Config):
     epochs: int = Field(ge=1, description="passes over the training images")
     batch_size: int = Field(ge=1, description="images per process and backward pass")
     accumulation_steps: int = Field(1, ge=1, description="backward passes per optimizer step")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="of matrix products and convolutions")
+    precision: Precision = Field(
+        "bf16", description="of matrix products and convolutions; fp16, with scaled losses, for GPUs without bf16"
+    )
     channels_last: bool = Field(False, description="memory layout; faster for convnets")
     batch_norm: Literal["local", "sync", "frozen"] = Field(
         "local", description="statistics per process, over all processes (GPU only), or never updated"
@@ -95,9 +102,12 @@ class TrainState:
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
+    scaler: GradScaler  # of losses, in fp16 alone
     ema: AveragedModel | None
     num_images: int  # of the training set: steps mean nothing on another
-    step: int = 0  # optimizer steps done
+    step: int = 0  # batches learned from, and in fp16 skipped
+    overflows: int = 0  # steps of this epoch that were skipped, for fp16 has no number for their gradient
+    overflows_in_a_row: int = 0
     loss_sums: dict[str, Tensor] = field(default_factory=dict)  # over the steps of this epoch so far, on this rank
     epoch_seconds: float = 0.0  # spent on this epoch so far
     line: dict | None = None  # of metrics.jsonl, for an epoch that is trained but not scored or logged yet
@@ -116,6 +126,8 @@ class TrainState:
             "ema": ema,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "overflows": [self.overflows, self.overflows_in_a_row],
             "loss_sums": loss_sums,
             "epoch_seconds": self.epoch_seconds,
             "line": self.line,
@@ -141,6 +153,8 @@ class TrainState:
             self.ema.n_averaged.fill_(state["ema"]["count"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.overflows, self.overflows_in_a_row = state["overflows"]
         self.step, self.epoch_seconds = state["step"], state["epoch_seconds"]
         # Python's float holds a float32 exactly: the epoch's means come out as if never interrupted.
         self.loss_sums = {
@@ -210,8 +224,9 @@ class _Run:
         model = place_model(task.model, config, device)
         optimizer = build_optimizer(model, optim, self.global_batch_size)
         scheduler = build_scheduler(optimizer, optim, self.global_batch_size, self.steps_per_epoch, config.epochs)
+        scaler = GradScaler(device.type, FIRST_LOSS_SCALE, enabled=config.precision == "fp16")
         ema = moving_average(model, config.ema_decay) if config.ema_decay else None
-        self.state = TrainState(model, optimizer, scheduler, ema, len(task.train_set))
+        self.state = TrainState(model, optimizer, scheduler, scaler, ema, len(task.train_set))
         self.parallel_model = distributed.data_parallel(model, device)
 
     def resume(self) -> None:
@@ -281,13 +296,15 @@ class _Run:
             if stop:
                 self.stop_if_asked()
         means = mean_losses(state.loss_sums, self.steps_per_epoch)  # waits for the device: the epoch is over
-        state.loss_sums, state.epoch_seconds = {}, 0.0
+        overflows = {"overflowed_steps": state.overflows} if state.scaler.is_enabled() else {}
+        state.loss_sums, state.epoch_seconds, state.overflows = {}, 0.0, 0
         seconds = time.perf_counter() - started
         return {
             "epoch": epoch + 1,
             "step": state.step,
             **{f"train_loss_{name}": value for name, value in means.items()},
             "learning_rate": learning_rate,
+            **overflows,
             "epoch_seconds": round(earlier_seconds + seconds, 3),
             "images_per_second": round((state.step - first_step) * self.global_batch_size / seconds, 2),
             "data_wait_seconds": round(wait_seconds, 3),
@@ -306,9 +323,9 @@ class _Run:
             with ExitStack() as stack:
                 if index < len(batches) - 1 and model is not state.model:
                     stack.enter_context(model.no_sync())
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                with autocast(self.device, self.config.precision):
                     sums, count = self.task.losses(model, batch_to(batch, self.device))
-                sum(sums.values()).backward()
+                state.scaler.scale(sum(sums.values())).backward()
             add_losses(losses, {name: value.detach() for name, value in sums.items()})
             counts.append(count)
 
@@ -316,17 +333,24 @@ class _Run:
         # The ranks' gradients have been averaged, hence the factor world_size. Nothing to count: a zero gradient.
         count, total = distributed.sum_over_ranks(torch.stack([sum(counts).float(), sum(losses.values()).float()]))
         scale = distributed.world_size() / count.clamp(min=1)
+        state.scaler.unscale_(state.optimizer)
         torch._foreach_mul_([p.grad for p in state.model.parameters() if p.grad is not None], scale)
         losses = {name: value * scale for name, value in losses.items()}
         norm = clip_grad_norm_(state.model.parameters(), self.optim.clip_norm or math.inf)
-        if not torch.isfinite(torch.stack([norm, total])).all():  # the same on every rank, so all stop at this step
-            raise RunError(non_finite_message(state.step + 1, losses, batches))
+        finite_norm, finite_total = torch.isfinite(torch.stack([norm, total])).tolist()  # the same on every rank
+        overflow = not finite_norm and state.scaler.is_enabled()
+        state.overflows += overflow
+        state.overflows_in_a_row = state.overflows_in_a_row + 1 if overflow else 0
+        if not finite_total or not (finite_norm or overflow) or state.overflows_in_a_row == MOST_OVERFLOWS:
+            raise RunError(non_finite_message(state.step + 1, losses, batches))  # all ranks come here together
         learning_rate = state.optimizer.param_groups[0]["lr"]
-        state.optimizer.step()
-        state.scheduler.step()
+        if not overflow:
+            state.scaler.step(state.optimizer)
+            state.scheduler.step()
+            if state.ema:
+                state.ema.update_parameters(state.model)
+        state.scaler.update()
         state.optimizer.zero_grad()
-        if state.ema:
-            state.ema.update_parameters(state.model)
         state.step += 1
         add_losses(state.loss_sums, losses)
         if state.step == 1:
@@ -362,7 +386,14 @@ class _Run:
             self.stop.stop()
 
     def save(self, name: str | None = None) -> None:
-        """Write a checkpoint, named by its step if not otherwise, and delete step checkpoints too old to keep."""
+        """Write a checkpoint, named by its step if not otherwise, and delete step checkpoints too old to keep.
+
+        Raises RunError, on all ranks, before one is lost to weights that the last update has broken."""
+        if not torch.stack([weight.isfinite().all() for weight in self.state.model.parameters()]).all():
+            raise RunError(
+                f"step {self.state.step}: its update made weights that are not finite; the checkpoints are older. "
+                "Lower optim.learning_rate"
+            )
         state = self.state.state_dict()
         if state is not None:
             save_checkpoint(self.checkpoints / name if name else step_path(self.checkpoints, self.state.step), state)
@@ -449,4 +480,6 @@ def epoch_summary(line: dict, epochs: int, metric: str) -> str:
     text = f"epoch {line['epoch']:>3}/{epochs}  loss {line['train_loss_total']:.3f}  lr {line['learning_rate']:.2e}"
     if metric in line:
         text += f"  {metric} {shown_score(line[metric])}"
+    if line.get("overflowed_steps"):
+        text += f"  {line['overflowed_steps']} steps skipped, too large for fp16"
     return text + f"  {line['epoch_seconds']:.1f} s  {line['images_per_second']:.0f} images/s"

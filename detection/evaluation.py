@@ -12,7 +12,6 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from detection.postprocess import Detections, PostprocessConfig, postprocess
 from engine.image_statistics import Matches
 from engine.inference import evaluation_mode
 from engine.logbook import progress_bar
+from engine.precision import Precision, autocast
 
 # In the order of COCOeval.stats. AP_* and AR_small.. by the area of the object in pixels: below 32 ** 2, to 96 ** 2,
 # above; AR_1.. by the number of detections allowed per image.
@@ -47,7 +47,7 @@ def detect(
     *,
     device: torch.device,
     settings: Sequence[PostprocessConfig],
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
     channels_last: bool = False,
 ) -> list[list[dict]]:
     """Find the objects in every image that the loader yields, on this process alone.
@@ -64,7 +64,7 @@ def detect(
     with evaluation_mode(model):
         for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
             images = normalize_images(batch_to(batch, device)["images"], channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(device, precision):
                 outputs = model(images)
             image_ids = batch["image_ids"].tolist()
             sizes = [image_sizes[image_id] for image_id in image_ids]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a rank that hangs
+LAUNCHER = "WORKBENCH_LAUNCHER"  # environment variable: the process id of engine.launch, which starts the ranks
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: a signal to this process when its parent dies
 
 
@@ -55,9 +56,12 @@ def tells_of_another_rank(error: Exception) -> bool:
 def _end_with_launcher() -> None:
     """Have SIGTERM, which saves, sent here when torchrun dies, as by a signal that it does not handle (SIGUSR1).
 
-    Without it the ranks would train on, with nobody to wait for them. Elsewhere than on Linux they do."""
+    Without it the ranks would train on, with nobody to wait for them. Elsewhere than on Linux they do. A launcher
+    interrupted while it starts a rank is gone before that rank gets here."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def rank() -> int:

@@ -7,6 +7,7 @@ will do; it ends with 1 whatever has happened, and prints a traceback after ever
 """
 
 import logging
+import os
 import signal
 import sys
 
@@ -15,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 from engine.command import INTERRUPTED, STOPPED
+from engine.distributed import LAUNCHER
 from engine.signals import SIGNALS
 
 
@@ -23,6 +25,7 @@ def main() -> None:
     # Not what is ignored: nohup means it.
     passed_on = [number for number in (*SIGNALS, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
     logging.disable(logging.ERROR)  # the run's own log and words say it
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         torchrun([f"--signals-to-handle={','.join(number.name for number in passed_on)}", *sys.argv[1:]])
     except SignalException as stop:

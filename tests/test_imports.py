@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {
         "model", "engine.config", "engine.strict_yaml", "engine.weights", "engine.distributed", "engine.optim",
-        "engine.signals",
-        "engine.image_statistics", "engine.inference", "detection.boxes", "detection.necks", "detection.sample",
+        "engine.signals", "engine.precision", "engine.image_statistics", "engine.inference",
+        "detection.boxes", "detection.necks", "detection.sample",
     },
     {
         "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.cost",

@@ -190,6 +190,67 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path
     assert_equal(dict(task.model.state_dict()), dict(newest_state(tmp_path)["model"]))
 
 
+def test_weights_that_an_update_breaks_are_never_saved(tmp_path):
+    optim = OptimConfig(
+        optimizer="sgd", learning_rate=3e38, reference_batch_size=4, warmup_epochs=0, schedule="cosine", clip_norm=None
+    )
+    with pytest.raises(RunError, match="step 1: its update made weights that are not finite"):
+        fit(PlaneTask(), CONFIG, optim, tmp_path, CPU, resume=False)
+    assert not list_checkpoints(tmp_path / "checkpoints")
+
+
+FP16 = CONFIG.model_copy(update={"precision": "fp16"})
+
+
+def overflowing(task, calls):
+    """The task with a huge gradient, of a finite loss, in these calls of `losses`."""
+    losses = task.losses
+
+    def overflowed(model, batch):
+        sums, count = losses(model, batch)
+        weight = model[0].weight
+        return sums | ({"huge": (weight - weight.detach()).sum() * 1e38} if task.calls in calls else {}), count
+
+    task.losses = overflowed
+    return task
+
+
+def test_a_step_that_overflows_fp16_is_skipped_and_counted_and_its_loss_scale_halved(tmp_path):
+    fit(overflowing(PlaneTask(), {5}), FP16.model_copy(update={"epochs": 1}), OPTIM, tmp_path, CPU, resume=False)
+    before, after = map(load_checkpoint, list_checkpoints(tmp_path / "checkpoints"))
+    assert (before["step"], after["step"]) == (4, 5)
+    for name in ("model", "ema", "optimizer", "scheduler"):
+        assert_equal(after[name], before[name])
+    assert after["scaler"]["scale"] == before["scaler"]["scale"] / 2
+    assert read_metrics(tmp_path)[0]["overflowed_steps"] == 1
+
+
+def test_a_run_in_fp16_resumes_bit_identical_also_between_overflows(tmp_path):
+    fit(overflowing(PlaneTask(), {6, 7, 8}), FP16, OPTIM, tmp_path / "whole", CPU, resume=False)
+    interrupted = overflowing(PlaneTask(), {6, 7})
+    interrupted.fail_at = 8
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupted, FP16, OPTIM, tmp_path / "parts", CPU, resume=False)
+    fit(overflowing(PlaneTask(), {1}), FP16, OPTIM, tmp_path / "parts", CPU, resume=True)
+    assert_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
+
+
+def test_twenty_overflows_in_a_row_end_the_run(tmp_path):
+    task = overflowing(PlaneTask(), range(5, 100))
+    config = FP16.model_copy(update={"epochs": 10})
+    with pytest.raises(RunError, match=r"step 24: loss or gradient is not finite"):
+        fit(task, config, OPTIM, tmp_path, CPU, resume=False)
+    assert all(weight.isfinite().all() for weight in newest_state(tmp_path)["model"].values())
+
+
+def test_a_loss_that_is_not_finite_is_no_overflow(tmp_path):
+    task = PlaneTask()
+    losses = task.losses
+    task.losses = lambda model, batch: ({"square": losses(model, batch)[0]["square"] * math.inf}, torch.tensor(4))
+    with pytest.raises(RunError, match="step 1: loss or gradient is not finite"):
+        fit(task, FP16, OPTIM, tmp_path, CPU, resume=False)
+
+
 def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     fit(PlaneTask(), CONFIG, OPTIM, tmp_path, CPU, resume=False)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

@@ -366,13 +366,15 @@ def test_detect_leaves_every_module_in_its_former_mode():
     assert not model.frozen.training
 
 
-def test_bf16_runs_the_network_under_autocast():
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)]
+)
+def test_the_network_runs_in_the_given_precision(precision, dtype):
     class Convolution(TwoAnchors):
         def forward(self, images):
             self.dtype = nn.functional.conv2d(images, torch.zeros(1, 3, 1, 1)).dtype
             return super().forward(images)
 
     model = Convolution()
-    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        detect(model, loader(5), COCO_FILE, device=CPU, settings=[PostprocessConfig()], precision=precision)
-        assert model.dtype == dtype
+    detect(model, loader(5), COCO_FILE, device=CPU, settings=[PostprocessConfig()], precision=precision)
+    assert model.dtype == dtype

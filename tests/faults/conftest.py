@@ -70,7 +70,7 @@ class Job:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still at work after {seconds} s; it said: {self.text}") from None
-        self.wait_for(lambda: not self.processes(), 10)
+        self.wait_for(lambda: not self.processes(), 30)
         return code
 
     def processes(self) -> dict[int, list[str]]:
@@ -83,7 +83,7 @@ class Job:
         return found
 
     def ranks(self) -> list[int]:
-        """The processes that torchrun started, without its own and their loader workers, oldest first."""
+        """The processes that the launcher started, without itself and their loader workers, oldest first."""
         return sorted(
             pid
             for pid in self.processes()
@@ -110,16 +110,15 @@ def config_path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Iterator[Callable[..., Job]]:
-    """Starts `python WORDS`, by torchrun where there is more than one process, and kills what is left of it at the end.
+    """Starts `python WORDS`, by `launcher` where there is more than one process; kills what is left of it at the end.
 
-    WORDS: as on a command line. handled: whether torchrun passes SIGUSR1 on."""
+    WORDS: as on a command line. launcher: engine.launch, or torchrun's module."""
     jobs: list[Job] = []
     folder = tmp_path_factory.mktemp("jobs")
 
-    def start(*words: object, processes: int = 1, handled: bool = True) -> Job:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        launcher += ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"] if handled else []
-        command = [sys.executable, *(launcher if processes > 1 else []), *map(str, words)]
+    def start(*words: object, processes: int = 1, launcher: str = "engine.launch") -> Job:
+        start = ["-m", launcher, "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+        command = [sys.executable, *start, *map(str, words)]
         jobs.append(Job(command, folder / f"{len(jobs)}.log"))
         return jobs[-1]
 

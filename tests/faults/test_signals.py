@@ -114,19 +114,23 @@ def opened(fifo: Path) -> int | None:
         return None
 
 
-# ---- torchrun -------------------------------------------------------------------------------------------------
+# ---- several processes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("number", "handled", "code"),
-    [(signal.SIGTERM, True, 1), (signal.SIGUSR1, True, 1), (signal.SIGUSR1, False, -signal.SIGUSR1)],
+    ("launcher", "number", "code"),
+    [
+        *(("engine.launch", number, code) for number, code in CODES.items()),
+        ("torch.distributed.run", signal.SIGTERM, 1),
+        ("torch.distributed.run", signal.SIGUSR1, -signal.SIGUSR1),
+    ],
 )
-def test_a_signal_to_torchrun_saves_and_leaves_no_rank_or_loader_even_where_torchrun_dies_of_it(
-    start, config_path, tmp_path, number, handled, code
+def test_a_signal_to_the_launcher_saves_and_leaves_no_rank_or_loader_even_where_torchrun_dies_of_it(
+    start, config_path, tmp_path, launcher, number, code
 ):
     job = start(
         "-m", "detection.training", config_path, "--experiment", tmp_path, "data.workers=1",
-        processes=2, handled=handled,
+        processes=2, launcher=launcher,
     )  # fmt: skip
     job.wait_for("first step")
     assert len(job.processes()) == 5
@@ -135,11 +139,13 @@ def test_a_signal_to_torchrun_saves_and_leaves_no_rank_or_loader_even_where_torc
     assert job.text.count("is saved; to go on: --resume") == 1
     assert "a bug" not in job.text
     assert 0 < last_step(tmp_path) < STEPS // 2
+    if launcher == "engine.launch":
+        assert "Traceback" not in job.text
 
 
-def test_an_interrupt_of_torchrun_while_its_ranks_start_leaves_none(start, config_path, tmp_path):
+def test_an_interrupt_of_the_launcher_while_it_starts_the_ranks_leaves_none(start, config_path, tmp_path):
     job = start("-m", "detection.training", config_path, "--experiments", tmp_path / "experiments", processes=2)
     job.wait_for(lambda: len(job.ranks()) == 2)
     job.send(signal.SIGINT)
-    assert job.end(20) == 1
-    assert "detection/training.py" not in job.text  # torchrun tells where it was, the ranks don't
+    assert job.end(20) == 130
+    assert job.text == ""
