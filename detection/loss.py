@@ -1,7 +1,7 @@
 """The MultiBox loss with hard negative mining (SSD, arXiv 1512.02325, section 2.2, eq. 1), and its plateau.
 
 Equal to torchvision's SSD.compute_loss in value and gradient, for the whole batch at once: the number of
-operators does not grow with the batch, and none of them needs a value on the host, so a GPU never waits.
+operators does not grow with the batch, and on a GPU none of them needs a value on the host, so it never waits.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from detection.boxes import encode_boxes
+from detection.matching import CPU_PIECES
 from engine.config import Config
 
 
@@ -53,27 +54,59 @@ def multibox_loss(
     negatives_per_positive: hardest negatives per positive of the same image, as far as the image has them.
     Returns {"classification": (), "box": (), "num_positives": ()}: float32 sums, int64 count.
     """
-    num_anchors = matched.shape[1]
+    num_images, num_anchors = matched.shape
     is_positive = matched >= 0  # (B, A)
-    num_positives = is_positive.sum(dim=1, keepdim=True)  # (B, 1)
-    object_index = matched.clamp(min=0)
+    num_positives = is_positive.sum()
+    is_trained = _trained_anchors(class_logits, is_positive, negatives_per_positive)  # (B, A)
 
-    anchor_labels = labels.gather(1, object_index).masked_fill(~is_positive, 0)  # (B, A)
-    row_losses = F.cross_entropy(class_logits.float().flatten(0, 1), anchor_labels.flatten(), reduction="none")
-    cross_entropy = row_losses.view_as(matched)  # (B, A)
-    hardest_first = cross_entropy.masked_fill(is_positive, -torch.inf).sort(dim=1, descending=True).values
-    num_negatives = torch.minimum(num_positives * negatives_per_positive, num_anchors - num_positives)
-    is_mined = torch.arange(num_anchors, device=matched.device) < num_negatives  # (B, A), of hardest_first
-    classification = cross_entropy.where(is_positive, 0).sum() + hardest_first.where(is_mined, 0).sum()
+    # Of 32 x 8,732 rows some 4,000 are trained. A CPU pays for every row, so it selects these; a GPU pays for every
+    # wait, and to know how many there are it would wait, so it takes them all and lets the others count nothing.
+    rows = is_trained.nonzero(as_tuple=True) if is_trained.is_cpu else ...  # R: n, or B, A
+    is_positive, is_trained, object_index = is_positive[rows], is_trained[rows], matched.clamp(min=0)[rows]  # (R)
+    image = torch.arange(num_images, device=matched.device)[:, None].expand(-1, num_anchors)[rows]  # (R)
 
-    # Selecting the positives would make a GPU wait for their number. Instead the target of every other anchor is
-    # its own prediction: no loss and no gradient, exactly.
-    box_deltas = box_deltas.float()
-    object_boxes_xyxy = boxes_xyxy.gather(1, object_index[..., None].expand(-1, -1, 4))  # (B, A, 4)
-    box_targets = encode_boxes(object_boxes_xyxy, anchors_cxcywh).where(is_positive[..., None], box_deltas.detach())
-    box = F.smooth_l1_loss(box_deltas, box_targets, reduction="sum")
+    row_labels = labels[image, object_index].masked_fill(~is_positive, 0)  # (R)
+    row_logits = class_logits[rows].float()  # (R, num_classes + 1)
+    cross_entropy = F.cross_entropy(row_logits.flatten(0, -2), row_labels.flatten(), reduction="none")
+    classification = cross_entropy.where(is_trained.flatten(), 0).sum()
 
-    return {"classification": classification, "box": box, "num_positives": num_positives.sum()}
+    # The target of an anchor that is not positive is its own prediction: no loss and no gradient, exactly.
+    row_deltas = box_deltas[rows].float()  # (R, 4)
+    row_anchors = anchors_cxcywh.expand(num_images, -1, -1)[rows]  # (R, 4)
+    box_targets = encode_boxes(boxes_xyxy[image, object_index], row_anchors)
+    box_targets = box_targets.where(is_positive[..., None], row_deltas.detach())
+    box = F.smooth_l1_loss(row_deltas, box_targets, reduction="sum")
+
+    return {"classification": classification, "box": box, "num_positives": num_positives}
+
+
+@torch.no_grad()
+def _trained_anchors(class_logits: Tensor, is_positive: Tensor, negatives_per_positive: int) -> Tensor:
+    """Choose the anchors whose class is trained: the positives and each image's hardest negatives. (B, A) bool."""
+    num_trained = is_positive.sum(dim=1, keepdim=True) * (1 + negatives_per_positive)  # (B, 1)
+    hardness = _background_cross_entropy(class_logits).masked_fill(is_positive, torch.inf)  # (B, A)
+    if hardness.is_cpu:  # sorts no more than the fullest image needs, a number that a GPU would have to wait for
+        most = min(int(num_trained.max()), hardness.shape[1])
+        hardest_first = hardness.topk(most, dim=1).indices
+    else:
+        hardest_first = hardness.argsort(dim=1, descending=True, stable=True)
+    is_among_first = torch.arange(hardest_first.shape[1], device=hardness.device) < num_trained
+    return torch.zeros_like(is_positive).scatter_(1, hardest_first, is_among_first)
+
+
+def _background_cross_entropy(class_logits: Tensor) -> Tensor:
+    """Return -log of the background's softmax probability for class_logits (B, A, num_classes + 1): (B, A) float32."""
+    if not class_logits.is_cpu or torch.compiler.is_compiling():
+        return -class_logits.log_softmax(dim=-1, dtype=torch.float32)[..., 0]
+    # Eager, the other classes' probabilities (90 MB for 32 images of COCO) would be written out. On a CPU it takes
+    # longer to get so much memory than to fill it: a buffer for a piece at a time serves as well.
+    rows, result = class_logits.flatten(0, 1), torch.empty(class_logits.shape[:2])
+    pieces = rows.chunk(CPU_PIECES)
+    buffer = torch.empty_like(pieces[0], dtype=torch.float32)
+    for piece, piece_result in zip(pieces, result.flatten().chunk(CPU_PIECES), strict=True):
+        log_probabilities = torch.log_softmax(piece, dim=-1, dtype=torch.float32, out=buffer[: len(piece)])
+        torch.neg(log_probabilities[:, 0], out=piece_result)
+    return result
 
 
 def constant_predictor_loss(class_counts: Sequence[int] | Tensor, negatives_per_positive: int) -> float:

@@ -10,6 +10,10 @@ from torchvision.ops import box_convert
 
 NO_OBJECT = -1
 
+# An eager CPU goes through the largest tensors in so many pieces of the batch. Memory that is touched for the first
+# time costs a CPU more than the arithmetic on it; small pieces are given the same memory over and over.
+CPU_PIECES = 4
+
 
 @torch.no_grad()
 def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, iou_threshold: float = 0.5) -> Tensor:
@@ -26,31 +30,45 @@ def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, io
     """
     is_object = (labels > 0) & (boxes_xyxy[..., 2:] > boxes_xyxy[..., :2]).all(dim=-1)  # (B, M)
     boxes_xyxy = boxes_xyxy.masked_fill(~is_object[..., None], 0)  # no area, no overlap
-    iou = _pairwise_iou(boxes_xyxy, box_convert(anchors_cxcywh, "cxcywh", "xyxy"))  # (B, M, A)
-
-    best_iou, best_object = iou.max(dim=1)  # (B, A)
-    matched = best_object.masked_fill_(best_iou < iou_threshold, NO_OBJECT)
+    anchors_xyxy = box_convert(anchors_cxcywh, "cxcywh", "xyxy")
+    pieces = CPU_PIECES if boxes_xyxy.is_cpu and not torch.compiler.is_compiling() else 1
+    overlaps = [_best_overlaps(boxes, anchors_xyxy) for boxes in boxes_xyxy.chunk(pieces)]
+    best_iou, best_object, best_anchor = map(torch.cat, zip(*overlaps, strict=True))
+    matched = torch.where(best_iou >= iou_threshold, best_object, NO_OBJECT)  # (B, A)
 
     # Several objects may write to one anchor. A plain scatter would leave the winner to the order in which
     # threads happen to run; the largest index is the same everywhere.
     objects = torch.arange(labels.shape[1], device=labels.device)
     claims = torch.where(is_object, objects, NO_OBJECT)  # (B, M)
-    claimed_by = torch.full_like(matched, NO_OBJECT).scatter_reduce(1, iou.argmax(dim=2), claims, "amax")
+    claimed_by = torch.full_like(matched, NO_OBJECT).scatter_reduce(1, best_anchor, claims, "amax")
     return torch.where(claimed_by == NO_OBJECT, matched, claimed_by)
+
+
+def _best_overlaps(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For boxes (B, M, 4) and anchors (A, 4): each anchor's best IoU and its box (B, A), each box's best anchor (B, M).
+
+    Among equals the first.
+    """
+    iou = _pairwise_iou(boxes_xyxy, anchors_xyxy)  # (B, M, A)
+    # iou.max(dim=1), but compilers vectorise it, which they do not for the index of a maximum across rows.
+    num_boxes = iou.shape[1]
+    index = torch.arange(num_boxes, dtype=torch.int32, device=iou.device)
+    best_iou = iou.amax(dim=1)
+    best_box = torch.where(iou == best_iou[:, None], index[:, None], num_boxes).amin(dim=1)
+    return best_iou, best_box.long(), iou.argmax(dim=2)
 
 
 def _pairwise_iou(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
     """Return the intersection over union of every box (B, M, 4) with every anchor (A, 4): (B, M, A).
 
-    torchvision.ops.box_iou to the last bit, with the coordinates as the outermost axis: (B, M, A) is the largest
-    tensor of training on a CPU, so it is walked with unit stride, and written in place where that is possible.
+    torchvision.ops.box_iou to the last bit. (B, M, A) is the largest tensor of matching: it is walked with unit
+    stride, and written in place where that is possible.
     """
-    boxes = boxes_xyxy.movedim(-1, 0)[..., None]  # (4, B, M, 1)
-    anchors = anchors_xyxy.T.contiguous()[:, None, None]  # (4, 1, 1, A)
-    overlap = torch.minimum(boxes[2:], anchors[2:])
-    overlap = overlap.sub_(torch.maximum(boxes[:2], anchors[:2])).clamp_(min=0)  # (2, B, M, A)
-    intersection = overlap[0].mul_(overlap[1])
-    box_area = (boxes[2:] - boxes[:2]).prod(dim=0)  # (B, M, 1)
-    anchor_area = (anchors[2:] - anchors[:2]).prod(dim=0)  # (1, 1, A)
-    union = (box_area + anchor_area).sub_(intersection)
+    left, top, right, bottom = boxes_xyxy[..., None].unbind(dim=2)  # (B, M, 1) each
+    anchor_left, anchor_top, anchor_right, anchor_bottom = anchors_xyxy.T.contiguous()  # (A,) each
+    width = torch.minimum(right, anchor_right).sub_(torch.maximum(left, anchor_left)).clamp_(min=0)
+    height = torch.minimum(bottom, anchor_bottom).sub_(torch.maximum(top, anchor_top)).clamp_(min=0)
+    intersection = width.mul_(height)
+    anchor_area = (anchor_right - anchor_left) * (anchor_bottom - anchor_top)
+    union = ((right - left) * (bottom - top) + anchor_area).sub_(intersection)
     return intersection.div_(union)

@@ -1,12 +1,14 @@
 import math
+import shutil
 
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.detection._utils import SSDMatcher
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD as TorchvisionSSD
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, box_iou
 
 from detection.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
 from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
@@ -68,6 +70,14 @@ def gradients(loss, batch):
     return torch.autograd.grad(loss, [batch["box_deltas"], batch["class_logits"]])
 
 
+@pytest.fixture(params=["CPU", "accelerator"])
+def _formulation(request, monkeypatch):
+    """Both ways through the code: rows selected, as on a CPU, and every row with the others masked, as on a GPU."""
+    if request.param == "accelerator":
+        monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+
+
+@pytest.mark.usefixtures("_formulation")
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("negatives_per_positive", [1, 3])
 def test_loss_and_gradients_equal_torchvision(seed, negatives_per_positive):
@@ -102,6 +112,7 @@ def test_loss_by_hand():
     torch.testing.assert_close(losses["box"], torch.tensor(0.125 + 2.5))
 
 
+@pytest.mark.usefixtures("_formulation")
 def test_without_an_object_the_loss_is_zero_and_attached():
     batch = random_batch(seed=0)
     batch["boxes_xyxy"], batch["labels"] = torch.zeros(6, 1, 4), torch.zeros(6, 1, dtype=torch.int64)
@@ -122,6 +133,7 @@ def test_an_image_without_objects_trains_no_negatives():
         assert (gradient[1:] != 0).any()
 
 
+@pytest.mark.usefixtures("_formulation")
 def test_negatives_run_out_before_a_positive_counts_twice():
     anchors = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.5, 0.5, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]])
     batch = {
@@ -167,25 +179,62 @@ class OperatorCount(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_operators_of_matching_and_loss_do_not_grow_with_the_batch():
-    counts = []
-    for batch_size in (2, 32):
-        batch = random_batch(seed=4, batch_size=batch_size)
-        with OperatorCount() as operators:
-            losses = losses_of(batch)
-            (losses["box"] + losses["classification"]).backward()
-        counts.append(operators.count)
-    assert counts[0] == counts[1] < 200
+def on_meta(batch):
+    """The batch on a device without values: shapes alone, and what is not a CPU."""
+    return {name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad) for name, tensor in batch.items()}
+
+
+def torchvision_step(batch):
+    """torchvision's matching, loss and gradients, image by image as its SSD.forward does it."""
+    anchors_xyxy, matcher = box_convert(ANCHORS, "cxcywh", "xyxy"), SSDMatcher(0.5)
+    matched = []
+    for boxes_xyxy, labels in zip(batch["boxes_xyxy"], batch["labels"], strict=True):
+        boxes_xyxy = boxes_xyxy[labels > 0]
+        background = torch.full((len(ANCHORS),), -1)
+        matched.append(matcher(box_iou(boxes_xyxy, anchors_xyxy)) if len(boxes_xyxy) else background)
+    losses = torchvision_loss(batch, matched, negatives_per_positive=3)
+    (losses["bbox_regression"] + losses["classification"]).backward()
+
+
+def count_operators(batch, anchors=ANCHORS):
+    with OperatorCount() as operators:
+        losses = losses_of(batch, anchors)
+        (losses["box"] + losses["classification"]).backward()
+    return operators.count
+
+
+def test_the_operators_of_matching_and_loss_do_not_grow_with_the_batch_on_an_accelerator():
+    small, large = (count_operators(on_meta(random_batch(4, size)), ANCHORS.to("meta")) for size in (2, 32))
+    assert small == large
+
+
+def test_matching_and_loss_take_a_tenth_of_torchvisions_operators():
+    batch = random_batch(seed=4, batch_size=32)
+    with OperatorCount() as torchvisions:
+        torchvision_step(batch)
+    assert count_operators(batch) <= torchvisions.count / 10
+    assert count_operators(on_meta(batch), ANCHORS.to("meta")) <= torchvisions.count / 20
 
 
 def test_matching_and_loss_ask_the_device_for_no_value():
     # A meta tensor has none to give: any .item(), nonzero or boolean selection would raise.
-    batch = {
-        name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
-        for name, tensor in random_batch(seed=5).items()
-    }
-    losses = losses_of(batch, ANCHORS.to("meta"))
+    losses = losses_of(on_meta(random_batch(seed=5)), ANCHORS.to("meta"))
     (losses["box"] + losses["classification"]).backward()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # a CPU's numbers of rows break the graph, and the compiler says so
+def test_compiled_matching_and_loss_are_the_same_whatever_the_padding():
+    def total(batch):
+        losses = losses_of(batch)
+        return losses["box"] + losses["classification"]
+
+    compiled = torch.compile(total)
+    for max_objects in (7, 12):
+        batch = random_batch(seed=6, max_objects=max_objects)
+        for name in ("boxes_xyxy", "labels"):
+            torch._dynamo.maybe_mark_dynamic(batch[name], 1)
+        torch.testing.assert_close(gradients(compiled(batch), batch), gradients(total(batch), batch))
 
 
 def test_constant_predictor_loss_by_hand():

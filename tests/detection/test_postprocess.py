@@ -1,18 +1,29 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD as TorchvisionSSD
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, nms
 
 from detection.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
-from detection.boxes import encode_boxes
-from detection.postprocess import PostprocessConfig, postprocess
+from detection.boxes import decode_boxes, encode_boxes
+from detection.postprocess import FIRST_PAIRS, Detections, PostprocessConfig, postprocess
 
 NUM_CLASSES = 5
 ANCHORS = default_boxes([(16, 16), (8, 8), (4, 4), (2, 2), (1, 1), (1, 1)], ANCHOR_SCALES["ssd"])
 DEFAULTS = PostprocessConfig().model_dump()
 IMAGE_SIZE = 320  # torchvision works in pixels
+
+
+class OperatorCount(TorchDispatchMode):
+    """Counts the operators that reach the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def torchvision_detections(box_deltas, class_logits, score_threshold, nms_iou, max_detections):
@@ -54,6 +65,67 @@ def test_detections_equal_torchvision(seed, score_threshold, nms_iou, max_detect
         assert torch.equal(detections.labels, expected["labels"])
         torch.testing.assert_close(detections.scores, expected["scores"])
         torch.testing.assert_close(detections.boxes_xyxy * IMAGE_SIZE, expected["boxes"], atol=1e-3, rtol=0)
+
+
+def plain_postprocess(box_deltas, class_logits, score_threshold, nms_iou, max_detections):
+    """Every score, every pair over the threshold, class by class: the definition, for one image."""
+    scores = class_logits.softmax(dim=-1)[:, 1:]
+    anchor, label = (scores >= score_threshold).nonzero(as_tuple=True)
+    scores, order = scores[anchor, label].sort(descending=True, stable=True)
+    anchor, labels = anchor[order], label[order] + 1
+    boxes_xyxy = decode_boxes(box_deltas, ANCHORS)[anchor].clamp(0, 1)
+    kept = torch.zeros_like(labels, dtype=torch.bool)
+    for label in labels.unique():
+        of_class = (labels == label).nonzero()[:, 0]
+        kept[of_class[nms(boxes_xyxy[of_class], scores[of_class], nms_iou)]] = True
+    keep = kept.nonzero()[:max_detections, 0]
+    return Detections(boxes_xyxy[keep], scores[keep], labels[keep])
+
+
+@pytest.mark.parametrize("score_threshold", [0.0, 0.01, 0.3, 1 - 1e-6])
+@pytest.mark.parametrize("max_detections", [1, 10, 100, 5000])
+@pytest.mark.parametrize("quantum", [None, 0.5, 2.0], ids=["distinct scores", "some ties", "many ties"])
+def test_detections_equal_the_definition_bit_for_bit(score_threshold, max_detections, quantum):
+    generator = torch.Generator().manual_seed(max_detections)
+    box_deltas = torch.randn(2, len(ANCHORS), 4, generator=generator) * 2
+    class_logits = torch.randn(2, len(ANCHORS), NUM_CLASSES + 1, generator=generator) * 4
+    class_logits[0, :50, 2] += 40  # scores of exactly 1
+    if quantum is not None:
+        class_logits = (class_logits / quantum).round() * quantum
+    settings = {"score_threshold": score_threshold, "nms_iou": 0.45, "max_detections": max_detections}
+    for image, detections in enumerate(postprocess(box_deltas, class_logits, ANCHORS, **settings)):
+        expected = plain_postprocess(box_deltas[image], class_logits[image], **settings)
+        assert len(expected.scores) > 0 or image == 1
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(detections, expected, strict=True))
+
+
+def test_more_pairs_are_looked_at_where_the_best_are_one_object():
+    boxes_xyxy = torch.tensor([[0.1, 0.1, 0.3, 0.3]] * (3 * FIRST_PAIRS) + [[0.6, 0.6, 0.8, 0.8]])
+    scores = torch.linspace(0.9, 0.2, len(boxes_xyxy))
+    [detections] = postprocess(
+        *outputs_of(boxes_xyxy, torch.stack([1 - scores, scores], dim=1)), ANCHORS, **DEFAULTS | {"max_detections": 2}
+    )
+    torch.testing.assert_close(detections.boxes_xyxy, boxes_xyxy[[0, -1]])
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_an_anchor_whose_scores_are_undefined_is_not_reported(broken):
+    boxes_xyxy = torch.tensor([[0.1, 0.1, 0.3, 0.3], [0.6, 0.6, 0.8, 0.8]])
+    box_deltas, class_logits = outputs_of(boxes_xyxy, torch.tensor([[0.1, 0.9], [0.2, 0.8]]))
+    class_logits[0, 0, 1] = broken
+    [detections] = postprocess(box_deltas, class_logits, ANCHORS, **DEFAULTS)
+    torch.testing.assert_close(detections.boxes_xyxy, boxes_xyxy[1:])
+
+
+@pytest.mark.parametrize("num_classes", [1, 40])
+def test_the_operators_do_not_grow_with_the_classes(num_classes):
+    # On a GPU, a loop over the classes would wait for the device at each of them.
+    generator = torch.Generator().manual_seed(0)
+    box_deltas = torch.randn(1, len(ANCHORS), 4, generator=generator)
+    class_logits = torch.randn(1, len(ANCHORS), num_classes + 1, generator=generator)
+    with OperatorCount() as operators:
+        postprocess(box_deltas, class_logits, ANCHORS, **DEFAULTS | {"max_detections": 10})
+    assert operators.count < 120
 
 
 def outputs_of(boxes_xyxy, probabilities):

@@ -1,0 +1,76 @@
+"""Beside a peer: the rows of a benchmark's table, and the page that it is written to.
+
+Every benchmark here compares with its peers in the same run, turn by turn, and fails where the results differ. A ratio
+of 3 means three times as fast, or a third of the memory.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from engine.experiment import describe_environment
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of ours beside a peer's."""
+
+    what: str
+    peer: str
+    theirs: float
+    ours: float
+    unit: str  # of both: ms, s, MiB, images/s, ...
+    asked: float | None = None  # least ratio
+
+    @property
+    def ratio(self) -> float:
+        """How many times better ours is: larger for a rate, smaller for anything else."""
+        return self.ours / self.theirs if self.unit.endswith("/s") else self.theirs / self.ours
+
+
+def turn_by_turn(contenders: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Seconds of process time of each contender: the least of `rounds` rounds, in each of which all have their turn.
+
+    They should have run once before."""
+    seconds = [[] for _ in contenders]
+    for _ in range(rounds):
+        for contender, taken in zip(contenders, seconds, strict=True):
+            started = time.process_time()
+            contender()
+            taken.append(time.process_time() - started)
+    return [min(taken) for taken in seconds]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """In Markdown."""
+    lines = ["| what | peer | theirs | ours | | ratio | asked |", "|---|---|---:|---:|---|---:|---:|"]
+    for row in rows:
+        asked = f"{row.asked:g}" if row.asked else ""
+        lines.append(
+            f"| {row.what} | {row.peer} | {row.theirs:.4g} | {row.ours:.4g} | {row.unit} | {row.ratio:.2f} | {asked} |"
+        )
+    return "\n".join(lines)
+
+
+def write_page(script: str, text: str, rows: Sequence[Row], device: torch.device) -> None:
+    """Write the .md beside `script` and print it: where and when, what it says, what is short of what was asked.
+
+    text: Markdown that begins with a title line, and has "{rows}" where the table goes."""
+    environment = describe_environment([platform.node()], device)
+    machine = environment["device"] if device.type == "cuda" else environment["cpu"]
+    title, _, rest = text.partition("\n")
+    short = [f"{row.what} ({row.ratio:.2f} of {row.asked:g})" for row in rows if row.asked and row.ratio < row.asked]
+    page = f"""{title}
+
+`python -m benchmarks.{Path(script).stem}`, {date.today()}, commit {(environment["commit"] or "unknown")[:7]}, {machine}, \
+{environment["cpu_threads"]} thread{"s" * (environment["cpu_threads"] > 1)}, torch {torch.__version__}.
+
+Short of what is asked: {"; ".join(short) or "nothing"}.
+{rest.format(rows=table(rows))}"""
+    Path(script).with_suffix(".md").write_text(page)
+    print(page)
