@@ -10,6 +10,8 @@ before anything is trained. What it lets through follows these rules:
 - Nothing outside the image folder can be named: a `file_name` that is absolute or has `..` in it is a defect, and is
   never opened. Symbolic links are followed, the folder itself and those in it: whoever can put one there owns the
   folder, and folders of links into a shared store are common. What is no regular file (a pipe) is never opened either.
+- A folder of images with `shrunk.json` in it holds copies with that short side (see detection/shrink.py). Annotations,
+  and scores, stay in the pixels of the originals.
 
 `survey_coco` is the same look for those who want to go on where something is wrong: see `python -m detection.data`.
 """
@@ -25,6 +27,8 @@ import numpy as np
 from pydantic import Field
 
 from engine.config import Config
+
+SHRUNK = "shrunk.json"  # marks a folder of shrunken copies: {"short_side": pixels}
 
 
 class SplitConfig(Config):
@@ -45,9 +49,17 @@ class DataConfig(Config):
         False,
         description="keep decoded images in memory: 3 bytes a pixel, 0.9 MB for 640 x 480, per training process",
     )
+    cache_limit_mib: int = Field(
+        8192, ge=1, description="memory for the decoded images of train and of val, each; what does not fit is not kept"
+    )
     check_images: bool = Field(
         False, description="decode every image before training starts, to find broken ones: 2 ms each at 640 x 480"
     )
+
+    @property
+    def cache_mib(self) -> int:
+        """Memory for decoded images, 0 for none."""
+        return self.cache_limit_mib if self.cache_images else 0
 
     def paths(self, split: Literal["train", "val"]) -> tuple[Path, Path]:
         """The annotation file and the image folder of one half."""
@@ -100,6 +112,7 @@ class ImageFile(NamedTuple):
     id: Any
     path: Path
     size: tuple[int, int] | None  # width and height in pixels, None where the record gives none
+    is_shrunk: bool = False  # then that is the size of the copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +133,7 @@ class CocoFile:
     first_object: np.ndarray  # (images + 1,) int64: image i has objects first_object[i] to first_object[i + 1] - 1
     num_cut: int  # boxes that reached over the edge of their image by a pixel or more
     num_left_out: int  # boxes without area
+    short_side: int | None = None  # of shrunken copies, pixels; None where the images are the originals
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """boxes_xyxy, labels and is_crowd of the objects in images[index]."""
@@ -128,8 +142,8 @@ class CocoFile:
 
     def file(self, index: int) -> ImageFile:
         """Where images[index] lies."""
-        record = self.images[index]
-        return ImageFile(record.id, self.images_dir / record.file_name, (record.width, record.height))
+        image_id, file_name, *size = self.images[index]
+        return _image_file(image_id, self.images_dir / file_name, tuple(size), self.short_side)
 
     @property
     def classes(self) -> dict[int, str]:
@@ -201,7 +215,12 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
             ("annotations", lambda record: _annotation_defects(record, image_of, category_of)),
         )
     }
-    files = _find_files(lists["images"] or [], images_dir, found)
+    try:
+        short_side = read_short_side(images_dir)
+    except DatasetError as error:
+        short_side = None
+        defects.append(Defect(images_dir / SHRUNK, "", str(error)))
+    files = _find_files(lists["images"] or [], images_dir, short_side, found)
     if defects:  # what belongs to a defective image or class goes with it
         known = {name: {record["id"] for record in sound[name]} for name in ("images", "categories")}
         sound["annotations"] = [
@@ -209,7 +228,8 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
             for annotation in sound["annotations"]
             if annotation["image_id"] in known["images"] and annotation["category_id"] in known["categories"]
         ]
-    return Survey(annotations_path, images_dir, _build(annotations_path, images_dir, **sound), files, defects)
+    coco = _build(annotations_path, images_dir, short_side, **sound)
+    return Survey(annotations_path, images_dir, coco, files, defects)
 
 
 def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:
@@ -222,7 +242,12 @@ def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:
 
 
 def _build(
-    annotations_path: Path, images_dir: Path, categories: list[dict], images: list[dict], annotations: list[dict]
+    annotations_path: Path,
+    images_dir: Path,
+    short_side: int | None,
+    categories: list[dict],
+    images: list[dict],
+    annotations: list[dict],
 ) -> CocoFile:
     """The CocoFile of records without defects."""
     records = [ImageRecord(r["id"], r["file_name"], r["width"], r["height"]) for r in images]
@@ -255,6 +280,7 @@ def _build(
         first_object=np.searchsorted(image_indices[order], np.arange(len(records) + 1)),
         num_cut=num_cut,
         num_left_out=int((~has_area).sum()),
+        short_side=short_side,
     )
 
 
@@ -291,7 +317,7 @@ def _sound_records(
             continue
         defects = [f"no {key!r}" for key in keys if key not in record]
         if "id" in record and not _is_id(record["id"]):
-            defects.append("expected a whole number as id")
+            defects.append("expected a whole number as id, from 0")
         elif "id" in record and record["id"] in taken:
             defects.append("an earlier one has this id")
         elif "id" in record:
@@ -372,7 +398,8 @@ def _by_id(records: list | None) -> dict[int, dict] | None:
 
 
 def _is_id(value: Any) -> bool:
-    return type(value) is int and abs(value) < 2**63  # bool is an int, too
+    # Exact in a table of float64 results; hotcoco takes none below 0. (bool is an int, too.)
+    return type(value) is int and 0 <= value < 2**53
 
 
 def _is_number(value: Any) -> bool:
@@ -386,7 +413,36 @@ def _has_size(image: dict) -> bool:
 # ---- the images on the disk ---------------------------------------------------------------------------
 
 
-def _find_files(records: list, images_dir: Path, found: Callable[[str, str], None]) -> list[ImageFile]:
+def shrunk_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Width and height of a copy with that short side in pixels; an image that is no larger keeps its own."""
+    scale = min(1.0, short_side / min(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def read_short_side(images_dir: Path) -> int | None:
+    """The short side of the shrunken copies in a folder, pixels; None if it holds no `shrunk.json`.
+
+    Raises DatasetError, saying why but not where, if that is not what detection.shrink writes."""
+    if not (images_dir / SHRUNK).exists():
+        return None
+    try:
+        short_side = json.loads((images_dir / SHRUNK).read_bytes())["short_side"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"cannot be read: {error!r:.100}") from None
+    if type(short_side) is not int or short_side < 1:
+        raise DatasetError(f"short_side {short_side!r:.50}, expected a whole number above 0")
+    return short_side
+
+
+def _image_file(image_id: Any, path: Path, size: tuple[int, int] | None, short_side: int | None) -> ImageFile:
+    if size is None or short_side is None:
+        return ImageFile(image_id, path, size)
+    return ImageFile(image_id, path, shrunk_size(size, short_side), is_shrunk=True)
+
+
+def _find_files(
+    records: list, images_dir: Path, short_side: int | None, found: Callable[[str, str], None]
+) -> list[ImageFile]:
     """The image files that lie in their folder and are not empty; the others go to `found`."""
     if not os.path.isdir(images_dir):
         found("", f"its image folder {images_dir}: no such folder")
@@ -401,7 +457,7 @@ def _find_files(records: list, images_dir: Path, found: Callable[[str, str], Non
             found(f"images[{position}] (id {record.get('id')!r:.50})", f"file_name {name!r}: {what}")
             continue
         size = (record["width"], record["height"]) if _has_size(record) else None
-        files.append(ImageFile(record.get("id"), images_dir / name, size))
+        files.append(_image_file(record.get("id"), images_dir / name, size, short_side))
     return files
 
 

@@ -2,6 +2,7 @@
 
     python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd
     python -m detection.data check annotations/instances_val2017.json --images val2017 --json defects.json
+    python -m detection.data shrink /datasets/coco --short-side 400    (see detection/shrink.py)
 
 The check reads every annotation by the rules of detection/annotations.py and decodes every image, and lists all
 that is wrong with either at once. Training itself looks whether the images are there; `data.check_images=true` makes
@@ -12,11 +13,13 @@ it decode them all before it starts.
 - Grey, CMYK, palette, transparent and 16-bit images become 8-bit RGB; of an animation the first picture counts.
 - An image of more than some 179 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`, twice) is refused by its header.
 
-`CocoDetection` decodes and augments; `collate` makes the batch.
+`CocoDetection` plans what is to be seen of an image, decodes that and resamples it; `collate` makes the batch. Of a
+JPEG that is shown at half its size or less, no more pixels are decoded than that takes.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -36,8 +39,6 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from data import Key
 from detection.annotations import (
@@ -52,11 +53,12 @@ from detection.annotations import (
     shown_path,
     survey_coco,
 )
+from detection.transforms import Transform, View
 from engine import distributed
 from engine.command import run_command
 from engine.config import Config, load_config
 from engine.experiment import write_text
-from engine.logbook import progress_bar
+from engine.logbook import logger, progress_bar
 
 ROUND = 512  # images that a pool of processes checks; whichever kills a process is among so many
 
@@ -66,16 +68,28 @@ ROUND = 512  # images that a pool of processes checks; whichever kills a process
 def read_image(coco: CocoFile, index: int) -> np.ndarray:
     """Decode coco.images[index] to (height, width, 3) uint8 RGB, turned the way its boxes see it.
 
-    Raises DatasetError if it cannot be decoded or is not of the recorded size."""
-    file = coco.file(index)
+    A shrunken copy is enlarged to the recorded size. Raises DatasetError if it cannot be decoded or has another."""
+    record = coco.images[index]
+    pixels = read_file(coco.file(index))
+    if pixels.shape[:2] == (record.height, record.width):
+        return pixels
+    return np.array(Image.fromarray(pixels).resize((record.width, record.height)))
+
+
+def read_file(file: ImageFile, part: tuple[int, int, int, int] | None = None, reduction: int = 1) -> np.ndarray:
+    """`decode_image`, with errors that say where."""
     try:
-        return decode_image(file)
+        return decode_image(file, part, reduction)
     except DatasetError as error:
         raise DatasetError(str(_defect(file, str(error)))) from None
 
 
-def decode_image(file: ImageFile) -> np.ndarray:
+def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None, reduction: int = 1) -> np.ndarray:
     """Decode an image to (height, width, 3) uint8 RGB, turned so that it has file.size, or upright without that.
+
+    part: left, top, right, bottom of what is wanted, in pixels; all of it if None.
+    reduction: 1, 2, 4 or 8, which divides these: a JPEG that needs no turning may be decoded to so many times
+    fewer pixels on each side.
 
     By Pillow: torchvision's decoder can take the process down with a broken PNG.
     Raises DatasetError, saying why but not where, if it cannot be decoded or has another size."""
@@ -92,9 +106,14 @@ def decode_image(file: ImageFile) -> np.ndarray:
                 raise _another_size(image, file)
             if orientation != 1 and (file.size or upright_size) == upright_size:
                 image = ImageOps.exif_transpose(image)
+            elif reduction > 1 and image.format == "JPEG":
+                image.draft(None, (image.width // reduction, image.height // reduction))
+                part = tuple(edge // reduction for edge in part)
+            if part is not None:
+                image = image.crop(part)
             if image.mode.startswith("I"):  # 16 bits, which convert() would saturate
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            return np.array(image.convert("RGB"))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except DatasetError:
         raise
     except Exception as error:  # Pillow's decoders raise all sorts on broken files
@@ -103,73 +122,100 @@ def decode_image(file: ImageFile) -> np.ndarray:
 
 def _another_size(image: Image.Image, file: ImageFile) -> DatasetError:
     (width, height), recorded = image.size, f"{file.size[0]} x {file.size[1]}"
-    return DatasetError(f"{width} x {height} pixels, the annotation file says {recorded}")
+    shrunk = " once shrunk" if file.is_shrunk else ""
+    return DatasetError(f"{width} x {height} pixels, the annotation file says {recorded}{shrunk}")
 
 
 class CocoDetection(Dataset):
     """Images and their objects, by (epoch, index): the same pair always gives the same sample."""
 
-    def __init__(self, coco: CocoFile, transform: v2.Transform, seed: int = 0, cache_images: bool = False) -> None:
+    def __init__(self, coco: CocoFile, transform: Transform, seed: int = 0, cache_mib: float = 0) -> None:
         """transform: see detection/transforms.py. seed: of the augmentation, 0 or more.
 
-        cache_images: decode all images now and keep them; forked loader processes share them."""
+        cache_mib: decode now and keep the first images, as many as fit; forked loader processes share them. Kept
+        whole, they differ by a level or two from what a JPEG shown at half its size is decoded to."""
         self.coco, self.transform, self.seed = coco, transform, seed
         self.cached: list[np.ndarray] = []
-        if cache_images:
-            bar = progress_bar(range(len(self)), desc="decoding images", unit="image", leave=False)
-            self.cached = [read_image(coco, index) for index in bar]
+        if cache_mib:
+            self._fill_cache(cache_mib)
+
+    def _fill_cache(self, cache_mib: float) -> None:
+        files = [self.coco.file(index) for index in range(len(self))]
+        mib = np.cumsum([3 * math.prod(file.size) / 2**20 for file in files])
+        count = int(np.searchsorted(mib, cache_mib, side="right"))
+        bar = progress_bar(files[:count], desc="decoding images", unit="image", leave=False)
+        self.cached = [read_file(file) for file in bar]
+        if count < len(files):
+            logger.info(
+                "%d of %d images fit into a cache of %g MiB; all need %.0f", count, len(files), cache_mib, mib[-1]
+            )
 
     def __len__(self) -> int:
         return len(self.coco.images)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor | int]:
         """One sample, with crowds left out:
-        image (3, S, S) uint8, boxes_xyxy (n, 4) float32 fractions, labels (n,) int64, image_id int."""
+        image (3, S, S) uint8, boxes_xyxy (n, 4) float32 fractions, labels (n,) int64, image_id int,
+        and, if colours are to be distorted, colours (8,) float32 for distort_colours."""
+        return self._load(key[1], self._plan(key))
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Tensor | int]]:
+        """The samples of a batch, as loaders ask for them.
+
+        All are planned before any is loaded: after a JPEG, a plan would take twice as long, its code and tables gone
+        from the processor's cache."""
+        plans = [self._plan(key) for key in keys]
+        return [self._load(index, plan) for (_, index), plan in zip(keys, plans, strict=True)]
+
+    def _plan(self, key: Key) -> tuple[View, np.ndarray]:
+        """What is to be seen, and the labels of that: drawn from (seed, epoch, index) alone, so that neither the
+        process that loads a sample nor what it loaded before makes a difference."""
         epoch, index = key
-        record = self.coco.images[index]
-        pixels = self.cached[index] if self.cached else read_image(self.coco, index)
-        boxes, labels, is_crowd = self.coco.objects(index)
+        record, size = self.coco.images[index], self.coco.file(index).size
+        boxes_xyxy, labels, is_crowd = self.coco.objects(index)
+        boxes_xyxy, labels = boxes_xyxy[~is_crowd], labels[~is_crowd]
+        if size != (record.width, record.height):  # a shrunken copy
+            boxes_xyxy = boxes_xyxy * np.tile(np.divide(size, (record.width, record.height)), 2)
+        view = self.transform(size, boxes_xyxy, np.random.default_rng((self.seed, epoch, index)))
+        return view, labels[view.objects]
+
+    def _load(self, index: int, plan: tuple[View, np.ndarray]) -> dict[str, Tensor | int]:
+        view, labels = plan
+        if index < len(self.cached):
+            left, top, right, bottom = view.part
+            pixels = self.cached[index][top:bottom, left:right]
+        else:
+            pixels = read_file(self.coco.file(index), view.part, view.reduction)
         sample = {
-            "image": tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)),
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.from_numpy(boxes[~is_crowd]), format="XYXY", canvas_size=(record.height, record.width)
-            ),
-            "labels": torch.from_numpy(labels[~is_crowd]),
+            "image": view.render(pixels),
+            "boxes_xyxy": torch.from_numpy(view.boxes_xyxy).clamp(0, 1),  # rounding
+            "labels": torch.from_numpy(labels),
+            "image_id": self.coco.images[index].id,
         }
-        # Augmentation draws from torch's global generator, on the CPU. Seeded here and restored after, it depends
-        # neither on the process that loads nor on what it loaded before. torch.manual_seed would reseed GPUs, too.
-        with torch.random.fork_rng(devices=[]):
-            entropy = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)
-            torch.default_generator.manual_seed(int(entropy[0]))
-            sample = self.transform(sample)
-        image = sample["image"].as_subclass(Tensor)
-        height, width = image.shape[1:]
-        boxes_xyxy = sample["boxes"].as_subclass(Tensor) / torch.tensor([width, height, width, height])
-        return {
-            "image": image,
-            "boxes_xyxy": boxes_xyxy.clamp(0, 1),  # rounding
-            "labels": sample["labels"],
-            "image_id": record.id,
-        }
+        return sample if view.colours is None else sample | {"colours": torch.from_numpy(view.colours)}
 
 
 def collate(samples: list[dict]) -> dict[str, Tensor]:
     """Stack samples of CocoDetection; those with fewer objects than others are filled up with zeros.
 
     Returns images (B, 3, S, S) uint8, boxes_xyxy (B, M, 4) float32 fractions, labels (B, M) int64, 0 where there
-    is no object, and image_ids (B,) int64; M is the largest number of objects, at least 1."""
+    is no object, and image_ids (B,) int64; M is the largest number of objects, at least 1. If the samples have
+    colours, also these, (B, 8) float32: distort_colours(images, colours) makes the images to train on."""
     max_objects = max(1, *(len(sample["labels"]) for sample in samples))
     boxes_xyxy = torch.zeros(len(samples), max_objects, 4)
     labels = torch.zeros(len(samples), max_objects, dtype=torch.int64)
     for row, sample in enumerate(samples):
         boxes_xyxy[row, : len(sample["labels"])] = sample["boxes_xyxy"]
         labels[row, : len(sample["labels"])] = sample["labels"]
-    return {
+    batch = {
         "images": torch.stack([sample["image"] for sample in samples]),
         "boxes_xyxy": boxes_xyxy,
         "labels": labels,
         "image_ids": torch.tensor([sample["image_id"] for sample in samples]),
     }
+    if "colours" in samples[0]:
+        batch["colours"] = torch.stack([sample["colours"] for sample in samples])
+    return batch
 
 
 # ---- checking every image -----------------------------------------------------------------------------
@@ -201,7 +247,7 @@ def find_defects(files: Sequence[ImageFile], workers: int) -> Iterator[Defect | 
     for start in range(0, len(files), ROUND):
         left = deque(files[start : start + ROUND])
         try:
-            with _processes(workers) as pool:
+            with process_pool(workers) as pool:
                 for defect in pool.map(find_defect, left):
                     left.popleft()
                     yield defect
@@ -225,7 +271,7 @@ def find_defect(file: ImageFile) -> Defect | None:
 
 def _find_defect_alone(file: ImageFile) -> Defect | None:
     try:
-        with _processes(1) as pool:
+        with process_pool(1) as pool:
             return pool.submit(find_defect, file).result()
     except BrokenProcessPool:
         return _defect(file, "the process that decoded it died")
@@ -235,7 +281,8 @@ def _defect(file: ImageFile, what: str) -> Defect:
     return Defect(file.path, f"image id {file.id!r:.50}", what)
 
 
-def _processes(count: int) -> ProcessPoolExecutor:
+def process_pool(count: int) -> ProcessPoolExecutor:
+    """Processes for work on images, which leave signals to this one and end with it."""
     # Forked, they start at once; see data.build_loader.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     return ProcessPoolExecutor(count, context, initializer=_start_process, initargs=(os.getpid(),))
@@ -267,6 +314,10 @@ def main(device: torch.device) -> None:
     """Check as the command line says: print a table of the defects and the counts of each annotation file.
 
     Raises DatasetError, at the end, if there are defects."""
+    if sys.argv[1:2] == ["shrink"]:
+        from detection import shrink  # which decodes by this module
+
+        return shrink.main(sys.argv[2:])
     arguments = parse_arguments()
     surveys = [survey_coco(*paths) for paths in find_annotations(arguments)]
     if len(surveys) == 2 and not any(survey.defects for survey in surveys):
@@ -292,7 +343,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m detection.data",
         description="Read every annotation and decode every image of a data set; list all that is wrong with it.",
-        epilog="example: python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd",
+        epilog="example: python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd; there is another "
+        "command, python -m detection.data shrink --help",
     )
     parser.add_argument("command", choices=["check"])
     parser.add_argument(
@@ -339,11 +391,17 @@ def find_annotations(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
         return [config.paths("train"), config.paths("val")]
     if arguments.images:
         return [(path, arguments.images)]
-    root, name = path.absolute().parent.parent, path.stem.removeprefix("instances_")
-    for folder in (root / name, root / "images" / name):
+    folders = image_folders(path)
+    for folder in folders:
         if folder.is_dir():
             return [(path, folder)]
-    raise DatasetError(f"{path}: no image folder at {root / name}; say where it is by --images")
+    raise DatasetError(f"{path}: no image folder at {folders[0]}; say where it is by --images")
+
+
+def image_folders(annotations_path: Path) -> tuple[Path, Path]:
+    """Where the images of ROOT/annotations/instances_X.json may lie: ROOT/X, as COCO has it, or ROOT/images/X."""
+    root, name = annotations_path.absolute().parent.parent, annotations_path.stem.removeprefix("instances_")
+    return root / name, root / "images" / name
 
 
 def table(defects: Sequence[Defect]) -> str:

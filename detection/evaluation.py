@@ -2,8 +2,9 @@
 
 `detect` runs a model over a loader and writes what it finds as COCO results: in the pixels of the original images,
 under the annotation file's own ids. `coco_scores` compares such results with the untouched annotation file by
-pycocotools. What the file says about crowds and areas counts, not what training made of it. `image_statistics` keeps
-what the score was made of, image by image.
+pycocotools. What the file says about crowds and areas counts, not what training made of it. `quick_scores` gets the
+same numbers by hotcoco in a sixtieth of the time (benchmarks/evaluation.md), after each epoch of training.
+`image_statistics` keeps what the score was made of, image by image.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import hotcoco
 import numpy as np
 import torch
 from pycocotools.coco import COCO
@@ -36,6 +38,9 @@ METRICS = (
 )  # fmt: skip
 
 
+NO_RESULTS = np.empty((0, 7))
+
+
 # ---- from a model to COCO results --------------------------------------------------------------------------
 
 
@@ -49,7 +54,7 @@ def detect(
     settings: Sequence[PostprocessConfig],
     precision: Precision = "fp32",
     channels_last: bool = False,
-) -> list[list[dict]]:
+) -> list[np.ndarray]:
     """Find the objects in every image that the loader yields, on this process alone.
 
     model: (B, 3, S, S) normalised images -> box_deltas, class_logits; with the buffer anchors_cxcywh, as SSD has.
@@ -57,10 +62,10 @@ def detect(
     settings: the network runs once, however many thresholds are to be compared.
     precision, channels_last: arithmetic and memory layout of the network, those of training for equal numbers.
 
-    Returns for each of the settings its COCO results (see to_coco_results) by image id, best first within an image.
+    Returns for each of the settings its results (see to_coco_results) by image id, best first within an image.
     """
     image_sizes = {image.id: (image.width, image.height) for image in coco.images}
-    results: list[list[dict]] = [[] for _ in settings]
+    found: list[list[np.ndarray]] = [[NO_RESULTS] for _ in settings]
     with evaluation_mode(model):
         for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
             images = normalize_images(batch_to(batch, device)["images"], channels_last)
@@ -68,10 +73,10 @@ def detect(
                 outputs = model(images)
             image_ids = batch["image_ids"].tolist()
             sizes = [image_sizes[image_id] for image_id in image_ids]
-            for found, setting in zip(results, settings, strict=True):
+            for results, setting in zip(found, settings, strict=True):
                 detections = postprocess(*outputs, model.anchors_cxcywh, **setting.model_dump())
-                found += to_coco_results(detections, image_ids, sizes, coco.category_ids)
-    return [sorted(found, key=lambda result: (result["image_id"], -result["score"])) for found in results]
+                results.append(to_coco_results(detections, image_ids, sizes, coco.category_ids))
+    return [by_image(results) for results in found]
 
 
 def to_coco_results(
@@ -79,24 +84,44 @@ def to_coco_results(
     image_ids: Sequence[int],
     image_sizes: Sequence[tuple[int, int]],
     category_ids: Sequence[int],
-) -> list[dict]:
-    """Write detections as COCO results, image after image: image_id, category_id, bbox, score.
+) -> np.ndarray:
+    """Write detections as COCO results, image after image: a row each, in pycocotools' order of columns.
 
     detections: one per image, boxes as fractions of the network's square input, labels 1 to len(category_ids).
     image_sizes: (width, height) of the original images in pixels; fractions survive the resize to a square.
     category_ids: of label k at k - 1.
 
-    bbox is [x, y, width, height] in pixels of the original, to 3 decimals; score has 6.
+    Returns (N, 7) float64: image_id, x, y, width, height, score, category_id. The box is in pixels of the original, to
+    3 decimals; scores have 6.
     """
-    results = []
-    for (boxes_xyxy, scores, labels), image_id, size in zip(detections, image_ids, image_sizes, strict=True):
-        boxes_xyxy = boxes_xyxy.double().cpu() * torch.tensor([*size, *size])
-        boxes_xywh = box_convert(boxes_xyxy, "xyxy", "xywh").round(decimals=3).tolist()
-        scores = scores.double().round(decimals=6).tolist()
-        for box_xywh, score, label in zip(boxes_xywh, scores, labels.tolist(), strict=True):
-            category_id = category_ids[label - 1]
-            results.append({"image_id": image_id, "category_id": category_id, "bbox": box_xywh, "score": score})
-    return results
+    if not detections:
+        return NO_RESULTS
+    counts = torch.tensor([len(found.scores) for found in detections])
+    boxes_xyxy = torch.cat([found.boxes_xyxy for found in detections]).double().cpu()  # (N, 4)
+    labels = torch.cat([found.labels for found in detections]).cpu()
+    sizes = torch.tensor(image_sizes).repeat_interleave(counts, dim=0)  # (N, 2)
+    boxes_xywh = box_convert(boxes_xyxy * sizes.repeat(1, 2), "xyxy", "xywh")
+    columns = [
+        torch.tensor(image_ids).repeat_interleave(counts).double(),
+        *boxes_xywh.round(decimals=3).T,
+        torch.cat([found.scores for found in detections]).double().cpu().round(decimals=6),
+        torch.tensor(category_ids)[labels - 1].double(),
+    ]
+    return torch.stack(columns, dim=1).numpy()
+
+
+def by_image(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Results (N, 7) of several batches or processes, sorted by image id, then best first, else in the order given."""
+    results = np.concatenate(parts)
+    return results[np.lexsort((-results[:, 5], results[:, 0]))]
+
+
+def as_dicts(results: np.ndarray) -> list[dict]:
+    """Results (N, 7) as records for JSON and pycocotools: image_id, category_id, bbox, score."""
+    return [
+        {"image_id": int(image_id), "category_id": int(category_id), "bbox": bbox, "score": score}
+        for image_id, *bbox, score, category_id in results.tolist()
+    ]
 
 
 # ---- from COCO results to scores ---------------------------------------------------------------------------
@@ -115,7 +140,6 @@ def coco_scores(annotations_path: str | Path, results: Sequence[dict]) -> dict:
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
         evaluation.summarize()
-
     # (IoU threshold, recall, class) for objects of any size and at most 100 detections; -1 where undefined
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     return {
@@ -125,6 +149,25 @@ def coco_scores(annotations_path: str | Path, results: Sequence[dict]) -> dict:
             for k, name in enumerate(_class_names(evaluation))
         },
     }
+
+
+def quick_scores(annotations_path: str | Path, results: np.ndarray | str) -> dict[str, float | None]:
+    """The twelve METRICS of coco_scores, by hotcoco.
+
+    results: (N, 7) as from to_coco_results, of images and classes that the file has; or the path of a results JSON."""
+    ground_truth = _read_for_hotcoco(*_version(Path(annotations_path)))
+    evaluation = hotcoco.COCOeval(ground_truth, ground_truth.load_res(results), "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.run()
+    return {name: _mean(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
+
+
+@functools.lru_cache(maxsize=2)
+def _read_for_hotcoco(*version: Path | int) -> hotcoco.COCO:
+    """The same records as pycocotools gets: hotcoco has other ideas of what missing fields mean."""
+    dataset = _read_ground_truth(*version).dataset
+    images = [{key: image[key] for key in ("id", "width", "height")} for image in dataset["images"]]
+    return hotcoco.COCO(dataset | {"images": images})
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -180,8 +223,7 @@ def evaluate_coco(annotations_path: str | Path, results: Sequence[dict], *, by_s
 
     Ground truth and detections, `cocoGt` and `cocoDt`, are numbered from 1, the latter in the order of `results`."""
     path = Path(annotations_path)
-    stat = path.stat()
-    ground_truth = _read_ground_truth(path, stat.st_mtime_ns, stat.st_size)
+    ground_truth = _read_ground_truth(*_version(path))
     for key, known in (("image_id", ground_truth.imgs), ("category_id", ground_truth.cats)):
         unknown = {result[key] for result in results} - known.keys()
         if unknown:
@@ -197,11 +239,15 @@ def evaluate_coco(annotations_path: str | Path, results: Sequence[dict], *, by_s
     return evaluation
 
 
+def _version(path: Path) -> tuple[Path, int, int]:
+    """A file, and what tells a cache that it has changed."""
+    stat = path.stat()
+    return path, stat.st_mtime_ns, stat.st_size
+
+
 @functools.lru_cache(maxsize=2)
 def _read_ground_truth(path: Path, mtime_ns: int, size: int) -> COCO:
-    """The annotation file as pycocotools wants it: `iscrowd` and `area` filled in where the file has none.
-
-    The last two arguments tell the cache when the file has changed."""
+    """The annotation file as pycocotools wants it: `iscrowd` and `area` filled in where the file has none."""
     content = json.loads(path.read_bytes())
     annotations = [
         {

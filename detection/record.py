@@ -20,7 +20,7 @@ import numpy as np
 from detection.annotations import CocoFile
 from detection.data import read_image
 from detection.errors import error_breakdown
-from detection.evaluation import METRICS, image_statistics
+from detection.evaluation import METRICS, as_dicts, coco_scores, image_statistics
 from detection.pictures import Picture, draw_detections, draw_examples
 from detection.task import DetectionTask
 from engine.cost import forward_gflops, peak_memory_mib
@@ -36,7 +36,8 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     """Write all this from what `task` evaluated last; returns what results.json holds.
 
     Called on rank 0, after `environment.json` and `metrics.jsonl` are complete."""
-    config, val, results, scores = task.config, task.val, task.results, task.scores
+    config, val, results = task.config, task.val, as_dicts(task.results)
+    scores = coco_scores(val.annotations_path, results)
     lines = read_metrics(experiment)
     start = read_environments(experiment)[-1]
     inputs = {path: file_sha256(path) for path in (task.train.annotations_path, val.annotations_path)}

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from itertools import chain
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -15,12 +14,12 @@ from torch.utils.data import DataLoader
 from data import build_loader, eval_batches, normalize_images
 from detection.annotations import CocoFile, DataConfig, DatasetError
 from detection.data import CocoDetection, collate
-from detection.evaluation import METRICS, coco_scores, detect
+from detection.evaluation import by_image, detect, quick_scores
 from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
 from detection.matching import match_anchors
 from detection.postprocess import PostprocessConfig
 from detection.ssd import ModelConfig, build_ssd
-from detection.transforms import AugmentConfig, eval_transform, train_transform
+from detection.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
 from engine import distributed
 from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.config import Config, load_config
@@ -120,8 +119,7 @@ class DetectionTask:
             except CheckpointError as error:
                 raise CheckpointError(f"model.start_from: {error}") from error
         self.val_loader: DataLoader | None = None
-        self.results: list[dict] | None = None  # on rank 0, of the last evaluation
-        self.scores: dict | None = None
+        self.results: np.ndarray | None = None  # of the last evaluation, on rank 0
         if train:
             if train.classes != val.classes:
                 raise DatasetError(
@@ -131,15 +129,17 @@ class DetectionTask:
             if not train.class_counts.any():
                 raise DatasetError(f"{train.annotations_path}: no objects in it, so there is nothing to learn")
             transform = train_transform(config.augment, self.model.input_size)
-            self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_images)
+            self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_mib)
             plateau = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
             self.reference_losses = {"classification": plateau}
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """MultiBox losses summed over the positive boxes of a batch, and the number of these."""
         config, anchors = self.config, self.model.anchors_cxcywh
-        boxes_xyxy, labels = batch["boxes_xyxy"], batch["labels"]
-        box_deltas, class_logits = model(normalize_images(batch["images"], config.train.channels_last))
+        images, boxes_xyxy, labels = batch["images"], batch["boxes_xyxy"], batch["labels"]
+        if "colours" in batch:
+            images = distort_colours(images, batch["colours"])
+        box_deltas, class_logits = model(normalize_images(images, config.train.channels_last))
         matched = match_anchors(boxes_xyxy, labels, anchors, config.loss.match_iou)
         sums = multibox_loss(
             box_deltas, class_logits, matched, boxes_xyxy, labels, anchors, config.loss.negatives_per_positive
@@ -157,22 +157,21 @@ class DetectionTask:
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float | None]:
         """The twelve COCO scores of `model` over every validation image, the same on every rank.
 
-        The detections and all their scores stay in `self.results` and `self.scores`, for the record."""
+        The detections stay in `self.results`, for the record."""
         results = self.detect_all(model, device, [self.config.eval])
         self.results = results and results[0]
-        self.scores = distributed.broadcast(results and coco_scores(self.val.annotations_path, results[0]))
-        return {name: self.scores[name] for name in METRICS}
+        return distributed.broadcast(results and quick_scores(self.val.annotations_path, results[0]))
 
     def detect_all(
         self, model: nn.Module, device: torch.device, settings: list[PostprocessConfig]
-    ) -> list[list[dict]] | None:
-        """COCO results over every validation image, a list for each post-processing setting; None but on rank 0.
+    ) -> list[np.ndarray] | None:
+        """Results (N, 7) over every validation image, for each post-processing setting; None but on rank 0.
 
         Neither the batches nor the order of the results depend on the number of ranks."""
         if self.val_loader is None:
             batch_size, rank, world_size = self.config.train.batch_size, distributed.rank(), distributed.world_size()
             transform = eval_transform(self.model.input_size)
-            dataset = CocoDetection(self.val, transform, self.config.train.seed, self.config.data.cache_images)
+            dataset = CocoDetection(self.val, transform, self.config.train.seed, self.config.data.cache_mib)
             batches = eval_batches(len(dataset), batch_size, rank, world_size)
             self.val_loader = build_loader(dataset, batches, collate, self.workers, device)
         train = self.config.train
@@ -187,8 +186,4 @@ class DetectionTask:
                 channels_last=train.channels_last,
             )
         )
-        if parts is None:
-            return None
-        return [
-            sorted(chain.from_iterable(results), key=itemgetter("image_id")) for results in zip(*parts, strict=True)
-        ]
+        return parts and [by_image(results) for results in zip(*parts, strict=True)]

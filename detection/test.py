@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from detection.annotations import CocoFile, DatasetError, read_split
-from detection.evaluation import METRICS, coco_scores
+from detection.evaluation import METRICS, as_dicts, coco_scores
 from detection.postprocess import PostprocessConfig
 from detection.task import DetectionConfig, DetectionTask, read_detector, read_experiment_config
 from engine.checkpoint import newest_checkpoint
@@ -56,7 +56,7 @@ def main(device: torch.device) -> None:
         return
     rows = []
     for setting, found in zip(settings, results, strict=True):
-        scores = coco_scores(task.val.annotations_path, found)
+        scores = coco_scores(task.val.annotations_path, as_dicts(found))
         rows.append(setting.model_dump() | {name: scores[name] for name in METRICS})
     record = {
         "checkpoint": path.name,

@@ -93,7 +93,7 @@ def train_and_record(task: DetectionTask, experiment: Path, device: torch.device
             why = str(stop) if isinstance(stop, Stopped) else "interrupted from the keyboard"
             logger.warning("%s%s; %s is saved; to go on: --resume %s", STOPPED, why, saved[-1].name, experiment)
         raise
-    if task.scores is None:  # a finished run was resumed
+    if distributed.broadcast(task.results is None):  # a finished run was resumed
         task.evaluate(model, device)
     if distributed.is_main():
         scores = write_record(experiment, task)["scores"]

@@ -19,7 +19,7 @@ FLOORS = (
         "detection.backbones", "detection.anchors", "detection.matching", "detection.postprocess",
         "detection.transforms", "detection.pictures", "detection.annotations",
     },
-    {"training", "detection.ssd", "detection.loss", "detection.data", "detection.evaluation", "detection.errors"},
+    {"training", "detection.ssd", "detection.loss", "detection.data", "detection.shrink", "detection.evaluation", "detection.errors"},
     {"detection.task", "detection.record", "detection.training", "detection.test"},
     {"ablation.bootstrap", "ablation.records"},
     {

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
-from torchvision.transforms import v2
 
 import detection.data
 from data import EpochBatchSampler, build_loader
 from detection.annotations import DatasetError, read_coco
-from detection.data import CocoDetection, collate, find_defects, main, read_image
+from detection.data import CocoDetection, collate, decode_image, find_defects, main, read_image
 from detection.sample import generate
 from detection.transforms import AugmentConfig, eval_transform, train_transform
 from engine.command import run_command
@@ -119,6 +118,15 @@ def test_half_a_jpeg_is_refused_by_name(folder):
         read_image(coco, 0)
 
 
+def test_a_part_of_half_a_jpeg_is_refused_too(folder):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    coco = one_image(folder, Image.fromarray(noise), (40, 30), "x.jpg")
+    path = folder / "images/x.jpg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DatasetError, match="cannot be decoded: image file is truncated"):
+        decode_image(coco.file(0), (0, 0, 40, 10))
+
+
 def test_another_size_is_refused_before_a_pixel_is_decoded(folder, monkeypatch):
     coco = one_image(folder, Image.new("RGB", (40, 30)), (4000, 3000))
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("decoded"))
@@ -142,6 +150,44 @@ def test_postscript_named_as_a_photograph_is_not_run(folder):
     Image.new("RGB", (40, 30)).save(folder / "images/x.png", format="EPS")
     with pytest.raises(DatasetError, match=r"x\.png: image id 5: an EPS file, which is a program"):
         read_image(coco, 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "orientation"),
+    [
+        ("RGB", "x.png", 1),
+        ("RGB", "x.jpg", 1),
+        ("RGB", "x.jpg", 6),
+        ("CMYK", "x.jpg", 1),
+        ("P", "x.png", 1),
+        ("LA", "x.png", 1),
+        ("I;16", "x.png", 1),
+    ],
+)
+def test_a_part_is_what_the_whole_image_has_there(folder, mode, name, orientation):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(256 * noise[..., 0].astype(np.uint16) if mode == "I;16" else noise)
+    image = image if image.mode == mode else image.convert(mode)
+    coco = one_image(folder, image, (30, 40) if orientation == 6 else (40, 30), name, exif=exif(orientation))
+    whole = decode_image(coco.file(0))
+    part = decode_image(coco.file(0), (4, 8, 20, 28))
+    assert np.array_equal(part, whole[8:28, 4:20])
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_reduced_jpeg_shows_the_same_part_in_fewer_pixels(folder, reduction):
+    ramp = np.add.outer(np.arange(100), np.arange(131)).astype(np.uint8)  # sizes that no reduction divides
+    coco = one_image(folder, Image.fromarray(ramp), (131, 100), "x.jpg", quality=95)
+    reduced = decode_image(coco.file(0), (8, 16, 128, 96), reduction)
+    blocks = ramp[16:96, 8:128].reshape(80 // reduction, reduction, 120 // reduction, reduction)
+    assert reduced.shape == (80 // reduction, 120 // reduction, 3)
+    assert np.abs(reduced[..., 0] - blocks.mean((1, 3))).max() < 3
+
+
+@pytest.mark.parametrize(("name", "orientation", "size"), [("x.png", 1, (40, 32)), ("x.jpg", 6, (32, 40))])
+def test_what_is_no_upright_jpeg_is_not_reduced(folder, name, orientation, size):
+    coco = one_image(folder, Image.new("RGB", (40, 32)), size, name, exif=exif(orientation))
+    assert decode_image(coco.file(0), (0, 0, 32, 32), 4).shape == (32, 32, 3)
 
 
 # ---- samples and batches ------------------------------------------------------------------------------------------
@@ -178,6 +224,14 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(sample_root):
     assert not torch.equal(CocoDetection(coco, transform, seed=2)[2, 3]["image"], first)
 
 
+def test_a_batch_has_the_samples_that_are_loaded_one_by_one(sample_root):
+    dataset = CocoDetection(sample_coco(sample_root), train_transform(AugmentConfig(), 64))
+    keys = [(3, 5), (0, 1), (3, 2)]
+    for one, other in zip(dataset.__getitems__(keys), (dataset[key] for key in keys), strict=True):
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
 def test_loading_leaves_the_random_state_alone(sample_root):
     dataset = CocoDetection(sample_coco(sample_root), train_transform(AugmentConfig(), 64))
     torch.manual_seed(0)
@@ -187,21 +241,39 @@ def test_loading_leaves_the_random_state_alone(sample_root):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_cache_changes_nothing_and_is_not_changed(sample_root):
-    coco, transform = sample_coco(sample_root), train_transform(AugmentConfig(), 128)
-    plain, cached = CocoDetection(coco, transform), CocoDetection(coco, transform, cache_images=True)
+def test_colours_depend_on_seed_epoch_and_index_only(sample_root):
+    coco, transform = sample_coco(sample_root), train_transform(AugmentConfig(), 64)
+    colours = [CocoDetection(coco, transform, seed)[epoch, 3]["colours"] for seed, epoch in ((1, 2), (1, 2), (1, 3))]
+    assert torch.equal(colours[0], colours[1])
+    assert not torch.equal(colours[0], colours[2])
+
+
+def test_the_cache_changes_pixels_only_where_a_jpeg_is_decoded_reduced(sample_root):
+    coco, transform = sample_coco(sample_root), train_transform(AugmentConfig(), 32)
+    plain, cached = CocoDetection(coco, transform), CocoDetection(coco, transform, cache_mib=100)
+    reductions = set()
     for index in range(len(coco.images)):
         one, other = plain[0, index], cached[0, index]
-        assert torch.equal(one["image"], other["image"])
+        boxes_xyxy, _, is_crowd = coco.objects(index)
+        view = transform((128, 128), boxes_xyxy[~is_crowd], np.random.default_rng((0, 0, index)))
         assert torch.equal(one["boxes_xyxy"], other["boxes_xyxy"])
+        difference = (one["image"].float() - other["image"].float()).abs()
+        assert difference.mean() <= (4 if view.reduction > 1 else 0)
+        reductions.add(view.reduction)
+    assert len(reductions) > 1
     assert all(np.array_equal(cached.cached[i], read_image(coco, i)) for i in range(len(coco.images)))
 
 
-@pytest.mark.parametrize("cache_images", [False, True])
-def test_batches_do_not_depend_on_the_number_of_workers(sample_root, cache_images):
-    dataset = CocoDetection(
-        sample_coco(sample_root), train_transform(AugmentConfig(), 64), seed=4, cache_images=cache_images
-    )
+def test_the_cache_keeps_to_its_limit(sample_root):
+    coco = sample_coco(sample_root)
+    dataset = CocoDetection(coco, eval_transform(32), cache_mib=0.15)  # an image takes 48 KiB
+    assert len(dataset.cached) == 3
+    assert torch.equal(dataset[0, 3]["image"], CocoDetection(coco, eval_transform(32))[0, 3]["image"])
+
+
+@pytest.mark.parametrize("cache_mib", [0, 100])
+def test_batches_do_not_depend_on_the_number_of_workers(sample_root, cache_mib):
+    dataset = CocoDetection(sample_coco(sample_root), train_transform(AugmentConfig(), 64), seed=4, cache_mib=cache_mib)
     batches = EpochBatchSampler(len(dataset), batch_size=5, rank=0, world_size=1, seed=4)
     here, there = (list(build_loader(dataset, batches, collate, workers, CPU)) for workers in (0, 2))
     assert len(here) == len(there) == 2
@@ -235,6 +307,13 @@ def test_collate_pads_with_background():
     assert batch["labels"].tolist() == [[3, 3], [0, 0], [3, 0]]
     assert batch["boxes_xyxy"].sum(dim=(1, 2)).tolist() == [4, 0, 2]
     assert batch["image_ids"].tolist() == [12, 10, 11]
+
+
+def test_a_batch_has_a_row_of_colours_for_each_image(sample_root):
+    dataset = CocoDetection(sample_coco(sample_root), train_transform(AugmentConfig(), 32))
+    batch = collate([dataset[0, index] for index in range(3)])
+    assert batch["colours"].shape == (3, 8)
+    assert torch.equal(batch["colours"][1], dataset[0, 1]["colours"])
 
 
 def test_a_batch_without_objects_has_room_for_one():
@@ -503,8 +582,3 @@ def test_real_photographs_survive_augmentation(shared_data):
     assert (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all()
     assert (boxes_xyxy >= 0).all()
     assert (boxes_xyxy <= 1).all()
-
-
-def test_identity_is_a_transform_too(folder, content):
-    sample = CocoDetection(read(folder, content), v2.Identity())[0, 0]
-    assert np.array_equal(sample["image"].permute(1, 2, 0), np.asarray(Image.open(folder / "images/a.png")))

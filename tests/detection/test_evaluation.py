@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from detection.annotations import ImageRecord
-from detection.evaluation import METRICS, coco_scores, detect, image_statistics, to_coco_results
+from detection.evaluation import (
+    METRICS,
+    as_dicts,
+    coco_scores,
+    detect,
+    image_statistics,
+    quick_scores,
+    to_coco_results,
+)
 from detection.postprocess import Detections, PostprocessConfig
 
 CPU = torch.device("cpu")
@@ -286,6 +294,74 @@ def test_statistics_of_another_data_set_are_refused(two_objects):
         image_statistics(two_objects, [perfect_results(two_objects)[0] | {"image_id": 6}])
 
 
+# ---- the same by hotcoco -------------------------------------------------------------------------------------
+
+
+def as_array(results):
+    return np.array([[r["image_id"], *r["bbox"], r["score"], r["category_id"]] for r in results]).reshape(-1, 7)
+
+
+def assert_quick_scores_are_the_same(annotations_path, results):
+    slow, quick = coco_scores(annotations_path, results), quick_scores(annotations_path, as_array(results))
+    assert quick == {name: pytest.approx(slow[name], abs=1e-12) if slow[name] is not None else None for name in METRICS}
+
+
+def test_quick_scores_of_the_coco_sample_are_the_same(shared_data):
+    folder = shared_data / "cocoeval100"
+    path, annotations_path = (
+        folder / "instances_val2014_fakebbox100_results.json",
+        folder / "instances_val2014_100.json",
+    )
+    results = json.loads(path.read_text())
+    assert_quick_scores_are_the_same(annotations_path, results)
+    assert quick_scores(annotations_path, str(path)) == quick_scores(annotations_path, as_array(results))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_quick_scores_are_the_same_among_crowds_ties_missing_fields_and_empty_images(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    objects, results = [], []
+    for _ in range(int(rng.integers(0, 60))):
+        image_id, category_id = int(rng.choice([5, 9])), int(rng.choice([1, 7]))
+        box = [round(float(value), 2) for value in rng.uniform((0, 0, 5, 5), (60, 60, 140, 140))]
+        further = {} if rng.random() < 0.3 else {"iscrowd": int(rng.random() < 0.2), "area": float(rng.uniform(1, 2e4))}
+        if rng.random() < 0.8:
+            objects.append((image_id, category_id, box, further))
+        if rng.random() < 0.8:
+            shifted = [round(max(value + float(rng.normal(0, 3)), 0), 3) for value in box]
+            score = round(float(rng.random()), 1)  # many are equal
+            results.append({"image_id": image_id, "category_id": category_id, "bbox": shifted, "score": score})
+    assert_quick_scores_are_the_same(write_annotations(tmp_path / f"{seed}.json", objects), results)
+
+
+def test_quick_scores_without_detections_or_without_objects_are_zero_or_undefined(two_objects, tmp_path):
+    assert quick_scores(two_objects, np.empty((0, 7)))["mAP"] == 0
+    nothing = write_annotations(tmp_path / "none.json", [])
+    assert set(quick_scores(nothing, np.empty((0, 7))).values()) == {None}
+    assert set(quick_scores(nothing, as_array(perfect_results(two_objects))).values()) == {None}
+
+
+def test_quick_scores_of_more_than_a_hundred_detections_in_an_image_are_the_same(two_objects):
+    rng = np.random.default_rng(0)
+    results = [
+        {
+            "image_id": 5,
+            "category_id": 1,
+            "bbox": [10.0 + float(rng.normal()), 10, 50, 40],
+            "score": float(rng.random()),
+        }
+        for _ in range(250)
+    ]
+    assert_quick_scores_are_the_same(two_objects, results)
+
+
+def test_quick_scores_notice_that_the_file_has_changed(two_objects):
+    results = perfect_results(two_objects)
+    assert quick_scores(two_objects, as_array(results))["mAP"] == pytest.approx(1)
+    write_annotations(two_objects, [(5, 1, [10, 10, 50, 40], {}), (9, 7, [60, 5, 30, 40], {})])
+    assert quick_scores(two_objects, as_array(results))["mAP"] == pytest.approx(0.5)
+
+
 # ---- detections --------------------------------------------------------------------------------------------
 
 
@@ -295,12 +371,12 @@ def test_boxes_come_out_in_pixels_of_the_original_under_the_ids_of_the_file():
 
     results = to_coco_results([found, nothing], [5, 9], [(640, 480), (100, 50)], category_ids=[1, 7])
 
-    assert results == [{"image_id": 5, "category_id": 7, "bbox": [160.0, 240.0, 320.0, 240.0], "score": 0.5}]
+    assert as_dicts(results) == [{"image_id": 5, "category_id": 7, "bbox": [160.0, 240.0, 320.0, 240.0], "score": 0.5}]
 
 
 def test_boxes_keep_three_decimals_and_scores_six():
     found = Detections(torch.tensor([[0.0, 0.0, 1 / 3, 1.0]]), torch.tensor([2 / 3]), torch.tensor([1]))
-    [result] = to_coco_results([found], [5], [(100, 50)], category_ids=[1])
+    [result] = as_dicts(to_coco_results([found], [5], [(100, 50)], category_ids=[1]))
     assert result["bbox"] == [0.0, 0.0, 33.333, 50.0]
     assert result["score"] == 0.666667
 
@@ -336,7 +412,7 @@ def test_detect_scales_each_image_by_its_own_size_and_sorts_by_image_then_score(
     [results] = detect(
         TwoAnchors(), loader(9, 5), COCO_FILE, device=CPU, settings=[PostprocessConfig(score_threshold=0.3)]
     )
-    assert [(r["image_id"], r["category_id"], r["bbox"]) for r in results] == [
+    assert [(r["image_id"], r["category_id"], r["bbox"]) for r in as_dicts(results)] == [
         (5, 1, [0.0, 0.0, 320.0, 480.0]),
         (5, 7, [320.0, 120.0, 320.0, 240.0]),
         (9, 1, [0.0, 0.0, 50.0, 50.0]),
@@ -349,13 +425,15 @@ def test_a_sweep_of_thresholds_runs_the_network_once():
     settings = [PostprocessConfig(score_threshold=threshold) for threshold in (0.3, 0.9)]
     loose, tight = detect(model, loader(5), COCO_FILE, device=CPU, settings=settings)
     assert model.calls == 1
-    assert [r["category_id"] for r in loose] == [1, 7]
-    assert [r["category_id"] for r in tight] == [1]
+    assert loose[:, 6].tolist() == [1, 7]
+    assert tight[:, 6].tolist() == [1]
 
 
 def test_a_process_without_images_finds_nothing():
     settings = [PostprocessConfig(), PostprocessConfig()]
-    assert detect(TwoAnchors(), loader(), COCO_FILE, device=CPU, settings=settings) == [[], []]
+    assert [found.shape for found in detect(TwoAnchors(), loader(), COCO_FILE, device=CPU, settings=settings)] == [
+        (0, 7), (0, 7)
+    ]  # fmt: skip
 
 
 def test_detect_leaves_every_module_in_its_former_mode():

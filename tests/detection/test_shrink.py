@@ -1,0 +1,197 @@
+"""Smaller copies of the images, which train and score as if they were the originals."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import detection.shrink
+from detection.annotations import DatasetError, read_coco, shrunk_size
+from detection.data import CocoDetection, find_defects, main, read_image
+from detection.sample import generate
+from detection.shrink import shrink
+from detection.transforms import eval_transform
+from engine.command import run_command
+
+TRAIN, IMAGES = "annotations/instances_train.json", "images/train"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Six images to train on and two to validate, 96 x 96 pixels."""
+    generate(tmp_path / "original", num_train=6, num_val=2, image_size=96)
+    return tmp_path / "original"
+
+
+@pytest.fixture
+def target(root):
+    return root.parent / "copy"
+
+
+def read(root):
+    return read_coco(root / TRAIN, root / IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((640, 480), (533, 400)), ((427, 640), (400, 600)), ((300, 900), (300, 900))]
+)
+def test_the_short_side_shrinks_and_the_other_with_it(size, expected):
+    assert shrunk_size(size, 400) == expected
+
+
+def test_annotations_are_copied_byte_for_byte(root, target):
+    shrink(root, target, 48, workers=2)
+    for name in (TRAIN, "annotations/instances_val.json"):
+        assert (target / name).read_bytes() == (root / name).read_bytes()
+
+
+def test_every_copy_has_the_short_side_and_passes_the_check(root, target):
+    shrink(root, target, 48, workers=2)
+    coco = read(target)
+    files = [coco.file(index) for index in range(6)]
+    assert {Image.open(file.path).size for file in files} == {(48, 48)}
+    assert list(find_defects(files, workers=1)) == [None] * 6
+
+
+def test_boxes_are_the_same_fractions_of_a_copy(root, target):
+    shrink(root, target, 48, workers=1)
+    original, copy = (CocoDetection(read(folder), eval_transform(32)) for folder in (root, target))
+    for index in range(6):
+        one, other = original[0, index], copy[0, index]
+        torch.testing.assert_close(one["boxes_xyxy"], other["boxes_xyxy"])
+        assert torch.equal(one["labels"], other["labels"])
+        assert (one["image"].float() - other["image"].float()).abs().mean() < 8
+
+
+def test_an_image_to_look_at_has_the_recorded_size(root, target):
+    shrink(root, target, 48, workers=1)
+    assert read_image(read(target), 0).shape == (96, 96, 3)
+
+
+def test_a_small_image_is_copied_as_it_is(root, target):
+    shrink(root, target, 200, workers=1)
+    for index in range(6):
+        assert read(target).file(index).path.read_bytes() == read(root).file(index).path.read_bytes()
+
+
+def test_an_image_turned_by_its_exif_orientation_is_stored_upright(root, target):
+    path, exif = root / IMAGES / "000001.jpg", Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((96, 192, 3), np.uint8)).save(path, exif=exif)
+    content = json.loads((root / TRAIN).read_text())
+    content["images"][0] |= {"width": 96, "height": 192}
+    (root / TRAIN).write_text(json.dumps(content))
+    shrink(root, target, 48, workers=1)
+    with Image.open(target / IMAGES / "000001.jpg") as copy:
+        assert copy.size == (48, 96)
+        assert not copy.getexif()
+
+
+def test_another_size_than_a_copy_should_have_is_an_error(root, target):
+    shrink(root, target, 48, workers=1)
+    shutil.copy(root / IMAGES / "000001.jpg", target / IMAGES)
+    with pytest.raises(DatasetError, match="96 x 96 pixels, the annotation file says 48 x 48 once shrunk"):
+        CocoDetection(read(target), eval_transform(32))[0, 0]
+
+
+def test_small_images_without_the_mark_are_an_error(root, target):
+    shrink(root, target, 48, workers=1)
+    (target / IMAGES / "shrunk.json").unlink()
+    with pytest.raises(DatasetError, match="48 x 48 pixels, the annotation file says 96 x 96"):
+        CocoDetection(read(target), eval_transform(32))[0, 0]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"short_side": "48"}', '{"short_side": 0}'])
+def test_a_damaged_mark_is_an_error_that_names_it(root, target, text):
+    shrink(root, target, 48, workers=1)
+    (target / IMAGES / "shrunk.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"shrunk\.json: "):
+        read(target)
+
+
+def test_started_again_it_goes_on_where_it_stopped(root, target, monkeypatch):
+    class StoppedHere(Exception):
+        pass
+
+    def stop_at_the_fourth(steps, **options):
+        for number, step in enumerate(steps, start=1):
+            if number == 4:
+                raise StoppedHere
+            yield step
+
+    monkeypatch.setattr(detection.shrink, "progress_bar", stop_at_the_fourth)
+    with pytest.raises(StoppedHere):
+        shrink(root, target, 48, workers=1)
+    monkeypatch.undo()
+    assert not (target / TRAIN).exists()  # nothing to train on yet
+    times = {path: path.stat().st_mtime_ns for path in target.rglob("*.jpg")}
+    assert len(times) >= 4
+    assert f"{len(times)} were there already" in shrink(root, target, 48, workers=1)
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert len(read(target).images) == 6
+
+
+def test_a_broken_image_is_named_and_leaves_no_copy(root, target):
+    path = root / IMAGES / "000001.jpg"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DatasetError, match=r"original/images/train/000001\.jpg: image id 1: cannot be decoded"):
+        shrink(root, target, 48, workers=2)
+    assert not list(target.rglob("000001.jpg*"))
+
+
+def test_the_originals_are_never_overwritten(root):
+    with pytest.raises(DatasetError, match=r"not empty, and no shrunk\.json in it"):
+        shrink(root, root, 48, workers=1)
+
+
+def test_a_copy_of_another_size_is_not_mixed_with(root, target):
+    shrink(root, target, 48, workers=1)
+    with pytest.raises(DatasetError, match="short side of 48, asked was 40"):
+        shrink(root, target, 40, workers=1)
+
+
+def test_a_copy_is_not_shrunk_once_more(root, target):
+    shrink(root, target, 48, workers=1)
+    with pytest.raises(DatasetError, match="short side of 48; shrink the originals"):
+        shrink(target, root.parent / "third", 40, workers=1)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `python -m detection.data shrink ...`; returns its exit code, what it printed and its errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["detection.data", "shrink", *map(str, arguments), "--workers", "1"])
+        code = 0
+        try:
+            run_command(main)
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, [line for line in captured.err.splitlines() if "error" in line]
+
+    return run
+
+
+def test_the_copy_lies_beside_the_original_unless_told_otherwise(root, command):
+    code, printed, _ = command(root, "--short-side", 48)
+    assert code == 0
+    assert f"train with data.root={root}_48" in printed
+    assert len(read(root.with_name("original_48")).images) == 6
+
+
+def test_a_folder_that_is_no_data_set_is_one_line(tmp_path, command):
+    code, _, errors = command(tmp_path, "--short-side", 48)
+    assert (code, len(errors)) == (2, 1)
+    assert "no annotations/instances_*.json in it" in errors[0]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--short-side", "0"], ["--short-side", "x"]])
+def test_a_short_side_that_is_none_is_one_line(root, command, arguments):
+    code, _, errors = command(root, *arguments)
+    assert (code, len(errors)) == (2, 1)
+    assert "--short-side" in errors[0]
