@@ -43,7 +43,14 @@ from engine.command import RunError
 from engine.config import Config
 from engine.experiment import shown_score
 from engine.logbook import append_metrics, draw_curves, logger, progress_bar, rewind_metrics
-from engine.optim import OptimConfig, build_optimizer, build_scheduler, moving_average, scaled_learning_rate
+from engine.optim import (
+    STATES_PER_WEIGHT,
+    OptimConfig,
+    build_optimizer,
+    build_scheduler,
+    moving_average,
+    scaled_learning_rate,
+)
 from engine.precision import Precision, autocast
 from engine.signals import StopRequest
 from engine.weights import load_exactly
@@ -79,6 +86,7 @@ class Task(Protocol):
 
     model: nn.Module
     train_set: Dataset  # indexed by (epoch, index)
+    data: dict  # plain facts of what is learned from: a run resumes on the same data only
     collate: Callable[[list], dict[str, Tensor]]
     workers: int  # loader processes per training process
     metrics: tuple[str, ...]  # scores worth drawing; the first, higher is better, names the best checkpoint
@@ -90,8 +98,12 @@ class Task(Protocol):
         Minimised is the total of the losses per thing, over the global batch. `model` is self.model, wrapped."""
         ...
 
-    def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float | None]:
-        """Validation scores, the same on every rank; called by all ranks together."""
+    def evaluate(
+        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
+    ) -> dict[str, float | None]:
+        """Validation scores, the same on every rank; called by all ranks together.
+
+        stop_if_asked: to be called between batches; raises where a signal asks to end."""
         ...
 
 
@@ -104,7 +116,7 @@ class TrainState:
     scheduler: LRScheduler
     scaler: GradScaler  # of losses, in fp16 alone
     ema: AveragedModel | None
-    num_images: int  # of the training set: steps mean nothing on another
+    data: dict  # the task's facts of it
     step: int = 0  # batches learned from, and in fp16 skipped
     overflows: int = 0  # steps of this epoch that were skipped, for fp16 has no number for their gradient
     overflows_in_a_row: int = 0
@@ -120,7 +132,8 @@ class TrainState:
             return None
         ema = self.ema and {"count": int(self.ema.n_averaged), "weights": self.ema.module.state_dict()}
         return {
-            "num_images": self.num_images,
+            "processes": distributed.world_size(),
+            "data": self.data,
             "step": self.step,
             "model": self.model.state_dict(),
             "ema": ema,
@@ -136,17 +149,18 @@ class TrainState:
 
     def load_state_dict(self, state: dict) -> None:
         """Go back to where `state_dict` was taken. Raises CheckpointError if it belongs to another run."""
-        processes = len(state["loss_sums"])
-        if processes != distributed.world_size():
+        if missing := [name for name in STATE if not isinstance(state, dict) or name not in state]:
+            raise CheckpointError(f"no state of a run, or of another version: it lacks {', '.join(missing)}")
+        if state["processes"] != distributed.world_size():
             raise CheckpointError(
-                f"made by {processes} processes, this run has {distributed.world_size()}: start as many, for the "
-                "batch and the schedule depend on it"
+                f"made by {state['processes']} processes, this run has {distributed.world_size()}: start as many, for "
+                "the batch and the schedule depend on it"
             )
-        if state["num_images"] != self.num_images:
-            raise CheckpointError(
-                f"made while training on {state['num_images']} images, now there are {self.num_images}: resume on "
-                "the same data, or start a new run"
+        if changed := [name for name, value in self.data.items() if state["data"].get(name) != value]:
+            told = "; ".join(
+                f"{name} {state['data'].get(name)!r:.200}, now {self.data[name]!r:.200}" for name in changed
             )
+            raise CheckpointError(f"made on other data: {told}. Resume on the same data, or start a new run")
         load_exactly(self.model, state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"]["weights"])
@@ -169,23 +183,36 @@ class TrainState:
         return self.ema.module if self.ema else self.model
 
 
+STATE = (
+    "processes", "data", "step", "model", "ema", "optimizer", "scheduler", "scaler", "overflows", "loss_sums",
+    "epoch_seconds", "line", "best",
+)  # fmt: skip
+
+
 def trained_weights(state: dict) -> dict[str, Tensor]:
     """The weights that were scored, from a checkpoint: the moving average if there is one."""
     return state["ema"]["weights"] if state["ema"] else state["model"]
 
 
 def fit(
-    task: Task, config: TrainConfig, optim: OptimConfig, experiment: Path, device: torch.device, resume: bool
+    task: Task,
+    config: TrainConfig,
+    optim: OptimConfig,
+    experiment: Path,
+    device: torch.device,
+    resume: bool,
+    begin: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """Train `task.model` and return it (the moving average, if one is kept) after the last epoch.
 
     experiment: directory that gets metrics.jsonl, curves.png and checkpoints/; with `resume`, training goes on
-    after its newest checkpoint. Raises RunError when a loss or gradient is not finite, CheckpointError when there
-    is nothing to resume; Stopped or KeyboardInterrupt, after a save, when a signal asked for it on any rank."""
+    after its newest checkpoint. begin: called as soon as that one is accepted, before anything is written.
+    Raises RunError when a loss or gradient is not finite, CheckpointError when there is nothing to resume; Stopped or
+    KeyboardInterrupt, after a save, when a signal asked for it on any rank."""
     run = _Run(task, config, optim, experiment, device)
-    run.check_room()
     if resume:
         run.resume()
+    begin()
     run.announce()
     state, total_steps = run.state, config.epochs * run.steps_per_epoch
     with run.stop.noted(), progress_bar(total=total_steps, initial=state.step, unit="step", smoothing=0.02) as bar:
@@ -196,8 +223,7 @@ def fit(
             if epoch + 1 == config.epochs or (epoch + 1) % config.eval_every_epochs == 0:
                 run.save()  # scoring takes minutes, and may be the last thing that a time limit leaves room for
                 run.stop_if_asked()
-                with run.stop.obeyed():
-                    improved = run.evaluate(line)
+                improved = run.evaluate(line)
             run.log(line)
             state.line = None
             if improved:  # first, or a run killed between the two would never write it
@@ -226,7 +252,7 @@ class _Run:
         scheduler = build_scheduler(optimizer, optim, self.global_batch_size, self.steps_per_epoch, config.epochs)
         scaler = GradScaler(device.type, FIRST_LOSS_SCALE, enabled=config.precision == "fp16")
         ema = moving_average(model, config.ema_decay) if config.ema_decay else None
-        self.state = TrainState(model, optimizer, scheduler, scaler, ema, len(task.train_set))
+        self.state = TrainState(model, optimizer, scheduler, scaler, ema, task.data)
         self.parallel_model = distributed.data_parallel(model, device)
 
     def resume(self) -> None:
@@ -246,13 +272,6 @@ class _Run:
     def epochs_done(self) -> int:
         """Epochs that are trained, scored and logged."""
         return (self.state.step - bool(self.state.line)) // self.steps_per_epoch
-
-    def check_room(self) -> None:
-        """Raises CheckpointError, before anything is trained, where checkpoints cannot be kept."""
-        weights = sum(tensor.nbytes for tensor in self.state.model.state_dict().values())
-        copies = 1 + (2 if self.optim.optimizer == "adamw" else 1) + (self.state.ema is not None)
-        if distributed.is_main():
-            check_room(self.checkpoints, copies * weights)
 
     def announce(self) -> None:
         """Log what was derived from the config."""
@@ -362,7 +381,7 @@ class _Run:
         """Score the model into the epoch's line; tells whether it is the best so far."""
         started = time.perf_counter()
         distributed.share_buffers(self.state.scored_model)  # or ranks would score another model than rank 0 saves
-        line |= self.task.evaluate(self.state.scored_model, self.device)
+        line |= self.task.evaluate(self.state.scored_model, self.device, self.stop.stop_if_asked)
         line["eval_seconds"] = round(time.perf_counter() - started, 3)
         score = line[self.task.metrics[0]]
         if score is None or score <= self.state.best.get("score", -math.inf):
@@ -412,8 +431,12 @@ def epoch_batches(num_images: int, config: TrainConfig) -> EpochBatchSampler:
     return batches
 
 
-def check_feasible(task: Task, config: TrainConfig, device: torch.device) -> None:
-    """Refuse what cannot be trained, before anything is written. Raises ValueError that names the field."""
+def check_feasible(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, device: torch.device) -> None:
+    """Refuse what cannot be trained, before anything is written. Raises ValueError that names the field or file.
+
+    folder: where checkpoints are to be kept; it need not exist yet."""
+    weights = sum(tensor.nbytes for tensor in task.model.state_dict().values())
+    check_room(folder, weights * (1 + STATES_PER_WEIGHT[optim.optimizer] + (config.ema_decay is not None)))
     epoch_batches(len(task.train_set), config)
     if config.batch_norm == "sync" and device.type != "cuda":
         raise ValueError("train.batch_norm sync: works on GPUs only; on the CPU take local or frozen")

@@ -1,7 +1,7 @@
 """The detection task: an SSD, its losses and its COCO scores, as the training loop asks for them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import build_loader, eval_batches, normalize_images
-from detection.annotations import CocoFile, DataConfig, DatasetError
+from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.data import CocoDetection, collate
 from detection.evaluation import METRICS, coco_scores, detect
 from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
@@ -24,6 +24,7 @@ from detection.transforms import AugmentConfig, eval_transform, train_transform
 from engine import distributed
 from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.config import Config, load_config
+from engine.files import file_sha256
 from engine.optim import OptimConfig
 from engine.release import SUFFIX, load_release
 from engine.strict_yaml import ConfigError
@@ -65,6 +66,8 @@ def read_detector(path: Path) -> TrainedDetector:
     Raises CheckpointError if the file is missing, damaged, or something else."""
     if path.suffix == SUFFIX:
         weights, facts = load_release(path)
+        if not {"step", "classes"} <= facts.keys():
+            raise CheckpointError(f"{path}: no detector; its metadata lack the step or the classes")
         return TrainedDetector(weights, int(facts["step"]), json.loads(facts["classes"]))
     state = load_checkpoint(path)
     if not isinstance(state, dict) or not {"model", "ema", "step"} <= state.keys():
@@ -72,7 +75,7 @@ def read_detector(path: Path) -> TrainedDetector:
             f"{path}: no checkpoint of a detector; expected an experiment's checkpoints/*.pt or released weights, "
             f"*{SUFFIX} (a public checkpoint of a trunk belongs into model.weights)"
         )
-    return TrainedDetector(trained_weights(state), state["step"], None)
+    return TrainedDetector(trained_weights(state), state["step"], state.get("data", {}).get("classes"))
 
 
 def start_from(model: nn.Module, path: Path) -> str:
@@ -90,7 +93,7 @@ def start_from(model: nn.Module, path: Path) -> str:
         if left_out
         else "all there are, the class heads too"
     )
-    return f"started from {path}, step {detector.step}: {len(loaded)} weights loaded, {rest}; 0 missing, 0 unexpected"
+    return f"started from {path}, step {detector.step}: {len(loaded)} weights loaded, {rest}"
 
 
 class DetectionTask:
@@ -106,7 +109,7 @@ class DetectionTask:
 
         from_checkpoint: a checkpoint will fill the model, so the files that `model.weights` and `model.start_from`
         name need not be there any more.
-        Raises DatasetError if the classes of val and train differ, ValueError if one of those files cannot be used."""
+        Raises DatasetError if val and train do not fit together, ValueError if one of those files cannot be used."""
         self.config, self.val, self.train = config, val, train
         self.workers = config.data.workers
         self.reference_losses: dict[str, float] = {}
@@ -123,13 +126,13 @@ class DetectionTask:
         self.results: list[dict] | None = None  # on rank 0, of the last evaluation
         self.scores: dict | None = None
         if train:
-            if train.classes != val.classes:
-                raise DatasetError(
-                    f"{val.annotations_path}: categories {val.classes} differ from {train.classes} in "
-                    f"{train.annotations_path}; both files must list the same classes"
-                )
-            if not train.class_counts.any():
-                raise DatasetError(f"{train.annotations_path}: no objects in it, so there is nothing to learn")
+            if defects := list(pair_defects(train, val)):
+                raise dataset_error(defects)
+            self.data = {
+                "classes": train.class_names,
+                "training annotations": file_sha256(train.annotations_path),
+                "validation annotations": file_sha256(val.annotations_path),
+            }
             transform = train_transform(config.augment, self.model.input_size)
             self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_images)
             plateau = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
@@ -154,17 +157,23 @@ class DetectionTask:
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from None
 
-    def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float | None]:
+    def evaluate(
+        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
+    ) -> dict[str, float | None]:
         """The twelve COCO scores of `model` over every validation image, the same on every rank.
 
         The detections and all their scores stay in `self.results` and `self.scores`, for the record."""
-        results = self.detect_all(model, device, [self.config.eval])
+        results = self.detect_all(model, device, [self.config.eval], stop_if_asked)
         self.results = results and results[0]
         self.scores = distributed.broadcast(results and coco_scores(self.val.annotations_path, results[0]))
         return {name: self.scores[name] for name in METRICS}
 
     def detect_all(
-        self, model: nn.Module, device: torch.device, settings: list[PostprocessConfig]
+        self,
+        model: nn.Module,
+        device: torch.device,
+        settings: list[PostprocessConfig],
+        stop_if_asked: Callable[[], None] = lambda: None,
     ) -> list[list[dict]] | None:
         """COCO results over every validation image, a list for each post-processing setting; None but on rank 0.
 
@@ -185,6 +194,7 @@ class DetectionTask:
                 settings=settings,
                 precision=train.precision,
                 channels_last=train.channels_last,
+                stop_if_asked=stop_if_asked,
             )
         )
         if parts is None:

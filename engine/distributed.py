@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a rank that hangs
-LAUNCHER = "WORKBENCH_LAUNCHER"  # environment variable: the process id of engine.launch, which starts the ranks
+# Environment variables of the processes that engine.launch starts: its process id; a file that the first of them to
+# end otherwise than well makes, and writes its exit code to.
+LAUNCHER, LAST_WORD = "WORKBENCH_LAUNCHER", "WORKBENCH_LAST_WORD"
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: a signal to this process when its parent dies
 
 
@@ -42,7 +44,11 @@ def process_group() -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    except dist.DistNetworkError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ValueError(f"processes cannot meet at {place}: {str(error).splitlines()[0]}") from error
     yield device
     # Not after an error: other ranks may be waiting inside a collective, and so would this.
     dist.destroy_process_group()
@@ -51,6 +57,20 @@ def process_group() -> Iterator[torch.device]:
 def tells_of_another_rank(error: Exception) -> bool:
     """Whether it was raised here because another rank has died, or has hung for TIMEOUT."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)  # gloo's has no class of its own
+
+
+def has_last_word(code: int) -> bool:
+    """Whether this is the first process to end with `code` or another that is not 0, of those on this node.
+
+    Without engine.launch nobody knows, and all are."""
+    try:
+        with open(os.environ[LAST_WORD], "x") as file:
+            file.write(str(code))
+    except FileExistsError:
+        return False
+    except (KeyError, OSError):  # not started by it; it has ended already
+        pass
+    return True
 
 
 def _end_with_launcher() -> None:

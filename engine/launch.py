@@ -10,33 +10,44 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from engine.command import INTERRUPTED, STOPPED
-from engine.distributed import LAUNCHER
+from engine.distributed import LAST_WORD, LAUNCHER
 from engine.signals import SIGNALS
 
 
 def main() -> None:
     """Run what the command line says; leave with the exit code of the process that failed first."""
-    # Not what is ignored: nohup means it.
-    passed_on = [number for number in (*SIGNALS, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    passed_on = [number.name for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup means it
     logging.disable(logging.ERROR)  # the run's own log and words say it
-    os.environ[LAUNCHER] = str(os.getpid())
-    try:
-        torchrun([f"--signals-to-handle={','.join(number.name for number in passed_on)}", *sys.argv[1:]])
-    except SignalException as stop:
-        sys.exit(INTERRUPTED if stop.sigval == signal.SIGINT else STOPPED)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
-            sys.exit(failure.exitcode)  # it has said why
-        name = signal.Signals(-failure.exitcode).name
-        print(f"error: rank {rank} was killed by {name}; out of memory?", file=sys.stderr)
-        sys.exit(1)
+    with TemporaryDirectory() as folder:
+        last_word = Path(folder) / "last_word"
+        os.environ |= {LAUNCHER: str(os.getpid()), LAST_WORD: str(last_word)}
+        try:
+            torchrun([f"--signals-to-handle={','.join(passed_on)}", *sys.argv[1:]])
+        except SignalException as stop:
+            sys.exit(_code(last_word) or 128 + stop.sigval)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            code = _code(last_word) or max(failure.exitcode, 0)
+            if not code:
+                name = signal.Signals(-failure.exitcode).name
+                print(f"error: rank {rank} was killed by {name}; out of memory?", file=sys.stderr)
+            sys.exit(code or 1)
+        except (ValueError, OSError, DistError) as error:
+            print(f"error: torchrun: {str(error).splitlines()[0]}", file=sys.stderr)
+            sys.exit(2)
+
+
+def _code(last_word: Path) -> int | None:
+    """Of the first process here that ended otherwise than well, if it came to say so."""
+    return int(last_word.read_text()) if last_word.exists() else None
 
 
 if __name__ == "__main__":

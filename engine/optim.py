@@ -46,6 +46,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
+STATES_PER_WEIGHT = {"sgd": 1, "adamw": 2}  # numbers that the optimizer keeps for each weight
+
+
 def scaled_learning_rate(config: OptimConfig, global_batch_size: int) -> float:
     """The peak learning rate for `global_batch_size` images per step."""
     return config.learning_rate * global_batch_size / config.reference_batch_size

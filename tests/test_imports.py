@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {
         "model", "engine.config", "engine.strict_yaml", "engine.weights", "engine.distributed", "engine.optim",
-        "engine.signals", "engine.precision", "engine.image_statistics", "engine.inference",
+        "engine.signals", "engine.precision", "engine.files", "engine.image_statistics", "engine.inference",
         "detection.boxes", "detection.necks", "detection.sample",
     },
     {

@@ -13,11 +13,16 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
+from engine.distributed import has_last_word
+
+def leave(code):
+    has_last_word(code)
+    sys.exit(code)
 
 rank, end = os.environ["RANK"], sys.argv[1]
 if end == "wait":
-    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    signal.signal(signal.SIGUSR1, lambda *_: leave(75))
+    signal.signal(signal.SIGINT, lambda *_: leave(130))
     Path(f"{rank}.waiting").touch()
     time.sleep(60)
 if end == "kill" and rank == "1":
