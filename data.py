@@ -112,7 +112,7 @@ def build_loader(
             "persistent_workers": True,
             "timeout": LOADER_TIMEOUT_SECONDS,
             "multiprocessing_context": "fork" if sys.platform == "linux" else None,
-            "worker_init_fn": _leave_process_group,
+            "worker_init_fn": _follow_the_run,
         }
     return _WatchedLoader(
         dataset,
@@ -150,13 +150,15 @@ def _kill_workers() -> None:
         process.kill()
 
 
-def _leave_process_group(worker: int) -> None:
-    """Signals for the run are not for its workers: a worker that dies takes the run with it before it has saved.
+def _follow_the_run(worker: int) -> None:
+    """Leave signals for the run to it: a worker that dies takes the run with it before it has saved.
 
     Torchrun and terminals send them to whole process groups, `killall` to every process."""
     os.setpgrp()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    told = sys.excepthook  # of the thread, too, that hands tensors over and finds the run gone
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, OSError) else told(kind, *rest)
 
 
 def batch_to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -63,7 +63,14 @@ class TrainedDetector(NamedTuple):
 def read_detector(path: Path) -> TrainedDetector:
     """The weights that were scored (the moving average if there is one), from a checkpoint or from released weights.
 
-    Raises CheckpointError if the file is missing, damaged, or something else."""
+    Raises CheckpointError if the file is missing, damaged, or something else, or if a weight is not finite."""
+    detector = _read_detector(path)
+    if broken := [name for name, weight in detector.weights.items() if not weight.isfinite().all()]:
+        raise CheckpointError(f"{path}: weights that are not finite: {listed(broken)}; use an earlier checkpoint")
+    return detector
+
+
+def _read_detector(path: Path) -> TrainedDetector:
     if path.suffix == SUFFIX:
         weights, facts = load_release(path)
         if not {"step", "classes"} <= facts.keys():
@@ -158,7 +165,7 @@ class DetectionTask:
             raise CheckpointError(f"{path}: {error}") from None
 
     def evaluate(
-        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
+        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
     ) -> dict[str, float | None]:
         """The twelve COCO scores of `model` over every validation image, the same on every rank.
 

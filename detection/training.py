@@ -100,7 +100,7 @@ def train_and_record(task: DetectionTask, experiment: Path, device: torch.device
             logger.warning("%s%s; %s is saved; to go on: --resume %s", STOPPED, why, saved[-1].name, experiment)
         raise
     if task.scores is None:  # a finished run was resumed
-        task.evaluate(model, device, stop_if_asked=lambda: None)
+        task.evaluate(model, device)
     if distributed.is_main():
         scores = write_record(experiment, task)["scores"]
         logger.info("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))

@@ -6,7 +6,7 @@
 75   stopped by SIGTERM, SIGUSR1 or SIGHUP after a save; the same command goes on (EX_TEMPFAIL of sysexits.h)
 130  interrupted from the keyboard
 
-Several processes that fail together say so once: the first to do so speaks for all that engine.launch has started.
+Of several processes none speaks: each leaves its last word to engine.launch, which says one line for all.
 """
 
 import argparse
@@ -19,20 +19,21 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import torch
 from tqdm import tqdm
 
 from engine import distributed
+from engine.distributed import LastWord
 from engine.logbook import logger, start_logging
 from engine.signals import Stopped, interrupts_raised
 
 LOADER_FAILURE = re.compile(r"DataLoader (worker \(pid.*\) (is killed|exited)|timed out)")
 LOADER_CURE = "Out of memory, or storage that hangs? Lower data.workers; --resume goes on from the last checkpoint"
 RANK_CURE = "The cause is in its own lines, if it left any; --resume goes on from the last checkpoint"
-OTHERS_FIRST_SECONDS = 3  # for rank 0, or the process that knows the cause, to speak and to have the others ended
+RANK_0_FIRST_SECONDS = 5  # the others wait, to be ended by the launcher before they repeat what rank 0 says
 STOPPED = 75
 INTERRUPTED = 130
 
@@ -52,7 +53,7 @@ def run_command(main: Callable[[torch.device], None]) -> None:
         if getattr(sys, name) is None:  # closed before the start
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
     try:
-        with distributed.process_group() as device:
+        with distributed.process_group() as device, _deaf_to_children_after_errors():
             start_logging(None, verbose=distributed.is_main())
             main(device)
     except (ValueError, OSError, EOFError) as error:
@@ -64,8 +65,10 @@ def run_command(main: Callable[[torch.device], None]) -> None:
     except RunError as error:
         _fail(error, 1)
     except Stopped:
+        distributed.leave_word(LastWord(STOPPED))
         _leave(STOPPED)
     except KeyboardInterrupt:
+        distributed.leave_word(LastWord(INTERRUPTED))
         _leave(INTERRUPTED)
     except Exception as error:
         if LOADER_FAILURE.match(str(error)):  # PyTorch raises it wherever the main thread happens to be
@@ -73,7 +76,7 @@ def run_command(main: Callable[[torch.device], None]) -> None:
         if distributed.tells_of_another_rank(error):
             what = str(error).splitlines()[0].rstrip(".")
             text = f"another process of this run has died or hangs ({what}). {RANK_CURE}"
-            _fail(RunError(text), 1, others_first=True)
+            _fail(RunError(text), 1, of_another=True)
         traceback.print_exc()
         _fail(RunError(f"a bug: {type(error).__name__}: {error}"), 1)
 
@@ -86,7 +89,17 @@ def said_once(parse_arguments: Callable[[], argparse.Namespace]) -> argparse.Nam
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             return parse_arguments()
     except SystemExit:
-        time.sleep(OTHERS_FIRST_SECONDS)
+        time.sleep(RANK_0_FIRST_SECONDS)
+        raise
+
+
+@contextlib.contextmanager
+def _deaf_to_children_after_errors() -> Iterator[None]:
+    """PyTorch raises once more, wherever that may be, when the system tells of a dead loader process."""
+    try:
+        yield
+    except BaseException:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise
 
 
@@ -95,11 +108,10 @@ def _is_from_loader(error: BaseException) -> bool:
     return any("torch/utils/data" in frame.filename or "multiprocessing" in frame.filename for frame in frames)
 
 
-def _fail(error: Exception, code: int, others_first: bool = False) -> NoReturn:
-    """Write the error to the log file; say it, if nobody else does; leave.
+def _fail(error: Exception, code: int, of_another: bool = False) -> NoReturn:
+    """Write the error to the log file, say it or have it said, and leave.
 
-    others_first: another process may know more of it."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise once more for a dead loader process
+    of_another: another process is to blame, and may say more."""
     message = str(error)
     if "Original Traceback" in message:  # raised in a loader process, whose traceback PyTorch put into the message
         message = message.strip().splitlines()[-1].partition(": ")[2]
@@ -107,9 +119,9 @@ def _fail(error: Exception, code: int, others_first: bool = False) -> NoReturn:
     line = f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}"
     logger.debug("traceback", exc_info=error)
     logger.error(line)  # to the log file; see start_logging
-    if rank != "0" or others_first:
-        time.sleep(OTHERS_FIRST_SECONDS)
-    if distributed.has_last_word(code):
+    if not distributed.leave_word(LastWord(code, line, of_another)):
+        if rank != "0":
+            time.sleep(RANK_0_FIRST_SECONDS)
         with contextlib.suppress(OSError):
             tqdm.write(line, file=sys.stderr)
     _leave(code)
@@ -117,8 +129,6 @@ def _fail(error: Exception, code: int, others_first: bool = False) -> NoReturn:
 
 def _leave(code: int) -> NoReturn:
     """At once, whatever a loader process that hangs or a thread of another library would wait for."""
-    distributed.has_last_word(code)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         process.kill()
     for stream in (sys.stdout, sys.stderr):

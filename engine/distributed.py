@@ -6,12 +6,15 @@ does the obvious thing without a process group, so that the code that calls them
 """
 
 import ctypes
+import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,9 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a rank that hangs
-# Environment variables of the processes that engine.launch starts: its process id; a file that the first of them to
-# end otherwise than well makes, and writes its exit code to.
-LAUNCHER, LAST_WORD = "WORKBENCH_LAUNCHER", "WORKBENCH_LAST_WORD"
+# Environment variables of the processes that engine.launch starts: its process id; a folder for their last words.
+LAUNCHER, LAST_WORDS = "WORKBENCH_LAUNCHER", "WORKBENCH_LAST_WORDS"
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: a signal to this process when its parent dies
 
 
@@ -59,17 +61,20 @@ def tells_of_another_rank(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)  # gloo's has no class of its own
 
 
-def has_last_word(code: int) -> bool:
-    """Whether this is the first process to end with `code` or another that is not 0, of those on this node.
+class LastWord(NamedTuple):
+    """What a process leaves to engine.launch, which speaks for all."""
 
-    Without engine.launch nobody knows, and all are."""
+    code: int  # its exit code, not 0
+    line: str = ""  # the error, if it was one
+    of_another: bool = False  # whether another process is to blame, which may have said more
+
+
+def leave_word(word: LastWord) -> bool:
+    """Whether there is a launcher to leave it to."""
     try:
-        with open(os.environ[LAST_WORD], "x") as file:
-            file.write(str(code))
-    except FileExistsError:
-        return False
+        (Path(os.environ[LAST_WORDS]) / os.environ["RANK"]).write_text(json.dumps(word))
     except (KeyError, OSError):  # not started by it; it has ended already
-        pass
+        return False
     return True
 
 

@@ -6,6 +6,7 @@ All options are torchrun's. It passes SIGUSR1 on as well, which torchrun dies of
 will do; it ends with 1 whatever has happened, and prints a traceback after every failure and every signal.
 """
 
+import json
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from engine.distributed import LAST_WORD, LAUNCHER
+from engine.distributed import LAST_WORDS, LAUNCHER, LastWord
 from engine.signals import SIGNALS
 
 
@@ -27,27 +28,27 @@ def main() -> None:
     passed_on = [number.name for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup means it
     logging.disable(logging.ERROR)  # the run's own log and words say it
     with TemporaryDirectory() as folder:
-        last_word = Path(folder) / "last_word"
-        os.environ |= {LAUNCHER: str(os.getpid()), LAST_WORD: str(last_word)}
+        os.environ |= {LAUNCHER: str(os.getpid()), LAST_WORDS: folder}
+        code, line = 0, ""
         try:
             torchrun([f"--signals-to-handle={','.join(passed_on)}", *sys.argv[1:]])
         except SignalException as stop:
-            sys.exit(_code(last_word) or 128 + stop.sigval)
+            code = 128 + stop.sigval
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            code = _code(last_word) or max(failure.exitcode, 0)
-            if not code:
-                name = signal.Signals(-failure.exitcode).name
-                print(f"error: rank {rank} was killed by {name}; out of memory?", file=sys.stderr)
-            sys.exit(code or 1)
-        except (ValueError, OSError, DistError) as error:
-            print(f"error: torchrun: {str(error).splitlines()[0]}", file=sys.stderr)
-            sys.exit(2)
-
-
-def _code(last_word: Path) -> int | None:
-    """Of the first process here that ended otherwise than well, if it came to say so."""
-    return int(last_word.read_text()) if last_word.exists() else None
+            code = failure.exitcode
+            if code < 0:
+                code, line = 1, f"error: rank {rank} was killed by {signal.Signals(-code).name}; out of memory?"
+        except (AssertionError, ValueError, OSError, DistError) as error:
+            code, line = 2, f"error: torchrun: {(str(error).splitlines() or ['bad arguments'])[0]}"
+        words = [LastWord(*json.loads(path.read_text())) for path in sorted(Path(folder).iterdir())] if code else []
+    # Who knows best: a process that failed by itself, what was seen from here, one that failed for want of another.
+    words.sort(key=lambda word: (not word.line, word.of_another))
+    if words and not (line and words[0].of_another):
+        code, line, _ = words[0]
+    if line:
+        print(line, file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

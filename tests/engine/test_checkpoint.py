@@ -214,7 +214,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_too_little_room_for_two_checkpoints_is_found_before_training(tmp_path):
     free = shutil.disk_usage(tmp_path).free
     check_room(tmp_path / "checkpoints", free // 4)
-    with pytest.raises(CheckpointError, match=r"checkpoints: no space left for two checkpoints, which take \d+ MiB, \d+ are free: make room"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"checkpoints: no space left for two checkpoints, which take \d+ MiB, \d+ are free: make room",
+    ):
         check_room(tmp_path / "checkpoints", free)
 
 

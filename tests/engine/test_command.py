@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture(autouse=True)
 def _stay(monkeypatch):
     """A command leaves at once, by os._exit; these tests are not to."""
-    monkeypatch.setattr(command.os, "_exit", sys.exit)
+    monkeypatch.setattr(command, "_leave", sys.exit)
 
 
 @pytest.mark.parametrize(
