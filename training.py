@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
@@ -56,6 +56,7 @@ from engine.signals import StopRequest
 from engine.weights import load_exactly
 
 FIRST_LOSS_SCALE = 2.0**10  # of fp16; a loss is a sum over a batch until its gradient is divided
+MOST_WAITING = 0.2  # of the time of an epoch, for data
 MOST_OVERFLOWS = 20  # in a row; each halves the scale
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -71,6 +72,7 @@ class TrainConfig(Config):
         "bf16", description="of matrix products and convolutions; fp16, with scaled losses, for GPUs without bf16"
     )
     channels_last: bool = Field(False, description="memory layout; faster for convnets")
+    compile: bool = Field(False, description="torch.compile the model and the losses: faster after a slow start")
     batch_norm: Literal["local", "sync", "frozen"] = Field(
         "local", description="statistics per process, over all processes (GPU only), or never updated"
     )
@@ -91,6 +93,10 @@ class Task(Protocol):
     workers: int  # loader processes per training process
     metrics: tuple[str, ...]  # scores worth drawing; the first, higher is better, names the best checkpoint
     reference_losses: dict[str, float]  # what a model that learned nothing reaches
+
+    def compile(self) -> None:
+        """Compile what `losses` does besides calling the model."""
+        ...
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Losses summed over a batch that is on the device, and the number of things summed over, all scalars.
@@ -253,7 +259,13 @@ class _Run:
         scaler = GradScaler(device.type, FIRST_LOSS_SCALE, enabled=config.precision == "fp16")
         ema = moving_average(model, config.ema_decay) if config.ema_decay else None
         self.state = TrainState(model, optimizer, scheduler, scaler, ema, task.data)
-        self.parallel_model = distributed.data_parallel(model, device)
+        # With accumulation the graph is not the same in every backward pass: DDP exchanges in the last one only.
+        self.parallel_model = distributed.data_parallel(model, device, static_graph=config.accumulation_steps == 1)
+        if config.compile and can_compile(device):
+            task.compile()
+            self.parallel_model = torch.compile(self.parallel_model)
+        self.unchecked: Outcome | None = None
+        self.told_of_waiting = False
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, and forget what was logged after it."""
@@ -314,10 +326,12 @@ class _Run:
                 self.save()
             if stop:
                 self.stop_if_asked()
+        self.check()
         means = mean_losses(state.loss_sums, self.steps_per_epoch)  # waits for the device: the epoch is over
         overflows = {"overflowed_steps": state.overflows} if state.scaler.is_enabled() else {}
         state.loss_sums, state.epoch_seconds, state.overflows = {}, 0.0, 0
         seconds = time.perf_counter() - started
+        self.tell_of_waiting(wait_seconds / seconds)
         return {
             "epoch": epoch + 1,
             "step": state.step,
@@ -333,14 +347,17 @@ class _Run:
         """One optimizer step over the accumulated `batches` of every rank; returns its learning rate.
 
         Sums are accumulated and divided once by the count of the global batch, so the gradient is that of one large
-        batch, however it was cut into ranks and backward passes. Ranks exchange gradients in the last one only."""
+        batch, however it was cut into ranks and backward passes. Ranks exchange gradients in the last one only.
+
+        Nothing here waits for a GPU: whether the step was one to take is known there, and heeded by the optimizer;
+        here it is looked at when the next step is on its way, by `check`."""
         state, model = self.state, self.parallel_model
         seed_step(self.config.seed, state.step)
         losses: dict[str, Tensor] = {}
         counts = []
         for index, batch in enumerate(batches):
             with ExitStack() as stack:
-                if index < len(batches) - 1 and model is not state.model:
+                if index < len(batches) - 1 and distributed.world_size() > 1:
                     stack.enter_context(model.no_sync())
                 with autocast(self.device, self.config.precision):
                     sums, count = self.task.losses(model, batch_to(batch, self.device))
@@ -348,6 +365,7 @@ class _Run:
             add_losses(losses, {name: value.detach() for name, value in sums.items()})
             counts.append(count)
 
+        self.check()
         # The total is only looked at: an infinite loss may have a finite gradient, as that of a box far away has.
         # The ranks' gradients have been averaged, hence the factor world_size. Nothing to count: a zero gradient.
         count, total = distributed.sum_over_ranks(torch.stack([sum(counts).float(), sum(losses.values()).float()]))
@@ -356,26 +374,48 @@ class _Run:
         torch._foreach_mul_([p.grad for p in state.model.parameters() if p.grad is not None], scale)
         losses = {name: value * scale for name, value in losses.items()}
         norm = clip_grad_norm_(state.model.parameters(), self.optim.clip_norm or math.inf)
-        finite_norm, finite_total = torch.isfinite(torch.stack([norm, total])).tolist()  # the same on every rank
-        overflow = not finite_norm and state.scaler.is_enabled()
-        state.overflows += overflow
-        state.overflows_in_a_row = state.overflows_in_a_row + 1 if overflow else 0
-        if not finite_total or not (finite_norm or overflow) or state.overflows_in_a_row == MOST_OVERFLOWS:
-            raise RunError(non_finite_message(state.step + 1, losses, batches))  # all ranks come here together
+        finite = torch.isfinite(torch.stack([norm, total]))  # the same on every rank
         learning_rate = state.optimizer.param_groups[0]["lr"]
-        if not overflow:
-            state.scaler.step(state.optimizer)
-            state.scheduler.step()
-            if state.ema:
-                state.ema.update_parameters(state.model)
+        state.optimizer.found_inf = 1 - finite.all().float()  # with 1, fused optimizers change nothing
+        state.optimizer.step()
         state.scaler.update()
+        state.scheduler.step()
         state.optimizer.zero_grad()
+        if state.ema:
+            state.ema.update_parameters(state.model)
         state.step += 1
         add_losses(state.loss_sums, losses)
+        self.unchecked = Outcome(state.step, losses, batches, *copied_to_host(finite))
         if state.step == 1:
             means = ", ".join(f"{name} {value:.6f}" for name, value in mean_losses(losses, 1).items())
             logger.info("first step: %s, gradient norm %.6f", means, norm)
         return learning_rate
+
+    def check(self) -> None:
+        """Look at how the last step went. Raises RunError, on all ranks together, if loss or gradient was not finite.
+
+        In fp16 a gradient that overflows is counted, and an error only after MOST_OVERFLOWS in a row."""
+        last, self.unchecked = self.unchecked, None
+        if last is None:
+            return
+        if last.arrival:
+            last.arrival.synchronize()
+        finite_norm, finite_total = last.finite.tolist()
+        overflow = not finite_norm and self.state.scaler.is_enabled()
+        self.state.overflows += overflow
+        self.state.overflows_in_a_row = self.state.overflows_in_a_row + 1 if overflow else 0
+        if not finite_total or not (finite_norm or overflow) or self.state.overflows_in_a_row == MOST_OVERFLOWS:
+            raise RunError(non_finite_message(last.step, last.losses, last.batches))
+
+    def tell_of_waiting(self, share: float) -> None:
+        """Say once that training is held up by its data, if it waits for it for so much of its time."""
+        if share > MOST_WAITING and not self.told_of_waiting:
+            self.told_of_waiting = True
+            logger.warning(
+                "training waits for data %.0f%% of its time: more data.workers (now %d), a quicker disk, "
+                "data.cache_mib, or smaller images",
+                100 * share, self.task.workers,
+            )  # fmt: skip
 
     def evaluate(self, line: dict) -> bool:
         """Score the model into the epoch's line; tells whether it is the best so far."""
@@ -407,7 +447,8 @@ class _Run:
     def save(self, name: str | None = None) -> None:
         """Write a checkpoint, named by its step if not otherwise, and delete step checkpoints too old to keep.
 
-        Raises RunError, on all ranks, before one is lost to weights that the last update has broken."""
+        Raises RunError, on all ranks, before one is lost to a step that was not to be, or that has broken weights."""
+        self.check()
         if not torch.stack([weight.isfinite().all() for weight in self.state.model.parameters()]).all():
             raise RunError(
                 f"step {self.state.step}: its update made weights that are not finite; the checkpoints are older. "
@@ -417,6 +458,36 @@ class _Run:
         if state is not None:
             save_checkpoint(self.checkpoints / name if name else step_path(self.checkpoints, self.state.step), state)
             prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
+
+
+class Outcome(NamedTuple):
+    """A step of which it is not known yet whether it was one to take."""
+
+    step: int
+    losses: dict[str, Tensor]
+    batches: list[dict[str, Tensor]]
+    finite: Tensor  # (2,) bool, of gradient norm and loss; on its way to the CPU
+    arrival: torch.cuda.Event | None  # when it is there, if it has a way to go
+
+
+def copied_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """`values` in the CPU's memory, and the event after which they are there; nothing waits for it here."""
+    if values.device.type != "cuda":
+        return values, None
+    copy = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    return copy, arrival
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here; says why not."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+        return True
+    except Exception as error:  # of any of the compilers behind it
+        logger.warning("train.compile: not possible here, so it is left out (%s)", str(error).strip().splitlines()[0])
+        return False
 
 
 def epoch_batches(num_images: int, config: TrainConfig) -> EpochBatchSampler:

@@ -108,6 +108,8 @@ class DetectionTask:
 
     metrics = ("mAP", "AP50")
     collate = staticmethod(collate)
+    match_anchors = staticmethod(match_anchors)
+    multibox_loss = staticmethod(multibox_loss)
 
     def __init__(
         self, config: DetectionConfig, val: CocoFile, train: CocoFile | None = None, *, from_checkpoint: bool = False
@@ -145,13 +147,18 @@ class DetectionTask:
             plateau = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
             self.reference_losses = {"classification": plateau}
 
+    def compile(self) -> None:
+        """Compile matching and loss; the largest number of objects differs from batch to batch, hence `dynamic`."""
+        self.match_anchors = torch.compile(match_anchors, dynamic=True)
+        self.multibox_loss = torch.compile(multibox_loss, dynamic=True)
+
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """MultiBox losses summed over the positive boxes of a batch, and the number of these."""
         config, anchors = self.config, self.model.anchors_cxcywh
         boxes_xyxy, labels = batch["boxes_xyxy"], batch["labels"]
         box_deltas, class_logits = model(normalize_images(batch["images"], config.train.channels_last))
-        matched = match_anchors(boxes_xyxy, labels, anchors, config.loss.match_iou)
-        sums = multibox_loss(
+        matched = self.match_anchors(boxes_xyxy, labels, anchors, config.loss.match_iou)
+        sums = self.multibox_loss(
             box_deltas, class_logits, matched, boxes_xyxy, labels, anchors, config.loss.negatives_per_positive
         )
         losses = {"classification": sums["classification"], "box": config.loss.box_weight * sums["box"]}

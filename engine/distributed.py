@@ -146,10 +146,15 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` wrapped so that backward averages the gradients over ranks; `model` itself in a world of one."""
+def data_parallel(model: nn.Module, device: torch.device, static_graph: bool) -> nn.Module:
+    """`model` wrapped so that backward averages the gradients over ranks; `model` itself in a world of one.
+
+    static_graph: whether every backward pass is to exchange the gradients of the same parameters."""
     if world_size() == 1:
         return model
     return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        static_graph=static_graph,
     )

