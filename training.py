@@ -215,7 +215,7 @@ def fit(
     after its newest checkpoint. begin: called as soon as that one is accepted, before anything is written.
     Raises RunError when a loss or gradient is not finite, CheckpointError when there is nothing to resume; Stopped or
     KeyboardInterrupt, after a save, when a signal asked for it on any rank."""
-    run = _Run(task, config, optim, experiment, device)
+    run = Run(task, config, optim, experiment, device)
     if resume:
         run.resume()
     begin()
@@ -239,7 +239,7 @@ def fit(
     return state.scored_model
 
 
-class _Run:
+class Run:
     """One run of `fit`: what it trains with, and the parts of its epochs."""
 
     def __init__(
