@@ -6,8 +6,11 @@ many workers load nor on what was drawn before, and a run that resumes in mid-ep
 """
 
 import functools
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -15,10 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from engine.logbook import logger
+from engine.signals import SIGNALS
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue, as fractions of full brightness
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 LOADER_TIMEOUT_SECONDS = 120  # without a batch for so long, a worker is taken for dead or hung
+LOADER_GRACE_SECONDS = 10  # in which PyTorch should have noticed
 
 Key = tuple[int, int]  # (epoch, index): what a data set is asked for
 
@@ -105,9 +112,9 @@ def build_loader(
             "persistent_workers": True,
             "timeout": LOADER_TIMEOUT_SECONDS,
             "multiprocessing_context": "fork" if sys.platform == "linux" else None,
-            "worker_init_fn": _leave_process_group,
+            "worker_init_fn": _follow_the_run,
         }
-    return DataLoader(
+    return _WatchedLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
@@ -117,11 +124,41 @@ def build_loader(
     )
 
 
-def _leave_process_group(worker: int) -> None:
-    """Signals for the run are not for its workers: a worker that dies takes the run with it before it has saved.
+class _WatchedLoader(DataLoader):
+    """A loader whose timeout also holds for a worker that freezes while it hands over a batch: there PyTorch waits
+    for ever, so such workers are killed."""
 
-    Torchrun and terminals send them to whole process groups."""
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        batches = super().__iter__()
+        while True:
+            watch = threading.Timer(LOADER_TIMEOUT_SECONDS + LOADER_GRACE_SECONDS, _kill_workers)
+            watch.daemon = True
+            if self.num_workers:
+                watch.start()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                watch.cancel()
+            yield batch
+
+
+def _kill_workers() -> None:
+    logger.warning("no batch has come for %d s: a loader process hangs", LOADER_TIMEOUT_SECONDS)
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def _follow_the_run(worker: int) -> None:
+    """Leave signals for the run to it: a worker that dies takes the run with it before it has saved.
+
+    Torchrun and terminals send them to whole process groups, `killall` to every process."""
     os.setpgrp()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    told = sys.excepthook  # of the thread, too, that hands tensors over and finds the run gone
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, OSError) else told(kind, *rest)
 
 
 def batch_to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
@@ -43,12 +43,20 @@ from engine.command import RunError
 from engine.config import Config
 from engine.experiment import shown_score
 from engine.logbook import append_metrics, draw_curves, logger, progress_bar, rewind_metrics
-from engine.optim import OptimConfig, build_optimizer, build_scheduler, moving_average, scaled_learning_rate
+from engine.optim import (
+    STATES_PER_WEIGHT,
+    OptimConfig,
+    build_optimizer,
+    build_scheduler,
+    moving_average,
+    scaled_learning_rate,
+)
 from engine.precision import Precision, autocast
 from engine.signals import StopRequest
 from engine.weights import load_exactly
 
 FIRST_LOSS_SCALE = 2.0**10  # of fp16; a loss is a sum over a batch until its gradient is divided
+MOST_WAITING = 0.2  # of the time of an epoch, for data
 MOST_OVERFLOWS = 20  # in a row; each halves the scale
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -64,6 +72,7 @@ class TrainConfig(Config):
         "bf16", description="of matrix products and convolutions; fp16, with scaled losses, for GPUs without bf16"
     )
     channels_last: bool = Field(False, description="memory layout; faster for convnets")
+    compile: bool = Field(False, description="torch.compile the model and the losses: faster after a slow start")
     batch_norm: Literal["local", "sync", "frozen"] = Field(
         "local", description="statistics per process, over all processes (GPU only), or never updated"
     )
@@ -79,10 +88,15 @@ class Task(Protocol):
 
     model: nn.Module
     train_set: Dataset  # indexed by (epoch, index)
+    data: dict  # plain facts of what is learned from: a run resumes on the same data only
     collate: Callable[[list], dict[str, Tensor]]
     workers: int  # loader processes per training process
     metrics: tuple[str, ...]  # scores worth drawing; the first, higher is better, names the best checkpoint
     reference_losses: dict[str, float]  # what a model that learned nothing reaches
+
+    def compile(self) -> None:
+        """Compile what `losses` does besides calling the model."""
+        ...
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Losses summed over a batch that is on the device, and the number of things summed over, all scalars.
@@ -90,8 +104,12 @@ class Task(Protocol):
         Minimised is the total of the losses per thing, over the global batch. `model` is self.model, wrapped."""
         ...
 
-    def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float | None]:
-        """Validation scores, the same on every rank; called by all ranks together."""
+    def evaluate(
+        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
+    ) -> dict[str, float | None]:
+        """Validation scores, the same on every rank; called by all ranks together.
+
+        stop_if_asked: to be called between batches; raises where a signal asks to end."""
         ...
 
 
@@ -104,7 +122,7 @@ class TrainState:
     scheduler: LRScheduler
     scaler: GradScaler  # of losses, in fp16 alone
     ema: AveragedModel | None
-    num_images: int  # of the training set: steps mean nothing on another
+    data: dict  # the task's facts of it
     step: int = 0  # batches learned from, and in fp16 skipped
     overflows: int = 0  # steps of this epoch that were skipped, for fp16 has no number for their gradient
     overflows_in_a_row: int = 0
@@ -120,7 +138,8 @@ class TrainState:
             return None
         ema = self.ema and {"count": int(self.ema.n_averaged), "weights": self.ema.module.state_dict()}
         return {
-            "num_images": self.num_images,
+            "processes": distributed.world_size(),
+            "data": self.data,
             "step": self.step,
             "model": self.model.state_dict(),
             "ema": ema,
@@ -136,17 +155,18 @@ class TrainState:
 
     def load_state_dict(self, state: dict) -> None:
         """Go back to where `state_dict` was taken. Raises CheckpointError if it belongs to another run."""
-        processes = len(state["loss_sums"])
-        if processes != distributed.world_size():
+        if missing := [name for name in STATE if not isinstance(state, dict) or name not in state]:
+            raise CheckpointError(f"no state of a run, or of another version: it lacks {', '.join(missing)}")
+        if state["processes"] != distributed.world_size():
             raise CheckpointError(
-                f"made by {processes} processes, this run has {distributed.world_size()}: start as many, for the "
-                "batch and the schedule depend on it"
+                f"made by {state['processes']} processes, this run has {distributed.world_size()}: start as many, for "
+                "the batch and the schedule depend on it"
             )
-        if state["num_images"] != self.num_images:
-            raise CheckpointError(
-                f"made while training on {state['num_images']} images, now there are {self.num_images}: resume on "
-                "the same data, or start a new run"
+        if changed := [name for name, value in self.data.items() if state["data"].get(name) != value]:
+            told = "; ".join(
+                f"{name} {state['data'].get(name)!r:.200}, now {self.data[name]!r:.200}" for name in changed
             )
+            raise CheckpointError(f"made on other data: {told}. Resume on the same data, or start a new run")
         load_exactly(self.model, state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"]["weights"])
@@ -169,23 +189,36 @@ class TrainState:
         return self.ema.module if self.ema else self.model
 
 
+STATE = (
+    "processes", "data", "step", "model", "ema", "optimizer", "scheduler", "scaler", "overflows", "loss_sums",
+    "epoch_seconds", "line", "best",
+)  # fmt: skip
+
+
 def trained_weights(state: dict) -> dict[str, Tensor]:
     """The weights that were scored, from a checkpoint: the moving average if there is one."""
     return state["ema"]["weights"] if state["ema"] else state["model"]
 
 
 def fit(
-    task: Task, config: TrainConfig, optim: OptimConfig, experiment: Path, device: torch.device, resume: bool
+    task: Task,
+    config: TrainConfig,
+    optim: OptimConfig,
+    experiment: Path,
+    device: torch.device,
+    resume: bool,
+    begin: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """Train `task.model` and return it (the moving average, if one is kept) after the last epoch.
 
     experiment: directory that gets metrics.jsonl, curves.png and checkpoints/; with `resume`, training goes on
-    after its newest checkpoint. Raises RunError when a loss or gradient is not finite, CheckpointError when there
-    is nothing to resume; Stopped or KeyboardInterrupt, after a save, when a signal asked for it on any rank."""
-    run = _Run(task, config, optim, experiment, device)
-    run.check_room()
+    after its newest checkpoint. begin: called as soon as that one is accepted, before anything is written.
+    Raises RunError when a loss or gradient is not finite, CheckpointError when there is nothing to resume; Stopped or
+    KeyboardInterrupt, after a save, when a signal asked for it on any rank."""
+    run = Run(task, config, optim, experiment, device)
     if resume:
         run.resume()
+    begin()
     run.announce()
     state, total_steps = run.state, config.epochs * run.steps_per_epoch
     with run.stop.noted(), progress_bar(total=total_steps, initial=state.step, unit="step", smoothing=0.02) as bar:
@@ -196,8 +229,7 @@ def fit(
             if epoch + 1 == config.epochs or (epoch + 1) % config.eval_every_epochs == 0:
                 run.save()  # scoring takes minutes, and may be the last thing that a time limit leaves room for
                 run.stop_if_asked()
-                with run.stop.obeyed():
-                    improved = run.evaluate(line)
+                improved = run.evaluate(line)
             run.log(line)
             state.line = None
             if improved:  # first, or a run killed between the two would never write it
@@ -207,7 +239,7 @@ def fit(
     return state.scored_model
 
 
-class _Run:
+class Run:
     """One run of `fit`: what it trains with, and the parts of its epochs."""
 
     def __init__(
@@ -226,8 +258,14 @@ class _Run:
         scheduler = build_scheduler(optimizer, optim, self.global_batch_size, self.steps_per_epoch, config.epochs)
         scaler = GradScaler(device.type, FIRST_LOSS_SCALE, enabled=config.precision == "fp16")
         ema = moving_average(model, config.ema_decay) if config.ema_decay else None
-        self.state = TrainState(model, optimizer, scheduler, scaler, ema, len(task.train_set))
-        self.parallel_model = distributed.data_parallel(model, device)
+        self.state = TrainState(model, optimizer, scheduler, scaler, ema, task.data)
+        # With accumulation the graph is not the same in every backward pass: DDP exchanges in the last one only.
+        self.parallel_model = distributed.data_parallel(model, device, static_graph=config.accumulation_steps == 1)
+        if config.compile and can_compile(device):
+            task.compile()
+            self.parallel_model = torch.compile(self.parallel_model)
+        self.unchecked: Outcome | None = None
+        self.told_of_waiting = False
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, and forget what was logged after it."""
@@ -246,13 +284,6 @@ class _Run:
     def epochs_done(self) -> int:
         """Epochs that are trained, scored and logged."""
         return (self.state.step - bool(self.state.line)) // self.steps_per_epoch
-
-    def check_room(self) -> None:
-        """Raises CheckpointError, before anything is trained, where checkpoints cannot be kept."""
-        weights = sum(tensor.nbytes for tensor in self.state.model.state_dict().values())
-        copies = 1 + (2 if self.optim.optimizer == "adamw" else 1) + (self.state.ema is not None)
-        if distributed.is_main():
-            check_room(self.checkpoints, copies * weights)
 
     def announce(self) -> None:
         """Log what was derived from the config."""
@@ -295,10 +326,12 @@ class _Run:
                 self.save()
             if stop:
                 self.stop_if_asked()
+        self.check()
         means = mean_losses(state.loss_sums, self.steps_per_epoch)  # waits for the device: the epoch is over
         overflows = {"overflowed_steps": state.overflows} if state.scaler.is_enabled() else {}
         state.loss_sums, state.epoch_seconds, state.overflows = {}, 0.0, 0
         seconds = time.perf_counter() - started
+        self.tell_of_waiting(wait_seconds / seconds)
         return {
             "epoch": epoch + 1,
             "step": state.step,
@@ -314,14 +347,17 @@ class _Run:
         """One optimizer step over the accumulated `batches` of every rank; returns its learning rate.
 
         Sums are accumulated and divided once by the count of the global batch, so the gradient is that of one large
-        batch, however it was cut into ranks and backward passes. Ranks exchange gradients in the last one only."""
+        batch, however it was cut into ranks and backward passes. Ranks exchange gradients in the last one only.
+
+        Nothing here waits for a GPU: whether the step was one to take is known there, and heeded by the optimizer;
+        here it is looked at when the next step is on its way, by `check`."""
         state, model = self.state, self.parallel_model
         seed_step(self.config.seed, state.step)
         losses: dict[str, Tensor] = {}
         counts = []
         for index, batch in enumerate(batches):
             with ExitStack() as stack:
-                if index < len(batches) - 1 and model is not state.model:
+                if index < len(batches) - 1 and distributed.world_size() > 1:
                     stack.enter_context(model.no_sync())
                 with autocast(self.device, self.config.precision):
                     sums, count = self.task.losses(model, batch_to(batch, self.device))
@@ -329,6 +365,7 @@ class _Run:
             add_losses(losses, {name: value.detach() for name, value in sums.items()})
             counts.append(count)
 
+        self.check()
         # The total is only looked at: an infinite loss may have a finite gradient, as that of a box far away has.
         # The ranks' gradients have been averaged, hence the factor world_size. Nothing to count: a zero gradient.
         count, total = distributed.sum_over_ranks(torch.stack([sum(counts).float(), sum(losses.values()).float()]))
@@ -337,32 +374,54 @@ class _Run:
         torch._foreach_mul_([p.grad for p in state.model.parameters() if p.grad is not None], scale)
         losses = {name: value * scale for name, value in losses.items()}
         norm = clip_grad_norm_(state.model.parameters(), self.optim.clip_norm or math.inf)
-        finite_norm, finite_total = torch.isfinite(torch.stack([norm, total])).tolist()  # the same on every rank
-        overflow = not finite_norm and state.scaler.is_enabled()
-        state.overflows += overflow
-        state.overflows_in_a_row = state.overflows_in_a_row + 1 if overflow else 0
-        if not finite_total or not (finite_norm or overflow) or state.overflows_in_a_row == MOST_OVERFLOWS:
-            raise RunError(non_finite_message(state.step + 1, losses, batches))  # all ranks come here together
+        finite = torch.isfinite(torch.stack([norm, total]))  # the same on every rank
         learning_rate = state.optimizer.param_groups[0]["lr"]
-        if not overflow:
-            state.scaler.step(state.optimizer)
-            state.scheduler.step()
-            if state.ema:
-                state.ema.update_parameters(state.model)
+        state.optimizer.found_inf = 1 - finite.all().float()  # with 1, fused optimizers change nothing
+        state.optimizer.step()
         state.scaler.update()
+        state.scheduler.step()
         state.optimizer.zero_grad()
+        if state.ema:
+            state.ema.update_parameters(state.model)
         state.step += 1
         add_losses(state.loss_sums, losses)
+        self.unchecked = Outcome(state.step, losses, batches, *copied_to_host(finite))
         if state.step == 1:
             means = ", ".join(f"{name} {value:.6f}" for name, value in mean_losses(losses, 1).items())
             logger.info("first step: %s, gradient norm %.6f", means, norm)
         return learning_rate
 
+    def check(self) -> None:
+        """Look at how the last step went. Raises RunError, on all ranks together, if loss or gradient was not finite.
+
+        In fp16 a gradient that overflows is counted, and an error only after MOST_OVERFLOWS in a row."""
+        last, self.unchecked = self.unchecked, None
+        if last is None:
+            return
+        if last.arrival:
+            last.arrival.synchronize()
+        finite_norm, finite_total = last.finite.tolist()
+        overflow = not finite_norm and self.state.scaler.is_enabled()
+        self.state.overflows += overflow
+        self.state.overflows_in_a_row = self.state.overflows_in_a_row + 1 if overflow else 0
+        if not finite_total or not (finite_norm or overflow) or self.state.overflows_in_a_row == MOST_OVERFLOWS:
+            raise RunError(non_finite_message(last.step, last.losses, last.batches))
+
+    def tell_of_waiting(self, share: float) -> None:
+        """Say once that training is held up by its data, if it waits for it for so much of its time."""
+        if share > MOST_WAITING and not self.told_of_waiting:
+            self.told_of_waiting = True
+            logger.warning(
+                "training waits for data %.0f%% of its time: more data.workers (now %d), a quicker disk, "
+                "data.cache_mib, or smaller images",
+                100 * share, self.task.workers,
+            )  # fmt: skip
+
     def evaluate(self, line: dict) -> bool:
         """Score the model into the epoch's line; tells whether it is the best so far."""
         started = time.perf_counter()
         distributed.share_buffers(self.state.scored_model)  # or ranks would score another model than rank 0 saves
-        line |= self.task.evaluate(self.state.scored_model, self.device)
+        line |= self.task.evaluate(self.state.scored_model, self.device, self.stop.stop_if_asked)
         line["eval_seconds"] = round(time.perf_counter() - started, 3)
         score = line[self.task.metrics[0]]
         if score is None or score <= self.state.best.get("score", -math.inf):
@@ -388,7 +447,8 @@ class _Run:
     def save(self, name: str | None = None) -> None:
         """Write a checkpoint, named by its step if not otherwise, and delete step checkpoints too old to keep.
 
-        Raises RunError, on all ranks, before one is lost to weights that the last update has broken."""
+        Raises RunError, on all ranks, before one is lost to a step that was not to be, or that has broken weights."""
+        self.check()
         if not torch.stack([weight.isfinite().all() for weight in self.state.model.parameters()]).all():
             raise RunError(
                 f"step {self.state.step}: its update made weights that are not finite; the checkpoints are older. "
@@ -398,6 +458,36 @@ class _Run:
         if state is not None:
             save_checkpoint(self.checkpoints / name if name else step_path(self.checkpoints, self.state.step), state)
             prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
+
+
+class Outcome(NamedTuple):
+    """A step of which it is not known yet whether it was one to take."""
+
+    step: int
+    losses: dict[str, Tensor]
+    batches: list[dict[str, Tensor]]
+    finite: Tensor  # (2,) bool, of gradient norm and loss; on its way to the CPU
+    arrival: torch.cuda.Event | None  # when it is there, if it has a way to go
+
+
+def copied_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """`values` in the CPU's memory, and the event after which they are there; nothing waits for it here."""
+    if values.device.type != "cuda":
+        return values, None
+    copy = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    return copy, arrival
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here; says why not."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+        return True
+    except Exception as error:  # of any of the compilers behind it
+        logger.warning("train.compile: not possible here, so it is left out (%s)", str(error).strip().splitlines()[0])
+        return False
 
 
 def epoch_batches(num_images: int, config: TrainConfig) -> EpochBatchSampler:
@@ -412,8 +502,12 @@ def epoch_batches(num_images: int, config: TrainConfig) -> EpochBatchSampler:
     return batches
 
 
-def check_feasible(task: Task, config: TrainConfig, device: torch.device) -> None:
-    """Refuse what cannot be trained, before anything is written. Raises ValueError that names the field."""
+def check_feasible(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, device: torch.device) -> None:
+    """Refuse what cannot be trained, before anything is written. Raises ValueError that names the field or file.
+
+    folder: where checkpoints are to be kept; it need not exist yet."""
+    weights = sum(tensor.nbytes for tensor in task.model.state_dict().values())
+    check_room(folder, weights * (1 + STATES_PER_WEIGHT[optim.optimizer] + (config.ema_decay is not None)))
     epoch_batches(len(task.train_set), config)
     if config.batch_norm == "sync" and device.type != "cuda":
         raise ValueError("train.batch_norm sync: works on GPUs only; on the CPU take local or frozen")

@@ -34,7 +34,8 @@ from ablation.tables import (
 from ablation.uncertainty import add_uncertainty
 from engine.command import run_command
 from engine.config import changed_values
-from engine.experiment import FREE_FIELDS, write_text
+from engine.experiment import FREE_FIELDS
+from engine.files import write_text
 from engine.strict_yaml import did_you_mean, nearest, shown
 
 

@@ -24,7 +24,8 @@ from pydantic import Field, model_validator
 
 from ablation.records import RESULTS, Place, read_object
 from engine.config import Config, changed_values, load_config, read_overridden
-from engine.experiment import FREE_FIELDS, file_sha256, is_running, list_experiments, shown_score, write_text
+from engine.experiment import FREE_FIELDS, is_running, list_experiments, shown_score
+from engine.files import file_sha256, write_text
 from engine.logbook import STOPPED, read_metrics
 from engine.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
 

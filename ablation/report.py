@@ -20,7 +20,7 @@ from ablation.bootstrap import Interval
 from ablation.page import Section
 from ablation.records import Cell, Comparison, Difference, Place
 from ablation.tables import FLOPS_NOTE
-from engine.experiment import write_text
+from engine.files import write_text
 
 # Name in a run's cost -> what a reader calls it, by what to multiply it, how it is written, whether more is better.
 COSTS = {

@@ -16,7 +16,7 @@ from ablation.plan import Job, State, claimed, last_error, last_of_each, read_ce
 from engine.checkpoint import list_checkpoints
 from engine.command import INTERRUPTED, STOPPED, RunError
 from engine.experiment import new_experiment
-from engine.signals import Stopped
+from engine.signals import SIGNALS, Stopped
 
 SMOKE_SECONDS = 60  # that a smoke test trains
 SMOKE_LIMIT_SECONDS = 900  # within which it must have come to a checkpoint
@@ -77,7 +77,8 @@ def train(job: Job, experiment: Path, launcher: Sequence[str]) -> None:
     with passed_on_to(process) as signals:
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # the terminal told both; let the other end in its own time
+        except KeyboardInterrupt:  # a terminal tells both, `kill -INT` does not; let the other end in its own time
+            process.terminate()
             process.wait()
             code = INTERRUPTED
     if signals:
@@ -93,14 +94,15 @@ def train(job: Job, experiment: Path, launcher: Sequence[str]) -> None:
 
 @contextmanager
 def passed_on_to(process: subprocess.Popen) -> Iterator[list[signal.Signals]]:
-    """Inside, SIGTERM and SIGUSR1 go to `process`; yields the list of those that have come."""
+    """Inside, all signals that ask to end but Ctrl-C go to `process`; yields the list of those that have come."""
     came: list[signal.Signals] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
         came.append(signal.Signals(number))
         process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    heeded = {*SIGNALS} - {signal.SIGINT} - {number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN}
+    before = {number: signal.signal(number, pass_on) for number in heeded}
     try:
         yield came
     finally:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from detection.annotations import DataConfig, SplitConfig, read_coco, read_split
+from detection.evaluation import as_dicts, coco_scores
 from detection.ssd import ModelConfig
 from detection.task import DetectionConfig, DetectionTask
 from detection.transforms import AugmentConfig
@@ -75,7 +76,12 @@ def overfit(backbone: str, root: Path, annotations: Path, work: Path, device: to
     started = time.perf_counter()
     fit(task, config.train, config.optim, experiment, device, resume=False)
     seconds = time.perf_counter() - started
-    return {"side": side, "epochs": epochs, "seconds": seconds, **task.scores}
+    return {
+        "side": side,
+        "epochs": epochs,
+        "seconds": seconds,
+        **coco_scores(coco.annotations_path, as_dicts(task.results)),
+    }
 
 
 def main(device: torch.device) -> None:

@@ -44,7 +44,7 @@ class DataConfig(Config):
     root: str = Field(description="folder of the data set")
     train: SplitConfig = Field(description="images to train on")
     val: SplitConfig = Field(description="images to score")
-    workers: int = Field(4, ge=0, description="loader processes per training process; 0: load in the same one")
+    workers: int = Field(4, ge=0, le=256, description="loader processes per training process; 0: load in the same one")
     cache_images: bool = Field(
         False,
         description="keep decoded images in memory: 3 bytes a pixel, 0.9 MB for 640 x 480, per training process",
@@ -65,6 +65,9 @@ class DataConfig(Config):
         """The annotation file and the image folder of one half."""
         root, paths = Path(self.root).expanduser(), getattr(self, split)
         return root / paths.annotations, root / paths.images
+
+
+MOST_AREA = 1e10  # square pixels; pycocotools' largest
 
 
 class DatasetError(ValueError):
@@ -264,7 +267,8 @@ def _build(
     corners = np.stack([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)  # (objects, 2, 2)
     cut = corners.clip(0, sizes[:, None])
     num_cut = int(np.any(np.abs(cut - corners) >= 1, axis=(1, 2)).sum())
-    has_area = np.all(cut[:, 1] > cut[:, 0], axis=1)
+    boxes_xyxy = cut.reshape(-1, 4).astype(np.float32)  # a side may vanish
+    has_area = np.all(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=1)
 
     order = np.argsort(image_indices, kind="stable")
     order = order[has_area[order]]
@@ -274,7 +278,7 @@ def _build(
         records,
         class_names=[category["name"] for category in categories],
         category_ids=[category["id"] for category in categories],
-        boxes_xyxy=cut.reshape(-1, 4)[order].astype(np.float32),
+        boxes_xyxy=boxes_xyxy[order],
         labels=labels[order],
         is_crowd=is_crowd[order],
         first_object=np.searchsorted(image_indices[order], np.arange(len(records) + 1)),
@@ -335,7 +339,7 @@ def _category_defects(category: dict, name_taken: dict[str, int]) -> Iterator[st
     if "name" not in category:
         return
     name = category["name"]
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or not _is_unicode(name):
         yield f"name {name!r:.50}, expected text"
         return
     first_id = name_taken.setdefault(name, category.get("id"))
@@ -380,8 +384,9 @@ def _annotation_defects(
             yield f"bbox {bbox} lies outside image {image['id']} of {size} pixels"
     if annotation.get("iscrowd", 0) not in (0, 1):
         yield f"iscrowd {annotation['iscrowd']!r:.50}, expected 0 or 1"
-    if not _is_number(annotation.get("area", 0)):
-        yield f"area {annotation['area']!r:.50}, expected a number"
+    area = annotation.get("area", 0)
+    if not (_is_number(area) and 0 <= area <= MOST_AREA):
+        yield f"area {area!r:.50}, expected 0 to {MOST_AREA:.0e} square pixels: COCO's evaluation ignores any other"
 
 
 def _is_outside(bbox: list[float], image: dict) -> bool:
@@ -400,6 +405,11 @@ def _by_id(records: list | None) -> dict[int, dict] | None:
 def _is_id(value: Any) -> bool:
     # Exact in a table of float64 results; hotcoco takes none below 0. (bool is an int, too.)
     return type(value) is int and 0 <= value < 2**53
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written down: JSON's escapes can spell half a character."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _is_number(value: Any) -> bool:

@@ -57,7 +57,7 @@ from detection.transforms import Transform, View
 from engine import distributed
 from engine.command import run_command
 from engine.config import Config, load_config
-from engine.experiment import write_text
+from engine.files import write_text
 from engine.logbook import logger, progress_bar
 
 ROUND = 512  # images that a pool of processes checks; whichever kills a process is among so many
@@ -320,8 +320,9 @@ def main(device: torch.device) -> None:
         return shrink.main(sys.argv[2:])
     arguments = parse_arguments()
     surveys = [survey_coco(*paths) for paths in find_annotations(arguments)]
-    if len(surveys) == 2 and not any(survey.defects for survey in surveys):
-        surveys[1].defects.extend(pair_defects(*(survey.coco for survey in surveys)))
+    if len(surveys) == 2 and all(survey.coco for survey in surveys):
+        for defect in pair_defects(*(survey.coco for survey in surveys)):
+            next(s for s in surveys if s.annotations_path == defect.file).defects.append(defect)
     for survey in surveys:
         images = with_bar(survey.files, arguments.workers, survey.annotations_path.name)
         survey.defects.extend(defect for defect in images if defect)
@@ -361,8 +362,10 @@ def parse_arguments() -> argparse.Namespace:
         "--workers", type=int, default=cpu_count(), metavar="N", help="processes (default: %(default)s)"
     )
     arguments = parser.parse_intermixed_args()
-    if arguments.workers < 1:
-        parser.error(f"--workers {arguments.workers}: expected 1 or more")
+    if not 1 <= arguments.workers <= 256:
+        parser.error(f"--workers {arguments.workers}: expected 1 to 256")
+    if arguments.json and (arguments.json.is_dir() or not arguments.json.parent.is_dir()):
+        parser.error(f"--json {arguments.json}: expected a file in a directory that exists")
     if foreign := [override for override in arguments.overrides if not override.startswith("data.")]:
         parser.error(f"{foreign[0]}: expected data.field=value; the check reads nothing else of a config")
     if _is_json(arguments.source) and arguments.overrides:
@@ -391,6 +394,8 @@ def find_annotations(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
         return [config.paths("train"), config.paths("val")]
     if arguments.images:
         return [(path, arguments.images)]
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file")
     folders = image_folders(path)
     for folder in folders:
         if folder.is_dir():

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import hotcoco
@@ -54,12 +54,14 @@ def detect(
     settings: Sequence[PostprocessConfig],
     precision: Precision = "fp32",
     channels_last: bool = False,
+    stop_if_asked: Callable[[], None] = lambda: None,
 ) -> list[np.ndarray]:
     """Find the objects in every image that the loader yields, on this process alone.
 
     model: (B, 3, S, S) normalised images -> box_deltas, class_logits; with the buffer anchors_cxcywh, as SSD has.
     coco: the annotation file of these images, for their sizes and the categories' ids.
     settings: the network runs once, however many thresholds are to be compared.
+    stop_if_asked: called between batches, to raise where the run is to end.
     precision, channels_last: arithmetic and memory layout of the network, those of training for equal numbers.
 
     Returns for each of the settings its results (see to_coco_results) by image id, best first within an image.
@@ -68,6 +70,7 @@ def detect(
     found: list[list[np.ndarray]] = [[NO_RESULTS] for _ in settings]
     with evaluation_mode(model):
         for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
+            stop_if_asked()
             images = normalize_images(batch_to(batch, device)["images"], channels_last)
             with autocast(device, precision):
                 outputs = model(images)

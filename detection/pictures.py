@@ -5,6 +5,7 @@ Figures are made without pyplot: it keeps global state, and picks a backend that
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
+
+from engine.files import write_whole
 
 PANEL_INCHES = 4.0  # width of one panel
 DOTS_PER_INCH = 100
@@ -69,7 +72,8 @@ def draw_detections(path: str | Path, pictures: Sequence[Picture]) -> None:
     canvas.draw()
     # 256 colours: a third of the bytes, and a record of an experiment is to be committed.
     rendered = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    rendered.quantize(palette=rendered.quantize(256), dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+    reduced = rendered.quantize(palette=rendered.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
+    write_whole(path, lambda file: reduced.save(file, "PNG", optimize=True))
 
 
 def draw_examples(folder: Path, pictures: Mapping[str, Picture]) -> None:
@@ -100,7 +104,8 @@ def draw_examples(folder: Path, pictures: Mapping[str, Picture]) -> None:
             canvas.draw()
             # Without chroma subsampling, which would smear coloured lines and small letters.
             example = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-            example.save(folder / f"{name}{suffix}.jpg", quality=85, subsampling=0, optimize=True)
+            save = partial(example.save, format="JPEG", quality=85, subsampling=0, optimize=True)
+            write_whole(folder / f"{name}{suffix}.jpg", save)
 
 
 def _draw_objects(axes: Axes, picture: Picture, colours: Mapping[str, Colour]) -> None:

@@ -24,7 +24,8 @@ from detection.evaluation import METRICS, as_dicts, coco_scores, image_statistic
 from detection.pictures import Picture, draw_detections, draw_examples
 from detection.task import DetectionTask
 from engine.cost import forward_gflops, peak_memory_mib
-from engine.experiment import file_sha256, read_environments, write_readme, write_text
+from engine.experiment import read_environments, write_readme
+from engine.files import file_sha256, write_text
 from engine.logbook import read_metrics
 from engine.optim import scaled_learning_rate
 
@@ -39,6 +40,10 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     config, val, results = task.config, task.val, as_dicts(task.results)
     scores = coco_scores(val.annotations_path, results)
     lines = read_metrics(experiment)
+    if len(lines) < config.train.epochs:
+        raise ValueError(
+            f"{experiment}/metrics.jsonl: {len(lines)} of {config.train.epochs} epochs in it; was it edited?"
+        )
     start = read_environments(experiment)[-1]
     inputs = {path: file_sha256(path) for path in (task.train.annotations_path, val.annotations_path)}
     record = {
@@ -75,7 +80,6 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     pictures = example_pictures(val, results)
     draw_detections(experiment / "detections.png", list(pictures.values()))
     draw_examples(experiment / "examples", pictures)
-    write_text(experiment / "results.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     write_readme(
         experiment,
         title=f"{config.model.backbone} with neck {config.model.neck}",
@@ -86,6 +90,8 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
             "curves.png": "Training losses, validation scores and learning rate by epoch",
         },
     )
+    # Last: it says that the experiment is finished.
+    write_text(experiment / "results.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from detection.annotations import SHRUNK, CocoFile, DatasetError, ImageFile, read_coco, read_short_side, shrunk_size
 from detection.data import cpu_count, image_folders, process_pool, read_file
-from engine.experiment import write_text
+from engine.files import write_text
 from engine.logbook import progress_bar
 
 JPEG_QUALITY = 92

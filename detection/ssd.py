@@ -5,6 +5,7 @@ Loss and post-processing stand outside: see detection.loss and detection.postpro
 
 import math
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -17,6 +18,7 @@ from detection.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
 from detection.backbones import BACKBONES, MIN_INPUT_SIZE, build_backbone, load_backbone_weights
 from detection.necks import NECKS, build_neck
 from engine.config import Config
+from engine.files import file_sha256
 
 # Share of the probability that an untrained head gives to all foreground classes together.
 FOREGROUND_PRIOR = 0.01
@@ -177,13 +179,16 @@ def _read_checkpoint(path: str) -> dict:
             "no such file; put a public checkpoint of the trunk there, as torch.save wrote it "
             "(saved_weights/README.md lists sources), or set model.weights to null for random weights"
         )
+    promised = re.search(r"-([0-9a-f]{8,64})\.", Path(path).name)  # PyTorch's names of public checkpoints hold a hash
+    if promised and not file_sha256(Path(path)).startswith(promised[1]):
+        raise ValueError("damaged: its SHA-256 does not begin with what its name says; download it again")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError) as error:
         raise ValueError(
             "expected plain data as torch.save wrote it; the file is damaged, of another format, or holds code: "
             "download it again"
         ) from error
-    if not isinstance(checkpoint, dict):
+    if not isinstance(checkpoint, dict) or not all(isinstance(name, str) for name in checkpoint):
         raise ValueError(f"holds a {type(checkpoint).__name__}, expected a dictionary of tensors by name")
     return checkpoint

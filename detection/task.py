@@ -1,7 +1,7 @@
 """The detection task: an SSD, its losses and its COCO scores, as the training loop asks for them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import build_loader, eval_batches, normalize_images
-from detection.annotations import CocoFile, DataConfig, DatasetError
+from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.data import CocoDetection, collate
 from detection.evaluation import by_image, detect, quick_scores
 from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
@@ -23,6 +23,7 @@ from detection.transforms import AugmentConfig, distort_colours, eval_transform,
 from engine import distributed
 from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.config import Config, load_config
+from engine.files import file_sha256
 from engine.optim import OptimConfig
 from engine.release import SUFFIX, load_release
 from engine.strict_yaml import ConfigError
@@ -61,9 +62,18 @@ class TrainedDetector(NamedTuple):
 def read_detector(path: Path) -> TrainedDetector:
     """The weights that were scored (the moving average if there is one), from a checkpoint or from released weights.
 
-    Raises CheckpointError if the file is missing, damaged, or something else."""
+    Raises CheckpointError if the file is missing, damaged, or something else, or if a weight is not finite."""
+    detector = _read_detector(path)
+    if broken := [name for name, weight in detector.weights.items() if not weight.isfinite().all()]:
+        raise CheckpointError(f"{path}: weights that are not finite: {listed(broken)}; use an earlier checkpoint")
+    return detector
+
+
+def _read_detector(path: Path) -> TrainedDetector:
     if path.suffix == SUFFIX:
         weights, facts = load_release(path)
+        if not {"step", "classes"} <= facts.keys():
+            raise CheckpointError(f"{path}: no detector; its metadata lack the step or the classes")
         return TrainedDetector(weights, int(facts["step"]), json.loads(facts["classes"]))
     state = load_checkpoint(path)
     if not isinstance(state, dict) or not {"model", "ema", "step"} <= state.keys():
@@ -71,7 +81,7 @@ def read_detector(path: Path) -> TrainedDetector:
             f"{path}: no checkpoint of a detector; expected an experiment's checkpoints/*.pt or released weights, "
             f"*{SUFFIX} (a public checkpoint of a trunk belongs into model.weights)"
         )
-    return TrainedDetector(trained_weights(state), state["step"], None)
+    return TrainedDetector(trained_weights(state), state["step"], state.get("data", {}).get("classes"))
 
 
 def start_from(model: nn.Module, path: Path) -> str:
@@ -89,7 +99,7 @@ def start_from(model: nn.Module, path: Path) -> str:
         if left_out
         else "all there are, the class heads too"
     )
-    return f"started from {path}, step {detector.step}: {len(loaded)} weights loaded, {rest}; 0 missing, 0 unexpected"
+    return f"started from {path}, step {detector.step}: {len(loaded)} weights loaded, {rest}"
 
 
 class DetectionTask:
@@ -97,6 +107,8 @@ class DetectionTask:
 
     metrics = ("mAP", "AP50")
     collate = staticmethod(collate)
+    match_anchors = staticmethod(match_anchors)
+    multibox_loss = staticmethod(multibox_loss)
 
     def __init__(
         self, config: DetectionConfig, val: CocoFile, train: CocoFile | None = None, *, from_checkpoint: bool = False
@@ -105,7 +117,7 @@ class DetectionTask:
 
         from_checkpoint: a checkpoint will fill the model, so the files that `model.weights` and `model.start_from`
         name need not be there any more.
-        Raises DatasetError if the classes of val and train differ, ValueError if one of those files cannot be used."""
+        Raises DatasetError if val and train do not fit together, ValueError if one of those files cannot be used."""
         self.config, self.val, self.train = config, val, train
         self.workers = config.data.workers
         self.reference_losses: dict[str, float] = {}
@@ -121,17 +133,22 @@ class DetectionTask:
         self.val_loader: DataLoader | None = None
         self.results: np.ndarray | None = None  # of the last evaluation, on rank 0
         if train:
-            if train.classes != val.classes:
-                raise DatasetError(
-                    f"{val.annotations_path}: categories {val.classes} differ from {train.classes} in "
-                    f"{train.annotations_path}; both files must list the same classes"
-                )
-            if not train.class_counts.any():
-                raise DatasetError(f"{train.annotations_path}: no objects in it, so there is nothing to learn")
+            if defects := list(pair_defects(train, val)):
+                raise dataset_error(defects)
+            self.data = {
+                "classes": train.class_names,
+                "training annotations": file_sha256(train.annotations_path),
+                "validation annotations": file_sha256(val.annotations_path),
+            }
             transform = train_transform(config.augment, self.model.input_size)
             self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_mib)
             plateau = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
             self.reference_losses = {"classification": plateau}
+
+    def compile(self) -> None:
+        """Compile matching and loss; the largest number of objects differs from batch to batch, hence `dynamic`."""
+        self.match_anchors = torch.compile(match_anchors, dynamic=True)
+        self.multibox_loss = torch.compile(multibox_loss, dynamic=True)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """MultiBox losses summed over the positive boxes of a batch, and the number of these."""
@@ -140,8 +157,8 @@ class DetectionTask:
         if "colours" in batch:
             images = distort_colours(images, batch["colours"])
         box_deltas, class_logits = model(normalize_images(images, config.train.channels_last))
-        matched = match_anchors(boxes_xyxy, labels, anchors, config.loss.match_iou)
-        sums = multibox_loss(
+        matched = self.match_anchors(boxes_xyxy, labels, anchors, config.loss.match_iou)
+        sums = self.multibox_loss(
             box_deltas, class_logits, matched, boxes_xyxy, labels, anchors, config.loss.negatives_per_positive
         )
         losses = {"classification": sums["classification"], "box": config.loss.box_weight * sums["box"]}
@@ -154,16 +171,22 @@ class DetectionTask:
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from None
 
-    def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float | None]:
+    def evaluate(
+        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
+    ) -> dict[str, float | None]:
         """The twelve COCO scores of `model` over every validation image, the same on every rank.
 
         The detections stay in `self.results`, for the record."""
-        results = self.detect_all(model, device, [self.config.eval])
+        results = self.detect_all(model, device, [self.config.eval], stop_if_asked)
         self.results = results and results[0]
         return distributed.broadcast(results and quick_scores(self.val.annotations_path, results[0]))
 
     def detect_all(
-        self, model: nn.Module, device: torch.device, settings: list[PostprocessConfig]
+        self,
+        model: nn.Module,
+        device: torch.device,
+        settings: list[PostprocessConfig],
+        stop_if_asked: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray] | None:
         """Results (N, 7) over every validation image, for each post-processing setting; None but on rank 0.
 
@@ -184,6 +207,7 @@ class DetectionTask:
                 settings=settings,
                 precision=train.precision,
                 channels_last=train.channels_last,
+                stop_if_asked=stop_if_asked,
             )
         )
         return parts and [by_image(results) for results in zip(*parts, strict=True)]

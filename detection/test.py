@@ -26,9 +26,10 @@ from detection.evaluation import METRICS, as_dicts, coco_scores
 from detection.postprocess import PostprocessConfig
 from detection.task import DetectionConfig, DetectionTask, read_detector, read_experiment_config
 from engine.checkpoint import newest_checkpoint
-from engine.command import run_command
+from engine.command import run_command, said_once
 from engine.config import dump_config
-from engine.experiment import read_environments, shown_score, write_text
+from engine.experiment import read_environments, shown_score
+from engine.files import write_text
 from engine.logbook import logger
 from engine.release import SUFFIX, save_release
 from engine.strict_yaml import ConfigError
@@ -36,14 +37,13 @@ from engine.strict_yaml import ConfigError
 
 def main(device: torch.device) -> None:
     """Score as the command line says, print the table, keep test.json."""
-    arguments = parse_arguments()
+    arguments = said_once(parse_arguments)
     base, settings = read_settings(arguments.experiment, arguments.overrides)
     if arguments.release and len(settings) > 1:
         raise ConfigError(f"--release: scores of one setting are released, not of {len(settings)}; leave out the sweep")
     path = find_checkpoint(arguments.experiment, arguments.checkpoint)
     detector = read_detector(path)
     val = read_split(base.data, "val")
-    check_classes(arguments.experiment, val)
     if detector.class_names not in (None, val.class_names):
         raise DatasetError(f"{val.annotations_path}: classes {val.class_names}, but {path} has {detector.class_names}")
     task = DetectionTask(base, val, from_checkpoint=True)
@@ -102,8 +102,9 @@ def parse_arguments() -> argparse.Namespace:
         metavar=f"FILE{SUFFIX}",
         help="write the weights there, with their scores and the config",
     )
-    arguments = parser.parse_args()
-    if arguments.release and (arguments.release.suffix != SUFFIX or not arguments.release.parent.is_dir()):
+    arguments = parser.parse_intermixed_args()
+    release = arguments.release
+    if release and (release.suffix != SUFFIX or not release.parent.is_dir() or release.is_dir()):
         parser.error(f"--release {arguments.release}: expected a file *{SUFFIX} in a directory that exists")
     if arguments.release and arguments.checkpoint not in ("last", "best"):
         parser.error("--release: weights of the experiment's own are released; leave out --checkpoint FILE")
@@ -142,16 +143,6 @@ def read_settings(experiment: Path, overrides: list[str]) -> tuple[DetectionConf
         choices.append([f"{name}={value}" for value in split])
     configs = [read_experiment_config(experiment, row) for row in itertools.product(*choices)]
     return configs[0], [config.eval for config in configs]
-
-
-def check_classes(experiment: Path, val: CocoFile) -> None:
-    """Raises DatasetError if the experiment's record lists other classes than the images to score."""
-    path = experiment / "results.json"
-    trained = json.loads(path.read_text(encoding="utf-8"))["protocol"]["classes"] if path.exists() else val.class_names
-    if trained != val.class_names:
-        raise DatasetError(
-            f"{val.annotations_path}: classes {val.class_names}, but {experiment} was trained on {trained}"
-        )
 
 
 def table(rows: list[dict]) -> str:

@@ -20,7 +20,7 @@ from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask, read_experiment_config
 from engine import distributed
 from engine.checkpoint import list_checkpoints, newest_checkpoint, sweep_temporaries
-from engine.command import run_command
+from engine.command import run_command, said_once
 from engine.config import changed_fields, dump_config, load_config
 from engine.experiment import (
     FREE_FIELDS,
@@ -30,8 +30,8 @@ from engine.experiment import (
     occupied,
     requeued_experiment,
     shown_score,
-    write_text,
 )
+from engine.files import write_text
 from engine.logbook import STOPPED, logger, rewind_metrics, start_logging
 from engine.signals import Stopped
 from engine.strict_yaml import ConfigError
@@ -40,7 +40,7 @@ from training import check_feasible, fit
 
 def main(device: torch.device) -> None:
     """Train as the command line says, then score and record."""
-    arguments = parse_arguments()
+    arguments = said_once(parse_arguments)
     find_begun(arguments)
     if arguments.experiment:  # made for this run: even what is wrong with its config is written there
         start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
@@ -51,7 +51,9 @@ def main(device: torch.device) -> None:
     if config.data.check_images:
         check_images([train, val], max(1, config.data.workers))
     task = DetectionTask(config, val, train, from_checkpoint=arguments.resume is not None)
-    check_feasible(task, config.train, device)
+    check_feasible(
+        task, config.train, config.optim, arguments.resume or arguments.experiment or arguments.experiments, device
+    )
     experiment = (
         arguments.resume
         or arguments.experiment
@@ -66,12 +68,16 @@ def train_and_record(task: DetectionTask, experiment: Path, device: torch.device
     config, train, val = task.config, task.train, task.val
     hosts = distributed.gather(platform.node())
     start_logging(experiment if distributed.is_main() else None, verbose=distributed.is_main())
+
+    def begin() -> None:
+        if distributed.is_main():
+            sweep_temporaries(experiment)
+            write_text(experiment / "config.yaml", dump_config(config))
+            append_environment(experiment, describe_environment(hosts, device))
+            if not resume:
+                rewind_metrics(experiment, step=0)  # of a start that left no checkpoint
+
     if distributed.is_main():
-        sweep_temporaries(experiment)
-        write_text(experiment / "config.yaml", dump_config(config))
-        append_environment(experiment, describe_environment(hosts, device))
-        if not resume:
-            rewind_metrics(experiment, step=0)  # of a start that left no checkpoint
         logger.info("%s: %s with neck %s", experiment, config.model.backbone, config.model.neck)
         if task.started_from:
             logger.info(task.started_from)
@@ -87,7 +93,7 @@ def train_and_record(task: DetectionTask, experiment: Path, device: torch.device
     if not val.class_counts.any():
         logger.warning("%s: no objects in it, so every score will be undefined", val.annotations_path)
     try:
-        model = fit(task, config.train, config.optim, experiment, device, resume)
+        model = fit(task, config.train, config.optim, experiment, device, resume, begin)
     except (KeyboardInterrupt, Stopped) as stop:
         if distributed.is_main() and (saved := list_checkpoints(experiment / "checkpoints")):
             why = str(stop) if isinstance(stop, Stopped) else "interrupted from the keyboard"

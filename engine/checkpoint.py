@@ -1,32 +1,31 @@
 """Checkpoints: written whole or not at all, verified when read.
 
 A checkpoint is a `torch.save` file of plain tensors, numbers, strings, lists and dicts, so that it loads with
-`weights_only=True` and no code in it can run. It is written beside its final name, flushed, then renamed: a
-process killed at any byte leaves the previous file whole. torch.save writes a zip archive that holds a CRC-32
-of every entry; torch.load does not look at it, `load_checkpoint` does (a flipped bit would load silently).
+`weights_only=True` and no code in it can run. torch.save writes a zip archive, torch.load does not notice a flipped
+bit; so the archive's comment, which is the end of the file, holds the SHA-256 of all that comes before it.
 
     checkpoints/step_000001234.pt             the last few, by optimizer step
     checkpoints/best.pt                       the best by the task's metric
-    checkpoints/step_000001300.pt.damaged     one that could not be read when it was to be gone on from
+    checkpoints/step_000001300.pt.damaged     one that was not whole when it was to be gone on from
 """
 
-import errno
+import hashlib
 import os
 import pickle
 import re
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
+from engine.files import write_whole, writing
 from engine.logbook import logger
 
 STEP_FILE = re.compile(r"step_(\d+)\.pt")
+MARK = b"sha256:"
+SEAL_SIZE = len(MARK) + 64  # bytes
 
 
 class CheckpointError(ValueError):
@@ -44,62 +43,71 @@ def step_path(folder: Path, step: int) -> Path:
 
 def save_checkpoint(path: Path, state: dict) -> None:
     """Write `state` to `path` atomically. Raises CheckpointError where there is no room, or no right to write."""
-    write_whole(path, lambda file: torch.save(state, file))
 
+    def write(file: BinaryIO) -> None:
+        torch.save(state, file)
+        file.seek(-2, os.SEEK_END)  # the length of the comment, which torch.save leaves empty
+        file.write(SEAL_SIZE.to_bytes(2, "little"))
+        file.write(MARK + _sha256(file, file.tell()))
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Have `write` fill a file that takes the place of `path` when it is complete. Raises CheckpointError likewise."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides what went wrong below it
-        if not isinstance(cause, OSError):
-            raise
-        reason = "no space left" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else cause.strerror
-        raise CheckpointError(f"{path}: cannot be written: {reason}; the checkpoints before it are whole") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write)
+    except OSError as error:
+        raise CheckpointError(f"{error}; the checkpoints before it are whole") from error
 
 
 def load_checkpoint(path: Path) -> dict:
-    """The state in `path`, on the CPU, after its checksums were verified.
+    """The state in `path`, on the CPU, after its checksum was verified.
 
-    Raises CheckpointError if the file is missing, damaged, or holds anything but plain data."""
+    Raises DamagedCheckpointError if it is not whole, CheckpointError if the file is missing, cannot be read, or holds
+    anything but plain data."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise DamagedCheckpointError(f"{path}: damaged (checksum of {damaged}); use an earlier checkpoint")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END) - SEAL_SIZE
+            file.seek(max(size, 0))
+            seal = file.read()
+            if not seal.startswith(MARK):
+                raise DamagedCheckpointError(f"{path}: truncated, or not a checkpoint of this program")
+            if seal != MARK + _sha256(file, size):
+                raise DamagedCheckpointError(f"{path}: damaged (its checksum is another)")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
-        raise DamagedCheckpointError(f"{path}: truncated or not a checkpoint ({error})") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: refused, holds more than plain tensors and numbers") from error
+    except (OSError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
+
+
+def _sha256(file: BinaryIO, size: int) -> bytes:
+    """Of the first `size` bytes, as text; the file is left behind them."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while size > 0:
+        part = file.read(min(size, 2**20))
+        digest.update(part)
+        size -= len(part)
+    return digest.hexdigest().encode()
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Make the folder, and refuse one that cannot be written to, or has no room for two checkpoints of `size` bytes.
+    """Refuse a folder that cannot be written to, or has no room for two checkpoints of `size` bytes.
 
-    Raises CheckpointError."""
+    It need not exist yet, and is not made. Raises CheckpointError."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            free = shutil.disk_usage(folder).free
+        with tempfile.TemporaryFile(dir=nearest):
+            free = shutil.disk_usage(nearest).free
     except OSError as error:
         raise CheckpointError(f"{folder}: checkpoints cannot be written there: {error.strerror}") from None
     if free < 2 * size:
         mib = 2**20
         raise CheckpointError(
-            f"{folder}: {free // mib} MiB are free, two checkpoints take {2 * size // mib}: make room or go elsewhere"
+            f"{folder}: no space left for two checkpoints, which take {2 * size // mib} MiB, {free // mib} are free: "
+            "make room or go elsewhere"
         )
 
 
@@ -126,15 +134,22 @@ def newest_checkpoint(folder: Path) -> Path:
 def load_newest_whole(folder: Path) -> tuple[Path, dict]:
     """The newest step checkpoint that is whole, and its state. The damaged ones above it are put aside and reported.
 
-    Raises CheckpointError if none is whole, or if the newest holds more than plain data."""
-    while True:
-        path = newest_checkpoint(folder)
+    Raises CheckpointError if there is none, or none is whole, or the newest whole one cannot be used; nothing is
+    changed then."""
+    newest_checkpoint(folder)
+    damaged = []
+    for path in reversed(list_checkpoints(folder)):
         try:
-            return path, load_checkpoint(path)
+            state = load_checkpoint(path)
         except DamagedCheckpointError as error:
-            aside = path.with_name(f"{path.name}.damaged")
-            os.replace(path, aside)
-            logger.warning("%s; kept as %s, going back to the one before", error, aside.name)
+            damaged.append((path, error))
+            continue
+        for broken, error in damaged:
+            aside = broken.with_name(f"{broken.name}.damaged")
+            os.replace(broken, aside)
+            logger.warning("%s; kept as %s, going back to %s", error, aside.name, path.name)
+        return path, state
+    raise CheckpointError(f"{damaged[0][1]}; none of the {len(damaged)} checkpoints is whole: start anew")
 
 
 def sweep_temporaries(experiment: Path) -> None:

@@ -3,27 +3,37 @@
 0    done
 1    the run could not go on (a loss that is not finite, ...)
 2    bad input: command line, config, data, checkpoint
-75   stopped by SIGTERM or SIGUSR1 after a save; the same command goes on (EX_TEMPFAIL of sysexits.h)
+75   stopped by SIGTERM, SIGUSR1 or SIGHUP after a save; the same command goes on (EX_TEMPFAIL of sysexits.h)
 130  interrupted from the keyboard
+
+Of several processes none speaks: each leaves its last word to engine.launch, which says one line for all.
 """
 
+import argparse
+import contextlib
+import io
+import multiprocessing
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import torch
+from tqdm import tqdm
 
 from engine import distributed
+from engine.distributed import LastWord
 from engine.logbook import logger, start_logging
 from engine.signals import Stopped, interrupts_raised
 
 LOADER_FAILURE = re.compile(r"DataLoader (worker \(pid.*\) (is killed|exited)|timed out)")
 LOADER_CURE = "Out of memory, or storage that hangs? Lower data.workers; --resume goes on from the last checkpoint"
-RANK_0_FIRST_SECONDS = 3
 RANK_CURE = "The cause is in its own lines, if it left any; --resume goes on from the last checkpoint"
+RANK_0_FIRST_SECONDS = 5  # the others wait, to be ended by the launcher before they repeat what rank 0 says
 STOPPED = 75
 INTERRUPTED = 130
 
@@ -39,38 +49,89 @@ def run_command(main: Callable[[torch.device], None]) -> None:
     A ValueError or OSError is the user's to mend: one line, its traceback only in the log file of the
     experiment, if there is one by then. Anything unforeseen is a bug and keeps its traceback. Either way the
     log file's last line of level ERROR says why the run ended."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
     try:
-        with distributed.process_group() as device:
+        with distributed.process_group() as device, _deaf_to_children_after_errors():
             start_logging(None, verbose=distributed.is_main())
             main(device)
-    except (ConnectionError, EOFError) as error:  # what a loader process leaves that dies while it hands over a batch
-        _fail(RunError(f"a loader process has died ({error}). {LOADER_CURE}"), 1)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
+        if isinstance(error, (ConnectionError, EOFError)) and _is_from_loader(error):  # it died handing over a batch
+            _fail(RunError(f"a loader process has died ({error}). {LOADER_CURE}"), 1)
+        if isinstance(error, BrokenPipeError):  # who read what is printed, such as `head`, has enough
+            os._exit(128 + signal.SIGPIPE)
         _fail(error, 2)
     except RunError as error:
         _fail(error, 1)
     except Stopped:
-        sys.exit(STOPPED)
+        distributed.leave_word(LastWord(STOPPED))
+        _leave(STOPPED)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        distributed.leave_word(LastWord(INTERRUPTED))
+        _leave(INTERRUPTED)
     except Exception as error:
         if LOADER_FAILURE.match(str(error)):  # PyTorch raises it wherever the main thread happens to be
             _fail(RunError(f"{str(error).splitlines()[0].rstrip('.')}. {LOADER_CURE}"), 1)
         if distributed.tells_of_another_rank(error):
             what = str(error).splitlines()[0].rstrip(".")
-            _fail(RunError(f"another process of this run has died or hangs ({what}). {RANK_CURE}"), 1)
-        logger.error("error: a bug: %s: %s", type(error).__name__, error, exc_info=error)
-        sys.exit(1)
+            text = f"another process of this run has died or hangs ({what}). {RANK_CURE}"
+            _fail(RunError(text), 1, of_another=True)
+        traceback.print_exc()
+        _fail(RunError(f"a bug: {type(error).__name__}: {error}"), 1)
 
 
-def _fail(error: Exception, code: int) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise once more for a dead loader process
-    logger.debug("traceback", exc_info=error)
+def said_once(parse_arguments: Callable[[], argparse.Namespace]) -> argparse.Namespace:
+    """What it returns; what is wrong with the command line is said by rank 0 alone."""
+    if os.environ.get("RANK", "0") == "0":
+        return parse_arguments()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            return parse_arguments()
+    except SystemExit:
+        time.sleep(RANK_0_FIRST_SECONDS)
+        raise
+
+
+@contextlib.contextmanager
+def _deaf_to_children_after_errors() -> Iterator[None]:
+    """PyTorch raises once more, wherever that may be, when the system tells of a dead loader process."""
+    try:
+        yield
+    except BaseException:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise
+
+
+def _is_from_loader(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("torch/utils/data" in frame.filename or "multiprocessing" in frame.filename for frame in frames)
+
+
+def _fail(error: Exception, code: int, of_another: bool = False) -> NoReturn:
+    """Write the error to the log file, say it or have it said, and leave.
+
+    of_another: another process is to blame, and may say more."""
     message = str(error)
     if "Original Traceback" in message:  # raised in a loader process, whose traceback PyTorch put into the message
         message = message.strip().splitlines()[-1].partition(": ")[2]
     rank = os.environ.get("RANK", "0")
-    if rank != "0":  # where all ranks fail alike, torchrun ends this one before it repeats what rank 0 says
-        time.sleep(RANK_0_FIRST_SECONDS)
-    logger.error(f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}")
-    sys.exit(code)
+    line = f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}"
+    logger.debug("traceback", exc_info=error)
+    logger.error(line)  # to the log file; see start_logging
+    if not distributed.leave_word(LastWord(code, line, of_another)):
+        if rank != "0":
+            time.sleep(RANK_0_FIRST_SECONDS)
+        with contextlib.suppress(OSError):
+            tqdm.write(line, file=sys.stderr)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """At once, whatever a loader process that hangs or a thread of another library would wait for."""
+    for process in multiprocessing.active_children():
+        process.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)

@@ -6,12 +6,15 @@ does the obvious thing without a process group, so that the code that calls them
 """
 
 import ctypes
+import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a rank that hangs
-LAUNCHER = "WORKBENCH_LAUNCHER"  # environment variable: the process id of engine.launch, which starts the ranks
+# Environment variables of the processes that engine.launch starts: its process id; a folder for their last words.
+LAUNCHER, LAST_WORDS = "WORKBENCH_LAUNCHER", "WORKBENCH_LAST_WORDS"
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: a signal to this process when its parent dies
 
 
@@ -42,7 +46,11 @@ def process_group() -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    except dist.DistNetworkError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ValueError(f"processes cannot meet at {place}: {str(error).splitlines()[0]}") from error
     yield device
     # Not after an error: other ranks may be waiting inside a collective, and so would this.
     dist.destroy_process_group()
@@ -51,6 +59,23 @@ def process_group() -> Iterator[torch.device]:
 def tells_of_another_rank(error: Exception) -> bool:
     """Whether it was raised here because another rank has died, or has hung for TIMEOUT."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)  # gloo's has no class of its own
+
+
+class LastWord(NamedTuple):
+    """What a process leaves to engine.launch, which speaks for all."""
+
+    code: int  # its exit code, not 0
+    line: str = ""  # the error, if it was one
+    of_another: bool = False  # whether another process is to blame, which may have said more
+
+
+def leave_word(word: LastWord) -> bool:
+    """Whether there is a launcher to leave it to."""
+    try:
+        (Path(os.environ[LAST_WORDS]) / os.environ["RANK"]).write_text(json.dumps(word))
+    except (KeyError, OSError):  # not started by it; it has ended already
+        return False
+    return True
 
 
 def _end_with_launcher() -> None:
@@ -121,10 +146,15 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` wrapped so that backward averages the gradients over ranks; `model` itself in a world of one."""
+def data_parallel(model: nn.Module, device: torch.device, static_graph: bool) -> nn.Module:
+    """`model` wrapped so that backward averages the gradients over ranks; `model` itself in a world of one.
+
+    static_graph: whether every backward pass is to exchange the gradients of the same parameters."""
     if world_size() == 1:
         return model
     return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        static_graph=static_graph,
     )

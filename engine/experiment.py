@@ -13,7 +13,6 @@ experiments/experiment_7/
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -27,6 +26,8 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from engine.files import write_text
 
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic")
 NAME = re.compile(r"experiment_(\d+)")
@@ -157,22 +158,19 @@ def append_environment(experiment: Path, environment: dict) -> None:
 
 
 def read_environments(experiment: Path) -> list[dict]:
-    """What environment.json says of every start, oldest first; nothing if there was none yet."""
+    """What environment.json says of every start, oldest first; nothing if there was none yet.
+
+    Raises ValueError naming the file if it is damaged."""
     path = experiment / "environment.json"
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees either the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file of any size."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.exists():
+        return []
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, not JSON ({error}); move it away") from None
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise ValueError(f"{path}: damaged, expected a list with an object for every start; move it away")
+    return starts
 
 
 def write_readme(

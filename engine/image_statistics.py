@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.files import write_whole
+
 FILE_NAME = "image_statistics.npz"
 
 
@@ -45,10 +47,8 @@ class Matches:
 
     def save(self, experiment: Path) -> None:
         """Write image_statistics.npz into an experiment directory."""
-        temporary = experiment / f"{FILE_NAME}.tmp"
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-        temporary.replace(experiment / FILE_NAME)
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        write_whole(experiment / FILE_NAME, lambda file: np.savez_compressed(file, **arrays))
 
     @classmethod
     def load(cls, experiment: Path) -> "Matches":

@@ -6,9 +6,11 @@ metrics.jsonl has one line per epoch, units in the key names.
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,25 @@ from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from engine import distributed
-from engine.experiment import write_text
+from engine.files import write_text, write_whole, writing
 
 logger = logging.getLogger("workbench")
 STOPPED = "stopped: "  # begins the last message of a run that was asked to end, and has saved
 
 
 class _TqdmHandler(logging.Handler):
-    """Prints a message without breaking the progress bar below it; errors to stderr."""
+    """Prints a message without breaking the progress bar below it; errors are said by engine.command."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.ERROR else sys.stdout)
+        if record.levelno < logging.ERROR:
+            with suppress(OSError):  # nobody reads it any more, or its disk is full; the log file has it, too
+                tqdm.write(self.format(record), file=sys.stdout)
 
 
 def start_logging(experiment: Path | None, verbose: bool) -> None:
     """Send messages to the terminal (`verbose`: all of them, else only warnings) and, given an experiment
     directory, to its train.log."""
+    logging.raiseExceptions = False  # a log file on a full disk is no reason for tracebacks
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     for handler in list(logger.handlers):
@@ -54,10 +59,12 @@ class _Lines:
     def write(self, text: str) -> None:
         text = re.sub(r"\x1b\[A|[\r\n]", "", text).strip()
         if text:
-            sys.stderr.write(text + "\n")
+            with suppress(OSError):
+                sys.stderr.write(text + "\n")
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def progress_bar(steps: Iterable | None = None, **options: Any) -> tqdm:
@@ -69,17 +76,27 @@ def progress_bar(steps: Iterable | None = None, **options: Any) -> tqdm:
 
 def append_metrics(experiment: Path, line: dict) -> None:
     """Add one epoch to metrics.jsonl."""
-    with open(experiment / "metrics.jsonl", "a", encoding="utf-8") as file:
+    path = experiment / "metrics.jsonl"
+    with writing(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # not later than the checkpoint that counts on it
 
 
 def read_metrics(experiment: Path) -> list[dict]:
-    """Every epoch written so far, oldest first."""
+    """Every epoch written so far, oldest first. Raises ValueError naming the file if it is damaged."""
     path = experiment / "metrics.jsonl"
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # the last may be cut
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # one may be cut
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, not JSON line by line ({error})") from None
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise ValueError(f"{path}: damaged, line {number} is no line of an epoch: {line!r:.50}")
+    return lines
 
 
 def rewind_metrics(experiment: Path, step: int) -> None:
@@ -124,4 +141,4 @@ def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict
     losses.legend(fontsize=8)
     if scored:
         scores.legend(fontsize=8)
-    FigureCanvasAgg(figure).print_png(experiment / "curves.png")
+    write_whole(experiment / "curves.png", FigureCanvasAgg(figure).print_png)

@@ -4,7 +4,6 @@ The learning rate in a config belongs to a reference batch and follows the globa
 arXiv 1706.02677, section 2.1): the config is never rewritten, the scaled value is derived here and logged.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -46,18 +45,27 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
+STATES_PER_WEIGHT = {"sgd": 1, "adamw": 2}  # numbers that the optimizer keeps for each weight
+
+
 def scaled_learning_rate(config: OptimConfig, global_batch_size: int) -> float:
     """The peak learning rate for `global_batch_size` images per step."""
     return config.learning_rate * global_batch_size / config.reference_batch_size
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, global_batch_size: int) -> Optimizer:
-    """SGD or AdamW over `parameter_groups`, at the scaled peak learning rate."""
+    """SGD or AdamW over `parameter_groups`, at the scaled peak learning rate.
+
+    Fused, that is in few operations, and so that they do nothing in a step for which their `found_inf` is 1."""
     groups = parameter_groups(model, config.weight_decay)
     rate = scaled_learning_rate(config, global_batch_size)
-    if config.optimizer == "sgd":
-        return SGD(groups, lr=rate, momentum=config.momentum)
-    return AdamW(groups, lr=rate)
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr=rate, fused=True)
+    optimizer = SGD(groups, lr=rate, momentum=config.momentum, fused=True)
+    if config.momentum:  # a first step that is not taken would leave them whatever was in their memory
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def build_scheduler(
@@ -85,17 +93,15 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 
     The decay rises as (1 + n) / (10 + n) after n updates until it reaches `decay`, so that a short run is not
     an average over its random start."""
-    return AveragedModel(model, multi_avg_fn=_ema_update(decay), use_buffers=True)
 
-
-def _ema_update(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-        count = int(num_averaged)
+    def update(averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+        count = int(average.n_averaged)  # on the CPU; the argument is a copy on the device, which this would wait for
         weight = 1 - min(decay, (1 + count) / (10 + count))
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, weight)
         else:  # counters and index tables: averaging would truncate them
             torch._foreach_copy_(averaged, current)
 
-    return update
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return average

@@ -13,13 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from engine.checkpoint import CheckpointError, DamagedCheckpointError, write_whole
+from engine.checkpoint import CheckpointError, DamagedCheckpointError
+from engine.files import write_whole
 
 SUFFIX = ".safetensors"
 
 
 def save_release(path: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
-    """Write `weights` to `path` atomically, `facts` in its metadata. Raises CheckpointError where it cannot be."""
+    """Write `weights` to `path` atomically, `facts` in its metadata. Raises OSError where it cannot be."""
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}  # training may have had channels_last
     content = save(weights, facts | {"sha256": _sha256(weights, facts)})
     write_whole(path, lambda file: file.write(content))
@@ -37,6 +38,8 @@ def load_release(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: no such file of weights") from None
     except SafetensorError as error:
         raise DamagedCheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if "sha256" not in facts:
         raise CheckpointError(f"{path}: no checksum in its metadata, so it was not released by this project")
     if facts.pop("sha256") != _sha256(weights, facts):

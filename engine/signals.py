@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: Slurm's before a time limit or a preemption, and Ctrl-C.
+"""Signals that ask a run to end: Slurm's before a time limit or a preemption, a terminal's when it closes, Ctrl-C.
 
 The first one is only noted, so that the loop can finish its step and save; see `StopRequest`.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 def interrupt_imports_silently() -> None:
@@ -40,34 +40,28 @@ class Stopped(BaseException):
 class StopRequest:
     """Which signal has asked this process to stop, if any has.
 
-    Inside `noted()` SIGTERM, SIGUSR1 and SIGINT are only noted. A second SIGINT interrupts at once, for someone at
-    the keyboard who can't wait; others may come twice, as Slurm sends them. Inside `obeyed()`, where nothing is left
-    to be saved, any of them ends what is running."""
+    Inside `noted()` SIGTERM, SIGUSR1, SIGHUP and SIGINT are only noted, but for those that were ignored: nohup means
+    it. A second SIGINT interrupts at once, for someone at the keyboard who can't wait; others may come twice, as Slurm
+    sends them."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._at_once = False
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Handle the signals inside; afterwards they do what they did before."""
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._note) for number in heeded}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    @contextmanager
-    def obeyed(self) -> Iterator[None]:
-        """Inside `noted()`: stop as soon as a signal comes, or at once if one has come."""
-        self._at_once = True
-        try:
-            if self.signal:
-                self.stop()
-            yield
-        finally:
-            self._at_once = False
+    def stop_if_asked(self) -> None:
+        """Raises what a signal to this process asks for, if there was one. For work that has nothing to save."""
+        if self.signal:
+            self.stop()
 
     def stop(self) -> None:
         """Raises what the noted signal asks for: KeyboardInterrupt for SIGINT, else Stopped.
@@ -80,5 +74,5 @@ class StopRequest:
     def _note(self, number: int, _: FrameType | None) -> None:
         again = self.signal == number == signal.SIGINT
         self.signal = signal.Signals(number)
-        if self._at_once or again:
+        if again:
             self.stop()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-MAX_BYTES = 1_000_000  # a data set's JSON is YAML too, and PyYAML would chew on it for minutes
+MAX_BYTES = 100_000  # a data set's JSON is YAML too, and PyYAML would chew on it for minutes
 MAX_DEPTH = 32
 
 KeyPath = tuple[str | int, ...]  # ("model", "neck"); integers are positions in lists
@@ -137,6 +137,8 @@ def _parse(text: str, wanted: str) -> tuple[Any, dict[KeyPath, int], list[Proble
     except yaml.MarkedYAMLError as error:
         message = ", ".join(filter(None, [error.context, error.problem]))
         return None, {}, [Problem(error.problem_mark.line + 1, (), message)]
+    except (ValueError, OverflowError) as error:  # of an escape such as "\\U00110000"
+        return None, {}, [Problem(NOWHERE, (), f"an escape that stands for no character: {error}")]
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         return None, {}, [Problem(line, (), f"character #x{error.character:04x} is not allowed")]
@@ -152,7 +154,9 @@ def read_mapping(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, int], 
         if path.is_dir():
             raise ConfigError(f"{path}: this is a folder, expected a YAML file")
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size / 1e6:.0f} MB, expected a config below 1 MB")
+            raise ConfigError(
+                f"{path}: {path.stat().st_size / 1e3:.0f} kB, expected a config below {MAX_BYTES // 1000} kB"
+            )
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         near = nearest(path.stem, [file.stem for file in path.parent.glob("*.yaml")])

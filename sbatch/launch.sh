@@ -27,7 +27,18 @@ fi
 rendezvous=--standalone
 if [ "$nodes" -gt 1 ]; then
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    port=$((10000 + SLURM_JOB_ID % 20000)) # below the ports that systems give out by themselves
+    # The first from there that is free here, on the first node; below the ports that systems give out by themselves.
+    port=$(python - $((10000 + SLURM_JOB_ID % 20000)) <<'PYTHON'
+import socket, sys
+for port in range(int(sys.argv[1]), 32768):
+    try:
+        socket.socket().bind(("", port))
+    except OSError:
+        continue
+    print(port)
+    break
+PYTHON
+)
     rendezvous="--rdzv_backend=c10d --rdzv_endpoint=$first:$port --rdzv_id=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
 fi
 launcher="srun --nodes=$nodes --ntasks=$nodes --ntasks-per-node=1 --kill-on-bad-exit=1 python -m engine.launch"

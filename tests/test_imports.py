@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {
         "model", "engine.config", "engine.strict_yaml", "engine.weights", "engine.distributed", "engine.optim",
-        "engine.signals", "engine.precision", "engine.image_statistics", "engine.inference",
+        "engine.signals", "engine.precision", "engine.files", "engine.image_statistics", "engine.inference",
         "detection.boxes", "detection.necks", "detection.sample",
     },
     {
@@ -19,7 +19,10 @@ FLOORS = (
         "detection.backbones", "detection.anchors", "detection.matching", "detection.postprocess",
         "detection.transforms", "detection.pictures", "detection.annotations",
     },
-    {"training", "detection.ssd", "detection.loss", "detection.data", "detection.shrink", "detection.evaluation", "detection.errors"},
+    {
+        "training", "detection.ssd", "detection.loss", "detection.data", "detection.shrink", "detection.evaluation",
+        "detection.errors",
+    },
     {"detection.task", "detection.record", "detection.training", "detection.test"},
     {"ablation.bootstrap", "ablation.records"},
     {

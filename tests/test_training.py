@@ -2,15 +2,16 @@
 
 import math
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, default_collate
 
-from engine.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
+from engine.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint, step_path
 from engine.command import RunError
-from engine.logbook import read_metrics
+from engine.logbook import logger, read_metrics
 from engine.optim import OptimConfig
 from engine.signals import Stopped
 from training import TrainConfig, check_feasible, fit, trained_weights
@@ -40,10 +41,14 @@ class PlaneTask:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 1))
         self.train_set = Points()
+        self.data = {"points": "a plane's"}
         self.reference_losses = {"square": 5.25}
         self.fail_at = math.inf
         self.calls = 0
         self.signals = {}  # number of the call of `losses`, or "evaluate", to the signal that comes then
+
+    def compile(self):
+        self.compiled = True
 
     def losses(self, model, batch):
         self.calls += 1
@@ -53,9 +58,10 @@ class PlaneTask:
             signal.raise_signal(number)
         return {"square": (model(batch["x"])[:, 0] - batch["y"]).square().sum()}, torch.tensor(len(batch["x"]))
 
-    def evaluate(self, model, device):
+    def evaluate(self, model, device, stop_if_asked):
         for number in self.signals.get("evaluate", ()):
             signal.raise_signal(number)
+        stop_if_asked()
         points = torch.stack([self.train_set[(0, i)]["x"] for i in range(len(self.train_set))])
         return {"score": 1 / (1 + model.eval()(points).square().mean().item())}
 
@@ -219,7 +225,7 @@ def test_a_step_that_overflows_fp16_is_skipped_and_counted_and_its_loss_scale_ha
     fit(overflowing(PlaneTask(), {5}), FP16.model_copy(update={"epochs": 1}), OPTIM, tmp_path, CPU, resume=False)
     before, after = map(load_checkpoint, list_checkpoints(tmp_path / "checkpoints"))
     assert (before["step"], after["step"]) == (4, 5)
-    for name in ("model", "ema", "optimizer", "scheduler"):
+    for name in ("model", "optimizer"):
         assert_equal(after[name], before[name])
     assert after["scaler"]["scale"] == before["scaler"]["scale"] / 2
     assert read_metrics(tmp_path)[0]["overflowed_steps"] == 1
@@ -249,6 +255,35 @@ def test_a_loss_that_is_not_finite_is_no_overflow(tmp_path):
     task.losses = lambda model, batch: ({"square": losses(model, batch)[0]["square"] * math.inf}, torch.tensor(4))
     with pytest.raises(RunError, match="step 1: loss or gradient is not finite"):
         fit(task, FP16, OPTIM, tmp_path, CPU, resume=False)
+
+
+def test_a_compiled_run_ends_near_the_eager_one(tmp_path):
+    ends = []
+    for compiled in (False, True):
+        task = PlaneTask()
+        task.model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))  # no dropout: other random numbers
+        fit(task, CONFIG.model_copy(update={"compile": compiled}), OPTIM, tmp_path / str(compiled), CPU, resume=False)
+        ends.append(newest_state(tmp_path / str(compiled))["model"])
+    assert task.compiled
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_where_nothing_can_be_compiled_the_run_is_eager_and_says_so(tmp_path, monkeypatch, caplog):
+    def refuse(model):
+        raise RuntimeError("no compiler found\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr(logger, "propagate", True)
+    fit(PlaneTask(), CONFIG.model_copy(update={"compile": True}), OPTIM, tmp_path, CPU, resume=False)
+    assert caplog.text.count("train.compile: not possible here, so it is left out (no compiler found)") == 1
+
+
+def test_a_run_that_waits_for_its_data_says_so_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr("training.MOST_WAITING", 0)
+    fit(PlaneTask(), CONFIG, OPTIM, tmp_path, CPU, resume=False)
+    assert caplog.text.count("training waits for data") == 1
 
 
 def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
@@ -290,26 +325,51 @@ def test_too_much_accumulation_for_the_data_is_refused(tmp_path):
         fit(PlaneTask(), config, OPTIM, tmp_path, CPU, resume=False)
 
 
-def test_synchronised_batch_norm_needs_gpus():
+def test_synchronised_batch_norm_needs_gpus(tmp_path):
     with pytest.raises(ValueError, match=r"train\.batch_norm sync: works on GPUs only"):
-        check_feasible(PlaneTask(), CONFIG.model_copy(update={"batch_norm": "sync"}), CPU)
+        check_feasible(PlaneTask(), CONFIG.model_copy(update={"batch_norm": "sync"}), OPTIM, tmp_path, CPU)
 
 
-def test_batch_norm_on_single_images_is_refused():
+def test_batch_norm_on_single_images_is_refused(tmp_path):
     task = PlaneTask()
     task.model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
     with pytest.raises(ValueError, match=r"train\.batch_size 1: BatchNorm needs 2 images"):
-        check_feasible(task, CONFIG.model_copy(update={"batch_size": 1}), CPU)
+        check_feasible(task, CONFIG.model_copy(update={"batch_size": 1}), OPTIM, tmp_path, CPU)
 
 
 def test_a_checkpoint_is_not_resumed_on_other_data(tmp_path):
     fit(PlaneTask(), CONFIG, OPTIM, tmp_path, CPU, resume=False)
     task = PlaneTask()
-    task.train_set = Subset(task.train_set, range(20))
-    with pytest.raises(
-        CheckpointError, match=r"step_000000015\.pt: made while training on 22 images, now there are 20"
-    ):
-        fit(task, CONFIG, OPTIM, tmp_path, CPU, resume=True)
+    task.data = {"points": "a sphere's"}
+    refusal = r"step_000000015\.pt: made on other data: points \"a plane's\", now \"a sphere's\"\. Resume on"
+    with pytest.raises(CheckpointError, match=refusal):
+        fit(task, CONFIG, OPTIM, tmp_path, CPU, resume=True, begin=lambda: pytest.fail("begun"))
+
+
+@pytest.mark.parametrize("state", [{}, [], None, {"step": 7, "model": {}}])
+def test_something_else_than_the_state_of_a_run_is_refused(tmp_path, state):
+    save_checkpoint(step_path(tmp_path / "checkpoints", 7), state)
+    with pytest.raises(CheckpointError, match=r"step_000000007\.pt: no state of a run, or of another version"):
+        fit(PlaneTask(), CONFIG, OPTIM, tmp_path, CPU, resume=True, begin=lambda: pytest.fail("begun"))
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_and_ends_the_same(tmp_path):
+    fit(PlaneTask(), CONFIG, OPTIM, tmp_path / "whole", CPU, resume=False)
+    interrupted = PlaneTask()
+    interrupted.fail_at = 9
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupted, CONFIG, OPTIM, tmp_path / "parts", CPU, resume=False)
+    newest = list_checkpoints(tmp_path / "parts/checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    fit(PlaneTask(), CONFIG, OPTIM, tmp_path / "parts", CPU, resume=True)
+    assert_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
+
+
+def test_a_folder_without_room_for_two_checkpoints_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(CheckpointError, match="no space left for two checkpoints"):
+        check_feasible(PlaneTask(), CONFIG, OPTIM, tmp_path / "not/yet", CPU)
+    assert not (tmp_path / "not").exists()
 
 
 def test_the_logged_learning_rate_is_the_one_last_used(tmp_path):

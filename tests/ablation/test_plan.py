@@ -131,7 +131,7 @@ def test_what_was_never_started_is_waiting(job, tmp_path):
 def test_what_holds_its_lock_is_running_with_epoch_and_time_left(job, experiment, monkeypatch):
     monkeypatch.setattr("ablation.plan.is_running", lambda path: path == experiment)
     (experiment / "config.yaml").write_text("train: {epochs: 50}\n")
-    line = {"epoch_seconds": 50.0, "eval_seconds": 10.0}
+    line = {"step": 1, "epoch_seconds": 50.0, "eval_seconds": 10.0}
     (experiment / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for _ in range(12)))
     found = state(job, experiment)
     assert (found.kind, found.detail) == ("running", "epoch 12/50, 38 min left")

@@ -176,7 +176,10 @@ NAN, INFINITY = float("nan"), float("inf")
         ("annotations", {"bbox": [40, 0, 5, 5]}, "bbox [40, 0, 5, 5] lies outside image 50 of 40 x 30 pixels"),
         ("annotations", {"bbox": [-9, 0, 5, 5]}, "lies outside"),
         ("annotations", {"iscrowd": 2}, "iscrowd 2, expected 0 or 1"),
-        ("annotations", {"area": NAN}, "area nan, expected a number"),
+        ("annotations", {"area": -5}, "area -5, expected 0 to 1e+10 square pixels"),
+        ("annotations", {"area": 1e11}, "area 100000000000.0, expected 0 to 1e+10"),
+        ("categories", {"name": "half \ud83d"}, "name 'half \\ud83d', expected text"),
+        ("annotations", {"area": NAN}, "area nan, expected 0 to 1e+10 square pixels"),
     ],
 )
 def test_a_bad_value_is_named_with_its_record(folder, content, name, change, message):

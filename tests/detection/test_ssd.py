@@ -210,12 +210,19 @@ def test_a_missing_checkpoint_is_named_with_the_cure(tmp_path):
         build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", weights=str(path)), num_classes=2)
 
 
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"PK\x03\x04 cut short"])
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"hello", b"error", b"PK\x03\x04 cut short"])
 def test_a_file_that_is_no_checkpoint_is_named_with_the_cure(tmp_path, content):
     path = tmp_path / "resnet50.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"resnet50\.pth': expected plain data as torch.save wrote it"):
         build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", weights=str(path)), num_classes=2)
+
+
+def test_a_public_checkpoint_that_is_not_what_its_name_promises_is_refused(tmp_path):
+    path = tmp_path / "resnet18-deadbeef.pth"
+    torch.save({"conv1.weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="damaged: its SHA-256 does not begin with what its name says"):
+        build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", weights=str(path)), 3)
 
 
 def test_a_trunk_and_a_whole_detector_are_not_both_loaded():

@@ -98,6 +98,19 @@ def test_a_release_is_read_with_its_step_and_classes(tmp_path):
     assert read_detector(tmp_path / "a.safetensors") == ({"weight": torch.ones(1)}, 7, ["dog"])
 
 
+@pytest.mark.parametrize("facts", [{}, {"step": "7"}, {"classes": "[]"}])
+def test_a_release_of_something_else_is_named(tmp_path, facts):
+    save_release(tmp_path / "a.safetensors", {"weight": torch.ones(1)}, facts)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: no detector; its metadata lack"):
+        read_detector(tmp_path / "a.safetensors")
+
+
+def test_weights_that_are_not_finite_are_not_scored(tmp_path):
+    save_checkpoint(tmp_path / "a.pt", {"step": 7, "model": {"x": torch.ones(2).log().log()}, "ema": None})
+    with pytest.raises(CheckpointError, match=r"a\.pt: weights that are not finite: x; use an earlier"):
+        read_detector(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("content", [{"conv1.weight": torch.ones(1)}, {"model": {}}, [1]])
 def test_a_checkpoint_of_something_else_is_named_with_the_cure(tmp_path, content):
     save_checkpoint(tmp_path / "resnet50.pt", content)
@@ -120,5 +133,5 @@ def test_a_task_that_a_checkpoint_will_fill_does_not_need_the_file(task_of):
 def test_a_file_that_cannot_be_started_from_is_named_with_the_field(task_of, tmp_path, name, written):
     if written is not None:
         (tmp_path / name).write_bytes(written)
-    with pytest.raises(CheckpointError, match=rf"^model\.start_from: .*/{name}: (no such|truncated or not a)"):
+    with pytest.raises(CheckpointError, match=rf"^model\.start_from: .*/{name}: (no such|truncated,? or not a)"):
         task_of(tmp_path / name)

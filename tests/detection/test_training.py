@@ -140,6 +140,28 @@ def test_a_run_started_in_a_given_directory_goes_on_there_when_started_again(exp
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
+def test_a_refused_resumption_leaves_the_experiment_as_it_was(experiment, config_path, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(config_path.parent / "sample", other)
+    annotations = other / "annotations/instances_train.json"
+    content = json.loads(annotations.read_text())
+    content["annotations"].pop()
+    annotations.write_text(json.dumps(content))
+    shutil.copytree(experiment, tmp_path / "experiment_1")
+    before = contents(tmp_path / "experiment_1")
+    done = run("detection.training", "--resume", tmp_path / "experiment_1", f"data.root={other}")
+    assert done.returncode == 2
+    assert "made on other data: training annotations" in done.stderr
+    assert contents(tmp_path / "experiment_1") == before
+
+
+def contents(experiment: Path) -> dict[str, bytes]:
+    """Every file but the log."""
+    return {
+        str(path): path.read_bytes() for path in experiment.rglob("*") if path.is_file() and path.name != "train.log"
+    }
+
+
 def test_a_run_is_not_resumed_with_another_recipe(experiment, config_path):
     done = run("detection.training", config_path, "optim.learning_rate=2e-3", "--resume", experiment)
     assert done.returncode == 2

@@ -14,6 +14,7 @@ import torch
 
 from engine.checkpoint import (
     CheckpointError,
+    DamagedCheckpointError,
     check_room,
     list_checkpoints,
     load_checkpoint,
@@ -37,29 +38,53 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["a.pt"]
 
 
-def test_a_flipped_bit_is_found(tmp_path):
+def test_every_flipped_bit_is_found(tmp_path):
     path = tmp_path / "a.pt"
-    save_checkpoint(path, STATE)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1  # inside the weights, where torch.load alone sees nothing
-    path.write_bytes(content)
-    torch.load(path, weights_only=True)
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_checkpoint(path)
+    save_checkpoint(path, {"step": 7, "weight": torch.arange(3.0)})
+    content = path.read_bytes()
+    for position in range(len(content)):
+        for bit in range(8):
+            path.write_bytes(content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :])
+            with pytest.raises(DamagedCheckpointError, match=r"a\.pt: "):
+                load_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>"])
+def test_a_file_cut_at_any_byte_is_found(tmp_path):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"step": 7})
+    content = path.read_bytes()
+    for size in range(len(content)):
+        path.write_bytes(content[:size])
+        with pytest.raises(DamagedCheckpointError, match=r"a\.pt: truncated, or not a checkpoint"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"sha256:", b"sha256:" + b"0" * 64])
 def test_another_file_is_named_as_not_a_checkpoint(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"a\.pt: truncated or not a checkpoint"):
+    with pytest.raises(DamagedCheckpointError, match=r"a\.pt: (truncated, or not a checkpoint|damaged)"):
         load_checkpoint(tmp_path / "a.pt")
 
 
-def test_half_a_file_is_named_as_truncated(tmp_path):
+def test_pytorch_reads_a_checkpoint_by_itself(tmp_path):
     save_checkpoint(tmp_path / "a.pt", STATE)
-    content = (tmp_path / "a.pt").read_bytes()
-    (tmp_path / "a.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match="truncated"):
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["step"] == 7
+
+
+def test_running_out_of_memory_is_no_damage(tmp_path, monkeypatch):
+    def load(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    save_checkpoint(step_path(tmp_path, 1), STATE)
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(CheckpointError, match="cannot be loaded: DefaultCPUAllocator"):
+        load_newest_whole(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000001.pt"]
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_named(tmp_path):
+    (tmp_path / "a.pt").mkdir()
+    with pytest.raises(CheckpointError, match=r"a\.pt: cannot be loaded: .*directory"):
         load_checkpoint(tmp_path / "a.pt")
 
 
@@ -75,7 +100,7 @@ class Trap:
 
 def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"step": Trap()}, tmp_path / "a.pt")
+    save_checkpoint(tmp_path / "a.pt", {"step": Trap()})
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(CheckpointError, match="refused"):
         load_checkpoint(tmp_path / "a.pt")
@@ -89,8 +114,8 @@ def test_a_process_killed_while_writing_leaves_the_previous_file(tmp_path):
     save_checkpoint(path, STATE)
     code = (
         "import os, signal, sys, torch, pathlib\n"
-        "from engine import checkpoint\n"
-        "checkpoint.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from engine import checkpoint, files\n"
+        "files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "checkpoint.save_checkpoint(pathlib.Path(sys.argv[1]), {'step': 8})\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
@@ -123,7 +148,7 @@ def test_where_the_newest_is_damaged_the_one_before_is_taken_and_nothing_is_dele
     assert path == step_path(three, 2)
     assert state["step"] == 2
     assert caplog.text.count("step_000000003.pt: ") == 1
-    assert "kept as step_000000003.pt.damaged, going back to the one before" in caplog.text
+    assert "kept as step_000000003.pt.damaged, going back to step_000000002.pt" in caplog.text
     assert (three / "step_000000003.pt.damaged").exists()
     assert not broken.exists()
 
@@ -131,12 +156,13 @@ def test_where_the_newest_is_damaged_the_one_before_is_taken_and_nothing_is_dele
 def test_where_all_are_damaged_there_is_nothing_to_go_on_from(three):
     for step in (1, 2, 3):
         step_path(three, step).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
+    with pytest.raises(CheckpointError, match=r"step_000000003\.pt: truncated.*; none of the 3 checkpoints is whole"):
         load_newest_whole(three)
+    assert list_checkpoints(three) == [step_path(three, step) for step in (1, 2, 3)]
 
 
 def test_a_checkpoint_that_holds_code_is_not_passed_over(three):
-    torch.save({"step": Trap()}, step_path(three, 4))
+    save_checkpoint(step_path(three, 4), {"step": Trap()})
     with pytest.raises(CheckpointError, match=r"step_000000004\.pt: refused"):
         load_newest_whole(three)
 
@@ -175,7 +201,7 @@ def test_a_disk_that_really_fills_keeps_the_checkpoint_before(small_disk):
         save_checkpoint(step_path(small_disk, 2), {"model": torch.zeros(1_000_000)})
     assert [path.name for path in small_disk.iterdir()] == ["step_000000001.pt"]
     assert load_newest_whole(small_disk)[1]["step"] == 7
-    with pytest.raises(CheckpointError, match="0 MiB are free, two checkpoints take 7"):
+    with pytest.raises(CheckpointError, match="no space left for two checkpoints, which take 7 MiB, 0 are free"):
         check_room(small_disk, 4_000_000)
 
 
@@ -188,7 +214,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_too_little_room_for_two_checkpoints_is_found_before_training(tmp_path):
     free = shutil.disk_usage(tmp_path).free
     check_room(tmp_path / "checkpoints", free // 4)
-    with pytest.raises(CheckpointError, match=r"checkpoints: \d+ MiB are free, two checkpoints take \d+: make room"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"checkpoints: no space left for two checkpoints, which take \d+ MiB, \d+ are free: make room",
+    ):
         check_room(tmp_path / "checkpoints", free)
 
 

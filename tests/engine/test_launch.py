@@ -13,18 +13,29 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
+from engine.distributed import LastWord, leave_word
+
+def leave(code):
+    leave_word(LastWord(code, "error: the file x is bad" if code == 2 else ""))
+    sys.exit(code)
 
 rank, end = os.environ["RANK"], sys.argv[1]
 if end == "wait":
-    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    signal.signal(signal.SIGUSR1, lambda *_: leave(75))
+    signal.signal(signal.SIGINT, lambda *_: leave(130))
     Path(f"{rank}.waiting").touch()
     time.sleep(60)
 if end == "kill" and rank == "1":
     os.kill(os.getpid(), signal.SIGKILL)
 if end == "2" and rank == "1":
-    print("error: the file x is bad", file=sys.stderr)
-    sys.exit(2)
+    leave(2)
+if end == "other" and rank == "0":
+    leave_word(LastWord(1, "error: another process has died", True))
+if end == "other" and rank == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+if end == "hang" and rank == "0":
+    leave_word(LastWord(1, "error: another process hangs", True))
+    sys.exit(1)
 if end != "0":
     time.sleep(60)
 """
@@ -48,6 +59,8 @@ def launch(tmp_path):
     [
         ("0", 0, ""),
         ("2", 2, "error: the file x is bad\n"),
+        ("other", 1, "error: rank 1 was killed by SIGKILL; out of memory?\n"),
+        ("hang", 1, "error: another process hangs\n"),
         ("kill", 1, "error: rank 1 was killed by SIGKILL; out of memory?\n"),
     ],
 )

@@ -169,5 +169,5 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 
 def test_a_data_set_given_for_a_config_is_refused_before_it_is_parsed(tmp_path):
     (tmp_path / "instances.json").write_text('{"a": [' + "1, " * 1_000_000 + "1]}")
-    with pytest.raises(ConfigError, match="3 MB, expected a config below 1 MB"):
+    with pytest.raises(ConfigError, match="3000 kB, expected a config below 100 kB"):
         read_yaml(tmp_path / "instances.json")

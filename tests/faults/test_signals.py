@@ -11,7 +11,7 @@ import torch
 from engine.checkpoint import list_checkpoints, load_checkpoint
 
 STEPS = 24  # of an epoch on one process
-CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
 
 
 def last_step(experiment: Path) -> int:
@@ -71,6 +71,37 @@ def test_resumed_runs_end_bit_identical_to_one_without_signals(start, stopped, c
         assert all(map(torch.equal, resumed, whole))
 
 
+def test_a_signal_to_every_process_of_a_run_saves_it(start, config_path, tmp_path):
+    job = start("-m", "detection.training", config_path, "--experiment", tmp_path)
+    job.wait_for("first step")
+    for pid in job.processes():
+        os.kill(pid, signal.SIGTERM)
+    assert job.end(20) == 75
+    assert last_step(tmp_path) < STEPS
+
+
+def test_a_signal_while_scoring_ends_the_run_without_a_traceback(start, config_path, tmp_path):
+    job = start("-m", "detection.training", config_path, "--experiment", tmp_path, "train.eval_every_epochs=1")
+    job.wait_for(lambda: (tmp_path / f"checkpoints/step_{STEPS:09d}.pt").exists())
+    job.send(signal.SIGTERM)
+    assert job.end(20) == 75
+    assert "Traceback" not in job.text
+    assert load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1])["line"]["step"] == STEPS
+
+
+def test_what_is_ignored_stays_ignored_as_by_nohup(start, config_path, tmp_path):
+    script = tmp_path / "nohup.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'detection.training', *sys.argv[1:]])\n"
+    )
+    job = start(script, config_path, "--experiment", tmp_path, "train.epochs=1", "data.workers=0")
+    job.wait_for("first step")
+    job.send(signal.SIGHUP)
+    assert job.end() == 0
+
+
 def test_an_impatient_keyboard_ends_the_run_at_once_and_silently(start, config_path, tmp_path):
     job = start("-m", "detection.training", config_path, "--experiment", tmp_path)
     job.wait_for("first step")
@@ -85,9 +116,12 @@ def test_an_impatient_keyboard_ends_the_run_at_once_and_silently(start, config_p
 # ---- during start-up --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["torch", "pydantic_core", "torchvision"])
-def test_an_interrupt_while_importing_ends_the_command_silently(start, config_path, tmp_path, module):
-    job = start("-m", "detection.training", config_path, "--experiments", tmp_path / "experiments")
+@pytest.mark.parametrize(
+    ("module", "processes"), [("torch", 1), ("pydantic_core", 1), ("torchvision", 1), ("torch", 2)]
+)
+def test_an_interrupt_while_importing_ends_the_command_silently(start, config_path, tmp_path, module, processes):
+    command = ("-m", "detection.training", config_path, "--experiments", tmp_path / "experiments")
+    job = start(*command, processes=processes)
     job.wait_for(lambda: f"/{module}/" in Path(f"/proc/{job.process.pid}/maps").read_text())
     job.send(signal.SIGINT)
     assert job.end(20) == -signal.SIGINT

@@ -1,0 +1,50 @@
+"""Files that are written whole or not at all, and errors that name them."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, an error of the system becomes an OSError that names `path` and says why it cannot be written."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides what went wrong below it
+        if not isinstance(cause, OSError):
+            raise
+        reason = "no space left" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else cause.strerror
+        raise OSError(f"{path}: cannot be written: {reason}") from error
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Have `write` fill a file that takes the place of `path` when it is complete and on the disk.
+
+    A process killed at any byte leaves the previous file. Raises OSError naming `path`."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            with open(temporary, "w+b") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_whole` of a text in UTF-8."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file of any size."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
