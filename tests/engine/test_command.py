@@ -6,17 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import command
 from engine.command import RunError, run_command
 from engine.logbook import start_logging
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _stay(monkeypatch):
-    """A command leaves at once, by os._exit; these tests are not to."""
-    monkeypatch.setattr(command, "_leave", sys.exit)
 
 
 @pytest.mark.parametrize(
