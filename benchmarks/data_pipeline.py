@@ -30,7 +30,7 @@ from torchvision.transforms.v2 import functional
 
 from benchmarks.comparison import Row, turn_by_turn, write_page
 from detection.annotations import CocoFile, read_coco
-from detection.data import CocoDetection, collate, read_image
+from detection.dataset import CocoDetection, collate, read_image
 from detection.sample import generate
 from detection.shrink import shrink
 from detection.transforms import (

@@ -27,7 +27,7 @@ from benchmarks.comparison import Row, turn_by_turn, write_page
 from data import IMAGENET_MEAN, IMAGENET_STD
 from detection.annotations import DataConfig, SplitConfig, read_split
 from detection.backbones import build_backbone
-from detection.data import collate
+from detection.dataset import collate
 from detection.sample import generate
 from detection.ssd import ModelConfig
 from detection.task import DetectionConfig, DetectionTask

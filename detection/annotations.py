@@ -420,6 +420,11 @@ def _has_size(image: dict) -> bool:
     return all(type(side) is int and 0 < side < 2**31 for side in (image.get("width"), image.get("height")))
 
 
+def image_defect(file: ImageFile, what: str) -> Defect:
+    """What is wrong with what is in an image's file."""
+    return Defect(file.path, f"image id {file.id!r:.50}", what)
+
+
 # ---- the images on the disk ---------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from detection.annotations import CocoFile
-from detection.data import read_image
+from detection.dataset import read_image
 from detection.errors import error_breakdown
 from detection.evaluation import METRICS, as_dicts, coco_scores, image_statistics
 from detection.pictures import Picture, draw_detections, draw_examples

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from data import build_loader, eval_batches, normalize_images
 from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
-from detection.data import CocoDetection, collate
+from detection.dataset import CocoDetection, collate
 from detection.evaluation import by_image, detect, quick_scores
 from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
 from detection.matching import match_anchors

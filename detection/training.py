@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from detection.annotations import read_split
-from detection.data import check_images
+from detection.check import check_images
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask, read_experiment_config
 from engine import distributed

@@ -20,10 +20,12 @@ FLOORS = (
         "detection.transforms", "detection.pictures", "detection.annotations",
     },
     {
-        "training", "detection.ssd", "detection.loss", "detection.data", "detection.shrink", "detection.evaluation",
+        "training", "detection.ssd", "detection.loss", "detection.dataset", "detection.evaluation",
         "detection.errors",
     },
-    {"detection.task", "detection.record", "detection.training", "detection.test"},
+    {"detection.check"},
+    {"detection.shrink"},
+    {"detection.data", "detection.task", "detection.record", "detection.training", "detection.test"},
     {"ablation.bootstrap", "ablation.records"},
     {
         "ablation.tables", "ablation.plan", "ablation.plots", "ablation.page", "ablation.report",

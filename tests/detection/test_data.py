@@ -17,10 +17,13 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+import detection.check
 import detection.data
 from data import EpochBatchSampler, build_loader
 from detection.annotations import DatasetError, read_coco
-from detection.data import CocoDetection, collate, decode_image, find_defects, main, read_image
+from detection.check import find_defects
+from detection.data import main
+from detection.dataset import CocoDetection, collate, decode_image, read_image
 from detection.sample import generate
 from detection.transforms import AugmentConfig, eval_transform, train_transform
 from engine.command import run_command
@@ -373,7 +376,7 @@ def test_a_decoder_that_takes_its_process_down_is_a_defect_of_that_image_alone(f
         if file.id == 50:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(detection.data, "decode_image", decode)
+    monkeypatch.setattr(detection.check, "decode_image", decode)
     coco = read(folder, content)
     found = list(find_defects([coco.file(i % 2) for i in range(7)], workers=2))
     assert [defect and defect.what for defect in found] == ["the process that decoded it died", None] * 3 + [
@@ -386,7 +389,7 @@ def test_the_check_s_processes_end_with_a_parent_that_is_killed(folder, content,
         (folder / "pid").write_text(str(os.getpid()))
         time.sleep(60)
 
-    monkeypatch.setattr(detection.data, "decode_image", decode)
+    monkeypatch.setattr(detection.check, "decode_image", decode)
     files = [read(folder, content).file(0)]
     parent = multiprocessing.get_context("fork").Process(target=lambda: list(find_defects(files, workers=1)))
     parent.start()

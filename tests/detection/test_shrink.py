@@ -11,7 +11,9 @@ from PIL import Image
 
 import detection.shrink
 from detection.annotations import DatasetError, read_coco, shrunk_size
-from detection.data import CocoDetection, find_defects, main, read_image
+from detection.check import find_defects
+from detection.data import main
+from detection.dataset import CocoDetection, read_image
 from detection.sample import generate
 from detection.shrink import shrink
 from detection.transforms import eval_transform
