@@ -1,13 +1,15 @@
 # make demo   set up, then train a small grid of detectors on a drawn data set and compare them (2 CPU cores will do)
 # make test   set up, then lint and run every test
 # make stress kill small runs fifty times and see that nothing is lost (about 15 minutes)
+# make bench  every benchmark beside its peers, one thread, and all their ratios (about 15 minutes)
 # make setup  only the virtual environment in .venv
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint stress setup
+.PHONY: demo test lint stress bench setup
+BENCHMARKS := evaluation postprocess loss data_pipeline training_step scaling gpu
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.installed
@@ -32,6 +34,12 @@ test: setup lint
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# On a CPU one thread is compared with one thread; a GPU needs its host's others to be fed.
+bench: setup
+	$(RUN) -m pip install --quiet --editable '.[bench]'
+	@for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(RUN) -m benchmarks.$$name || failed="$$failed $$name"; done; \
+		echo; $(RUN) -m benchmarks.comparison; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 stress: setup
 	$(RUN) benchmarks/stress.py

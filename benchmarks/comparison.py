@@ -15,6 +15,8 @@ import torch
 
 from engine.experiment import describe_environment
 
+COLUMNS = ("what", "peer", "theirs", "ours", "", "ratio", "asked")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -48,7 +50,7 @@ def turn_by_turn(contenders: Sequence[Callable[[], object]], rounds: int) -> lis
 
 def table(rows: Sequence[Row]) -> str:
     """In Markdown."""
-    lines = ["| what | peer | theirs | ours | | ratio | asked |", "|---|---|---:|---:|---|---:|---:|"]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---|---:|---:|"]
     for row in rows:
         asked = f"{row.asked:g}" if row.asked else ""
         lines.append(
@@ -75,3 +77,18 @@ Short of what is asked: {"; ".join(short) or "nothing"}.
 {rest.format(rows=table(rows))}"""
     Path(script).with_suffix(".md").write_text(page)
     print(page)
+
+
+def overview() -> str:
+    """The rows of all pages that have a figure asked of them, with the page they are on."""
+    lines = ["| benchmark | what | peer | ratio | asked |", "|---|---|---|---:|---:|"]
+    for page in sorted(Path(__file__).parent.glob("*.md")):
+        for line in page.read_text().splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if len(cells) == len(COLUMNS) and cells[-1] and cells[-1] not in ("asked", "---:"):
+                lines.append(f"| [{page.stem}]({page.name}) | {cells[0]} | {cells[1]} | {cells[5]} | {cells[6]} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(overview())
