@@ -1,6 +1,8 @@
 """Fixtures that several test modules share."""
 
+import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +38,19 @@ def sample_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _stay(monkeypatch):
-    """A command leaves at once, by os._exit; the process that runs the tests is not to."""
+def _commands_leave_no_trace(monkeypatch):
+    """A command leaves at once, by os._exit, and has its own way to log; the process that runs the tests does not."""
     monkeypatch.setattr("engine.command._leave", sys.exit)
+    yield
+    logger = logging.getLogger("workbench")
+    logger.propagate = True
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_in_a_terminal():
+    """Whoever runs the tests in the background, or by nohup, had signals ignored, and so would all that they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, default_collate
 
 from engine.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint, step_path
 from engine.command import RunError
-from engine.logbook import logger, read_metrics
+from engine.logbook import read_metrics
 from engine.optim import OptimConfig
 from engine.signals import Stopped
 from training import TrainConfig, check_feasible, fit, trained_weights
@@ -274,13 +274,11 @@ def test_where_nothing_can_be_compiled_the_run_is_eager_and_says_so(tmp_path, mo
         raise RuntimeError("no compiler found\nand a long story")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    monkeypatch.setattr(logger, "propagate", True)
     fit(PlaneTask(), CONFIG.model_copy(update={"compile": True}), OPTIM, tmp_path, CPU, resume=False)
     assert caplog.text.count("train.compile: not possible here, so it is left out (no compiler found)") == 1
 
 
 def test_a_run_that_waits_for_its_data_says_so_once(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logger, "propagate", True)
     monkeypatch.setattr("training.MOST_WAITING", 0)
     fit(PlaneTask(), CONFIG, OPTIM, tmp_path, CPU, resume=False)
     assert caplog.text.count("training waits for data") == 1

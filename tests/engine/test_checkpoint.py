@@ -25,7 +25,6 @@ from engine.checkpoint import (
     step_path,
     sweep_temporaries,
 )
-from engine.logbook import logger
 
 STATE = {"step": 7, "model": {"weight": torch.arange(5000.0)}, "names": ["a"], "best": {}}
 
@@ -140,10 +139,9 @@ def three(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-9], lambda content: b"<html>"])
-def test_where_the_newest_is_damaged_the_one_before_is_taken_and_nothing_is_deleted(three, damage, caplog, monkeypatch):
+def test_where_the_newest_is_damaged_the_one_before_is_taken_and_nothing_is_deleted(three, damage, caplog):
     broken = step_path(three, 3)
     broken.write_bytes(damage(broken.read_bytes()))
-    monkeypatch.setattr(logger, "propagate", True)
     path, state = load_newest_whole(three)
     assert path == step_path(three, 2)
     assert state["step"] == 2
