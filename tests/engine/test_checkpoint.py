@@ -3,7 +3,9 @@
 import errno
 import os
 import pickle
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,6 +122,23 @@ def test_a_process_killed_while_writing_leaves_the_previous_file(tmp_path):
     killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert killed.returncode == -9
     assert load_checkpoint(path)["step"] == 7
+
+
+def test_a_process_that_dies_at_any_byte_of_a_checkpoint_leaves_the_one_before(tmp_path):
+    save_checkpoint(step_path(tmp_path, 1), STATE)
+    size = step_path(tmp_path, 1).stat().st_size
+    for byte in range(0, size, size // 40):
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the system kills who writes beyond the limit
+            resource.setrlimit(resource.RLIMIT_FSIZE, (byte, byte))
+            save_checkpoint(step_path(tmp_path, 2), STATE)
+            os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGXFSZ
+        assert load_newest_whole(tmp_path)[0] == step_path(tmp_path, 1)
+    (tmp_path / "checkpoints").mkdir()
+    sweep_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.glob("step*")] == ["step_000000001.pt"]
 
 
 def test_the_newest_is_found_by_step_not_by_time(tmp_path):
