@@ -25,6 +25,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue, as fractions of fu
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 LOADER_TIMEOUT_SECONDS = 120  # without a batch for so long, a worker is taken for dead or hung
+SAVING_SECONDS = 20  # for a run whose processes were all told to end
 LOADER_GRACE_SECONDS = 10  # in which PyTorch should have noticed
 
 Key = tuple[int, int]  # (epoch, index): what a data set is asked for
@@ -157,6 +158,8 @@ def _follow_the_run(worker: int) -> None:
     os.setpgrp()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    # But not for ever: this is also how a process that ends has its children end, before it waits for them.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SAVING_SECONDS))
     told = sys.excepthook  # of the thread, too, that hands tensors over and finds the run gone
     sys.excepthook = lambda kind, *rest: None if issubclass(kind, OSError) else told(kind, *rest)
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ablation.records import RESULTS, Place, read_object
+from ablation.records import Place, read_object, read_results
 from engine.config import Config, changed_values, load_config, read_overridden
 from engine.experiment import FREE_FIELDS, is_running, list_experiments, shown_score
 from engine.files import file_sha256, write_text
@@ -217,7 +217,7 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
         if is_running(path) or is_claimed(path):
             return State("running", path, progress(path))
         if (path / "results.json").is_file():
-            results = read_object(path / "results.json", RESULTS)
+            results = read_results(path / "results.json")
             score = f"{results['metric']} {shown_score(results['scores'][results['metric']])}"
             changes = [*changed_recipe(cell, recipe), *changed_inputs(path, results["inputs"], recipe)]
             if changes or changed_code(cell):
@@ -320,7 +320,7 @@ def progress(experiment: Path) -> str:
     """'epoch 12/50, 3 min left'."""
     try:
         epochs = read_yaml(experiment / "config.yaml")[0]["train"]["epochs"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return "not yet begun"
     lines = read_metrics(experiment)
     text = f"epoch {len(lines)}/{epochs}"
@@ -352,6 +352,6 @@ def was_stopped(experiment: Path) -> bool:
 def _last_record(experiment: Path) -> tuple[str, str]:
     """Level and text of the last record of train.log."""
     path = experiment / "train.log"
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     records = [match for line in lines if (match := LOG_RECORD.match(line))]
     return (records[-1][1], records[-1][2]) if records else ("", "")

@@ -12,21 +12,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from ablation.bootstrap import Interval
 from engine.logbook import read_metrics
 from engine.strict_yaml import read_yaml
 
 Place = tuple[str, str]  # row and column of a table
-RESULTS = (
-    "task",
-    "variant",
-    "seed",
-    "metric",
-    "scores",
-    "protocol",
-    "inputs",
-    "cost",
-)  # what a task's results.json has
+
+
+class Results(BaseModel):
+    """What a task's results.json must have to be compared, whatever else is in it."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    task: str
+    variant: dict[str, str] = Field(min_length=2, max_length=2, description="row and column of a table")
+    seed: int
+    metric: str
+    scores: dict[str, float | None]
+    protocol: dict[str, Any]
+    inputs: dict[str, str]
+    cost: dict[str, Any]
+    per_class: dict[str, dict[str, float | None]] = {}
+    errors: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -71,11 +80,7 @@ def read_run(experiment: Path) -> Run:
     if not path.is_file():
         what = "not finished" if (experiment / "config.yaml").is_file() else "no experiment"
         raise ValueError(f"{experiment}: {what}, there is no results.json in it")
-    results = read_object(path, RESULTS)
-    if results["metric"] not in results["scores"]:
-        raise ValueError(f"{path}: no score {results['metric']!r} in it, which it says is the metric")
-    if len(results["variant"]) != 2:
-        raise ValueError(f"{path}: variant {results['variant']}, expected two entries: row and column of a table")
+    results = read_results(path)
     config, _ = read_yaml(experiment / "config.yaml")
     try:
         starts = json.loads((experiment / "environment.json").read_text(encoding="utf-8"))
@@ -83,6 +88,22 @@ def read_run(experiment: Path) -> Run:
     except ValueError as error:
         raise ValueError(f"{experiment}: environment.json or metrics.jsonl is damaged ({error})") from None
     return Run(experiment, results, config, curve, starts)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a results.json. Raises ValueError, naming file and field, if it is not what a task leaves."""
+    content = read_object(path, [name for name, field in Results.model_fields.items() if field.is_required()])
+    try:
+        Results.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{path}: {place}: {first['msg']}, got {first['input']!r:.50}; train it again, or move it away"
+        ) from None
+    if content["metric"] not in content["scores"]:
+        raise ValueError(f"{path}: no score {content['metric']!r} in it, which it says is the metric")
+    return content
 
 
 def read_object(path: Path, keys: Sequence[str]) -> dict[str, Any]:

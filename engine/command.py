@@ -56,6 +56,7 @@ def run_command(main: Callable[[torch.device], None]) -> None:
         with distributed.process_group() as device, _deaf_to_children_after_errors():
             start_logging(None, verbose=distributed.is_main())
             main(device)
+        _kill_children()
     except (ValueError, OSError, EOFError) as error:
         if isinstance(error, (ConnectionError, EOFError)) and _is_from_loader(error):  # it died handing over a batch
             _fail(RunError(f"a loader process has died ({error}). {LOADER_CURE}"), 1)
@@ -127,10 +128,16 @@ def _fail(error: Exception, code: int, of_another: bool = False) -> NoReturn:
     _leave(code)
 
 
-def _leave(code: int) -> NoReturn:
-    """At once, whatever a loader process that hangs or a thread of another library would wait for."""
+def _kill_children() -> None:
+    """Loader processes that are not needed any more; to end of themselves takes them a moment, or for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or PyTorch would call it an error
     for process in multiprocessing.active_children():
         process.kill()
+
+
+def _leave(code: int) -> NoReturn:
+    """At once, whatever a loader process that hangs or a thread of another library would wait for."""
+    _kill_children()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
