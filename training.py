@@ -48,8 +48,8 @@ from engine.optim import (
     OptimConfig,
     build_optimizer,
     build_scheduler,
-    moving_average,
     scaled_learning_rate,
+    update_average,
 )
 from engine.precision import Precision, autocast
 from engine.signals import StopRequest
@@ -91,6 +91,7 @@ class Task(Protocol):
     data: dict  # plain facts of what is learned from: a run resumes on the same data only
     collate: Callable[[list], dict[str, Tensor]]
     workers: int  # loader processes per training process
+    loading_cure: str  # what to do where training waits for data
     metrics: tuple[str, ...]  # scores worth drawing; the first, higher is better, names the best checkpoint
     reference_losses: dict[str, float]  # what a model that learned nothing reaches
 
@@ -172,6 +173,8 @@ class TrainState:
             self.ema.module.load_state_dict(state["ema"]["weights"])
             self.ema.n_averaged.fill_(state["ema"]["count"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = True  # is read back, too, whatever it was
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.overflows, self.overflows_in_a_row = state["overflows"]
@@ -257,7 +260,7 @@ class Run:
         optimizer = build_optimizer(model, optim, self.global_batch_size)
         scheduler = build_scheduler(optimizer, optim, self.global_batch_size, self.steps_per_epoch, config.epochs)
         scaler = GradScaler(device.type, FIRST_LOSS_SCALE, enabled=config.precision == "fp16")
-        ema = moving_average(model, config.ema_decay) if config.ema_decay else None
+        ema = AveragedModel(model, use_buffers=True) if config.ema_decay else None
         self.state = TrainState(model, optimizer, scheduler, scaler, ema, task.data)
         # With accumulation the graph is not the same in every backward pass: DDP exchanges in the last one only.
         self.parallel_model = distributed.data_parallel(model, device, static_graph=config.accumulation_steps == 1)
@@ -305,7 +308,7 @@ class Run:
     def train_epoch(self, epoch: int, bar: tqdm) -> dict:
         """Train to the end of `epoch`, from wherever in it the state is; returns its line of metrics.jsonl."""
         state, config = self.state, self.config
-        first_step, wait_seconds, started = state.step, 0.0, time.perf_counter()
+        first_step, waits, started = state.step, [], time.perf_counter()
         earlier_seconds = state.epoch_seconds  # before the run was resumed
         steps_done = first_step - epoch * self.steps_per_epoch
         self.batches.epoch = epoch
@@ -315,7 +318,7 @@ class Run:
         while True:
             wait_started = time.perf_counter()
             batches = list(islice(loaded, config.accumulation_steps))
-            wait_seconds += time.perf_counter() - wait_started
+            waits.append(0.0 if self.device_is_busy else time.perf_counter() - wait_started)
             learning_rate = self.train_step(batches)
             bar.update()
             if state.step % self.steps_per_epoch == 0:
@@ -331,7 +334,7 @@ class Run:
         overflows = {"overflowed_steps": state.overflows} if state.scaler.is_enabled() else {}
         state.loss_sums, state.epoch_seconds, state.overflows = {}, 0.0, 0
         seconds = time.perf_counter() - started
-        self.tell_of_waiting(wait_seconds / seconds)
+        self.tell_of_waiting(sum(waits[1:]) / seconds)  # the first is for the loader to start
         return {
             "epoch": epoch + 1,
             "step": state.step,
@@ -340,7 +343,7 @@ class Run:
             **overflows,
             "epoch_seconds": round(earlier_seconds + seconds, 3),
             "images_per_second": round((state.step - first_step) * self.global_batch_size / seconds, 2),
-            "data_wait_seconds": round(wait_seconds, 3),
+            "data_wait_seconds": round(sum(waits), 3),
         }
 
     def train_step(self, batches: list[dict[str, Tensor]]) -> float:
@@ -350,7 +353,8 @@ class Run:
         batch, however it was cut into ranks and backward passes. Ranks exchange gradients in the last one only.
 
         Nothing here waits for a GPU: whether the step was one to take is known there, and heeded by the optimizer;
-        here it is looked at when the next step is on its way, by `check`."""
+        here it is looked at when the next step is on its way, by `check`. So a step that fp16 skips is one of the
+        schedule and of the moving average, with the weights as they were."""
         state, model = self.state, self.parallel_model
         seed_step(self.config.seed, state.step)
         losses: dict[str, Tensor] = {}
@@ -382,7 +386,7 @@ class Run:
         state.scheduler.step()
         state.optimizer.zero_grad()
         if state.ema:
-            state.ema.update_parameters(state.model)
+            update_average(state.ema, state.model, self.config.ema_decay)
         state.step += 1
         add_losses(state.loss_sums, losses)
         self.unchecked = Outcome(state.step, losses, batches, *copied_to_host(finite))
@@ -407,15 +411,16 @@ class Run:
         if not finite_total or not (finite_norm or overflow) or self.state.overflows_in_a_row == MOST_OVERFLOWS:
             raise RunError(non_finite_message(last.step, last.losses, last.batches))
 
+    @property
+    def device_is_busy(self) -> bool:
+        """Whether a GPU is still at the last step, so that nothing is lost while its next batch is waited for."""
+        return bool(self.unchecked and self.unchecked.arrival and not self.unchecked.arrival.query())
+
     def tell_of_waiting(self, share: float) -> None:
         """Say once that training is held up by its data, if it waits for it for so much of its time."""
         if share > MOST_WAITING and not self.told_of_waiting:
             self.told_of_waiting = True
-            logger.warning(
-                "training waits for data %.0f%% of its time: more data.workers (now %d), a quicker disk, "
-                "data.cache_mib, or smaller images",
-                100 * share, self.task.workers,
-            )  # fmt: skip
+            logger.warning("training waits for data %.0f%% of its time: %s", 100 * share, self.task.loading_cure)
 
     def evaluate(self, line: dict) -> bool:
         """Score the model into the epoch's line; tells whether it is the best so far."""
@@ -486,7 +491,8 @@ def can_compile(device: torch.device) -> bool:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
         return True
     except Exception as error:  # of any of the compilers behind it
-        logger.warning("train.compile: not possible here, so it is left out (%s)", str(error).strip().splitlines()[0])
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logger.warning("train.compile: not possible here, so it is left out (%s)", reason)
         return False
 
 

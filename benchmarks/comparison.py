@@ -66,6 +66,7 @@ def write_page(script: str, text: str, rows: Sequence[Row], device: torch.device
     environment = describe_environment([platform.node()], device)
     machine = environment["device"] if device.type == "cuda" else environment["cpu"]
     commit, threads = (environment["commit"] or "unknown")[:7], environment["cpu_threads"]
+    commit += " with changes" * environment["uncommitted_changes"]
     title, _, rest = text.partition("\n")
     short = [f"{row.what} ({row.ratio:.2f} of {row.asked:g})" for row in rows if row.asked and row.ratio < row.asked]
     page = f"""{title}

@@ -82,6 +82,7 @@ def best_first(scores: Tensor, labels: Tensor) -> list[int]:
 
 def main(device: torch.device) -> None:
     """Compare, and write the page. Raises RunError if the detections differ."""
+    torch.set_num_threads(1)
     anchors_xyxy = box_convert(ANCHORS, "cxcywh", "xyxy") * SIDE  # torchvision works in pixels
     boxes = DefaultBoxGenerator([list(ratios) for ratios in ASPECT_RATIOS])
     rows = []

@@ -320,8 +320,8 @@ def _sound_records(
             found(f"{name}[{position}]", f"expected an object, got {record!r:.50}")
             continue
         defects = [f"no {key!r}" for key in keys if key not in record]
-        if "id" in record and not _is_id(record["id"]):
-            defects.append("expected a whole number as id, from 0")
+        if "id" in record and not (_is_id(record["id"]) or (name == "annotations" and type(record["id"]) is int)):
+            defects.append("expected a whole number as id, from 0 to 2 ** 53")
         elif "id" in record and record["id"] in taken:
             defects.append("an earlier one has this id")
         elif "id" in record:

@@ -86,7 +86,9 @@ def _another_size(image: Image.Image, file: ImageFile) -> DatasetError:
 
 
 class CocoDetection(Dataset):
-    """Images and their objects, by (epoch, index): the same pair always gives the same sample."""
+    """Images and their objects, by (epoch, index): the same pair always gives the same sample.
+
+    (A JPEG that is shown at half its size or less looks a little different if it is cached.)"""
 
     def __init__(self, coco: CocoFile, transform: Transform, seed: int = 0, cache_mib: float = 0) -> None:
         """transform: see detection/transforms.py. seed: of the augmentation, 0 or more.

@@ -62,6 +62,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
             "annotations_sha256": inputs[val.annotations_path],
             "images": len(val.images),
             "classes": val.class_names,
+            **({"short_side": val.short_side} if val.short_side else {}),  # of shrunken images
             **config.eval.model_dump(),
         },
         "inputs": {str(path): sha256 for path, sha256 in inputs.items()},
@@ -135,7 +136,8 @@ def facts(experiment: Path, task: DetectionTask, record: dict, lines: list[dict]
 
 def describe(coco: CocoFile) -> str:
     """'292 images (3,941 objects)'."""
-    return f"{len(coco.images):,} images ({len(coco.labels):,} objects)"
+    shrunk = f", shrunk to a short side of {coco.short_side}" if coco.short_side else ""
+    return f"{len(coco.images):,} images ({len(coco.labels):,} objects{shrunk})"
 
 
 def example_pictures(coco: CocoFile, results: list[dict]) -> dict[str, Picture]:

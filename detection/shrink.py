@@ -8,7 +8,8 @@ readers that width and height in the annotations are the original's, so boxes, d
 pixels, and an image of any other size than its copy should have is still an error.
 
 Choose a short side above the network's input size: random crops enlarge what they show. Stopped and started again, the
-command goes on; the annotations are copied last, so nothing can be trained on half a copy.
+command goes on; the annotations are copied last, so nothing can be trained on half a copy. What was copied stays: after
+a change of the originals, shrink into a new folder.
 """
 
 import argparse
@@ -71,6 +72,10 @@ def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
     cocos = [read_coco(path, _images_dir(path)) for path in sorted((root / "annotations").glob("instances_*.json"))]
     if not cocos:
         raise DatasetError(f"{root}: no annotations/instances_*.json in it; is it the folder of a data set?")
+    for coco in cocos:
+        there = target / "annotations" / coco.annotations_path.name
+        if there.exists() and there.read_bytes() != coco.annotations_path.read_bytes():
+            raise DatasetError(f"{there}: another file is there; give a new folder by --to")
     copies = [target / coco.images_dir.relative_to(root.absolute()) for coco in cocos]
     for coco, copy in zip(cocos, copies, strict=True):
         _mark(coco, copy, short_side)

@@ -106,6 +106,9 @@ class DetectionTask:
     """What `training.fit` asks of a task, for an SSD."""
 
     metrics = ("mAP", "AP50")
+    loading_cure = (
+        "more data.workers, data.cache_images=true, or a shrunken copy of the data (python -m detection.data shrink)"
+    )
     collate = staticmethod(collate)
     match_anchors = staticmethod(match_anchors)
     multibox_loss = staticmethod(multibox_loss)
@@ -139,6 +142,7 @@ class DetectionTask:
                 "classes": train.class_names,
                 "training annotations": file_sha256(train.annotations_path),
                 "validation annotations": file_sha256(val.annotations_path),
+                "short sides of shrunken images": [train.short_side, val.short_side],
             }
             transform = train_transform(config.augment, self.model.input_size)
             self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_mib)

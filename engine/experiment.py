@@ -37,8 +37,6 @@ LOCK = "running.lock"
 FREE_FIELDS = {
     "data.root",
     "data.workers",
-    "data.cache_images",
-    "data.cache_limit_mib",
     "data.check_images",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel
@@ -88,20 +88,19 @@ def build_scheduler(
     return SequentialLR(optimizer, [warmup, main], milestones=[warmup_steps])
 
 
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of weights and buffers (torch's AveragedModel).
+@torch.no_grad()
+def update_average(average: AveragedModel, model: nn.Module, decay: float) -> None:
+    """Move an exponential moving average of weights and buffers on towards `model`.
 
-    The decay rises as (1 + n) / (10 + n) after n updates until it reaches `decay`, so that a short run is not
-    an average over its random start."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
-        count = int(average.n_averaged)  # on the CPU; the argument is a copy on the device, which this would wait for
-        weight = 1 - min(decay, (1 + count) / (10 + count))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, weight)
-        else:  # counters and index tables: averaging would truncate them
-            torch._foreach_copy_(averaged, current)
-
-    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-    return average
+    The decay rises as (1 + n) / (10 + n) after n updates until it reaches `decay`, so that a short run is not an
+    average over its random start. Not by average.update_parameters, which waits for the device at every call."""
+    count = int(average.n_averaged)  # on the CPU, wherever the weights are
+    weight = 1 - min(decay, (1 + count) / (10 + count)) if count else 1.0
+    averaged, current = ([*module.parameters(), *module.buffers()] for module in (average.module, model))
+    pairs = list(zip(averaged, current, strict=True))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], weight)
+    for old, new in pairs:
+        if not old.is_floating_point():  # counters and index tables: averaging would truncate them
+            old.copy_(new)
+    average.n_averaged += 1

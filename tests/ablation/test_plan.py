@@ -48,7 +48,14 @@ def experiment(job, tmp_path) -> Path:
 
 
 def finish(experiment: Path, inputs: dict[str, str] | None = None) -> None:
-    results = {"task": "detection", "variant": {"backbone": "a", "neck": "b"}, "seed": 0, "metric": "mAP", "scores": {"mAP": 0.25}, "protocol": {}}
+    results = {
+        "task": "detection",
+        "variant": {"backbone": "a", "neck": "b"},
+        "seed": 0,
+        "metric": "mAP",
+        "scores": {"mAP": 0.25},
+        "protocol": {},
+    }
     results |= {"inputs": inputs or {}, "cost": {}}
     (experiment / "config.yaml").write_text("data: {root: here}\ntrain: {epochs: 3}\n")
     (experiment / "results.json").write_text(json.dumps(results))

@@ -7,14 +7,15 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from engine.optim import (
     OptimConfig,
     build_optimizer,
     build_scheduler,
-    moving_average,
     parameter_groups,
     scaled_learning_rate,
+    update_average,
 )
 
 
@@ -101,11 +102,11 @@ def test_schedule_continues_from_its_state_dict():
 
 def test_moving_average_follows_the_rising_decay():
     net = Net()
-    average = moving_average(net, decay=0.5)
+    average = AveragedModel(net, use_buffers=True)
     expected = None
     for count, value in enumerate((1.0, 2.0, 4.0, 8.0)):
         nn.init.constant_(net.conv.weight, value)
-        average.update_parameters(net)
+        update_average(average, net, 0.5)
         decay = min(0.5, (1 + count) / (10 + count))
         expected = value if expected is None else decay * expected + (1 - decay) * value
         torch.testing.assert_close(average.module.conv.weight, torch.full_like(net.conv.weight, expected))
@@ -113,9 +114,9 @@ def test_moving_average_follows_the_rising_decay():
 
 def test_moving_average_keeps_index_tables_and_counters_whole():
     net = Net()
-    average = moving_average(net, decay=0.999)
+    average = AveragedModel(net, use_buffers=True)
     for _ in range(20):
         net.norm.num_batches_tracked += 1
-        average.update_parameters(net)
+        update_average(average, net, 0.999)
     assert torch.equal(average.module.index, torch.arange(7))
     assert average.module.norm.num_batches_tracked == 20
