@@ -84,10 +84,11 @@ def overview() -> str:
     """The rows of all pages that have a figure asked of them, with the page they are on."""
     lines = ["| benchmark | what | peer | ratio | asked |", "|---|---|---|---:|---:|"]
     for page in sorted(Path(__file__).parent.glob("*.md")):
-        for line in page.read_text().splitlines():
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if len(cells) == len(COLUMNS) and cells[-1] and cells[-1] not in ("asked", "---:"):
-                lines.append(f"| [{page.stem}]({page.name}) | {cells[0]} | {cells[1]} | {cells[5]} | {cells[6]} |")
+        _, _, rows = page.read_text().partition(f"| {' | '.join(COLUMNS)} |\n")
+        for line in rows.partition("\n\n")[0].splitlines()[1:]:
+            what, peer, _, _, _, ratio, asked = (cell.strip() for cell in line.strip("|").split("|"))
+            if asked:
+                lines.append(f"| [{page.stem}]({page.name}) | {what} | {peer} | {ratio} | {asked} |")
     return "\n".join(lines)
 
 
