@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -102,7 +103,8 @@ def build_loader(
 ) -> DataLoader:
     """A loader of `batches`, by `workers` processes that live as long as it does, or in this one if 0.
 
-    The workers draw no random numbers of their own: see the top of this module. Batches for a GPU are pinned.
+    The workers draw no random numbers of their own: see the top of this module. Batches for a GPU are pinned. Each has
+    one entry more, "load_seconds": () float64, what it took of one core's time.
     Raises RuntimeError from its iterator when no batch came for LOADER_TIMEOUT_SECONDS."""
     parallel = {}
     if workers > 0:
@@ -116,13 +118,30 @@ def build_loader(
             "worker_init_fn": _follow_the_run,
         }
     return _WatchedLoader(
-        dataset,
+        _Batches(dataset, collate),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         **parallel,
     )
+
+
+class _Batches(Dataset):
+    """A data set by the batch, each with the time that it took."""
+
+    def __init__(self, dataset: Dataset, collate: Callable[[list], dict[str, Tensor]]) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+        started = time.thread_time()
+        together = getattr(self.dataset, "__getitems__", None)  # a data set's own way, if it has one
+        batch = self.collate(together(keys) if together else [self.dataset[key] for key in keys])
+        return batch | {"load_seconds": torch.tensor(time.thread_time() - started, dtype=torch.float64)}
+
+
+def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch
 
 
 class _WatchedLoader(DataLoader):

@@ -308,7 +308,7 @@ class Run:
     def train_epoch(self, epoch: int, bar: tqdm) -> dict:
         """Train to the end of `epoch`, from wherever in it the state is; returns its line of metrics.jsonl."""
         state, config = self.state, self.config
-        first_step, waits, started = state.step, [], time.perf_counter()
+        first_step, waits, load_seconds, started = state.step, [], 0.0, time.perf_counter()
         earlier_seconds = state.epoch_seconds  # before the run was resumed
         steps_done = first_step - epoch * self.steps_per_epoch
         self.batches.epoch = epoch
@@ -319,6 +319,7 @@ class Run:
             wait_started = time.perf_counter()
             batches = list(islice(loaded, config.accumulation_steps))
             waits.append(0.0 if self.device_is_busy else time.perf_counter() - wait_started)
+            load_seconds += sum(float(batch.pop("load_seconds")) for batch in batches)
             learning_rate = self.train_step(batches)
             bar.update()
             if state.step % self.steps_per_epoch == 0:
@@ -344,6 +345,9 @@ class Run:
             "epoch_seconds": round(earlier_seconds + seconds, 3),
             "images_per_second": round((state.step - first_step) * self.global_batch_size / seconds, 2),
             "data_wait_seconds": round(sum(waits), 3),
+            "images_loaded_per_core_second": round(
+                (state.step - first_step) * config.accumulation_steps * config.batch_size / max(load_seconds, 1e-9), 2
+            ),
         }
 
     def train_step(self, batches: list[dict[str, Tensor]]) -> float:

@@ -1,5 +1,6 @@
 """Samplers, loader and normalisation shared by all tasks."""
 
+import time
 from itertools import chain
 
 import pytest
@@ -156,6 +157,17 @@ def test_the_loader_follows_the_sampler_from_epoch_to_epoch(workers):
         batches.epoch = epoch
         loaded = [[tuple(key) for key in batch["keys"].tolist()] for batch in loader]
         assert loaded == list(batches)
+
+
+def test_each_batch_says_what_loading_it_took_of_one_core():
+    def slow(samples):
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+        return stack(samples)
+
+    [batch] = build_loader(Echo(), [[(0, 0)]], slow, 0, CPU)
+    assert 0.05 <= batch["load_seconds"] < 1
 
 
 def test_a_rank_without_batches_gets_none():
