@@ -75,4 +75,7 @@ class StopRequest:
         again = self.signal == number == signal.SIGINT
         self.signal = signal.Signals(number)
         if again:
+            sys.unraisablehook = lambda _: (
+                None
+            )  # where Python can't raise it, in a callback, it would print a traceback
             self.stop()
