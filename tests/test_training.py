@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -261,6 +262,7 @@ def test_a_loss_that_is_not_finite_is_no_overflow(tmp_path):
         fit(task, FP16, OPTIM, tmp_path, CPU, resume=False)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_ends_near_the_eager_one(tmp_path):
     ends = []
     for compiled in (False, True):
