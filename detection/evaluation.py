@@ -3,7 +3,7 @@
 `detect` runs a model over a loader and writes what it finds as COCO results: in the pixels of the original images,
 under the annotation file's own ids. `coco_scores` compares such results with the untouched annotation file by
 pycocotools. What the file says about crowds and areas counts, not what training made of it. `quick_scores` gets the
-same numbers by hotcoco in a sixtieth of the time (benchmarks/evaluation.md), after each epoch of training.
+same numbers by hotcoco in a fiftieth of the time (benchmarks/evaluation.md), after each epoch of training.
 `image_statistics` keeps what the score was made of, image by image.
 """
 
