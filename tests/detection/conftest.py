@@ -1,10 +1,14 @@
 """A data set of two images for tests of annotations and of images."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from detection.data import main
+from engine.command import run_command
 
 
 @pytest.fixture
@@ -33,3 +37,20 @@ def folder(tmp_path) -> Path:
         pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / name)
     return tmp_path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `python -m detection.data ...`; returns its exit code, what it printed and its errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["detection.data", *map(str, arguments)])
+        code = 0
+        try:
+            run_command(main)
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, [line for line in captured.err.splitlines() if "error" in line]
+
+    return run

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -12,12 +11,10 @@ from PIL import Image
 import detection.shrink
 from detection.annotations import DatasetError, read_coco, shrunk_size
 from detection.check import find_defects
-from detection.data import main
 from detection.dataset import CocoDetection, read_image
 from detection.sample import generate
 from detection.shrink import shrink
 from detection.transforms import eval_transform
-from engine.command import run_command
 
 TRAIN, IMAGES = "annotations/instances_train.json", "images/train"
 
@@ -163,37 +160,26 @@ def test_a_copy_is_not_shrunk_once_more(root, target):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def shrink_command(command):
     """Run `python -m detection.data shrink ...`; returns its exit code, what it printed and its errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["detection.data", "shrink", *map(str, arguments), "--workers", "1"])
-        code = 0
-        try:
-            run_command(main)
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, [line for line in captured.err.splitlines() if "error" in line]
-
-    return run
+    return lambda *arguments: command("shrink", *arguments, "--workers", "1")
 
 
-def test_the_copy_lies_beside_the_original_unless_told_otherwise(root, command):
-    code, printed, _ = command(root, "--short-side", 48)
+def test_the_copy_lies_beside_the_original_unless_told_otherwise(root, shrink_command):
+    code, printed, _ = shrink_command(root, "--short-side", 48)
     assert code == 0
     assert f"train with data.root={root}_48" in printed
     assert len(read(root.with_name("original_48")).images) == 6
 
 
-def test_a_folder_that_is_no_data_set_is_one_line(tmp_path, command):
-    code, _, errors = command(tmp_path, "--short-side", 48)
+def test_a_folder_that_is_no_data_set_is_one_line(tmp_path, shrink_command):
+    code, _, errors = shrink_command(tmp_path, "--short-side", 48)
     assert (code, len(errors)) == (2, 1)
     assert "no annotations/instances_*.json in it" in errors[0]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--short-side", "0"], ["--short-side", "x"]])
-def test_a_short_side_that_is_none_is_one_line(root, command, arguments):
-    code, _, errors = command(root, *arguments)
+def test_a_short_side_that_is_none_is_one_line(root, shrink_command, arguments):
+    code, _, errors = shrink_command(root, *arguments)
     assert (code, len(errors)) == (2, 1)
     assert "--short-side" in errors[0]
