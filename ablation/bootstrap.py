@@ -1,15 +1,15 @@
 """How sure a score is: the paired bootstrap over images (Efron and Tibshirani, 1993, chapters 6, 13 and 16).
 
 A resample of the validation set draws as many images as it has, with replacement. It is held as how often each image
-was drawn, and two detectors scored on the same resamples are compared pairwise: most of the noise of a choice of
-images, easy or hard, is shared and cancels. An image that was drawn twice counts twice. `average_precision` gives what
+was drawn, and two models scored on the same resamples are compared pairwise: most of the noise of a choice of images,
+easy or hard, is shared and cancels. An image that was drawn twice counts twice. `average_precision` gives what
 pycocotools would give on a data set with the image and its detections physically there twice; to count it once (63%
 of the images, each once) makes intervals too narrow. What the intervals cover was measured: benchmarks/bootstrap.md.
 
     weights = image_weights(len(a.image_ids), 1000, seed=0)
-    scores_a = mean_average_precision(average_precision(a, weights))
-    scores_b = mean_average_precision(average_precision(b, weights))
-    print(interval(estimate_b - estimate_a, scores_b - scores_a))
+    scores_a, _ = resampled_scores(a, weights)
+    scores_b, _ = resampled_scores(b, weights)
+    print(interval(estimate_b - estimate_a, scores_b["mAP"] - scores_a["mAP"]))
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.image_statistics import Matches
+from engine.image_statistics import Hits, Matches
 
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)  # bit for bit those of pycocotools
 CHUNK_ELEMENTS = 2**19  # of the largest array of a chunk of resamples: several are in use at once, best in the cache
@@ -40,22 +40,48 @@ def image_weights(num_images: int, replicates: int, seed: int) -> np.ndarray:
     return weights
 
 
+def resampled_scores(statistics: Matches | Hits, weights: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The scores of a model on each resample, and its main one class by class.
+
+    weights: (R, I) integers, how often each of the I images was drawn; all ones are the full set.
+
+    Returns name in results.json -> (R,), and (R, C), float64 from 0 to 1: mAP, and AP by class; or top1 and top5, and
+    top1 by class. nan where a resample has nothing to score.
+    Raises ValueError if weights are not integers from 0 up, or not one per image."""
+    if isinstance(statistics, Hits):
+        scores = {"top1": accuracy(statistics.hits, weights), "top5": accuracy(statistics.in_top5, weights)}
+        return scores, class_accuracy(statistics, weights)
+    per_class = average_precision(statistics, weights)
+    return {"mAP": mean_average_precision(per_class)}, per_class
+
+
+def accuracy(hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The share of the drawn images that are hits: of images, so that a class counts by how many it has.
+
+    hits: (I,) bool. weights: (R, I), see resampled_scores. Returns (R,) float64; nan where no image is drawn."""
+    weights = _checked(weights, len(hits))
+    drawn = weights.sum(axis=1)
+    return np.where(drawn > 0, weights @ hits / np.maximum(drawn, 1), np.nan)
+
+
+def class_accuracy(hits: Hits, weights: np.ndarray) -> np.ndarray:
+    """The share of the drawn images of each class that are hits (its recall).
+
+    weights: (R, I), see resampled_scores. Returns (R, C) float64; nan where no image of the class is drawn."""
+    weights = _checked(weights, len(hits.labels))
+    members = [np.flatnonzero(hits.labels == label) for label in range(len(hits.class_names))]
+    return np.stack([accuracy(hits.hits[images], weights[:, images]) for images in members], axis=1)
+
+
 def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
     """COCO's AP per class, averaged over the IoU thresholds, on each resample (objects of any size, 100 detections).
 
-    weights: (R, I) integers, how often each of the I images of `matches` was drawn; all ones are the full set.
+    weights: (R, I), see resampled_scores.
 
     Returns (R, C) float64 from 0 to 1: what pycocotools gives on a data set in which an image drawn w times is there
     w times, one copy beside the other; nan where a class has no object in the resample.
     Raises ValueError if weights are not integers from 0 up, or not one per image."""
-    weights = np.asarray(weights)
-    num_images, num_classes = len(matches.image_ids), len(matches.class_names)
-    if weights.ndim != 2 or weights.shape[1] != num_images:
-        raise ValueError(f"weights: got shape {weights.shape}, expected (replicates, {num_images}), one per image")
-    if weights.dtype.kind not in "iu" or weights.min(initial=0) < 0:
-        raise ValueError(f"weights: got {weights.dtype} from {weights.min(initial=0)}, expected integers from 0 up")
-
-    weights = np.ascontiguousarray(weights, dtype=np.int32)
+    weights, num_classes = _checked(weights, len(matches.image_ids)), len(matches.class_names)
     most = weights.max(axis=0, initial=0)
     result = np.full((len(weights), num_classes), np.nan)
 
@@ -80,6 +106,16 @@ def mean_average_precision(per_class: np.ndarray) -> np.ndarray:
     defined = ~np.isnan(per_class)
     count = defined.sum(axis=1)
     return np.where(count > 0, np.where(defined, per_class, 0.0).sum(axis=1) / np.maximum(count, 1), np.nan)
+
+
+def _checked(weights: np.ndarray, num_images: int) -> np.ndarray:
+    """The weights as (R, num_images) int32. Raises ValueError if they are not integers from 0 up, one per image."""
+    weights = np.asarray(weights)
+    if weights.ndim != 2 or weights.shape[1] != num_images:
+        raise ValueError(f"weights: got shape {weights.shape}, expected (replicates, {num_images}), one per image")
+    if weights.dtype.kind not in "iu" or weights.min(initial=0) < 0:
+        raise ValueError(f"weights: got {weights.dtype} from {weights.min(initial=0)}, expected integers from 0 up")
+    return np.ascontiguousarray(weights, dtype=np.int32)
 
 
 @dataclass(frozen=True)

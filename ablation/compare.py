@@ -80,7 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=(),
         help=f"more columns, of {','.join(COLUMNS)}, or all (csv, html: always)",
     )
-    parser.add_argument("--per-class", action="store_true", help="AP of every class, and its change (html: always)")
+    parser.add_argument("--per-class", action="store_true", help="score of every class, and its change (html: always)")
     parser.add_argument("--errors", action="store_true", help="errors by kind, and their change (html: always)")
     parser.add_argument(
         "--replicates", type=replicate_count, default=1000, help="resamples of the images (default: 1000)"
@@ -103,10 +103,10 @@ def check_output(path: Path | None) -> None:
 
 
 def column_names(text: str) -> Sequence[str]:
-    """'AP50,gflops' or 'all' as names of COLUMNS."""
-    names = list(COLUMNS) if text == "all" else text.split(",")
+    """'AP50,gflops' as names of COLUMNS; 'all', what the runs have of them, stays as it is."""
+    names = text.split(",")
     for name in names:
-        if name not in COLUMNS:
+        if name not in (*COLUMNS, "all"):
             cure = did_you_mean(nearest(name, COLUMNS)) or f", expected some of {', '.join(COLUMNS)}"
             raise argparse.ArgumentTypeError(f"no column {name!r}{cure}")
     return names

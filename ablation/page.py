@@ -5,6 +5,7 @@ markup is well-formed XML too, and asks for nothing from outside.
 """
 
 import base64
+import mimetypes
 from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
@@ -53,6 +54,7 @@ svg.range .zero { stroke: var(--ink); } svg.range .zero + path { stroke-width: 2
 svg.key { width: 1.9rem; height: 1rem; vertical-align: -.15rem; margin-right: .3rem; }
 .strip { display: flex; gap: .8rem; overflow-x: auto; padding-bottom: .5rem; margin-bottom: .8rem; }
 .strip figure { flex: 0 0 auto; width: min(17rem, 75vw); }
+.strip.large figure { width: min(30rem, 88vw); }
 .strip img { display: block; width: 100%; height: auto; }
 details { margin: .5rem 0; } summary { cursor: pointer; padding: .2rem 0; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: .15rem 1rem; font-size: .9rem; margin: .4rem 0; }
@@ -140,15 +142,16 @@ def legend(content: Sequence[tuple[str, str]]) -> str:
     return f'<ul class="legend">{"".join(f"<li>{drawing}{escape(name)}</li>" for drawing, name in content)}</ul>\n'
 
 
-def strip(content: str, label: str) -> str:
-    """Figures in a row that scrolls sideways."""
-    return f'<div class="strip" tabindex="0" role="region" aria-label="{escape(label)}">{content}</div>\n'
+def strip(content: str, label: str, kind: str = "strip") -> str:
+    """Figures in a row that scrolls sideways. kind: CSS classes."""
+    return f'<div class="{kind}" tabindex="0" role="region" aria-label="{escape(label)}">{content}</div>\n'
 
 
-def jpeg(path: Path, description: str) -> str:
-    """A picture as part of the page."""
+def picture(path: Path, description: str) -> str:
+    """A JPEG or PNG file as part of the page."""
+    kind, _ = mimetypes.guess_type(path)
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(description)}"/>'
+    return f'<img src="data:{kind};base64,{data}" alt="{escape(description)}"/>'
 
 
 def table(

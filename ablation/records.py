@@ -197,7 +197,7 @@ class Difference:
         """The true difference that would be found significant (5%, after the correction) in 80% of such experiments.
 
         Taken as if it were the only one there is, which Holm's correction tests as strictly as Bonferroni's. nan where
-        the difference is the same on every resample, as between two detectors that find nothing."""
+        the difference is the same on every resample, as between two models that get nothing right."""
         if self.interval.standard_error == 0:
             return math.nan
         normal = statistics.NormalDist()
@@ -221,7 +221,9 @@ class Comparison:
     row_effects: list[Difference] = field(default_factory=list)  # empty where the grid is too small for effects
     column_effects: list[Difference] = field(default_factory=list)
     interactions: list[Difference] = field(default_factory=list)
-    # class name to its AP, and to its change against the baseline; only the choice of images is uncertain in these
+    # name of a score to its interval, for those that can be computed on a resample
+    intervals: dict[Place, dict[str, Interval]] = field(default_factory=dict)
+    # class name to its score, and to its change against the baseline; only the choice of images is uncertain in these
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -240,6 +242,12 @@ class Comparison:
     def images(self) -> int:
         """Validation images behind the scores."""
         return self.filled[0].runs[0].results["protocol"]["images"]
+
+    @property
+    def class_metric(self) -> str:
+        """What the score of one class is called: the first in results.json's per_class, such as AP of mAP."""
+        classes = self.filled[0].runs[0].results.get("per_class", {})
+        return next(iter(next(iter(classes.values()), {})), self.metric)
 
     @property
     def seeds(self) -> str:
@@ -265,8 +273,8 @@ class Comparison:
             return "No difference was computed."
         if math.isnan(self.detectable):
             return (
-                f"No difference can be tested: {self.images} validation images are too few, or hold too few objects, "
-                "or all score the same on them."
+                f"No difference can be tested: {self.images} validation images are too few, or hold too little to "
+                "score, or all score the same on them."
             )
         shown, effects = significant(self.differences), significant([*self.row_effects, *self.column_effects])
         whose = "" if self.seeds_are_uncertain else " for these very weights (one seed per cell)"

@@ -46,6 +46,7 @@ def write_report(path: Path, comparison: Comparison) -> None:
             classes_section(comparison),
             sizes_section(comparison),
             errors_section(comparison),
+            confusion_section(comparison),
             examples_section(comparison),
             experiments_section(comparison),
         ]
@@ -83,10 +84,13 @@ def scores_section(comparison: Comparison) -> Section:
     ]
     content = page.table(comparison.metric, [corner, *comparison.columns], rows)
     cells = comparison.filled
-    names = list(dict.fromkeys(name for cell in cells for run in cell.runs for name in run.results["scores"]))
+    names = dict.fromkeys(name for cell in cells for run in cell.runs for name in run.results["scores"])
+    names = [name for name in names if any(cell.mean_of("scores", name) is not None for cell in cells)]
     if len(names) > 1:
-        rows = [(cell.name, [page.cell(number(cell.mean_of("scores", name))) for name in names]) for cell in cells]
-        content += page.details("Every score, mean over seeds", page.table("every score", ["", *names], rows))
+        rows = [(cell.name, [other_score_cell(comparison, cell, name) for name in names]) for cell in cells]
+        intervals = "; below it the 95% interval, where there is one" * bool(comparison.intervals)
+        summary = f"Every score, mean over seeds{intervals}"
+        content += page.details(summary, page.table("every score", ["", *names], rows))
     how = (
         f"{comparison.metric}: mean over seeds ± standard deviation between seeds. The highest mean is bold, which "
         "does not make it better than the next one: the differences below say what can be told apart."
@@ -105,6 +109,14 @@ def score_cell(comparison: Comparison, cell: Cell | None) -> str:
     baseline = "baseline, " * ((cell.row, cell.column) == comparison.baseline)
     seeds = page.small(f"{baseline}{len(cell.scores)} seed{'s' * (len(cell.scores) > 1)}")
     return page.cell(f"{cell.mean:.4f}{spread}", seeds + notes, "best" if cell is comparison.best else "number")
+
+
+def other_score_cell(comparison: Comparison, cell: Cell, name: str) -> str:
+    """Any of a cell's scores, with its interval where one was computed."""
+    interval = comparison.intervals.get((cell.row, cell.column), {}).get(name)
+    known = interval and not math.isnan(interval.low)
+    content = page.small(f"{number(interval.low)} to {number(interval.high)}") if known else ""
+    return page.cell(number(cell.mean_of("scores", name)), content)
 
 
 def differences_section(comparison: Comparison) -> Section:
@@ -368,6 +380,22 @@ def bar_rows(
 # ---- pictures and records ----------------------------------------------------------------------------------
 
 
+def confusion_section(comparison: Comparison) -> Section:
+    """The confusion matrices of classifiers, of the first seed of each cell."""
+    pictures = {cell.name: cell.runs[0].path / "confusion.png" for cell in comparison.filled}
+    panels = [
+        page.figure(page.picture(path, f"confusion matrix: {name}"), name)
+        for name, path in pictures.items()
+        if path.is_file()
+    ]
+    how = (
+        "What is off the diagonal was taken for another class. Each cell is shown by its first seed; scroll sideways "
+        "for more. Seeds differ too: the differences above say what can be told apart."
+    )
+    content = page.strip("".join(panels), "confusion matrix, by cell", "strip large") if panels else ""
+    return Section("confusion", "Which classes are confused", how, content)
+
+
 def examples_section(comparison: Comparison) -> Section:
     """The same images side by side: the ground truth, then what the first seed of each cell made of them."""
     folders = {cell.name: cell.runs[0].path / "examples" for cell in comparison.filled}
@@ -377,7 +405,7 @@ def examples_section(comparison: Comparison) -> Section:
         truths = [path for folder in folders.values() if (path := folder / f"{name}_truth.jpg").is_file()]
         pictures = {"ground truth": truths[0]} if truths else {}
         pictures |= {cell: path for cell, folder in folders.items() if (path := folder / f"{name}.jpg").is_file()}
-        panels = [page.figure(page.jpeg(path, f"{name}: {cell}"), cell) for cell, path in pictures.items()]
+        panels = [page.figure(page.picture(path, f"{name}: {cell}"), cell) for cell, path in pictures.items()]
         content += page.heading(f"Image {name}") + page.strip("".join(panels), f"image {name}, by cell")
     how = (
         "The ground truth first, then each cell (its first seed); scroll sideways for more. A few images show what "

@@ -14,7 +14,7 @@ from ablation.records import Cell, Comparison, Difference
 COLUMNS = {
     **{
         name: ("scores", name, name, "{:.4f}")
-        for name in ("AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100")
+        for name in ("AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "top1", "top5")
     },
     "parameters": ("cost", "parameters", "parameters", "{:,.0f}"),
     "gflops": ("cost", "gflops", "GFLOPs", "{:.2f}"),
@@ -25,6 +25,9 @@ COLUMNS = {
 FLOPS_NOTE = (
     "GFLOPs: one forward pass of one image; matrix products, convolutions and attention, two per multiply-add. "
     "Norms, activations, resizing, softmax and post-processing are not counted."
+)
+INTERVAL_NOTE = (
+    "In brackets: 95% intervals over the choice of validation images, and over seeds where there are several."
 )
 
 
@@ -66,18 +69,35 @@ def shown_cell(cell: Cell | None) -> str:
     return " ".join(filter(None, [score + spread, status])) or "undefined"
 
 
+def recorded_columns(comparison: Comparison) -> list[str]:
+    """The keys of COLUMNS that some cell has a number for; the others are of other tasks."""
+    return [
+        name
+        for name, (section, key, _, _) in COLUMNS.items()
+        if any(cell.mean_of(section, key) is not None for cell in comparison.filled)
+    ]
+
+
 def column_table(comparison: Comparison, names: Sequence[str]) -> Table:
-    """Other scores and the cost of every cell, means over its seeds. names: keys of COLUMNS."""
-    rows = []
-    for cell in comparison.filled:
-        values = [cell.mean_of(*COLUMNS[name][:2]) for name in names]
-        shown = [
-            "undefined" if value is None else COLUMNS[name][3].format(value)
-            for name, value in zip(names, values, strict=True)
-        ]
-        rows.append([cell.name, shown_cell(cell), *shown])
+    """Other scores and the cost of every cell, means over its seeds. names: keys of COLUMNS, or "all" of them."""
+    names = recorded_columns(comparison) if "all" in names else names
+    rows = [
+        [cell.name, shown_cell(cell), *(shown_column(comparison, cell, name) for name in names)]
+        for cell in comparison.filled
+    ]
     header = ["", comparison.metric, *(COLUMNS[name][2] for name in names)]
-    return Table("Scores and cost", header, rows, notes=[FLOPS_NOTE] if "gflops" in names else [])
+    with_interval = comparison.intervals.get(comparison.baseline, {}).keys() & names
+    notes = [INTERVAL_NOTE] * bool(with_interval) + [FLOPS_NOTE] * ("gflops" in names)
+    return Table("Scores and cost", header, rows, notes=notes)
+
+
+def shown_column(comparison: Comparison, cell: Cell, name: str) -> str:
+    """What a cell has in a column of COLUMNS, with its 95% interval where one was computed."""
+    section, key, _, form = COLUMNS[name]
+    value, interval = cell.mean_of(section, key), comparison.intervals.get((cell.row, cell.column), {}).get(key)
+    if value is None:
+        return "undefined"
+    return shown_interval(interval, form) if interval else form.format(value)
 
 
 def difference_table(title: str, differences: Sequence[Difference], metric: str) -> Table:
@@ -110,7 +130,7 @@ def difference_table(title: str, differences: Sequence[Difference], metric: str)
 
 
 def class_table(comparison: Comparison) -> Table:
-    """AP of every class and its change against the baseline."""
+    """The score of every class and its change against the baseline."""
     names = list(comparison.per_class[comparison.baseline])
     header, rows = ["class"], [[name] for name in names]
     for cell in comparison.filled:
@@ -125,7 +145,7 @@ def class_table(comparison: Comparison) -> Table:
         f"After the comma: change against {' x '.join(comparison.baseline)}. In brackets: 95% intervals over the "
         "choice of validation images alone, not corrected for the number of classes."
     ]
-    return Table("AP by class", header, rows, notes=notes)
+    return Table(f"{comparison.class_metric} by class", header, rows, notes=notes)
 
 
 def shown_interval(interval: Interval, form: str) -> str:
@@ -213,7 +233,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """One line per cell, in full precision: score, spread, difference from the baseline, every column of COLUMNS."""
+    """One line per cell, in full precision: score, spread, difference from the baseline, every recorded column."""
     output = io.StringIO()
     lines = list(csv_lines(comparison))
     writer = csv.DictWriter(output, fieldnames=list(lines[0]), lineterminator="\n")
@@ -232,6 +252,5 @@ def csv_lines(comparison: Comparison) -> Iterator[dict]:
             line[f"difference_{name}"] = getattr(change.interval, name) if change else None
         line["difference_p_holm"] = change.p_holm if change else None
         line["smallest_detectable"] = change.smallest_detectable if change else None
-        for name, (section, key, _, _) in COLUMNS.items():
-            line[name] = cell.mean_of(section, key)
+        line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
         yield line | {"warnings": " / ".join(comparison.warnings)}

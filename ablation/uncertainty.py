@@ -11,17 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ablation.bootstrap import (
-    Interval,
-    average_precision,
-    cell_replicates,
-    holm,
-    image_weights,
-    interval,
-    mean_average_precision,
-)
+from ablation.bootstrap import Interval, cell_replicates, holm, image_weights, interval, resampled_scores
 from ablation.records import Cell, Comparison, Difference, Place
-from engine.image_statistics import Matches
+from engine.image_statistics import load_statistics
 from engine.logbook import progress_bar
 
 SEED = 0  # of the resamples: the same experiments give the same intervals
@@ -29,14 +21,14 @@ FEWEST_IMAGES = 10  # resamples of fewer hold the same few images over and over
 
 
 def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
-    """Resample the images (and what the seeds add), and fill in differences, effects and intervals by class."""
+    """Resample the images (and what the seeds add), and fill in intervals, differences, effects and classes."""
     cells = {(cell.row, cell.column): cell for cell in comparison.filled}
-    weights, totals, classes = None, {}, {}
+    weights, scores, classes = None, {}, {}
     runs = [run for cell in cells.values() for run in cell.scored]
     for run in progress_bar(runs, desc="resampling", unit="run", leave=False):
-        matches = Matches.load(run.path)
+        statistics = load_statistics(run.path)
         if weights is None:
-            image_ids = matches.image_ids
+            image_ids = statistics.image_ids
             if len(image_ids) < FEWEST_IMAGES:
                 comparison.warnings.append(
                     f"{len(image_ids)} validation images: too few to say anything about others, no differences computed"
@@ -44,19 +36,19 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
                 return
             drawn = image_weights(len(image_ids), comparison.replicates, SEED)
             weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # first of all, the images as they are
-        if not np.array_equal(matches.image_ids, image_ids):
+        if not np.array_equal(statistics.image_ids, image_ids):
             raise ValueError(f"{run.path}: its image_statistics.npz is of other images than {runs[0].path}'s")
-        per_class = average_precision(matches, weights)
-        total = mean_average_precision(per_class)
-        if abs(total[0] - run.score) > 1e-6:
+        scores[run.path], classes[run.path] = resampled_scores(statistics, weights)
+        score = scores[run.path][run.metric][0]
+        if abs(score - run.score) > 1e-6:
             raise ValueError(
-                f"{run.path}: image_statistics.npz gives {run.metric} {total[0]:.6f}, results.json says "
+                f"{run.path}: image_statistics.npz gives {run.metric} {score:.6f}, results.json says "
                 f"{run.score:.6f}; they are not of the same run"
             )
-        totals[run.path], classes[run.path] = total[1:], per_class
+    replicates = add_intervals(comparison, cells, scores)
     if len(cells) > 1:
-        add_differences(comparison, cells, totals, pairs)
-    add_classes(comparison, cells, classes, matches.class_names)
+        add_differences(comparison, cells, replicates, pairs)
+    add_classes(comparison, cells, classes, statistics.class_names)
     lowest_p = 2 / (comparison.replicates + 1)
     if lowest_p * len(comparison.differences) >= 0.05:
         comparison.warnings.append(
@@ -70,15 +62,29 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
         )
 
 
-def add_differences(
-    comparison: Comparison, cells: dict[Place, Cell], totals: dict[Path, np.ndarray], pairs: bool
-) -> None:
-    """Differences between cells, and the effects of rows and columns."""
-    replicates = cell_replicates(
-        [cell.scores for cell in cells.values()],
-        [np.stack([totals[run.path] for run in cell.scored]) for cell in cells.values()],
-        SEED,
-    )
+def add_intervals(
+    comparison: Comparison, cells: dict[Place, Cell], scores: dict[Path, dict[str, np.ndarray]]
+) -> np.ndarray:
+    """The interval of every score of every cell; returns (K, R), the replicates of the score that is compared.
+
+    scores: for each run, name to (1 + R,), the first on the images as they are. One that results.json
+    has no number for, such as top-5 accuracy among five classes, is left out."""
+    runs = [run for cell in cells.values() for run in cell.scored]
+    result = {}
+    for name in scores[runs[0].path]:
+        if any(run.results["scores"].get(name) is None for run in runs):
+            continue
+        values = [np.stack([scores[run.path][name] for run in cell.scored]) for cell in cells.values()]
+        result[name] = cell_replicates([each[:, 0] for each in values], [each[:, 1:] for each in values], SEED)
+        for place, each, replicates in zip(cells, values, result[name], strict=True):
+            comparison.intervals.setdefault(place, {})[name] = interval(each[:, 0].mean(), replicates)
+    return result[comparison.metric]
+
+
+def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates: np.ndarray, pairs: bool) -> None:
+    """Differences between cells, and the effects of rows and columns.
+
+    replicates: (K, R) of the cells' scores."""
     index = {place: number for number, place in enumerate(cells)}
     means = np.array([cell.mean for cell in cells.values()])
 
@@ -138,7 +144,7 @@ def add_differences(
 def add_classes(
     comparison: Comparison, cells: dict[Place, Cell], classes: dict[Path, np.ndarray], names: Sequence[str]
 ) -> None:
-    """AP by class with its interval, and its change against the baseline, over the choice of images."""
+    """The score of each class with its interval, and its change against the baseline, over the choice of images."""
     means = {place: np.mean([classes[run.path] for run in cell.scored], axis=0) for place, cell in cells.items()}
 
     def intervals(values: np.ndarray) -> dict[str, Interval]:

@@ -4,8 +4,10 @@ A task writes image_statistics.npz into its experiment once; whoever asks how su
 (ablation.bootstrap). Arrays only, no pickles.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -14,8 +16,22 @@ from engine.files import write_whole
 FILE_NAME = "image_statistics.npz"
 
 
+class Saved:
+    """A dataclass of arrays that is kept in image_statistics.npz."""
+
+    def save(self, experiment: Path) -> None:
+        """Write image_statistics.npz into an experiment directory."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        write_whole(experiment / FILE_NAME, lambda file: np.savez_compressed(file, **arrays))
+
+    @classmethod
+    def load(cls, experiment: Path) -> Self:
+        """Read them back. Raises ValueError naming the file if it is absent or not what `save` wrote."""
+        return load_statistics(experiment, (cls,))
+
+
 @dataclass(frozen=True)
-class Matches:
+class Matches(Saved):
     """Detections matched to objects: all that average precision needs.
 
     image_ids: (I,) int64, every validation image, in the order in which the evaluator reads them.
@@ -45,19 +61,37 @@ class Matches:
     object_images: np.ndarray
     object_classes: np.ndarray
 
-    def save(self, experiment: Path) -> None:
-        """Write image_statistics.npz into an experiment directory."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        write_whole(experiment / FILE_NAME, lambda file: np.savez_compressed(file, **arrays))
 
-    @classmethod
-    def load(cls, experiment: Path) -> "Matches":
-        """Read them back. Raises ValueError naming the file if it is absent or not what `save` wrote."""
-        path = experiment / FILE_NAME
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(**{field.name: arrays[field.name] for field in fields(cls)})
-        except FileNotFoundError:
-            raise ValueError(f"{path}: no such file; the task writes it when a run is finished") from None
-        except Exception as error:  # zipfile and zlib raise their own kinds
-            raise ValueError(f"{path}: cannot be read ({error}); expected the statistics of a finished run") from error
+@dataclass(frozen=True)
+class Hits(Saved):
+    """Guesses of a classifier held against the truth: all that top-1 and top-5 accuracy need.
+
+    image_ids: (I,) text, every validation image, as its path in the data set: '<class folder>/<file>'.
+    class_names: (C,) text.
+    labels: (I,) int16, the true class, position in class_names.
+    hits: (I,) bool, the true class is the first guess.
+    in_top5: (I,) bool, the true class is among the first five guesses."""
+
+    image_ids: np.ndarray
+    class_names: np.ndarray
+    labels: np.ndarray
+    hits: np.ndarray
+    in_top5: np.ndarray
+
+
+def load_statistics(experiment: Path, kinds: Sequence[type[Saved]] = (Matches, Hits)) -> Matches | Hits:
+    """Read image_statistics.npz of an experiment, as the one of `kinds` whose arrays are in it.
+
+    Raises ValueError naming the file if it is absent, or none of them."""
+    path = experiment / FILE_NAME
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        for kind in kinds:
+            if arrays.keys() == {field.name for field in fields(kind)}:
+                return kind(**arrays)
+        raise ValueError(f"it holds {', '.join(arrays)}")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; the task writes it when a run is finished") from None
+    except Exception as error:  # zipfile and zlib raise their own kinds
+        raise ValueError(f"{path}: cannot be read ({error}); expected the statistics of a finished run") from error

@@ -5,13 +5,16 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ablation.bootstrap import Interval
 from ablation.records import Cell, Comparison, Difference, Run, read_run
+from engine.image_statistics import Hits
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+ANIMALS = ("ant", "bee", "cat", "dog", "elk", "fox")
 
 
 def write_experiment(
@@ -50,21 +53,82 @@ def write_experiment(
             "classes": list(classes),
             "nms_iou": 0.45,
         },
-        "cost": {
-            "parameters": int(2e6 * gflops),
-            "gflops": gflops,
-            "train_seconds": 900 * gflops,
-            "images_per_second": 150 / gflops,
-            "peak_memory_mib": 600 + 100 * gflops,
-            "processes": 1,
-            "device": "cpu",
-        },
+        "cost": cost(gflops),
     }
     (path / "results.json").write_text(json.dumps(results))
     (path / "config.yaml").write_text(f"train:\n  seed: {seed}\n")
+    command = f"python -m detection.training configs/bccd.yaml model.neck={column} train.seed={seed}"
+    write_course(path, command, "mAP", score, seed, epochs)
+    (path / "examples").mkdir()
+    for name in ("7", "12"):
+        for suffix in ("", "_truth"):
+            colour = (int(255 * score), 90, 180 if suffix else 60)
+            Image.new("RGB", (32, 24), colour).save(path / "examples" / f"{name}{suffix}.jpg")
+    return read_run(path)
+
+
+def write_classification(
+    path: Path,
+    row: str = "swin_slim",
+    column: str = "rel",
+    seed: int = 0,
+    top1: float = 0.6,
+    classes: Sequence[str] = ANIMALS,
+    images: int = 120,
+    gflops: float = 0.3,
+) -> Run:
+    """A finished experiment of a classifier that is right on about the share `top1` of the images, and its guesses:
+    the images that one finds easy are often easy for others too."""
+    path.mkdir(parents=True)
+    labels = (np.arange(images) * len(classes) // images).astype(np.int16)
+    ease, draw = np.random.default_rng(0).random(images), np.random.default_rng([seed, *f"{row} {column}".encode()])
+    hits = np.where(draw.random(images) < 0.6, ease, draw.random(images)) < top1
+    in_top5 = hits | (draw.random(images) < 0.8) | (len(classes) <= 5)
+    Hits(
+        image_ids=np.array([f"{classes[label]}/{number}.jpg" for number, label in enumerate(labels)]),
+        class_names=np.array(classes),
+        labels=labels,
+        hits=hits,
+        in_top5=in_top5,
+    ).save(path)
+    by_class = {name: hits[labels == label] for label, name in enumerate(classes)}
+    results = {
+        "task": "classification",
+        "metric": "top1",
+        "variant": {"model": row, "position": column},
+        "seed": seed,
+        "scores": {"top1": float(hits.mean()), "top5": float(in_top5.mean()) if len(classes) > 5 else None},
+        "per_class": {name: {"top1": float(each.mean()), "images": len(each)} for name, each in by_class.items()},
+        "protocol": {"data": "animals/val", "images": images, "classes": list(classes), "input_size": 64},
+        "inputs": {"animals/train": "c" * 8},
+        "cost": cost(gflops),
+    }
+    (path / "results.json").write_text(json.dumps(results))
+    (path / "config.yaml").write_text(f"model: {{name: {row}, position: {column}}}\ntrain: {{seed: {seed}}}\n")
+    command = f"python train_clf_imagenet.py configs/{row}.yaml model.position={column} train.seed={seed}"
+    write_course(path, command, "top1", top1, seed, epochs=12)
+    Image.new("RGB", (40, 40), (int(255 * top1), 90, 60)).save(path / "confusion.png")
+    return read_run(path)
+
+
+def cost(gflops: float) -> dict:
+    """What results.json says that a run has cost, for a model of this size."""
+    return {
+        "parameters": int(2e6 * gflops),
+        "gflops": gflops,
+        "train_seconds": 900 * gflops,
+        "images_per_second": 150 / gflops,
+        "peak_memory_mib": 600 + 100 * gflops,
+        "processes": 1,
+        "device": "cpu",
+    }
+
+
+def write_course(path: Path, command: str, metric: str, score: float, seed: int, epochs: int) -> None:
+    """environment.json and metrics.jsonl of a run that ends near `score`."""
     start = {
         "started": "2026-11-20T10:15:00+00:00",
-        "command": f"python -m detection.training configs/bccd.yaml model.neck={column} train.seed={seed}",
+        "command": command,
         "commit": "c87c5e7aa7e6a7bb3e1b6f8d0c94f9a4b6c5d201",
         "uncommitted_changes": seed == 1,
         "processes": 1,
@@ -76,14 +140,8 @@ def write_experiment(
     for epoch in range(1, epochs + 1):
         lines.append({"epoch": epoch, "step": 18 * epoch, "train_loss_total": 1 + 6 / epoch - score + 0.02 * seed})
         if epoch % 2 == 0:
-            lines[-1]["mAP"] = score * (1 - 0.8**epoch) + 0.01 * math.sin(epoch + seed)
+            lines[-1][metric] = score * (1 - 0.8**epoch) + 0.01 * math.sin(epoch + seed)
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (path / "examples").mkdir()
-    for name in ("7", "12"):
-        for suffix in ("", "_truth"):
-            colour = (int(255 * score), 90, 180 if suffix else 60)
-            Image.new("RGB", (32, 24), colour).save(path / "examples" / f"{name}{suffix}.jpg")
-    return read_run(path)
 
 
 def make_comparison(
@@ -157,6 +215,12 @@ def made_up(estimate: float, error: float) -> Interval:
 def experiment_writer() -> Callable[..., Run]:
     """write_experiment, for tests that need experiments of their own."""
     return write_experiment
+
+
+@pytest.fixture(scope="session")
+def classification_writer() -> Callable[..., Run]:
+    """write_classification, for tests that need experiments of a classifier."""
+    return write_classification
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,15 @@ from ablation.bootstrap import average_precision, holm, mean_average_precision
 from ablation.compare import compare
 from ablation.plan import State
 from ablation.records import Comparison
-from ablation.tables import difference_table, error_table, score_table, to_csv, to_latex, to_markdown
+from ablation.tables import (
+    column_table,
+    difference_table,
+    error_table,
+    score_table,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 from engine.image_statistics import Matches
 
 IMAGES, CLASSES, THRESHOLDS = 60, ("cat", "dog"), 10
@@ -366,6 +374,11 @@ def test_csv_has_a_line_per_cell_in_full_precision(grid):
     assert float(lines[2]["difference_low"]) > 0
     assert lines[0]["difference_low"] == ""
     assert float(lines[0]["device_hours"]) == 2.0
+
+
+def test_all_columns_are_those_that_the_runs_have_numbers_for(grid):
+    names = column_table(grid.compare(), ["all"]).header[2:]
+    assert names == ["AP50", "parameters", "GFLOPs", "images/s", "peak memory (MiB)", "device-hours"]
 
 
 def test_every_pair_is_measured_from_the_baseline_where_it_is_one_of_them(grid):

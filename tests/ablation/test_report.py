@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 from matplotlib import rc_context
+from PIL import Image
 
 from ablation import plots
 from ablation.bootstrap import Interval
@@ -333,6 +334,7 @@ def crowded_text(comparison_maker, tmp_path_factory) -> str:
     )
     comparison.warnings = ["/a/path/without/a/space" * 8]
     comparison.filled[1].notes.append(Note(1, "failed", "a reason that is told at some length " * 4))
+    Image.new("RGB", (900, 900)).save(comparison.filled[0].runs[0].path / "confusion.png")
     return report(comparison, tmp_path_factory.mktemp("report"))
 
 
