@@ -1,7 +1,8 @@
 """Swin Transformer: a classifier, and feature maps of any stage at any input size.
 
 Paper: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030.
-Parameters carry the names of Microsoft's checkpoints; `load_swin_weights` also takes torchvision's and timm's.
+Parameters carry the names of Microsoft's checkpoints; `load_swin_weights` also takes torchvision's and timm's, and
+resizes what depends on the window or the image. `swin_arguments` tells which model a checkpoint is of.
 
     model = SwinTransformer(**SWIN_VARIANTS["swin_t"])
     logits = model(images)                                    # (B, 1000)
@@ -14,12 +15,14 @@ Any input size works, by padding with zeros at the bottom and the right, as Micr
   (only the shift is masked), and is cropped away afterwards;
 - maps of odd side before merging, so a side of 21 merges to 11 (an implementation that drops the odd row gets 10).
 
-A side that a single window covers is not shifted, as in torchvision; inputs of 224 never meet the difference.
+A side that a single window covers is not shifted, as in torchvision. Where a map is both shifted and padded it is
+padded first, as in Microsoft's code and torchvision; timm shifts first. Inputs of 224 never meet either difference.
 """
 
 import functools
+import math
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -27,13 +30,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from engine.weights import load_exactly
+from engine.loading import load_matching
 
 SWIN_VARIANTS = {
     "swin_t": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "swin_s": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
     "swin_b": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
     "swin_l": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+    # Not of the paper: for small images, and for small data on a CPU.
+    "swin_slim": {"embed_dim": 32, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8), "window_size": 4},
 }
 
 POSITIONS = ("none", "abs", "rel", "abs+rel")
@@ -227,6 +232,12 @@ class SwinStage(nn.Module):
         self.downsample = downsample
 
 
+def resize_grid(grid: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize (1, H, W, C) float to (1, *size, C), bicubic, as Microsoft's code resizes whatever follows positions."""
+    grid = F.interpolate(grid.permute(0, 3, 1, 2), size, mode="bicubic", align_corners=False)
+    return grid.permute(0, 2, 3, 1)
+
+
 class SwinTransformer(nn.Module):
     """Swin Transformer with switches for the paper's ablations (Table 4).
 
@@ -339,10 +350,7 @@ class SwinTransformer(nn.Module):
         if self.absolute_pos_embed is None:
             return x
         grid = self.absolute_pos_embed.unflatten(1, (self.grid_side, self.grid_side))
-        if x.shape[1:3] != grid.shape[1:3]:
-            grid = F.interpolate(grid.permute(0, 3, 1, 2), x.shape[1:3], mode="bicubic", align_corners=False)
-            grid = grid.permute(0, 2, 3, 1)
-        return x + grid
+        return x + (grid if x.shape[1:3] == grid.shape[1:3] else resize_grid(grid, x.shape[1:3]))
 
     def features(self, images: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
         """Feature maps, computed no further than the last tap.
@@ -403,10 +411,86 @@ def _from_torchvision(key: str) -> str:
     return re.sub(r"^features\.(\d+)\.", layer, key)
 
 
-def load_swin_weights(model: SwinTransformer, state_dict: Mapping) -> None:
+def swin_arguments(state_dict: Mapping) -> dict:
+    """The arguments that make a SwinTransformer of a checkpoint's shapes; `load_swin_weights` then fills it.
+
+    state_dict: of a whole classifier, under any of the namings of `swin_state_dict`.
+    Returns keyword arguments. `shift` and `drop_path_rate` leave no trace in the weights and are not among them.
+    Raises ValueError if it is no Swin classifier; if it has no relative position bias, whose tables alone tell the
+    number of heads and the window; and if its windows differ from stage to stage.
+    """
+    shapes = {key: value.shape for key, value in swin_state_dict(state_dict).items() if isinstance(value, Tensor)}
+    needed = ("patch_embed.proj.weight", "layers.0.blocks.0.mlp.fc1.weight", "norm.weight", "head.weight")
+    absent = [key for key in needed if key not in shapes]
+    if absent:
+        raise ValueError(
+            f"weights without {absent[0]}: expected a Swin classifier under Microsoft's, torchvision's or timm's names"
+        )
+    found = [re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.norm1\.weight", key) for key in shapes]
+    depths = Counter(int(match[1]) for match in found if match)
+    tables = [shapes.get(f"layers.{stage}.blocks.0.attn.relative_position_bias_table") for stage in sorted(depths)]
+    if None in tables:
+        raise ValueError(
+            "weights without relative position bias do not tell their number of heads: "
+            "make the model from the config that they were trained with"
+        )
+    windows = [(math.isqrt(rows) + 1) // 2 for rows, _ in tables]
+    if len(set(windows)) > 1:
+        raise ValueError(f"windows of {windows} tokens in the stages: expected weights with one window size for all")
+
+    embed_dim, in_channels, patch_size, _ = shapes["patch_embed.proj.weight"]
+    hidden, dim = shapes["layers.0.blocks.0.mlp.fc1.weight"]
+    arguments = {
+        "embed_dim": embed_dim,
+        "depths": tuple(depths[stage] for stage in sorted(depths)),
+        "num_heads": tuple(heads for _, heads in tables),
+        "num_classes": shapes["head.weight"][0],
+        "window_size": windows[0],
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        "mlp_ratio": hidden / dim,
+        "position": "rel",
+    }
+    if "absolute_pos_embed" in shapes:
+        image_size = patch_size * math.isqrt(shapes["absolute_pos_embed"][1])
+        arguments |= {"position": "abs+rel", "image_size": image_size}
+    return arguments
+
+
+def load_swin_weights(
+    model: SwinTransformer, state_dict: Mapping, may_be_misshaped: tuple[str, ...] = ()
+) -> tuple[list[str], list[str]]:
     """Load a public checkpoint, whole or not at all, under any of the namings of `swin_state_dict`.
 
+    Relative position bias of other windows and absolute position of another image size are resized to the model's.
     Only parts that were cut from the model may be left over in the checkpoint.
+    may_be_misshaped: prefixes of weights that the model keeps as they are where their shapes differ; with ("head.",)
+    a classifier starts from one of other classes.
+    Returns what was resized and what was left out, each with both shapes; nothing, as a rule.
     Raises ValueError, and leaves the model untouched, if anything is missing, unexpected or of another shape.
     """
-    load_exactly(model, swin_state_dict(state_dict), may_be_left_over=model.cut_away)
+    renamed = swin_state_dict(state_dict)
+    weights = {key: tensor for key, tensor in renamed.items() if not key.startswith(model.cut_away)}
+    resized = []
+    for key, wanted in model.state_dict().items():
+        if key in weights and weights[key].shape != wanted.shape:
+            fitting = _resize_positions(key, weights[key], wanted.shape)
+            if fitting is not None:
+                resized.append(f"{key} {tuple(weights[key].shape)} to {tuple(wanted.shape)}")
+                weights[key] = fitting
+    _, left_out = load_matching(model, weights, may_be_misshaped)
+    return resized, left_out
+
+
+def _resize_positions(key: str, table: Tensor, shape: torch.Size) -> Tensor | None:
+    """Resize the square grid whose cells are the rows of a table; None where the weights are no such table.
+
+    table: (rows, heads) of relative position bias, or (1, rows, C) of absolute position. Returns one of that shape.
+    """
+    if not key.endswith(("relative_position_bias_table", "absolute_pos_embed")) or table.shape[-1] != shape[-1]:
+        return None
+    rows, channels = table.shape[-2:]
+    side, wanted_side = math.isqrt(rows), math.isqrt(shape[-2])
+    if side**2 != rows:
+        return None
+    return resize_grid(table.reshape(1, side, side, channels), (wanted_side, wanted_side)).reshape(shape)

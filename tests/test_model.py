@@ -14,6 +14,7 @@ from model import (
     load_swin_weights,
     relative_position_index,
     shifted_window_mask,
+    swin_arguments,
     swin_state_dict,
     window_partition,
     window_reverse,
@@ -40,6 +41,19 @@ def torchvision_peer(variant: str) -> tuple[SwinTransformer, nn.Module]:
     return model, peer
 
 
+def timm_peer(variant: str, image_size: int, shift: bool = True) -> tuple[SwinTransformer, nn.Module]:
+    """Our model with timm's weights, and timm's own, which is built for one image size."""
+    timm = pytest.importorskip("timm", reason="timm is not installed (pip install -e '.[dev]')")
+    name = {"swin_t": "swin_tiny_patch4_window7_224", "swin_s": "swin_small_patch4_window7_224"}[variant]
+    peer = randomised(timm.create_model(name, pretrained=False, img_size=image_size))
+    if not shift:
+        for block in (block for layer in peer.layers for block in layer.blocks):
+            block.shift_size, block.attn_mask = (0, 0), None
+    model = SwinTransformer(**SWIN_VARIANTS[variant], shift=shift).eval()
+    load_swin_weights(model, peer.state_dict())
+    return model, peer
+
+
 @torch.no_grad()
 def assert_same_logits(model: nn.Module, peer: nn.Module, *size: int) -> None:
     images = torch.randn(1, 3, *size)
@@ -56,12 +70,9 @@ def test_logits_equal_torchvisions(variant):
     assert_same_logits(*torchvision_peer(variant), 224, 224)
 
 
-def test_logits_equal_timms():
-    timm = pytest.importorskip("timm", reason="timm is not installed (pip install -e '.[dev]')")
-    peer = randomised(timm.create_model("swin_tiny_patch4_window7_224", pretrained=False))
-    model = SwinTransformer(**SWIN_VARIANTS["swin_t"]).eval()
-    load_swin_weights(model, peer.state_dict())
-    assert_same_logits(model, peer, 224, 224)
+@pytest.mark.parametrize("variant", ["swin_t", "swin_s"])
+def test_logits_equal_timms(variant):
+    assert_same_logits(*timm_peer(variant, 224), 224, 224)
 
 
 @pytest.mark.parametrize("size", [(336, 336), (180, 148), (64, 64)])
@@ -69,16 +80,43 @@ def test_logits_equal_torchvisions_where_windows_and_mergings_need_padding(size)
     assert_same_logits(*torchvision_peer("swin_t"), *size)
 
 
-def test_taps_equal_torchvisions_features():
+TAPS = ("stage1", "merge1", "stage2", "merge2", "stage3", "merge3", "stage4")
+
+
+# 300 pixels make grids of 75, 38, 19 and 10 tokens, 336 make 84, 42, 21 and 11. Whole maps are compared, borders too:
+# torchvision pads windows, and odd sides before merging, as ours does.
+@pytest.mark.parametrize("size", [300, 336])
+@torch.no_grad()
+def test_taps_equal_torchvisions_features(size):
     model, peer = torchvision_peer("swin_t")
-    images = torch.randn(1, 3, 96, 96)
-    taps = ("stage1", "merge1", "stage2", "merge2", "stage3", "merge3", "stage4")
-    with torch.no_grad():
-        maps = model.features(images, taps)
-        x = peer.features[0](images)
-        for tap, part in zip(taps, peer.features[1:], strict=True):
-            x = part(x)
-            torch.testing.assert_close(maps[tap].permute(0, 2, 3, 1), x)
+    images = torch.randn(1, 3, size, size)
+    maps = model.features(images, TAPS)
+    x = peer.features[0](images)
+    for tap, part in zip(TAPS, peer.features[1:], strict=True):
+        x = part(x)
+        torch.testing.assert_close(maps[tap].permute(0, 2, 3, 1), x, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def assert_same_taps_as_timms(model: SwinTransformer, peer: nn.Module, size: int, taps: tuple[str, ...]) -> None:
+    images = torch.randn(1, 3, size, size)
+    x = peer.patch_embed(images)
+    theirs = {}
+    for number, layer in enumerate(peer.layers, start=1):
+        x = theirs[f"merge{number - 1}"] = layer.downsample(x)  # opens a stage in timm; the first has none
+        x = theirs[f"stage{number}"] = layer.blocks(x)
+    for tap, ours in model.features(images, taps).items():
+        torch.testing.assert_close(ours.permute(0, 2, 3, 1), theirs[tap], atol=1e-4, rtol=0)
+
+
+def test_taps_equal_timms_features_at_336():
+    # As far as windows fit without padding. The last stage pads its 11 tokens, and timm shifts before it pads.
+    assert_same_taps_as_timms(*timm_peer("swin_t", 336), 336, TAPS[:-1])
+
+
+def test_taps_equal_timms_features_at_300_where_nothing_is_shifted():
+    # Every stage pads. Without the shift the paddings of windows and of odd sides before merging are the same.
+    assert_same_taps_as_timms(*timm_peer("swin_t", 300, shift=False), 300, TAPS)
 
 
 @pytest.mark.parametrize(
@@ -367,3 +405,135 @@ def test_a_larger_variant_is_refused():
 def test_relative_bias_is_not_dropped_silently_by_a_model_without_it():
     with pytest.raises(ValueError, match=r"8 unexpected: .*relative_position_bias_table"):
         load_swin_weights(SwinTransformer(**TINY, position="none"), SwinTransformer(**TINY).state_dict())
+
+
+# -------------------------------------------------------------------------------------- loading other sizes
+
+
+def test_relative_bias_of_another_window_is_resized_as_timm_does():
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed (pip install -e '.[dev]')")
+    published = randomised(SwinTransformer(**TINY, window_size=7))
+    model = SwinTransformer(**TINY, window_size=12)
+    load_swin_weights(model, published.state_dict())
+    for layer, from_layer in zip(model.layers, published.layers, strict=True):
+        for block, from_block in zip(layer.blocks, from_layer.blocks, strict=True):
+            table = block.attn.relative_position_bias_table
+            expected = layers.resize_rel_pos_bias_table_simple(
+                from_block.attn.relative_position_bias_table, (12, 12), tuple(table.shape)
+            )
+            torch.testing.assert_close(table, expected)
+
+
+def test_resizing_keeps_rows_and_columns_apart():
+    ramp = torch.arange(9.0)[:, None].expand(9, 9)  # over dy; constant over dx
+    published = SwinTransformer(**TINY, window_size=5)
+    weights = published.state_dict() | {
+        key: ramp.reshape(81, 1).repeat(1, table.shape[1])
+        for key, table in published.state_dict().items()
+        if key.endswith("bias_table")
+    }
+    model = SwinTransformer(**TINY, window_size=8)
+    load_swin_weights(model, weights)
+    table = model.layers[3].blocks[0].attn.relative_position_bias_table.unflatten(0, (15, 15))
+    assert (table[:, :1] - table).abs().max() < 1e-5
+    assert (table[1:] > table[:-1]).all()
+
+
+def test_absolute_position_of_another_image_size_is_what_the_published_model_uses_there():
+    published = randomised(SwinTransformer(**TINY, position="abs", image_size=32))
+    model = SwinTransformer(**TINY, position="abs", image_size=52).eval()
+    load_swin_weights(model, published.state_dict())
+    images = torch.randn(1, 3, 52, 52)
+    torch.testing.assert_close(model(images), published(images))
+
+
+def test_loading_tells_what_it_resized():
+    published = SwinTransformer(**TINY, position="abs+rel", image_size=32, window_size=7)
+    model = SwinTransformer(**TINY, position="abs+rel", image_size=64, window_size=12)
+    resized, left_out = load_swin_weights(model, published.state_dict())
+    assert len(resized) == 9
+    assert resized[0] == "absolute_pos_embed (1, 64, 8) to (1, 256, 8)"
+    assert resized[1] == "layers.0.blocks.0.attn.relative_position_bias_table (169, 1) to (529, 1)"
+    assert left_out == []
+
+
+def test_loading_the_same_size_resizes_nothing():
+    assert load_swin_weights(SwinTransformer(**TINY), SwinTransformer(**TINY).state_dict()) == ([], [])
+
+
+def test_a_head_of_other_classes_is_left_out_when_asked():
+    published = randomised(SwinTransformer(**TINY))
+    model = SwinTransformer(**TINY | {"num_classes": 3})
+    head = model.head.weight.clone()
+    _, left_out = load_swin_weights(model, published.state_dict(), may_be_misshaped=("head.",))
+    assert left_out == ["head.weight (5, 64) instead of (3, 64)", "head.bias (5,) instead of (3,)"]
+    assert torch.equal(model.head.weight, head)
+    assert torch.equal(model.norm.weight, published.norm.weight)
+
+
+def test_bias_tables_of_other_heads_are_refused():
+    other = SwinTransformer(**TINY | {"num_heads": (1, 2, 2, 8)}, window_size=12)
+    with pytest.raises(
+        ValueError, match=r"2 of another shape: layers\.3\..*bias_table \(529, 8\) instead of \(169, 4\)"
+    ):
+        load_swin_weights(SwinTransformer(**TINY), other.state_dict())
+
+
+# ------------------------------------------------------------------------------ which model a checkpoint is of
+
+
+@pytest.mark.parametrize("variant", SWIN_VARIANTS)
+def test_a_checkpoint_tells_its_variant(variant):
+    with torch.device("meta"):
+        weights = SwinTransformer(**SWIN_VARIANTS[variant]).state_dict()
+    arguments = swin_arguments(weights)
+    assert SWIN_VARIANTS[variant].items() <= arguments.items()
+
+
+def test_a_checkpoint_tells_every_other_argument_too():
+    told = {
+        "num_classes": 5, "window_size": 6, "patch_size": 2, "in_channels": 1, "mlp_ratio": 2.0,
+        "position": "abs+rel", "image_size": 40,
+    }  # fmt: skip
+    weights = SwinTransformer(**TINY | told, shift=False, drop_path_rate=0.5).state_dict()
+    assert swin_arguments(weights) == TINY | told
+
+
+def test_microsofts_wrapped_checkpoint_tells_its_arguments():
+    assert TINY.items() <= swin_arguments(microsoft_checkpoint(SwinTransformer(**TINY))).items()
+
+
+def test_torchvisions_checkpoint_tells_its_arguments():
+    with torch.device("meta"):
+        weights = torchvision.models.swin_b(weights=None).state_dict()
+    assert (SWIN_VARIANTS["swin_b"] | {"window_size": 7}).items() <= swin_arguments(weights).items()
+
+
+def test_timms_checkpoint_tells_its_arguments():
+    timm = pytest.importorskip("timm", reason="timm is not installed (pip install -e '.[dev]')")
+    with torch.device("meta"):
+        weights = timm.create_model("swin_large_patch4_window12_384", pretrained=False).state_dict()
+    assert (SWIN_VARIANTS["swin_l"] | {"window_size": 12}).items() <= swin_arguments(weights).items()
+
+
+@pytest.mark.parametrize("position", ["none", "abs"])
+def test_without_bias_tables_the_heads_cannot_be_told(position):
+    weights = SwinTransformer(**TINY, position=position).state_dict()
+    with pytest.raises(ValueError, match=r"do not tell their number of heads: make the model from the config"):
+        swin_arguments(weights)
+
+
+def test_windows_that_differ_between_stages_are_refused():
+    weights = SwinTransformer(**TINY).state_dict()
+    for index in range(2):
+        weights[f"layers.3.blocks.{index}.attn.relative_position_bias_table"] = torch.zeros(9, 4)
+    with pytest.raises(ValueError, match=r"windows of \[7, 7, 7, 2\] tokens in the stages"):
+        swin_arguments(weights)
+
+
+@pytest.mark.parametrize(
+    "state", [{"fc.weight": torch.zeros(2, 2)}, {"epoch": 3}, {}], ids=["resnet", "not_weights", "empty"]
+)
+def test_weights_of_no_swin_are_refused(state):
+    with pytest.raises(ValueError, match=r"weights without patch_embed\.proj\.weight: expected a Swin classifier"):
+        swin_arguments(state)
