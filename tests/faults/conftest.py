@@ -100,9 +100,9 @@ class Job:
 
 @pytest.fixture(scope="session")
 def config_path(tmp_path_factory) -> Path:
-    """72 images to train on and 7 to validate; 72 steps an epoch, long enough to be met in its middle."""
+    """240 images to train on and 7 to validate; 240 steps an epoch, long enough to be met in its middle."""
     folder = tmp_path_factory.mktemp("faults")
-    generate(folder / "sample", num_train=72, num_val=7, image_size=96)
+    generate(folder / "sample", num_train=240, num_val=7, image_size=96)
     path = folder / "config.yaml"
     path.write_text(CONFIG.format(root=folder / "sample"))
     return path

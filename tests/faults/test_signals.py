@@ -10,7 +10,7 @@ import torch
 
 from engine.checkpoint import list_checkpoints, load_checkpoint
 
-STEPS = 72  # of an epoch on one process
+STEPS = 240  # of an epoch on one process
 CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
 
 
@@ -45,7 +45,6 @@ def stopped(start, config_path, folder):
     waiting = set(CODES)
     while waiting:
         number = jobs[0].wait_for(lambda: next((n for n in waiting if "first step" in jobs[n].text), 0))
-        assert len(jobs[number].processes()) >= 3  # two of them load
         jobs[number].send(number)
         waiting.remove(number)
     assert jobs[0].end() == 0
