@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,6 +31,17 @@ SAVING_SECONDS = 20  # for a run whose processes were all told to end
 LOADER_GRACE_SECONDS = 10  # in which PyTorch should have noticed
 
 Key = tuple[int, int]  # (epoch, index): what a data set is asked for
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used; the message names the file and what is wrong with it."""
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Grey, CMYK, palette, transparent and 16-bit images as 8-bit RGB."""
+    if image.mode.startswith("I"):  # 16 bits, which convert() would saturate
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @functools.cache

@@ -42,6 +42,7 @@ from engine.checkpoint import (
 from engine.command import RunError
 from engine.config import Config
 from engine.experiment import shown_score
+from engine.loading import load_exactly
 from engine.logbook import append_metrics, draw_curves, logger, progress_bar, rewind_metrics
 from engine.optim import (
     STATES_PER_WEIGHT,
@@ -53,7 +54,6 @@ from engine.optim import (
 )
 from engine.precision import Precision, autocast
 from engine.signals import StopRequest
-from engine.weights import load_exactly
 
 FIRST_LOSS_SCALE = 2.0**10  # of fp16; a loss is a sum over a batch until its gradient is divided
 MOST_WAITING = 0.2  # of the time of an epoch, for data
@@ -196,11 +196,6 @@ STATE = (
     "processes", "data", "step", "model", "ema", "optimizer", "scheduler", "scaler", "overflows", "loss_sums",
     "epoch_seconds", "line", "best",
 )  # fmt: skip
-
-
-def trained_weights(state: dict) -> dict[str, Tensor]:
-    """The weights that were scored, from a checkpoint: the moving average if there is one."""
-    return state["ema"]["weights"] if state["ema"] else state["model"]
 
 
 def fit(

@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from data import DatasetError
 from engine.config import Config
 
 SHRUNK = "shrunk.json"  # marks a folder of shrunken copies: {"short_side": pixels}
@@ -68,10 +69,6 @@ class DataConfig(Config):
 
 
 MOST_AREA = 1e10  # square pixels; pycocotools' largest
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be used; the message names the file and what is wrong with it."""
 
 
 class Defect(NamedTuple):

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from engine.weights import load_exactly
+from engine.loading import load_exactly
 from model import SWIN_VARIANTS, SwinTransformer, eager_cache, load_swin_weights
 
 MIN_INPUT_SIZE = 96
@@ -109,7 +109,6 @@ TRUNKS = {
     "resnet101": ("resnet", {"block": Bottleneck, "depths": (3, 4, 23, 3)}),
     "resnet152": ("resnet", {"block": Bottleneck, "depths": (3, 8, 36, 3)}),
     **{name: ("swin", sizes) for name, sizes in SWIN_VARIANTS.items()},
-    "swin_slim": ("swin", {"embed_dim": 32, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8), "window_size": 4}),
 }
 
 # ------------------------------------------------------------------------- what may happen to the first map
@@ -379,14 +378,16 @@ def build_backbone(name: str, drop_path_rate: float = 0.2) -> Backbone:
     return Backbone(BACKBONES[name], drop_path_rate)
 
 
-def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> None:
+def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> list[str]:
     """Load a public classification checkpoint into the trunk, whole or not at all.
 
     state_dict: a ResNet's under torchvision's names, or a Swin's as `load_swin_weights` takes it. Only the layers
     behind the last tap and the classifier may be left over.
+    Returns what was resized, of a Swin with other windows: its name and both shapes.
     Raises ValueError, and leaves the trunk untouched, if anything is missing, unexpected or of another shape.
     """
     if isinstance(backbone.trunk, SwinTransformer):
-        load_swin_weights(backbone.trunk, state_dict)
-    else:
-        load_exactly(backbone.trunk, state_dict, may_be_left_over=backbone.trunk.cut_away)
+        resized, _ = load_swin_weights(backbone.trunk, state_dict)
+        return resized
+    load_exactly(backbone.trunk, state_dict, may_be_left_over=backbone.trunk.cut_away)
+    return []

@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data import DatasetError
 from detection.annotations import (
     CocoFile,
     DataConfig,
-    DatasetError,
     Defect,
     ImageFile,
     Survey,

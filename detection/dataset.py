@@ -18,8 +18,8 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data import Key
-from detection.annotations import CocoFile, DatasetError, ImageFile, image_defect
+from data import DatasetError, Key, as_rgb
+from detection.annotations import CocoFile, ImageFile, image_defect
 from detection.transforms import Transform, View
 from engine.logbook import logger, progress_bar
 
@@ -70,9 +70,7 @@ def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None,
                 part = tuple(edge // reduction for edge in part)
             if part is not None:
                 image = image.crop(part)
-            if image.mode.startswith("I"):  # 16 bits, which convert() would saturate
-                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            return np.array(as_rgb(image))
     except DatasetError:
         raise
     except Exception as error:  # Pillow's decoders raise all sorts on broken files

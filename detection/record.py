@@ -10,9 +10,6 @@ README.md             what was trained, on what, how, how well and how long, for
 """
 
 import json
-import statistics
-from collections import Counter
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +20,9 @@ from detection.errors import error_breakdown
 from detection.evaluation import METRICS, as_dicts, coco_scores, image_statistics
 from detection.pictures import Picture, draw_detections, draw_examples
 from detection.task import DetectionTask
-from engine.cost import forward_gflops, peak_memory_mib
 from engine.experiment import read_environments, write_readme
-from engine.files import file_sha256, write_text
-from engine.logbook import read_metrics
-from engine.optim import scaled_learning_rate
+from engine.files import write_text
+from runs import common_facts, common_record, recipe_fact
 
 PICTURES = 4  # images in detections.png
 SHOWN_SCORE = 0.3  # detections below it are not drawn
@@ -39,42 +34,23 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     Called on rank 0, after `environment.json` and `metrics.jsonl` are complete."""
     config, val, results = task.config, task.val, as_dicts(task.results)
     scores = coco_scores(val.annotations_path, results)
-    lines = read_metrics(experiment)
-    if len(lines) < config.train.epochs:
-        raise ValueError(
-            f"{experiment}/metrics.jsonl: {len(lines)} of {config.train.epochs} epochs in it; was it edited?"
-        )
-    start = read_environments(experiment)[-1]
-    inputs = {path: file_sha256(path) for path in (task.train.annotations_path, val.annotations_path)}
+    files = [task.train.annotations_path, val.annotations_path]
+    common = common_record(experiment, task, task.model.input_size, files)
     record = {
         "task": "detection",
-        "metric": task.metrics[0],
         "variant": {"backbone": config.model.backbone, "neck": config.model.neck},
-        "seed": config.train.seed,
         "scores": {name: scores[name] for name in METRICS},
         "per_class": scores["per_class"],
         "errors": error_breakdown(val.annotations_path, results),
-        "epochs": lines[-1]["epoch"],
-        "steps": lines[-1]["step"],
-        "weights": "moving average" if config.train.ema_decay else "as after the last step",
         "protocol": {
             "annotations": val.annotations_path.name,
-            "annotations_sha256": inputs[val.annotations_path],
+            "annotations_sha256": common["inputs"][str(val.annotations_path)],
             "images": len(val.images),
             "classes": val.class_names,
             **({"short_side": val.short_side} if val.short_side else {}),  # of shrunken images
             **config.eval.model_dump(),
         },
-        "inputs": {str(path): sha256 for path, sha256 in inputs.items()},
-        "cost": {
-            "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
-            "gflops": round(forward_gflops(task.model, task.model.input_size), 3),
-            "train_seconds": round(sum(line["epoch_seconds"] for line in lines), 1),
-            "images_per_second": statistics.median(line["images_per_second"] for line in lines),
-            "peak_memory_mib": round(peak_memory_mib(next(task.model.parameters()).device), 1),
-            "processes": start["processes"],
-            "device": start["device"],
-        },
+        **common,
     }
     image_statistics(val.annotations_path, results).save(experiment)
     write_text(experiment / "detections.json", json.dumps(results))
@@ -84,7 +60,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     write_readme(
         experiment,
         title=f"{config.model.backbone} with neck {config.model.neck}",
-        facts=facts(experiment, task, record, lines),
+        facts=facts(experiment, task, record),
         scores=record["scores"],
         pictures={
             "detections.png": f"Ground truth and detections of score {SHOWN_SCORE} or more",
@@ -96,42 +72,29 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     return record
 
 
-def facts(experiment: Path, task: DetectionTask, record: dict, lines: list[dict]) -> dict[str, str]:
+def facts(experiment: Path, task: DetectionTask, record: dict) -> dict[str, str]:
     """The bullet list of the experiment's README: label to sentence."""
-    config, cost = task.config, record["cost"]
-    starts = read_environments(experiment)
-    start = starts[-1]
-    counts = Counter(start["slurm"]["job"] for start in starts if start.get("slurm"))
-    jobs = [f"{job} ({count} starts)" if count > 1 else job for job, count in counts.items()]
-    batch = config.train.batch_size * config.train.accumulation_steps * start["processes"]
-    machine = start["cpu"] if start["device"] == "cpu" else start["device"]
+    config = task.config
     start_from = config.model.start_from
-    metric = task.metrics[0]
-    best = max((line for line in lines if line.get(metric) is not None), key=itemgetter(metric), default=None)
     return {
         "Model": f"{config.model.backbone}, neck {config.model.neck}, {task.model.input_size} pixels, "
-        f"{cost['parameters'] / 1e6:.2f} M parameters, {len(task.model.anchors_cxcywh):,} default boxes; "
-        + (f"fine-tuned from {start_from}" if start_from else f"trunk from {config.model.weights or 'random weights'}"),
+        f"{record['cost']['parameters'] / 1e6:.2f} M parameters, {len(task.model.anchors_cxcywh):,} default boxes; "
+        + (f"fine-tuned from {start_from}" if start_from else trunk_fact(experiment, config.model.weights)),
         "Data": f"`{config.data.root}`: {describe(task.train)} to train on, {describe(task.val)} to validate, "
         f"{len(task.val.class_names)} classes",
-        "Recipe": f"{config.train.epochs} epochs, batch {batch}, {config.optim.optimizer} at "
-        f"{scaled_learning_rate(config.optim, batch):.3g}, {config.optim.schedule}, {config.train.precision}, "
-        f"box loss weight {config.loss.box_weight:g} (1 is the SSD paper's), seed {config.train.seed}",
-        "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training, {cost['images_per_second']:.0f} images/s, "
-        f"on {start['processes']} x {machine}" + (f", in {len(starts)} starts" if len(starts) > 1 else ""),
-        **({"Slurm jobs": ", ".join(jobs)} if jobs else {}),
+        "Recipe": f"{recipe_fact(experiment, config)}, box loss weight {config.loss.box_weight:g} (1 is the SSD "
+        "paper's)",
         "Scored": f"weights: {record['weights']}; all {record['protocol']['images']} images, COCO mAP by "
         f"pycocotools; score >= {config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, "
         f"best {config.eval.max_detections}",
-        "Best epoch": f"{best['epoch']} at {metric} {best[metric]:.4f}; not the figure to quote, for it was chosen on "
-        "the images it is scored on"
-        if best
-        else "none scored",
-        "Code": f"commit {start['commit']}{', with uncommitted changes' if start['uncommitted_changes'] else ''}; "
-        f"torch {start['versions']['torch']}, torchvision {start['versions']['torchvision']}, "
-        f"Python {start['versions']['python']}",
-        "Again": f"`python -m detection.training {experiment}/config.yaml`",
+        **common_facts(experiment, record, "-m detection.training"),
     }
+
+
+def trunk_fact(experiment: Path, weights: str | None) -> str:
+    """What the trunk started from, as the first start found it: when it is resumed, nothing is looked up again."""
+    found = [start["started_from"] for start in read_environments(experiment) if start.get("started_from")]
+    return found[0] if found else f"trunk from {weights or 'random weights'}"
 
 
 def describe(coco: CocoFile) -> str:

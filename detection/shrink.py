@@ -23,7 +23,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from detection.annotations import SHRUNK, CocoFile, DatasetError, ImageFile, read_coco, read_short_side, shrunk_size
+from data import DatasetError
+from detection.annotations import SHRUNK, CocoFile, ImageFile, read_coco, read_short_side, shrunk_size
 from detection.check import cpu_count, image_folders, process_pool
 from detection.dataset import read_file
 from engine.files import write_text

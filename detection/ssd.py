@@ -4,10 +4,7 @@ Loss and post-processing stand outside: see detection.loss and detection.postpro
 """
 
 import math
-import pickle
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Self
 
 import torch
@@ -15,10 +12,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from detection.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
-from detection.backbones import BACKBONES, MIN_INPUT_SIZE, build_backbone, load_backbone_weights
+from detection.backbones import BACKBONES, MIN_INPUT_SIZE, build_backbone
 from detection.necks import NECKS, build_neck
 from engine.config import Config
-from engine.files import file_sha256
 
 # Share of the probability that an untrained head gives to all foreground classes together.
 FOREGROUND_PRIOR = 0.01
@@ -38,8 +34,11 @@ class ModelConfig(Config):
     anchor_scales: str = Field("ssd", description="row of detection.anchors.ANCHOR_SCALES")
     drop_path_rate: float = Field(0.2, ge=0, lt=1, description="stochastic depth of a Swin trunk's last block")
     weights: str | None = Field(
-        None, description="file with a public checkpoint of the trunk; null starts from random weights"
+        None,
+        description="of the trunk, to start from: imagenet1k, imagenet22k, a name of saved_weights/registry.yaml, a "
+        "file, or an experiment that trained a classifier; null: random weights; read by detection.task",
     )
+    average_weights: bool = Field(True, description="of such an experiment, its moving average if it kept one")
     start_from: str | None = Field(
         None,
         description="file with a trained detector, of these or of other classes, to fine-tune: an experiment's "
@@ -157,38 +156,8 @@ def _rows(head_map: Tensor, outputs_per_box: int) -> Tensor:
 
 
 def build_ssd(config: ModelConfig, num_classes: int) -> SSD:
-    """Wire the detector that a config names; its trunk starts from config.weights, if any.
-
-    Raises ValueError if the file of weights is missing, cannot be read or does not fit the trunk.
-    """
+    """Wire the detector that a config names, with random weights."""
     backbone = build_backbone(config.backbone, config.drop_path_rate)
-    if config.weights is not None:
-        try:
-            load_backbone_weights(backbone, _read_checkpoint(config.weights))
-        except ValueError as error:
-            raise ValueError(f"model.weights '{config.weights}': {error}") from error
     neck = build_neck(config.neck, backbone.out_channels, config.neck_channels)
     input_size = config.input_size or BACKBONES[config.backbone].input_size
     return SSD(backbone, neck, num_classes, input_size, ANCHOR_SCALES[config.anchor_scales])
-
-
-def _read_checkpoint(path: str) -> dict:
-    """Read a checkpoint onto the CPU, plain data only: a downloaded file must not run code."""
-    if not Path(path).is_file():
-        raise ValueError(
-            "no such file; put a public checkpoint of the trunk there, as torch.save wrote it "
-            "(saved_weights/README.md lists sources), or set model.weights to null for random weights"
-        )
-    promised = re.search(r"-([0-9a-f]{8,64})\.", Path(path).name)  # PyTorch's names of public checkpoints hold a hash
-    if promised and not file_sha256(Path(path)).startswith(promised[1]):
-        raise ValueError("damaged: its SHA-256 does not begin with what its name says; download it again")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError) as error:
-        raise ValueError(
-            "expected plain data as torch.save wrote it; the file is damaged, of another format, or holds code: "
-            "download it again"
-        ) from error
-    if not isinstance(checkpoint, dict) or not all(isinstance(name, str) for name in checkpoint):
-        raise ValueError(f"holds a {type(checkpoint).__name__}, expected a dictionary of tensors by name")
-    return checkpoint

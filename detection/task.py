@@ -1,7 +1,7 @@
 """The detection task: an SSD, its losses and its COCO scores, as the training loop asks for them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,22 +13,23 @@ from torch.utils.data import DataLoader
 
 from data import build_loader, eval_batches, normalize_images
 from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
+from detection.backbones import BACKBONES, load_backbone_weights
 from detection.dataset import CocoDetection, collate
 from detection.evaluation import by_image, detect, quick_scores
 from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
 from detection.matching import match_anchors
 from detection.postprocess import PostprocessConfig
-from detection.ssd import ModelConfig, build_ssd
+from detection.ssd import SSD, ModelConfig, build_ssd
 from detection.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
 from engine import distributed
-from engine.checkpoint import CheckpointError, load_checkpoint
-from engine.config import Config, load_config
+from engine.checkpoint import CheckpointError, load_checkpoint, trained_weights
+from engine.config import Config
 from engine.files import file_sha256
+from engine.loading import listed, load_exactly, load_matching
 from engine.optim import OptimConfig
 from engine.release import SUFFIX, load_release
-from engine.strict_yaml import ConfigError
-from engine.weights import listed, load_exactly, load_matching
-from training import TrainConfig, trained_weights
+from engine.weights import find_weights, identified, read_weights
+from training import TrainConfig
 
 
 class DetectionConfig(Config):
@@ -41,14 +42,6 @@ class DetectionConfig(Config):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig
     eval: PostprocessConfig = Field(default_factory=PostprocessConfig)
-
-
-def read_experiment_config(experiment: Path, overrides: Sequence[str] = ()) -> DetectionConfig:
-    """The config an experiment was trained with. Raises ConfigError if the folder is no experiment."""
-    path = experiment / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{experiment}: no config.yaml in it; name an experiment directory, experiments/experiment_N")
-    return load_config(path, overrides, DetectionConfig)
 
 
 class TrainedDetector(NamedTuple):
@@ -82,6 +75,22 @@ def _read_detector(path: Path) -> TrainedDetector:
             f"*{SUFFIX} (a public checkpoint of a trunk belongs into model.weights)"
         )
     return TrainedDetector(trained_weights(state), state["step"], state.get("data", {}).get("classes"))
+
+
+def start_trunk(model: SSD, config: ModelConfig) -> str:
+    """Load the weights that `config.weights` names into the trunk of the detector.
+
+    Returns what was loaded. Raises ValueError if they are missing, cannot be read or do not fit the trunk."""
+    try:
+        path = find_weights(config.weights, BACKBONES[config.backbone].trunk)
+        weights = read_weights(path, config.average_weights)
+        if "class_head.0.weight" in weights:
+            raise ValueError(f"{path}: a whole detector, not a trunk; it belongs into model.start_from")
+        resized = load_backbone_weights(model.backbone, weights)
+    except ValueError as error:
+        raise ValueError(f"model.weights '{config.weights}': {error}") from error
+    line = f"trunk from {identified(path)}"
+    return line + f", {len(resized)} tables of positions resized, as {resized[0]}" if resized else line
 
 
 def start_from(model: nn.Module, path: Path) -> str:
@@ -125,9 +134,10 @@ class DetectionTask:
         self.workers = config.data.workers
         self.reference_losses: dict[str, float] = {}
         torch.manual_seed(config.train.seed)  # initial weights
-        model = config.model.model_copy(update={"weights": None}) if from_checkpoint else config.model
-        self.model = build_ssd(model, len(val.class_names))
+        self.model = build_ssd(config.model, len(val.class_names))
         self.started_from: str | None = None  # a line for the log
+        if config.model.weights is not None and not from_checkpoint:
+            self.started_from = start_trunk(self.model, config.model)
         if config.model.start_from is not None and not from_checkpoint:
             try:
                 self.started_from = start_from(self.model, Path(config.model.start_from))

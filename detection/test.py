@@ -21,14 +21,15 @@ from pathlib import Path
 
 import torch
 
-from detection.annotations import CocoFile, DatasetError, read_split
+from data import DatasetError
+from detection.annotations import CocoFile, read_split
 from detection.evaluation import METRICS, as_dicts, coco_scores
 from detection.postprocess import PostprocessConfig
-from detection.task import DetectionConfig, DetectionTask, read_detector, read_experiment_config
+from detection.task import DetectionConfig, DetectionTask, read_detector
 from engine.checkpoint import newest_checkpoint
 from engine.command import run_command, said_once
 from engine.config import dump_config
-from engine.experiment import read_environments, shown_score
+from engine.experiment import read_environments, read_experiment_config, shown_score
 from engine.files import write_text
 from engine.logbook import logger
 from engine.release import SUFFIX, save_release
@@ -122,7 +123,7 @@ def released_facts(experiment: Path, val: CocoFile, step: int, scores: dict) -> 
     """What a release says of itself, as text."""
     start = (read_environments(experiment) or [{}])[-1]
     return {
-        "config": dump_config(read_experiment_config(experiment)),
+        "config": dump_config(read_experiment_config(experiment, DetectionConfig)),
         "classes": json.dumps(val.class_names, ensure_ascii=False),
         "category_ids": json.dumps(val.category_ids),
         "scores": json.dumps(scores),
@@ -141,7 +142,7 @@ def read_settings(experiment: Path, overrides: list[str]) -> tuple[DetectionConf
         name, _, values = override.partition("=")
         split = values.split(",") if name.startswith("eval.") else [values]
         choices.append([f"{name}={value}" for value in split])
-    configs = [read_experiment_config(experiment, row) for row in itertools.product(*choices)]
+    configs = [read_experiment_config(experiment, DetectionConfig, row) for row in itertools.product(*choices)]
     return configs[0], [config.eval for config in configs]
 
 

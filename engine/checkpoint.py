@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from torch import Tensor
 
 from engine.files import write_whole, writing
 from engine.logbook import logger
@@ -80,6 +81,20 @@ def load_checkpoint(path: Path) -> dict:
         raise CheckpointError(f"{path}: refused, holds more than plain tensors and numbers") from error
     except (OSError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `save_checkpoint` wrote the file, by its end; `load_checkpoint` verifies the rest."""
+    with open(path, "rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - SEAL_SIZE, 0))
+        return file.read(len(MARK)) == MARK
+
+
+def trained_weights(state: dict, average: bool = True) -> dict[str, Tensor]:
+    """The weights in a run's checkpoint: those that were scored, which is the moving average if it kept one.
+
+    average: False for the raw weights."""
+    return state["ema"]["weights"] if average and state["ema"] else state["model"]
 
 
 def _sha256(file: BinaryIO, size: int) -> bytes:

@@ -27,7 +27,9 @@ from pathlib import Path
 
 import torch
 
+from engine.config import ConfigClass, load_config
 from engine.files import write_text
+from engine.strict_yaml import ConfigError
 
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic")
 NAME = re.compile(r"experiment_(\d+)")
@@ -94,6 +96,16 @@ def is_running(experiment: Path) -> bool:
     return False
 
 
+def read_experiment_config(
+    experiment: Path, config_class: type[ConfigClass], overrides: Sequence[str] = ()
+) -> ConfigClass:
+    """The config an experiment was trained with. Raises ConfigError if the folder is no experiment."""
+    path = experiment / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{experiment}: no config.yaml in it; name an experiment directory, experiments/experiment_N")
+    return load_config(path, overrides, config_class)
+
+
 def describe_environment(hosts: Sequence[str], device: torch.device) -> dict:
     """What a reader needs to judge or repeat this start: time, command, commit, versions, hardware.
 
@@ -144,7 +156,7 @@ def requeued_experiment(root: Path) -> Path | None:
         for start in read_environments(path):
             then = start.get("slurm") or {}
             same_job = (then.get("job_id"), then.get("cluster")) == (job["job_id"], job["cluster"])
-            if same_job and start["command"].partition(" -m ")[2] == command.partition(" -m ")[2]:
+            if same_job and _module(start["command"]) == _module(command):
                 return path
     return None
 
@@ -207,6 +219,11 @@ def _command() -> str:
     nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
     launcher = ["torchrun", *([f"--nnodes={nodes}"] if nodes != "1" else [])]
     return " ".join([*launcher, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module])
+
+
+def _module(command: str) -> str:
+    """A command from its module on: what started its processes may have counted them differently."""
+    return command.partition(" -m ")[2] or command
 
 
 def _git(*arguments: str) -> str | None:

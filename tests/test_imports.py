@@ -9,23 +9,29 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = (
     {
-        "model", "engine.config", "engine.strict_yaml", "engine.weights", "engine.distributed", "engine.optim",
+        "model", "engine.config", "engine.strict_yaml", "engine.loading", "engine.distributed", "engine.optim",
         "engine.signals", "engine.precision", "engine.files", "engine.image_statistics", "engine.inference",
         "detection.boxes", "detection.necks", "detection.sample",
     },
     {
         "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.cost",
-        "engine.launch", "engine.release",
+        "engine.launch", "engine.release", "engine.download",
         "detection.backbones", "detection.anchors", "detection.matching", "detection.postprocess",
         "detection.transforms", "detection.pictures", "detection.annotations",
     },
     {
-        "training", "detection.ssd", "detection.loss", "detection.dataset", "detection.evaluation",
+        "training", "engine.weights", "detection.ssd", "detection.loss", "detection.dataset", "detection.evaluation",
         "detection.errors",
     },
-    {"detection.check"},
-    {"detection.shrink"},
-    {"detection.data", "detection.task", "detection.record", "detection.training", "detection.test"},
+    {"runs", "detection.check", "adapters.stages", "classification.data", "classification.pictures"},
+    {
+        "detection.shrink", "classification.transforms",
+        "adapters.segmentation_models", "adapters.torchvision_detection",
+    },
+    {
+        "detection.data", "detection.task", "detection.record", "detection.training", "detection.test",
+        "classification.task", "classification.record", "train_clf_imagenet",
+    },
     {"ablation.bootstrap", "ablation.records"},
     {
         "ablation.tables", "ablation.plan", "ablation.plots", "ablation.page", "ablation.report",
@@ -35,6 +41,8 @@ FLOORS = (
     {"ablation.slurm"},
     {"ablation.grid"},
 )  # fmt: skip
+FOLDERS = (".", "engine", "detection", "classification", "ablation", "adapters")
+TASKS = ("detection", "classification", "train_clf_imagenet", "runs", "training", "model", "data")
 FLOOR = {module: number for number, modules in enumerate(FLOORS, start=1) for module in modules}
 
 
@@ -54,7 +62,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_module_has_a_floor():
-    files = [path for folder in (".", "engine", "detection", "ablation") for path in (ROOT / folder).glob("*.py")]
+    files = [path for folder in FOLDERS for path in (ROOT / folder).glob("*.py")]
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files if path.stem != "__init__"}
     assert modules == FLOOR.keys()
 
@@ -67,9 +75,14 @@ def test_imports_go_downward(module):
 
 def test_ablation_knows_experiments_not_tasks():
     for path in ROOT.glob("ablation/*.py"):
-        assert not any(name.split(".")[0] in ("detection", "training", "model", "data") for name in imported(path)), (
-            path
-        )
+        assert not any(name.split(".")[0] in TASKS for name in imported(path)), path
+
+
+def test_tasks_do_not_import_each_other():
+    for task in ("classification", "detection"):
+        for path in ROOT.glob(f"{task}/*.py"):
+            others = {"train_clf_imagenet", "classification", "detection"} - {task}
+            assert not any(name.split(".")[0] in others for name in imported(path)), path
 
 
 @pytest.mark.parametrize("module", sorted(FLOOR.keys() - {"engine.distributed", "engine.launch"}))

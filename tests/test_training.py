@@ -11,12 +11,19 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
-from engine.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint, step_path
+from engine.checkpoint import (
+    CheckpointError,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    step_path,
+    trained_weights,
+)
 from engine.command import RunError
 from engine.logbook import read_metrics
 from engine.optim import OptimConfig
 from engine.signals import Stopped
-from training import TrainConfig, check_feasible, fit, trained_weights
+from training import TrainConfig, check_feasible, fit
 
 CPU = torch.device("cpu")
 

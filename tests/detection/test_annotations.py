@@ -6,9 +6,9 @@ import os
 import numpy as np
 import pytest
 
+from data import DatasetError
 from detection.annotations import (
     DataConfig,
-    DatasetError,
     SplitConfig,
     pair_defects,
     read_coco,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from data import EpochBatchSampler, build_loader
-from detection.annotations import DatasetError, read_coco
+from data import DatasetError, EpochBatchSampler, build_loader
+from detection.annotations import read_coco
 from detection.dataset import CocoDetection, collate, decode_image, read_image
 from detection.transforms import AugmentConfig, eval_transform, train_transform
 

@@ -25,7 +25,10 @@ def recorded(sample_root, tmp_path_factory):
     (experiment / "environment.json").write_text(
         json.dumps(
             [
-                {"processes": 4, "device": "a GPU", "cpu": "a CPU", "commit": "1", "uncommitted_changes": False},
+                {
+                    "processes": 4, "device": "a GPU", "cpu": "a CPU", "commit": "1", "uncommitted_changes": False,
+                    "started_from": "trunk from swin_t.pth (SHA-256 704ceda3)",
+                },
                 {
                     "processes": 2, "device": "cpu", "cpu": "a CPU", "commit": "2", "uncommitted_changes": False,
                     "versions": {"torch": "2", "torchvision": "0", "python": "3"},
@@ -105,3 +108,8 @@ def test_examples_are_small(recorded):
         assert path.stat().st_size < 60_000
         with Image.open(path) as image:
             assert max(image.size) == 320
+
+
+def test_the_readme_tells_what_the_trunk_started_from_as_the_first_start_found_it(recorded):
+    experiment, _, _ = recorded
+    assert "default boxes; trunk from swin_t.pth (SHA-256 704ceda3)\n" in (experiment / "README.md").read_text()

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import detection.shrink
-from detection.annotations import DatasetError, read_coco, shrunk_size
+from data import DatasetError
+from detection.annotations import read_coco, shrunk_size
 from detection.check import find_defects
 from detection.dataset import CocoDetection, read_image
 from detection.sample import generate

@@ -195,36 +195,6 @@ def test_a_slim_model_overfits_one_batch():
         assert box_iou(found.boxes_xyxy[:1], box_xyxy) > 0.7
 
 
-def test_the_trunk_starts_from_the_checkpoint(tmp_path):
-    name = "ResNet18SlimBackbone_B"
-    trunk = build_backbone(name).trunk
-    torch.save(trunk.state_dict(), tmp_path / "trunk.pth")
-    model = build_ssd(ModelConfig(backbone=name, weights=str(tmp_path / "trunk.pth")), num_classes=2)
-    loaded = model.backbone.trunk.state_dict()
-    assert all(torch.equal(loaded[key], tensor) for key, tensor in trunk.state_dict().items())
-
-
-def test_a_missing_checkpoint_is_named_with_the_cure(tmp_path):
-    path = tmp_path / "resnet50.pth"
-    with pytest.raises(ValueError, match=r"resnet50\.pth': no such file; put a public checkpoint of the trunk there"):
-        build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", weights=str(path)), num_classes=2)
-
-
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"hello", b"error", b"PK\x03\x04 cut short"])
-def test_a_file_that_is_no_checkpoint_is_named_with_the_cure(tmp_path, content):
-    path = tmp_path / "resnet50.pth"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"resnet50\.pth': expected plain data as torch.save wrote it"):
-        build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", weights=str(path)), num_classes=2)
-
-
-def test_a_public_checkpoint_that_is_not_what_its_name_promises_is_refused(tmp_path):
-    path = tmp_path / "resnet18-deadbeef.pth"
-    torch.save({"conv1.weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="damaged: its SHA-256 does not begin with what its name says"):
-        build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", weights=str(path)), 3)
-
-
 def test_a_trunk_and_a_whole_detector_are_not_both_loaded():
     with pytest.raises(ValidationError, match="weights and start_from exclude each other"):
         ModelConfig(weights="resnet50.pth", start_from="detector.safetensors")

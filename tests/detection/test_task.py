@@ -1,4 +1,4 @@
-"""detection/task.py: trained detectors as a start, on the same classes and on others."""
+"""detection/task.py: what a detector starts from: a trunk's weights, or a detector of these or of other classes."""
 
 import json
 import re
@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from detection.annotations import read_coco
+from detection.backbones import TRUNKS
 from detection.ssd import ModelConfig, build_ssd
-from detection.task import DetectionConfig, DetectionTask, read_detector, start_from
+from detection.task import DetectionConfig, DetectionTask, read_detector, start_from, start_trunk
 from engine.checkpoint import CheckpointError, save_checkpoint
+from engine.files import file_sha256
 from engine.release import save_release
+from model import SwinTransformer
 
 MODEL = {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn", "neck_channels": 16, "input_size": 96}
 
@@ -41,9 +44,9 @@ def task_of(folder, content):
     val = read_coco(folder / "val.json", folder / "images")
     data = {name: {"images": "images", "annotations": "val.json"} for name in ("train", "val")}
 
-    def make(path, **options) -> DetectionTask:
+    def make(path, field="start_from", **options) -> DetectionTask:
         config = {"data": {"root": str(folder), **data}, "train": {"epochs": 1, "batch_size": 1}}
-        return DetectionTask(DetectionConfig(**config, model={**MODEL, "start_from": str(path)}), val, **options)
+        return DetectionTask(DetectionConfig(**config, model={**MODEL, field: str(path)}), val, **options)
 
     return make
 
@@ -71,6 +74,71 @@ def test_on_as_many_classes_everything_is_loaded(trained, checkpoint):
         model, checkpoint
     )
     assert all(torch.equal(tensor, trained.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+def started(weights, **changes) -> nn.Module:
+    """The trunk of a new detector that starts from `weights`."""
+    config = ModelConfig(**{**MODEL, "weights": str(weights), **changes})
+    model = build_ssd(config, num_classes=2)
+    start_trunk(model, config)
+    return model.backbone.trunk
+
+
+def test_the_trunk_starts_from_a_file(trained, tmp_path):
+    weights = trained.backbone.trunk.state_dict()
+    torch.save(weights, tmp_path / "trunk.pth")
+    loaded = started(tmp_path / "trunk.pth").state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in weights.items())
+
+
+def test_the_trunk_starts_from_a_classifier_of_an_experiment(tmp_path):
+    weights = SwinTransformer(**TRUNKS["swin_slim"][1], num_classes=10).state_dict()
+    save_checkpoint(tmp_path / "checkpoints/step_000000001.pt", {"model": weights, "ema": None})
+    loaded = started(tmp_path, backbone="SwinSlimBackbone_B").state_dict()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in loaded.items())
+
+
+@pytest.mark.parametrize(("average", "value"), [(True, 2.0), (False, 1.0)])
+def test_the_trunk_starts_from_the_moving_average_or_the_raw_weights(trained, tmp_path, average, value):
+    weights = trained.backbone.trunk.state_dict()
+    raw, averaged = ({"bn1.bias": torch.full((32,), bias)} for bias in (1.0, 2.0))
+    save_checkpoint(tmp_path / "a.pt", {"model": weights | raw, "ema": {"weights": weights | averaged}})
+    assert (started(tmp_path / "a.pt", average_weights=average).bn1.bias == value).all()
+
+
+def test_positions_of_other_windows_are_resized_and_the_log_says_so(tmp_path):
+    weights = SwinTransformer(**TRUNKS["swin_slim"][1] | {"window_size": 7}).state_dict()
+    torch.save(weights, tmp_path / "a.pth")
+    config = ModelConfig(backbone="SwinSlimBackbone_B", input_size=96, weights=str(tmp_path / "a.pth"))
+    line = start_trunk(build_ssd(config, num_classes=2), config)
+    assert (
+        "), 10 tables of positions resized, as layers.0.blocks.0.attn.relative_position_bias_table (169, 1) to" in line
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "named"),
+    [
+        ("/nowhere/resnet50.pth", "'/nowhere/resnet50.pth': no such file or experiment"),
+        ("imagenet1k", "'imagenet1k': no default of trunk 'resnet18_slim'"),
+        ("torchvision_resnet50_v1", "'torchvision_resnet50_v1': is a resnet50, expected a resnet18_slim"),
+    ],
+)
+def test_weights_that_are_not_there_are_named_with_the_field(weights, named):
+    with pytest.raises(ValueError, match=f"^model.weights {named}"):
+        started(weights)
+
+
+def test_a_file_that_is_no_checkpoint_is_named_with_the_field(tmp_path):
+    path = tmp_path / "resnet50.pth"
+    path.write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(ValueError, match=r"^model\.weights '.*resnet50\.pth': .* expected plain data as torch.save"):
+        started(path)
+
+
+def test_a_whole_detector_is_no_trunk(checkpoint):
+    with pytest.raises(ValueError, match=r"7\.pt: a whole detector, not a trunk; it belongs into model.start_from"):
+        started(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +192,15 @@ def test_a_task_starts_from_the_file_that_its_config_names(task_of, trained, che
     assert task.started_from.startswith(f"started from {checkpoint}")
 
 
-def test_a_task_that_a_checkpoint_will_fill_does_not_need_the_file(task_of):
-    assert task_of("/gone/detector.pt", from_checkpoint=True).started_from is None
+def test_a_trunk_that_starts_from_a_file_tells_which_and_its_digest(task_of, trained, tmp_path):
+    path = tmp_path / "trunk.pth"
+    torch.save(trained.backbone.trunk.state_dict(), path)
+    assert task_of(path, "weights").started_from == f"trunk from {path} (SHA-256 {file_sha256(path)[:8]})"
+
+
+@pytest.mark.parametrize("field", ["weights", "start_from"])
+def test_a_task_that_a_checkpoint_will_fill_does_not_need_the_file(task_of, field):
+    assert task_of("/gone/detector.pt", field, from_checkpoint=True).started_from is None
 
 
 @pytest.mark.parametrize("name", ["detector.pt", "detector.safetensors"])

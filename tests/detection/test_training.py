@@ -399,7 +399,10 @@ def test_help_is_there_for_both_commands():
         assert "example: python -m detection." in done.stdout
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!g]*.yaml")), ids=lambda path: path.stem)
+CONFIGS = [path for path in sorted((ROOT / "configs").glob("[!g]*.yaml")) if "backbone:" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_its_detector(path):
     config = load_config(path, ["model.weights=null"], DetectionConfig)
     assert build_ssd(config.model, num_classes=80).anchors_cxcywh.shape[1] == 4

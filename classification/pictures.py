@@ -1,0 +1,112 @@
+"""Pictures of what a classifier does: which classes it takes for which, and its guesses on a few images."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from engine.files import write_whole
+
+DOTS_PER_INCH = 110
+MATRIX_CLASSES = 25  # more of them in one matrix cannot be read
+PAIRS = 25  # shown of more classes
+COLUMNS = 4  # of examples
+NAME_LENGTH = 24  # of a class, in letters
+
+
+def draw_confusion(path: Path, labels: np.ndarray, guesses: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write a PNG of which class was taken for which: the whole matrix, or of many classes the most frequent pairs.
+
+    labels, guesses: (N,) int, the true class and the guessed one of each image."""
+    num_classes = len(class_names)
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(counts, (labels, guesses), 1)
+    names = [shorten(name) for name in class_names]
+    figure = _matrix(counts, names) if num_classes <= MATRIX_CLASSES else _pairs(counts, names)
+    _save(path, figure)
+
+
+def shorten(name: str) -> str:
+    """A class name that fits beside a plot."""
+    return textwrap.shorten(name, NAME_LENGTH, placeholder="…") if len(name) > NAME_LENGTH else name
+
+
+def _matrix(counts: np.ndarray, names: list[str]) -> Figure:
+    """Share of the images of each class (a row) that were taken for each class (a column), in percent."""
+    side = 2.6 + 0.42 * len(names)
+    figure = Figure((side, side), DOTS_PER_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=90, parse_math=False)
+    axes.set_yticks(ticks, names, parse_math=False)
+    axes.tick_params(length=0)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        share = shares[row, column]
+        text = f"{share:.0f}" if share >= 1 else "<1"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if share > 55 else "black")
+    axes.set_xlabel("guessed")
+    axes.set_ylabel("true")
+    axes.set_title("% of the images of each class", loc="left", fontsize=10)
+    return figure
+
+
+def _pairs(counts: np.ndarray, names: list[str]) -> Figure:
+    """The most frequent confusions, as bars."""
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order = [index for index in np.argsort(-wrong, axis=None, kind="stable")[:PAIRS] if wrong.flat[index]]
+    pairs = [np.unravel_index(index, wrong.shape) for index in order]
+    figure = Figure((8, 1.4 + 0.26 * len(pairs)), DOTS_PER_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh(range(len(pairs)), [wrong[pair] for pair in pairs], color="#4878b0")
+    axes.bar_label(bars, fontsize=8, padding=2)
+    axes.set_yticks(range(len(pairs)), [f"{names[true]} → {names[guessed]}" for true, guessed in pairs])
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.set_xlabel("images")
+    axes.set_title(f"most frequent confusions, true → guessed, of {counts.sum():,} images", loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+class Example(NamedTuple):
+    """An image and what was guessed."""
+
+    image: Image.Image
+    true_name: str
+    names: list[str]  # guessed, best first
+    probabilities: list[float]
+
+
+def draw_examples(path: Path, examples: Sequence[Example]) -> None:
+    """Write a PNG of images, each with its true class and the best guesses: green where the first is right."""
+    rows = -(-len(examples) // COLUMNS)
+    figure = Figure((2.7 * COLUMNS, 3.1 * rows), DOTS_PER_INCH, layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, example in zip(panels, examples, strict=False):
+        axes.imshow(example.image, interpolation="nearest" if example.image.width < 100 else "antialiased")
+        axes.set_title(shorten(example.true_name), fontsize=9, loc="left", parse_math=False)
+        for line, (name, probability) in enumerate(zip(example.names, example.probabilities, strict=True)):
+            colour = "#1a7f37" if name == example.true_name else "#b3261e" if line == 0 else "#555555"
+            axes.text(
+                0, -0.02 - 0.085 * line, f"{probability:4.0%}  {shorten(name)}",
+                transform=axes.transAxes, va="top", fontsize=8, color=colour, parse_math=False,
+            )  # fmt: skip
+    _save(path, figure)
+
+
+def _save(path: Path, figure: Figure) -> None:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    # 256 colours: a third of the bytes, and a record of an experiment is to be committed.
+    rendered = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256)
+    write_whole(path, lambda file: rendered.save(file, "PNG", optimize=True))

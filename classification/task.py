@@ -1,0 +1,238 @@
+"""The classification task: a Swin, its loss and its accuracy, as the training loop asks for them."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from classification.data import Classification, DataConfig, LabelledImages, check_pair, collate
+from classification.transforms import AugmentConfig, BatchAugment, eval_transform, train_transform
+from data import batch_to, build_loader, eval_batches, normalize_images
+from engine import distributed
+from engine.config import Config
+from engine.inference import evaluation_mode
+from engine.logbook import progress_bar
+from engine.optim import OptimConfig
+from engine.precision import autocast
+from engine.weights import find_weights, read_weights
+from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights
+from training import TrainConfig
+
+GUESSES = 5  # kept of each image, best first
+
+
+class ModelConfig(Config):
+    """Which Swin to build."""
+
+    name: str = Field("swin_t", description="row of model.SWIN_VARIANTS")
+    input_size: int = Field(224, ge=1, description="side in pixels of the square input")
+    patch_size: int = Field(4, ge=1, description="side of a patch in pixels")
+    window_size: int | None = Field(None, ge=1, description="side of a window in patches; null takes the variant's")
+    shift: bool = Field(True, description="shift the windows of every second block")
+    position: str = Field("rel", description="how positions are told: none, abs, rel or abs+rel")
+    drop_path_rate: float = Field(0.2, ge=0, lt=1, description="stochastic depth of the last block")
+    weights: str | None = Field(
+        None,
+        description="to start from: imagenet1k, imagenet22k, a name of saved_weights/registry.yaml, a file, or an "
+        "experiment; null: random weights. A head for other classes starts from random weights all the same",
+    )
+    average_weights: bool = Field(True, description="of an experiment, its moving average if it kept one")
+
+    @field_validator("name", "position")
+    @classmethod
+    def _names_a_row(cls, name: str, info: ValidationInfo) -> str:
+        rows = {"name": SWIN_VARIANTS, "position": POSITIONS}[info.field_name]
+        if name not in rows:
+            raise ValueError(f"{info.field_name} {name!r}: expected one of {', '.join(rows)}")
+        return name
+
+
+class LossConfig(Config):
+    """Cross-entropy."""
+
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of each target spread over all classes")
+
+
+class EvalConfig(Config):
+    """How validation images are seen."""
+
+    crop_fraction: float = Field(0.875, gt=0, le=1, description="share of the resized shorter side that is seen")
+
+
+class ClassificationConfig(Config):
+    """One row of a results table."""
+
+    data: DataConfig
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+
+
+def build_swin(config: ModelConfig, num_classes: int) -> SwinTransformer:
+    """The classifier that a config names, with random weights."""
+    sizes = SWIN_VARIANTS[config.name] | ({"window_size": config.window_size} if config.window_size else {})
+    return SwinTransformer(
+        **sizes,
+        num_classes=num_classes,
+        patch_size=config.patch_size,
+        image_size=config.input_size,
+        drop_path_rate=config.drop_path_rate,
+        shift=config.shift,
+        position=config.position,
+    )
+
+
+def start_from(model: SwinTransformer, config: ModelConfig) -> str:
+    """Load the weights that a config names, but for a head of other classes. Returns a line that says so.
+
+    Raises ValueError, naming the field, if they are not there or do not fit."""
+    try:
+        path = find_weights(config.weights, config.name)
+        resized, left_out = load_swin_weights(model, read_weights(path, config.average_weights), ("head.",))
+    except ValueError as error:
+        raise ValueError(f"model.weights '{config.weights}': {error}") from error
+    told = [f"started from {path}"]
+    if resized:
+        told.append(f"{len(resized)} position tables resized, such as {resized[0]}")
+    if left_out:
+        told.append(f"the head starts from random weights, for it is of other classes: {', '.join(left_out)}")
+    return "; ".join(told)
+
+
+class Guesses(NamedTuple):
+    """What a classifier says of N images: the best min(5, C) classes each, best first."""
+
+    image_ids: np.ndarray  # (N,) int64
+    classes: np.ndarray  # (N, K) int64
+    probabilities: np.ndarray  # (N, K) float32
+
+
+@torch.inference_mode()
+def guess(model: nn.Module, images: Tensor, num_guesses: int) -> tuple[Tensor, Tensor]:
+    """The best classes of each image and their probabilities, (B, num_guesses) each, best first.
+
+    images: (B, 3, S, S) normalised."""
+    probabilities = model(images).float().softmax(dim=1)
+    found, classes = probabilities.topk(min(num_guesses, probabilities.shape[1]), dim=1)
+    return classes, found
+
+
+def scores_of(guesses: Guesses, labels: np.ndarray, num_classes: int) -> dict[str, float | None]:
+    """Shares of the images whose class is the first guess, and is among the first five.
+
+    labels: (N,) of the images in their order. Of five classes or fewer the latter says nothing: None."""
+    right = guesses.classes == labels[:, None]
+    top5 = float(right.any(axis=1).mean()) if num_classes > GUESSES else None
+    return {"top1": float(right[:, 0].mean()), "top5": top5}
+
+
+def constant_predictor_loss(labels: np.ndarray, num_classes: int, label_smoothing: float) -> float:
+    """The mean loss of the best prediction that looks at no image: the entropy of the targets' mean, in nats."""
+    shares = np.bincount(labels, minlength=num_classes) / len(labels)
+    shares = (1 - label_smoothing) * shares + label_smoothing / num_classes
+    return -sum(share * math.log(share) for share in shares.tolist() if share > 0)
+
+
+class ClassificationTask:
+    """What `training.fit` asks of a task, for a Swin."""
+
+    metrics = ("top1", "top5")
+    loading_cure = "more data.workers, or images shrunk beforehand"
+    collate = staticmethod(collate)
+
+    def __init__(
+        self, config: ClassificationConfig, train: LabelledImages, val: LabelledImages, from_checkpoint: bool = False
+    ) -> None:
+        """from_checkpoint: a checkpoint will fill the model, so model.weights need not be there any more.
+
+        Raises DatasetError if train and val do not fit together, ValueError if the weights cannot be used."""
+        check_pair(train, val)
+        self.config, self.train, self.val = config, train, val
+        self.workers = config.data.workers
+        self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
+        num_classes = len(train.class_ids)
+        self.reference_losses = {
+            "classification": constant_predictor_loss(train.labels, num_classes, config.loss.label_smoothing)
+        }
+        torch.manual_seed(config.train.seed)  # initial weights
+        self.model = build_swin(config.model, num_classes)
+        self.started_from: str | None = None  # a line for the log
+        if config.model.weights is not None and not from_checkpoint:
+            self.started_from = start_from(self.model, config.model)
+        self.train_set = Classification(
+            train, train_transform(config.augment, config.model.input_size), config.train.seed
+        )
+        self.batch_augment = BatchAugment(config.augment, num_classes)
+        self.val_loader: DataLoader | None = None
+        self.results: Guesses | None = None  # of the last evaluation, by image, on rank 0
+
+    def compile(self) -> None:
+        """Nothing: besides the model there is one cross-entropy."""
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Cross-entropy summed over the images of a batch, and their number."""
+        config = self.config
+        images = normalize_images(batch["images"], config.train.channels_last)
+        images, targets = self.batch_augment(images, batch["labels"])
+        logits = model(images)
+        loss = F.cross_entropy(logits, targets, label_smoothing=config.loss.label_smoothing, reduction="sum")
+        return {"classification": loss}, torch.full((), len(images), device=images.device)
+
+    def evaluate(
+        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
+    ) -> dict[str, float | None]:
+        """Top-1 and top-5 over every validation image, each counted once, the same on every rank.
+
+        The guesses stay in `self.results`, for the record."""
+        config = self.config
+        if self.val_loader is None:
+            dataset = Classification(
+                self.val, eval_transform(config.model.input_size, config.eval.crop_fraction), config.train.seed
+            )
+            rank, world_size = distributed.rank(), distributed.world_size()
+            batches = eval_batches(len(dataset), config.train.batch_size, rank, world_size)
+            self.val_loader = build_loader(dataset, batches, collate, self.workers, device)
+        parts = distributed.gather(
+            guess_all(model, self.val_loader, device, config.train, stop_if_asked, len(self.val.class_ids))
+        )
+        self.results = parts and by_image(parts)
+        return distributed.broadcast(parts and scores_of(self.results, self.val.labels, len(self.val.class_ids)))
+
+
+def guess_all(
+    model: nn.Module,
+    loader: DataLoader,
+    device: torch.device,
+    config: TrainConfig,
+    stop_if_asked: Callable[[], None],
+    num_classes: int,
+) -> Guesses:
+    """Guess the classes of every image that the loader yields, on this process alone.
+
+    config: for its arithmetic and memory layout. stop_if_asked: called between batches."""
+    num_guesses = min(GUESSES, num_classes)
+    found = [Guesses(np.empty(0, np.int64), np.empty((0, num_guesses), np.int64), np.empty((0, num_guesses), "f4"))]
+    with evaluation_mode(model):
+        for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
+            stop_if_asked()
+            images = normalize_images(batch_to(batch, device)["images"], config.channels_last)
+            with autocast(device, config.precision):
+                classes, probabilities = guess(model, images, num_guesses)
+            found.append(Guesses(batch["image_ids"].numpy(), classes.cpu().numpy(), probabilities.cpu().numpy()))
+    return Guesses(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def by_image(parts: list[Guesses]) -> Guesses:
+    """The guesses of all ranks as one, in the order of the images."""
+    together = Guesses(*map(np.concatenate, zip(*parts, strict=True)))
+    order = np.argsort(together.image_ids)
+    return Guesses(*(column[order] for column in together))

@@ -1,0 +1,53 @@
+"""Weights into a module: all of them, or none and the list of what differs."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+MAX_LISTED_KEYS = 12  # of each kind, in the message about weights that do not fit
+
+
+def load_exactly(module: nn.Module, state_dict: Mapping[str, Tensor], may_be_left_over: tuple[str, ...] = ()) -> None:
+    """Load weights, all of them or none.
+
+    may_be_left_over: prefixes of keys that the module does not want.
+    Raises ValueError naming the keys that are missing, unexpected or of another shape.
+    """
+    given = {key: value for key, value in state_dict.items() if not key.startswith(may_be_left_over)}
+    load_matching(module, given, may_be_misshaped=())
+
+
+def load_matching(
+    module: nn.Module, state_dict: Mapping[str, Tensor], may_be_misshaped: tuple[str, ...]
+) -> tuple[list[str], list[str]]:
+    """Load weights, all but those of another shape where that may be; or none.
+
+    may_be_misshaped: prefixes of keys whose weights stay as they are in the module if their shape is another.
+    Returns the keys that were loaded, and those that were not, with both shapes.
+    Raises ValueError naming the keys that are missing, unexpected, or of another shape elsewhere.
+    """
+    expected = module.state_dict()
+    # BatchNorm's step counter is younger than some public checkpoints; PyTorch fills it in.
+    missing = [key for key in expected if key not in state_dict and not key.endswith(".num_batches_tracked")]
+    unexpected = [key for key in state_dict if key not in expected]
+    misshaped = {
+        key: f"{key} {tuple(state_dict[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state_dict and state_dict[key].shape != tensor.shape
+    }
+    left_out = [key for key in misshaped if key.startswith(may_be_misshaped)]
+    refused = [text for key, text in misshaped.items() if key not in left_out]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": refused}
+    if any(problems.values()):
+        found = "; ".join(f"{len(keys)} {kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
+        raise ValueError(
+            f"weights do not fit {type(module).__name__}, nothing was loaded: {found}. "
+            "Use a checkpoint of exactly this variant."
+        )
+    module.load_state_dict({**state_dict, **{key: expected[key] for key in left_out}})
+    return [key for key in state_dict if key not in left_out], [misshaped[key] for key in left_out]
+
+
+def listed(keys: Sequence[str]) -> str:
+    """The first few of them in one line."""
+    return ", ".join(keys[:MAX_LISTED_KEYS]) + ", ..." * (len(keys) > MAX_LISTED_KEYS)

@@ -1,0 +1,243 @@
+"""A run from its command line to its record: what the training commands of all tasks share besides the loop.
+
+    python -m detection.training CONFIG [section.field=value ...]   a new experiments/experiment_N
+    ... CONFIG --experiment DIRECTORY                               in that one; goes on there if it has a checkpoint
+    ... --resume EXPERIMENT                                         goes on after its newest checkpoint
+
+A task brings a `TrainCommand`; its training module hands it to `train`.
+"""
+
+import argparse
+import platform
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine import distributed
+from engine.checkpoint import list_checkpoints, newest_checkpoint, sweep_temporaries
+from engine.command import said_once
+from engine.config import Config, changed_fields, dump_config, load_config
+from engine.cost import forward_gflops, peak_memory_mib
+from engine.experiment import (
+    FREE_FIELDS,
+    append_environment,
+    describe_environment,
+    new_experiment,
+    occupied,
+    read_environments,
+    read_experiment_config,
+    requeued_experiment,
+    shown_score,
+)
+from engine.files import file_sha256, write_text
+from engine.logbook import STOPPED, logger, read_metrics, rewind_metrics, start_logging
+from engine.optim import scaled_learning_rate
+from engine.signals import Stopped
+from engine.strict_yaml import ConfigError
+from training import Task, check_feasible, fit
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """What a task brings to its training command."""
+
+    program: str  # as it is typed: "python -m detection.training"
+    description: str  # for --help
+    example: str  # CONFIG and overrides, for --help
+    config_class: type[Config]  # with the sections `train` and `optim`
+    # The task of a config; the flag says that a checkpoint will fill the model. Bad data or weights: a ValueError.
+    # Besides what `fit` asks of it the task has `config`, and `results`, None until it was evaluated, on rank 0.
+    build_task: Callable[[Any, bool], Task]
+    announce: Callable[[Task], None]  # log what is trained on what
+    # After `environment.json` and `metrics.jsonl` are complete, on rank 0; returns what results.json holds.
+    write_record: Callable[[Path, Task], dict]
+
+
+def train(command: TrainCommand, device: torch.device) -> None:
+    """Train as the command line says, then score and record."""
+    arguments = said_once(lambda: parse_arguments(command))
+    find_begun(arguments)
+    if arguments.experiment:  # made for this run: even what is wrong with its config is written there
+        start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
+    config = read_config(arguments, command.config_class)
+    resume = arguments.resume is not None
+    if resume:
+        newest_checkpoint(arguments.resume / "checkpoints")  # there must be one, before anything is written
+    task = command.build_task(config, resume)
+    folder = arguments.resume or arguments.experiment
+    check_feasible(task, config.train, config.optim, folder or arguments.experiments, device)
+    experiment = folder or distributed.broadcast(distributed.is_main() and new_experiment(arguments.experiments))
+    with occupied(experiment) if distributed.is_main() else nullcontext():
+        train_and_record(command, task, experiment, device, resume)
+
+
+def train_and_record(command: TrainCommand, task: Task, experiment: Path, device: torch.device, resume: bool) -> None:
+    """Train `task` in its experiment directory, then write what came out."""
+    config = task.config
+    hosts = distributed.gather(platform.node())
+    start_logging(experiment if distributed.is_main() else None, verbose=distributed.is_main())
+
+    def begin() -> None:
+        if distributed.is_main():
+            sweep_temporaries(experiment)
+            write_text(experiment / "config.yaml", dump_config(config))
+            append_environment(experiment, describe_environment(hosts, device))
+            if not resume:
+                rewind_metrics(experiment, step=0)  # of a start that left no checkpoint
+
+    logger.info("experiment: %s", experiment)
+    command.announce(task)
+    for rank, host in enumerate(hosts or ()):
+        logger.info("rank %d on %s, %s", rank, host, device.type)
+    try:
+        model = fit(task, config.train, config.optim, experiment, device, resume, begin)
+    except (KeyboardInterrupt, Stopped) as stop:
+        if distributed.is_main() and (saved := list_checkpoints(experiment / "checkpoints")):
+            why = str(stop) if isinstance(stop, Stopped) else "interrupted from the keyboard"
+            logger.warning("%s%s; %s is saved; to go on: --resume %s", STOPPED, why, saved[-1].name, experiment)
+        raise
+    if distributed.broadcast(task.results is None):  # a finished run was resumed
+        task.evaluate(model, device, lambda: None)
+    if distributed.is_main():
+        scores = command.write_record(experiment, task)["scores"]
+        logger.info("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
+        logger.info("the whole record, with pictures: %s", experiment / "README.md")
+
+
+# ---- which run it is -----------------------------------------------------------------------------------------
+
+
+def parse_arguments(command: TrainCommand) -> argparse.Namespace:
+    """The command line; `config` is None when an experiment is resumed with its own."""
+    module = command.program.removeprefix("python ")
+    parser = argparse.ArgumentParser(
+        prog=command.program,
+        description=f"{command.description} Each run becomes experiments/experiment_N.",
+        epilog=f"example: {command.program} {command.example}\n"
+        f"several GPUs: python -m engine.launch --standalone --nproc_per_node=4 {module} CONFIG ...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="?", help="YAML file, see configs/; with --resume the experiment's own")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config")
+    parser.add_argument("--resume", type=Path, metavar="EXPERIMENT", help="go on after its newest checkpoint")
+    parser.add_argument(
+        "--experiment", type=Path, metavar="DIRECTORY",
+        help="an existing directory to train in, instead of the next free number; goes on if it has a checkpoint",
+    )  # fmt: skip
+    parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
+    arguments = parser.parse_intermixed_args()
+    if arguments.config and "=" in arguments.config:  # with --resume, overrides may come without a config
+        arguments.overrides.insert(0, arguments.config)
+        arguments.config = None
+    if arguments.experiment and arguments.resume:
+        parser.error("--experiment goes on by itself where it can; leave out --resume")
+    if arguments.experiment and not arguments.experiment.is_dir():
+        parser.error(f"--experiment {arguments.experiment}: no such directory")
+    if not arguments.config and not arguments.resume:
+        parser.error("name a CONFIG, or an experiment to --resume")
+    return arguments
+
+
+def find_begun(arguments: argparse.Namespace) -> None:
+    """Go on where this run has been before: in its --experiment, or where its Slurm job trained until it was requeued.
+
+    Rank 0 looks: other machines may see a shared folder as it was seconds ago."""
+    anew = distributed.is_main() and not (arguments.experiment or arguments.resume)
+    if requeued := distributed.broadcast(anew and requeued_experiment(arguments.experiments)):
+        arguments.experiment = requeued
+        arguments.config, arguments.overrides = str(requeued / "config.yaml"), []  # the other may have been edited
+    if arguments.experiment and distributed.broadcast(
+        distributed.is_main() and list_checkpoints(arguments.experiment / "checkpoints")
+    ):
+        arguments.resume = arguments.experiment
+
+
+def read_config(arguments: argparse.Namespace, config_class: type[Config]) -> Config:
+    """The config to train with. Raises ConfigError where a resumed run would learn something else."""
+    if not arguments.resume:
+        return load_config(arguments.config, arguments.overrides, config_class)
+    stored = read_experiment_config(arguments.resume, config_class)
+    config = load_config(arguments.config or arguments.resume / "config.yaml", arguments.overrides, config_class)
+    changed = [text for name, text in changed_fields(stored, config).items() if name not in FREE_FIELDS]
+    if changed:
+        raise ConfigError(
+            f"{arguments.resume} was trained with another config: {'; '.join(changed)}. "
+            "Resume with the experiment's own config, or start a new run"
+        )
+    return config
+
+
+# ---- what every record holds ---------------------------------------------------------------------------------
+
+
+def common_record(experiment: Path, task: Task, input_size: int, inputs: list[Path]) -> dict:
+    """What results.json holds whatever the task: which seed, how long, on which files, at what cost.
+
+    input_size: side of the model's square input in pixels. inputs: the files that decide what is learned and scored.
+    Raises ValueError if metrics.jsonl lacks epochs."""
+    config, lines = task.config, read_metrics(experiment)
+    if len(lines) < config.train.epochs:
+        raise ValueError(
+            f"{experiment}/metrics.jsonl: {len(lines)} of {config.train.epochs} epochs in it; was it edited?"
+        )
+    start = read_environments(experiment)[-1]
+    parameters = list(task.model.parameters())
+    return {
+        "metric": task.metrics[0],
+        "seed": config.train.seed,
+        "epochs": lines[-1]["epoch"],
+        "steps": lines[-1]["step"],
+        "weights": "moving average" if config.train.ema_decay else "as after the last step",
+        "inputs": {str(path): file_sha256(path) for path in inputs},
+        "cost": {
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "gflops": round(forward_gflops(task.model, input_size), 3),
+            "train_seconds": round(sum(line["epoch_seconds"] for line in lines), 1),
+            "images_per_second": statistics.median(line["images_per_second"] for line in lines),
+            "peak_memory_mib": round(peak_memory_mib(parameters[0].device), 1),
+            "processes": start["processes"],
+            "device": start["device"],
+        },
+    }
+
+
+def recipe_fact(experiment: Path, config: Config) -> str:
+    """'100 epochs, batch 16, adamw at 0.001, cosine, bf16, seed 0', for the experiment's README."""
+    train, optim = config.train, config.optim
+    batch = train.batch_size * train.accumulation_steps * read_environments(experiment)[-1]["processes"]
+    return (
+        f"{train.epochs} epochs, batch {batch}, {optim.optimizer} at {scaled_learning_rate(optim, batch):.3g}, "
+        f"{optim.schedule}, {train.precision}, seed {train.seed}"
+    )
+
+
+def common_facts(experiment: Path, record: dict, module: str) -> dict[str, str]:
+    """How long it took, on what, and how to do it again: lines of the experiment's README, label to sentence.
+
+    module: as it is typed after `python`, such as "-m detection.training"."""
+    lines, starts = read_metrics(experiment), read_environments(experiment)
+    start, cost, metric = starts[-1], record["cost"], record["metric"]
+    counts = Counter(start["slurm"]["job"] for start in starts if start.get("slurm"))
+    jobs = [f"{job} ({count} starts)" if count > 1 else job for job, count in counts.items()]
+    machine = start["cpu"] if start["device"] == "cpu" else start["device"]
+    best = max((line for line in lines if line.get(metric) is not None), key=itemgetter(metric), default=None)
+    return {
+        "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training, {cost['images_per_second']:.0f} images/s, "
+        f"on {start['processes']} x {machine}" + (f", in {len(starts)} starts" if len(starts) > 1 else ""),
+        **({"Slurm jobs": ", ".join(jobs)} if jobs else {}),
+        "Best epoch": f"{best['epoch']} at {metric} {best[metric]:.4f}; not the figure to quote, for it was chosen on "
+        "the images it is scored on"
+        if best
+        else "none scored",
+        "Code": f"commit {start['commit']}{', with uncommitted changes' if start['uncommitted_changes'] else ''}; "
+        f"torch {start['versions']['torch']}, torchvision {start['versions']['torchvision']}, "
+        f"Python {start['versions']['python']}",
+        "Again": f"`python {module} {experiment}/config.yaml`",
+    }

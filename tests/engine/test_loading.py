@@ -1,0 +1,53 @@
+"""engine/loading.py: all that fit, or none and the list of what differs."""
+
+import pytest
+import torch
+from torch import nn
+
+from engine.loading import load_exactly, load_matching
+
+
+def body_and_head(outputs: int) -> nn.ModuleDict:
+    return nn.ModuleDict({"body": nn.Linear(2, 3), "head": nn.Linear(3, outputs)})
+
+
+def test_what_may_be_misshaped_stays_as_it_was_and_the_rest_is_loaded():
+    module, other = body_and_head(2), body_and_head(5)
+    head = module["head"].weight.clone()
+    loaded, left_out = load_matching(module, other.state_dict(), may_be_misshaped=("head.",))
+    assert loaded == ["body.weight", "body.bias"]
+    assert left_out == ["head.weight (5, 3) instead of (2, 3)", "head.bias (5,) instead of (2,)"]
+    assert torch.equal(module["body"].weight, other["body"].weight)
+    assert torch.equal(module["head"].weight, head)
+
+
+def test_where_all_fits_nothing_is_left_out():
+    module, other = body_and_head(2), body_and_head(2)
+    loaded, left_out = load_matching(module, other.state_dict(), may_be_misshaped=("head.",))
+    assert (len(loaded), left_out) == (4, [])
+    assert torch.equal(module["head"].weight, other["head"].weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda state: state.pop("head.bias"), "1 missing: head.bias"),
+        (lambda state: state.update({"neck.weight": torch.ones(1)}), "1 unexpected: neck.weight"),
+        (
+            lambda state: state.update({"body.bias": torch.ones(4)}),
+            r"1 of another shape: body.bias \(4,\) instead of \(3",
+        ),
+    ],
+)
+def test_anything_else_that_differs_is_listed_and_nothing_is_loaded(change, named):
+    module, state = body_and_head(2), body_and_head(5).state_dict()
+    before = module["body"].weight.clone()
+    change(state)
+    with pytest.raises(ValueError, match=f"nothing was loaded: {named}"):
+        load_matching(module, state, may_be_misshaped=("head.",))
+    assert torch.equal(module["body"].weight, before)
+
+
+def test_exactly_means_the_shapes_too():
+    with pytest.raises(ValueError, match=r"2 of another shape: head.weight \(5, 3\) instead of \(2, 3\), head.bias"):
+        load_exactly(body_and_head(2), body_and_head(5).state_dict())

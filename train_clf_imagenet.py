@@ -1,0 +1,51 @@
+"""Train a Swin classifier on a folder of class folders, such as ImageNet; score it; ask it what is on an image.
+
+python train_clf_imagenet.py configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet
+python -m engine.launch --standalone --nproc_per_node=4 -m train_clf_imagenet configs/SwinT_clf_300e_default.yaml
+python train_clf_imagenet.py --resume experiments/experiment_3
+"""
+
+import torch
+
+from classification.data import read_split
+from classification.record import write_record
+from classification.task import ClassificationConfig, ClassificationTask
+from engine.command import run_command
+from engine.logbook import logger
+from runs import TrainCommand, train
+
+
+def build_task(config: ClassificationConfig, from_checkpoint: bool) -> ClassificationTask:
+    """The task that a config describes. Raises DatasetError for what is wrong with its data."""
+    return ClassificationTask(config, read_split(config.data, "train"), read_split(config.data, "val"), from_checkpoint)
+
+
+def announce(task: ClassificationTask) -> None:
+    """Log what is trained, on what."""
+    logger.info(
+        "%s, position %s, shift %s", task.config.model.name, task.config.model.position, task.config.model.shift
+    )
+    if task.started_from:
+        logger.info(task.started_from)
+    for images in (task.train, task.val):
+        logger.info("%s: %d images, %d classes", images.place, len(images), len(images.class_ids))
+
+
+COMMAND = TrainCommand(
+    program="python train_clf_imagenet.py",
+    description="Train a Swin classifier and score it with top-1 and top-5 accuracy.",
+    example="configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet train.batch_size=64",
+    config_class=ClassificationConfig,
+    build_task=build_task,
+    announce=announce,
+    write_record=write_record,
+)
+
+
+def main(device: torch.device) -> None:
+    """Train as the command line says, then score and record."""
+    train(COMMAND, device)
+
+
+if __name__ == "__main__":
+    run_command(main)
