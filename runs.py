@@ -53,7 +53,8 @@ class TrainCommand:
     example: str  # CONFIG and overrides, for --help
     config_class: type[Config]  # with the sections `train` and `optim`
     # The task of a config; the flag says that a checkpoint will fill the model. Bad data or weights: a ValueError.
-    # Besides what `fit` asks of it the task has `config`, and `results`, None until it was evaluated, on rank 0.
+    # Besides what `fit` asks of it the task has `config`; `started_from`, a line on weights that it started from, or
+    # None; and `results`, None until it was evaluated, on rank 0.
     build_task: Callable[[Any, bool], Task]
     announce: Callable[[Task], None]  # log what is trained on what
     # After `environment.json` and `metrics.jsonl` are complete, on rank 0; returns what results.json holds.
@@ -88,7 +89,7 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
         if distributed.is_main():
             sweep_temporaries(experiment)
             write_text(experiment / "config.yaml", dump_config(config))
-            append_environment(experiment, describe_environment(hosts, device))
+            append_environment(experiment, describe_environment(hosts, device) | {"started_from": task.started_from})
             if not resume:
                 rewind_metrics(experiment, step=0)  # of a start that left no checkpoint
 

@@ -3,11 +3,17 @@
 python train_clf_imagenet.py configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet
 python -m engine.launch --standalone --nproc_per_node=4 -m train_clf_imagenet configs/SwinT_clf_300e_default.yaml
 python train_clf_imagenet.py --resume experiments/experiment_3
+python train_clf_imagenet.py evaluate torchvision_swin_t /datasets/imagenet
+python train_clf_imagenet.py predict torchvision_swin_t photo.jpg
 """
+
+import sys
 
 import torch
 
 from classification.data import read_split
+from classification.evaluate import evaluate
+from classification.predict import predict
 from classification.record import write_record
 from classification.task import ClassificationConfig, ClassificationTask
 from engine.command import run_command
@@ -33,7 +39,8 @@ def announce(task: ClassificationTask) -> None:
 
 COMMAND = TrainCommand(
     program="python train_clf_imagenet.py",
-    description="Train a Swin classifier and score it with top-1 and top-5 accuracy.",
+    description="Train a Swin classifier and score it with top-1 and top-5 accuracy (`evaluate --help` and "
+    "`predict --help` tell of the other two actions).",
     example="configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet train.batch_size=64",
     config_class=ClassificationConfig,
     build_task=build_task,
@@ -42,9 +49,16 @@ COMMAND = TrainCommand(
 )
 
 
+ACTIONS = {"evaluate": evaluate, "predict": predict}
+
+
 def main(device: torch.device) -> None:
-    """Train as the command line says, then score and record."""
-    train(COMMAND, device)
+    """Evaluate or predict if the first word says so; else train, score and record."""
+    action, *words = sys.argv[1:] or [""]
+    if action in ACTIONS:
+        ACTIONS[action](words, device)
+    else:
+        train(COMMAND, device)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from classification.data import Classification, DataConfig, LabelledImages, check_pair, collate
+from classification.data import Classification, DataConfig, LabelledImages, Transform, check_pair, collate
 from classification.transforms import AugmentConfig, BatchAugment, eval_transform, train_transform
 from data import batch_to, build_loader, eval_batches, normalize_images
 from engine import distributed
@@ -19,8 +19,8 @@ from engine.config import Config
 from engine.inference import evaluation_mode
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
-from engine.precision import autocast
-from engine.weights import find_weights, read_weights
+from engine.precision import Precision, autocast
+from engine.weights import find_weights, identified, read_weights
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights
 from training import TrainConfig
 
@@ -100,7 +100,7 @@ def start_from(model: SwinTransformer, config: ModelConfig) -> str:
         resized, left_out = load_swin_weights(model, read_weights(path, config.average_weights), ("head.",))
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    told = [f"started from {path}"]
+    told = [f"started from {identified(path)}"]
     if resized:
         told.append(f"{len(resized)} position tables resized, such as {resized[0]}")
     if left_out:
@@ -117,12 +117,12 @@ class Guesses(NamedTuple):
 
 
 @torch.inference_mode()
-def guess(model: nn.Module, images: Tensor, num_guesses: int) -> tuple[Tensor, Tensor]:
-    """The best classes of each image and their probabilities, (B, num_guesses) each, best first.
+def guess(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The best min(5, C) classes of each image and their probabilities, best first.
 
-    images: (B, 3, S, S) normalised."""
+    images: (B, 3, S, S) normalised. Returns (B, K) int64 and (B, K) float32."""
     probabilities = model(images).float().softmax(dim=1)
-    found, classes = probabilities.topk(min(num_guesses, probabilities.shape[1]), dim=1)
+    found, classes = probabilities.topk(min(GUESSES, probabilities.shape[1]), dim=1)
     return classes, found
 
 
@@ -195,44 +195,46 @@ class ClassificationTask:
         The guesses stay in `self.results`, for the record."""
         config = self.config
         if self.val_loader is None:
-            dataset = Classification(
-                self.val, eval_transform(config.model.input_size, config.eval.crop_fraction), config.train.seed
-            )
-            rank, world_size = distributed.rank(), distributed.world_size()
-            batches = eval_batches(len(dataset), config.train.batch_size, rank, world_size)
-            self.val_loader = build_loader(dataset, batches, collate, self.workers, device)
-        parts = distributed.gather(
-            guess_all(model, self.val_loader, device, config.train, stop_if_asked, len(self.val.class_ids))
+            transform = eval_transform(config.model.input_size, config.eval.crop_fraction)
+            self.val_loader = eval_loader(self.val, transform, config.train.batch_size, self.workers, device)
+        self.results = guess_all(
+            model, self.val_loader, device, config.train.precision, config.train.channels_last, stop_if_asked
         )
-        self.results = parts and by_image(parts)
-        return distributed.broadcast(parts and scores_of(self.results, self.val.labels, len(self.val.class_ids)))
+        scores = self.results and scores_of(self.results, self.val.labels, len(self.val.class_ids))
+        return distributed.broadcast(scores)
+
+
+def eval_loader(
+    images: LabelledImages, transform: Transform, batch_size: int, workers: int, device: torch.device
+) -> DataLoader:
+    """This rank's batches of a split that is to be scored."""
+    dataset = Classification(images, transform, seed=0)
+    batches = eval_batches(len(dataset), batch_size, distributed.rank(), distributed.world_size())
+    return build_loader(dataset, batches, collate, workers, device)
 
 
 def guess_all(
     model: nn.Module,
     loader: DataLoader,
     device: torch.device,
-    config: TrainConfig,
-    stop_if_asked: Callable[[], None],
-    num_classes: int,
-) -> Guesses:
-    """Guess the classes of every image that the loader yields, on this process alone.
+    precision: Precision = "fp32",
+    channels_last: bool = False,
+    stop_if_asked: Callable[[], None] = lambda: None,
+) -> Guesses | None:
+    """Guess the classes of every image that the loaders of all ranks yield, by image; None but on rank 0.
 
-    config: for its arithmetic and memory layout. stop_if_asked: called between batches."""
-    num_guesses = min(GUESSES, num_classes)
-    found = [Guesses(np.empty(0, np.int64), np.empty((0, num_guesses), np.int64), np.empty((0, num_guesses), "f4"))]
+    precision, channels_last: arithmetic and memory layout. stop_if_asked: called between batches."""
+    found = []
     with evaluation_mode(model):
         for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
             stop_if_asked()
-            images = normalize_images(batch_to(batch, device)["images"], config.channels_last)
-            with autocast(device, config.precision):
-                classes, probabilities = guess(model, images, num_guesses)
+            images = normalize_images(batch_to(batch, device)["images"], channels_last)
+            with autocast(device, precision):
+                classes, probabilities = guess(model, images)
             found.append(Guesses(batch["image_ids"].numpy(), classes.cpu().numpy(), probabilities.cpu().numpy()))
-    return Guesses(*map(np.concatenate, zip(*found, strict=True)))
-
-
-def by_image(parts: list[Guesses]) -> Guesses:
-    """The guesses of all ranks as one, in the order of the images."""
-    together = Guesses(*map(np.concatenate, zip(*parts, strict=True)))
+    parts = distributed.gather(found)
+    if parts is None:
+        return None
+    together = Guesses(*map(np.concatenate, zip(*(batch for part in parts for batch in part), strict=True)))
     order = np.argsort(together.image_ids)
     return Guesses(*(column[order] for column in together))

@@ -1,0 +1,110 @@
+"""Score a classifier: top-1, top-5, top-1 of every class, and which classes it takes for which.
+
+python train_clf_imagenet.py evaluate experiments/experiment_3
+python train_clf_imagenet.py evaluate torchvision_swin_t /datasets/imagenet
+python train_clf_imagenet.py evaluate configs/SwinB_clf_384.yaml model.weights=microsoft_swin_b_384 /datasets/imagenet
+
+The images may be of some of the classes only: folders are found among the classifier's outputs by their names.
+evaluation.json and evaluation_confusion.png land in the experiment, or in --output.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torchvision.datasets import CIFAR10
+
+from classification.classifier import Classifier, load_classifier
+from classification.data import DataConfig, LabelledImages, read_folders, read_split
+from classification.pictures import draw_confusion
+from classification.record import per_class
+from classification.task import eval_loader, guess_all, scores_of
+from engine.command import said_once
+from engine.experiment import shown_score
+from engine.files import write_text
+from engine.logbook import logger
+from engine.strict_yaml import ConfigError
+
+LISTED_CLASSES = 50  # printed; of more of them, as many of the worst
+
+
+def evaluate(words: Sequence[str], device: torch.device) -> None:
+    """Score as the command line says, print the scores, keep evaluation.json."""
+    arguments = said_once(lambda: parse_arguments(words))
+    classifier = load_classifier(arguments.classifier, arguments.overrides)
+    images = find_images(arguments.data, classifier)
+    outputs = classifier.outputs_of(images.class_ids)
+    # From here on the classes are those of the classifier, of which the images may have some.
+    images = replace(images, labels=outputs[images.labels], class_ids=classifier.class_ids)
+    logger.info("%s on %d images of %d classes in %s", classifier.path, len(images), len(outputs), images.place)
+    loader = eval_loader(images, classifier.transform, arguments.batch_size, arguments.workers, device)
+    model = classifier.model.to(device)
+    guesses = guess_all(model, loader, device, classifier.precision, classifier.channels_last)
+    if guesses is None:
+        return
+    scores = scores_of(guesses, images.labels, len(images.class_ids))
+    by_class = {name: found for name, found in per_class(guesses, images).items() if found["images"]}
+    record = {
+        "weights": str(classifier.path),
+        "images": len(images),
+        "images_sha256": images.digest,
+        "input_size": classifier.input_size,
+        "crop_fraction": classifier.crop_fraction,
+        "scores": scores,
+        "per_class": by_class,
+    }
+    folder = arguments.output or classifier.experiment or Path()
+    write_text(folder / "evaluation.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    draw_confusion(folder / "evaluation_confusion.png", images.labels, guesses.classes[:, 0], images.class_names)
+    worst = sorted(by_class, key=lambda name: by_class[name]["top1"])[:LISTED_CLASSES]
+    if len(by_class) > len(worst):
+        print(f"the {len(worst)} worst of {len(by_class)} classes:")
+    for name in worst:
+        print(f"{shown_score(by_class[name]['top1'])}  {name} ({by_class[name]['images']} images)")
+    print("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
+    print(f"written to {folder / 'evaluation.json'}; confusions: {folder / 'evaluation_confusion.png'}")
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The command line after `evaluate`."""
+    parser = argparse.ArgumentParser(
+        prog="python train_clf_imagenet.py evaluate",
+        description="Score a classifier with top-1 and top-5 accuracy, over all and by class.",
+        epilog="example: python train_clf_imagenet.py evaluate torchvision_swin_t /datasets/imagenet",
+    )
+    parser.add_argument(
+        "classifier", metavar="EXPERIMENT|CONFIG|WEIGHTS",
+        help="an experiment or a checkpoint of it, a config with model.weights, a public file or its registered name",
+    )  # fmt: skip
+    parser.add_argument(
+        "rest", nargs="*", metavar="DATA|section.field=value",
+        help="a folder of class folders, or with val/ of these in it (default: the config's); values of the config",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once on each process (64)")
+    parser.add_argument("--workers", type=int, default=4, help="loader processes of each process (4)")
+    parser.add_argument("--output", type=Path, help="folder for the results (default: the experiment, or this one)")
+    arguments = parser.parse_intermixed_args(words)
+    arguments.overrides = [word for word in arguments.rest if "=" in word]
+    data = [word for word in arguments.rest if "=" not in word]
+    if len(data) > 1:
+        parser.error(f"{data[1]}: one folder of images is scored, and {data[0]} is one")
+    arguments.data = Path(data[0]).expanduser() if data else None
+    if arguments.output and not arguments.output.is_dir():
+        parser.error(f"--output {arguments.output}: no such folder")
+    return arguments
+
+
+def find_images(folder: Path | None, classifier: Classifier) -> LabelledImages:
+    """The images to score: those in a folder, or else the validation images of the classifier's config.
+
+    Raises DatasetError if they are not there, ConfigError if there is neither."""
+    if folder is None:
+        if classifier.data is None:
+            raise ConfigError(f"{classifier.path}: has no data of its own; name a folder of images to score, too")
+        return read_split(classifier.data, "val")
+    if (folder / CIFAR10.base_folder).is_dir():
+        return read_split(DataConfig(root=str(folder), format="cifar10"), "val")
+    return read_folders(folder / "val" if (folder / "val").is_dir() else folder)

@@ -1,0 +1,61 @@
+"""Ask a classifier what is on images.
+
+python train_clf_imagenet.py predict torchvision_swin_t photo.jpg
+python train_clf_imagenet.py predict experiments/experiment_3 photos/*.jpg --top 3
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from classification.classifier import load_classifier
+from classification.data import read_image
+from classification.task import GUESSES, guess
+from data import DatasetError, normalize_images
+from engine.command import said_once
+from engine.precision import autocast
+
+
+def predict(words: Sequence[str], device: torch.device) -> None:
+    """Print the likeliest classes of each image. What cannot be read is told, and the others go on.
+
+    Raises DatasetError at the end if there was such a file."""
+    arguments = said_once(lambda: parse_arguments(words))
+    classifier = load_classifier(arguments.classifier)
+    names, model = classifier.class_names, classifier.model.to(device)
+    unread = []
+    for path in arguments.images:
+        try:
+            image = classifier.transform(read_image(path))
+        except DatasetError as error:
+            unread.append(str(error))
+            continue
+        images = normalize_images(pil_to_tensor(image)[None].to(device), classifier.channels_last)
+        with autocast(device, classifier.precision):
+            classes, probabilities = guess(model, images)
+        print(path)
+        for output, probability in list(zip(classes[0].tolist(), probabilities[0].tolist(), strict=True))[
+            : arguments.top
+        ]:
+            print(f"  {probability:6.1%}  {names[output]}")
+    if unread:
+        raise DatasetError(f"{len(unread)} of {len(arguments.images)} images were left out: {'; '.join(unread)}")
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The command line after `predict`."""
+    parser = argparse.ArgumentParser(
+        prog="python train_clf_imagenet.py predict",
+        description="Print the likeliest classes of images, with their probabilities.",
+        epilog="example: python train_clf_imagenet.py predict torchvision_swin_t photo.jpg",
+    )
+    parser.add_argument(
+        "classifier", metavar="EXPERIMENT|CONFIG|WEIGHTS",
+        help="an experiment or a checkpoint of it, a config with model.weights, a public file or its registered name",
+    )  # fmt: skip
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files of any format and size")
+    parser.add_argument("--top", type=int, choices=range(1, GUESSES + 1), default=GUESSES, help="how many classes (5)")
+    return parser.parse_args(words)
