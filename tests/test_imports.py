@@ -30,8 +30,8 @@ FLOORS = (
     },
     {
         "detection.data", "detection.task", "detection.record", "detection.training", "detection.test",
-        "classification.task", "classification.record", "classification.classifier", "classification.evaluate", "classification.predict",
-        "train_clf_imagenet",
+        "classification.task", "classification.record", "classification.classifier", "classification.evaluate",
+        "classification.predict", "train_clf_imagenet",
     },
     {"ablation.bootstrap", "ablation.records"},
     {

@@ -1,0 +1,73 @@
+"""A data set of six classes that can be told by their colour, in ImageNet's layout and in CIFAR-10's."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# Two of them named as in ImageNet.
+COLOURS = {
+    "black": (20, 20, 20),
+    "blue": (40, 60, 220),
+    "green": (30, 200, 50),
+    "n01440764": (230, 40, 40),
+    "n02124075": (220, 210, 40),
+    "white": (240, 240, 240),
+}
+
+
+def draw(root: Path, split: str, images_per_class: int) -> None:
+    """PNGs of 24 x 20 noisy pixels around their class's colour."""
+    rng = np.random.default_rng(len(split))
+    for name, colour in COLOURS.items():
+        folder = root / split / name
+        folder.mkdir(parents=True)
+        for number in range(images_per_class):
+            pixels = rng.normal(colour, 25, (20, 24, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+@pytest.fixture(scope="session")
+def colours_root(tmp_path_factory) -> Path:
+    """8 images of each class to train on; 14 in all to validate, 3 of the first two classes and 2 of the others."""
+    root = tmp_path_factory.mktemp("colours")
+    draw(root, "train", 8)
+    draw(root, "val", 3)
+    for name in list(COLOURS)[2:]:
+        (root / "val" / name / "2.png").unlink()
+    return root
+
+
+@pytest.fixture(scope="session")
+def cifar10_root(tmp_path_factory) -> Path:
+    """CIFAR-10's files with two images in each."""
+    root = tmp_path_factory.mktemp("cifar10")
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    rng = np.random.default_rng(0)
+    for file in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        pixels = rng.integers(0, 256, (2, 3072), dtype=np.uint8)
+        (folder / file).write_bytes(pickle.dumps({"data": pixels, "labels": [3, 9]}))
+    return root
+
+
+CONFIG = """
+data: {{root: {root}, workers: 0}}
+model: {{name: swin_slim, input_size: 32, patch_size: 4, drop_path_rate: 0.1}}
+augment: {{crop_scale: [0.6, 1.0], rand_augment: null, erase: 0.0, mixup: 0.0, cutmix: 0.0}}
+optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 8, warmup_epochs: 1, schedule: cosine}}
+train: {{epochs: 2, batch_size: 8, precision: fp32, ema_decay: 0.9, keep_checkpoints: 9}}
+eval: {{crop_fraction: 1.0}}
+"""
+
+
+@pytest.fixture(scope="session")
+def config_path(colours_root, tmp_path_factory) -> Path:
+    """A config of a small Swin on the colours."""
+    path = tmp_path_factory.mktemp("config") / "colours.yaml"
+    path.write_text(CONFIG.format(root=colours_root))
+    return path

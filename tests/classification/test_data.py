@@ -1,0 +1,129 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import Swin_T_Weights
+from torchvision.transforms import v2
+
+from classification.data import (
+    Classification,
+    DataConfig,
+    check_pair,
+    collate,
+    imagenet_classes,
+    read_folders,
+    read_split,
+)
+from data import DatasetError
+
+
+def test_classes_are_numbered_in_the_order_of_their_folders_and_named_as_people_call_them(colours_root):
+    images = read_split(DataConfig(root=str(colours_root)), "val")
+    assert images.class_ids == ["black", "blue", "green", "n01440764", "n02124075", "white"]
+    assert images.class_names == ["black", "blue", "green", "tench", "Egyptian cat", "white"]
+    assert images.labels.tolist() == [0] * 3 + [1] * 3 + [2, 2, 3, 3, 4, 4, 5, 5]
+    assert images.name(3) == "blue/0.png"
+
+
+def test_imagenets_classes_are_torchvisions_in_the_order_of_its_folders():
+    assert list(imagenet_classes().values()) == Swin_T_Weights.IMAGENET1K_V1.meta["categories"]
+    assert list(imagenet_classes()) == sorted(imagenet_classes())
+
+
+def test_cifar10_is_read_from_its_own_files(cifar10_root):
+    train, val = (read_split(DataConfig(root=str(cifar10_root), format="cifar10"), split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (10, 2)
+    assert val.class_names[9] == "truck"
+    assert val.labels.tolist() == [3, 9]
+    assert val.read(0).size == (32, 32)
+    assert [path.name for path in val.inputs] == ["test_batch"]
+
+
+def test_cifar10_with_a_file_missing_is_refused_with_the_cure(cifar10_root, tmp_path):
+    shutil.copytree(cifar10_root, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "cifar-10-batches-py/data_batch_3").unlink()
+    with pytest.raises(DatasetError, match=r"not all of CIFAR-10's files; unpack cifar-10-python.tar.gz"):
+        read_split(DataConfig(root=str(tmp_path), format="cifar10"), "train")
+
+
+def test_the_digest_follows_names_sizes_and_labels(colours_root, tmp_path):
+    shutil.copytree(colours_root / "val", tmp_path / "val")
+    same = read_folders(tmp_path / "val").digest
+    assert same == read_folders(colours_root / "val").digest
+    (tmp_path / "val/blue/0.png").rename(tmp_path / "val/green/7.png")
+    assert read_folders(tmp_path / "val").digest != same
+
+
+def test_a_root_that_is_not_there_is_named_with_its_field(tmp_path):
+    with pytest.raises(DatasetError, match=r"data\.root .*gone: no such folder"):
+        read_split(DataConfig(root=str(tmp_path / "gone")), "train")
+
+
+def test_a_root_without_the_split_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"train: no such folder; expected one with a folder of images"):
+        read_split(DataConfig(root=str(tmp_path)), "train")
+
+
+def test_a_class_without_images_is_named(colours_root, tmp_path):
+    shutil.copytree(colours_root / "val", tmp_path / "val")
+    (tmp_path / "val/violet").mkdir()
+    with pytest.raises(DatasetError, match="violet"):
+        read_folders(tmp_path / "val")
+
+
+def test_a_folder_without_classes_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="Couldn't find any class folder"):
+        read_folders(tmp_path)
+
+
+def test_halves_of_other_classes_are_refused_naming_them(colours_root, tmp_path):
+    shutil.copytree(colours_root / "val", tmp_path / "val")
+    (tmp_path / "val/blue").rename(tmp_path / "val/violet")
+    with pytest.raises(DatasetError, match=r"blue only in .*train; violet only in .*val"):
+        check_pair(read_folders(colours_root / "train"), read_folders(tmp_path / "val"))
+
+
+def test_an_image_that_cannot_be_decoded_is_named_when_it_is_read(colours_root, tmp_path):
+    shutil.copytree(colours_root / "val", tmp_path / "val")
+    (tmp_path / "val/blue/0.png").write_text("<html>")
+    with pytest.raises(DatasetError, match=r"blue/0\.png: cannot be decoded"):
+        read_folders(tmp_path / "val").read(3)
+
+
+@pytest.fixture
+def samples(colours_root) -> Classification:
+    transform = v2.Compose([v2.RandomResizedCrop(16), v2.RandomHorizontalFlip()])
+    return Classification(read_folders(colours_root / "train"), transform, seed=3)
+
+
+def test_a_sample_is_a_function_of_epoch_and_index(samples):
+    first = samples[2, 5]["image"]
+    torch.rand(9)
+    assert torch.equal(samples[2, 5]["image"], first)
+    assert not torch.equal(samples[3, 5]["image"], first)
+    assert first.dtype == torch.uint8
+    assert first.shape == (3, 16, 16)
+
+
+def test_drawing_a_sample_leaves_the_random_numbers_of_others_alone(samples):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    samples[0, 0]
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_batch_has_labels_and_image_numbers(samples):
+    batch = collate([samples[0, index] for index in (0, 47)])
+    assert batch["images"].shape == (2, 3, 16, 16)
+    assert batch["labels"].tolist() == [0, 5]
+    assert batch["image_ids"].tolist() == [0, 47]
+
+
+def test_real_images_of_ten_classes_are_read_and_named(shared_data):
+    images = read_split(DataConfig(root=str(shared_data / "tiny_imagenet10")), "val")
+    assert len(images) == 500
+    assert np.bincount(images.labels).tolist() == [50] * 10
+    assert images.class_names[0] == "goldfish"
+    assert images.read(0).size == (64, 64)

@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from classification.pictures import Example, draw_confusion, draw_examples, shorten
+
+
+def test_a_few_classes_make_a_matrix(tmp_path):
+    draw_confusion(tmp_path / "few.png", np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2]), ["a", "b", "$c_d$"])
+    width, height = Image.open(tmp_path / "few.png").size
+    assert width == height
+
+
+@pytest.mark.parametrize("guesses", [np.arange(40), (np.arange(40) + 1) % 40], ids=["all right", "all wrong"])
+def test_many_classes_make_a_list_of_confusions(tmp_path, guesses):
+    draw_confusion(tmp_path / "many.png", np.arange(40), guesses, [f"class {number}" for number in range(40)])
+    width, height = Image.open(tmp_path / "many.png").size
+    assert width == 880
+    assert height > 100
+
+
+def test_long_names_are_cut(tmp_path):
+    assert len(shorten("black-and-tan coonhound of the mountains")) <= 24
+    assert shorten("tench") == "tench"
+
+
+def test_examples_stand_four_in_a_row(tmp_path):
+    example = Example(Image.new("RGB", (64, 64)), "tench", ["tench", "goldfish"], [0.75, 0.25])
+    draw_examples(tmp_path / "four.png", [example] * 4)
+    draw_examples(tmp_path / "five.png", [example] * 5)
+    four, five = (Image.open(tmp_path / name).size for name in ("four.png", "five.png"))
+    assert five == (four[0], 2 * four[1])

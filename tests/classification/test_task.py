@@ -1,0 +1,174 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from classification.data import read_folders, read_split
+from classification.task import (
+    ClassificationConfig,
+    ClassificationTask,
+    Guesses,
+    build_swin,
+    constant_predictor_loss,
+    guess,
+    scores_of,
+)
+from data import normalize_images
+from engine.checkpoint import save_checkpoint
+from engine.config import load_config
+from engine.files import file_sha256
+from engine.strict_yaml import ConfigError
+
+ROOT = Path(__file__).parent.parent.parent
+CPU = torch.device("cpu")
+
+
+def make_task(config_path, *overrides, from_checkpoint=False) -> ClassificationTask:
+    config = load_config(config_path, overrides, ClassificationConfig)
+    return ClassificationTask(config, read_split(config.data, "train"), read_split(config.data, "val"), from_checkpoint)
+
+
+def batch_of(task, count=8) -> dict:
+    return task.collate([task.train_set[0, index] for index in range(count)])
+
+
+def test_scores_are_the_shares_of_images_whose_class_is_guessed_first_and_among_five():
+    classes = np.array([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [5, 4, 3, 2, 1], [2, 1, 0, 4, 5]])
+    guesses = Guesses(np.arange(4), classes, np.zeros((4, 5), np.float32))
+    assert scores_of(guesses, np.array([0, 0, 0, 2]), num_classes=6) == {"top1": 0.5, "top5": 0.75}
+
+
+def test_of_five_classes_top5_is_undefined():
+    guesses = Guesses(np.arange(2), np.array([[0, 1], [1, 0]]), np.zeros((2, 2), np.float32))
+    assert scores_of(guesses, np.array([0, 0]), num_classes=2) == {"top1": 0.5, "top5": None}
+
+
+def test_guesses_are_the_likeliest_classes_best_first():
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0, -1.0, -2.0]])
+    classes, probabilities = guess(lambda images: logits, torch.zeros(1, 3, 8, 8))
+    assert classes.tolist() == [[1, 3, 2, 0, 4]]
+    torch.testing.assert_close(probabilities, logits.softmax(1)[:, [1, 3, 2, 0, 4]])
+
+
+def test_the_constant_predictors_loss_is_the_log_of_the_number_of_balanced_classes():
+    assert constant_predictor_loss(np.arange(10) % 5, 5, label_smoothing=0.1) == pytest.approx(math.log(5))
+
+
+def test_no_constant_prediction_has_a_lower_loss_than_the_constant_predictor():
+    labels = torch.tensor([0, 0, 0, 1, 2])
+    logits = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(logits.expand(5, 3), labels, label_smoothing=0.2)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert constant_predictor_loss(labels.numpy(), 3, 0.2) == pytest.approx(loss().item(), abs=1e-5)
+
+
+def test_the_loss_is_torchs_summed_over_the_images(config_path):
+    task = make_task(config_path)
+    task.model.eval()
+    batch = batch_of(task)
+    losses, count = task.losses(task.model, batch)
+    logits = task.model(normalize_images(batch["images"]))
+    expected = F.cross_entropy(logits, batch["labels"], label_smoothing=0.1) * 8
+    torch.testing.assert_close(losses["classification"], expected)
+    assert count == 8
+
+
+def test_mixed_images_have_a_loss_too(config_path):
+    task = make_task(config_path, "augment.mixup=0.8", "augment.cutmix=1.0", "augment.erase=0.5")
+    losses, _ = task.losses(task.model, batch_of(task))
+    losses["classification"].backward()
+    assert losses["classification"].isfinite()
+    assert all(parameter.grad is not None for parameter in task.model.parameters())
+
+
+def test_every_validation_image_is_scored_once_in_order(config_path):
+    task = make_task(config_path)
+    scores = task.evaluate(task.model, CPU, lambda: None)
+    assert task.results.image_ids.tolist() == list(range(14))
+    right = task.results.classes[:, 0] == task.val.labels
+    assert scores["top1"] == pytest.approx(right.mean())
+
+
+def test_evaluation_leaves_the_model_in_training_mode(config_path):
+    task = make_task(config_path)
+    task.model.train()
+    task.evaluate(task.model, CPU, lambda: None)
+    assert all(module.training for module in task.model.modules())
+
+
+def test_a_stop_is_heeded_between_batches(config_path):
+    task = make_task(config_path)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        task.evaluate(task.model, CPU, stop)
+
+
+@pytest.fixture
+def checkpoint(config_path, tmp_path) -> Path:
+    """Weights of a run on ten classes, and their moving average, which is all zeros."""
+    config = load_config(config_path, [], ClassificationConfig)
+    torch.manual_seed(99)
+    weights = build_swin(config.model, 10).state_dict()
+    average = {name: torch.zeros_like(value) for name, value in weights.items()}
+    path = tmp_path / "ten.pt"
+    save_checkpoint(path, {"model": weights, "ema": {"count": 1, "weights": average}})
+    return path
+
+
+def test_a_task_starts_from_a_runs_average_but_for_a_head_of_other_classes(config_path, checkpoint):
+    task = make_task(config_path, f"model.weights={checkpoint}")
+    assert not any(weight.any() for name, weight in task.model.state_dict().items() if not name.startswith("head."))
+    assert task.model.head.weight.any()
+    assert task.started_from.startswith(f"started from {checkpoint} (SHA-256 {file_sha256(checkpoint)[:8]})")
+    assert "head.weight (10, 256) instead of (6, 256)" in task.started_from
+
+
+def test_a_task_starts_from_the_raw_weights_if_asked_to(config_path, checkpoint):
+    task = make_task(config_path, f"model.weights={checkpoint}", "model.average_weights=false")
+    assert task.model.patch_embed.proj.weight.any()
+
+
+def test_weights_that_are_not_there_are_named_with_the_field(config_path):
+    with pytest.raises(ValueError, match=r"model\.weights '/gone/swin\.pth': no such file"):
+        make_task(config_path, "model.weights=/gone/swin.pth")
+
+
+def test_a_task_that_a_checkpoint_will_fill_needs_no_weights(config_path):
+    assert make_task(config_path, "model.weights=/gone/swin.pth", from_checkpoint=True).started_from is None
+
+
+@pytest.mark.parametrize("field", ["name", "position"])
+def test_an_unknown_row_is_refused_with_the_rows_there_are(config_path, field):
+    with pytest.raises(ConfigError, match=rf"model\.{field}.*expected one of"):
+        load_config(config_path, [f"model.{field}=swim"], ClassificationConfig)
+
+
+CONFIGS = [path for path in sorted((ROOT / "configs").glob("[!g]*.yaml")) if "backbone:" not in path.read_text()]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds_its_classifier(path):
+    config = load_config(path, [], ClassificationConfig)
+    with torch.device("meta"):
+        model = build_swin(config.model, 1000)
+        size = config.model.input_size
+        assert model(torch.empty(1, 3, size, size)).shape == (1, 1000)
+
+
+def test_facts_that_a_resumed_run_must_share_are_the_classes_and_the_images(config_path, colours_root):
+    task = make_task(config_path)
+    assert task.data["classes"] == task.val.class_ids
+    assert task.data["validation images"] == read_folders(colours_root / "val").digest
