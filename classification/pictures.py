@@ -89,7 +89,7 @@ def draw_examples(path: Path, examples: Sequence[Example]) -> None:
     """Write a PNG of images, each with its true class and the best guesses: green where the first is right."""
     rows = -(-len(examples) // COLUMNS)
     figure = Figure((2.7 * COLUMNS, 3.1 * rows), DOTS_PER_INCH, layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
     for axes, example in zip(panels, examples, strict=False):

@@ -30,3 +30,14 @@ def test_examples_stand_four_in_a_row(tmp_path):
     draw_examples(tmp_path / "five.png", [example] * 5)
     four, five = (Image.open(tmp_path / name).size for name in ("four.png", "five.png"))
     assert five == (four[0], 2 * four[1])
+
+
+def test_an_example_is_seen_with_its_guesses(tmp_path):
+    example = Example(Image.new("RGB", (64, 64), (250, 0, 250)), "tench", ["goldfish", "tench"], [0.75, 0.25])
+    draw_examples(tmp_path / "one.png", [example])
+    pixels = np.asarray(Image.open(tmp_path / "one.png").convert("RGB"), np.int64)
+    assert (np.abs(pixels - (250, 0, 250)).sum(2) < 20).mean() > 0.1
+    below = pixels[pixels.shape[0] * 3 // 4 :]
+    red, green = below[..., 0] - below[..., 1], below[..., 1] - below[..., 0]
+    assert (red > 80).any()  # the wrong guess
+    assert (green > 80).any()  # the right one
