@@ -5,6 +5,7 @@ epoch and the image alone. The samplers below yield such pairs; what a process d
 many workers load nor on what was drawn before, and a run that resumes in mid-epoch sees what it would have seen.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,6 +44,22 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, which convert() would saturate
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextlib.contextmanager
+def opened_image(path: Path) -> Iterator[Image.Image]:
+    """An image file, to be decoded inside.
+
+    Raises DatasetError, saying why but not where, if that cannot be done."""
+    try:
+        with Image.open(path) as image:
+            if image.format == "EPS":
+                raise DatasetError("an EPS file, which is a program: Pillow would run it by Ghostscript")
+            yield image
+    except DatasetError:
+        raise
+    except Exception as error:  # Pillow's decoders raise all sorts on broken files
+        raise DatasetError(f"cannot be decoded: {error or type(error).__name__}") from None
 
 
 @functools.cache

@@ -205,6 +205,13 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(images).permute(0, 2, 3, 1))
 
 
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class PatchMerging(nn.Module):
     """Concatenate 2x2 neighbours and project: (B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
 

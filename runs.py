@@ -48,7 +48,7 @@ from training import Task, check_feasible, fit
 class TrainCommand:
     """What a task brings to its training command."""
 
-    program: str  # as it is typed: "python -m detection.training"
+    module: str  # that is started: "detection.training"
     description: str  # for --help
     example: str  # CONFIG and overrides, for --help
     config_class: type[Config]  # with the sections `train` and `optim`
@@ -117,12 +117,11 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
 
 def parse_arguments(command: TrainCommand) -> argparse.Namespace:
     """The command line; `config` is None when an experiment is resumed with its own."""
-    module = command.program.removeprefix("python ")
     parser = argparse.ArgumentParser(
-        prog=command.program,
+        prog=f"python -m {command.module}",
         description=f"{command.description} Each run becomes experiments/experiment_N.",
-        epilog=f"example: {command.program} {command.example}\n"
-        f"several GPUs: python -m engine.launch --standalone --nproc_per_node=4 {module} CONFIG ...",
+        epilog=f"example: python -m {command.module} {command.example}\n"
+        f"several GPUs: python -m engine.launch --standalone --nproc_per_node=4 -m {command.module} CONFIG ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", nargs="?", help="YAML file, see configs/; with --resume the experiment's own")
@@ -219,10 +218,14 @@ def recipe_fact(experiment: Path, config: Config) -> str:
     )
 
 
-def common_facts(experiment: Path, record: dict, module: str) -> dict[str, str]:
-    """How long it took, on what, and how to do it again: lines of the experiment's README, label to sentence.
+def started_fact(experiment: Path, weights: str | None) -> str:
+    """What the run started from, as its first start found it: when it is resumed, nothing is looked up again."""
+    found = [start["started_from"] for start in read_environments(experiment) if start.get("started_from")]
+    return found[0] if found else f"from {weights or 'random weights'}"
 
-    module: as it is typed after `python`, such as "-m detection.training"."""
+
+def common_facts(experiment: Path, record: dict, module: str) -> dict[str, str]:
+    """How long it took, on what, and how to do it again: lines of the experiment's README, label to sentence."""
     lines, starts = read_metrics(experiment), read_environments(experiment)
     start, cost, metric = starts[-1], record["cost"], record["metric"]
     counts = Counter(start["slurm"]["job"] for start in starts if start.get("slurm"))
@@ -240,5 +243,5 @@ def common_facts(experiment: Path, record: dict, module: str) -> dict[str, str]:
         "Code": f"commit {start['commit']}{', with uncommitted changes' if start['uncommitted_changes'] else ''}; "
         f"torch {start['versions']['torch']}, torchvision {start['versions']['torchvision']}, "
         f"Python {start['versions']['python']}",
-        "Again": f"`python {module} {experiment}/config.yaml`",
+        "Again": f"`python -m {module} {experiment}/config.yaml`",
     }

@@ -35,10 +35,12 @@ def announce(task: ClassificationTask) -> None:
         logger.info(task.started_from)
     for images in (task.train, task.val):
         logger.info("%s: %d images, %d classes", images.place, len(images), len(images.class_ids))
+    if task.train.digest == task.val.digest:
+        logger.warning("trained and scored on the same images: the score says nothing about others")
 
 
 COMMAND = TrainCommand(
-    program="python train_clf_imagenet.py",
+    module="train_clf_imagenet",
     description="Train a Swin classifier and score it with top-1 and top-5 accuracy (`evaluate --help` and "
     "`predict --help` tell of the other two actions).",
     example="configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet train.batch_size=64",

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from detection.backbones import ChannelLayerNorm
 from engine.loading import listed
 from engine.logbook import logger
 from engine.weights import find_weights, read_weights
-from model import SWIN_VARIANTS, SwinTransformer, load_swin_weights
+from model import SWIN_VARIANTS, ChannelLayerNorm, SwinTransformer, load_swin_weights
 
 
 def trunk_weights(named: str, trunk: str) -> dict[str, Tensor]:

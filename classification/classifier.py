@@ -7,20 +7,19 @@ from pathlib import Path
 import numpy as np
 from torchvision.transforms import v2
 
-from classification.data import LISTED, DataConfig, imagenet_classes, shown_names
-from classification.task import ClassificationConfig, EvalConfig, build_swin
+from classification.data import LISTED, DataConfig, shown_names
+from classification.task import ClassificationConfig, EvalConfig, build_swin, read_classifier
 from classification.transforms import eval_transform
 from data import DatasetError
-from engine.checkpoint import load_checkpoint, newest_checkpoint
+from engine.checkpoint import newest_checkpoint
 from engine.config import load_config
 from engine.experiment import read_experiment_config
 from engine.precision import Precision
-from engine.strict_yaml import ConfigError
-from engine.weights import find_weights, read_registry, read_weights
-from model import SwinTransformer, load_swin_weights, swin_arguments
+from engine.strict_yaml import ConfigError, did_you_mean, nearest
+from engine.weights import find_weights, read_registry
+from model import SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_arguments
 
-WINDOWS_PER_SIDE = 32  # of the first map at the size that a public Swin was trained for: 224 = 7 * 32, 384 = 12 * 32
-WHOLE_IMAGE_SIZE = 384  # from there on classifiers are scored on the whole image, not on its middle
+PIXELS_PER_WINDOW = 32  # image side over window side of the published Swins: 224 / 7, 384 / 12
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Classifier:
     model: SwinTransformer
     class_ids: list[str]  # of its outputs: names of folders, or numbers where the file does not tell
     input_size: int
-    crop_fraction: float
+    resize_size: int  # of the shorter side, before the middle is taken
     precision: Precision = "fp32"
     channels_last: bool = False
     experiment: Path | None = None  # that it was trained in
@@ -45,7 +44,7 @@ class Classifier:
     @property
     def transform(self) -> v2.Compose:
         """From an RGB image of any size to one of input_size."""
-        return eval_transform(self.input_size, self.crop_fraction)
+        return eval_transform(self.input_size, self.resize_size)
 
     def outputs_of(self, class_ids: Sequence[str]) -> np.ndarray:
         """Which output stands for each of these classes, (len(class_ids),) int64: the one of that name.
@@ -74,8 +73,9 @@ def load_classifier(named: str, overrides: Sequence[str] = ()) -> Classifier:
         return _of_config(path, overrides)
     experiment = path if path.is_dir() else path.parent.parent
     if (experiment / "config.yaml").is_file():
+        config = read_experiment_config(experiment, ClassificationConfig, overrides)
         checkpoint = newest_checkpoint(path / "checkpoints") if path.is_dir() else path
-        return _of_experiment(experiment, checkpoint, overrides)
+        return _configured(config, checkpoint, average=True, experiment=experiment)
     if overrides:
         raise ConfigError(
             f"{overrides[0]}: {named} has no config in which to replace it; name an experiment or a config"
@@ -87,46 +87,23 @@ def _of_config(path: Path, overrides: Sequence[str]) -> Classifier:
     config = load_config(path, overrides, ClassificationConfig)
     if config.model.weights is None:
         raise ConfigError(f"{path}: no model.weights in it; add model.weights=imagenet1k, a file or an experiment")
-    file = find_weights(config.model.weights, config.model.name)
-    weights = read_weights(file, config.model.average_weights)
-    classes = len(weights["head.fc.weight"] if "head.fc.weight" in weights else weights["head.weight"])
-    model = build_swin(config.model, classes)
-    load_swin_weights(model, weights)
-    return _configured(file, model, _public_classes(classes), config, None)
-
-
-def _of_experiment(experiment: Path, checkpoint: Path, overrides: Sequence[str]) -> Classifier:
-    config = read_experiment_config(experiment, ClassificationConfig, overrides)
-    class_ids = load_checkpoint(checkpoint)["data"]["classes"]
-    model = build_swin(config.model, len(class_ids))
-    load_swin_weights(model, read_weights(checkpoint))
-    return _configured(checkpoint, model, class_ids, config, experiment)
-
-
-def _of_public_file(named: str) -> Classifier:
-    trunks = {entry.name: entry.trunk for entry in read_registry().weights}
-    file = find_weights(named, trunks.get(named, ""))
-    weights = read_weights(file)
     try:
-        arguments = swin_arguments(weights)
+        file = find_weights(config.model.weights, config.model.name)
+        return _configured(config, file, config.model.average_weights)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    model = SwinTransformer(**arguments)
+        raise ValueError(f"model.weights '{config.model.weights}': {error}") from error
+
+
+def _configured(config: ClassificationConfig, file: Path, average: bool, experiment: Path | None = None) -> Classifier:
+    weights, class_ids = read_classifier(file, average)
+    model = build_swin(config.model, len(weights["head.weight"]))
     load_swin_weights(model, weights)
-    input_size = WINDOWS_PER_SIDE * arguments["window_size"]
-    crop_fraction = 1.0 if input_size >= WHOLE_IMAGE_SIZE else EvalConfig().crop_fraction
-    return Classifier(file, model.eval(), _public_classes(arguments["num_classes"]), input_size, crop_fraction)
-
-
-def _configured(
-    path: Path, model: SwinTransformer, class_ids: list[str], config: ClassificationConfig, experiment: Path | None
-) -> Classifier:
     return Classifier(
-        path,
+        file,
         model.eval(),
-        class_ids,
+        class_ids or _numbers(model),
         input_size=config.model.input_size,
-        crop_fraction=config.eval.crop_fraction,
+        resize_size=config.resize_size,
         precision=config.train.precision,
         channels_last=config.train.channels_last,
         experiment=experiment,
@@ -134,6 +111,28 @@ def _configured(
     )
 
 
-def _public_classes(count: int) -> list[str]:
-    """Of as many outputs as ImageNet-1k has classes, these; otherwise numbers."""
-    return list(imagenet_classes()) if count == len(imagenet_classes()) else list(map(str, range(count)))
+def _of_public_file(named: str) -> Classifier:
+    swins = {entry.name: entry for entry in read_registry().weights if entry.trunk in SWIN_VARIANTS}
+    if named not in swins and not Path(named).is_file():
+        names = did_you_mean(nearest(named, swins)) or f", such as {', '.join(list(swins)[:3])}"
+        raise ValueError(
+            f"{named}: no file, experiment or config, nor the name of a public Swin{names} "
+            "(python -m engine.weights list)"
+        )
+    file = find_weights(named, swins[named].trunk if named in swins else "")
+    weights, class_ids = read_classifier(file)
+    try:
+        arguments = swin_arguments(weights)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    model = SwinTransformer(**arguments)
+    load_swin_weights(model, weights)
+    known = next((entry for entry in swins.values() if entry.file == file.name), None)
+    input_size = known.image_size if known else PIXELS_PER_WINDOW * arguments["window_size"]
+    resize_size = known.resize_size if known else round(input_size / EvalConfig().crop_fraction)
+    return Classifier(file, model.eval(), class_ids or _numbers(model), input_size, resize_size)
+
+
+def _numbers(model: SwinTransformer) -> list[str]:
+    """What to call outputs that nobody has named."""
+    return list(map(str, range(model.head.out_features)))

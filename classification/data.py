@@ -9,6 +9,7 @@ named by the WordNet ids of ImageNet-1k are shown by their English names.
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from data import DatasetError, Key, as_rgb
+from data import DatasetError, Key, as_rgb, opened_image
 from engine.config import Config
 
 IMAGENET_CLASSES = Path(__file__).parent / "imagenet_classes.tsv"
@@ -44,12 +45,12 @@ class DataConfig(Config):
 class LabelledImages:
     """One split of a data set.
 
-    place: where it lies, for messages. images: files, or (N, H, W, 3) uint8. labels: (N,) int64.
-    class_ids: names of the folders, by label. digest: SHA-256 of what decides a score, names and sizes of files or
-    the pixels, with the labels. inputs: the data set's own files, if they are few."""
+    place: where it lies. images: (N,) bytes, files below `place`, or (N, H, W, 3) uint8, the pixels: arrays, which
+    loader processes share. labels: (N,) int64. class_ids: names of the folders, by label.
+    digest: SHA-256 of the labels and the files' names, or the pixels. inputs: the data set's own files, if few."""
 
     place: Path
-    images: Sequence[Path] | np.ndarray
+    images: np.ndarray
     labels: np.ndarray
     class_ids: list[str]
     digest: str
@@ -65,28 +66,22 @@ class LabelledImages:
 
     def name(self, index: int) -> str:
         """What to call an image: its file below `place`, or its number."""
-        image = self.images[index]
-        return image.relative_to(self.place).as_posix() if isinstance(image, Path) else str(index)
+        return os.fsdecode(self.images[index]) if self.images.dtype.kind == "S" else str(index)
 
     def read(self, index: int) -> Image.Image:
         """One image, upright, 8-bit RGB. Raises DatasetError naming the file if it cannot be decoded."""
-        image = self.images[index]
-        return read_image(image) if isinstance(image, Path) else Image.fromarray(image)
+        if self.images.dtype.kind == "S":
+            return read_image(self.place / self.name(index))
+        return Image.fromarray(self.images[index])
 
 
 def read_image(path: Path) -> Image.Image:
     """Decode a file to an upright 8-bit RGB image. Raises DatasetError naming it if that cannot be done."""
     try:
-        with Image.open(path) as image:
-            if image.format == "EPS":
-                raise DatasetError(f"{path}: an EPS file, which is a program: Pillow would run it by Ghostscript")
+        with opened_image(path) as image:
             return as_rgb(ImageOps.exif_transpose(image))
-    except DatasetError:
-        raise
-    except Exception as error:  # Pillow's decoders raise all sorts on broken files
-        raise DatasetError(
-            f"{path}: cannot be decoded: {error or type(error).__name__}; get it again, or take it away"
-        ) from None
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}; get it again, or take it away") from None
 
 
 # ---- classes -------------------------------------------------------------------------------------------------
@@ -125,12 +120,15 @@ def read_folders(folder: Path) -> LabelledImages:
         found = ImageFolder(folder)
     except FileNotFoundError as error:  # no class folder, or one without images
         raise DatasetError(f"{folder}: {str(error).splitlines()[0].rstrip('.')}") from None
-    images = [Path(path) for path, _ in found.samples]
+    images = np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in found.samples])
     labels = np.array(found.targets, np.int64)
-    digest = hashlib.sha256()
-    for image, label in zip(images, labels, strict=True):
-        digest.update(f"{image.relative_to(folder).as_posix()} {image.stat().st_size} {label}\n".encode())
-    return LabelledImages(folder, images, labels, found.classes, digest.hexdigest(), [])
+    return LabelledImages(folder, images, labels, found.classes, _digest(images, labels), [])
+
+
+def _digest(images: np.ndarray, labels: np.ndarray) -> str:
+    digest = hashlib.sha256(images.tobytes())
+    digest.update(labels)
+    return digest.hexdigest()
 
 
 class _Cifar10(CIFAR10):
@@ -150,10 +148,8 @@ def _read_cifar10(root: Path, split: str) -> LabelledImages:
     except Exception as error:  # of unpickling
         raise DatasetError(f"{folder}: cannot be read ({error}); get CIFAR-10 again") from None
     labels = np.array(found.targets, np.int64)
-    digest = hashlib.sha256(found.data.tobytes())
-    digest.update(labels)
     files = [folder / name for name, _ in (found.train_list if split == "train" else found.test_list)]
-    return LabelledImages(folder, found.data, labels, found.classes, digest.hexdigest(), files)
+    return LabelledImages(folder, found.data, labels, found.classes, _digest(found.data, labels), files)
 
 
 def check_pair(train: LabelledImages, val: LabelledImages) -> None:

@@ -5,7 +5,7 @@ python train_clf_imagenet.py evaluate torchvision_swin_t /datasets/imagenet
 python train_clf_imagenet.py evaluate configs/SwinB_clf_384.yaml model.weights=microsoft_swin_b_384 /datasets/imagenet
 
 The images may be of some of the classes only: folders are found among the classifier's outputs by their names.
-evaluation.json and evaluation_confusion.png land in the experiment, or in --output.
+evaluation.json and evaluation_confusion.png land in the experiment, or in --output; of a public file in --output alone.
 """
 
 import argparse
@@ -52,20 +52,21 @@ def evaluate(words: Sequence[str], device: torch.device) -> None:
         "images": len(images),
         "images_sha256": images.digest,
         "input_size": classifier.input_size,
-        "crop_fraction": classifier.crop_fraction,
+        "resize_size": classifier.resize_size,
         "scores": scores,
         "per_class": by_class,
     }
-    folder = arguments.output or classifier.experiment or Path()
-    write_text(folder / "evaluation.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    draw_confusion(folder / "evaluation_confusion.png", images.labels, guesses.classes[:, 0], images.class_names)
     worst = sorted(by_class, key=lambda name: by_class[name]["top1"])[:LISTED_CLASSES]
     if len(by_class) > len(worst):
         print(f"the {len(worst)} worst of {len(by_class)} classes:")
     for name in worst:
         print(f"{shown_score(by_class[name]['top1'])}  {name} ({by_class[name]['images']} images)")
     print("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
-    print(f"written to {folder / 'evaluation.json'}; confusions: {folder / 'evaluation_confusion.png'}")
+    if folder := arguments.output or classifier.experiment:
+        write_text(folder / "evaluation.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        picture = folder / "evaluation_confusion.png"
+        draw_confusion(picture, images.labels, guesses.classes[:, 0], images.class_names)
+        print(f"written to {folder / 'evaluation.json'}; confusions: {picture}")
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -83,9 +84,13 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         "rest", nargs="*", metavar="DATA|section.field=value",
         help="a folder of class folders, or with val/ of these in it (default: the config's); values of the config",
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once on each process (64)")
-    parser.add_argument("--workers", type=int, default=4, help="loader processes of each process (4)")
-    parser.add_argument("--output", type=Path, help="folder for the results (default: the experiment, or this one)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="images at once on each process (64)")
+    parser.add_argument(
+        "--workers", type=int, choices=range(257), default=4, metavar="N", help="loader processes of each process (4)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder for evaluation.json and its picture (default: the experiment, if it is one)"
+    )
     arguments = parser.parse_intermixed_args(words)
     arguments.overrides = [word for word in arguments.rest if "=" in word]
     data = [word for word in arguments.rest if "=" not in word]
@@ -95,6 +100,13 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     if arguments.output and not arguments.output.is_dir():
         parser.error(f"--output {arguments.output}: no such folder")
     return arguments
+
+
+def positive(text: str) -> int:
+    """A number from 1 up."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 up")
+    return int(text)
 
 
 def find_images(folder: Path | None, classifier: Classifier) -> LabelledImages:

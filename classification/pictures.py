@@ -23,11 +23,8 @@ def draw_confusion(path: Path, labels: np.ndarray, guesses: np.ndarray, class_na
     """Write a PNG of which class was taken for which: the whole matrix, or of many classes the most frequent pairs.
 
     labels, guesses: (N,) int, the true class and the guessed one of each image."""
-    num_classes = len(class_names)
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (labels, guesses), 1)
     names = [shorten(name) for name in class_names]
-    figure = _matrix(counts, names) if num_classes <= MATRIX_CLASSES else _pairs(counts, names)
+    figure = (_matrix if len(names) <= MATRIX_CLASSES else _pairs)(labels, guesses, names)
     _save(path, figure)
 
 
@@ -36,8 +33,10 @@ def shorten(name: str) -> str:
     return textwrap.shorten(name, NAME_LENGTH, placeholder="…") if len(name) > NAME_LENGTH else name
 
 
-def _matrix(counts: np.ndarray, names: list[str]) -> Figure:
+def _matrix(labels: np.ndarray, guesses: np.ndarray, names: list[str]) -> Figure:
     """Share of the images of each class (a row) that were taken for each class (a column), in percent."""
+    counts = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(counts, (labels, guesses), 1)
     side = 2.6 + 0.42 * len(names)
     figure = Figure((side, side), DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
@@ -57,21 +56,22 @@ def _matrix(counts: np.ndarray, names: list[str]) -> Figure:
     return figure
 
 
-def _pairs(counts: np.ndarray, names: list[str]) -> Figure:
+def _pairs(labels: np.ndarray, guesses: np.ndarray, names: list[str]) -> Figure:
     """The most frequent confusions, as bars."""
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
-    order = [index for index in np.argsort(-wrong, axis=None, kind="stable")[:PAIRS] if wrong.flat[index]]
-    pairs = [np.unravel_index(index, wrong.shape) for index in order]
+    wrong = labels != guesses
+    pairs, counts = np.unique(np.stack([labels[wrong], guesses[wrong]], axis=1), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:PAIRS]
+    pairs, counts = pairs[order], counts[order]
     figure = Figure((8, 1.4 + 0.26 * len(pairs)), DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
-    bars = axes.barh(range(len(pairs)), [wrong[pair] for pair in pairs], color="#4878b0")
+    bars = axes.barh(range(len(pairs)), counts, color="#4878b0")
     axes.bar_label(bars, fontsize=8, padding=2)
-    axes.set_yticks(range(len(pairs)), [f"{names[true]} → {names[guessed]}" for true, guessed in pairs])
+    told = [f"{names[true]} → {names[guessed]}" for true, guessed in pairs]
+    axes.set_yticks(range(len(pairs)), told, parse_math=False)
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.set_xlabel("images")
-    axes.set_title(f"most frequent confusions, true → guessed, of {counts.sum():,} images", loc="left", fontsize=10)
+    axes.set_title(f"most frequent confusions, true → guessed, of {len(labels):,} images", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -21,7 +21,7 @@ from classification.task import ClassificationTask, Guesses, scores_of
 from engine.experiment import write_readme
 from engine.files import write_text
 from engine.image_statistics import Hits
-from runs import common_facts, common_record, recipe_fact
+from runs import common_facts, common_record, recipe_fact, started_fact
 
 EXAMPLES = 12
 EXAMPLE_GUESSES = 3
@@ -41,8 +41,6 @@ def write_record(experiment: Path, task: ClassificationTask) -> dict:
             "images_sha256": val.digest,
             "images": len(val),
             "classes": val.class_names,
-            "input_size": config.model.input_size,
-            "crop_fraction": config.eval.crop_fraction,
         },
         **common_record(experiment, task, config.model.input_size, [*task.train.inputs, *val.inputs]),
     }
@@ -79,13 +77,13 @@ def facts(experiment: Path, task: ClassificationTask, record: dict) -> dict[str,
     return {
         "Model": f"{model.name}, {model.input_size} pixels, patches of {model.patch_size}, "
         f"{'shifted windows' if model.shift else 'windows not shifted'}, position {model.position}, "
-        f"{record['cost']['parameters'] / 1e6:.2f} M parameters; from {model.weights or 'random weights'}",
+        f"{record['cost']['parameters'] / 1e6:.2f} M parameters; {started_fact(experiment, model.weights)}",
         "Data": f"`{config.data.root}`: {len(task.train):,} images to train on, {len(task.val):,} to validate, "
         f"{len(task.val.class_ids)} classes",
         "Recipe": recipe_fact(experiment, config),
         "Scored": f"weights: {record['weights']}; all {len(task.val)} images, each once, the middle "
         f"{config.eval.crop_fraction:.1%} of the shorter side",
-        **common_facts(experiment, record, "-m train_clf_imagenet"),
+        **common_facts(experiment, record, "train_clf_imagenet"),
     }
 
 

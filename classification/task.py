@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,17 +12,26 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from classification.data import Classification, DataConfig, LabelledImages, Transform, check_pair, collate
+from classification.data import (
+    Classification,
+    DataConfig,
+    LabelledImages,
+    Transform,
+    check_pair,
+    collate,
+    imagenet_classes,
+)
 from classification.transforms import AugmentConfig, BatchAugment, eval_transform, train_transform
 from data import batch_to, build_loader, eval_batches, normalize_images
 from engine import distributed
+from engine.checkpoint import is_checkpoint, load_checkpoint, trained_weights
 from engine.config import Config
 from engine.inference import evaluation_mode
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
 from engine.precision import Precision, autocast
 from engine.weights import find_weights, identified, read_weights
-from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights
+from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
 from training import TrainConfig
 
 GUESSES = 5  # kept of each image, best first
@@ -40,7 +50,7 @@ class ModelConfig(Config):
     weights: str | None = Field(
         None,
         description="to start from: imagenet1k, imagenet22k, a name of saved_weights/registry.yaml, a file, or an "
-        "experiment; null: random weights. A head for other classes starts from random weights all the same",
+        "experiment; null: random weights. A head of other classes is left out",
     )
     average_weights: bool = Field(True, description="of an experiment, its moving average if it kept one")
 
@@ -76,6 +86,11 @@ class ClassificationConfig(Config):
     train: TrainConfig
     eval: EvalConfig = Field(default_factory=EvalConfig)
 
+    @property
+    def resize_size(self) -> int:
+        """To what the shorter side of a validation image is resized, in pixels."""
+        return round(self.model.input_size / self.eval.crop_fraction)
+
 
 def build_swin(config: ModelConfig, num_classes: int) -> SwinTransformer:
     """The classifier that a config names, with random weights."""
@@ -91,20 +106,40 @@ def build_swin(config: ModelConfig, num_classes: int) -> SwinTransformer:
     )
 
 
-def start_from(model: SwinTransformer, config: ModelConfig) -> str:
+def read_classifier(path: Path, average: bool = True) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The weights in a file, under Microsoft's names, and the classes of their outputs where it tells them.
+
+    average: of a run that kept a moving average, that. Raises ValueError if it holds no classifier."""
+    classes = None
+    if is_checkpoint(path):
+        state = load_checkpoint(path)
+        weights, classes = trained_weights(state, average), state["data"]["classes"]
+    else:
+        weights = swin_state_dict(read_weights(path))
+    if "head.weight" not in weights:
+        raise ValueError(f"{path}: no classifier, it has no head; expected an experiment of classification or a Swin")
+    if classes is None and len(weights["head.weight"]) == len(imagenet_classes()):
+        classes = list(imagenet_classes())
+    return weights, classes
+
+
+def start_from(model: SwinTransformer, config: ModelConfig, class_ids: list[str]) -> str:
     """Load the weights that a config names, but for a head of other classes. Returns a line that says so.
 
     Raises ValueError, naming the field, if they are not there or do not fit."""
     try:
         path = find_weights(config.weights, config.name)
-        resized, left_out = load_swin_weights(model, read_weights(path, config.average_weights), ("head.",))
+        weights, classes = read_classifier(path, config.average_weights)
+        is_same = classes == class_ids or (classes is None and len(weights["head.weight"]) == len(class_ids))
+        if not is_same:
+            weights |= {f"head.{name}": own for name, own in model.head.state_dict().items()}
+        resized, _ = load_swin_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
     told = [f"started from {identified(path)}"]
     if resized:
         told.append(f"{len(resized)} position tables resized, such as {resized[0]}")
-    if left_out:
-        told.append(f"the head starts from random weights, for it is of other classes: {', '.join(left_out)}")
+    told.append("its head, too" if is_same else "the head from random weights, for it is of other classes")
     return "; ".join(told)
 
 
@@ -167,7 +202,7 @@ class ClassificationTask:
         self.model = build_swin(config.model, num_classes)
         self.started_from: str | None = None  # a line for the log
         if config.model.weights is not None and not from_checkpoint:
-            self.started_from = start_from(self.model, config.model)
+            self.started_from = start_from(self.model, config.model, train.class_ids)
         self.train_set = Classification(
             train, train_transform(config.augment, config.model.input_size), config.train.seed
         )
@@ -195,7 +230,7 @@ class ClassificationTask:
         The guesses stay in `self.results`, for the record."""
         config = self.config
         if self.val_loader is None:
-            transform = eval_transform(config.model.input_size, config.eval.crop_fraction)
+            transform = eval_transform(config.model.input_size, config.resize_size)
             self.val_loader = eval_loader(self.val, transform, config.train.batch_size, self.workers, device)
         self.results = guess_all(
             model, self.val_loader, device, config.train.precision, config.train.channels_last, stop_if_asked

@@ -7,7 +7,7 @@ magnitude drawn around 9 of 10. The operations are torchvision's: an identity, w
 
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
@@ -15,6 +15,7 @@ from engine.config import Config
 
 BICUBIC = InterpolationMode.BICUBIC
 MAGNITUDE_STEPS = 100  # from none to most
+FILL = [124, 116, 104]  # where an operation leaves no image: ImageNet's mean, 0 to the network
 
 
 class RandAugmentConfig(Config):
@@ -37,6 +38,13 @@ class AugmentConfig(Config):
     mixup: float = Field(0.8, ge=0, description="alpha of mixup (arXiv 1710.09412); 0: none")
     cutmix: float = Field(1.0, ge=0, description="alpha of CutMix (arXiv 1905.04899); 0: none; with both, either is")
 
+    @field_validator("crop_scale")
+    @classmethod
+    def _is_a_range(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError("expected two shares of the area, above 0 and up to 1, the smaller one first")
+        return scale
+
 
 class RandAugment(nn.Module):
     """torchvision's RandAugment, one operation at a time, each at a magnitude of its own."""
@@ -55,9 +63,6 @@ class RandAugment(nn.Module):
         return image
 
 
-FILL = [124, 116, 104]  # where an operation leaves no image: ImageNet's mean, 0 to the network
-
-
 def train_transform(config: AugmentConfig, input_size: int) -> v2.Compose:
     """From a PIL image to the one to train on, input_size pixels on each side."""
     steps = [
@@ -71,9 +76,9 @@ def train_transform(config: AugmentConfig, input_size: int) -> v2.Compose:
     return v2.Compose(steps)
 
 
-def eval_transform(input_size: int, crop_fraction: float) -> v2.Compose:
-    """From a PIL image to the one to score: shorter side to input_size / crop_fraction, then the middle of it."""
-    return v2.Compose([v2.Resize(round(input_size / crop_fraction), interpolation=BICUBIC), v2.CenterCrop(input_size)])
+def eval_transform(input_size: int, resize_size: int) -> v2.Compose:
+    """From a PIL image to the one to score: shorter side to resize_size pixels, then the middle square of it."""
+    return v2.Compose([v2.Resize(resize_size, interpolation=BICUBIC), v2.CenterCrop(input_size)])
 
 
 class BatchAugment:
@@ -81,7 +86,7 @@ class BatchAugment:
 
     def __init__(self, config: AugmentConfig, num_classes: int) -> None:
         self.erase_probability = config.erase
-        self.erase = v2.RandomErasing(p=1, value="random")
+        self.erase = v2.RandomErasing(p=1)
         kinds = [
             kind(alpha=alpha, num_classes=num_classes)
             for kind, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
@@ -94,5 +99,9 @@ class BatchAugment:
 
         Returns the images, and either the labels or, if images are mixed, the share of each class, (B, C) float."""
         for index in torch.nonzero(torch.rand(len(images)) < self.erase_probability).flatten().tolist():
-            images[index] = self.erase(images[index])
+            where = self.erase.make_params([images[index]])
+            rows, columns = (slice(where[start], where[start] + where[size]) for start, size in ("ih", "jw"))
+            if where["v"] is not None:  # else no rectangle was found that fits
+                # Noise of the images' own device: torchvision's would come from the CPU, and a GPU wait for it.
+                images[index, :, rows, columns] = torch.randn_like(images[index, :, rows, columns])
         return self.mix(images, labels) if self.mix else (images, labels)

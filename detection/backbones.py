@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from engine.loading import load_exactly
-from model import SWIN_VARIANTS, SwinTransformer, eager_cache, load_swin_weights
+from model import SWIN_VARIANTS, ChannelLayerNorm, SwinTransformer, eager_cache, load_swin_weights
 
 MIN_INPUT_SIZE = 96
 
@@ -196,13 +196,6 @@ def plan_extras(side: int, steps: tuple[Convolution, ...]) -> tuple[tuple[Convol
         if smallest == 1:
             break
     return best, smallest
-
-
-class ChannelLayerNorm(nn.LayerNorm):
-    """LayerNorm over the channels of (B, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ExtraLevel(nn.Module):

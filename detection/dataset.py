@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data import DatasetError, Key, as_rgb
+from data import DatasetError, Key, as_rgb, opened_image
 from detection.annotations import CocoFile, ImageFile, image_defect
 from detection.transforms import Transform, View
 from engine.logbook import logger, progress_bar
@@ -52,29 +52,22 @@ def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None,
 
     By Pillow: torchvision's decoder can take the process down with a broken PNG.
     Raises DatasetError, saying why but not where, if it cannot be decoded or has another size."""
-    try:
-        with Image.open(file.path) as image:
-            if image.format == "EPS":
-                raise DatasetError("an EPS file, which is a program: Pillow would run it by Ghostscript")
-            # Before anything else: to ask a PNG for its orientation is to decode it.
-            if file.size and file.size not in (image.size, image.size[::-1]):
-                raise _another_size(image, file)
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            upright_size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
-            if file.size and file.size not in (image.size, upright_size):
-                raise _another_size(image, file)
-            if orientation != 1 and (file.size or upright_size) == upright_size:
-                image = ImageOps.exif_transpose(image)
-            elif reduction > 1 and image.format == "JPEG":
-                image.draft(None, (image.width // reduction, image.height // reduction))
-                part = tuple(edge // reduction for edge in part)
-            if part is not None:
-                image = image.crop(part)
-            return np.array(as_rgb(image))
-    except DatasetError:
-        raise
-    except Exception as error:  # Pillow's decoders raise all sorts on broken files
-        raise DatasetError(f"cannot be decoded: {error or type(error).__name__}") from None
+    with opened_image(file.path) as image:
+        # Before anything else: to ask a PNG for its orientation is to decode it.
+        if file.size and file.size not in (image.size, image.size[::-1]):
+            raise _another_size(image, file)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        upright_size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+        if file.size and file.size not in (image.size, upright_size):
+            raise _another_size(image, file)
+        if orientation != 1 and (file.size or upright_size) == upright_size:
+            image = ImageOps.exif_transpose(image)
+        elif reduction > 1 and image.format == "JPEG":
+            image.draft(None, (image.width // reduction, image.height // reduction))
+            part = tuple(edge // reduction for edge in part)
+        if part is not None:
+            image = image.crop(part)
+        return np.array(as_rgb(image))
 
 
 def _another_size(image: Image.Image, file: ImageFile) -> DatasetError:

@@ -20,9 +20,9 @@ from detection.errors import error_breakdown
 from detection.evaluation import METRICS, as_dicts, coco_scores, image_statistics
 from detection.pictures import Picture, draw_detections, draw_examples
 from detection.task import DetectionTask
-from engine.experiment import read_environments, write_readme
+from engine.experiment import write_readme
 from engine.files import write_text
-from runs import common_facts, common_record, recipe_fact
+from runs import common_facts, common_record, recipe_fact, started_fact
 
 PICTURES = 4  # images in detections.png
 SHOWN_SCORE = 0.3  # detections below it are not drawn
@@ -79,7 +79,7 @@ def facts(experiment: Path, task: DetectionTask, record: dict) -> dict[str, str]
     return {
         "Model": f"{config.model.backbone}, neck {config.model.neck}, {task.model.input_size} pixels, "
         f"{record['cost']['parameters'] / 1e6:.2f} M parameters, {len(task.model.anchors_cxcywh):,} default boxes; "
-        + (f"fine-tuned from {start_from}" if start_from else trunk_fact(experiment, config.model.weights)),
+        + (f"fine-tuned from {start_from}" if start_from else started_fact(experiment, config.model.weights)),
         "Data": f"`{config.data.root}`: {describe(task.train)} to train on, {describe(task.val)} to validate, "
         f"{len(task.val.class_names)} classes",
         "Recipe": f"{recipe_fact(experiment, config)}, box loss weight {config.loss.box_weight:g} (1 is the SSD "
@@ -87,14 +87,8 @@ def facts(experiment: Path, task: DetectionTask, record: dict) -> dict[str, str]
         "Scored": f"weights: {record['weights']}; all {record['protocol']['images']} images, COCO mAP by "
         f"pycocotools; score >= {config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, "
         f"best {config.eval.max_detections}",
-        **common_facts(experiment, record, "-m detection.training"),
+        **common_facts(experiment, record, "detection.training"),
     }
-
-
-def trunk_fact(experiment: Path, weights: str | None) -> str:
-    """What the trunk started from, as the first start found it: when it is resumed, nothing is looked up again."""
-    found = [start["started_from"] for start in read_environments(experiment) if start.get("started_from")]
-    return found[0] if found else f"trunk from {weights or 'random weights'}"
 
 
 def describe(coco: CocoFile) -> str:

@@ -44,7 +44,7 @@ def announce(task: DetectionTask) -> None:
 
 
 COMMAND = TrainCommand(
-    program="python -m detection.training",
+    module="detection.training",
     description="Train an SSD detector and score it with COCO mAP.",
     example="configs/bccd.yaml model.neck=fpn train.batch_size=8",
     config_class=DetectionConfig,

@@ -12,6 +12,8 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -48,8 +50,7 @@ def download(url: str, path: Path, *, size: int | None = None, sha256: str | Non
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "ab") as file:
-                _occupy(file, part)
+            with _occupied(part) as file:
                 _receive(url, path, file, version, size)
                 file.flush()
                 os.fsync(file.fileno())
@@ -76,14 +77,21 @@ def check_file(path: Path, url: str, size: int | None, sha256: str | None) -> No
         )
 
 
-def _occupy(file: BinaryIO, part: Path) -> None:
-    """Keep a second process from writing to the same file. The lock ends with the process, however that ends."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise DownloadError(f"{part}: another process is downloading it; wait for it, or stop it") from None
-    except OSError:  # a file system without locks keeps no two processes apart
-        pass
+@contextmanager
+def _occupied(part: Path) -> Iterator[BinaryIO]:
+    """Open the file to append to, and keep a second process from it; the lock ends with the process, however it ends.
+
+    Raises DownloadError if another process is at it, or was done with it in this very moment."""
+    with open(part, "ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise DownloadError(f"{part}: another process is downloading it; wait for it, or stop it") from None
+        except OSError:  # a file system without locks keeps no two processes apart
+            pass
+        if not part.exists() or part.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            raise DownloadError(f"{part}: another process has just finished it; it is there")
+        yield file
 
 
 def _receive(url: str, path: Path, file: BinaryIO, version: Path, size: int | None) -> None:

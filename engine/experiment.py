@@ -222,8 +222,8 @@ def _command() -> str:
 
 
 def _module(command: str) -> str:
-    """A command from its module on: what started its processes may have counted them differently."""
-    return command.partition(" -m ")[2] or command
+    """A command without what starts its processes, which may have counted them differently."""
+    return re.sub(r"^(python|torchrun)( -(?!m )\S+)* ", "", command)
 
 
 def _git(*arguments: str) -> str | None:

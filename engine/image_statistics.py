@@ -66,7 +66,7 @@ class Matches(Saved):
 class Hits(Saved):
     """Guesses of a classifier held against the truth: all that top-1 and top-5 accuracy need.
 
-    image_ids: (I,) text, every validation image, as its path in the data set: '<class folder>/<file>'.
+    image_ids: (I,) text, every validation image: '<class folder>/<file>', or its number where it has no file.
     class_names: (C,) text.
     labels: (I,) int16, the true class, position in class_names.
     hits: (I,) bool, the true class is the first guess.

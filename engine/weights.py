@@ -10,7 +10,6 @@ registry, as a file, or as an experiment (its newest checkpoint). Nothing is dow
 
 import argparse
 import functools
-import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -50,6 +49,7 @@ class Entry(Config):
     trunk: str
     trained_on: tuple[Literal["imagenet1k", "imagenet22k"], ...] = Field(min_length=1)
     image_size: int = Field(gt=0)
+    resize_size: int = Field(gt=0)
     window_size: int | None = Field(gt=0)
     source: str
     top1: float | None = Field(gt=0, lt=100)
@@ -165,7 +165,7 @@ def _read_public(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: damaged, its SHA-256 does not begin with what its name says; download it again")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError) as error:
+    except Exception as error:  # of unpickling, of zip files and of what stands in for them
         raise ValueError(
             f"{path}: expected plain data as torch.save wrote it; the file is damaged, of another format, or holds "
             "code: download it again"
@@ -207,7 +207,7 @@ def _kind(path: Path) -> str:
         if not facts:
             return "public checkpoint, safetensors"
         step = f", step {facts['step']}" if "step" in facts else ""
-        return f"release of this project{step}; its metadata hold {', '.join(facts)}"
+        return f"release of this project{step}; its metadata hold {', '.join(sorted(facts))}"
     if is_checkpoint(path):
         state = load_checkpoint(path)
         average = "raw weights and their moving average" if state["ema"] else "no moving average"
@@ -217,21 +217,13 @@ def _kind(path: Path) -> str:
 
 def _architecture(weights: Mapping[str, Tensor]) -> dict[str, str]:
     """Family, sizes, classes and the naming scheme, as the names and shapes tell them."""
-    if "class_head.0.weight" in weights:
-        boxes = len(weights["box_head.0.weight"]) // 4
-        classes = len(weights["class_head.0.weight"]) // boxes - 1
-        names = {"swin": "patch_embed.proj.weight", "resnet": "conv1.weight"}
-        trunks = [kind for kind, name in names.items() if f"backbone.trunk.{name}" in weights]
-        return {
-            "family": f"SSD detector with a {' '.join(trunks)} trunk, for model.start_from",
-            "classes": f"{classes} and background",
-        }
     if "layer1.0.conv1.weight" in weights:
         return _resnet(weights)
     try:
         arguments = swin_arguments(weights)
     except ValueError as error:
-        return {"family": f"unknown: {error}"}
+        parts = ", ".join(sorted({name.partition(".")[0] for name in weights}))
+        return {"family": f"unknown, with the parts {parts}: {error}"}
     sizes = ("embed_dim", "depths", "num_heads")
     variants = [name for name, row in SWIN_VARIANTS.items() if all(row[size] == arguments[size] for size in sizes)]
     return {
@@ -335,7 +327,7 @@ def fetch(name: str, folder: Path) -> Path:
     download(entry.url, path, sha256=entry.sha256)
     try:
         read_weights(path)  # a publisher that states no checksum, or a portal that asks for a password
-    except ValueError:
+    except Exception:
         path.unlink()
         raise
     return path

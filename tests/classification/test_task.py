@@ -124,7 +124,8 @@ def checkpoint(config_path, tmp_path) -> Path:
     weights = build_swin(config.model, 10).state_dict()
     average = {name: torch.zeros_like(value) for name, value in weights.items()}
     path = tmp_path / "ten.pt"
-    save_checkpoint(path, {"model": weights, "ema": {"count": 1, "weights": average}})
+    classes = [f"class {number}" for number in range(10)]
+    save_checkpoint(path, {"model": weights, "ema": {"count": 1, "weights": average}, "data": {"classes": classes}})
     return path
 
 
@@ -133,7 +134,18 @@ def test_a_task_starts_from_a_runs_average_but_for_a_head_of_other_classes(confi
     assert not any(weight.any() for name, weight in task.model.state_dict().items() if not name.startswith("head."))
     assert task.model.head.weight.any()
     assert task.started_from.startswith(f"started from {checkpoint} (SHA-256 {file_sha256(checkpoint)[:8]})")
-    assert "head.weight (10, 256) instead of (6, 256)" in task.started_from
+    assert task.started_from.endswith("the head from random weights, for it is of other classes")
+
+
+@pytest.mark.parametrize("is_same", [True, False], ids=["the same", "other"])
+def test_a_head_for_as_many_classes_is_taken_if_they_are_the_same_ones(config_path, tmp_path, is_same):
+    task = make_task(config_path)
+    zeros = {name: torch.zeros_like(value) for name, value in task.model.state_dict().items()}
+    classes = task.train.class_ids if is_same else list("abcdef")
+    save_checkpoint(tmp_path / "six.pt", {"model": zeros, "ema": None, "data": {"classes": classes}})
+    task = make_task(config_path, f"model.weights={tmp_path / 'six.pt'}")
+    assert bool(task.model.head.weight.any()) == (not is_same)
+    assert task.started_from.endswith("its head, too" if is_same else "for it is of other classes")
 
 
 def test_a_task_starts_from_the_raw_weights_if_asked_to(config_path, checkpoint):

@@ -180,7 +180,7 @@ def test_a_grid_of_classifiers_is_run_and_compared(config_path, tmp_path):
 def test_help_is_there_for_every_action(action):
     done = run(*action, "--help")
     assert done.returncode == 0
-    assert "example: python train_clf_imagenet.py" in done.stdout
+    assert "example: python " in done.stdout
 
 
 def test_a_config_that_is_wrong_is_refused_in_one_line(config_path, tmp_path):
@@ -189,3 +189,14 @@ def test_a_config_that_is_wrong_is_refused_in_one_line(config_path, tmp_path):
     assert done.stderr.count("error") == 1
     assert "expected one of swin_t" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_of_none_is_refused_in_the_command_line(experiment):
+    done = run("evaluate", experiment, "--batch-size", 0)
+    assert done.returncode == 2
+    assert "--batch-size: '0': expected a number from 1 up" in done.stderr
+
+
+def test_training_and_scoring_on_the_same_images_is_told(config_path, tmp_path):
+    log = train(config_path, tmp_path, "data.val=train", "train.epochs=1") / "train.log"
+    assert "trained and scored on the same images" in log.read_text()

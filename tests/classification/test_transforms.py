@@ -28,7 +28,7 @@ def photo() -> Image.Image:
 
 def test_images_are_scored_as_torchvisions_weights_want_them(photo):
     theirs = Swin_T_Weights.IMAGENET1K_V1.transforms(antialias=True)(photo)
-    ours = normalize_images(pil_to_tensor(eval_transform(224, 224 / 232)(photo))[None])[0]
+    ours = normalize_images(pil_to_tensor(eval_transform(224, 232)(photo))[None])[0]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
@@ -99,3 +99,9 @@ def test_about_as_many_images_are_erased_as_the_probability_says():
     images, _ = BatchAugment(AugmentConfig(erase=0.25, mixup=0, cutmix=0), 4)(torch.zeros(400, 3, 16, 16), labels)
     erased = (images != 0).any(3).any(2).any(1).float().mean()
     assert 0.18 < erased < 0.32
+
+
+@pytest.mark.parametrize("scale", [(0.9, 0.1), (0.0, 1.0), (0.5, 1.5)])
+def test_a_crop_scale_that_is_no_range_is_refused(scale):
+    with pytest.raises(ValueError, match="two shares of the area"):
+        AugmentConfig(crop_scale=scale)

@@ -244,15 +244,30 @@ def test_two_processes_do_not_write_to_one_file(server, path, tmp_path):
     reader, writer = os.pipe()
     holder = os.fork()  # a lock keeps other processes out, not its own
     if holder == 0:
-        file = open(path.parent / "weights.pth.part", "ab")  # noqa: SIM115
-        module._occupy(file, path)
-        os.write(writer, b"x")
-        threading.Event().wait(60)
-        os._exit(0)
-    os.read(reader, 1)
+        try:
+            with module._occupied(path.parent / "weights.pth.part"):
+                os.write(writer, b"x")
+                threading.Event().wait(60)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    assert os.read(reader, 1) == b"x"
     try:
         with pytest.raises(DownloadError, match=r"weights\.pth\.part: another process is downloading it"):
             download(server.url, path)
     finally:
         os.kill(holder, 9)
         os.waitpid(holder, 0)
+
+
+def test_a_process_that_comes_as_another_finishes_leaves_the_file_alone(server, path, monkeypatch):
+    path.parent.mkdir()
+
+    def finish(file, flags) -> None:
+        path.with_name("weights.pth.part").replace(path)
+        path.write_bytes(b"whole")
+
+    monkeypatch.setattr(module.fcntl, "lockf", finish)
+    with pytest.raises(DownloadError, match=r"weights\.pth\.part: another process has just finished it"):
+        download(server.url, path)
+    assert path.read_bytes() == b"whole"
