@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ablation import grid as grid_command
 from ablation.plan import read_grid
@@ -224,6 +225,32 @@ def test_a_requeued_job_goes_on_in_its_experiment(cluster, config_path, uninterr
     assert f"- **Slurm jobs**: {job} (2 starts)\n" in (experiment / "README.md").read_text()
     assert not (cluster.folder / "experiment_2").exists()
     assert_as_if_never_interrupted(experiment, uninterrupted)
+
+
+CLASSIFIER = """
+data: {{root: {root}, workers: 0}}
+model: {{name: swin_slim, input_size: 32, drop_path_rate: 0.1}}
+augment: {{rand_augment: null, mixup: 0.0, cutmix: 0.0}}
+optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_epochs: 0, schedule: cosine}}
+train: {{epochs: 1, batch_size: 2, precision: fp32}}
+"""
+
+
+def test_a_classifier_is_trained_on_every_process_that_is_granted(cluster, tmp_path):
+    for split, count in (("train", 4), ("val", 3)):
+        for name, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32), colour).save(tmp_path / split / name / f"{number}.png")
+    (tmp_path / "config.yaml").write_text(CLASSIFIER.format(root=tmp_path))
+    job = cluster.submit(
+        "sbatch/train_clf_ddp.sbatch", tmp_path / "config.yaml", *to(cluster), options=("--gpus-per-node=2",)
+    )
+    log = cluster.wait(job, "COMPLETED", "FAILED")
+    assert cluster.show(job, "ExitCode") == "0:0", log
+    assert "rank 1 on node1, cpu" in log
+    assert "global batch 4 (2 images x 2 processes x 1 accumulated)" in log
+    assert json.loads((cluster.folder / "experiment_1/results.json").read_text())["protocol"]["images"] == 6
 
 
 def preempt(cluster: Cluster) -> None:
