@@ -17,7 +17,7 @@ FLOORS = (
         "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.cost",
         "engine.launch", "engine.release", "engine.download",
         "detection.backbones", "detection.anchors", "detection.matching", "detection.postprocess",
-        "detection.transforms", "detection.pictures", "detection.annotations",
+        "detection.transforms", "detection.pictures", "detection.annotations", "diffusion.model",
     },
     {
         "training", "engine.weights", "detection.ssd", "detection.loss", "detection.dataset", "detection.evaluation",
@@ -42,8 +42,8 @@ FLOORS = (
     {"ablation.slurm"},
     {"ablation.grid"},
 )  # fmt: skip
-FOLDERS = (".", "engine", "detection", "classification", "ablation", "adapters")
-TASKS = ("detection", "classification", "train_clf_imagenet", "runs", "training", "model", "data")
+FOLDERS = (".", "engine", "detection", "classification", "diffusion", "ablation", "adapters")
+TASKS = ("detection", "classification", "diffusion", "train_clf_imagenet", "runs", "training", "model", "data")
 FLOOR = {module: number for number, modules in enumerate(FLOORS, start=1) for module in modules}
 
 
