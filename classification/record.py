@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from classification.data import LabelledImages
 from classification.pictures import Example, draw_confusion, draw_examples
 from classification.task import ClassificationTask, Guesses, scores_of
+from data import LabelledImages
 from engine.experiment import write_readme
 from engine.files import write_text
 from engine.image_statistics import Hits

@@ -11,9 +11,18 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from classification.data import Classification, DataConfig, LabelledImages, Transform, check_pair, collate
+from classification.data import DataConfig, check_pair
 from classification.transforms import AugmentConfig, BatchAugment, eval_transform, train_transform
-from data import batch_to, build_loader, eval_batches, normalize_images
+from data import (
+    LabelledImages,
+    LabelledSamples,
+    Transform,
+    batch_to,
+    build_loader,
+    collate,
+    eval_batches,
+    normalize_images,
+)
 from engine import distributed
 from engine.config import Config
 from engine.inference import evaluation_mode
@@ -168,7 +177,7 @@ class ClassificationTask:
         self.started_from: str | None = None  # a line for the log
         if config.model.weights is not None and not from_checkpoint:
             self.started_from = start_from(self.model, config.model)
-        self.train_set = Classification(
+        self.train_set = LabelledSamples(
             train, train_transform(config.augment, config.model.input_size), config.train.seed
         )
         self.batch_augment = BatchAugment(config.augment, num_classes)
@@ -208,7 +217,7 @@ def eval_loader(
     images: LabelledImages, transform: Transform, batch_size: int, workers: int, device: torch.device
 ) -> DataLoader:
     """This rank's batches of a split that is to be scored."""
-    dataset = Classification(images, transform, seed=0)
+    dataset = LabelledSamples(images, transform, seed=0)
     batches = eval_batches(len(dataset), batch_size, distributed.rank(), distributed.world_size())
     return build_loader(dataset, batches, collate, workers, device)
 
