@@ -81,7 +81,7 @@ class SwinUNet(nn.Module):
 
     embed_dim, depths, num_heads, window_size, patch_size: of the encoder, see model.SwinTransformer.
     image_channels: of images and predictions. num_classes: the label of that number means no class.
-    class_channels: length of the vector that tells the class. No stochastic depth: the noise regularises enough.
+    class_channels: length of the vector that tells the class. No stochastic depth: noise regularises enough.
     """
 
     def __init__(

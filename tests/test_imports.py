@@ -17,11 +17,12 @@ FLOORS = (
         "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.cost",
         "engine.launch", "engine.release", "engine.download",
         "detection.backbones", "detection.anchors", "detection.matching", "detection.postprocess",
-        "detection.transforms", "detection.pictures", "detection.annotations", "diffusion.model",
+        "detection.transforms", "detection.pictures", "detection.annotations",
+        "diffusion.model", "diffusion.schedule",
     },
     {
         "training", "engine.weights", "detection.ssd", "detection.loss", "detection.dataset", "detection.evaluation",
-        "detection.errors",
+        "detection.errors", "diffusion.sampling",
     },
     {"runs", "detection.check", "adapters.stages", "classification.data", "classification.pictures"},
     {

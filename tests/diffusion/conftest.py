@@ -1,0 +1,34 @@
+"""A tiny denoiser, and a config of it on the tiny MNIST of tests/conftest.py."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion.model import SwinUNet
+
+CONFIG = """
+data: {{root: {root}, format: mnist, workers: 0}}
+model: {{name: swin_slim, input_size: 16, patch_size: 4, window_size: 2}}
+diffusion: {{timesteps: 20}}
+optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 8, warmup_epochs: 1, schedule: cosine}}
+train: {{epochs: 2, batch_size: 8, precision: fp32, ema_decay: 0.9, keep_checkpoints: 9}}
+eval: {{steps: 4, samples_per_class: 2}}
+"""
+
+
+@pytest.fixture(scope="session")
+def config_path(mnist_root, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "digits.yaml"
+    path.write_text(CONFIG.format(root=mnist_root))
+    return path
+
+
+@pytest.fixture
+def unet() -> SwinUNet:
+    """A small model of three classes and 8 x 8 grey images that predicts something, though nothing sensible."""
+    torch.manual_seed(0)
+    model = SwinUNet(8, (2, 2), (1, 2), image_channels=1, num_classes=3, window_size=2, patch_size=2)
+    nn.init.normal_(model.output.weight, std=0.1)
+    return model.eval()
