@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -155,6 +156,7 @@ class ClassificationTask:
     """What `training.fit` asks of a task, for a Swin."""
 
     metrics = ("top1", "top5")
+    lower_is_better = False
     loading_cure = "more data.workers, or images shrunk beforehand"
     collate = staticmethod(collate)
 
@@ -211,6 +213,9 @@ class ClassificationTask:
         )
         scores = self.results and scores_of(self.results, self.val.labels, len(self.val.class_ids))
         return distributed.broadcast(scores)
+
+    def draw(self, experiment: Path, epoch: int) -> None:
+        """Nothing: the record shows what the last weights guess."""
 
 
 def eval_loader(
