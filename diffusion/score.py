@@ -173,7 +173,8 @@ class Given(nn.Identity):
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Between two sets of features, (N, D) and (M, D) float. Raises ValueError where torchmetrics is not installed."""
-    metric = torchmetrics_image().FrechetInceptionDistance(feature=Given(real.shape[1]))
+    frechet, _ = distance_metrics()
+    metric = frechet(feature=Given(real.shape[1]))
     metric.update(real, real=True)
     metric.update(fake, real=False)
     return float(metric.compute())
@@ -184,9 +185,8 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # that it keeps all the features
         torch.manual_seed(0)
-        metric = torchmetrics_image().KernelInceptionDistance(
-            feature=Given(real.shape[1]), subsets=1, subset_size=min(len(real), len(fake))
-        )
+        _, kernel = distance_metrics()
+        metric = kernel(feature=Given(real.shape[1]), subsets=1, subset_size=min(len(real), len(fake)))
         metric.update(real, real=True)
         metric.update(fake, real=False)
         return float(metric.compute()[0])
@@ -197,8 +197,9 @@ def inception_distance(real: Tensor, fake: Tensor, batch_size: int, device: torc
     if not INCEPTION.is_file():
         logger.info("no fid: the weights of its network are not at %s", INCEPTION)
         return None
+    frechet, _ = distance_metrics()
     try:
-        metric = torchmetrics_image().FrechetInceptionDistance(2048, feature_extractor_weights_path=str(INCEPTION))
+        metric = frechet(2048, feature_extractor_weights_path=str(INCEPTION))
     except ModuleNotFoundError:
         logger.info("no fid: torch-fidelity is not installed (pip install torch-fidelity)")
         return None
@@ -209,13 +210,14 @@ def inception_distance(real: Tensor, fake: Tensor, batch_size: int, device: torc
     return float(metric.compute())
 
 
-def torchmetrics_image():
-    """The module of torchmetrics that has the distances. Raises ValueError where it is not installed."""
+def distance_metrics() -> tuple[type, type]:
+    """The Frechet and the kernel distance of torchmetrics. Raises ValueError where it is not installed."""
     try:
-        import torchmetrics.image
+        from torchmetrics.image.fid import FrechetInceptionDistance
+        from torchmetrics.image.kid import KernelInceptionDistance
     except ModuleNotFoundError:
         raise ValueError("torchmetrics is not installed: pip install -e '.[diffusion]'") from None
-    return torchmetrics.image
+    return FrechetInceptionDistance, KernelInceptionDistance
 
 
 if __name__ == "__main__":

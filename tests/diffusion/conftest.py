@@ -1,5 +1,7 @@
 """A tiny denoiser, and a config of it on the tiny MNIST of tests/conftest.py."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 from torch import nn
 
 from diffusion.model import SwinUNet
+from diffusion.training import COMMAND
+from runs import train
 
 CONFIG = """
 data: {{root: {root}, format: mnist, workers: 0}}
@@ -23,6 +27,26 @@ def config_path(mnist_root, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("config") / "digits.yaml"
     path.write_text(CONFIG.format(root=mnist_root))
     return path
+
+
+@pytest.fixture(scope="session")
+def run_training() -> Callable[..., None]:
+    """`python -m diffusion.training WORDS`, in this process, on the CPU."""
+
+    def run(*words: object) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["diffusion.training", *map(str, words)])
+            train(COMMAND, torch.device("cpu"))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def experiment(config_path, run_training, tmp_path_factory) -> Path:
+    """A finished run of two epochs; not to be changed."""
+    folder = tmp_path_factory.mktemp("experiments")
+    run_training(config_path, "--experiments", folder)
+    return folder / "experiment_1"
 
 
 @pytest.fixture
