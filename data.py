@@ -7,20 +7,24 @@ many workers load nor on what was drawn before, and a run that resumes in mid-ep
 
 import contextlib
 import functools
+import hashlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import CIFAR10, MNIST
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from engine.logbook import logger
 from engine.signals import SIGNALS
@@ -216,3 +220,130 @@ def _follow_the_run(worker: int) -> None:
 def batch_to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """The batch on `device`; copies of pinned tensors do not wait."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+# ---- labelled images ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """One split of a data set.
+
+    place: where it lies. images: (N,) bytes, files below `place`, or (N, H, W, 3) uint8, the pixels, or (N, H, W) grey
+    ones: arrays, which loader processes share. labels: (N,) int64. class_ids, class_names: by label, what the data set
+    calls the classes, and what people do. digest: SHA-256 of the labels and the files' names, or the pixels.
+    inputs: the data set's own files, if they are few."""
+
+    place: Path
+    images: np.ndarray
+    labels: np.ndarray
+    class_ids: list[str]
+    class_names: list[str]
+    digest: str
+    inputs: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """What to call an image: its file below `place`, or its number."""
+        return os.fsdecode(self.images[index]) if self.images.dtype.kind == "S" else str(index)
+
+    def read(self, index: int) -> Image.Image:
+        """One image, upright, 8-bit RGB. Raises DatasetError naming the file if it cannot be decoded."""
+        if self.images.dtype.kind == "S":
+            return read_image(self.place / self.name(index))
+        return as_rgb(Image.fromarray(self.images[index]))
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode a file to an upright 8-bit RGB image. Raises DatasetError naming it if that cannot be done."""
+    try:
+        with opened_image(path) as image:
+            return as_rgb(ImageOps.exif_transpose(image))
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}; get it again, or take it away") from None
+
+
+def digest_of(images: np.ndarray, labels: np.ndarray) -> str:
+    """The SHA-256 of a split: of its files' names or its pixels, and its labels."""
+    digest = hashlib.sha256(images.tobytes())
+    digest.update(labels)
+    return digest.hexdigest()
+
+
+class _Cifar10(CIFAR10):
+    """torchvision's reader for files that need not be the original's byte for byte, such as a part of it."""
+
+    train_list = [[name, None] for name, _ in CIFAR10.train_list]  # noqa: RUF012 (as in the base)
+    test_list = [[name, None] for name, _ in CIFAR10.test_list]  # noqa: RUF012
+    meta = CIFAR10.meta | {"md5": None}
+
+
+def read_cifar10(root: Path, train: bool) -> LabelledImages:
+    """One half of CIFAR-10. Raises DatasetError if its files are not there, or cannot be read."""
+    folder = root / CIFAR10.base_folder
+    try:
+        found = _Cifar10(root, train=train)
+    except RuntimeError:
+        raise DatasetError(f"{folder}: not all of CIFAR-10's files; unpack cifar-10-python.tar.gz in {root}") from None
+    except Exception as error:  # of unpickling
+        raise DatasetError(f"{folder}: cannot be read ({error}); get CIFAR-10 again") from None
+    files = [folder / name for name, _ in (found.train_list if train else found.test_list)]
+    return _in_memory(folder, found.data, found.targets, found.classes, files)
+
+
+def read_mnist(root: Path, train: bool) -> LabelledImages:
+    """One half of MNIST. Raises DatasetError if its files are not there, or cannot be read."""
+    folder = root / "MNIST/raw"
+    half = "train" if train else "t10k"
+    files = [folder / f"{half}-{content}-ubyte" for content in ("images-idx3", "labels-idx1")]
+    try:
+        found = MNIST(root, train=train)
+    except RuntimeError:
+        raise DatasetError(
+            f"{folder}: not all of MNIST's files; the four of them belong there, unpacked (gunzip -k *.gz)"
+        ) from None
+    except Exception as error:  # of parsing
+        raise DatasetError(f"{folder}: cannot be read ({error}); get MNIST again") from None
+    return _in_memory(folder, found.data.numpy(), found.targets.numpy(), [str(digit) for digit in range(10)], files)
+
+
+def _in_memory(
+    folder: Path, pixels: np.ndarray, labels: Sequence[int] | np.ndarray, classes: list[str], files: list[Path]
+) -> LabelledImages:
+    labels = np.array(labels, np.int64)
+    return LabelledImages(folder, pixels, labels, classes, classes, digest_of(pixels, labels), files)
+
+
+Transform = Callable[[Image.Image], Image.Image]
+
+
+class LabelledSamples(Dataset):
+    """Images and their labels, by (epoch, index): the same pair always gives the same sample."""
+
+    def __init__(self, images: LabelledImages, transform: Transform, seed: int) -> None:
+        """transform: may draw from torch's random numbers. seed: of these."""
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> dict[str, Tensor | int]:
+        """image (3, S, S) uint8, label int from 0, image_id int, its number in the split."""
+        epoch, index = key
+        image = self.images.read(index)
+        with torch.random.fork_rng(devices=[]):
+            state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)
+            torch.manual_seed(int(state[0] >> 1))
+            image = self.transform(image)
+        return {"image": pil_to_tensor(image), "label": int(self.images.labels[index]), "image_id": index}
+
+
+def collate(samples: list[dict]) -> dict[str, Tensor]:
+    """Stack samples: images (B, 3, S, S) uint8, labels (B,) int64, image_ids (B,) int64."""
+    return {
+        "images": torch.stack([sample["image"] for sample in samples]),
+        "labels": torch.tensor([sample["label"] for sample in samples]),
+        "image_ids": torch.tensor([sample["image_id"] for sample in samples]),
+    }

@@ -230,6 +230,25 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(x))
 
 
+class PatchExpanding(nn.Module):
+    """The reverse of patch merging (Cao et al., Swin-Unet, arXiv 2105.05537): `scale` times the side.
+
+    Takes and gives maps as a convnet has them, (B, channels, H, W) to (B, out_channels, scale * H, scale * W).
+    out_channels: half the channels if not told."""
+
+    def __init__(self, channels: int, *, scale: int = 2, out_channels: int | None = None):
+        super().__init__()
+        self.scale = scale
+        self.out_channels = out_channels or channels // 2
+        self.norm = nn.LayerNorm(channels)
+        self.expand = nn.Linear(channels, self.out_channels * scale**2, bias=False)
+        nn.init.trunc_normal_(self.expand.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.expand(self.norm(x.permute(0, 2, 3, 1)))  # (B, H, W, out_channels * scale^2)
+        return F.pixel_shuffle(x.permute(0, 3, 1, 2), self.scale)
+
+
 class SwinStage(nn.Module):
     """The blocks that share one resolution, and the patch merging that ends it (None in the last stage)."""
 

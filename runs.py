@@ -24,7 +24,7 @@ from engine import distributed
 from engine.checkpoint import list_checkpoints, newest_checkpoint, sweep_temporaries
 from engine.command import said_once
 from engine.config import Config, changed_fields, dump_config, load_config
-from engine.cost import forward_gflops, peak_memory_mib
+from engine.cost import peak_memory_mib
 from engine.experiment import (
     FREE_FIELDS,
     append_environment,
@@ -177,10 +177,10 @@ def read_config(arguments: argparse.Namespace, config_class: type[Config]) -> Co
 # ---- what every record holds ---------------------------------------------------------------------------------
 
 
-def common_record(experiment: Path, task: Task, input_size: int, inputs: list[Path]) -> dict:
+def common_record(experiment: Path, task: Task, gflops: float, inputs: list[Path]) -> dict:
     """What results.json holds whatever the task: which seed, how long, on which files, at what cost.
 
-    input_size: side of the model's square input in pixels. inputs: the files that decide what is learned and scored.
+    gflops: of one forward pass over one image. inputs: the files that decide what is learned and scored.
     Raises ValueError if metrics.jsonl lacks epochs."""
     config, lines = task.config, read_metrics(experiment)
     if len(lines) < config.train.epochs:
@@ -191,6 +191,7 @@ def common_record(experiment: Path, task: Task, input_size: int, inputs: list[Pa
     parameters = list(task.model.parameters())
     return {
         "metric": task.metrics[0],
+        "lower_is_better": task.lower_is_better,
         "seed": config.train.seed,
         "epochs": lines[-1]["epoch"],
         "steps": lines[-1]["step"],
@@ -198,7 +199,7 @@ def common_record(experiment: Path, task: Task, input_size: int, inputs: list[Pa
         "inputs": {str(path): file_sha256(path) for path in inputs},
         "cost": {
             "parameters": sum(parameter.numel() for parameter in parameters),
-            "gflops": round(forward_gflops(task.model, input_size), 3),
+            "gflops": round(gflops, 3),
             "train_seconds": round(sum(line["epoch_seconds"] for line in lines), 1),
             "images_per_second": statistics.median(line["images_per_second"] for line in lines),
             "peak_memory_mib": round(peak_memory_mib(parameters[0].device), 1),
@@ -231,7 +232,8 @@ def common_facts(experiment: Path, record: dict, module: str) -> dict[str, str]:
     counts = Counter(start["slurm"]["job"] for start in starts if start.get("slurm"))
     jobs = [f"{job} ({count} starts)" if count > 1 else job for job, count in counts.items()]
     machine = start["cpu"] if start["device"] == "cpu" else start["device"]
-    best = max((line for line in lines if line.get(metric) is not None), key=itemgetter(metric), default=None)
+    best_of = min if record["lower_is_better"] else max
+    best = best_of((line for line in lines if line.get(metric) is not None), key=itemgetter(metric), default=None)
     return {
         "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training, {cost['images_per_second']:.0f} images/s, "
         f"on {start['processes']} x {machine}" + (f", in {len(starts)} starts" if len(starts) > 1 else ""),

@@ -92,7 +92,8 @@ class Task(Protocol):
     collate: Callable[[list], dict[str, Tensor]]
     workers: int  # loader processes per training process
     loading_cure: str  # what to do where training waits for data
-    metrics: tuple[str, ...]  # scores worth drawing; the first, higher is better, names the best checkpoint
+    metrics: tuple[str, ...]  # scores worth drawing; the first names the best checkpoint
+    lower_is_better: bool  # of the first of them, as of a loss
     reference_losses: dict[str, float]  # what a model that learned nothing reaches
 
     def compile(self) -> None:
@@ -111,6 +112,10 @@ class Task(Protocol):
         """Validation scores, the same on every rank; called by all ranks together.
 
         stop_if_asked: to be called between batches; raises where a signal asks to end."""
+        ...
+
+    def draw(self, experiment: Path, epoch: int) -> None:
+        """Leave pictures of what was evaluated last, after this many epochs; called on rank 0."""
         ...
 
 
@@ -427,8 +432,8 @@ class Run:
         distributed.share_buffers(self.state.scored_model)  # or ranks would score another model than rank 0 saves
         line |= self.task.evaluate(self.state.scored_model, self.device, self.stop.stop_if_asked)
         line["eval_seconds"] = round(time.perf_counter() - started, 3)
-        score = line[self.task.metrics[0]]
-        if score is None or score <= self.state.best.get("score", -math.inf):
+        score, best = line[self.task.metrics[0]], self.state.best.get("score")
+        if score is None or (best is not None and not (score < best if self.task.lower_is_better else score > best)):
             return False
         self.state.best = {"epoch": line["epoch"], "score": score}
         return True
@@ -439,7 +444,8 @@ class Run:
         if distributed.is_main():
             append_metrics(self.experiment, line)
             if self.task.metrics[0] in line:
-                draw_curves(self.experiment, self.task.metrics, self.task.reference_losses)
+                draw_curves(self.experiment, self.task.metrics, self.task.reference_losses, self.task.lower_is_better)
+                self.task.draw(self.experiment, line["epoch"])
 
     def stop_if_asked(self) -> None:
         """Raises Stopped or KeyboardInterrupt on all ranks if a signal has asked any of them to stop.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.image_statistics import Hits, Matches
+from engine.image_statistics import Hits, Losses, Matches, Statistics
 
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)  # bit for bit those of pycocotools
 CHUNK_ELEMENTS = 2**19  # of the largest array of a chunk of resamples: several are in use at once, best in the cache
@@ -40,37 +40,41 @@ def image_weights(num_images: int, replicates: int, seed: int) -> np.ndarray:
     return weights
 
 
-def resampled_scores(statistics: Matches | Hits, weights: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def resampled_scores(statistics: Statistics, weights: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The scores of a model on each resample, and its main one class by class.
 
     weights: (R, I) integers, how often each of the I images was drawn; all ones are the full set.
 
-    Returns name in results.json -> (R,), and (R, C), float64 from 0 to 1: mAP, and AP by class; or top1 and top5, and
-    top1 by class. nan where a resample has nothing to score.
+    Returns name in results.json -> (R,), and (R, C), float64: mAP, and AP by class; or top1 and top5, and top1 by
+    class, all from 0 to 1; or a mean loss, and the same by class. nan where a resample has nothing to score.
     Raises ValueError if weights are not integers from 0 up, or not one per image."""
     if isinstance(statistics, Hits):
-        scores = {"top1": accuracy(statistics.hits, weights), "top5": accuracy(statistics.in_top5, weights)}
-        return scores, class_accuracy(statistics, weights)
+        scores = {"top1": drawn_mean(statistics.hits, weights), "top5": drawn_mean(statistics.in_top5, weights)}
+        return scores, class_means(statistics.hits, statistics, weights)
+    if isinstance(statistics, Losses):
+        losses = statistics.losses
+        return {str(statistics.name): drawn_mean(losses, weights)}, class_means(losses, statistics, weights)
     per_class = average_precision(statistics, weights)
     return {"mAP": mean_average_precision(per_class)}, per_class
 
 
-def accuracy(hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The share of the drawn images that are hits: of images, so that a class counts by how many it has.
+def drawn_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean over the drawn images, such as the share of them that are hits: a class counts by how many it has.
 
-    hits: (I,) bool. weights: (R, I), see resampled_scores. Returns (R,) float64; nan where no image is drawn."""
-    weights = _checked(weights, len(hits))
+    values: (I,) bool or float. weights: (R, I), see resampled_scores. Returns (R,) float64; nan where no image is
+    drawn."""
+    weights = _checked(weights, len(values))
     drawn = weights.sum(axis=1)
-    return np.where(drawn > 0, weights @ hits / np.maximum(drawn, 1), np.nan)
+    return np.where(drawn > 0, weights @ values / np.maximum(drawn, 1), np.nan)
 
 
-def class_accuracy(hits: Hits, weights: np.ndarray) -> np.ndarray:
-    """The share of the drawn images of each class that are hits (its recall).
+def class_means(values: np.ndarray, statistics: Hits | Losses, weights: np.ndarray) -> np.ndarray:
+    """The mean over the drawn images of each class; of hits, its recall.
 
-    weights: (R, I), see resampled_scores. Returns (R, C) float64; nan where no image of the class is drawn."""
-    weights = _checked(weights, len(hits.labels))
-    members = [np.flatnonzero(hits.labels == label) for label in range(len(hits.class_names))]
-    return np.stack([accuracy(hits.hits[images], weights[:, images]) for images in members], axis=1)
+    values, weights: see drawn_mean. Returns (R, C) float64; nan where no image of the class is drawn."""
+    weights = _checked(weights, len(values))
+    members = [np.flatnonzero(statistics.labels == label) for label in range(len(statistics.class_names))]
+    return np.stack([drawn_mean(values[images], weights[:, images]) for images in members], axis=1)
 
 
 def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:

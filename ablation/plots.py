@@ -184,12 +184,21 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def draw_costs(
-    costs: Sequence[float], cells: Sequence[Cell], looks: Sequence[Look], label: str, metric: str, more_is_better: bool
+    costs: Sequence[float],
+    cells: Sequence[Cell],
+    looks: Sequence[Look],
+    label: str,
+    metric: str,
+    more_is_better: bool,
+    lower_is_better: bool = False,
 ) -> Figure:
-    """Score against one kind of cost; filled and joined by a line are the cells of the Pareto front."""
+    """Score against one kind of cost; filled and joined by a line are the cells of the Pareto front.
+
+    more_is_better: of the cost, such as a speed. lower_is_better: of the score, such as a loss."""
     figure = Figure((WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
-    best = front([(-cost if more_is_better else cost, cell.mean) for cost, cell in zip(costs, cells, strict=True)])
+    scores = [-cell.mean if lower_is_better else cell.mean for cell in cells]
+    best = front([(-cost if more_is_better else cost, score) for cost, score in zip(costs, scores, strict=True)])
     axes.plot(
         [costs[index] for index in best], [cells[index].mean for index in best], color=INK, lw=1, ls="--", zorder=1
     )
@@ -203,7 +212,7 @@ def draw_costs(
         _plain_log(axes.xaxis)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    others = sorted(set(range(len(cells))) - set(best), key=lambda index: -cells[index].mean)
+    others = sorted(set(range(len(cells))) - set(best), key=lambda index: -scores[index])
     _label_points(axes, [cells[index] for index in (*best, *others)], [costs[index] for index in (*best, *others)])
     return figure
 

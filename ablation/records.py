@@ -30,6 +30,7 @@ class Results(BaseModel):
     variant: dict[str, str] = Field(min_length=2, max_length=2, description="row and column of a table")
     seed: int
     metric: str
+    lower_is_better: bool = False
     scores: dict[str, float | None]
     protocol: dict[str, Any]
     inputs: dict[str, str]
@@ -61,6 +62,11 @@ class Run:
     @property
     def metric(self) -> str:
         return self.results["metric"]
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the task's own score is a loss; runs of before there were such tasks do not say."""
+        return self.results.get("lower_is_better", False)
 
     @property
     def score(self) -> float | None:
@@ -234,9 +240,18 @@ class Comparison:
         return [cell for cell in self.cells.values() if cell.mean is not None]
 
     @property
+    def lower_is_better(self) -> bool:
+        """Whether the score is a loss."""
+        return any(run.lower_is_better for cell in self.cells.values() for run in cell.runs)
+
+    @property
     def best(self) -> Cell | None:
-        """The cell with the highest mean score."""
-        return max(self.filled, key=lambda cell: cell.mean, default=None)
+        """The cell with the best mean score."""
+        return min(self.filled, key=lambda cell: self.cost_of(cell.mean), default=None)
+
+    def cost_of(self, score: float) -> float:
+        """The score as something to be made small."""
+        return score if self.lower_is_better else -score
 
     @property
     def images(self) -> int:

@@ -47,6 +47,7 @@ def write_report(path: Path, comparison: Comparison) -> None:
             sizes_section(comparison),
             errors_section(comparison),
             confusion_section(comparison),
+            samples_section(comparison),
             examples_section(comparison),
             experiments_section(comparison),
         ]
@@ -91,8 +92,9 @@ def scores_section(comparison: Comparison) -> Section:
         intervals = "; below it the 95% interval, where there is one" * bool(comparison.intervals)
         summary = f"Every score, mean over seeds{intervals}"
         content += page.details(summary, page.table("every score", ["", *names], rows))
+    best = "Lower is better, and the lowest" if comparison.lower_is_better else "The highest"
     how = (
-        f"{comparison.metric}: mean over seeds ± standard deviation between seeds. The highest mean is bold, which "
+        f"{comparison.metric}: mean over seeds ± standard deviation between seeds. {best} mean is bold, which "
         "does not make it better than the next one: the differences below say what can be told apart."
     )
     return Section("scores", "Scores", how, content)
@@ -192,9 +194,10 @@ def costs_section(comparison: Comparison) -> Section:
         if len(cells) > 1:
             drawing = plots.draw_costs(
                 [costs[cell.name] * factor for cell in cells], cells, [looks[cell.row, cell.column] for cell in cells],
-                label, comparison.metric, more_is_better,
+                label, comparison.metric, more_is_better, comparison.lower_is_better,
             )  # fmt: skip
-            better = "further right and up is better" if more_is_better else "further left and up is better"
+            across, up = "right" if more_is_better else "left", "down" if comparison.lower_is_better else "up"
+            better = f"further {across} and {up} is better"
             figures += figure(drawing, f"cost-{name}", f"{label}: {better}", f"{comparison.metric} against {label}")
         if cells:
             header.append(label)
@@ -288,7 +291,7 @@ def class_changes(comparison: Comparison, values: Mapping[Place, Mapping[str, In
     changes = {place: each for place, each in changes.items() if each and place != comparison.baseline}
     ends = [abs(end) for each in changes.values() for i in each.values() for end in (i.estimate, i.low, i.high)]
     reach = max((end for end in ends if end > 0), default=1.0)
-    best = max(changes, key=lambda place: comparison.cells[place].mean, default=None)
+    best = min(changes, key=lambda place: comparison.cost_of(comparison.cells[place].mean), default=None)
     content = ""
     for place, each in changes.items():
         order = sorted(
@@ -382,18 +385,31 @@ def bar_rows(
 
 def confusion_section(comparison: Comparison) -> Section:
     """The confusion matrices of classifiers, of the first seed of each cell."""
-    pictures = {cell.name: cell.runs[0].path / "confusion.png" for cell in comparison.filled}
-    panels = [
-        page.figure(page.picture(path, f"confusion matrix: {name}"), name)
-        for name, path in pictures.items()
-        if path.is_file()
-    ]
     how = (
         "What is off the diagonal was taken for another class. Each cell is shown by its first seed; scroll sideways "
         "for more. Seeds differ too: the differences above say what can be told apart."
     )
-    content = page.strip("".join(panels), "confusion matrix, by cell", "strip large") if panels else ""
+    content = strip_of(comparison, "confusion.png", "confusion matrix")
     return Section("confusion", "Which classes are confused", how, content)
+
+
+def samples_section(comparison: Comparison) -> Section:
+    """What generators make, of the first seed of each cell."""
+    how = (
+        "A row for each class, from the same noise in every cell. Each cell is shown by its first seed; scroll "
+        "sideways for more."
+    )
+    return Section("samples", "What they make", how, strip_of(comparison, "samples.png", "samples"))
+
+
+def strip_of(comparison: Comparison, name: str, what: str) -> str:
+    """A picture of the first seed of each cell, side by side; empty where none has it."""
+    panels = [
+        page.figure(page.picture(path, f"{what}: {cell.name}"), cell.name)
+        for cell in comparison.filled
+        if (path := cell.runs[0].path / name).is_file()
+    ]
+    return page.strip("".join(panels), f"{what}, by cell", "strip large") if panels else ""
 
 
 def examples_section(comparison: Comparison) -> Section:

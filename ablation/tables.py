@@ -14,7 +14,19 @@ from ablation.records import Cell, Comparison, Difference
 COLUMNS = {
     **{
         name: ("scores", name, name, "{:.4f}")
-        for name in ("AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "top1", "top5")
+        for name in (
+            "AP50",
+            "AP75",
+            "AP_small",
+            "AP_medium",
+            "AP_large",
+            "AR_1",
+            "AR_10",
+            "AR_100",
+            "top1",
+            "top5",
+            "val_loss",
+        )
     },
     "parameters": ("cost", "parameters", "parameters", "{:,.0f}"),
     "gflops": ("cost", "gflops", "GFLOPs", "{:.2f}"),
@@ -52,8 +64,9 @@ def score_table(comparison: Comparison) -> Table:
         cells = [comparison.cells.get((row, column)) for column in comparison.columns]
         rows.append([row, *(shown_cell(cell) for cell in cells)])
         bold |= {(i, j) for j, cell in enumerate(cells, start=1) if cell is not None and cell is best}
+    lower = ", lower is better" * comparison.lower_is_better
     over = "one seed" if comparison.seeds == "1 seed" else f"mean ± standard deviation over {comparison.seeds}"
-    title = f"{comparison.metric}, {over}"
+    title = f"{comparison.metric}, {over}{lower}"
     notes = [f"{cell.name}: {note}" for cell in comparison.cells.values() for note in cell.notes]
     header = [f"{comparison.row_name} \\ {comparison.column_name}", *comparison.columns]
     return Table(title, header, rows, bold, notes)

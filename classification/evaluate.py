@@ -18,10 +18,11 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from classification.classifier import Classifier, load_classifier
-from classification.data import DataConfig, LabelledImages, read_folders, read_split
+from classification.data import DataConfig, read_folders, read_split
 from classification.pictures import draw_confusion
 from classification.record import per_class
 from classification.task import eval_loader, guess_all, scores_of
+from data import LabelledImages
 from engine.command import said_once
 from engine.experiment import shown_score
 from engine.files import write_text
@@ -38,7 +39,12 @@ def evaluate(words: Sequence[str], device: torch.device) -> None:
     images = find_images(arguments.data, classifier)
     outputs = classifier.outputs_of(images.class_ids)
     # From here on the classes are those of the classifier, of which the images may have some.
-    images = replace(images, labels=outputs[images.labels], class_ids=classifier.class_ids)
+    images = replace(
+        images,
+        labels=outputs[images.labels],
+        class_ids=classifier.class_ids,
+        class_names=classifier.class_names,
+    )
     logger.info("%s on %d images of %d classes in %s", classifier.path, len(images), len(outputs), images.place)
     loader = eval_loader(images, classifier.transform, arguments.batch_size, arguments.workers, device)
     model = classifier.model.to(device)
@@ -119,4 +125,6 @@ def find_images(folder: Path | None, classifier: Classifier) -> LabelledImages:
         return read_split(classifier.data, "val")
     if (folder / CIFAR10.base_folder).is_dir():
         return read_split(DataConfig(root=str(folder), format="cifar10"), "val")
+    if (folder / "MNIST/raw").is_dir():
+        return read_split(DataConfig(root=str(folder), format="mnist"), "val")
     return read_folders(folder / "val" if (folder / "val").is_dir() else folder)

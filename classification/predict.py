@@ -12,9 +12,8 @@ import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from classification.classifier import load_classifier
-from classification.data import read_image
 from classification.task import GUESSES, guess
-from data import DatasetError, normalize_images
+from data import DatasetError, normalize_images, read_image
 from engine.command import said_once
 from engine.precision import autocast
 

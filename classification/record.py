@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from classification.data import LabelledImages
 from classification.pictures import Example, draw_confusion, draw_examples
 from classification.task import ClassificationTask, Guesses, scores_of
+from data import LabelledImages
+from engine.cost import forward_gflops
 from engine.experiment import write_readme
 from engine.files import write_text
 from engine.image_statistics import Hits
@@ -42,7 +43,9 @@ def write_record(experiment: Path, task: ClassificationTask) -> dict:
             "images": len(val),
             "classes": val.class_names,
         },
-        **common_record(experiment, task, config.model.input_size, [*task.train.inputs, *val.inputs]),
+        **common_record(
+            experiment, task, forward_gflops(task.model, config.model.input_size), [*task.train.inputs, *val.inputs]
+        ),
     }
     hits(guesses, val).save(experiment)
     write_text(experiment / "predictions.csv", predictions_csv(guesses, val))

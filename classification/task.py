@@ -12,17 +12,18 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from classification.data import (
-    Classification,
-    DataConfig,
-    LabelledImages,
-    Transform,
-    check_pair,
-    collate,
-    imagenet_classes,
-)
+from classification.data import DataConfig, check_pair, imagenet_classes
 from classification.transforms import AugmentConfig, BatchAugment, eval_transform, train_transform
-from data import batch_to, build_loader, eval_batches, normalize_images
+from data import (
+    LabelledImages,
+    LabelledSamples,
+    Transform,
+    batch_to,
+    build_loader,
+    collate,
+    eval_batches,
+    normalize_images,
+)
 from engine import distributed
 from engine.checkpoint import is_checkpoint, load_checkpoint, trained_weights
 from engine.config import Config
@@ -181,6 +182,7 @@ class ClassificationTask:
     """What `training.fit` asks of a task, for a Swin."""
 
     metrics = ("top1", "top5")
+    lower_is_better = False
     loading_cure = "more data.workers, or images shrunk beforehand"
     collate = staticmethod(collate)
 
@@ -203,7 +205,7 @@ class ClassificationTask:
         self.started_from: str | None = None  # a line for the log
         if config.model.weights is not None and not from_checkpoint:
             self.started_from = start_from(self.model, config.model, train.class_ids)
-        self.train_set = Classification(
+        self.train_set = LabelledSamples(
             train, train_transform(config.augment, config.model.input_size), config.train.seed
         )
         self.batch_augment = BatchAugment(config.augment, num_classes)
@@ -238,12 +240,15 @@ class ClassificationTask:
         scores = self.results and scores_of(self.results, self.val.labels, len(self.val.class_ids))
         return distributed.broadcast(scores)
 
+    def draw(self, experiment: Path, epoch: int) -> None:
+        """Nothing: the record shows what the last weights guess."""
+
 
 def eval_loader(
     images: LabelledImages, transform: Transform, batch_size: int, workers: int, device: torch.device
 ) -> DataLoader:
     """This rank's batches of a split that is to be scored."""
-    dataset = Classification(images, transform, seed=0)
+    dataset = LabelledSamples(images, transform, seed=0)
     batches = eval_batches(len(dataset), batch_size, distributed.rank(), distributed.world_size())
     return build_loader(dataset, batches, collate, workers, device)
 

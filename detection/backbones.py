@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from engine.loading import load_exactly
-from model import SWIN_VARIANTS, ChannelLayerNorm, SwinTransformer, eager_cache, load_swin_weights
+from model import (
+    SWIN_VARIANTS,
+    ChannelLayerNorm,
+    PatchExpanding,
+    SwinTransformer,
+    eager_cache,
+    load_swin_weights,
+)
 
 MIN_INPUT_SIZE = 96
 
@@ -127,21 +134,6 @@ class L2Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=1) * self.scale[:, None, None]
-
-
-class PatchExpanding(nn.Module):
-    """The reverse of patch merging: twice the side, half the channels (Cao et al., Swin-Unet, arXiv 2105.05537)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.out_channels = channels // 2
-        self.norm = nn.LayerNorm(channels)
-        self.expand = nn.Linear(channels, 2 * channels, bias=False)
-        nn.init.trunc_normal_(self.expand.weight, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.expand(self.norm(x.permute(0, 2, 3, 1)))  # (B, H, W, 2C)
-        return F.pixel_shuffle(x.permute(0, 3, 1, 2), 2)  # (B, C / 2, 2H, 2W)
 
 
 # ---------------------------------------------------------------------------------------------- extra levels

@@ -20,6 +20,7 @@ from detection.errors import error_breakdown
 from detection.evaluation import METRICS, as_dicts, coco_scores, image_statistics
 from detection.pictures import Picture, draw_detections, draw_examples
 from detection.task import DetectionTask
+from engine.cost import forward_gflops
 from engine.experiment import write_readme
 from engine.files import write_text
 from runs import common_facts, common_record, recipe_fact, started_fact
@@ -35,7 +36,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     config, val, results = task.config, task.val, as_dicts(task.results)
     scores = coco_scores(val.annotations_path, results)
     files = [task.train.annotations_path, val.annotations_path]
-    common = common_record(experiment, task, task.model.input_size, files)
+    common = common_record(experiment, task, forward_gflops(task.model, task.model.input_size), files)
     record = {
         "task": "detection",
         "variant": {"backbone": config.model.backbone, "neck": config.model.neck},

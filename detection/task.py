@@ -115,6 +115,7 @@ class DetectionTask:
     """What `training.fit` asks of a task, for an SSD."""
 
     metrics = ("mAP", "AP50")
+    lower_is_better = False
     loading_cure = (
         "more data.workers, data.cache_images=true, or a shrunken copy of the data (python -m detection.data shrink)"
     )
@@ -194,6 +195,9 @@ class DetectionTask:
         results = self.detect_all(model, device, [self.config.eval], stop_if_asked)
         self.results = results and results[0]
         return distributed.broadcast(results and quick_scores(self.val.annotations_path, results[0]))
+
+    def draw(self, experiment: Path, epoch: int) -> None:
+        """Nothing: the record shows what the last weights find."""
 
     def detect_all(
         self,

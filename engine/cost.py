@@ -2,27 +2,29 @@
 
 import resource
 import sys
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.inference import evaluation_mode
 
 
 @torch.inference_mode()
-def forward_gflops(model: nn.Module, input_size: int) -> float:
+def forward_gflops(model: nn.Module, input_size: int, channels: int = 3, further: Sequence[Tensor] = ()) -> float:
     """Arithmetic of one forward pass over one image, in 10**9 operations; a multiply-add is two.
 
     Counted by torch.utils.flop_counter: matrix products, linear layers among them, convolutions, transposed too, and
     attention, whether spelt out or by scaled_dot_product_attention on any device. Not counted: biases, normalisation,
     activations, softmax, pooling, resizing and whatever comes after the model, such as NMS.
 
-    model: takes (1, 3, input_size, input_size); afterwards each of its modules is in its former mode."""
+    model: takes (1, channels, input_size, input_size), and what is in `further`, on its device; afterwards each of its
+    modules is in its former mode."""
     parameter = next(model.parameters())
-    image = torch.zeros(1, 3, input_size, input_size, dtype=parameter.dtype, device=parameter.device)
+    image = torch.zeros(1, channels, input_size, input_size, dtype=parameter.dtype, device=parameter.device)
     with evaluation_mode(model), FlopCounterMode(display=False) as counter:
-        model(image)
+        model(image, *further)
     return counter.get_total_flops() / 1e9
 
 

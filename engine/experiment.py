@@ -32,6 +32,7 @@ from engine.files import write_text
 from engine.strict_yaml import ConfigError
 
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic")
+EXTRAS = ("diffusers",)  # what a run rests on if its task needs it
 NAME = re.compile(r"experiment_(\d+)")
 LOCK = "running.lock"
 # Fields of a config that may differ within an experiment: where the data lies, how it is fed and what is kept; not
@@ -118,6 +119,7 @@ def describe_environment(hosts: Sequence[str], device: torch.device) -> dict:
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in PACKAGES},
+            **{name: _version_if_installed(name) for name in EXTRAS},
         },
         "processes": len(hosts),
         "hosts": list(hosts),
@@ -208,6 +210,13 @@ def write_readme(
 def shown_score(value: float | None) -> str:
     """A score as people read it; None is one that nothing defines, such as the AP of a class without objects."""
     return "undefined" if value is None else f"{value:.4f}"
+
+
+def _version_if_installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _command() -> str:

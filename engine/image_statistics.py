@@ -79,7 +79,27 @@ class Hits(Saved):
     in_top5: np.ndarray
 
 
-def load_statistics(experiment: Path, kinds: Sequence[type[Saved]] = (Matches, Hits)) -> Matches | Hits:
+@dataclass(frozen=True)
+class Losses(Saved):
+    """A loss for each image: all that their mean needs.
+
+    name: () text, what the mean is called among the scores.
+    image_ids: (I,) text, every validation image, as the data set names or numbers it.
+    class_names: (C,) text.
+    labels: (I,) int16, the class, position in class_names.
+    losses: (I,) float64."""
+
+    name: np.ndarray
+    image_ids: np.ndarray
+    class_names: np.ndarray
+    labels: np.ndarray
+    losses: np.ndarray
+
+
+Statistics = Matches | Hits | Losses
+
+
+def load_statistics(experiment: Path, kinds: Sequence[type[Saved]] = (Matches, Hits, Losses)) -> Statistics:
     """Read image_statistics.npz of an experiment, as the one of `kinds` whose arrays are in it.
 
     Raises ValueError naming the file if it is absent, or none of them."""

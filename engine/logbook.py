@@ -106,10 +106,13 @@ def rewind_metrics(experiment: Path, step: int) -> None:
     write_text(experiment / "metrics.jsonl", text)
 
 
-def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict[str, float]) -> None:
+def draw_curves(
+    experiment: Path, metrics: Sequence[str], reference_losses: dict[str, float], lower_is_better: bool = False
+) -> None:
     """curves.png from metrics.jsonl: training losses, validation metrics, the learning rate, over epochs.
 
-    reference_losses: name of a loss to the value that a model which learned nothing reaches, drawn dashed."""
+    reference_losses: name of a loss to the value that a model which learned nothing reaches, drawn dashed.
+    lower_is_better: whether the metrics are losses, of any size; otherwise they are shares, from 0 to 1."""
     lines = read_metrics(experiment)
     if not lines:
         return
@@ -137,7 +140,7 @@ def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     losses.set_ylim(bottom=0)
     rate.set_ylim(bottom=0)
-    scores.set_ylim(0, 1)
+    scores.set_ylim(0, None if lower_is_better else 1)
     losses.legend(fontsize=8)
     if scored:
         scores.legend(fontsize=8)

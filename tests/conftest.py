@@ -3,9 +3,11 @@
 import logging
 import os
 import signal
+import struct
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +36,23 @@ def sample_root(tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("sample")
     generate(root, num_train=12, num_val=8, image_size=128)
+    return root
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory) -> Path:
+    """MNIST's files with 40 images to train on and 20 to validate: digit d is a bright bar, further right for each."""
+    root = tmp_path_factory.mktemp("mnist")
+    folder = root / "MNIST/raw"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for half, count in (("train", 40), ("t10k", 20)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images = rng.integers(0, 30, (count, 28, 28), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[4:24, 4 + 2 * label : 7 + 2 * label] = 250
+        (folder / f"{half}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, count, 28, 28) + images.tobytes())
+        (folder / f"{half}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, count) + labels.tobytes())
     return root
 
 

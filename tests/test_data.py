@@ -1,8 +1,12 @@
 """Samplers, loader and normalisation shared by all tasks."""
 
+import gzip
+import shutil
 import time
 from itertools import chain
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -11,11 +15,16 @@ from torchvision.transforms import v2
 from data import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    DatasetError,
     EpochBatchSampler,
+    LabelledImages,
+    LabelledSamples,
     batch_to,
     build_loader,
+    collate,
     eval_batches,
     normalize_images,
+    read_mnist,
 )
 
 CPU = torch.device("cpu")
@@ -177,3 +186,70 @@ def test_a_rank_without_batches_gets_none():
 def test_the_loader_waits_for_a_worker_only_so_long():
     assert build_loader(Echo(), sampler(), stack, 1, CPU).timeout > 0
     assert build_loader(Echo(), sampler(), stack, 0, CPU).timeout == 0
+
+
+# ---- labelled images ----------------------------------------------------------------------------------------
+
+
+def test_mnist_is_read_from_its_idx_files(mnist_root):
+    images = read_mnist(mnist_root, train=False)
+    assert images.images.shape == (20, 28, 28)
+    assert images.labels.tolist() == [*range(10)] * 2
+    assert [path.name for path in images.inputs] == ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+    assert all(path.is_file() for path in images.inputs)
+
+
+def test_mnist_that_is_not_unpacked_is_refused_with_the_cure(mnist_root, tmp_path):
+    shutil.copytree(mnist_root, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte").rename(tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte.gz")
+    with pytest.raises(DatasetError, match=r"not all of MNIST's files; .* unpacked \(gunzip -k \*\.gz\)"):
+        read_mnist(tmp_path, train=True)
+
+
+def test_the_digest_of_images_in_memory_follows_pixels_and_labels(mnist_root, tmp_path):
+    shutil.copytree(mnist_root, tmp_path, dirs_exist_ok=True)
+    before = read_mnist(tmp_path, train=True).digest
+    path = tmp_path / "MNIST/raw/train-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    assert read_mnist(mnist_root, train=True).digest == before != read_mnist(tmp_path, train=True).digest
+
+
+def test_the_real_mnist_is_read(shared_data, tmp_path):
+    (tmp_path / "MNIST/raw").mkdir(parents=True)
+    for path in (shared_data / "mnist/MNIST/raw").glob("*.gz"):
+        (tmp_path / "MNIST/raw" / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    images = read_mnist(tmp_path, train=False)
+    assert len(images) == 10_000
+    assert images.labels[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+@pytest.fixture
+def samples() -> LabelledSamples:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 20, 24, 3), dtype=np.uint8)
+    images = LabelledImages(Path("noise"), pixels, np.arange(48) // 8, [], [], "", [])
+    transform = v2.Compose([v2.RandomResizedCrop(16), v2.RandomHorizontalFlip()])
+    return LabelledSamples(images, transform, seed=3)
+
+
+def test_a_sample_is_a_function_of_epoch_and_index(samples):
+    first = samples[2, 5]["image"]
+    torch.rand(9)
+    assert torch.equal(samples[2, 5]["image"], first)
+    assert not torch.equal(samples[3, 5]["image"], first)
+    assert first.dtype == torch.uint8
+    assert first.shape == (3, 16, 16)
+
+
+def test_drawing_a_sample_leaves_the_random_numbers_of_others_alone(samples):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    samples[0, 0]
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_batch_has_labels_and_image_numbers(samples):
+    batch = collate([samples[0, index] for index in (0, 47)])
+    assert batch["images"].shape == (2, 3, 16, 16)
+    assert batch["labels"].tolist() == [0, 5]
+    assert batch["image_ids"].tolist() == [0, 47]

@@ -9,6 +9,7 @@ from torch import nn
 
 from model import (
     SWIN_VARIANTS,
+    PatchExpanding,
     SwinBlock,
     SwinTransformer,
     load_swin_weights,
@@ -169,6 +170,21 @@ def test_drop_path_grows_linearly_over_depth():
     model = SwinTransformer(**TINY, drop_path_rate=0.7)
     rates = [block.drop_path.p for layer in model.layers for block in layer.blocks]
     assert rates == pytest.approx([0.1 * index for index in range(8)])
+
+
+def test_patch_expanding_turns_a_token_into_two_by_two():
+    expanding = PatchExpanding(8)
+    x = torch.randn(2, 8, 3, 5)
+    expanded = expanding(x)
+    assert expanded.shape == (2, 4, 6, 10)
+    tokens = expanding.expand(expanding.norm(x[1, :, 2, 4]))
+    torch.testing.assert_close(expanded[1, :, 4:, 8:].flatten(), tokens)
+
+
+def test_patch_expanding_grows_by_the_scale_it_is_told():
+    expanding = PatchExpanding(8, scale=4, out_channels=3)
+    assert expanding.out_channels == 3
+    assert expanding(torch.randn(1, 8, 2, 5)).shape == (1, 3, 8, 20)
 
 
 def test_linear_weights_start_from_a_normal_of_002():

@@ -37,6 +37,13 @@ optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_
 train:
   {{epochs: 2, batch_size: 2, precision: fp32, batch_norm: frozen, eval_every_epochs: 2, checkpoint_every_steps: 10}}
 """
+DIFFUSION = """
+data: {{root: {root}, format: mnist, workers: 0}}
+model: {{name: swin_slim, input_size: 16, patch_size: 4, window_size: 2}}
+diffusion: {{timesteps: 20}}
+train: {{epochs: 1, batch_size: 8, precision: fp32, ema_decay: 0.9}}
+eval: {{steps: 4, samples_per_class: 1}}
+"""
 FIRST_STEP = re.compile(r"first step: total (\S+), classification (\S+), box (\S+), gradient norm (\S+)")
 
 
@@ -209,6 +216,18 @@ def test_two_nodes_train_as_one_process_does_and_a_job_may_be_sent_off_from_the_
     score = cluster.submit("sbatch/test_detection.sbatch", cluster.folder / "experiment_1", options=("--nodes=2",))
     cluster.wait(score, "COMPLETED")
     assert (cluster.folder / "experiment_1/test.json").exists()
+
+
+def test_a_diffusion_job_trains_on_two_processes(cluster, mnist_root):
+    config = cluster.folder / "digits.yaml"
+    config.write_text(DIFFUSION.format(root=mnist_root))
+    options = ("--gpus-per-node=2",)
+    job = cluster.submit("sbatch/train_diff_ddp.sbatch", config, *to(cluster), options=options)
+    log = cluster.wait(job, "COMPLETED", "FAILED")
+    assert cluster.show(job, "ExitCode") == "0:0", log
+    record = json.loads((cluster.folder / "experiment_1/results.json").read_text())
+    assert record["cost"]["processes"] == 2
+    assert f"- **Slurm jobs**: {job}\n" in (cluster.folder / "experiment_1/README.md").read_text()
 
 
 def test_a_requeued_job_goes_on_in_its_experiment(cluster, config_path, uninterrupted):

@@ -43,6 +43,7 @@ class Points(Dataset):
 
 class PlaneTask:
     metrics = ("score",)
+    lower_is_better = False
     workers = 0
     collate = staticmethod(default_collate)
 
@@ -74,6 +75,9 @@ class PlaneTask:
         stop_if_asked()
         points = torch.stack([self.train_set[(0, i)]["x"] for i in range(len(self.train_set))])
         return {"score": 1 / (1 + model.eval()(points).square().mean().item())}
+
+    def draw(self, experiment, epoch):
+        (experiment / f"epoch_{epoch}.txt").touch()
 
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, precision="fp32", ema_decay=0.9, checkpoint_every_steps=1)
@@ -301,6 +305,20 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     fit(PlaneTask(), CONFIG, OPTIM, tmp_path, CPU, resume=False)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["best.pt", "step_000000014.pt", "step_000000015.pt"]
+
+
+@pytest.mark.parametrize(("lower_is_better", "best"), [(False, 1), (True, 2)])
+def test_the_best_epoch_is_that_of_the_highest_score_or_of_the_lowest_loss(tmp_path, lower_is_better, best):
+    task, scores = PlaneTask(), iter([3.0, 1.0, 2.0])
+    task.lower_is_better = lower_is_better
+    task.evaluate = lambda *arguments: {"score": next(scores)}
+    fit(task, CONFIG, OPTIM, tmp_path, CPU, resume=False)
+    assert newest_state(tmp_path)["best"]["epoch"] == best
+
+
+def test_pictures_are_drawn_of_every_scored_epoch(tmp_path):
+    fit(PlaneTask(), CONFIG.model_copy(update={"eval_every_epochs": 2}), OPTIM, tmp_path, CPU, resume=False)
+    assert sorted(path.name for path in tmp_path.glob("*.txt")) == ["epoch_2.txt", "epoch_3.txt"]
 
 
 def test_the_scored_weights_are_the_moving_average(tmp_path):

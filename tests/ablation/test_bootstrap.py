@@ -7,10 +7,10 @@ import pytest
 
 from ablation.bootstrap import (
     Interval,
-    accuracy,
     average_precision,
     cell_replicates,
-    class_accuracy,
+    class_means,
+    drawn_mean,
     holm,
     image_weights,
     interval,
@@ -244,21 +244,21 @@ def test_accuracy_is_of_images_and_not_the_mean_over_classes():
 def test_a_class_without_an_image_in_a_resample_has_no_accuracy():
     hits = random_hits(0)
     weights = np.array([hits.labels != 1], dtype=int)
-    assert np.isnan(class_accuracy(hits, weights)).tolist() == [[False, True, False, True]]
+    assert np.isnan(class_means(hits.hits, hits, weights)).tolist() == [[False, True, False, True]]
 
 
 def test_no_image_drawn_is_no_accuracy():
-    assert np.isnan(accuracy(np.array([True, False]), np.zeros((1, 2), int))).all()
+    assert np.isnan(drawn_mean(np.array([True, False]), np.zeros((1, 2), int))).all()
 
 
 def test_weights_of_other_images_are_refused():
     with pytest.raises(ValueError, match=r"shape \(3, 39\), expected \(replicates, 40\)"):
-        class_accuracy(random_hits(0), image_weights(39, 3, seed=0))
+        class_means(random_hits(0).hits, random_hits(0), image_weights(39, 3, seed=0))
 
 
 def test_resamples_of_accuracy_spread_as_the_binomial_law_says():
     hits = random_hits(0, images=500).hits
-    spread = accuracy(hits, image_weights(500, 4000, seed=0)).std()
+    spread = drawn_mean(hits, image_weights(500, 4000, seed=0)).std()
     assert spread == pytest.approx(np.sqrt(hits.mean() * (1 - hits.mean()) / 500), rel=0.04)
 
 
@@ -269,7 +269,7 @@ def test_intervals_of_a_difference_in_accuracy_hold_the_truth_as_often_as_they_s
         ease = generator.random(150)
         a, b = (np.where(generator.random(150) < 0.6, ease, generator.random(150)) < top1 for top1 in (0.7, 0.62))
         weights = np.concatenate([np.ones((1, 150), int), image_weights(150, 300, seed=trial)])
-        difference = accuracy(a, weights) - accuracy(b, weights)
+        difference = drawn_mean(a, weights) - drawn_mean(b, weights)
         found = interval(difference[0], difference[1:])
         covered.append(found.low <= 0.08 <= found.high)
     assert 0.92 < np.mean(covered) < 0.97

@@ -2,15 +2,11 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from torchvision.models import Swin_T_Weights
-from torchvision.transforms import v2
 
 from classification.data import (
-    Classification,
     DataConfig,
     check_pair,
-    collate,
     imagenet_classes,
     read_folders,
     read_split,
@@ -45,6 +41,14 @@ def test_cifar10_with_a_file_missing_is_refused_with_the_cure(cifar10_root, tmp_
     (tmp_path / "cifar-10-batches-py/data_batch_3").unlink()
     with pytest.raises(DatasetError, match=r"not all of CIFAR-10's files; unpack cifar-10-python.tar.gz"):
         read_split(DataConfig(root=str(tmp_path), format="cifar10"), "train")
+
+
+def test_mnists_digits_are_read_as_rgb(mnist_root):
+    train, val = (read_split(DataConfig(root=str(mnist_root), format="mnist"), split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (40, 20)
+    assert val.class_names == list("0123456789")
+    assert val.read(3).mode == "RGB"
+    assert val.read(3).size == (28, 28)
 
 
 def test_the_digest_follows_names_sizes_and_labels(colours_root, tmp_path):
@@ -89,36 +93,6 @@ def test_an_image_that_cannot_be_decoded_is_named_when_it_is_read(colours_root, 
     (tmp_path / "val/blue/0.png").write_text("<html>")
     with pytest.raises(DatasetError, match=r"blue/0\.png: cannot be decoded"):
         read_folders(tmp_path / "val").read(3)
-
-
-@pytest.fixture
-def samples(colours_root) -> Classification:
-    transform = v2.Compose([v2.RandomResizedCrop(16), v2.RandomHorizontalFlip()])
-    return Classification(read_folders(colours_root / "train"), transform, seed=3)
-
-
-def test_a_sample_is_a_function_of_epoch_and_index(samples):
-    first = samples[2, 5]["image"]
-    torch.rand(9)
-    assert torch.equal(samples[2, 5]["image"], first)
-    assert not torch.equal(samples[3, 5]["image"], first)
-    assert first.dtype == torch.uint8
-    assert first.shape == (3, 16, 16)
-
-
-def test_drawing_a_sample_leaves_the_random_numbers_of_others_alone(samples):
-    torch.manual_seed(0)
-    expected = torch.rand(1)
-    torch.manual_seed(0)
-    samples[0, 0]
-    assert torch.equal(torch.rand(1), expected)
-
-
-def test_a_batch_has_labels_and_image_numbers(samples):
-    batch = collate([samples[0, index] for index in (0, 47)])
-    assert batch["images"].shape == (2, 3, 16, 16)
-    assert batch["labels"].tolist() == [0, 5]
-    assert batch["image_ids"].tolist() == [0, 47]
 
 
 def test_real_images_of_ten_classes_are_read_and_named(shared_data):

@@ -168,7 +168,9 @@ def test_an_unknown_row_is_refused_with_the_rows_there_are(config_path, field):
         load_config(config_path, [f"model.{field}=swim"], ClassificationConfig)
 
 
-CONFIGS = [path for path in sorted((ROOT / "configs").glob("[!g]*.yaml")) if "backbone:" not in path.read_text()]
+CONFIGS = [
+    path for path in sorted((ROOT / "configs").glob("[!dg]*.yaml")) if "backbone:" not in path.read_text()
+]  # not detection_, diffusion_, grid_
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

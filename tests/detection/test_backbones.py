@@ -16,7 +16,6 @@ from detection.backbones import (
     BackboneSpec,
     Extra,
     L2Norm,
-    PatchExpanding,
     build_backbone,
     load_backbone_weights,
     plan_extras,
@@ -168,15 +167,6 @@ def test_l2_norm_scales_each_channel_by_its_own_factor():
     norm.scale.data = torch.tensor([10.0, 100.0])
     x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
     torch.testing.assert_close(norm(x).flatten(), torch.tensor([6.0, 80.0]))
-
-
-def test_patch_expanding_turns_a_token_into_two_by_two():
-    expanding = PatchExpanding(8)
-    x = torch.randn(2, 8, 3, 5)
-    expanded = expanding(x)
-    assert expanded.shape == (2, 4, 6, 10)
-    tokens = expanding.expand(expanding.norm(x[1, :, 2, 4]))
-    torch.testing.assert_close(expanded[1, :, 4:, 8:].flatten(), tokens)
 
 
 @pytest.mark.parametrize(

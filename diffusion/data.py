@@ -1,0 +1,39 @@
+"""Images to learn to make: MNIST's own files, grey, or CIFAR-10's, in colour, resized to the model's input."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from torchvision.transforms import InterpolationMode, v2
+
+from data import DatasetError, LabelledImages, read_cifar10, read_mnist
+from engine.config import Config
+
+CHANNELS = {"mnist": 1, "cifar10": 3}  # of the images of each format
+
+
+class DataConfig(Config):
+    """Which images to learn from, and how they are loaded."""
+
+    root: str = Field(description="folder of the data set, the one with MNIST/raw or cifar-10-batches-py in it")
+    format: Literal["mnist", "cifar10"] = Field(description="whose files these are")
+    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip while training")
+    workers: int = Field(4, ge=0, le=256, description="loader processes per training process; 0: load in the same one")
+
+
+def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:
+    """One half of the data set that a config names. Raises DatasetError if it is not there."""
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise DatasetError(f"data.root {config.root}: no such folder; name the one that holds the data set")
+    return {"mnist": read_mnist, "cifar10": read_cifar10}[config.format](root, split == "train")
+
+
+def build_transform(config: DataConfig, input_size: int, train: bool) -> v2.Compose:
+    """From an RGB image of any size to the one to learn, input_size pixels on each side, grey where the data set is."""
+    steps = [v2.Resize((input_size, input_size), interpolation=InterpolationMode.BICUBIC)]
+    if CHANNELS[config.format] == 1:
+        steps.insert(0, v2.Grayscale())  # undoes what LabelledImages.read does to grey images, exactly
+    if train and config.flip:
+        steps.append(v2.RandomHorizontalFlip(config.flip))
+    return v2.Compose(steps)

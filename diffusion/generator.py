@@ -1,0 +1,70 @@
+"""A trained diffusion model with all that it takes to use it, from its experiment."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from data import eval_batches
+from diffusion.data import CHANNELS
+from diffusion.model import SwinUNet
+from diffusion.sampling import SamplingConfig, generate
+from diffusion.task import DiffusionConfig, build_unet
+from engine.checkpoint import load_checkpoint, newest_checkpoint, trained_weights
+from engine.experiment import read_experiment_config
+from engine.loading import load_exactly
+from engine.strict_yaml import did_you_mean, nearest
+
+
+class Generator(NamedTuple):
+    """A model, on the CPU, and how it was trained."""
+
+    checkpoint: Path
+    config: DiffusionConfig
+    class_ids: list[str]
+    model: SwinUNet
+
+    def labels_of(self, names: Sequence[str]) -> list[int]:
+        """The labels that are so called or so numbered. Raises ValueError naming one that is unknown."""
+        unknown = [name for name in names if name not in self.class_ids and name not in self.numbers]
+        if unknown:
+            cure = (
+                did_you_mean(nearest(unknown[0], self.class_ids)) or f", expected some of {', '.join(self.class_ids)}"
+            )
+            raise ValueError(f"class {unknown[0]!r}: none of {self.checkpoint}{cure}")
+        return [(self.class_ids if name in self.class_ids else self.numbers).index(name) for name in names]
+
+    @property
+    def numbers(self) -> list[str]:
+        return [str(label) for label in range(len(self.class_ids))]
+
+    def generate(
+        self, sampling: SamplingConfig, labels: Tensor, seed: int, batch_size: int, keep_steps: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As diffusion.sampling.generate, on one process. labels: (N,) int64, on the model's device."""
+        return generate(
+            self.model,
+            self.config.diffusion,
+            sampling,
+            labels,
+            eval_batches(len(labels), batch_size, rank=0, world_size=1),
+            self.config.model.input_size,
+            seed,
+            self.config.train.precision,
+            keep_steps,
+        )
+
+
+def load_generator(path: Path) -> Generator:
+    """Build and fill the model of an experiment, or of one of its checkpoints, with the weights that were scored.
+
+    Raises ValueError if it is no experiment of this task, or has no checkpoint."""
+    experiment = path if path.is_dir() else path.parent.parent
+    config = read_experiment_config(experiment, DiffusionConfig)
+    checkpoint = newest_checkpoint(path / "checkpoints") if path.is_dir() else path
+    state = load_checkpoint(checkpoint)
+    class_ids = state["data"]["classes"]
+    model = build_unet(config.model, CHANNELS[config.data.format], len(class_ids))
+    load_exactly(model, trained_weights(state))
+    return Generator(checkpoint, config, class_ids, model.eval())

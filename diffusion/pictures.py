@@ -1,0 +1,43 @@
+"""Samples as pictures: grids, and the course of their making as an animation."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from engine.files import write_whole
+
+GAP = 2  # pixels between images
+SMALLEST_SIDE = 64  # in pixels; smaller images are shown enlarged by a whole number
+LAST_FRAME_SECONDS = 2.0
+FRAME_SECONDS = 0.08
+
+
+def make_grid(samples: np.ndarray) -> Image.Image:
+    """Images in rows on white. samples: (rows, columns, C, S, S) uint8, C 1 or 3."""
+    rows, columns, channels, side, _ = samples.shape
+    scale = max(1, SMALLEST_SIDE // side)
+    samples = samples.repeat(scale, axis=3).repeat(scale, axis=4)
+    cell = side * scale + GAP
+    grid = np.full((channels, rows * cell - GAP, columns * cell - GAP), 255, np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * cell, column * cell
+            grid[:, top : top + cell - GAP, left : left + cell - GAP] = samples[row, column]
+    return Image.fromarray(grid[0] if channels == 1 else grid.transpose(1, 2, 0))
+
+
+def draw_grid(path: Path, samples: np.ndarray) -> None:
+    """Write a PNG of samples, see make_grid."""
+    write_whole(path, lambda file: make_grid(samples).save(file, "PNG", optimize=True))
+
+
+def draw_animation(path: Path, steps: np.ndarray) -> None:
+    """Write a GIF of how samples came about. steps: (steps, rows, columns, C, S, S) uint8, see make_grid."""
+    first, *others = [make_grid(samples) for samples in steps]
+    seconds = [FRAME_SECONDS] * len(others) + [LAST_FRAME_SECONDS]
+    milliseconds = [round(1000 * each) for each in seconds]
+    write_whole(
+        path,
+        lambda file: first.save(file, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0),
+    )

@@ -1,0 +1,95 @@
+"""Make images with a trained diffusion model: a grid of them, and an animation of how they came about.
+
+python -m diffusion.sample experiments/experiment_12 --classes 0,1,2 --steps 50 --guidance 2.0 --seed 0
+python -m diffusion.sample experiments/experiment_12 --sampler dpm++ --steps 20 --output digits.png
+
+On a CPU the images are the same to the last bit whenever the command is the same.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusion.generator import load_generator
+from diffusion.pictures import draw_animation, draw_grid
+from diffusion.sampling import SamplingConfig
+from diffusion.schedule import SAMPLERS
+from engine.command import run_command, said_once
+
+FRAMES = 40  # of an animation, at most
+
+
+def main(device: torch.device) -> None:
+    """Sample as the command line says."""
+    arguments = said_once(parse_arguments)
+    generator = load_generator(arguments.experiment)
+    chosen = generator.labels_of(arguments.classes.split(",")) if arguments.classes else range(len(generator.class_ids))
+    labels = torch.tensor(list(chosen)).repeat_interleave(arguments.per_class)
+    generator.model.to(device)
+    sampling = SamplingConfig(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
+    parts = generator.generate(sampling, labels.to(device), arguments.seed, arguments.batch_size, keep_steps=True)
+    steps = np.concatenate([images.numpy() for _, images in parts], axis=1)  # (steps, N, C, S, S)
+    steps = steps.reshape(len(steps), len(chosen), arguments.per_class, *steps.shape[2:])
+    draw_grid(arguments.output, steps[-1])
+    frames = np.linspace(0, len(steps) - 1, min(FRAMES, len(steps))).round().astype(int)
+    animation = arguments.output.with_suffix(".gif")
+    draw_animation(animation, steps[frames])
+    print(f"{len(labels)} images, a row for each of {', '.join(generator.class_ids[label] for label in chosen)}")
+    print(f"written to {arguments.output}; how they came about: {animation}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusion.sample",
+        description="Make images with a trained diffusion model.",
+        epilog="example: python -m diffusion.sample experiments/experiment_12 --classes 0,1,2 --guidance 2.0",
+    )
+    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="of diffusion.training, or its checkpoint")
+    parser.add_argument("--classes", metavar="NAME,...", help="names or numbers, a row each (default: all)")
+    parser.add_argument("--per-class", type=positive, default=8, help="images of each class (8)")
+    add_sampling(parser)
+    parser.add_argument("--output", type=Path, help="PNG to write (default: samples/SAMPLER_... in the experiment)")
+    arguments = parser.parse_args()
+    if arguments.output and (not arguments.output.parent.is_dir() or arguments.output.suffix != ".png"):
+        parser.error(f"--output {arguments.output}: expected a .png in a folder that exists")
+    if not arguments.output:
+        experiment = arguments.experiment if arguments.experiment.is_dir() else arguments.experiment.parent.parent
+        name = f"{arguments.sampler}_{arguments.steps}_guidance_{arguments.guidance:g}_seed_{arguments.seed}.png"
+        arguments.output = experiment / "samples" / name
+        if (experiment / "config.yaml").is_file():
+            arguments.output.parent.mkdir(exist_ok=True)
+    return arguments
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Options of this command and of `diffusion.score`."""
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default: ddim")
+    parser.add_argument("--steps", type=positive, default=50, help="of the sampler (50)")
+    parser.add_argument("--guidance", type=scale, default=2.0, help="1: none; more: clearer classes, less variety (2)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise that images begin with (0)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="images at once (64)")
+
+
+def positive(text: str) -> int:
+    """A number of things."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 up")
+    return int(text)
+
+
+def scale(text: str) -> float:
+    """A scale of guidance."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1000:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 up")
+    return value
+
+
+if __name__ == "__main__":
+    run_command(main)

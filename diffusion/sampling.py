@@ -1,0 +1,118 @@
+"""From noise to images: the reversed process, by the samplers of diffusers.
+
+Every image has random numbers of its own (`image_generator`): what it becomes does not depend on what it shares a
+batch with, but for rounding, and on a CPU it is the same to the last bit whenever it is made in the same batch again.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from data import Key
+from diffusion.schedule import SAMPLERS, NoiseConfig, build_scheduler, image_generator, to_bytes
+from engine.config import Config
+from engine.inference import evaluation_mode
+from engine.logbook import progress_bar
+from engine.precision import Precision, autocast
+
+
+class SamplingConfig(Config):
+    """How images are made."""
+
+    sampler: str = Field("ddim", description="ddpm, ddim or dpm++")
+    steps: int = Field(50, ge=1, description="of the sampler, at most diffusion.timesteps")
+    guidance: float = Field(
+        1.0, ge=0, description="scale of the step from no class to the class (arXiv 2207.12598); 1: none is taken"
+    )
+
+    @field_validator("sampler")
+    @classmethod
+    def _names_a_sampler(cls, name: str) -> str:
+        if name not in SAMPLERS:
+            raise ValueError(f"sampler {name!r}: expected one of {', '.join(SAMPLERS)}")
+        return name
+
+
+def check_steps(noise: NoiseConfig, sampling: SamplingConfig) -> None:
+    """Raises ValueError if a sampler is to take more steps than there are."""
+    if sampling.steps > noise.timesteps:
+        raise ValueError(f"steps {sampling.steps}: expected at most the {noise.timesteps} of diffusion.timesteps")
+    scheduler = build_scheduler(noise, sampling.sampler)
+    scheduler.set_timesteps(sampling.steps)
+    if len(scheduler.timesteps.unique()) < sampling.steps:  # dpm++ would divide by the nothing between two of them
+        raise ValueError(
+            f"steps {sampling.steps}: {sampling.sampler} has fewer timesteps than that between image and noise, of "
+            f"{noise.timesteps}; take fewer"
+        )
+
+
+def guided(model: nn.Module, images: Tensor, timesteps: Tensor, labels: Tensor, guidance: float) -> Tensor:
+    """The model's prediction, moved away from what it predicts of no class (arXiv 2207.12598, eq. 6).
+
+    guidance: 1 for the prediction as it is, more for clearer classes and less variety. Returns (B, C, H, W) float32."""
+    if guidance == 1:
+        return model(images, timesteps, labels).float()
+    nothing = torch.full_like(labels, model.no_class)
+    both = model(torch.cat([images, images]), torch.cat([timesteps, timesteps]), torch.cat([labels, nothing])).float()
+    conditional, unconditional = both.chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+@torch.inference_mode()
+def denoise(
+    model: nn.Module,
+    noise: NoiseConfig,
+    sampling: SamplingConfig,
+    labels: Tensor,
+    generators: Sequence[torch.Generator],
+    input_size: int,
+    precision: Precision = "fp32",
+) -> Iterator[Tensor]:
+    """Make an image for each label, step by step.
+
+    model: a SwinUNet. labels: (B,) int64 on the model's device, model.no_class for any. generators: B of the CPU.
+    Yields (B, C, input_size, input_size) float32, about -1 to 1, after every step; the last are the images."""
+    scheduler = build_scheduler(noise, sampling.sampler)
+    scheduler.set_timesteps(sampling.steps)
+    shape = (model.image_channels, input_size, input_size)
+    images = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(labels.device)
+    for timestep in scheduler.timesteps:
+        with autocast(labels.device, precision):
+            timesteps = torch.full_like(labels, int(timestep))
+            prediction = guided(model, images, timesteps, labels, sampling.guidance)
+        images = scheduler.step(prediction, timestep, images, generator=list(generators)).prev_sample
+        yield images
+
+
+def generate(
+    model: nn.Module,
+    noise: NoiseConfig,
+    sampling: SamplingConfig,
+    labels: Tensor,
+    batches: Sequence[Sequence[Key]],
+    input_size: int,
+    seed: int,
+    precision: Precision = "fp32",
+    keep_steps: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Make the images of all batches, with a progress bar.
+
+    labels: (N,) int64 of all images, on the model's device. batches: (epoch, index) of some of them, such as
+    data.eval_batches gives. seed: image i is a function of seed and i. keep_steps: show every step, not the last alone.
+    Yields for each batch the indices, (B,) int64, and the images, (B, C, S, S) uint8, or (steps, B, C, S, S), on the
+    CPU. Raises ValueError, before the first, if there are too many steps."""
+    check_steps(noise, sampling)
+    with (
+        evaluation_mode(model),
+        progress_bar(total=len(batches) * sampling.steps, desc="sampling", unit="step", leave=False) as bar,
+    ):
+        for batch in batches:
+            indices = torch.tensor([index for _, index in batch])
+            generators = [image_generator(seed, int(index)) for index in indices]
+            steps = []
+            for images in denoise(model, noise, sampling, labels[indices], generators, input_size, precision):
+                steps = [*(steps if keep_steps else ()), to_bytes(images).cpu()]
+                bar.update()
+            yield indices, torch.stack(steps) if keep_steps else steps[-1]

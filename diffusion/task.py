@@ -1,0 +1,253 @@
+"""The diffusion task: a Swin-UNet, its denoising loss and its samples, as the training loop asks for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from data import LabelledImages, LabelledSamples, batch_to, build_loader, collate, eval_batches
+from diffusion.data import CHANNELS, DataConfig, build_transform
+from diffusion.model import SwinUNet, load_encoder_weights
+from diffusion.pictures import draw_grid
+from diffusion.sampling import SamplingConfig, check_steps, generate
+from diffusion.schedule import NoiseConfig, NoiseSchedule, image_generator, to_unit
+from engine import distributed
+from engine.config import Config
+from engine.inference import evaluation_mode
+from engine.logbook import progress_bar
+from engine.optim import OptimConfig
+from engine.precision import autocast
+from engine.weights import find_weights, identified, read_weights
+from model import SWIN_VARIANTS
+from training import TrainConfig
+
+EVAL_SEED = 0  # of what validation images are mixed with: the same for every run, so that losses can be compared
+
+
+class ModelConfig(Config):
+    """Which Swin-UNet to build."""
+
+    name: str = Field("swin_t", description="row of model.SWIN_VARIANTS, of the encoder")
+    input_size: int = Field(224, ge=1, description="side in pixels of the images, which are resized to it")
+    patch_size: int = Field(4, ge=1, description="side of a patch in pixels")
+    window_size: int | None = Field(None, ge=1, description="side of a window in patches; null takes the variant's")
+    class_channels: int = Field(4, ge=1, description="input channels that tell the class")
+    weights: str | None = Field(
+        None,
+        description="for the encoder to start from, of a classifier: imagenet1k, a name of "
+        "saved_weights/registry.yaml, a file, or an experiment; null: random weights",
+    )
+    average_weights: bool = Field(True, description="of an experiment, its moving average if it kept one")
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_row(cls, name: str) -> str:
+        if name not in SWIN_VARIANTS:
+            raise ValueError(f"name {name!r}: expected one of {', '.join(SWIN_VARIANTS)}")
+        return name
+
+
+class EvalConfig(SamplingConfig):
+    """What is looked at after an epoch: the loss on validation images, and some samples."""
+
+    draws: int = Field(1, ge=1, description="timesteps at which the loss of each validation image is taken")
+    samples_per_class: int = Field(8, ge=1, description="columns of the grid of samples")
+
+
+class DiffusionConfig(Config):
+    """One row of a results table."""
+
+    data: DataConfig
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    diffusion: NoiseConfig = Field(default_factory=NoiseConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+
+
+def build_unet(config: ModelConfig, image_channels: int, num_classes: int) -> SwinUNet:
+    """The model that a config names, with random weights."""
+    sizes = SWIN_VARIANTS[config.name] | ({"window_size": config.window_size} if config.window_size else {})
+    return SwinUNet(
+        **sizes,
+        image_channels=image_channels,
+        num_classes=num_classes,
+        class_channels=config.class_channels,
+        patch_size=config.patch_size,
+    )
+
+
+def start_from(model: SwinUNet, config: ModelConfig) -> str:
+    """Load the weights that a config names into the encoder. Returns a line that says so.
+
+    Raises ValueError, naming the field, if they are not there or do not fit."""
+    try:
+        path = find_weights(config.weights, config.name)
+        resized = load_encoder_weights(model, read_weights(path, config.average_weights))
+    except ValueError as error:
+        raise ValueError(f"model.weights '{config.weights}': {error}") from error
+    told = f"; {len(resized)} position tables resized, such as {resized[0]}" if resized else ""
+    return f"encoder started from {identified(path)}{told}"
+
+
+class Evaluation(NamedTuple):
+    """What a model does: its loss on each of N validation images, and the images that it makes."""
+
+    image_ids: np.ndarray  # (N,) int64, in order
+    losses: np.ndarray  # (N,) float64
+    samples: np.ndarray  # (classes, samples_per_class, C, S, S) uint8
+
+
+class DiffusionTask:
+    """What `training.fit` asks of a task, for a Swin-UNet."""
+
+    metrics = ("val_loss",)
+    lower_is_better = True
+    loading_cure = "more data.workers"
+    collate = staticmethod(collate)
+
+    def __init__(
+        self, config: DiffusionConfig, train: LabelledImages, val: LabelledImages, from_checkpoint: bool = False
+    ) -> None:
+        """from_checkpoint: a checkpoint will fill the model, so model.weights need not be there any more.
+
+        Raises ValueError if the weights cannot be used, or the samples cannot be made."""
+        check_steps(config.diffusion, config.eval)
+        self.config, self.train, self.val = config, train, val
+        self.workers = config.data.workers
+        self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
+        self.schedule = NoiseSchedule(config.diffusion)
+        self.reference_losses = {"denoising": self.schedule.zero_loss(mean_square(train.images))}
+        torch.manual_seed(config.train.seed)  # initial weights
+        self.model = build_unet(config.model, CHANNELS[config.data.format], len(train.class_ids))
+        self.started_from: str | None = None  # a line for the log
+        if config.model.weights is not None and not from_checkpoint:
+            self.started_from = start_from(self.model, config.model)
+        transform = build_transform(config.data, config.model.input_size, train=True)
+        self.train_set = LabelledSamples(train, transform, config.train.seed)
+        self.val_loader: DataLoader | None = None
+        self.results: Evaluation | None = None  # of the last evaluation, on rank 0
+
+    def compile(self) -> None:
+        """Nothing: besides the model there is a sum of squares."""
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Squared errors, the mean over an image's pixels summed over the images of a batch, and their number."""
+        config = self.config.diffusion
+        images, labels = to_unit(batch["images"]), batch["labels"]
+        timesteps = torch.randint(config.timesteps, labels.shape, device=images.device)
+        noise = torch.randn_like(images)
+        untold = torch.rand(labels.shape, device=images.device) < config.label_dropout
+        labels = torch.where(untold, self.model.no_class, labels)
+        errors = self.errors(model, images, noise, timesteps, labels)
+        return {"denoising": errors.sum()}, torch.full((), len(images), device=images.device)
+
+    def errors(self, model: nn.Module, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        """Mean squared error of the prediction for each image, (B,) float32.
+
+        images, noise: (B, C, S, S) float32, images from -1 to 1. timesteps, labels: (B,) int64."""
+        prediction = model(self.schedule.add_noise(images, noise, timesteps), timesteps, labels).float()
+        target = self.schedule.target(images, noise, timesteps)
+        return F.mse_loss(prediction, target, reduction="none").mean(dim=(1, 2, 3))
+
+    def evaluate(
+        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
+    ) -> dict[str, float | None]:
+        """The mean loss over every validation image, the same on every rank and on any number of ranks.
+
+        Each image meets the same noise at the same timesteps whenever it is looked at. The losses stay in
+        `self.results`, with samples of every class, for the record."""
+        losses = self.val_losses(model, device, stop_if_asked)
+        samples = self.sample(model, device, stop_if_asked)
+        self.results = losses and Evaluation(*losses, samples)
+        return distributed.broadcast(self.results and {"val_loss": float(self.results.losses.mean())})
+
+    def val_losses(
+        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Numbers, (N,) int64, and losses, (N,) float64, of the validation images; None but on rank 0."""
+        config = self.config
+        if self.val_loader is None:
+            dataset = LabelledSamples(self.val, build_transform(config.data, config.model.input_size, train=False), 0)
+            batches = eval_batches(len(dataset), config.train.batch_size, distributed.rank(), distributed.world_size())
+            self.val_loader = build_loader(dataset, batches, collate, self.workers, device)
+        found = []
+        with evaluation_mode(model), torch.inference_mode():
+            for batch in progress_bar(self.val_loader, desc="scoring", unit="batch", leave=False):
+                stop_if_asked()
+                timesteps, noise = fixed_noise(
+                    batch["image_ids"].tolist(),
+                    config.eval.draws,
+                    config.diffusion.timesteps,
+                    batch["images"].shape[1:],
+                )
+                batch = batch_to(batch, device)
+                images = to_unit(batch["images"])
+                losses = torch.zeros(len(images), dtype=torch.float64)
+                for draw in range(config.eval.draws):
+                    with autocast(device, config.train.precision):
+                        errors = self.errors(
+                            model, images, noise[draw].to(device), timesteps[draw].to(device), batch["labels"]
+                        )
+                    losses += errors.cpu().double() / config.eval.draws
+                found.append((batch["image_ids"].cpu().numpy(), losses.numpy()))
+        return in_order(found)
+
+    def sample(self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]) -> np.ndarray | None:
+        """Samples of every class, (classes, samples_per_class, C, S, S) uint8, always from the same noise; None but on
+        rank 0."""
+        config = self.config
+        labels = torch.arange(len(self.train.class_ids), device=device).repeat_interleave(config.eval.samples_per_class)
+        batches = eval_batches(len(labels), config.train.batch_size, distributed.rank(), distributed.world_size())
+        found = []
+        for indices, images in generate(
+            model, config.diffusion, config.eval, labels, batches, config.model.input_size, EVAL_SEED,
+            config.train.precision,
+        ):  # fmt: skip
+            stop_if_asked()
+            found.append((indices.numpy(), images.numpy()))
+        together = in_order(found)
+        return together and together[1].reshape(len(self.train.class_ids), -1, *together[1].shape[1:])
+
+    def draw(self, experiment: Path, epoch: int) -> None:
+        """The samples as samples/epoch_010.png, a row for each class."""
+        (experiment / "samples").mkdir(exist_ok=True)
+        draw_grid(experiment / f"samples/epoch_{epoch:03d}.png", self.results.samples)
+
+
+def mean_square(images: np.ndarray) -> float:
+    """Of the pixels of (N, ...) uint8 images, as the network sees them."""
+    # In parts, for bincount takes eight bytes for each pixel.
+    counts = sum(np.bincount(part.ravel(), minlength=256) for part in np.array_split(images, -(-len(images) // 1000)))
+    values = to_unit(torch.arange(256, dtype=torch.uint8)).double().numpy()
+    return float(counts @ values**2 / images.size)
+
+
+def fixed_noise(image_ids: list[int], draws: int, timesteps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """What validation images are mixed with, a function of the image alone.
+
+    Returns timesteps (draws, B) int64, of each image one from each of `draws` equal parts of them all, and noise
+    (draws, B, *shape) float32."""
+    times, noises = [], []
+    for image_id in image_ids:
+        generator = image_generator(EVAL_SEED, image_id)
+        parts = torch.arange(draws) + torch.rand(draws, generator=generator)
+        times.append((parts / draws * timesteps).long().clamp(max=timesteps - 1))
+        noises.append(torch.randn(draws, *shape, generator=generator))
+    return torch.stack(times, dim=1), torch.stack(noises, dim=1)
+
+
+def in_order(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray] | None:
+    """What all ranks found, pairs of numbers (B,) and values (B, ...), by number; None but on rank 0."""
+    parts = distributed.gather(found)
+    if parts is None:
+        return None
+    numbers, values = map(np.concatenate, zip(*(pair for part in parts for pair in part), strict=True))
+    order = np.argsort(numbers)
+    return numbers[order], values[order]

@@ -1,0 +1,58 @@
+"""A tiny denoiser, and a config of it on the tiny MNIST of tests/conftest.py."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion.model import SwinUNet
+from diffusion.training import COMMAND
+from runs import train
+
+CONFIG = """
+data: {{root: {root}, format: mnist, workers: 0}}
+model: {{name: swin_slim, input_size: 16, patch_size: 4, window_size: 2}}
+diffusion: {{timesteps: 20}}
+optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 8, warmup_epochs: 1, schedule: cosine}}
+train: {{epochs: 2, batch_size: 8, precision: fp32, ema_decay: 0.9, keep_checkpoints: 9}}
+eval: {{steps: 4, samples_per_class: 2}}
+"""
+
+
+@pytest.fixture(scope="session")
+def config_path(mnist_root, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "digits.yaml"
+    path.write_text(CONFIG.format(root=mnist_root))
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_training() -> Callable[..., None]:
+    """`python -m diffusion.training WORDS`, in this process, on the CPU."""
+
+    def run(*words: object) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["diffusion.training", *map(str, words)])
+            train(COMMAND, torch.device("cpu"))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def experiment(config_path, run_training, tmp_path_factory) -> Path:
+    """A finished run of two epochs; not to be changed."""
+    folder = tmp_path_factory.mktemp("experiments")
+    run_training(config_path, "--experiments", folder)
+    return folder / "experiment_1"
+
+
+@pytest.fixture
+def unet() -> SwinUNet:
+    """A small model of three classes and 8 x 8 grey images that predicts something, though nothing sensible."""
+    torch.manual_seed(0)
+    model = SwinUNet(8, (2, 2), (1, 2), image_channels=1, num_classes=3, window_size=2, patch_size=2)
+    nn.init.normal_(model.output.weight, std=0.1)
+    return model.eval()

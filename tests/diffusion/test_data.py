@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+
+from data import DatasetError
+from diffusion.data import DataConfig, build_transform, read_split
+
+
+def test_both_halves_of_mnist_are_read(mnist_root):
+    config = DataConfig(root=str(mnist_root), format="mnist")
+    assert [len(read_split(config, split)) for split in ("train", "val")] == [40, 20]
+
+
+def test_a_root_that_is_not_there_is_named_with_its_field(tmp_path):
+    with pytest.raises(DatasetError, match=r"data\.root .*gone: no such folder"):
+        read_split(DataConfig(root=str(tmp_path / "gone"), format="mnist"), "train")
+
+
+def test_grey_images_stay_as_they_are_but_for_their_size(mnist_root):
+    config = DataConfig(root=str(mnist_root), format="mnist")
+    images = read_split(config, "val")
+    assert np.array_equal(build_transform(config, 28, train=True)(images.read(3)), images.images[3])
+    assert build_transform(config, 32, train=True)(images.read(3)).size == (32, 32)
+
+
+def test_colour_images_keep_their_colours(mnist_root):
+    image = read_split(DataConfig(root=str(mnist_root), format="mnist"), "val").read(0)
+    assert build_transform(DataConfig(root="", format="cifar10"), 32, train=False)(image).mode == "RGB"
+
+
+def test_images_are_flipped_while_training_alone(mnist_root):
+    image = read_split(DataConfig(root=str(mnist_root), format="mnist"), "val").read(0)
+    config = DataConfig(root="", format="mnist", flip=1.0)
+    train, val = (np.asarray(build_transform(config, 28, train)(image)) for train in (True, False))
+    assert np.array_equal(train, val[:, ::-1])
+    assert not np.array_equal(train, val)

@@ -1,0 +1,161 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion.model import SwinUNet, load_encoder_weights, sinusoidal_embedding
+from model import SwinTransformer
+
+TINY = {"embed_dim": 8, "depths": (2, 2, 2), "num_heads": (1, 2, 2), "window_size": 4, "patch_size": 2}
+
+
+def tiny(image_channels: int = 1, **changes) -> SwinUNet:
+    """A small model that predicts something: its last convolution does not begin with zeros."""
+    torch.manual_seed(0)
+    model = SwinUNet(**TINY | changes, image_channels=image_channels, num_classes=3)
+    nn.init.normal_(model.output.weight, std=0.1)
+    return model.eval()
+
+
+def inputs(batch: int = 2, channels: int = 1, size: tuple[int, int] = (16, 16)) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(batch, channels, *size, generator=generator)
+    return images, torch.arange(batch) * 7, torch.arange(batch) % 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(16, 16), (17, 17), (30, 22), (5, 40)])
+def test_predictions_have_the_images_size_and_channels(channels, size):
+    images, timesteps, labels = inputs(2, channels, size)
+    assert tiny(channels)(images, timesteps, labels).shape == images.shape
+
+
+def test_the_first_prediction_is_zero():
+    model = SwinUNet(**TINY, image_channels=1, num_classes=3)
+    assert not model(*inputs()).any()
+
+
+def test_gradients_reach_every_parameter():
+    model = tiny()
+    model(*inputs()).square().sum().backward()
+    assert not [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_gradients_flow_through_every_skip(level):
+    model = tiny()
+    skips = []
+
+    def cut_off(module: nn.Module, arguments: tuple) -> tuple:  # from the encoder, and from coarser levels
+        x, skip, time = arguments
+        skips.append(skip.detach().requires_grad_())
+        return x.detach(), skips[0], time
+
+    model.decoder[level].register_forward_pre_hook(cut_off)
+    model(*inputs()).square().sum().backward()
+    assert skips[0].grad.abs().sum() > 0
+
+
+def test_every_level_of_the_decoder_uses_its_skip():
+    model = tiny()
+    images, timesteps, labels = inputs()
+    expected = model(images, timesteps, labels)
+    for level in model.decoder:
+        hook = level.register_forward_pre_hook(lambda module, arguments: (arguments[0], 0 * arguments[1], arguments[2]))
+        assert not torch.allclose(model(images, timesteps, labels), expected)
+        hook.remove()
+
+
+def test_the_time_enters_every_stage():
+    model = tiny()
+    layers = [*model.encoder_times, model.middle_time, *(level.time for level in model.decoder)]
+    assert len(layers) == 3 + 1 + 2
+    images, timesteps, labels = inputs()
+    expected = model(images, timesteps, labels)
+    for layer in layers:
+        hook = layer.register_forward_hook(lambda module, arguments, output: 0 * output)
+        assert not torch.allclose(model(images, timesteps, labels), expected)
+        hook.remove()
+
+
+def test_an_image_depends_on_its_own_time_and_class_alone():
+    model = tiny()
+    images, timesteps, labels = inputs(3)
+    expected = model(images, timesteps, labels)
+    changed = model(images, timesteps + torch.tensor([0, 0, 5]), labels)
+    torch.testing.assert_close(changed[:2], expected[:2])
+    assert not torch.allclose(changed[2], expected[2])
+    changed = model(images, timesteps, torch.tensor([0, 1, 3]))  # 3: no class
+    torch.testing.assert_close(changed[:2], expected[:2])
+    assert not torch.allclose(changed[2], expected[2])
+
+
+def test_the_sinusoidal_embedding_by_hand():
+    found = sinusoidal_embedding(torch.tensor([0, 3]), 4)
+    slow = 3 / math.sqrt(10_000)
+    by_hand = [[1, 1, 0, 0], [math.cos(3), math.cos(slow), math.sin(3), math.sin(slow)]]
+    torch.testing.assert_close(found, torch.tensor(by_hand))
+
+
+def test_it_learns_to_tell_two_classes_from_noise():
+    """At a timestep of pure noise an image can be told by its class alone."""
+    torch.manual_seed(0)
+    model = SwinUNet(8, (2, 2), (1, 2), image_channels=1, num_classes=2, window_size=2, patch_size=2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    timesteps, labels = torch.full((8,), 99), torch.arange(8) % 2
+    target = torch.where(labels == 0, -1.0, 1.0).view(8, 1, 1, 1).expand(8, 1, 8, 8)
+    for _ in range(60):
+        loss = (model(torch.randn(8, 1, 8, 8), timesteps, labels) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+
+
+# ---- starting from a classifier ------------------------------------------------------------------------------
+
+
+def classifier(**changes) -> SwinTransformer:
+    torch.manual_seed(7)
+    return SwinTransformer(**TINY | changes, num_classes=5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_encoder_starts_as_the_classifier(channels):
+    trained, model = classifier(), tiny(channels)
+    assert load_encoder_weights(model, trained.state_dict()) == []
+    kernel = model.encoder.patch_embed.proj.weight
+    theirs = trained.patch_embed.proj.weight
+    torch.testing.assert_close(kernel[:, :channels], theirs if channels == 3 else theirs.mean(1, keepdim=True))
+    assert not kernel[:, channels:].any()  # of the class
+    others = {
+        name: value for name, value in model.encoder.state_dict().items() if "patch_embed.proj.weight" not in name
+    }
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in others.items())
+
+
+def test_tables_of_other_windows_are_resized_and_told():
+    assert len(load_encoder_weights(tiny(), classifier(window_size=7).state_dict())) == 6
+
+
+def test_weights_of_other_channels_are_refused():
+    with pytest.raises(ValueError, match="weights for images of 1 channels, expected 3"):
+        load_encoder_weights(tiny(3), classifier(in_channels=1).state_dict())
+
+
+def test_weights_of_another_patch_are_refused_and_change_nothing():
+    model = tiny()
+    before = model.encoder.patch_embed.norm.weight.clone()
+    with pytest.raises(ValueError, match=r"patch_embed\.proj\.weight"):
+        load_encoder_weights(model, classifier(patch_size=4, num_heads=(1, 2, 4)).state_dict())
+    assert torch.equal(model.encoder.patch_embed.norm.weight, before)
+
+
+def test_autocast_stays_near_float32():
+    model = tiny()
+    with torch.no_grad():
+        expected = model(*inputs())
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(*inputs())
+    torch.testing.assert_close(found.float(), expected, atol=0.05 * float(expected.std()), rtol=0.05)

@@ -1,0 +1,78 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion.generator import load_generator
+from diffusion.sample import main
+from engine.checkpoint import list_checkpoints, load_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def sample(monkeypatch):
+    """`python -m diffusion.sample WORDS`, in this process."""
+
+    def run(*words: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["diffusion.sample", *map(str, words)])
+        main(CPU)
+
+    return run
+
+
+def test_the_images_are_a_grid_and_an_animation(experiment, sample, tmp_path):
+    path = tmp_path / "three.png"
+    sample(experiment, "--classes", "0,7,2", "--per-class", 4, "--steps", 5, "--output", path)
+    grid = Image.open(path)
+    assert grid.size == (4 * 64 + 3 * 2, 3 * 64 + 2 * 2)  # images of 16 pixels, four times enlarged
+    with Image.open(path.with_suffix(".gif")) as animation:
+        assert animation.is_animated
+        animation.seek(animation.n_frames - 1)
+        assert np.abs(np.asarray(animation.convert("L"), int) - np.asarray(grid, int)).max() <= 1
+
+
+def test_the_same_command_makes_the_same_bytes(experiment, sample, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        sample(experiment, "--per-class", 1, "--steps", 4, "--seed", seed, "--output", tmp_path / f"{name}.png")
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_without_an_output_the_images_go_into_the_experiment(experiment, sample, capsys):
+    sample(experiment, "--classes", 1, "--per-class", 1, "--steps", 2, "--sampler", "dpm++", "--guidance", 1)
+    path = experiment / "samples/dpm++_2_guidance_1_seed_0.png"
+    assert path.is_file()
+    assert f"written to {path}" in capsys.readouterr().out
+    path.unlink()
+    path.with_suffix(".gif").unlink()
+
+
+def test_an_unknown_class_is_refused_with_those_there_are(experiment, sample):
+    with pytest.raises(ValueError, match=r"class 'ten': none of .*, expected some of 0, 1, 2"):
+        sample(experiment, "--classes", "ten")
+
+
+def test_more_steps_than_there_are_are_refused(experiment, sample, tmp_path):
+    with pytest.raises(ValueError, match="steps 50: expected at most the 20"):
+        sample(experiment, "--output", tmp_path / "a.png")
+
+
+def test_a_folder_that_is_no_experiment_is_refused(sample, tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.yaml in it"):
+        sample(tmp_path)
+
+
+def test_the_weights_are_those_that_were_scored(experiment):
+    average = load_checkpoint(list_checkpoints(experiment / "checkpoints")[-1])["ema"]["weights"]
+    found = load_generator(experiment).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in average.items())
+
+
+def test_a_checkpoint_can_be_named_instead(experiment):
+    path = Path(experiment / "checkpoints/best.pt")
+    assert load_generator(path).checkpoint == path

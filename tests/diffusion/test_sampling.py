@@ -1,0 +1,162 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data import eval_batches
+from diffusion.sampling import SamplingConfig, check_steps, denoise, generate, guided
+from diffusion.schedule import SAMPLERS, NoiseConfig, build_scheduler, image_generator
+
+SMALL = NoiseConfig(timesteps=20)
+
+
+def made(model: nn.Module, sampling: SamplingConfig, labels=(0, 1, 2), batch_size=8, seed=0) -> Tensor:
+    batches = eval_batches(len(labels), batch_size, rank=0, world_size=1)
+    parts = generate(model, SMALL, sampling, torch.tensor(labels), batches, 8, seed)
+    return torch.cat([images for _, images in parts])
+
+
+class OfGaussian(nn.Module):
+    """The best denoiser of images whose pixels are independent and normal: what it predicts has a closed form.
+
+    E[noise | x_t] = sqrt(1 - a) (x_t - sqrt(a) mean) / (a std^2 + 1 - a)."""
+
+    image_channels = 1
+
+    def __init__(self, noise: NoiseConfig, mean: float, std: float):
+        super().__init__()
+        self.signal, self.objective, self.mean, self.std = (
+            build_scheduler(noise).alphas_cumprod, noise.objective, mean, std
+        )  # fmt: skip
+
+    def forward(self, images: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        a = self.signal[timesteps].view(-1, 1, 1, 1)
+        noise = (1 - a).sqrt() * (images - a.sqrt() * self.mean) / (a * self.std**2 + 1 - a)
+        if self.objective == "epsilon":
+            return noise
+        return a.sqrt() * noise - (1 - a).sqrt() * (images - (1 - a).sqrt() * noise) / a.sqrt()
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "v"])
+@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 100), ("ddim", 100), ("dpm++", 50)])
+def test_samples_of_a_known_gaussian_have_its_mean_and_spread(sampler, steps, objective):
+    noise = NoiseConfig(timesteps=100, objective=objective)
+    model = OfGaussian(noise, mean=0.3, std=0.15)  # within -1 to 1, beyond which samplers cut
+    sampling = SamplingConfig(sampler=sampler, steps=steps)
+    *_, images = denoise(model, noise, sampling, torch.zeros(4, dtype=torch.int64), generators(4), 64)
+    assert float(images.mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(images.std()) == pytest.approx(0.15, abs=0.02)
+
+
+def generators(count: int) -> list[torch.Generator]:
+    return [image_generator(0, index) for index in range(count)]
+
+
+def test_one_step_of_ddpm_on_a_known_gaussian_has_the_posteriors_mean_and_spread():
+    """x_t to x_0 in one step, from a timestep whose noise the best denoiser knows: E[x_0 | x_t] by Bayes' rule."""
+    noise, mean, std = NoiseConfig(timesteps=10), 0.2, 0.1
+    model = OfGaussian(noise, mean, std)
+    scheduler = build_scheduler(noise)
+    torch.manual_seed(0)
+    noisy, timestep = 0.2 + 0.1 * torch.randn(1, 1, 8, 8), 4
+    a = scheduler.alphas_cumprod[timestep]
+    prediction = model(noisy, torch.tensor([timestep]), torch.tensor([0]))
+    found = scheduler.step(prediction, timestep, noisy, generator=generators(1)).pred_original_sample
+    expected = mean + std**2 * a.sqrt() / (a * std**2 + 1 - a) * (noisy - a.sqrt() * mean)
+    torch.testing.assert_close(found, expected)
+
+
+# ---- against diffusers by hand -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@torch.no_grad()
+def test_sampling_is_diffusers_own_loop(unet, sampler):
+    scheduler = build_scheduler(SMALL, sampler)
+    scheduler.set_timesteps(5)
+    labels, draws = torch.tensor([0, 2]), generators(2)
+    images = torch.cat([torch.randn(1, 1, 8, 8, generator=draw) for draw in draws])
+    for timestep in scheduler.timesteps:
+        prediction = unet(scheduler.scale_model_input(images, timestep), timestep.repeat(2), labels)
+        images = scheduler.step(prediction, timestep, images, generator=draws).prev_sample
+    *_, found = denoise(unet, SMALL, SamplingConfig(sampler=sampler, steps=5), labels, generators(2), 8)
+    torch.testing.assert_close(found, images, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("sampler", "pipeline"), [("ddpm", "DDPMPipeline"), ("ddim", "DDIMPipeline")])
+def test_sampling_is_diffusers_pipeline(unet, sampler, pipeline):
+    diffusers = pytest.importorskip("diffusers")
+
+    class Denoiser(diffusers.ModelMixin, diffusers.ConfigMixin):
+        """Ours, of class 1, as the pipelines want it."""
+
+        config_name = "config.json"
+
+        @diffusers.configuration_utils.register_to_config
+        def __init__(self, in_channels: int = 1, sample_size: int = 8):
+            super().__init__()
+            self.unet = unet
+
+        def forward(self, images, timestep, return_dict=True):
+            found = unet(images, torch.as_tensor(timestep).repeat(len(images)), torch.ones(len(images)).long())
+            return diffusers.models.unets.unet_2d.UNet2DOutput(found)
+
+    theirs = getattr(diffusers, pipeline)(unet=Denoiser(), scheduler=build_scheduler(SMALL, sampler))
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(batch_size=2, generator=generators(2), num_inference_steps=5, output_type="np").images
+    sampling = SamplingConfig(sampler=sampler, steps=5)
+    *_, found = denoise(unet, SMALL, sampling, torch.tensor([1, 1]), generators(2), 8)
+    expected = torch.from_numpy(expected).permute(0, 3, 1, 2).squeeze(1) * 2 - 1
+    torch.testing.assert_close(found.squeeze(1).clamp(-1, 1), expected, atol=1e-5, rtol=0)
+
+
+# ---- what is asked of it -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_are_a_function_of_the_seed(unet, sampler):
+    sampling = SamplingConfig(sampler=sampler, steps=4)
+    first = made(unet, sampling)
+    torch.rand(5)
+    assert torch.equal(made(unet, sampling), first)
+    assert not torch.equal(made(unet, sampling, seed=1), first)
+
+
+def test_the_batch_makes_no_difference(unet):
+    sampling = SamplingConfig(sampler="ddpm", steps=4)
+    apart = (made(unet, sampling, batch_size=8).int() - made(unet, sampling, batch_size=2).int()).abs()
+    assert apart.max() <= 1  # of 255: sums of another order
+
+
+def test_guidance_of_1_is_the_class_and_of_0_no_class(unet):
+    images, timesteps = torch.randn(2, 1, 8, 8), torch.tensor([3, 9])
+    labels, nothing = torch.tensor([0, 2]), torch.tensor([3, 3])
+    with torch.no_grad():
+        conditional, unconditional = unet(images, timesteps, labels), unet(images, timesteps, nothing)
+        torch.testing.assert_close(guided(unet, images, timesteps, labels, 1.0), conditional)
+        torch.testing.assert_close(guided(unet, images, timesteps, labels, 0.0), unconditional)
+        expected = unconditional + 3 * (conditional - unconditional)
+        torch.testing.assert_close(guided(unet, images, timesteps, labels, 3.0), expected)
+
+
+def test_every_step_can_be_kept(unet):
+    batches = eval_batches(3, 2, rank=0, world_size=1)
+    sampling = SamplingConfig(steps=4)
+    parts = list(generate(unet, SMALL, sampling, torch.tensor([0, 1, 2]), batches, 8, 0, keep_steps=True))
+    assert [tuple(images.shape) for _, images in parts] == [(4, 2, 1, 8, 8), (4, 1, 1, 8, 8)]
+    assert torch.equal(torch.cat([images[-1] for _, images in parts]), made(unet, sampling, batch_size=2))
+
+
+def test_sampling_leaves_the_model_in_training_mode(unet):
+    unet.train()
+    made(unet, SamplingConfig(steps=2))
+    assert all(module.training for module in unet.modules())
+
+
+def test_more_steps_than_there_are_are_refused():
+    with pytest.raises(ValueError, match=r"steps 50: expected at most the 20 of diffusion\.timesteps"):
+        check_steps(SMALL, SamplingConfig(steps=50))
+
+
+def test_a_sampler_that_would_visit_a_timestep_twice_is_refused():
+    with pytest.raises(ValueError, match=r"steps 20: dpm\+\+ has fewer timesteps than that between .*; take fewer"):
+        check_steps(SMALL, SamplingConfig(sampler="dpm++", steps=20))

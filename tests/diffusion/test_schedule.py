@@ -1,0 +1,95 @@
+import math
+import sys
+
+import pytest
+import torch
+
+from diffusion.schedule import NoiseConfig, NoiseSchedule, build_scheduler, image_generator, to_bytes, to_unit
+
+
+def signal(**changes) -> torch.Tensor:
+    """a_t of every timestep."""
+    return build_scheduler(NoiseConfig(**changes)).alphas_cumprod.double()
+
+
+@pytest.mark.parametrize("timesteps", [300, 500])
+def test_the_cosine_schedule_is_the_papers(timesteps):
+    def f(t: int) -> float:
+        return math.cos((t / timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    expected = torch.tensor([f(t + 1) / f(0) for t in range(timesteps)], dtype=torch.float64)
+    found = signal(timesteps=timesteps)
+    torch.testing.assert_close(found[:-1], expected[:-1], atol=1e-5, rtol=1e-3)
+    assert float(found[-1]) == pytest.approx(0.001 * float(found[-2]), rel=1e-3)  # a step's variance is at most 0.999
+
+
+def test_the_linear_schedule_of_1000_steps_is_the_papers():
+    expected = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    torch.testing.assert_close(signal(timesteps=1000, schedule="linear"), expected, atol=1e-5, rtol=1e-3)
+
+
+def test_the_linear_schedule_of_fewer_steps_ends_in_as_much_noise():
+    assert float(signal(timesteps=250, schedule="linear")[-1]) == pytest.approx(
+        float(signal(timesteps=1000, schedule="linear")[-1]), rel=0.5
+    )
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_every_schedule_goes_from_image_to_noise(schedule):
+    found = signal(schedule=schedule)
+    assert (found.diff() < 0).all()
+    assert found[0] > 0.999
+    assert found[-1] < 1e-3
+
+
+def images_and_noise() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.rand(3, 1, 4, 4) * 2 - 1, torch.randn(3, 1, 4, 4), torch.tensor([0, 250, 499])
+
+
+def test_a_noisy_image_is_the_weighted_sum_of_image_and_noise():
+    images, noise, timesteps = images_and_noise()
+    share = signal()[timesteps].view(3, 1, 1, 1).float()
+    found = NoiseSchedule(NoiseConfig()).add_noise(images, noise, timesteps)
+    torch.testing.assert_close(found, share.sqrt() * images + (1 - share).sqrt() * noise)
+
+
+def test_epsilon_is_the_noise():
+    images, noise, timesteps = images_and_noise()
+    assert torch.equal(NoiseSchedule(NoiseConfig()).target(images, noise, timesteps), noise)
+
+
+def test_image_and_noise_follow_from_v():
+    images, noise, timesteps = images_and_noise()
+    schedule = NoiseSchedule(NoiseConfig(objective="v"))
+    noisy, v = schedule.add_noise(images, noise, timesteps), schedule.target(images, noise, timesteps)
+    share = signal()[timesteps].view(3, 1, 1, 1).float()
+    torch.testing.assert_close(share.sqrt() * noisy - (1 - share).sqrt() * v, images)
+    torch.testing.assert_close(share.sqrt() * v + (1 - share).sqrt() * noisy, noise)
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "v"])
+def test_the_loss_of_predicting_zero_is_the_targets_mean_square(objective):
+    torch.manual_seed(0)
+    schedule = NoiseSchedule(NoiseConfig(objective=objective, timesteps=50))
+    images, timesteps = torch.rand(5000, 1, 4, 4) * 2 - 1, torch.arange(50).repeat(100)
+    target = schedule.target(images, torch.randn_like(images), timesteps)
+    assert schedule.zero_loss(float(images.square().mean())) == pytest.approx(float(target.square().mean()), rel=0.02)
+
+
+def test_without_diffusers_the_cure_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ValueError, match=r"diffusers is not installed: pip install -e '\.\[diffusion\]'"):
+        build_scheduler(NoiseConfig())
+
+
+def test_every_image_has_random_numbers_of_its_own():
+    draws = {float(torch.rand((), generator=image_generator(seed, index))) for seed in (0, 1) for index in (0, 1)}
+    assert len(draws) == 4
+    assert float(torch.rand((), generator=image_generator(1, 0))) in draws
+
+
+def test_bytes_survive_being_seen_by_the_network():
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_bytes(to_unit(values)), values)
+    assert (to_unit(values).min(), to_unit(values).max()) == (-1, 1)

@@ -1,0 +1,179 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusion.data import CHANNELS, read_split
+from diffusion.schedule import to_unit
+from diffusion.task import DiffusionConfig, DiffusionTask, build_unet, fixed_noise, mean_square
+from engine.checkpoint import save_checkpoint
+from engine.config import load_config
+from engine.strict_yaml import ConfigError
+from model import SWIN_VARIANTS, SwinTransformer
+
+ROOT = Path(__file__).parent.parent.parent
+CPU = torch.device("cpu")
+
+
+def make_task(config_path, *overrides, from_checkpoint=False) -> DiffusionTask:
+    config = load_config(config_path, overrides, DiffusionConfig)
+    return DiffusionTask(config, read_split(config.data, "train"), read_split(config.data, "val"), from_checkpoint)
+
+
+@pytest.fixture
+def task(config_path) -> DiffusionTask:
+    """One whose model predicts something."""
+    task = make_task(config_path)
+    torch.nn.init.normal_(task.model.output.weight, std=0.1)
+    return task
+
+
+def batch_of(task, count=8) -> dict:
+    return task.collate([task.train_set[0, index] for index in range(count)])
+
+
+def test_the_loss_is_the_mean_squared_error_summed_over_the_images(task):
+    batch = batch_of(task)
+    torch.manual_seed(5)
+    losses, count = task.losses(task.model, batch)
+    torch.manual_seed(5)
+    images, timesteps = to_unit(batch["images"]), torch.randint(20, (8,))
+    noise = torch.randn_like(images)
+    labels = torch.where(torch.rand(8) < 0.1, 10, batch["labels"])
+    predicted = task.model(task.schedule.add_noise(images, noise, timesteps), timesteps, labels)
+    torch.testing.assert_close(losses["denoising"], 8 * F.mse_loss(predicted, noise))
+    assert count == 8
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.0, {0, 1, 2, 3, 4, 5, 6, 7}), (1.0, {10})])
+def test_as_many_classes_are_left_untold_as_the_config_says(config_path, share, told):
+    task = make_task(config_path, f"diffusion.label_dropout={share}")
+    seen = []
+    task.model.class_embedding.register_forward_hook(
+        lambda module, arguments, output: seen.extend(arguments[0].tolist())
+    )
+    task.losses(task.model, batch_of(task))
+    assert set(seen) == told
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "v"])
+def test_a_model_that_learned_nothing_has_the_reference_loss(config_path, objective):
+    task = make_task(config_path, f"diffusion.objective={objective}")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        losses = [float(task.losses(task.model, batch_of(task, 40))[0]["denoising"]) / 40 for _ in range(20)]
+    assert np.mean(losses) == pytest.approx(task.reference_losses["denoising"], rel=0.1)
+
+
+def test_mean_square_is_that_of_what_the_network_sees():
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 5), dtype=np.uint8)
+    assert mean_square(images) == pytest.approx(float(to_unit(torch.from_numpy(images)).square().mean()))
+
+
+# ---- evaluation ----------------------------------------------------------------------------------------------
+
+
+def test_every_validation_image_has_a_loss_in_order_and_every_class_its_samples(task):
+    scores = task.evaluate(task.model, CPU, lambda: None)
+    assert task.results.image_ids.tolist() == list(range(20))
+    assert scores == {"val_loss": task.results.losses.mean()}
+    assert task.results.samples.shape == (10, 2, 1, 16, 16)
+
+
+def test_scores_and_samples_do_not_depend_on_what_was_drawn_before(task):
+    first = task.evaluate(task.model, CPU, lambda: None), task.results
+    torch.rand(7)
+    assert task.evaluate(task.model, CPU, lambda: None) == first[0]
+    assert np.array_equal(task.results.samples, first[1].samples)
+
+
+def test_an_image_is_mixed_with_the_same_noise_in_any_batch():
+    timesteps, noise = fixed_noise([3, 8, 5], 2, 20, (1, 4, 4))
+    alone_timesteps, alone_noise = fixed_noise([8], 2, 20, (1, 4, 4))
+    assert torch.equal(timesteps[:, 1:2], alone_timesteps)
+    assert torch.equal(noise[:, 1:2], alone_noise)
+
+
+def test_the_timesteps_of_an_image_are_spread_over_all_of_them():
+    timesteps, _ = fixed_noise(list(range(200)), 4, 20, (1, 1, 1))
+    assert [set(row) for row in (timesteps // 5).tolist()] == [{0}, {1}, {2}, {3}]
+    assert set(timesteps.flatten().tolist()) == set(range(20))
+
+
+def test_more_draws_average_over_more_timesteps(config_path):
+    task = make_task(config_path, "eval.draws=3")
+    numbers, losses = task.val_losses(task.model, CPU, lambda: None)
+    _, noise = fixed_noise([0], 3, 20, (1, 16, 16))
+    assert numbers[0] == 0
+    assert losses[0] == pytest.approx(float(noise.square().mean()), rel=1e-5)  # the first prediction is zero
+
+
+def test_evaluation_leaves_the_model_in_training_mode(task):
+    task.model.train()
+    task.evaluate(task.model, CPU, lambda: None)
+    assert all(module.training for module in task.model.modules())
+
+
+def test_a_stop_is_heeded_between_batches(task):
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        task.evaluate(task.model, CPU, stop)
+
+
+def test_the_samples_of_an_epoch_are_drawn(task, tmp_path):
+    task.evaluate(task.model, CPU, lambda: None)
+    task.draw(tmp_path, 7)
+    assert (tmp_path / "samples/epoch_007.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- config --------------------------------------------------------------------------------------------------
+
+
+def test_the_encoder_starts_from_a_classifiers_average(config_path, tmp_path):
+    classifier = SwinTransformer(**SWIN_VARIANTS["swin_slim"] | {"window_size": 2}, num_classes=6).state_dict()
+    average = {name: torch.full_like(value, 0.5) for name, value in classifier.items()}
+    save_checkpoint(tmp_path / "six.pt", {"model": classifier, "ema": {"count": 1, "weights": average}})
+    task = make_task(config_path, f"model.weights={tmp_path / 'six.pt'}")
+    kernel = task.model.encoder.patch_embed.proj.weight
+    assert (kernel[:, :1] == 0.5).all()
+    assert not kernel[:, 1:].any()
+    assert task.started_from.startswith("encoder started from")
+
+
+def test_weights_that_are_not_there_are_named_with_the_field(config_path):
+    with pytest.raises(ValueError, match=r"model\.weights '/gone/swin\.pth': no such file"):
+        make_task(config_path, "model.weights=/gone/swin.pth")
+
+
+def test_a_task_that_a_checkpoint_will_fill_needs_no_weights(config_path):
+    assert make_task(config_path, "model.weights=/gone/swin.pth", from_checkpoint=True).started_from is None
+
+
+def test_more_steps_than_there_are_are_refused_before_training(config_path):
+    with pytest.raises(ValueError, match="steps 50: expected at most the 20"):
+        make_task(config_path, "eval.steps=50")
+
+
+@pytest.mark.parametrize("field", ["model.name", "eval.sampler"])
+def test_an_unknown_name_is_refused_with_those_there_are(config_path, field):
+    with pytest.raises(ConfigError, match=rf"{field}.*expected one of"):
+        load_config(config_path, [f"{field}=swim"], DiffusionConfig)
+
+
+CONFIGS = sorted((ROOT / "configs").glob("diffusion_*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds_its_model_and_keeps_a_moving_average(path):
+    config = load_config(path, [], DiffusionConfig)
+    channels, side = CHANNELS[config.data.format], config.model.input_size
+    with torch.device("meta"):
+        model = build_unet(config.model, channels, 10)
+        numbers = torch.zeros(2, dtype=torch.int64)
+        images = torch.empty(2, channels, side, side)
+        assert model(images, numbers, numbers).shape == images.shape
+    assert config.train.ema_decay

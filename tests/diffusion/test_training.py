@@ -1,0 +1,142 @@
+"""The command: its record, exact resumption, the same score on any number of processes, grids and comparisons."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.generator import load_generator
+from diffusion.task import DiffusionTask
+from diffusion.training import build_task
+from engine.checkpoint import list_checkpoints, load_checkpoint
+from engine.image_statistics import Losses
+from engine.logbook import read_metrics
+from engine.signals import Stopped
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+def test_a_run_leaves_its_whole_record(experiment):
+    names = {path.name for path in experiment.iterdir()}
+    assert names == {
+        "README.md", "config.yaml", "environment.json", "train.log", "metrics.jsonl", "curves.png", "results.json",
+        "image_statistics.npz", "samples", "samples.png", "checkpoints", "running.lock",
+    }  # fmt: skip
+    assert sorted(path.name for path in (experiment / "samples").iterdir()) == ["epoch_001.png", "epoch_002.png"]
+    assert (experiment / "samples/epoch_002.png").read_bytes() == (experiment / "samples.png").read_bytes()
+    record = json.loads((experiment / "results.json").read_text())
+    assert record["task"] == "diffusion"
+    assert record["lower_is_better"]
+    assert record["cost"]["gflops"] > 0
+    assert record["per_class"]["3"]["images"] == 2
+    losses = Losses.load(experiment).losses
+    assert read_metrics(experiment)[-1]["val_loss"] == record["scores"]["val_loss"] == losses.mean()
+    assert "![Samples, a row for each class](samples.png)" in (experiment / "README.md").read_text()
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """The same weights, raw and averaged, the same losses and the same samples."""
+    states = [load_checkpoint(list_checkpoints(path / "checkpoints")[-1]) for path in (one, other)]
+    assert states[0]["step"] == states[1]["step"]
+    for weights in ([state["model"] for state in states], [state["ema"]["weights"] for state in states]):
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert (one / "samples.png").read_bytes() == (other / "samples.png").read_bytes()
+    assert np.array_equal(Losses.load(one).losses, Losses.load(other).losses)
+
+
+def test_a_run_resumed_after_an_epoch_ends_as_the_uninterrupted_one(experiment, run_training, tmp_path):
+    part = tmp_path / "experiment_1"
+    shutil.copytree(experiment, part)
+    list_checkpoints(part / "checkpoints")[-1].unlink()
+    for name in ("samples.png", "image_statistics.npz"):
+        (part / name).unlink()
+    run_training("--resume", part)
+    assert_same_run(part, experiment)
+
+
+def test_a_run_stopped_by_a_signal_in_mid_epoch_ends_as_the_uninterrupted_one(
+    experiment, config_path, run_training, tmp_path, monkeypatch
+):
+    losses, calls = DiffusionTask.losses, []
+
+    def losses_and_a_signal(*arguments):
+        calls.append(arguments)
+        if len(calls) == 7:  # of 10
+            signal.raise_signal(signal.SIGUSR1)
+        return losses(*arguments)
+
+    monkeypatch.setattr(DiffusionTask, "losses", losses_and_a_signal)
+    with pytest.raises(Stopped):
+        run_training(config_path, "--experiments", tmp_path)
+    assert [path.name for path in list_checkpoints(tmp_path / "experiment_1/checkpoints")][-1] == "step_000000007.pt"
+    run_training("--resume", tmp_path / "experiment_1")
+    assert len(calls) == 10
+    assert_same_run(tmp_path / "experiment_1", experiment)
+
+
+SCORE = """
+import sys
+from pathlib import Path
+import numpy as np
+from diffusion.generator import load_generator
+from diffusion.training import build_task
+from engine import distributed
+from engine.command import run_command
+
+def main(device):
+    generator = load_generator(Path(sys.argv[1]))
+    task = build_task(generator.config, True)
+    score = task.evaluate(generator.model, device, lambda: None)["val_loss"]
+    if distributed.is_main():
+        np.savez(sys.argv[2], score=score, losses=task.results.losses, samples=task.results.samples)
+
+if __name__ == "__main__":
+    run_command(main)
+"""
+
+
+def test_losses_and_samples_are_the_same_on_1_and_2_processes(experiment, tmp_path):
+    script = tmp_path / "score.py"
+    script.write_text(SCORE)
+    launcher = ("-m", "engine.launch", "--standalone", "--nproc_per_node=2")
+    command = [sys.executable, *launcher, str(script), str(experiment), str(tmp_path / "two.npz")]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    generator = load_generator(experiment)
+    task: DiffusionTask = build_task(generator.config, True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the other two have: sums depend on it
+    try:
+        score = task.evaluate(generator.model, torch.device("cpu"), lambda: None)["val_loss"]
+    finally:
+        torch.set_num_threads(threads)
+    two = np.load(tmp_path / "two.npz")
+    assert two["score"] == score
+    assert np.array_equal(two["losses"], task.results.losses)
+    assert np.array_equal(two["samples"], task.results.samples)
+
+
+def test_a_grid_of_generators_is_run_and_compared(config_path, tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "task: diffusion.training\nseeds: [0]\noverrides: [train.epochs=1]\n"
+        f"rows: [{{name: swin_slim, config: {config_path}}}]\n"
+        "columns: [{name: window 2}, {name: window 4, overrides: [model.window_size=4]}]\n"
+    )
+    folder = tmp_path / "experiments"
+    for words in (("run", grid), ("table", grid)):
+        done = subprocess.run(
+            [sys.executable, "-m", "ablation.grid", *map(str, words), "--experiments", str(folder)],
+            cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert "### val_loss, one seed, lower is better" in done.stdout
+    assert "swin_slim x window 4 - swin_slim x window 2" in done.stdout
