@@ -77,6 +77,8 @@ class LabelledImages:
 
 def read_image(path: Path) -> Image.Image:
     """Decode a file to an upright 8-bit RGB image. Raises DatasetError naming it if that cannot be done."""
+    if not path.is_file():
+        raise DatasetError(f"{path}: {'a folder; name the files in it' if path.is_dir() else 'no such file'}")
     try:
         with opened_image(path) as image:
             return as_rgb(ImageOps.exif_transpose(image))
@@ -115,7 +117,10 @@ def read_folders(folder: Path) -> LabelledImages:
 
     Raises DatasetError if there are none, or if one of them is empty."""
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; expected one with a folder of images for each class")
+        raise DatasetError(
+            f"{folder}: no such folder; expected one with a folder of images for each class, below data.root where "
+            "data.train and data.val say (for CIFAR-10's own files: data.format=cifar10)"
+        )
     try:
         found = ImageFolder(folder)
     except FileNotFoundError as error:  # no class folder, or one without images

@@ -16,6 +16,7 @@ from classification.data import read_image
 from classification.task import GUESSES, guess
 from data import DatasetError, normalize_images
 from engine.command import said_once
+from engine.logbook import logger
 from engine.precision import autocast
 
 
@@ -31,7 +32,8 @@ def predict(words: Sequence[str], device: torch.device) -> None:
         try:
             image = classifier.transform(read_image(path))
         except DatasetError as error:
-            unread.append(str(error))
+            logger.warning(str(error))
+            unread.append(path)
             continue
         images = normalize_images(pil_to_tensor(image)[None].to(device), classifier.channels_last)
         with autocast(device, classifier.precision):
@@ -42,7 +44,9 @@ def predict(words: Sequence[str], device: torch.device) -> None:
         ]:
             print(f"  {probability:6.1%}  {names[output]}")
     if unread:
-        raise DatasetError(f"{len(unread)} of {len(arguments.images)} images were left out: {'; '.join(unread)}")
+        raise DatasetError(
+            f"{len(unread)} of {len(arguments.images)} images left out, as told above: {', '.join(map(str, unread))}"
+        )
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
