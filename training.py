@@ -303,7 +303,10 @@ class Run:
         if self.optim.schedule == "steps" and any(epoch >= config.epochs for epoch in self.optim.drop_epochs):
             logger.warning("optim.drop_epochs %s: the last epoch is %d", self.optim.drop_epochs, config.epochs)
         if self.optim.warmup_epochs >= config.epochs:
-            logger.warning("optim.warmup_epochs %g: all of the %d epochs", self.optim.warmup_epochs, config.epochs)
+            logger.warning(
+                "optim.warmup_epochs %g: all of the %d epochs, so the learning rate never reaches its peak; lower it",
+                self.optim.warmup_epochs, config.epochs,
+            )  # fmt: skip
 
     def train_epoch(self, epoch: int, bar: tqdm) -> dict:
         """Train to the end of `epoch`, from wherever in it the state is; returns its line of metrics.jsonl."""

@@ -70,7 +70,10 @@ def read_folders(folder: Path) -> LabelledImages:
 
     Raises DatasetError if there are none, or if one of them is empty."""
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; expected one with a folder of images for each class")
+        raise DatasetError(
+            f"{folder}: no such folder; expected one with a folder of images for each class, below data.root where "
+            "data.train and data.val say (for CIFAR-10's own files: data.format=cifar10)"
+        )
     try:
         found = ImageFolder(folder)
     except FileNotFoundError as error:  # no class folder, or one without images

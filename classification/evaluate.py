@@ -5,11 +5,12 @@ python train_clf_imagenet.py evaluate torchvision_swin_t /datasets/imagenet
 python train_clf_imagenet.py evaluate configs/SwinB_clf_384.yaml model.weights=microsoft_swin_b_384 /datasets/imagenet
 
 The images may be of some of the classes only: folders are found among the classifier's outputs by their names.
-evaluation.json and evaluation_confusion.png land in the experiment, or in --output; of a public file in --output alone.
+evaluation.json and evaluation_confusion.png land in the experiment that is scored on its own data, or in --output.
 """
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,12 +41,12 @@ def evaluate(words: Sequence[str], device: torch.device) -> None:
     outputs = classifier.outputs_of(images.class_ids)
     # From here on the classes are those of the classifier, of which the images may have some.
     images = replace(
-        images,
-        labels=outputs[images.labels],
-        class_ids=classifier.class_ids,
-        class_names=classifier.class_names,
+        images, labels=outputs[images.labels], class_ids=classifier.class_ids, class_names=classifier.class_names
     )
-    logger.info("%s on %d images of %d classes in %s", classifier.path, len(images), len(outputs), images.place)
+    logger.info(
+        "%s on %d images in %s, of %d of its %d classes",
+        classifier.path, len(images), images.place, len(outputs), len(classifier.class_ids),
+    )  # fmt: skip
     loader = eval_loader(images, classifier.transform, arguments.batch_size, arguments.workers, device)
     model = classifier.model.to(device)
     guesses = guess_all(model, loader, device, classifier.precision, classifier.channels_last)
@@ -68,7 +69,8 @@ def evaluate(words: Sequence[str], device: torch.device) -> None:
     for name in worst:
         print(f"{shown_score(by_class[name]['top1'])}  {name} ({by_class[name]['images']} images)")
     print("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
-    if folder := arguments.output or classifier.experiment:
+    if folder := arguments.output or (None if arguments.data else classifier.experiment):
+        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "evaluation.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         picture = folder / "evaluation_confusion.png"
         draw_confusion(picture, images.labels, guesses.classes[:, 0], images.class_names)
@@ -92,10 +94,17 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--batch-size", type=positive, default=64, help="images at once on each process (64)")
     parser.add_argument(
-        "--workers", type=int, choices=range(257), default=4, metavar="N", help="loader processes of each process (4)"
+        "--workers",
+        type=int,
+        choices=range(257),
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="loader processes of each process (default: up to 4)",
     )
     parser.add_argument(
-        "--output", type=Path, help="folder for evaluation.json and its picture (default: the experiment, if it is one)"
+        "--output",
+        type=Path,
+        help="folder for evaluation.json and its picture (default: the experiment, if scored on its own data)",
     )
     arguments = parser.parse_intermixed_args(words)
     arguments.overrides = [word for word in arguments.rest if "=" in word]
@@ -103,8 +112,6 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     if len(data) > 1:
         parser.error(f"{data[1]}: one folder of images is scored, and {data[0]} is one")
     arguments.data = Path(data[0]).expanduser() if data else None
-    if arguments.output and not arguments.output.is_dir():
-        parser.error(f"--output {arguments.output}: no such folder")
     return arguments
 
 

@@ -89,6 +89,7 @@ def draw_examples(path: Path, examples: Sequence[Example]) -> None:
     """Write a PNG of images, each with its true class and the best guesses: green where the first is right."""
     rows = -(-len(examples) // COLUMNS)
     figure = Figure((2.7 * COLUMNS, 3.1 * rows), DOTS_PER_INCH, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()

@@ -15,6 +15,7 @@ from classification.classifier import load_classifier
 from classification.task import GUESSES, guess
 from data import DatasetError, normalize_images, read_image
 from engine.command import said_once
+from engine.logbook import logger
 from engine.precision import autocast
 
 
@@ -30,7 +31,8 @@ def predict(words: Sequence[str], device: torch.device) -> None:
         try:
             image = classifier.transform(read_image(path))
         except DatasetError as error:
-            unread.append(str(error))
+            logger.warning(str(error))
+            unread.append(path)
             continue
         images = normalize_images(pil_to_tensor(image)[None].to(device), classifier.channels_last)
         with autocast(device, classifier.precision):
@@ -41,7 +43,9 @@ def predict(words: Sequence[str], device: torch.device) -> None:
         ]:
             print(f"  {probability:6.1%}  {names[output]}")
     if unread:
-        raise DatasetError(f"{len(unread)} of {len(arguments.images)} images were left out: {'; '.join(unread)}")
+        raise DatasetError(
+            f"{len(unread)} of {len(arguments.images)} images left out, as told above: {', '.join(map(str, unread))}"
+        )
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

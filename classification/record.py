@@ -84,8 +84,8 @@ def facts(experiment: Path, task: ClassificationTask, record: dict) -> dict[str,
         "Data": f"`{config.data.root}`: {len(task.train):,} images to train on, {len(task.val):,} to validate, "
         f"{len(task.val.class_ids)} classes",
         "Recipe": recipe_fact(experiment, config),
-        "Scored": f"weights: {record['weights']}; all {len(task.val)} images, each once, the middle "
-        f"{config.eval.crop_fraction:.1%} of the shorter side",
+        "Scored": f"weights: {record['weights']}; all {len(task.val)} images, each once, resized to a shorter side of "
+        f"{config.resize_size} pixels, its middle taken",
         **common_facts(experiment, record, "train_clf_imagenet"),
     }
 

@@ -33,6 +33,8 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
+FEWEST_UNKNOWN = 4  # fields in a file that was meant for something else
+
 ConfigClass = TypeVar("ConfigClass", bound=Config)
 
 
@@ -55,7 +57,9 @@ def load_config(path: str | Path, overrides: Sequence[str], cls: type[ConfigClas
             if not any(path[: len(problem.path)] == problem.path for path in known):
                 problems.append(problem)
     if problems:
-        raise report(path, problems)
+        unknown = sum("no such field" in problem.message for problem in problems)
+        of_another = f"; a config of another kind? expected a {cls.__name__}" if unknown >= FEWEST_UNKNOWN else ""
+        raise report(path, problems, of_another)
     return config
 
 

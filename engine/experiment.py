@@ -103,7 +103,8 @@ def read_experiment_config(
     """The config an experiment was trained with. Raises ConfigError if the folder is no experiment."""
     path = experiment / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"{experiment}: no config.yaml in it; name an experiment directory, experiments/experiment_N")
+        what = "no config.yaml in it" if experiment.is_dir() else "no such folder"
+        raise ConfigError(f"{experiment}: {what}; name an experiment directory, experiments/experiment_N")
     return load_config(path, overrides, config_class)
 
 

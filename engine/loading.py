@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-MAX_LISTED_KEYS = 12  # of each kind, in the message about weights that do not fit
+MAX_LISTED_KEYS = 4  # of each kind, in the message about weights that do not fit
 
 
 def load_exactly(module: nn.Module, state_dict: Mapping[str, Tensor], may_be_left_over: tuple[str, ...] = ()) -> None:
@@ -42,7 +42,7 @@ def load_matching(
         found = "; ".join(f"{len(keys)} {kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
         raise ValueError(
             f"weights do not fit {type(module).__name__}, nothing was loaded: {found}. "
-            "Use a checkpoint of exactly this variant."
+            "Use a checkpoint of exactly this variant (`python -m engine.weights inspect FILE` tells what one is)."
         )
     module.load_state_dict({**state_dict, **{key: expected[key] for key in left_out}})
     return [key for key in state_dict if key not in left_out], [misshaped[key] for key in left_out]

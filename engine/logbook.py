@@ -120,7 +120,8 @@ def draw_curves(
     losses, scores, rate = figure.subplots(1, 3)
     epochs = [line["epoch"] for line in lines]
     marker = "o" if len(lines) < 30 else None
-    for index, key in enumerate(key for key in lines[0] if key.startswith("train_loss_")):
+    keys = [key for key in lines[0] if key.startswith("train_loss_")]
+    for index, key in enumerate(keys[1:] if len(keys) == 2 else keys):  # of one loss the total is the same line
         name = key.removeprefix("train_loss_")
         losses.plot(epochs, [line[key] for line in lines], label=name, color=f"C{index}", marker=marker, ms=3)
         if name in reference_losses:
@@ -136,7 +137,7 @@ def draw_curves(
     for axes, title in ((losses, "training loss"), (scores, "validation score"), (rate, "learning rate")):
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
-        axes.set_xlim(1 - 0.02 * epochs[-1], 1.02 * epochs[-1])
+        axes.set_xlim(0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     losses.set_ylim(bottom=0)
     rate.set_ylim(bottom=0)

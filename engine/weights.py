@@ -76,7 +76,7 @@ def entry_named(name: str) -> Entry:
     """Raises ValueError suggesting another name if there is none of this."""
     entries = {entry.name: entry for entry in read_registry().weights}
     if name not in entries:
-        near = did_you_mean(nearest(name, entries))
+        near = did_you_mean([entry for entry in entries if name in entry][:3] or nearest(name, entries))
         raise ValueError(f"{name!r}: no such name in {REGISTRY.name}{near} (python -m engine.weights list)")
     return entries[name]
 
@@ -262,6 +262,8 @@ def main(device: torch.device) -> None:
         print(listing(arguments.folder))
         return
     path = arguments.file if arguments.command == "inspect" else fetch(arguments.name, arguments.folder)
+    if str(path) in [entry.name for entry in read_registry().weights]:
+        path = _fetched(entry_named(str(path)))
     if path.is_dir():
         path = newest_checkpoint(path / "checkpoints")
     if not path.is_file():
@@ -287,7 +289,9 @@ def parse_arguments() -> argparse.Namespace:
             help=f"where they are kept (default: {FOLDER}, where `model.weights` looks)",
         )  # fmt: skip
     inspect = commands.add_parser("inspect", help="what a file holds")
-    inspect.add_argument("file", type=Path, metavar="FILE", help="of weights, or an experiment directory")
+    inspect.add_argument(
+        "file", type=Path, metavar="FILE", help="of weights, a name that `list` shows, or an experiment"
+    )
     return parser.parse_args()
 
 

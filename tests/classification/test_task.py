@@ -186,3 +186,8 @@ def test_facts_that_a_resumed_run_must_share_are_the_classes_and_the_images(conf
     task = make_task(config_path)
     assert task.data["classes"] == task.val.class_ids
     assert task.data["validation images"] == read_folders(colours_root / "val").digest
+
+
+def test_a_config_of_another_task_is_said_to_be_one():
+    with pytest.raises(ConfigError, match=r"bccd\.yaml: \d+ problems; a config of another kind\? expected a Classif"):
+        load_config(ROOT / "configs/bccd.yaml", [], ClassificationConfig)

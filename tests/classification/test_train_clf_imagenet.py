@@ -137,7 +137,8 @@ def test_an_image_that_cannot_be_read_is_told_and_the_others_are_predicted(exper
     assert done.returncode == 2
     assert "white/0.png" in done.stdout
     assert done.stderr.count("error") == 1
-    assert re.search(r"error: 1 of 2 images were left out: .*broken\.jpg: cannot be decoded", done.stderr)
+    assert re.search(r"broken\.jpg: cannot be decoded", done.stderr)
+    assert re.search(r"error: 1 of 2 images left out, as told above: .*broken\.jpg\n", done.stderr)
 
 
 def test_a_trained_classifier_starts_the_trunk_of_a_detector(experiment, sample_root):

@@ -258,7 +258,8 @@ def test_a_partial_resnet_checkpoint_is_refused():
         load_backbone_weights(backbone, weights)
     assert str(error.value) == (
         "weights do not fit ResNetTrunk, nothing was loaded: 1 missing: layer1.0.conv1.weight; "
-        "1 of another shape: bn1.bias (32,) instead of (64,). Use a checkpoint of exactly this variant."
+        "1 of another shape: bn1.bias (32,) instead of (64,). "
+        "Use a checkpoint of exactly this variant (`python -m engine.weights inspect FILE` tells what one is)."
     )
     assert torch.equal(backbone.trunk.conv1.weight, before)
 

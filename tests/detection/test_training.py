@@ -388,7 +388,7 @@ def test_an_experiment_without_checkpoints_is_refused_untouched(experiment, tmp_
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     done = run("detection.training", "--resume", copy)
     assert done.returncode == 2
-    assert "no checkpoint to go on from" in done.stderr
+    assert "no checkpoint in it" in done.stderr
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 

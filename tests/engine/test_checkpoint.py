@@ -259,5 +259,5 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
 
 
 def test_nothing_to_resume_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
+    with pytest.raises(CheckpointError, match="no checkpoint in it"):
         newest_checkpoint(tmp_path)
