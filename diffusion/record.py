@@ -85,7 +85,7 @@ def facts(experiment: Path, task: DiffusionTask, record: dict) -> dict[str, str]
         "Scored": f"weights: {record['weights']}; mean squared error on all {len(task.val):,} validation images, "
         f"each at {sampling.draws} fixed timestep{'s' * (sampling.draws > 1)} with fixed noise; lower is better",
         "Samples": f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}",
-        **common_facts(experiment, record, "-m diffusion.training"),
+        **common_facts(experiment, record, "diffusion.training"),
     }
 
 

@@ -36,9 +36,18 @@ class SamplingConfig(Config):
 
 
 def check_steps(noise: NoiseConfig, sampling: SamplingConfig) -> None:
-    """Raises ValueError if a sampler is to take more steps than there are."""
+    """Raises ValueError if a sampler is to take more steps than there are, or such as do not begin at pure noise."""
     if sampling.steps > noise.timesteps:
         raise ValueError(f"steps {sampling.steps}: expected at most the {noise.timesteps} of diffusion.timesteps")
+    if sampling.sampler != "dpm++" and noise.timesteps % sampling.steps:  # they go T // steps at a time
+        raise ValueError(
+            f"steps {sampling.steps}: {sampling.sampler} takes a number that divides diffusion.timesteps, "
+            f"{noise.timesteps}"
+        )
+    if sampling.guidance != 1 and noise.label_dropout == 0:
+        raise ValueError(
+            f"guidance {sampling.guidance:g}: diffusion.label_dropout is 0, so no class was never learned; take 1"
+        )
     scheduler = build_scheduler(noise, sampling.sampler)
     scheduler.set_timesteps(sampling.steps)
     if len(scheduler.timesteps.unique()) < sampling.steps:  # dpm++ would divide by the nothing between two of them
@@ -74,6 +83,15 @@ def denoise(
 
     model: a SwinUNet. labels: (B,) int64 on the model's device, model.no_class for any. generators: B of the CPU.
     Yields (B, C, input_size, input_size) float32, about -1 to 1, after every step; the last are the images."""
+    if sampling.sampler != "dpm++" and noise.timesteps % sampling.steps:  # they go T // steps at a time
+        raise ValueError(
+            f"steps {sampling.steps}: {sampling.sampler} takes a number that divides diffusion.timesteps, "
+            f"{noise.timesteps}"
+        )
+    if sampling.guidance != 1 and noise.label_dropout == 0:
+        raise ValueError(
+            f"guidance {sampling.guidance:g}: diffusion.label_dropout is 0, so no class was never learned; take 1"
+        )
     scheduler = build_scheduler(noise, sampling.sampler)
     scheduler.set_timesteps(sampling.steps)
     shape = (model.image_channels, input_size, input_size)

@@ -34,7 +34,7 @@ def announce(task: DiffusionTask) -> None:
 
 
 COMMAND = TrainCommand(
-    program="python -m diffusion.training",
+    module="diffusion.training",
     description="Train a Swin-UNet to denoise images, and sample from it.",
     example="configs/diffusion_mnist_small.yaml data.root=/datasets/mnist train.epochs=5",
     config_class=DiffusionConfig,
