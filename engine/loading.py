@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-MAX_LISTED_KEYS = 4  # of each kind, in the message about weights that do not fit
+LISTED_KEYS = 12  # in a log
+LISTED_PROBLEMS = 4  # of each kind, in the message about weights that do not fit
 
 
 def load_exactly(module: nn.Module, state_dict: Mapping[str, Tensor], may_be_left_over: tuple[str, ...] = ()) -> None:
@@ -39,7 +40,9 @@ def load_matching(
     refused = [text for key, text in misshaped.items() if key not in left_out]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": refused}
     if any(problems.values()):
-        found = "; ".join(f"{len(keys)} {kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
+        found = "; ".join(
+            f"{len(keys)} {kind}: {listed(keys, LISTED_PROBLEMS)}" for kind, keys in problems.items() if keys
+        )
         raise ValueError(
             f"weights do not fit {type(module).__name__}, nothing was loaded: {found}. "
             "Use a checkpoint of exactly this variant (`python -m engine.weights inspect FILE` tells what one is)."
@@ -48,6 +51,6 @@ def load_matching(
     return [key for key in state_dict if key not in left_out], [misshaped[key] for key in left_out]
 
 
-def listed(keys: Sequence[str]) -> str:
+def listed(keys: Sequence[str], most: int = LISTED_KEYS) -> str:
     """The first few of them in one line."""
-    return ", ".join(keys[:MAX_LISTED_KEYS]) + ", ..." * (len(keys) > MAX_LISTED_KEYS)
+    return ", ".join(keys[:most]) + ", ..." * (len(keys) > most)

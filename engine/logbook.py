@@ -33,6 +33,7 @@ class _TqdmHandler(logging.Handler):
         if record.levelno < logging.ERROR:
             with suppress(OSError):  # nobody reads it any more, or its disk is full; the log file has it, too
                 tqdm.write(self.format(record), file=sys.stdout)
+                sys.stdout.flush()  # into a file, too, a message comes when it happens
 
 
 def start_logging(experiment: Path | None, verbose: bool) -> None:

@@ -137,7 +137,7 @@ def test_an_image_that_cannot_be_read_is_told_and_the_others_are_predicted(exper
     assert done.returncode == 2
     assert "white/0.png" in done.stdout
     assert done.stderr.count("error") == 1
-    assert re.search(r"broken\.jpg: cannot be decoded", done.stderr)
+    assert re.search(r"broken\.jpg: cannot be decoded", done.stdout)
     assert re.search(r"error: 1 of 2 images left out, as told above: .*broken\.jpg\n", done.stderr)
 
 

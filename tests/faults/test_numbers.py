@@ -15,11 +15,12 @@ from engine.logbook import read_metrics
 SCRIPT = """
 import hashlib, os, sys
 import detection.training
+import runs
 from detection.task import DetectionTask
 from engine import distributed
 from engine.command import run_command
 
-fault, losses, fit = sys.argv.pop(1), DetectionTask.losses, detection.training.fit
+fault, losses, fit = sys.argv.pop(1), DetectionTask.losses, runs.fit
 calls = 0
 
 def faulty(self, model, batch):
@@ -39,7 +40,7 @@ def fit_and_tell(task, *arguments):
 
 if fault != "none":
     DetectionTask.losses = faulty
-detection.training.fit = fit_and_tell
+runs.fit = fit_and_tell
 run_command(detection.training.main)
 """
 
