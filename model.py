@@ -234,12 +234,12 @@ class PatchExpanding(nn.Module):
     """The reverse of patch merging (Cao et al., Swin-Unet, arXiv 2105.05537): `scale` times the side.
 
     Takes and gives maps as a convnet has them, (B, channels, H, W) to (B, out_channels, scale * H, scale * W).
-    out_channels: half the channels if not told."""
+    out_channels: half the channels."""
 
-    def __init__(self, channels: int, *, scale: int = 2, out_channels: int | None = None):
+    def __init__(self, channels: int, *, scale: int = 2):
         super().__init__()
         self.scale = scale
-        self.out_channels = out_channels or channels // 2
+        self.out_channels = channels // 2
         self.norm = nn.LayerNorm(channels)
         self.expand = nn.Linear(channels, self.out_channels * scale**2, bias=False)
         nn.init.trunc_normal_(self.expand.weight, std=0.02)

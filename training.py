@@ -436,7 +436,9 @@ class Run:
         line |= self.task.evaluate(self.state.scored_model, self.device, self.stop.stop_if_asked)
         line["eval_seconds"] = round(time.perf_counter() - started, 3)
         score, best = line[self.task.metrics[0]], self.state.best.get("score")
-        if score is None or (best is not None and not (score < best if self.task.lower_is_better else score > best)):
+        if score is None or not math.isfinite(score):
+            return False
+        if best is not None and not (score < best if self.task.lower_is_better else score > best):
             return False
         self.state.best = {"epoch": line["epoch"], "score": score}
         return True

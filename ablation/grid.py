@@ -21,7 +21,7 @@ import torch
 from ablation import compare, slurm
 from ablation.plan import Grid, Job, read_cells, read_grid, state_of
 from ablation.runner import is_wanted, one_at_a_time, run
-from engine.command import RunError, run_command
+from engine.command import RunError, positive, run_command
 
 
 def main(_: torch.device) -> None:
@@ -79,13 +79,6 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
         help="starts the module of a run, such as 'python -m engine.launch --standalone --nproc_per_node=4' "
         "(default: python, one process)",
     )  # fmt: skip
-
-
-def positive(text: str) -> int:
-    """A number from 1 up."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 up")
-    return int(text)
 
 
 def seed_list(text: str) -> Sequence[int]:

@@ -24,7 +24,7 @@ from classification.pictures import draw_confusion
 from classification.record import per_class
 from classification.task import eval_loader, guess_all, scores_of
 from data import LabelledImages
-from engine.command import said_once
+from engine.command import positive, said_once
 from engine.experiment import shown_score
 from engine.files import write_text
 from engine.logbook import logger
@@ -113,13 +113,6 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         parser.error(f"{data[1]}: one folder of images is scored, and {data[0]} is one")
     arguments.data = Path(data[0]).expanduser() if data else None
     return arguments
-
-
-def positive(text: str) -> int:
-    """A number from 1 up."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 up")
-    return int(text)
 
 
 def find_images(folder: Path | None, classifier: Classifier) -> LabelledImages:

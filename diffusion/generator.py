@@ -40,7 +40,7 @@ class Generator(NamedTuple):
         return [str(label) for label in range(len(self.class_ids))]
 
     def generate(
-        self, sampling: SamplingConfig, labels: Tensor, seed: int, batch_size: int, keep_steps: bool = False
+        self, sampling: SamplingConfig, labels: Tensor, seed: int, batch_size: int, frames: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As diffusion.sampling.generate, on one process. labels: (N,) int64, on the model's device."""
         return generate(
@@ -52,7 +52,7 @@ class Generator(NamedTuple):
             self.config.model.input_size,
             seed,
             self.config.train.precision,
-            keep_steps,
+            frames,
         )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from model import PatchExpanding, SwinBlock, SwinTransformer, load_swin_weights, swin_state_dict
 
 MAX_PERIOD = 10_000  # of the slowest wave of the time embedding, in steps
+CLASS_CHANNELS = 4  # length of the vector that tells the class
 FIRST_CONVOLUTION = "patch_embed.proj.weight"
 
 
@@ -81,7 +82,7 @@ class SwinUNet(nn.Module):
 
     embed_dim, depths, num_heads, window_size, patch_size: of the encoder, see model.SwinTransformer.
     image_channels: of images and predictions. num_classes: the label of that number means no class.
-    class_channels: length of the vector that tells the class. No stochastic depth: noise regularises enough.
+    No stochastic depth: noise regularises enough.
     """
 
     def __init__(
@@ -92,7 +93,6 @@ class SwinUNet(nn.Module):
         *,
         image_channels: int,
         num_classes: int,
-        class_channels: int = 4,
         window_size: int = 7,
         patch_size: int = 4,
     ):
@@ -101,14 +101,14 @@ class SwinUNet(nn.Module):
         dims = [embed_dim * 2**stage for stage in range(len(depths))]
         self.time = TimeEmbedding(embed_dim)
         time_dim = self.time.out_channels
-        self.class_embedding = nn.Embedding(num_classes + 1, class_channels)
+        self.class_embedding = nn.Embedding(num_classes + 1, CLASS_CHANNELS)
         self.encoder = SwinTransformer(
             embed_dim,
             tuple(depths),
             tuple(num_heads),
             window_size=window_size,
             patch_size=patch_size,
-            in_channels=image_channels + class_channels,
+            in_channels=image_channels + CLASS_CHANNELS,
             drop_path_rate=0.0,
         ).cut([f"stage{len(depths)}"])
         self.encoder_times = nn.ModuleList(nn.Linear(time_dim, dim) for dim in dims)
@@ -151,19 +151,18 @@ def load_encoder_weights(model: SwinUNet, state_dict: Mapping[str, Tensor]) -> l
     """Have the encoder start as a trained classifier, whole or not at all.
 
     state_dict: as `model.load_swin_weights` takes it. The first convolution keeps its weights for the channels of the
-    image, or, where the images are grey, their mean over the colours; those for the class begin with zeros.
+    image, or, where the images are grey, their sum over the colours; those for the class begin with zeros.
     Returns what was resized, its name and both shapes.
     Raises ValueError, and leaves the model untouched, if anything is missing, unexpected or of another shape."""
     weights = swin_state_dict(state_dict)
     if FIRST_CONVOLUTION in weights:
         kernel, wanted = weights[FIRST_CONVOLUTION], model.image_channels
         if wanted == 1:
-            kernel = kernel.mean(dim=1, keepdim=True)
+            kernel = kernel.sum(dim=1, keepdim=True)  # what it made of grey images in colour
         if kernel.shape[1] != wanted:
             raise ValueError(
                 f"weights for images of {kernel.shape[1]} channels, expected {wanted}: take others, or null"
             )
-        class_channels = model.class_embedding.embedding_dim
-        weights[FIRST_CONVOLUTION] = F.pad(kernel, (0, 0, 0, 0, 0, class_channels))
+        weights[FIRST_CONVOLUTION] = F.pad(kernel, (0, 0, 0, 0, 0, CLASS_CHANNELS))
     resized, _ = load_swin_weights(model.encoder, weights)
     return resized

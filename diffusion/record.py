@@ -21,7 +21,7 @@ from engine.cost import forward_gflops
 from engine.experiment import write_readme
 from engine.files import write_text
 from engine.image_statistics import Losses
-from runs import common_facts, common_record, recipe_fact
+from runs import common_facts, common_record, recipe_fact, started_fact
 
 
 def write_record(experiment: Path, task: DiffusionTask) -> dict:
@@ -42,7 +42,6 @@ def write_record(experiment: Path, task: DiffusionTask) -> dict:
             "timesteps": config.diffusion.timesteps,
             "schedule": config.diffusion.schedule,
             "objective": config.diffusion.objective,
-            "draws": config.eval.draws,
         },
         **common_record(experiment, task, pass_gflops(task), [*task.train.inputs, *val.inputs]),
     }
@@ -76,14 +75,14 @@ def facts(experiment: Path, task: DiffusionTask, record: dict) -> dict[str, str]
     model, noise, sampling = config.model, config.diffusion, config.eval
     return {
         "Model": f"Swin-UNet, {model.name}, {model.input_size} pixels, patches of {model.patch_size}, "
-        f"{record['cost']['parameters'] / 1e6:.2f} M parameters; encoder from {model.weights or 'random weights'}",
+        f"{record['cost']['parameters'] / 1e6:.2f} M parameters; {started_fact(experiment, model.weights)}",
         "Data": f"`{config.data.root}`: {len(task.train):,} images to train on, {len(task.val):,} to validate, "
         f"{len(task.val.class_ids)} classes",
         "Noise": f"{noise.timesteps} steps, {noise.schedule} schedule, predicts {noise.objective}, the class untold "
         f"for {noise.label_dropout:.0%} of the images",
         "Recipe": recipe_fact(experiment, config),
         "Scored": f"weights: {record['weights']}; mean squared error on all {len(task.val):,} validation images, "
-        f"each at {sampling.draws} fixed timestep{'s' * (sampling.draws > 1)} with fixed noise; lower is better",
+        "each at a fixed timestep with fixed noise; lower is better",
         "Samples": f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}",
         **common_facts(experiment, record, "diffusion.training"),
     }

@@ -16,7 +16,7 @@ from diffusion.generator import load_generator
 from diffusion.pictures import draw_animation, draw_grid
 from diffusion.sampling import SamplingConfig
 from diffusion.schedule import SAMPLERS
-from engine.command import run_command, said_once
+from engine.command import positive, run_command, said_once
 
 FRAMES = 40  # of an animation, at most
 
@@ -29,13 +29,13 @@ def main(device: torch.device) -> None:
     labels = torch.tensor(list(chosen)).repeat_interleave(arguments.per_class)
     generator.model.to(device)
     sampling = SamplingConfig(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
-    parts = generator.generate(sampling, labels.to(device), arguments.seed, arguments.batch_size, keep_steps=True)
-    steps = np.concatenate([images.numpy() for _, images in parts], axis=1)  # (steps, N, C, S, S)
-    steps = steps.reshape(len(steps), len(chosen), arguments.per_class, *steps.shape[2:])
-    draw_grid(arguments.output, steps[-1])
-    frames = np.linspace(0, len(steps) - 1, min(FRAMES, len(steps))).round().astype(int)
+    parts = generator.generate(sampling, labels.to(device), arguments.seed, arguments.batch_size, FRAMES)
+    frames = np.concatenate([images.numpy() for _, images in parts], axis=1)  # (frames, N, C, S, S)
+    frames = frames.reshape(len(frames), len(chosen), arguments.per_class, *frames.shape[2:])
+    arguments.output.parent.mkdir(exist_ok=True)
+    draw_grid(arguments.output, frames[-1])
     animation = arguments.output.with_suffix(".gif")
-    draw_animation(animation, steps[frames])
+    draw_animation(animation, frames)
     print(f"{len(labels)} images, a row for each of {', '.join(generator.class_ids[label] for label in chosen)}")
     print(f"written to {arguments.output}; how they came about: {animation}")
 
@@ -59,8 +59,6 @@ def parse_arguments() -> argparse.Namespace:
         experiment = arguments.experiment if arguments.experiment.is_dir() else arguments.experiment.parent.parent
         name = f"{arguments.sampler}_{arguments.steps}_guidance_{arguments.guidance:g}_seed_{arguments.seed}.png"
         arguments.output = experiment / "samples" / name
-        if (experiment / "config.yaml").is_file():
-            arguments.output.parent.mkdir(exist_ok=True)
     return arguments
 
 
@@ -71,13 +69,6 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=scale, default=2.0, help="1: none; more: clearer classes, less variety (2)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that images begin with (0)")
     parser.add_argument("--batch-size", type=positive, default=64, help="images at once (64)")
-
-
-def positive(text: str) -> int:
-    """A number of things."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 up")
-    return int(text)
 
 
 def scale(text: str) -> float:

@@ -4,8 +4,9 @@ Every image has random numbers of its own (`image_generator`): what it becomes d
 batch with, but for rounding, and on a CPU it is the same to the last bit whenever it is made in the same batch again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -35,26 +36,34 @@ class SamplingConfig(Config):
         return name
 
 
-def check_steps(noise: NoiseConfig, sampling: SamplingConfig) -> None:
-    """Raises ValueError if a sampler is to take more steps than there are, or such as do not begin at pure noise."""
-    if sampling.steps > noise.timesteps:
-        raise ValueError(f"steps {sampling.steps}: expected at most the {noise.timesteps} of diffusion.timesteps")
-    if sampling.sampler != "dpm++" and noise.timesteps % sampling.steps:  # they go T // steps at a time
+def check_sampling(noise: NoiseConfig, sampling: SamplingConfig) -> None:
+    """Raises ValueError if images cannot be made so: for their number of steps, or guidance that was not learned."""
+    steps, sampler = sampling.steps, sampling.sampler
+    if steps > noise.timesteps:
+        raise ValueError(f"steps {steps}: expected at most the {noise.timesteps} of diffusion.timesteps")
+    if sampler != "dpm++" and noise.timesteps % steps:  # they go noise.timesteps // steps at a time
         raise ValueError(
-            f"steps {sampling.steps}: {sampling.sampler} takes a number that divides diffusion.timesteps, "
-            f"{noise.timesteps}"
+            f"steps {steps}: {sampler} takes a number that divides diffusion.timesteps, {noise.timesteps}, such as "
+            f"{nearest_divisor(noise.timesteps, steps)}"
         )
     if sampling.guidance != 1 and noise.label_dropout == 0:
         raise ValueError(
-            f"guidance {sampling.guidance:g}: diffusion.label_dropout is 0, so no class was never learned; take 1"
+            f"guidance {sampling.guidance:g}: expected 1, for diffusion.label_dropout is 0 and no model without a "
+            "class was learned"
         )
-    scheduler = build_scheduler(noise, sampling.sampler)
-    scheduler.set_timesteps(sampling.steps)
-    if len(scheduler.timesteps.unique()) < sampling.steps:  # dpm++ would divide by the nothing between two of them
+    scheduler = build_scheduler(noise, sampler)
+    scheduler.set_timesteps(steps)
+    if len(scheduler.timesteps.unique()) < steps:  # dpm++ would divide by the nothing between two of them
         raise ValueError(
-            f"steps {sampling.steps}: {sampling.sampler} has fewer timesteps than that between image and noise, of "
-            f"{noise.timesteps}; take fewer"
+            f"steps {steps}: {sampler} has fewer timesteps than that between image and noise, of {noise.timesteps}; "
+            "take fewer"
         )
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """Of the divisors of a number the one closest to what was wanted, the larger of two."""
+    divisors = [divisor for divisor in range(number, 0, -1) if number % divisor == 0]
+    return min(divisors, key=lambda divisor: abs(divisor - wanted))
 
 
 def guided(model: nn.Module, images: Tensor, timesteps: Tensor, labels: Tensor, guidance: float) -> Tensor:
@@ -83,15 +92,6 @@ def denoise(
 
     model: a SwinUNet. labels: (B,) int64 on the model's device, model.no_class for any. generators: B of the CPU.
     Yields (B, C, input_size, input_size) float32, about -1 to 1, after every step; the last are the images."""
-    if sampling.sampler != "dpm++" and noise.timesteps % sampling.steps:  # they go T // steps at a time
-        raise ValueError(
-            f"steps {sampling.steps}: {sampling.sampler} takes a number that divides diffusion.timesteps, "
-            f"{noise.timesteps}"
-        )
-    if sampling.guidance != 1 and noise.label_dropout == 0:
-        raise ValueError(
-            f"guidance {sampling.guidance:g}: diffusion.label_dropout is 0, so no class was never learned; take 1"
-        )
     scheduler = build_scheduler(noise, sampling.sampler)
     scheduler.set_timesteps(sampling.steps)
     shape = (model.image_channels, input_size, input_size)
@@ -113,15 +113,18 @@ def generate(
     input_size: int,
     seed: int,
     precision: Precision = "fp32",
-    keep_steps: bool = False,
+    frames: int = 1,
+    stop_if_asked: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Make the images of all batches, with a progress bar.
 
     labels: (N,) int64 of all images, on the model's device. batches: (epoch, index) of some of them, such as
-    data.eval_batches gives. seed: image i is a function of seed and i. keep_steps: show every step, not the last alone.
-    Yields for each batch the indices, (B,) int64, and the images, (B, C, S, S) uint8, or (steps, B, C, S, S), on the
-    CPU. Raises ValueError, before the first, if there are too many steps."""
-    check_steps(noise, sampling)
+    data.eval_batches gives. seed: image i is a function of seed and i. frames: after how many of the steps to look,
+    spread evenly, the last always. stop_if_asked: called between steps.
+    Yields for each batch the indices, (B,) int64, and the images, (frames, B, C, S, S) uint8, on the CPU; fewer frames
+    if there are fewer steps. Raises ValueError, before the first, if images cannot be made so."""
+    check_sampling(noise, sampling)
+    shown = set(np.linspace(sampling.steps - 1, 0, frames).round().astype(int))
     with (
         evaluation_mode(model),
         progress_bar(total=len(batches) * sampling.steps, desc="sampling", unit="step", leave=False) as bar,
@@ -129,8 +132,12 @@ def generate(
         for batch in batches:
             indices = torch.tensor([index for _, index in batch])
             generators = [image_generator(seed, int(index)) for index in indices]
-            steps = []
-            for images in denoise(model, noise, sampling, labels[indices], generators, input_size, precision):
-                steps = [*(steps if keep_steps else ()), to_bytes(images).cpu()]
+            seen = []
+            stop_if_asked()
+            steps = denoise(model, noise, sampling, labels[indices], generators, input_size, precision)
+            for step, images in enumerate(steps):
+                if step in shown:
+                    seen.append(to_bytes(images).cpu())
                 bar.update()
-            yield indices, torch.stack(steps) if keep_steps else steps[-1]
+                stop_if_asked()
+            yield indices, torch.stack(seen)

@@ -24,15 +24,10 @@ if TYPE_CHECKING:
 
 BETA_SCHEDULES = {"cosine": "squaredcos_cap_v2", "linear": "linear"}  # diffusers' names
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
+TRAILING = {"timestep_spacing": "trailing"}  # so that the first step is at the last timestep, where noise is pure
 SAMPLERS = {
-    "ddpm": (
-        "DDPMScheduler",
-        {"timestep_spacing": "trailing"},
-    ),  # arXiv 2006.11239: noise in every step; best with all steps
-    "ddim": (
-        "DDIMScheduler",
-        {"timestep_spacing": "trailing"},
-    ),  # arXiv 2010.02502: the first noise decides everything; a tenth of the steps will do
+    "ddpm": ("DDPMScheduler", TRAILING),  # arXiv 2006.11239: noise in every step; best with all steps
+    "ddim": ("DDIMScheduler", TRAILING),  # arXiv 2010.02502: the first noise decides all; a tenth of the steps will do
     # arXiv 2211.01095: still fewer steps. The cosine schedule ends in noise so pure that its logarithm must be cut off.
     "dpm++": ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}),
 }

@@ -31,9 +31,9 @@ from data import LabelledImages, LabelledSamples, as_rgb, normalize_images
 from diffusion.data import build_transform, read_split
 from diffusion.generator import Generator, load_generator
 from diffusion.pictures import draw_grid
-from diffusion.sample import add_sampling, positive
+from diffusion.sample import add_sampling
 from diffusion.sampling import SamplingConfig
-from engine.command import run_command, said_once
+from engine.command import positive, run_command, said_once
 from engine.experiment import shown_score
 from engine.files import write_text
 from engine.logbook import logger, progress_bar
@@ -64,7 +64,7 @@ def main(device: torch.device) -> None:
     classifier.model.to(device)
     sampling = SamplingConfig(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
     parts = generator.generate(sampling, labels.to(device), arguments.seed, arguments.batch_size)
-    samples = torch.cat([images for _, images in parts])  # (N, C, S, S)
+    samples = torch.cat([images[-1] for _, images in parts])  # (N, C, S, S)
     others, real = (some_of(images, generator, arguments.samples) for images in (train, val))
     (other_images, _), (real_images, real_labels) = others, real
     fake_seen, other_seen, real_seen = (

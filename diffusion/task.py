@@ -15,7 +15,7 @@ from data import LabelledImages, LabelledSamples, batch_to, build_loader, collat
 from diffusion.data import CHANNELS, DataConfig, build_transform
 from diffusion.model import SwinUNet, load_encoder_weights
 from diffusion.pictures import draw_grid
-from diffusion.sampling import SamplingConfig, check_steps, generate
+from diffusion.sampling import SamplingConfig, check_sampling, generate
 from diffusion.schedule import NoiseConfig, NoiseSchedule, image_generator, to_unit
 from engine import distributed
 from engine.config import Config
@@ -37,7 +37,6 @@ class ModelConfig(Config):
     input_size: int = Field(224, ge=1, description="side in pixels of the images, which are resized to it")
     patch_size: int = Field(4, ge=1, description="side of a patch in pixels")
     window_size: int | None = Field(None, ge=1, description="side of a window in patches; null takes the variant's")
-    class_channels: int = Field(4, ge=1, description="input channels that tell the class")
     weights: str | None = Field(
         None,
         description="for the encoder to start from, of a classifier: imagenet1k, a name of "
@@ -56,7 +55,6 @@ class ModelConfig(Config):
 class EvalConfig(SamplingConfig):
     """What is looked at after an epoch: the loss on validation images, and some samples."""
 
-    draws: int = Field(1, ge=1, description="timesteps at which the loss of each validation image is taken")
     samples_per_class: int = Field(8, ge=1, description="columns of the grid of samples")
 
 
@@ -78,7 +76,6 @@ def build_unet(config: ModelConfig, image_channels: int, num_classes: int) -> Sw
         **sizes,
         image_channels=image_channels,
         num_classes=num_classes,
-        class_channels=config.class_channels,
         patch_size=config.patch_size,
     )
 
@@ -118,7 +115,7 @@ class DiffusionTask:
         """from_checkpoint: a checkpoint will fill the model, so model.weights need not be there any more.
 
         Raises ValueError if the weights cannot be used, or the samples cannot be made."""
-        check_steps(config.diffusion, config.eval)
+        check_sampling(config.diffusion, config.eval)
         self.config, self.train, self.val = config, train, val
         self.workers = config.data.workers
         self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
@@ -182,21 +179,14 @@ class DiffusionTask:
             for batch in progress_bar(self.val_loader, desc="scoring", unit="batch", leave=False):
                 stop_if_asked()
                 timesteps, noise = fixed_noise(
-                    batch["image_ids"].tolist(),
-                    config.eval.draws,
-                    config.diffusion.timesteps,
-                    batch["images"].shape[1:],
+                    batch["image_ids"].tolist(), config.diffusion.timesteps, batch["images"].shape[1:]
                 )
                 batch = batch_to(batch, device)
-                images = to_unit(batch["images"])
-                losses = torch.zeros(len(images), dtype=torch.float64)
-                for draw in range(config.eval.draws):
-                    with autocast(device, config.train.precision):
-                        errors = self.errors(
-                            model, images, noise[draw].to(device), timesteps[draw].to(device), batch["labels"]
-                        )
-                    losses += errors.cpu().double() / config.eval.draws
-                found.append((batch["image_ids"].cpu().numpy(), losses.numpy()))
+                with autocast(device, config.train.precision):
+                    errors = self.errors(
+                        model, to_unit(batch["images"]), noise.to(device), timesteps.to(device), batch["labels"]
+                    )
+                found.append((batch["image_ids"].cpu().numpy(), errors.cpu().double().numpy()))
         return in_order(found)
 
     def sample(self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]) -> np.ndarray | None:
@@ -208,10 +198,9 @@ class DiffusionTask:
         found = []
         for indices, images in generate(
             model, config.diffusion, config.eval, labels, batches, config.model.input_size, EVAL_SEED,
-            config.train.precision,
+            config.train.precision, stop_if_asked=stop_if_asked,
         ):  # fmt: skip
-            stop_if_asked()
-            found.append((indices.numpy(), images.numpy()))
+            found.append((indices.numpy(), images[-1].numpy()))
         together = in_order(found)
         return together and together[1].reshape(len(self.train.class_ids), -1, *together[1].shape[1:])
 
@@ -229,18 +218,13 @@ def mean_square(images: np.ndarray) -> float:
     return float(counts @ values**2 / images.size)
 
 
-def fixed_noise(image_ids: list[int], draws: int, timesteps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def fixed_noise(image_ids: list[int], timesteps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """What validation images are mixed with, a function of the image alone.
 
-    Returns timesteps (draws, B) int64, of each image one from each of `draws` equal parts of them all, and noise
-    (draws, B, *shape) float32."""
-    times, noises = [], []
-    for image_id in image_ids:
-        generator = image_generator(EVAL_SEED, image_id)
-        parts = torch.arange(draws) + torch.rand(draws, generator=generator)
-        times.append((parts / draws * timesteps).long().clamp(max=timesteps - 1))
-        noises.append(torch.randn(draws, *shape, generator=generator))
-    return torch.stack(times, dim=1), torch.stack(noises, dim=1)
+    shape: of an image. Returns timesteps (B,) int64, below `timesteps`, and noise (B, *shape) float32."""
+    generators = [image_generator(EVAL_SEED, image_id) for image_id in image_ids]
+    times = torch.cat([torch.randint(timesteps, (1,), generator=generator) for generator in generators])
+    return times, torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 def in_order(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray] | None:

@@ -94,6 +94,13 @@ def said_once(parse_arguments: Callable[[], argparse.Namespace]) -> argparse.Nam
         raise
 
 
+def positive(text: str) -> int:
+    """A number from 1 up on a command line, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 up")
+    return int(text)
+
+
 @contextlib.contextmanager
 def _deaf_to_children_after_errors() -> Iterator[None]:
     """PyTorch raises once more, wherever that may be, when the system tells of a dead loader process."""

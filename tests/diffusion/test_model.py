@@ -127,7 +127,7 @@ def test_the_encoder_starts_as_the_classifier(channels):
     assert load_encoder_weights(model, trained.state_dict()) == []
     kernel = model.encoder.patch_embed.proj.weight
     theirs = trained.patch_embed.proj.weight
-    torch.testing.assert_close(kernel[:, :channels], theirs if channels == 3 else theirs.mean(1, keepdim=True))
+    torch.testing.assert_close(kernel[:, :channels], theirs if channels == 3 else theirs.sum(1, keepdim=True))
     assert not kernel[:, channels:].any()  # of the class
     others = {
         name: value for name, value in model.encoder.state_dict().items() if "patch_embed.proj.weight" not in name

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from data import eval_batches
-from diffusion.sampling import SamplingConfig, check_steps, denoise, generate, guided
+from diffusion.sampling import SamplingConfig, check_sampling, denoise, generate, guided
 from diffusion.schedule import SAMPLERS, NoiseConfig, build_scheduler, image_generator
 
 SMALL = NoiseConfig(timesteps=20)
@@ -12,7 +12,7 @@ SMALL = NoiseConfig(timesteps=20)
 def made(model: nn.Module, sampling: SamplingConfig, labels=(0, 1, 2), batch_size=8, seed=0) -> Tensor:
     batches = eval_batches(len(labels), batch_size, rank=0, world_size=1)
     parts = generate(model, SMALL, sampling, torch.tensor(labels), batches, 8, seed)
-    return torch.cat([images for _, images in parts])
+    return torch.cat([images[-1] for _, images in parts])
 
 
 class OfGaussian(nn.Module):
@@ -37,7 +37,7 @@ class OfGaussian(nn.Module):
 
 
 @pytest.mark.parametrize("objective", ["epsilon", "v"])
-@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 100), ("ddim", 100), ("dpm++", 50)])
+@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 100), ("ddim", 100), ("ddim", 50), ("dpm++", 50)])
 def test_samples_of_a_known_gaussian_have_its_mean_and_spread(sampler, steps, objective):
     noise = NoiseConfig(timesteps=100, objective=objective)
     model = OfGaussian(noise, mean=0.3, std=0.15)  # within -1 to 1, beyond which samplers cut
@@ -51,18 +51,31 @@ def generators(count: int) -> list[torch.Generator]:
     return [image_generator(0, index) for index in range(count)]
 
 
-def test_one_step_of_ddpm_on_a_known_gaussian_has_the_posteriors_mean_and_spread():
-    """x_t to x_0 in one step, from a timestep whose noise the best denoiser knows: E[x_0 | x_t] by Bayes' rule."""
+def test_one_step_from_pure_noise_to_the_image_has_the_mean_of_a_known_gaussian():
+    """The noise tells nearly nothing of the image: E[x_0 | x_T] by Bayes' rule."""
     noise, mean, std = NoiseConfig(timesteps=10), 0.2, 0.1
-    model = OfGaussian(noise, mean, std)
-    scheduler = build_scheduler(noise)
-    torch.manual_seed(0)
-    noisy, timestep = 0.2 + 0.1 * torch.randn(1, 1, 8, 8), 4
-    a = scheduler.alphas_cumprod[timestep]
-    prediction = model(noisy, torch.tensor([timestep]), torch.tensor([0]))
-    found = scheduler.step(prediction, timestep, noisy, generator=generators(1)).pred_original_sample
-    expected = mean + std**2 * a.sqrt() / (a * std**2 + 1 - a) * (noisy - a.sqrt() * mean)
-    torch.testing.assert_close(found, expected)
+    model, labels = OfGaussian(noise, mean, std), torch.zeros(2, dtype=torch.int64)
+    start = torch.stack([torch.randn(1, 8, 8, generator=generator) for generator in generators(2)])
+    a = build_scheduler(noise).alphas_cumprod[-1]
+    expected = mean + std**2 * a.sqrt() / (a * std**2 + 1 - a) * (start - a.sqrt() * mean)
+    (found,) = denoise(model, noise, SamplingConfig(steps=1), labels, generators(2), 8)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_one_step_of_ddpm_on_a_known_gaussian_has_the_mean_and_spread_of_its_posterior():
+    """From x_T to x_T-1 (arXiv 2006.11239, eq. 6 and 7), with E[x_0 | x_T] by Bayes' rule."""
+    noise, mean, std, count = NoiseConfig(timesteps=10, schedule="linear"), 0.2, 0.1, 200
+    model, labels = OfGaussian(noise, mean, std), torch.zeros(count, dtype=torch.int64)
+    start = torch.stack([torch.randn(1, 8, 8, generator=generator) for generator in generators(count)])
+    a, before = (build_scheduler(noise).alphas_cumprod[timestep] for timestep in (-1, -2))
+    image = mean + std**2 * a.sqrt() / (a * std**2 + 1 - a) * (start - a.sqrt() * mean)
+    beta = 1 - a / before
+    posterior = (before.sqrt() * beta * image + (a / before).sqrt() * (1 - before) * start) / (1 - a)
+    first, *_ = denoise(model, noise, SamplingConfig(sampler="ddpm", steps=10), labels, generators(count), 8)
+    added = (first - posterior) / ((1 - before) / (1 - a) * beta).sqrt()
+    assert float(added.mean()) == pytest.approx(0, abs=0.03)
+    assert float(added.std()) == pytest.approx(1, abs=0.03)
+    assert abs(float(torch.corrcoef(torch.stack([added.flatten(), start.flatten()]))[0, 1])) < 0.03
 
 
 # ---- against diffusers by hand -------------------------------------------------------------------------------
@@ -138,12 +151,27 @@ def test_guidance_of_1_is_the_class_and_of_0_no_class(unet):
         torch.testing.assert_close(guided(unet, images, timesteps, labels, 3.0), expected)
 
 
-def test_every_step_can_be_kept(unet):
+@pytest.mark.parametrize(("frames", "kept"), [(1, 1), (3, 3), (4, 4), (9, 4)])
+def test_as_many_steps_are_shown_as_are_asked_for_and_the_last_always(unet, frames, kept):
     batches = eval_batches(3, 2, rank=0, world_size=1)
     sampling = SamplingConfig(steps=4)
-    parts = list(generate(unet, SMALL, sampling, torch.tensor([0, 1, 2]), batches, 8, 0, keep_steps=True))
-    assert [tuple(images.shape) for _, images in parts] == [(4, 2, 1, 8, 8), (4, 1, 1, 8, 8)]
+    parts = list(generate(unet, SMALL, sampling, torch.tensor([0, 1, 2]), batches, 8, 0, frames=frames))
+    assert [tuple(images.shape) for _, images in parts] == [(kept, 2, 1, 8, 8), (kept, 1, 1, 8, 8)]
     assert torch.equal(torch.cat([images[-1] for _, images in parts]), made(unet, sampling, batch_size=2))
+
+
+def test_a_stop_is_heeded_between_steps(unet):
+    calls = []
+
+    def stop() -> None:
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    batches = eval_batches(3, 8, rank=0, world_size=1)
+    steps = generate(unet, SMALL, SamplingConfig(steps=20), torch.tensor([0, 1, 2]), batches, 8, 0, stop_if_asked=stop)
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)
 
 
 def test_sampling_leaves_the_model_in_training_mode(unet):
@@ -154,9 +182,20 @@ def test_sampling_leaves_the_model_in_training_mode(unet):
 
 def test_more_steps_than_there_are_are_refused():
     with pytest.raises(ValueError, match=r"steps 50: expected at most the 20 of diffusion\.timesteps"):
-        check_steps(SMALL, SamplingConfig(steps=50))
+        check_sampling(SMALL, SamplingConfig(steps=50))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_steps_that_do_not_divide_the_timesteps_are_refused_with_some_that_do(sampler):
+    with pytest.raises(ValueError, match=rf"steps 60: {sampler} takes a number that divides .*, 100, such as 50"):
+        check_sampling(NoiseConfig(timesteps=100), SamplingConfig(sampler=sampler, steps=60))
+
+
+def test_guidance_without_a_model_of_no_class_is_refused():
+    with pytest.raises(ValueError, match=r"guidance 2: expected 1, for diffusion\.label_dropout is 0"):
+        check_sampling(NoiseConfig(label_dropout=0), SamplingConfig(guidance=2))
 
 
 def test_a_sampler_that_would_visit_a_timestep_twice_is_refused():
     with pytest.raises(ValueError, match=r"steps 20: dpm\+\+ has fewer timesteps than that between .*; take fewer"):
-        check_steps(SMALL, SamplingConfig(sampler="dpm++", steps=20))
+        check_sampling(SMALL, SamplingConfig(sampler="dpm++", steps=20))

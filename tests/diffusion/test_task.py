@@ -90,24 +90,15 @@ def test_scores_and_samples_do_not_depend_on_what_was_drawn_before(task):
 
 
 def test_an_image_is_mixed_with_the_same_noise_in_any_batch():
-    timesteps, noise = fixed_noise([3, 8, 5], 2, 20, (1, 4, 4))
-    alone_timesteps, alone_noise = fixed_noise([8], 2, 20, (1, 4, 4))
-    assert torch.equal(timesteps[:, 1:2], alone_timesteps)
-    assert torch.equal(noise[:, 1:2], alone_noise)
+    timesteps, noise = fixed_noise([3, 8, 5], 20, (1, 4, 4))
+    alone_timesteps, alone_noise = fixed_noise([8], 20, (1, 4, 4))
+    assert torch.equal(timesteps[1:2], alone_timesteps)
+    assert torch.equal(noise[1:2], alone_noise)
 
 
-def test_the_timesteps_of_an_image_are_spread_over_all_of_them():
-    timesteps, _ = fixed_noise(list(range(200)), 4, 20, (1, 1, 1))
-    assert [set(row) for row in (timesteps // 5).tolist()] == [{0}, {1}, {2}, {3}]
-    assert set(timesteps.flatten().tolist()) == set(range(20))
-
-
-def test_more_draws_average_over_more_timesteps(config_path):
-    task = make_task(config_path, "eval.draws=3")
-    numbers, losses = task.val_losses(task.model, CPU, lambda: None)
-    _, noise = fixed_noise([0], 3, 20, (1, 16, 16))
-    assert numbers[0] == 0
-    assert losses[0] == pytest.approx(float(noise.square().mean()), rel=1e-5)  # the first prediction is zero
+def test_the_timesteps_of_the_images_are_spread_over_all_of_them():
+    timesteps, _ = fixed_noise(list(range(200)), 20, (1, 1, 1))
+    assert set(timesteps.tolist()) == set(range(20))
 
 
 def test_evaluation_leaves_the_model_in_training_mode(task):
@@ -139,7 +130,7 @@ def test_the_encoder_starts_from_a_classifiers_average(config_path, tmp_path):
     save_checkpoint(tmp_path / "six.pt", {"model": classifier, "ema": {"count": 1, "weights": average}})
     task = make_task(config_path, f"model.weights={tmp_path / 'six.pt'}")
     kernel = task.model.encoder.patch_embed.proj.weight
-    assert (kernel[:, :1] == 0.5).all()
+    assert (kernel[:, :1] == 1.5).all()  # 0.5 of each colour
     assert not kernel[:, 1:].any()
     assert task.started_from.startswith("encoder started from")
 
