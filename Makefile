@@ -9,7 +9,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test lint stress bench setup
-BENCHMARKS := evaluation postprocess loss data_pipeline training_step scaling gpu
+BENCHMARKS := evaluation postprocess loss data_pipeline training_step onnx scaling gpu
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.installed
@@ -37,7 +37,7 @@ lint: setup
 
 # On a CPU one thread is compared with one thread; a GPU needs its host's others to be fed.
 bench: setup
-	$(RUN) -m pip install --quiet --editable '.[bench]'
+	$(RUN) -m pip install --quiet --editable '.[bench,export]'
 	@for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(RUN) -m benchmarks.$$name || failed="$$failed $$name"; done; \
 		echo; $(RUN) -m benchmarks.comparison; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

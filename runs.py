@@ -3,6 +3,7 @@
     python -m detection.training CONFIG [section.field=value ...]   a new experiments/experiment_N
     ... CONFIG --experiment DIRECTORY                               in that one; goes on there if it has a checkpoint
     ... --resume EXPERIMENT                                         goes on after its newest checkpoint
+    ... CONFIG --dry-run                                            two steps, to see whether it can; no experiment
 
 A task brings a `TrainCommand`; its training module hands it to `train`.
 """
@@ -38,10 +39,12 @@ from engine.experiment import (
 )
 from engine.files import file_sha256, write_text
 from engine.logbook import STOPPED, logger, read_metrics, rewind_metrics, start_logging
+from engine.machine import memory_limit
 from engine.optim import scaled_learning_rate
 from engine.signals import Stopped
 from engine.strict_yaml import ConfigError
-from training import Task, check_feasible, fit
+from engine.trackers import Trackers, check_installed
+from training import Task, check_feasible, fit, rehearse
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class TrainCommand:
 def train(command: TrainCommand, device: torch.device) -> None:
     """Train as the command line says, then score and record."""
     arguments = said_once(lambda: parse_arguments(command))
+    if arguments.dry_run:
+        dry_run(command, arguments, device)
+        return
     find_begun(arguments)
     if arguments.experiment:  # made for this run: even what is wrong with its config is written there
         start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
@@ -73,6 +79,7 @@ def train(command: TrainCommand, device: torch.device) -> None:
         newest_checkpoint(arguments.resume / "checkpoints")  # there must be one, before anything is written
     task = command.build_task(config, resume)
     folder = arguments.resume or arguments.experiment
+    check_installed(config.train.trackers)
     check_feasible(task, config.train, config.optim, folder or arguments.experiments, device)
     experiment = folder or distributed.broadcast(distributed.is_main() and new_experiment(arguments.experiments))
     with occupied(experiment) if distributed.is_main() else nullcontext():
@@ -84,6 +91,7 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
     config = task.config
     hosts = distributed.gather(platform.node())
     start_logging(experiment if distributed.is_main() else None, verbose=distributed.is_main())
+    trackers = Trackers(config.train.trackers if distributed.is_main() else (), experiment)
 
     def begin() -> None:
         if distributed.is_main():
@@ -92,24 +100,54 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
             append_environment(experiment, describe_environment(hosts, device) | {"started_from": task.started_from})
             if not resume:
                 rewind_metrics(experiment, step=0)  # of a start that left no checkpoint
+            trackers.start()
 
     logger.info("experiment: %s", experiment)
     command.announce(task)
     for rank, host in enumerate(hosts or ()):
         logger.info("rank %d on %s, %s", rank, host, device.type)
-    try:
-        model = fit(task, config.train, config.optim, experiment, device, resume, begin)
-    except (KeyboardInterrupt, Stopped) as stop:
-        if distributed.is_main() and (saved := list_checkpoints(experiment / "checkpoints")):
-            why = str(stop) if isinstance(stop, Stopped) else "interrupted from the keyboard"
-            logger.warning("%s%s; %s is saved; to go on: --resume %s", STOPPED, why, saved[-1].name, experiment)
-        raise
-    if distributed.broadcast(task.results is None):  # a finished run was resumed
-        task.evaluate(model, device, lambda: None)
-    if distributed.is_main():
-        scores = command.write_record(experiment, task)["scores"]
-        logger.info("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
-        logger.info("the whole record, with pictures: %s", experiment / "README.md")
+    with trackers:
+        try:
+            model = fit(task, config.train, config.optim, experiment, device, resume, begin, trackers.log)
+        except (KeyboardInterrupt, Stopped) as stop:
+            if distributed.is_main() and (saved := list_checkpoints(experiment / "checkpoints")):
+                why = str(stop) if isinstance(stop, Stopped) else "interrupted from the keyboard"
+                logger.warning("%s%s; %s is saved; to go on: --resume %s", STOPPED, why, saved[-1].name, experiment)
+            raise
+        if distributed.broadcast(task.results is None):  # a finished run was resumed
+            task.evaluate(model, device, lambda: None)
+        if distributed.is_main():
+            scores = command.write_record(experiment, task)["scores"]
+            trackers.finish()
+            logger.info("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
+            logger.info("the whole record, with pictures: %s", experiment / "README.md")
+
+
+def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.device) -> None:
+    """Build all that training needs and take two steps on real images, to see whether they can be; leave nothing.
+
+    The last line that it prints is for engine.doctor, too."""
+    config = read_config(arguments, command.config_class)
+    task = command.build_task(config, False)
+    check_installed(config.train.trackers)
+    check_feasible(task, config.train, config.optim, arguments.experiments, device)
+    command.announce(task)
+    first, second = rehearse(task, config.train, config.optim, device)
+    needs = distributed.gather(memory_need(device))  # of several processes, the one that is shortest of it
+    if needs:
+        used, total = max(needs, key=lambda need: need[0] / need[1])
+        logger.info(
+            "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; no experiment was made",
+            second, first, f"{used:,.0f}", f"{total:,.0f}", "" if device.type == "cuda" else " of this machine",
+        )  # fmt: skip
+
+
+def memory_need(device: torch.device) -> tuple[float, float]:
+    """The memory that is taken by now, and all that there is, in MiB: of a GPU, or of what this process may have."""
+    if device.type == "cuda":  # PyTorch keeps what it once had, so this is the most, with the context and the reserve
+        free, total = torch.cuda.mem_get_info(device)
+        return (total - free) / 2**20, total / 2**20
+    return peak_memory_mib(device), memory_limit() / 2**20
 
 
 # ---- which run it is -----------------------------------------------------------------------------------------
@@ -132,6 +170,9 @@ def parse_arguments(command: TrainCommand) -> argparse.Namespace:
         help="an existing directory to train in, instead of the next free number; goes on if it has a checkpoint",
     )  # fmt: skip
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="take two steps, tell seconds and memory, and make no experiment"
+    )
     arguments = parser.parse_intermixed_args()
     if arguments.config and "=" in arguments.config:  # with --resume, overrides may come without a config
         arguments.overrides.insert(0, arguments.config)
@@ -142,6 +183,8 @@ def parse_arguments(command: TrainCommand) -> argparse.Namespace:
         parser.error(f"--experiment {arguments.experiment}: no such directory")
     if not arguments.config and not arguments.resume:
         parser.error("name a CONFIG, or an experiment to --resume")
+    if arguments.dry_run and (arguments.resume or arguments.experiment):
+        parser.error("--dry-run begins from a CONFIG and makes no experiment; leave out --resume and --experiment")
     return arguments
 
 

@@ -54,6 +54,7 @@ from engine.optim import (
 )
 from engine.precision import Precision, autocast
 from engine.signals import StopRequest
+from engine.trackers import TrackerName
 
 FIRST_LOSS_SCALE = 2.0**10  # of fp16; a loss is a sum over a batch until its gradient is divided
 MOST_WAITING = 0.2  # of the time of an epoch, for data
@@ -81,6 +82,9 @@ class TrainConfig(Config):
     eval_every_epochs: int = Field(1, ge=1, description="epochs between scores on the validation images")
     checkpoint_every_steps: int = Field(1000, ge=1, description="optimizer steps between saves inside an epoch")
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints to keep")
+    trackers: tuple[TrackerName, ...] = Field(
+        (), description="who else is told of each epoch, besides metrics.jsonl and metrics.csv"
+    )
 
 
 class Task(Protocol):
@@ -211,11 +215,13 @@ def fit(
     device: torch.device,
     resume: bool,
     begin: Callable[[], None] = lambda: None,
+    track: Callable[[dict], None] = lambda line: None,
 ) -> nn.Module:
     """Train `task.model` and return it (the moving average, if one is kept) after the last epoch.
 
     experiment: directory that gets metrics.jsonl, curves.png and checkpoints/; with `resume`, training goes on
-    after its newest checkpoint. begin: called as soon as that one is accepted, before anything is written.
+    after its newest checkpoint. begin: called as soon as that one is accepted, before anything is written. track:
+    called with each line of metrics.jsonl, when it is written and pictures are drawn.
     Raises RunError when a loss or gradient is not finite, CheckpointError when there is nothing to resume; Stopped or
     KeyboardInterrupt, after a save, when a signal asked for it on any rank."""
     run = Run(task, config, optim, experiment, device)
@@ -234,12 +240,40 @@ def fit(
                 run.stop_if_asked()
                 improved = run.evaluate(line)
             run.log(line)
+            track(line)
             state.line = None
             if improved:  # first, or a run killed between the two would never write it
                 run.save("best.pt")
             run.save()
             run.stop_if_asked()
     return state.scored_model
+
+
+def rehearse(task: Task, config: TrainConfig, optim: OptimConfig, device: torch.device) -> list[float]:
+    """Take two steps as `fit` would, both on the first batch of its first epoch; nothing is written.
+
+    Two, because the optimizer makes room for what it keeps of each weight in the first, after the backward pass: the
+    second needs the most memory. Returns the seconds of each, that of the first with all that is done only once.
+    Raises RunError if there is not enough memory, or as `fit` does."""
+    seconds = []
+    try:
+        run = Run(task, config, optim, Path(), device)
+        run.announce()
+        set_train_mode(run.parallel_model, config.batch_norm)
+        batches = list(islice(run.loader, config.accumulation_steps))
+        for _ in range(2):
+            started = time.perf_counter()
+            run.train_step(batches)
+            run.check()  # waits for the device
+            seconds.append(time.perf_counter() - started)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise RunError(
+            f"train.batch_size {config.batch_size} does not fit the memory: lower it, and raise "
+            f"train.accumulation_steps to keep the global batch ({str(error).splitlines()[0]})"
+        ) from error
+    return seconds
 
 
 class Run:

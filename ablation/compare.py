@@ -6,7 +6,7 @@
 
 Experiments with the same recipe but for the seed share a cell of the table. Every difference comes with a 95%
 interval and a p value from a paired bootstrap over the validation images, with what the seeds add to it, corrected
-for the number of differences looked at (ablation/bootstrap.py).
+for the number of differences looked at (engine/bootstrap.py).
 """
 
 import argparse

@@ -18,8 +18,8 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
-from ablation.bootstrap import Interval
 from ablation.records import Cell, Comparison, Difference, Place
+from engine.bootstrap import Interval
 
 WIDTH = 4.6  # inches
 # For matplotlib.rc_context: text stays text (any browser's sans serif is narrower than the one laid out with), ids do

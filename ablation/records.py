@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ablation.bootstrap import Interval
+from engine.bootstrap import Interval
 from engine.logbook import read_metrics
 from engine.strict_yaml import read_yaml
 

@@ -16,10 +16,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ablation import page, plots
-from ablation.bootstrap import Interval
 from ablation.page import Section
 from ablation.records import Cell, Comparison, Difference, Place
 from ablation.tables import FLOPS_NOTE
+from engine.bootstrap import Interval
 from engine.files import write_text
 
 # Name in a run's cost -> what a reader calls it, by what to multiply it, how it is written, whether more is better.
@@ -46,6 +46,7 @@ def write_report(path: Path, comparison: Comparison) -> None:
             classes_section(comparison),
             sizes_section(comparison),
             errors_section(comparison),
+            precision_section(comparison),
             confusion_section(comparison),
             samples_section(comparison),
             examples_section(comparison),
@@ -240,8 +241,9 @@ def curves_section(comparison: Comparison) -> Section:
 
 
 def classes_section(comparison: Comparison) -> Section:
-    """The score of each class, and its change against the baseline."""
+    """The score of each class, and its change against the baseline; where a task draws it, each cell's own chart."""
     values = class_scores(comparison)
+    charts = strip_of(comparison, "class_scores.png", "score of each class")
     how = (
         "Changes are sorted and on one scale for all cells; bold is a 95% interval without zero. These intervals are "
         "about the choice of images only, and not corrected for how many there are: one in twenty would leave out "
@@ -261,6 +263,8 @@ def classes_section(comparison: Comparison) -> Section:
         drawing = plots.draw_classes(values, plots.looks(comparison), "score of the class")
         plot, folded = figure(drawing, "classes-plot", caption, caption), page.details("Score of each class", table)
         content = legend(comparison) + page.beside(plot, folded + changes)
+    if charts:
+        content += page.details("Each cell by itself (its first seed), with the number of objects", charts)
     return Section("classes", "Class by class", how, content)
 
 
@@ -383,8 +387,19 @@ def bar_rows(
 # ---- pictures and records ----------------------------------------------------------------------------------
 
 
+def precision_section(comparison: Comparison) -> Section:
+    """Precision by recall of detectors, of the first seed of each cell."""
+    how = (
+        "The share of detections that are right, as more of the objects are found; the mean over recall is the AP. "
+        "Each cell is shown by its first seed; scroll sideways for more. Seeds differ too: the differences above say "
+        "what can be told apart."
+    )
+    content = strip_of(comparison, "precision_recall.png", "precision by recall")
+    return Section("precision", "Precision by recall", how, content)
+
+
 def confusion_section(comparison: Comparison) -> Section:
-    """The confusion matrices of classifiers, of the first seed of each cell."""
+    """What classifiers and detectors take for what, of the first seed of each cell."""
     how = (
         "What is off the diagonal was taken for another class. Each cell is shown by its first seed; scroll sideways "
         "for more. Seeds differ too: the differences above say what can be told apart."

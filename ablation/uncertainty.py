@@ -1,7 +1,7 @@
 """How sure the differences between cells are: what a Comparison says beyond its scores.
 
 Validation images are resampled with replacement, the same for every run, and every score is computed again on each
-resample (ablation/bootstrap.py); what another seed would change comes on top. Differences, main effects and
+resample (engine/bootstrap.py); what another seed would change comes on top. Differences, main effects and
 interactions are all contrasts of the cells' scores, so they all get their intervals in the same way.
 """
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ablation.bootstrap import Interval, cell_replicates, holm, image_weights, interval, resampled_scores
 from ablation.records import Cell, Comparison, Difference, Place
+from engine.bootstrap import Interval, cell_replicates, holm, image_weights, interval, resampled_scores
 from engine.image_statistics import load_statistics
 from engine.logbook import progress_bar
 

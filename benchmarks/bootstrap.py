@@ -1,4 +1,4 @@
-"""Do the intervals of ablation/bootstrap.py cover what they should, and how fast are they?
+"""Do the intervals of engine/bootstrap.py cover what they should, and how fast are they?
 
     OMP_NUM_THREADS=1 python benchmarks/bootstrap.py
 
@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ablation import bootstrap
-from ablation.bootstrap import Interval, average_precision, cell_replicates, image_weights, interval
+from engine import bootstrap
+from engine.bootstrap import Interval, average_precision, cell_replicates, image_weights, interval
 from engine.command import RunError, run_command
 from engine.experiment import describe_environment
 from engine.image_statistics import Matches
@@ -324,7 +324,7 @@ def several_runs_table(outcomes_of: dict[float, list[Outcome]]) -> list[str]:
 
 
 def outside(outcomes_of: dict, ways: tuple[str, ...]) -> list[str]:
-    """What of the ways that ablation/bootstrap.py offers is not as asked."""
+    """What of the ways that engine/bootstrap.py offers is not as asked."""
     found = []
     for name, outcomes in outcomes_of.items():
         for way in ways:

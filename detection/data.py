@@ -1,7 +1,12 @@
 """Commands for whole data sets, before anything is trained on them.
 
+python -m detection.data fetch coco2017 datasets/coco                         download COCO (prepare/fetch.py)
+python -m detection.data layout ~/fiftyone/coco-2017                          how it lies there, how to train on it
+python -m detection.data convert voc VOCdevkit/VOC2007                        Pascal VOC or YOLO into COCO's format
 python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd     what is wrong with it (check.py)
 python -m detection.data shrink /datasets/coco --short-side 400               a copy that loads faster (shrink.py)
+
+Each has a --help of its own. docs/data.md tells of all.
 """
 
 import sys
@@ -9,9 +14,16 @@ import sys
 import torch
 
 from detection import check, shrink
+from detection.prepare import convert, fetch, layouts
 from engine.command import run_command
 
-COMMANDS = {"check": check.main, "shrink": shrink.main}
+COMMANDS = {
+    "fetch": fetch.main,
+    "layout": layouts.main,
+    "convert": convert.main,
+    "check": check.main,
+    "shrink": shrink.main,
+}
 
 
 def main(_: torch.device) -> None:
@@ -22,7 +34,10 @@ def main(_: torch.device) -> None:
     elif name in COMMANDS:
         COMMANDS[name](arguments)
     else:
-        raise ValueError(f"python -m detection.data {name or '...'}: expected {' or '.join(COMMANDS)}; see --help")
+        *others, last = COMMANDS
+        raise ValueError(
+            f"python -m detection.data {name or '...'}: expected {', '.join(others)} or {last}; see --help"
+        )
 
 
 if __name__ == "__main__":

@@ -12,12 +12,17 @@ and an object is missed if it is neither found nor would be by mending class or 
 
 The delta of a kind is what AP50 would rise by if all its errors, and no others, were mended; the deltas do not add up
 to 1 - AP50. Of several detections that would be mended to one object, the surest is and the others are left out.
+
+`confusion_matrix` says which class is taken for which, in the same terms.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from hotcoco import COCO, COCOeval
+from pycocotools import mask
 from pycocotools.cocoeval import COCOeval as PycocotoolsEvaluation
 
 from detection.evaluation import evaluate_coco
@@ -48,6 +53,53 @@ def error_breakdown(annotations_path: str | Path, results: Sequence[dict]) -> di
     if counts["missed"] == len(objects):
         delta["missed"] = None
     return {"AP50": errors["ap_base"] if objects else None, "delta_AP50": delta, "counts": counts}
+
+
+def confusion_matrix(annotations_path: str | Path, results: Sequence[dict], score_threshold: float) -> np.ndarray:
+    """Count which class the objects are taken for. Paths, results and errors are those of coco_scores.
+
+    Detections below score_threshold are left out. On the diagonal are the matches that AP50 counts as right. What is
+    left over is matched across classes: the surest detection first, to the object that it overlaps most, by an IoU of
+    0.5 or more, each object once. Crowds, and what is found in them, are left out. (hotcoco 1.3 matches across classes
+    at once, so that its diagonal is not AP50's, and takes what is found in a crowd for an error.)
+
+    Returns (C + 1, C + 1) int64, classes in the order of their ids, rows what it is, columns what it is taken for; the
+    last row is nothing (a duplicate lies on nothing, too), the last column nothing found."""
+    evaluation = evaluate_coco(annotations_path, results, by_size=False)
+    class_number = {category_id: number for number, category_id in enumerate(evaluation.params.catIds)}
+    nothing = len(class_number)
+    counts = np.zeros((nothing + 1, nothing + 1), np.int64)
+    missed, loose = defaultdict(list), defaultdict(list)  # by image; (class, box) and (score, class, box)
+    for entry in filter(None, evaluation.evalImgs):
+        label, image_id = class_number[entry["category_id"]], entry["image_id"]
+        is_sure = np.array(entry["dtScores"]) >= score_threshold
+        matches, ignored = entry["dtMatches"][0], entry["dtIgnore"][0].astype(bool)  # at IoU 0.5
+        is_right = is_sure & (matches > 0) & ~ignored
+        counts[label, label] += is_right.sum()
+        found = set(matches[is_right])
+        for number, is_ignored in zip(entry["gtIds"], entry["gtIgnore"], strict=True):
+            if number not in found and not is_ignored:
+                missed[image_id].append((label, evaluation.cocoGt.anns[number]["bbox"]))
+        for position in np.flatnonzero(is_sure & (matches == 0) & ~ignored):
+            box = evaluation.cocoDt.anns[entry["dtIds"][position]]["bbox"]
+            loose[image_id].append((entry["dtScores"][position], label, box))
+    for image_id in missed | loose:
+        objects = missed[image_id]
+        detections = sorted(loose[image_id], key=lambda detection: -detection[0])
+        boxes, others = [box for *_, box in detections], [box for _, box in objects]
+        overlaps = np.array(mask.iou(boxes, others, [0] * len(others))).reshape(len(boxes), len(others))
+        is_free = np.ones(len(objects), bool)
+        for (_, label, _), overlap in zip(detections, overlaps, strict=True):
+            overlap = np.where(is_free, overlap, 0)
+            if overlap.max(initial=0) < 0.5:
+                counts[nothing, label] += 1
+                continue
+            best = overlap.argmax()
+            is_free[best] = False
+            counts[objects[best][0], label] += 1
+        for (label, _), is_missed in zip(objects, is_free, strict=True):
+            counts[label, nothing] += is_missed
+    return counts
 
 
 def _what_counts(evaluation: PycocotoolsEvaluation) -> tuple[list[dict], list[dict]]:

@@ -1,4 +1,4 @@
-"""Detections drawn beside the ground truth, for a person to judge.
+"""Detections drawn beside the ground truth, and what a detector is trained on, for a person to judge.
 
 Figures are made without pyplot: it keeps global state, and picks a backend that may need a display.
 """
@@ -14,18 +14,26 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from engine.files import write_whole
+from engine.logbook import progress_bar
 
 PANEL_INCHES = 4.0  # width of one panel
 DOTS_PER_INCH = 100
 EXAMPLE_SIDE = 320  # pixels, the longer side of an example
 EXAMPLE_DOTS_PER_INCH = 85  # letters and lines a little smaller than on the wider panels
 
+MADE_BY = "ssd-workbench"  # in every PNG of _write
+MOST_CLASSES = 100  # in one picture
+SIZE_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # pixels
+
 Colour = tuple[float, float, float]  # red, green, blue, each 0 to 1
+UNMATCHED: Colour = (0.9, 0.1, 0.1)
+LEVEL_HUES = (0.83, 0.72, 0.58, 0.48, 0.33, 0.15)  # turns of the colour wheel
 
 
 class Picture(NamedTuple):
@@ -41,39 +49,135 @@ class Picture(NamedTuple):
     caption: str = ""
 
 
-def draw_detections(path: str | Path, pictures: Sequence[Picture]) -> None:
+class Mark(NamedTuple):
+    """A box over an image, in its pixels. One without a label is drawn thin, below the others."""
+
+    box_xyxy: np.ndarray  # (4,)
+    colour: Colour
+    label: str = ""
+    is_dashed: bool = False
+
+
+class Panel(NamedTuple):
+    """One image with what is marked on it."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    caption: str
+    marks: Sequence[Mark]
+    dots_xy: np.ndarray = np.empty((0, 2))  # (m, 2) pixels
+
+
+def draw_detections(path: Path, pictures: Sequence[Picture]) -> None:
     """Write a PNG: of each picture the ground truth on the left and the detections, with scores, on the right.
 
     A class has one colour throughout, crowds are dashed, and the surest detections lie on top."""
     pairs_per_row = 2 if len(pictures) > 3 else 1
-    rows = [pictures[first : first + pairs_per_row] for first in range(0, len(pictures), pairs_per_row)]
-    tallest = [max(p.image.shape[0] / p.image.shape[1] for p in row) for row in rows]
-    row_heights = [PANEL_INCHES * min(1.0, ratio) + 0.3 for ratio in tallest]  # 0.3 for the titles
-    figure = Figure((2 * pairs_per_row * PANEL_INCHES, sum(row_heights)), DOTS_PER_INCH, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    grid = figure.subplots(len(rows), 2 * pairs_per_row, squeeze=False, height_ratios=row_heights)
-    panels = list(zip(grid[:, 0::2].flat, grid[:, 1::2].flat, strict=True))
-    for axes in grid.flat:
-        axes.set_axis_off()
-        axes.set_anchor("N")
-    for (left, right), picture in zip(panels, pictures, strict=False):
-        for axes in (left, right):
-            axes.imshow(picture.image, interpolation="bilinear")
-        left.set_title(
-            ": ".join(filter(None, [picture.caption, "ground truth"])), loc="left", fontsize=9, parse_math=False
-        )
-        right.set_title("detections" if picture.names else "no detections", loc="left", fontsize=9, parse_math=False)
-    figure.draw_without_rendering()  # from here on the panels have their places, and a label's size is known
-
+    shown = []
+    for picture in pictures:
+        shown.append((picture.image, ": ".join(filter(None, [picture.caption, "ground truth"]))))
+        shown.append((picture.image, "detections" if picture.names else "no detections"))
+    canvas, panels = _lay_out(shown, 2 * pairs_per_row, PANEL_INCHES)
     colours = _class_colours(pictures)
-    for (left, right), picture in zip(panels, pictures, strict=False):
+    for left, right, picture in zip(panels[0::2], panels[1::2], pictures, strict=True):
         _draw_objects(left, picture, colours)
         _draw_found(right, picture, colours)
     canvas.draw()
-    # 256 colours: a third of the bytes, and a record of an experiment is to be committed.
+    # 256 colours: a third of the bytes, and a record of an experiment is to be committed. Spread over all that occur:
+    # the commonest would leave none for a label or two.
     rendered = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    reduced = rendered.quantize(palette=rendered.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
+    palette = rendered.quantize(256, Image.Quantize.MAXCOVERAGE)
+    reduced = rendered.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
     write_whole(path, lambda file: reduced.save(file, "PNG", optimize=True))
+
+
+def draw_panels(
+    path: Path, panels: Sequence[Panel], columns: int, inches: float, key: Mapping[str, Colour] | None = None
+) -> None:
+    """Write a PNG with the panels row by row, each so many inches wide, and above them what colours mean.
+
+    Small boxes lie over large ones, and labels over all."""
+    canvas, all_axes = _lay_out([(panel.image, panel.caption) for panel in panels], columns, inches, key)
+    bar = progress_bar(panels, desc=f"drawing {path.name}", unit="panel", leave=False)
+    for axes, panel in zip(all_axes, bar, strict=True):
+        dot_size = np.clip(1500 / max(1, len(panel.dots_xy)), 1.5, 6)
+        axes.scatter(*(panel.dots_xy.T - 0.5), dot_size, "white", edgecolors="black", linewidths=dot_size / 12)
+        marks = sorted(
+            panel.marks, key=lambda mark: (bool(mark.label), -np.prod(mark.box_xyxy[2:] - mark.box_xyxy[:2]))
+        )
+        for mark in marks:
+            _outline(axes, mark.box_xyxy, mark.colour, mark.is_dashed, 1.6 if mark.label else 0.9)
+        taken: list[np.ndarray] = []
+        for mark in marks:
+            if mark.label:
+                _set_label(axes, mark.box_xyxy, mark.label, mark.colour, taken)
+    _write(path, canvas)
+
+
+def draw_classes(path: Path, names: Sequence[str], counts: Sequence[int], recalls: Sequence[float | None]) -> None:
+    """Write a PNG: of each class how many objects it has, and the share of these that a default box fits.
+
+    Of more than MOST_CLASSES classes, the commonest."""
+    order = sorted(range(len(names)), key=lambda index: -counts[index])[:MOST_CLASSES]
+    names, counts, recalls = ([values[index] for index in order] for values in (names, counts, recalls))
+    figure = Figure((10, 1.0 + 0.2 * len(names)), DOTS_PER_INCH, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    rows = range(len(names))
+    left.bar_label(left.barh(rows, counts, color="0.6"), [f"{count:,}" for count in counts], padding=3, fontsize=8)
+    left.set_title("objects", loc="left", fontsize=10)
+    left.set_xscale("log" if max(counts) > 50 * max(1, min(counts)) else "linear")
+    left.margins(x=0.15)
+    left.set_yticks(rows, names, fontsize=8, parse_math=False)
+    left.set_ylim(len(names) - 0.4, -0.6)
+    shares = np.array([recall or 0.0 for recall in recalls])
+    missing = np.array([0.0 if recall is None else 1 - recall for recall in recalls])
+    right.barh(rows, shares, color="0.6")
+    rest = right.barh(rows, missing, left=shares, color=UNMATCHED)
+    right.bar_label(rest, ["" if r is None else f"{r:.3f}" for r in recalls], padding=3, fontsize=8)
+    right.set_title("recall of the default boxes; red: objects that none fits", loc="left", fontsize=10)
+    right.set_xlim(0, 1.15)
+    _write(path, canvas)
+
+
+def draw_sizes(
+    path: Path,
+    objects: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    levels: Sequence[tuple[float, float]],
+) -> None:
+    """Write a PNG: how large the objects are, in red those that no default box fits, over what each level can match.
+
+    objects: by title, sides (n,) in pixels and whether a box fits (n,) bool. levels: smallest and largest side of
+    each, pixels. The side of a box is the square root of its area."""
+    figure = Figure((10, 3 * len(objects) + 2.5), DOTS_PER_INCH, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    *histograms, spans = figure.subplots(len(objects) + 1, 1, sharex=True, height_ratios=[3] * len(objects) + [2])
+    every_side = np.concatenate([sides for sides, _ in objects.values()] + [np.ravel(levels)])
+    bins = np.geomspace(every_side.min(), every_side.max(), 61)
+    for axes, (title, (sides, is_matched)) in zip(histograms, objects.items(), strict=True):
+        axes.hist([sides[is_matched], sides[~is_matched]], bins, stacked=True, color=["0.6", UNMATCHED])
+        axes.set_title(f"objects, {title}; red: no default box fits", loc="left", fontsize=10)
+        axes.set_ylabel("objects")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    for row, (smallest, largest) in enumerate(levels):
+        spans.barh(row, largest - smallest, left=smallest, color=level_colour(row))
+    spans.set_yticks(range(len(levels)), [f"level {number + 1}" for number in range(len(levels))])
+    spans.invert_yaxis()
+    spans.set_title("sizes that the default boxes of each level can match", loc="left", fontsize=10)
+    spans.set_xscale("log")
+    spans.set_xlabel("square root of the area, pixels of the network's input")
+    ticks = [tick for tick in SIZE_TICKS if every_side.min() <= tick <= every_side.max()]
+    spans.set_xticks(ticks, [str(tick) for tick in ticks])
+    spans.minorticks_off()
+    _write(path, canvas)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a PNG that draw_panels, draw_classes or draw_sizes wrote."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == MADE_BY
+    except OSError:
+        return False
 
 
 def draw_examples(folder: Path, pictures: Mapping[str, Picture]) -> None:
@@ -110,16 +214,19 @@ def draw_examples(folder: Path, pictures: Mapping[str, Picture]) -> None:
 
 def _draw_objects(axes: Axes, picture: Picture, colours: Mapping[str, Colour]) -> None:
     """The ground truth of a picture over its image; crowds are dashed."""
+    taken: list[np.ndarray] = []
     for box, name, is_crowd in zip(picture.true_boxes_xyxy, picture.true_names, picture.true_is_crowd, strict=True):
-        label = f"{name} (crowd)" if is_crowd else name
-        _draw_box(axes, box, label, colours[name], "dashed" if is_crowd else "solid")
+        _outline(axes, box, colours[name], is_crowd)
+        _set_label(axes, box, f"{name} (crowd)" if is_crowd else name, colours[name], taken)
 
 
 def _draw_found(axes: Axes, picture: Picture, colours: Mapping[str, Colour]) -> None:
     """The detections of a picture over its image, the surest on top."""
+    taken: list[np.ndarray] = []
     for index in np.argsort(picture.scores):
-        name = picture.names[index]
-        _draw_box(axes, picture.boxes_xyxy[index], f"{name} {picture.scores[index]:.2f}", colours[name], "solid")
+        box, name = picture.boxes_xyxy[index], picture.names[index]
+        _outline(axes, box, colours[name])
+        _set_label(axes, box, f"{name} {picture.scores[index]:.2f}", colours[name], taken)
 
 
 def _class_colours(pictures: Sequence[Picture]) -> dict[str, Colour]:
@@ -141,29 +248,76 @@ def palette_colour(index: int) -> Colour:
     return tuple(hsv_to_rgb((hue, saturation, value)))
 
 
-def _draw_box(axes: Axes, box_xyxy: np.ndarray, label: str, colour: Colour, line_style: str) -> None:
-    """Outline a box and set its label over its top left corner, moved as far as it takes to stay on the image."""
+def level_colour(level: int) -> Colour:
+    """The colour of a level, from 0; none of them is like UNMATCHED."""
+    return tuple(hsv_to_rgb((LEVEL_HUES[level], 0.6, 1.0)))
+
+
+def _write(path: Path, canvas: FigureCanvasAgg) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: canvas.print_png(file, metadata={"Software": MADE_BY}))
+
+
+def _lay_out(
+    shown: Sequence[tuple[np.ndarray, str]], columns: int, inches: float, key: Mapping[str, Colour] | None = None
+) -> tuple[FigureCanvasAgg, list[Axes]]:
+    """Images with their captions, row by row; returns the axes of each, in their final places."""
+    rows = [shown[first : first + columns] for first in range(0, len(shown), columns)]
+    tallest = [max(image.shape[0] / image.shape[1] for image, _ in row) for row in rows]
+    row_heights = [inches * min(1.0, ratio) + 0.3 for ratio in tallest]  # 0.3 for the captions
+    height = sum(row_heights) + 0.3 * bool(key)
+    figure = Figure((columns * inches, height), DOTS_PER_INCH, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=row_heights)
+    for axes in grid.flat:
+        axes.set_axis_off()
+        axes.set_anchor("N")
+    for axes, (image, caption) in zip(grid.flat, shown, strict=False):
+        axes.imshow(image, interpolation="bilinear")
+        axes.set_title(caption, loc="left", fontsize=9, parse_math=False)
+    if key:
+        handles = [Line2D([], [], color=colour, linewidth=4) for colour in key.values()]
+        figure.legend(handles, key, loc="outside upper left", ncols=len(key), fontsize=9, facecolor="0.75")
+    figure.draw_without_rendering()  # from here on the panels have their places, and a label's size is known
+    return canvas, list(grid.flat[: len(shown)])
+
+
+def _outline(
+    axes: Axes, box_xyxy: np.ndarray, colour: Colour, is_dashed: bool = False, line_width: float = 1.6
+) -> None:
+    """A line around a box, with a darker one behind it, for light images."""
     x0, y0, x1, y1 = (float(value) - 0.5 for value in box_xyxy)  # imshow counts from the middle of a pixel
-    luminance = np.dot(colour, (0.299, 0.587, 0.114))
-    contrast = "black" if luminance > 0.5 else "white"
     axes.add_patch(
         Rectangle(
             (x0, y0), x1 - x0, y1 - y0,
-            fill=False, edgecolor=colour, linewidth=1.6, linestyle=line_style,
-            path_effects=[withStroke(linewidth=2.6, foreground="black", alpha=0.5)],
+            fill=False, edgecolor=colour, linewidth=line_width, linestyle="dashed" if is_dashed else "solid",
+            path_effects=[withStroke(linewidth=line_width + 1, foreground="black", alpha=0.5)],
         )
     )  # fmt: skip
+
+
+def _set_label(axes: Axes, box_xyxy: np.ndarray, label: str, colour: Colour, taken: list[np.ndarray]) -> None:
+    """Label a box: above it, or where the label stays on the image and hides least of those that are there.
+
+    taken: their places (4,) xyxy; the new one is added."""
+    luminance = np.dot(colour, (0.299, 0.587, 0.114))
     text = axes.text(
-        x0, y0, label, fontsize=8, color=contrast, verticalalignment="bottom", parse_math=False,
-        bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
+        0, 0, label, fontsize=8, color="black" if luminance > 0.5 else "white", verticalalignment="bottom",
+        parse_math=False, bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
     )  # fmt: skip
     text.set_in_layout(False)
-    extent = text.get_window_extent()
-    left, right = axes.get_xlim()
-    per_dot = (right - left) / axes.bbox.width
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    extent, per_dot = text.get_window_extent(), (right - left) / axes.bbox.width
     margin = 2 * per_dot  # for the label's frame
-    text.set_x(max(left + margin, min(x0, right - extent.width * per_dot - 2 * margin)))
-    top = axes.get_ylim()[1]
-    if y0 - extent.height * per_dot - 2 * margin < top:
-        text.set_verticalalignment("top")
-        text.set_y(max(y0, top + margin))
+    size = np.array([extent.width, extent.height]) * per_dot + 2 * margin
+    x0, y0, x1, y1 = np.asarray(box_xyxy, float) - 0.5  # imshow counts from the middle of a pixel
+    corners = [(x, y) for y in (y0 - size[1], y1, y0) for x in (x0, x1 - size[0])]
+    places = [np.clip(corner, (left, top), np.maximum((right, bottom) - size, (left, top))) for corner in corners]
+    places = [np.concatenate([place, place + size]) for place in places]
+    place = min(places, key=lambda place: sum(_shared_area(place, other) for other in taken))
+    text.set_position((place[0] + margin, place[3] - margin))
+    taken.append(place)
+
+
+def _shared_area(one: np.ndarray, other: np.ndarray) -> float:
+    return (np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])).clip(0).prod()

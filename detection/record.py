@@ -3,6 +3,9 @@
 image_statistics.npz  which detection found an object at which IoU, per image (engine.image_statistics)
 detections.json       every detection in COCO's results format: the very list that was scored
 detections.png        ground truth beside detections on a few validation images
+precision_recall.png  precision by recall, at each IoU and of each class
+class_scores.png      AP of each class
+confusion.png         which class is taken for which, which is missed, which is found where nothing is
 examples/             the same images one by one, small: <image id>.jpg the detections, <image id>_truth.jpg the truth
 results.json          scores, per class too, and the errors behind them, with the protocol they were taken under, the
                       annotation files they rest on and what they cost; written when all of the above is there
@@ -15,18 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from detection.annotations import CocoFile
-from detection.dataset import read_image
-from detection.errors import error_breakdown
+from detection.charts import draw_class_scores, draw_confusion, draw_precision
+from detection.errors import confusion_matrix, error_breakdown
 from detection.evaluation import METRICS, as_dicts, coco_scores, image_statistics
-from detection.pictures import Picture, draw_detections, draw_examples
-from detection.task import DetectionTask
+from detection.pictures import draw_detections, draw_examples
+from detection.task import SHOWN_SCORE, DetectionTask, example_pictures
 from engine.cost import forward_gflops
 from engine.experiment import write_readme
 from engine.files import write_text
 from runs import common_facts, common_record, recipe_fact, started_fact
-
-PICTURES = 4  # images in detections.png
-SHOWN_SCORE = 0.3  # detections below it are not drawn
 
 
 def write_record(experiment: Path, task: DetectionTask) -> dict:
@@ -53,11 +53,17 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
         },
         **common,
     }
-    image_statistics(val.annotations_path, results).save(experiment)
+    matches = image_statistics(val.annotations_path, results)
+    matches.save(experiment)
     write_text(experiment / "detections.json", json.dumps(results))
-    pictures = example_pictures(val, results)
+    pictures = example_pictures(val, task.results)
     draw_detections(experiment / "detections.png", list(pictures.values()))
     draw_examples(experiment / "examples", pictures)
+    draw_precision(experiment / "precision_recall.png", matches)
+    objects = np.bincount(matches.object_classes, minlength=len(val.class_names))
+    draw_class_scores(experiment / "class_scores.png", scores["per_class"], objects.tolist())
+    confusions = confusion_matrix(val.annotations_path, results, SHOWN_SCORE)
+    draw_confusion(experiment / "confusion.png", confusions, val.class_names, SHOWN_SCORE)
     write_readme(
         experiment,
         title=f"{config.model.backbone} with neck {config.model.neck}",
@@ -65,6 +71,9 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
         scores=record["scores"],
         pictures={
             "detections.png": f"Ground truth and detections of score {SHOWN_SCORE} or more",
+            "precision_recall.png": "Precision by recall",
+            "class_scores.png": "AP of each class",
+            "confusion.png": "Which class is taken for which",
             "curves.png": "Training losses, validation scores and learning rate by epoch",
         },
     )
@@ -96,25 +105,3 @@ def describe(coco: CocoFile) -> str:
     """'292 images (3,941 objects)'."""
     shrunk = f", shrunk to a short side of {coco.short_side}" if coco.short_side else ""
     return f"{len(coco.images):,} images ({len(coco.labels):,} objects{shrunk})"
-
-
-def example_pictures(coco: CocoFile, results: list[dict]) -> dict[str, Picture]:
-    """Ground truth and detections of a few images spread evenly over the set, by image id."""
-    name_of = dict(zip(coco.category_ids, coco.class_names, strict=True))
-    pictures = {}
-    for index in np.linspace(0, len(coco.images) - 1, min(PICTURES, len(coco.images))).round().astype(int):
-        image = coco.images[index]
-        shown = [r for r in results if r["image_id"] == image.id and r["score"] >= SHOWN_SCORE]
-        boxes_xyxy, labels, is_crowd = coco.objects(index)
-        xywh = np.array([result["bbox"] for result in shown]).reshape(-1, 4)
-        pictures[str(image.id)] = Picture(
-            image=read_image(coco, index),
-            caption=image.file_name,
-            true_boxes_xyxy=boxes_xyxy,
-            true_names=[coco.class_names[label - 1] for label in labels],
-            true_is_crowd=is_crowd,
-            boxes_xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-            names=[name_of[result["category_id"]] for result in shown],
-            scores=[result["score"] for result in shown],
-        )
-    return pictures

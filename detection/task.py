@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from data import build_loader, eval_batches, normalize_images
 from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.backbones import BACKBONES, load_backbone_weights
-from detection.dataset import CocoDetection, collate
-from detection.evaluation import by_image, detect, quick_scores
+from detection.dataset import CocoDetection, collate, read_image
+from detection.evaluation import as_dicts, by_image, detect, quick_scores
 from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
 from detection.matching import match_anchors
+from detection.pictures import Picture, draw_detections
 from detection.postprocess import PostprocessConfig
 from detection.ssd import SSD, ModelConfig, build_ssd
 from detection.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
@@ -30,6 +31,9 @@ from engine.optim import OptimConfig
 from engine.release import SUFFIX, load_release
 from engine.weights import find_weights, identified, read_weights
 from training import TrainConfig
+
+PICTURES = 4  # images in detections.png
+SHOWN_SCORE = 0.3  # detections below it are not drawn
 
 
 class DetectionConfig(Config):
@@ -197,7 +201,9 @@ class DetectionTask:
         return distributed.broadcast(results and quick_scores(self.val.annotations_path, results[0]))
 
     def draw(self, experiment: Path, epoch: int) -> None:
-        """Nothing: the record shows what the last weights find."""
+        """detections.png, where a tracker shows it epoch by epoch; the record has what the last weights find."""
+        if self.config.train.trackers:
+            draw_detections(experiment / "detections.png", list(example_pictures(self.val, self.results).values()))
 
     def detect_all(
         self,
@@ -229,3 +235,27 @@ class DetectionTask:
             )
         )
         return parts and [by_image(results) for results in zip(*parts, strict=True)]
+
+
+def example_pictures(coco: CocoFile, results: np.ndarray) -> dict[str, Picture]:
+    """Ground truth and detections of a few images spread evenly over the set, by image id.
+
+    results: (N, 7), as from to_coco_results."""
+    name_of = dict(zip(coco.category_ids, coco.class_names, strict=True))
+    pictures = {}
+    for index in np.linspace(0, len(coco.images) - 1, min(PICTURES, len(coco.images))).round().astype(int):
+        image = coco.images[index]
+        shown = as_dicts(results[(results[:, 0] == image.id) & (results[:, 5] >= SHOWN_SCORE)])
+        boxes_xyxy, labels, is_crowd = coco.objects(index)
+        xywh = np.array([result["bbox"] for result in shown]).reshape(-1, 4)
+        pictures[str(image.id)] = Picture(
+            image=read_image(coco, index),
+            caption=image.file_name,
+            true_boxes_xyxy=boxes_xyxy,
+            true_names=[coco.class_names[label - 1] for label in labels],
+            true_is_crowd=is_crowd,
+            boxes_xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+            names=[name_of[result["category_id"]] for result in shown],
+            scores=[result["score"] for result in shown],
+        )
+    return pictures

@@ -37,6 +37,9 @@ def announce(task: DetectionTask) -> None:
             "%s: %d images, %d objects; %d boxes cut at the edge of their image, %d without area left out",
             coco.annotations_path, len(coco.images), len(coco.labels), coco.num_cut, coco.num_left_out,
         )  # fmt: skip
+    ids = task.val.category_ids
+    unused = ids[-1] - ids[0] + 1 - len(ids)
+    logger.info("%d classes, category ids %d to %d, %d of them unused", len(ids), ids[0], ids[-1], unused)
     if task.train.annotations_path == task.val.annotations_path:
         logger.warning("trained and scored on the same images: the score says nothing about others")
     if not task.val.class_counts.any():

@@ -4,12 +4,12 @@ experiments/experiment_7/
   README.md         what was trained, on what, how, the scores; written by the program
   config.yaml       the resolved config: rerun it and you rerun the experiment
   environment.json  commit, versions, hardware, command, one entry per start
-  train.log  metrics.jsonl  curves.png          the course of the training
+  train.log  metrics.jsonl  metrics.csv         the course of the training, drawn in curves.png
   results.json  image_statistics.npz            what came out: scores with their protocol and cost, and all that
                                                 is needed to compute the score again on other choices of images
   detections.json  detections.png  examples/    the same for people and other programs (names are the task's)
   cell.json         which place of which grid this is, if a grid started it
-  checkpoints/  running.lock                    git-ignored
+  checkpoints/  running.lock                    git-ignored, as is what trackers keep: tensorboard/  wandb/
 """
 
 import fcntl
@@ -35,14 +35,15 @@ PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow",
 EXTRAS = ("diffusers",)  # what a run rests on if its task needs it
 NAME = re.compile(r"experiment_(\d+)")
 LOCK = "running.lock"
-# Fields of a config that may differ within an experiment: where the data lies, how it is fed and what is kept; not
-# what is learned.
+# Fields of a config that may differ within an experiment: where the data lies, how it is fed, what is kept and who is
+# told; not what is learned.
 FREE_FIELDS = {
     "data.root",
     "data.workers",
     "data.check_images",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
+    "train.trackers",
 }
 
 

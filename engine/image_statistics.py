@@ -1,7 +1,7 @@
 """Per-image statistics: what a task leaves behind so that its score can be computed again on any choice of images.
 
 A task writes image_statistics.npz into its experiment once; whoever asks how sure the score is reads it
-(ablation.bootstrap). Arrays only, no pickles.
+(engine.bootstrap). Arrays only, no pickles.
 """
 
 from collections.abc import Sequence

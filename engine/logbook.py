@@ -1,9 +1,11 @@
 """What a run says and writes down as it goes: progress bars, train.log, metrics.jsonl and the curves drawn from it.
 
 Messages go through the standard logging module; on the terminal they pass above tqdm's progress bars.
-metrics.jsonl has one line per epoch, units in the key names.
+metrics.jsonl has one line per epoch, units in the key names; metrics.csv is the same as a table, for spreadsheets.
 """
 
+import csv
+import io
 import json
 import logging
 import os
@@ -76,12 +78,13 @@ def progress_bar(steps: Iterable | None = None, **options: Any) -> tqdm:
 
 
 def append_metrics(experiment: Path, line: dict) -> None:
-    """Add one epoch to metrics.jsonl."""
+    """Add one epoch to metrics.jsonl, and to metrics.csv."""
     path = experiment / "metrics.jsonl"
     with writing(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())  # not later than the checkpoint that counts on it
+    _write_table(experiment, read_metrics(experiment))
 
 
 def read_metrics(experiment: Path) -> list[dict]:
@@ -105,6 +108,16 @@ def rewind_metrics(experiment: Path, step: int) -> None:
     kept = [line for line in read_metrics(experiment) if line["step"] <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
     write_text(experiment / "metrics.jsonl", text)
+    _write_table(experiment, kept)
+
+
+def _write_table(experiment: Path, lines: Sequence[dict]) -> None:
+    """metrics.csv anew, for an epoch may bring columns that those before it do not have, such as scores."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(experiment / "metrics.csv", table.getvalue())
 
 
 def draw_curves(

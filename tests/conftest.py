@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import json
 import logging
 import os
 import signal
@@ -54,6 +55,52 @@ def mnist_root(tmp_path_factory) -> Path:
         (folder / f"{half}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, count, 28, 28) + images.tobytes())
         (folder / f"{half}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, count) + labels.tobytes())
     return root
+
+
+@pytest.fixture(scope="session")
+def finished_detector(tmp_path_factory) -> Path:
+    """A finished experiment of a detector that learned nothing but is sure of much: detections of all scores.
+
+    Scored on 12 images of 160 x 160 pixels; its annotation file's category ids have gaps."""
+    from detection.annotations import read_split
+    from detection.record import write_record
+    from detection.sample import generate
+    from detection.task import DetectionConfig, DetectionTask
+    from engine.checkpoint import save_checkpoint, step_path
+    from engine.config import dump_config
+
+    root = tmp_path_factory.mktemp("finished")
+    generate(root / "sample", num_train=2, num_val=12, image_size=160)
+    config = DetectionConfig.model_validate(
+        {
+            "data": {
+                "root": str(root / "sample"),
+                "train": {"images": "images/train", "annotations": "annotations/instances_train.json"},
+                "val": {"images": "images/val", "annotations": "annotations/instances_val.json"},
+                "workers": 0,
+            },
+            "model": {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn", "neck_channels": 32, "input_size": 96},
+            "train": {"epochs": 1, "batch_size": 8},
+            "eval": {"score_threshold": 0.3, "max_detections": 50},
+        }
+    )
+    task = DetectionTask(config, read_split(config.data, "val"), read_split(config.data, "train"))
+    for convolution in task.model.class_head:
+        torch.nn.init.normal_(convolution.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.zeros_(convolution.bias)
+    experiment = root / "experiments/experiment_7"
+    (experiment / "checkpoints").mkdir(parents=True)
+    (experiment / "config.yaml").write_text(dump_config(config))
+    state = {"model": task.model.state_dict(), "ema": None, "step": 3, "data": task.data}
+    save_checkpoint(step_path(experiment / "checkpoints", 3), state)
+    versions = {"torch": "2", "torchvision": "0", "python": "3"}
+    start = {"processes": 1, "device": "cpu", "cpu": "a CPU", "commit": "abc", "uncommitted_changes": False}
+    (experiment / "environment.json").write_text(json.dumps([start | {"versions": versions, "started_from": None}]))
+    line = {"epoch": 1, "step": 3, "epoch_seconds": 2.0, "images_per_second": 6.0, "mAP": 0.0}
+    (experiment / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    task.evaluate(task.model, torch.device("cpu"))
+    write_record(experiment, task)
+    return experiment
 
 
 @pytest.fixture(autouse=True)

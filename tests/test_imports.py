@@ -11,32 +11,37 @@ FLOORS = (
     {
         "model", "engine.config", "engine.strict_yaml", "engine.loading", "engine.distributed", "engine.optim",
         "engine.signals", "engine.precision", "engine.files", "engine.image_statistics", "engine.inference",
+        "engine.machine",
         "detection.boxes", "detection.necks", "detection.sample",
     },
     {
         "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.cost",
-        "engine.launch", "engine.release", "engine.download",
+        "engine.launch", "engine.release", "engine.download", "engine.bootstrap", "engine.precision_recall",
+        "engine.trackers",
         "detection.backbones", "detection.anchors", "detection.matching", "detection.postprocess",
         "detection.transforms", "detection.pictures", "detection.annotations",
         "diffusion.model", "diffusion.schedule", "diffusion.pictures",
     },
     {
-        "training", "engine.weights", "detection.ssd", "detection.loss", "detection.dataset", "detection.evaluation",
-        "detection.errors", "diffusion.sampling", "diffusion.data",
+        "training", "engine.weights", "engine.doctor", "detection.charts", "engine.publish",
+        "detection.ssd", "detection.loss", "detection.dataset", "detection.evaluation", "detection.errors",
+        "diffusion.sampling", "diffusion.data",
     },
     {"runs", "detection.check", "adapters.stages", "classification.data", "classification.pictures"},
     {
-        "detection.shrink", "classification.transforms",
+        "detection.shrink", "detection.prepare.labels", "detection.prepare.layouts", "detection.prepare.fetch",
+        "detection.prepare.voc", "detection.prepare.yolo", "detection.prepare.convert", "classification.transforms",
         "adapters.segmentation_models", "adapters.torchvision_detection",
     },
     {
         "detection.data", "detection.task", "detection.record", "detection.training", "detection.test",
+        "detection.detector", "detection.overlay", "detection.predict", "detection.show", "detection.export",
         "classification.task", "classification.record", "classification.classifier", "classification.evaluate",
         "classification.predict", "train_clf_imagenet",
         "diffusion.task", "diffusion.record", "diffusion.generator", "diffusion.training", "diffusion.sample",
     },
     {"diffusion.score"},
-    {"ablation.bootstrap", "ablation.records"},
+    {"ablation.records"},
     {
         "ablation.tables", "ablation.plan", "ablation.plots", "ablation.page", "ablation.report",
         "ablation.uncertainty",
@@ -45,7 +50,7 @@ FLOORS = (
     {"ablation.slurm"},
     {"ablation.grid"},
 )  # fmt: skip
-FOLDERS = (".", "engine", "detection", "classification", "diffusion", "ablation", "adapters")
+FOLDERS = (".", "engine", "detection", "detection/prepare", "classification", "diffusion", "ablation", "adapters")
 TASKS = ("classification", "detection", "diffusion")
 JUDGE = "diffusion/score.py"  # the one file of a task that may use another: a classifier judges samples
 NOT_FOR_ABLATION = (

@@ -23,7 +23,7 @@ from engine.command import RunError
 from engine.logbook import read_metrics
 from engine.optim import OptimConfig
 from engine.signals import Stopped
-from training import TrainConfig, check_feasible, fit
+from training import TrainConfig, check_feasible, fit, rehearse
 
 CPU = torch.device("cpu")
 
@@ -112,6 +112,28 @@ def test_the_loop_learns_and_logs_every_epoch(tmp_path):
     assert all(line["images_loaded_per_core_second"] > 100 for line in lines)
     assert lines[-1]["train_loss_square"] < 0.5 * lines[0]["train_loss_square"]
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_whoever_follows_a_run_is_told_each_line_that_is_logged(tmp_path):
+    told = []
+    fit(PlaneTask(), CONFIG, OPTIM, tmp_path, CPU, resume=False, track=lambda line: told.append(dict(line)))
+    assert told == read_metrics(tmp_path)
+
+
+def test_a_rehearsal_takes_two_steps_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = PlaneTask()
+    before = task.model[0].weight.detach().clone()
+    assert len(rehearse(task, CONFIG, OPTIM, CPU)) == task.calls == 2
+    assert not torch.equal(task.model[0].weight, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rehearsal_without_enough_memory_names_the_field_to_lower():
+    task = PlaneTask()
+    task.losses = lambda *_: torch.empty(2**60)
+    with pytest.raises(RunError, match=r"^train\.batch_size 4 does not fit the memory: lower it"):
+        rehearse(task, CONFIG, OPTIM, CPU)
 
 
 def timeless_metrics(experiment):

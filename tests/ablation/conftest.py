@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablation.bootstrap import Interval
 from ablation.records import Cell, Comparison, Difference, Run, read_run
+from engine.bootstrap import Interval
 from engine.image_statistics import Hits
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
-from ablation.bootstrap import average_precision, holm, mean_average_precision
 from ablation.compare import compare
 from ablation.plan import State
 from ablation.records import Comparison
@@ -24,6 +23,7 @@ from ablation.tables import (
     to_latex,
     to_markdown,
 )
+from engine.bootstrap import average_precision, holm, mean_average_precision
 from engine.image_statistics import Matches
 
 IMAGES, CLASSES, THRESHOLDS = 60, ("cat", "dog"), 10

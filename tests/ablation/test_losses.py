@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from ablation import plots
-from ablation.bootstrap import image_weights, resampled_scores
 from ablation.compare import compare
 from ablation.records import Comparison
 from ablation.report import write_report
 from ablation.tables import score_table
+from engine.bootstrap import image_weights, resampled_scores
 from engine.image_statistics import Losses, load_statistics
 
 DIFFICULTIES = {"small": 0.30, "large": 0.20}  # mean loss; large is better, and dearer

@@ -14,9 +14,9 @@ from matplotlib import rc_context
 from PIL import Image
 
 from ablation import plots
-from ablation.bootstrap import Interval
 from ablation.records import Comparison, Difference, Note
 from ablation.report import classes_section, costs_section, write_report
+from engine.bootstrap import Interval
 
 EVERY_SECTION = [
     "scores", "differences", "effects", "costs", "curves", "classes", "sizes", "errors", "examples", "experiments",
@@ -56,6 +56,17 @@ def text_of(text: str) -> str:
     parser.handle_data = found.append
     parser.feed(text)
     return " ".join(" ".join(found).split())
+
+
+def test_charts_of_each_cell_are_shown_where_the_runs_have_them(comparison, tmp_path):
+    for cell in comparison.filled:
+        for name in ("precision_recall", "confusion", "class_scores"):
+            Image.new("RGB", (8, 8)).save(cell.runs[0].path / f"{name}.png")
+    text = report(comparison, tmp_path)
+    assert {"precision", "confusion"} <= set(sections_of(text))
+    for what in ("precision by recall", "confusion matrix", "score of each class"):
+        strip = text.partition(f'aria-label="{what}, by cell"')[2].partition("</div>")[0]
+        assert re.findall("<figcaption>(.*?)</figcaption>", strip) == [cell.name for cell in comparison.filled]
 
 
 # ---- the file ----------------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ n objects and every detection right up to recall r it is (floor(100 r) + 1) / 10
 
 import json
 
+import numpy as np
 import pytest
 
-from detection.errors import KINDS, error_breakdown
-from detection.evaluation import coco_scores
+from detection.errors import KINDS, confusion_matrix, error_breakdown
+from detection.evaluation import coco_scores, image_statistics
 
 CAT, DOG = 1, 7  # category ids
 BOX, OTHER_BOX = [10, 10, 40, 40], [200, 200, 40, 40]
@@ -162,3 +163,67 @@ def test_ap50_of_the_coco_sample_is_that_of_pycocotools(shared_data):
 def test_results_of_another_data_set_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"category_id 2: detected, but not in .*annotations\.json"):
         breakdown(tmp_path, [(CAT, BOX)], [(2, BOX, 0.9)])
+
+
+# ---- which class is taken for which: rows cat, dog, nothing; columns cat, dog, not found ---------------------
+
+
+def confusions(tmp_path, objects, detections, score_threshold=0.3, **further):
+    """Of detections (category_id, bbox, score) in image 5."""
+    results = [{"image_id": 5, "category_id": c, "bbox": box, "score": score} for c, box, score in detections]
+    return confusion_matrix(annotate(tmp_path / "a.json", objects, **further), results, score_threshold).tolist()
+
+
+def test_what_is_found_missed_confused_and_made_up_each_has_its_place(tmp_path):
+    """A cat is found, a dog taken for a cat, another dog missed, and a dog found where nothing is."""
+    objects = [(CAT, BOX), (DOG, OTHER_BOX), (DOG, [300, 10, 40, 40])]
+    found = confusions(tmp_path, objects, [(CAT, BOX, 0.9), (CAT, OTHER_BOX, 0.8), (DOG, FAR_OFF, 0.7)])
+    assert found == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
+
+
+def test_an_object_is_found_once(tmp_path):
+    """The second cat on it, and the dog, lie on nothing."""
+    found = confusions(tmp_path, [(CAT, BOX)], [(CAT, BOX, 0.9), (CAT, BOX, 0.8), (DOG, BOX, 0.95)])
+    assert found == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
+
+
+def test_a_detection_goes_to_its_own_class_even_where_another_lies_nearer(tmp_path):
+    """The cat's detection overlaps the dog more, by far; both are right, as they are for AP50."""
+    low = [10, 20, 40, 40]  # IoU of 0.6 with BOX
+    found = confusions(tmp_path, [(CAT, BOX), (DOG, low)], [(CAT, [10, 19, 40, 40], 0.9), (DOG, low, 0.8)])
+    assert found == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_of_two_objects_of_other_classes_the_nearer_is_the_one_that_is_confused(tmp_path):
+    objects = [(CAT, BOX), (7, [10, 20, 40, 40])]
+    results = [{"image_id": 5, "category_id": 9, "bbox": [10, 19, 40, 40], "score": 0.9}]
+    found = confusion_matrix(annotate(tmp_path / "a.json", objects, categories=(CAT, 7, 9)), results, 0.3)
+    assert found.tolist() == [[0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_detections_below_the_score_are_as_if_they_were_not_there(tmp_path):
+    assert confusions(tmp_path, [(CAT, BOX)], [(CAT, BOX, 0.29), (DOG, BOX, 0.3)]) == [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_crowds_and_what_is_found_in_them_are_in_no_place(tmp_path):
+    crowd = (CAT, [200, 200, 200, 200], {"iscrowd": 1})
+    assert confusions(tmp_path, [crowd], [(CAT, [210, 210, 40, 40], 0.9)]) == [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_a_detection_of_another_image_finds_nothing(tmp_path):
+    results = [{"image_id": 9, "category_id": CAT, "bbox": BOX, "score": 0.9}]
+    found = confusion_matrix(annotate(tmp_path / "a.json", [(CAT, BOX)]), results, 0.3)
+    assert found.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("score_threshold", [0.0, 0.5])
+def test_the_diagonal_is_what_ap50_counts_as_right_and_every_object_is_in_its_row(shared_data, score_threshold):
+    folder = shared_data / "cocoeval100"
+    results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
+    path = folder / "instances_val2014_100.json"
+    matches, found = image_statistics(path, results), confusion_matrix(path, results, score_threshold)
+    is_sure = matches.scores >= score_threshold
+    right = matches.detection_classes[is_sure & matches.true_positives[:, 0]]
+    assert found.diagonal()[:-1].tolist() == np.bincount(right, minlength=80).tolist()
+    assert found[:-1].sum(axis=1).tolist() == np.bincount(matches.object_classes, minlength=80).tolist()
+    assert found[:, :-1].sum() == np.count_nonzero(is_sure & ~matches.ignored[:, 0])

@@ -6,7 +6,18 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from detection import pictures
-from detection.pictures import Picture, draw_detections, draw_examples, palette_colour
+from detection.pictures import (
+    Mark,
+    Panel,
+    Picture,
+    draw_classes,
+    draw_detections,
+    draw_examples,
+    draw_panels,
+    draw_sizes,
+    is_ours,
+    palette_colour,
+)
 
 
 def picture(height=128, width=128, names=("cat",), true_names=("cat",), caption="image 7"):
@@ -68,16 +79,86 @@ def test_the_surest_detection_lies_on_top(tmp_path, monkeypatch):
     assert shown == ["c 0.30", "a 0.50", "b 0.90"]
 
 
-def test_labels_stay_on_the_image(tmp_path, monkeypatch):
+def test_the_colour_of_a_single_small_label_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "palette_colour", lambda index: (1.0, 0.0, 1.0))
+    photo = np.random.default_rng(0).integers(0, (256, 200, 60), (400, 400, 3), dtype=np.uint8)  # without such a colour
+    sample = picture(names=())._replace(image=photo, true_boxes_xyxy=np.array([[50, 50, 60, 60]]))
+    draw_detections(tmp_path / "out.png", [sample])
+    with Image.open(tmp_path / "out.png") as image:
+        distances = np.abs(np.asarray(image.convert("RGB")).astype(int) - (255, 0, 255)).max(axis=2)
+    assert (distances < 40).sum() > 100
+
+
+@pytest.fixture
+def labels(monkeypatch) -> list:
+    """The labels that are drawn."""
     texts, text = [], Axes.text
     monkeypatch.setattr(Axes, "text", lambda axes, *a, **k: texts.append(text(axes, *a, **k)) or texts[-1])
+    return texts
+
+
+def test_labels_stay_on_the_image(tmp_path, labels):
     corners = np.array([[0, 0, 9, 9], [120, 0, 128, 9], [0, 120, 9, 128], [120, 120, 128, 128]])
     sample = picture(names=("a rather long name",) * 4)._replace(boxes_xyxy=corners)
     draw_detections(tmp_path / "out.png", [sample])
-    for label in texts:
+    for label in labels:
         extent, panel = label.get_window_extent(), label.axes.bbox
         assert panel.x0 - 1 <= extent.x0 < extent.x1 <= panel.x1 + 1
         assert panel.y0 - 1 <= extent.y0 < extent.y1 <= panel.y1 + 1
+
+
+def test_labels_of_boxes_in_one_place_do_not_hide_each_other(tmp_path, labels):
+    marks = [Mark(np.array([30, 50, 90, 80]), (1.0, 0.0, 0.0), f"name {number}") for number in range(4)]
+    draw_panels(tmp_path / "out.png", [Panel(np.zeros((128, 128, 3), np.uint8), "", marks)], columns=1, inches=6)
+    extents = [label.get_window_extent() for label in labels]
+    assert len(extents) == 4
+    assert not any(one.overlaps(other) for i, one in enumerate(extents) for other in extents[:i])
+
+
+def test_small_boxes_lie_over_large_ones_and_boxes_without_a_label_below_both(tmp_path, monkeypatch):
+    widths = []
+    monkeypatch.setattr(Axes, "add_patch", lambda axes, patch: widths.append(patch.get_width()))
+    boxes = [
+        Mark(np.array([0, 0, side, side]), (1.0, 0.0, 0.0), label) for side, label in ((5, "a"), (50, "b"), (2, ""))
+    ]
+    draw_panels(tmp_path / "out.png", [Panel(np.zeros((64, 64, 3), np.uint8), "", boxes)], columns=1, inches=2)
+    assert widths == [2, 50, 5]
+
+
+def test_a_box_that_is_marked_is_drawn_where_it_is(tmp_path):
+    green = Mark(np.array([20, 40, 60, 80]), (0.0, 1.0, 0.0))
+    draw_panels(tmp_path / "out.png", [Panel(np.zeros((100, 100, 3), np.uint8), "", [green])], columns=1, inches=5)
+    with Image.open(tmp_path / "out.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    rows, columns = np.nonzero(pixels.sum(axis=2) == 0)  # the black image
+    top, left, scale = rows.min(), columns.min(), (columns.max() + 1 - columns.min()) / 100
+    rows, columns = np.nonzero(pixels[..., 1] - pixels[..., 0] > 128)
+    found = np.array([columns.min() - left, rows.min() - top, columns.max() + 1 - left, rows.max() + 1 - top]) / scale
+    assert np.abs(found - green.box_xyxy).max() < 1
+
+
+def test_pictures_of_these_functions_are_told_from_others(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    draw_classes(tmp_path / "ours.png", ["cat"], [3], [0.5])
+    assert [is_ours(tmp_path / f"{name}.png") for name in ("other", "text", "ours")] == [False, False, True]
+
+
+def test_of_many_classes_the_commonest_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MOST_CLASSES", 2)
+    shown, set_yticks = [], Axes.set_yticks
+    monkeypatch.setattr(
+        Axes, "set_yticks", lambda axes, t, names, **k: shown.extend(names) or set_yticks(axes, t, names)
+    )
+    draw_classes(tmp_path / "out.png", ["few", "none", "many"], [2, 0, 200], [0.5, None, 1.0])
+    assert shown == ["many", "few"]
+
+
+def test_sizes_are_drawn_even_where_augmentation_left_no_object(tmp_path):
+    objects = {"all": (np.array([5.0, 50.0]), np.array([False, True])), "none": (np.empty(0), np.empty(0, bool))}
+    draw_sizes(tmp_path / "out.png", objects, [(10.0, 40.0), (30.0, 100.0)])
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (1000, 850)
 
 
 def test_the_ground_truth_keeps_its_colours_whatever_is_detected():

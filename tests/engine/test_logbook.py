@@ -62,6 +62,19 @@ def test_a_line_cut_by_a_kill_is_forgotten(experiment):
     assert [entry["epoch"] for entry in read_metrics(experiment)] == [1, 2, 3, 4]
 
 
+def test_the_table_has_a_row_for_each_epoch_and_a_column_for_each_number_that_any_of_them_has(experiment):
+    append_metrics(experiment, {"epoch": 4, "step": 40, "AP50": 0.5})
+    header, first, *_, last = (experiment / "metrics.csv").read_text().splitlines()
+    assert header == "epoch,step,train_loss_total,train_loss_classification,learning_rate,mAP,AP50"
+    assert first == "1,10,1.0,0.5,0.001,,"
+    assert last == "4,40,,,,,0.5"
+
+
+def test_rewinding_forgets_the_same_epochs_of_the_table(experiment):
+    rewind_metrics(experiment, step=20)
+    assert [row.split(",")[0] for row in (experiment / "metrics.csv").read_text().splitlines()] == ["epoch", "1", "2"]
+
+
 def test_curves_are_drawn_even_where_a_score_is_undefined(experiment):
     draw_curves(experiment, ("mAP",), {"classification": 0.4})
     assert (experiment / "curves.png").read_bytes().startswith(b"\x89PNG")

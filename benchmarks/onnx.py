@@ -1,0 +1,93 @@
+"""From images to detections on the CPU: the exported ONNX file in onnxruntime, beside the PyTorch model.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.onnx
+
+Both in float32, the file as `detection.export --postprocess` writes it, the model followed by detection/postprocess.py.
+The weights are random and the images drawn, so the score threshold is put where as many pairs of box and class reach
+it as in a trained detector. Before they are timed both must say the same, as the command sees to it itself.
+
+Nothing is asked: the file is for programs without PyTorch. Takes five minutes, most of them the exporter's.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.comparison import Row, turn_by_turn, write_page
+from data import normalize_images
+from detection.detector import model_input, rgb_pixels
+from detection.export import FORMATS, export, verify
+from detection.postprocess import PostprocessConfig, postprocess
+from detection.sample import generate
+from detection.ssd import SSD, ModelConfig, build_ssd
+from engine.command import run_command
+from engine.logbook import logger
+
+BACKBONE_NAMES = ("ResNet50Backbone_B", "SwinTBackbone_B")
+NUM_CLASSES, PAIRS_PER_IMAGE = 80, 100
+BATCH_SIZES, ROUNDS = (1, 8), 5
+
+
+def drawn_images(input_size: int) -> Tensor:
+    """As many as the largest batch has, (B, 3, S, S) float32, normalised."""
+    with tempfile.TemporaryDirectory() as name:
+        generate(Path(name), num_train=1, num_val=max(BATCH_SIZES), image_size=input_size)
+        files = sorted(Path(name).glob("images/val/*"))
+        return normalize_images(torch.stack([model_input(rgb_pixels(file), input_size) for file in files]))
+
+
+@torch.no_grad()
+def fitting_settings(model: SSD, images: Tensor) -> PostprocessConfig:
+    """With a score threshold that PAIRS_PER_IMAGE reach."""
+    scores = model(images)[1].softmax(dim=-1)[..., 1:].flatten()
+    threshold = scores.kthvalue(len(scores) - len(images) * PAIRS_PER_IMAGE + 1).values
+    return PostprocessConfig(score_threshold=threshold.item())
+
+
+def main(_: torch.device) -> None:
+    """Compare, and write the page. Raises RunError if the detections differ."""
+    device = torch.device("cpu")  # whatever else there is
+    torch.set_num_threads(1)
+    rows, verified = [], []
+    for backbone in BACKBONE_NAMES:
+        torch.manual_seed(0)
+        model = build_ssd(ModelConfig(backbone=backbone), NUM_CLASSES).eval()
+        images = drawn_images(model.input_size)
+        settings = fitting_settings(model, images)
+        logger.info("exporting %s", backbone)
+        exported = FORMATS["onnx"].load(export(model, "onnx", {}, settings))
+        verified.append(f"{backbone}: {verify(model, exported, images, settings)}.")
+        for batch_size in BATCH_SIZES:
+            batch = images[:batch_size]
+
+            @torch.inference_mode()
+            def by_pytorch(model=model, batch=batch, settings=settings) -> object:
+                return postprocess(*model(batch), model.anchors_cxcywh, **settings.model_dump())
+
+            def by_onnx(exported=exported, batch=batch) -> object:
+                return exported(batch)
+
+            for contender in (by_pytorch, by_onnx):
+                contender()
+            theirs, ours = (1000 * seconds / batch_size for seconds in turn_by_turn([by_pytorch, by_onnx], ROUNDS))
+            rows.append(Row(f"{backbone}, an image in a batch of {batch_size}", "PyTorch", theirs, ours, "ms"))
+    write_page(
+        __file__,
+        f"""# ONNX on a CPU
+
+From normalised images to detections, {NUM_CLASSES} classes, {PAIRS_PER_IMAGE} pairs of box and class over the \
+threshold in each image, float32; process time, the least of {ROUNDS} rounds; onnxruntime beside PyTorch.
+
+{{rows}}
+
+{" ".join(verified)}
+""",
+        rows,
+        device,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,331 @@
+"""A trained detector in Python: load it, give it images, get typed detections.
+
+    from detection import load
+
+    detector = load("experiments/experiment_3")
+    found = detector("photo.jpg")  # or a PIL image, an array, a tensor, or a list of any of these
+    for box_xyxy, name, score in zip(found.boxes_xyxy, found.class_names, found.scores):
+        print(name, score, box_xyxy)
+
+The network sees what it saw when the experiment was scored, and what leaves it is treated as it was then: upright 8-bit
+RGB, the whole picture resized to the model's square, ImageNet's statistics, the experiment's own post-processing.
+
+A `Detector` also has what it takes to use the network elsewhere: the module, its classes, its preprocessing.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from pydantic import ValidationError
+from safetensors import safe_open
+from torch import Tensor
+
+from data import IMAGENET_MEAN, IMAGENET_STD, DatasetError, as_rgb, normalize_images, read_image
+from detection.postprocess import postprocess
+from detection.ssd import SSD, build_ssd
+from detection.task import DetectionConfig, read_detector
+from detection.transforms import eval_transform
+from engine.checkpoint import CheckpointError, newest_checkpoint
+from engine.experiment import read_experiment_config
+from engine.loading import load_exactly
+from engine.logbook import logger
+from engine.precision import autocast
+from engine.release import SUFFIX
+from engine.strict_yaml import read_value
+
+if TYPE_CHECKING:
+    import supervision
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor  # a single one, see `rgb_pixels`
+
+PUBLISHED_WEIGHTS = f"model{SUFFIX}"  # in a folder made by engine.publish
+BATCH_SIZE = 8  # images at once; decoded, those of a good camera take 100 MB each
+
+
+# ---- what is found -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What was found in one image, best first.
+
+    boxes_xyxy: (n, 4) float64, pixels of the upright original, from its left upper corner.
+    scores: (n,) float64, probabilities.
+    labels: (n,) int64, 1 to the number of classes.
+    class_names: n names, of these labels. category_ids: (n,) int64, what the annotation file calls these classes."""
+
+    boxes_xyxy: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    class_names: list[str]
+    category_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_coco(self, image_id: int) -> list[dict]:
+        """Records of COCO's results format, fit for `COCO.loadRes`: pixels to 3 decimals, scores to 6."""
+        boxes_xywh = np.concatenate([self.boxes_xyxy[:, :2], self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]], axis=1)
+        columns = (self.category_ids.tolist(), boxes_xywh.round(3).tolist(), self.scores.round(6).tolist())
+        return [
+            {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+            for category_id, bbox, score in zip(*columns, strict=True)
+        ]
+
+    def to_supervision(self) -> "supervision.Detections":
+        """The same for Roboflow's supervision; its class_id counts from 0, as a list of class names does.
+
+        Raises ImportError, with the command that installs it, where it is not."""
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("supervision is not installed: pip install supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy.astype(np.float32),
+            confidence=self.scores.astype(np.float32),
+            class_id=self.labels - 1,
+            data={"class_name": np.array(self.class_names, np.str_)},
+        )
+
+
+# ---- the detector --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A trained detector and how it wants to be asked; `load` makes one.
+
+    path: the file of its weights. model: in evaluation mode, (B, 3, S, S) normalised images -> box_deltas,
+    class_logits; the buffer anchors_cxcywh decodes the former. config: that it was trained with; `config.eval` are the
+    thresholds. class_names, category_ids: of label k at k - 1. step: optimizer steps behind the weights."""
+
+    path: Path
+    model: SSD
+    config: DetectionConfig
+    class_names: list[str]
+    category_ids: list[int]
+    step: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and the images are taken to."""
+        return self.model.anchors_cxcywh.device
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """From a picture to what the model takes, for other programs: plain data, in the order of the steps."""
+        return {
+            "colour": "RGB, 8 bits, upright",
+            "resize": "bilinear, antialiased, the whole picture to a square whatever its shape",
+            "input_size": self.model.input_size,
+            "scale": 1 / 255,
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "layout": "NCHW",
+        }
+
+    @overload
+    def __call__(self, images: Picture, score_threshold: float | None = None) -> Detections: ...
+    @overload
+    def __call__(self, images: Sequence[Picture], score_threshold: float | None = None) -> list[Detections]: ...
+    def __call__(
+        self, images: Picture | Sequence[Picture], score_threshold: float | None = None
+    ) -> Detections | list[Detections]:
+        """Find the objects in an image, or in each of several.
+
+        images: see `rgb_pixels`, of any size. score_threshold: smallest score reported; None: the experiment's.
+        Raises DatasetError, naming the file or the position, if an image cannot be read."""
+        if isinstance(images, Picture):
+            return self.detect([rgb_pixels(images)], score_threshold)[0]
+        found = []
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = []
+            for position, image in enumerate(images[start : start + BATCH_SIZE], start=start):
+                try:
+                    batch.append(rgb_pixels(image))
+                except DatasetError as error:
+                    raise DatasetError(f"image {position + 1} of {len(images)}: {error}") from None
+            found += self.detect(batch, score_threshold)
+        return found
+
+    @torch.inference_mode()
+    def detect(self, pictures: Sequence[np.ndarray], score_threshold: float | None = None) -> list[Detections]:
+        """The same of one batch, at least one of (H, W, 3) uint8 RGB, whose sizes may differ."""
+        images = torch.stack([model_input(pixels, self.model.input_size) for pixels in pictures])
+        images = normalize_images(images.to(self.device), self.config.train.channels_last)
+        with autocast(self.device, self.config.train.precision):
+            outputs = self.model(images)
+        settings = self.config.eval.model_dump()
+        if score_threshold is not None:
+            settings["score_threshold"] = score_threshold
+        results = []
+        for pixels, found in zip(pictures, postprocess(*outputs, self.model.anchors_cxcywh, **settings), strict=True):
+            height, width, _ = pixels.shape
+            labels = found.labels.cpu().numpy()
+            results.append(
+                Detections(
+                    boxes_xyxy=found.boxes_xyxy.double().cpu().numpy() * (width, height, width, height),
+                    scores=found.scores.double().cpu().numpy(),
+                    labels=labels,
+                    class_names=[self.class_names[label - 1] for label in labels],
+                    category_ids=np.array(self.category_ids, np.int64)[labels - 1],
+                )
+            )
+        return results
+
+
+def model_input(pixels: np.ndarray, input_size: int) -> Tensor:
+    """A picture (H, W, 3) uint8 as it is scored: resized to (3, input_size, input_size) uint8, not yet normalised."""
+    height, width, _ = pixels.shape
+    view = eval_transform(input_size)((width, height), np.empty((0, 4)), np.random.default_rng(0))
+    return view.render(pixels)
+
+
+def rgb_pixels(image: Picture) -> np.ndarray:
+    """Any picture as (H, W, 3) uint8 RGB, upright: grey, 16-bit, palette, CMYK and transparent ones, too.
+
+    image: a path; a PIL image; an array, (H, W, 3) RGB, or (H, W) or (H, W, 4), of uint8, or of uint16 if grey; a
+    tensor (3, H, W) as torchvision has them, uint8 or float from 0 to 1.
+    Raises DatasetError, naming the file or the shape, if it cannot be read as one."""
+    if isinstance(image, str | Path):
+        return np.array(read_image(Path(image)))
+    if isinstance(image, Image.Image):
+        try:
+            return np.array(as_rgb(ImageOps.exif_transpose(image)))
+        except Exception as error:  # Pillow reads a file when it is asked for its pixels
+            raise DatasetError(f"{image.__class__.__name__}: cannot be decoded: {error}") from None
+    if isinstance(image, Tensor):
+        return _tensor_pixels(image)
+    kinds = {(2, "uint8"), (2, "uint16"), (3, "uint8")}
+    channels = image.shape[2] if image.ndim == 3 else 3
+    if (image.ndim, image.dtype.name) not in kinds or channels not in (3, 4) or 0 in image.shape:
+        raise DatasetError(
+            f"an array of shape {image.shape} and type {image.dtype}: expected (height, width, 3) uint8, RGB"
+        )
+    return np.array(as_rgb(Image.fromarray(np.ascontiguousarray(image))))
+
+
+def _tensor_pixels(image: Tensor) -> np.ndarray:
+    """(3, H, W) uint8, or float from 0 to 1, as (H, W, 3) uint8. Raises DatasetError if it is neither."""
+    wanted = "expected (3, height, width), RGB, uint8 or float from 0 to 1"
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        cure = "; of a batch, give list(batch)" if image.ndim == 4 else ""
+        raise DatasetError(f"a tensor of shape {tuple(image.shape)}: {wanted}{cure}")
+    if image.is_floating_point():
+        least, most = image.min().item(), image.max().item()
+        if not 0 <= least <= most <= 1:
+            raise DatasetError(f"a tensor of floats from {least:g} to {most:g}: {wanted}, not yet normalised")
+        image = (image * 255).round().byte()
+    if image.dtype != torch.uint8:
+        raise DatasetError(f"a tensor of type {image.dtype}: {wanted}")
+    return image.permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+# ---- loading -------------------------------------------------------------------------------------------------
+
+
+def load(named: str | Path, device: str | torch.device | None = None) -> Detector:
+    """Build and fill the detector that a user names, with the weights that were scored.
+
+    named: an experiment directory (its newest checkpoint is taken), a checkpoint in one, released weights
+    (*.safetensors), or a folder made by engine.publish. device: None for a GPU if there is one, else the CPU.
+    Raises ValueError, in one line, if there is no such thing, if it is damaged, or if it is no detector."""
+    path = _weights_file(Path(named))
+    trained = read_detector(path)
+    if path.suffix == SUFFIX:
+        config, category_ids = _released(path)
+    else:
+        config = _config_beside(path)
+        category_ids = _category_ids(path.parent.parent, config, trained.class_names)
+    if not trained.class_names:
+        raise CheckpointError(f"{path}: does not say its classes, so an older version wrote it; train again")
+    model = build_ssd(config.model, len(trained.class_names))
+    try:
+        load_exactly(model, trained.weights)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    layout = torch.channels_last if config.train.channels_last else torch.preserve_format
+    model = model.eval().requires_grad_(False).to(device, memory_format=layout)
+    if category_ids is None:
+        category_ids = list(range(1, len(trained.class_names) + 1))
+        logger.warning(
+            "%s: the annotation file it was trained with is not at hand, so category ids are 1 to %d; data.root was %s",
+            path, len(category_ids), config.data.root,
+        )  # fmt: skip
+    return Detector(path, model, config, trained.class_names, category_ids, trained.step)
+
+
+def _weights_file(path: Path) -> Path:
+    """The file with the weights of what a user names. Raises CheckpointError if there is none."""
+    if (path / PUBLISHED_WEIGHTS).is_file():
+        return path / PUBLISHED_WEIGHTS
+    if path.is_dir():
+        if not (path / "config.yaml").is_file():
+            raise CheckpointError(
+                f"{path}: neither config.yaml nor {PUBLISHED_WEIGHTS} in it; name an experiment directory, "
+                f"experiments/experiment_N, a file of weights, or a published folder"
+            )
+        return newest_checkpoint(path / "checkpoints")
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such file or folder; name an experiment directory, experiments/experiment_N, a checkpoint in "
+            f"one, released weights, *{SUFFIX}, or a published folder"
+        )
+    return path
+
+
+def _config_beside(checkpoint: Path) -> DetectionConfig:
+    """The config of the experiment that a checkpoint lies in. Raises CheckpointError if it lies elsewhere."""
+    experiment = checkpoint.parent.parent
+    if not (experiment / "config.yaml").is_file():
+        raise CheckpointError(
+            f"{checkpoint}: a checkpoint does not say what model it is of, its experiment's config.yaml does, which is "
+            f"not at {experiment / 'config.yaml'}; to pass weights on, python -m engine.publish EXPERIMENT"
+        )
+    return read_experiment_config(experiment, DetectionConfig)
+
+
+def _released(path: Path) -> tuple[DetectionConfig, list[int] | None]:
+    """Config and category ids in the metadata of released weights, whose checksum was verified.
+
+    Raises CheckpointError if there is no config of a detector."""
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+    try:
+        config = DetectionConfig.model_validate_json(json.dumps(read_value(facts["config"])))
+    except (KeyError, ValidationError) as error:
+        what = f"{error.error_count()} fields unknown or wrong" if isinstance(error, ValidationError) else "none"
+        raise CheckpointError(
+            f"{path}: no config of a detector in its metadata ({what}); was it released by another version?"
+        ) from None
+    return config, json.loads(facts["category_ids"]) if "category_ids" in facts else None
+
+
+def _category_ids(experiment: Path, config: DetectionConfig, class_names: Sequence[str] | None) -> list[int] | None:
+    """Those of the annotation file that an experiment was trained with, by label.
+
+    From its results.json, else from the file itself; None where neither is at hand, or has other classes by now."""
+    for path, read in (
+        (experiment / "results.json", lambda record: (record["protocol"]["classes"], record["category_ids"])),
+        (config.data.paths("val")[0], _named_ids),
+    ):
+        try:
+            names, category_ids = read(json.loads(path.read_bytes()))
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        if names == class_names:
+            return category_ids
+    return None
+
+
+def _named_ids(annotations: dict) -> tuple[list[str], list[int]]:
+    """Names and ids of the categories of an annotation file, in the order of the labels."""
+    categories = sorted(annotations["categories"], key=lambda category: category["id"])
+    return [category["name"] for category in categories], [category["id"] for category in categories]

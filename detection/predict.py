@@ -1,0 +1,324 @@
+"""Find objects in your own images and videos.
+
+    python -m detection.predict experiments/experiment_3 photo.jpg
+    python -m detection.predict experiments/experiment_3 photos/ 'more/**/*.png' --json --score 0.05
+    python -m detection.predict saved_weights/blood_cells.safetensors clip.mp4
+
+In the output folder then lie, under the names of the originals, *.jpg with the detections drawn in, and *.mp4 of videos
+(which take `pip install -e '.[video]'`). Of a folder, images and videos count by the ends of their names, those in its
+subfolders, too. With --json there are also
+
+detections.json  what was found, in COCO's results format: pixels of the upright originals, the classes' own ids
+images.json      which image an id stands for, and the classes, as in an annotation file: {"images": [...],
+                 "categories": [...]}; each frame of a video is an image
+
+What cannot be read is told in a line each and left out; the others go on, and the exit code is 2. Otherwise it is 0.
+"""
+
+import argparse
+import glob
+import importlib.util
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data import DatasetError, read_image
+from detection.detector import BATCH_SIZE, Detections, Detector, load
+from detection.overlay import draw_found
+from engine.command import run_command, said_once
+from engine.files import write_text, write_whole, writing
+from engine.loading import listed
+from engine.logbook import logger, progress_bar
+from engine.strict_yaml import ConfigError
+
+IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
+VIDEO_NAMES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+X264_OPTIONS = {"crf": "20"}  # a good picture
+LISTED_CLASSES = 8
+
+
+class Job(NamedTuple):
+    """A file to look at, and where the picture or video of what was found belongs."""
+
+    source: Path
+    target: Path
+
+    @property
+    def is_video(self) -> bool:
+        return self.target.suffix == ".mp4"
+
+
+@dataclass
+class Findings:
+    """What was found so far, in COCO's words."""
+
+    images: list[dict] = field(default_factory=list)  # id, file_name, width, height; of a video the frame from 0, too
+    results: list[dict] = field(default_factory=list)  # image_id, category_id, bbox, score
+    counts: Counter[str] = field(default_factory=Counter)  # objects by class
+
+    def add(self, found: Detections, shape: tuple[int, int, int], **image: str | int) -> None:
+        """One more image, of this height and width, what was found in it, and what else is to be said of it."""
+        self.images.append({"id": len(self.images) + 1, **image, "width": shape[1], "height": shape[0]})
+        self.results += found.to_coco(len(self.images))
+        self.counts.update(found.class_names)
+
+
+# ---- the command ----------------------------------------------------------------------------------------------
+
+
+def main(device: torch.device) -> None:
+    """Find objects as the command line says."""
+    arguments = said_once(parse_arguments)
+    jobs = find_jobs(arguments.sources, arguments.output)
+    detector = load(arguments.detector, device)
+    with writing(arguments.output):
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    findings, started = Findings(), time.perf_counter()
+    unread = predict_images(detector, [job for job in jobs if not job.is_video], arguments.score, findings)
+    for job in jobs:
+        if job.is_video:
+            unread += predict_video(detector, job, arguments.score, findings)
+    if findings.images:
+        if arguments.json:
+            write_json(arguments.output, findings, detector)
+        print(summary(findings, arguments, time.perf_counter() - started))
+    if unread:
+        raise DatasetError(
+            f"{len(unread)} of {len(jobs)} files left out, as told above: {listed([str(path) for path in unread], 4)}"
+        )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m detection.predict",
+        description="Find objects in images and videos: pictures of them, and COCO results. What cannot be read is "
+        "told and left out; the exit code is 2 then, else 0.",
+        epilog="example: python -m detection.predict experiments/experiment_3 photo.jpg photos/ --json",
+    )
+    parser.add_argument(
+        "detector", metavar="EXPERIMENT|WEIGHTS",
+        help="an experiment directory, a checkpoint in one, released weights, or a published folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "sources", nargs="+", metavar="IMAGE|FOLDER|GLOB|VIDEO", help="of any format and size; one or several"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("predictions"), metavar="DIR", help="folder to write to (predictions)"
+    )
+    parser.add_argument("--json", action="store_true", help="write detections.json and images.json, too")
+    parser.add_argument("--score", type=score, default=0.3, help="smallest score that counts, in both (0.3)")
+    arguments = parser.parse_intermixed_args()
+    if arguments.output.exists() and not arguments.output.is_dir():
+        parser.error(f"--output {arguments.output}: a file; expected a folder, which need not exist")
+    return arguments
+
+
+def score(text: str) -> float:
+    """A threshold of scores, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to below 1")
+    return value
+
+
+def summary(findings: Findings, arguments: argparse.Namespace, seconds: float) -> str:
+    """What was done, for the terminal."""
+    objects, images = findings.counts.total(), len(findings.images)
+    classes = [f"{count} {name}" for name, count in findings.counts.most_common()]
+    of_classes = f" ({listed(classes, LISTED_CLASSES)})" if classes else ""
+    return (
+        f"{images:,} image{'s' * (images != 1)}, {objects:,} object{'s' * (objects != 1)} of score "
+        f"{arguments.score:g} or more{of_classes}\n"
+        f"{images / seconds:.1f} images/s, reading and drawing included; written to {arguments.output}/"
+    )
+
+
+def write_json(folder: Path, findings: Findings, detector: Detector) -> None:
+    """detections.json and images.json: see above."""
+    classes = zip(detector.category_ids, detector.class_names, strict=True)
+    header = {"images": findings.images, "categories": [{"id": number, "name": name} for number, name in classes]}
+    write_text(folder / "images.json", json.dumps(header, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "detections.json", json.dumps(findings.results) + "\n")
+
+
+# ---- what to look at ------------------------------------------------------------------------------------------
+
+
+def find_jobs(sources: Sequence[str], output: Path) -> list[Job]:
+    """Every file that is named, or that lies in a folder or fits a pattern that is; not what is in `output` already.
+
+    Raises ValueError if a folder or pattern has nothing, if an original would be written over, or if there are
+    videos and no PyAV."""
+    places: dict[Path, Path] = {}
+    for source in sources:
+        for path, place in _files(source):
+            places.setdefault(path, place)
+    written = output.resolve()
+    jobs: dict[Path, Job] = {}  # by target
+    for path, place in places.items():
+        if written in path.resolve().parents and str(path) not in sources:
+            continue
+        suffix = ".mp4" if path.suffix.lower() in VIDEO_NAMES else ".jpg"
+        target, number = output / place.with_suffix(suffix), 2
+        while target in jobs:  # of originals that differ in folder or suffix only
+            target, number = output / place.with_name(f"{place.stem}_{number}{suffix}"), number + 1
+        jobs[target] = Job(path, target)
+    if not jobs:
+        raise ConfigError(f"--output {output}: all that was named lies in it, so is not looked at; name another folder")
+    originals = {job.source.resolve() for job in jobs.values()}
+    if over := [target for target in jobs if target.resolve() in originals]:
+        raise ConfigError(f"--output {output}: {over[0]}, an original, would be written over; name another folder")
+    videos = [job.source for job in jobs.values() if job.is_video]
+    if videos and not importlib.util.find_spec("av"):
+        raise ConfigError(f"{videos[0]}: to read videos takes PyAV, which is not installed: pip install -e '.[video]'")
+    return list(jobs.values())
+
+
+def _files(source: str) -> Iterator[tuple[Path, Path]]:
+    """The files that a word on the command line means, each with its place below the output folder."""
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_NAMES + VIDEO_NAMES)
+        if not found:
+            raise DatasetError(f"{path}: no image or video in this folder; they end in {', '.join(IMAGE_NAMES)}, ...")
+        yield from ((file, file.relative_to(path)) for file in found)
+    elif glob.has_magic(source) and not path.exists():
+        found = sorted(file for file in map(Path, glob.glob(source, recursive=True)) if file.is_file())
+        if not found:
+            raise DatasetError(f"{source}: no file fits this pattern")
+        yield from ((file, Path(file.name)) for file in found)
+    else:
+        yield path, Path(path.name)
+
+
+# ---- images ---------------------------------------------------------------------------------------------------
+
+
+def predict_images(detector: Detector, jobs: Sequence[Job], score_threshold: float, findings: Findings) -> list[Path]:
+    """Find objects in images and write the pictures; returns those that cannot be read, which are told."""
+    unread = []
+    bar = progress_bar(total=len(jobs), desc="images", unit="image", leave=False)
+    with bar, ThreadPoolExecutor() as pool:  # Pillow lets the others run while it decodes and encodes
+        for start in range(0, len(jobs), BATCH_SIZE):
+            batch = []
+            for job, image in zip(jobs[start:], pool.map(_read, jobs[start : start + BATCH_SIZE]), strict=False):
+                if isinstance(image, DatasetError):
+                    logger.warning(str(image))
+                    unread.append(job.source)
+                else:
+                    batch.append((job, image, np.array(image)))
+            if batch:
+                found = detector.detect([pixels for _, _, pixels in batch], score_threshold)
+                list(pool.map(_write_picture, batch, found))
+                for (job, _, pixels), each in zip(batch, found, strict=True):
+                    findings.add(each, pixels.shape, file_name=str(job.source))
+            bar.update(len(jobs[start : start + BATCH_SIZE]))
+    return unread
+
+
+def _read(job: Job) -> Image.Image | DatasetError:
+    try:
+        return read_image(job.source)
+    except DatasetError as error:
+        return error
+
+
+def _write_picture(read: tuple[Job, Image.Image, np.ndarray], found: Detections) -> None:
+    job, image, pixels = read
+    profile = image.info.get("icc_profile") or b""  # without it, the colours of many telephones look dull
+    options = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
+    picture = draw_found(pixels, found)
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    # Without chroma subsampling, which would smear coloured lines and small letters.
+    write_whole(job.target, partial(picture.save, format="JPEG", quality=92, subsampling=0, **options))
+
+
+# ---- videos ---------------------------------------------------------------------------------------------------
+
+
+def predict_video(detector: Detector, job: Job, score_threshold: float, findings: Findings) -> list[Path]:
+    """Find objects in every frame of a video, and write it with them, without its sound.
+
+    Returns the file if it cannot be read to its end, which is told; nothing is kept of it then."""
+    seen: list[tuple[Detections, tuple[int, int, int]]] = []
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_whole(job.target, partial(_write_video, detector, job.source, score_threshold, seen))
+    except DatasetError as error:
+        logger.warning(str(error))
+        return [job.source]
+    for frame, (found, shape) in enumerate(seen):
+        findings.add(found, shape, file_name=str(job.source), frame=frame)
+    return []
+
+
+def _write_video(
+    detector: Detector,
+    source: Path,
+    score_threshold: float,
+    seen: list[tuple[Detections, tuple[int, int, int]]],
+    file: BinaryIO,
+) -> None:
+    """Write the video with what is found, in H.264; `seen` gets the detections and the shape of every frame."""
+    import av
+
+    with av.open(file, "w", format="mp4") as output:
+        stream = None
+        for rate, pictures in _frames(source):
+            for pixels, found in zip(pictures, detector.detect(pictures, score_threshold), strict=True):
+                drawn = draw_found(pixels, found)
+                if stream is None:
+                    stream = output.add_stream("libx264", rate, options=X264_OPTIONS)
+                    stream.width, stream.height = (side // 2 * 2 for side in drawn.size)  # the format wants even ones
+                    stream.pix_fmt = "yuv420p"
+                output.mux(stream.encode(av.VideoFrame.from_image(drawn)))
+                seen.append((found, pixels.shape))
+        if stream is None:
+            raise DatasetError(f"{source}: cannot be read as a video: no picture in it")
+        output.mux(stream.encode())
+
+
+def _frames(source: Path) -> Iterator[tuple[Fraction, list[np.ndarray]]]:
+    """The frames of a video in batches, upright, (H, W, 3) uint8 RGB each, and how many of them make a second.
+
+    Raises DatasetError naming the file if it cannot be read, or ends early."""
+    import av
+
+    try:
+        with av.open(source) as video:
+            streams = video.streams.video
+            if not streams:
+                return
+            streams[0].thread_type = "AUTO"
+            rate, pictures = streams[0].average_rate or Fraction(25), []
+            frames = video.decode(streams[0])
+            total = streams[0].frames or None  # 0 where the file does not tell
+            for frame in progress_bar(frames, total=total, desc=source.name, unit="image", leave=False):
+                pixels = frame.to_ndarray(format="rgb24")
+                pictures.append(np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))))
+                if len(pictures) == BATCH_SIZE:
+                    yield rate, pictures
+                    pictures = []
+            if pictures:
+                yield rate, pictures
+    except av.FFmpegError as error:
+        raise DatasetError(f"{source}: cannot be read as a video: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,144 @@
+"""In which of the usual layouts a data set in COCO's format lies in a folder, and the overrides that name it.
+
+python -m detection.data layout ~/fiftyone/coco-2017
+python -m detection.data layout my_project.v3i.coco
+"""
+
+import argparse
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data import DatasetError
+from detection.annotations import SplitConfig, Survey, dataset_error, pair_defects, survey_coco
+from detection.check import describe
+from engine.strict_yaml import read_value
+
+HALVES = ("train", "val")
+
+# What the halves are called, and where images and annotations of {} lie. Tried in this order.
+SPLITS = {"train": ("train2017", "train2014", "train"), "val": ("val2017", "val2014", "val", "validation", "valid")}
+LAYOUTS = {
+    "COCO's archives unpacked into one folder, as torchvision takes them": ("{}", "annotations/instances_{}.json"),
+    "images/ and annotations/": ("images/{}", "annotations/instances_{}.json"),
+    "an export of FiftyOne": ("{}/data", "{}/labels.json"),
+    "a COCO export of Roboflow": ("{}", "{}/_annotations.coco.json"),
+}
+WITH_YOLO_LABELS = "a YOLO distribution, images/ and labels/, with COCO's annotations/"
+
+
+class Layout(NamedTuple):
+    """A data set in a folder."""
+
+    name: str  # for people
+    root: Path
+    train: SplitConfig
+    val: SplitConfig
+
+    def paths(self, half: str) -> tuple[Path, Path]:
+        """The annotation file and the image folder of "train" or "val"."""
+        split = getattr(self, half)
+        return self.root / split.annotations, self.root / split.images
+
+
+def main(words: Sequence[str]) -> None:
+    """Say what lies in the folder that the command line after `layout` names, and how to train on it.
+
+    Raises DatasetError if nothing is recognised, or if training would not read it."""
+    layout = find_layout(parse_arguments(words).folder)
+    print(f"{layout.root}: {layout.name}")
+    print(summary(layout, [survey_coco(*layout.paths(half)) for half in HALVES]))
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The command line after `layout`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m detection.data layout",
+        description="Recognise how a data set in COCO's format lies in a folder; print how to train on it.",
+        epilog="example: python -m detection.data layout ~/fiftyone/coco-2017",
+    )
+    parser.add_argument("folder", type=Path, help="of the data set, or one that holds it")
+    return parser.parse_args(words)
+
+
+def find_layout(folder: Path) -> Layout:
+    """The data set in a folder, or in the only one of its subfolders that has one.
+
+    Raises DatasetError, naming what was looked for, if there is none, or more than one."""
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder")
+    if layout := layout_of(folder):
+        return layout
+    below = [layout for child in sorted(folder.iterdir()) if child.is_dir() and (layout := layout_of(child))]
+    if len(below) == 1:
+        return below[0]
+    if below:
+        names = ", ".join(str(each.root) for each in below)
+        raise DatasetError(f"{folder}: holds several data sets; name one: {names}")
+    first_line = f"{folder}: no data set in COCO's format recognised{_cure(folder)}; looked for"
+    raise DatasetError("\n  ".join([first_line, *_looked_for()]))
+
+
+def layout_of(folder: Path) -> Layout | None:
+    """The data set that lies in this very folder, both halves in the same layout."""
+    for name, patterns in LAYOUTS.items():
+        halves = {half: _half(folder, half, *patterns) for half in HALVES}
+        if all(halves.values()):
+            is_yolo = patterns[0] == "images/{}" and (folder / "labels").is_dir()
+            return Layout(WITH_YOLO_LABELS if is_yolo else name, folder, **halves)
+    return None
+
+
+def _half(folder: Path, half: str, images: str, annotations: str) -> SplitConfig | None:
+    for split in SPLITS[half]:
+        config = SplitConfig(images=images.format(split), annotations=annotations.format(split))
+        if (folder / config.images).is_dir() and (folder / config.annotations).is_file():
+            return config
+    return None
+
+
+def _cure(folder: Path) -> str:
+    """The command that would help, where the files of another format are there."""
+    if any(folder.glob("*.xml")) or any(folder.glob("*/*.xml")):
+        return f"; Pascal VOC? `python -m detection.data convert voc {folder}`"
+    if (folder / "labels").is_dir() or any(folder.glob("data.y*ml")):
+        return f"; YOLO? `python -m detection.data convert yolo {folder}`"
+    return ""
+
+
+def _looked_for() -> Iterator[str]:
+    train, val = ("|".join(SPLITS[half]) for half in HALVES)
+    for name, (images, annotations) in LAYOUTS.items():
+        yield f"{name}: {images.format('SPLIT')}/ and {annotations.format('SPLIT')}"
+    yield f"where SPLIT is {train} for the one half, and {val} for the other"
+
+
+def summary(layout: Layout, surveys: Sequence[Survey]) -> str:
+    """What is in both halves, and the command that trains on them.
+
+    surveys: of train and val. Raises DatasetError with what is wrong with them."""
+    if defects := [defect for survey in surveys for defect in survey.defects]:
+        raise dataset_error(defects)
+    if defects := list(pair_defects(*(survey.coco for survey in surveys))):
+        raise dataset_error(defects)
+    lines = [f"{half}: {describe(survey)}" for half, survey in zip(HALVES, surveys, strict=True)]
+    return "\n".join([*lines, f"train on it: python -m detection.training CONFIG {' '.join(overrides(layout))}"])
+
+
+def overrides(layout: Layout) -> list[str]:
+    """The `data.*` of a config that name a data set, quoted for a shell."""
+    values = {"data.root": str(layout.root)}
+    for half in HALVES:
+        split = getattr(layout, half)
+        values |= {f"data.{half}.images": split.images, f"data.{half}.annotations": split.annotations}
+    return [shlex.quote(f"{field}={_yaml(value)}") for field, value in values.items()]
+
+
+def _yaml(text: str) -> str:
+    """Text as a config's reader takes it: a folder may be called `2017` or `a: b`."""
+    try:
+        return text if read_value(text) == text else json.dumps(text)
+    except ValueError:
+        return json.dumps(text)

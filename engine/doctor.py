@@ -1,0 +1,415 @@
+"""What one is asked for first when something does not work: versions, devices, memory, cores, disk, Slurm; and whether
+a config can be trained with here.
+
+    python -m engine.doctor
+    python -m engine.doctor configs/bccd.yaml data.root=/datasets/bccd
+
+A line for each with ok, warn or fail; below what is not ok, what to do about it. With a config its task is started with
+--dry-run: it reads and checks the data, finds the weights, takes two optimizer steps and makes no experiment.
+
+Exit codes: 0 nothing failed, though there may be warnings; 1 something did; 2 bad command line.
+
+What may itself be broken is imported by the check that looks at it, and nowhere else.
+"""
+
+import argparse
+import importlib
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from engine.machine import free_memory, memory_limit, usable_cores
+
+PROJECT = Path(__file__).parent.parent
+GIB = 2**30
+LEAST_MEMORY, LEAST_SHARED_MEMORY, LEAST_DISK = 4 * GIB, 1 * GIB, 10 * GIB  # below it, a warning
+MOST_OF_MEMORY = 0.9  # taken by the dry run; more is too close, as some batches have more objects than others
+COMPILED = (
+    "numpy",
+    "PIL.Image",
+    "pycocotools.mask",
+    "hotcoco",
+    "safetensors",
+    "matplotlib.figure",
+)  # can be there, broken
+EXTRAS = ("tensorboard", "wandb", "diffusion", "smp")  # optional dependencies that users choose
+DRY_RUN_SECONDS = 900  # to read a large data set from slow storage takes a few minutes
+# The engine knows no task, but what only a task's configs have: field -> module that trains with it, the first counts.
+# (To ask each task's own config class would take a process each, and seconds, to find out the same.)
+MARKS = {
+    "data.train.annotations": "detection.training",
+    "diffusion": "diffusion.training",
+    "data.root": "train_clf_imagenet",
+}
+MEMORY = re.compile(r"memory ([\d,]+) of ([\d,]+) MiB")  # in the last line of a dry run
+KILLERS = {
+    signal.SIGKILL: "out of memory? Lower train.batch_size or data.workers, or ask for more memory",
+    signal.SIGBUS: "shared memory is full: data.workers=0, or a larger /dev/shm",
+}
+
+Level = Literal["ok", "warn", "fail"]
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    level: Level
+    what: str
+    remedy: str = ""  # what to do about it
+
+
+Check = Callable[[], Iterator[Finding]]
+
+
+def main() -> None:
+    """Check what the command line says; leave with the exit code."""
+    arguments = parse_arguments()
+    checks = dict(CHECKS)
+    if arguments.config:
+        checks["config"] = lambda: check_config(arguments.config, arguments.overrides)
+    levels = [finding.level for name, check in checks.items() for finding in told(name, check)]
+    failed, warned = levels.count("fail"), levels.count("warn")
+    print(f"\n{failed} failed, {warned} warnings, {len(levels) - failed - warned} ok")
+    sys.exit(int(failed > 0))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.doctor",
+        description="Look at this machine, this installation and a config, and say what to mend. "
+        "Exit code: 0 nothing failed, 1 something did.",
+        epilog="example: python -m engine.doctor configs/bccd.yaml data.root=/datasets/bccd",
+    )
+    parser.add_argument("config", nargs="?", help="YAML file to train two steps with (--dry-run of its task)")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config")
+    return parser.parse_args()
+
+
+def told(name: str, check: Check) -> Iterator[Finding]:
+    """The findings of a check, each printed as it comes; a check that breaks is one, too."""
+    try:
+        for finding in check():
+            show(name, finding)
+            yield finding
+    except Exception as error:  # of what is broken, which may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        finding = Finding("fail", f"{type(error).__name__}: {reason}", "install again: pip install -e . in a new .venv")
+        show(name, finding)
+        yield finding
+
+
+def show(name: str, finding: Finding) -> None:
+    """Print a line, and below it the remedy."""
+    print(f"{finding.level:<5} {name:<13} {finding.what}", flush=True)
+    if finding.remedy:
+        print(f"{'':<19} -> {finding.remedy}", flush=True)
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:,.1f} GiB"
+
+
+# ---- the installation --------------------------------------------------------------------------------------
+
+
+def check_code() -> Iterator[Finding]:
+    """Which version of the project this is, on which system."""
+    is_known, commit = answer("git", "-C", str(PROJECT), "describe", "--always", "--dirty=, with uncommitted changes")
+    yield Finding("ok", f"{PROJECT}, commit {commit if is_known else 'unknown'}; {platform.platform()}")
+
+
+def check_python() -> Iterator[Finding]:
+    wanted = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["requires-python"]
+    from packaging.specifiers import SpecifierSet
+
+    is_right = platform.python_version() in SpecifierSet(wanted)
+    found = f"{platform.python_version()} in {sys.prefix}"
+    yield Finding("ok", found) if is_right else Finding("fail", f"{found}, expected {wanted}", "take a newer Python")
+
+
+def check_packages() -> Iterator[Finding]:
+    """What pyproject.toml asks for is there, and those parts of it that are compiled can be loaded."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    missing = [text for text in map(unmet, project["dependencies"]) if text]
+    if missing:
+        yield Finding("fail", "; ".join(missing), "pip install -e .")
+        return
+    for module in COMPILED:
+        importlib.import_module(module)
+    yield Finding("ok", f"all {len(project['dependencies'])} that pyproject.toml asks for")
+    extras = {name: [unmet(need) for need in project["optional-dependencies"][name]] for name in EXTRAS}
+    there = [name for name, lacking in extras.items() if not any(lacking)]
+    absent = [name for name, lacking in extras.items() if any(lacking)]
+    text = f"extras: {', '.join(there) or 'none'}"
+    yield Finding("ok", text + (f"; not installed: {', '.join(absent)} (pip install -e '.[NAME]')" if absent else ""))
+
+
+def unmet(need: str) -> str:
+    """What is wrong with a requirement such as "torch>=2.10": "torch 2.9.1, expected >=2.10"; empty if it is met."""
+    from packaging.requirements import Requirement
+
+    requirement = Requirement(need)
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return f"{requirement.name} is not installed"
+    wanted = requirement.specifier
+    return "" if wanted.contains(version, prereleases=True) else f"{requirement.name} {version}, expected {wanted}"
+
+
+def check_torch() -> Iterator[Finding]:
+    """torch and torchvision are of one release, and torchvision's compiled part can be used.
+
+    Each torchvision says in its own metadata which torch it was compiled for; there is no table to fall behind."""
+    together = "pip install --upgrade torch torchvision, both at once and from the same index"
+    import torch
+
+    versions = f"torch {torch.__version__}, torchvision {metadata.version('torchvision')}"
+    needs = [need for need in metadata.requires("torchvision") or () if re.match(r"torch\b", need)]
+    if wrong := [text for text in map(unmet, needs) if text]:
+        yield Finding("fail", f"{versions}: made for another torch ({wrong[0]})", together)
+        return
+    try:
+        import torchvision
+
+        torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
+    except Exception as error:
+        yield Finding("fail", f"{versions}: its operators do not load ({str(error).splitlines()[0]})", together)
+        return
+    yield Finding("ok", f"{versions}: match, operators load; CUDA {torch.version.cuda or 'none'}")
+
+
+# ---- the machine -------------------------------------------------------------------------------------------
+
+
+def check_devices() -> Iterator[Finding]:
+    """Every GPU works, and is free."""
+    import torch
+
+    if not torch.cuda.is_available():
+        _, listed = answer("nvidia-smi", "-L")
+        if "GPU 0" not in listed:
+            yield Finding("ok", "no GPU: training runs on the CPU")
+        elif "CUDA_VISIBLE_DEVICES" in os.environ:
+            hidden = f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r}"
+            yield Finding("warn", f"there are GPUs, hidden by {hidden}", "unset it, unless that is meant")
+        elif torch.version.cuda is None:
+            cure = "pip install --upgrade torch torchvision, from PyPI or pytorch.org's index for CUDA"
+            yield Finding("warn", f"there are GPUs, but torch {torch.__version__} was built without CUDA", cure)
+        else:
+            cure = (
+                f"a driver for CUDA {torch.version.cuda}, or a torch for the driver (nvidia-smi tells its CUDA version)"
+            )
+            yield Finding("warn", "there are GPUs, but torch cannot use them", cure)
+        return
+    import torchvision
+
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        free, total = torch.cuda.mem_get_info(device)
+        torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device), torch.ones(1, device=device), 0.5)
+        text = f"cuda:{index} {torch.cuda.get_device_name(device)}, {gib(total)}, {gib(free)} free"
+        if free < 0.8 * total:
+            yield Finding("warn", text, "nvidia-smi shows who has the rest")
+        elif torch.cuda.get_device_capability(device) < (8, 0):
+            yield Finding("warn", f"{text}; no bf16 in hardware", "train.precision=fp16")
+        else:
+            yield Finding("ok", text)
+
+
+def check_processes() -> Iterator[Finding]:
+    """What processes of one run talk through."""
+    import torch
+
+    communication = torch.distributed
+    if not communication.is_available() or not communication.is_gloo_available():
+        yield Finding("warn", "no gloo: one process only", "a torch that was built with torch.distributed")
+    elif torch.cuda.is_available() and not communication.is_nccl_available():
+        yield Finding("warn", "gloo, but no NCCL: one GPU only", "a torch from PyPI or pytorch.org's index for CUDA")
+    elif torch.cuda.is_available():
+        yield Finding("ok", f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))} between GPUs, gloo for the rest")
+    else:
+        yield Finding("ok", "gloo, on the CPU")
+
+
+def check_cores() -> Iterator[Finding]:
+    """PyTorch starts no more threads than there are cores for them."""
+    import torch
+
+    usable, threads = usable_cores(), torch.get_num_threads()
+    text = f"{usable:g} of {os.cpu_count()} usable; {threads} threads"
+    if threads > usable:
+        yield Finding(
+            "warn", f"{text}, which will be in each other's way", f"export OMP_NUM_THREADS={max(1, int(usable))}"
+        )
+    else:
+        yield Finding("ok", f"{text}; data.workers come on top of these")
+
+
+def check_memory() -> Iterator[Finding]:
+    free = min(free_memory(), memory_limit())
+    text = f"{gib(memory_limit())} for this process, {gib(free_memory())} free on the machine"
+    cure = "end other programs, or ask for more (sbatch --mem, docker --memory)"
+    yield Finding("ok", text) if free >= LEAST_MEMORY else Finding("warn", text, cure)
+
+
+def check_shared_memory() -> Iterator[Finding]:
+    """Loader processes hand over their batches in it."""
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        yield Finding("ok", "not a folder on this system")
+        return
+    usage = shutil.disk_usage(folder)
+    text = f"{gib(usage.free)} of {gib(usage.total)} free in {folder}"
+    cure = "docker run --shm-size=8g (or --ipc=host), or data.workers=0; otherwise loader processes may die of SIGBUS"
+    yield Finding("ok", text) if usage.free >= LEAST_SHARED_MEMORY else Finding("warn", text, cure)
+
+
+def check_disk() -> Iterator[Finding]:
+    """Room for experiments, and the right to write them."""
+    folder = next(
+        path for path in (Path("experiments").absolute(), *Path("experiments").absolute().parents) if path.exists()
+    )
+    free = shutil.disk_usage(folder).free
+    text = f"{gib(free)} free in {folder}"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        cure = "go to a folder that can be, or name one by --experiments"
+        yield Finding("fail", f"{folder}: cannot be written ({error.strerror})", cure)
+        return
+    cure = "make room: a run keeps three checkpoints or so, of three times its weights' size"
+    yield Finding("ok", text) if free >= LEAST_DISK else Finding("warn", text, cure)
+
+
+def check_slurm() -> Iterator[Finding]:
+    """Whether jobs can be sent from here."""
+    job = os.environ.get("SLURM_JOB_ID")
+    inside = f"this is job {job}" if job else ""
+    if not shutil.which("sinfo"):
+        yield Finding("ok", ", but ".join(filter(None, ["none here", inside])))
+        return
+    is_up, told = answer("sinfo", "--noheader", "--format=%P (%a, %D nodes)")
+    if not is_up or not told:
+        cure = "needed only to send jobs: from a login node; sbatch/cluster.env has what is yours to set"
+        yield Finding("warn", f"installed, but sinfo names no partition: {told}", cure)
+        return
+    yield Finding("ok", "; ".join(filter(None, [inside, f"partitions {', '.join(told.splitlines())}"])))
+
+
+def answer(*command: str) -> tuple[bool, str]:
+    """Whether a command worked, and what it printed, or the last line of its complaint."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
+    if done.returncode == 0:
+        return True, done.stdout.strip()
+    return False, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+
+
+CHECKS: dict[str, Check] = {
+    "code": check_code,
+    "python": check_python,
+    "packages": check_packages,
+    "torch": check_torch,
+    "devices": check_devices,
+    "processes": check_processes,
+    "cores": check_cores,
+    "memory": check_memory,
+    "shared memory": check_shared_memory,
+    "disk": check_disk,
+    "Slurm": check_slurm,
+}
+
+
+# ---- a config ----------------------------------------------------------------------------------------------
+
+
+def check_config(path: str, overrides: Sequence[str]) -> Iterator[Finding]:
+    """The config is one of a task, and that task can train with it here: data, weights, memory."""
+    from engine.config import read_overridden
+    from engine.strict_yaml import ConfigError
+
+    try:
+        data = read_overridden(path, overrides)
+    except ConfigError as error:
+        yield Finding("fail", str(error), "mend the config, or the command line")
+        return
+    if "task" in data:
+        configs = ", ".join(dict.fromkeys(row["config"] for row in data.get("rows", ()) if "config" in row))
+        yield Finding("fail", f"{path}: a grid, of {data['task']}", f"name one of its configs: {configs}")
+        return
+    module = task_of(data)
+    if module is None:
+        yield Finding(
+            "fail", f"{path}: a config of no task, it has none of {', '.join(MARKS)}", "begin from one in configs/"
+        )
+        return
+    print(f"{'':<19} python -m {module} {path} --dry-run:", flush=True)
+    yield dry_run([sys.executable, "-m", module, path, *overrides, "--dry-run"])
+
+
+def task_of(data: dict[str, Any]) -> str | None:
+    """The module that trains with a config, by the fields that it has."""
+
+    def has(field: str) -> bool:
+        node: Any = data
+        for key in field.split("."):
+            if not isinstance(node, dict) or key not in node:
+                return False
+            node = node[key]
+        return True
+
+    return next((module for field, module in MARKS.items() if has(field)), None)
+
+
+def dry_run(command: Sequence[str]) -> Finding:
+    """Start a task with --dry-run, and pass on what it says of its data and weights."""
+    last = ""
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        watch = threading.Timer(DRY_RUN_SECONDS, process.kill)
+        watch.start()
+        for line in process.stdout:
+            if last:
+                print(f"{'':<19} {last}", flush=True)
+            last = line.rstrip()
+        code, is_late = process.wait(), not watch.is_alive()
+        watch.cancel()
+        errors.seek(0)
+        said = errors.read().strip()
+    if is_late:
+        cure = "storage that hangs? Start the same by hand, with data.workers=0, to see where it stays"
+        return Finding("fail", f"the dry run did not end in {DRY_RUN_SECONDS} s", cure)
+    if code == 0:
+        used, total = (int(text.replace(",", "")) for text in MEMORY.search(last).groups())
+        cure = "lower train.batch_size, and raise train.accumulation_steps by as much"
+        return Finding("ok", last) if used <= MOST_OF_MEMORY * total else Finding("warn", last, cure)
+    if last:
+        print(f"{'':<19} {last}", flush=True)
+    if code < 0:
+        killer = signal.Signals(-code)
+        cure = KILLERS.get(killer, "do torch and torchvision fit together? Install both again in a new .venv")
+        return Finding("fail", f"the dry run was killed by {killer.name}", cure)
+    *traceback, error = said.rpartition("error: ")
+    return Finding("fail", error if any(traceback) else said[-500:], "mend that, and ask again")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A small data set to lay out in the ways of the world, and to write in other formats."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from detection.sample import generate
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """Six images to train on and three to validate, 96 x 96 pixels, in COCO's format."""
+    return generate(tmp_path_factory.mktemp("drawn"), num_train=6, num_val=3, image_size=96)
+
+
+@pytest.fixture
+def lay_out(drawn, tmp_path):
+    """Copies the data set, the halves under other names, into a folder of the test's own.
+
+    images, annotations: where those of {} go. Returns the folder."""
+
+    def lay_out(images, annotations, train="train", val="val", folder="set"):
+        root = tmp_path / folder
+        for half, name in (("train", train), ("val", val)):
+            shutil.copytree(drawn / "images" / half, root / images.format(name), dirs_exist_ok=True)
+            path = root / annotations.format(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(drawn / f"annotations/instances_{half}.json", path)
+        return root
+
+    return lay_out
+
+
+@pytest.fixture(scope="session")
+def objects():
+    """Reads an annotation file: (file name, class, box in x, y, width, height, crowd) of every object, in order."""
+
+    def objects(path):
+        content = json.loads(Path(path).read_text())
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        classes = {category["id"]: category["name"] for category in content["categories"]}
+        return [
+            (names[a["image_id"]], classes[a["category_id"]], a["bbox"], a["iscrowd"]) for a in content["annotations"]
+        ]
+
+    return objects

@@ -1,0 +1,88 @@
+"""detection/prepare/convert.py: what is written, and when nothing is."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from engine import files
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    """An image to train on and one to validate, one object each."""
+    for half in ("train", "val"):
+        for folder in ("images", "labels"):
+            (tmp_path / folder / half).mkdir(parents=True)
+        Image.new("RGB", (40, 20)).save(tmp_path / f"images/{half}/a.png")
+        (tmp_path / f"labels/{half}/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "classes.txt").write_text("猫\n")
+    return tmp_path
+
+
+def test_the_command_that_trains_on_the_result_is_printed(yolo, command):
+    code, printed, _ = command("convert", "yolo", yolo)
+    assert code == 0
+    assert f"data.root={yolo} data.train.images=images/train" in printed
+
+
+def test_called_again_it_writes_anew_what_it_wrote(yolo, command):
+    command("convert", "yolo", yolo)
+    (yolo / "labels/train/a.txt").write_text("")
+    (yolo / "labels/train/a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    assert command("convert", "yolo", yolo)[0] == 0
+    content = json.loads((yolo / "annotations/instances_train.json").read_text())
+    assert content["annotations"][0]["bbox"] == [18, 9, 4, 2]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "not JSON", '{"info": {"description": "COCO 2017 Dataset"}}'])
+def test_annotations_of_others_are_never_overwritten(yolo, command, text):
+    path = yolo / "annotations/instances_val.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    code, _, errors = command("convert", "yolo", yolo)
+    assert (code, len(errors)) == (2, 1)
+    assert f"{path}: not made by detection.data convert; choose another folder by --to" in errors[0]
+    assert path.read_text() == text
+    assert not (yolo / "annotations/instances_train.json").exists()
+
+
+def test_another_folder_takes_the_annotations_and_names_the_images_in_full(yolo, command, tmp_path):
+    code, printed, _ = command("convert", "yolo", yolo, "--to", tmp_path / "new")
+    assert code == 0
+    assert f"data.root={tmp_path}/new data.train.images={yolo}/images/train" in printed
+
+
+def test_nothing_to_learn_is_an_error_and_nothing_is_written(yolo, command):
+    (yolo / "labels/train/a.txt").write_text("")
+    code, _, errors = command("convert", "yolo", yolo)
+    assert (code, len(errors)) == (2, 1)
+    assert "no objects in the half to train on; nothing was written" in errors[0]
+    assert not (yolo / "annotations").exists()
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(yolo, command, monkeypatch):
+    command("convert", "yolo", yolo)
+    before = (yolo / "annotations/instances_train.json").read_bytes()
+
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    code, _, errors = command("convert", "yolo", yolo)
+    assert (code, len(errors)) == (2, 1)
+    assert "instances_train.json: cannot be written: no space left" in errors[0]
+    assert (yolo / "annotations/instances_train.json").read_bytes() == before
+    assert len(list((yolo / "annotations").iterdir())) == 2
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path, command):
+    code, _, errors = command("convert", "voc", tmp_path / "gone")
+    assert (code, len(errors)) == (2, 1)
+    assert "gone: no such folder" in errors[0]
+
+
+@pytest.mark.parametrize("words", [[], ["coco", "x"], ["yolo"], ["yolo", "x", "--zero-based"]])
+def test_a_bad_command_line_is_one_line(command, words):
+    code, _, errors = command("convert", *words)
+    assert (code, len(errors)) == (2, 1)

@@ -1,0 +1,119 @@
+"""detection/prepare/layouts.py: the usual layouts are recognised, and training reads what is printed."""
+
+import json
+import shlex
+import shutil
+
+import pytest
+
+from data import DatasetError
+from detection.annotations import read_coco
+from detection.check import DataSection
+from detection.prepare.layouts import find_layout, overrides
+from engine.config import load_config
+
+CONFIG = "data: {root: nowhere, train: {images: a, annotations: b}, val: {images: c, annotations: d}}\n"
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """The `data` section of a config after overrides, given as a shell reads them."""
+
+    def configured(words):
+        (tmp_path / "config.yaml").write_text(CONFIG)
+        return load_config(tmp_path / "config.yaml", words, DataSection).data
+
+    return configured
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "train", "val", "name"),
+    [
+        ("{}", "annotations/instances_{}.json", "train2017", "val2017", "COCO's archives unpacked"),
+        ("{}", "annotations/instances_{}.json", "train2014", "val2014", "COCO's archives unpacked"),
+        ("images/{}", "annotations/instances_{}.json", "train", "val", "images/ and annotations/"),
+        ("{}/data", "{}/labels.json", "train", "validation", "an export of FiftyOne"),
+        ("{}", "{}/_annotations.coco.json", "train", "valid", "a COCO export of Roboflow"),
+    ],
+)
+def test_a_layout_is_recognised_and_training_reads_it(
+    lay_out, configured, command, images, annotations, train, val, name
+):
+    root = lay_out(images, annotations, train, val)
+    code, printed, _ = command("layout", root)
+    assert code == 0
+    assert f"{root}: {name}" in printed
+    data = configured(shlex.split(printed.splitlines()[-1].partition("CONFIG ")[2]))
+    assert [len(read_coco(*data.paths(half)).images) for half in ("train", "val")] == [6, 3]
+
+
+def test_a_yolo_distribution_with_cocos_annotations_is_called_one(lay_out):
+    root = lay_out("images/{}", "annotations/instances_{}.json", "train2017", "val2017")
+    (root / "labels").mkdir()
+    assert "YOLO" in find_layout(root).name
+
+
+def test_the_only_data_set_below_a_folder_is_found(lay_out):
+    root = lay_out("{}/data", "{}/labels.json", folder="fiftyone/coco-2017")
+    assert find_layout(root.parent).root == root
+
+
+def test_of_several_data_sets_below_a_folder_one_is_to_be_named(lay_out):
+    one, other = (lay_out("images/{}", "annotations/instances_{}.json", folder=f"sets/{name}") for name in "ab")
+    with pytest.raises(DatasetError, match=f"holds several data sets; name one: {one}, {other}"):
+        find_layout(one.parent)
+
+
+def test_a_folder_with_none_is_told_all_that_was_looked_for(tmp_path, command):
+    code, _, errors = command("layout", tmp_path)
+    assert (code, len(errors)) == (2, 1)
+    with pytest.raises(DatasetError) as error:
+        find_layout(tmp_path)
+    for part in ("annotations/instances_SPLIT.json", "SPLIT/labels.json", "_annotations.coco.json", "valid"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "cure"),
+    [("Annotations/1.xml", "convert voc"), ("data.yaml", "convert yolo"), ("labels/x", "convert yolo")],
+)
+def test_another_format_is_told_its_converter(tmp_path, file, cure):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(DatasetError, match=f"{cure} {tmp_path}"):
+        find_layout(tmp_path)
+
+
+def test_half_a_data_set_is_none(lay_out):
+    root = lay_out("{}", "{}/_annotations.coco.json")
+    shutil.rmtree(root / "val")
+    with pytest.raises(DatasetError, match="no data set in COCO's format recognised"):
+        find_layout(root)
+
+
+@pytest.mark.parametrize("folder", ["my data", "it's", "a: b", "2017", "[x]", "naïve"])
+def test_odd_names_reach_the_config_as_they_are(lay_out, configured, monkeypatch, folder):
+    root = lay_out("images/{}", "annotations/instances_{}.json", folder=folder)
+    monkeypatch.chdir(root.parent)
+    layout = find_layout(type(root)(folder))
+    assert configured(shlex.split(" ".join(overrides(layout)))).root == folder
+
+
+def test_an_image_that_is_missing_is_an_error(lay_out, command):
+    root = lay_out("images/{}", "annotations/instances_{}.json")
+    (root / "images/train/000001.jpg").unlink()
+    code, printed, errors = command("layout", root)
+    assert (code, len(errors)) == (2, 1)
+    assert "images/ and annotations/" in printed
+    assert "file_name '000001.jpg': no such file" in errors[0]
+
+
+def test_halves_of_other_classes_are_an_error(lay_out, command):
+    root = lay_out("images/{}", "annotations/instances_{}.json")
+    path = root / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["name"] = "disc"
+    path.write_text(json.dumps(content))
+    code, _, errors = command("layout", root)
+    assert (code, len(errors)) == (2, 1)
+    assert "both files must list the same classes" in errors[0]

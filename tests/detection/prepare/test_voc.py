@@ -1,0 +1,342 @@
+"""detection/prepare/voc.py: every box where it was, every defect with its file and line."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+XML = """<annotation>
+  <folder>VOC2007</folder>
+  <filename>{name}.jpg</filename>
+  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>
+  <segmented>0</segmented>{objects}
+</annotation>
+"""
+OBJECT = """
+  <object>
+    <name>{name}</name>
+    <pose>Left</pose><truncated>1</truncated><difficult>{difficult}</difficult>
+    <bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox>
+    <part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>
+  </object>"""
+
+
+def thing(*corners, name="dog", difficult=0):
+    return OBJECT.format(*corners, name=name, difficult=difficult)
+
+
+@pytest.fixture
+def kit(tmp_path):
+    """A folder as the development kit has it, with two images of 40 x 30 pixels to train on and one to validate."""
+    root = tmp_path / "VOC2007"
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for name, objects in (
+        ("000005", thing(1, 1, 40, 30)),
+        ("000012", thing(11, 6, 20, 10) + thing(2, 3, 4, 5, name="cat")),
+        ("000007", thing(5, 5, 9, 9, name="cat")),
+    ):
+        Image.new("RGB", (40, 30)).save(root / f"JPEGImages/{name}.jpg")
+        text = XML.format(name=name, width=40, height=30, objects=objects)
+        (root / f"Annotations/{name}.xml").write_text(text)
+    (root / "ImageSets/Main/train.txt").write_text("000005\n000012\n")
+    (root / "ImageSets/Main/val.txt").write_text("000007\n")
+    (root / "ImageSets/Main/dog_train.txt").write_text("000005  1\n000012 -1\n")
+    return root
+
+
+@pytest.fixture
+def rewrite(kit):
+    """Gives an image other objects."""
+
+    def rewrite(*objects, name="000005", width=40, height=30):
+        text = XML.format(name=name, width=width, height=height, objects="".join(objects))
+        (kit / f"Annotations/{name}.xml").write_text(text)
+
+    return rewrite
+
+
+@pytest.fixture
+def boxes(kit, objects):
+    """The boxes of an image after the conversion."""
+    return lambda name="000005", half="train": [
+        box for file, _, box, _ in objects(kit / f"annotations/instances_{half}.json") if file == f"{name}.jpg"
+    ]
+
+
+@pytest.fixture
+def refused(kit, command):
+    """Converts; the defects that it lists, having written nothing."""
+
+    def refused(*arguments):
+        code, printed, errors = command("convert", "voc", kit, *arguments)
+        assert (code, len(errors)) == (2, 1)
+        assert not (kit / "annotations").exists()
+        return printed + errors[0]
+
+    return refused
+
+
+# ---- boxes --------------------------------------------------------------------------------------------------------
+
+
+def test_pixels_count_from_one_and_the_last_belongs_to_the_box(kit, command, objects):
+    assert command("convert", "voc", kit)[0] == 0
+    assert objects(kit / "annotations/instances_train.json") == [
+        ("000005.jpg", "dog", [0, 0, 40, 30], 0),
+        ("000012.jpg", "dog", [10, 5, 10, 5], 0),
+        ("000012.jpg", "cat", [1, 2, 3, 3], 0),
+    ]
+
+
+def test_edges_count_from_zero_on_request(kit, command, rewrite, boxes):
+    rewrite(thing(0, 0, 40, 30), thing(10, 5, 20, 10))
+    assert command("convert", "voc", kit, "--zero-based")[0] == 0
+    assert boxes() == [[0, 0, 40, 30], [10, 5, 10, 5]]
+
+
+def test_a_box_at_pixel_zero_is_pointed_out(kit, command, rewrite, boxes):
+    rewrite(thing(0, 3, 10, 10))
+    code, printed, _ = command("convert", "voc", kit)
+    assert code == 0
+    assert (
+        "boxes that begin at pixel 0, though VOC counts from 1 (if all are counted from 0, give --zero-based): 1"
+        in (printed)
+    )
+    assert boxes() == [[0, 2, 10, 8]]
+
+
+def test_fractions_of_a_pixel_stay(kit, command, rewrite, boxes):
+    rewrite(thing(2.5, 3, 10.25, 10))
+    assert command("convert", "voc", kit)[0] == 0
+    assert boxes() == [[1.5, 2, 8.75, 8]]
+
+
+def test_a_box_over_the_edge_is_cut_and_counted(kit, command, rewrite, boxes):
+    rewrite(thing(31, 21, 45, 30))
+    code, printed, _ = command("convert", "voc", kit)
+    assert code == 0
+    assert "boxes cut at the edge of their image: 1" in printed
+    assert boxes() == [[30, 20, 10, 10]]
+
+
+def test_difficult_objects_become_crowds(kit, command, rewrite, objects):
+    rewrite(thing(1, 1, 10, 10), thing(11, 11, 20, 20, difficult=1))
+    code, printed, _ = command("convert", "voc", kit)
+    assert code == 0
+    assert "difficult objects that became crowds, which are neither trained on nor scored: 1" in printed
+    assert [crowd for name, *_, crowd in objects(kit / "annotations/instances_train.json") if name == "000005.jpg"] == [
+        0,
+        1,
+    ]
+
+
+def test_classes_are_those_of_both_halves_in_alphabetical_order(kit, command, rewrite):
+    rewrite(thing(1, 1, 10, 10, name="ant"), name="000007")
+    assert command("convert", "voc", kit)[0] == 0
+    for half in ("train", "val"):
+        content = json.loads((kit / f"annotations/instances_{half}.json").read_text())
+        assert [(c["id"], c["name"]) for c in content["categories"]] == [(1, "ant"), (2, "cat"), (3, "dog")]
+
+
+def test_the_result_passes_the_check(kit, command):
+    assert command("convert", "voc", kit)[0] == 0
+    for half in ("train", "val"):
+        path = kit / f"annotations/instances_{half}.json"
+        assert command("check", path, "--images", kit / "JPEGImages", "--workers", 1)[0] == 0
+
+
+# ---- halves -------------------------------------------------------------------------------------------------------
+
+
+def test_other_lists_can_be_named(kit, command, objects):
+    (kit / "ImageSets/Main/trainval.txt").write_text("000005\n000007\n")
+    (kit / "ImageSets/Main/test.txt").write_text("000012\n")
+    assert command("convert", "voc", kit, "--train", "trainval", "--val", "test")[0] == 0
+    names = [{name for name, *_ in objects(kit / f"annotations/instances_{half}.json")} for half in ("train", "val")]
+    assert names == [{"000005.jpg", "000007.jpg"}, {"000012.jpg"}]
+
+
+def test_lists_may_be_files_of_ones_own_with_or_without_suffix(kit, tmp_path, command, objects):
+    for suffix, folder in (("xml", "Annotations"), ("jpg", "JPEGImages")):
+        (kit / f"{folder}/000012.{suffix}").rename(kit / f"{folder}/my dog.{suffix}")
+    (tmp_path / "mine.txt").write_text("000005.jpg\n\nmy dog\n")
+    shutil.rmtree(kit / "ImageSets")
+    (tmp_path / "rest.txt").write_text("000007")
+    assert command("convert", "voc", kit, "--train", tmp_path / "mine.txt", "--val", tmp_path / "rest.txt")[0] == 0
+    assert len(objects(kit / "annotations/instances_train.json")) == 3
+
+
+@pytest.mark.parametrize(
+    ("xml_dir", "images_dir"),
+    [("{}", "{}"), ("images/{}", "images/{}"), ("annotations/{}", "images/{}"), ("{}/Annotations", "{}/JPEGImages")],
+)
+def test_halves_may_lie_in_folders(kit, command, objects, tmp_path, xml_dir, images_dir):
+    root = tmp_path / "other"
+    for half, names in (("train", ("000005", "000012")), ("valid", ("000007",))):
+        for name in names:
+            for file, folder in ((f"Annotations/{name}.xml", xml_dir), (f"JPEGImages/{name}.jpg", images_dir)):
+                (root / folder.format(half)).mkdir(parents=True, exist_ok=True)
+                shutil.copy(kit / file, root / folder.format(half))
+    assert command("convert", "voc", root)[0] == 0
+    assert len(objects(root / "annotations/instances_train.json")) == 3
+    assert len(objects(root / "annotations/instances_val.json")) == 1
+
+
+def test_without_halves_it_says_what_there_is(kit, refused):
+    (kit / "ImageSets/Main/val.txt").rename(kit / "ImageSets/Main/test.txt")
+    text = refused()
+    assert "the half to validate on not found" in text
+    assert "give --val test|train" in text
+
+
+def test_images_without_an_xml_file_are_counted(kit, command, tmp_path):
+    root = tmp_path / "other"
+    for half, name in (("train", "000005"), ("val", "000007")):
+        (root / half).mkdir(parents=True)
+        shutil.copy(kit / f"Annotations/{name}.xml", root / half)
+        shutil.copy(kit / f"JPEGImages/{name}.jpg", root / half)
+    shutil.copy(kit / "JPEGImages/000012.jpg", root / "train")
+    code, printed, _ = command("convert", "voc", root)
+    assert code == 0
+    assert "images left out, for they have no XML file: 1" in printed
+
+
+# ---- images and sizes ---------------------------------------------------------------------------------------------
+
+
+def test_the_image_is_the_one_of_the_same_name_whatever_filename_says(kit, command, boxes):
+    path = kit / "Annotations/000005.xml"
+    path.write_text(path.read_text().replace("000005.jpg", "000012.jpg"))
+    assert command("convert", "voc", kit)[0] == 0
+    assert boxes() == [[0, 0, 40, 30]]
+
+
+def test_filename_says_which_image_it_is_if_none_has_the_name(kit, command, objects):
+    (kit / "JPEGImages/000005.jpg").rename(kit / "JPEGImages/a photo.jpg")
+    path = kit / "Annotations/000005.xml"
+    path.write_text(path.read_text().replace("000005.jpg", "C:/x/../a photo.jpg"))
+    assert command("convert", "voc", kit)[0] == 0
+    assert objects(kit / "annotations/instances_train.json")[0][0] == "a photo.jpg"
+
+
+def test_the_size_of_the_image_stands_in_for_one_that_is_missing(kit, command, rewrite):
+    rewrite(thing(1, 1, 5, 5), width=0, height=0)
+    code, printed, _ = command("convert", "voc", kit)
+    assert code == 0
+    assert "XML files without a size, in whose place the image's was taken: 1" in printed
+
+
+@pytest.mark.parametrize(("said", "fits"), [((30, 40), True), ((40, 30), True), ((41, 30), False)])
+def test_of_an_image_that_is_turned_either_size_will_do(kit, command, rewrite, said, fits):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(kit / "JPEGImages/000005.jpg", exif=exif)
+    rewrite(thing(1, 1, 5, 5), width=said[0], height=said[1])
+    code, printed, _ = command("convert", "voc", kit)
+    assert (code == 0) == fits
+    if fits:
+        record = json.loads((kit / "annotations/instances_train.json").read_text())["images"][0]
+        assert (record["width"], record["height"]) == said
+    else:
+        assert "says 41 x 30 pixels, but 000005.jpg has 40 x 30" in printed
+
+
+# ---- what cannot be converted -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (thing(20, 5, 10, 9), "line 6   <bndbox> from 20, 5 to 10, 9: its far corner comes first"),
+        (
+            thing(41, 1, 50, 9),
+            "line 6   a box from corner to corner of 40, 0, 50, 9 pixels lies outside its image of 40",
+        ),
+        (thing("x", 1, 50, ""), "line 6   <bndbox> has x, 1, 50, nothing; expected numbers as xmin, ymin, xmax, ymax"),
+        (thing(1, "nan", 5, 9), "line 6   <bndbox> has 1, nan, 5, 9; expected numbers"),
+        (thing(1, 1, "inf", 9), "line 6   <bndbox> has 1, 1, inf, 9; expected numbers"),
+        (thing(1, 1, 5, 5, name=" "), "line 6   no <name>"),
+        (thing(1, 1, 5, 5, difficult="maybe"), "line 6   <difficult> 'maybe', expected 0 or 1"),
+        ("\n<object><name>dog</name></object>", "line 6   <bndbox> has nothing, nothing, nothing, nothing"),
+    ],
+)
+def test_a_bad_object_is_named_with_its_line(refused, rewrite, bad, message):
+    rewrite(bad, thing(1, 1, 5, 5))
+    text = " ".join(refused().split())
+    assert f"000005.xml {' '.join(message.split())}" in text
+    assert "1 defects, listed above; nothing was written" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not XML: no element found"),
+        (b"<annotation><object>", "not XML: no element found: line 1"),
+        (b"<html></html>", "holds <html>, expected <annotation>"),
+        (b"<?xml version='1.0' encoding='gbk'?><annotation/>", "not XML: "),
+        (b"<!DOCTYPE a [<!ENTITY x 'y'>]><annotation>&x;</annotation>", "declares an entity"),
+    ],
+)
+def test_a_file_that_is_no_annotation_is_named(kit, refused, content, message):
+    (kit / "Annotations/000005.xml").write_bytes(content)
+    text = refused()
+    assert "000005.xml" in text
+    assert message in text
+
+
+def test_all_defects_come_at_once(kit, refused, rewrite):
+    rewrite(thing(20, 5, 10, 9), thing(41, 1, 50, 9))
+    (kit / "JPEGImages/000012.jpg").unlink()
+    (kit / "JPEGImages/000007.jpg").write_bytes(b"<html>")
+    (kit / "ImageSets/Main/train.txt").write_text("000005\n000012\n000099\n")
+    text = refused()
+    assert "000012.xml" in text
+    assert "no image of this name in" in text
+    assert "JPEGImages/000007.jpg" in text
+    assert "cannot be decoded" in text
+    assert "line 3" in text
+    assert "'000099': there is no" in text
+    assert "5 defects, listed above; nothing was written" in text
+
+
+def test_two_files_for_one_image_are_a_defect(kit, refused):
+    shutil.copy(kit / "Annotations/000005.xml", kit / "Annotations/copy.xml")
+    (kit / "ImageSets/Main/train.txt").write_text("000005\ncopy\n")
+    assert "000005.jpg is the image of another XML file, too" in refused()
+
+
+# ---- real data ----------------------------------------------------------------------------------------------------
+
+
+def as_voc(source, target, zero_based):
+    """Write a data set with boxes in whole pixels as Pascal VOC's XML files."""
+    for half in ("train", "val"):
+        content = json.loads((source / f"annotations/instances_{half}.json").read_text())
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        (target / f"images/{half}").mkdir(parents=True)
+        for image in content["images"][:40]:
+            things = [
+                thing(x + (not zero_based), y + (not zero_based), x + w, y + h, name=names[a["category_id"]])
+                for a in content["annotations"]
+                if a["image_id"] == image["id"]
+                for x, y, w, h in [a["bbox"]]
+            ]
+            path = target / f"images/{half}" / image["file_name"]
+            path.symlink_to(source.absolute() / f"images/{half}" / image["file_name"])
+            text = XML.format(name=path.stem, width=image["width"], height=image["height"], objects="".join(things))
+            path.with_suffix(".xml").write_text(text)
+
+
+@pytest.mark.parametrize("options", [[], ["--zero-based"]])
+def test_real_boxes_come_back_as_they_went(shared_data, tmp_path, command, objects, options):
+    source = shared_data / "bccd"
+    as_voc(source, tmp_path / "set", zero_based=bool(options))
+    assert command("convert", "voc", tmp_path / "set", *options)[0] == 0
+    for half in ("train", "val"):
+        name = f"annotations/instances_{half}.json"
+        converted = objects(tmp_path / "set" / name)
+        files = {file for file, *_ in converted}
+        assert len(files) == 40
+        assert sorted(converted) == sorted(row for row in objects(source / name) if row[0] in files)

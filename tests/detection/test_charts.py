@@ -1,0 +1,130 @@
+"""Charts can be read: as wide as they should be, with room for every name, and colour where there is something."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detection.charts import (
+    DOTS_PER_INCH,
+    MATRIX_CLASSES,
+    MOST_BARS,
+    MOST_FREQUENT,
+    WIDTH,
+    _largest,
+    draw_class_scores,
+    draw_confusion,
+    draw_precision,
+)
+from engine.image_statistics import Matches
+
+COLUMN = round(WIDTH * DOTS_PER_INCH)
+ROW = 14  # pixels that a line of text of 8 points takes, and a little
+BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), np.int64)
+
+
+def coloured(picture, colour):
+    """(H, W) bool, where a picture has this colour, or nearly."""
+    return np.abs(picture - colour).sum(axis=2) < 40
+
+
+def names(count):
+    return [f"class {number}" for number in range(count)]
+
+
+def matches(classes, objects=4, thresholds=2):
+    """Of each class as many objects in one image, half of them found, with a wrong detection in between."""
+    rows = [(label, score, is_right) for label in range(classes) for score, is_right in ((0.9, 1), (0.5, 0), (0.4, 1))]
+    labels, scores, right = map(np.array, zip(*rows, strict=True))
+    return Matches(
+        np.array([1]), np.array(names(classes)), np.linspace(0.5, 0.75, thresholds),
+        np.zeros(len(rows), np.int32), labels.astype(np.int16), scores,
+        np.repeat(right[:, None] == 1, thresholds, axis=1), np.zeros((len(rows), thresholds), bool),
+        np.zeros(objects * classes, np.int32), np.repeat(np.arange(classes, dtype=np.int16), objects),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [1, 3, 80])
+def test_curves_are_as_wide_as_a_column_however_many_classes_there_are(tmp_path, classes):
+    draw_precision(tmp_path / "chart.png", matches(classes))
+    assert pixels(tmp_path / "chart.png").shape[1] == COLUMN
+
+
+def test_classes_have_lines_of_their_own_colours(tmp_path):
+    draw_precision(tmp_path / "chart.png", matches(3))
+    below = pixels(tmp_path / "chart.png")[500:]
+    assert coloured(below, (0, 158, 115)).sum() > 200  # the three lie upon each other; the last is on top
+
+
+def test_without_objects_there_are_axes_and_no_curves(tmp_path):
+    draw_precision(tmp_path / "chart.png", matches(2, objects=0))
+    picture = pixels(tmp_path / "chart.png")
+    assert (picture.max(axis=2) - picture.min(axis=2)).max() < 30  # grey
+
+
+@pytest.mark.parametrize("classes", [3, 80])
+def test_every_class_has_a_bar_and_room_for_its_name(tmp_path, classes):
+    per_class = {name: {"AP": 0.4, "AP50": 0.6} for name in names(classes)}
+    draw_class_scores(tmp_path / "chart.png", per_class, [5] * classes)
+    picture = pixels(tmp_path / "chart.png")
+    at_0_2 = coloured(picture, BLUE)[:, 200]
+    assert np.count_nonzero(np.diff(at_0_2.astype(int)) == 1) == classes
+    assert picture.shape[0] > ROW * classes
+
+
+def test_bars_are_as_long_as_the_scores(tmp_path):
+    draw_class_scores(tmp_path / "half.png", {"a": {"AP": 0.5, "AP50": 1.0}}, [5])
+    picture = pixels(tmp_path / "half.png")
+    dark, all_of_it = coloured(picture, BLUE), coloured(picture, BLUE) | coloured(picture, (185, 214, 232))
+    row = np.flatnonzero(dark.any(axis=1))[3]
+    assert dark[row].sum() / all_of_it[row].sum() == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_class_without_objects_has_no_bar(tmp_path):
+    draw_class_scores(tmp_path / "chart.png", {"a": {"AP": None, "AP50": None}}, [0])
+    assert not coloured(pixels(tmp_path / "chart.png"), BLUE).any()
+
+
+def test_of_very_many_classes_the_chart_stays_of_a_size_that_can_be_opened(tmp_path):
+    per_class = {name: {"AP": 0.4, "AP50": 0.6} for name in names(1203)}
+    draw_class_scores(tmp_path / "chart.png", per_class, [5] * 1203)
+    assert pixels(tmp_path / "chart.png").shape[0] < 30 * MOST_BARS
+
+
+@pytest.mark.parametrize("classes", [1, 3, MATRIX_CLASSES])
+def test_a_few_classes_make_a_matrix_with_room_for_each_number(tmp_path, classes):
+    draw_confusion(tmp_path / "chart.png", np.full((classes + 1, classes + 1), 9999), names(classes), 0.3)
+    height, width, _ = pixels(tmp_path / "chart.png").shape
+    assert COLUMN - 1 <= width < 1.6 * COLUMN
+    assert height > 3 * ROW * (classes + 1)
+
+
+def test_the_colour_of_a_matrix_is_the_share_of_a_class_and_nothing_has_none(tmp_path):
+    draw_confusion(tmp_path / "right.png", np.diag([7, 7, 7, 0]), names(3), 0.3)
+    draw_confusion(tmp_path / "made_up.png", np.array([[0] * 4] * 3 + [[7, 7, 7, 0]]), names(3), 0.3)
+    dark = (8, 48, 107)  # the end of the colour map
+    shares = [coloured(pixels(tmp_path / name), dark).mean() for name in ("right.png", "made_up.png")]
+    assert shares[0] > 0.08
+    assert shares[1] < 0.005
+
+
+def test_many_classes_make_lists_of_what_is_most_frequent(tmp_path):
+    counts = np.random.default_rng(0).integers(1, 90, (81, 81))
+    draw_confusion(tmp_path / "chart.png", counts, names(80), 0.3)
+    picture = pixels(tmp_path / "chart.png")
+    assert picture.shape[1] == COLUMN
+    bars = coloured(picture, ORANGE).any(axis=1)
+    assert np.count_nonzero(np.diff(bars.astype(int)) == 1) == 3 * MOST_FREQUENT
+
+
+def test_without_detections_or_objects_the_lists_are_empty(tmp_path):
+    draw_confusion(tmp_path / "chart.png", np.zeros((41, 41), np.int64), names(40), 0.3)
+    assert not coloured(pixels(tmp_path / "chart.png"), ORANGE).any()
+
+
+def test_the_largest_counts_come_first_and_none_is_0():
+    assert _largest(np.array([[0, 5, 2], [7, 0, 0]])) == [(1, 0, 7), (0, 1, 5), (0, 2, 2)]

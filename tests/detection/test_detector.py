@@ -1,0 +1,272 @@
+"""The Python door: whatever holds the weights, and however an image comes, what is found is what was scored."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from data import DatasetError
+from detection import Detections, load
+from detection.annotations import read_split
+from detection.task import DetectionConfig
+from detection.test import released_facts
+from engine import publish
+from engine.checkpoint import load_checkpoint, newest_checkpoint
+from engine.experiment import read_experiment_config
+from engine.release import save_release
+
+
+@pytest.fixture(scope="module")
+def detector(finished_detector):
+    return load(finished_detector, "cpu")
+
+
+@pytest.fixture(scope="module")
+def val(detector):
+    return read_split(detector.config.data, "val")
+
+
+@pytest.fixture(scope="module")
+def pixels(val):
+    """(H, W, 3) uint8 of one image, not square."""
+    return np.array(Image.open(val.file(0).path))[:, :120]
+
+
+def same(a: Detections, b: Detections) -> bool:
+    return len(a) > 0 and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in Detections.__dataclass_fields__
+    )
+
+
+# ---- what is found -------------------------------------------------------------------------------------------
+
+
+def test_it_finds_what_was_scored(finished_detector, detector, val):
+    found = detector([val.file(index).path for index in range(len(val.images))])
+    records = [record for image, each in zip(val.images, found, strict=True) for record in each.to_coco(image.id)]
+    assert records == json.loads((finished_detector / "detections.json").read_text())
+
+
+def test_boxes_are_in_pixels_of_the_original(detector, pixels):
+    found = detector(pixels)
+    assert found.boxes_xyxy[:, 2].max() > 96 > found.boxes_xyxy[:, 0].min()  # wider than the network's input
+    assert (found.boxes_xyxy >= 0).all()
+    assert (found.boxes_xyxy <= (120, 160, 120, 160)).all()
+
+
+def test_names_and_ids_are_those_of_the_labels(detector, val, pixels):
+    found = detector(pixels)
+    assert found.class_names == [val.class_names[label - 1] for label in found.labels]
+    assert found.category_ids.tolist() == [val.category_ids[label - 1] for label in found.labels]
+    assert detector.category_ids != list(range(1, len(val.class_names) + 1))
+
+
+def test_a_threshold_takes_the_place_of_the_experiments(detector, pixels):
+    few, some = detector(pixels, score_threshold=0.6), detector(pixels)
+    assert 0 < len(few) < len(some)
+    assert few.scores.min() >= 0.6 > some.scores.min() >= 0.3
+
+
+def test_an_image_without_objects_has_empty_detections(detector, pixels):
+    found = detector(pixels, score_threshold=0.9999)
+    assert len(found) == 0
+    assert found.boxes_xyxy.shape == (0, 4)
+    assert found.to_coco(1) == []
+
+
+def test_several_images_of_different_sizes_give_a_list(detector, pixels):
+    found = detector([pixels, pixels[:90]])
+    assert [type(each) for each in found] == [Detections, Detections]
+    assert np.allclose(found[0].boxes_xyxy, detector(pixels).boxes_xyxy, atol=0.01)
+    assert found[1].boxes_xyxy[:, 3].max() <= 90
+    assert detector([]) == []
+
+
+def test_coco_records_are_read_by_pycocotools(detector, val, pixels):
+    results = COCO(val.annotations_path).loadRes(detector(pixels).to_coco(val.images[0].id))
+    assert len(results.anns) == len(detector(pixels))
+
+
+def test_supervision_gets_the_same_with_classes_from_0(detector, pixels):
+    pytest.importorskip("supervision")
+    found = detector(pixels)
+    converted = found.to_supervision()
+    assert np.allclose(converted.xyxy, found.boxes_xyxy)
+    assert [detector.class_names[index] for index in converted.class_id] == found.class_names
+    assert converted["class_name"].tolist() == found.class_names
+    assert len(detector(pixels, score_threshold=0.9999).to_supervision()) == 0
+
+
+def test_without_supervision_the_error_says_how_to_get_it(detector, pixels, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match="pip install supervision"):
+        detector(pixels).to_supervision()
+
+
+# ---- how an image may come -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["path", "text", "PIL", "tensor", "float tensor", "alpha"])
+def test_an_image_may_come_in_any_form(detector, pixels, tmp_path, kind):
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    image = {
+        "path": path,
+        "text": str(path),
+        "PIL": Image.open(path),
+        "tensor": tensor,
+        "float tensor": tensor / 255,
+        "alpha": np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]),
+    }[kind]
+    assert same(detector(image), detector(pixels))
+
+
+def test_a_turned_photo_is_put_upright(detector, pixels, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "a.png", exif=exif)
+    assert same(detector(tmp_path / "a.png"), detector(pixels))
+    assert same(detector(Image.open(tmp_path / "a.png")), detector(pixels))
+
+
+def test_grey_images_of_8_and_16_bits_are_the_same(detector, pixels, tmp_path):
+    grey = pixels[..., 0]
+    Image.fromarray(grey.astype(np.uint16) * 256).save(tmp_path / "a.png")
+    expected = detector(np.repeat(grey[..., None], 3, axis=2))
+    assert same(detector(grey), expected)
+    assert same(detector(grey.astype(np.uint16) * 256), expected)
+    assert same(detector(tmp_path / "a.png"), expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3)), r"array of shape \(4, 4, 3\) and type float64: expected \(height, width, 3\) uint8"),
+        (np.zeros((3, 40, 50), np.uint8), r"shape \(3, 40, 50\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
+        (torch.zeros(2, 3, 8, 8), r"shape \(2, 3, 8, 8\).*list\(batch\)"),
+        (torch.zeros(8, 8, 3), r"shape \(8, 8, 3\): expected \(3, height, width\)"),
+        (torch.full((3, 8, 8), 200.0), r"floats from 200 to 200.*from 0 to 1"),
+        (torch.full((3, 8, 8), torch.nan), r"floats from nan"),
+        (torch.zeros(3, 8, 8, dtype=torch.int32), r"type torch.int32"),
+        ("nowhere.jpg", r"nowhere\.jpg: no such file"),
+    ],
+)
+def test_what_is_no_image_is_refused(detector, image, message):
+    with pytest.raises(DatasetError, match=message):
+        detector(image)
+
+
+def test_of_several_images_the_broken_one_is_named(detector, pixels):
+    with pytest.raises(DatasetError, match=r"image 2 of 2: nowhere\.jpg"):
+        detector([pixels, "nowhere.jpg"])
+
+
+def test_a_truncated_picture_that_pillow_has_opened_is_refused(detector, pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
+    with pytest.raises(DatasetError, match="cannot be decoded"):
+        detector(Image.open(tmp_path / "a.jpg"))
+
+
+# ---- what may be loaded --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def released(finished_detector, val, tmp_path):
+    weights = load_checkpoint(newest_checkpoint(finished_detector / "checkpoints"))["model"]
+    save_release(tmp_path / "a.safetensors", weights, released_facts(finished_detector, val, 3, {"mAP": 0.0}))
+    return tmp_path / "a.safetensors"
+
+
+def test_a_checkpoint_is_loaded(finished_detector, detector, pixels):
+    again = load(newest_checkpoint(finished_detector / "checkpoints"), "cpu")
+    assert same(again(pixels), detector(pixels))
+
+
+def test_released_weights_are_loaded_wherever_they_lie(released, detector, pixels):
+    again = load(str(released), "cpu")
+    assert same(again(pixels), detector(pixels))
+    assert (again.category_ids, again.step) == (detector.category_ids, 3)
+
+
+def test_a_published_folder_is_loaded(finished_detector, detector, pixels, tmp_path):
+    publish.write(tmp_path, publish.read(finished_detector), "mit")
+    again = load(tmp_path, "cpu")
+    assert same(again(pixels), detector(pixels))
+    assert again.category_ids == detector.category_ids
+
+
+def test_preprocessing_makes_the_networks_input(detector, pixels):
+    steps = detector.preprocessing
+    square = Image.fromarray(pixels).resize((steps["input_size"],) * 2, Image.Resampling.BILINEAR)  # antialiased, too
+    expected = (np.asarray(square, np.float32) * steps["scale"] - steps["mean"]) / steps["std"]
+    seen = {}
+    handle = detector.model.register_forward_pre_hook(lambda _, inputs: seen.update(images=inputs[0]))
+    detector(pixels)
+    handle.remove()
+    assert seen["images"].shape == (1, 3, 96, 96)
+    assert np.abs(seen["images"][0].permute(1, 2, 0).numpy() - expected).max() < 0.02  # a level is 0.017
+
+
+def test_without_the_annotation_file_ids_are_counted_and_that_is_said(released, finished_detector, tmp_path, caplog):
+    folder = tmp_path / "experiment_1"
+    shutil.copytree(finished_detector, folder)
+    (folder / "results.json").unlink()
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("sample", "elsewhere"))
+    detector = load(folder, "cpu")
+    assert detector.category_ids == list(range(1, len(detector.class_names) + 1))
+    assert "annotation file it was trained with is not at hand" in caplog.text
+
+
+def test_category_ids_that_the_record_has_need_no_annotation_file(finished_detector, tmp_path, detector):
+    folder = tmp_path / "experiment_1"
+    shutil.copytree(finished_detector, folder)
+    results = json.loads((folder / "results.json").read_text()) | {"category_ids": detector.category_ids}
+    (folder / "results.json").write_text(json.dumps(results))
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("sample", "elsewhere"))
+    assert load(folder, "cpu").category_ids == detector.category_ids
+
+
+@pytest.mark.parametrize("name", ["experiments/nowhere", "", "weights.pt", "model.safetensors"])
+def test_what_cannot_be_loaded_is_refused_in_a_line(finished_detector, tmp_path, name):
+    if name == "weights.pt":
+        shutil.copy(newest_checkpoint(finished_detector / "checkpoints"), tmp_path / name)
+    if name == "model.safetensors":
+        save_release(tmp_path / name, {"a": torch.zeros(1)}, {"step": "1", "classes": "[]", "config": "model: {}"})
+    wanted = {
+        "experiments/nowhere": "no such file or folder; name an experiment directory",
+        "": "neither config.yaml nor model.safetensors in it",
+        "weights.pt": "its experiment's config.yaml does.*engine.publish",
+        "model.safetensors": "no config of a detector in its metadata",
+    }[name]
+    with pytest.raises(ValueError, match=wanted) as error:
+        load(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_architecture_are_refused(finished_detector, tmp_path):
+    folder = tmp_path / "experiment_1"
+    shutil.copytree(finished_detector, folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("neck: fpn", "neck: none"))
+    with pytest.raises(ValueError, match=r"step_000000003\.pt: weights do not fit SSD"):
+        load(folder)
+
+
+def test_importing_the_package_stays_cheap():
+    code = "import sys, detection; assert 'torch' not in sys.modules, 'torch'; assert 'load' in detection.__all__"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_config_comes_along(finished_detector, detector):
+    assert detector.config == read_experiment_config(finished_detector, DetectionConfig)

@@ -1,0 +1,222 @@
+"""The command as users start it: pictures and results of images, folders, patterns and videos."""
+
+import json
+import struct
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from detection.detector import load
+from detection.predict import _frames, main
+from engine.command import run_command
+
+
+@pytest.fixture
+def predict(finished_detector, tmp_path, monkeypatch, capsys):
+    """`python -m detection.predict EXPERIMENT WORDS` in a folder of its own; its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["detection.predict", str(finished_detector), *map(str, words)])
+        code = 0
+        try:
+            run_command(main)
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path, finished_detector):
+    """Three images of different sizes and formats in a folder and its subfolder, and what is no image."""
+    source = next((finished_detector.parent.parent / "sample/images/val").iterdir())
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    image = Image.open(source).convert("RGB")
+    image.save(folder / "a.jpg")
+    image.resize((300, 200)).save(folder / "b.png")
+    image.convert("L").resize((90, 250)).save(folder / "more/a.tif")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_a_folder_becomes_pictures_in_the_same_places(predict, photos, tmp_path):
+    code, out, _ = predict(photos)
+    assert code == 0
+    written = sorted(str(path.relative_to(tmp_path / "predictions")) for path in tmp_path.glob("predictions/**/*.*"))
+    assert written == ["a.jpg", "b.jpg", "more/a.jpg"]
+    assert Image.open(tmp_path / "predictions/b.jpg").size == (800, 533)
+    assert "3 images" in out
+    assert "images/s" in out
+
+
+def test_the_results_are_coco_s_and_say_which_image_is_which(predict, photos, tmp_path, finished_detector):
+    predict(photos, "--json", "--output", "found")
+    ground = json.loads((tmp_path / "found/images.json").read_text())
+    (tmp_path / "truth.json").write_text(json.dumps(ground | {"annotations": []}))
+    results = COCO(tmp_path / "truth.json").loadRes(str(tmp_path / "found/detections.json"))
+    sizes = {image["file_name"]: (image["width"], image["height"]) for image in ground["images"]}
+    assert sizes == {str(photos / "a.jpg"): (160, 160), str(photos / "b.png"): (300, 200),
+                     str(photos / "more/a.tif"): (90, 250)}  # fmt: skip
+    detector = load(finished_detector, "cpu")
+    assert {category["id"]: category["name"] for category in ground["categories"]} == dict(
+        zip(detector.category_ids, detector.class_names, strict=True)
+    )
+    for image in ground["images"]:
+        assert results.imgToAnns[image["id"]]
+        for found in results.imgToAnns[image["id"]]:
+            assert found["bbox"][0] + found["bbox"][2] <= image["width"] + 0.01
+
+
+def test_the_threshold_holds_for_the_results(predict, photos, tmp_path):
+    predict(photos / "a.jpg", "--json", "--score", 0.45)
+    scores = [found["score"] for found in json.loads((tmp_path / "predictions/detections.json").read_text())]
+    assert 0 < len(scores) <= 50
+    assert min(scores) >= 0.45
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_goes_on(predict, photos, tmp_path):
+    (photos / "b.png").write_bytes(b"<!DOCTYPE html>")
+    code, out, err = predict(photos, "missing.jpg", "--json")
+    assert code == 2
+    assert "b.png: cannot be decoded" in out
+    assert "missing.jpg: no such file" in out
+    assert err.splitlines()[-1].startswith("error: 2 of 4 files left out, as told above: ")
+    assert [image["id"] for image in json.loads((tmp_path / "predictions/images.json").read_text())["images"]] == [1, 2]
+
+
+def test_where_nothing_can_be_read_nothing_is_written(predict, tmp_path):
+    code, _, err = predict("missing.jpg", "--json")
+    assert (code, list((tmp_path / "predictions").iterdir())) == (2, [])
+    assert "error: 1 of 1 files left out" in err
+
+
+def test_a_pattern_stands_for_all_that_fit_it(predict, photos, tmp_path):
+    assert predict(f"{photos}/**/a.*")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == ["a.jpg", "a_2.jpg"]
+
+
+def test_an_image_that_is_named_twice_is_looked_at_once(predict, photos):
+    assert "2 images" in predict(photos / "a.jpg", f"{photos}/*.jpg", photos / "b.png")[1]
+
+
+def test_pictures_of_an_earlier_run_are_not_looked_at(predict, photos):
+    predict(photos, "--output", photos / "found")
+    assert "3 images" in predict(photos, "--output", photos / "found")[1]
+
+
+def test_originals_are_not_written_over(predict, photos):
+    before = (photos / "a.jpg").read_bytes()
+    code, _, err = predict(photos / "a.jpg", "--output", photos)
+    assert code == 2
+    assert "a.jpg, an original, would be written over; name another folder" in err
+    assert (photos / "a.jpg").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["empty"], "empty: no image or video in this folder"),
+        (["empty/*.jpg"], "no file fits this pattern"),
+        (["photos", "--output", "photos"], "all that was named lies in it"),
+        (["photos/a.jpg", "--score", "1"], "'1': expected a number from 0 to below 1"),
+        (["photos/a.jpg", "--output", "photos/a.jpg"], "a file; expected a folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(predict, photos, tmp_path, words, message):
+    (tmp_path / "empty").mkdir()
+    code, _, err = predict(*words)
+    assert code == 2
+    assert message in err.splitlines()[-1]
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_the_colour_profile_stays_with_the_picture(predict, photos, tmp_path):
+    profile = b"\0" * 16 + b"RGB XYZ " + b"\0" * 104
+    Image.open(photos / "a.jpg").save(photos / "a.jpg", icc_profile=profile)
+    Image.open(photos / "b.png").convert("L").save(photos / "b.png", icc_profile=profile.replace(b"RGB ", b"GRAY"))
+    predict(photos)
+    assert Image.open(tmp_path / "predictions/a.jpg").info["icc_profile"] == profile
+    assert "icc_profile" not in Image.open(tmp_path / "predictions/b.jpg").info
+
+
+# ---- videos ---------------------------------------------------------------------------------------------------
+
+
+def write_video(path, pictures):
+    av = pytest.importorskip("av")
+    with av.open(path, "w") as video:
+        stream = video.add_stream("mpeg4", rate=10)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for pixels in pictures:
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        video.mux(stream.encode())
+
+
+@pytest.fixture
+def video(tmp_path, photos):
+    """Eleven frames of 160 x 120 pixels, more than a batch."""
+    pixels = np.array(Image.open(photos / "a.jpg"))[:120]
+    write_video(tmp_path / "clip.mp4", [np.roll(pixels, 5 * shift, axis=1) for shift in range(11)])
+    return tmp_path / "clip.mp4"
+
+
+def test_a_video_becomes_a_video_and_each_frame_an_image(predict, video, tmp_path):
+    code, out, _ = predict(video, "--json")
+    assert (code, "11 images" in out) == (0, True)
+    images = json.loads((tmp_path / "predictions/images.json").read_text())["images"]
+    assert images[3] == {"id": 4, "file_name": str(video), "frame": 3, "width": 160, "height": 120}
+    frames = [(rate, picture.shape) for rate, batch in _frames(tmp_path / "predictions/clip.mp4") for picture in batch]
+    assert frames == [(10, (600, 800, 3))] * 11
+
+
+def test_images_and_videos_are_told_apart_by_their_ids(predict, video, photos, tmp_path):
+    predict(video, photos / "a.jpg", "--json")
+    images = json.loads((tmp_path / "predictions/images.json").read_text())["images"]
+    assert [image["id"] for image in images] == list(range(1, 13))
+    assert [image["file_name"] for image in images] == [str(photos / "a.jpg")] + [str(video)] * 11
+
+
+def test_a_video_of_a_turned_telephone_is_upright(tmp_path):
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:32, :48] = 255  # upper left
+    write_video(tmp_path / "a.mp4", [pixels])
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # clockwise
+    (tmp_path / "a.mp4").write_bytes(content)
+    ((_, (upright,)),) = _frames(tmp_path / "a.mp4")
+    assert upright.shape == (96, 64, 3)
+    assert [bool(upright[y, x, 0] > 128) for y, x in ((9, 9), (9, 54), (86, 9), (86, 54))] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"no video" * 99, None], ids=["empty", "text", "cut"])
+def test_a_video_that_cannot_be_read_is_told_and_leaves_nothing(predict, video, tmp_path, content):
+    video.write_bytes(video.read_bytes()[:3000] if content is None else content)
+    code, out, err = predict(video, "photos/a.jpg", "--json")
+    assert code == 2
+    assert "clip.mp4: cannot be read as a video: " in out
+    assert "error: 1 of 2 files left out" in err
+    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
+        "a.jpg", "detections.json", "images.json",
+    ]  # fmt: skip
+
+
+def test_without_pyav_a_video_is_refused_with_the_cure(predict, photos, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (photos / "clip.mov").write_bytes(b"")
+    code, _, err = predict(photos)
+    assert code == 2
+    assert "pip install -e '.[video]'" in err

@@ -1,0 +1,274 @@
+"""Looking at data: what is shown is what training sees, what is measured agrees with matching, nothing is lost."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.mask import iou
+from torchvision.ops import box_convert
+
+from detection import show
+from detection.annotations import read_coco
+from detection.dataset import CocoDetection, collate
+from detection.pictures import UNMATCHED, Panel, draw_panels
+from detection.show import Fit, best_boxes, find_levels, fit_objects, main, match_panel, truth_panel
+from detection.ssd import ModelConfig, build_ssd
+from detection.task import DetectionConfig
+from detection.transforms import distort_colours, eval_transform
+from engine.command import run_command
+from engine.config import load_config
+
+QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", input_size=160), num_classes=6)
+
+
+@pytest.fixture(scope="module")
+def task(sample_root):
+    return show.build_task(load_config(QUICKSTART, [f"data.root={sample_root}"], DetectionConfig))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path, sample_root):
+    """Run `python -m detection.show` on the sample set; returns its exit code, what it printed and its errors."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+    def run(*arguments):
+        words = [QUICKSTART, f"data.root={sample_root}", *arguments, "--output", tmp_path / "show"]
+        monkeypatch.setattr(sys, "argv", ["detection.show", *map(str, words)])
+        code = 0
+        try:
+            run_command(main)
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, [line for line in captured.err.splitlines() if "error" in line]
+
+    return run
+
+
+@pytest.fixture
+def panels(monkeypatch) -> list:
+    """The panels that a command draws, by way of a list in place of a picture."""
+    drawn = []
+    monkeypatch.setattr(show, "draw_panels", lambda path, panels, **_: drawn.extend(panels))
+    return drawn
+
+
+# ---- what is measured -----------------------------------------------------------------------------------------
+
+
+def test_sizes_of_boxes_are_those_of_the_scales(model):
+    levels, _ = find_levels(model, 0.5)
+    # Of 160 pixels: scale 0.2, and between it and the next, 0.375, the root of their product.
+    assert levels[1].box_sizes == pytest.approx((0.2 * 160, (0.2 * 0.375) ** 0.5 * 160), rel=1e-5)
+
+
+def test_an_object_matches_down_to_the_threshold_times_the_area_of_a_box(model):
+    levels, _ = find_levels(model, 0.64)
+    assert levels[1].object_sizes == pytest.approx((0.8 * 32, (0.2 * 0.375) ** 0.5 * 160 / 0.8), rel=1e-5)
+
+
+def test_every_default_box_has_its_level(model):
+    levels, level_of_anchor = find_levels(model, 0.5)
+    counts = [level.rows * level.columns * len(level.cell_xyxy) for level in levels]
+    assert torch.bincount(level_of_anchor).tolist() == counts
+    assert len(level_of_anchor) == len(model.anchors_cxcywh)
+
+
+def test_the_shown_cell_has_boxes_of_its_level(model):
+    levels, level_of_anchor = find_levels(model, 0.5)
+    anchors_xyxy = box_convert(model.anchors_cxcywh, "cxcywh", "xyxy") * 160
+    for number, level in enumerate(levels):
+        ious, best = best_boxes(torch.from_numpy(level.cell_xyxy) / 160, model.anchors_cxcywh)
+        assert ious.numpy() == pytest.approx(1, abs=1e-5)
+        assert set(level_of_anchor[best].tolist()) == {number}
+        assert torch.equal(anchors_xyxy[best], torch.from_numpy(level.cell_xyxy))
+
+
+def test_the_best_box_is_found_whatever_the_number_at_once(model, monkeypatch):
+    boxes_xyxy = torch.rand(50, 2, 2).sort(dim=1).values.flatten(1)
+    together = best_boxes(boxes_xyxy, model.anchors_cxcywh)
+    monkeypatch.setattr(show, "IOUS_AT_ONCE", 7 * len(model.anchors_cxcywh))
+    for all_at_once, in_parts in zip(together, best_boxes(boxes_xyxy, model.anchors_cxcywh), strict=True):
+        assert torch.equal(all_at_once, in_parts)
+
+
+def test_recall_is_the_share_of_objects_that_a_box_fits():
+    fit = Fit(np.ones(4), np.array([1, 1, 2, 2]), np.array([0.4, 0.5, 0.6, 0.7]), np.zeros(4, int))
+    assert fit.recall(0.5) == 0.75
+    assert fit.of_class(1).recall(0.5) == 0.5
+    assert fit.of_class(3).recall(0.5) is None
+
+
+def test_recall_agrees_with_the_overlaps_of_pycocotools(task):
+    side = task.model.input_size
+    dataset = CocoDetection(task.train, eval_transform(side))
+    fit = fit_objects(dataset, task.model.anchors_cxcywh, find_levels(task.model, 0.6)[1], side)
+    boxes_xyxy = torch.cat([dataset[0, index]["boxes_xyxy"] for index in range(len(dataset))])
+    boxes_xywh, anchors_xywh = (
+        box_convert(boxes.double(), kind, "xywh").numpy()
+        for boxes, kind in ((boxes_xyxy, "xyxy"), (task.model.anchors_cxcywh, "cxcywh"))
+    )
+    best_iou = iou(anchors_xywh, boxes_xywh, [0] * len(boxes_xywh)).max(axis=0)
+    assert fit.best_iou == pytest.approx(best_iou, abs=1e-5)
+    assert 0 < fit.recall(0.6) == (best_iou >= 0.6).mean() < 1
+
+
+def test_objects_are_measured_as_training_shows_them(task):
+    side = task.model.input_size
+    fit = fit_objects(task.train_set, task.model.anchors_cxcywh, find_levels(task.model, 0.5)[1], side)
+    samples = [task.train_set[0, index] for index in range(len(task.train_set))]
+    boxes_xyxy = torch.cat([sample["boxes_xyxy"] for sample in samples])
+    assert fit.labels.tolist() == torch.cat([sample["labels"] for sample in samples]).tolist()
+    assert fit.sizes == pytest.approx((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1).sqrt().numpy() * side, rel=1e-3)
+
+
+# ---- what is shown --------------------------------------------------------------------------------------------
+
+
+def test_crowds_are_dashed_and_say_so(content, folder):
+    content["annotations"][2]["iscrowd"] = 1
+    (folder / "a.json").write_text(json.dumps(content))
+    marks = truth_panel(read_coco(folder / "a.json", folder / "images"), 1).marks
+    assert [(mark.label, mark.is_dashed) for mark in marks] == [("Kätzchen 猫", False), ("dog (crowd)", True)]
+
+
+def test_boxes_follow_an_image_that_is_shown_smaller(content, folder, monkeypatch):
+    monkeypatch.setattr(show, "LARGEST_SIDE", 20)
+    (folder / "a.json").write_text(json.dumps(content))
+    panel = truth_panel(read_coco(folder / "a.json", folder / "images"), 0)
+    assert panel.image.shape == (15, 20, 3)
+    assert panel.marks[0].box_xyxy.tolist() == [5.25, 5, 15.25, 10]
+
+
+def match(task, box_xyxy):
+    """The marks of an object with that box, in fractions."""
+    side = task.model.input_size
+    sample = (np.zeros((side, side, 3), np.uint8), torch.tensor([box_xyxy]), torch.tensor([1]))
+    return match_panel(task, sample, find_levels(task.model, 0.5)[1], "").marks
+
+
+def test_an_object_that_a_default_box_fits_is_shown_with_its_boxes(task):
+    *boxes, item = match(task, [0.34, 0.34, 0.54, 0.54])
+    assert item.colour == show.WHITE
+    assert item.label == f"circle x{len(boxes)}"
+    assert len(boxes) > 1  # a cell of the second level has its centre there
+
+
+def test_an_object_that_none_fits_is_red_and_tells_the_best_overlap(task):
+    box, item = match(task, [0.5, 0.5, 0.52, 0.52])
+    assert item.colour == UNMATCHED
+    assert item.label == f"circle x1, {0.02**2 * 128**2 / np.prod(box.box_xyxy[2:] - box.box_xyxy[:2]):.2f}"
+
+
+def test_without_augmentation_every_epoch_shows_the_same(command, panels):
+    off = ["photometric=false", "zoom_out=1", "crop_min_scale=1", "horizontal_flip=0"]
+    code, *_ = command("--what", "augment", "--images", 1, *(f"augment.{field}" for field in off))
+    assert code == 0
+    assert [panel.caption for panel in panels[1:]] == [f"epoch {number}" for number in range(1, 8)]
+    for panel in panels[2:]:
+        assert np.array_equal(panel.image, panels[1].image)
+
+
+def test_an_epoch_is_shown_with_the_colours_of_training(command, panels, task):
+    assert command("--what", "augment", "--ids", task.train.images[3].id)[0] == 0
+    batch = collate([task.train_set[4, 3]])
+    images = distort_colours(batch["images"], batch["colours"])
+    assert np.array_equal(panels[5].image, images[0].permute(1, 2, 0))
+
+
+def test_the_images_asked_for_are_shown_in_that_order(command, panels, task):
+    ids = [task.train.images[index].id for index in (5, 2)]
+    assert command("--what", "data", "--ids", *ids)[0] == 0
+    assert [panel.caption.partition(":")[0] for panel in panels] == [f"id {image_id}" for image_id in ids]
+
+
+# ---- the command ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", show.SHOWS)
+def test_all_pictures_are_written(command, monkeypatch, tmp_path, what):
+    monkeypatch.setattr(show, "EPOCHS", 2)
+    code, out, _ = command("--what", what, "--images", 1)
+    assert code == 0
+    assert sorted(path.name for path in (tmp_path / "show").iterdir()) == sorted(show.SHOWS[what][2])
+    for path in (tmp_path / "show").iterdir():
+        assert str(path) in out
+        with Image.open(path) as image:
+            assert image.width >= 900
+
+
+def test_matches_prints_the_recall_of_the_default_boxes(command, panels, task):
+    _, out, _ = command("--what", "matches", "--images", 1)
+    (row,) = [line.split() for line in out.splitlines() if line.strip().startswith("(all)")]
+    assert int(row[1]) == task.train.class_counts.sum()
+    assert 0.5 < float(row[2]) <= 1
+
+
+def test_default_boxes_on_a_blank_input_take_no_data(command, panels):
+    assert command("--what", "anchors", "--blank", "data.train.annotations=none.json")[0] == 0
+    assert [len(panel.marks) for panel in panels] == [4, 6, 6, 6, 4, 4]
+
+
+def test_a_picture_of_an_earlier_start_is_replaced(command, panels, tmp_path):
+    draw_panels(tmp_path / "show/anchors.png", [Panel(np.zeros((8, 8, 3), np.uint8), "", [])], columns=1, inches=1)
+    assert command("--what", "anchors", "--blank")[0] == 0
+    assert len(panels) == 6
+
+
+@pytest.mark.parametrize("name", ["data_train.png", "data_val.png"])
+def test_a_file_of_someone_else_is_left_alone(command, tmp_path, name):
+    path = tmp_path / "show" / name
+    path.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(path)
+    before = path.read_bytes()
+    code, _, errors = command("--what", "data")
+    assert code == 2
+    assert errors == [f"error: {path}: not made by detection.show; give another folder by --output"]
+    assert [file.read_bytes() for file in path.parent.iterdir()] == [before]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--what", "data", "--ids", 123456], "--ids 123456: no image in"),
+        (["--what", "data", "--images", 49], "49 images asked for"),
+        (["--what", "augment", "--blank"], "--blank: only --what anchors"),
+        (["--what", "data", "model.nek=fpn"], "model.nek: no such field; did you mean"),
+        (["--what", "matches", "data.val.images=nowhere"], "no such folder"),
+    ],
+)
+def test_bad_input_is_said_in_one_line_and_leaves_nothing(command, tmp_path, arguments, said):
+    code, _, errors = command(*arguments)
+    assert code == 2
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert not (tmp_path / "show").exists()
+
+
+@pytest.mark.parametrize(
+    ("display", "option", "opened"), [("", [], 0), (":0", [], 1), (":0", ["--no-open"], 0), ("", ["--open"], 1)]
+)
+def test_pictures_are_opened_with_a_display(command, panels, monkeypatch, display, option, opened):
+    urls = []
+    monkeypatch.setattr("webbrowser.open", lambda url: urls.append(url) or True)
+    monkeypatch.setenv("DISPLAY", display)
+    assert command("--what", "anchors", "--blank", *option)[0] == 0
+    assert [url.rpartition("/")[2] for url in urls] == ["anchors.png"] * opened
+
+
+def test_the_colours_of_80_real_classes_stay_the_same_from_image_to_image(shared_data):
+    root = shared_data / "coco80"
+    coco = read_coco(root / "annotations/instances_val.json", root / "images/val")
+    marks = [mark for index in range(12) for mark in truth_panel(coco, index).marks]
+    colours = {(mark.label.removesuffix(" (crowd)"), mark.colour) for mark in marks}
+    assert len(colours) == len({name for name, _ in colours}) == len({colour for _, colour in colours}) > 10

@@ -1,0 +1,233 @@
+"""engine/doctor.py: what it finds, what it advises, and how it ends."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from engine import doctor
+from engine.config import load_config, read_overridden
+from engine.doctor import Finding, check_config, dry_run, main, task_of
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("grid_"))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `python -m engine.doctor ...`; returns its exit code and what it printed."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["engine.doctor", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return exit_.value.code, capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Replaces all checks of the machine by one that finds these."""
+
+    def replace(*findings):
+        monkeypatch.setattr(doctor, "CHECKS", {"disk": lambda: iter(findings)})
+
+    return replace
+
+
+@pytest.fixture
+def config(sample_root, tmp_path, monkeypatch) -> Path:
+    """A config of the sample set, in an empty folder; commands start there, with the project's modules."""
+    splits = {s: {"images": f"images/{s}", "annotations": f"annotations/instances_{s}.json"} for s in ("train", "val")}
+    content = {
+        "data": {"root": str(sample_root), "workers": 0, **splits},
+        "model": {"backbone": "ResNet18SlimBackbone_B", "neck": "none", "input_size": 96},
+        "train": {"epochs": 1, "batch_size": 4},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return path
+
+
+def only_finding(findings) -> Finding:
+    (found,) = findings
+    return found
+
+
+# ---- the report --------------------------------------------------------------------------------------------
+
+
+def test_where_the_tests_run_nothing_of_the_installation_fails(capsys):
+    for name in ("code", "python", "packages", "torch", "devices", "processes", "cores"):
+        levels = [finding.level for finding in doctor.told(name, doctor.CHECKS[name])]
+        assert levels, name
+        assert "fail" not in levels, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_the_exit_code_is_1_if_anything_failed(command, only, level, code):
+    only(Finding(level, "20 GiB free"))
+    assert command()[0] == code
+
+
+def test_a_remedy_stands_below_its_line(command, only):
+    only(Finding("warn", "1 GiB free", "make room"))
+    first, second, *_ = command()[1].splitlines()
+    assert first == "warn  disk          1 GiB free"
+    assert second.split() == ["->", "make", "room"]
+
+
+def test_the_last_line_counts(command, only):
+    only(Finding("ok", ""), Finding("warn", ""), Finding("warn", ""), Finding("fail", ""))
+    assert command()[1].splitlines()[-1] == "1 failed, 2 warnings, 1 ok"
+
+
+def test_a_check_that_breaks_is_a_failure_and_the_others_go_on(command, monkeypatch):
+    def broken():
+        raise ImportError("libcudart.so.13: cannot open shared object file\nmore")
+        yield
+
+    monkeypatch.setattr(doctor, "CHECKS", {"torch": broken, "disk": lambda: iter([Finding("ok", "free")])})
+    code, printed = command()
+    assert code == 1
+    assert "fail  torch         ImportError: libcudart.so.13: cannot open shared object file\n" in printed
+    assert "ok    disk          free" in printed
+
+
+# ---- the machine -------------------------------------------------------------------------------------------
+
+
+def test_a_torchvision_made_for_another_torch_fails(monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["numpy", "torch==1.13.0"])
+    found = only_finding(doctor.check_torch())
+    assert found.level == "fail"
+    assert "expected ==1.13.0" in found.what
+    assert "at once" in found.remedy
+
+
+def test_operators_that_do_not_load_fail(monkeypatch):
+    import torchvision
+
+    def nms(*_):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(torchvision.ops, "nms", nms)
+    found = only_finding(doctor.check_torch())
+    assert (found.level, "torchvision::nms does not exist" in found.what) == ("fail", True)
+
+
+@pytest.mark.parametrize(
+    ("need", "found"),
+    [("numpy>=1.26", ""), ("numpy<1", "expected <1"), ("no-such-package>=2", "no-such-package is not installed")],
+)
+def test_a_requirement_is_met_or_said_to_be_unmet(need, found):
+    assert found in doctor.unmet(need)
+    assert bool(found) == bool(doctor.unmet(need))
+
+
+@pytest.mark.parametrize(
+    ("check", "cure"), [(doctor.check_shared_memory, "--shm-size"), (doctor.check_disk, "make room")]
+)
+def test_little_room_is_warned_of_with_the_cure(monkeypatch, check, cure):
+    if check is doctor.check_shared_memory and not Path("/dev/shm").is_dir():
+        pytest.skip("no /dev/shm")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**26, total=2**26))
+    found = only_finding(check())
+    assert found.level == "warn"
+    assert cure in found.remedy
+
+
+def test_more_threads_than_a_quota_allows_are_warned_of(monkeypatch):
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 0.5)
+    found = only_finding(doctor.check_cores())
+    assert found == ("warn", found.what, "export OMP_NUM_THREADS=1")
+
+
+def test_little_memory_is_warned_of(monkeypatch):
+    monkeypatch.setattr(doctor, "memory_limit", lambda: 2**30)
+    assert only_finding(doctor.check_memory()).level == "warn"
+
+
+def test_slurm_that_does_not_answer_is_warned_of(monkeypatch, tmp_path):
+    (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'sinfo: error: no controller' >&2\nexit 1\n")
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = only_finding(doctor.check_slurm())
+    assert (found.level, "no controller" in found.what) == ("warn", True)
+
+
+def test_slurm_that_answers_is_told_by_its_partitions(monkeypatch, tmp_path):
+    (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'gpu* (up, 4 nodes)'\n")
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert only_finding(doctor.check_slurm()) == ("ok", "this is job 12; partitions gpu* (up, 4 nodes)", "")
+
+
+# ---- a config ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_task_of_a_config_is_the_one_that_can_read_it(path):
+    module = importlib.import_module(task_of(read_overridden(path, ())))
+    assert load_config(path, (), module.COMMAND.config_class)
+
+
+def test_a_grid_is_refused_with_the_configs_in_it():
+    found = only_finding(check_config(str(ROOT / "configs/grid_swin_ablation.yaml"), ()))
+    assert found.level == "fail"
+    assert found.remedy == "name one of its configs: configs/swin_slim_cifar10.yaml"
+
+
+def test_a_config_of_no_task_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("train: {epochs: 1}\n")
+    assert "a config of no task" in only_finding(check_config(str(tmp_path / "x.yaml"), ())).what
+
+
+def test_a_config_that_is_not_there_fails_in_one_line(tmp_path):
+    found = only_finding(check_config(str(tmp_path / "x.yaml"), ()))
+    assert (found.level, "no such file" in found.what) == ("fail", True)
+
+
+def test_a_config_that_can_be_trained_is_told_with_its_data_and_its_memory(command, only, config):
+    only()
+    code, printed = command(config)
+    assert code == 0
+    assert "12 images" in printed
+    assert "category ids 1 to 18" in printed
+    assert "ok    config        dry run: a step takes" in printed
+    assert not (config.parent / "experiments").exists()
+
+
+def test_data_that_are_not_there_fail_with_what_the_task_says_of_them(command, only, config):
+    only()
+    code, printed = command(config, "data.root=/nowhere")
+    assert code == 1
+    assert "fail  config        /nowhere/annotations/instances_train.json: cannot be read" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_dry_run_that_takes_nearly_all_of_the_memory_is_a_warning():
+    found = dry_run([sys.executable, "-c", "print('images'); print('memory 9,500 of 10,000 MiB')"])
+    assert found.level == "warn"
+    assert "train.batch_size" in found.remedy
+
+
+@pytest.mark.parametrize(("name", "cure"), [("SIGKILL", "out of memory"), ("SIGBUS", "shared memory")])
+def test_a_dry_run_that_is_killed_fails_with_the_likely_reason(name, cure):
+    found = dry_run([sys.executable, "-c", f"import os, signal; os.kill(os.getpid(), signal.{name})"])
+    assert (found.level, name in found.what) == ("fail", True)
+    assert cure in found.remedy
+
+
+def test_a_dry_run_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(doctor, "DRY_RUN_SECONDS", 1)
+    found = dry_run([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert (found.level, "did not end in 1 s" in found.what) == ("fail", True)

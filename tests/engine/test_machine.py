@@ -1,0 +1,57 @@
+"""engine/machine.py: the tightest limit counts, of whichever version of control groups sets it."""
+
+import os
+
+import pytest
+
+from engine import machine
+
+MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture
+def cgroups(tmp_path, monkeypatch):
+    """Makes control groups: which this process is in, and their files."""
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+
+    def make(own: str, **files: str) -> None:
+        (tmp_path / "own").write_text(own)
+        for name, text in files.items():
+            path = tmp_path / "cgroup" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n")
+
+    return make
+
+
+def test_without_limits_all_of_the_machine_counts(cgroups):
+    assert machine.usable_cores() == 4
+    assert machine.memory_limit() == MEMORY
+
+
+def test_a_quota_leaves_less_than_the_cores_that_are_seen(cgroups):
+    cgroups("0::/job\n", **{"job/cpu.max": "150000 100000"})
+    assert machine.usable_cores() == 1.5
+
+
+def test_a_limit_of_a_group_above_counts_too(cgroups):
+    cgroups("0::/user/job\n", **{"user/job/memory.max": "max", "user/memory.max": "1000", "memory.max": "2000"})
+    assert machine.memory_limit() == 1000
+
+
+def test_groups_of_version_1_have_a_folder_for_each_controller(cgroups):
+    files = {"cpu/job/cpu.cfs_quota_us": "200000", "cpu/job/cpu.cfs_period_us": "100000"}
+    cgroups("3:memory:/job\n2:cpu:/job\n", **files, **{"memory/job/memory.limit_in_bytes": "3000"})
+    assert machine.usable_cores() == 2
+    assert machine.memory_limit() == 3000
+
+
+def test_a_quota_of_version_1_may_be_none(cgroups):
+    cgroups("2:cpu:/\n", **{"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"})
+    assert machine.usable_cores() == 4
+
+
+def test_free_memory_is_a_part_of_the_machines():
+    assert 0 < machine.free_memory() <= MEMORY

@@ -1,0 +1,181 @@
+"""A published folder: whole, honest about the scores, and as a hub wants it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from engine.bootstrap import image_weights, interval, resampled_scores
+from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from engine.command import run_command
+from engine.config import read_overridden
+from engine.image_statistics import Matches, load_statistics
+from engine.publish import intervals, main
+from engine.release import load_release
+
+
+@pytest.fixture
+def publish(tmp_path, monkeypatch, capsys):
+    """`python -m engine.publish WORDS` in a folder of its own; its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["engine.publish", *map(str, words)])
+        code = 0
+        try:
+            run_command(main)
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def experiment(finished_detector, tmp_path):
+    """A copy that may be spoilt."""
+    return shutil.copytree(finished_detector, tmp_path / "experiments/experiment_7")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_folder_has_weights_config_card_and_sums_that_hold(publish, experiment, tmp_path):
+    code, out, _ = publish(experiment)
+    folder = tmp_path / "saved_weights/experiment_7"
+    assert code == 0
+    assert "written to saved_weights/experiment_7/" in out
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "SHA256SUMS", "config.yaml", "model.safetensors",
+    ]  # fmt: skip
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
+    assert len((folder / "SHA256SUMS").read_text().splitlines()) == 3
+
+
+def test_the_weights_are_those_that_were_scored(publish, experiment, tmp_path):
+    path = newest_checkpoint(experiment / "checkpoints")
+    state = load_checkpoint(path)
+    average = {name: weight + 1 for name, weight in state["model"].items()}
+    save_checkpoint(path, state | {"ema": {"weights": average}})
+    publish(experiment, "--output", "a")
+    weights, facts = load_release(tmp_path / "a/model.safetensors")
+    assert all(torch.equal(weights[name], average[name]) for name in average)
+    assert (facts["step"], facts["commit"], facts["task"]) == ("3", "abc", "detection")
+
+
+def test_the_hub_reads_the_card(publish, experiment, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    publish(experiment, "--output", "cells", "--license", "cc-by-4.0")
+    data = hub.ModelCard.load(tmp_path / "cells/README.md").data
+    results = json.loads((experiment / "results.json").read_text())
+    assert (data.license, data.pipeline_tag, data.library_name) == ("cc-by-4.0", "object-detection", "ssd-workbench")
+    assert data.model_name == "cells"
+    found = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert found == {name: round(value, 4) for name, value in results["scores"].items() if value is not None}
+
+
+def test_the_card_says_what_the_experiment_says(publish, experiment, tmp_path):
+    publish(experiment, "--output", "a")
+    card = (tmp_path / "a/README.md").read_text()
+    for label in ("Model", "Recipe", "Scored", "Code"):
+        (line,) = re.findall(rf"^- \*\*{label}\*\*: .*$", (experiment / "README.md").read_text(), re.MULTILINE)
+        assert line in card
+    for heading in ("How to use it", "How good it is", "By class", "Limits", "Licence"):
+        assert f"\n## {heading}\n" in card
+
+
+def test_paths_of_this_machine_are_cut_to_their_last_part(publish, experiment, finished_detector, tmp_path):
+    root = str(finished_detector.parent.parent / "sample")
+    assert root in (experiment / "config.yaml").read_text()
+    assert root in (experiment / "README.md").read_text()
+    publish(experiment, "--output", "a")
+    config = read_overridden(tmp_path / "a/config.yaml", ())
+    assert config == read_overridden(experiment / "config.yaml", ["data.root=sample"])
+    assert load_release(tmp_path / "a/model.safetensors")[1]["config"] == (tmp_path / "a/config.yaml").read_text()
+    for path in (tmp_path / "a").iterdir():
+        assert root.encode() not in path.read_bytes()
+
+
+def test_the_interval_is_that_of_the_bootstrap(finished_detector):
+    scores = json.loads((finished_detector / "results.json").read_text())["scores"]
+    statistics = load_statistics(finished_detector)
+    replicates, _ = resampled_scores(statistics, image_weights(12, 1000, seed=0))
+    found = intervals(statistics, scores)
+    assert found.keys() == {"mAP", "AP50", "AP75"}
+    assert found["mAP"] == interval(found["mAP"].estimate, replicates["mAP"])
+    assert found["mAP"].estimate == pytest.approx(scores["mAP"])
+    assert found["AP50"].low <= scores["AP50"] <= found["AP50"].high
+
+
+def test_a_handful_of_images_has_no_interval():
+    nothing = np.zeros(0, int)
+    few = Matches(np.arange(9), np.array(["a"]), np.array([0.5]), nothing, nothing, nothing, nothing, nothing, nothing,
+                  nothing)  # fmt: skip
+    assert intervals(few, {"mAP": 0.5}) == {}
+
+
+def test_statistics_of_another_run_are_refused(publish, experiment):
+    results = json.loads((experiment / "results.json").read_text())
+    edit(experiment / "results.json", scores=results["scores"] | {"mAP": 0.9})
+    code, _, err = publish(experiment)
+    assert code == 2
+    assert "image_statistics.npz gives mAP" in err
+    assert "not of the same run" in err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: (path / "results.json").unlink(), "no results.json in it, so it is not finished"),
+        (lambda path: (path / "results.json").write_text("{"), r"results\.json: damaged"),
+        (lambda path: shutil.rmtree(path), "no such folder"),
+        (lambda path: shutil.rmtree(path / "checkpoints"), "no checkpoint in it"),
+        (lambda path: edit(path / "results.json", steps=4), "of step 3, but results.json scored step 4"),
+        (lambda path: edit(path / "results.json", task="diffusion"), "task is diffusion; expected one of detection"),
+    ],
+)
+def test_what_cannot_be_published_is_refused_and_nothing_written(publish, experiment, tmp_path, spoil, message):
+    spoil(experiment)
+    code, _, err = publish(experiment)
+    assert code == 2
+    assert re.search(f"^error: .*{message}", err)
+    assert not (tmp_path / "saved_weights").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(publish, experiment):
+    path = newest_checkpoint(experiment / "checkpoints")
+    state = load_checkpoint(path)
+    state["model"]["class_head.0.bias"][0] = torch.nan
+    save_checkpoint(path, state)
+    assert "not finite: class_head.0.bias" in publish(experiment)[2]
+
+
+def test_another_s_folder_is_left_alone(publish, experiment, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/README.md").write_text("mine")
+    code, _, err = publish(experiment, "--output", "notes")
+    assert code == 2
+    assert "notes: exists, and this command did not make it" in err
+    assert (tmp_path / "notes/README.md").read_text() == "mine"
+
+
+def test_a_folder_of_its_own_is_written_anew(publish, experiment, tmp_path):
+    publish(experiment, "--output", "a")
+    assert publish(experiment, "--output", "a", "--license", "apache-2.0")[0] == 0
+    assert "license: apache-2.0" in (tmp_path / "a/README.md").read_text()
+
+
+def test_a_missing_annotation_file_costs_the_category_ids_and_is_told(publish, experiment, tmp_path):
+    results = json.loads((experiment / "results.json").read_text())
+    edit(experiment / "results.json", inputs={f"/nowhere{path}": digest for path, digest in results["inputs"].items()})
+    code, out, _ = publish(experiment, "--output", "a")
+    assert code == 0
+    assert "the annotation file is not where it was" in out
+    assert "category_ids" not in load_release(tmp_path / "a/model.safetensors")[1]
