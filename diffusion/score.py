@@ -40,6 +40,7 @@ from engine.logbook import logger, progress_bar
 from engine.precision import autocast
 
 INCEPTION = Path("saved_weights/weights-inception-2015-12-05-6726825d.pth")  # torch-fidelity's name of it
+MISSING = "{} is not installed: pip install -e '.[diffusion]'"
 COLUMNS = 10  # of the grid
 
 
@@ -201,8 +202,7 @@ def inception_distance(real: Tensor, fake: Tensor, batch_size: int, device: torc
     try:
         metric = frechet(2048, feature_extractor_weights_path=str(INCEPTION))
     except ModuleNotFoundError:
-        logger.info("no fid: torch-fidelity is not installed (pip install torch-fidelity)")
-        return None
+        raise ValueError(MISSING.format("torch-fidelity")) from None
     metric.to(device)
     for images, is_real in ((real, True), (fake, False)):
         for batch in images.split(batch_size):
@@ -216,7 +216,7 @@ def distance_metrics() -> tuple[type, type]:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
     except ModuleNotFoundError:
-        raise ValueError("torchmetrics is not installed: pip install -e '.[diffusion]'") from None
+        raise ValueError(MISSING.format("torchmetrics")) from None
     return FrechetInceptionDistance, KernelInceptionDistance
 
 
