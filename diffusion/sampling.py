@@ -11,8 +11,9 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from data import Key
-from diffusion.schedule import SAMPLERS, NoiseConfig, build_scheduler, image_generator, to_bytes
+from data import Key, seed_of
+from diffusion.data import to_bytes
+from diffusion.schedule import SAMPLERS, NoiseConfig, build_scheduler
 from engine.config import Config
 from engine.inference import evaluation_mode
 from engine.logbook import progress_bar
@@ -64,6 +65,11 @@ def nearest_divisor(number: int, wanted: int) -> int:
     """Of the divisors of a number the one closest to what was wanted, the larger of two."""
     divisors = [divisor for divisor in range(number, 0, -1) if number % divisor == 0]
     return min(divisors, key=lambda divisor: abs(divisor - wanted))
+
+
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """Random numbers of one image, on the CPU: the same whatever it shares a batch or a process with."""
+    return torch.Generator().manual_seed(seed_of(seed, index))
 
 
 def guided(model: nn.Module, images: Tensor, timesteps: Tensor, labels: Tensor, guidance: float) -> Tensor:

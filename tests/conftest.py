@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import signal
 import struct
 import sys
@@ -53,6 +54,21 @@ def mnist_root(tmp_path_factory) -> Path:
             image[4:24, 4 + 2 * label : 7 + 2 * label] = 250
         (folder / f"{half}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, count, 28, 28) + images.tobytes())
         (folder / f"{half}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, count) + labels.tobytes())
+    return root
+
+
+@pytest.fixture(scope="session")
+def cifar10_root(tmp_path_factory) -> Path:
+    """CIFAR-10's files with two images in each."""
+    root = tmp_path_factory.mktemp("cifar10")
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    rng = np.random.default_rng(0)
+    for file in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        pixels = rng.integers(0, 256, (2, 3072), dtype=np.uint8)
+        (folder / file).write_bytes(pickle.dumps({"data": pixels, "labels": [3, 9]}))
     return root
 
 

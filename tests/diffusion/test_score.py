@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from classification.classifier import load_classifier
 from classification.data import read_split
 from classification.task import ClassificationConfig, ClassificationTask
 from data import DatasetError
@@ -68,6 +69,22 @@ def test_the_agreement_is_that_of_the_guesses_with_what_was_asked_for(experiment
     assert record["agreement_by_class"]["3"] == 0
     for name in ("score.json", "score_samples.png"):
         (experiment / name).unlink()
+
+
+def test_one_sample_is_refused(experiment, classifier, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, experiment, "--classifier", classifier, "--samples", 1)
+    assert "argument --samples: '1': expected a number from 2 up" in capsys.readouterr().err
+
+
+def test_features_are_what_the_last_layer_is_given(classifier):
+    judge = load_classifier(str(classifier))
+    images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
+    seen = score.look(judge, images, 2, torch.device("cpu"))
+    with torch.inference_mode():
+        logits = judge.model.head(seen.features)
+    assert seen.features.shape == (3, 256)
+    assert np.array_equal(logits.argmax(dim=1).numpy(), seen.guesses)
 
 
 def test_a_classifier_of_other_classes_is_refused(experiment, classifier, monkeypatch, tmp_path):
