@@ -63,7 +63,9 @@ def test_more_steps_than_there_are_are_refused(experiment, sample, tmp_path):
 
 
 def test_a_folder_that_is_no_experiment_is_refused(sample, tmp_path):
-    with pytest.raises(ValueError, match=r"experiment_999: no config\.yaml in it"):
+    with pytest.raises(ValueError, match=r"no config\.yaml in it"):
+        sample(tmp_path)
+    with pytest.raises(ValueError, match=r"experiment_999: no such folder"):
         sample(tmp_path / "experiment_999")
 
 
