@@ -19,6 +19,11 @@ from engine.inference import evaluation_mode
 from engine.logbook import progress_bar
 from engine.precision import Precision, autocast
 
+# The image that a step predicts is cut to -1 to 1; DDIM's noise has to be what then remains. Taken from the prediction
+# before the cut, as diffusers does if not told, it carries what guidance overdoes from step to step, and many steps mix
+# up the classes.
+STEP_OPTIONS = {"ddim": {"use_clipped_model_output": True}}
+
 
 class SamplingConfig(Config):
     """How images are made."""
@@ -100,13 +105,14 @@ def denoise(
     Yields (B, C, input_size, input_size) float32, about -1 to 1, after every step; the last are the images."""
     scheduler = build_scheduler(noise, sampling.sampler)
     scheduler.set_timesteps(sampling.steps)
+    options = STEP_OPTIONS.get(sampling.sampler, {})
     shape = (model.image_channels, input_size, input_size)
     images = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(labels.device)
     for timestep in scheduler.timesteps:
         with autocast(labels.device, precision):
             timesteps = torch.full_like(labels, int(timestep))
             prediction = guided(model, images, timesteps, labels, sampling.guidance)
-        images = scheduler.step(prediction, timestep, images, generator=list(generators)).prev_sample
+        images = scheduler.step(prediction, timestep, images, generator=list(generators), **options).prev_sample
         yield images
 
 

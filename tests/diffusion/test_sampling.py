@@ -72,6 +72,15 @@ def test_one_step_of_ddim_on_a_known_gaussian_is_the_papers():
     torch.testing.assert_close(end, before.sqrt() * image + (1 - before).sqrt() * noise, atol=1e-4, rtol=0)
 
 
+def test_a_step_of_ddim_keeps_the_noise_that_remains_where_the_image_is_cut():
+    noise, sampling = NoiseConfig(timesteps=10), SamplingConfig(steps=10)
+    model, labels = OfGaussian(noise, mean=3, std=1e-3), torch.zeros(2, dtype=torch.int64)  # all images are 3, cut to 1
+    start, end = list(denoise(model, noise, sampling, labels, generators(2), 8))[9 - MIDDLE - 1 : 9 - MIDDLE + 1]
+    a, before = (build_scheduler(noise).alphas_cumprod[timestep] for timestep in (MIDDLE, MIDDLE - 1))
+    remaining = (start - a.sqrt()) / (1 - a).sqrt()
+    torch.testing.assert_close(end, before.sqrt() + (1 - before).sqrt() * remaining, atol=1e-5, rtol=0)
+
+
 def test_one_step_of_ddpm_on_a_known_gaussian_has_the_mean_and_spread_of_its_posterior():
     """arXiv 2006.11239, eq. 6 and 7."""
     start, end, image, a, before = two_steps_of_a_known_gaussian("ddpm")
@@ -95,7 +104,8 @@ def test_sampling_is_diffusers_own_loop(unet, sampler):
     images = torch.cat([torch.randn(1, 1, 8, 8, generator=draw) for draw in draws])
     for timestep in scheduler.timesteps:
         prediction = unet(scheduler.scale_model_input(images, timestep), timestep.repeat(2), labels)
-        images = scheduler.step(prediction, timestep, images, generator=draws).prev_sample
+        options = {"use_clipped_model_output": True} if sampler == "ddim" else {}
+        images = scheduler.step(prediction, timestep, images, generator=draws, **options).prev_sample
     *_, found = denoise(unet, SMALL, SamplingConfig(sampler=sampler, steps=5), labels, generators(2), 8)
     torch.testing.assert_close(found, images, atol=0, rtol=0)
 
@@ -120,7 +130,8 @@ def test_sampling_is_diffusers_pipeline(unet, sampler, pipeline):
 
     theirs = getattr(diffusers, pipeline)(unet=Denoiser(), scheduler=build_scheduler(SMALL, sampler))
     theirs.set_progress_bar_config(disable=True)
-    expected = theirs(batch_size=2, generator=generators(2), num_inference_steps=5, output_type="np").images
+    options = {"use_clipped_model_output": True} if sampler == "ddim" else {}
+    expected = theirs(batch_size=2, generator=generators(2), num_inference_steps=5, output_type="np", **options).images
     sampling = SamplingConfig(sampler=sampler, steps=5)
     *_, found = denoise(unet, SMALL, sampling, torch.tensor([1, 1]), generators(2), 8)
     expected = torch.from_numpy(expected).permute(0, 3, 1, 2).squeeze(1) * 2 - 1
