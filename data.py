@@ -1,4 +1,4 @@
-"""What every task's data shares: which images a process gets and when, its loader, and pixels ready for a network.
+"""What tasks' data share: which images a process gets and when, loaders, pixels ready for a network, labelled images.
 
 A data set here is indexed by `(epoch, index)`, so that its random augmentation can be a function of the seed, the
 epoch and the image alone. The samplers below yield such pairs; what a process draws then depends neither on how
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CIFAR10, MNIST
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from engine import distributed
 from engine.logbook import logger
 from engine.signals import SIGNALS
 
@@ -298,16 +299,19 @@ def read_cifar10(root: Path, train: bool) -> LabelledImages:
 def read_mnist(root: Path, train: bool) -> LabelledImages:
     """One half of MNIST. Raises DatasetError if its files are not there, or cannot be read."""
     folder = root / "MNIST/raw"
-    half = "train" if train else "t10k"
-    files = [folder / f"{half}-{content}-ubyte" for content in ("images-idx3", "labels-idx1")]
+    halves = [
+        [folder / f"{half}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")] for half in ("train", "t10k")
+    ]
+    missing = [file.name for half in halves for file in half if not file.is_file()]
+    if missing:
+        raise DatasetError(
+            f"{folder}: no {', '.join(missing)}; MNIST's four files belong there, unpacked (gunzip -k *.gz)"
+        )
+    images, labels = files = halves[0 if train else 1]
     try:
         found = MNIST(root, train=train)
-    except RuntimeError:
-        raise DatasetError(
-            f"{folder}: not all of MNIST's files; the four of them belong there, unpacked (gunzip -k *.gz)"
-        ) from None
     except Exception as error:  # of parsing
-        raise DatasetError(f"{folder}: cannot be read ({error}); get MNIST again") from None
+        raise DatasetError(f"{images} or {labels.name}: not MNIST's, or cut off ({error}); get them again") from None
     return _in_memory(folder, found.data.numpy(), found.targets.numpy(), [str(digit) for digit in range(10)], files)
 
 
@@ -315,10 +319,31 @@ def _in_memory(
     folder: Path, pixels: np.ndarray, labels: Sequence[int] | np.ndarray, classes: list[str], files: list[Path]
 ) -> LabelledImages:
     labels = np.array(labels, np.int64)
+    if len(pixels) != len(labels):
+        raise DatasetError(f"{folder}: {len(pixels)} images with {len(labels)} labels; get the files again")
+    if len(labels) == 0 or not 0 <= labels.min() <= labels.max() < len(classes):
+        found = f"labels from {labels.min()} to {labels.max()}" if len(labels) else "no images"
+        raise DatasetError(f"{folder}: {found}, expected labels from 0 to {len(classes) - 1}")
     return LabelledImages(folder, pixels, labels, classes, classes, digest_of(pixels, labels), files)
 
 
+READERS = {"mnist": read_mnist, "cifar10": read_cifar10}  # by data.format
+
+
+def data_folder(root: str) -> Path:
+    """The folder that data.root names. Raises DatasetError if there is none."""
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DatasetError(f"data.root {root}: no such folder; name the one that holds the data set")
+    return folder
+
+
 Transform = Callable[[Image.Image], Image.Image]
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for torch that differs wherever any of these does."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 class LabelledSamples(Dataset):
@@ -332,20 +357,41 @@ class LabelledSamples(Dataset):
         return len(self.images)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor | int]:
-        """image (3, S, S) uint8, label int from 0, image_id int, its number in the split."""
+        """image (C, S, S) uint8, label int from 0, image_id int, its number in the split."""
         epoch, index = key
         image = self.images.read(index)
         with torch.random.fork_rng(devices=[]):
-            state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)
-            torch.manual_seed(int(state[0] >> 1))
+            torch.manual_seed(seed_of(self.seed, epoch, index))
             image = self.transform(image)
         return {"image": pil_to_tensor(image), "label": int(self.images.labels[index]), "image_id": index}
 
 
 def collate(samples: list[dict]) -> dict[str, Tensor]:
-    """Stack samples: images (B, 3, S, S) uint8, labels (B,) int64, image_ids (B,) int64."""
+    """Stack samples: images (B, C, S, S) uint8, labels (B,) int64, image_ids (B,) int64."""
     return {
         "images": torch.stack([sample["image"] for sample in samples]),
         "labels": torch.tensor([sample["label"] for sample in samples]),
         "image_ids": torch.tensor([sample["image_id"] for sample in samples]),
     }
+
+
+def eval_loader(
+    images: LabelledImages, transform: Transform, batch_size: int, workers: int, device: torch.device
+) -> DataLoader:
+    """This rank's batches of a split that is to be scored."""
+    dataset = LabelledSamples(images, transform, seed=0)
+    batches = eval_batches(len(dataset), batch_size, distributed.rank(), distributed.world_size())
+    return build_loader(dataset, batches, collate, workers, device)
+
+
+def in_order(found: list[tuple[np.ndarray, ...]]) -> list[np.ndarray] | None:
+    """What all ranks found of their images, by image; None but on rank 0.
+
+    found: for each batch of this rank the images' numbers, (B,), and other arrays, (B, ...).
+    Returns these, each over all images, (N, ...)."""
+    parts = distributed.gather(found)
+    if parts is None:
+        return None
+    together = [np.concatenate(column) for column in zip(*(batch for part in parts for batch in part), strict=True)]
+    order = np.argsort(together[0])
+    return [column[order] for column in together]

@@ -138,7 +138,7 @@ def as_text(comparison: Comparison, arguments: argparse.Namespace) -> str:
         (f"What each {comparison.row_name} adds, mean over {comparison.column_name}s", comparison.row_effects),
         ("Interactions", comparison.interactions),
     )
-    differences = [difference_table(title, family, comparison.metric) for title, family in families if family]
+    differences = [difference_table(title, family, comparison.difference_in) for title, family in families if family]
     if differences:
         differences[0].notes.append(
             f"Paired bootstrap over {comparison.images} images, {comparison.replicates:,} resamples; "

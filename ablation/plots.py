@@ -111,10 +111,10 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
 
 
-def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look], metric: str) -> Figure:
+def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look], what: str) -> Figure:
     """Dots and 95% intervals, each under its label; filled and thick where significant.
 
-    looks: by label, for those that are a cell's."""
+    looks: by label, for those that are a cell's. what: they are differences in."""
     labels = [_lines(difference.label, 58) for difference in differences]
     lines = max(map(len, labels))
     step = 0.26 + 0.14 * lines  # inches
@@ -133,7 +133,7 @@ def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look
             verticalalignment="bottom", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
         text.set_in_layout(False)
-    axes.set(yticks=[], ylim=(len(differences) - 1 + 0.15 / step, -1), xlabel=f"difference in {metric}")
+    axes.set(yticks=[], ylim=(len(differences) - 1 + 0.15 / step, -1), xlabel=f"difference in {what}")
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.spines["left"].set_visible(False)
     return figure

@@ -247,9 +247,14 @@ class Comparison:
     @property
     def best(self) -> Cell | None:
         """The cell with the best mean score."""
-        return min(self.filled, key=lambda cell: self.cost_of(cell.mean), default=None)
+        return min(self.filled, key=lambda cell: self.as_loss(cell.mean), default=None)
 
-    def cost_of(self, score: float) -> float:
+    @property
+    def difference_in(self) -> str:
+        """What differences are in, and whether they are good below zero."""
+        return f"{self.metric} (below zero is better)" if self.lower_is_better else self.metric
+
+    def as_loss(self, score: float) -> float:
         """The score as something to be made small."""
         return score if self.lower_is_better else -score
 
@@ -298,12 +303,14 @@ class Comparison:
             if shown
             else f"No difference shown{whose}: none of {len(self.differences)} is significant at 5% after Holm."
         ]
+        if self.lower_is_better and (shown or effects):
+            sentences.append("Below zero is better.")
         if self.row_effects:
             over = "averaged over the rest of the grid"
             sentences.append(f"Significant {over}: {told(effects)}." if effects else f"None is, {over}.")
         sentences.append(
             f"{self.images} validation images and {self.seeds} per cell would have shown a true difference of about "
-            f"{self.detectable:.3f} four times out of five; not much smaller ones."
+            f"{self.detectable:.2g} four times out of five; not much smaller ones."
             + ("" if self.seeds_are_uncertain else " What another seed would change comes on top and is not known.")
         )
         return " ".join(sentences)

@@ -164,7 +164,7 @@ def difference_figure(comparison: Comparison, name: str, title: str, differences
     looks = {comparison.cells[place].name: look for place, look in plots.looks(comparison).items()}
     shown = [place for place, difference in enumerate(differences) if difference.significant]
     caption = f"{len(shown)} of {len(differences)} significant"
-    drawing = plots.draw_differences(differences, looks, comparison.metric)
+    drawing = plots.draw_differences(differences, looks, comparison.difference_in)
     header = ["", "difference", "95% interval", "p", "p (Holm)", "detectable"]
     rows = [(each.label, difference_cells(each)) for each in differences]
     return page.beside(page.box(figure(drawing, name, caption, title), title), page.table(title, header, rows, shown))
@@ -295,7 +295,7 @@ def class_changes(comparison: Comparison, values: Mapping[Place, Mapping[str, In
     changes = {place: each for place, each in changes.items() if each and place != comparison.baseline}
     ends = [abs(end) for each in changes.values() for i in each.values() for end in (i.estimate, i.low, i.high)]
     reach = max((end for end in ends if end > 0), default=1.0)
-    best = min(changes, key=lambda place: comparison.cost_of(comparison.cells[place].mean), default=None)
+    best = min(changes, key=lambda place: comparison.as_loss(comparison.cells[place].mean), default=None)
     content = ""
     for place, each in changes.items():
         order = sorted(
@@ -315,7 +315,7 @@ def class_changes(comparison: Comparison, values: Mapping[Place, Mapping[str, In
             for name in order
         ]
         name = comparison.cells[place].name
-        header = ["class", "score", "change", "95% interval", f"from {-reach:+.2f} to {reach:+.2f}"]
+        header = ["class", "score", "change", "95% interval", f"from {-reach:+.2g} to {reach:+.2g}"]
         summary = name + f": {len(shown)} of {len(order)} intervals without zero" * bool(comparison.per_class_change)
         content += page.details(
             summary, page.table(f"change of each class, {name}", header, rows, shown), place == best
@@ -411,8 +411,8 @@ def confusion_section(comparison: Comparison) -> Section:
 def samples_section(comparison: Comparison) -> Section:
     """What generators make, of the first seed of each cell."""
     how = (
-        "A row for each class, from the same noise in every cell. Each cell is shown by its first seed; scroll "
-        "sideways for more."
+        "A row for each class, from the same noise in every cell that has as many of each. Each cell is shown by its "
+        "first seed; scroll sideways for more."
     )
     return Section("samples", "What they make", how, strip_of(comparison, "samples.png", "samples"))
 

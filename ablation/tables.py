@@ -113,8 +113,8 @@ def shown_column(comparison: Comparison, cell: Cell, name: str) -> str:
     return shown_interval(interval, form) if interval else form.format(value)
 
 
-def difference_table(title: str, differences: Sequence[Difference], metric: str) -> Table:
-    """Estimates with their uncertainty; what is significant after Holm is bold."""
+def difference_table(title: str, differences: Sequence[Difference], what: str) -> Table:
+    """Estimates with their uncertainty; what is significant after Holm is bold. what: they are differences in."""
     rows = []
     for difference in differences:
         interval = difference.interval
@@ -138,21 +138,21 @@ def difference_table(title: str, differences: Sequence[Difference], metric: str)
             ]
         )
     bold = {(i, 1) for i, difference in enumerate(differences) if difference.significant}
-    header = ["", f"{metric} difference", "95% interval", "p", "p (Holm)", "significant", "detectable"]
+    header = ["", f"difference in {what}", "95% interval", "p", "p (Holm)", "significant", "detectable"]
     return Table(title, header, rows, bold)
 
 
 def class_table(comparison: Comparison) -> Table:
     """The score of every class and its change against the baseline."""
-    names = list(comparison.per_class[comparison.baseline])
+    names, digits = list(comparison.per_class[comparison.baseline]), 4 if comparison.lower_is_better else 3
     header, rows = ["class"], [[name] for name in names]
     for cell in comparison.filled:
         place = (cell.row, cell.column)
         header.append(cell.name)
         for row, name in zip(rows, names, strict=True):
-            text = shown_interval(comparison.per_class[place][name], "{:.3f}")
+            text = shown_interval(comparison.per_class[place][name], f"{{:.{digits}f}}")
             if place != comparison.baseline:
-                text += f", {shown_interval(comparison.per_class_change[place][name], '{:+.3f}')}"
+                text += f", {shown_interval(comparison.per_class_change[place][name], f'{{:+.{digits}f}}')}"
             row.append(text)
     notes = [
         f"After the comma: change against {' x '.join(comparison.baseline)}. In brackets: 95% intervals over the "

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 from torchvision.datasets import ImageFolder
 
-from data import DatasetError, LabelledImages, digest_of, read_cifar10, read_mnist
+from data import READERS, DatasetError, LabelledImages, data_folder, digest_of
 from engine.config import Config
 
 IMAGENET_CLASSES = Path(__file__).parent / "imagenet_classes.tsv"
@@ -57,12 +57,10 @@ def shown_names(class_ids: Sequence[str]) -> list[str]:
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:
     """One half of the data set that a config names. Raises DatasetError if it is not there or not of its format."""
-    root = Path(config.root).expanduser()
-    if not root.is_dir():
-        raise DatasetError(f"data.root {config.root}: no such folder; name the one that holds the data set")
+    root = data_folder(config.root)
     if config.format == "folders":
         return read_folders(root / getattr(config, split))
-    return {"cifar10": read_cifar10, "mnist": read_mnist}[config.format](root, split == "train")
+    return READERS[config.format](root, split == "train")
 
 
 def read_folders(folder: Path) -> LabelledImages:

@@ -22,8 +22,8 @@ from classification.classifier import Classifier, load_classifier
 from classification.data import DataConfig, read_folders, read_split
 from classification.pictures import draw_confusion
 from classification.record import per_class
-from classification.task import eval_loader, guess_all, scores_of
-from data import LabelledImages
+from classification.task import guess_all, scores_of
+from data import LabelledImages, eval_loader
 from engine.command import positive, said_once
 from engine.experiment import shown_score
 from engine.files import write_text

@@ -14,16 +14,7 @@ from torch.utils.data import DataLoader
 
 from classification.data import DataConfig, check_pair, imagenet_classes
 from classification.transforms import AugmentConfig, BatchAugment, eval_transform, train_transform
-from data import (
-    LabelledImages,
-    LabelledSamples,
-    Transform,
-    batch_to,
-    build_loader,
-    collate,
-    eval_batches,
-    normalize_images,
-)
+from data import LabelledImages, LabelledSamples, batch_to, collate, eval_loader, in_order, normalize_images
 from engine import distributed
 from engine.checkpoint import is_checkpoint, load_checkpoint, trained_weights
 from engine.config import Config
@@ -244,15 +235,6 @@ class ClassificationTask:
         """Nothing: the record shows what the last weights guess."""
 
 
-def eval_loader(
-    images: LabelledImages, transform: Transform, batch_size: int, workers: int, device: torch.device
-) -> DataLoader:
-    """This rank's batches of a split that is to be scored."""
-    dataset = LabelledSamples(images, transform, seed=0)
-    batches = eval_batches(len(dataset), batch_size, distributed.rank(), distributed.world_size())
-    return build_loader(dataset, batches, collate, workers, device)
-
-
 def guess_all(
     model: nn.Module,
     loader: DataLoader,
@@ -272,9 +254,5 @@ def guess_all(
             with autocast(device, precision):
                 classes, probabilities = guess(model, images)
             found.append(Guesses(batch["image_ids"].numpy(), classes.cpu().numpy(), probabilities.cpu().numpy()))
-    parts = distributed.gather(found)
-    if parts is None:
-        return None
-    together = Guesses(*map(np.concatenate, zip(*(batch for part in parts for batch in part), strict=True)))
-    order = np.argsort(together.image_ids)
-    return Guesses(*(column[order] for column in together))
+    together = in_order(found)
+    return together and Guesses(*together)

@@ -354,7 +354,7 @@ def verify(model: SSD, exported: Network, images: Tensor, settings: PostprocessC
     line = (
         f"{len(differences):,} {what} compared, of {len(images)} images in batches of {sizes}: largest difference "
         f"{box:.2g} of the image's side in boxes, {score:.2g} in scores; {far:,} differ by more than {TOLERANCE:g}"
-        + (f"; {ties:,} fell otherwise at a tie" if ties else "")
+        + (f"; {ties:,} more where rounding decides" if ties else "")
     )
     if far:
         raise RunError(f"{line}. Nothing is written; another --format may do")

@@ -1,12 +1,13 @@
 """Images to learn to make: MNIST's own files, grey, or CIFAR-10's, in colour, resized to the model's input."""
 
-from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from data import DatasetError, LabelledImages, read_cifar10, read_mnist
+from data import READERS, LabelledImages, data_folder
 from engine.config import Config
 
 CHANNELS = {"mnist": 1, "cifar10": 3}  # of the images of each format
@@ -23,10 +24,7 @@ class DataConfig(Config):
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:
     """One half of the data set that a config names. Raises DatasetError if it is not there."""
-    root = Path(config.root).expanduser()
-    if not root.is_dir():
-        raise DatasetError(f"data.root {config.root}: no such folder; name the one that holds the data set")
-    return {"mnist": read_mnist, "cifar10": read_cifar10}[config.format](root, split == "train")
+    return READERS[config.format](data_folder(config.root), split == "train")
 
 
 def build_transform(config: DataConfig, input_size: int, train: bool) -> v2.Compose:
@@ -37,3 +35,13 @@ def build_transform(config: DataConfig, input_size: int, train: bool) -> v2.Comp
     if train and config.flip:
         steps.append(v2.RandomHorizontalFlip(config.flip))
     return v2.Compose(steps)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Bytes, uint8, as the network sees them: float32 from -1 to 1."""
+    return images.float() / 127.5 - 1
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Inverts `to_unit`; what lies beyond is cut off."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -17,7 +17,7 @@ from engine.loading import load_exactly
 from engine.strict_yaml import did_you_mean, nearest
 
 
-class Generator(NamedTuple):
+class TrainedGenerator(NamedTuple):
     """A model, on the CPU, and how it was trained."""
 
     checkpoint: Path
@@ -56,15 +56,15 @@ class Generator(NamedTuple):
         )
 
 
-def load_generator(path: Path) -> Generator:
+def load_generator(path: Path) -> TrainedGenerator:
     """Build and fill the model of an experiment, or of one of its checkpoints, with the weights that were scored.
 
     Raises ValueError if it is no experiment of this task, or has no checkpoint."""
-    experiment = path if path.is_dir() else path.parent.parent
+    experiment = path.parent.parent if path.is_file() else path  # of a path that is not there the name is told
     config = read_experiment_config(experiment, DiffusionConfig)
-    checkpoint = newest_checkpoint(path / "checkpoints") if path.is_dir() else path
+    checkpoint = path if path.is_file() else newest_checkpoint(path / "checkpoints")
     state = load_checkpoint(checkpoint)
     class_ids = state["data"]["classes"]
     model = build_unet(config.model, CHANNELS[config.data.format], len(class_ids))
     load_exactly(model, trained_weights(state))
-    return Generator(checkpoint, config, class_ids, model.eval())
+    return TrainedGenerator(checkpoint, config, class_ids, model.eval())

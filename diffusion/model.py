@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from model import PatchExpanding, SwinBlock, SwinTransformer, load_swin_weights, swin_state_dict
 
-MAX_PERIOD = 10_000  # of the slowest wave of the time embedding, in steps
+MAX_PERIOD = 10_000  # of the slowest wave of the time embedding, nearly, in steps / 2 pi
 CLASS_CHANNELS = 4  # length of the vector that tells the class
 FIRST_CONVOLUTION = "patch_embed.proj.weight"
 

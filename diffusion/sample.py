@@ -3,7 +3,7 @@
 python -m diffusion.sample experiments/experiment_12 --classes 0,1,2 --steps 50 --guidance 2.0 --seed 0
 python -m diffusion.sample experiments/experiment_12 --sampler dpm++ --steps 20 --output digits.png
 
-On a CPU the images are the same to the last bit whenever the command is the same.
+On a CPU the images are the same to the last bit whenever the command and the number of threads are the same.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from diffusion.schedule import SAMPLERS
 from engine.command import positive, run_command, said_once
 
 FRAMES = 40  # of an animation, at most
+ANIMATED = 4  # samples of each class in it, at most: all steps of all samples may not fit the memory
 
 
 def main(device: torch.device) -> None:
@@ -30,14 +31,21 @@ def main(device: torch.device) -> None:
     generator.model.to(device)
     sampling = SamplingConfig(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
     parts = generator.generate(sampling, labels.to(device), arguments.seed, arguments.batch_size, FRAMES)
-    frames = np.concatenate([images.numpy() for _, images in parts], axis=1)  # (frames, N, C, S, S)
-    frames = frames.reshape(len(frames), len(chosen), arguments.per_class, *frames.shape[2:])
+    samples, frames = [], []
+    for indices, steps in parts:
+        samples.append(steps[-1].numpy())
+        frames.append(steps[:, indices % arguments.per_class < ANIMATED].numpy())
     arguments.output.parent.mkdir(exist_ok=True)
-    draw_grid(arguments.output, frames[-1])
+    draw_grid(arguments.output, in_rows(np.concatenate(samples), len(chosen)))
     animation = arguments.output.with_suffix(".gif")
-    draw_animation(animation, frames)
+    draw_animation(animation, np.stack([in_rows(frame, len(chosen)) for frame in np.concatenate(frames, axis=1)]))
     print(f"{len(labels)} images, a row for each of {', '.join(generator.class_ids[label] for label in chosen)}")
     print(f"written to {arguments.output}; how they came about: {animation}")
+
+
+def in_rows(images: np.ndarray, rows: int) -> np.ndarray:
+    """(N, C, S, S), class by class, as (rows, columns, C, S, S)."""
+    return images.reshape(rows, -1, *images.shape[1:])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,9 +64,11 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.output and (not arguments.output.parent.is_dir() or arguments.output.suffix != ".png"):
         parser.error(f"--output {arguments.output}: expected a .png in a folder that exists")
     if not arguments.output:
-        experiment = arguments.experiment if arguments.experiment.is_dir() else arguments.experiment.parent.parent
-        name = f"{arguments.sampler}_{arguments.steps}_guidance_{arguments.guidance:g}_seed_{arguments.seed}.png"
-        arguments.output = experiment / "samples" / name
+        path = arguments.experiment
+        classes = f"classes_{arguments.classes.replace(',', '_')}_" if arguments.classes else ""
+        name = f"{classes}{arguments.per_class}_each_{arguments.sampler}_{arguments.steps}_guidance_"
+        name += f"{arguments.guidance:g}_seed_{arguments.seed}.png"
+        arguments.output = (path.parent.parent if path.is_file() else path) / "samples" / name
     return arguments
 
 
@@ -67,18 +77,25 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default: ddim")
     parser.add_argument("--steps", type=positive, default=50, help="of the sampler (50)")
     parser.add_argument("--guidance", type=scale, default=2.0, help="1: none; more: clearer classes, less variety (2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise that images begin with (0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the noise that images begin with (0)")
     parser.add_argument("--batch-size", type=positive, default=64, help="images at once (64)")
 
 
+def seed(text: str) -> int:
+    """A number from 0 up, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 up")
+    return int(text)
+
+
 def scale(text: str) -> float:
-    """A scale of guidance."""
+    """A scale of guidance, for argparse."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < 1000:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 up")
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 100")
     return value
 
 

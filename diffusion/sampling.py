@@ -11,12 +11,18 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from data import Key
-from diffusion.schedule import SAMPLERS, NoiseConfig, build_scheduler, image_generator, to_bytes
+from data import Key, seed_of
+from diffusion.data import to_bytes
+from diffusion.schedule import SAMPLERS, NoiseConfig, build_scheduler
 from engine.config import Config
 from engine.inference import evaluation_mode
 from engine.logbook import progress_bar
 from engine.precision import Precision, autocast
+
+# The image that a step predicts is cut to -1 to 1; DDIM's noise has to be what then remains. Taken from the prediction
+# before the cut, as diffusers does if not told, it carries what guidance overdoes from step to step, and many steps mix
+# up the classes.
+STEP_OPTIONS = {"ddim": {"use_clipped_model_output": True}}
 
 
 class SamplingConfig(Config):
@@ -66,6 +72,11 @@ def nearest_divisor(number: int, wanted: int) -> int:
     return min(divisors, key=lambda divisor: abs(divisor - wanted))
 
 
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """Random numbers of one image, on the CPU: the same whatever it shares a batch or a process with."""
+    return torch.Generator().manual_seed(seed_of(seed, index))
+
+
 def guided(model: nn.Module, images: Tensor, timesteps: Tensor, labels: Tensor, guidance: float) -> Tensor:
     """The model's prediction, moved away from what it predicts of no class (arXiv 2207.12598, eq. 6).
 
@@ -94,13 +105,14 @@ def denoise(
     Yields (B, C, input_size, input_size) float32, about -1 to 1, after every step; the last are the images."""
     scheduler = build_scheduler(noise, sampling.sampler)
     scheduler.set_timesteps(sampling.steps)
+    options = STEP_OPTIONS.get(sampling.sampler, {})
     shape = (model.image_channels, input_size, input_size)
     images = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(labels.device)
     for timestep in scheduler.timesteps:
         with autocast(labels.device, precision):
             timesteps = torch.full_like(labels, int(timestep))
             prediction = guided(model, images, timesteps, labels, sampling.guidance)
-        images = scheduler.step(prediction, timestep, images, generator=list(generators)).prev_sample
+        images = scheduler.step(prediction, timestep, images, generator=list(generators), **options).prev_sample
         yield images
 
 

@@ -5,15 +5,13 @@ from nearly 1 to nearly 0:
 
     cosine    a_t is the squared cosine of Nichol and Dhariwal (arXiv 2102.09672, eq. 17)
     linear    the variances of the single steps rise linearly (Ho et al., arXiv 2006.11239), from 0.1 / timesteps to
-              20 / timesteps: theirs, 1e-4 to 0.02, are for 1,000 of them
+              20 / timesteps, at most 0.999: theirs, 1e-4 to 0.02, are for 1,000
 
 Predicted is the noise n ("epsilon"), or v = sqrt(a_t) n - sqrt(1 - a_t) x (Salimans and Ho, arXiv 2202.00512).
 """
 
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -86,19 +84,3 @@ class NoiseSchedule:
             return 1.0
         signal = float(self.scheduler.alphas_cumprod.mean())
         return signal + (1 - signal) * mean_square
-
-
-def image_generator(seed: int, index: int) -> torch.Generator:
-    """Random numbers of one image, on the CPU: the same whatever it shares a batch or a process with."""
-    state = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> 1))
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Bytes, uint8, as the network sees them: float32 from -1 to 1."""
-    return images.float() / 127.5 - 1
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Inverts `to_unit`; what lies beyond is cut off."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

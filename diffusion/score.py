@@ -9,9 +9,10 @@ kernel_distance   the same by the unbiased squared maximum mean discrepancy with
                   do not make larger (Binkowski et al., arXiv 1801.01401)
 fid               the Frechet distance in the features of the standard Inception network, if its weights are here
 
-Each but fid stands beside what real images get, which is as good as it can be: the classifier's agreement with the
-true classes, and the distances between as many training and validation images. Frechet distances depend on the number
-of images and on the network: compare them for the same numbers of both and the same classifier only.
+Each but fid stands beside what real images get: the classifier's agreement with the true classes, and the distances
+between as many training and validation images. Samples may agree more often than these do, for guidance makes them
+clearer. Frechet distances depend on the number of images and on the network: compare them for the same numbers of both
+and the same classifier only.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from classification.classifier import Classifier, load_classifier
 from data import LabelledImages, LabelledSamples, as_rgb, normalize_images
 from diffusion.data import build_transform, read_split
-from diffusion.generator import Generator, load_generator
+from diffusion.generator import TrainedGenerator, load_generator
 from diffusion.pictures import draw_grid
 from diffusion.sample import add_sampling
 from diffusion.sampling import SamplingConfig
@@ -40,6 +41,7 @@ from engine.logbook import logger, progress_bar
 from engine.precision import autocast
 
 INCEPTION = Path("saved_weights/weights-inception-2015-12-05-6726825d.pth")  # torch-fidelity's name of it
+MISSING = "{} is not installed: pip install -e '.[diffusion]'"
 COLUMNS = 10  # of the grid
 
 
@@ -114,16 +116,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--classifier", required=True, metavar="EXPERIMENT|WEIGHTS", help="as train_clf_imagenet.py evaluate takes it"
     )
-    parser.add_argument("--samples", type=positive, default=500, help="how many to make, of all classes in turn (500)")
+    parser.add_argument("--samples", type=several, default=500, help="how many to make, of all classes in turn (500)")
     parser.add_argument("--data", metavar="ROOT", help="where the real images lie now (default: the config's)")
     add_sampling(parser)
     return parser.parse_args()
 
 
+def several(text: str) -> int:
+    """A number of samples, for argparse: one has no spread."""
+    if positive(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 2 up")
+    return int(text)
+
+
 # ---- images --------------------------------------------------------------------------------------------------
 
 
-def some_of(images: LabelledImages, generator: Generator, count: int) -> tuple[Tensor, np.ndarray]:
+def some_of(images: LabelledImages, generator: TrainedGenerator, count: int) -> tuple[Tensor, np.ndarray]:
     """Real images, spread evenly over a split, as the generator was shown them, and their labels.
 
     Returns (N, C, S, S) uint8 and (N,) int64; N is count, or all there are."""
@@ -201,8 +210,7 @@ def inception_distance(real: Tensor, fake: Tensor, batch_size: int, device: torc
     try:
         metric = frechet(2048, feature_extractor_weights_path=str(INCEPTION))
     except ModuleNotFoundError:
-        logger.info("no fid: torch-fidelity is not installed (pip install torch-fidelity)")
-        return None
+        raise ValueError(MISSING.format("torch-fidelity")) from None
     metric.to(device)
     for images, is_real in ((real, True), (fake, False)):
         for batch in images.split(batch_size):
@@ -216,7 +224,7 @@ def distance_metrics() -> tuple[type, type]:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
     except ModuleNotFoundError:
-        raise ValueError("torchmetrics is not installed: pip install -e '.[diffusion]'") from None
+        raise ValueError(MISSING.format("torchmetrics")) from None
     return FrechetInceptionDistance, KernelInceptionDistance
 
 

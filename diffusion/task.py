@@ -11,12 +11,12 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import LabelledImages, LabelledSamples, batch_to, build_loader, collate, eval_batches
-from diffusion.data import CHANNELS, DataConfig, build_transform
+from data import LabelledImages, LabelledSamples, batch_to, collate, eval_batches, eval_loader, in_order
+from diffusion.data import CHANNELS, DataConfig, build_transform, to_unit
 from diffusion.model import SwinUNet, load_encoder_weights
 from diffusion.pictures import draw_grid
-from diffusion.sampling import SamplingConfig, check_sampling, generate
-from diffusion.schedule import NoiseConfig, NoiseSchedule, image_generator, to_unit
+from diffusion.sampling import SamplingConfig, check_sampling, generate, image_generator
+from diffusion.schedule import NoiseConfig, NoiseSchedule
 from engine import distributed
 from engine.config import Config
 from engine.inference import evaluation_mode
@@ -52,6 +52,12 @@ class ModelConfig(Config):
         return name
 
 
+class DiffusionTrainConfig(TrainConfig):
+    """As of every task, but that the moving average is on: samples of the last weights alone are much worse."""
+
+    ema_decay: float | None = Field(0.999, gt=0, lt=1, description="sample and score a moving average of the weights")
+
+
 class EvalConfig(SamplingConfig):
     """What is looked at after an epoch: the loss on validation images, and some samples."""
 
@@ -65,7 +71,7 @@ class DiffusionConfig(Config):
     model: ModelConfig = Field(default_factory=ModelConfig)
     diffusion: NoiseConfig = Field(default_factory=NoiseConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
-    train: TrainConfig
+    train: DiffusionTrainConfig
     eval: EvalConfig = Field(default_factory=EvalConfig)
 
 
@@ -115,7 +121,10 @@ class DiffusionTask:
         """from_checkpoint: a checkpoint will fill the model, so model.weights need not be there any more.
 
         Raises ValueError if the weights cannot be used, or the samples cannot be made."""
-        check_sampling(config.diffusion, config.eval)
+        try:
+            check_sampling(config.diffusion, config.eval)
+        except ValueError as error:
+            raise ValueError(f"eval.{error}") from error
         self.config, self.train, self.val = config, train, val
         self.workers = config.data.workers
         self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
@@ -167,13 +176,12 @@ class DiffusionTask:
 
     def val_losses(
         self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
-    ) -> tuple[np.ndarray, np.ndarray] | None:
+    ) -> list[np.ndarray] | None:
         """Numbers, (N,) int64, and losses, (N,) float64, of the validation images; None but on rank 0."""
         config = self.config
         if self.val_loader is None:
-            dataset = LabelledSamples(self.val, build_transform(config.data, config.model.input_size, train=False), 0)
-            batches = eval_batches(len(dataset), config.train.batch_size, distributed.rank(), distributed.world_size())
-            self.val_loader = build_loader(dataset, batches, collate, self.workers, device)
+            transform = build_transform(config.data, config.model.input_size, train=False)
+            self.val_loader = eval_loader(self.val, transform, config.train.batch_size, self.workers, device)
         found = []
         with evaluation_mode(model), torch.inference_mode():
             for batch in progress_bar(self.val_loader, desc="scoring", unit="batch", leave=False):
@@ -225,13 +233,3 @@ def fixed_noise(image_ids: list[int], timesteps: int, shape: tuple[int, ...]) ->
     generators = [image_generator(EVAL_SEED, image_id) for image_id in image_ids]
     times = torch.cat([torch.randint(timesteps, (1,), generator=generator) for generator in generators])
     return times, torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-
-def in_order(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray] | None:
-    """What all ranks found, pairs of numbers (B,) and values (B, ...), by number; None but on rank 0."""
-    parts = distributed.gather(found)
-    if parts is None:
-        return None
-    numbers, values = map(np.concatenate, zip(*(pair for part in parts for pair in part), strict=True))
-    order = np.argsort(numbers)
-    return numbers[order], values[order]

@@ -196,7 +196,7 @@ def write_readme(
 ) -> None:
     """The experiment's front page.
 
-    facts: label to sentence, e.g. {"Model": "..."}; scores: name to value in [0, 1], None where undefined;
+    facts: label to sentence, e.g. {"Model": "..."}; scores: name to value, None where undefined;
     pictures: file name to caption, shown where the file exists."""
     lines = [f"# {experiment.name}: {title}", ""]
     lines += [f"- **{label}**: {text}" for label, text in facts.items()]

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import signal
 import struct
 import sys
@@ -101,6 +102,21 @@ def finished_detector(tmp_path_factory) -> Path:
     task.evaluate(task.model, torch.device("cpu"))
     write_record(experiment, task)
     return experiment
+
+
+@pytest.fixture(scope="session")
+def cifar10_root(tmp_path_factory) -> Path:
+    """CIFAR-10's files with two images in each."""
+    root = tmp_path_factory.mktemp("cifar10")
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    rng = np.random.default_rng(0)
+    for file in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        pixels = rng.integers(0, 256, (2, 3072), dtype=np.uint8)
+        (folder / file).write_bytes(pickle.dumps({"data": pixels, "labels": [3, 9]}))
+    return root
 
 
 @pytest.fixture(autouse=True)

@@ -202,7 +202,33 @@ def test_mnist_is_read_from_its_idx_files(mnist_root):
 def test_mnist_that_is_not_unpacked_is_refused_with_the_cure(mnist_root, tmp_path):
     shutil.copytree(mnist_root, tmp_path, dirs_exist_ok=True)
     (tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte").rename(tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte.gz")
-    with pytest.raises(DatasetError, match=r"not all of MNIST's files; .* unpacked \(gunzip -k \*\.gz\)"):
+    with pytest.raises(DatasetError, match=r"raw: no t10k-labels-idx1-ubyte; .* unpacked \(gunzip -k \*\.gz\)"):
+        read_mnist(tmp_path, train=True)
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def one_label_less(content: bytes) -> bytes:
+    return content[:4] + (len(content) - 9).to_bytes(4) + content[8:-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("images-idx3", cut, r"train-images-idx3-ubyte or train-labels-idx1-ubyte: not MNIST's, or cut off"),
+        ("images-idx3", lambda content: b"<html>gone</html>", r"train-images-idx3-ubyte or .*: not MNIST's"),
+        ("labels-idx1", cut, r"train-images-idx3-ubyte or train-labels-idx1-ubyte: not MNIST's, or cut off"),
+        ("labels-idx1", one_label_less, r"raw: 40 images with 39 labels"),
+        ("labels-idx1", lambda content: content[:-1] + b"\x0a", r"labels from 0 to 10, expected labels from 0 to 9"),
+    ],
+)
+def test_damaged_mnist_is_refused(mnist_root, tmp_path, name, change, told):
+    shutil.copytree(mnist_root, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / f"MNIST/raw/train-{name}-ubyte"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DatasetError, match=told):
         read_mnist(tmp_path, train=True)
 
 

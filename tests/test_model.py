@@ -182,9 +182,9 @@ def test_patch_expanding_turns_a_token_into_two_by_two():
 
 
 def test_patch_expanding_grows_by_the_scale_it_is_told():
-    expanding = PatchExpanding(8, scale=4, out_channels=3)
-    assert expanding.out_channels == 3
-    assert expanding(torch.randn(1, 8, 2, 5)).shape == (1, 3, 8, 20)
+    expanding = PatchExpanding(8, scale=4)
+    assert expanding.out_channels == 4
+    assert expanding(torch.randn(1, 8, 2, 5)).shape == (1, 4, 8, 20)
 
 
 def test_linear_weights_start_from_a_normal_of_002():

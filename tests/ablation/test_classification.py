@@ -80,7 +80,7 @@ def test_the_score_of_a_class_is_the_accuracy_on_its_images(comparison):
 
 def test_the_tables_speak_of_top1_and_not_of_detection(folder, monkeypatch, capsys):
     text = printed(folder, monkeypatch, capsys, "--columns", "all", "--per-class", "--errors")
-    for heading in ("### top1, mean ± standard deviation over 2 seeds", "### top1 by class", "| top1 difference |"):
+    for heading in ("### top1, mean ± standard deviation over 2 seeds", "### top1 by class", "| difference in top1 |"):
         assert heading in text
     assert re.search(r"\| shift x rel \| 0\.\d{4} ± 0\.\d{4} \| 0\.\d{4} \[0\.\d{4}, 0\.\d{4}\] \| 0\.\d{4} \[", text)
     assert not re.findall(OF_DETECTION, text)

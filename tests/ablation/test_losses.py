@@ -1,6 +1,7 @@
 """Comparisons of runs whose score is a loss: lower is better."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from ablation import plots
 from ablation.compare import compare
 from ablation.records import Comparison
 from ablation.report import write_report
-from ablation.tables import score_table
+from ablation.tables import class_table, difference_table, score_table
 from engine.bootstrap import image_weights, resampled_scores
 from engine.image_statistics import Losses, load_statistics
 
@@ -22,7 +23,7 @@ def write_run(path: Path, model: str, classification_writer) -> None:
     """A finished experiment of a task that records a loss for each image."""
     run = classification_writer(path, model, "random weights", gflops=1.0 if model == "small" else 3.0)
     ease = np.random.default_rng(0).normal(0, 0.05, 120)
-    losses = DIFFICULTIES[model] + ease + np.random.default_rng([1, len(model)]).normal(0, 0.01, 120)
+    losses = DIFFICULTIES[model] + ease + np.random.default_rng([1, *model.encode()]).normal(0, 0.01, 120)
     labels = (np.arange(120) // 60).astype(np.int16)
     names = np.array(["cat", "dog"])
     Losses(np.array("val_loss"), np.arange(120).astype(str), names, labels, losses).save(path)
@@ -57,6 +58,19 @@ def test_the_difference_in_loss_is_found_with_its_interval(comparison):
     (difference,) = comparison.differences
     assert difference.interval.estimate == pytest.approx(-0.1, abs=0.01)
     assert difference.significant
+
+
+def test_every_table_of_differences_says_that_below_zero_is_better(comparison):
+    table = difference_table("Differences", comparison.differences, comparison.difference_in)
+    assert table.header[1] == "difference in val_loss (below zero is better)"
+    assert "Below zero is better." in comparison.conclusion
+    drawing = plots.draw_differences(comparison.differences, {}, comparison.difference_in)
+    assert drawing.axes[0].get_xlabel().endswith("(below zero is better)")
+
+
+def test_small_losses_keep_their_digits(comparison):
+    assert re.search(r"true difference of about 0\.00\d+ four times", comparison.conclusion)
+    assert re.search(r"^0\.\d{4} \[", class_table(comparison).rows[0][1])
 
 
 def test_the_loss_of_each_class_has_an_interval(comparison):

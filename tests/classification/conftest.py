@@ -1,6 +1,5 @@
 """A data set of six classes that can be told by their colour, in ImageNet's layout and in CIFAR-10's."""
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -37,21 +36,6 @@ def colours_root(tmp_path_factory) -> Path:
     draw(root, "val", 3)
     for name in list(COLOURS)[2:]:
         (root / "val" / name / "2.png").unlink()
-    return root
-
-
-@pytest.fixture(scope="session")
-def cifar10_root(tmp_path_factory) -> Path:
-    """CIFAR-10's files with two images in each."""
-    root = tmp_path_factory.mktemp("cifar10")
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir()
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
-    rng = np.random.default_rng(0)
-    for file in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        pixels = rng.integers(0, 256, (2, 3072), dtype=np.uint8)
-        (folder / file).write_bytes(pickle.dumps({"data": pixels, "labels": [3, 9]}))
     return root
 
 

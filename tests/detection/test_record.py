@@ -1,5 +1,6 @@
 """What a finished run leaves: complete, and the same numbers that were scored."""
 
+import copy
 import hashlib
 import json
 
@@ -100,6 +101,25 @@ def test_four_images_spread_over_the_set_are_examples_and_no_others(recorded):
     ids = [task.val.images[index].id for index in (0, 2, 5, 7)]
     names = {path.name for path in (experiment / "examples").iterdir()}
     assert names == {f"{image_id}{suffix}.jpg" for image_id in ids for suffix in ("", "_truth")}
+
+
+def test_the_charts_lie_beside_the_scores_and_the_readme_shows_them(recorded):
+    experiment, _, _ = recorded
+    for name in ("precision_recall.png", "class_scores.png", "confusion.png"):
+        with Image.open(experiment / name) as image:
+            image.load()
+        assert f"]({name})" in (experiment / "README.md").read_text()
+
+
+def test_detections_are_drawn_in_the_course_of_training_only_where_a_tracker_shows_them(recorded, tmp_path):
+    _, task, _ = recorded
+    task.draw(tmp_path, 1)
+    assert not list(tmp_path.iterdir())
+    tracked = copy.copy(task)
+    train = task.config.train.model_copy(update={"trackers": ("tensorboard",)})
+    tracked.config = task.config.model_copy(update={"train": train})
+    tracked.draw(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["detections.png"]
 
 
 def test_examples_are_small(recorded):

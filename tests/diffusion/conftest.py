@@ -13,7 +13,7 @@ from diffusion.training import COMMAND
 from runs import train
 
 CONFIG = """
-data: {{root: {root}, format: mnist, workers: 0}}
+data: {{root: {root}, format: {format}, workers: 0}}
 model: {{name: swin_slim, input_size: 16, patch_size: 4, window_size: 2}}
 diffusion: {{timesteps: 20}}
 optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 8, warmup_epochs: 1, schedule: cosine}}
@@ -25,7 +25,7 @@ eval: {{steps: 4, samples_per_class: 2}}
 @pytest.fixture(scope="session")
 def config_path(mnist_root, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("config") / "digits.yaml"
-    path.write_text(CONFIG.format(root=mnist_root))
+    path.write_text(CONFIG.format(root=mnist_root, format="mnist"))
     return path
 
 
@@ -46,6 +46,15 @@ def experiment(config_path, run_training, tmp_path_factory) -> Path:
     """A finished run of two epochs; not to be changed."""
     folder = tmp_path_factory.mktemp("experiments")
     run_training(config_path, "--experiments", folder)
+    return folder / "experiment_1"
+
+
+@pytest.fixture(scope="session")
+def coloured_experiment(cifar10_root, run_training, tmp_path_factory) -> Path:
+    """A finished run of one epoch on CIFAR-10's files; not to be changed."""
+    folder = tmp_path_factory.mktemp("coloured")
+    (folder / "colours.yaml").write_text(CONFIG.format(root=cifar10_root, format="cifar10"))
+    run_training(folder / "colours.yaml", "train.epochs=1", "--experiments", folder)
     return folder / "experiment_1"
 
 

@@ -45,7 +45,7 @@ def test_the_same_command_makes_the_same_bytes(experiment, sample, tmp_path):
 
 def test_without_an_output_the_images_go_into_the_experiment(experiment, sample, capsys):
     sample(experiment, "--classes", 1, "--per-class", 1, "--steps", 2, "--sampler", "dpm++", "--guidance", 1)
-    path = experiment / "samples/dpm++_2_guidance_1_seed_0.png"
+    path = experiment / "samples/classes_1_1_each_dpm++_2_guidance_1_seed_0.png"
     assert path.is_file()
     assert f"written to {path}" in capsys.readouterr().out
     path.unlink()
@@ -65,6 +65,36 @@ def test_more_steps_than_there_are_are_refused(experiment, sample, tmp_path):
 def test_a_folder_that_is_no_experiment_is_refused(sample, tmp_path):
     with pytest.raises(ValueError, match=r"no config\.yaml in it"):
         sample(tmp_path)
+    with pytest.raises(ValueError, match=r"experiment_999: no such folder"):
+        sample(tmp_path / "experiment_999")
+
+
+@pytest.mark.parametrize("words", [("--seed", "-1"), ("--guidance", "101"), ("--steps", "0")])
+def test_numbers_out_of_range_are_refused(experiment, sample, capsys, words):
+    with pytest.raises(SystemExit):
+        sample(experiment, *words)
+    assert f"argument {words[0]}: '{words[1]}': expected a number from" in capsys.readouterr().err
+
+
+def test_classes_are_found_by_name_or_by_number_in_the_order_they_are_asked_for(experiment):
+    generator = load_generator(experiment)._replace(class_ids=["cat", "dog", "ship"])
+    assert generator.labels_of(["ship", "cat", "1"]) == [2, 0, 1]
+
+
+def test_classes_have_names(coloured_experiment, sample, capsys, tmp_path):
+    sample(coloured_experiment, "--classes", "ship,cat", "--steps", 2, "--output", tmp_path / "a.png")
+    assert "a row for each of ship, cat" in capsys.readouterr().out
+
+
+def test_the_animation_shows_four_of_each_class(experiment, sample, tmp_path):
+    path = tmp_path / "two.png"
+    sample(experiment, "--classes", "3,4", "--per-class", 6, "--steps", 2, "--output", path)
+    with Image.open(path.with_suffix(".gif")) as animation:
+        animation.seek(animation.n_frames - 1)
+        last = np.asarray(animation.convert("L"), int)
+    grid = np.asarray(Image.open(path), int)[:, : last.shape[1]]
+    assert last.shape[1] == 4 * 64 + 3 * 2
+    assert np.abs(last - grid).max() <= 1
 
 
 def test_the_weights_are_those_that_were_scored(experiment):

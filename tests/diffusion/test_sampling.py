@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from data import eval_batches
-from diffusion.sampling import SamplingConfig, check_sampling, denoise, generate, guided
-from diffusion.schedule import SAMPLERS, NoiseConfig, build_scheduler, image_generator
+from diffusion.sampling import SamplingConfig, check_sampling, denoise, generate, guided, image_generator
+from diffusion.schedule import SAMPLERS, NoiseConfig, build_scheduler
 
 SMALL = NoiseConfig(timesteps=20)
 
@@ -51,31 +51,45 @@ def generators(count: int) -> list[torch.Generator]:
     return [image_generator(0, index) for index in range(count)]
 
 
-def test_one_step_from_pure_noise_to_the_image_has_the_mean_of_a_known_gaussian():
-    """The noise tells nearly nothing of the image: E[x_0 | x_T] by Bayes' rule."""
-    noise, mean, std = NoiseConfig(timesteps=10), 0.2, 0.1
-    model, labels = OfGaussian(noise, mean, std), torch.zeros(2, dtype=torch.int64)
-    start = torch.stack([torch.randn(1, 8, 8, generator=generator) for generator in generators(2)])
-    a = build_scheduler(noise).alphas_cumprod[-1]
-    expected = mean + std**2 * a.sqrt() / (a * std**2 + 1 - a) * (start - a.sqrt() * mean)
-    (found,) = denoise(model, noise, SamplingConfig(steps=1), labels, generators(2), 8)
-    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+MIDDLE = 5  # of ten steps: image and noise have about equal shares
+
+
+def two_steps_of_a_known_gaussian(sampler: str, mean=0.2, std=0.3) -> tuple[Tensor, ...]:
+    """x_t in the middle, x_t-1 as sampled from it, E[x_0 | x_t] by Bayes' rule, a_t and a_t-1."""
+    noise, count = NoiseConfig(timesteps=10), 200
+    model, labels = OfGaussian(noise, mean, std), torch.zeros(count, dtype=torch.int64)
+    steps = list(denoise(model, noise, SamplingConfig(sampler=sampler, steps=10), labels, generators(count), 8))
+    start, end = steps[9 - MIDDLE - 1 : 9 - MIDDLE + 1]  # x_9 went in, x_8 is the first to come out
+    a, before = (build_scheduler(noise).alphas_cumprod[timestep] for timestep in (MIDDLE, MIDDLE - 1))
+    image = mean + std**2 * a.sqrt() / (a * std**2 + 1 - a) * (start - a.sqrt() * mean)
+    return start, end, image, a, before
+
+
+def test_one_step_of_ddim_on_a_known_gaussian_is_the_papers():
+    """arXiv 2010.02502, eq. 12 with sigma = 0."""
+    start, end, image, a, before = two_steps_of_a_known_gaussian("ddim")
+    noise = (start - a.sqrt() * image) / (1 - a).sqrt()
+    torch.testing.assert_close(end, before.sqrt() * image + (1 - before).sqrt() * noise, atol=1e-4, rtol=0)
+
+
+def test_a_step_of_ddim_keeps_the_noise_that_remains_where_the_image_is_cut():
+    noise, sampling = NoiseConfig(timesteps=10), SamplingConfig(steps=10)
+    model, labels = OfGaussian(noise, mean=3, std=1e-3), torch.zeros(2, dtype=torch.int64)  # all images are 3, cut to 1
+    start, end = list(denoise(model, noise, sampling, labels, generators(2), 8))[9 - MIDDLE - 1 : 9 - MIDDLE + 1]
+    a, before = (build_scheduler(noise).alphas_cumprod[timestep] for timestep in (MIDDLE, MIDDLE - 1))
+    remaining = (start - a.sqrt()) / (1 - a).sqrt()
+    torch.testing.assert_close(end, before.sqrt() + (1 - before).sqrt() * remaining, atol=1e-5, rtol=0)
 
 
 def test_one_step_of_ddpm_on_a_known_gaussian_has_the_mean_and_spread_of_its_posterior():
-    """From x_T to x_T-1 (arXiv 2006.11239, eq. 6 and 7), with E[x_0 | x_T] by Bayes' rule."""
-    noise, mean, std, count = NoiseConfig(timesteps=10, schedule="linear"), 0.2, 0.1, 200
-    model, labels = OfGaussian(noise, mean, std), torch.zeros(count, dtype=torch.int64)
-    start = torch.stack([torch.randn(1, 8, 8, generator=generator) for generator in generators(count)])
-    a, before = (build_scheduler(noise).alphas_cumprod[timestep] for timestep in (-1, -2))
-    image = mean + std**2 * a.sqrt() / (a * std**2 + 1 - a) * (start - a.sqrt() * mean)
+    """arXiv 2006.11239, eq. 6 and 7."""
+    start, end, image, a, before = two_steps_of_a_known_gaussian("ddpm")
     beta = 1 - a / before
     posterior = (before.sqrt() * beta * image + (a / before).sqrt() * (1 - before) * start) / (1 - a)
-    first, *_ = denoise(model, noise, SamplingConfig(sampler="ddpm", steps=10), labels, generators(count), 8)
-    added = (first - posterior) / ((1 - before) / (1 - a) * beta).sqrt()
+    added = (end - posterior) / ((1 - before) / (1 - a) * beta).sqrt()
     assert float(added.mean()) == pytest.approx(0, abs=0.03)
     assert float(added.std()) == pytest.approx(1, abs=0.03)
-    assert abs(float(torch.corrcoef(torch.stack([added.flatten(), start.flatten()]))[0, 1])) < 0.03
+    assert abs(float(torch.corrcoef(torch.stack([added.flatten(), image.flatten()]))[0, 1])) < 0.03
 
 
 # ---- against diffusers by hand -------------------------------------------------------------------------------
@@ -90,7 +104,8 @@ def test_sampling_is_diffusers_own_loop(unet, sampler):
     images = torch.cat([torch.randn(1, 1, 8, 8, generator=draw) for draw in draws])
     for timestep in scheduler.timesteps:
         prediction = unet(scheduler.scale_model_input(images, timestep), timestep.repeat(2), labels)
-        images = scheduler.step(prediction, timestep, images, generator=draws).prev_sample
+        options = {"use_clipped_model_output": True} if sampler == "ddim" else {}
+        images = scheduler.step(prediction, timestep, images, generator=draws, **options).prev_sample
     *_, found = denoise(unet, SMALL, SamplingConfig(sampler=sampler, steps=5), labels, generators(2), 8)
     torch.testing.assert_close(found, images, atol=0, rtol=0)
 
@@ -115,7 +130,8 @@ def test_sampling_is_diffusers_pipeline(unet, sampler, pipeline):
 
     theirs = getattr(diffusers, pipeline)(unet=Denoiser(), scheduler=build_scheduler(SMALL, sampler))
     theirs.set_progress_bar_config(disable=True)
-    expected = theirs(batch_size=2, generator=generators(2), num_inference_steps=5, output_type="np").images
+    options = {"use_clipped_model_output": True} if sampler == "ddim" else {}
+    expected = theirs(batch_size=2, generator=generators(2), num_inference_steps=5, output_type="np", **options).images
     sampling = SamplingConfig(sampler=sampler, steps=5)
     *_, found = denoise(unet, SMALL, sampling, torch.tensor([1, 1]), generators(2), 8)
     expected = torch.from_numpy(expected).permute(0, 3, 1, 2).squeeze(1) * 2 - 1
@@ -149,6 +165,11 @@ def test_guidance_of_1_is_the_class_and_of_0_no_class(unet):
         torch.testing.assert_close(guided(unet, images, timesteps, labels, 0.0), unconditional)
         expected = unconditional + 3 * (conditional - unconditional)
         torch.testing.assert_close(guided(unet, images, timesteps, labels, 3.0), expected)
+
+
+def test_samples_are_guided(unet):
+    plain, clearer = (made(unet, SamplingConfig(steps=4, guidance=guidance)) for guidance in (1, 5))
+    assert not torch.equal(plain, clearer)
 
 
 @pytest.mark.parametrize(("frames", "kept"), [(1, 1), (3, 3), (4, 4), (9, 4)])

@@ -4,7 +4,9 @@ import sys
 import pytest
 import torch
 
-from diffusion.schedule import NoiseConfig, NoiseSchedule, build_scheduler, image_generator, to_bytes, to_unit
+from diffusion.data import to_bytes, to_unit
+from diffusion.sampling import image_generator
+from diffusion.schedule import NoiseConfig, NoiseSchedule, build_scheduler
 
 
 def signal(**changes) -> torch.Tensor:

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from classification.classifier import load_classifier
 from classification.data import read_split
 from classification.task import ClassificationConfig, ClassificationTask
 from data import DatasetError
 from diffusion import score
-from diffusion.score import by_class, frechet_distance, kernel_distance, main
+from diffusion.score import by_class, frechet_distance, inception_distance, kernel_distance, main
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
 
@@ -70,6 +71,22 @@ def test_the_agreement_is_that_of_the_guesses_with_what_was_asked_for(experiment
         (experiment / name).unlink()
 
 
+def test_one_sample_is_refused(experiment, classifier, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, experiment, "--classifier", classifier, "--samples", 1)
+    assert "argument --samples: '1': expected a number from 2 up" in capsys.readouterr().err
+
+
+def test_features_are_what_the_last_layer_is_given(classifier):
+    judge = load_classifier(str(classifier))
+    images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
+    seen = score.look(judge, images, 2, torch.device("cpu"))
+    with torch.inference_mode():
+        logits = judge.model.head(seen.features)
+    assert seen.features.shape == (3, 256)
+    assert np.array_equal(logits.argmax(dim=1).numpy(), seen.guesses)
+
+
 def test_a_classifier_of_other_classes_is_refused(experiment, classifier, monkeypatch, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.yaml").write_text((classifier / "config.yaml").read_text())
@@ -118,3 +135,27 @@ def test_distances_leave_the_random_numbers_of_others_alone():
 def test_samples_of_classes_in_turn_become_rows():
     samples = np.arange(7).reshape(7, 1, 1, 1)
     assert by_class(samples, 3)[:, :, 0, 0, 0].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.fixture
+def inception(monkeypatch, tmp_path):
+    """A weights file of the standard network, with random numbers in it; what would download others raises."""
+    network = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "load_state_dict_from_url", lambda *arguments, **options: None)
+        patch.setattr(network.FeatureExtractorInceptionV3, "load_state_dict", lambda *arguments: None)
+        torch.manual_seed(0)
+        weights = network.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()
+    torch.save(weights, tmp_path / "inception.pth")
+    monkeypatch.setattr(network, "load_state_dict_from_url", pytest.fail)
+    monkeypatch.setattr(score, "INCEPTION", tmp_path / "inception.pth")
+
+
+def test_fid_is_taken_of_grey_images_where_the_weights_are_there(inception, monkeypatch):
+    def of_means(mean, covariance, other_mean, other_covariance):  # eigenvalues of 2,048 features would take 20 s
+        return (mean - other_mean).square().sum()
+
+    monkeypatch.setattr("torchmetrics.image.fid._compute_fid", of_means)
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randint(0, top, (2, 1, 32, 32), dtype=torch.uint8, generator=generator) for top in (256, 80))
+    assert inception_distance(real, fake, 4, torch.device("cpu")) > 0

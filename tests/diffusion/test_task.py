@@ -5,8 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffusion.data import CHANNELS, read_split
-from diffusion.schedule import to_unit
+from diffusion.data import CHANNELS, read_split, to_unit
 from diffusion.task import DiffusionConfig, DiffusionTask, build_unet, fixed_noise, mean_square
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
@@ -145,7 +144,7 @@ def test_a_task_that_a_checkpoint_will_fill_needs_no_weights(config_path):
 
 
 def test_more_steps_than_there_are_are_refused_before_training(config_path):
-    with pytest.raises(ValueError, match="steps 50: expected at most the 20"):
+    with pytest.raises(ValueError, match=r"eval\.steps 50: expected at most the 20"):
         make_task(config_path, "eval.steps=50")
 
 
@@ -159,7 +158,7 @@ CONFIGS = sorted((ROOT / "configs").glob("diffusion_*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_builds_its_model_and_keeps_a_moving_average(path):
+def test_every_config_builds_its_model(path):
     config = load_config(path, [], DiffusionConfig)
     channels, side = CHANNELS[config.data.format], config.model.input_size
     with torch.device("meta"):
@@ -167,4 +166,8 @@ def test_every_config_builds_its_model_and_keeps_a_moving_average(path):
         numbers = torch.zeros(2, dtype=torch.int64)
         images = torch.empty(2, channels, side, side)
         assert model(images, numbers, numbers).shape == images.shape
-    assert config.train.ema_decay
+
+
+def test_a_moving_average_is_kept_if_nothing_else_is_said(tmp_path):
+    (tmp_path / "digits.yaml").write_text("data: {root: digits, format: mnist}\ntrain: {epochs: 1, batch_size: 8}\n")
+    assert load_config(tmp_path / "digits.yaml", [], DiffusionConfig).train.ema_decay == 0.999

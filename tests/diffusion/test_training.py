@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffusion.generator import load_generator
 from diffusion.task import DiffusionTask
@@ -27,8 +28,8 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", 
 def test_a_run_leaves_its_whole_record(experiment):
     names = {path.name for path in experiment.iterdir()}
     assert names == {
-        "README.md", "config.yaml", "environment.json", "train.log", "metrics.jsonl", "metrics.csv", "curves.png", "results.json",
-        "image_statistics.npz", "samples", "samples.png", "checkpoints", "running.lock",
+        "README.md", "config.yaml", "environment.json", "train.log", "metrics.jsonl", "metrics.csv", "curves.png",
+        "results.json", "image_statistics.npz", "samples", "samples.png", "checkpoints", "running.lock",
     }  # fmt: skip
     assert sorted(path.name for path in (experiment / "samples").iterdir()) == ["epoch_001.png", "epoch_002.png"]
     assert (experiment / "samples/epoch_002.png").read_bytes() == (experiment / "samples.png").read_bytes()
@@ -40,6 +41,27 @@ def test_a_run_leaves_its_whole_record(experiment):
     losses = Losses.load(experiment).losses
     assert read_metrics(experiment)[-1]["val_loss"] == record["scores"]["val_loss"] == losses.mean()
     assert "![Samples, a row for each class](samples.png)" in (experiment / "README.md").read_text()
+
+
+def test_the_best_epoch_is_the_one_of_the_lowest_loss(experiment):
+    best = min(read_metrics(experiment), key=lambda line: line["val_loss"])
+    assert (
+        f"**Best epoch**: {best['epoch']} at val_loss {best['val_loss']:.4f}" in (experiment / "README.md").read_text()
+    )
+
+
+def test_the_readme_says_how_to_do_it_again(experiment):
+    again = f"**Again**: `python -m diffusion.training {experiment}/config.yaml`"
+    assert again in (experiment / "README.md").read_text()
+
+
+def test_images_in_colour_are_learned_and_shown_in_colour(coloured_experiment):
+    record = json.loads((coloured_experiment / "results.json").read_text())
+    assert [name for name, scores in record["per_class"].items() if scores["images"]] == ["cat", "truck"]
+    with Image.open(coloured_experiment / "samples.png") as image:
+        pixels = np.asarray(image)
+    assert pixels.shape[2] == 3
+    assert (pixels[..., 0] != pixels[..., 1]).any()
 
 
 def assert_same_run(one: Path, other: Path) -> None:
