@@ -109,17 +109,17 @@ class CocoDetection(Dataset):
         """One sample, with crowds left out:
         image (3, S, S) uint8, boxes_xyxy (n, 4) float32 fractions, labels (n,) int64, image_id int,
         and, if colours are to be distorted, colours (8,) float32 for distort_colours."""
-        return self._load(key[1], self._plan(key))
+        return self._load(key[1], self.plan(key))
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Tensor | int]]:
         """The samples of a batch, as loaders ask for them.
 
         All are planned before any is loaded: after a JPEG, a plan would take twice as long, its code and tables gone
         from the processor's cache."""
-        plans = [self._plan(key) for key in keys]
+        plans = [self.plan(key) for key in keys]
         return [self._load(index, plan) for (_, index), plan in zip(keys, plans, strict=True)]
 
-    def _plan(self, key: Key) -> tuple[View, np.ndarray]:
+    def plan(self, key: Key) -> tuple[View, np.ndarray]:
         """What is to be seen, and the labels of that: drawn from (seed, epoch, index) alone, so that neither the
         process that loads a sample nor what it loaded before makes a difference."""
         epoch, index = key

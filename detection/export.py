@@ -76,6 +76,7 @@ def main(_: torch.device) -> None:
     arguments = said_once(parse_arguments)
     detector = load(arguments.detector, "cpu")
     images = read_images(detector, arguments.images)
+    detector.model.to(memory_format=torch.contiguous_format)  # whatever was faster in training
     settings = detector.config.eval if arguments.postprocess else None
     logger.info("exporting %s, step %d, in float32; this may take some minutes", detector.path, detector.step)
     content = export(detector.model, arguments.format, facts_of(detector, settings), settings)

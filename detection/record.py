@@ -40,6 +40,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     record = {
         "task": "detection",
         "variant": {"backbone": config.model.backbone, "neck": config.model.neck},
+        "category_ids": val.category_ids,
         "scores": {name: scores[name] for name in METRICS},
         "per_class": scores["per_class"],
         "errors": error_breakdown(val.annotations_path, results),

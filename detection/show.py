@@ -121,7 +121,7 @@ def best_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> tuple[Tensor, Tens
 def fit_objects(dataset: CocoDetection, anchors_cxcywh: Tensor, level_of_anchor: Tensor, side: int) -> Fit:
     """How the default boxes fit every object of the first epoch. side: of the network's input, pixels."""
     bar = progress_bar(range(len(dataset)), desc="placing objects", unit="image", leave=False)
-    plans = [dataset._plan((0, index)) for index in bar]
+    plans = [dataset.plan((0, index)) for index in bar]
     boxes_xyxy = torch.from_numpy(np.concatenate([view.boxes_xyxy for view, _ in plans]))
     sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1).sqrt() * side
     best_iou, best_anchor = best_boxes(boxes_xyxy, anchors_cxcywh)

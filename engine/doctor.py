@@ -35,15 +35,9 @@ PROJECT = Path(__file__).parent.parent
 GIB = 2**30
 LEAST_MEMORY, LEAST_SHARED_MEMORY, LEAST_DISK = 4 * GIB, 1 * GIB, 10 * GIB  # below it, a warning
 MOST_OF_MEMORY = 0.9  # taken by the dry run; more is too close, as some batches have more objects than others
-COMPILED = (
-    "numpy",
-    "PIL.Image",
-    "pycocotools.mask",
-    "hotcoco",
-    "safetensors",
-    "matplotlib.figure",
-)  # can be there, broken
-EXTRAS = ("tensorboard", "wandb", "diffusion", "smp")  # optional dependencies that users choose
+# Compiled parts of the dependencies: they may be there, and not load.
+COMPILED = ("numpy", "PIL.Image", "pycocotools.mask", "hotcoco", "safetensors", "matplotlib.figure")
+FOR_DEVELOPERS = {"dev", "bench"}  # optional dependencies that nobody else misses
 DRY_RUN_SECONDS = 900  # to read a large data set from slow storage takes a few minutes
 # The engine knows no task, but what only a task's configs have: field -> module that trains with it, the first counts.
 # (To ask each task's own config class would take a process each, and seconds, to find out the same.)
@@ -149,9 +143,9 @@ def check_packages() -> Iterator[Finding]:
     for module in COMPILED:
         importlib.import_module(module)
     yield Finding("ok", f"all {len(project['dependencies'])} that pyproject.toml asks for")
-    extras = {name: [unmet(need) for need in project["optional-dependencies"][name]] for name in EXTRAS}
-    there = [name for name, lacking in extras.items() if not any(lacking)]
-    absent = [name for name, lacking in extras.items() if any(lacking)]
+    extras = {name: needs for name, needs in project["optional-dependencies"].items() if name not in FOR_DEVELOPERS}
+    absent = [name for name, needs in extras.items() if any(map(unmet, needs))]
+    there = [name for name in extras if name not in absent]
     text = f"extras: {', '.join(there) or 'none'}"
     yield Finding("ok", text + (f"; not installed: {', '.join(absent)} (pip install -e '.[NAME]')" if absent else ""))
 
@@ -279,9 +273,8 @@ def check_shared_memory() -> Iterator[Finding]:
 
 def check_disk() -> Iterator[Finding]:
     """Room for experiments, and the right to write them."""
-    folder = next(
-        path for path in (Path("experiments").absolute(), *Path("experiments").absolute().parents) if path.exists()
-    )
+    wanted = Path("experiments").absolute()
+    folder = next(path for path in (wanted, *wanted.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     text = f"{gib(free)} free in {folder}"
     try:
@@ -412,4 +405,6 @@ def dry_run(command: Sequence[str]) -> Finding:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGPIPE):  # there is nothing to save, and nothing to say
+        signal.signal(number, signal.SIG_DFL)
     main()

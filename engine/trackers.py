@@ -173,9 +173,10 @@ class TensorBoard:
         for label, name in enumerate(matches.class_names):
             objects = np.count_nonzero(matches.object_classes == label)
             right, wrong = counts_by_score(matches, label, scores)
+            precision = np.where(right + wrong > 0, right / np.maximum(right + wrong, 1), 1)  # of none, by convention
             self.writer.add_pr_curve_raw(
                 f"precision by recall/{name}", right, wrong, np.zeros_like(right), objects - right,
-                right / np.maximum(right + wrong, 1), right / max(objects, 1), step, SCORE_THRESHOLDS,
+                precision, right / max(objects, 1), step, SCORE_THRESHOLDS,
             )  # fmt: skip
 
     def close(self, failed: bool) -> None:

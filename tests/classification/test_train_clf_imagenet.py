@@ -46,7 +46,8 @@ def test_a_run_leaves_its_whole_record(experiment, colours_root):
     names = {path.name for path in experiment.iterdir()}
     assert names == {
         "README.md", "config.yaml", "environment.json", "train.log", "metrics.jsonl", "metrics.csv", "curves.png",
-        "results.json", "image_statistics.npz", "predictions.csv", "confusion.png", "examples.png", "checkpoints", "running.lock",
+        "results.json", "image_statistics.npz", "predictions.csv", "confusion.png", "examples.png",
+        "checkpoints", "running.lock",
     }  # fmt: skip
     record = json.loads((experiment / "results.json").read_text())
     assert record["task"] == "classification"

@@ -215,7 +215,7 @@ def test_tensorboard_has_the_precision_of_each_class(experiment, events):
     curves = make_ndarray(events().Tensors("precision by recall/cat")[0].tensor_proto)
     right, wrong, _, missed, precision, recall = curves[:, [0, -1]].T.tolist()[0]  # at score 0
     assert (right, wrong, missed, precision, recall) == (1, 0, 0, 1, 1)
-    assert curves[0, -1] == 0  # at score 1
+    assert (curves[0, -1], curves[4, -1]) == (0, 1)  # at score 1: nothing found, and nothing wrong
 
 
 def test_tensorboard_without_a_folder_to_write_in_does_not_end_the_run(experiment, events, caplog):
