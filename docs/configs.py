@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from ablation.plan import GridConfig
 from classification.task import ClassificationConfig
@@ -33,14 +33,18 @@ The file is read strictly. An unknown field, a wrong type or a number out of ran
 got and the value wanted, all of them at once; `1e-4` is a number and `no` is text. Nothing is rewritten: `config.yaml`
 of an experiment is what was given, with the defaults below filled in.
 
-Where the default is "required" there is none. "Row of a table" means one of the names below it; the tables are plain
-dicts in the code, and [a new row](extending.md) is a few lines.
+A field without a default is "required". "Row of" a table means one of its names; the tables are plain dicts in the
+code, and [a new row](extending.md) is a few lines.
 """
 TASKS = {
-    "detection": ("`python -m detection.training CONFIG`", DetectionConfig),
-    "classification": ("`python train_clf_imagenet.py CONFIG`", ClassificationConfig),
-    "diffusion": ("`python -m diffusion.training CONFIG`", DiffusionConfig),
-    "grid": ("`python -m ablation.grid run GRID`; [grids and comparisons](comparison.md)", GridConfig),
+    "detection": ("`python -m detection.training CONFIG`: one row of a results table.", DetectionConfig),
+    "classification": ("`python train_clf_imagenet.py CONFIG`: one row of a results table.", ClassificationConfig),
+    "diffusion": ("`python -m diffusion.training CONFIG`: one row of a results table.", DiffusionConfig),
+    "grid": (
+        "`python -m ablation.grid run GRID`: many rows, and [what is better](comparison.md). Where an override is "
+        "given more than once, the row's counts before the column's, and both before the grid's.",
+        GridConfig,
+    ),
 }
 
 
@@ -52,18 +56,16 @@ def main() -> None:
 
 def page() -> str:
     """The whole page, in Markdown."""
-    lines = [OPENING]
-    described: dict[type[Config], str] = {}  # class -> heading of its table
-    for task, (command, cls) in TASKS.items():
-        lines += [f"## {task}", "", f"{command}.", ""]
+    headings: dict[type[Config], str] = {}  # of each class, where it comes first
+    for task, (_, cls) in TASKS.items():
         for path, section in sections(cls):
-            if path and section in described:
-                lines += [f"`{path}` is [as above](#{anchor(described[section])}).", ""]
-                continue
-            if rows := list(field_rows(section)):
-                described[section] = f"{task}: `{path}`" if path else f"{task}: the file"
-                lines += [f"### {described[section]}", "", " ".join(section.__doc__.split()), ""]
-                lines += ["| field | takes | default | |", "|---|---|---|---|", *rows, ""]
+            headings.setdefault(section, f"{task}: `{path}`" if path else task)
+    lines = [OPENING]
+    for cls, heading in headings.items():
+        commands = [command for command, top in TASKS.values() if top is cls]
+        what = commands or [" ".join(cls.__doc__.split())]
+        lines += [f"{'##' if commands else '###'} {heading}", "", *what, ""]
+        lines += ["| field | takes | default | what it is |", "|---|---|---|---|", *rows(cls, headings), ""]
     return "\n".join(lines)
 
 
@@ -82,20 +84,21 @@ def nested_class(annotation: Any) -> type[Config] | None:
     return next(filter(None, map(nested_class, get_args(annotation))), None)
 
 
-def field_rows(cls: type[Config]) -> Iterator[str]:
-    """A line of the table for each field that is no section."""
+def rows(cls: type[Config], headings: dict[type[Config], str]) -> Iterator[str]:
+    """The line of the table for each field; a section's links to its own table."""
     schemas = _fields(cls)
     for name, field in cls.model_fields.items():
-        if nested_class(field.annotation):
-            continue
-        required = field.is_required()
-        default = "required" if required else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
-        description = field.description or ""
+        nested = nested_class(field.annotation)
+        description = field.description or " ".join((nested and nested.__doc__ or "").split()).rstrip(".")
+        if nested:
+            kind = "sections" if get_origin(field.annotation) is tuple else "section"
+            takes, default = f"[{kind}](#{anchor(headings[nested])})", "as it says there"
+        else:
+            takes, default = _wanted(schemas[(name,)]), f"`{json.dumps(field.default, default=str)}`"
         for module, table in TABLE.findall(description):
-            rows = ", ".join(f"`{row}`" for row in getattr(importlib.import_module(module), table))
-            description += f": {rows}"
-        cells = (f"`{name}`", _wanted(schemas[(name,)]), default, description)
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+            description += ": " + ", ".join(f"`{row}`" for row in getattr(importlib.import_module(module), table))
+        cells = f"`{name}`", takes, "required" if field.is_required() else default, description
+        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
 def anchor(heading: str) -> str:

@@ -1,0 +1,112 @@
+"""README.md and docs/: what they link to and name is there, and what they show runs."""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+
+from detection.annotations import read_split
+from detection.backbones import BACKBONES
+from detection.necks import NECKS
+from detection.task import DetectionConfig, DetectionTask
+from docs import configs as config_page
+from engine.config import load_config
+from training import rehearse
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+EXTENDING = ROOT / "docs/extending.md"
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return FENCE.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    return {config_page.anchor(heading) for heading in HEADING.findall(prose(page))}
+
+
+def each_page(test):
+    return pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))(test)
+
+
+@each_page
+def test_every_link_leads_to_a_file_of_the_project(page):
+    targets = [link.partition("#")[0] for link in LINK.findall(prose(page)) if "://" not in link]
+    assert [target for target in targets if target and not (page.parent / target).exists()] == []
+
+
+@each_page
+def test_every_anchor_is_a_heading(page):
+    links = [link.partition("#") for link in LINK.findall(prose(page)) if "#" in link and "://" not in link]
+    assert [
+        link for link in links if link[2] not in anchors((page.parent / link[0]).resolve() if link[0] else page)
+    ] == []
+
+
+@each_page
+def test_every_module_and_script_that_is_to_be_started_exists(page):
+    text = page.read_text()
+    modules = {module.rstrip(".") for module in re.findall(r" -m ([a-z_][a-z_\d.]*)", text)}
+    assert [module for module in modules if importlib.util.find_spec(module) is None] == []
+    files = set(re.findall(r"\b(?:python|sbatch(?: --\S+)*) ([\w/]+\.(?:py|sbatch))\b", text))
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+@each_page
+def test_every_config_that_is_named_exists(page):
+    files = set(re.findall(r"\bconfigs/\w+\.yaml", page.read_text()))
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = {ROOT / link.partition("#")[0] for link in LINK.findall(prose(ROOT / "README.md"))}
+    assert [page for page in PAGES[1:] if page not in linked] == []
+
+
+def test_the_readme_has_fewer_than_300_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 300
+
+
+def test_the_page_of_configs_is_what_the_classes_say():
+    assert config_page.PAGE.read_text() == config_page.page(), "python -m docs.configs writes it anew"
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (str(citation["version"]), citation["license"]) == (project["version"], project["license"])
+
+
+# ---- the worked example of docs/extending.md ------------------------------------------------------------------
+
+
+@pytest.fixture
+def example() -> str:
+    """Its first block of Python, run; what it adds to the tables is gone afterwards."""
+    code = re.search(r"^```python\n(.*?)^```$", EXTENDING.read_text(), re.DOTALL | re.MULTILINE)[1]
+    with mock.patch.dict(BACKBONES), mock.patch.dict(NECKS):
+        exec(code, {})
+        yield code
+
+
+def test_the_example_has_fewer_than_30_lines_of_code(example):
+    assert len([line for line in example.splitlines() if line.strip()]) < 30
+
+
+def test_a_detector_with_the_row_and_the_neck_of_the_example_learns(example, sample_root):
+    overrides = (f"data.root={sample_root}", "model.backbone=SwinSlimBackbone_C", "model.neck=weighted_fpn")
+    config = load_config(ROOT / "configs/quickstart.yaml", (*overrides, "train.batch_size=4"), DetectionConfig)
+    task = DetectionTask(config, read_split(config.data, "val"), read_split(config.data, "train"))
+    shares = task.model.neck.shares.detach().clone()
+    rehearse(task, config.train, config.optim, torch.device("cpu"))
+    assert not torch.equal(task.model.neck.shares, shares)
