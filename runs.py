@@ -112,7 +112,13 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
         except (KeyboardInterrupt, Stopped) as stop:
             if distributed.is_main() and (saved := list_checkpoints(experiment / "checkpoints")):
                 why = str(stop) if isinstance(stop, Stopped) else "interrupted from the keyboard"
-                logger.warning("%s%s; %s is saved; to go on: --resume %s", STOPPED, why, saved[-1].name, experiment)
+                logger.warning(
+                    "%s%s; %s is saved; to go on: --resume %s in place of CONFIG",
+                    STOPPED,
+                    why,
+                    saved[-1].name,
+                    experiment,
+                )
             raise
         if distributed.broadcast(task.results is None):  # a finished run was resumed
             task.evaluate(model, device, lambda: None)
@@ -257,8 +263,8 @@ def recipe_fact(experiment: Path, config: Config) -> str:
     train, optim = config.train, config.optim
     batch = train.batch_size * train.accumulation_steps * read_environments(experiment)[-1]["processes"]
     return (
-        f"{train.epochs} epochs, batch {batch}, {optim.optimizer} at {scaled_learning_rate(optim, batch):.3g}, "
-        f"{optim.schedule}, {train.precision}, seed {train.seed}"
+        f"{train.epochs} epoch{'s' * (train.epochs > 1)}, batch {batch}, {optim.optimizer} at "
+        f"{scaled_learning_rate(optim, batch):.3g}, {optim.schedule}, {train.precision}, seed {train.seed}"
     )
 
 
@@ -266,6 +272,23 @@ def started_fact(experiment: Path, weights: str | None) -> str:
     """What the run started from, as its first start found it: when it is resumed, nothing is looked up again."""
     found = [start["started_from"] for start in read_environments(experiment) if start.get("started_from")]
     return found[0] if found else f"from {weights or 'random weights'}"
+
+
+def best_fact(best: dict | None, metric: str, last_epoch: int) -> str:
+    """Which epoch had the best score, and what that is worth. best: its line of metrics.jsonl."""
+    if best is None:
+        return "none scored"
+    score = f"{best['epoch']} at {metric} {best[metric]:.4f}"
+    if best["epoch"] == last_epoch:
+        return f"{score}, the last"
+    return f"{score}; not the figure to quote, for it was chosen on the images it is scored on"
+
+
+def commits_fact(starts: list[dict]) -> str:
+    """'commit 1a2b3c', or several, in the order in which a run was started with them."""
+    names = [start["commit"] + ", with uncommitted changes" * start["uncommitted_changes"] for start in starts]
+    names = list(dict.fromkeys(names))
+    return f"commit {names[0]}" if len(names) == 1 else f"commits {', then '.join(names)}"
 
 
 def common_facts(experiment: Path, record: dict, module: str) -> dict[str, str]:
@@ -281,11 +304,8 @@ def common_facts(experiment: Path, record: dict, module: str) -> dict[str, str]:
         "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training, {cost['images_per_second']:.0f} images/s, "
         f"on {start['processes']} x {machine}" + (f", in {len(starts)} starts" if len(starts) > 1 else ""),
         **({"Slurm jobs": ", ".join(jobs)} if jobs else {}),
-        "Best epoch": f"{best['epoch']} at {metric} {best[metric]:.4f}; not the figure to quote, for it was chosen on "
-        "the images it is scored on"
-        if best
-        else "none scored",
-        "Code": f"commit {start['commit']}{', with uncommitted changes' if start['uncommitted_changes'] else ''}; "
+        "Best epoch": best_fact(best, metric, lines[-1]["epoch"]),
+        "Code": f"{commits_fact(starts)}; "
         f"torch {start['versions']['torch']}, torchvision {start['versions']['torchvision']}, "
         f"Python {start['versions']['python']}",
         "Again": f"`python -m {module} {experiment}/config.yaml`",

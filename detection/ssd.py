@@ -152,7 +152,7 @@ def _head(in_channels: Sequence[int], outputs_per_box: int) -> nn.ModuleList:
 
 def _rows(head_map: Tensor, outputs_per_box: int) -> Tensor:
     """Flatten a head's map (B, boxes * outputs, H, W) to one row per anchor: by row, column, box, as the anchors."""
-    return head_map.permute(0, 2, 3, 1).reshape(len(head_map), -1, outputs_per_box)  # (B, H * W * boxes, outputs)
+    return head_map.permute(0, 2, 3, 1).reshape(head_map.shape[0], -1, outputs_per_box)  # (B, H * W * boxes, outputs)
 
 
 def build_ssd(config: ModelConfig, num_classes: int) -> SSD:

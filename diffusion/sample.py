@@ -26,7 +26,11 @@ def main(device: torch.device) -> None:
     """Sample as the command line says."""
     arguments = said_once(parse_arguments)
     generator = load_generator(arguments.experiment)
-    chosen = generator.labels_of(arguments.classes.split(",")) if arguments.classes else range(len(generator.class_ids))
+    chosen = (
+        generator.labels_of(arguments.classes.split(","))
+        if arguments.classes is not None
+        else range(len(generator.class_ids))
+    )
     labels = torch.tensor(list(chosen)).repeat_interleave(arguments.per_class)
     generator.model.to(device)
     sampling = SamplingConfig(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
@@ -35,12 +39,21 @@ def main(device: torch.device) -> None:
     for indices, steps in parts:
         samples.append(steps[-1].numpy())
         frames.append(steps[:, indices % arguments.per_class < ANIMATED].numpy())
-    arguments.output.parent.mkdir(exist_ok=True)
-    draw_grid(arguments.output, in_rows(np.concatenate(samples), len(chosen)))
-    animation = arguments.output.with_suffix(".gif")
+    output = arguments.output or default_output(arguments, generator.checkpoint)
+    output.parent.mkdir(exist_ok=True)
+    draw_grid(output, in_rows(np.concatenate(samples), len(chosen)))
+    animation = output.with_suffix(".gif")
     draw_animation(animation, np.stack([in_rows(frame, len(chosen)) for frame in np.concatenate(frames, axis=1)]))
     print(f"{len(labels)} images, a row for each of {', '.join(generator.class_ids[label] for label in chosen)}")
-    print(f"written to {arguments.output}; how they came about: {animation}")
+    print(f"made with {generator.checkpoint}; written to {output}; how they came about: {animation}")
+
+
+def default_output(arguments: argparse.Namespace, checkpoint: Path) -> Path:
+    """In samples/ of the experiment, under a name that says what was asked for, and of which weights."""
+    classes = f"classes_{arguments.classes.replace(',', '_')}_" if arguments.classes else ""
+    asked = f"{classes}{arguments.per_class}_each_{arguments.sampler}_{arguments.steps}"
+    name = f"{checkpoint.stem}_{asked}_guidance_{arguments.guidance:g}_seed_{arguments.seed}.png"
+    return checkpoint.parent.parent / "samples" / name
 
 
 def in_rows(images: np.ndarray, rows: int) -> np.ndarray:
@@ -59,16 +72,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--classes", metavar="NAME,...", help="names or numbers, a row each (default: all)")
     parser.add_argument("--per-class", type=positive, default=8, help="images of each class (8)")
     add_sampling(parser)
-    parser.add_argument("--output", type=Path, help="PNG to write (default: samples/SAMPLER_... in the experiment)")
+    parser.add_argument("--output", type=Path, help="PNG to write (default: in samples/ of the experiment)")
     arguments = parser.parse_args()
     if arguments.output and (not arguments.output.parent.is_dir() or arguments.output.suffix != ".png"):
         parser.error(f"--output {arguments.output}: expected a .png in a folder that exists")
-    if not arguments.output:
-        path = arguments.experiment
-        classes = f"classes_{arguments.classes.replace(',', '_')}_" if arguments.classes else ""
-        name = f"{classes}{arguments.per_class}_each_{arguments.sampler}_{arguments.steps}_guidance_"
-        name += f"{arguments.guidance:g}_seed_{arguments.seed}.png"
-        arguments.output = (path.parent.parent if path.is_file() else path) / "samples" / name
     return arguments
 
 
@@ -76,7 +83,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Options of this command and of `diffusion.score`."""
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default: ddim")
     parser.add_argument("--steps", type=positive, default=50, help="of the sampler (50)")
-    parser.add_argument("--guidance", type=scale, default=2.0, help="1: none; more: clearer classes, less variety (2)")
+    parser.add_argument(
+        "--guidance",
+        type=scale,
+        default=2.0,
+        help="0: any class; 1: the class; more: clearer classes, less variety (2)",
+    )
     parser.add_argument("--seed", type=seed, default=0, help="of the noise that images begin with (0)")
     parser.add_argument("--batch-size", type=positive, default=64, help="images at once (64)")
 

@@ -90,7 +90,7 @@ def main(device: torch.device) -> None:
         "classifier": str(classifier.path),
         "samples": len(samples),
         "real_images": len(real_images),
-        "real_images_sha256": val.digest,
+        "validation_images_sha256": val.digest,
         "sampling": sampling.model_dump(),
         "seed": arguments.seed,
         "scores": scores,

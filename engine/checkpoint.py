@@ -142,7 +142,10 @@ def newest_checkpoint(folder: Path) -> Path:
     """The step checkpoint of the highest step. Raises CheckpointError if there is none."""
     paths = list_checkpoints(folder)
     if not paths:
-        raise CheckpointError(f"{folder}: no checkpoint in it; git keeps none, so train from its config.yaml again")
+        raise CheckpointError(
+            f"{folder}: no checkpoint in it; a run that ends early may have none, and git keeps none: train from its "
+            "config.yaml again"
+        )
     return paths[-1]
 
 

@@ -45,15 +45,15 @@ def test_the_same_command_makes_the_same_bytes(experiment, sample, tmp_path):
 
 def test_without_an_output_the_images_go_into_the_experiment(experiment, sample, capsys):
     sample(experiment, "--classes", 1, "--per-class", 1, "--steps", 2, "--sampler", "dpm++", "--guidance", 1)
-    path = experiment / "samples/classes_1_1_each_dpm++_2_guidance_1_seed_0.png"
+    path = experiment / "samples/step_000000010_classes_1_1_each_dpm++_2_guidance_1_seed_0.png"
     assert path.is_file()
-    assert f"written to {path}" in capsys.readouterr().out
+    assert f"step_000000010.pt; written to {path}" in capsys.readouterr().out
     path.unlink()
     path.with_suffix(".gif").unlink()
 
 
 def test_an_unknown_class_is_refused_with_those_there_are(experiment, sample):
-    with pytest.raises(ValueError, match=r"class 'ten': none of .*, expected some of 0, 1, 2"):
+    with pytest.raises(ValueError, match=r"class 'ten': not among those of .*; expected some of 0, 1, 2"):
         sample(experiment, "--classes", "ten")
 
 

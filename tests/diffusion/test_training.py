@@ -45,9 +45,8 @@ def test_a_run_leaves_its_whole_record(experiment):
 
 def test_the_best_epoch_is_the_one_of_the_lowest_loss(experiment):
     best = min(read_metrics(experiment), key=lambda line: line["val_loss"])
-    assert (
-        f"**Best epoch**: {best['epoch']} at val_loss {best['val_loss']:.4f}" in (experiment / "README.md").read_text()
-    )
+    told = f"**Best epoch**: {best['epoch']} at val_loss {best['val_loss']:.4f}"
+    assert told in (experiment / "README.md").read_text()
 
 
 def test_the_readme_says_how_to_do_it_again(experiment):
