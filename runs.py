@@ -112,13 +112,8 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
         except (KeyboardInterrupt, Stopped) as stop:
             if distributed.is_main() and (saved := list_checkpoints(experiment / "checkpoints")):
                 why = str(stop) if isinstance(stop, Stopped) else "interrupted from the keyboard"
-                logger.warning(
-                    "%s%s; %s is saved; to go on: --resume %s in place of CONFIG",
-                    STOPPED,
-                    why,
-                    saved[-1].name,
-                    experiment,
-                )
+                cure = f"to go on: --resume {experiment} in place of CONFIG"
+                logger.warning("%s%s; %s is saved; %s", STOPPED, why, saved[-1].name, cure)
             raise
         if distributed.broadcast(task.results is None):  # a finished run was resumed
             task.evaluate(model, device, lambda: None)
