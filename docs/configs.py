@@ -89,7 +89,7 @@ def rows(cls: type[Config], headings: dict[type[Config], str]) -> Iterator[str]:
     schemas = _fields(cls)
     for name, field in cls.model_fields.items():
         nested = nested_class(field.annotation)
-        description = field.description or " ".join((nested and nested.__doc__ or "").split()).rstrip(".")
+        description = field.description or " ".join(((nested and nested.__doc__) or "").split()).rstrip(".")
         if nested:
             kind = "sections" if get_origin(field.annotation) is tuple else "section"
             takes, default = f"[{kind}](#{anchor(headings[nested])})", "as it says there"
