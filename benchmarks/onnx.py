@@ -10,6 +10,7 @@ itself sees to it.
 Nothing is asked: the file is for programs without PyTorch. Takes five minutes, most of them the exporter's.
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def make_loud(model: SSD, images: Tensor) -> PostprocessConfig:
 
 def main(_: torch.device) -> None:
     """Compare, and write the page. Raises RunError if the detections differ."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()  # --help measures nothing
     device = torch.device("cpu")  # whatever else there is
     torch.set_num_threads(1)
     rows, verified = [], []

@@ -18,6 +18,8 @@ Asked: 3 times torchvision's speed on trained outputs, 1.8 times on confident, 1
 torchvision's thresholds. Takes a minute.
 """
 
+import argparse
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
@@ -82,6 +84,7 @@ def best_first(scores: Tensor, labels: Tensor) -> list[int]:
 
 def main(device: torch.device) -> None:
     """Compare, and write the page. Raises RunError if the detections differ."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()  # --help measures nothing
     torch.set_num_threads(1)
     anchors_xyxy = box_convert(ANCHORS, "cxcywh", "xyxy") * SIDE  # torchvision works in pixels
     boxes = DefaultBoxGenerator([list(ratios) for ratios in ASPECT_RATIOS])

@@ -16,7 +16,7 @@ from ablation.plan import GridConfig
 from classification.task import ClassificationConfig
 from detection.task import DetectionConfig
 from diffusion.task import DiffusionConfig
-from engine.config import Config, _fields, _wanted
+from engine.config import Config, fields_of, wanted_of
 
 PAGE = Path(__file__).parent / "configs.md"
 TABLE = re.compile(r"row of ([\w.]+)\.([A-Z_]+)")  # in a description: module and name of a table
@@ -86,7 +86,7 @@ def nested_class(annotation: Any) -> type[Config] | None:
 
 def rows(cls: type[Config], headings: dict[type[Config], str]) -> Iterator[str]:
     """The line of the table for each field; a section's links to its own table."""
-    schemas = _fields(cls)
+    schemas = fields_of(cls)
     for name, field in cls.model_fields.items():
         nested = nested_class(field.annotation)
         description = field.description or " ".join(((nested and nested.__doc__) or "").split()).rstrip(".")
@@ -94,7 +94,7 @@ def rows(cls: type[Config], headings: dict[type[Config], str]) -> Iterator[str]:
             kind = "sections" if get_origin(field.annotation) is tuple else "section"
             takes, default = f"[{kind}](#{anchor(headings[nested])})", "as it says there"
         else:
-            takes, default = _wanted(schemas[(name,)]), f"`{json.dumps(field.default, default=str)}`"
+            takes, default = wanted_of(schemas[(name,)]), f"`{json.dumps(field.default, default=str)}`"
         for module, table in TABLE.findall(description):
             description += ": " + ", ".join(f"`{row}`" for row in getattr(importlib.import_module(module), table))
         cells = f"`{name}`", takes, "required" if field.is_required() else default, description

@@ -127,13 +127,13 @@ def _explain(
     cls: type[Config],
 ) -> Iterator[Problem]:
     """Turn pydantic's findings into at most one problem per field, placed in the lines of the file."""
-    fields = _fields(cls)
+    fields = fields_of(cls)
     seen: set[KeyPath] = set()
     for detail in error.errors(include_url=False):
         path, value = _locate(detail["loc"], data)
         if detail["type"] == "missing" and isinstance(detail["loc"][-1], str):
             path = (*path, detail["loc"][-1])
-            message = f"missing, expected {_wanted(fields.get(_names(path), {}))}"
+            message = f"missing, expected {wanted_of(fields.get(_names(path), {}))}"
         elif detail["type"] == "extra_forbidden":
             # Of an unknown section on the command line, name the field in it: that is what the user typed.
             path = next((o for o in overridden if o[: len(path)] == path), path)
@@ -149,7 +149,7 @@ def _explain(
                 path = path[:-1]  # from an item of a list to the field that holds the list
             _, value = _locate(path, data)
             schema = fields[_names(path)]
-            message = f"got {shown(value)}, expected {_wanted(schema)}"
+            message = f"got {shown(value)}, expected {wanted_of(schema)}"
             message += did_you_mean(nearest(value, _choices(schema)))
         if path not in seen:
             seen.add(path)
@@ -170,7 +170,7 @@ def _names(path: KeyPath) -> tuple[str, ...]:
     return tuple(key for key in path if isinstance(key, str))
 
 
-def _fields(cls: type[Config]) -> dict[tuple[str, ...], Schema]:
+def fields_of(cls: type[Config]) -> dict[tuple[str, ...], Schema]:
     """Every section and field of a config class by its path; () is the class itself."""
     schema = cls.model_json_schema()
     fields: dict[tuple[str, ...], Schema] = {}
@@ -231,7 +231,7 @@ _CONSTRAINTS = {
 }
 
 
-def _wanted(schema: Schema) -> str:
+def wanted_of(schema: Schema) -> str:
     """What a field takes, in words: 'a number > 0 and <= 1 or null'."""
     return " or ".join(dict.fromkeys(_wanted_branch(branch) for branch in _branches(schema)))
 
@@ -244,9 +244,9 @@ def _wanted_branch(schema: Schema) -> str:
     kind = _KINDS.get(schema.get("type", ""), "another value")
     constraints = [f"{words} {_plain(schema[key])}" for key, words in _CONSTRAINTS.items() if key in schema]
     if "prefixItems" in schema:
-        constraints = [f"({', '.join(_wanted(item) for item in schema['prefixItems'])})"]
+        constraints = [f"({', '.join(wanted_of(item) for item in schema['prefixItems'])})"]
     wanted = f"{kind} {' and '.join(constraints)}".rstrip()
-    return f"{wanted}, each {_wanted(schema['items'])}" if schema.get("items") else wanted
+    return f"{wanted}, each {wanted_of(schema['items'])}" if schema.get("items") else wanted
 
 
 def _plain(bound: float | str) -> str:
