@@ -41,6 +41,7 @@ from engine.files import file_sha256, write_text
 from engine.logbook import STOPPED, logger, read_metrics, rewind_metrics, start_logging
 from engine.machine import memory_limit
 from engine.optim import scaled_learning_rate
+from engine.release import commit_of
 from engine.signals import Stopped
 from engine.strict_yaml import ConfigError
 from engine.trackers import Trackers, check_installed
@@ -281,8 +282,7 @@ def best_fact(best: dict | None, metric: str, last_epoch: int) -> str:
 
 def commits_fact(starts: list[dict]) -> str:
     """'commit 1a2b3c', or several, in the order in which a run was started with them."""
-    names = [start["commit"] + ", with uncommitted changes" * start["uncommitted_changes"] for start in starts]
-    names = list(dict.fromkeys(names))
+    names = list(dict.fromkeys(map(commit_of, starts)))
     return f"commit {names[0]}" if len(names) == 1 else f"commits {', then '.join(names)}"
 
 

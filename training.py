@@ -119,7 +119,9 @@ class Task(Protocol):
         ...
 
     def draw(self, experiment: Path, epoch: int) -> None:
-        """Leave pictures of what was evaluated last, after this many epochs; called on rank 0."""
+        """Leave pictures of what was evaluated last, after this many epochs; called on rank 0.
+
+        What it raises is warned of, and ends nothing."""
         ...
 
 
@@ -302,7 +304,7 @@ class Run:
             task.compile()
             self.parallel_model = torch.compile(self.parallel_model)
         self.unchecked: Outcome | None = None
-        self.told_of_waiting = False
+        self.told_of_waiting = self.told_of_drawing = False
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, and forget what was logged after it."""
@@ -484,7 +486,17 @@ class Run:
             append_metrics(self.experiment, line)
             if self.task.metrics[0] in line:
                 draw_curves(self.experiment, self.task.metrics, self.task.reference_losses, self.task.lower_is_better)
-                self.task.draw(self.experiment, line["epoch"])
+                self.draw(line["epoch"])
+
+    def draw(self, epoch: int) -> None:
+        """Have the task draw, or warn once: no run ends for a picture that its record does not rest on."""
+        try:
+            self.task.draw(self.experiment, epoch)
+        except Exception as error:  # an image that has vanished, a full disk
+            if not self.told_of_drawing:
+                self.told_of_drawing = True
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                logger.warning("the pictures of epoch %d cannot be drawn; training goes on (%s)", epoch, reason)
 
     def stop_if_asked(self) -> None:
         """Raises Stopped or KeyboardInterrupt on all ranks if a signal has asked any of them to stop.

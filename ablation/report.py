@@ -401,8 +401,11 @@ def precision_section(comparison: Comparison) -> Section:
 def confusion_section(comparison: Comparison) -> Section:
     """What classifiers and detectors take for what, of the first seed of each cell."""
     how = (
-        "What is off the diagonal was taken for another class. Each cell is shown by its first seed; scroll sideways "
-        "for more. Seeds differ too: the differences above say what can be told apart."
+        "A row for what it is, a column for what it is taken for; off the diagonal it was taken for another class. "
+        "Detectors have one more of each: the column of what was not found, and the row of what was found where "
+        "nothing is, or twice. Where there are too many classes for that, the most frequent are listed. Each cell is "
+        "shown by its first seed; scroll sideways for more. Seeds differ too: the differences above say what can be "
+        "told apart."
     )
     content = strip_of(comparison, "confusion.png", "confusion matrix")
     return Section("confusion", "Which classes are confused", how, content)

@@ -7,7 +7,7 @@ The weights are random and the images drawn; the class heads are made as loud as
 is put where as many pairs of box and class reach it. Before they are timed, both must detect the same, as the command
 itself sees to it.
 
-Nothing is asked: the file is for programs without PyTorch. Takes five minutes, most of them the exporter's.
+Nothing is asked: the file is for programs without PyTorch. Takes two minutes.
 """
 
 import argparse

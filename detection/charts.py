@@ -4,7 +4,6 @@ All are as narrow as a column of `ablation.compare`'s page, which shows them sid
 their own size. Of many classes they show those that stand out, by name.
 """
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -164,7 +163,7 @@ def _largest(counts: np.ndarray) -> list[tuple[int, int, int]]:
 
 def shorten(name: str) -> str:
     """A class name that fits beside a chart."""
-    return textwrap.shorten(name, NAME_LENGTH, placeholder="…") if len(name) > NAME_LENGTH else name
+    return name[: NAME_LENGTH - 1].rstrip() + "…" if len(name) > NAME_LENGTH else name
 
 
 def _legend(axes: Axes, title: str, columns: int) -> None:

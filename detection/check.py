@@ -42,6 +42,7 @@ from detection.annotations import (
 from detection.dataset import decode_image
 from engine import distributed
 from engine.config import Config, load_config
+from engine.experiment import table
 from engine.files import write_text
 from engine.logbook import progress_bar
 
@@ -151,7 +152,7 @@ def main(words: Sequence[str]) -> None:
 
     defects = [defect for survey in surveys for defect in survey.defects]
     if defects:
-        print(table(defects))
+        print(table([{"file": shown_path(d.file), "record": d.record, "defect": d.what} for d in defects]))
     for survey in surveys:
         print(f"{shown_path(survey.annotations_path)}: {describe(survey)}")
     if arguments.json:
@@ -228,13 +229,6 @@ def image_folders(annotations_path: Path) -> tuple[Path, Path]:
     """Where the images of ROOT/annotations/instances_X.json may lie: ROOT/X, as COCO has it, or ROOT/images/X."""
     root, name = annotations_path.absolute().parent.parent, annotations_path.stem.removeprefix("instances_")
     return root / name, root / "images" / name
-
-
-def table(defects: Sequence[Defect]) -> str:
-    """Defects as aligned columns: file, record, what is wrong."""
-    rows = [("file", "record", "defect"), *((shown_path(file), record, what) for file, record, what in defects)]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(f"{file:<{widths[0]}}  {record:<{widths[1]}}  {what}" for file, record, what in rows)
 
 
 def count(coco: CocoFile) -> dict[str, int]:

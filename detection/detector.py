@@ -36,15 +36,14 @@ from engine.experiment import read_experiment_config
 from engine.loading import load_exactly
 from engine.logbook import logger
 from engine.precision import autocast
-from engine.release import SUFFIX
+from engine.release import PUBLISHED_WEIGHTS, SUFFIX
 from engine.strict_yaml import read_value
 
 if TYPE_CHECKING:
     import supervision
 
-Picture = str | Path | Image.Image | np.ndarray | Tensor  # a single one, see `rgb_pixels`
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor  # a single one, see `rgb_pixels`
 
-PUBLISHED_WEIGHTS = f"model{SUFFIX}"  # in a folder made by engine.publish
 BATCH_SIZE = 8  # images at once; decoded, those of a good camera take 100 MB each
 
 
@@ -131,17 +130,17 @@ class Detector:
         }
 
     @overload
-    def __call__(self, images: Picture, score_threshold: float | None = None) -> Detections: ...
+    def __call__(self, images: ImageLike, score_threshold: float | None = None) -> Detections: ...
     @overload
-    def __call__(self, images: Sequence[Picture], score_threshold: float | None = None) -> list[Detections]: ...
+    def __call__(self, images: Sequence[ImageLike], score_threshold: float | None = None) -> list[Detections]: ...
     def __call__(
-        self, images: Picture | Sequence[Picture], score_threshold: float | None = None
+        self, images: ImageLike | Sequence[ImageLike], score_threshold: float | None = None
     ) -> Detections | list[Detections]:
         """Find the objects in an image, or in each of several.
 
         images: see `rgb_pixels`, of any size. score_threshold: smallest score reported; None: the experiment's.
         Raises DatasetError, naming the file or the position, if an image cannot be read."""
-        if isinstance(images, Picture):
+        if isinstance(images, ImageLike):
             return self.detect([rgb_pixels(images)], score_threshold)[0]
         found = []
         for start in range(0, len(images), BATCH_SIZE):
@@ -187,7 +186,7 @@ def model_input(pixels: np.ndarray, input_size: int) -> Tensor:
     return view.render(pixels)
 
 
-def rgb_pixels(image: Picture) -> np.ndarray:
+def rgb_pixels(image: ImageLike) -> np.ndarray:
     """Any picture as (H, W, 3) uint8 RGB, upright: grey, 16-bit, palette, CMYK and transparent ones, too.
 
     image: a path; a PIL image; an array, (H, W, 3) RGB, or (H, W) or (H, W, 4), of uint8, or of uint16 if grey; a
@@ -234,7 +233,8 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
     """Build and fill the detector that a user names, with the weights that were scored.
 
     named: an experiment directory (its newest checkpoint is taken), a checkpoint in one, released weights
-    (*.safetensors), or a folder made by engine.publish. device: None for a GPU if there is one, else the CPU.
+    (*.safetensors), or a folder made by engine.publish. device: None for a GPU if there is one, else the CPU. On any
+    device the network computes in the precision it was trained with, `train.precision`, as it did when it was scored.
     Raises ValueError, in one line, if there is no such thing, if it is damaged, or if it is no detector."""
     path = _weights_file(Path(named))
     trained = read_detector(path)

@@ -17,15 +17,13 @@ to 1 - AP50. Of several detections that would be mended to one object, the sures
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from hotcoco import COCO, COCOeval
 from pycocotools import mask
 from pycocotools.cocoeval import COCOeval as PycocotoolsEvaluation
 
-from detection.evaluation import evaluate_coco
+from detection.evaluation import matched
 
 KINDS = {
     "classification": "Cls", "localisation": "Loc", "both": "Both",
@@ -33,13 +31,12 @@ KINDS = {
 }  # fmt: skip
 
 
-def error_breakdown(annotations_path: str | Path, results: Sequence[dict]) -> dict:
-    """Count the errors of each kind and what they cost. Arguments and errors are those of coco_scores.
+def error_breakdown(evaluation: PycocotoolsEvaluation) -> dict:
+    """Count the errors of each kind and what they cost. evaluation: of evaluate_coco.
 
     Returns "AP50", "delta_AP50": {kind: 0 to 1} and "counts": {kind: number}, the kinds being those of KINDS.
     AP50 and its deltas are None where no object counts. So is the delta of `missed` where every object is missed: not
     asking for them leaves nothing to score. (Hence a class of which all is missed adds nothing to that delta.)"""
-    evaluation = evaluate_coco(annotations_path, results, by_size=False)
     objects, found = _what_counts(evaluation)
     dataset = {
         "images": [{"id": number} for number in range(len(evaluation.params.imgIds))],
@@ -55,8 +52,8 @@ def error_breakdown(annotations_path: str | Path, results: Sequence[dict]) -> di
     return {"AP50": errors["ap_base"] if objects else None, "delta_AP50": delta, "counts": counts}
 
 
-def confusion_matrix(annotations_path: str | Path, results: Sequence[dict], score_threshold: float) -> np.ndarray:
-    """Count which class the objects are taken for. Paths, results and errors are those of coco_scores.
+def confusion_matrix(evaluation: PycocotoolsEvaluation, score_threshold: float) -> np.ndarray:
+    """Count which class the objects are taken for. evaluation: of evaluate_coco.
 
     Detections below score_threshold are left out. On the diagonal are the matches that AP50 counts as right. What is
     left over is matched across classes: the surest detection first, to the object that it overlaps most, by an IoU of
@@ -65,12 +62,11 @@ def confusion_matrix(annotations_path: str | Path, results: Sequence[dict], scor
 
     Returns (C + 1, C + 1) int64, classes in the order of their ids, rows what it is, columns what it is taken for; the
     last row is nothing (a duplicate lies on nothing, too), the last column nothing found."""
-    evaluation = evaluate_coco(annotations_path, results, by_size=False)
     class_number = {category_id: number for number, category_id in enumerate(evaluation.params.catIds)}
     nothing = len(class_number)
     counts = np.zeros((nothing + 1, nothing + 1), np.int64)
     missed, loose = defaultdict(list), defaultdict(list)  # by image; (class, box) and (score, class, box)
-    for entry in filter(None, evaluation.evalImgs):
+    for entry in matched(evaluation):
         label, image_id = class_number[entry["category_id"]], entry["image_id"]
         is_sure = np.array(entry["dtScores"]) >= score_threshold
         matches, ignored = entry["dtMatches"][0], entry["dtIgnore"][0].astype(bool)  # at IoU 0.5
@@ -110,7 +106,7 @@ def _what_counts(evaluation: PycocotoolsEvaluation) -> tuple[list[dict], list[di
     image_number = {image_id: number for number, image_id in enumerate(evaluation.params.imgIds)}
     class_number = {category_id: number for number, category_id in enumerate(evaluation.params.catIds)}
     objects, found = [], []
-    for entry in filter(None, evaluation.evalImgs):
+    for entry in matched(evaluation):
         ids = {"image_id": image_number[entry["image_id"]], "category_id": class_number[entry["category_id"]]}
         for number, ignored in zip(entry["gtIds"], entry["gtIgnore"], strict=True):
             if not ignored:

@@ -139,7 +139,11 @@ def coco_scores(annotations_path: str | Path, results: Sequence[dict]) -> dict:
     defines it: no object of that class or size, crowds aside.
     Raises ValueError if a result names an image or category that the file does not have.
     """
-    evaluation = evaluate_coco(annotations_path, results)
+    return summary_of(evaluate_coco(annotations_path, results))
+
+
+def summary_of(evaluation: COCOeval) -> dict:
+    """The scores of coco_scores, of what evaluate_coco has matched."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
         evaluation.summarize()
@@ -184,16 +188,15 @@ def _class_names(evaluation: COCOeval) -> list[str]:
     return [evaluation.cocoGt.cats[category_id]["name"] for category_id in evaluation.params.catIds]
 
 
-def image_statistics(annotations_path: str | Path, results: Sequence[dict]) -> Matches:
+def image_statistics(evaluation: COCOeval) -> Matches:
     """Which detection found an object at which IoU: what AP over objects of any size is computed from.
 
-    Arguments and errors are those of coco_scores. At most 100 detections per image and class, as in AP."""
-    evaluation = evaluate_coco(annotations_path, results, by_size=False)
+    evaluation: of evaluate_coco. At most 100 detections per image and class, as in AP."""
     image_ids, category_ids = evaluation.params.imgIds, evaluation.params.catIds
     thresholds = evaluation.params.iouThrs
     position_of_image = {image_id: position for position, image_id in enumerate(image_ids)}
     position_of_class = {category_id: position for position, category_id in enumerate(category_ids)}
-    entries = [entry for entry in evaluation.evalImgs if entry]  # None where there is neither object nor detection
+    entries = matched(evaluation)
     images = np.array([position_of_image[entry["image_id"]] for entry in entries], np.int32)
     classes = np.array([position_of_class[entry["category_id"]] for entry in entries], np.int16)
     detections = np.array([len(entry["dtIds"]) for entry in entries], np.int64)
@@ -219,10 +222,8 @@ def image_statistics(annotations_path: str | Path, results: Sequence[dict]) -> M
     )
 
 
-def evaluate_coco(annotations_path: str | Path, results: Sequence[dict], *, by_size: bool = True) -> COCOeval:
+def evaluate_coco(annotations_path: str | Path, results: Sequence[dict]) -> COCOeval:
     """pycocotools' evaluation of results, matched but not yet accumulated; arguments and errors as in coco_scores.
-
-    by_size: match for small, medium and large objects, too, and not only for all of them together.
 
     Ground truth and detections, `cocoGt` and `cocoDt`, are numbered from 1, the latter in the order of `results`."""
     path = Path(annotations_path)
@@ -234,12 +235,16 @@ def evaluate_coco(annotations_path: str | Path, results: Sequence[dict], *, by_s
 
     found = [result | {"iscrowd": 0, "area": result["bbox"][2] * result["bbox"][3]} for result in results]
     evaluation = COCOeval(ground_truth, _index(ground_truth.dataset | {"annotations": found}), "bbox")
-    if not by_size:
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]
-        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
     return evaluation
+
+
+def matched(evaluation: COCOeval) -> list[dict]:
+    """What evaluate_coco has matched, of objects of any size: class by class, an entry for each image where there are
+    objects or detections of it."""
+    any_size = evaluation.params.areaRng[0]
+    return [entry for entry in evaluation.evalImgs if entry and entry["aRng"] == any_size]
 
 
 def _version(path: Path) -> tuple[Path, int, int]:

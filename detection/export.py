@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ from detection.detector import Detector, load, model_input, rgb_pixels
 from detection.postprocess import Detections, PostprocessConfig, postprocess
 from detection.ssd import SSD
 from engine.command import RunError, run_command, said_once
-from engine.files import write_whole
+from engine.files import write_whole, writing
 from engine.logbook import logger
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ Network = Callable[[Tensor], Sequence[Tensor]]
 def main(_: torch.device) -> None:
     """Export as the command line says, on the CPU."""
     arguments = said_once(parse_arguments)
+    with writing(arguments.output), TemporaryFile(dir=arguments.output.parent):
+        pass  # or that it cannot be written would show after minutes
     detector = load(arguments.detector, "cpu")
     images = read_images(detector, arguments.images)
     detector.model.to(memory_format=torch.contiguous_format)  # whatever was faster in training

@@ -22,7 +22,7 @@ def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, io
     The second rule wins over the first, whatever the overlap, so that no object goes untrained. Where several
     objects claim one anchor, the last of them has it. Among equal overlaps the first object, the first anchor wins.
 
-    boxes_xyxy: (B, M, 4) float, fractions of the image side, padded to the batch's largest number of objects.
+    boxes_xyxy: (B, M, 4) float, fractions of the image side, M the largest number of objects in the batch, at least 1.
     labels: (B, M) int64, 0 = padding. Padding and boxes without an area match nothing.
     anchors_cxcywh: (A, 4) float, fractions of the image side.
     iou_threshold: in (0, 1].

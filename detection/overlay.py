@@ -4,18 +4,22 @@
 Labels look for a place beside their box where they hide no other label; in a crowd the surest have the first choice.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from detection.detector import Detections
-from detection.pictures import palette_colour
+from detection.pictures import palette_colour, place_label
 
 LEAST_SIDE, MOST_SIDE = 800, 8192  # pixels, of the longer side: smaller and larger images are resized to these
 LINE_PER_SIDE, LETTERS_PER_SIDE = 1 / 260, 1 / 52  # sizes, as shares of the longer side
+# DejaVu, which comes with matplotlib and has the letters of most alphabets, but not those of East Asia.
+FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 MOST_HIDDEN = 0.3  # share of its area that other labels may take from one; beyond that it is left out, the box stays
 
 
@@ -39,14 +43,14 @@ def draw_found(pixels: np.ndarray, found: Detections) -> Image.Image:
         canvas.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(0, 0, 0, 120), width=line + 2)  # for light images
         canvas.rectangle((x0, y0, x1, y1), outline=colour, width=line)
 
-    labels, taken = [], np.empty((0, 4))
+    labels, taken = [], []
     for name, score, box, colour in zip(found.class_names, found.scores, boxes, colours, strict=True):
-        text = f"{name} {score:.2f}"
+        text = f"{_printable(name)} {score:.2f}"
         width, height = font.getlength(text) + 0.6 * font.size, 1.35 * font.size
-        place, hidden = _place(box, (width, height), picture.size, taken)
+        place, hidden = place_label(box, (width, height), (0, 0, *picture.size), taken)
         if hidden <= MOST_HIDDEN:
             labels.append((text, place, colour))
-            taken = np.concatenate([taken, place[None]])
+            taken.append(place)
     for text, (x0, y0, x1, y1), colour in reversed(labels):
         canvas.rounded_rectangle((x0, y0, x1, y1), radius=0.25 * font.size, fill=(*colour, 225))
         ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 128 else "white"
@@ -54,24 +58,17 @@ def draw_found(pixels: np.ndarray, found: Detections) -> Image.Image:
     return picture
 
 
-def _place(
-    box_xyxy: np.ndarray, label_size: tuple[float, float], image_size: tuple[int, int], taken: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Where a label hides least of those that have their places, `taken` (n, 4), and what share of it overlaps them.
+def undrawable(names: Sequence[str]) -> list[str]:
+    """Those of the names that have letters which the font of labels lacks."""
+    drawn = FT2Font(FONT).get_charmap()
+    return [name for name in map(_printable, names) if any(ord(letter) not in drawn for letter in name)]
 
-    Over the box, in its upper corners, under it, in its lower corners; always on the image. Returns (4,), xyxy."""
-    (x0, y0, x1, y1), (width, height) = box_xyxy, label_size
-    lefts, tops = (x0, x1 - width), (y0 - height, y0, y1, y1 - height)
-    corners = np.array([(left, top) for top in tops for left in lefts], float)
-    corners = corners.clip(0, np.maximum(0, np.subtract(image_size, label_size)))
-    places = np.concatenate([corners, corners + label_size], axis=1)  # (8, 4)
-    sides = np.minimum(places[:, None, 2:], taken[:, 2:]) - np.maximum(places[:, None, :2], taken[:, :2])
-    hidden = sides.clip(0).prod(axis=2).sum(axis=1) / (width * height)  # (8,)
-    best = hidden.argmin()
-    return places[best], hidden[best]
+
+def _printable(text: str) -> str:
+    """Without line ends and other signs that are not drawn."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu, which comes with matplotlib and has the letters of most alphabets."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+    return ImageFont.truetype(FONT, size)

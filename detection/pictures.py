@@ -27,7 +27,7 @@ DOTS_PER_INCH = 100
 EXAMPLE_SIDE = 320  # pixels, the longer side of an example
 EXAMPLE_DOTS_PER_INCH = 85  # letters and lines a little smaller than on the wider panels
 
-MADE_BY = "ssd-workbench"  # in every PNG of _write
+MADE_BY = "ssd-workbench"  # in every PNG of _write, and in what detection.predict writes
 MOST_CLASSES = 100  # in one picture
 SIZE_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # pixels
 
@@ -80,7 +80,7 @@ def draw_detections(path: Path, pictures: Sequence[Picture]) -> None:
     colours = _class_colours(pictures)
     for left, right, picture in zip(panels[0::2], panels[1::2], pictures, strict=True):
         _draw_objects(left, picture, colours)
-        _draw_found(right, picture, colours)
+        _draw_detected(right, picture, colours)
     canvas.draw()
     # 256 colours: a third of the bytes, and a record of an experiment is to be committed. Spread over all that occur:
     # the commonest would leave none for a label or two.
@@ -172,10 +172,10 @@ def draw_sizes(
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is a PNG that draw_panels, draw_classes or draw_sizes wrote."""
+    """Whether a file is a PNG that draw_panels, draw_classes or draw_sizes wrote, or a JPEG of detection.predict."""
     try:
         with Image.open(path) as image:
-            return image.info.get("Software") == MADE_BY
+            return image.info.get("Software") == MADE_BY or image.info.get("comment") == MADE_BY.encode()
     except OSError:
         return False
 
@@ -196,7 +196,7 @@ def draw_examples(folder: Path, pictures: Mapping[str, Picture]) -> None:
             true_boxes_xyxy=picture.true_boxes_xyxy * scale,
             boxes_xyxy=picture.boxes_xyxy * scale,
         )
-        for draw, suffix in ((_draw_found, ""), (_draw_objects, "_truth")):
+        for draw, suffix in ((_draw_detected, ""), (_draw_objects, "_truth")):
             # Half a pixel more, for the canvas rounds down.
             inches = [(side + 0.5) / EXAMPLE_DOTS_PER_INCH for side in (width, height)]
             figure = Figure(inches, EXAMPLE_DOTS_PER_INCH)
@@ -220,7 +220,7 @@ def _draw_objects(axes: Axes, picture: Picture, colours: Mapping[str, Colour]) -
         _set_label(axes, box, f"{name} (crowd)" if is_crowd else name, colours[name], taken)
 
 
-def _draw_found(axes: Axes, picture: Picture, colours: Mapping[str, Colour]) -> None:
+def _draw_detected(axes: Axes, picture: Picture, colours: Mapping[str, Colour]) -> None:
     """The detections of a picture over its image, the surest on top."""
     taken: list[np.ndarray] = []
     for index in np.argsort(picture.scores):
@@ -246,6 +246,28 @@ def palette_colour(index: int) -> Colour:
     hue = (turn * (math.sqrt(5) - 1) / 2 + kind / 3) % 1
     saturation, value = ((0.95, 1.0), (0.5, 1.0), (0.95, 0.6))[kind]
     return tuple(hsv_to_rgb((hue, saturation, value)))
+
+
+def place_label(
+    box_xyxy: Sequence[float],
+    label_size: Sequence[float],
+    image_xyxy: Sequence[float],
+    taken: Sequence[np.ndarray],
+) -> tuple[np.ndarray, float]:
+    """Where a label hides least of those that have their places, `taken`, and what share of it overlaps them.
+
+    Over the box, in its upper corners, under it, in its lower corners; always on the image. label_size: width, height;
+    all in the same unit. Returns (4,), xyxy, as `taken` are, and the share."""
+    (x0, y0, x1, y1), (width, height) = box_xyxy, label_size
+    first, last = np.split(np.asarray(image_xyxy, float), 2)
+    corners = np.array([(left, top) for top in (y0 - height, y0, y1, y1 - height) for left in (x0, x1 - width)], float)
+    corners = corners.clip(first, np.maximum(first, last - label_size))
+    places = np.concatenate([corners, corners + label_size], axis=1)  # (8, 4)
+    others = np.reshape(taken, (-1, 4))
+    sides = np.minimum(places[:, None, 2:], others[:, 2:]) - np.maximum(places[:, None, :2], others[:, :2])
+    hidden = sides.clip(0).prod(axis=2).sum(axis=1) / (width * height)  # (8,)
+    best = hidden.argmin()
+    return places[best], hidden[best]
 
 
 def level_colour(level: int) -> Colour:
@@ -297,7 +319,7 @@ def _outline(
 
 
 def _set_label(axes: Axes, box_xyxy: np.ndarray, label: str, colour: Colour, taken: list[np.ndarray]) -> None:
-    """Label a box: above it, or where the label stays on the image and hides least of those that are there.
+    """Label a box where `place_label` says.
 
     taken: their places (4,) xyxy; the new one is added."""
     luminance = np.dot(colour, (0.299, 0.587, 0.114))
@@ -310,14 +332,7 @@ def _set_label(axes: Axes, box_xyxy: np.ndarray, label: str, colour: Colour, tak
     extent, per_dot = text.get_window_extent(), (right - left) / axes.bbox.width
     margin = 2 * per_dot  # for the label's frame
     size = np.array([extent.width, extent.height]) * per_dot + 2 * margin
-    x0, y0, x1, y1 = np.asarray(box_xyxy, float) - 0.5  # imshow counts from the middle of a pixel
-    corners = [(x, y) for y in (y0 - size[1], y1, y0) for x in (x0, x1 - size[0])]
-    places = [np.clip(corner, (left, top), np.maximum((right, bottom) - size, (left, top))) for corner in corners]
-    places = [np.concatenate([place, place + size]) for place in places]
-    place = min(places, key=lambda place: sum(_shared_area(place, other) for other in taken))
+    box = np.asarray(box_xyxy, float) - 0.5  # imshow counts from the middle of a pixel
+    place, _ = place_label(box, size, (left, top, right, bottom), taken)
     text.set_position((place[0] + margin, place[3] - margin))
     taken.append(place)
-
-
-def _shared_area(one: np.ndarray, other: np.ndarray) -> float:
-    return (np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])).clip(0).prod()

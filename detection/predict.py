@@ -13,6 +13,7 @@ images.json      which image an id stands for, and the classes, as in an annotat
                  "categories": [...]}; each frame of a video is an image
 
 What cannot be read is told in a line each and left out; the others go on, and the exit code is 2. Otherwise it is 0.
+Files of these names that an earlier start wrote are replaced; if one is another's, nothing is done.
 """
 
 import argparse
@@ -31,11 +32,11 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from data import DatasetError, read_image
 from detection.detector import BATCH_SIZE, Detections, Detector, load
-from detection.overlay import draw_found
+from detection.overlay import draw_found, undrawable
+from detection.pictures import MADE_BY, is_ours
 from engine.command import run_command, said_once
 from engine.files import write_text, write_whole, writing
 from engine.loading import listed
@@ -45,6 +46,7 @@ from engine.strict_yaml import ConfigError
 IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
 VIDEO_NAMES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 X264_OPTIONS = {"crf": "20"}  # a good picture
+JSON_NAMES = ("images.json", "detections.json")
 LISTED_CLASSES = 8
 
 
@@ -60,18 +62,22 @@ class Job(NamedTuple):
 
 
 @dataclass
-class Findings:
-    """What was found so far, in COCO's words."""
+class Results:
+    """What was found so far, in COCO's words, too, if these are to be written."""
 
-    images: list[dict] = field(default_factory=list)  # id, file_name, width, height; of a video the frame from 0, too
-    results: list[dict] = field(default_factory=list)  # image_id, category_id, bbox, score
+    with_json: bool
+    num_images: int = 0
     counts: Counter[str] = field(default_factory=Counter)  # objects by class
+    images: list[dict] = field(default_factory=list)  # id, file_name, width, height; of a video the frame from 0, too
+    detections: list[dict] = field(default_factory=list)  # image_id, category_id, bbox, score
 
     def add(self, found: Detections, shape: tuple[int, int, int], **image: str | int) -> None:
         """One more image, of this height and width, what was found in it, and what else is to be said of it."""
-        self.images.append({"id": len(self.images) + 1, **image, "width": shape[1], "height": shape[0]})
-        self.results += found.to_coco(len(self.images))
+        self.num_images += 1
         self.counts.update(found.class_names)
+        if self.with_json:
+            self.images.append({"id": self.num_images, **image, "width": shape[1], "height": shape[0]})
+            self.detections += found.to_coco(self.num_images)
 
 
 # ---- the command ----------------------------------------------------------------------------------------------
@@ -81,18 +87,24 @@ def main(device: torch.device) -> None:
     """Find objects as the command line says."""
     arguments = said_once(parse_arguments)
     jobs = find_jobs(arguments.sources, arguments.output)
+    jsons = [arguments.output / name for name in JSON_NAMES] if arguments.json else []
+    for target in [job.target for job in jobs] + jsons:
+        if target.exists() and not _is_ours(target):
+            raise FileExistsError(f"{target}: not made by detection.predict; give another folder by --output")
     detector = load(arguments.detector, device)
+    if names := undrawable(detector.class_names):
+        logger.warning("the labels' font, DejaVu Sans, lacks letters of these classes: %s", listed(names))
     with writing(arguments.output):
         arguments.output.mkdir(parents=True, exist_ok=True)
-    findings, started = Findings(), time.perf_counter()
-    unread = predict_images(detector, [job for job in jobs if not job.is_video], arguments.score, findings)
+    results, started = Results(arguments.json), time.perf_counter()
+    unread = predict_images(detector, [job for job in jobs if not job.is_video], arguments.score, results)
     for job in jobs:
         if job.is_video:
-            unread += predict_video(detector, job, arguments.score, findings)
-    if findings.images:
+            unread += predict_video(detector, job, arguments.score, results)
+    if results.num_images:
         if arguments.json:
-            write_json(arguments.output, findings, detector)
-        print(summary(findings, arguments, time.perf_counter() - started))
+            write_json(arguments.output, results, detector)
+        print(summary(results, arguments, time.perf_counter() - started))
     if unread:
         raise DatasetError(
             f"{len(unread)} of {len(jobs)} files left out, as told above: {listed([str(path) for path in unread], 4)}"
@@ -136,10 +148,10 @@ def score(text: str) -> float:
     return value
 
 
-def summary(findings: Findings, arguments: argparse.Namespace, seconds: float) -> str:
+def summary(results: Results, arguments: argparse.Namespace, seconds: float) -> str:
     """What was done, for the terminal."""
-    objects, images = findings.counts.total(), len(findings.images)
-    classes = [f"{count} {name}" for name, count in findings.counts.most_common()]
+    objects, images = results.counts.total(), results.num_images
+    classes = [f"{count} {name}" for name, count in results.counts.most_common()]
     of_classes = f" ({listed(classes, LISTED_CLASSES)})" if classes else ""
     return (
         f"{images:,} image{'s' * (images != 1)}, {objects:,} object{'s' * (objects != 1)} of score "
@@ -148,12 +160,32 @@ def summary(findings: Findings, arguments: argparse.Namespace, seconds: float) -
     )
 
 
-def write_json(folder: Path, findings: Findings, detector: Detector) -> None:
-    """detections.json and images.json: see above."""
+def write_json(folder: Path, results: Results, detector: Detector) -> None:
+    """images.json and detections.json: see above. The former is marked, for `_is_ours`."""
     classes = zip(detector.category_ids, detector.class_names, strict=True)
-    header = {"images": findings.images, "categories": [{"id": number, "name": name} for number, name in classes]}
-    write_text(folder / "images.json", json.dumps(header, indent=1, ensure_ascii=False) + "\n")
-    write_text(folder / "detections.json", json.dumps(findings.results) + "\n")
+    categories = [{"id": number, "name": name} for number, name in classes]
+    header = {"info": {"description": MADE_BY}, "images": results.images, "categories": categories}
+    texts = json.dumps(header, indent=1, ensure_ascii=False), json.dumps(results.detections)
+    for name, text in zip(JSON_NAMES, texts, strict=True):
+        write_text(folder / name, text + "\n")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether this command wrote a file. A list of detections cannot be marked; images.json answers for it."""
+    if path.suffix == ".jpg":
+        return is_ours(path)
+    if path.suffix == ".json":
+        try:
+            return json.loads(path.with_name(JSON_NAMES[0]).read_bytes())["info"]["description"] == MADE_BY
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+    import av
+
+    try:
+        with av.open(path, metadata_errors="replace") as video:
+            return video.metadata.get("comment") == MADE_BY
+    except (OSError, av.FFmpegError):
+        return False
 
 
 # ---- what to look at ------------------------------------------------------------------------------------------
@@ -209,49 +241,53 @@ def _files(source: str) -> Iterator[tuple[Path, Path]]:
 # ---- images ---------------------------------------------------------------------------------------------------
 
 
-def predict_images(detector: Detector, jobs: Sequence[Job], score_threshold: float, findings: Findings) -> list[Path]:
+def predict_images(detector: Detector, jobs: Sequence[Job], score_threshold: float, results: Results) -> list[Path]:
     """Find objects in images and write the pictures; returns those that cannot be read, which are told."""
     unread = []
     bar = progress_bar(total=len(jobs), desc="images", unit="image", leave=False)
     with bar, ThreadPoolExecutor() as pool:  # Pillow lets the others run while it decodes and encodes
+        reading = pool.map(_read, jobs[:BATCH_SIZE])
         for start in range(0, len(jobs), BATCH_SIZE):
-            batch = []
-            for job, image in zip(jobs[start:], pool.map(_read, jobs[start : start + BATCH_SIZE]), strict=False):
-                if isinstance(image, DatasetError):
-                    logger.warning(str(image))
+            batch, read = list(zip(jobs[start : start + BATCH_SIZE], reading, strict=True)), []
+            reading = pool.map(_read, jobs[start + BATCH_SIZE : start + 2 * BATCH_SIZE])  # while these are looked at
+            for job, content in batch:
+                if isinstance(content, DatasetError):
+                    logger.warning(str(content))
                     unread.append(job.source)
                 else:
-                    batch.append((job, image, np.array(image)))
-            if batch:
-                found = detector.detect([pixels for _, _, pixels in batch], score_threshold)
-                list(pool.map(_write_picture, batch, found))
-                for (job, _, pixels), each in zip(batch, found, strict=True):
-                    findings.add(each, pixels.shape, file_name=str(job.source))
-            bar.update(len(jobs[start : start + BATCH_SIZE]))
+                    read.append((job, *content))
+            if read:
+                found = detector.detect([pixels for _, pixels, _ in read], score_threshold)
+                list(pool.map(_write_picture, read, found))
+                for (job, pixels, _), each in zip(read, found, strict=True):
+                    results.add(each, pixels.shape, file_name=str(job.source))
+            bar.update(len(batch))
     return unread
 
 
-def _read(job: Job) -> Image.Image | DatasetError:
+def _read(job: Job) -> tuple[np.ndarray, bytes] | DatasetError:
+    """The pixels of an image, (H, W, 3) uint8, and its colour profile, if that is of RGB."""
     try:
-        return read_image(job.source)
+        image = read_image(job.source)
     except DatasetError as error:
         return error
-
-
-def _write_picture(read: tuple[Job, Image.Image, np.ndarray], found: Detections) -> None:
-    job, image, pixels = read
     profile = image.info.get("icc_profile") or b""  # without it, the colours of many telephones look dull
-    options = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
+    return np.array(image), profile if profile[16:20] == b"RGB " else b""
+
+
+def _write_picture(read: tuple[Job, np.ndarray, bytes], found: Detections) -> None:
+    job, pixels, profile = read
     picture = draw_found(pixels, found)
     job.target.parent.mkdir(parents=True, exist_ok=True)
     # Without chroma subsampling, which would smear coloured lines and small letters.
-    write_whole(job.target, partial(picture.save, format="JPEG", quality=92, subsampling=0, **options))
+    options = {"quality": 92, "subsampling": 0, "icc_profile": profile, "comment": MADE_BY}
+    write_whole(job.target, partial(picture.save, format="JPEG", **options))
 
 
 # ---- videos ---------------------------------------------------------------------------------------------------
 
 
-def predict_video(detector: Detector, job: Job, score_threshold: float, findings: Findings) -> list[Path]:
+def predict_video(detector: Detector, job: Job, score_threshold: float, results: Results) -> list[Path]:
     """Find objects in every frame of a video, and write it with them, without its sound.
 
     Returns the file if it cannot be read to its end, which is told; nothing is kept of it then."""
@@ -263,7 +299,7 @@ def predict_video(detector: Detector, job: Job, score_threshold: float, findings
         logger.warning(str(error))
         return [job.source]
     for frame, (found, shape) in enumerate(seen):
-        findings.add(found, shape, file_name=str(job.source), frame=frame)
+        results.add(found, shape, file_name=str(job.source), frame=frame)
     return []
 
 
@@ -278,6 +314,7 @@ def _write_video(
     import av
 
     with av.open(file, "w", format="mp4") as output:
+        output.metadata["comment"] = MADE_BY
         stream = None
         for rate, pictures in _frames(source):
             for pixels, found in zip(pictures, detector.detect(pictures, score_threshold), strict=True):
@@ -300,7 +337,7 @@ def _frames(source: Path) -> Iterator[tuple[Fraction, list[np.ndarray]]]:
     import av
 
     try:
-        with av.open(source) as video:
+        with av.open(source, metadata_errors="replace") as video:  # titles may be of any encoding
             streams = video.streams.video
             if not streams:
                 return

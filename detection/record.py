@@ -20,7 +20,7 @@ import numpy as np
 from detection.annotations import CocoFile
 from detection.charts import draw_class_scores, draw_confusion, draw_precision
 from detection.errors import confusion_matrix, error_breakdown
-from detection.evaluation import METRICS, as_dicts, coco_scores, image_statistics
+from detection.evaluation import METRICS, as_dicts, evaluate_coco, image_statistics, summary_of
 from detection.pictures import draw_detections, draw_examples
 from detection.task import SHOWN_SCORE, DetectionTask, example_pictures
 from engine.cost import forward_gflops
@@ -34,7 +34,8 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
 
     Called on rank 0, after `environment.json` and `metrics.jsonl` are complete."""
     config, val, results = task.config, task.val, as_dicts(task.results)
-    scores = coco_scores(val.annotations_path, results)
+    evaluation = evaluate_coco(val.annotations_path, results)
+    scores = summary_of(evaluation)
     files = [task.train.annotations_path, val.annotations_path]
     common = common_record(experiment, task, forward_gflops(task.model, task.model.input_size), files)
     record = {
@@ -43,7 +44,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
         "category_ids": val.category_ids,
         "scores": {name: scores[name] for name in METRICS},
         "per_class": scores["per_class"],
-        "errors": error_breakdown(val.annotations_path, results),
+        "errors": error_breakdown(evaluation),
         "protocol": {
             "annotations": val.annotations_path.name,
             "annotations_sha256": common["inputs"][str(val.annotations_path)],
@@ -54,7 +55,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
         },
         **common,
     }
-    matches = image_statistics(val.annotations_path, results)
+    matches = image_statistics(evaluation)
     matches.save(experiment)
     write_text(experiment / "detections.json", json.dumps(results))
     pictures = example_pictures(val, task.results)
@@ -63,7 +64,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     draw_precision(experiment / "precision_recall.png", matches)
     objects = np.bincount(matches.object_classes, minlength=len(val.class_names))
     draw_class_scores(experiment / "class_scores.png", scores["per_class"], objects.tolist())
-    confusions = confusion_matrix(val.annotations_path, results, SHOWN_SCORE)
+    confusions = confusion_matrix(evaluation, SHOWN_SCORE)
     draw_confusion(experiment / "confusion.png", confusions, val.class_names, SHOWN_SCORE)
     write_readme(
         experiment,

@@ -47,10 +47,10 @@ from detection.pictures import (
 )
 from detection.ssd import SSD, build_ssd
 from detection.task import DetectionConfig, DetectionTask
-from detection.test import table
 from detection.transforms import distort_colours, eval_transform
 from engine.command import positive, run_command, said_once
 from engine.config import load_config
+from engine.experiment import table
 from engine.logbook import logger, progress_bar
 
 EPOCHS = 7  # that show an image augmented
@@ -298,7 +298,9 @@ def match_panel(task: DetectionTask, sample: Sample, level_of_anchor: Tensor, ca
     image, boxes_xyxy, labels = sample
     side, anchors_cxcywh, iou_threshold = len(image), task.model.anchors_cxcywh, task.config.loss.match_iou
     best_iou = best_boxes(boxes_xyxy, anchors_cxcywh)[0].tolist()
-    matched = task.match_anchors(boxes_xyxy[None], labels[None], anchors_cxcywh, iou_threshold)[0]
+    matched = torch.full((len(anchors_cxcywh),), NO_OBJECT)
+    if len(labels):
+        matched = task.match_anchors(boxes_xyxy[None], labels[None], anchors_cxcywh, iou_threshold)[0]
     is_matched = matched != NO_OBJECT
     anchors_xyxy = box_convert(anchors_cxcywh[is_matched], "cxcywh", "xyxy").numpy() * side
     marks = list(map(Mark, anchors_xyxy, map(level_colour, level_of_anchor[is_matched].tolist())))

@@ -10,8 +10,9 @@ them. The scores go to test.json in the experiment directory.
     python -m detection.test experiments/experiment_3 --release saved_weights/blood_cells.safetensors
     python -m detection.test experiments/experiment_3 --checkpoint saved_weights/blood_cells.safetensors
 
-A release is a safetensors file of the weights that were scored. Its metadata holds, as text, the `config` (YAML), the
-`classes`, their `category_ids` and the `scores` just found (JSON), the `step`, and the `commit` that trained them.
+A release is a safetensors file of the weights that were scored. Its metadata holds, as text, the `task`, the `config`
+that they were scored with (YAML; paths of this machine are cut to their last part), the `classes`, their `category_ids`
+and the `scores` just found (JSON), the `step`, and the `commit` that trained them: as engine.publish has it.
 """
 
 import argparse
@@ -22,17 +23,16 @@ from pathlib import Path
 import torch
 
 from data import DatasetError
-from detection.annotations import CocoFile, read_split
+from detection.annotations import read_split
 from detection.evaluation import METRICS, as_dicts, coco_scores
 from detection.postprocess import PostprocessConfig
 from detection.task import DetectionConfig, DetectionTask, read_detector
 from engine.checkpoint import newest_checkpoint
 from engine.command import run_command, said_once
-from engine.config import dump_config
-from engine.experiment import read_environments, read_experiment_config, shown_score
+from engine.experiment import read_experiment_config, table
 from engine.files import write_text
 from engine.logbook import logger
-from engine.release import SUFFIX, save_release
+from engine.release import SUFFIX, release_facts, save_release
 from engine.strict_yaml import ConfigError
 
 
@@ -72,10 +72,16 @@ def main(device: torch.device) -> None:
         print(table([{"class": name, **values} for name, values in record["per_class"].items()]))
     print(f"written to {arguments.experiment / 'test.json'}")
     if arguments.release:
-        scores = {"annotations": record["annotations"], "images": len(val.images), **rows[0]}
-        save_release(
-            arguments.release, detector.weights, released_facts(arguments.experiment, val, detector.step, scores)
+        facts = release_facts(
+            arguments.experiment,
+            base.model_dump(mode="json"),
+            task="detection",
+            classes=val.class_names,
+            category_ids=val.category_ids,
+            scores={name: scores[name] for name in METRICS},
+            step=detector.step,
         )
+        save_release(arguments.release, detector.weights, facts)
         print(f"released as {arguments.release}")
 
 
@@ -119,20 +125,6 @@ def find_checkpoint(experiment: Path, which: str) -> Path:
     return experiment / "checkpoints/best.pt" if which == "best" else Path(which)
 
 
-def released_facts(experiment: Path, val: CocoFile, step: int, scores: dict) -> dict[str, str]:
-    """What a release says of itself, as text."""
-    start = (read_environments(experiment) or [{}])[-1]
-    return {
-        "config": dump_config(read_experiment_config(experiment, DetectionConfig)),
-        "classes": json.dumps(val.class_names, ensure_ascii=False),
-        "category_ids": json.dumps(val.category_ids),
-        "scores": json.dumps(scores),
-        "step": str(step),
-        "commit": (start.get("commit") or "unknown")
-        + ", with uncommitted changes" * bool(start.get("uncommitted_changes")),
-    }
-
-
 def read_settings(experiment: Path, overrides: list[str]) -> tuple[DetectionConfig, list[PostprocessConfig]]:
     """The experiment's config, and every combination of the post-processing values asked for.
 
@@ -144,17 +136,6 @@ def read_settings(experiment: Path, overrides: list[str]) -> tuple[DetectionConf
         choices.append([f"{name}={value}" for value in split])
     configs = [read_experiment_config(experiment, DetectionConfig, row) for row in itertools.product(*choices)]
     return configs[0], [config.eval for config in configs]
-
-
-def table(rows: list[dict]) -> str:
-    """Rows of equal keys as aligned columns; numbers between 0 and 1 with four decimals, None as 'undefined'."""
-
-    def cell(value: object) -> str:
-        return shown_score(value) if value is None or isinstance(value, float) else str(value)
-
-    cells = [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells)
 
 
 if __name__ == "__main__":

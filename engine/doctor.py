@@ -47,6 +47,18 @@ MARKS = {
     "data.root": "train_clf_imagenet",
 }
 MEMORY = re.compile(r"memory ([\d,]+) of ([\d,]+) MiB")  # in the last line of a dry run
+INSTALL_AGAIN = "install again: pip install -e . in a new .venv"
+LESS_MEMORY = "lower train.batch_size, and raise train.accumulation_steps by as much"
+REMEDIES = {  # what the error of a dry run speaks of -> what to do; the first that fits counts
+    r"does not fit the memory|out of memory": LESS_MEMORY,
+    r"^model\.(weights|start_from)": "python -m engine.weights list shows what can be fetched; null is a random start",
+    r"^train\.trackers": "pip install -e '.[NAME]', or train.trackers=[]",
+    r"\.ya?ml: |^(data|model|augment|loss|optim|train|eval|diffusion)\.": "mend the config, or the command line; "
+    "docs/configs.md lists every field",
+    r"data\.root|annotation|categor|image|class|MNIST|CIFAR": "data.root=FOLDER says where the data lie; docs/data.md "
+    "says how to get, convert and check them",
+    r"^(ModuleNotFound|Import)Error": INSTALL_AGAIN,
+}
 KILLERS = {
     signal.SIGKILL: "out of memory? Lower train.batch_size or data.workers, or ask for more memory",
     signal.SIGBUS: "shared memory is full: data.workers=0, or a larger /dev/shm",
@@ -99,7 +111,10 @@ def told(name: str, check: Check) -> Iterator[Finding]:
             yield finding
     except Exception as error:  # of what is broken, which may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        finding = Finding("fail", f"{type(error).__name__}: {reason}", "install again: pip install -e . in a new .venv")
+        # A library that the loader of the system cannot load is an OSError without a number.
+        is_library = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno is None)
+        cure = INSTALL_AGAIN if is_library else "the check itself broke, the others hold; report it with this line"
+        finding = Finding("fail", f"{type(error).__name__}: {reason}", cure)
         show(name, finding)
         yield finding
 
@@ -391,17 +406,21 @@ def dry_run(command: Sequence[str]) -> Finding:
         cure = "storage that hangs? Start the same by hand, with data.workers=0, to see where it stays"
         return Finding("fail", f"the dry run did not end in {DRY_RUN_SECONDS} s", cure)
     if code == 0:
-        used, total = (int(text.replace(",", "")) for text in MEMORY.search(last).groups())
-        cure = "lower train.batch_size, and raise train.accumulation_steps by as much"
-        return Finding("ok", last) if used <= MOST_OF_MEMORY * total else Finding("warn", last, cure)
+        if not (memory := MEMORY.search(last)):
+            return Finding("warn", f"{last!r} does not say the memory that it took", "look at it while it trains")
+        used, total = (int(text.replace(",", "")) for text in memory.groups())
+        return Finding("ok", last) if used <= MOST_OF_MEMORY * total else Finding("warn", last, LESS_MEMORY)
     if last:
         print(f"{'':<19} {last}", flush=True)
     if code < 0:
         killer = signal.Signals(-code)
         cure = KILLERS.get(killer, "do torch and torchvision fit together? Install both again in a new .venv")
         return Finding("fail", f"the dry run was killed by {killer.name}", cure)
-    *traceback, error = said.rpartition("error: ")
-    return Finding("fail", error if any(traceback) else said[-500:], "mend that, and ask again")
+    *before, error = re.split(r"^error[^:\n]*: ", said, flags=re.MULTILINE)  # with the lines that belong to it
+    if not before:
+        error = (said.splitlines() or [f"exit code {code}, without a word"])[-1]
+    cures = (cure for pattern, cure in REMEDIES.items() if re.search(pattern, error))
+    return Finding("fail", error, next(cures, "docs/faults.md says what to do about most of what may happen"))
 
 
 if __name__ == "__main__":

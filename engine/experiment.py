@@ -19,7 +19,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -212,6 +212,18 @@ def write_readme(
 def shown_score(value: float | None) -> str:
     """A score as people read it; None is one that nothing defines, such as the AP of a class without objects."""
     return "undefined" if value is None else f"{value:.4f}"
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of equal keys as aligned columns for a terminal: text to the left, numbers to the right; fractions, and
+    None, as `shown_score` writes them."""
+    columns = []
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        cells = [name, *(shown_score(v) if v is None or isinstance(v, float) else str(v) for v in values)]
+        adjust = str.ljust if all(isinstance(value, str) for value in values) else str.rjust
+        columns.append([adjust(cell, max(map(len, cells))) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def _version_if_installed(name: str) -> str | None:

@@ -112,7 +112,12 @@ def rewind_metrics(experiment: Path, step: int) -> None:
 
 
 def _write_table(experiment: Path, lines: Sequence[dict]) -> None:
-    """metrics.csv anew, for an epoch may bring columns that those before it do not have, such as scores."""
+    """metrics.csv anew, for an epoch may bring columns that those before it do not have, such as scores.
+
+    Without lines there is none."""
+    if not lines:
+        (experiment / "metrics.csv").unlink(missing_ok=True)
+        return
     table = io.StringIO()
     writer = csv.DictWriter(table, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
     writer.writeheader()

@@ -14,6 +14,7 @@ Nothing is uploaded: `hf upload USER/NAME FOLDER` does that.
 """
 
 import argparse
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -36,20 +37,23 @@ from engine.bootstrap import (
 from engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, trained_weights
 from engine.command import run_command, said_once
 from engine.config import read_overridden
-from engine.experiment import read_environments, shown_score
+from engine.experiment import shown_score
 from engine.files import file_sha256, write_text, writing
 from engine.image_statistics import Matches, Statistics, load_statistics
 from engine.loading import listed
 from engine.logbook import logger
-from engine.release import SUFFIX, save_release
+from engine.release import PUBLISHED_WEIGHTS, local_paths, release_facts, renamed, save_release
 from engine.strict_yaml import ConfigError, dump_yaml
 
-WEIGHTS = f"model{SUFFIX}"
 SUMS = "SHA256SUMS"
-LICENSES = ("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gpl-3.0")
+UNKNOWN = "unknown"  # the hub's word for it
+LICENSES = (
+    "mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gpl-3.0", UNKNOWN,
+)  # fmt: skip
 FACTS = ("Model", "Data", "Recipe", "Scored", "Time", "Code")  # of the experiment's README that belong on the card
 MOST_CLASSES, LISTED_CLASSES = 100, 20  # in a table, in a sentence
 RESAMPLES, SEED = 1000, 0  # those of ablation.compare
+RECORD = ("variant", "scores", "per_class", "protocol", "metric", "steps", "seed")  # of results.json, for the card
 FEWEST_IMAGES = 10  # resamples of fewer hold the same few images over and over
 
 
@@ -70,7 +74,8 @@ KINDS = {
         'detector = load("{folder}")\nfound = detector("photo.jpg")\n'
         "print(found.class_names, found.scores, found.boxes_xyxy)  # pixels\n```\n\n"
         "or `python -m detection.predict {folder} photo.jpg`; to fine-tune it on other classes,\n"
-        "`python -m detection.training my.yaml model.weights=null model.start_from={folder}/" + WEIGHTS + "`.",
+        "`python -m detection.training my.yaml model.weights=null model.start_from={folder}/"
+        + f"{PUBLISHED_WEIGHTS}`.",
         (
             "Every picture is resized to one square, whatever its shape: what is small in a large picture is lost.",
             "Scores are no calibrated probabilities; choose a threshold on images of your own.",
@@ -80,8 +85,8 @@ KINDS = {
         "image-classification",
         "In a clone of SSD workbench, with this folder in it, a classifier or the trunk of a detector starts from "
         "these weights by\n\n"
-        "```\npython train_clf_imagenet.py my.yaml model.weights={folder}/" + WEIGHTS + "\n"
-        "python -m detection.training my.yaml model.weights={folder}/" + WEIGHTS + "\n```",
+        "```\npython train_clf_imagenet.py my.yaml model.weights={folder}/" + PUBLISHED_WEIGHTS + "\n"
+        "python -m detection.training my.yaml model.weights={folder}/" + PUBLISHED_WEIGHTS + "\n```",
         ("An image without any of the classes gets one of them all the same.",),
     ),
 }
@@ -96,8 +101,7 @@ class Published:
     results: dict[str, Any]  # results.json
     facts: dict[str, str]  # lines of the experiment's README, label to sentence
     intervals: dict[str, Interval]  # of some of the scores
-    commit: str
-    category_ids: list[int] | None  # of a detector's classes, by label; None where they are not known
+    release: dict[str, str]  # metadata of the weights
 
     @property
     def dataset(self) -> str:
@@ -142,7 +146,7 @@ def parse_arguments() -> argparse.Namespace:
         "--output", type=Path, metavar="FOLDER", help="folder to write (default: saved_weights/ and its name)"
     )
     parser.add_argument(
-        "--license", choices=LICENSES, default="mit", help="under which you publish the weights (default: mit)"
+        "--license", choices=LICENSES, default=UNKNOWN, help=f"under which you publish them (default: {UNKNOWN})"
     )
     return parser.parse_args()
 
@@ -163,21 +167,21 @@ def read(experiment: Path) -> Published:
     if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
         raise CheckpointError(f"{path}: weights that are not finite: {listed(broken)}; not fit to be published")
     config = read_overridden(experiment / "config.yaml", ())
-    local = {text: Path(text).name for text in _texts(config) if text.startswith(("/", "~", ".."))}
+    local = local_paths(config)
     facts = _read_facts(experiment / "README.md")
     for text, name in sorted(local.items(), key=lambda pair: -len(pair[0])):
         facts = {label: sentence.replace(text, name) for label, sentence in facts.items()}
-    start = (read_environments(experiment) or [{}])[-1]
-    commit = (start.get("commit") or "unknown") + ", with uncommitted changes" * bool(start.get("uncommitted_changes"))
-    return Published(
-        weights,
-        _replaced(config, local),
-        results,
-        facts,
-        intervals(load_statistics(experiment), results["scores"]),
-        commit,
-        results.get("category_ids") or _category_ids(results),
+    release = release_facts(
+        experiment,
+        config,
+        task=results["task"],
+        classes=results["protocol"]["classes"],
+        category_ids=results.get("category_ids"),
+        scores=results["scores"],
+        step=results["steps"],
     )
+    found = intervals(load_statistics(experiment), results["scores"])
+    return Published(weights, renamed(config, local), results, facts, found, release)
 
 
 def _read_results(experiment: Path) -> dict[str, Any]:
@@ -190,6 +194,10 @@ def _read_results(experiment: Path) -> dict[str, Any]:
         results = json.loads(path.read_bytes())
         if results["task"] not in KINDS:
             raise ValueError(f"{experiment}: its task is {results['task']}; expected one of {', '.join(KINDS)}")
+        missing = [key for key in RECORD if key not in results]
+        missing += [f"protocol.{key}" for key in ("classes", "images") if key not in results.get("protocol", ())]
+        if missing:
+            raise ValueError(f"{path}: lacks {missing[0]!r}, which a card needs; --resume {experiment} writes it anew")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged, no record of an experiment ({error!r}); score it again") from None
     return results
@@ -199,31 +207,6 @@ def _read_facts(readme: Path) -> dict[str, str]:
     """The bullet list of an experiment's front page, as engine.experiment.write_readme wrote it."""
     lines = re.findall(r"^- \*\*(\w+)\*\*: (.+)$", readme.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {label: sentence for label, sentence in lines if label in FACTS}
-
-
-def _texts(data: Any) -> Iterator[str]:
-    """Every text in nested plain data."""
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, dict | list):
-        for value in data.values() if isinstance(data, dict) else data:
-            yield from _texts(value)
-
-
-def _replaced(data: Any, names: dict[str, str]) -> Any:
-    """Nested plain data with some of its texts replaced."""
-    if isinstance(data, dict):
-        return {key: _replaced(value, names) for key, value in data.items()}
-    return [_replaced(value, names) for value in data] if isinstance(data, list) else names.get(data, data)
-
-
-def _category_ids(results: dict[str, Any]) -> list[int] | None:
-    """What the annotation file calls the classes, by label, if it lies where it did and is what it was."""
-    for name, digest in results["inputs"].items():
-        path = Path(name)
-        if digest == results["protocol"].get("annotations_sha256") and path.is_file() and file_sha256(path) == digest:
-            return sorted(category["id"] for category in json.loads(path.read_bytes())["categories"])
-    return None
 
 
 def intervals(statistics: Statistics, scores: dict[str, float | None]) -> dict[str, Interval]:
@@ -268,26 +251,12 @@ def _at(matches: Matches, iou: float) -> Matches:
 
 def write(folder: Path, published: Published, license_name: str) -> None:
     """Fill the folder. Raises OSError where it cannot be."""
-    results = published.results
-    config = dump_yaml(published.config)
-    facts = {
-        "task": results["task"],
-        "config": config,
-        "classes": json.dumps(results["protocol"]["classes"], ensure_ascii=False),
-        "scores": json.dumps(results["scores"]),
-        "step": str(results["steps"]),
-        "commit": published.commit,
-    }
-    if published.category_ids:
-        facts["category_ids"] = json.dumps(published.category_ids)
-    elif "annotations" in results["protocol"]:
-        logger.warning(
-            "the annotation file is not where it was, so the classes' ids are left out: they will be 1, 2, ..."
-        )
-    save_release(folder / WEIGHTS, published.weights, facts)
-    write_text(folder / "config.yaml", config)
+    if published.results["task"] == "detection" and "category_ids" not in published.release:
+        logger.warning("results.json of an older version lacks the classes' category_ids: they will be 1, 2, ...")
+    save_release(folder / PUBLISHED_WEIGHTS, published.weights, published.release)
+    write_text(folder / "config.yaml", published.release["config"])
     write_text(folder / "README.md", card(folder.resolve().name, published, license_name))
-    sums = [f"{file_sha256(folder / name)}  {name}" for name in ("README.md", "config.yaml", WEIGHTS)]
+    sums = [f"{file_sha256(folder / name)}  {name}" for name in ("README.md", "config.yaml", PUBLISHED_WEIGHTS)]
     write_text(folder / SUMS, "\n".join(sums) + "\n")
 
 
@@ -302,14 +271,22 @@ def card(name: str, published: Published, license_name: str) -> str:
         "How good it is": f"{score_table(published)}\n\n{caveat(published)}",
         "By class": class_table(results["per_class"]),
         "Limits": "\n".join(f"- {limit}" for limit in limits(results)),
-        "Licence": f"The weights are published under `{license_name}`. The images they were learned from have licences "
-        "of their own, which this page does not know; ask where they came from before you build on it.",
-        "Files": f"`{WEIGHTS}` has config, classes and scores in its metadata, too. Training with `config.yaml` "
-        f"repeats the experiment, given the data at `data.root`. `sha256sum --check {SUMS}` verifies all.",
+        "Licence": f"{licence(license_name)} The images they were learned from have licences of their own, which this "
+        "page does not know; ask where they came from before you build on it.",
+        "Files": f"`{PUBLISHED_WEIGHTS}` has config, classes and scores in its metadata, too. Training with "
+        "`config.yaml` repeats the experiment, given the data at `data.root`. "
+        f"`sha256sum --check {SUMS}` verifies all.",
     }
     title = f"{' + '.join(map(str, results['variant'].values()))} on {published.dataset}"
     text = "\n\n".join(f"## {heading}\n\n{content}" for heading, content in sections.items() if content)
     return f"---\n{dump_yaml(front_matter(name, published, license_name))}---\n\n# {title}\n\n{text}\n"
+
+
+def licence(name: str) -> str:
+    """What the card says of it."""
+    if name == UNKNOWN:
+        return "No licence was named when the weights were published: ask their owner what you may do with them."
+    return f"The weights are published under `{name}`."
 
 
 def front_matter(name: str, published: Published, license_name: str) -> dict[str, Any]:
@@ -362,20 +339,25 @@ def class_table(per_class: dict[str, dict]) -> str:
     lines = [f"| class | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for name, values in per_class.items():
         cells = [str(value) if isinstance(value, int) else shown_score(value) for value in values.values()]
-        lines.append("| " + " | ".join([name.replace("|", "\\|"), *cells]) + " |")
+        lines.append("| " + " | ".join([plain(name), *cells]) + " |")
     return "\n".join(lines)
+
+
+def plain(name: str) -> str:
+    """A class name as text in Markdown and its tables, on one line, whatever is in it."""
+    return html.escape(" ".join(name.split()), quote=False).replace("|", "\\|")
 
 
 def limits(results: dict[str, Any]) -> Iterator[str]:
     """What not to expect, a sentence each."""
     classes = results["protocol"]["classes"]
     number = f"{len(classes)} class{'es' * (len(classes) != 1)}"
-    yield f"It knows {number} and nothing else: {listed(classes, LISTED_CLASSES)}."
+    yield f"It knows {number} and nothing else: {listed([*map(plain, classes)], LISTED_CLASSES)}."
     scores = {name: next(iter(values.values())) for name, values in results["per_class"].items()}
     defined = [name for name, value in scores.items() if value is not None]
     if len(defined) > 1:
         worst = min(defined, key=scores.__getitem__)
-        yield f"It is weakest at {worst}, {scores[worst]:.3f}."
+        yield f"It is weakest at {plain(worst)}, {scores[worst]:.3f}."
     yield from KINDS[results["task"]].limits
     yield "Images from elsewhere, of another camera, place or season, were not tested; expect less on them."
     yield f"One training, with seed {results['seed']}: another gives other scores."

@@ -6,7 +6,9 @@ checksum: ours is one more entry of the metadata, over the tensors and all other
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,9 +16,63 @@ from safetensors.torch import save
 from torch import Tensor
 
 from engine.checkpoint import CheckpointError, DamagedCheckpointError
+from engine.experiment import read_environments
 from engine.files import write_whole
+from engine.strict_yaml import dump_yaml
 
 SUFFIX = ".safetensors"
+PUBLISHED_WEIGHTS = f"model{SUFFIX}"  # in a folder made by engine.publish
+
+
+def release_facts(
+    experiment: Path,
+    config: dict[str, Any],
+    *,
+    task: str,
+    classes: Sequence[str],
+    category_ids: Sequence[int] | None,
+    scores: dict[str, float | None],
+    step: int,
+) -> dict[str, str]:
+    """What weights of an experiment say of themselves, as text: for `save_release`.
+
+    config: with which they were scored; in it paths of this machine are cut to their last part. category_ids: of a
+    detector's classes, by label; None leaves them out. scores: name to value."""
+    facts = {
+        "task": task,
+        "config": dump_yaml(renamed(config, local_paths(config))),
+        "classes": json.dumps(classes, ensure_ascii=False),
+        "scores": json.dumps(scores),
+        "step": str(step),
+        "commit": commit_of((read_environments(experiment) or [{}])[-1]),
+    }
+    return facts | ({"category_ids": json.dumps(category_ids)} if category_ids else {})
+
+
+def commit_of(start: dict[str, Any]) -> str:
+    """The code that a start of environment.json ran: '1a2b3c', or '1a2b3c, with uncommitted changes'."""
+    return (start.get("commit") or "unknown") + ", with uncommitted changes" * bool(start.get("uncommitted_changes"))
+
+
+def local_paths(config: dict[str, Any]) -> dict[str, str]:
+    """The paths of this machine among the texts of a config, each with its last part: what others may know of it."""
+    return {text: Path(text).name for text in _texts(config) if text.startswith(("/", "~", ".."))}
+
+
+def renamed(data: Any, names: dict[str, str]) -> Any:
+    """Nested plain data with some of its texts replaced."""
+    if isinstance(data, dict):
+        return {key: renamed(value, names) for key, value in data.items()}
+    return [renamed(value, names) for value in data] if isinstance(data, list) else names.get(data, data)
+
+
+def _texts(data: Any) -> Iterator[str]:
+    """Every text in nested plain data."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict | list):
+        for value in data.values() if isinstance(data, dict) else data:
+            yield from _texts(value)
 
 
 def save_release(path: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:

@@ -14,3 +14,4 @@ def test_every_commit_that_a_run_was_started_with_is_told_once_and_in_order():
     starts = [{"commit": name, "uncommitted_changes": name == "b"} for name in "aaba"]
     assert commits_fact(starts[:2]) == "commit a"
     assert commits_fact(starts) == "commits a, then b, with uncommitted changes"
+    assert commits_fact([{"commit": None, "uncommitted_changes": False}]) == "commit unknown"

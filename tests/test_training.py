@@ -120,6 +120,19 @@ def test_whoever_follows_a_run_is_told_each_line_that_is_logged(tmp_path):
     assert told == read_metrics(tmp_path)
 
 
+def test_pictures_that_cannot_be_drawn_are_warned_of_once_and_end_nothing(tmp_path, caplog):
+    task = PlaneTask()
+
+    def draw(experiment, epoch):
+        raise OSError("no space left")
+
+    task.draw = draw
+    fit(task, CONFIG, OPTIM, tmp_path, CPU, resume=False)
+    assert len(read_metrics(tmp_path)) == 3
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["the pictures of epoch 1 cannot be drawn; training goes on (no space left)"]
+
+
 def test_a_rehearsal_takes_two_steps_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = PlaneTask()

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from data import DatasetError
-from detection.annotations import SplitConfig, survey_coco
-from detection.check import table
-from detection.prepare.labels import Findings, LabelledImage, Labels
+from detection.annotations import SplitConfig, shown_path, survey_coco
+from detection.prepare.labels import Findings, LabelledImage, Labels, full_path
 from detection.prepare.layouts import HALVES, Layout, summary
 from detection.prepare.voc import read_voc
 from detection.prepare.yolo import read_yolo
+from engine.experiment import table
 from engine.files import write_text
 
 FORMATS = {"voc": "Pascal VOC", "yolo": "YOLO"}
@@ -44,7 +44,7 @@ def main(words: Sequence[str]) -> None:
     else:
         labels = read_yolo(arguments.source, given, findings)
     if findings.defects:
-        print(table(findings.defects))
+        print(table([{"file": shown_path(d.file), "record": d.record, "defect": d.what} for d in findings.defects]))
         raise DatasetError(f"{arguments.source}: {len(findings.defects)} defects, listed above; nothing was written")
     source_dir = arguments.source if arguments.source.is_dir() else arguments.source.parent
     layout = write_coco(labels, arguments.to or source_dir, FORMATS[arguments.format])
@@ -119,7 +119,8 @@ def write_coco(labels: Labels, root: Path, format_name: str) -> Layout:
 
 def _below(folder: Path, root: Path) -> str:
     """A folder as a config names it: relative to the root, or in full if it is not below it."""
-    return str(folder.relative_to(root) if folder.is_relative_to(root) else folder.absolute())
+    root = full_path(root)
+    return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 
 
 def _is_ours(path: Path) -> bool:

@@ -28,7 +28,7 @@ from data import DatasetError
 from detection.annotations import SplitConfig, Survey, dataset_error, survey_coco
 from detection.prepare.layouts import HALVES, Layout, layout_of, summary
 from engine.download import download
-from engine.files import writing
+from engine.files import file_sha256, writing
 from engine.logbook import progress_bar
 
 HOST = "http://images.cocodataset.org"  # its certificate for https is another's; the checksums stand for the bytes
@@ -72,6 +72,7 @@ IMAGES = {
         830_000_000,
     ),
 }
+NUM_IMAGES, NUM_CLASSES = {"train": 118_287, "val": 5_000}, 80
 COCO_NAME = re.compile(r"\d{12}\.jpg")  # of an image; nothing else is unpacked, so nothing can leave the folder
 
 
@@ -99,10 +100,10 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def fetch(root: Path) -> tuple[Layout, list[Survey]]:
-    """Bring what `root` lacks of COCO 2017, or of the data set in another layout that lies there.
+    """Bring what `root` lacks of COCO 2017, in whatever layout that lies there.
 
     Returns where it lies, and what is in train and val.
-    Raises DatasetError if there is no room, if what lies there is damaged or lacks images that are not COCO's;
+    Raises DatasetError if there is no room, if what lies there is damaged or another data set;
     DownloadError if an archive cannot be had."""
     layout = layout_of(root)
     print(f"{root}: {layout.name if layout else 'no whole data set yet'}")
@@ -144,17 +145,25 @@ def _new_layout(root: Path) -> Layout:
 
 
 def _survey(layout: Layout, half: str) -> Survey:
+    """What lies there of a half. Raises DatasetError if its annotations cannot be read, or are not COCO 2017's."""
     annotations_path, images_dir = layout.paths(half)
     print(f"reading {annotations_path}", flush=True)  # of train, half a minute
-    return survey_coco(annotations_path, images_dir)
+    survey = survey_coco(annotations_path, images_dir)
+    if survey.coco is None:
+        raise DatasetError(f"{dataset_error(survey.defects)}; remove the file, and it will be downloaded")
+    found, expected = (len(survey.coco.images), len(survey.coco.class_names)), (NUM_IMAGES[half], NUM_CLASSES)
+    if found != expected:
+        raise DatasetError(
+            "{}: {:,} images of {} classes, expected COCO 2017's {:,} of {}: {} holds another data set; choose another "
+            "folder".format(annotations_path, *found, *expected, layout.root)
+        )
+    return survey
 
 
 def _missing_images(survey: Survey) -> list[str]:
     """The images that an annotation file lists and its folder has not, or has empty.
 
-    Raises DatasetError if the file cannot be read, or these are not COCO's or cannot be mixed with what is there."""
-    if survey.coco is None:
-        raise DatasetError(f"{dataset_error(survey.defects)}; remove the file, and it will be downloaded")
+    Raises DatasetError if these are not COCO's, or cannot be mixed with what is there."""
     there = {file.path for file in survey.files}
     names = [image.file_name for image in survey.coco.images]
     missing = [name for name in names if survey.images_dir / name not in there]
@@ -208,6 +217,12 @@ def _archive(root: Path, archive: Archive) -> Iterator[Path]:
         if brought.stat().st_size != archive.size:
             raise DatasetError(
                 f"{brought}: {brought.stat().st_size:,} bytes, expected {archive.size:,}; remove it, and it will be "
+                "downloaded"
+            )
+        print(f"checking the SHA-256 of {brought}", flush=True)  # of train, a minute or more
+        if (digest := file_sha256(brought)) != archive.sha256:
+            raise DatasetError(
+                f"{brought}: damaged: its SHA-256 is {digest}, expected {archive.sha256}; remove it, and it will be "
                 "downloaded"
             )
         yield brought

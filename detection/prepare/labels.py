@@ -1,5 +1,6 @@
 """Labelled images as the converters hand them on, whatever format they come from, and what is found on the way."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ class LabelledObject(NamedTuple):
 class LabelledImage(NamedTuple):
     """An image with what is in it."""
 
-    path: Path
+    path: Path  # a `full_path`
     size: tuple[int, int]  # width and height in pixels, as its boxes see it
     objects: list[LabelledObject]
 
@@ -52,10 +53,17 @@ class Findings:
         self.defects.append(Defect(path, f"line {line}" if line else "", what))
 
 
+def full_path(path: Path) -> Path:
+    """Absolute and without `..`, so that it tells which folders it lies below; links are not followed."""
+    return Path(os.path.normpath(path.absolute()))
+
+
 def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """Width and height of an image as it is stored, and as its EXIF orientation turns it; from its header alone.
 
-    Raises DatasetError, saying why but not where, if it is no image."""
+    Raises DatasetError, saying why but not where, if it is no image, or one that JSON cannot name."""
+    if os.fsencode(path).decode(errors="ignore") != str(path):
+        raise DatasetError("its name is not UTF-8 text, as JSON needs it; rename it")
     with opened_image(path) as image:
         # To ask a PNG for its orientation is to decode it.
         orientation = 1 if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -31,6 +31,7 @@ from detection.prepare.labels import (
     LabelledObject,
     Labels,
     cut_to_image,
+    full_path,
     image_sizes,
     in_order,
     read_list,
@@ -68,7 +69,7 @@ def read_voc(source: Path, given: Mapping[str, str | None], zero_based: bool, fi
 
     given: for train and val, the name of a list in ImageSets/Main, of a folder, or a text file of image names; None
     for the usual ones. zero_based: boxes are edges counted from 0.
-    Raises DatasetError if a half is nowhere to be found."""
+    Raises DatasetError if a half is nowhere to be found, or its list is empty."""
     found = {half: _find_half(source, half, given[half], findings) for half in HALVES}
     halves = {half: _read_half(half, places, zero_based, findings) for half, places in found.items()}
     names = sorted({thing.class_name for images in halves.values() for image in images for thing in image.objects})
@@ -105,8 +106,10 @@ def _listed_half(source: Path, list_path: Path, findings: Findings) -> _Half:
     if xml_dir is None:
         names = " or ".join(f"{xml_dir} and {images_dir}" for xml_dir, images_dir in WHOLE[:-1])
         raise DatasetError(f"{source}: no XML files found; expected {names} in it, or XML files beside the images")
-    xml_paths = []
-    for number, line in read_list(list_path):
+    listed, xml_paths = read_list(list_path), []
+    if not listed:
+        raise DatasetError(f"{list_path}: names no image")
+    for number, line in listed:
         names = (line, line.split()[0])  # an image's name may have spaces in it
         stems = [Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name for name in names]
         path = next((path for stem in stems if (path := xml_dir / f"{stem}.xml").is_file()), None)
@@ -118,7 +121,9 @@ def _listed_half(source: Path, list_path: Path, findings: Findings) -> _Half:
 
 
 def _read_half(half: str, places: _Half, zero_based: bool, findings: Findings) -> list[LabelledImage]:
-    images = {path.name: path for path in places.images_dir.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+    images = {
+        path.name: full_path(path) for path in places.images_dir.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES
+    }
     by_stem = {path.stem: path for path in images.values()}
     read: dict[Path, LabelledImage] = {}
     for xml_path in progress_bar(places.xml_paths, desc=f"reading {half}", unit="file", leave=False):

@@ -25,6 +25,7 @@ from detection.prepare.labels import (
     LabelledObject,
     Labels,
     cut_to_image,
+    full_path,
     image_sizes,
     images_below,
     lines_of,
@@ -138,7 +139,7 @@ def _find_images(root: Path, half: str, wanted: Sequence[str], base: str = ".") 
     images = list(itertools.chain.from_iterable(_images_of(place) for place in places))
     if not images:
         raise DatasetError(f"{', '.join(map(str, places))}: no images in it")
-    return list(dict.fromkeys(images))
+    return list({full_path(path): path for path in images}.values())  # each once, however it is spelled
 
 
 def _place(root: Path, name: str, base: str, half: str) -> Path:
@@ -184,7 +185,7 @@ def _read_half(half: str, paths: Sequence[Path], names: Sequence[str], findings:
     read = []
     for path in progress_bar(paths, desc=f"reading {half}", unit="image", leave=False):
         try:
-            _, size = image_sizes(path)
+            _, size = image_sizes(full_path(path))
         except DatasetError as error:
             findings.defect(path, None, str(error))
             continue
@@ -193,7 +194,7 @@ def _read_half(half: str, paths: Sequence[Path], names: Sequence[str], findings:
         else:
             objects = []
             findings.notes[NO_LABELS] += 1
-        read.append(LabelledImage(path, size, objects))
+        read.append(LabelledImage(full_path(path), size, objects))
     return read
 
 

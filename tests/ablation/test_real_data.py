@@ -8,7 +8,7 @@ import pytest
 
 from ablation.compare import compare
 from detection.errors import error_breakdown
-from detection.evaluation import coco_scores, image_statistics
+from detection.evaluation import coco_scores, evaluate_coco, image_statistics
 from engine.files import file_sha256
 
 
@@ -44,12 +44,13 @@ def record(experiment: Path, annotations: Path, results: list[dict], variant: st
     experiment.mkdir()
     scores = coco_scores(annotations, results)
     per_class = scores.pop("per_class")
-    image_statistics(annotations, results).save(experiment)
+    evaluation = evaluate_coco(annotations, results)
+    image_statistics(evaluation).save(experiment)
     (experiment / "config.yaml").write_text(f"model: {{backbone: {variant}}}\ntrain: {{seed: 0}}\n")
     (experiment / "environment.json").write_text("[]")
     content = {
         "task": "detection", "metric": "mAP", "variant": {"backbone": variant, "neck": "none"}, "seed": 0,
-        "scores": scores, "per_class": per_class, "errors": error_breakdown(annotations, results),
+        "scores": scores, "per_class": per_class, "errors": error_breakdown(evaluation),
         "protocol": {"annotations_sha256": file_sha256(annotations), "images": 100}, "cost": {}, "inputs": {},
     }  # fmt: skip
     (experiment / "results.json").write_text(json.dumps(content))
@@ -71,7 +72,7 @@ def test_moved_boxes_are_shown_to_be_worse_and_noise_on_scores_is_not(tmp_path, 
 
 
 def test_perturbed_places_show_as_errors_of_localisation(tmp_path, annotations, published):
-    before, after = (error_breakdown(annotations, perturbed(published, shift)) for shift in (0, 0.2))
+    before, after = (error_breakdown(evaluate_coco(annotations, perturbed(published, shift))) for shift in (0, 0.2))
     rise = {kind: after["delta_AP50"][kind] - before["delta_AP50"][kind] for kind in before["delta_AP50"]}
     assert max(rise, key=rise.get) == "localisation"
 

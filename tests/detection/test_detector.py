@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +16,10 @@ from data import DatasetError
 from detection import Detections, load
 from detection.annotations import read_split
 from detection.task import DetectionConfig
-from detection.test import released_facts
 from engine import publish
 from engine.checkpoint import load_checkpoint, newest_checkpoint
 from engine.experiment import read_experiment_config
-from engine.release import save_release
+from engine.release import release_facts, save_release
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,16 @@ def test_coco_records_are_read_by_pycocotools(detector, val, pixels):
     assert len(results.anns) == len(detector(pixels))
 
 
-def test_supervision_gets_the_same_with_classes_from_0(detector, pixels):
-    pytest.importorskip("supervision")
+def test_supervision_gets_the_same_with_classes_from_0(detector, pixels, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=dict))  # for which scipy came along
     found = detector(pixels)
     converted = found.to_supervision()
-    assert np.allclose(converted.xyxy, found.boxes_xyxy)
-    assert [detector.class_names[index] for index in converted.class_id] == found.class_names
-    assert converted["class_name"].tolist() == found.class_names
-    assert len(detector(pixels, score_threshold=0.9999).to_supervision()) == 0
+    assert converted.keys() == {"xyxy", "confidence", "class_id", "data"}
+    assert np.allclose(converted["xyxy"], found.boxes_xyxy)
+    assert np.allclose(converted["confidence"], found.scores)
+    assert [detector.class_names[index] for index in converted["class_id"]] == found.class_names
+    assert converted["data"]["class_name"].tolist() == found.class_names
+    assert detector(pixels, score_threshold=0.9999).to_supervision()["xyxy"].shape == (0, 4)
 
 
 def test_without_supervision_the_error_says_how_to_get_it(detector, pixels, monkeypatch):
@@ -182,7 +184,16 @@ def test_a_truncated_picture_that_pillow_has_opened_is_refused(detector, pixels,
 @pytest.fixture
 def released(finished_detector, val, tmp_path):
     weights = load_checkpoint(newest_checkpoint(finished_detector / "checkpoints"))["model"]
-    save_release(tmp_path / "a.safetensors", weights, released_facts(finished_detector, val, 3, {"mAP": 0.0}))
+    facts = release_facts(
+        finished_detector,
+        read_experiment_config(finished_detector, DetectionConfig).model_dump(mode="json"),
+        task="detection",
+        classes=val.class_names,
+        category_ids=val.category_ids,
+        scores={"mAP": 0.0},
+        step=3,
+    )
+    save_release(tmp_path / "a.safetensors", weights, facts)
     return tmp_path / "a.safetensors"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detection.errors import KINDS, confusion_matrix, error_breakdown
-from detection.evaluation import coco_scores, image_statistics
+from detection.evaluation import coco_scores, evaluate_coco, image_statistics
 
 CAT, DOG = 1, 7  # category ids
 BOX, OTHER_BOX = [10, 10, 40, 40], [200, 200, 40, 40]
@@ -35,7 +35,7 @@ def annotate(path, objects, categories=(CAT, DOG)):
 def breakdown(tmp_path, objects, detections, **further):
     """Of detections (category_id, bbox, score) in image 5."""
     results = [{"image_id": 5, "category_id": c, "bbox": box, "score": score} for c, box, score in detections]
-    return error_breakdown(annotate(tmp_path / "annotations.json", objects, **further), results)
+    return error_breakdown(evaluate_coco(annotate(tmp_path / "annotations.json", objects, **further), results))
 
 
 def assert_only(errors, delta, **counts):
@@ -157,7 +157,8 @@ def test_ap50_of_the_coco_sample_is_that_of_pycocotools(shared_data):
     folder = shared_data / "cocoeval100"
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
     path = folder / "instances_val2014_100.json"
-    assert error_breakdown(path, results)["AP50"] == pytest.approx(coco_scores(path, results)["AP50"], abs=1e-12)
+    found = error_breakdown(evaluate_coco(path, results))
+    assert found["AP50"] == pytest.approx(coco_scores(path, results)["AP50"], abs=1e-12)
 
 
 def test_results_of_another_data_set_are_refused(tmp_path):
@@ -171,7 +172,8 @@ def test_results_of_another_data_set_are_refused(tmp_path):
 def confusions(tmp_path, objects, detections, score_threshold=0.3, **further):
     """Of detections (category_id, bbox, score) in image 5."""
     results = [{"image_id": 5, "category_id": c, "bbox": box, "score": score} for c, box, score in detections]
-    return confusion_matrix(annotate(tmp_path / "a.json", objects, **further), results, score_threshold).tolist()
+    evaluation = evaluate_coco(annotate(tmp_path / "a.json", objects, **further), results)
+    return confusion_matrix(evaluation, score_threshold).tolist()
 
 
 def test_what_is_found_missed_confused_and_made_up_each_has_its_place(tmp_path):
@@ -197,7 +199,9 @@ def test_a_detection_goes_to_its_own_class_even_where_another_lies_nearer(tmp_pa
 def test_of_two_objects_of_other_classes_the_nearer_is_the_one_that_is_confused(tmp_path):
     objects = [(CAT, BOX), (7, [10, 20, 40, 40])]
     results = [{"image_id": 5, "category_id": 9, "bbox": [10, 19, 40, 40], "score": 0.9}]
-    found = confusion_matrix(annotate(tmp_path / "a.json", objects, categories=(CAT, 7, 9)), results, 0.3)
+    found = confusion_matrix(
+        evaluate_coco(annotate(tmp_path / "a.json", objects, categories=(CAT, 7, 9)), results), 0.3
+    )
     assert found.tolist() == [[0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
@@ -212,7 +216,7 @@ def test_crowds_and_what_is_found_in_them_are_in_no_place(tmp_path):
 
 def test_a_detection_of_another_image_finds_nothing(tmp_path):
     results = [{"image_id": 9, "category_id": CAT, "bbox": BOX, "score": 0.9}]
-    found = confusion_matrix(annotate(tmp_path / "a.json", [(CAT, BOX)]), results, 0.3)
+    found = confusion_matrix(evaluate_coco(annotate(tmp_path / "a.json", [(CAT, BOX)]), results), 0.3)
     assert found.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
 
 
@@ -221,7 +225,8 @@ def test_the_diagonal_is_what_ap50_counts_as_right_and_every_object_is_in_its_ro
     folder = shared_data / "cocoeval100"
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
     path = folder / "instances_val2014_100.json"
-    matches, found = image_statistics(path, results), confusion_matrix(path, results, score_threshold)
+    evaluation = evaluate_coco(path, results)
+    matches, found = image_statistics(evaluation), confusion_matrix(evaluation, score_threshold)
     is_sure = matches.scores >= score_threshold
     right = matches.detection_classes[is_sure & matches.true_positives[:, 0]]
     assert found.diagonal()[:-1].tolist() == np.bincount(right, minlength=80).tolist()

@@ -14,6 +14,7 @@ from detection.evaluation import (
     as_dicts,
     coco_scores,
     detect,
+    evaluate_coco,
     image_statistics,
     quick_scores,
     to_coco_results,
@@ -208,7 +209,7 @@ def average_precision(matches, class_position):
 
 
 def assert_statistics_hold_the_scores(annotations_path, results):
-    matches = image_statistics(annotations_path, results)
+    matches = image_statistics(evaluate_coco(annotations_path, results))
     per_class = coco_scores(annotations_path, results)["per_class"]
     assert matches.class_names.tolist() == list(per_class)
     for position, name in enumerate(matches.class_names):
@@ -235,7 +236,7 @@ def test_scores_among_crowds_and_other_mistakes_follow_from_the_statistics(tmp_p
 
 
 def test_statistics_without_detections_still_count_the_objects(two_objects):
-    matches = image_statistics(two_objects, [])
+    matches = image_statistics(evaluate_coco(two_objects, []))
     assert matches.true_positives.shape == matches.ignored.shape == (0, 10)
     assert matches.object_images.tolist() == [0, 1]
     assert matches.object_classes.tolist() == [0, 1]
@@ -243,11 +244,11 @@ def test_statistics_without_detections_still_count_the_objects(two_objects):
 
 def test_statistics_of_a_file_without_objects_have_every_image(tmp_path):
     result = {"image_id": 9, "category_id": 7, "bbox": [10, 10, 50, 40], "score": 0.5}
-    matches = image_statistics(write_annotations(tmp_path / "none.json", []), [result])
+    matches = image_statistics(evaluate_coco(write_annotations(tmp_path / "none.json", []), [result]))
     assert matches.image_ids.tolist() == [5, 9]
     assert matches.object_images.shape == (0,)
     assert not matches.true_positives.any()
-    nothing = image_statistics(tmp_path / "none.json", [])
+    nothing = image_statistics(evaluate_coco(tmp_path / "none.json", []))
     assert nothing.scores.shape == (0,)
 
 
@@ -257,7 +258,7 @@ def test_detections_are_ordered_by_class_then_image_then_score(two_objects):
         {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
         for image_id, category_id, score in ((9, 1, 0.9), (5, 7, 0.2), (5, 1, 0.3), (5, 1, 0.6))
     ]
-    matches = image_statistics(two_objects, results)
+    matches = image_statistics(evaluate_coco(two_objects, results))
     assert matches.image_ids.tolist() == [5, 9]
     assert matches.detection_classes.tolist() == [0, 0, 0, 1]
     assert matches.detection_images.tolist() == [0, 0, 1, 0]
@@ -268,7 +269,7 @@ def test_images_are_in_the_order_of_their_ids_not_of_the_file(two_objects):
     content = json.loads(two_objects.read_text())
     content["images"].reverse()
     two_objects.write_text(json.dumps(content))
-    assert image_statistics(two_objects, []).image_ids.tolist() == [5, 9]
+    assert image_statistics(evaluate_coco(two_objects, [])).image_ids.tolist() == [5, 9]
 
 
 def test_what_is_found_in_a_crowd_is_ignored_and_the_crowd_no_object(tmp_path):
@@ -276,7 +277,7 @@ def test_what_is_found_in_a_crowd_is_ignored_and_the_crowd_no_object(tmp_path):
         tmp_path / "crowd.json", [(5, 1, [10, 10, 50, 40], {}), (5, 1, [200, 200, 200, 200], {"iscrowd": 1})]
     )
     in_crowd = {"image_id": 5, "category_id": 1, "bbox": [210, 210, 40, 40], "score": 0.99}
-    matches = image_statistics(path, [*perfect_results(path), in_crowd])
+    matches = image_statistics(evaluate_coco(path, [*perfect_results(path), in_crowd]))
     assert matches.ignored.all(axis=1).tolist() == [True, False]
     assert matches.true_positives.all(axis=1).tolist() == [False, True]
     assert matches.object_images.tolist() == [0]
@@ -284,14 +285,14 @@ def test_what_is_found_in_a_crowd_is_ignored_and_the_crowd_no_object(tmp_path):
 
 def test_only_the_best_hundred_detections_of_a_class_in_an_image_count(two_objects):
     [result] = perfect_results(two_objects)[:1]
-    matches = image_statistics(two_objects, [result | {"score": k / 200} for k in range(150)])
+    matches = image_statistics(evaluate_coco(two_objects, [result | {"score": k / 200} for k in range(150)]))
     assert len(matches.scores) == 100
     assert matches.scores.min() == 0.25
 
 
-def test_statistics_of_another_data_set_are_refused(two_objects):
+def test_detections_of_another_data_set_are_refused(two_objects):
     with pytest.raises(ValueError, match=r"image_id 6: detected, but not in .*two\.json"):
-        image_statistics(two_objects, [perfect_results(two_objects)[0] | {"image_id": 6}])
+        evaluate_coco(two_objects, [perfect_results(two_objects)[0] | {"image_id": 6}])
 
 
 # ---- the same by hotcoco -------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Pictures of detections: boxes where they belong, labels that can be read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from detection.detector import Detections
-from detection.overlay import LEAST_SIDE, MOST_SIDE, _place, draw_found
+from detection.overlay import LEAST_SIDE, MOST_SIDE, draw_found, undrawable
 
 
 def detections(*boxes_xyxy, label=1):
@@ -59,19 +61,10 @@ def test_boxes_without_area_or_over_the_edge_are_drawn():
     assert (drawn != GREY).any()
 
 
-@pytest.mark.parametrize("corner", [(0, 0), (950, 0), (0, 580), (950, 580)])
-def test_labels_stay_on_the_image(corner):
-    x, y = corner
-    place, _ = _place(np.array([x, y, x + 50, y + 20]), (120, 18), (1000, 600), np.empty((0, 4)))
-    assert (place >= 0).all()
-    assert (place <= (1000, 600, 1000, 600)).all()
-    assert place[2] - place[0] == pytest.approx(120)
+def test_line_ends_in_a_name_are_drawn_as_spaces():
+    broken, whole = (replace(detections((300, 200, 700, 500)), class_names=[name]) for name in ("a\nb\t\0", "a b  "))
+    assert np.array_equal(np.asarray(draw_found(GREY, broken)), np.asarray(draw_found(GREY, whole)))
 
 
-def test_labels_of_one_place_move_apart():
-    box, taken = np.array([300, 200, 500, 400]), np.empty((0, 4))
-    for _ in range(8):
-        place, hidden = _place(box, (90, 18), (1000, 600), taken)
-        assert hidden == 0
-        taken = np.concatenate([taken, place[None]])
-    assert _place(box, (90, 18), (1000, 600), taken)[1] > 0
+def test_names_that_the_font_cannot_draw_are_found():
+    assert undrawable(["dog", "Kätzchen", "Кот", "猫 cat", "two\nlines", "名\n"]) == ["猫 cat", "名 "]

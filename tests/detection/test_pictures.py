@@ -17,6 +17,7 @@ from detection.pictures import (
     draw_sizes,
     is_ours,
     palette_colour,
+    place_label,
 )
 
 
@@ -113,6 +114,24 @@ def test_labels_of_boxes_in_one_place_do_not_hide_each_other(tmp_path, labels):
     extents = [label.get_window_extent() for label in labels]
     assert len(extents) == 4
     assert not any(one.overlaps(other) for i, one in enumerate(extents) for other in extents[:i])
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (950, 0), (0, 580), (950, 580)])
+def test_a_place_of_a_label_is_on_the_image(corner):
+    x, y = corner
+    place, _ = place_label((x, y, x + 50, y + 20), (120, 18), (-0.5, -0.5, 999.5, 599.5), [])
+    assert (place >= -0.5).all()
+    assert (place <= (999.5, 599.5, 999.5, 599.5)).all()
+    assert place[2:] - place[:2] == pytest.approx([120, 18])
+
+
+def test_places_of_labels_of_one_box_move_apart():
+    box, taken = (300, 200, 500, 400), []
+    for _ in range(8):
+        place, hidden = place_label(box, (90, 18), (0, 0, 1000, 600), taken)
+        assert hidden == 0
+        taken.append(place)
+    assert place_label(box, (90, 18), (0, 0, 1000, 600), taken)[1] == pytest.approx(1)
 
 
 def test_small_boxes_lie_over_large_ones_and_boxes_without_a_label_below_both(tmp_path, monkeypatch):

@@ -3,13 +3,16 @@
 import json
 import struct
 import sys
+from dataclasses import replace
+from threading import Event
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detection.detector import load
+from detection import predict as predict_module
+from detection.detector import BATCH_SIZE, Detector, load
 from detection.predict import _frames, main
 from engine.command import run_command
 
@@ -119,6 +122,57 @@ def test_originals_are_not_written_over(predict, photos):
     assert (photos / "a.jpg").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["b.jpg", "images.json", "detections.json"])
+def test_a_file_of_someone_else_is_left_alone(predict, photos, monkeypatch, name):
+    Image.new("RGB", (8, 8)).save(photos / name, format="JPEG")  # no JSON either
+    before = {path: path.read_bytes() for path in photos.rglob("*.*")}
+    monkeypatch.setattr(predict_module, "load", None)  # it is not come to
+    code, _, err = predict(photos / "b.png", "--output", photos, "--json")
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        f"error: {photos / name}: not made by detection.predict; give another folder by --output"
+    )
+    assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before
+
+
+def test_files_of_an_earlier_run_are_replaced(predict, photos, tmp_path):
+    predict(photos, "--json", "--score", 0.99)
+    before = {path: path.read_bytes() for path in (tmp_path / "predictions").rglob("*.*")}
+    assert predict(photos, "--json", "--score", 0.05)[0] == 0
+    changed = [path.name for path, content in before.items() if path.read_bytes() != content]
+    assert {"a.jpg", "b.jpg", "detections.json"} <= set(changed)
+
+
+def test_the_next_images_are_read_while_a_batch_is_looked_at(predict, photos, tmp_path, monkeypatch):
+    for number in range(BATCH_SIZE + 1):
+        (tmp_path / f"{number:02}.jpg").write_bytes((photos / "a.jpg").read_bytes())
+    last_is_read, read, detect = Event(), predict_module._read, Detector.detect
+
+    def told(job):
+        if job.source.stem == f"{BATCH_SIZE:02}":
+            last_is_read.set()
+        return read(job)
+
+    def waiting(*arguments):
+        assert last_is_read.wait(30)
+        return detect(*arguments)
+
+    monkeypatch.setattr(predict_module, "_read", told)
+    monkeypatch.setattr(Detector, "detect", waiting)
+    assert f"{BATCH_SIZE + 1} images" in predict(*tmp_path.glob("*.jpg"))[1]
+
+
+def test_a_class_that_cannot_be_written_on_a_picture_is_told_once(predict, photos, monkeypatch):
+    def renamed(*arguments):
+        detector = load(*arguments)
+        return replace(detector, class_names=["猫\n", *detector.class_names[1:]])
+
+    monkeypatch.setattr(predict_module, "load", renamed)
+    code, out, _ = predict(photos)
+    assert code == 0
+    assert out.count("DejaVu Sans, lacks letters of these classes: 猫 \n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -149,9 +203,10 @@ def test_the_colour_profile_stays_with_the_picture(predict, photos, tmp_path):
 # ---- videos ---------------------------------------------------------------------------------------------------
 
 
-def write_video(path, pictures):
+def write_video(path, pictures, title=""):
     av = pytest.importorskip("av")
     with av.open(path, "w") as video:
+        video.metadata["title"] = title
         stream = video.add_stream("mpeg4", rate=10)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
@@ -175,6 +230,23 @@ def test_a_video_becomes_a_video_and_each_frame_an_image(predict, video, tmp_pat
     assert images[3] == {"id": 4, "file_name": str(video), "frame": 3, "width": 160, "height": 120}
     frames = [(rate, picture.shape) for rate, batch in _frames(tmp_path / "predictions/clip.mp4") for picture in batch]
     assert frames == [(10, (600, 800, 3))] * 11
+
+
+def test_a_video_of_an_earlier_run_is_replaced_and_another_is_not(predict, video, tmp_path):
+    video.rename(tmp_path / "clip.mov")
+    assert [predict("clip.mov")[0] for _ in range(2)] == [0, 0]
+    written = tmp_path / "predictions/clip.mp4"
+    write_video(written, [np.zeros((64, 64, 3), np.uint8)])
+    before = written.read_bytes()
+    code, _, err = predict("clip.mov")
+    assert (code, written.read_bytes() == before) == (2, True)
+    assert err.splitlines()[-1].startswith("error: predictions/clip.mp4: not made by detection.predict; ")
+
+
+def test_a_title_that_is_not_utf_8_keeps_no_video_from_being_read(tmp_path):
+    write_video(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)], title="TITLE")
+    (tmp_path / "a.mp4").write_bytes((tmp_path / "a.mp4").read_bytes().replace(b"TITLE", b"\xe9TITL"))
+    assert len(list(_frames(tmp_path / "a.mp4"))) == 1
 
 
 def test_images_and_videos_are_told_apart_by_their_ids(predict, video, photos, tmp_path):

@@ -150,24 +150,29 @@ def test_boxes_follow_an_image_that_is_shown_smaller(content, folder, monkeypatc
     assert panel.marks[0].box_xyxy.tolist() == [5.25, 5, 15.25, 10]
 
 
-def match(task, box_xyxy):
-    """The marks of an object with that box, in fractions."""
-    side = task.model.input_size
-    sample = (np.zeros((side, side, 3), np.uint8), torch.tensor([box_xyxy]), torch.tensor([1]))
-    return match_panel(task, sample, find_levels(task.model, 0.5)[1], "").marks
+def match(task, *boxes_xyxy):
+    """The panel of objects with these boxes, in fractions."""
+    side, boxes_xyxy = task.model.input_size, torch.tensor(boxes_xyxy).view(-1, 4)
+    sample = (np.zeros((side, side, 3), np.uint8), boxes_xyxy, torch.ones(len(boxes_xyxy), dtype=torch.int64))
+    return match_panel(task, sample, find_levels(task.model, 0.5)[1], "id 1")
 
 
 def test_an_object_that_a_default_box_fits_is_shown_with_its_boxes(task):
-    *boxes, item = match(task, [0.34, 0.34, 0.54, 0.54])
+    *boxes, item = match(task, [0.34, 0.34, 0.54, 0.54]).marks
     assert item.colour == show.WHITE
     assert item.label == f"circle x{len(boxes)}"
     assert len(boxes) > 1  # a cell of the second level has its centre there
 
 
 def test_an_object_that_none_fits_is_red_and_tells_the_best_overlap(task):
-    box, item = match(task, [0.5, 0.5, 0.52, 0.52])
+    box, item = match(task, [0.5, 0.5, 0.52, 0.52]).marks
     assert item.colour == UNMATCHED
     assert item.label == f"circle x1, {0.02**2 * 128**2 / np.prod(box.box_xyxy[2:] - box.box_xyxy[:2]):.2f}"
+
+
+def test_an_image_without_objects_has_no_matches(task):
+    panel = match(task)
+    assert (panel.caption, panel.marks) == ("id 1, no objects", [])
 
 
 def test_without_augmentation_every_epoch_shows_the_same(command, panels):

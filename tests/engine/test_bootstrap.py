@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from detection.evaluation import coco_scores, image_statistics
+from detection.evaluation import coco_scores, evaluate_coco, image_statistics
 from engine.bootstrap import (
     Interval,
     average_precision,
@@ -83,7 +83,7 @@ def pycocotools_scores(tmp_path, content, results):
 def statistics(tmp_path, content, results):
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(content))
-    return image_statistics(path, results)
+    return image_statistics(evaluate_coco(path, results))
 
 
 def assert_equals_pycocotools(tmp_path, content, results, weights):

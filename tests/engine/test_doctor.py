@@ -101,6 +101,23 @@ def test_a_check_that_breaks_is_a_failure_and_the_others_go_on(command, monkeypa
     assert "ok    disk          free" in printed
 
 
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (ImportError("libcudart.so.13: cannot open shared object file"), "install again"),
+        (OSError("libcudart.so.13: cannot open shared object file"), "install again"),
+        (PermissionError(13, "Permission denied"), "report it"),
+        (RuntimeError("CUDA error: out of memory"), "report it"),
+    ],
+)
+def test_only_libraries_that_do_not_load_are_to_be_installed_again(error, cure):
+    def broken():
+        raise error
+        yield
+
+    assert cure in only_finding(doctor.told("torch", broken)).remedy
+
+
 # ---- the machine -------------------------------------------------------------------------------------------
 
 
@@ -218,6 +235,35 @@ def test_a_dry_run_that_takes_nearly_all_of_the_memory_is_a_warning():
     found = dry_run([sys.executable, "-c", "print('images'); print('memory 9,500 of 10,000 MiB')"])
     assert found.level == "warn"
     assert "train.batch_size" in found.remedy
+
+
+def test_a_dry_run_that_does_not_tell_its_memory_is_a_warning():
+    found = dry_run([sys.executable, "-c", "print('done')"])
+    assert (found.level, "'done' does not say the memory" in found.what) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        ("train.batch_size 8 does not fit the memory: lower it (error: 12)", "train.accumulation_steps"),
+        ("model.weights 'a.pth': no such file", "engine.weights list"),
+        ("a.yaml: 2 problems\n  line 3, model.neck: neck 'fnp': expected one of none", "mend the config"),
+        ("train.trackers: wandb is not installed", "pip install"),
+        ("/nowhere/a.json: cannot be read: No such file; is data.root the folder?", "docs/data.md"),
+        ("nothing known", "docs/faults.md"),
+    ],
+)
+def test_an_error_of_a_dry_run_is_told_whole_with_a_remedy_of_its_kind(error, cure):
+    program = f"import sys; sys.stderr.write('error: no matter\\nerror on rank 1: ' + {error!r} + '\\n'); sys.exit(2)"
+    found = dry_run([sys.executable, "-c", program])
+    assert found.what == error
+    assert cure in found.remedy
+
+
+def test_a_dry_run_that_lacks_a_module_is_told_by_its_last_line():
+    found = dry_run([sys.executable, "-c", "import no_such_module"])
+    assert found.what == "ModuleNotFoundError: No module named 'no_such_module'"
+    assert "install again" in found.remedy
 
 
 @pytest.mark.parametrize(("name", "cure"), [("SIGKILL", "out of memory"), ("SIGBUS", "shared memory")])

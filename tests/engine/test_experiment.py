@@ -18,6 +18,7 @@ from engine.experiment import (
     occupied,
     requeued_experiment,
     slurm_job,
+    table,
     write_readme,
 )
 
@@ -135,6 +136,15 @@ def test_a_job_goes_by_its_name_in_the_queue(job, monkeypatch):
     assert slurm_job()["job"] == "5_0"
     monkeypatch.delenv("SLURM_JOB_ID")
     assert slurm_job() is None
+
+
+def test_a_table_has_text_on_the_left_and_numbers_on_the_right_of_its_columns():
+    rows = [{"class": "RBC", "AP": 0.25, "n": 5}, {"class": "Platelets", "AP": None, "n": 12}]
+    assert table(rows).splitlines() == [
+        "class             AP   n",
+        "RBC           0.2500   5",
+        "Platelets  undefined  12",
+    ]
 
 
 def test_front_page_shows_facts_scores_and_only_existing_pictures(tmp_path):

@@ -75,6 +75,11 @@ def test_rewinding_forgets_the_same_epochs_of_the_table(experiment):
     assert [row.split(",")[0] for row in (experiment / "metrics.csv").read_text().splitlines()] == ["epoch", "1", "2"]
 
 
+def test_rewound_to_the_start_there_is_no_table(experiment):
+    rewind_metrics(experiment, step=0)
+    assert not (experiment / "metrics.csv").exists()
+
+
 def test_curves_are_drawn_even_where_a_score_is_undefined(experiment):
     draw_curves(experiment, ("mAP",), {"classification": 0.4})
     assert (experiment / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -33,9 +33,7 @@ def test_precision_is_that_of_pycocotools_to_the_last_digit(shared_data):
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
     theirs = evaluation.eval["precision"][:, :, :, 0, -1]
-    assert np.array_equal(
-        precision_by_recall(image_statistics(path, results)), np.where(theirs < 0, np.nan, theirs), True
-    )
+    assert np.array_equal(precision_by_recall(image_statistics(evaluation)), np.where(theirs < 0, np.nan, theirs), True)
 
 
 def test_precision_is_1_up_to_the_first_miss_and_0_where_recall_is_never_reached():

@@ -15,7 +15,7 @@ from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoin
 from engine.command import run_command
 from engine.config import read_overridden
 from engine.image_statistics import Matches, load_statistics
-from engine.publish import intervals, main
+from engine.publish import class_table, intervals, limits, main
 from engine.release import load_release
 
 
@@ -45,6 +45,13 @@ def experiment(finished_detector, tmp_path):
 
 def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def without(path, key):
+    """Take a key out of a JSON object."""
+    content = json.loads(path.read_text())
+    del content[key]
+    path.write_text(json.dumps(content))
 
 
 def test_the_folder_has_weights_config_card_and_sums_that_hold(publish, experiment, tmp_path):
@@ -89,6 +96,23 @@ def test_the_card_says_what_the_experiment_says(publish, experiment, tmp_path):
         assert line in card
     for heading in ("How to use it", "How good it is", "By class", "Limits", "Licence"):
         assert f"\n## {heading}\n" in card
+
+
+def test_without_a_licence_the_card_claims_none(publish, experiment, tmp_path):
+    publish(experiment, "--output", "a")
+    card = (tmp_path / "a/README.md").read_text()
+    assert "\nlicense: unknown\n" in card
+    assert "No licence was named when the weights were published" in card
+
+
+def test_a_class_name_stays_text_on_one_line_of_the_card():
+    name, shown = "<b>red |\nblood & cell", "&lt;b&gt;red \\| blood &amp; cell"
+    per_class = {name: {"AP": 0.25}, "b": {"AP": 0.5}}
+    assert f"| {shown} | 0.2500 |" in class_table(per_class).splitlines()
+    protocol = {"classes": [name, "b"]}
+    known, weakest, *_ = limits({"protocol": protocol, "per_class": per_class, "task": "detection", "seed": 0})
+    assert known.endswith(f": {shown}, b.")
+    assert weakest == f"It is weakest at {shown}, 0.250."
 
 
 def test_paths_of_this_machine_are_cut_to_their_last_part(publish, experiment, finished_detector, tmp_path):
@@ -139,6 +163,8 @@ def test_statistics_of_another_run_are_refused(publish, experiment):
         (lambda path: shutil.rmtree(path / "checkpoints"), "no checkpoint in it"),
         (lambda path: edit(path / "results.json", steps=4), "of step 3, but results.json scored step 4"),
         (lambda path: edit(path / "results.json", task="diffusion"), "task is diffusion; expected one of detection"),
+        (lambda path: without(path / "results.json", "seed"), r"results\.json: lacks 'seed', which a card needs"),
+        (lambda path: edit(path / "results.json", protocol={"classes": ["a"]}), "lacks 'protocol.images'"),
     ],
 )
 def test_what_cannot_be_published_is_refused_and_nothing_written(publish, experiment, tmp_path, spoil, message):
@@ -172,10 +198,9 @@ def test_a_folder_of_its_own_is_written_anew(publish, experiment, tmp_path):
     assert "license: apache-2.0" in (tmp_path / "a/README.md").read_text()
 
 
-def test_a_missing_annotation_file_costs_the_category_ids_and_is_told(publish, experiment, tmp_path):
-    results = json.loads((experiment / "results.json").read_text())
-    edit(experiment / "results.json", inputs={f"/nowhere{path}": digest for path, digest in results["inputs"].items()})
+def test_a_record_of_an_older_version_costs_the_category_ids_and_is_told(publish, experiment, tmp_path):
+    without(experiment / "results.json", "category_ids")
     code, out, _ = publish(experiment, "--output", "a")
     assert code == 0
-    assert "the annotation file is not where it was" in out
+    assert "lacks the classes' category_ids" in out
     assert "category_ids" not in load_release(tmp_path / "a/model.safetensors")[1]

@@ -1,6 +1,7 @@
 """detection/prepare/convert.py: what is written, and when nothing is."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -58,6 +59,40 @@ def test_nothing_to_learn_is_an_error_and_nothing_is_written(yolo, command):
     code, _, errors = command("convert", "yolo", yolo)
     assert (code, len(errors)) == (2, 1)
     assert "no objects in the half to train on; nothing was written" in errors[0]
+    assert not (yolo / "annotations").exists()
+
+
+def test_folders_that_are_named_in_another_way_than_the_data_set_are_found(yolo, command, monkeypatch):
+    (yolo / "lists").mkdir()
+    lists = {"train": ["../images/train/a.png", yolo / "images/val/a.png"], "val": ["../images/val/a.png"]}
+    for half, lines in lists.items():
+        (yolo / f"lists/{half}.txt").write_text("\n".join(map(str, lines)))
+    (yolo / "data.yaml").write_text("train: lists/train.txt\nval: lists/val.txt\nnames: [cat]\n")
+    monkeypatch.chdir(yolo / "lists")
+    code, printed, _ = command("convert", "yolo", "..")
+    assert code == 0
+    assert "data.root=.. data.train.images=images " in printed
+    records = json.loads((yolo / "annotations/instances_train.json").read_text())["images"]
+    assert [record["file_name"] for record in records] == ["train/a.png", "val/a.png"]
+
+
+def test_a_list_that_leads_up_through_a_link_is_refused_and_nothing_is_written(yolo, command):
+    (yolo / "images/lists").mkdir()
+    (yolo / "images/lists/train.txt").write_text(f"../train/a.png\n{yolo}/images/train/a.png")
+    (yolo / "lists").symlink_to(yolo / "images/lists")
+    code, printed, _ = command("convert", "yolo", yolo, "--train", "lists/train.txt")
+    assert code == 2
+    assert "No such file" in printed
+    assert not (yolo / "annotations").exists()
+
+
+def test_an_image_whose_name_json_cannot_hold_is_a_defect_and_nothing_is_written(yolo, command):
+    path = os.fsencode(yolo / "images/val") + b"/\xff.png"
+    os.rename(yolo / "images/val/a.png", path)
+    os.rename(yolo / "labels/val/a.txt", path.replace(b"images", b"labels").replace(b"png", b"txt"))
+    code, printed, errors = command("convert", "yolo", yolo)
+    assert (code, len(errors)) == (2, 1)
+    assert "its name is not UTF-8 text" in printed
     assert not (yolo / "annotations").exists()
 
 

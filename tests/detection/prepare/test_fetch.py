@@ -16,6 +16,7 @@ from data import DatasetError
 from detection.annotations import read_coco
 from detection.prepare import fetch as module
 from detection.prepare.fetch import Archive, fetch
+from detection.sample import SHAPES
 from engine.download import DownloadError
 
 NAMES = {"train": "train2017.zip", "val": "val2017.zip"}
@@ -80,6 +81,8 @@ def server(monkeypatch, archives):
     monkeypatch.setattr(module, "HOST", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(module, "ANNOTATIONS", known["annotations_trainval2017.zip"])
     monkeypatch.setattr(module, "IMAGES", {half: known[name] for half, name in NAMES.items()})
+    monkeypatch.setattr(module, "NUM_IMAGES", {"train": 6, "val": 3})
+    monkeypatch.setattr(module, "NUM_CLASSES", len(SHAPES))
     yield server
     server.shutdown()
     server.server_close()
@@ -240,20 +243,30 @@ def test_an_archive_that_was_brought_in_part_is_an_error(server, root):
         fetch(root)
 
 
-def test_an_archive_with_a_flipped_bit_is_named_and_leaves_no_image(server, root):
+def test_an_archive_that_was_brought_with_a_flipped_bit_is_not_unpacked(server, root):
     content = bytearray(server.archives["val2017.zip"])
     content[500] ^= 1  # in the first image
     root.mkdir(parents=True)
     (root / "val2017.zip").write_bytes(content)
-    with pytest.raises(DatasetError, match=r"coco/val2017\.zip: damaged \(Bad CRC-32 for file .*\); remove it"):
+    with pytest.raises(DatasetError, match=r"coco/val2017\.zip: damaged: its SHA-256 is \w+, expected \w+; remove it"):
+        fetch(root)
+    assert not (root / "val2017").exists()
+
+
+def test_a_downloaded_archive_that_was_damaged_since_is_named_and_leaves_no_image(server, root):
+    content = bytearray(server.archives["val2017.zip"])
+    content[500] ^= 1
+    (root / "downloads").mkdir(parents=True)
+    (root / "downloads/val2017.zip").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"s/val2017\.zip: damaged \(Bad CRC-32 for file .*\); remove it"):
         fetch(root)
     assert not list(root.rglob("*.jpg*"))
 
 
 def test_what_is_no_archive_is_named(server, root):
-    root.mkdir(parents=True)
-    (root / "val2017.zip").write_bytes(bytes(len(server.archives["val2017.zip"])))
-    with pytest.raises(DatasetError, match=r"coco/val2017\.zip: damaged \(File is not a zip file\)"):
+    (root / "downloads").mkdir(parents=True)
+    (root / "downloads/val2017.zip").write_bytes(bytes(len(server.archives["val2017.zip"])))
+    with pytest.raises(DatasetError, match=r"s/val2017\.zip: damaged \(File is not a zip file\)"):
         fetch(root)
 
 
@@ -271,7 +284,8 @@ def test_names_in_an_archive_lead_nowhere(server, root, monkeypatch):
     content = zipped(members | {"../evil.jpg": b"x", "/evil.jpg": b"x", "val2017/../../evil.jpg": b"x"})
     root.mkdir(parents=True)
     (root / "val2017.zip").write_bytes(content)
-    monkeypatch.setitem(module.IMAGES, "val", module.IMAGES["val"]._replace(size=len(content)))
+    evil = module.IMAGES["val"]._replace(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(module.IMAGES, "val", evil)
     fetch(root)
     assert is_whole(root)
     assert not list(root.parent.parent.rglob("evil*"))
@@ -281,7 +295,7 @@ def test_names_in_an_archive_lead_nowhere(server, root, monkeypatch):
 def test_a_list_of_other_images_than_cocos_is_an_error_before_anything_comes(fetched, server, name):
     path = fetched / JSONS[1]
     path.write_text(path.read_text().replace("000000000002.jpg", name))
-    with pytest.raises(ValueError, match=r"instances_val2017\.json: .*(neither there nor an image of COCO|leads out)"):
+    with pytest.raises(ValueError, match=r"instances_val2017\.json: .*(neither there nor an image of|2 images of)"):
         module.main(["coco2017", str(fetched)])
     assert not server.asked
 
@@ -351,10 +365,13 @@ def test_an_export_of_fiftyone_is_filled_up_where_it_lies(fetched, server):
     assert names(server) == ["val2017.zip"]
 
 
-def test_another_data_set_is_taken_as_it_is(drawn, server, command):
-    code, printed, _ = command("fetch", "coco2017", drawn)
-    assert code == 0
-    assert "images/ and annotations/" in printed
+@pytest.mark.parametrize(("name", "value"), [("NUM_IMAGES", {"train": 118_287, "val": 5_000}), ("NUM_CLASSES", 80)])
+def test_another_data_set_is_an_error_before_anything_comes(drawn, server, command, monkeypatch, name, value):
+    monkeypatch.setattr(module, name, value)
+    code, _, errors = command("fetch", "coco2017", drawn)
+    assert (code, len(errors)) == (2, 1)
+    assert "6 images of 6 classes, expected COCO 2017's" in errors[0]
+    assert f"{drawn} holds another data set; choose another folder" in errors[0]
     assert not server.asked
 
 

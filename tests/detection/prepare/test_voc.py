@@ -191,6 +191,11 @@ def test_without_halves_it_says_what_there_is(kit, refused):
     assert "give --val test|train" in text
 
 
+def test_an_empty_list_is_named(kit, refused):
+    (kit / "ImageSets/Main/val.txt").write_text("\n")
+    assert "ImageSets/Main/val.txt: names no image" in refused()
+
+
 def test_images_without_an_xml_file_are_counted(kit, command, tmp_path):
     root = tmp_path / "other"
     for half, name in (("train", "000005"), ("val", "000007")):

@@ -186,6 +186,13 @@ def test_halves_may_be_lists_of_images(yolo, command, objects):
     assert [name for name, *_ in objects(yolo / "annotations/instances_val.json")] == ["train/b.png", "val/c.png"]
 
 
+def test_an_image_that_is_listed_in_two_ways_counts_once(yolo, command, train):
+    (yolo / "train.txt").write_text(f"images/train/a.png\nimages/val/../train/a.png\n{yolo}/images/train/a.png\n")
+    (yolo / "data.yaml").write_text(DATA.replace("images/train", "train.txt"))
+    assert command("convert", "yolo", yolo)[0] == 0
+    assert len(train()) == 1
+
+
 def test_the_yaml_file_may_have_another_name_or_be_named(yolo, command, train):
     (yolo / "data.yaml").rename(yolo / "pets.yaml")
     for source in (yolo, yolo / "pets.yaml"):
@@ -263,6 +270,7 @@ def test_all_defects_come_at_once(yolo, refused):
         (DATA + "kpt_shape: [17, 3]\n", "kpt_shape: labels of key points"),
         (DATA.replace("images/val", "images/gone"), "val: images/gone: no such folder or file; tried"),
         (DATA.replace("images/val", "labels/val"), "labels/val: no images in it"),
+        (DATA.replace("images/val", "none.txt"), "none.txt: no images in it"),
         ("[1, 2]", "expected lines of `name: value`"),
         ("a: [", "not YAML: while parsing"),
         ("a: " + "x" * 2_000_000, "2 MB, expected a short YAML file"),
@@ -270,6 +278,7 @@ def test_all_defects_come_at_once(yolo, refused):
 )
 def test_a_bad_yaml_file_is_one_line(yolo, refused, text, message):
     (yolo / "data.yaml").write_text(text)
+    (yolo / "none.txt").write_text("\n")
     assert message in refused()
 
 
