@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from pydantic import ValidationError
-from safetensors import safe_open
 from torch import Tensor
 
 from data import IMAGENET_MEAN, IMAGENET_STD, DatasetError, as_rgb, normalize_images, read_image
@@ -238,8 +237,8 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
     Raises ValueError, in one line, if there is no such thing, if it is damaged, or if it is no detector."""
     path = _weights_file(Path(named))
     trained = read_detector(path)
-    if path.suffix == SUFFIX:
-        config, category_ids = _released(path)
+    if trained.facts is not None:
+        config, category_ids = _released(path, trained.facts)
     else:
         config = _config_beside(path)
         category_ids = _category_ids(path.parent.parent, config, trained.class_names)
@@ -292,12 +291,10 @@ def _config_beside(checkpoint: Path) -> DetectionConfig:
     return read_experiment_config(experiment, DetectionConfig)
 
 
-def _released(path: Path) -> tuple[DetectionConfig, list[int] | None]:
-    """Config and category ids in the metadata of released weights, whose checksum was verified.
+def _released(path: Path, facts: dict[str, str]) -> tuple[DetectionConfig, list[int] | None]:
+    """Config and category ids in the metadata of released weights.
 
     Raises CheckpointError if there is no config of a detector."""
-    with safe_open(path, framework="pt") as file:
-        facts = file.metadata()
     try:
         config = DetectionConfig.model_validate_json(json.dumps(read_value(facts["config"])))
     except (KeyError, ValidationError) as error:

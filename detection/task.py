@@ -54,6 +54,7 @@ class TrainedDetector(NamedTuple):
     weights: dict[str, Tensor]
     step: int  # optimizer steps behind them
     class_names: list[str] | None  # None where the file does not say
+    facts: dict[str, str] | None = None  # metadata of released weights, verified
 
 
 def read_detector(path: Path) -> TrainedDetector:
@@ -71,7 +72,7 @@ def _read_detector(path: Path) -> TrainedDetector:
         weights, facts = load_release(path)
         if not {"step", "classes"} <= facts.keys():
             raise CheckpointError(f"{path}: no detector; its metadata lack the step or the classes")
-        return TrainedDetector(weights, int(facts["step"]), json.loads(facts["classes"]))
+        return TrainedDetector(weights, int(facts["step"]), json.loads(facts["classes"]), facts)
     state = load_checkpoint(path)
     if not isinstance(state, dict) or not {"model", "ema", "step"} <= state.keys():
         raise CheckpointError(
