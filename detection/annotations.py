@@ -290,7 +290,10 @@ def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise DatasetError(f"cannot be read: {error.strerror}; is data.root the folder of the data set?") from None
+        raise DatasetError(
+            f"cannot be read: {error.strerror}; is data.root the folder of the data set? `python -m "
+            "detection.data layout FOLDER` tells what lies in it"
+        ) from None
     except (ValueError, RecursionError) as error:  # ValueError: of json, and of bytes that are no UTF-8
         raise DatasetError(f"not JSON: {error}") from None
     if not isinstance(content, dict):

@@ -76,12 +76,12 @@ def main(_: torch.device) -> None:
     """Export as the command line says, on the CPU."""
     arguments = said_once(parse_arguments)
     with writing(arguments.output), TemporaryFile(dir=arguments.output.parent):
-        pass  # or that it cannot be written would show after minutes
+        pass  # or that it cannot be written would show at the end
     detector = load(arguments.detector, "cpu")
     images = read_images(detector, arguments.images)
     detector.model.to(memory_format=torch.contiguous_format)  # whatever was faster in training
     settings = detector.config.eval if arguments.postprocess else None
-    logger.info("exporting %s, step %d, in float32; this may take some minutes", detector.path, detector.step)
+    logger.info("exporting %s, step %d, in float32; this may take a minute", detector.path, detector.step)
     content = export(detector.model, arguments.format, facts_of(detector, settings), settings)
     logger.info("verifying on %d images", len(images))
     print(verify(detector.model, FORMATS[arguments.format].load(content), images, settings))

@@ -43,6 +43,7 @@ DRY_RUN_SECONDS = 900  # to read a large data set from slow storage takes a few 
 # (To ask each task's own config class would take a process each, and seconds, to find out the same.)
 MARKS = {
     "data.train.annotations": "detection.training",
+    "model.backbone": "detection.training",
     "diffusion": "diffusion.training",
     "data.root": "train_clf_imagenet",
 }
@@ -367,7 +368,7 @@ def check_config(path: str, overrides: Sequence[str]) -> Iterator[Finding]:
             "fail", f"{path}: a config of no task, it has none of {', '.join(MARKS)}", "begin from one in configs/"
         )
         return
-    print(f"{'':<19} python -m {module} {path} --dry-run:", flush=True)
+    print(f"{'':<19} {' '.join(['python -m', module, str(path), *overrides, '--dry-run'])}:", flush=True)
     yield dry_run([sys.executable, "-m", module, path, *overrides, "--dry-run"])
 
 

@@ -197,6 +197,12 @@ def test_the_task_of_a_config_is_the_one_that_can_read_it(path):
     assert load_config(path, (), module.COMMAND.config_class)
 
 
+def test_a_detectors_config_with_a_typo_is_still_a_detectors():
+    assert (
+        task_of({"data": {"root": ".", "trane": {}}, "model": {"backbone": "SwinTBackbone_B"}}) == "detection.training"
+    )
+
+
 def test_a_grid_is_refused_with_the_configs_in_it():
     found = only_finding(check_config(str(ROOT / "configs/grid_swin_ablation.yaml"), ()))
     assert found.level == "fail"
