@@ -48,7 +48,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.models.detection import ssd300_vgg16
-from torchvision.models.detection.ssd import SSD as TorchvisionSSD
+from torchvision.models.detection.network.ssd import SSD as TorchvisionSSD
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/gpu.py`
 
@@ -56,7 +56,7 @@ from benchmarks.comparison import Row, table, write_page
 from benchmarks.postprocess import ANCHORS, NUM_CLASSES, draw
 from benchmarks.training_step import first_batch, make_run, torchvision_ssd, torchvision_step
 from data import normalize_images
-from detection.postprocess import PostprocessConfig, postprocess
+from detection.network.postprocess import PostprocessConfig, postprocess
 from engine.command import RunError, run_command
 from engine.cost import forward_gflops, peak_memory_mib
 from engine.precision import autocast

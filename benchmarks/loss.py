@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.network.ssd import SSD
 from torchvision.ops import box_convert, box_iou
 
 from benchmarks.comparison import Row, turn_by_turn, write_page
-from detection.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
-from detection.loss import multibox_loss
-from detection.matching import match_anchors
+from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
+from detection.network.loss import multibox_loss
+from detection.network.matching import match_anchors
 from engine.command import RunError, run_command
 
 ANCHORS = default_boxes([(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)], ANCHOR_SCALES["ssd_coco"])

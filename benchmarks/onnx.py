@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.onnx
 
-Both in float32, the file as `detection.export --postprocess` writes it, the model followed by detection/postprocess.py.
-The weights are random and the images drawn; the class heads are made as loud as trained ones, and the score threshold
-is put where as many pairs of box and class reach it. Before they are timed, both must detect the same, as the command
-itself sees to it.
+Both in float32, the file as `detection.export --postprocess` writes it, the model followed by
+detection/network/postprocess.py. The weights are random and the images drawn; the class heads are made as loud as
+trained ones, and the score threshold is put where as many pairs of box and class reach it. Before they are timed, both
+must detect the same, as the command itself sees to it.
 
 Nothing is asked: the file is for programs without PyTorch. Takes two minutes.
 """
@@ -21,9 +21,9 @@ from benchmarks.comparison import Row, turn_by_turn, write_page
 from data import normalize_images
 from detection.detector import model_input, rgb_pixels
 from detection.export import FORMATS, export, verify
-from detection.postprocess import PostprocessConfig, postprocess
+from detection.network.postprocess import PostprocessConfig, postprocess
+from detection.network.ssd import SSD, ModelConfig, build_ssd
 from detection.sample import generate
-from detection.ssd import SSD, ModelConfig, build_ssd
 from engine.command import run_command
 from engine.logbook import logger
 

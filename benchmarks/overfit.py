@@ -20,7 +20,7 @@ import torch
 
 from detection.annotations import DataConfig, SplitConfig, read_coco, read_split
 from detection.evaluation import as_dicts, coco_scores
-from detection.ssd import ModelConfig
+from detection.network.ssd import ModelConfig
 from detection.task import DetectionConfig, DetectionTask
 from detection.transforms import AugmentConfig
 from engine.command import RunError, run_command

@@ -21,17 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.ssd import SSD as TorchvisionSSD
-from torchvision.models.detection.ssd import SSDHead
+from torchvision.models.detection.network.ssd import SSD as TorchvisionSSD
+from torchvision.models.detection.network.ssd import SSDHead
 
 from benchmarks.comparison import Row, turn_by_turn, write_page
 from data import IMAGENET_MEAN, IMAGENET_STD, batch_to
-from detection.anchors import ASPECT_RATIOS, BOXES_PER_CELL
 from detection.annotations import DataConfig, SplitConfig, read_split
-from detection.backbones import BACKBONES, build_backbone
 from detection.dataset import collate
+from detection.network.anchors import ASPECT_RATIOS, BOXES_PER_CELL
+from detection.network.backbones import BACKBONES, build_backbone
+from detection.network.ssd import ModelConfig
 from detection.sample import generate
-from detection.ssd import ModelConfig
 from detection.task import DetectionConfig, DetectionTask
 from engine import distributed
 from engine.command import RunError, run_command

@@ -10,8 +10,8 @@ before anything is trained. What it lets through follows these rules:
 - Nothing outside the image folder can be named: a `file_name` that is absolute or has `..` in it is a defect, and is
   never opened. Symbolic links are followed, the folder itself and those in it: whoever can put one there owns the
   folder, and folders of links into a shared store are common. What is no regular file (a pipe) is never opened either.
-- A folder of images with `shrunk.json` in it holds copies with that short side (see detection/shrink.py). Annotations,
-  and scores, stay in the pixels of the originals.
+- A folder of images with `shrunk.json` in it holds copies with that short side (detection/prepare/shrink.py).
+  Annotations, and scores, stay in the pixels of the originals.
 
 `survey_coco` is the same look for those who want to go on where something is wrong: see `python -m detection.data`.
 """
@@ -437,7 +437,7 @@ def shrunk_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 def read_short_side(images_dir: Path) -> int | None:
     """The short side of the shrunken copies in a folder, pixels; None if it holds no `shrunk.json`.
 
-    Raises DatasetError, saying why but not where, if that is not what detection.shrink writes."""
+    Raises DatasetError, saying why but not where, if that is not what detection.prepare.shrink writes."""
     if not (images_dir / SHRUNK).exists():
         return None
     try:

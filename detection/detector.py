@@ -26,8 +26,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from data import IMAGENET_MEAN, IMAGENET_STD, DatasetError, as_rgb, normalize_images, read_image
-from detection.postprocess import postprocess
-from detection.ssd import SSD, build_ssd
+from detection.network.postprocess import postprocess
+from detection.network.ssd import SSD, build_ssd
 from detection.task import DetectionConfig, read_detector
 from detection.transforms import eval_transform
 from engine.checkpoint import CheckpointError, newest_checkpoint

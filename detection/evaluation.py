@@ -24,7 +24,7 @@ from torchvision.ops import box_convert
 
 from data import batch_to, normalize_images
 from detection.annotations import CocoFile
-from detection.postprocess import Detections, PostprocessConfig, postprocess
+from detection.network.postprocess import Detections, PostprocessConfig, postprocess
 from engine.image_statistics import Matches
 from engine.inference import evaluation_mode
 from engine.logbook import progress_bar

@@ -8,8 +8,8 @@ side S is the config's: the default boxes belong to it. It computes in float32 a
 
 all_boxes_xyxy (B, A, 4), all_scores (B, A, C)   every default box decoded and clipped, its probability of each class
 
-or, with --postprocess, which ONNX can, what detection/postprocess.py reports by the experiment's own thresholds, best
-first, N = max_detections places for each image:
+or, with --postprocess, which ONNX can, what detection/network/postprocess.py reports by the experiment's own
+thresholds, best first, N = max_detections places for each image:
 
 boxes_xyxy (B, N, 4), scores (B, N), labels (B, N) int64, num_detections (B,) int64   0 in the places that are left
 
@@ -39,10 +39,10 @@ from torchvision.ops import box_iou
 
 from data import DatasetError, normalize_images
 from detection.annotations import read_split
-from detection.boxes import decode_boxes
 from detection.detector import Detector, load, model_input, rgb_pixels
-from detection.postprocess import Detections, PostprocessConfig, postprocess
-from detection.ssd import SSD
+from detection.network.boxes import decode_boxes
+from detection.network.postprocess import Detections, PostprocessConfig, postprocess
+from detection.network.ssd import SSD
 from engine.command import RunError, run_command, said_once
 from engine.files import write_whole, writing
 from engine.logbook import logger
@@ -268,7 +268,7 @@ postprocessing (float[batch, boxes, 4] all_boxes_xyxy, float[batch, boxes, class
 def add_postprocessing(
     proto: "onnx.ModelProto", num_anchors: int, num_classes: int, settings: PostprocessConfig
 ) -> None:
-    """Let a graph that gives ALL_OUTPUTS give DETECTION_OUTPUTS, as `detection.postprocess` has them."""
+    """Let a graph that gives ALL_OUTPUTS give DETECTION_OUTPUTS, as `detection.network.postprocess` has them."""
     import onnx
 
     places = min(settings.max_detections, num_anchors * num_classes)

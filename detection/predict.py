@@ -35,8 +35,8 @@ import torch
 
 from data import DatasetError, read_image
 from detection.detector import BATCH_SIZE, Detections, Detector, load
-from detection.overlay import draw_found, undrawable
-from detection.pictures import MADE_BY, is_ours
+from detection.drawing.overlay import draw_found, undrawable
+from detection.drawing.pictures import MADE_BY, is_ours
 from engine.command import run_command, said_once
 from engine.files import write_text, write_whole, writing
 from engine.loading import listed

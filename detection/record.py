@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from detection.annotations import CocoFile
-from detection.charts import draw_class_scores, draw_confusion, draw_precision
+from detection.drawing.charts import draw_class_scores, draw_confusion, draw_precision
+from detection.drawing.pictures import draw_detections, draw_examples
 from detection.errors import confusion_matrix, error_breakdown
 from detection.evaluation import METRICS, as_dicts, evaluate_coco, image_statistics, summary_of
-from detection.pictures import draw_detections, draw_examples
 from detection.task import SHOWN_SCORE, DetectionTask, example_pictures
 from engine.cost import forward_gflops
 from engine.experiment import write_readme

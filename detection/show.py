@@ -29,12 +29,9 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from data import DatasetError, Key
-from detection.anchors import BOXES_PER_CELL
 from detection.annotations import CocoFile, Survey, read_split
-from detection.check import describe
 from detection.dataset import CocoDetection, collate, read_image
-from detection.matching import NO_OBJECT
-from detection.pictures import (
+from detection.drawing.pictures import (
     UNMATCHED,
     Mark,
     Panel,
@@ -45,7 +42,10 @@ from detection.pictures import (
     level_colour,
     palette_colour,
 )
-from detection.ssd import SSD, build_ssd
+from detection.network.anchors import BOXES_PER_CELL
+from detection.network.matching import NO_OBJECT
+from detection.network.ssd import SSD, build_ssd
+from detection.prepare.check import describe
 from detection.task import DetectionConfig, DetectionTask
 from detection.transforms import distort_colours, eval_transform
 from engine.command import positive, run_command, said_once

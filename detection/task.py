@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader
 
 from data import build_loader, eval_batches, normalize_images
 from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
-from detection.backbones import BACKBONES, load_backbone_weights
 from detection.dataset import CocoDetection, collate, read_image
+from detection.drawing.pictures import Picture, draw_detections
 from detection.evaluation import as_dicts, by_image, detect, quick_scores
-from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
-from detection.matching import match_anchors
-from detection.pictures import Picture, draw_detections
-from detection.postprocess import PostprocessConfig
-from detection.ssd import SSD, ModelConfig, build_ssd
+from detection.network.backbones import BACKBONES, load_backbone_weights
+from detection.network.loss import LossConfig, constant_predictor_loss, multibox_loss
+from detection.network.matching import match_anchors
+from detection.network.postprocess import PostprocessConfig
+from detection.network.ssd import SSD, ModelConfig, build_ssd
 from detection.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
 from engine import distributed
 from engine.checkpoint import CheckpointError, load_checkpoint, trained_weights

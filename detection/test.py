@@ -25,7 +25,7 @@ import torch
 from data import DatasetError
 from detection.annotations import read_split
 from detection.evaluation import METRICS, as_dicts, coco_scores
-from detection.postprocess import PostprocessConfig
+from detection.network.postprocess import PostprocessConfig
 from detection.task import DetectionConfig, DetectionTask, read_detector
 from engine.checkpoint import newest_checkpoint
 from engine.command import run_command, said_once

@@ -10,7 +10,7 @@ python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # 
 import torch
 
 from detection.annotations import read_split
-from detection.check import check_images
+from detection.prepare.check import check_images
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
 from engine.command import run_command

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from detection.annotations import read_split
-from detection.backbones import BACKBONES
-from detection.necks import NECKS
+from detection.network.backbones import BACKBONES
+from detection.network.necks import NECKS
 from detection.task import DetectionConfig, DetectionTask
 from docs import configs as config_page
 from engine.config import load_config

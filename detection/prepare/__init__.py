@@ -1,1 +1,1 @@
-"""From what there is, archives or files of other formats, to a data set that training reads."""
+"""Data before training: fetched, converted, checked and shrunk (`python -m detection.data`)."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from data import DatasetError
 from detection.annotations import SplitConfig, Survey, dataset_error, pair_defects, survey_coco
-from detection.check import describe
+from detection.prepare.check import describe
 from engine.strict_yaml import read_value
 
 HALVES = ("train", "val")

@@ -189,9 +189,9 @@ def test_what_was_begun_with_another_recipe_is_begun_anew(experiment, tmp_path):
 
 def test_other_code_makes_it_stale_and_names_the_files(job, experiment):
     finish(experiment)
-    change_cell(experiment, code=code_hashes(job.task) | {"training.py": "0", "detection/loss.py": "0"})
+    change_cell(experiment, code=code_hashes(job.task) | {"training.py": "0", "detection/network/loss.py": "0"})
     found = state(job, experiment)
-    assert (found.kind, found.detail) == ("stale", "mAP 0.2500; code: detection/loss.py, training.py")
+    assert (found.kind, found.detail) == ("stale", "mAP 0.2500; code: detection/network/loss.py, training.py")
 
 
 def test_other_data_makes_it_stale_and_absent_data_does_not(job, experiment, tmp_path):
@@ -251,7 +251,8 @@ def test_the_newest_experiment_of_a_cell_counts(job, experiment):
 
 def test_the_code_of_a_task_is_what_its_module_imports():
     files = code_hashes("detection.training")
-    assert {"training.py", "model.py", "engine/optim.py", "detection/ssd.py", "detection/training.py"} <= files.keys()
+    expected = {"training.py", "model.py", "engine/optim.py", "detection/network/ssd.py", "detection/training.py"}
+    assert expected <= files.keys()
     assert not {"ablation/plan.py", "detection/test.py", "detection/sample.py"} & files.keys()
 
 

@@ -19,7 +19,7 @@ from detection.evaluation import (
     quick_scores,
     to_coco_results,
 )
-from detection.postprocess import Detections, PostprocessConfig
+from detection.network.postprocess import Detections, PostprocessConfig
 
 CPU = torch.device("cpu")
 

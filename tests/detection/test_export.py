@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from detection import export
-from detection.anchors import ANCHOR_SCALES, default_boxes
-from detection.boxes import decode_boxes
 from detection.export import FORMATS, add_postprocessing, verify
-from detection.postprocess import Detections, PostprocessConfig, postprocess
-from detection.ssd import SSD, ModelConfig, build_ssd
+from detection.network.anchors import ANCHOR_SCALES, default_boxes
+from detection.network.boxes import decode_boxes
+from detection.network.postprocess import Detections, PostprocessConfig, postprocess
+from detection.network.ssd import SSD, ModelConfig, build_ssd
 from detection.task import DetectionConfig
 from engine.checkpoint import save_checkpoint
 from engine.command import RunError, run_command

@@ -14,9 +14,9 @@ from torchvision.ops import box_convert
 from detection import show
 from detection.annotations import read_coco
 from detection.dataset import CocoDetection, collate
-from detection.pictures import UNMATCHED, Panel, draw_panels
+from detection.drawing.pictures import UNMATCHED, Panel, draw_panels
+from detection.network.ssd import ModelConfig, build_ssd
 from detection.show import Fit, best_boxes, find_levels, fit_objects, main, match_panel, truth_panel
-from detection.ssd import ModelConfig, build_ssd
 from detection.task import DetectionConfig
 from detection.transforms import distort_colours, eval_transform
 from engine.command import run_command

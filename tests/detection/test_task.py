@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from detection.annotations import read_coco
-from detection.backbones import TRUNKS
-from detection.ssd import ModelConfig, build_ssd
+from detection.network.backbones import TRUNKS
+from detection.network.ssd import ModelConfig, build_ssd
 from detection.task import DetectionConfig, DetectionTask, read_detector, start_from, start_trunk
 from engine.checkpoint import CheckpointError, save_checkpoint
 from engine.files import file_sha256

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from detection.annotations import read_coco, read_split
+from detection.network.ssd import build_ssd
 from detection.sample import generate
-from detection.ssd import build_ssd
 from detection.task import DetectionConfig, DetectionTask
 from engine.checkpoint import load_checkpoint
 from engine.config import load_config

@@ -13,7 +13,7 @@ import torch
 import torchvision.models
 from torch import nn
 
-from detection.backbones import TRUNKS
+from detection.network.backbones import TRUNKS
 from engine import weights as module
 from engine.checkpoint import save_checkpoint
 from engine.command import run_command

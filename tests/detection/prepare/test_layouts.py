@@ -8,7 +8,7 @@ import pytest
 
 from data import DatasetError
 from detection.annotations import read_coco
-from detection.check import DataSection
+from detection.prepare.check import DataSection
 from detection.prepare.layouts import find_layout, overrides
 from engine.config import load_config
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from detection import pictures
-from detection.pictures import (
+from detection.drawing.pictures import (
     Mark,
     Panel,
     Picture,

@@ -3,12 +3,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.ssd import SSD as TorchvisionSSD
+from torchvision.models.detection.network.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_convert, nms
 
-from detection.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
-from detection.boxes import decode_boxes, encode_boxes
-from detection.postprocess import FIRST_PAIRS, Detections, PostprocessConfig, postprocess
+from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
+from detection.network.boxes import decode_boxes, encode_boxes
+from detection.network.postprocess import FIRST_PAIRS, Detections, PostprocessConfig, postprocess
 
 NUM_CLASSES = 5
 ANCHORS = default_boxes([(16, 16), (8, 8), (4, 4), (2, 2), (1, 1), (1, 1)], ANCHOR_SCALES["ssd"])

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.ops import nms
 
-from detection.boxes import decode_boxes
+from detection.network.boxes import decode_boxes
 from engine.config import Config
 
 ROUNDING = 1e-4  # relative, far above what rounding can do to a score

@@ -3,8 +3,8 @@ import torch
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_convert, box_iou
 
-from detection.anchors import ANCHOR_SCALES, default_boxes
-from detection.matching import match_anchors
+from detection.network.anchors import ANCHOR_SCALES, default_boxes
+from detection.network.matching import match_anchors
 
 GRIDS = [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
 ANCHORS = default_boxes(GRIDS, ANCHOR_SCALES["ssd"])

@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_convert
 
-from detection.boxes import decode_boxes, encode_boxes
+from detection.network.boxes import decode_boxes, encode_boxes
 
 TORCHVISION_CODER = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
 

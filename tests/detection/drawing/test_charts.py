@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.charts import (
+from detection.drawing.charts import (
     DOTS_PER_INCH,
     MATRIX_CLASSES,
     MOST_BARS,

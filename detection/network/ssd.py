@@ -1,6 +1,6 @@
 """The detector: backbone, neck and one convolutional head per level (SSD, arXiv 1512.02325, figure 2).
 
-Loss and post-processing stand outside: see detection.loss and detection.postprocess.
+Loss and post-processing stand outside: see detection.network.loss and detection.network.postprocess.
 """
 
 import math
@@ -11,9 +11,9 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
-from detection.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
-from detection.backbones import BACKBONES, MIN_INPUT_SIZE, build_backbone
-from detection.necks import NECKS, build_neck
+from detection.network.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
+from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, build_backbone
+from detection.network.necks import NECKS, build_neck
 from engine.config import Config
 
 # Share of the probability that an untrained head gives to all foreground classes together.
@@ -23,15 +23,15 @@ FOREGROUND_PRIOR = 0.01
 class ModelConfig(Config):
     """Which detector to build."""
 
-    backbone: str = Field("ResNet50Backbone_B", description="row of detection.backbones.BACKBONES")
-    neck: str = Field("none", description="row of detection.necks.NECKS")
+    backbone: str = Field("ResNet50Backbone_B", description="row of detection.network.backbones.BACKBONES")
+    neck: str = Field("none", description="row of detection.network.necks.NECKS")
     neck_channels: int = Field(256, gt=0, description="channels of every map after the neck; none keeps the backbone's")
     input_size: int | None = Field(
         None,
         ge=MIN_INPUT_SIZE,
         description="side in pixels of the square input; null takes the backbone's reference size",
     )
-    anchor_scales: str = Field("ssd", description="row of detection.anchors.ANCHOR_SCALES")
+    anchor_scales: str = Field("ssd", description="row of detection.network.anchors.ANCHOR_SCALES")
     drop_path_rate: float = Field(0.2, ge=0, lt=1, description="stochastic depth of a Swin trunk's last block")
     weights: str | None = Field(
         None,
@@ -69,7 +69,7 @@ class SSD(nn.Module):
     neck: list of maps -> list of maps; `neck.out_channels` lists their channels.
     num_classes: foreground classes; the logits have one more, 0 = background.
     input_size: S, side of the square input in pixels.
-    anchor_scales: seven fractions of the image side, see detection.anchors.ANCHOR_SCALES.
+    anchor_scales: seven fractions of the image side, see detection.network.anchors.ANCHOR_SCALES.
 
     Buffer anchors_cxcywh (A, 4): the default boxes, in the order of the outputs' rows.
     """

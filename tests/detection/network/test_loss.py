@@ -7,12 +7,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.ssd import SSD as TorchvisionSSD
+from torchvision.models.detection.network.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_convert, box_iou
 
-from detection.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
-from detection.loss import LossConfig, constant_predictor_loss, multibox_loss
-from detection.matching import match_anchors
+from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
+from detection.network.loss import LossConfig, constant_predictor_loss, multibox_loss
+from detection.network.matching import match_anchors
 
 NUM_CLASSES = 5
 GRIDS = [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from detection.backbones import (
+from detection.network.backbones import (
     BACKBONES,
     HALVE,
     HALVE_INSIDE,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detection.detector import Detections
-from detection.overlay import LEAST_SIDE, MOST_SIDE, draw_found, undrawable
+from detection.drawing.overlay import LEAST_SIDE, MOST_SIDE, draw_found, undrawable
 
 
 def detections(*boxes_xyxy, label=1):

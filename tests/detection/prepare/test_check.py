@@ -1,4 +1,4 @@
-"""detection/check.py: every defect of a whole data set in one pass, in processes that end with it."""
+"""detection/prepare/check.py: every defect of a whole data set in one pass, in processes that end with it."""
 
 import json
 import multiprocessing
@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import detection.check
 import detection.data
+import detection.prepare.check
 from detection.annotations import read_coco
-from detection.check import find_defects
+from detection.prepare.check import find_defects
 from detection.sample import generate
 
 
@@ -73,7 +73,7 @@ def test_a_decoder_that_takes_its_process_down_is_a_defect_of_that_image_alone(f
         if file.id == 50:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(detection.check, "decode_image", decode)
+    monkeypatch.setattr(detection.prepare.check, "decode_image", decode)
     coco = read(folder, content)
     found = list(find_defects([coco.file(i % 2) for i in range(7)], workers=2))
     assert [defect and defect.what for defect in found] == ["the process that decoded it died", None] * 3 + [
@@ -86,7 +86,7 @@ def test_the_check_s_processes_end_with_a_parent_that_is_killed(folder, content,
         (folder / "pid").write_text(str(os.getpid()))
         time.sleep(60)
 
-    monkeypatch.setattr(detection.check, "decode_image", decode)
+    monkeypatch.setattr(detection.prepare.check, "decode_image", decode)
     files = [read(folder, content).file(0)]
     parent = multiprocessing.get_context("fork").Process(target=lambda: list(find_defects(files, workers=1)))
     parent.start()

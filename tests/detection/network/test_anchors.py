@@ -6,7 +6,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert
 
-from detection.anchors import ANCHOR_SCALES, ASPECT_RATIOS, BOXES_PER_CELL, default_boxes
+from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, BOXES_PER_CELL, default_boxes
 
 SSD300_GRIDS = [(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)]
 SWIN336_GRIDS = [(42, 42), (21, 21), (11, 11), (6, 6), (3, 3), (1, 1)]

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from detection.boxes import encode_boxes
-from detection.matching import CPU_PIECES
+from detection.network.boxes import encode_boxes
+from detection.network.matching import CPU_PIECES
 from engine.config import Config
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-import detection.shrink
+import detection.prepare.shrink
 from data import DatasetError
 from detection.annotations import read_coco, shrunk_size
-from detection.check import find_defects
 from detection.dataset import CocoDetection, read_image
+from detection.prepare.check import find_defects
+from detection.prepare.shrink import shrink
 from detection.sample import generate
-from detection.shrink import shrink
 from detection.transforms import eval_transform
 
 TRAIN, IMAGES = "annotations/instances_train.json", "images/train"
@@ -123,7 +123,7 @@ def test_started_again_it_goes_on_where_it_stopped(root, target, monkeypatch):
                 raise StoppedHere
             yield step
 
-    monkeypatch.setattr(detection.shrink, "progress_bar", stop_at_the_fourth)
+    monkeypatch.setattr(detection.prepare.shrink, "progress_bar", stop_at_the_fourth)
     with pytest.raises(StoppedHere):
         shrink(root, target, 48, workers=1)
     monkeypatch.undo()

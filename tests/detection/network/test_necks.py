@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from detection.necks import NECKS, build_neck
+from detection.network.necks import NECKS, build_neck
 
 CHANNELS = [12, 16, 20, 16, 8, 8]
 SIDES = {

@@ -1,6 +1,6 @@
 """Detections drawn over an image in its own resolution, fast enough for videos.
 
-(detection.pictures sets images side by side, with the truth, as figures.) Boxes and letters grow with the image.
+(Beside it, pictures sets images side by side, with the truth, as figures.) Boxes and letters grow with the image.
 Labels look for a place beside their box where they hide no other label; in a crowd the surest have the first choice.
 """
 
@@ -14,7 +14,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from detection.detector import Detections
-from detection.pictures import palette_colour, place_label
+from detection.drawing.pictures import palette_colour, place_label
 
 LEAST_SIDE, MOST_SIDE = 800, 8192  # pixels, of the longer side: smaller and larger images are resized to these
 LINE_PER_SIDE, LETTERS_PER_SIDE = 1 / 260, 1 / 52  # sizes, as shares of the longer side

@@ -6,13 +6,13 @@ from pydantic import ValidationError
 from torch import nn
 from torchvision.ops import box_convert, box_iou
 
-from detection.anchors import ANCHOR_SCALES
-from detection.backbones import BACKBONES, build_backbone
-from detection.loss import constant_predictor_loss, multibox_loss
-from detection.matching import match_anchors
-from detection.necks import NECKS, build_neck
-from detection.postprocess import PostprocessConfig, postprocess
-from detection.ssd import FOREGROUND_PRIOR, SSD, ModelConfig, build_ssd
+from detection.network.anchors import ANCHOR_SCALES
+from detection.network.backbones import BACKBONES, build_backbone
+from detection.network.loss import constant_predictor_loss, multibox_loss
+from detection.network.matching import match_anchors
+from detection.network.necks import NECKS, build_neck
+from detection.network.postprocess import PostprocessConfig, postprocess
+from detection.network.ssd import FOREGROUND_PRIOR, SSD, ModelConfig, build_ssd
 
 TINY_ANCHORS = 4 * 16**2 + 6 * (8**2 + 4**2 + 2**2) + 4 * (1 + 1)  # of a TinyBackbone at 64 pixels
 

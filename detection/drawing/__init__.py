@@ -1,0 +1,1 @@
+"""Pictures of images with boxes on them, and charts of scores."""

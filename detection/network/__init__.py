@@ -1,0 +1,1 @@
+"""The detector itself: trunk and taps, necks, heads and default boxes; and beside it its loss and post-processing."""
