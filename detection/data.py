@@ -1,20 +1,19 @@
 """Commands for whole data sets, before anything is trained on them.
 
-python -m detection.data fetch coco2017 datasets/coco                         download COCO (prepare/fetch.py)
+python -m detection.data fetch coco2017 datasets/coco                         download COCO
 python -m detection.data layout ~/fiftyone/coco-2017                          how it lies there, how to train on it
 python -m detection.data convert voc VOCdevkit/VOC2007                        Pascal VOC or YOLO into COCO's format
-python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd     what is wrong with it (check.py)
-python -m detection.data shrink /datasets/coco --short-side 400               a copy that loads faster (shrink.py)
+python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd     what is wrong with it
+python -m detection.data shrink /datasets/coco --short-side 400               a copy that loads faster
 
-Each has a --help of its own. docs/data.md tells of all.
+Each is a module of detection/prepare, and has a --help of its own. docs/data.md tells of all.
 """
 
 import sys
 
 import torch
 
-from detection import check, shrink
-from detection.prepare import convert, fetch, layouts
+from detection.prepare import check, convert, fetch, layouts, shrink
 from engine.command import run_command
 
 COMMANDS = {

@@ -204,7 +204,8 @@ class DetectionTask:
     def draw(self, experiment: Path, epoch: int) -> None:
         """detections.png, where a tracker shows it epoch by epoch; the record has what the last weights find."""
         if self.config.train.trackers:
-            draw_detections(experiment / "detections.png", list(example_pictures(self.val, self.results).values()))
+            pictures = list(example_pictures(self.val, self.results).values())
+            draw_detections(experiment / "detections.png", pictures, self.val.class_names)
 
     def detect_all(
         self,

@@ -67,17 +67,18 @@ class Panel(NamedTuple):
     dots_xy: np.ndarray = np.empty((0, 2))  # (m, 2) pixels
 
 
-def draw_detections(path: Path, pictures: Sequence[Picture]) -> None:
+def draw_detections(path: Path, pictures: Sequence[Picture], class_names: Sequence[str]) -> None:
     """Write a PNG: of each picture the ground truth on the left and the detections, with scores, on the right.
 
-    A class has one colour throughout, crowds are dashed, and the surest detections lie on top."""
+    class_names: all of the data set, in order of their labels; each has a colour of its own. Crowds are dashed, and
+    the surest detections lie on top."""
     pairs_per_row = 2 if len(pictures) > 3 else 1
     shown = []
     for picture in pictures:
         shown.append((picture.image, ": ".join(filter(None, [picture.caption, "ground truth"]))))
         shown.append((picture.image, "detections" if picture.names else "no detections"))
     canvas, panels = _lay_out(shown, 2 * pairs_per_row, PANEL_INCHES)
-    colours = _class_colours(pictures)
+    colours = class_colours(class_names)
     for left, right, picture in zip(panels[0::2], panels[1::2], pictures, strict=True):
         _draw_objects(left, picture, colours)
         _draw_detected(right, picture, colours)
@@ -180,14 +181,14 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def draw_examples(folder: Path, pictures: Mapping[str, Picture]) -> None:
+def draw_examples(folder: Path, pictures: Mapping[str, Picture], class_names: Sequence[str]) -> None:
     """Write two small JPEGs of each picture: name.jpg with the detections, name_truth.jpg with the ground truth.
 
     The folder is made, and emptied of earlier examples. Colours and lines are those of draw_detections."""
     folder.mkdir(exist_ok=True)
     for path in folder.glob("*.jpg"):
         path.unlink()
-    colours = _class_colours(list(pictures.values()))
+    colours = class_colours(class_names)
     for name, picture in pictures.items():
         scale = EXAMPLE_SIDE / max(picture.image.shape[:2])
         height, width = (max(1, round(side * scale)) for side in picture.image.shape[:2])
@@ -229,12 +230,9 @@ def _draw_detected(axes: Axes, picture: Picture, colours: Mapping[str, Colour]) 
         _set_label(axes, box, f"{name} {picture.scores[index]:.2f}", colours[name], taken)
 
 
-def _class_colours(pictures: Sequence[Picture]) -> dict[str, Colour]:
-    """A colour for each class; those of the ground truth come first, so that they stay the same from one
-    picture of the same images to the next."""
-    true = sorted({name for picture in pictures for name in picture.true_names})
-    found = sorted({name for picture in pictures for name in picture.names} - set(true))
-    return {name: palette_colour(index) for index, name in enumerate(true + found)}
+def class_colours(class_names: Sequence[str]) -> dict[str, Colour]:
+    """A colour for each class, by its label: the same in every picture of a data set."""
+    return {name: palette_colour(index) for index, name in enumerate(class_names)}
 
 
 def palette_colour(index: int) -> Colour:

@@ -5,11 +5,12 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from detection import pictures
+from detection.drawing import pictures
 from detection.drawing.pictures import (
     Mark,
     Panel,
     Picture,
+    class_colours,
     draw_classes,
     draw_detections,
     draw_examples,
@@ -19,6 +20,8 @@ from detection.drawing.pictures import (
     palette_colour,
     place_label,
 )
+
+CLASSES = ("cat", "dog", "ant", "bee")
 
 
 def picture(height=128, width=128, names=("cat",), true_names=("cat",), caption="image 7"):
@@ -40,21 +43,21 @@ def picture(height=128, width=128, names=("cat",), true_names=("cat",), caption=
 @pytest.mark.parametrize("count", [1, 3, 4, 5])
 def test_any_number_of_pictures_of_any_shape_is_written(tmp_path, count):
     shapes = [(128, 128), (427, 640), (640, 427), (64, 300), (300, 64)]
-    draw_detections(tmp_path / "out.png", [picture(*shape) for shape in shapes[:count]])
+    draw_detections(tmp_path / "out.png", [picture(*shape) for shape in shapes[:count]], CLASSES)
     with Image.open(tmp_path / "out.png") as image:
         assert image.width >= 800
         assert image.getextrema()[0] != (255, 255)
 
 
 def test_an_image_without_objects_or_detections_is_drawn(tmp_path):
-    draw_detections(tmp_path / "out.png", [picture(names=(), true_names=())])
+    draw_detections(tmp_path / "out.png", [picture(names=(), true_names=())], CLASSES)
     assert (tmp_path / "out.png").stat().st_size > 1000
 
 
 def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     shown = record_labels(monkeypatch)
     name = r"$\alpha_$ & <b>"
-    draw_detections(tmp_path / "out.png", [picture(names=(name,), true_names=(name,), caption="$x$")])
+    draw_detections(tmp_path / "out.png", [picture(names=(name,), true_names=(name,), caption="$x$")], [name])
     assert shown == [name, f"{name} 0.40"]
 
 
@@ -67,24 +70,23 @@ def record_labels(monkeypatch):
 def test_crowds_are_dashed_and_say_so(tmp_path, monkeypatch):
     shown, drawn = record_labels(monkeypatch), []
     monkeypatch.setattr(Axes, "add_patch", lambda axes, patch: drawn.append(patch.get_linestyle()))
-    draw_detections(tmp_path / "out.png", [picture(names=())._replace(true_is_crowd=[True])])
+    draw_detections(tmp_path / "out.png", [picture(names=())._replace(true_is_crowd=[True])], CLASSES)
     assert shown == ["cat (crowd)"]
     assert drawn == ["dashed"]
 
 
 def test_the_surest_detection_lies_on_top(tmp_path, monkeypatch):
     shown = record_labels(monkeypatch)
-    draw_detections(
-        tmp_path / "out.png", [picture(names=("a", "b", "c"), true_names=())._replace(scores=[0.5, 0.9, 0.3])]
-    )
-    assert shown == ["c 0.30", "a 0.50", "b 0.90"]
+    sample = picture(names=("cat", "dog", "ant"), true_names=())._replace(scores=[0.5, 0.9, 0.3])
+    draw_detections(tmp_path / "out.png", [sample], CLASSES)
+    assert shown == ["ant 0.30", "cat 0.50", "dog 0.90"]
 
 
 def test_the_colour_of_a_single_small_label_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "palette_colour", lambda index: (1.0, 0.0, 1.0))
     photo = np.random.default_rng(0).integers(0, (256, 200, 60), (400, 400, 3), dtype=np.uint8)  # without such a colour
     sample = picture(names=())._replace(image=photo, true_boxes_xyxy=np.array([[50, 50, 60, 60]]))
-    draw_detections(tmp_path / "out.png", [sample])
+    draw_detections(tmp_path / "out.png", [sample], CLASSES)
     with Image.open(tmp_path / "out.png") as image:
         distances = np.abs(np.asarray(image.convert("RGB")).astype(int) - (255, 0, 255)).max(axis=2)
     assert (distances < 40).sum() > 100
@@ -101,7 +103,7 @@ def labels(monkeypatch) -> list:
 def test_labels_stay_on_the_image(tmp_path, labels):
     corners = np.array([[0, 0, 9, 9], [120, 0, 128, 9], [0, 120, 9, 128], [120, 120, 128, 128]])
     sample = picture(names=("a rather long name",) * 4)._replace(boxes_xyxy=corners)
-    draw_detections(tmp_path / "out.png", [sample])
+    draw_detections(tmp_path / "out.png", [sample], ["cat", "a rather long name"])
     for label in labels:
         extent, panel = label.get_window_extent(), label.axes.bbox
         assert panel.x0 - 1 <= extent.x0 < extent.x1 <= panel.x1 + 1
@@ -180,9 +182,8 @@ def test_sizes_are_drawn_even_where_augmentation_left_no_object(tmp_path):
         assert image.size == (1000, 850)
 
 
-def test_the_ground_truth_keeps_its_colours_whatever_is_detected():
-    some, other = (pictures._class_colours([picture(names=names)]) for names in ((), ("ant", "bee", "cat")))
-    assert some["cat"] == other["cat"]
+def test_a_class_has_the_colour_of_its_label():
+    assert class_colours(["cat", "dog"])["dog"] == palette_colour(1)
 
 
 def test_eighty_classes_have_eighty_colours():
@@ -197,7 +198,7 @@ def test_eighty_classes_have_eighty_colours():
     ("shape", "size"), [((427, 640), (320, 214)), ((640, 427), (214, 320)), ((64, 64), (320, 320))]
 )
 def test_an_example_is_320_pixels_on_its_longer_side(tmp_path, shape, size):
-    draw_examples(tmp_path, {"7": picture(*shape)})
+    draw_examples(tmp_path, {"7": picture(*shape)}, CLASSES)
     for name in ("7.jpg", "7_truth.jpg"):
         with Image.open(tmp_path / name) as image:
             assert image.size == size
@@ -205,13 +206,13 @@ def test_an_example_is_320_pixels_on_its_longer_side(tmp_path, shape, size):
 
 def test_examples_show_detections_and_objects_apart(tmp_path, monkeypatch):
     shown = record_labels(monkeypatch)
-    draw_examples(tmp_path, {"7": picture(names=("cat",), true_names=("dog",))})
+    draw_examples(tmp_path, {"7": picture(names=("cat",), true_names=("dog",))}, CLASSES)
     assert shown == ["cat 0.40", "dog"]
 
 
 def test_an_example_has_its_boxes_where_they_are(tmp_path):
     sample = picture(height=160, width=160, names=())._replace(true_boxes_xyxy=np.array([[40, 80, 120, 140]]))
-    draw_examples(tmp_path, {"7": sample})
+    draw_examples(tmp_path, {"7": sample}, CLASSES)
     with Image.open(tmp_path / "7_truth.jpg") as image:
         pixels = np.asarray(image).astype(int)
     red = (pixels[..., 0] - pixels[..., 1] > 60) & (np.arange(320)[:, None] > 165)  # below the label
@@ -220,7 +221,7 @@ def test_an_example_has_its_boxes_where_they_are(tmp_path):
 
 
 def test_examples_of_an_earlier_record_are_removed(tmp_path):
-    draw_examples(tmp_path / "examples", {"1": picture(), "2": picture()})
-    draw_examples(tmp_path / "examples", {"2": picture(), "3": picture()})
+    draw_examples(tmp_path / "examples", {"1": picture(), "2": picture()}, CLASSES)
+    draw_examples(tmp_path / "examples", {"2": picture(), "3": picture()}, CLASSES)
     names = {path.name for path in (tmp_path / "examples").iterdir()}
     assert names == {"2.jpg", "2_truth.jpg", "3.jpg", "3_truth.jpg"}
