@@ -119,6 +119,7 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
         if distributed.broadcast(task.results is None):  # a finished run was resumed
             task.evaluate(model, device, lambda: None)
         if distributed.is_main():
+            logger.info("writing the record")
             scores = command.write_record(experiment, task)["scores"]
             trackers.finish()
             logger.info("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))

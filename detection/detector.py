@@ -15,7 +15,7 @@ A `Detector` also has what it takes to use the network elsewhere: the module, it
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -104,8 +104,8 @@ class Detector:
     thresholds. class_names, category_ids: of label k at k - 1. step: optimizer steps behind the weights."""
 
     path: Path
-    model: SSD
-    config: DetectionConfig
+    model: SSD = field(repr=False)
+    config: DetectionConfig = field(repr=False)
     class_names: list[str]
     category_ids: list[int]
     step: int
@@ -138,9 +138,12 @@ class Detector:
         """Find the objects in an image, or in each of several.
 
         images: see `rgb_pixels`, of any size. score_threshold: smallest score reported; None: the experiment's.
-        Raises DatasetError, naming the file or the position, if an image cannot be read."""
+        Raises DatasetError, naming the file or the position, if an image cannot be read; TypeError if it is none."""
         if isinstance(images, ImageLike):
             return self.detect([rgb_pixels(images)], score_threshold)[0]
+        if not isinstance(images, Sequence):
+            kind = type(images).__name__
+            raise TypeError(f"got {kind}, expected a path, a PIL image, an array, a tensor, or a list of such")
         found = []
         for start in range(0, len(images), BATCH_SIZE):
             batch = []

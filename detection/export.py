@@ -119,7 +119,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--format {arguments.format}: {', '.join(missing)} not installed: pip install -e '.[export]'")
     if arguments.output is None:
         named = Path(arguments.detector).resolve()
-        arguments.output = Path(f"{named.name if named.is_dir() else named.stem}{suffix}")
+        variant = "_postprocess" if arguments.postprocess else ""
+        arguments.output = Path(f"{named.name if named.is_dir() else named.stem}{variant}{suffix}")
     elif arguments.output.suffix != suffix or not arguments.output.parent.is_dir() or arguments.output.is_dir():
         parser.error(f"--output {arguments.output}: expected a file *{suffix} in a directory that exists")
     return arguments

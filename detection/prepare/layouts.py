@@ -17,6 +17,7 @@ from detection.prepare.check import describe
 from engine.strict_yaml import read_value
 
 HALVES = ("train", "val")
+EXAMPLE = "configs/quickstart.yaml"  # any config of a detector will do: classes are read from the annotations
 
 # What the halves are called, and where images and annotations of {} lie. Tried in this order.
 SPLITS = {"train": ("train2017", "train2014", "train"), "val": ("val2017", "val2014", "val", "validation", "valid")}
@@ -116,7 +117,7 @@ def _looked_for() -> Iterator[str]:
 
 
 def summary(layout: Layout, surveys: Sequence[Survey]) -> str:
-    """What is in both halves, and the command that trains on them.
+    """What is in both halves, and a command that trains on them.
 
     surveys: of train and val. Raises DatasetError with what is wrong with them."""
     if defects := [defect for survey in surveys for defect in survey.defects]:
@@ -124,7 +125,7 @@ def summary(layout: Layout, surveys: Sequence[Survey]) -> str:
     if defects := list(pair_defects(*(survey.coco for survey in surveys))):
         raise dataset_error(defects)
     lines = [f"{half}: {describe(survey)}" for half, survey in zip(HALVES, surveys, strict=True)]
-    return "\n".join([*lines, f"train on it: python -m detection.training CONFIG {' '.join(overrides(layout))}"])
+    return "\n".join([*lines, f"train on it: python -m detection.training {EXAMPLE} {' '.join(overrides(layout))}"])
 
 
 def overrides(layout: Layout) -> list[str]:

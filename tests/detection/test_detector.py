@@ -281,3 +281,8 @@ def test_importing_the_package_stays_cheap():
 
 def test_the_config_comes_along(finished_detector, detector):
     assert detector.config == read_experiment_config(finished_detector, DetectionConfig)
+
+
+def test_what_is_no_image_is_refused_with_what_it_is(finished_detector):
+    with pytest.raises(TypeError, match="got int, expected a path, a PIL image"):
+        load(finished_detector)(5)

@@ -13,7 +13,7 @@ from detection.network.ssd import ModelConfig, build_ssd
 from detection.task import DetectionConfig, DetectionTask, read_detector, start_from, start_trunk
 from engine.checkpoint import CheckpointError, save_checkpoint
 from engine.files import file_sha256
-from engine.release import save_release
+from engine.release import PUBLISHED_WEIGHTS, save_release
 from model import SwinTransformer
 
 MODEL = {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn", "neck_channels": 16, "input_size": 96}
@@ -164,6 +164,11 @@ def test_the_moving_average_is_what_is_read(tmp_path):
 def test_a_release_is_read_with_its_step_and_classes(tmp_path):
     save_release(tmp_path / "a.safetensors", {"weight": torch.ones(1)}, {"step": "7", "classes": '["dog"]'})
     assert read_detector(tmp_path / "a.safetensors")[:3] == ({"weight": torch.ones(1)}, 7, ["dog"])
+
+
+def test_a_published_folder_is_read_as_the_weights_in_it(tmp_path):
+    save_release(tmp_path / PUBLISHED_WEIGHTS, {"weight": torch.ones(1)}, {"step": "7", "classes": '["dog"]'})
+    assert read_detector(tmp_path).class_names == ["dog"]
 
 
 @pytest.mark.parametrize("facts", [{}, {"step": "7"}, {"classes": "[]"}])

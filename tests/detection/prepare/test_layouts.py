@@ -9,7 +9,7 @@ import pytest
 from data import DatasetError
 from detection.annotations import read_coco
 from detection.prepare.check import DataSection
-from detection.prepare.layouts import find_layout, overrides
+from detection.prepare.layouts import EXAMPLE, find_layout, overrides
 from engine.config import load_config
 
 CONFIG = "data: {root: nowhere, train: {images: a, annotations: b}, val: {images: c, annotations: d}}\n"
@@ -43,7 +43,7 @@ def test_a_layout_is_recognised_and_training_reads_it(
     code, printed, _ = command("layout", root)
     assert code == 0
     assert f"{root}: {name}" in printed
-    data = configured(shlex.split(printed.splitlines()[-1].partition("CONFIG ")[2]))
+    data = configured(shlex.split(printed.splitlines()[-1].partition(f"{EXAMPLE} ")[2]))
     assert [len(read_coco(*data.paths(half)).images) for half in ("train", "val")] == [6, 3]
 
 
