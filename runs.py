@@ -24,8 +24,9 @@ import torch
 from engine import distributed
 from engine.checkpoint import list_checkpoints, newest_checkpoint, sweep_temporaries
 from engine.command import said_once
+from engine.compute.cost import peak_memory_mib
+from engine.compute.machine import memory_limit
 from engine.config import Config, changed_fields, dump_config, load_config
-from engine.cost import peak_memory_mib
 from engine.experiment import (
     FREE_FIELDS,
     append_environment,
@@ -37,13 +38,12 @@ from engine.experiment import (
     requeued_experiment,
     shown_score,
 )
-from engine.files import file_sha256, write_text
 from engine.logbook import STOPPED, logger, read_metrics, rewind_metrics, start_logging
-from engine.machine import memory_limit
 from engine.optim import scaled_learning_rate
-from engine.release import commit_of
 from engine.signals import Stopped
-from engine.strict_yaml import ConfigError
+from engine.storage.files import file_sha256, write_text
+from engine.storage.release import commit_of
+from engine.storage.strict_yaml import ConfigError
 from engine.trackers import Trackers, check_installed
 from training import Task, check_feasible, fit, rehearse
 

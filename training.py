@@ -40,6 +40,7 @@ from engine.checkpoint import (
     step_path,
 )
 from engine.command import RunError
+from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.experiment import shown_score
 from engine.loading import load_exactly
@@ -52,7 +53,6 @@ from engine.optim import (
     scaled_learning_rate,
     update_average,
 )
-from engine.precision import Precision, autocast
 from engine.signals import StopRequest
 from engine.trackers import TrackerName
 

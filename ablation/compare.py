@@ -6,7 +6,7 @@
 
 Experiments with the same recipe but for the seed share a cell of the table. Every difference comes with a 95%
 interval and a p value from a paired bootstrap over the validation images, with what the seeds add to it, corrected
-for the number of differences looked at (engine/bootstrap.py).
+for the number of differences looked at (engine/statistics/bootstrap.py).
 """
 
 import argparse
@@ -35,8 +35,8 @@ from ablation.uncertainty import add_uncertainty
 from engine.command import run_command
 from engine.config import changed_values
 from engine.experiment import FREE_FIELDS
-from engine.files import write_text
-from engine.strict_yaml import did_you_mean, nearest, shown
+from engine.storage.files import write_text
+from engine.storage.strict_yaml import did_you_mean, nearest, shown
 
 
 def main(_: torch.device) -> None:

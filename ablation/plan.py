@@ -25,9 +25,9 @@ from pydantic import Field, model_validator
 from ablation.records import Place, read_object, read_results
 from engine.config import Config, changed_values, load_config, read_overridden
 from engine.experiment import FREE_FIELDS, is_running, list_experiments, shown_score
-from engine.files import file_sha256, write_text
 from engine.logbook import STOPPED, read_metrics
-from engine.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
+from engine.storage.files import file_sha256, write_text
+from engine.storage.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
 
 PROJECT = Path(__file__).parent.parent
 CELL = ("grid", "task", "row", "column", "seed", "recipe", "code")  # what cell.json has
@@ -298,7 +298,7 @@ def code_hashes(task: str) -> dict[str, str]:
     """The start of the SHA-256 of every file of the project that the task's module imports, by its path.
 
     Raises ValueError if there is no such module."""
-    folders = [PROJECT, *(path.parent for path in PROJECT.glob("*/__init__.py"))]
+    folders = [PROJECT, *(path.parent for depth in ("*", "*/*") for path in PROJECT.glob(f"{depth}/__init__.py"))]
     return _code_hashes(task, max(path.stat().st_mtime_ns for folder in folders for path in folder.glob("*.py")))
 
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from matplotlib.transforms import Bbox
 
 from ablation.records import Cell, Comparison, Difference, Place
-from engine.bootstrap import Interval
+from engine.statistics.bootstrap import Interval
 
 WIDTH = 4.6  # inches
 # For matplotlib.rc_context: text stays text (any browser's sans serif is narrower than the one laid out with), ids do

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engine.bootstrap import Interval
 from engine.logbook import read_metrics
-from engine.strict_yaml import read_yaml
+from engine.statistics.bootstrap import Interval
+from engine.storage.strict_yaml import read_yaml
 
 Place = tuple[str, str]  # row and column of a table
 

@@ -19,8 +19,8 @@ from ablation import page, plots
 from ablation.page import Section
 from ablation.records import Cell, Comparison, Difference, Place
 from ablation.tables import FLOPS_NOTE
-from engine.bootstrap import Interval
-from engine.files import write_text
+from engine.statistics.bootstrap import Interval
+from engine.storage.files import write_text
 
 # Name in a run's cost -> what a reader calls it, by what to multiply it, how it is written, whether more is better.
 COSTS = {

@@ -18,7 +18,7 @@ from ablation.plan import Job, changed_recipe, job_of
 from ablation.records import read_object
 from ablation.runner import run, try_out
 from engine.command import RunError
-from engine.files import write_text
+from engine.storage.files import write_text
 
 SUBMISSION = ("grid", "experiments", "rerun_stale", "jobs", "smoke", "array", "table")  # what submission.json has
 FINAL = (  # states that a task does not leave by itself

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ablation.records import Cell, Comparison, Difference
-from engine.bootstrap import Interval
+from engine.statistics.bootstrap import Interval
 
 # Further columns on request: name -> where it stands in results.json, its heading, how it is written.
 COLUMNS = {

@@ -12,8 +12,9 @@ re-created from torchvision's SSD (a loss image by image) around our ResNet-50 t
 comes: convolutions in TF32, matrix products not. An untrained detector finds nothing, or everything, so post-processing
 is timed on the drawn outputs of benchmarks.postprocess ("trained"), the peer's as well.
 
-Limits, measured here: bf16 matrix products, against 3 times the operations of a forward pass (engine.cost); a copy,
-against the bytes that the operators of an eager step read and write. A share of the latter near 1 leaves only fusion.
+Limits, measured here: bf16 matrix products, against 3 times the operations of a forward pass (engine.compute.cost); a
+copy, against the bytes that the operators of an eager step read and write. A share of the latter near 1 leaves only
+fusion.
 
 Asked: 1,500 images/s for ResNet50Backbone_B and 1,400 for SwinTBackbone_B, in training, on one H200.
 
@@ -48,7 +49,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.models.detection import ssd300_vgg16
-from torchvision.models.detection.network.ssd import SSD as TorchvisionSSD
+from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/gpu.py`
 
@@ -58,8 +59,8 @@ from benchmarks.training_step import first_batch, make_run, torchvision_ssd, tor
 from data import normalize_images
 from detection.network.postprocess import PostprocessConfig, postprocess
 from engine.command import RunError, run_command
-from engine.cost import forward_gflops, peak_memory_mib
-from engine.precision import autocast
+from engine.compute.cost import forward_gflops, peak_memory_mib
+from engine.compute.precision import autocast
 from training import Run
 
 PROFILE_ROWS = 15  # operators

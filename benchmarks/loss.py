@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.network.ssd import SSD
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_convert, box_iou
 
 from benchmarks.comparison import Row, turn_by_turn, write_page

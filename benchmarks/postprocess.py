@@ -23,7 +23,7 @@ import argparse
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.network.ssd import SSD
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_convert, box_iou
 
 from benchmarks.comparison import Row, turn_by_turn, write_page

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.network.ssd import SSD as TorchvisionSSD
-from torchvision.models.detection.network.ssd import SSDHead
+from torchvision.models.detection.ssd import SSD as TorchvisionSSD
+from torchvision.models.detection.ssd import SSDHead
 
 from benchmarks.comparison import Row, turn_by_turn, write_page
 from data import IMAGENET_MEAN, IMAGENET_STD, batch_to

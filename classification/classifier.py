@@ -12,10 +12,10 @@ from classification.task import ClassificationConfig, EvalConfig, build_swin, re
 from classification.transforms import eval_transform
 from data import DatasetError
 from engine.checkpoint import newest_checkpoint
+from engine.compute.precision import Precision
 from engine.config import load_config
 from engine.experiment import read_experiment_config
-from engine.precision import Precision
-from engine.strict_yaml import ConfigError, did_you_mean, nearest
+from engine.storage.strict_yaml import ConfigError, did_you_mean, nearest
 from engine.weights import find_weights, read_registry
 from model import SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_arguments
 

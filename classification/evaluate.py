@@ -26,9 +26,9 @@ from classification.task import guess_all, scores_of
 from data import LabelledImages, eval_loader
 from engine.command import positive, said_once
 from engine.experiment import shown_score
-from engine.files import write_text
 from engine.logbook import logger
-from engine.strict_yaml import ConfigError
+from engine.storage.files import write_text
+from engine.storage.strict_yaml import ConfigError
 
 LISTED_CLASSES = 50  # printed; of more of them, as many of the worst
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from engine.files import write_whole
+from engine.storage.files import write_whole
 
 DOTS_PER_INCH = 110
 MATRIX_CLASSES = 25  # more of them in one matrix cannot be read

@@ -15,8 +15,8 @@ from classification.classifier import load_classifier
 from classification.task import GUESSES, guess
 from data import DatasetError, normalize_images, read_image
 from engine.command import said_once
+from engine.compute.precision import autocast
 from engine.logbook import logger
-from engine.precision import autocast
 
 
 def predict(words: Sequence[str], device: torch.device) -> None:

@@ -17,11 +17,11 @@ from classification.transforms import AugmentConfig, BatchAugment, eval_transfor
 from data import LabelledImages, LabelledSamples, batch_to, collate, eval_loader, in_order, normalize_images
 from engine import distributed
 from engine.checkpoint import is_checkpoint, load_checkpoint, trained_weights
+from engine.compute.inference import evaluation_mode
+from engine.compute.precision import Precision, autocast
 from engine.config import Config
-from engine.inference import evaluation_mode
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
-from engine.precision import Precision, autocast
 from engine.weights import find_weights, identified, read_weights
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
 from training import TrainConfig

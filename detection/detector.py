@@ -31,12 +31,12 @@ from detection.network.ssd import SSD, build_ssd
 from detection.task import DetectionConfig, read_detector
 from detection.transforms import eval_transform
 from engine.checkpoint import CheckpointError, newest_checkpoint
+from engine.compute.precision import autocast
 from engine.experiment import read_experiment_config
 from engine.loading import load_exactly
 from engine.logbook import logger
-from engine.precision import autocast
-from engine.release import PUBLISHED_WEIGHTS, SUFFIX
-from engine.strict_yaml import read_value
+from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX
+from engine.storage.strict_yaml import read_value
 
 if TYPE_CHECKING:
     import supervision

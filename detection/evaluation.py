@@ -25,10 +25,10 @@ from torchvision.ops import box_convert
 from data import batch_to, normalize_images
 from detection.annotations import CocoFile
 from detection.network.postprocess import Detections, PostprocessConfig, postprocess
-from engine.image_statistics import Matches
-from engine.inference import evaluation_mode
+from engine.compute.inference import evaluation_mode
+from engine.compute.precision import Precision, autocast
 from engine.logbook import progress_bar
-from engine.precision import Precision, autocast
+from engine.statistics.image_statistics import Matches
 
 # In the order of COCOeval.stats. AP_* and AR_small.. by the area of the object in pixels: below 32 ** 2, to 96 ** 2,
 # above; AR_1.. by the number of detections allowed per image.

@@ -44,8 +44,8 @@ from detection.network.boxes import decode_boxes
 from detection.network.postprocess import Detections, PostprocessConfig, postprocess
 from detection.network.ssd import SSD
 from engine.command import RunError, run_command, said_once
-from engine.files import write_whole, writing
 from engine.logbook import logger
+from engine.storage.files import write_whole, writing
 
 if TYPE_CHECKING:
     import onnx

@@ -38,10 +38,10 @@ from detection.detector import BATCH_SIZE, Detections, Detector, load
 from detection.drawing.overlay import draw_found, undrawable
 from detection.drawing.pictures import MADE_BY, is_ours
 from engine.command import run_command, said_once
-from engine.files import write_text, write_whole, writing
 from engine.loading import listed
 from engine.logbook import logger, progress_bar
-from engine.strict_yaml import ConfigError
+from engine.storage.files import write_text, write_whole, writing
+from engine.storage.strict_yaml import ConfigError
 
 IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
 VIDEO_NAMES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")

@@ -25,10 +25,10 @@ from detection.transforms import AugmentConfig, distort_colours, eval_transform,
 from engine import distributed
 from engine.checkpoint import CheckpointError, load_checkpoint, trained_weights
 from engine.config import Config
-from engine.files import file_sha256
 from engine.loading import listed, load_exactly, load_matching
 from engine.optim import OptimConfig
-from engine.release import PUBLISHED_WEIGHTS, SUFFIX, load_release
+from engine.storage.files import file_sha256
+from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX, load_release
 from engine.weights import find_weights, identified, read_weights
 from training import TrainConfig
 

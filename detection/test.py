@@ -30,10 +30,10 @@ from detection.task import DetectionConfig, DetectionTask, read_detector
 from engine.checkpoint import newest_checkpoint
 from engine.command import run_command, said_once
 from engine.experiment import read_experiment_config, table
-from engine.files import write_text
 from engine.logbook import logger
-from engine.release import SUFFIX, release_facts, save_release
-from engine.strict_yaml import ConfigError
+from engine.storage.files import write_text
+from engine.storage.release import SUFFIX, release_facts, save_release
+from engine.storage.strict_yaml import ConfigError
 
 
 def main(device: torch.device) -> None:

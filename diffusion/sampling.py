@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from data import Key, seed_of
 from diffusion.data import to_bytes
 from diffusion.schedule import SAMPLERS, NoiseConfig, build_scheduler
+from engine.compute.inference import evaluation_mode
+from engine.compute.precision import Precision, autocast
 from engine.config import Config
-from engine.inference import evaluation_mode
 from engine.logbook import progress_bar
-from engine.precision import Precision, autocast
 
 # The image that a step predicts is cut to -1 to 1; DDIM's noise has to be what then remains. Taken from the prediction
 # before the cut, as diffusers does if not told, it carries what guidance overdoes from step to step, and many steps mix

@@ -35,10 +35,10 @@ from diffusion.pictures import draw_grid
 from diffusion.sample import add_sampling
 from diffusion.sampling import SamplingConfig
 from engine.command import positive, run_command, said_once
+from engine.compute.precision import autocast
 from engine.experiment import shown_score
-from engine.files import write_text
 from engine.logbook import logger, progress_bar
-from engine.precision import autocast
+from engine.storage.files import write_text
 
 INCEPTION = Path("saved_weights/weights-inception-2015-12-05-6726825d.pth")  # torch-fidelity's name of it
 MISSING = "{} is not installed: pip install -e '.[diffusion]'"

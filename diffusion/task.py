@@ -18,11 +18,11 @@ from diffusion.pictures import draw_grid
 from diffusion.sampling import SamplingConfig, check_sampling, generate, image_generator
 from diffusion.schedule import NoiseConfig, NoiseSchedule
 from engine import distributed
+from engine.compute.inference import evaluation_mode
+from engine.compute.precision import autocast
 from engine.config import Config
-from engine.inference import evaluation_mode
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
-from engine.precision import autocast
 from engine.weights import find_weights, identified, read_weights
 from model import SWIN_VARIANTS
 from training import TrainConfig

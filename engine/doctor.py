@@ -29,7 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from engine.machine import free_memory, memory_limit, usable_cores
+from engine.compute.machine import free_memory, memory_limit, usable_cores
 
 PROJECT = Path(__file__).parent.parent
 GIB = 2**30
@@ -351,7 +351,7 @@ CHECKS: dict[str, Check] = {
 def check_config(path: str, overrides: Sequence[str]) -> Iterator[Finding]:
     """The config is one of a task, and that task can train with it here: data, weights, memory."""
     from engine.config import read_overridden
-    from engine.strict_yaml import ConfigError
+    from engine.storage.strict_yaml import ConfigError
 
     try:
         data = read_overridden(path, overrides)

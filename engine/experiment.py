@@ -28,8 +28,8 @@ from pathlib import Path
 import torch
 
 from engine.config import ConfigClass, load_config
-from engine.files import write_text
-from engine.strict_yaml import ConfigError
+from engine.storage.files import write_text
+from engine.storage.strict_yaml import ConfigError
 
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic")
 EXTRAS = ("diffusers",)  # what a run rests on if its task needs it

@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from engine import distributed
-from engine.files import write_text, write_whole, writing
+from engine.storage.files import write_text, write_whole, writing
 
 logger = logging.getLogger("workbench")
 STOPPED = "stopped: "  # begins the last message of a run that was asked to end, and has saved

@@ -5,7 +5,8 @@
 
 README.md          the model card (huggingface.co/docs/hub/model-cards): what it was trained on and how, its scores with
                    95% intervals, what it cannot do, its licence
-model.safetensors  the weights that were scored; config, classes, scores and commit in its metadata (engine/release.py)
+model.safetensors  the weights that were scored; config, classes, scores and commit in its metadata
+                   (engine/storage/release.py)
 config.yaml        the config, in which paths of this machine are cut to their last part
 SHA256SUMS         of the three; `sha256sum --check SHA256SUMS` verifies them
 
@@ -26,7 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.bootstrap import (
+from engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, trained_weights
+from engine.command import run_command, said_once
+from engine.config import read_overridden
+from engine.experiment import shown_score
+from engine.loading import listed
+from engine.logbook import logger
+from engine.statistics.bootstrap import (
     Interval,
     average_precision,
     image_weights,
@@ -34,16 +41,10 @@ from engine.bootstrap import (
     mean_average_precision,
     resampled_scores,
 )
-from engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, trained_weights
-from engine.command import run_command, said_once
-from engine.config import read_overridden
-from engine.experiment import shown_score
-from engine.files import file_sha256, write_text, writing
-from engine.image_statistics import Matches, Statistics, load_statistics
-from engine.loading import listed
-from engine.logbook import logger
-from engine.release import PUBLISHED_WEIGHTS, local_paths, release_facts, renamed, save_release
-from engine.strict_yaml import ConfigError, dump_yaml
+from engine.statistics.image_statistics import Matches, Statistics, load_statistics
+from engine.storage.files import file_sha256, write_text, writing
+from engine.storage.release import PUBLISHED_WEIGHTS, local_paths, release_facts, renamed, save_release
+from engine.storage.strict_yaml import ConfigError, dump_yaml
 
 SUMS = "SHA256SUMS"
 UNKNOWN = "unknown"  # the hub's word for it
@@ -210,7 +211,8 @@ def _read_facts(readme: Path) -> dict[str, str]:
 
 
 def intervals(statistics: Statistics, scores: dict[str, float | None]) -> dict[str, Interval]:
-    """95% intervals over the choice of validation images, of the scores that the statistics hold (engine/bootstrap.py).
+    """95% intervals, over the choice of validation images, of the scores that the statistics hold
+    (engine/statistics/bootstrap.py).
 
     Raises ValueError if these give other scores on the images as they are, and so are of another run."""
     if len(statistics.image_ids) < FEWEST_IMAGES:

@@ -25,13 +25,13 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from PIL import Image
 
-from engine.bootstrap import RECALL_THRESHOLDS
 from engine.experiment import slurm_job
-from engine.files import file_sha256, write_text
-from engine.image_statistics import Matches, load_statistics
 from engine.logbook import logger, read_metrics
-from engine.precision_recall import counts_by_score, precision_by_recall
-from engine.strict_yaml import read_yaml
+from engine.statistics.bootstrap import RECALL_THRESHOLDS
+from engine.statistics.image_statistics import Matches, load_statistics
+from engine.statistics.precision_recall import counts_by_score, precision_by_recall
+from engine.storage.files import file_sha256, write_text
+from engine.storage.strict_yaml import read_yaml
 
 TrackerName = Literal["tensorboard", "wandb"]
 

@@ -24,10 +24,10 @@ from torch import Tensor
 from engine.checkpoint import is_checkpoint, load_checkpoint, newest_checkpoint, trained_weights
 from engine.command import run_command, said_once
 from engine.config import Config, load_config
-from engine.download import download
-from engine.files import file_sha256
-from engine.release import SUFFIX, load_release
-from engine.strict_yaml import did_you_mean, nearest
+from engine.storage.download import download
+from engine.storage.files import file_sha256
+from engine.storage.release import SUFFIX, load_release
+from engine.storage.strict_yaml import did_you_mean, nearest
 from model import SWIN_VARIANTS, swin_arguments
 
 REGISTRY = Path(__file__).parent.parent / "saved_weights/registry.yaml"

@@ -9,15 +9,15 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = (
     {
-        "model", "engine.config", "engine.strict_yaml", "engine.loading", "engine.distributed", "engine.optim",
-        "engine.signals", "engine.precision", "engine.files", "engine.image_statistics", "engine.inference",
-        "engine.machine",
+        "model", "engine.config", "engine.loading", "engine.distributed", "engine.optim", "engine.signals",
+        "engine.storage.strict_yaml", "engine.storage.files", "engine.statistics.image_statistics",
+        "engine.compute.precision", "engine.compute.inference", "engine.compute.machine",
         "detection.network.boxes", "detection.network.necks", "detection.sample",
     },
     {
-        "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.cost",
-        "engine.launch", "engine.release", "engine.download", "engine.bootstrap", "engine.precision_recall",
-        "engine.trackers",
+        "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.launch",
+        "engine.trackers", "engine.compute.cost", "engine.storage.release", "engine.storage.download",
+        "engine.statistics.bootstrap", "engine.statistics.precision_recall",
         "detection.network.backbones", "detection.network.anchors", "detection.network.matching",
         "detection.network.postprocess",
         "detection.transforms", "detection.drawing.pictures", "detection.annotations",

@@ -14,10 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from engine.bootstrap import RECALL_THRESHOLDS
-from engine.files import write_whole
-from engine.image_statistics import Matches
-from engine.precision_recall import precision_by_recall
+from engine.statistics.bootstrap import RECALL_THRESHOLDS
+from engine.statistics.image_statistics import Matches
+from engine.statistics.precision_recall import precision_by_recall
+from engine.storage.files import write_whole
 
 WIDTH = 5.6  # inches
 DOTS_PER_INCH = 110

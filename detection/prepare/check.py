@@ -43,8 +43,8 @@ from detection.dataset import decode_image
 from engine import distributed
 from engine.config import Config, load_config
 from engine.experiment import table
-from engine.files import write_text
 from engine.logbook import progress_bar
+from engine.storage.files import write_text
 
 ROUND = 512  # images that a pool of processes checks; whichever kills a process is among so many
 

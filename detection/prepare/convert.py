@@ -24,7 +24,7 @@ from detection.prepare.layouts import HALVES, Layout, summary
 from detection.prepare.voc import read_voc
 from detection.prepare.yolo import read_yolo
 from engine.experiment import table
-from engine.files import write_text
+from engine.storage.files import write_text
 
 FORMATS = {"voc": "Pascal VOC", "yolo": "YOLO"}
 MADE_BY = "by detection.data convert"  # ends the description of what is written here, and may be written again

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from data import DatasetError
 from detection.annotations import SplitConfig, Survey, dataset_error, pair_defects, survey_coco
 from detection.prepare.check import describe
-from engine.strict_yaml import read_value
+from engine.storage.strict_yaml import read_value
 
 HALVES = ("train", "val")
 EXAMPLE = "configs/quickstart.yaml"  # any config of a detector will do: classes are read from the annotations

@@ -27,8 +27,8 @@ from data import DatasetError
 from detection.annotations import SHRUNK, CocoFile, ImageFile, read_coco, read_short_side, shrunk_size
 from detection.dataset import read_file
 from detection.prepare.check import cpu_count, image_folders, process_pool
-from engine.files import write_text
 from engine.logbook import progress_bar
+from engine.storage.files import write_text
 
 JPEG_QUALITY = 92
 

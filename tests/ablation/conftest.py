@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from ablation.records import Cell, Comparison, Difference, Run, read_run
-from engine.bootstrap import Interval
-from engine.image_statistics import Hits
+from engine.statistics.bootstrap import Interval
+from engine.statistics.image_statistics import Hits
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 ANIMALS = ("ant", "bee", "cat", "dog", "elk", "fox")

@@ -23,8 +23,8 @@ from ablation.tables import (
     to_latex,
     to_markdown,
 )
-from engine.bootstrap import average_precision, holm, mean_average_precision
-from engine.image_statistics import Matches
+from engine.statistics.bootstrap import average_precision, holm, mean_average_precision
+from engine.statistics.image_statistics import Matches
 
 IMAGES, CLASSES, THRESHOLDS = 60, ("cat", "dog"), 10
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")

@@ -1,13 +1,14 @@
 """ablation/plan.py: what a grid file asks for, and how far each cell is."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from ablation.plan import PROJECT, Grid, Job, claimed, code_hashes, read_cells, read_grid, remember, state_of
 from engine.experiment import new_experiment, occupied
-from engine.strict_yaml import ConfigError
+from engine.storage.strict_yaml import ConfigError
 
 GRID = """
 task: detection.training
@@ -247,6 +248,23 @@ def test_the_newest_experiment_of_a_cell_counts(job, experiment):
     remember(job, newer)
     finish(newer)
     assert state(job, experiment).experiment == newer
+
+
+@pytest.mark.parametrize("name", ["training.py", "engine/optim.py", "engine/statistics/bootstrap.py"])
+def test_code_is_read_anew_when_a_file_of_the_project_was_written_to(tmp_path, monkeypatch, name):
+    for folder in ("engine", "engine/statistics"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+    modules = ["training.py", "engine/optim.py", "engine/statistics/bootstrap.py"]
+    for module in modules:
+        (tmp_path / module).touch()
+    imports = "".join(f"import {module.removesuffix('.py').replace('/', '.')}\n" for module in modules[1:])
+    (tmp_path / "training.py").write_text(imports)
+    monkeypatch.setattr("ablation.plan.PROJECT", tmp_path)
+    before, at = code_hashes("training"), (tmp_path / "training.py").stat().st_mtime_ns + 10**9
+    (tmp_path / name).write_text(imports + "changed = True\n")
+    os.utime(tmp_path / name, ns=(at, at))
+    assert code_hashes("training")[name] != before[name]
 
 
 def test_the_code_of_a_task_is_what_its_module_imports():

@@ -9,7 +9,7 @@ import pytest
 from ablation.compare import compare
 from detection.errors import error_breakdown
 from detection.evaluation import coco_scores, evaluate_coco, image_statistics
-from engine.files import file_sha256
+from engine.storage.files import file_sha256
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from PIL import Image
 from ablation import plots
 from ablation.records import Comparison, Difference, Note
 from ablation.report import classes_section, costs_section, write_report
-from engine.bootstrap import Interval
+from engine.statistics.bootstrap import Interval
 
 EVERY_SECTION = [
     "scores", "differences", "effects", "costs", "curves", "classes", "sizes", "errors", "examples", "experiments",

@@ -12,7 +12,7 @@ from classification.task import ClassificationConfig, build_swin
 from data import DatasetError
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
-from engine.strict_yaml import ConfigError
+from engine.storage.strict_yaml import ConfigError
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import torch
 from classification.data import read_folders
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.config import load_config
-from engine.image_statistics import Hits
 from engine.logbook import read_metrics
+from engine.statistics.image_statistics import Hits
 
 ROOT = Path(__file__).parent.parent.parent
 FIRST_STEP = re.compile(r"first step: total (\S+), classification \S+, gradient norm (\S+)")

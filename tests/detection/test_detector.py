@@ -19,7 +19,7 @@ from detection.task import DetectionConfig
 from engine import publish
 from engine.checkpoint import load_checkpoint, newest_checkpoint
 from engine.experiment import read_experiment_config
-from engine.release import release_facts, save_release
+from engine.storage.release import release_facts, save_release
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 from detection.annotations import read_split
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
-from engine.image_statistics import Matches
+from engine.statistics.image_statistics import Matches
 
 SPLITS = {
     split: {"images": f"images/{split}", "annotations": f"annotations/instances_{split}.json"}

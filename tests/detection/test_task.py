@@ -12,8 +12,8 @@ from detection.network.backbones import TRUNKS
 from detection.network.ssd import ModelConfig, build_ssd
 from detection.task import DetectionConfig, DetectionTask, read_detector, start_from, start_trunk
 from engine.checkpoint import CheckpointError, save_checkpoint
-from engine.files import file_sha256
-from engine.release import PUBLISHED_WEIGHTS, save_release
+from engine.storage.files import file_sha256
+from engine.storage.release import PUBLISHED_WEIGHTS, save_release
 from model import SwinTransformer
 
 MODEL = {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn", "neck_channels": 16, "input_size": 96}

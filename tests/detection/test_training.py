@@ -19,8 +19,8 @@ from detection.task import DetectionConfig, DetectionTask
 from engine.checkpoint import load_checkpoint
 from engine.config import load_config
 from engine.logbook import read_metrics
-from engine.release import commit_of, load_release
-from engine.strict_yaml import read_yaml
+from engine.storage.release import commit_of, load_release
+from engine.storage.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.bootstrap import image_weights, interval, resampled_scores
 from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from engine.command import run_command
 from engine.config import read_overridden
-from engine.image_statistics import Matches, load_statistics
 from engine.publish import class_table, intervals, limits, main
-from engine.release import load_release
+from engine.statistics.bootstrap import image_weights, interval, resampled_scores
+from engine.statistics.image_statistics import Matches, load_statistics
+from engine.storage.release import load_release
 
 
 @pytest.fixture

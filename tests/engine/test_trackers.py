@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from engine import trackers
-from engine.image_statistics import Matches
 from engine.logbook import append_metrics, rewind_metrics
+from engine.statistics.image_statistics import Matches
 from engine.trackers import Trackers, check_installed, grouped, run_id
 
 

@@ -17,7 +17,7 @@ from detection.network.backbones import TRUNKS
 from engine import weights as module
 from engine.checkpoint import save_checkpoint
 from engine.command import run_command
-from engine.release import save_release
+from engine.storage.release import save_release
 from engine.weights import describe, entry_named, find_weights, identified, main, read_registry, read_weights
 from model import SWIN_VARIANTS, SwinTransformer
 

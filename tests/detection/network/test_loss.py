@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.network.ssd import SSD as TorchvisionSSD
+from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_convert, box_iou
 
 from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes

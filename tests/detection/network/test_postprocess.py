@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.network.ssd import SSD as TorchvisionSSD
+from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_convert, nms
 
 from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes

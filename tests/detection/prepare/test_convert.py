@@ -6,7 +6,7 @@ import os
 import pytest
 from PIL import Image
 
-from engine import files
+from engine.storage import files
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from detection.annotations import read_coco
 from detection.prepare import fetch as module
 from detection.prepare.fetch import Archive, fetch
 from detection.sample import SHAPES
-from engine.download import DownloadError
+from engine.storage.download import DownloadError
 
 NAMES = {"train": "train2017.zip", "val": "val2017.zip"}
 JSONS = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
@@ -67,7 +67,7 @@ def archives(drawn):
 @pytest.fixture
 def server(monkeypatch, archives):
     """The server of COCO 2017, in small; `cuts`: the bytes at which the next connections end; `asked`: what was."""
-    monkeypatch.setattr("engine.download.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("engine.storage.download.WAIT_SECONDS", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.archives, server.asked, server.cuts = dict(archives), [], []

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from engine.bootstrap import RECALL_THRESHOLDS
-from engine.image_statistics import Matches
+from engine.statistics.bootstrap import RECALL_THRESHOLDS
+from engine.statistics.image_statistics import Matches
 
 
 def precision_by_recall(matches: Matches) -> np.ndarray:

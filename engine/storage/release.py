@@ -17,8 +17,8 @@ from torch import Tensor
 
 from engine.checkpoint import CheckpointError, DamagedCheckpointError
 from engine.experiment import read_environments
-from engine.files import write_whole
-from engine.strict_yaml import dump_yaml
+from engine.storage.files import write_whole
+from engine.storage.strict_yaml import dump_yaml
 
 SUFFIX = ".safetensors"
 PUBLISHED_WEIGHTS = f"model{SUFFIX}"  # in a folder made by engine.publish

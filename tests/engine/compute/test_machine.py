@@ -1,10 +1,10 @@
-"""engine/machine.py: the tightest limit counts, of whichever version of control groups sets it."""
+"""engine/compute/machine.py: the tightest limit counts, of whichever version of control groups sets it."""
 
 import os
 
 import pytest
 
-from engine import machine
+from engine.compute import machine
 
 MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 

@@ -1,7 +1,7 @@
 """Per-image statistics: what a task leaves behind so that its score can be computed again on any choice of images.
 
 A task writes image_statistics.npz into its experiment once; whoever asks how sure the score is reads it
-(engine.bootstrap). Arrays only, no pickles.
+(engine.statistics.bootstrap). Arrays only, no pickles.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from engine.files import write_whole
+from engine.storage.files import write_whole
 
 FILE_NAME = "image_statistics.npz"
 

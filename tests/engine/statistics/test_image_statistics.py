@@ -5,7 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from engine.image_statistics import FILE_NAME, Hits, Matches, load_statistics
+from engine.statistics.image_statistics import FILE_NAME, Hits, Matches, load_statistics
 
 MATCHES = Matches(
     image_ids=np.array([5, 9], np.int64),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detection.evaluation import coco_scores, evaluate_coco, image_statistics
-from engine.bootstrap import (
+from engine.statistics.bootstrap import (
     Interval,
     average_precision,
     cell_replicates,
@@ -18,7 +18,7 @@ from engine.bootstrap import (
     mean_average_precision,
     resampled_scores,
 )
-from engine.image_statistics import Hits
+from engine.statistics.image_statistics import Hits
 
 CATEGORIES = [{"id": number, "name": name} for number, name in ((2, "cat"), (3, "dog"), (7, "owl"), (9, "yak"))]
 
@@ -185,7 +185,7 @@ def test_chunks_do_not_change_the_scores(tmp_path, monkeypatch):
     matches = statistics(tmp_path, *random_set(0, score_decimals=1))
     weights = image_weights(14, 50, seed=0)
     at_once = average_precision(matches, weights)
-    monkeypatch.setattr("engine.bootstrap.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("engine.statistics.bootstrap.CHUNK_ELEMENTS", 1)
     np.testing.assert_array_equal(average_precision(matches, weights), at_once)
 
 

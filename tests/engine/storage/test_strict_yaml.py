@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.strict_yaml import ConfigError, read_value, read_yaml
+from engine.storage.strict_yaml import ConfigError, read_value, read_yaml
 
 # ---- what scalars mean -------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from engine.cost import forward_gflops, peak_memory_mib
+from engine.compute.cost import forward_gflops, peak_memory_mib
 from model import SwinTransformer
 
 CPU = torch.device("cpu")

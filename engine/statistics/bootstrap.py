@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.image_statistics import Hits, Losses, Matches, Statistics
+from engine.statistics.image_statistics import Hits, Losses, Matches, Statistics
 
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)  # bit for bit those of pycocotools
 CHUNK_ELEMENTS = 2**19  # of the largest array of a chunk of resamples: several are in use at once, best in the cache

@@ -21,8 +21,8 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from engine.files import file_sha256, writing
 from engine.logbook import progress_bar
+from engine.storage.files import file_sha256, writing
 
 ATTEMPTS = 3  # in a row that bring nothing
 WAIT_SECONDS = 1.0  # before the second attempt; twice as long before the third

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.inference import evaluation_mode
+from engine.compute.inference import evaluation_mode
 
 
 @torch.inference_mode()

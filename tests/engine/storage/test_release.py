@@ -1,11 +1,11 @@
-"""engine/release.py: weights for others to use, whole, verified, and without code."""
+"""engine/storage/release.py: weights for others to use, whole, verified, and without code."""
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import CheckpointError
-from engine.release import load_release, save_release
+from engine.storage.release import load_release, save_release
 
 WEIGHTS = {"head.weight": torch.arange(5000.0).view(50, 100), "norm.num_batches_tracked": torch.tensor(7)}
 FACTS = {"step": "7", "classes": '["Kätzchen 猫"]'}

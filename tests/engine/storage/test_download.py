@@ -1,4 +1,4 @@
-"""engine/download.py: whole or resumed, against servers that cut, forget, change, deny and lie."""
+"""engine/storage/download.py: whole or resumed, against servers that cut, forget, change, deny and lie."""
 
 import errno
 import hashlib
@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from engine import download as module
-from engine.download import DownloadError, download
+from engine.storage import download as module
+from engine.storage.download import DownloadError, download
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

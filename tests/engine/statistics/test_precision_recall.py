@@ -7,8 +7,8 @@ import json
 import numpy as np
 
 from detection.evaluation import evaluate_coco, image_statistics
-from engine.image_statistics import Matches
-from engine.precision_recall import counts_by_score, precision_by_recall
+from engine.statistics.image_statistics import Matches
+from engine.statistics.precision_recall import counts_by_score, precision_by_recall
 
 # Class 0: right, wrong, right, and one in a crowd, of four objects. Class 1 has no object.
 MATCHES = Matches(

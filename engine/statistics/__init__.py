@@ -1,0 +1,1 @@
+"""From per-image results to scores, curves and intervals, for every task."""
