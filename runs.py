@@ -116,7 +116,8 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
                 cure = f"to go on: --resume {experiment} in place of CONFIG"
                 logger.warning("%s%s; %s is saved; %s", STOPPED, why, saved[-1].name, cure)
             raise
-        if distributed.broadcast(task.results is None):  # a finished run was resumed
+        if distributed.broadcast(task.results is None):
+            logger.info("all %d epochs were trained before; scoring their weights for the record", config.train.epochs)
             task.evaluate(model, device, lambda: None)
         if distributed.is_main():
             logger.info("writing the record")

@@ -485,7 +485,7 @@ class Run:
         if distributed.is_main():
             append_metrics(self.experiment, line)
             if self.task.metrics[0] in line:
-                draw_curves(self.experiment, self.task.metrics, self.task.reference_losses, self.task.lower_is_better)
+                draw_curves(self.experiment, self.task.metrics, self.task.reference_losses)
                 self.draw(line["epoch"])
 
     def draw(self, epoch: int) -> None:

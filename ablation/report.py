@@ -21,6 +21,7 @@ from ablation.records import Cell, Comparison, Difference, Place
 from ablation.tables import FLOPS_NOTE
 from engine.statistics.bootstrap import Interval
 from engine.storage.files import write_text
+from engine.storage.release import commit_of
 
 # Name in a run's cost -> what a reader calls it, by what to multiply it, how it is written, whether more is better.
 COSTS = {
@@ -455,12 +456,11 @@ def experiments_section(comparison: Comparison) -> Section:
     for cell in comparison.cells.values():
         for run in cell.runs:
             start = run.starts[0]
-            commits = [str(each["commit"])[:10] + " with changes" * each["uncommitted_changes"] for each in run.starts]
             facts = [
                 str(run.seed),
                 number(run.score),
                 str(run.path),
-                ", ".join(dict.fromkeys(commits)),
+                "; ".join(dict.fromkeys(map(commit_of, run.starts))),
                 f"{start['processes']} x {start['cpu'] if start['device'] == 'cpu' else start['device']}",
                 start["started"].replace("T", " ")[:16] + f", {len(run.starts)} starts" * (len(run.starts) > 1),
             ]

@@ -156,12 +156,41 @@ class CocoFile:
         return np.bincount(self.labels[~self.is_crowd], minlength=len(self.class_names) + 1)[1:]
 
 
+def count(coco: CocoFile) -> dict[str, int]:
+    """What is there, and what training does not take as it is."""
+    targets = np.bincount(np.repeat(np.arange(len(coco.images)), np.diff(coco.first_object))[~coco.is_crowd])
+    return {
+        "images": len(coco.images),
+        "objects": len(coco.labels),
+        "classes": len(coco.class_names),
+        "boxes_cut": coco.num_cut,
+        "boxes_left_out": coco.num_left_out,
+        "crowds": int(coco.is_crowd.sum()),
+        "images_without_objects": len(coco.images) - int(np.count_nonzero(targets)),
+    }
+
+
+def shown_size(coco: CocoFile) -> str:
+    """'292 images (3,941 objects)'."""
+    shrunk = f", shrunk to a short side of {coco.short_side}" if coco.short_side else ""
+    return f"{len(coco.images):,} images ({len(coco.labels):,} objects{shrunk})"
+
+
+def describe(coco: CocoFile) -> str:
+    """The counts in a sentence."""
+    return (
+        "{size}, {classes} classes; in training, {boxes_cut:,} boxes are cut at the edge of their image, "
+        "{boxes_left_out:,} without area and {crowds:,} crowds left out; {images_without_objects:,} images have no "
+        "object to train on"
+    ).format(size=shown_size(coco), **count(coco))
+
+
 class Survey(NamedTuple):
     """All that an annotation file and the list of its images tell."""
 
     annotations_path: Path
     images_dir: Path
-    coco: CocoFile | None  # of the records without a defect; None where there are no records
+    coco: CocoFile | None  # of the records without a defect; None where the file holds no such lists
     files: list[ImageFile]  # in the order of the records
     defects: list[Defect]
 
@@ -298,6 +327,8 @@ def _read_json(path: Path) -> dict:
         raise DatasetError(f"not JSON: {error}") from None
     if not isinstance(content, dict):
         raise DatasetError(f"holds a {type(content).__name__}, expected an object with the lists {', '.join(_KEYS)}")
+    if not _KEYS.keys() & content:
+        raise DatasetError(f"holds none of the lists {', '.join(_KEYS)}; is it an instances JSON of COCO's?")
     return content
 
 
@@ -459,7 +490,7 @@ def _find_files(
     records: list, images_dir: Path, short_side: int | None, found: Callable[[str, str], None]
 ) -> list[ImageFile]:
     """The image files that lie in their folder and are not empty; the others go to `found`."""
-    if not os.path.isdir(images_dir):
+    if records and not os.path.isdir(images_dir):
         found("", f"its image folder {images_dir}: no such folder")
         return []
     listings: dict[Path, dict[str, os.DirEntry]] = {}

@@ -44,6 +44,11 @@ if TYPE_CHECKING:
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor  # a single one, see `rgb_pixels`
 
 BATCH_SIZE = 8  # images at once; decoded, those of a good camera take 100 MB each
+WEIGHT_NAMES = (".pt", ".pth", SUFFIX)
+EXPECTED = (
+    f"name an experiment directory, experiments/experiment_N, a checkpoint in one, released weights, *{SUFFIX}, or a "
+    "published folder; images come after it"
+)
 
 
 # ---- what is found -------------------------------------------------------------------------------------------
@@ -238,7 +243,7 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
     (*.safetensors), or a folder made by engine.publish. device: None for a GPU if there is one, else the CPU. On any
     device the network computes in the precision it was trained with, `train.precision`, as it did when it was scored.
     Raises ValueError, in one line, if there is no such thing, if it is damaged, or if it is no detector."""
-    path = _weights_file(Path(named))
+    path = weights_file(Path(named))
     trained = read_detector(path)
     if trained.facts is not None:
         config, category_ids = _released(path, trained.facts)
@@ -264,22 +269,18 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
     return Detector(path, model, config, trained.class_names, category_ids, trained.step)
 
 
-def _weights_file(path: Path) -> Path:
-    """The file with the weights of what a user names. Raises CheckpointError if there is none."""
+def weights_file(path: Path) -> Path:
+    """The file with the weights of what a user names, see `load`. Raises CheckpointError if there is none."""
     if (path / PUBLISHED_WEIGHTS).is_file():
         return path / PUBLISHED_WEIGHTS
     if path.is_dir():
         if not (path / "config.yaml").is_file():
-            raise CheckpointError(
-                f"{path}: neither config.yaml nor {PUBLISHED_WEIGHTS} in it; name an experiment directory, "
-                f"experiments/experiment_N, a file of weights, or a published folder"
-            )
+            raise CheckpointError(f"{path}: neither config.yaml nor {PUBLISHED_WEIGHTS} in it; {EXPECTED}")
         return newest_checkpoint(path / "checkpoints")
     if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such file or folder; name an experiment directory, experiments/experiment_N, a checkpoint in "
-            f"one, released weights, *{SUFFIX}, or a published folder"
-        )
+        raise CheckpointError(f"{path}: no such file or folder; {EXPECTED}")
+    if path.suffix not in WEIGHT_NAMES:
+        raise CheckpointError(f"{path}: no file of weights, by its name; {EXPECTED}")
     return path
 
 

@@ -34,8 +34,8 @@ import numpy as np
 import torch
 
 from data import DatasetError, read_image
-from detection.detector import BATCH_SIZE, Detections, Detector, load
-from detection.drawing.overlay import draw_found, undrawable
+from detection.detector import BATCH_SIZE, Detections, Detector, load, weights_file
+from detection.drawing.overlay import LEAST_SIDE, draw_found, undrawable
 from detection.drawing.pictures import MADE_BY, is_ours
 from engine.command import run_command, said_once
 from engine.loading import listed
@@ -67,6 +67,7 @@ class Results:
 
     with_json: bool
     num_images: int = 0
+    num_enlarged: int = 0  # of those, drawn larger than they are
     counts: Counter[str] = field(default_factory=Counter)  # objects by class
     images: list[dict] = field(default_factory=list)  # id, file_name, width, height; of a video the frame from 0, too
     detections: list[dict] = field(default_factory=list)  # image_id, category_id, bbox, score
@@ -74,6 +75,7 @@ class Results:
     def add(self, found: Detections, shape: tuple[int, int, int], **image: str | int) -> None:
         """One more image, of this height and width, what was found in it, and what else is to be said of it."""
         self.num_images += 1
+        self.num_enlarged += max(shape) < LEAST_SIDE
         self.counts.update(found.class_names)
         if self.with_json:
             self.images.append({"id": self.num_images, **image, "width": shape[1], "height": shape[0]})
@@ -86,12 +88,18 @@ class Results:
 def main(device: torch.device) -> None:
     """Find objects as the command line says."""
     arguments = said_once(parse_arguments)
+    weights = weights_file(Path(arguments.detector))
     jobs = find_jobs(arguments.sources, arguments.output)
     jsons = [arguments.output / name for name in JSON_NAMES] if arguments.json else []
     for target in [job.target for job in jobs] + jsons:
         if target.exists() and not _is_ours(target):
             raise FileExistsError(f"{target}: not made by detection.predict; give another folder by --output")
-    detector = load(arguments.detector, device)
+    logger.info("loading %s", weights)
+    detector = load(weights, device)
+    logger.info(
+        "step %d, on %s; it knows %s; objects of score %g or more count (--score)",
+        detector.step, device.type, listed(detector.class_names, LISTED_CLASSES), arguments.score,
+    )  # fmt: skip
     if names := undrawable(detector.class_names):
         logger.warning("the labels' font, DejaVu Sans, lacks letters of these classes: %s", listed(names))
     with writing(arguments.output):
@@ -153,11 +161,17 @@ def summary(results: Results, arguments: argparse.Namespace, seconds: float) -> 
     objects, images = results.counts.total(), results.num_images
     classes = [f"{count} {name}" for name, count in results.counts.most_common()]
     of_classes = f" ({listed(classes, LISTED_CLASSES)})" if classes else ""
-    return (
+    lines = [
         f"{images:,} image{'s' * (images != 1)}, {objects:,} object{'s' * (objects != 1)} of score "
-        f"{arguments.score:g} or more{of_classes}\n"
-        f"{images / seconds:.1f} images/s, reading and drawing included; written to {arguments.output}/"
-    )
+        f"{arguments.score:g} or more{of_classes}",
+        f"{images / seconds:.1f} images/s, reading and drawing included; written to {arguments.output}/",
+    ]
+    if results.num_enlarged:
+        lines.append(
+            f"{results.num_enlarged:,} smaller than {LEAST_SIDE} pixels, so drawn at that size, for labels to be "
+            "legible; --json has boxes in pixels of the originals"
+        )
+    return "\n".join(lines)
 
 
 def write_json(folder: Path, results: Results, detector: Detector) -> None:
@@ -227,7 +241,10 @@ def _files(source: str) -> Iterator[tuple[Path, Path]]:
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_NAMES + VIDEO_NAMES)
         if not found:
-            raise DatasetError(f"{path}: no image or video in this folder; they end in {', '.join(IMAGE_NAMES)}, ...")
+            names = ", ".join(IMAGE_NAMES + VIDEO_NAMES[:1])
+            raise DatasetError(
+                f"{path}: no image or video in this folder, by their ends ({names}, ...); name another, or the files"
+            )
         yield from ((file, file.relative_to(path)) for file in found)
     elif glob.has_magic(source) and not path.exists():
         found = sorted(file for file in map(Path, glob.glob(source, recursive=True)) if file.is_file())
@@ -270,6 +287,8 @@ def _read(job: Job) -> tuple[np.ndarray, bytes] | DatasetError:
     try:
         image = read_image(job.source)
     except DatasetError as error:
+        if job.source.is_file() and job.source.suffix.lower() not in IMAGE_NAMES:
+            return DatasetError(f"{job.source}: no kind of image or video that can be read; name .jpg, .png, .mp4, ...")
         return error
     profile = image.info.get("icc_profile") or b""  # without it, the colours of many telephones look dull
     return np.array(image), profile if profile[16:20] == b"RGB " else b""

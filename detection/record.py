@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detection.annotations import CocoFile
+from detection.annotations import shown_size
 from detection.drawing.charts import draw_class_scores, draw_confusion, draw_precision
 from detection.drawing.pictures import draw_detections, draw_examples
 from detection.errors import confusion_matrix, error_breakdown
@@ -92,7 +92,7 @@ def facts(experiment: Path, task: DetectionTask, record: dict) -> dict[str, str]
         "Model": f"{config.model.backbone}, neck {config.model.neck}, {task.model.input_size} pixels, "
         f"{record['cost']['parameters'] / 1e6:.2f} M parameters, {len(task.model.anchors_cxcywh):,} default boxes; "
         + (f"fine-tuned from {start_from}" if start_from else started_fact(experiment, config.model.weights)),
-        "Data": f"`{config.data.root}`: {describe(task.train)} to train on, {describe(task.val)} to validate, "
+        "Data": f"`{config.data.root}`: {shown_size(task.train)} to train on, {shown_size(task.val)} to validate, "
         f"{len(task.val.class_names)} classes",
         "Recipe": f"{recipe_fact(experiment, config)}, box loss weight {config.loss.box_weight:g} (1 is the SSD "
         "paper's)",
@@ -101,9 +101,3 @@ def facts(experiment: Path, task: DetectionTask, record: dict) -> dict[str, str]
         f"best {config.eval.max_detections}",
         **common_facts(experiment, record, "detection.training"),
     }
-
-
-def describe(coco: CocoFile) -> str:
-    """'292 images (3,941 objects)'."""
-    shrunk = f", shrunk to a short side of {coco.short_side}" if coco.short_side else ""
-    return f"{len(coco.images):,} images ({len(coco.labels):,} objects{shrunk})"

@@ -283,7 +283,11 @@ def generate(root: str | Path, seed: int = 0, num_train: int = 600, num_val: int
 
     image_size: side of the square images in pixels, 32 or more. Does nothing where the same set already lies
     finished: the annotations are written last, so a set that was interrupted is drawn again.
-    Returns the root. Raises FileExistsError, and draws nothing, if other annotations are there."""
+    Returns the root. Raises ValueError for a number out of range, FileExistsError if other annotations are there; then
+    nothing is drawn."""
+    for name, number, least in (("seed", seed, 0), ("num_train", num_train, 1), ("num_val", num_val, 1)):
+        if number < least:
+            raise ValueError(f"{name} {number}: expected {least} or more")
     if image_size < 32:
         raise ValueError(f"image_size {image_size}: expected 32 or more pixels, smaller shapes cannot be told apart")
     root = Path(root)
@@ -342,7 +346,8 @@ def main() -> None:
     try:
         generate(**vars(arguments))
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        told = isinstance(error, OSError) and error.filename  # by the system, and not in words for people
+        parser.error(f"{error.filename}: cannot be written: {error.strerror.lower()}" if told else str(error))
     print(f"{arguments.root}: {arguments.num_train} training and {arguments.num_val} validation images")
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from data import DatasetError, Key
-from detection.annotations import CocoFile, Survey, read_split
+from detection.annotations import CocoFile, describe, read_split
 from detection.dataset import CocoDetection, collate, read_image
 from detection.drawing.pictures import (
     UNMATCHED,
@@ -45,7 +45,6 @@ from detection.drawing.pictures import (
 from detection.network.anchors import BOXES_PER_CELL
 from detection.network.matching import NO_OBJECT
 from detection.network.ssd import SSD, build_ssd
-from detection.prepare.check import describe
 from detection.task import DetectionConfig, DetectionTask
 from detection.transforms import distort_colours, eval_transform
 from engine.command import positive, run_command, said_once
@@ -235,7 +234,7 @@ def show_matches(config: DetectionConfig, options: argparse.Namespace) -> list[P
     fitted = {title: (fit.sizes, fit.best_iou >= iou_threshold) for title, fit in fits.items()}
     draw_classes(paths[1], train.class_names, objects, recalls)
     draw_sizes(paths[2], fitted, [level.object_sizes for level in levels])
-    print(f"{train.annotations_path}: {describe(Survey(train.annotations_path, train.images_dir, train, [], []))}")
+    print(f"{train.annotations_path}: {describe(train)}")
     print(f"\n{table(level_rows(levels, fits))}\n\n{table(classes)}\n")
     return paths
 

@@ -5,7 +5,8 @@
     python -m engine.launch --standalone --nproc_per_node=4 -m detection.test experiments/experiment_3 --checkpoint best
 
 Several values for a threshold, separated by commas, mean every combination; the network runs once for all of
-them. The scores go to test.json in the experiment directory.
+them. The scores go to test.json in the experiment directory. A folder made by engine.publish will do for one, with
+data.root=FOLDER where its config knows the data by their name only.
 
     python -m detection.test experiments/experiment_3 --release saved_weights/blood_cells.safetensors
     python -m detection.test experiments/experiment_3 --checkpoint saved_weights/blood_cells.safetensors
@@ -32,7 +33,7 @@ from engine.command import run_command, said_once
 from engine.experiment import read_experiment_config, table
 from engine.logbook import logger
 from engine.storage.files import write_text
-from engine.storage.release import SUFFIX, release_facts, save_release
+from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX, release_facts, save_release
 from engine.storage.strict_yaml import ConfigError
 
 
@@ -44,6 +45,8 @@ def main(device: torch.device) -> None:
         raise ConfigError(f"--release: scores of one setting are released, not of {len(settings)}; leave out the sweep")
     path = find_checkpoint(arguments.experiment, arguments.checkpoint)
     detector = read_detector(path)
+    if arguments.release and detector.facts is not None:
+        raise ConfigError(f"--release: {path} are released weights already; copy them")
     val = read_split(base.data, "val")
     if detector.class_names not in (None, val.class_names):
         raise DatasetError(f"{val.annotations_path}: classes {val.class_names}, but {path} has {detector.class_names}")
@@ -92,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
         description="Score an experiment with COCO mAP; several values for a threshold make a sweep.",
         epilog="example: python -m detection.test experiments/experiment_3 eval.nms_iou=0.45,0.5,0.6",
     )
-    parser.add_argument("experiment", type=Path, help="directory of the experiment")
+    parser.add_argument("experiment", type=Path, help="directory of the experiment, or a published folder")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.field=value[,value...]",
         help="eval.score_threshold, eval.nms_iou, eval.max_detections: one value or several; data.root and others: one",
@@ -110,6 +113,8 @@ def parse_arguments() -> argparse.Namespace:
         help="write the weights there, with their scores and the config",
     )
     arguments = parser.parse_intermixed_args()
+    if arguments.experiment.is_file():
+        parser.error(f"{arguments.experiment}: a file; name the experiment's directory, weights by --checkpoint FILE")
     release = arguments.release
     if release and (release.suffix != SUFFIX or not release.parent.is_dir() or release.is_dir()):
         parser.error(f"--release {arguments.release}: expected a file *{SUFFIX} in a directory that exists")
@@ -119,7 +124,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_checkpoint(experiment: Path, which: str) -> Path:
-    """The file of the experiment's "last" or "best" weights, or else the file that `which` names."""
+    """The file of the experiment's "last" or "best" weights, or else the file that `which` names.
+
+    experiment: or a folder made by engine.publish, whose weights are its last."""
+    if which == "last" and (experiment / PUBLISHED_WEIGHTS).is_file():
+        return experiment / PUBLISHED_WEIGHTS
     if which == "last":
         return newest_checkpoint(experiment / "checkpoints")
     return experiment / "checkpoints/best.pt" if which == "best" else Path(which)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engine.storage.strict_yaml import (
     COMMAND_LINE,
     NOWHERE,
+    ConfigError,
     KeyPath,
     Problem,
     did_you_mean,
@@ -33,7 +34,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
-FEWEST_UNKNOWN = 4  # fields in a file that was meant for something else
+FEWEST_UNKNOWN = 6  # fields in a file that was meant for something else
 
 ConfigClass = TypeVar("ConfigClass", bound=Config)
 
@@ -42,7 +43,8 @@ def load_config(path: str | Path, overrides: Sequence[str], cls: type[ConfigClas
     """Read a config file, lay the command line's overrides over it, and validate the whole.
 
     overrides: `section.field=value` each, the value in YAML: `model.neck=fpn`, `train.milestones=[43, 54]`.
-    Raises ConfigError: every bad field with its line, its dotted name, the value got and the value wanted.
+    Raises ConfigError: every bad field with its line, its dotted name, the value got and the value wanted; or one
+    sentence, if the file was meant for another task.
     """
     data, lines, problems = read_mapping(path)
     overridden, override_problems = _override(data, lines, overrides)
@@ -57,9 +59,13 @@ def load_config(path: str | Path, overrides: Sequence[str], cls: type[ConfigClas
             if not any(path[: len(problem.path)] == problem.path for path in known):
                 problems.append(problem)
     if problems:
-        unknown = sum("no such field" in problem.message for problem in problems)
-        of_another = f"; a config of another kind? expected a {cls.__name__}" if unknown >= FEWEST_UNKNOWN else ""
-        raise report(path, problems, of_another)
+        unknown = [".".join(_names(problem.path)) for problem in problems if "no such field" in problem.message]
+        if len(unknown) >= FEWEST_UNKNOWN:
+            raise ConfigError(
+                f"{path}: a config of another kind, for another command: "
+                f"a {cls.__name__} has no {', '.join(unknown[:3])}, and none of {len(unknown) - 3} more of its fields"
+            )
+        raise report(path, problems)
     return config
 
 
@@ -145,12 +151,16 @@ def _explain(
             if not isinstance(value, dict) and repr(value) not in message:
                 message = f"got {shown(value)}: {message}"
         else:
+            item = value
             while _names(path) not in fields or (path and isinstance(path[-1], int)):
                 path = path[:-1]  # from an item of a list to the field that holds the list
             _, value = _locate(path, data)
             schema = fields[_names(path)]
             message = f"got {shown(value)}, expected {wanted_of(schema)}"
-            message += did_you_mean(nearest(value, _choices(schema)))
+            if in_lists := [choice for branch in _branches(schema) for choice in _choices(branch.get("items", {}))]:
+                message += did_you_mean([f"[{near}]" for near in nearest(item, in_lists)])
+            else:
+                message += did_you_mean(nearest(value, _choices(schema)))
         if path not in seen:
             seen.add(path)
             line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), NOWHERE)

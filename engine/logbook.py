@@ -16,13 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from engine import distributed
-from engine.storage.files import write_text, write_whole, writing
+from engine.charts import save_chart
+from engine.storage.files import write_text, writing
 
 logger = logging.getLogger("workbench")
 STOPPED = "stopped: "  # begins the last message of a run that was asked to end, and has saved
@@ -125,13 +125,10 @@ def _write_table(experiment: Path, lines: Sequence[dict]) -> None:
     write_text(experiment / "metrics.csv", table.getvalue())
 
 
-def draw_curves(
-    experiment: Path, metrics: Sequence[str], reference_losses: dict[str, float], lower_is_better: bool = False
-) -> None:
+def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict[str, float]) -> None:
     """curves.png from metrics.jsonl: training losses, validation metrics, the learning rate, over epochs.
 
-    reference_losses: name of a loss to the value that a model which learned nothing reaches, drawn dashed.
-    lower_is_better: whether the metrics are losses, of any size; otherwise they are shares, from 0 to 1."""
+    reference_losses: name of a loss to the value that a model which learned nothing reaches, drawn dashed."""
     lines = read_metrics(experiment)
     if not lines:
         return
@@ -158,10 +155,8 @@ def draw_curves(
         axes.grid(alpha=0.3)
         axes.set_xlim(0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    losses.set_ylim(bottom=0)
-    rate.set_ylim(bottom=0)
-    scores.set_ylim(0, None if lower_is_better else 1)
+        axes.set_ylim(bottom=0)  # and up to what was reached: the first epochs would be a flat line on a scale up to 1
     losses.legend(fontsize=8)
     if scored:
         scores.legend(fontsize=8)
-    write_whole(experiment / "curves.png", FigureCanvasAgg(figure).print_png)
+    save_chart(experiment / "curves.png", figure)

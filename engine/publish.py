@@ -10,6 +10,8 @@ model.safetensors  the weights that were scored; config, classes, scores and com
 config.yaml        the config, in which paths of this machine are cut to their last part
 SHA256SUMS         of the three; `sha256sum --check SHA256SUMS` verifies them
 
+Published again, card and config stay if they were edited, without a sum from then on; the weights are always new.
+
 All of it comes from what every task leaves in its experiment, so this module knows of no task but what to call it.
 Nothing is uploaded: `hf upload USER/NAME FOLDER` does that.
 """
@@ -253,13 +255,31 @@ def _at(matches: Matches, iou: float) -> Matches:
 
 def write(folder: Path, published: Published, license_name: str) -> None:
     """Fill the folder. Raises OSError where it cannot be."""
+    texts = {
+        "README.md": card(folder.resolve().name, published, license_name),
+        "config.yaml": published.release["config"],
+    }
+    kept = [name for name, text in texts.items() if _is_edited(folder / name, text)]
+    if kept:
+        logger.warning("%s: edited by hand, so not replaced; move away what is to be written anew", listed(kept))
     if published.results["task"] == "detection" and "category_ids" not in published.release:
         logger.warning("results.json of an older version lacks the classes' category_ids: they will be 1, 2, ...")
     save_release(folder / PUBLISHED_WEIGHTS, published.weights, published.release)
-    write_text(folder / "config.yaml", published.release["config"])
-    write_text(folder / "README.md", card(folder.resolve().name, published, license_name))
-    sums = [f"{file_sha256(folder / name)}  {name}" for name in ("README.md", "config.yaml", PUBLISHED_WEIGHTS)]
-    write_text(folder / SUMS, "\n".join(sums) + "\n")
+    written = [name for name in texts if name not in kept]
+    for name in written:
+        write_text(folder / name, texts[name])
+    write_text(folder / SUMS, "".join(map(_sum, sorted(folder / name for name in (*written, PUBLISHED_WEIGHTS)))))
+
+
+def _is_edited(path: Path, text: str) -> bool:
+    """Whether a file is neither what an earlier start wrote, which its sums tell, nor `text`."""
+    sums = path.with_name(SUMS)
+    return path.is_file() and path.read_bytes() != text.encode() and _sum(path) not in sums.read_text().splitlines(True)
+
+
+def _sum(path: Path) -> str:
+    """The line of SHA256SUMS of a file."""
+    return f"{file_sha256(path)}  {path.name}\n"
 
 
 def card(name: str, published: Published, license_name: str) -> str:

@@ -119,6 +119,24 @@ def cifar10_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture
+def run_in_process(monkeypatch, capsys):
+    """Runs a command's `main` here as `python -m` would; gives its exit code, what it printed and its errors."""
+    from engine.command import run_command
+
+    def run(main, *words):
+        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, words)])
+        code = 0
+        try:
+            run_command(main)
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, [line for line in captured.err.splitlines() if "error" in line]
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _commands_leave_no_trace(monkeypatch):
     """A command leaves at once, by os._exit, and has its own way to log; the process that runs the tests does not."""

@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {
         "model", "engine.config", "engine.loading", "engine.distributed", "engine.optim", "engine.signals",
-        "engine.storage.strict_yaml", "engine.storage.files", "engine.statistics.image_statistics",
+        "engine.charts", "engine.storage.strict_yaml", "engine.storage.files", "engine.statistics.image_statistics",
         "engine.compute.precision", "engine.compute.inference", "engine.compute.machine",
-        "detection.network.boxes", "detection.network.necks", "detection.sample",
+        "detection.network.boxes", "detection.network.necks", "detection.sample", "detection.prepare.processes",
     },
     {
         "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.launch",
@@ -29,9 +29,9 @@ FLOORS = (
         "detection.errors",
         "diffusion.sampling", "diffusion.data",
     },
-    {"runs", "detection.prepare.check", "adapters.stages", "classification.data", "classification.pictures"},
+    {"runs", "detection.prepare.layouts", "adapters.stages", "classification.data", "classification.pictures"},
     {
-        "detection.prepare.shrink", "detection.prepare.labels", "detection.prepare.layouts", "detection.prepare.fetch",
+        "detection.prepare.check", "detection.prepare.shrink", "detection.prepare.labels", "detection.prepare.fetch",
         "detection.prepare.voc", "detection.prepare.yolo", "detection.prepare.convert", "classification.transforms",
         "adapters.segmentation_models", "adapters.torchvision_detection",
     },

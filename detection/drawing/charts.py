@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
+from engine.charts import save_chart, shorten
 from engine.statistics.bootstrap import RECALL_THRESHOLDS
 from engine.statistics.image_statistics import Matches
 from engine.statistics.precision_recall import precision_by_recall
-from engine.storage.files import write_whole
 
 WIDTH = 5.6  # inches
 DOTS_PER_INCH = 110
@@ -26,7 +24,6 @@ NAMED_CURVES = 8  # with more classes, half of them are the best and half the wo
 MOST_BARS = 100  # with more classes, half of them are the best and half the worst
 MATRIX_CLASSES = 12  # with more, a list of what is most frequent
 MOST_FREQUENT = 15
-NAME_LENGTH = 22  # of a class, in letters
 # Okabe and Ito's colours that all kinds of eyes can tell apart, without the yellow, which is lost on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 BLUE, PALE, RED = COLOURS[0], "#b9d6e8", COLOURS[1]
@@ -36,7 +33,9 @@ def draw_precision(path: Path, matches: Matches) -> None:
     """Write a PNG of precision by recall: the mean over classes at each IoU, and each class at IoU 0.5."""
     precision = precision_by_recall(matches)  # (T, 101, C)
     has_objects = ~np.isnan(precision[0, 0])
-    precision, names = precision[:, :, has_objects], matches.class_names[has_objects].tolist()
+    short = shorten(matches.class_names.tolist())
+    precision = precision[:, :, has_objects]
+    names = [short[name] for name in matches.class_names[has_objects].tolist()]
     figure = Figure((WIDTH, 9.6), DOTS_PER_INCH, layout="constrained")
     by_iou, by_class = figure.subplots(2, 1)
     if names:
@@ -48,7 +47,7 @@ def draw_precision(path: Path, matches: Matches) -> None:
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    _save(path, figure)
+    save_chart(path, figure)
 
 
 def _draw_by_iou(axes: Axes, precision: np.ndarray, iou_thresholds: np.ndarray) -> None:
@@ -68,7 +67,7 @@ def _draw_by_class(axes: Axes, precision: np.ndarray, names: Sequence[str]) -> N
         axes.plot(RECALL_THRESHOLDS, precision, color="0.75", lw=0.6)
     for label, colour in zip(named, COLOURS, strict=False):
         curve = precision[:, label]
-        axes.plot(RECALL_THRESHOLDS, curve, color=colour, lw=1.7, label=f"{curve.mean():.3f} {shorten(names[label])}")
+        axes.plot(RECALL_THRESHOLDS, curve, color=colour, lw=1.7, label=f"{curve.mean():.3f} {names[label]}")
     _legend(axes, "AP50" if len(named) == len(order) else "AP50, best and worst; grey: the others", columns=2)
 
 
@@ -76,6 +75,7 @@ def draw_class_scores(path: Path, per_class: Mapping[str, Mapping[str, float | N
     """Write a PNG of the AP and AP50 of each class as bars, the best on top, with how many objects it has.
 
     per_class: as coco_scores gives it. counts: objects of each class."""
+    short = shorten(per_class)
     scores = [(each["AP"], each["AP50"], name, n) for (name, each), n in zip(per_class.items(), counts, strict=True)]
     scores = sorted((score for score in scores if score[0] is not None), key=lambda score: -score[0])
     title = f"AP (dark) and AP50 (pale) of {len(scores)} classes"
@@ -91,21 +91,22 @@ def draw_class_scores(path: Path, per_class: Mapping[str, Mapping[str, float | N
         axes.text(1.01, row, f"{ap:.3f}  {count:>7,}", va="center", fontsize=8, family="monospace")
     if scores:
         axes.text(1.01, -0.9, f"{'AP':<5}  objects", va="center", fontsize=8, family="monospace")
-    axes.set_yticks(rows, [shorten(name) for *_, name, _ in scores], fontsize=8, parse_math=False)
+    axes.set_yticks(rows, [short[name] for *_, name, _ in scores], fontsize=8, parse_math=False)
     axes.set(xlim=(0, 1), ylim=(len(scores) - 0.4, -0.6))
     axes.grid(alpha=0.3, axis="x")
     axes.set_title(title if scores else "no objects to find", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(path, figure)
+    save_chart(path, figure)
 
 
 def draw_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str], score_threshold: float) -> None:
     """Write a PNG of which class is taken for which: the matrix, or of many classes what is most frequent.
 
     counts: (C + 1, C + 1), of confusion_matrix."""
-    names = [shorten(name) for name in class_names]
+    short = shorten(class_names)
+    names = [short[name] for name in class_names]
     draw = _draw_matrix if len(names) <= MATRIX_CLASSES else _draw_lists
-    _save(path, draw(counts, names, f"detections of score ≥ {score_threshold:g}, matched at IoU ≥ 0.5"))
+    save_chart(path, draw(counts, names, f"detections of score ≥ {score_threshold:g}, matched at IoU ≥ 0.5"))
 
 
 def _draw_matrix(counts: np.ndarray, names: list[str], title: str) -> Figure:
@@ -161,11 +162,6 @@ def _largest(counts: np.ndarray) -> list[tuple[int, int, int]]:
     return [(row, column, int(counts[row, column])) for row, column in places if counts[row, column]]
 
 
-def shorten(name: str) -> str:
-    """A class name that fits beside a chart."""
-    return name[: NAME_LENGTH - 1].rstrip() + "…" if len(name) > NAME_LENGTH else name
-
-
 def _legend(axes: Axes, title: str, columns: int) -> None:
     """Below the axes: inside it would lie on curves."""
     legend = axes.legend(
@@ -174,11 +170,3 @@ def _legend(axes: Axes, title: str, columns: int) -> None:
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def _save(path: Path, figure: Figure) -> None:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    # 256 colours: a third of the bytes, and a record of an experiment is to be committed.
-    rendered = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256)
-    write_whole(path, lambda file: rendered.save(file, "PNG", optimize=True))

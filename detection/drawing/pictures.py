@@ -136,7 +136,7 @@ def draw_classes(path: Path, names: Sequence[str], counts: Sequence[int], recall
     rest = right.barh(rows, missing, left=shares, color=UNMATCHED)
     right.bar_label(rest, ["" if r is None else f"{r:.3f}" for r in recalls], padding=3, fontsize=8)
     right.set_title("recall of the default boxes; red: objects that none fits", loc="left", fontsize=10)
-    right.set_xlim(0, 1.15)
+    right.set(xlim=(0, 1.15), xticks=np.linspace(0, 1, 6))  # room for the numbers
     _write(path, canvas)
 
 

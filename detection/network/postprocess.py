@@ -22,7 +22,7 @@ SPARE_PAIRS = 1.5  # where these were too few: times what it takes for the rest 
 
 
 class PostprocessConfig(Config):
-    """Which of the network's 8,732 boxes per class are reported."""
+    """Which of the network's boxes are reported: it has one for each default box and class."""
 
     score_threshold: float = Field(0.05, ge=0, lt=1, description="smallest score (probability) reported")
     nms_iou: float = Field(

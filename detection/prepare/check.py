@@ -1,6 +1,7 @@
 """Check a whole data set: read every annotation, decode every image, list all that is wrong at once.
 
     python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd
+    python -m detection.data check /datasets/bccd
     python -m detection.data check annotations/instances_val2017.json --images val2017 --json defects.json
 
 Annotations are read by the rules of detection/annotations.py, images by those of detection/dataset.py. Training itself
@@ -9,21 +10,12 @@ looks whether the images are there; `data.check_images=true` makes it decode the
 
 import argparse
 import json
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from data import DatasetError
@@ -33,19 +25,25 @@ from detection.annotations import (
     Defect,
     ImageFile,
     Survey,
+    count,
     dataset_error,
+    describe,
     image_defect,
     pair_defects,
     shown_path,
     survey_coco,
 )
 from detection.dataset import decode_image
+from detection.prepare.layouts import HALVES, find_layout, image_folder
+from detection.prepare.processes import process_pool
 from engine import distributed
+from engine.compute.machine import usable_cores
 from engine.config import Config, load_config
 from engine.experiment import table
 from engine.logbook import progress_bar
 from engine.storage.files import write_text
 
+YAML = (".yaml", ".yml")
 ROUND = 512  # images that a pool of processes checks; whichever kills a process is among so many
 
 
@@ -108,26 +106,6 @@ def _find_defect_alone(file: ImageFile) -> Defect | None:
         return image_defect(file, "the process that decoded it died")
 
 
-def process_pool(count: int) -> ProcessPoolExecutor:
-    """Processes for work on images, which leave signals to this one and end with it."""
-    # Forked, they start at once; see data.build_loader.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    return ProcessPoolExecutor(count, context, initializer=_start_process, initargs=(os.getpid(),))
-
-
-def _start_process(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end when that ends, however it does: an idle process would wait for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # of Pillow, about images that it decodes all the same
-
-    def follow() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
 # ---- the command --------------------------------------------------------------------------------------
 
 
@@ -142,7 +120,7 @@ def main(words: Sequence[str]) -> None:
 
     Raises DatasetError, at the end, if there are defects."""
     arguments = parse_arguments(words)
-    surveys = [survey_coco(*paths) for paths in find_annotations(arguments)]
+    surveys = read_surveys(arguments)
     if len(surveys) == 2 and all(survey.coco for survey in surveys):
         for defect in pair_defects(*(survey.coco for survey in surveys)):
             next(s for s in surveys if s.annotations_path == defect.file).defects.append(defect)
@@ -151,12 +129,16 @@ def main(words: Sequence[str]) -> None:
         survey.defects.extend(defect for defect in images if defect)
 
     defects = [defect for survey in surveys for defect in survey.defects]
-    if defects:
+    if len(defects) > 1:
         print(table([{"file": shown_path(d.file), "record": d.record, "defect": d.what} for d in defects]))
     for survey in surveys:
-        print(f"{shown_path(survey.annotations_path)}: {describe(survey)}")
+        if survey.coco:
+            aside = " (records with defects aside)" if survey.defects else ""
+            print(f"{shown_path(survey.annotations_path)}: {describe(survey.coco)}{aside}")
     if arguments.json:
         write_text(arguments.json, json.dumps(report(surveys), indent=2) + "\n")
+    if len(defects) == 1:
+        raise dataset_error(defects)
     if defects:
         numbers = {shown_path(survey.annotations_path): len(survey.defects) for survey in surveys if survey.defects}
         raise DatasetError(", ".join(f"{n} defect{'s' * (n > 1)} in {path}" for path, n in numbers.items()))
@@ -171,8 +153,8 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         "command, python -m detection.data shrink --help",
     )
     parser.add_argument(
-        "source", type=Path, metavar="CONFIG|ANNOTATIONS",
-        help="YAML file, of which both halves of the data set are checked, or a COCO instances JSON",
+        "source", type=Path, metavar="CONFIG|FOLDER|ANNOTATIONS",
+        help="YAML file or folder of a data set, of which both halves are checked, or a COCO instances JSON",
     )  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="data.field=value", help="replaces a value of the config")
     parser.add_argument(
@@ -181,7 +163,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write counts and defects there, too")
     parser.add_argument(
-        "--workers", type=int, default=cpu_count(), metavar="N", help="processes (default: %(default)s)"
+        "--workers", type=int, default=max(1, int(usable_cores())), metavar="N", help="processes (default: %(default)s)"
     )
     arguments = parser.parse_intermixed_args(words)
     if not 1 <= arguments.workers <= 256:
@@ -190,71 +172,36 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--json {arguments.json}: expected a file in a directory that exists")
     if foreign := [override for override in arguments.overrides if not override.startswith("data.")]:
         parser.error(f"{foreign[0]}: expected data.field=value; the check reads nothing else of a config")
-    if _is_json(arguments.source) and arguments.overrides:
-        parser.error(f"{arguments.overrides[0]}: only a CONFIG has values to replace, got {arguments.source}")
-    if not _is_json(arguments.source) and arguments.images:
-        parser.error(f"--images is for an ANNOTATIONS file; {arguments.source} names the folders itself")
+    source = arguments.source
+    if not source.exists():
+        parser.error(f"{source}: no such file or folder")
+    kind = "folder" if source.is_dir() else source.suffix.lower()
+    if kind not in ("folder", ".json", *YAML):
+        parser.error(f"{source}: expected a config (.yaml), annotations (.json) or the folder of a data set")
+    if kind not in YAML and arguments.overrides:
+        parser.error(f"{arguments.overrides[0]}: only a CONFIG has values to replace, got {source}")
+    if kind != ".json" and arguments.images:
+        parser.error(f"--images is for an ANNOTATIONS file; {source} tells the folders itself")
     return arguments
 
 
-def _is_json(path: Path) -> bool:
-    return path.suffix.lower() == ".json"
+def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
+    """What the annotations say that are to be checked: those of train and val, or the one file.
 
-
-def cpu_count() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def find_annotations(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
-    """Annotation file and image folder of what is to be checked: of train and val, or of the one file.
-
-    Raises ConfigError for a bad config, DatasetError if the image folder is nowhere to be found."""
-    path = arguments.source
-    if not _is_json(path):
-        config = load_config(path, arguments.overrides, DataSection).data
-        return [config.paths("train"), config.paths("val")]
-    if arguments.images:
-        return [(path, arguments.images)]
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file")
-    folders = image_folders(path)
-    for folder in folders:
-        if folder.is_dir():
-            return [(path, folder)]
-    raise DatasetError(f"{path}: no image folder at {folders[0]}; say where it is by --images")
-
-
-def image_folders(annotations_path: Path) -> tuple[Path, Path]:
-    """Where the images of ROOT/annotations/instances_X.json may lie: ROOT/X, as COCO has it, or ROOT/images/X."""
-    root, name = annotations_path.absolute().parent.parent, annotations_path.stem.removeprefix("instances_")
-    return root / name, root / "images" / name
-
-
-def count(coco: CocoFile) -> dict[str, int]:
-    """What is there, and what training does not take as it is."""
-    targets = np.bincount(np.repeat(np.arange(len(coco.images)), np.diff(coco.first_object))[~coco.is_crowd])
-    return {
-        "images": len(coco.images),
-        "objects": len(coco.labels),
-        "classes": len(coco.class_names),
-        "boxes_cut": coco.num_cut,
-        "boxes_left_out": coco.num_left_out,
-        "crowds": int(coco.is_crowd.sum()),
-        "images_without_objects": len(coco.images) - int(np.count_nonzero(targets)),
-    }
-
-
-def describe(survey: Survey) -> str:
-    """The counts of one annotation file in a sentence."""
-    if survey.coco is None:
-        return "nothing in it can be counted"
-    text = (
-        "{images} images, {objects} objects, {classes} classes; in training, {boxes_cut} boxes are cut at the edge of "
-        "their image, {boxes_left_out} without area and {crowds} crowds left out; {images_without_objects} images have "
-        "no object to train on"
-    ).format(**count(survey.coco))
-    return f"{text} (records with defects aside)" if survey.defects else text
+    Raises ConfigError for a bad config, DatasetError if no data set is recognised in a folder, or the image folder of
+    an annotation file is nowhere to be found."""
+    source = arguments.source
+    if source.is_dir():
+        layout = find_layout(source)
+        return [survey_coco(*layout.paths(half)) for half in HALVES]
+    if source.suffix.lower() in YAML:
+        config = load_config(source, arguments.overrides, DataSection).data
+        return [survey_coco(*config.paths(half)) for half in HALVES]
+    images_dir = arguments.images or image_folder(source)
+    survey = survey_coco(source, images_dir)
+    if survey.coco and survey.coco.images and not images_dir.is_dir():
+        raise DatasetError(f"{source}: no image folder at {images_dir}; say where it is by --images")
+    return [survey]
 
 
 def report(surveys: Sequence[Survey]) -> list[dict]:

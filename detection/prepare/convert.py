@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> None:
     Raises DatasetError, with nothing written, if anything cannot be converted."""
     arguments = parse_arguments(words)
     findings, given = Findings(), {"train": arguments.train, "val": arguments.val}
-    if not arguments.source.exists():
+    if not (arguments.source.exists() if arguments.format == "yolo" else arguments.source.is_dir()):
         raise DatasetError(f"{arguments.source}: no such folder")
     if arguments.format == "voc":
         labels = read_voc(arguments.source, given, arguments.zero_based, findings)
@@ -45,7 +45,8 @@ def main(words: Sequence[str]) -> None:
         labels = read_yolo(arguments.source, given, findings)
     if findings.defects:
         print(table([{"file": shown_path(d.file), "record": d.record, "defect": d.what} for d in findings.defects]))
-        raise DatasetError(f"{arguments.source}: {len(findings.defects)} defects, listed above; nothing was written")
+        number = f"{len(findings.defects)} defect{'s' * (len(findings.defects) > 1)}"
+        raise DatasetError(f"{arguments.source}: {number}, listed above; nothing was written")
     source_dir = arguments.source if arguments.source.is_dir() else arguments.source.parent
     layout = write_coco(labels, arguments.to or source_dir, FORMATS[arguments.format])
     for what, count in findings.notes.items():

@@ -72,8 +72,12 @@ def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def images_below(folder: Path) -> list[Path]:
     """Every image file in a folder and its subfolders, in the order of people: 2 before 10."""
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-    return sorted(found, key=in_order)
+    return sorted(filter(is_image, folder.rglob("*")), key=in_order)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is called an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def in_order(path: Path) -> list:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data import DatasetError
-from detection.annotations import SplitConfig, Survey, dataset_error, pair_defects, survey_coco
-from detection.prepare.check import describe
+from detection.annotations import SplitConfig, Survey, dataset_error, describe, pair_defects, survey_coco
 from engine.storage.strict_yaml import read_value
 
 HALVES = ("train", "val")
@@ -100,6 +99,15 @@ def _half(folder: Path, half: str, images: str, annotations: str) -> SplitConfig
     return None
 
 
+def image_folder(annotations_path: Path) -> Path:
+    """Where the images of ROOT/annotations/instances_X.json lie: in ROOT/images/X, or in ROOT/X, as COCO has it.
+
+    It is the latter if neither is there."""
+    root, name = annotations_path.absolute().parent.parent, annotations_path.stem.removeprefix("instances_")
+    folders = [root / name, root / "images" / name]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
 def _cure(folder: Path) -> str:
     """The command that would help, where the files of another format are there."""
     if any(folder.glob("*.xml")) or any(folder.glob("*/*.xml")):
@@ -124,7 +132,7 @@ def summary(layout: Layout, surveys: Sequence[Survey]) -> str:
         raise dataset_error(defects)
     if defects := list(pair_defects(*(survey.coco for survey in surveys))):
         raise dataset_error(defects)
-    lines = [f"{half}: {describe(survey)}" for half, survey in zip(HALVES, surveys, strict=True)]
+    lines = [f"{half}: {describe(survey.coco)}" for half, survey in zip(HALVES, surveys, strict=True)]
     return "\n".join([*lines, f"train on it: python -m detection.training {EXAMPLE} {' '.join(overrides(layout))}"])
 
 

@@ -26,7 +26,9 @@ from PIL import Image
 from data import DatasetError
 from detection.annotations import SHRUNK, CocoFile, ImageFile, read_coco, read_short_side, shrunk_size
 from detection.dataset import read_file
-from detection.prepare.check import cpu_count, image_folders, process_pool
+from detection.prepare.layouts import image_folder
+from detection.prepare.processes import process_pool
+from engine.compute.machine import usable_cores
 from engine.logbook import progress_bar
 from engine.storage.files import write_text
 
@@ -55,7 +57,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--to", type=Path, metavar="DIRECTORY", help="the copy (default: ROOT_PIXELS)")
     parser.add_argument(
-        "--workers", type=int, default=cpu_count(), metavar="N", help="processes (default: %(default)s)"
+        "--workers", type=int, default=max(1, int(usable_cores())), metavar="N", help="processes (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     for name in ("short_side", "workers"):
@@ -70,7 +72,7 @@ def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
     """Make, or go on to make, the copy of a data set in `target`; returns what was done, in a sentence.
 
     Raises DatasetError if the data set is not sound, an image cannot be decoded, or something else is in `target`."""
-    cocos = [read_coco(path, _images_dir(path)) for path in sorted((root / "annotations").glob("instances_*.json"))]
+    cocos = [read_coco(path, image_folder(path)) for path in sorted((root / "annotations").glob("instances_*.json"))]
     if not cocos:
         raise DatasetError(f"{root}: no annotations/instances_*.json in it; is it the folder of a data set?")
     for coco in cocos:
@@ -125,11 +127,6 @@ def _replace(write: Callable[[Path], object], path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
     os.replace(temporary, path)
-
-
-def _images_dir(annotations_path: Path) -> Path:
-    folders = image_folders(annotations_path)
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def _mark(coco: CocoFile, copy: Path, short_side: int) -> None:

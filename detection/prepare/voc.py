@@ -90,7 +90,12 @@ def _find_half(source: Path, half: str, given: str | None, findings: Findings) -
                 return _Half(xml_paths, source / images_dir.format(name), is_listed=False)
     there = sorted({path.stem for path in (source / LISTS).glob("*.txt") if "_" not in path.stem})
     there += sorted(
-        {path.parent.name for path in source.glob("*/*.xml")} - {folder for pair in WHOLE for folder in pair}
+        {
+            path.relative_to(source).parts[Path(xml_dir).parts.index("{}")]
+            for xml_dir, _ in HALVED
+            for path in source.glob(f"{xml_dir.format('*')}/*.xml")
+        }
+        - {folder for pair in WHOLE for folder in pair}
     )
     raise DatasetError(
         f"{source}: {given or 'the half'} to {'train on' if half == 'train' else 'validate on'} not found: neither a "

@@ -28,6 +28,7 @@ from detection.prepare.labels import (
     full_path,
     image_sizes,
     images_below,
+    is_image,
     lines_of,
     read_list,
 )
@@ -37,6 +38,7 @@ from engine.logbook import progress_bar
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 MAX_YAML_BYTES = 1_000_000
 CLASSES = "classes.txt"
+FOLDERS = ("images/{}", "{}/images", "{}")  # of the images of a half
 ROUNDING = 1e-3  # by which fractions may leave 0 to 1
 OUTLINES = "outlines of which the box around them was taken"
 NO_LABELS = "images without a file of labels, taken for images without objects"
@@ -130,11 +132,11 @@ def _find_images(root: Path, half: str, wanted: Sequence[str], base: str = ".") 
     if wanted:
         places = [_place(root, name, base, half) for name in wanted]
     else:
-        usual = [pattern.format(split) for split in SPLITS[half] for pattern in ("images/{}", "{}/images", "{}")]
+        usual = [pattern.format(split) for split in SPLITS[half] for pattern in FOLDERS]
         places = [root / name for name in usual if (root / name).is_dir()][:1]
         if not places:
             raise DatasetError(
-                f"{root}: no {half} in data.yaml, and none of the folders {', '.join(usual)}; give --{half}"
+                f"{root}: no {half} in data.yaml, and none of the folders {', '.join(usual)}; {_there(root, half)}"
             )
     images = list(itertools.chain.from_iterable(_images_of(place) for place in places))
     if not images:
@@ -145,11 +147,19 @@ def _find_images(root: Path, half: str, wanted: Sequence[str], base: str = ".") 
 def _place(root: Path, name: str, base: str, half: str) -> Path:
     """Where a folder or file lies that data.yaml names. Raises DatasetError if nowhere."""
     below = name.removeprefix("../")  # Roboflow's exports say ../train/images and mean train/images
-    tried = [root / base / name, root / name, root / below, Path(name)]
+    tried = [root / base / name, root / name, root / below, root / "images" / name, Path(name)]
     place = next((path for path in tried if path.exists()), None)
     if place is None:
-        raise DatasetError(f"{half}: {name}: no such folder or file; tried {', '.join(dict.fromkeys(map(str, tried)))}")
+        all_tried = ", ".join(dict.fromkeys(map(str, tried)))
+        raise DatasetError(f"{half}: {name}: no such folder or file; tried {all_tried}; {_there(root, half)}")
     return place
+
+
+def _there(root: Path, half: str) -> str:
+    """What to give for a half that is not found: one of the folders of images, if there are any."""
+    folders = [folder for pattern in FOLDERS for folder in sorted(root.glob(pattern.format("*"))) if folder.is_dir()]
+    names = [str(folder.relative_to(root)) for folder in folders if any(map(is_image, folder.iterdir()))]
+    return f"give --{half} {'|'.join(dict.fromkeys(names)) or 'FOLDER, with images in it'}"
 
 
 def _images_of(place: Path) -> list[Path]:

@@ -50,8 +50,9 @@ def release_facts(
 
 
 def commit_of(start: dict[str, Any]) -> str:
-    """The code that a start of environment.json ran: '1a2b3c', or '1a2b3c, with uncommitted changes'."""
-    return (start.get("commit") or "unknown") + ", with uncommitted changes" * bool(start.get("uncommitted_changes"))
+    """The code that a start of environment.json ran: '1a2b3c4d5e6f', or '1a2b3c4d5e6f, with uncommitted changes'."""
+    commit = (start.get("commit") or "unknown")[:12]
+    return f"{commit}, with uncommitted changes" if start.get("uncommitted_changes") else commit
 
 
 def local_paths(config: dict[str, Any]) -> dict[str, str]:

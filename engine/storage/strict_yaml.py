@@ -42,12 +42,12 @@ class Problem(NamedTuple):
         return ": ".join(filter(None, [", ".join(filter(None, [place, field])), self.message]))
 
 
-def report(source: str | Path, problems: Sequence[Problem], hint: str = "") -> ConfigError:
-    """All problems of a file as one error; the hint goes with their number."""
+def report(source: str | Path, problems: Sequence[Problem]) -> ConfigError:
+    """All problems of a file as one error."""
     lines = [str(problem) for problem in sorted(problems, key=lambda problem: problem.line)]
     if len(lines) == 1:
         return ConfigError(f"{source}: {lines[0]}")
-    return ConfigError("\n  ".join([f"{source}: {len(lines)} problems{hint}", *lines]))
+    return ConfigError("\n  ".join([f"{source}: {len(lines)} problems", *lines]))
 
 
 # ---- reading ----------------------------------------------------------------------------------------------

@@ -232,7 +232,7 @@ def test_every_experiment_can_be_found_and_run_again(whole, text):
     runs = [run for cell in whole.filled for run in cell.runs]
     assert all(str(run.path) in shown and run.starts[0]["command"] in shown for run in runs)
     assert shown.count("c87c5e7aa7") == len(runs)
-    assert shown.count("with changes") == 4  # seed 1 of each cell
+    assert shown.count("with uncommitted changes") == 4  # seed 1 of each cell
 
 
 def test_speeds_of_different_devices_come_with_a_warning(comparison, text):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classification.pictures import Example, draw_confusion, draw_examples, shorten
+from classification.pictures import Example, draw_confusion, draw_examples
 
 
 def test_a_few_classes_make_a_matrix(tmp_path):
@@ -19,9 +19,23 @@ def test_many_classes_make_a_list_of_confusions(tmp_path, guesses):
     assert height > 100
 
 
-def test_long_names_are_cut(tmp_path):
-    assert len(shorten("black-and-tan coonhound of the mountains")) <= 24
-    assert shorten("tench") == "tench"
+def margin(path):
+    """The outermost two pixels on each side of a picture: white, unless something is cut off."""
+    pixels = np.asarray(Image.open(path).convert("L"))
+    return np.concatenate([pixels[:2].ravel(), pixels[-2:].ravel(), pixels[:, :2].ravel(), pixels[:, -2:].ravel()])
+
+
+@pytest.mark.parametrize("count", [2, 12, 100])
+def test_of_a_confusion_chart_with_long_names_nothing_is_cut_off(tmp_path, count):
+    labels = np.random.default_rng(0).integers(0, count, (2, 500))
+    draw_confusion(tmp_path / "long.png", *labels, [f"{number} {30 * 'm'}" for number in range(count)])
+    assert margin(tmp_path / "long.png").min() > 200
+
+
+def test_of_examples_with_long_names_nothing_is_cut_off(tmp_path):
+    names = [f"Staphylococcus aureus, kind {number}" for number in range(3)]
+    draw_examples(tmp_path / "long.png", [Example(Image.new("RGB", (64, 64)), names[0], names, [0.5, 0.3, 0.2])] * 8)
+    assert margin(tmp_path / "long.png").min() > 200
 
 
 def test_examples_stand_four_in_a_row(tmp_path):

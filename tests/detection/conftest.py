@@ -1,6 +1,6 @@
 """A data set of two images for tests of annotations and of images."""
 
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from detection.data import main
-from engine.command import run_command
 
 
 @pytest.fixture
@@ -40,17 +39,6 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(run_in_process):
     """Run `python -m detection.data ...`; returns its exit code, what it printed and its errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["detection.data", *map(str, arguments)])
-        code = 0
-        try:
-            run_command(main)
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, [line for line in captured.err.splitlines() if "error" in line]
-
-    return run
+    return partial(run_in_process, main)

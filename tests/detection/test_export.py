@@ -2,16 +2,18 @@
 
 import errno
 import json
-import sys
-from functools import cache
+import re
+import shutil
+from functools import cache, partial
 from io import BytesIO
+from pathlib import Path
 
 import onnx
 import onnxruntime
 import pytest
 import torch
 
-from detection import export
+from detection import export, load
 from detection.export import FORMATS, add_postprocessing, verify
 from detection.network.anchors import ANCHOR_SCALES, default_boxes
 from detection.network.boxes import decode_boxes
@@ -19,7 +21,7 @@ from detection.network.postprocess import Detections, PostprocessConfig, postpro
 from detection.network.ssd import SSD, ModelConfig, build_ssd
 from detection.task import DetectionConfig
 from engine.checkpoint import save_checkpoint
-from engine.command import RunError, run_command
+from engine.command import RunError
 from engine.config import dump_config
 
 SIDE, NUM_CLASSES = 96, 3
@@ -302,21 +304,10 @@ def annotations(root):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(monkeypatch, tmp_path, run_in_process):
     """Run `python -m detection.export ...` in an empty folder; returns its exit code, what it printed, its errors."""
-
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["detection.export", *map(str, arguments)])
-        code = 0
-        try:
-            run_command(export.main)
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, [line for line in captured.err.splitlines() if "error" in line]
-
-    return run
+    monkeypatch.chdir(tmp_path)
+    return partial(run_in_process, export.main)
 
 
 def test_the_command_writes_a_verified_file_under_the_experiments_name(command, experiment, tmp_path):
@@ -337,6 +328,20 @@ def test_the_file_says_how_images_are_prepared_and_what_the_outputs_are(command,
     assert kept["postprocessing"] == PostprocessConfig().model_dump()
     assert len(kept["classes"]) == len(kept["category_ids"]) > 1
     assert kept["step"] == 7
+
+
+def test_the_example_of_the_documentation_finds_what_the_detector_does(command, finished_detector, tmp_path, capsys):
+    photo = next((finished_detector.parent.parent / "sample/images/val").iterdir())
+    shutil.copy(photo, tmp_path / "photo.jpg")
+    assert command(finished_detector, "--postprocess", "--output", "experiment_N_postprocess.onnx")[0] == 0
+    page = (Path(__file__).parents[2] / "docs/detection.md").read_text()
+    (example,) = (code for code in re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M) if "onnxruntime" in code)
+    exec(example, {})
+    name, score, box_xyxy = re.match(r"(\w+) (\S+) \[(.+)\]\n", capsys.readouterr().out).groups()
+    expected = load(finished_detector, "cpu")(photo)
+    assert name == expected.class_names[0]
+    assert float(score) == pytest.approx(expected.scores[0], abs=0.01)  # which was computed in bf16
+    assert [float(side) for side in box_xyxy.split()] == pytest.approx(expected.boxes_xyxy[0], abs=0.1)
 
 
 def test_images_can_be_named(command, experiment, sample_root):

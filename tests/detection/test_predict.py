@@ -2,8 +2,8 @@
 
 import json
 import struct
-import sys
 from dataclasses import replace
+from functools import partial
 from threading import Event
 
 import numpy as np
@@ -14,25 +14,13 @@ from pycocotools.coco import COCO
 from detection import predict as predict_module
 from detection.detector import BATCH_SIZE, Detector, load
 from detection.predict import _frames, main
-from engine.command import run_command
 
 
 @pytest.fixture
-def predict(finished_detector, tmp_path, monkeypatch, capsys):
+def predict(finished_detector, tmp_path, monkeypatch, run_in_process):
     """`python -m detection.predict EXPERIMENT WORDS` in a folder of its own; its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["detection.predict", str(finished_detector), *map(str, words)])
-        code = 0
-        try:
-            run_command(main)
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return partial(run_in_process, main, finished_detector)
 
 
 @pytest.fixture
@@ -77,6 +65,24 @@ def test_the_results_are_coco_s_and_say_which_image_is_which(predict, photos, tm
             assert found["bbox"][0] + found["bbox"][2] <= image["width"] + 0.01
 
 
+def test_before_it_looks_it_says_which_weights_classes_and_threshold(predict, photos, finished_detector, monkeypatch):
+    monkeypatch.setattr(predict_module, "predict_images", lambda *_: [])
+    loading, what = predict(photos, "--score", 0.25)[1].splitlines()
+    assert loading == f"loading {finished_detector}/checkpoints/step_000000003.pt"
+    assert what.startswith("step 3, on ")
+    assert f"; it knows {', '.join(load(finished_detector, 'cpu').class_names)}; objects of score 0.25 or more" in what
+
+
+def test_images_that_are_drawn_enlarged_are_told(predict, photos):
+    Image.new("RGB", (60, 801)).save(photos / "b.png")
+    assert predict(photos)[1].splitlines()[-1].startswith("2 smaller than 800 pixels, so drawn at that size, ")
+
+
+def test_images_in_their_own_size_are_not_spoken_of(predict, photos):
+    Image.new("RGB", (800, 60)).save(photos / "b.png")
+    assert "pixels" not in predict(photos / "b.png")[1]
+
+
 def test_the_threshold_holds_for_the_results(predict, photos, tmp_path):
     predict(photos / "a.jpg", "--json", "--score", 0.45)
     scores = [found["score"] for found in json.loads((tmp_path / "predictions/detections.json").read_text())]
@@ -86,18 +92,44 @@ def test_the_threshold_holds_for_the_results(predict, photos, tmp_path):
 
 def test_what_cannot_be_read_is_told_and_the_rest_goes_on(predict, photos, tmp_path):
     (photos / "b.png").write_bytes(b"<!DOCTYPE html>")
-    code, out, err = predict(photos, "missing.jpg", "--json")
+    code, out, [error] = predict(photos, "missing.jpg", "--json")
     assert code == 2
     assert "b.png: cannot be decoded" in out
     assert "missing.jpg: no such file" in out
-    assert err.splitlines()[-1].startswith("error: 2 of 4 files left out, as told above: ")
+    assert error.startswith("error: 2 of 4 files left out, as told above: ")
     assert [image["id"] for image in json.loads((tmp_path / "predictions/images.json").read_text())["images"]] == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "images.json"])
+def test_a_file_that_is_no_image_by_its_name_is_told_to_be_none(predict, photos, name):
+    (photos / name).write_text("{}")
+    code, out, _ = predict(photos / name)
+    assert code == 2
+    assert f"{photos / name}: no kind of image or video that can be read; name .jpg, .png, .mp4, ..." in out
+
+
+def test_an_image_by_the_name_of_something_else_is_read(predict, photos):
+    (photos / "a.jpg").rename(photos / "a.txt")
+    assert predict(photos / "a.txt")[0] == 0
+
+
+@pytest.mark.parametrize("source", ["photos/a.jpg", "photos"])
+def test_arguments_in_the_wrong_order_are_told_with_the_right_one(
+    photos, tmp_path, monkeypatch, run_in_process, source
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiment_7").mkdir()  # without pictures, which would be looked for first
+    code, _, [error] = run_in_process(main, source, "experiment_7")
+    assert code == 2
+    assert error.startswith(f"error: {source}: n")
+    assert "name an experiment directory" in error
+    assert error.endswith("; images come after it")
+
+
 def test_where_nothing_can_be_read_nothing_is_written(predict, tmp_path):
-    code, _, err = predict("missing.jpg", "--json")
+    code, _, [error] = predict("missing.jpg", "--json")
     assert (code, list((tmp_path / "predictions").iterdir())) == (2, [])
-    assert "error: 1 of 1 files left out" in err
+    assert "error: 1 of 1 files left out" in error
 
 
 def test_a_pattern_stands_for_all_that_fit_it(predict, photos, tmp_path):
@@ -116,9 +148,9 @@ def test_pictures_of_an_earlier_run_are_not_looked_at(predict, photos):
 
 def test_originals_are_not_written_over(predict, photos):
     before = (photos / "a.jpg").read_bytes()
-    code, _, err = predict(photos / "a.jpg", "--output", photos)
+    code, _, [error] = predict(photos / "a.jpg", "--output", photos)
     assert code == 2
-    assert "a.jpg, an original, would be written over; name another folder" in err
+    assert "a.jpg, an original, would be written over; name another folder" in error
     assert (photos / "a.jpg").read_bytes() == before
 
 
@@ -127,11 +159,9 @@ def test_a_file_of_someone_else_is_left_alone(predict, photos, monkeypatch, name
     Image.new("RGB", (8, 8)).save(photos / name, format="JPEG")  # no JSON either
     before = {path: path.read_bytes() for path in photos.rglob("*.*")}
     monkeypatch.setattr(predict_module, "load", None)  # it is not come to
-    code, _, err = predict(photos / "b.png", "--output", photos, "--json")
+    code, _, [error] = predict(photos / "b.png", "--output", photos, "--json")
     assert code == 2
-    assert err.splitlines()[-1] == (
-        f"error: {photos / name}: not made by detection.predict; give another folder by --output"
-    )
+    assert error == f"error: {photos / name}: not made by detection.predict; give another folder by --output"
     assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before
 
 
@@ -176,7 +206,7 @@ def test_a_class_that_cannot_be_written_on_a_picture_is_told_once(predict, photo
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["empty"], "empty: no image or video in this folder"),
+        (["empty"], ".pgm, .mp4, ...); name another, or the files"),
         (["empty/*.jpg"], "no file fits this pattern"),
         (["photos", "--output", "photos"], "all that was named lies in it"),
         (["photos/a.jpg", "--score", "1"], "'1': expected a number from 0 to below 1"),
@@ -185,9 +215,9 @@ def test_a_class_that_cannot_be_written_on_a_picture_is_told_once(predict, photo
 )
 def test_what_cannot_be_meant_is_refused(predict, photos, tmp_path, words, message):
     (tmp_path / "empty").mkdir()
-    code, _, err = predict(*words)
+    code, _, [error] = predict(*words)
     assert code == 2
-    assert message in err.splitlines()[-1]
+    assert message in error
     assert not (tmp_path / "predictions").exists()
 
 
@@ -238,9 +268,9 @@ def test_a_video_of_an_earlier_run_is_replaced_and_another_is_not(predict, video
     written = tmp_path / "predictions/clip.mp4"
     write_video(written, [np.zeros((64, 64, 3), np.uint8)])
     before = written.read_bytes()
-    code, _, err = predict("clip.mov")
+    code, _, [error] = predict("clip.mov")
     assert (code, written.read_bytes() == before) == (2, True)
-    assert err.splitlines()[-1].startswith("error: predictions/clip.mp4: not made by detection.predict; ")
+    assert error.startswith("error: predictions/clip.mp4: not made by detection.predict; ")
 
 
 def test_a_title_that_is_not_utf_8_keeps_no_video_from_being_read(tmp_path):
@@ -277,10 +307,10 @@ def test_a_video_of_a_turned_telephone_is_upright(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no video" * 99, None], ids=["empty", "text", "cut"])
 def test_a_video_that_cannot_be_read_is_told_and_leaves_nothing(predict, video, tmp_path, content):
     video.write_bytes(video.read_bytes()[:3000] if content is None else content)
-    code, out, err = predict(video, "photos/a.jpg", "--json")
+    code, out, [error] = predict(video, "photos/a.jpg", "--json")
     assert code == 2
     assert "clip.mp4: cannot be read as a video: " in out
-    assert "error: 1 of 2 files left out" in err
+    assert "error: 1 of 2 files left out" in error
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
         "a.jpg", "detections.json", "images.json",
     ]  # fmt: skip
@@ -289,6 +319,6 @@ def test_a_video_that_cannot_be_read_is_told_and_leaves_nothing(predict, video, 
 def test_without_pyav_a_video_is_refused_with_the_cure(predict, photos, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (photos / "clip.mov").write_bytes(b"")
-    code, _, err = predict(photos)
+    code, _, [error] = predict(photos)
     assert code == 2
-    assert "pip install -e '.[video]'" in err
+    assert "pip install -e '.[video]'" in error

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from detection.sample import SHAPES, generate
+from detection.sample import SHAPES, generate, main
 
 
 def contents(root):
@@ -84,6 +84,22 @@ def test_someone_else_s_annotations_are_not_overwritten(tmp_path, text):
     with pytest.raises(FileExistsError, match=r"instances_train\.json"):
         generate(tmp_path, num_train=1, num_val=1)
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize(("field", "number"), [("num_train", 0), ("num_val", 0), ("seed", -1)])
+def test_a_number_out_of_range_is_refused_and_nothing_is_drawn(tmp_path, field, number):
+    with pytest.raises(ValueError, match=f"{field} {number}: expected {number + 1} or more"):
+        generate(tmp_path / "set", **{field: number})
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["detection.sample", str(tmp_path / "file")])
+    with pytest.raises(SystemExit):
+        main()
+    path = tmp_path / "file/annotations/instances_train.json"
+    assert f"error: {path}: cannot be written: not a directory" in capsys.readouterr().err
 
 
 def test_shapes_need_some_pixels(tmp_path):

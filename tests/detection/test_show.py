@@ -1,7 +1,6 @@
 """Looking at data: what is shown is what training sees, what is measured agrees with matching, nothing is lost."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from detection.network.ssd import ModelConfig, build_ssd
 from detection.show import Fit, best_boxes, find_levels, fit_objects, main, match_panel, truth_panel
 from detection.task import DetectionConfig
 from detection.transforms import distort_colours, eval_transform
-from engine.command import run_command
 from engine.config import load_config
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
@@ -36,23 +34,14 @@ def task(sample_root):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path, sample_root):
+def command(run_in_process, monkeypatch, tmp_path, sample_root):
     """Run `python -m detection.show` on the sample set; returns its exit code, what it printed and its errors."""
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
 
-    def run(*arguments):
-        words = [QUICKSTART, f"data.root={sample_root}", *arguments, "--output", tmp_path / "show"]
-        monkeypatch.setattr(sys, "argv", ["detection.show", *map(str, words)])
-        code = 0
-        try:
-            run_command(main)
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, [line for line in captured.err.splitlines() if "error" in line]
-
-    return run
+    return lambda *words: run_in_process(
+        main, QUICKSTART, f"data.root={sample_root}", *words, "--output", tmp_path / "show"
+    )
 
 
 @pytest.fixture

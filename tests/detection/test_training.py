@@ -137,6 +137,7 @@ def test_a_run_started_in_a_given_directory_goes_on_there_when_started_again(exp
         done = run("detection.training", config_path, "--experiment", tmp_path)
         assert done.returncode == 0, done.stderr
     assert "resumed after step 6" in done.stdout
+    assert "all 2 epochs were trained before; scoring their weights for the record" in done.stdout
     assert (tmp_path / "detections.json").read_text() == (experiment / "detections.json").read_text()
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [1, 2]
 
@@ -293,6 +294,29 @@ def test_released_weights_score_as_the_checkpoint_they_are_of(experiment, releas
     assert found["settings"][0].items() >= scores.items()
 
 
+@pytest.fixture(scope="module")
+def published(experiment, config_path, tmp_path_factory) -> Path:
+    """The same in a folder of engine.publish."""
+    path = tmp_path_factory.mktemp("published") / "cells"
+    done = run("engine.publish", experiment, "--output", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_a_published_folder_scores_as_its_experiment(experiment, published, config_path):
+    done = run("detection.test", published, f"data.root={config_path.parent / 'sample'}")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((experiment / "results.json").read_text())["scores"]
+    assert json.loads((published / "test.json").read_text())["settings"][0].items() >= scores.items()
+
+
+def test_a_published_folder_is_not_released_again(published, config_path, tmp_path):
+    data = f"data.root={config_path.parent / 'sample'}"
+    done = run("detection.test", published, data, "--release", tmp_path / "a.safetensors")
+    assert done.returncode == 2
+    assert "model.safetensors are released weights already; copy them" in done.stderr
+
+
 def test_released_weights_are_fine_tuned_on_other_classes(config_path, released, tmp_path):
     root = tmp_path / "sample"
     shutil.copytree(config_path.parent / "sample", root)
@@ -381,6 +405,12 @@ def test_a_folder_that_is_no_experiment_is_refused_untouched(tmp_path):
         assert done.returncode == 2
         assert "name an experiment directory" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_place_of_an_experiment_is_refused_with_the_cure(released):
+    done = run("detection.test", released)
+    assert done.returncode == 2
+    assert f"error: {released}: a file; name the experiment's directory, weights by --checkpoint FILE" in done.stderr
 
 
 def test_an_experiment_without_checkpoints_is_refused_untouched(experiment, tmp_path):

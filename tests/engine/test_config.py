@@ -30,6 +30,7 @@ class ModelConfig(Config):
     input_size: int | None = Field(None, ge=96)
     scales: tuple[float, ...] = (0.1, 0.2)
     grid: tuple[int, int] = (1, 1)
+    maps: tuple[Literal["coarse", "fine"], ...] = ()
 
     @field_validator("backbone")
     @classmethod
@@ -178,9 +179,17 @@ def test_every_bad_field_is_reported_at_once_in_the_order_of_the_file(write):
         ),
         ("model: {scales: [1, a]}", 'model.scales: got [1, "a"], expected a list, each a number'),
         ("model: {scales: 0.1}", "model.scales: got 0.1, expected a list, each a number"),
+        (
+            "model: {maps: [fine, corse]}",
+            'model.maps: got ["fine", "corse"], expected a list, each one of coarse, fine; did you mean \'[coarse]\'?',
+        ),
+        (
+            "model: {maps: fine}",
+            "model.maps: got 'fine', expected a list, each one of coarse, fine; did you mean '[fine]'?",
+        ),
         ("model: {grid: [1]}", "model.grid: got [1], expected a list (an integer, an integer)"),
         ("model: {grid: [1, 2, 3]}", "model.grid: got [1, 2, 3], expected a list (an integer, an integer)"),
-        ("model:", "model: got null, expected a section with backbone, neck, input_size, scales, grid"),
+        ("model:", "model: got null, expected a section with backbone, neck, input_size, scales, grid, maps"),
         ("train: {batch_size: 0}", "train.batch_size: got 0, expected an integer > 0"),
         ("train: {batch_size: 8.0}", "train.batch_size: got 8.0, expected an integer > 0"),
         ("train: {batch_size: '8'}", "train.batch_size: got '8', expected an integer > 0"),
@@ -318,6 +327,7 @@ def test_a_dumped_config_is_readable():
           input_size: null
           scales: [0.1, 0.2]
           grid: [1, 1]
+          maps: []
         train:
           batch_size: 32
           learning_rate: 0.0001

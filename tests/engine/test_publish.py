@@ -4,14 +4,13 @@ import json
 import re
 import shutil
 import subprocess
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from engine.command import run_command
 from engine.config import read_overridden
 from engine.publish import class_table, intervals, limits, main
 from engine.statistics.bootstrap import image_weights, interval, resampled_scores
@@ -20,21 +19,10 @@ from engine.storage.release import load_release
 
 
 @pytest.fixture
-def publish(tmp_path, monkeypatch, capsys):
+def publish(tmp_path, monkeypatch, run_in_process):
     """`python -m engine.publish WORDS` in a folder of its own; its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["engine.publish", *map(str, words)])
-        code = 0
-        try:
-            run_command(main)
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return partial(run_in_process, main)
 
 
 @pytest.fixture
@@ -148,10 +136,10 @@ def test_a_handful_of_images_has_no_interval():
 def test_statistics_of_another_run_are_refused(publish, experiment):
     results = json.loads((experiment / "results.json").read_text())
     edit(experiment / "results.json", scores=results["scores"] | {"mAP": 0.9})
-    code, _, err = publish(experiment)
+    code, _, [error] = publish(experiment)
     assert code == 2
-    assert "image_statistics.npz gives mAP" in err
-    assert "not of the same run" in err
+    assert "image_statistics.npz gives mAP" in error
+    assert "not of the same run" in error
 
 
 @pytest.mark.parametrize(
@@ -169,9 +157,9 @@ def test_statistics_of_another_run_are_refused(publish, experiment):
 )
 def test_what_cannot_be_published_is_refused_and_nothing_written(publish, experiment, tmp_path, spoil, message):
     spoil(experiment)
-    code, _, err = publish(experiment)
+    code, _, [error] = publish(experiment)
     assert code == 2
-    assert re.search(f"^error: .*{message}", err)
+    assert re.search(f"^error: .*{message}", error)
     assert not (tmp_path / "saved_weights").exists()
 
 
@@ -180,15 +168,16 @@ def test_weights_that_are_not_finite_are_refused(publish, experiment):
     state = load_checkpoint(path)
     state["model"]["class_head.0.bias"][0] = torch.nan
     save_checkpoint(path, state)
-    assert "not finite: class_head.0.bias" in publish(experiment)[2]
+    _, _, [error] = publish(experiment)
+    assert "not finite: class_head.0.bias" in error
 
 
 def test_another_s_folder_is_left_alone(publish, experiment, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/README.md").write_text("mine")
-    code, _, err = publish(experiment, "--output", "notes")
+    code, _, [error] = publish(experiment, "--output", "notes")
     assert code == 2
-    assert "notes: exists, and this command did not make it" in err
+    assert "notes: exists, and this command did not make it" in error
     assert (tmp_path / "notes/README.md").read_text() == "mine"
 
 
@@ -196,6 +185,45 @@ def test_a_folder_of_its_own_is_written_anew(publish, experiment, tmp_path):
     publish(experiment, "--output", "a")
     assert publish(experiment, "--output", "a", "--license", "apache-2.0")[0] == 0
     assert "license: apache-2.0" in (tmp_path / "a/README.md").read_text()
+
+
+@pytest.fixture
+def edited(publish, experiment, tmp_path):
+    """A published folder whose card was edited, and its weights spoilt; published again."""
+    publish(experiment, "--output", "a")
+    with open(tmp_path / "a/README.md", "a") as card:
+        card.write("By hand.\n")
+    (tmp_path / "a/model.safetensors").write_bytes(b"old")
+    _, out, _ = publish(experiment, "--output", "a")
+    assert out.count("README.md: edited by hand, so not replaced") == 1
+    return tmp_path / "a"
+
+
+def test_an_edited_card_stays_and_the_weights_are_new(edited):
+    assert (edited / "README.md").read_text().endswith("By hand.\n")
+    assert load_release(edited / "model.safetensors")[1]["step"] == "3"
+
+
+def test_an_edited_card_stays_every_time(edited, publish, experiment):
+    publish(experiment, "--output", "a", "--license", "mit")
+    assert (edited / "README.md").read_text().endswith("By hand.\n")
+
+
+def test_the_sums_hold_beside_an_edited_card(edited):
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=edited, check=True, capture_output=True)
+
+
+def test_an_edited_card_that_was_moved_away_is_written_anew(edited, publish, experiment):
+    (edited / "README.md").rename(edited / "mine.md")
+    publish(experiment, "--output", "a")
+    assert "By hand." not in (edited / "README.md").read_text()
+
+
+def test_an_edited_config_stays(publish, experiment, tmp_path):
+    publish(experiment, "--output", "a")
+    (tmp_path / "a/config.yaml").write_text("mine")
+    assert "config.yaml: edited by hand" in publish(experiment, "--output", "a")[1]
+    assert (tmp_path / "a/config.yaml").read_text() == "mine"
 
 
 def test_a_record_of_an_older_version_costs_the_category_ids_and_is_told(publish, experiment, tmp_path):

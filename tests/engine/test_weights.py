@@ -2,7 +2,6 @@
 
 import functools
 import pickle
-import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch import nn
 from detection.network.backbones import TRUNKS
 from engine import weights as module
 from engine.checkpoint import save_checkpoint
-from engine.command import run_command
 from engine.storage.release import save_release
 from engine.weights import describe, entry_named, find_weights, identified, main, read_registry, read_weights
 from model import SWIN_VARIANTS, SwinTransformer
@@ -313,20 +311,9 @@ def test_where_there_is_no_digest_the_name_alone_is_recognised(here):
 
 
 @pytest.fixture
-def command(here, monkeypatch, capsys):
-    """Runs `python -m engine.weights ...`; returns its exit code, what it printed and its last error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["engine.weights", *map(str, arguments)])
-        code = 0
-        try:
-            run_command(main)
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, [line for line in captured.err.splitlines() if "error" in line]
-
-    return run
+def command(here, run_in_process):
+    """Runs `python -m engine.weights ...`; returns its exit code, what it printed and its errors."""
+    return functools.partial(run_in_process, main)
 
 
 @pytest.fixture

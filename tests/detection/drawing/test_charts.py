@@ -9,13 +9,11 @@ from detection.drawing.charts import (
     MATRIX_CLASSES,
     MOST_BARS,
     MOST_FREQUENT,
-    NAME_LENGTH,
     WIDTH,
     _largest,
     draw_class_scores,
     draw_confusion,
     draw_precision,
-    shorten,
 )
 from engine.statistics.image_statistics import Matches
 
@@ -126,12 +124,6 @@ def test_many_classes_make_lists_of_what_is_most_frequent(tmp_path):
 def test_without_detections_or_objects_the_lists_are_empty(tmp_path):
     draw_confusion(tmp_path / "chart.png", np.zeros((41, 41), np.int64), names(40), 0.3)
     assert not coloured(pixels(tmp_path / "chart.png"), ORANGE).any()
-
-
-def test_long_names_without_spaces_are_cut_where_they_still_differ():
-    shown = [shorten(f"erythrocyte_{kind}_{30 * 'x'}") for kind in ("mature", "young")]
-    assert shown == ["erythrocyte_mature_xx…", "erythrocyte_young_xxx…"]
-    assert {len(name) for name in shown} == {NAME_LENGTH}
 
 
 def test_the_largest_counts_come_first_and_none_is_0():

@@ -127,7 +127,7 @@ def write(folder, annotations):
 def test_a_sound_data_set_passes(folder, content, check):
     code, printed, errors = check(*write(folder, content))
     assert (code, errors) == (0, [])
-    assert "2 images, 3 objects, 2 classes" in printed
+    assert "2 images (3 objects), 2 classes" in printed
 
 
 def test_what_training_changes_or_leaves_out_is_counted(folder, content, check):
@@ -169,11 +169,28 @@ def test_defects_of_annotations_and_images_are_found_in_one_pass(folder, content
         assert what in entry["defect"]
 
 
-@pytest.mark.parametrize("text", ["", '{"images": [', "[]", "<html>"])
-def test_a_file_that_cannot_be_read_is_one_defect(folder, check, text):
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "not JSON: "),
+        ('{"images": [', "not JSON: "),
+        ("<html>", "not JSON: "),
+        ("[]", "holds a list, expected an object with the lists categories, images, annotations"),
+        ('{"a": 1}', "holds none of the lists categories, images, annotations; is it"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_before_its_images_are_looked_for(folder, check, text, what):
     (folder / "annotations.json").write_text(text)
-    code, _, errors = check(folder / "annotations.json", "--images", folder / "images")
-    assert (code, errors) == (2, [f"error: 1 defect in {folder / 'annotations.json'}"])
+    code, printed, errors = check(folder / "annotations.json")
+    assert (code, len(errors), printed) == (2, 1, "")
+    assert errors[0].startswith(f"error: {folder / 'annotations.json'}: {what}")
+
+
+def test_a_single_defect_is_told_by_the_error_itself(folder, content, check):
+    content["annotations"][0]["category_id"] = 99
+    assert check(*write(folder, content))[2] == [
+        f"error: {folder}/annotations.json: annotations[0] (id 1): category_id 99: no such category"
+    ]
 
 
 @pytest.fixture
@@ -225,6 +242,30 @@ def test_an_image_folder_that_cannot_be_found_is_asked_for(folder, content, chec
     code, _, errors = check(path)
     assert code == 2
     assert "say where it is by --images" in errors[0]
+
+
+def test_both_halves_of_a_folder_are_checked(config, check):
+    code, printed, _ = check(config.parent / "sample")
+    assert code == 0
+    assert [line.partition(" (")[0].rpartition("/")[2] for line in printed.splitlines()] == [
+        "instances_train.json: 3 images",
+        "instances_val.json: 2 images",
+    ]
+
+
+def test_a_folder_of_another_format_is_told_its_converter(tmp_path, check):
+    (tmp_path / "labels").mkdir()
+    code, _, errors = check(tmp_path)
+    assert (code, len(errors)) == (2, 1)
+    assert f"`python -m detection.data convert yolo {tmp_path}`" in errors[0]
+
+
+@pytest.mark.parametrize(("name", "what"), [("README.md", "expected a config (.yaml)"), ("gone", "no such file")])
+def test_what_is_no_data_set_is_told_what_is(tmp_path, check, name, what):
+    (tmp_path / "README.md").write_text("**Hello**\n")
+    code, _, errors = check(tmp_path / name)
+    assert (code, len(errors)) == (2, 1)
+    assert f"{name}: {what}" in errors[0]
 
 
 def test_training_checks_every_image_first_if_asked_to(config):

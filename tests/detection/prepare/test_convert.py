@@ -111,10 +111,12 @@ def test_a_disk_that_is_full_leaves_what_was_there(yolo, command, monkeypatch):
     assert len(list((yolo / "annotations").iterdir())) == 2
 
 
-def test_a_folder_that_is_not_there_is_one_line(tmp_path, command):
-    code, _, errors = command("convert", "voc", tmp_path / "gone")
+@pytest.mark.parametrize("name", ["gone", "a_file"])
+def test_a_folder_that_is_not_there_is_one_line(tmp_path, command, name):
+    (tmp_path / "a_file").touch()
+    code, _, errors = command("convert", "voc", tmp_path / name)
     assert (code, len(errors)) == (2, 1)
-    assert "gone: no such folder" in errors[0]
+    assert f"{name}: no such folder" in errors[0]
 
 
 @pytest.mark.parametrize("words", [[], ["coco", "x"], ["yolo"], ["yolo", "x", "--zero-based"]])

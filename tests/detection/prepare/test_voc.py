@@ -191,6 +191,19 @@ def test_without_halves_it_says_what_there_is(kit, refused):
     assert "give --val test|train" in text
 
 
+def test_a_half_that_is_not_there_is_told_what_is(kit, refused):
+    assert "nope to train on not found" in (text := refused("--train", "nope"))
+    assert "give --train train|val" in text
+
+
+def test_folders_of_halves_are_offered_by_their_own_name(kit, refused):
+    shutil.rmtree(kit / "ImageSets")
+    (kit / "Annotations/part").mkdir()
+    for path in (kit / "Annotations").glob("*.xml"):
+        path.rename(kit / "Annotations/part" / path.name)
+    assert refused().endswith("give --train part")
+
+
 def test_an_empty_list_is_named(kit, refused):
     (kit / "ImageSets/Main/val.txt").write_text("\n")
     assert "ImageSets/Main/val.txt: names no image" in refused()
@@ -271,7 +284,7 @@ def test_a_bad_object_is_named_with_its_line(refused, rewrite, bad, message):
     rewrite(bad, thing(1, 1, 5, 5))
     text = " ".join(refused().split())
     assert f"000005.xml {' '.join(message.split())}" in text
-    assert "1 defects, listed above; nothing was written" in text
+    assert "1 defect, listed above; nothing was written" in text
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_a_bad_line_is_named_with_its_number(yolo, refused, line, message):
     text = refused()
     assert "train/a.txt" in text
     assert f"line 3  {message}" in text
-    assert "1 defects, listed above; nothing was written" in text
+    assert "1 defect, listed above; nothing was written" in text
 
 
 def test_all_defects_come_at_once(yolo, refused):
@@ -291,6 +291,18 @@ def test_code_in_a_yaml_file_does_not_run(yolo, tmp_path, command):
 def test_labels_that_lie_elsewhere_are_missed(yolo, refused):
     (yolo / "labels").rename(yolo / "annotations_txt")
     assert "train: none of the 2 images has a file of labels; the first would be" in refused()
+
+
+@pytest.mark.parametrize("line", ["val: images/val", "val: images/gone", ""])
+def test_a_half_that_is_not_there_is_told_what_is(yolo, refused, line):
+    (yolo / "data.yaml").write_text(DATA.replace("val: images/val", line))
+    (yolo / "images/val").rename(yolo / "images/part")
+    assert refused().endswith("give --val images/part|images/train")
+
+
+def test_a_half_may_be_given_by_the_name_of_its_folder_alone(yolo, command, objects):
+    assert command("convert", "yolo", yolo, "--train", "val")[0] == 0
+    assert objects(yolo / "annotations/instances_train.json") == objects(yolo / "annotations/instances_val.json")
 
 
 def test_without_halves_it_says_where_it_looked(yolo, refused):

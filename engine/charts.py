@@ -1,0 +1,39 @@
+"""What charts of classes share, whatever the task: names that fit beside them, and PNG files that are small."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from engine.storage.files import write_whole
+
+NAME_LENGTH = 22  # of a class, in letters
+
+
+def shorten(names: Iterable[str]) -> dict[str, str]:
+    """Class names as they fit beside a chart, each by the whole name, no two of them alike.
+
+    They are cut at the end; in the middle where that makes two alike; and numbered where they differ nowhere else."""
+    short = {name: name for name in names}
+    for cut in (
+        lambda name, _: name[: NAME_LENGTH - 1].rstrip() + "…",
+        lambda name, _: f"{name[: NAME_LENGTH // 2 - 1]}…{name[-NAME_LENGTH // 2 :]}",
+        lambda name, number: f"{name[: NAME_LENGTH - 6]}… {number}",
+    ):
+        taken = Counter(short.values())
+        for number, (name, shown) in enumerate(short.items()):
+            if len(shown) > NAME_LENGTH or taken[shown] > 1:
+                short[name] = cut(name, number)
+    return short
+
+
+def save_chart(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG of 256 colours: a third of the bytes, for records of experiments are to be committed."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    rendered = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256)
+    write_whole(path, lambda file: rendered.save(file, "PNG", optimize=True))

@@ -1,0 +1,36 @@
+"""engine/charts.py: names beside charts fit, and stay apart; files are small and whole."""
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from engine.charts import NAME_LENGTH, save_chart, shorten
+
+
+def test_a_short_name_stays_as_it_is():
+    assert shorten(["tench"]) == {"tench": "tench"}
+
+
+def test_a_long_name_is_cut_at_its_end_spaces_or_not():
+    assert shorten(["n02109961_Eskimo_dog_husky_of_the_north"]).popitem()[1] == "n02109961_Eskimo_dog_…"
+
+
+def test_names_that_differ_at_their_end_keep_it():
+    shown = shorten([f"black-and-tan coonhound of the {place}" for place in ("mountains", "valleys")])
+    assert list(shown.values()) == ["black-and-…e mountains", "black-and-…the valleys"]
+
+
+def test_names_that_differ_in_their_middle_alone_are_numbered():
+    shown = shorten([f"{30 * 'a'}{letter}{30 * 'b'}" for letter in "xyz"])
+    assert list(shown.values()) == [f"{16 * 'a'}… {number}" for number in range(3)]
+
+
+def test_a_thousand_long_names_stay_apart():
+    shown = shorten([f"class of a long name {number:04d} {20 * '-'}" for number in range(1000)]).values()
+    assert len(set(shown)) == 1000
+    assert max(map(len, shown)) <= NAME_LENGTH
+
+
+def test_a_chart_has_a_palette_and_its_own_size(tmp_path):
+    save_chart(tmp_path / "chart.png", Figure((3, 2), 50))
+    with Image.open(tmp_path / "chart.png") as picture:
+        assert (picture.mode, picture.size) == ("P", (150, 100))
