@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from engine.experiment import describe_environment
+from engine.storage.release import commit_of
 
 COLUMNS = ("what", "peer", "theirs", "ours", "", "ratio", "asked")
 
@@ -65,13 +66,12 @@ def write_page(script: str, text: str, rows: Sequence[Row], device: torch.device
     text: Markdown that begins with a title line, and has "{rows}" where the table goes."""
     environment = describe_environment([platform.node()], device)
     machine = environment["device"] if device.type == "cuda" else environment["cpu"]
-    commit, threads = (environment["commit"] or "unknown")[:7], environment["cpu_threads"]
-    commit += " with changes" * environment["uncommitted_changes"]
+    threads = environment["cpu_threads"]
     title, _, rest = text.partition("\n")
     short = [f"{row.what} ({row.ratio:.2f} of {row.asked:g})" for row in rows if row.asked and row.ratio < row.asked]
     page = f"""{title}
 
-`python -m benchmarks.{Path(script).stem}`, {date.today()}, commit {commit}, {machine}, \
+`python -m benchmarks.{Path(script).stem}`, {date.today()}, commit {commit_of(environment)}, {machine}, \
 {threads} thread{"s" * (threads > 1)}, torch {torch.__version__}.
 
 Short of what is asked: {"; ".join(short) or "nothing"}.

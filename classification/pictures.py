@@ -91,7 +91,8 @@ def draw_examples(path: Path, examples: Sequence[Example]) -> None:
     """Write a PNG of images, each with its true class and the best guesses: green where the first is right."""
     short = shorten(name for example in examples for name in (example.true_name, *example.names))
     rows = -(-len(examples) // COLUMNS)
-    figure = Figure((2.7 * COLUMNS, 3.6 * rows), DOTS_PER_INCH, layout="constrained")
+    height = 3 + 0.2 * max(len(example.names) for example in examples)  # inches: a square image, its title, its guesses
+    figure = Figure((2.7 * COLUMNS, height * rows), DOTS_PER_INCH, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08)
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in panels:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -26,20 +26,18 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from data import IMAGENET_MEAN, IMAGENET_STD, DatasetError, as_rgb, normalize_images, read_image
+from detection.detections import Detections
 from detection.network.postprocess import postprocess
 from detection.network.ssd import SSD, build_ssd
 from detection.task import DetectionConfig, read_detector
 from detection.transforms import eval_transform
-from engine.checkpoint import CheckpointError, newest_checkpoint
+from engine.checkpoint import CheckpointError
 from engine.compute.precision import autocast
 from engine.experiment import read_experiment_config
 from engine.loading import load_exactly
 from engine.logbook import logger
-from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX
+from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX, weights_in
 from engine.storage.strict_yaml import read_value
-
-if TYPE_CHECKING:
-    import supervision
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor  # a single one, see `rgb_pixels`
 
@@ -49,55 +47,6 @@ EXPECTED = (
     f"name an experiment directory, experiments/experiment_N, a checkpoint in one, released weights, *{SUFFIX}, or a "
     "published folder; images come after it"
 )
-
-
-# ---- what is found -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Detections:
-    """What was found in one image, best first.
-
-    boxes_xyxy: (n, 4) float64, pixels of the upright original, from its left upper corner.
-    scores: (n,) float64, probabilities.
-    labels: (n,) int64, 1 to the number of classes.
-    class_names: n names, of these labels. category_ids: (n,) int64, what the annotation file calls these classes."""
-
-    boxes_xyxy: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    class_names: list[str]
-    category_ids: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def to_coco(self, image_id: int) -> list[dict]:
-        """Records of COCO's results format, fit for `COCO.loadRes`: pixels to 3 decimals, scores to 6."""
-        boxes_xywh = np.concatenate([self.boxes_xyxy[:, :2], self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]], axis=1)
-        columns = (self.category_ids.tolist(), boxes_xywh.round(3).tolist(), self.scores.round(6).tolist())
-        return [
-            {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
-            for category_id, bbox, score in zip(*columns, strict=True)
-        ]
-
-    def to_supervision(self) -> "supervision.Detections":
-        """The same for Roboflow's supervision; its class_id counts from 0, as a list of class names does.
-
-        Raises ImportError, with the command that installs it, where it is not."""
-        try:
-            import supervision
-        except ImportError as error:
-            raise ImportError("supervision is not installed: pip install supervision") from error
-        return supervision.Detections(
-            xyxy=self.boxes_xyxy.astype(np.float32),
-            confidence=self.scores.astype(np.float32),
-            class_id=self.labels - 1,
-            data={"class_name": np.array(self.class_names, np.str_)},
-        )
-
-
-# ---- the detector --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,19 +93,16 @@ class Detector:
 
         images: see `rgb_pixels`, of any size. score_threshold: smallest score reported; None: the experiment's.
         Raises DatasetError, naming the file or the position, if an image cannot be read; TypeError if it is none."""
-        if isinstance(images, ImageLike):
+        if isinstance(images, ImageLike) or not isinstance(images, Sequence) or isinstance(images, bytes):
             return self.detect([rgb_pixels(images)], score_threshold)[0]
-        if not isinstance(images, Sequence):
-            kind = type(images).__name__
-            raise TypeError(f"got {kind}, expected a path, a PIL image, an array, a tensor, or a list of such")
         found = []
         for start in range(0, len(images), BATCH_SIZE):
             batch = []
             for position, image in enumerate(images[start : start + BATCH_SIZE], start=start):
                 try:
                     batch.append(rgb_pixels(image))
-                except DatasetError as error:
-                    raise DatasetError(f"image {position + 1} of {len(images)}: {error}") from None
+                except (DatasetError, TypeError) as error:
+                    raise type(error)(f"image {position + 1} of {len(images)}: {error}") from None
             found += self.detect(batch, score_threshold)
         return found
 
@@ -198,7 +144,10 @@ def rgb_pixels(image: ImageLike) -> np.ndarray:
 
     image: a path; a PIL image; an array, (H, W, 3) RGB, or (H, W) or (H, W, 4), of uint8, or of uint16 if grey; a
     tensor (3, H, W) as torchvision has them, uint8 or float from 0 to 1.
-    Raises DatasetError, naming the file or the shape, if it cannot be read as one."""
+    Raises DatasetError, naming the file or the shape, if it cannot be read as one; TypeError if it is none of these."""
+    if not isinstance(image, ImageLike):
+        kind = type(image).__name__
+        raise TypeError(f"got {kind}, expected a path, a PIL image, an array, a tensor, or a list of such")
     if isinstance(image, str | Path):
         return np.array(read_image(Path(image)))
     if isinstance(image, Image.Image):
@@ -271,17 +220,14 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
 
 def weights_file(path: Path) -> Path:
     """The file with the weights of what a user names, see `load`. Raises CheckpointError if there is none."""
-    if (path / PUBLISHED_WEIGHTS).is_file():
-        return path / PUBLISHED_WEIGHTS
-    if path.is_dir():
-        if not (path / "config.yaml").is_file():
-            raise CheckpointError(f"{path}: neither config.yaml nor {PUBLISHED_WEIGHTS} in it; {EXPECTED}")
-        return newest_checkpoint(path / "checkpoints")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file or folder; {EXPECTED}")
-    if path.suffix not in WEIGHT_NAMES:
-        raise CheckpointError(f"{path}: no file of weights, by its name; {EXPECTED}")
-    return path
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.yaml", PUBLISHED_WEIGHTS)):
+        raise CheckpointError(f"{path}: neither config.yaml nor {PUBLISHED_WEIGHTS} in it; {EXPECTED}")
+    file = weights_in(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file or folder; {EXPECTED}")
+    if file.suffix not in WEIGHT_NAMES:
+        raise CheckpointError(f"{file}: no file of weights, by its name; {EXPECTED}")
+    return file
 
 
 def _config_beside(checkpoint: Path) -> DetectionConfig:

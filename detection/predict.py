@@ -34,7 +34,8 @@ import numpy as np
 import torch
 
 from data import DatasetError, read_image
-from detection.detector import BATCH_SIZE, Detections, Detector, load, weights_file
+from detection.detections import Detections
+from detection.detector import BATCH_SIZE, Detector, load, weights_file
 from detection.drawing.overlay import LEAST_SIDE, draw_found, undrawable
 from detection.drawing.pictures import MADE_BY, is_ours
 from engine.command import run_command, said_once
@@ -288,7 +289,7 @@ def _read(job: Job) -> tuple[np.ndarray, bytes] | DatasetError:
         image = read_image(job.source)
     except DatasetError as error:
         if job.source.is_file() and job.source.suffix.lower() not in IMAGE_NAMES:
-            return DatasetError(f"{job.source}: no kind of image or video that can be read; name .jpg, .png, .mp4, ...")
+            return DatasetError(f"{error}; by its name it is no image or video (.jpg, .png, .mp4, ...)")
         return error
     profile = image.info.get("icc_profile") or b""  # without it, the colours of many telephones look dull
     return np.array(image), profile if profile[16:20] == b"RGB " else b""

@@ -335,6 +335,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m detection.sample",
         description="Draw a small detection data set in COCO's format, unless it is already there.",
+        epilog="example: python -m detection.sample datasets/sample",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("root", type=Path, help="folder to make, such as datasets/sample")

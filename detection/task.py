@@ -28,7 +28,7 @@ from engine.config import Config
 from engine.loading import listed, load_exactly, load_matching
 from engine.optim import OptimConfig
 from engine.storage.files import file_sha256
-from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX, load_release
+from engine.storage.release import SUFFIX, load_release, weights_in
 from engine.weights import find_weights, identified, read_weights
 from training import TrainConfig
 
@@ -60,10 +60,9 @@ class TrainedDetector(NamedTuple):
 def read_detector(path: Path) -> TrainedDetector:
     """The weights that were scored (the moving average if there is one), from a checkpoint or from released weights.
 
-    path: the file, or a folder made by engine.publish.
+    path: see weights_in.
     Raises CheckpointError if the file is missing, damaged, or something else, or if a weight is not finite."""
-    if (path / PUBLISHED_WEIGHTS).is_file():
-        path = path / PUBLISHED_WEIGHTS
+    path = weights_in(path)
     detector = _read_detector(path)
     if broken := [name for name, weight in detector.weights.items() if not weight.isfinite().all()]:
         raise CheckpointError(f"{path}: weights that are not finite: {listed(broken)}; use an earlier checkpoint")

@@ -5,8 +5,8 @@
     python -m engine.launch --standalone --nproc_per_node=4 -m detection.test experiments/experiment_3 --checkpoint best
 
 Several values for a threshold, separated by commas, mean every combination; the network runs once for all of
-them. The scores go to test.json in the experiment directory. A folder made by engine.publish will do for one, with
-data.root=FOLDER where its config knows the data by their name only.
+them. The scores go to test.json in the experiment directory. A folder made by engine.publish will do for one: its
+config.yaml counts, with data.root=FOLDER where that knows the data by their name only.
 
     python -m detection.test experiments/experiment_3 --release saved_weights/blood_cells.safetensors
     python -m detection.test experiments/experiment_3 --checkpoint saved_weights/blood_cells.safetensors
@@ -28,12 +28,11 @@ from detection.annotations import read_split
 from detection.evaluation import METRICS, as_dicts, coco_scores
 from detection.network.postprocess import PostprocessConfig
 from detection.task import DetectionConfig, DetectionTask, read_detector
-from engine.checkpoint import newest_checkpoint
 from engine.command import run_command, said_once
 from engine.experiment import read_experiment_config, table
 from engine.logbook import logger
 from engine.storage.files import write_text
-from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX, release_facts, save_release
+from engine.storage.release import SUFFIX, release_facts, save_release, weights_in
 from engine.storage.strict_yaml import ConfigError
 
 
@@ -69,10 +68,10 @@ def main(device: torch.device) -> None:
         "settings": rows,
         "per_class": scores["per_class"] if len(rows) == 1 else None,
     }
-    write_text(arguments.experiment / "test.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(table(rows))
     if record["per_class"]:
         print(table([{"class": name, **values} for name, values in record["per_class"].items()]))
+    write_text(arguments.experiment / "test.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(f"written to {arguments.experiment / 'test.json'}")
     if arguments.release:
         facts = release_facts(
@@ -124,13 +123,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_checkpoint(experiment: Path, which: str) -> Path:
-    """The file of the experiment's "last" or "best" weights, or else the file that `which` names.
-
-    experiment: or a folder made by engine.publish, whose weights are its last."""
-    if which == "last" and (experiment / PUBLISHED_WEIGHTS).is_file():
-        return experiment / PUBLISHED_WEIGHTS
+    """The file of the experiment's, or published folder's, "last" or "best" weights, or else the file that `which`
+    names."""
     if which == "last":
-        return newest_checkpoint(experiment / "checkpoints")
+        return weights_in(experiment)
     return experiment / "checkpoints/best.pt" if which == "best" else Path(which)
 
 

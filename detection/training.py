@@ -9,8 +9,8 @@ python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # 
 
 import torch
 
-from detection.annotations import read_split
-from detection.prepare.check import check_images
+from detection.annotations import describe, read_split
+from detection.prepare.images import check_images
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
 from engine.command import run_command
@@ -33,10 +33,7 @@ def announce(task: DetectionTask) -> None:
     if task.started_from:
         logger.info(task.started_from)
     for coco in (task.train, task.val):
-        logger.info(
-            "%s: %d images, %d objects; %d boxes cut at the edge of their image, %d without area left out",
-            coco.annotations_path, len(coco.images), len(coco.labels), coco.num_cut, coco.num_left_out,
-        )  # fmt: skip
+        logger.info("%s: %s", coco.annotations_path, describe(coco))
     ids = task.val.category_ids
     unused = ids[-1] - ids[0] + 1 - len(ids)
     logger.info("%d classes, category ids %d to %d, %d of them unused", len(ids), ids[0], ids[-1], unused)

@@ -5,6 +5,7 @@
 tests/test_documentation.py holds that the page is what this writes.
 """
 
+import argparse
 import importlib
 import json
 import re
@@ -50,6 +51,11 @@ TASKS = {
 
 def main() -> None:
     """Write the page."""
+    argparse.ArgumentParser(
+        prog="python -m docs.configs",
+        description=f"Write {PAGE.name}, every field of every config, anew.",
+        epilog="example: python -m docs.configs",
+    ).parse_args()
     PAGE.write_text(page())
     print(f"wrote {PAGE}")
 

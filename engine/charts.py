@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,17 @@ def shorten(names: Iterable[str]) -> dict[str, str]:
     They are cut at the end; in the middle where that makes two alike; and numbered where they differ nowhere else."""
     short = {name: name for name in names}
     for cut in (
-        lambda name, _: name[: NAME_LENGTH - 1].rstrip() + "…",
-        lambda name, _: f"{name[: NAME_LENGTH // 2 - 1]}…{name[-NAME_LENGTH // 2 :]}",
-        lambda name, number: f"{name[: NAME_LENGTH - 6]}… {number}",
+        lambda name: name[: NAME_LENGTH - 1].rstrip() + "…",
+        lambda name: f"{name[: NAME_LENGTH // 2 - 1]}…{name[-NAME_LENGTH // 2 :]}",
     ):
         taken = Counter(short.values())
-        for number, (name, shown) in enumerate(short.items()):
-            if len(shown) > NAME_LENGTH or taken[shown] > 1:
-                short[name] = cut(name, number)
+        short |= {name: cut(name) for name, shown in short.items() if len(shown) > NAME_LENGTH or taken[shown] > 1}
+    taken = Counter(short.values())
+    for position, (name, shown) in enumerate(short.items()):
+        if taken[shown] > 1:
+            numbered = (f"{name[: NAME_LENGTH - 6]}… {number}" for number in count(position))
+            short[name] = next(text for text in numbered if text not in taken)
+            taken[short[name]] = 1
     return short
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.storage.strict_yaml import (
     COMMAND_LINE,
+    DID_YOU_MEAN,
     NOWHERE,
     ConfigError,
     KeyPath,
@@ -34,7 +35,8 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
-FEWEST_UNKNOWN = 6  # fields in a file that was meant for something else
+UNKNOWN = "no such field"
+FEWEST_UNKNOWN = 5  # fields in a file that was meant for something else
 
 ConfigClass = TypeVar("ConfigClass", bound=Config)
 
@@ -59,11 +61,16 @@ def load_config(path: str | Path, overrides: Sequence[str], cls: type[ConfigClas
             if not any(path[: len(problem.path)] == problem.path for path in known):
                 problems.append(problem)
     if problems:
-        unknown = [".".join(_names(problem.path)) for problem in problems if "no such field" in problem.message]
-        if len(unknown) >= FEWEST_UNKNOWN:
+        unknown = [  # to the file itself, and like nothing that is known: no typos
+            ".".join(_names(problem.path))
+            for problem in problems
+            if problem.line != COMMAND_LINE and UNKNOWN in problem.message and DID_YOU_MEAN not in problem.message
+        ]
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        if len(unknown) >= FEWEST_UNKNOWN or (unknown and not required & data.keys()):
             raise ConfigError(
-                f"{path}: a config of another kind, for another command: "
-                f"a {cls.__name__} has no {', '.join(unknown[:3])}, and none of {len(unknown) - 3} more of its fields"
+                f"{path}: a config of another kind: a {cls.__name__} has no {', '.join(unknown[:FEWEST_UNKNOWN])}; its "
+                "first lines, or the README.md of its experiment, say for which command it is"
             )
         raise report(path, problems)
     return config
@@ -143,7 +150,7 @@ def _explain(
         elif detail["type"] == "extra_forbidden":
             # Of an unknown section on the command line, name the field in it: that is what the user typed.
             path = next((o for o in overridden if o[: len(path)] == path), path)
-            message = f"no such field{_suggestion(_names(path), fields)}"
+            message = f"{UNKNOWN}{_suggestion(_names(path), fields)}"
         elif "error" in detail.get("ctx", {}):  # raised by a validator
             message = str(detail["ctx"]["error"])
             choices = re.findall(r"[\w.+-]+", message.partition("one of ")[2])
@@ -157,10 +164,8 @@ def _explain(
             _, value = _locate(path, data)
             schema = fields[_names(path)]
             message = f"got {shown(value)}, expected {wanted_of(schema)}"
-            if in_lists := [choice for branch in _branches(schema) for choice in _choices(branch.get("items", {}))]:
-                message += did_you_mean([f"[{near}]" for near in nearest(item, in_lists)])
-            else:
-                message += did_you_mean(nearest(value, _choices(schema)))
+            in_lists = [choice for branch in _branches(schema) for choice in _choices(branch.get("items", {}))]
+            message += did_you_mean(nearest(item, _choices(schema) or [each for each in in_lists if each != item]))
         if path not in seen:
             seen.add(path)
             line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), NOWHERE)

@@ -10,13 +10,14 @@ model.safetensors  the weights that were scored; config, classes, scores and com
 config.yaml        the config, in which paths of this machine are cut to their last part
 SHA256SUMS         of the three; `sha256sum --check SHA256SUMS` verifies them
 
-Published again, card and config stay if they were edited, without a sum from then on; the weights are always new.
+Published again, the folder is filled anew, unless card or config were edited by hand: then nothing is written.
 
 All of it comes from what every task leaves in its experiment, so this module knows of no task but what to call it.
 Nothing is uploaded: `hf upload USER/NAME FOLDER` does that.
 """
 
 import argparse
+import hashlib
 import html
 import json
 import re
@@ -48,7 +49,7 @@ from engine.storage.files import file_sha256, write_text, writing
 from engine.storage.release import PUBLISHED_WEIGHTS, local_paths, release_facts, renamed, save_release
 from engine.storage.strict_yaml import ConfigError, dump_yaml
 
-SUMS = "SHA256SUMS"
+CARD, CONFIG, SUMS = "README.md", "config.yaml", "SHA256SUMS"
 UNKNOWN = "unknown"  # the hub's word for it
 LICENSES = (
     "mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gpl-3.0", UNKNOWN,
@@ -126,6 +127,11 @@ def main(_: torch.device) -> None:
     folder = arguments.output or Path("saved_weights") / experiment.resolve().name
     if folder.exists() and not (folder / SUMS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists, and this command did not make it; name another by --output")
+    if edited := find_edited(folder):
+        raise ConfigError(
+            f"{folder}: {listed(edited)} edited by hand, so nothing is written; name another folder by --output, or "
+            "move it away"
+        )
     published = read(experiment)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +140,7 @@ def main(_: torch.device) -> None:
     print(
         f"{metric} {shown_score(published.results['scores'][metric])} (95%: {published.interval(metric) or 'unknown'})"
     )
-    print(f"written to {folder}/; README.md is the model card")
+    print(f"written to {folder}/; {CARD} is the model card")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -253,33 +259,27 @@ def _at(matches: Matches, iou: float) -> Matches:
 # ---- the folder -----------------------------------------------------------------------------------------------
 
 
+def find_edited(folder: Path) -> list[str]:
+    """Card and config, where they are not as an earlier start wrote them, by its sums."""
+    if not (folder / SUMS).is_file():
+        return []
+    sums = (folder / SUMS).read_text().splitlines()
+    paths = [path for name in (CARD, CONFIG) if (path := folder / name).is_file()]
+    return [path.name for path in paths if f"{file_sha256(path)}  {path.name}" not in sums]
+
+
 def write(folder: Path, published: Published, license_name: str) -> None:
     """Fill the folder. Raises OSError where it cannot be."""
-    texts = {
-        "README.md": card(folder.resolve().name, published, license_name),
-        "config.yaml": published.release["config"],
-    }
-    kept = [name for name, text in texts.items() if _is_edited(folder / name, text)]
-    if kept:
-        logger.warning("%s: edited by hand, so not replaced; move away what is to be written anew", listed(kept))
+    texts = {CARD: card(folder.resolve().name, published, license_name), CONFIG: published.release["config"]}
     if published.results["task"] == "detection" and "category_ids" not in published.release:
         logger.warning("results.json of an older version lacks the classes' category_ids: they will be 1, 2, ...")
+    sums = "".join(f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in texts.items())
+    earlier = (folder / SUMS).read_text() if (folder / SUMS).is_file() else ""
+    write_text(folder / SUMS, earlier + sums)  # before what they are of: after a kill nothing looks edited
     save_release(folder / PUBLISHED_WEIGHTS, published.weights, published.release)
-    written = [name for name in texts if name not in kept]
-    for name in written:
-        write_text(folder / name, texts[name])
-    write_text(folder / SUMS, "".join(map(_sum, sorted(folder / name for name in (*written, PUBLISHED_WEIGHTS)))))
-
-
-def _is_edited(path: Path, text: str) -> bool:
-    """Whether a file is neither what an earlier start wrote, which its sums tell, nor `text`."""
-    sums = path.with_name(SUMS)
-    return path.is_file() and path.read_bytes() != text.encode() and _sum(path) not in sums.read_text().splitlines(True)
-
-
-def _sum(path: Path) -> str:
-    """The line of SHA256SUMS of a file."""
-    return f"{file_sha256(path)}  {path.name}\n"
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    write_text(folder / SUMS, f"{sums}{file_sha256(folder / PUBLISHED_WEIGHTS)}  {PUBLISHED_WEIGHTS}\n")
 
 
 def card(name: str, published: Published, license_name: str) -> str:

@@ -21,12 +21,12 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine.checkpoint import is_checkpoint, load_checkpoint, newest_checkpoint, trained_weights
+from engine.checkpoint import is_checkpoint, load_checkpoint, trained_weights
 from engine.command import run_command, said_once
 from engine.config import Config, load_config
 from engine.storage.download import download
 from engine.storage.files import file_sha256
-from engine.storage.release import SUFFIX, load_release
+from engine.storage.release import SUFFIX, load_release, weights_in
 from engine.storage.strict_yaml import did_you_mean, nearest
 from model import SWIN_VARIANTS, swin_arguments
 
@@ -87,7 +87,7 @@ def entry_named(name: str) -> Entry:
 def find_weights(named: str, trunk: str) -> Path:
     """The file that a config's `weights` names.
 
-    named: "imagenet1k", "imagenet22k", a name in the registry, a file, or an experiment directory. trunk: the name of
+    named: "imagenet1k", "imagenet22k", a name in the registry, a file, or a folder, see weights_in. trunk: the name of
     what they are for, such as "swin_t".
     Raises ValueError if there is no such file, with the way to get it, or if it is of another trunk."""
     registry = read_registry()
@@ -102,9 +102,7 @@ def find_weights(named: str, trunk: str) -> Path:
             fitting = [other.name for other in registry.weights if other.trunk == trunk]
             raise ValueError(f"is a {entry.trunk}, expected a {trunk}: {', '.join(fitting) or 'none is known'}")
         return _fetched(entry)
-    path = Path(named)
-    if path.is_dir():
-        return newest_checkpoint(path / "checkpoints")
+    path = weights_in(Path(named))
     if not path.is_file():
         names = [*registry.defaults, *(entry.name for entry in registry.weights)]
         raise ValueError(
@@ -264,8 +262,7 @@ def main(device: torch.device) -> None:
     path = arguments.file if arguments.command == "inspect" else fetch(arguments.name, arguments.folder)
     if str(path) in [entry.name for entry in read_registry().weights]:
         path = _fetched(entry_named(str(path)))
-    if path.is_dir():
-        path = newest_checkpoint(path / "checkpoints")
+    path = weights_in(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     for label, value in describe(path).items():

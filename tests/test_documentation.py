@@ -2,7 +2,9 @@
 
 import importlib.util
 import re
+import sys
 import tomllib
+from importlib.machinery import PathFinder
 from pathlib import Path
 from unittest import mock
 
@@ -79,6 +81,22 @@ def test_the_readme_has_fewer_than_300_lines():
 
 def test_the_page_of_configs_is_what_the_classes_say():
     assert config_page.PAGE.read_text() == config_page.page(), "python -m docs.configs writes it anew"
+
+
+def test_to_ask_for_help_writes_no_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(config_page, "PAGE", tmp_path / "configs.md")
+    monkeypatch.setattr(sys, "argv", ["docs.configs", "--help"])
+    with pytest.raises(SystemExit):
+        config_page.main()
+    assert "example: python -m docs.configs" in capsys.readouterr().out
+    assert not config_page.PAGE.exists()
+
+
+def test_another_distribution_s_package_docs_does_not_win_over_this(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/__init__.py").touch()
+    spec = PathFinder.find_spec("docs", [str(ROOT), str(tmp_path)])
+    assert spec.origin == str(ROOT / "docs/__init__.py")
 
 
 def test_the_citation_is_of_this_version():

@@ -12,7 +12,8 @@ FLOORS = (
         "model", "engine.config", "engine.loading", "engine.distributed", "engine.optim", "engine.signals",
         "engine.charts", "engine.storage.strict_yaml", "engine.storage.files", "engine.statistics.image_statistics",
         "engine.compute.precision", "engine.compute.inference", "engine.compute.machine",
-        "detection.network.boxes", "detection.network.necks", "detection.sample", "detection.prepare.processes",
+        "detection.network.boxes", "detection.network.necks", "detection.detections", "detection.sample",
+        "detection.prepare.processes",
     },
     {
         "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.launch",
@@ -24,12 +25,15 @@ FLOORS = (
         "diffusion.model", "diffusion.schedule", "diffusion.pictures",
     },
     {
-        "training", "engine.weights", "engine.doctor", "detection.drawing.charts", "engine.publish",
-        "detection.network.ssd", "detection.network.loss", "detection.dataset", "detection.evaluation",
-        "detection.errors",
+        "training", "engine.weights", "engine.doctor", "engine.publish", "detection.drawing.charts",
+        "detection.drawing.overlay", "detection.network.ssd", "detection.network.loss", "detection.dataset",
+        "detection.evaluation", "detection.errors",
         "diffusion.sampling", "diffusion.data",
     },
-    {"runs", "detection.prepare.layouts", "adapters.stages", "classification.data", "classification.pictures"},
+    {
+        "runs", "detection.prepare.layouts", "detection.prepare.images", "adapters.stages", "classification.data",
+        "classification.pictures",
+    },
     {
         "detection.prepare.check", "detection.prepare.shrink", "detection.prepare.labels", "detection.prepare.fetch",
         "detection.prepare.voc", "detection.prepare.yolo", "detection.prepare.convert", "classification.transforms",
@@ -37,7 +41,7 @@ FLOORS = (
     },
     {
         "detection.data", "detection.task", "detection.record", "detection.training", "detection.test",
-        "detection.detector", "detection.drawing.overlay", "detection.predict", "detection.show", "detection.export",
+        "detection.detector", "detection.predict", "detection.show", "detection.export",
         "classification.task", "classification.record", "classification.classifier", "classification.evaluate",
         "classification.predict", "train_clf_imagenet",
         "diffusion.task", "diffusion.record", "diffusion.generator", "diffusion.training", "diffusion.sample",

@@ -36,13 +36,13 @@ class ModelConfig(Config):
     weights: str | None = Field(
         None,
         description="of the trunk, to start from: imagenet1k, imagenet22k, a name of saved_weights/registry.yaml, a "
-        "file, or an experiment that trained a classifier; null: random weights",
+        "file, an experiment that trained a classifier or its published folder; null: random weights",
     )
     average_weights: bool = Field(True, description="of such an experiment, its moving average if it kept one")
     start_from: str | None = Field(
         None,
-        description="file with a trained detector, of these or of other classes, to fine-tune: an experiment's "
-        "checkpoint or released weights",
+        description="a trained detector, of these or of other classes, to fine-tune: an experiment, a published "
+        "folder, or a file of either's weights",
     )
 
     @field_validator("backbone", "neck", "anchor_scales")

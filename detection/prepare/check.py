@@ -10,103 +10,28 @@ looks whether the images are there; `data.check_images=true` makes it decode the
 
 import argparse
 import json
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from data import DatasetError
 from detection.annotations import (
-    CocoFile,
     DataConfig,
-    Defect,
-    ImageFile,
     Survey,
     count,
     dataset_error,
     describe,
-    image_defect,
     pair_defects,
     shown_path,
     survey_coco,
 )
-from detection.dataset import decode_image
+from detection.prepare.images import with_bar
 from detection.prepare.layouts import HALVES, find_layout, image_folder
-from detection.prepare.processes import process_pool
-from engine import distributed
-from engine.compute.machine import usable_cores
+from detection.prepare.processes import usual_count
 from engine.config import Config, load_config
 from engine.experiment import table
-from engine.logbook import progress_bar
 from engine.storage.files import write_text
 
 YAML = (".yaml", ".yml")
-ROUND = 512  # images that a pool of processes checks; whichever kills a process is among so many
-
-
-# ---- checking every image -----------------------------------------------------------------------------
-
-
-def check_images(cocos: Sequence[CocoFile], workers: int) -> None:
-    """Decode every image of checked annotation files before training: each rank its share, in `workers` processes.
-
-    Raises DatasetError, on all ranks, naming the first ten broken ones."""
-    files = [coco.file(index) for coco in cocos for index in range(len(coco.images))]
-    share = files[distributed.rank() :: distributed.world_size()]
-    found = [defect for defect in with_bar(share, workers, "checking images") if defect]
-    parts = distributed.gather(found)
-    defects = distributed.broadcast(parts and sorted(chain.from_iterable(parts)))
-    if defects:
-        raise dataset_error(defects)
-
-
-def with_bar(files: Sequence[ImageFile], workers: int, title: str) -> Iterator[Defect | None]:
-    """`find_defects` under a progress bar."""
-    return progress_bar(find_defects(files, workers), total=len(files), desc=title, unit="image", leave=False)
-
-
-def find_defects(files: Sequence[ImageFile], workers: int) -> Iterator[Defect | None]:
-    """Decode every image in `workers` processes; yields what is wrong with each, None where nothing is, in order.
-
-    A decoder that takes its process down is a defect of that image: those without an answer by then are tried
-    again, each in a process of its own."""
-    for start in range(0, len(files), ROUND):
-        left = deque(files[start : start + ROUND])
-        try:
-            with process_pool(workers) as pool:
-                for defect in pool.map(find_defect, left):
-                    left.popleft()
-                    yield defect
-        except BrokenProcessPool:
-            yield from map(_find_defect_alone, left)
-
-
-def find_defect(file: ImageFile) -> Defect | None:
-    """Decode an image and, of a PNG, compare the checksums, which Pillow does not do on the way."""
-    try:
-        decode_image(file)
-        with Image.open(file.path) as image:
-            if image.format == "PNG":
-                image.verify()
-    except DatasetError as error:
-        return image_defect(file, str(error))
-    except Exception as error:
-        return image_defect(file, f"damaged: {error}")
-    return None
-
-
-def _find_defect_alone(file: ImageFile) -> Defect | None:
-    try:
-        with process_pool(1) as pool:
-            return pool.submit(find_defect, file).result()
-    except BrokenProcessPool:
-        return image_defect(file, "the process that decoded it died")
-
-
-# ---- the command --------------------------------------------------------------------------------------
 
 
 class DataSection(Config, extra="ignore"):
@@ -149,8 +74,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m detection.data check",
         description="Read every annotation and decode every image of a data set; list all that is wrong with it.",
-        epilog="example: python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd; there is another "
-        "command, python -m detection.data shrink --help",
+        epilog="example: python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd",
     )
     parser.add_argument(
         "source", type=Path, metavar="CONFIG|FOLDER|ANNOTATIONS",
@@ -163,7 +87,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write counts and defects there, too")
     parser.add_argument(
-        "--workers", type=int, default=max(1, int(usable_cores())), metavar="N", help="processes (default: %(default)s)"
+        "--workers", type=int, default=usual_count(), metavar="N", help="processes (default: %(default)s)"
     )
     arguments = parser.parse_intermixed_args(words)
     if not 1 <= arguments.workers <= 256:
@@ -188,8 +112,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
     """What the annotations say that are to be checked: those of train and val, or the one file.
 
-    Raises ConfigError for a bad config, DatasetError if no data set is recognised in a folder, or the image folder of
-    an annotation file is nowhere to be found."""
+    Raises ConfigError for a bad config, DatasetError if no data set is recognised in a folder."""
     source = arguments.source
     if source.is_dir():
         layout = find_layout(source)
@@ -199,8 +122,9 @@ def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
         return [survey_coco(*config.paths(half)) for half in HALVES]
     images_dir = arguments.images or image_folder(source)
     survey = survey_coco(source, images_dir)
-    if survey.coco and survey.coco.images and not images_dir.is_dir():
-        raise DatasetError(f"{source}: no image folder at {images_dir}; say where it is by --images")
+    for index, defect in enumerate(survey.defects):
+        if defect.what.endswith(f"{images_dir}: no such folder"):
+            survey.defects[index] = defect._replace(what=f"{defect.what}; say where it is by --images")
     return [survey]
 
 

@@ -33,6 +33,7 @@ from engine.storage.files import file_sha256, writing
 
 HOST = "http://images.cocodataset.org"  # its certificate for https is another's; the checksums stand for the bytes
 DOWNLOADS = "downloads"
+RECIPE = "configs/detection_ssd_resnet50.yaml"  # for COCO
 SMALL_FIRST = ("val", "train")  # whatever is wrong shows early
 GB = 1e9
 
@@ -80,7 +81,7 @@ def main(words: Sequence[str]) -> None:
     """Fetch as the command line after `fetch` says; print what is there then, and how to train on it.
 
     Raises DatasetError, or DownloadError, saying what to do."""
-    print(summary(*fetch(parse_arguments(words).root)))
+    print(summary(*fetch(parse_arguments(words).root), RECIPE))
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -16,6 +16,7 @@ from detection.annotations import SplitConfig, Survey, dataset_error, describe, 
 from engine.storage.strict_yaml import read_value
 
 HALVES = ("train", "val")
+PROJECT = Path(__file__).parent.parent.parent
 EXAMPLE = "configs/quickstart.yaml"  # any config of a detector will do: classes are read from the annotations
 
 # What the halves are called, and where images and annotations of {} lie. Tried in this order.
@@ -124,16 +125,18 @@ def _looked_for() -> Iterator[str]:
     yield f"where SPLIT is {train} for the one half, and {val} for the other"
 
 
-def summary(layout: Layout, surveys: Sequence[Survey]) -> str:
+def summary(layout: Layout, surveys: Sequence[Survey], config: str = EXAMPLE) -> str:
     """What is in both halves, and a command that trains on them.
 
-    surveys: of train and val. Raises DatasetError with what is wrong with them."""
+    surveys: of train and val. config: what to train, a path in the project. Raises DatasetError with what is wrong
+    with the data."""
     if defects := [defect for survey in surveys for defect in survey.defects]:
         raise dataset_error(defects)
     if defects := list(pair_defects(*(survey.coco for survey in surveys))):
         raise dataset_error(defects)
     lines = [f"{half}: {describe(survey.coco)}" for half, survey in zip(HALVES, surveys, strict=True)]
-    return "\n".join([*lines, f"train on it: python -m detection.training {EXAMPLE} {' '.join(overrides(layout))}"])
+    path = shlex.quote(config if Path(config).is_file() else str(PROJECT / config))
+    return "\n".join([*lines, f"train on it: python -m detection.training {path} {' '.join(overrides(layout))}"])
 
 
 def overrides(layout: Layout) -> list[str]:

@@ -9,6 +9,13 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 
+from engine.compute.machine import usable_cores
+
+
+def usual_count() -> int:
+    """How many processes to use unless told otherwise: one for each core."""
+    return max(1, int(usable_cores()))
+
 
 def process_pool(count: int) -> ProcessPoolExecutor:
     """Processes for work on images, which leave signals to this one and end with it."""

@@ -27,8 +27,7 @@ from data import DatasetError
 from detection.annotations import SHRUNK, CocoFile, ImageFile, read_coco, read_short_side, shrunk_size
 from detection.dataset import read_file
 from detection.prepare.layouts import image_folder
-from detection.prepare.processes import process_pool
-from engine.compute.machine import usable_cores
+from detection.prepare.processes import process_pool, usual_count
 from engine.logbook import progress_bar
 from engine.storage.files import write_text
 
@@ -57,7 +56,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--to", type=Path, metavar="DIRECTORY", help="the copy (default: ROOT_PIXELS)")
     parser.add_argument(
-        "--workers", type=int, default=max(1, int(usable_cores())), metavar="N", help="processes (default: %(default)s)"
+        "--workers", type=int, default=usual_count(), metavar="N", help="processes (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     for name in ("short_side", "workers"):

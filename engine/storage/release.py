@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from engine.checkpoint import CheckpointError, DamagedCheckpointError
+from engine.checkpoint import CheckpointError, DamagedCheckpointError, newest_checkpoint
 from engine.experiment import read_environments
 from engine.storage.files import write_whole
 from engine.storage.strict_yaml import dump_yaml
@@ -74,6 +74,15 @@ def _texts(data: Any) -> Iterator[str]:
     elif isinstance(data, dict | list):
         for value in data.values() if isinstance(data, dict) else data:
             yield from _texts(value)
+
+
+def weights_in(path: Path) -> Path:
+    """The file of weights that a user names: of a published folder its own, of an experiment the newest checkpoint.
+
+    Anything else, there or not, is taken for a file. Raises CheckpointError if a folder holds no weights."""
+    if (path / PUBLISHED_WEIGHTS).is_file():
+        return path / PUBLISHED_WEIGHTS
+    return newest_checkpoint(path / "checkpoints") if path.is_dir() else path
 
 
 def save_release(path: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:

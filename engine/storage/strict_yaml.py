@@ -234,6 +234,8 @@ def dump_yaml(data: dict[str, Any]) -> str:
 
 # ---- words for reports ------------------------------------------------------------------------------------
 
+DID_YOU_MEAN = "did you mean"
+
 
 def nearest(word: Any, choices: Iterable[Any]) -> list[str]:
     """The one choice that is spelled most like word, whatever the case; none if none is close."""
@@ -243,7 +245,7 @@ def nearest(word: Any, choices: Iterable[Any]) -> list[str]:
 
 def did_you_mean(names: Iterable[Any]) -> str:
     names = [f"'{name}'" for name in names]
-    return f"; did you mean {' or '.join(names)}?" if names else ""
+    return f"; {DID_YOU_MEAN} {' or '.join(names)}?" if names else ""
 
 
 def shown(value: Any) -> str:

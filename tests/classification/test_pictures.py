@@ -32,9 +32,10 @@ def test_of_a_confusion_chart_with_long_names_nothing_is_cut_off(tmp_path, count
     assert margin(tmp_path / "long.png").min() > 200
 
 
-def test_of_examples_with_long_names_nothing_is_cut_off(tmp_path):
-    names = [f"Staphylococcus aureus, kind {number}" for number in range(3)]
-    draw_examples(tmp_path / "long.png", [Example(Image.new("RGB", (64, 64)), names[0], names, [0.5, 0.3, 0.2])] * 8)
+@pytest.mark.parametrize("guesses", [1, 3, 5])
+def test_of_examples_with_long_names_nothing_is_cut_off(tmp_path, guesses):
+    names = [f"Staphylococcus aureus, kind {number}" for number in range(guesses)]
+    draw_examples(tmp_path / "long.png", [Example(Image.new("RGB", (64, 64)), names[0], names, [0.2] * guesses)] * 8)
     assert margin(tmp_path / "long.png").min() > 200
 
 

@@ -188,6 +188,15 @@ def test_facts_that_a_resumed_run_must_share_are_the_classes_and_the_images(conf
     assert task.data["validation images"] == read_folders(colours_root / "val").digest
 
 
-def test_a_config_of_another_task_is_said_to_be_one():
-    with pytest.raises(ConfigError, match=r"bccd\.yaml: a config of another kind, .* a Classif\w+ has no data\.\w"):
-        load_config(ROOT / "configs/bccd.yaml", [], ClassificationConfig)
+@pytest.mark.parametrize("name", ["bccd", "grid_swin_ablation"])
+def test_a_config_of_another_command_is_said_to_be_one(name):
+    with pytest.raises(
+        ConfigError, match=rf"/{name}\.yaml: a config of another kind: a ClassificationConfig has no \w+"
+    ):
+        load_config(ROOT / f"configs/{name}.yaml", [], ClassificationConfig)
+
+
+def test_many_typos_on_the_command_line_make_no_config_of_another_kind():
+    typos = ["model.nme=x", "train.batchsize=3", "train.epoch=1", "optim.lr=1", "data.rot=x", "eval.crop=1", "xyz=1"]
+    with pytest.raises(ConfigError, match="7 problems"):
+        load_config(ROOT / "configs/swin_slim_tiny_images.yaml", typos, ClassificationConfig)

@@ -283,6 +283,13 @@ def test_the_config_comes_along(finished_detector, detector):
     assert detector.config == read_experiment_config(finished_detector, DetectionConfig)
 
 
-def test_what_is_no_image_is_refused_with_what_it_is(finished_detector):
-    with pytest.raises(TypeError, match="got int, expected a path, a PIL image"):
-        load(finished_detector)(5)
+@pytest.mark.parametrize("thing", [5, None, b"ab", {"a": 1}])
+def test_what_is_no_image_is_refused_with_what_it_is(detector, thing):
+    with pytest.raises(TypeError, match=rf"^got {type(thing).__name__}, expected a path, a PIL image"):
+        detector(thing)
+
+
+@pytest.mark.parametrize("thing", [5, None, b"ab", ["a.jpg"]])
+def test_in_a_list_what_is_no_image_is_named_by_its_place(detector, pixels, thing):
+    with pytest.raises(TypeError, match=rf"^image 2 of 2: got {type(thing).__name__}, expected a path"):
+        detector([pixels, thing])

@@ -102,6 +102,13 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, monkeypatch, capsy
     assert f"error: {path}: cannot be written: not a directory" in capsys.readouterr().err
 
 
+def test_help_has_an_example(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["detection.sample", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "example: python -m detection.sample datasets/sample" in capsys.readouterr().out
+
+
 def test_shapes_need_some_pixels(tmp_path):
     with pytest.raises(ValueError, match="image_size 8"):
         generate(tmp_path, image_size=8)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detection.annotations import read_coco, read_split
+from detection.annotations import describe, read_coco, read_split
 from detection.network.ssd import build_ssd
 from detection.sample import generate
 from detection.task import DetectionConfig, DetectionTask
@@ -105,6 +105,11 @@ def test_a_run_leaves_its_whole_record(experiment):
     text = (experiment / "README.md").read_text()
     assert "ResNet18SlimBackbone_B" in text
     assert "![" in text
+
+
+def test_the_log_says_what_was_trained_on(experiment, config_path):
+    train_split = read_split(load_config(config_path, [], DetectionConfig).data, "train")
+    assert f"instances_train.json: {describe(train_split)}" in (experiment / "train.log").read_text()
 
 
 def test_the_resolved_config_repeats_the_experiment_bit_by_bit(experiment, tmp_path):

@@ -24,6 +24,12 @@ def test_names_that_differ_in_their_middle_alone_are_numbered():
     assert list(shown.values()) == [f"{16 * 'a'}… {number}" for number in range(3)]
 
 
+def test_a_number_that_makes_another_name_is_passed_over():
+    numbered = f"{16 * 'a'}… 1"
+    names = [f"{30 * 'a'}{letter}{30 * 'b'}" for letter in "xyz"]
+    assert list(shorten([*names, numbered]).values()) == [*(f"{16 * 'a'}… {number}" for number in (0, 2, 3)), numbered]
+
+
 def test_a_thousand_long_names_stay_apart():
     shown = shorten([f"class of a long name {number:04d} {20 * '-'}" for number in range(1000)]).values()
     assert len(set(shown)) == 1000

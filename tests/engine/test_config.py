@@ -181,11 +181,11 @@ def test_every_bad_field_is_reported_at_once_in_the_order_of_the_file(write):
         ("model: {scales: 0.1}", "model.scales: got 0.1, expected a list, each a number"),
         (
             "model: {maps: [fine, corse]}",
-            'model.maps: got ["fine", "corse"], expected a list, each one of coarse, fine; did you mean \'[coarse]\'?',
+            'model.maps: got ["fine", "corse"], expected a list, each one of coarse, fine; did you mean \'coarse\'?',
         ),
         (
             "model: {maps: fine}",
-            "model.maps: got 'fine', expected a list, each one of coarse, fine; did you mean '[fine]'?",
+            "model.maps: got 'fine', expected a list, each one of coarse, fine",
         ),
         ("model: {grid: [1]}", "model.grid: got [1], expected a list (an integer, an integer)"),
         ("model: {grid: [1, 2, 3]}", "model.grid: got [1, 2, 3], expected a list (an integer, an integer)"),

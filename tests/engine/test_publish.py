@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import engine.publish
 from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from engine.config import read_overridden
 from engine.publish import class_table, intervals, limits, main
@@ -187,48 +188,44 @@ def test_a_folder_of_its_own_is_written_anew(publish, experiment, tmp_path):
     assert "license: apache-2.0" in (tmp_path / "a/README.md").read_text()
 
 
-@pytest.fixture
-def edited(publish, experiment, tmp_path):
-    """A published folder whose card was edited, and its weights spoilt; published again."""
+@pytest.mark.parametrize("name", ["README.md", "config.yaml"])
+def test_a_folder_edited_by_hand_is_left_as_it_is(publish, experiment, tmp_path, name):
     publish(experiment, "--output", "a")
-    with open(tmp_path / "a/README.md", "a") as card:
-        card.write("By hand.\n")
-    (tmp_path / "a/model.safetensors").write_bytes(b"old")
-    _, out, _ = publish(experiment, "--output", "a")
-    assert out.count("README.md: edited by hand, so not replaced") == 1
-    return tmp_path / "a"
+    (tmp_path / "a" / name).write_text("mine")
+    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    code, _, (error,) = publish(experiment, "--output", "a", "--license", "mit")
+    assert code == 2
+    assert f"a: {name} edited by hand, so nothing is written" in error
+    assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
 
 
-def test_an_edited_card_stays_and_the_weights_are_new(edited):
-    assert (edited / "README.md").read_text().endswith("By hand.\n")
-    assert load_release(edited / "model.safetensors")[1]["step"] == "3"
-
-
-def test_an_edited_card_stays_every_time(edited, publish, experiment):
-    publish(experiment, "--output", "a", "--license", "mit")
-    assert (edited / "README.md").read_text().endswith("By hand.\n")
-
-
-def test_the_sums_hold_beside_an_edited_card(edited):
-    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=edited, check=True, capture_output=True)
-
-
-def test_an_edited_card_that_was_moved_away_is_written_anew(edited, publish, experiment):
-    (edited / "README.md").rename(edited / "mine.md")
+def test_an_edited_card_that_was_moved_away_is_written_anew(publish, experiment, tmp_path):
     publish(experiment, "--output", "a")
-    assert "By hand." not in (edited / "README.md").read_text()
+    (tmp_path / "a/README.md").write_text("mine")
+    (tmp_path / "a/README.md").rename(tmp_path / "a/mine.md")
+    assert publish(experiment, "--output", "a")[0] == 0
+    assert (tmp_path / "a/mine.md").read_text() == "mine"
+    assert (tmp_path / "a/README.md").is_file()
 
 
-def test_an_edited_config_stays(publish, experiment, tmp_path):
-    publish(experiment, "--output", "a")
-    (tmp_path / "a/config.yaml").write_text("mine")
-    assert "config.yaml: edited by hand" in publish(experiment, "--output", "a")[1]
-    assert (tmp_path / "a/config.yaml").read_text() == "mine"
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("writes", range(5))
+def test_after_a_kill_on_the_way_it_can_be_called_again(publish, experiment, tmp_path, monkeypatch, exists, writes):
+    if exists:
+        publish(experiment, "--output", "a")
+    left = iter(range(writes))
 
+    def or_killed(write, *arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write(*arguments)
 
-def test_a_record_of_an_older_version_costs_the_category_ids_and_is_told(publish, experiment, tmp_path):
-    without(experiment / "results.json", "category_ids")
-    code, out, _ = publish(experiment, "--output", "a")
-    assert code == 0
-    assert "lacks the classes' category_ids" in out
-    assert "category_ids" not in load_release(tmp_path / "a/model.safetensors")[1]
+    with monkeypatch.context() as patch:
+        for name in ("write_text", "save_release"):
+            patch.setattr(f"engine.publish.{name}", partial(or_killed, getattr(engine.publish, name)))
+        patch.setattr("sys.argv", ["engine.publish", str(experiment), "--output", "a", "--license", "mit"])
+        with pytest.raises(KeyboardInterrupt):
+            main(torch.device("cpu"))
+    assert publish(experiment, "--output", "a", "--license", "cc-by-4.0")[0] == 0
+    assert "license: cc-by-4.0" in (tmp_path / "a/README.md").read_text()
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "a", check=True)

@@ -243,8 +243,8 @@ def wandb(monkeypatch, tmp_path_factory):
 
 
 def starts(experiment):
-    """The folders of its starts, by the ids in their names; all are offline."""
-    return [path.name.rpartition("-")[2] for path in sorted(experiment.glob("wandb/offline-run-*"))]
+    """The folders of its starts, by the ids in their names: offline-run-DATE-ID, of one second the later -DATE-ID-1."""
+    return [path.name.split("-")[3] for path in sorted(experiment.glob("wandb/offline-run-*"))]
 
 
 def test_wandb_is_offline_where_no_key_is_known_and_a_resumed_run_keeps_its_id(experiment, wandb):

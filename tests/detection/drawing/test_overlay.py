@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detection.detector import Detections
+from detection.detections import Detections
 from detection.drawing.overlay import LEAST_SIDE, MOST_SIDE, draw_found, undrawable
 
 

@@ -46,3 +46,18 @@ def objects():
         ]
 
     return objects
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config and the data set it names: 3 images to train on, 2 to validate."""
+    generate(tmp_path / "sample", num_train=3, num_val=2, image_size=64)
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "data:\n  root: nowhere\n  workers: 0\n"
+        "  train: {images: images/train, annotations: annotations/instances_train.json}\n"
+        "  val: {images: images/val, annotations: annotations/instances_val.json}\n"
+        "model: {backbone: ResNet18SlimBackbone_B, neck: none, input_size: 96}\n"
+        "train: {epochs: 1, batch_size: 1, precision: fp32}\n"
+    )
+    return path

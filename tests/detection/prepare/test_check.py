@@ -1,116 +1,12 @@
-"""detection/prepare/check.py: every defect of a whole data set in one pass, in processes that end with it."""
+"""detection/prepare/check.py: every defect of a whole data set in one pass."""
 
 import json
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-from PIL import Image
-
-import detection.data
-import detection.prepare.check
-from detection.annotations import read_coco
-from detection.prepare.check import find_defects
-from detection.sample import generate
-
-
-def read(folder, annotations):
-    (folder / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
-    return read_coco(folder / "annotations.json", folder / "images")
-
-
-# ---- checking every image ---------------------------------------------------------------------------------------
 
 
 def halve(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def spoil_checksum(path):
-    """Of a PNG's pixels; they themselves stay as they are."""
-    data = bytearray(path.read_bytes())
-    data[-13] ^= 255  # before the 12 bytes of the end
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (halve, "cannot be decoded: "),
-        (spoil_checksum, "damaged: broken PNG file"),
-        (lambda path: path.write_bytes(b"<html>not found</html>"), "cannot be decoded: cannot identify"),
-        (lambda path: Image.new("RGB", (30, 41)).save(path), "30 x 41 pixels, the annotation file says 40 x 30"),
-        (lambda path: path.unlink(), "cannot be decoded: "),
-    ],
-    ids=["half", "checksum", "html", "size", "gone"],
-)
-def test_the_check_finds_a_broken_image(folder, content, spoil, message):
-    coco = read(folder, content)
-    spoil(folder / "images/a.png")
-    broken, sound = find_defects([coco.file(0), coco.file(1)], workers=2)
-    assert broken.file == folder / "images/a.png"
-    assert broken.record == "image id 50"
-    assert message in broken.what
-    assert sound is None
-
-
-def test_the_check_leaves_kinds_of_images_alone_that_training_reads(folder):
-    turned = Image.Exif()
-    turned[0x0112] = 8
-    Image.new("CMYK", (30, 40)).save(folder / "images/x.jpg", exif=turned)
-    record = {"id": 5, "file_name": "x.jpg", "width": 40, "height": 30}
-    coco = read(folder, {"categories": [{"id": 1, "name": "thing"}], "images": [record], "annotations": []})
-    assert list(find_defects([coco.file(0)], workers=1)) == [None]
-
-
-def test_a_decoder_that_takes_its_process_down_is_a_defect_of_that_image_alone(folder, content, monkeypatch):
-    def decode(file):
-        if file.id == 50:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(detection.prepare.check, "decode_image", decode)
-    coco = read(folder, content)
-    found = list(find_defects([coco.file(i % 2) for i in range(7)], workers=2))
-    assert [defect and defect.what for defect in found] == ["the process that decoded it died", None] * 3 + [
-        "the process that decoded it died"
-    ]
-
-
-def test_the_check_s_processes_end_with_a_parent_that_is_killed(folder, content, monkeypatch):
-    def decode(file):
-        (folder / "pid").write_text(str(os.getpid()))
-        time.sleep(60)
-
-    monkeypatch.setattr(detection.prepare.check, "decode_image", decode)
-    files = [read(folder, content).file(0)]
-    parent = multiprocessing.get_context("fork").Process(target=lambda: list(find_defects(files, workers=1)))
-    parent.start()
-    wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text())
-    parent.kill()
-    parent.join()
-    wait_for(lambda: not is_alive(int((folder / "pid").read_text())))
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-# ---- the command ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -193,21 +89,6 @@ def test_a_single_defect_is_told_by_the_error_itself(folder, content, check):
     ]
 
 
-@pytest.fixture
-def config(tmp_path):
-    """A config and the data set it names: 3 images to train on, 2 to validate."""
-    generate(tmp_path / "sample", num_train=3, num_val=2, image_size=64)
-    path = tmp_path / "config.yaml"
-    path.write_text(
-        "data:\n  root: nowhere\n  workers: 0\n"
-        "  train: {images: images/train, annotations: annotations/instances_train.json}\n"
-        "  val: {images: images/val, annotations: annotations/instances_val.json}\n"
-        "model: {backbone: ResNet18SlimBackbone_B, neck: none, input_size: 96}\n"
-        "train: {epochs: 1, batch_size: 1, precision: fp32}\n"
-    )
-    return path
-
-
 def test_both_halves_of_a_config_are_checked(config, check):
     root = config.parent / "sample"
     halve(root / "images/train/000001.jpg")
@@ -241,7 +122,16 @@ def test_an_image_folder_that_cannot_be_found_is_asked_for(folder, content, chec
     path, *_ = write(folder, content)
     code, _, errors = check(path)
     assert code == 2
-    assert "say where it is by --images" in errors[0]
+    assert errors[0].endswith("no such folder; say where it is by --images")
+
+
+def test_a_missing_image_folder_hides_no_bad_record(folder, content, check):
+    content["annotations"][0]["category_id"] = 99
+    path, *_ = write(folder, content)
+    code, printed, errors = check(path)
+    assert (code, errors) == (2, [f"error: 2 defects in {path}"])
+    assert "category_id 99: no such category" in printed
+    assert "no such folder; say where it is by --images" in printed
 
 
 def test_both_halves_of_a_folder_are_checked(config, check):
@@ -266,20 +156,3 @@ def test_what_is_no_data_set_is_told_what_is(tmp_path, check, name, what):
     code, _, errors = check(tmp_path / name)
     assert (code, len(errors)) == (2, 1)
     assert f"{name}: {what}" in errors[0]
-
-
-def test_training_checks_every_image_first_if_asked_to(config):
-    root = config.parent / "sample"
-    halve(root / "images/val/000005.jpg")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *("-m", "detection.training", config, f"data.root={root}", "data.check_images=true"),
-        *("--experiments", config.parent / "experiments"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    project = Path(detection.data.__file__).parent.parent
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert f"{root}/images/val/000005.jpg: image id 5: cannot be decoded" in done.stderr
-    assert "DatasetError" not in done.stderr  # a traceback of theirs would say it; torchrun has one of its own
-    assert not (config.parent / "experiments").exists()

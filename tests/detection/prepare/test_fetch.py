@@ -119,7 +119,7 @@ def test_an_empty_folder_gets_the_layout_of_the_configs(server, root, command):
     assert code == 0
     assert is_whole(root)
     assert sorted(path.name for path in root.iterdir()) == ["annotations", "train2017", "val2017"]
-    assert f"data.root={root} data.train.images=train2017" in printed
+    assert f"{module.RECIPE} data.root={root} data.train.images=train2017" in printed
 
 
 def test_only_the_annotations_that_are_read_are_unpacked(fetched):

@@ -3,13 +3,14 @@
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 
 from data import DatasetError
 from detection.annotations import read_coco
 from detection.prepare.check import DataSection
-from detection.prepare.layouts import EXAMPLE, find_layout, overrides
+from detection.prepare.layouts import EXAMPLE, PROJECT, find_layout, overrides
 from engine.config import load_config
 
 CONFIG = "data: {root: nowhere, train: {images: a, annotations: b}, val: {images: c, annotations: d}}\n"
@@ -45,6 +46,18 @@ def test_a_layout_is_recognised_and_training_reads_it(
     assert f"{root}: {name}" in printed
     data = configured(shlex.split(printed.splitlines()[-1].partition(f"{EXAMPLE} ")[2]))
     assert [len(read_coco(*data.paths(half)).images) for half in ("train", "val")] == [6, 3]
+
+
+def test_the_config_in_the_command_is_there_wherever_one_stands(lay_out, command, monkeypatch):
+    root = lay_out("images/{}", "annotations/instances_{}.json")
+    monkeypatch.chdir(root)
+    _, printed, _ = command("layout", root)
+    assert Path(shlex.split(printed.splitlines()[-1].partition("detection.training ")[2])[0]).is_file()
+
+
+def test_the_config_in_the_command_is_short_in_the_project_s_folder(lay_out, command, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    assert f"detection.training {EXAMPLE} " in command("layout", lay_out("{}", "annotations/instances_{}.json"))[1]
 
 
 def test_a_yolo_distribution_with_cocos_annotations_is_called_one(lay_out):

@@ -12,7 +12,7 @@ import detection.prepare.shrink
 from data import DatasetError
 from detection.annotations import read_coco, shrunk_size
 from detection.dataset import CocoDetection, read_image
-from detection.prepare.check import find_defects
+from detection.prepare.images import find_defects
 from detection.prepare.shrink import shrink
 from detection.sample import generate
 from detection.transforms import eval_transform

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import CheckpointError
-from engine.storage.release import load_release, save_release
+from engine.storage.release import PUBLISHED_WEIGHTS, load_release, save_release, weights_in
 
 WEIGHTS = {"head.weight": torch.arange(5000.0).view(50, 100), "norm.num_batches_tracked": torch.tensor(7)}
 FACTS = {"step": "7", "classes": '["Kätzchen 猫"]'}
@@ -63,3 +63,24 @@ def test_weights_that_nobody_can_verify_are_refused(tmp_path):
     save_file(WEIGHTS, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=r"a\.safetensors: no checksum"):
         load_release(tmp_path / "a.safetensors")
+
+
+def test_of_an_experiment_the_newest_checkpoint_is_meant(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for step in (3, 12):
+        (tmp_path / f"checkpoints/step_{step:09}.pt").touch()
+    assert weights_in(tmp_path) == tmp_path / "checkpoints/step_000000012.pt"
+
+
+def test_of_a_published_folder_its_weights_are_meant(tmp_path):
+    (tmp_path / PUBLISHED_WEIGHTS).touch()
+    assert weights_in(tmp_path) == tmp_path / PUBLISHED_WEIGHTS
+
+
+def test_what_is_no_folder_is_taken_for_a_file(tmp_path):
+    assert weights_in(tmp_path / "a.pth") == tmp_path / "a.pth"
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint in it"):
+        weights_in(tmp_path)

@@ -1,0 +1,52 @@
+"""What a trained detector finds in an image, for other programs: COCO's results format, Roboflow's supervision."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import supervision
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What was found in one image, best first.
+
+    boxes_xyxy: (n, 4) float64, pixels of the upright original, from its left upper corner.
+    scores: (n,) float64, probabilities.
+    labels: (n,) int64, 1 to the number of classes.
+    class_names: n names, of these labels. category_ids: (n,) int64, what the annotation file calls these classes."""
+
+    boxes_xyxy: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    class_names: list[str]
+    category_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_coco(self, image_id: int) -> list[dict]:
+        """Records of COCO's results format, fit for `COCO.loadRes`: pixels to 3 decimals, scores to 6."""
+        boxes_xywh = np.concatenate([self.boxes_xyxy[:, :2], self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]], axis=1)
+        columns = (self.category_ids.tolist(), boxes_xywh.round(3).tolist(), self.scores.round(6).tolist())
+        return [
+            {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+            for category_id, bbox, score in zip(*columns, strict=True)
+        ]
+
+    def to_supervision(self) -> "supervision.Detections":
+        """The same for Roboflow's supervision; its class_id counts from 0, as a list of class names does.
+
+        Raises ImportError, with the command that installs it, where it is not."""
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("supervision is not installed: pip install supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy.astype(np.float32),
+            confidence=self.scores.astype(np.float32),
+            class_id=self.labels - 1,
+            data={"class_name": np.array(self.class_names, np.str_)},
+        )
