@@ -181,6 +181,8 @@ def parse_arguments(command: TrainCommand) -> argparse.Namespace:
     if arguments.config and "=" in arguments.config:  # with --resume, overrides may come without a config
         arguments.overrides.insert(0, arguments.config)
         arguments.config = None
+    if arguments.config and Path(arguments.config).is_dir():
+        parser.error(f"{arguments.config} is a folder; name a CONFIG, or go on with an experiment: --resume FOLDER")
     if arguments.experiment and arguments.resume:
         parser.error("--experiment goes on by itself where it can; leave out --resume")
     if arguments.experiment and not arguments.experiment.is_dir():

@@ -326,6 +326,8 @@ class Run:
 
     def announce(self) -> None:
         """Log what was derived from the config."""
+        if not distributed.is_main():  # warnings of other ranks are shown
+            return
         config = self.config
         logger.info(
             "%d images, %d steps per epoch, global batch %d (%d images x %d processes x %d accumulated), "
@@ -340,7 +342,7 @@ class Run:
             logger.warning("optim.drop_epochs %s: the last epoch is %d", self.optim.drop_epochs, config.epochs)
         if self.optim.warmup_epochs >= config.epochs:
             logger.warning(
-                "optim.warmup_epochs %g: all of the %d epochs, so the learning rate never reaches its peak; lower it",
+                "optim.warmup_epochs %g: all of the %d epochs, so the learning rate rises to the end; lower it",
                 self.optim.warmup_epochs, config.epochs,
             )  # fmt: skip
 

@@ -220,8 +220,10 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
 
 def weights_file(path: Path) -> Path:
     """The file with the weights of what a user names, see `load`. Raises CheckpointError if there is none."""
-    if path.is_dir() and not any((path / name).is_file() for name in ("config.yaml", PUBLISHED_WEIGHTS)):
-        raise CheckpointError(f"{path}: neither config.yaml nor {PUBLISHED_WEIGHTS} in it; {EXPECTED}")
+    if path.is_dir() and not (path / PUBLISHED_WEIGHTS).is_file():
+        if not (path / "config.yaml").is_file():
+            raise CheckpointError(f"{path}: neither config.yaml nor {PUBLISHED_WEIGHTS} in it; {EXPECTED}")
+        read_experiment_config(path, DetectionConfig)  # raises where it is of another task
     file = weights_in(path)
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file or folder; {EXPECTED}")

@@ -306,7 +306,8 @@ def _draw_split(root: Path, split: str, info: dict) -> None:
 
     side, split_number = info["image_size"], ("train", "val").index(split)
     images, annotations = [], []
-    for index in tqdm(range(info["num_images"]), desc=f"drawing {split} images", unit="image", leave=False):
+    bar = {"desc": f"drawing {split} images", "unit": "image", "leave": False, "disable": None}  # not into a file
+    for index in tqdm(range(info["num_images"]), **bar):
         rng = np.random.default_rng((info["seed"], split_number, index))
         image_id = 3 * index + 1 + split_number  # gaps, and no id in both splits
         file_name = f"{image_id:06d}.jpg"

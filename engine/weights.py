@@ -221,6 +221,8 @@ def _architecture(weights: Mapping[str, Tensor]) -> dict[str, str]:
         arguments = swin_arguments(weights)
     except ValueError as error:
         parts = ", ".join(sorted({name.partition(".")[0] for name in weights}))
+        if "class_head.0.weight" in weights:
+            return {"family": f"detector of this project, with the parts {parts}"}
         return {"family": f"unknown, with the parts {parts}: {error}"}
     sizes = ("embed_dim", "depths", "num_heads")
     variants = [name for name, row in SWIN_VARIANTS.items() if all(row[size] == arguments[size] for size in sizes)]

@@ -74,6 +74,14 @@ def test_a_dry_run_does_not_go_with_an_experiment(start, capsys, words):
     assert "--dry-run begins from a CONFIG" in capsys.readouterr().err
 
 
+def test_a_folder_in_place_of_a_config_is_told_from_an_experiment_to_go_on_with(start, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["detection.training", "."])
+    with pytest.raises(SystemExit) as exit_:
+        train(COMMAND, CPU)
+    assert exit_.value.code == 2
+    assert "go on with an experiment: --resume FOLDER" in capsys.readouterr().err
+
+
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(start, monkeypatch):
     def version(name):
         raise metadata.PackageNotFoundError(name)

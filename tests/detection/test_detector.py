@@ -1,9 +1,11 @@
 """The Python door: whatever holds the weights, and however an image comes, what is found is what was scored."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +22,7 @@ from engine import publish
 from engine.checkpoint import load_checkpoint, newest_checkpoint
 from engine.experiment import read_experiment_config
 from engine.storage.release import release_facts, save_release
+from engine.storage.strict_yaml import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,11 @@ def test_several_images_of_different_sizes_give_a_list(detector, pixels):
     assert np.allclose(found[0].boxes_xyxy, detector(pixels).boxes_xyxy, atol=0.01)
     assert found[1].boxes_xyxy[:, 3].max() <= 90
     assert detector([]) == []
+
+
+def test_detections_are_printed_in_a_line(detector, pixels):
+    assert re.fullmatch(r"Detections\(\d+: (\w+ 0\.\d\d, ){5}\.\.\.\)", repr(detector(pixels)))
+    assert repr(detector(pixels, score_threshold=0.9999)) == "Detections(0: )"
 
 
 def test_coco_records_are_read_by_pycocotools(detector, val, pixels):
@@ -293,3 +301,8 @@ def test_what_is_no_image_is_refused_with_what_it_is(detector, thing):
 def test_in_a_list_what_is_no_image_is_named_by_its_place(detector, pixels, thing):
     with pytest.raises(TypeError, match=rf"^image 2 of 2: got {type(thing).__name__}, expected a path"):
         detector([pixels, thing])
+
+
+def test_an_experiment_of_another_task_is_told_to_be_one_even_without_weights():
+    with pytest.raises(ConfigError, match=r"experiment_47/config\.yaml: a config of another kind"):
+        load(Path(__file__).parents[2] / "experiments/experiment_47")

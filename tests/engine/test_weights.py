@@ -289,6 +289,11 @@ def test_what_is_unknown_is_said_to_be_with_its_parts(here):
     assert facts["family"].startswith("unknown, with the parts backbone, neck: ")
 
 
+def test_a_detector_is_recognised_by_its_heads(here):
+    facts = described({"backbone.conv.weight": torch.zeros(1), "class_head.0.weight": torch.zeros(1)})
+    assert facts["family"] == "detector of this project, with the parts backbone, class_head"
+
+
 def test_numbers_are_counted(here):
     assert described(nn.Linear(2, 3).state_dict())["numbers"] == "9 in 2 tensors"
 
