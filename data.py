@@ -10,6 +10,7 @@ import functools
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CIFAR10, MNIST
@@ -63,8 +64,12 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
             yield image
     except DatasetError:
         raise
+    except UnidentifiedImageError:
+        what = "no image, or of a kind that cannot be read" if path.stat().st_size else "empty, 0 bytes"
+        raise DatasetError(f"cannot be decoded: {what}") from None
     except Exception as error:  # Pillow's decoders raise all sorts on broken files
-        raise DatasetError(f"cannot be decoded: {error or type(error).__name__}") from None
+        what = re.sub(r" \(\d+ bytes not processed\)", "", str(error))  # not those that are missing
+        raise DatasetError(f"cannot be decoded: {what or type(error).__name__}") from None
 
 
 @functools.cache

@@ -11,6 +11,7 @@ for the number of differences looked at (engine/statistics/bootstrap.py).
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -38,11 +39,14 @@ from engine.experiment import FREE_FIELDS
 from engine.storage.files import write_text
 from engine.storage.strict_yaml import did_you_mean, nearest, shown
 
+LONG_HASH = re.compile("([0-9a-f]{8})[0-9a-f]{56}")
+SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
+
 
 def main(_: torch.device) -> None:
     """Compare as the command line says."""
     arguments = parse_arguments()
-    check_output(arguments.output)
+    check_output(arguments)
     comparison = compare(
         arguments.what,
         arguments.experiments,
@@ -72,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pairs", action="store_true", help="every pair, not only differences from the baseline (not in csv)"
     )
-    parser.add_argument("--format", choices=("md", "latex", "csv", "html"), default="md", help="default: md")
+    parser.add_argument("--format", choices=tuple(SUFFIXES), help="default: by --output's suffix, or md")
     parser.add_argument("--output", type=Path, help="file to write (default: the terminal; html: comparison.html)")
     parser.add_argument(
         "--columns",
@@ -96,10 +100,16 @@ def replicate_count(text: str) -> int:
     return int(text)
 
 
-def check_output(path: Path | None) -> None:
-    """Refuse, before any work, a file that cannot be written. Raises ValueError."""
+def check_output(arguments: argparse.Namespace) -> None:
+    """Take the format from --output's suffix where it tells. Raises ValueError, before any work, for a file that cannot
+    be written, or that is called what it would not be."""
+    path, chosen = arguments.output, arguments.format
     if path and (not path.parent.is_dir() or path.is_dir()):
         raise ValueError(f"--output {path}: expected a file in a folder that exists")
+    told = next((name for name, suffix in SUFFIXES.items() if path and path.suffix == suffix), None)
+    if chosen and told and chosen != told:
+        raise ValueError(f"--output {path}: not {chosen}; end it in {SUFFIXES[chosen]}, or leave out --format")
+    arguments.format = chosen or told or "md"
 
 
 def column_names(text: str) -> Sequence[str]:
@@ -177,7 +187,7 @@ def compare(
         cells, title = cells_of_grid(grid, experiments), grid.path.stem
         rows, columns = ([entry.name for entry in entries] for entries in (grid.config.rows, grid.config.columns))
     else:
-        cells, title = cells_of_experiments(what), f"{len(what)} experiments"
+        cells, title = cells_of_experiments(what), f"{len(what)} experiment{'s' * (len(what) > 1)}"
         rows, columns = (list(dict.fromkeys(place[axis] for place in cells)) for axis in (0, 1))
     runs = [run for cell in cells.values() for run in cell.runs]
     if not runs:
@@ -193,9 +203,7 @@ def compare(
         title, runs[0].metric, row_name, column_name, rows, columns, cells,
         find_baseline(baseline, cells), replicates, warnings=[f"not comparable: {text}" for text in unlike],
     )  # fmt: skip
-    old = [str(run.path) for cell in cells.values() for run in cell.runs if cell.is_stale(run)]
-    if old:
-        comparison.warnings.append(f"stale, for the code has changed since: {', '.join(old)}")
+    comparison.warnings += comparison.reasons(of_scored=True)
     if comparison.filled and not unlike:
         add_uncertainty(comparison, pairs)
     return comparison
@@ -212,6 +220,7 @@ def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
         detail = state.detail
         if run and (state.kind == "done" or state.same_recipe):
             cell.runs.append(run)
+            detail = detail.partition("; ")[2]  # without the score, which is in the table
         elif run:  # another recipe or other data: its score is told, and counts for nothing
             detail += "; left out"
         if state.kind != "done":
@@ -275,7 +284,20 @@ def unlike_runs(runs: Sequence[Run]) -> Iterable[str]:
         for name in changed_values(one, other):
             if name == "protocol.annotations":
                 continue  # what the file is called; protocol.annotations_sha256 is what it says
-            yield f"{name} is {value_of(one, name)} in {first.path}, {value_of(other, name)} in {run.path}"
+            values = [value_of(each, name) for each in (one, other)]
+            if name == "protocol.annotations_sha256" and "null" not in values:
+                yield f"another annotation file: {annotations_of(first)} against {annotations_of(run)}"
+            else:
+                was, now = (LONG_HASH.sub(r"\1...", value) for value in values)
+                yield f"{name} is {was} in {first.path}, {now} in {run.path}"
+
+
+def annotations_of(run: Run) -> str:
+    """'coco/annotations/instances_val2017.json (sha256 a899906f) in experiments/experiment_2'."""
+    protocol = run.results["protocol"]
+    digest = protocol["annotations_sha256"]
+    path = next((path for path, its in run.results["inputs"].items() if its == digest), protocol["annotations"])
+    return f"{path} (sha256 {digest[:8]}) in {run.path}"
 
 
 def find_baseline(name: str | None, cells: dict[Place, Cell]) -> Place:

@@ -6,7 +6,8 @@
     python -m ablation.grid table  configs/grid_coco.yaml [options of ablation.compare]
 
 `run` works through what is missing, goes on with what was interrupted, skips what is finished, and goes on after a
-cell fails. A run that is stale (its recipe, data or code is another now) is left alone unless --rerun-stale is given.
+cell fails, unless row after row fails of the same bad input. A run that is stale (its recipe, data or code is another
+now) is left alone unless --rerun-stale is given.
 `submit` sends all that to Slurm, as one array job (ablation/slurm.py, sbatch/grid.sbatch).
 """
 
@@ -97,9 +98,14 @@ def run_grid(arguments: argparse.Namespace) -> None:
     states = run(jobs, arguments.experiments, arguments.rerun_stale, arguments.launcher)
     kinds = [state.kind for state in states.values()]
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
-    bad = [f"{job.name}: {state.detail}" for job, state in states.items() if state.kind in ("failed", "interrupted")]
+    bad: dict[str, list[str]] = {}
+    for job, state in states.items():
+        if state.kind in ("failed", "interrupted"):
+            bad.setdefault(state.detail, []).append(job.name)
     if bad:
-        raise RunError("\n  ".join([f"{len(bad)} of {len(jobs)} runs did not finish", *bad]))
+        told = [f"{names[0] if len(names) == 1 else f'{len(names)} runs'}: {why}" for why, names in bad.items()]
+        count = sum(map(len, bad.values()))
+        raise RunError("\n  ".join([f"{count} of {len(jobs)} runs did not finish", *told]))
     if "stale" in kinds:
         print("stale runs were left alone; to train them anew, as new experiments: --rerun-stale")
 
@@ -153,7 +159,7 @@ def print_status(arguments: argparse.Namespace) -> None:
 
 def print_table(arguments: argparse.Namespace) -> None:
     """The scores side by side."""
-    compare.check_output(arguments.output)
+    compare.check_output(arguments)
     comparison = compare.compare(
         [arguments.grid], arguments.experiments, arguments.baseline, arguments.pairs, arguments.replicates,
         arguments.force,

@@ -6,6 +6,7 @@ markup is well-formed XML too, and asks for nothing from outside.
 
 import base64
 import mimetypes
+import re
 from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
@@ -41,7 +42,8 @@ thead th { white-space: normal; min-width: 3rem; vertical-align: bottom; backgro
 th[scope=row], thead th:first-child { text-align: left; min-width: 8rem; max-width: 15rem; white-space: normal;
   overflow-wrap: break-word; }
 th[scope=row] { font-weight: 500; background: #fff; position: sticky; left: 0; }
-td.text, td.command { text-align: left; } td.command { white-space: normal; min-width: 22rem; }
+td.text, td.path, td.command { text-align: left; }
+td.path, td.command { white-space: normal; min-width: 9rem; overflow-wrap: anywhere; } td.command { min-width: 15rem; }
 td.empty { color: var(--faint); } td.best { font-weight: 700; }
 td small { display: block; font-weight: 400; } td small.note { white-space: normal; min-width: 7rem; color: #a34400; }
 tr.shown th, tr.shown td { font-weight: 700; }
@@ -61,8 +63,9 @@ dl { display: grid; grid-template-columns: auto 1fr; gap: .15rem 1rem; font-size
 dt { color: var(--faint); overflow-wrap: normal; } dd { margin: 0; min-width: 0; }
 @media (min-width: 64rem) { .beside { grid-template-columns: 5fr 7fr; gap: 1.2rem; } }
 @media (max-width: 40rem) {
+  .wide::before { content: "scroll sideways for more"; position: sticky; left: 0; color: var(--faint); }
   table { font-size: .8rem; } th, td { padding: .3rem; }
-  th[scope=row], thead th:first-child { min-width: 6rem; max-width: 10rem; }
+  th[scope=row], thead th:first-child { min-width: 7rem; max-width: 10rem; }
 }
 """
 
@@ -74,6 +77,11 @@ class Section(NamedTuple):
     title: str
     how: str  # to read it, in a sentence or two
     content: str
+
+
+def name_of(text: str) -> str:
+    """A name such as ResNet50Backbone_B, which may be broken where a word in it ends."""
+    return re.sub(r"(?<=_)(?=\w\w)|(?<=[a-z0-9])(?=[A-Z])", "<wbr/>", escape(text))
 
 
 def page(title: str, lead: str, content: str, sections: Sequence[Section]) -> str:
@@ -122,9 +130,9 @@ def beside(plot_content: str, table_content: str) -> str:
     return f'<div class="grid beside">{plot_content}<div>{table_content}</div></div>\n'
 
 
-def box(content: str, label: str) -> str:
-    """What may be wider or taller than its place: it scrolls by itself, the page does not."""
-    return f'<div class="box" tabindex="0" role="region" aria-label="{escape(label)}">{content}</div>\n'
+def box(content: str, label: str, kind: str = "box") -> str:
+    """What may be wider or taller than its place: it scrolls by itself, the page does not. kind: CSS classes."""
+    return f'<div class="{kind}" tabindex="0" role="region" aria-label="{escape(label)}">{content}</div>\n'
 
 
 def details(summary: str, content: str, is_open: bool = False) -> str:
@@ -161,12 +169,13 @@ def table(
     bold: Collection[int] = (),
 ) -> str:
     """A table in a box. rows: name of the row and its cells; those whose number is in `bold` are emphasised."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    head = "".join(f'<th scope="col">{name_of(name)}</th>' for name in header)
     lines = "".join(
-        f'<tr class="{("plain", "shown")[number in bold]}"><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>\n'
+        f'<tr class="{("plain", "shown")[number in bold]}"><th scope="row">{name_of(name)}</th>{"".join(cells)}</tr>\n'
         for number, (name, cells) in enumerate(rows)
     )
-    return box(f"<table><thead><tr>{head}</tr></thead>\n<tbody>{lines}</tbody></table>", label)
+    kind = "box wide" if len(header) > 3 else "box"
+    return box(f"<table><thead><tr>{head}</tr></thead>\n<tbody>{lines}</tbody></table>", label, kind)
 
 
 def cell(text: str, content: str = "", kind: str = "number") -> str:

@@ -264,11 +264,11 @@ def changed_recipe(cell: dict, recipe: dict) -> list[str]:
 
 
 def changed_code(cell: dict) -> list[str]:
-    """['code: training.py, engine/optim.py'] if these are no longer what the experiment was started with."""
+    """['the code has changed since (training.py, engine/optim.py)'], of many files their number; [] if it has not."""
     then, now = cell["code"], code_hashes(cell["task"])
     changed = sorted(name for name in then | now if then.get(name) != now.get(name))
-    shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-    return [f"code: {shown}"] if changed else []
+    shown = ", ".join(changed) if len(changed) <= 3 else f"{len(changed)} files"
+    return [f"the code has changed since ({shown})"] if changed else []
 
 
 def changed_inputs(experiment: Path, inputs: dict[str, str], recipe: dict) -> list[str]:

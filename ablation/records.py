@@ -6,8 +6,9 @@ a task leaves in its experiment directory (engine/experiment.py lists it); nothi
 
 import json
 import math
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from engine.statistics.bootstrap import Interval
 from engine.storage.strict_yaml import read_yaml
 
 Place = tuple[str, str]  # row and column of a table
+NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
 
 
 class Results(BaseModel):
@@ -135,7 +137,11 @@ class Note(NamedTuple):
     detail: str
 
     def __str__(self) -> str:
-        return f"seed {self.seed} {self.kind}" + (f": {self.detail}" if self.detail else "")
+        return f"seed {self.seed} {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        return f"{self.kind}: {self.detail}".removesuffix(": ")
 
 
 @dataclass
@@ -155,10 +161,6 @@ class Cell:
     def status(self) -> str:
         """What is not as it should be, in short: 'failed, stale'; empty where all is well."""
         return ", ".join(sorted({note.kind for note in self.notes}))
-
-    def is_stale(self, run: Run) -> bool:
-        """Whether there is a note that this run is stale."""
-        return any(note.kind == "stale" and note.seed == run.seed for note in self.notes)
 
     @property
     def scored(self) -> list[Run]:
@@ -233,6 +235,21 @@ class Comparison:
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def reasons(self, of_scored: bool) -> list[str]:
+        """What is not as it should be, a line for all runs that share it; of the runs that count, or of the others."""
+        shared: dict[str, list[tuple[Cell, Note]]] = {}
+        for cell in self.cells.values():
+            for note in cell.notes:
+                if of_scored == any(run.seed == note.seed for run in cell.runs):
+                    shared.setdefault(note.reason, []).append((cell, note))
+        runs = sum(len({each.seed for each in (*cell.runs, *cell.notes)}) for cell in self.cells.values())
+        lines = []
+        for reason, noted in shared.items():
+            (cell, note), names = noted[0], few(dict.fromkeys(cell.name for cell, _ in noted))
+            who = f"all {runs} runs" if len(noted) == runs else f"{len(noted)} runs ({names})"
+            lines.append(f"{who} {reason}" if len(noted) > 1 else f"{cell.name}: {note}")
+        return lines
 
     @property
     def filled(self) -> list[Cell]:
@@ -321,5 +338,18 @@ def significant(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def told(differences: Sequence[Difference]) -> str:
-    """'fpn - none -0.0101; pan - none +0.0205'."""
-    return "; ".join(f"{difference.label} {difference.interval.estimate:+.4f}" for difference in differences)
+    """'fpn against none: −0.0101; pan against none: +0.0205'."""
+    return "; ".join(
+        f"{' against '.join(each.label.rsplit(' - ', 1))}: {with_minus(f'{each.interval.estimate:+.4f}')}"
+        for each in differences
+    )
+
+
+def with_minus(text: str) -> str:
+    """The same with a minus sign, not a hyphen, before negative numbers; for people."""
+    return NEGATIVE.sub("\N{MINUS SIGN}", text)
+
+
+def few(names: Collection[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join([*names][:3]) + f" and {len(names) - 3} more" * (len(names) > 3)

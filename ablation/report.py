@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ablation import page, plots
 from ablation.page import Section
-from ablation.records import Cell, Comparison, Difference, Place
+from ablation.records import Cell, Comparison, Difference, Place, with_minus
 from ablation.tables import FLOPS_NOTE
 from engine.statistics.bootstrap import Interval
 from engine.storage.files import write_text
@@ -86,6 +86,7 @@ def scores_section(comparison: Comparison) -> Section:
         for row in comparison.rows
     ]
     content = page.table(comparison.metric, [corner, *comparison.columns], rows)
+    content += "".join(map(page.note, comparison.reasons(of_scored=False)))
     cells = comparison.filled
     names = dict.fromkeys(name for cell in cells for run in cell.runs for name in run.results["scores"])
     names = [name for name in names if any(cell.mean_of("scores", name) is not None for cell in cells)]
@@ -106,7 +107,7 @@ def score_cell(comparison: Comparison, cell: Cell | None) -> str:
     """A place in the score table."""
     if cell is None:
         return page.cell("not asked for", kind="empty")
-    notes = "".join(page.small(str(note), "note") for note in cell.notes)
+    notes = page.small(cell.status, "note") if cell.notes else ""
     if cell.mean is None:
         return page.cell("no score", notes, "empty")
     spread = "" if cell.spread is None else f" ± {cell.spread:.4f}"
@@ -316,7 +317,7 @@ def class_changes(comparison: Comparison, values: Mapping[Place, Mapping[str, In
             for name in order
         ]
         name = comparison.cells[place].name
-        header = ["class", "score", "change", "95% interval", f"from {-reach:+.2g} to {reach:+.2g}"]
+        header = ["class", "score", "change", "95% interval", with_minus(f"from {-reach:+.2g} to {reach:+.2g}")]
         summary = name + f": {len(shown)} of {len(order)} intervals without zero" * bool(comparison.per_class_change)
         content += page.details(
             summary, page.table(f"change of each class, {name}", header, rows, shown), place == best
@@ -379,7 +380,7 @@ def bar_rows(
             content = "" if value is None else page.bar(max(value, 0) / largest)
             before = values.get(baseline, {}).get(key)
             if name != baseline and value is not None and before is not None:
-                content += page.small(changed(value - before))
+                content += page.small(with_minus(changed(value - before)))
             cells.append(page.cell(shown(value), content))
         rows.append((name + " (baseline)" * (name == baseline), cells))
     return rows
@@ -464,7 +465,8 @@ def experiments_section(comparison: Comparison) -> Section:
                 f"{start['processes']} x {start['cpu'] if start['device'] == 'cpu' else start['device']}",
                 start["started"].replace("T", " ")[:16] + f", {len(run.starts)} starts" * (len(run.starts) > 1),
             ]
-            cells = [page.cell(fact, kind="text") for fact in facts] + [page.cell(start["command"], kind="command")]
+            cells = [page.cell(fact, kind="path" if fact == str(run.path) else "text") for fact in facts]
+            cells.append(page.cell(start["command"], kind="command"))
             rows.append((cell.name, cells))
     how = "Each is a directory with its whole config, log and scores; the command at that commit trains it again."
     return Section(
@@ -489,7 +491,7 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:+.4f}"
+    return "-" if value is None or not math.isfinite(value) else with_minus(f"{value:+.4f}")
 
 
 def count(value: float | None) -> str:
@@ -497,7 +499,7 @@ def count(value: float | None) -> str:
 
 
 def between(interval: Interval) -> str:
-    """'-0.0012 to +0.0034'."""
+    """'−0.0012 to +0.0034'."""
     return "-" if math.isnan(interval.low) else f"{signed(interval.low)} to {signed(interval.high)}"
 
 

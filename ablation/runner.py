@@ -18,6 +18,7 @@ from engine.command import INTERRUPTED, STOPPED, RunError
 from engine.experiment import new_experiment
 from engine.signals import SIGNALS, Stopped
 
+BAD_INPUT = 2  # the exit code that says so
 SMOKE_SECONDS = 60  # that a smoke test trains
 SMOKE_LIMIT_SECONDS = 900  # within which it must have come to a checkpoint
 
@@ -25,10 +26,13 @@ SMOKE_LIMIT_SECONDS = 900  # within which it must have come to a checkpoint
 def run(jobs: Sequence[Job], experiments: Path, rerun_stale: bool, launcher: Sequence[str]) -> dict[Job, State]:
     """Train every job that is not done; returns how far each is then.
 
-    Raises KeyboardInterrupt or Stopped if one was interrupted."""
-    states = {}
-    for number, job in enumerate(jobs, start=1):
-        heading = f"[{number}/{len(jobs)}] {job.name}"
+    Two of one row in a row that end with the same bad input put the rest of that row off to the end.
+    Raises ValueError where another row, or the rest of the only one left, would go the same way; KeyboardInterrupt or
+    Stopped if one was interrupted."""
+    states, waiting, alike = {}, list(jobs), []
+    while waiting:
+        job = waiting.pop(0)
+        heading = f"[{len(jobs) - len(waiting)}/{len(jobs)}] {job.name}"
         with ExitStack() as stack:
             with one_at_a_time(experiments):  # two grids that start at once do not choose the same cell
                 state = state_of(job, read_cells(experiments))
@@ -38,10 +42,20 @@ def run(jobs: Sequence[Job], experiments: Path, rerun_stale: bool, launcher: Seq
                     stack.enter_context(claimed(experiment))
             if wanted:
                 print(f"{heading}: {experiment}", flush=True)
-                train(job, experiment, launcher)
+                code = train(job, experiment, launcher)
             else:
                 print(f"{heading}: {state.kind}, {state.experiment} ({state.detail})", flush=True)
         states[job] = state_of(job, read_cells(experiments))
+        if wanted and code == BAD_INPUT:
+            reason = states[job].detail
+            alike = [*(other for other in alike if states[other].detail == reason), job]
+        elif wanted:
+            alike = []
+        if wanted and len(alike) > 1:
+            if len({other.row for other in alike}) > 1 or all(other.row == job.row for other in waiting):
+                left = f", and {len(waiting)} more were not started, for they would too" * bool(waiting)
+                raise ValueError(f"{len(alike)} runs in a row failed alike{left}; mend it and call again: {reason}")
+            waiting.sort(key=lambda other: other.row == job.row)  # is it the row?
     return states
 
 
@@ -69,8 +83,8 @@ def choose_experiment(job: Job, state: State, experiments: Path) -> Path:
     return experiment
 
 
-def train(job: Job, experiment: Path, launcher: Sequence[str]) -> None:
-    """Train a job into its experiment, or go on there.
+def train(job: Job, experiment: Path, launcher: Sequence[str]) -> int:
+    """Train a job into its experiment, or go on there; returns the exit code.
 
     Raises KeyboardInterrupt or Stopped if a signal came meanwhile, which the run has had as well."""
     process = subprocess.Popen(job.command(experiment, launcher))
@@ -90,6 +104,7 @@ def train(job: Job, experiment: Path, launcher: Sequence[str]) -> None:
         with open(experiment / "train.log", "a", encoding="utf-8") as log:
             moment = datetime.now().isoformat(sep=" ", timespec="seconds")
             log.write(f"{moment} ERROR error: exit code {code} without a word in train.log; see the terminal\n")
+    return code
 
 
 @contextmanager

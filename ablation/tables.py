@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ablation.records import Cell, Comparison, Difference
+from ablation.records import Cell, Comparison, Difference, with_minus
 from engine.statistics.bootstrap import Interval
 
 # Further columns on request: name -> where it stands in results.json, its heading, how it is written.
@@ -67,9 +67,8 @@ def score_table(comparison: Comparison) -> Table:
     lower = ", lower is better" * comparison.lower_is_better
     over = "one seed" if comparison.seeds == "1 seed" else f"mean ± standard deviation over {comparison.seeds}"
     title = f"{comparison.metric}, {over}{lower}"
-    notes = [f"{cell.name}: {note}" for cell in comparison.cells.values() for note in cell.notes]
     header = [f"{comparison.row_name} \\ {comparison.column_name}", *comparison.columns]
-    return Table(title, header, rows, bold, notes)
+    return Table(title, header, rows, bold, comparison.reasons(of_scored=False))
 
 
 def shown_cell(cell: Cell | None) -> str:
@@ -208,7 +207,7 @@ def to_markdown(table: Table) -> str:
         return value.replace("|", "\\|")
 
     def cell(i: int, j: int) -> str:
-        value = text(table.rows[i][j])
+        value = text(with_minus(table.rows[i][j]))
         return f"**{value}**" if (i, j) in table.bold else value
 
     width = len(table.header)

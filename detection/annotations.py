@@ -69,6 +69,7 @@ class DataConfig(Config):
 
 
 MOST_AREA = 1e10  # square pixels; pycocotools' largest
+SEE_ALL = "`python -m detection.data check` lists all that is wrong"
 
 
 class Defect(NamedTuple):
@@ -88,10 +89,12 @@ def shown_path(path: Path) -> str:
 
 
 def dataset_error(defects: Sequence[Defect]) -> DatasetError:
-    """The error for one defect or more: the first and how many there are, then up to nine more, a line each."""
+    """The error for defects: the first, how many there are, and the cure; then up to nine more, a line each."""
     lines = [str(defect) for defect in defects[:10]]
     if len(defects) > 1:
         lines[0] += f" (the first of {len(defects)} defects)"
+    if defects[0].record:  # one of many that were looked at
+        lines[0] += f"; {SEE_ALL}"
     if len(defects) > 10:
         lines.append(f"... and {len(defects) - 10} more")
     return DatasetError("\n  ".join(lines))
@@ -176,13 +179,19 @@ def shown_size(coco: CocoFile) -> str:
     return f"{len(coco.images):,} images ({len(coco.labels):,} objects{shrunk})"
 
 
+NOTES = {
+    "boxes_cut": "boxes over the edge of their image",
+    "boxes_left_out": "boxes without area",
+    "crowds": "crowds",
+    "images_without_objects": "images without objects",
+}
+
+
 def describe(coco: CocoFile) -> str:
-    """The counts in a sentence."""
-    return (
-        "{size}, {classes} classes; in training, {boxes_cut:,} boxes are cut at the edge of their image, "
-        "{boxes_left_out:,} without area and {crowds:,} crowds left out; {images_without_objects:,} images have no "
-        "object to train on"
-    ).format(size=shown_size(coco), **count(coco))
+    """The counts in a line; of what training does not take as it is, those above 0."""
+    counts = count(coco)
+    notes = [f"{what}: {counts[name]:,}" for name, what in NOTES.items() if counts[name]]
+    return "; ".join([f"{shown_size(coco)}, {counts['classes']} classes", *notes])
 
 
 class Survey(NamedTuple):
@@ -319,9 +328,10 @@ def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
+        where = "" if path.is_absolute() else f", relative to {Path.cwd()}"
         raise DatasetError(
-            f"cannot be read: {error.strerror}; is data.root the folder of the data set? `python -m "
-            "detection.data layout FOLDER` tells what lies in it"
+            f"cannot be read: {error.strerror}{where}; give data.root=FOLDER, the data set's (`python -m "
+            "detection.data layout FOLDER` tells what lies in one)"
         ) from None
     except (ValueError, RecursionError) as error:  # ValueError: of json, and of bytes that are no UTF-8
         raise DatasetError(f"not JSON: {error}") from None

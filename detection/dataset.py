@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data import DatasetError, Key, as_rgb, opened_image
-from detection.annotations import CocoFile, ImageFile, image_defect
+from detection.annotations import CocoFile, ImageFile, dataset_error, image_defect
 from detection.transforms import Transform, View
 from engine.logbook import logger, progress_bar
 
@@ -36,11 +36,11 @@ def read_image(coco: CocoFile, index: int) -> np.ndarray:
 
 
 def read_file(file: ImageFile, part: tuple[int, int, int, int] | None = None, reduction: int = 1) -> np.ndarray:
-    """`decode_image`, with errors that say where."""
+    """`decode_image`, with errors that say where, and how to find all such."""
     try:
         return decode_image(file, part, reduction)
     except DatasetError as error:
-        raise DatasetError(str(image_defect(file, str(error)))) from None
+        raise dataset_error([image_defect(file, str(error))]) from None
 
 
 def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None, reduction: int = 1) -> np.ndarray:

@@ -83,7 +83,7 @@ def main(_: torch.device) -> None:
     settings = detector.config.eval if arguments.postprocess else None
     logger.info("exporting %s, step %d, in float32; this may take a minute", detector.path, detector.step)
     content = export(detector.model, arguments.format, facts_of(detector, settings), settings)
-    logger.info("verifying on %d images", len(images))
+    logger.info("comparing what it finds with what the PyTorch model finds")
     print(verify(detector.model, FORMATS[arguments.format].load(content), images, settings))
     write_whole(arguments.output, lambda file: file.write(content))
     side = detector.model.input_size
@@ -95,6 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m detection.export",
         description="Write a detector into a file for other programs, and verify it beside the PyTorch model.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example to be pasted
         epilog="example: python -m detection.export experiments/experiment_3 --format onnx --postprocess",
     )
     parser.add_argument(
@@ -102,16 +103,20 @@ def parse_arguments() -> argparse.Namespace:
         help="an experiment directory, a checkpoint in one, released weights, or a published folder",
     )  # fmt: skip
     parser.add_argument(
-        "images", nargs="*", metavar="IMAGE", help="files to verify on (some of the experiment's validation images)"
-    )
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="what to write (onnx)")
+        "images", nargs="*", metavar="IMAGE",
+        help="files to verify on (default: some of the experiment's validation images)",
+    )  # fmt: skip
+    parser.add_argument("--format", choices=FORMATS, help="what to write (default: what --output ends in, else onnx)")
     parser.add_argument(
-        "--postprocess", action="store_true", help="detections instead of all boxes: decoding, threshold, NMS (onnx)"
-    )
+        "--postprocess", action="store_true",
+        help="detections instead of all boxes: decoding, threshold, NMS; in no format but onnx",
+    )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="where to write it (here, under the experiment's name)"
+        "--output", type=Path, metavar="FILE", help="where to write it (default: here, under the experiment's name)"
     )
     arguments = parser.parse_intermixed_args()
+    by_suffix = {row.suffix: name for name, row in FORMATS.items()}
+    arguments.format = arguments.format or by_suffix.get(arguments.output and arguments.output.suffix, "onnx")
     suffix = FORMATS[arguments.format].suffix
     if arguments.postprocess and arguments.format != "onnx":
         parser.error(f"--postprocess: only in --format onnx, not in {arguments.format}; leave it out")
@@ -122,7 +127,8 @@ def parse_arguments() -> argparse.Namespace:
         variant = "_postprocess" if arguments.postprocess else ""
         arguments.output = Path(f"{named.name if named.is_dir() else named.stem}{variant}{suffix}")
     elif arguments.output.suffix != suffix or not arguments.output.parent.is_dir() or arguments.output.is_dir():
-        parser.error(f"--output {arguments.output}: expected a file *{suffix} in a directory that exists")
+        wanted = f"a file *{suffix} (--format {arguments.format}) in a directory that exists"
+        parser.error(f"--output {arguments.output}: expected {wanted}")
     return arguments
 
 
@@ -134,7 +140,7 @@ def read_images(detector: Detector, files: Sequence[str]) -> Tensor:
         try:
             val = read_split(detector.config.data, "val")
         except DatasetError as error:
-            what = str(error).splitlines()[0]
+            what = str(error).partition(";")[0]  # the cures are for training
             raise DatasetError(
                 f"no images to verify on, name some on the command line; of those it knows: {what}"
             ) from None
@@ -355,9 +361,9 @@ def verify(model: SSD, exported: Network, images: Tensor, settings: PostprocessC
     is_near = (differences <= TOLERANCE).all(dim=1)  # not if NaN
     box, score = F.pad(differences[is_near], (0, 0, 0, 1)).amax(dim=0).tolist()
     ties, far = int((~is_near & may_be_missing).sum()), int((~is_near & ~may_be_missing).sum())
-    sizes = " and ".join(str(len(batch)) for batch in batches)
+    of = f"{len(images)} images, one alone and all in a batch" if len(images) > 1 else "an image, alone and in a batch"
     line = (
-        f"{len(differences):,} {what} compared, of {len(images)} images in batches of {sizes}: largest difference "
+        f"{len(differences):,} {what} compared with PyTorch's, of {of}: largest difference "
         f"{box:.2g} of the image's side in boxes, {score:.2g} in scores; {far:,} differ by more than {TOLERANCE:g}"
         + (f"; {ties:,} more where rounding decides" if ties else "")
     )

@@ -10,7 +10,8 @@ subfolders, too. With --json there are also
 
 detections.json  what was found, in COCO's results format: pixels of the upright originals, the classes' own ids
 images.json      which image an id stands for, and the classes, as in an annotation file: {"images": [...],
-                 "categories": [...]}; each frame of a video is an image
+                 "categories": [...]}; `file_name` is the original as it was named, `picture` where in the output
+                 folder it is drawn; each frame of a video is an image
 
 What cannot be read is told in a line each and left out; the others go on, and the exit code is 2. Otherwise it is 0.
 Files of these names that an earlier start wrote are replaced; if one is another's, nothing is done.
@@ -67,19 +68,22 @@ class Results:
     """What was found so far, in COCO's words, too, if these are to be written."""
 
     with_json: bool
+    output: Path  # the folder
     num_images: int = 0
     num_enlarged: int = 0  # of those, drawn larger than they are
     counts: Counter[str] = field(default_factory=Counter)  # objects by class
-    images: list[dict] = field(default_factory=list)  # id, file_name, width, height; of a video the frame from 0, too
+    images: list[dict] = field(default_factory=list)  # see images.json above; of a video the `frame` from 0, too
     detections: list[dict] = field(default_factory=list)  # image_id, category_id, bbox, score
 
-    def add(self, found: Detections, shape: tuple[int, int, int], **image: str | int) -> None:
-        """One more image, of this height and width, what was found in it, and what else is to be said of it."""
+    def add(self, found: Detections, shape: tuple[int, int, int], job: Job, **frame: int) -> None:
+        """One more image, of this height and width, and what was found in it; of a video, which frame it is."""
         self.num_images += 1
         self.num_enlarged += max(shape) < LEAST_SIDE
         self.counts.update(found.class_names)
         if self.with_json:
-            self.images.append({"id": self.num_images, **image, "width": shape[1], "height": shape[0]})
+            places = {"file_name": str(job.source), "picture": job.target.relative_to(self.output).as_posix()}
+            size = {"width": shape[1], "height": shape[0]}
+            self.images.append({"id": self.num_images, **places, **frame, **size})
             self.detections += found.to_coco(self.num_images)
 
 
@@ -95,6 +99,9 @@ def main(device: torch.device) -> None:
     for target in [job.target for job in jobs] + jsons:
         if target.exists() and not _is_ours(target):
             raise FileExistsError(f"{target}: not made by detection.predict; give another folder by --output")
+    renamed = [f"{job.source} as {job.target.name}" for job in jobs if job.source.stem != job.target.stem]
+    if renamed:
+        logger.info("drawn under another name, for theirs is taken: %s", listed(renamed, LISTED_CLASSES))
     logger.info("loading %s", weights)
     detector = load(weights, device)
     logger.info(
@@ -105,7 +112,7 @@ def main(device: torch.device) -> None:
         logger.warning("the labels' font, DejaVu Sans, lacks letters of these classes: %s", listed(names))
     with writing(arguments.output):
         arguments.output.mkdir(parents=True, exist_ok=True)
-    results, started = Results(arguments.json), time.perf_counter()
+    results, started = Results(arguments.json, arguments.output), time.perf_counter()
     unread = predict_images(detector, [job for job in jobs if not job.is_video], arguments.score, results)
     for job in jobs:
         if job.is_video:
@@ -124,8 +131,9 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m detection.predict",
-        description="Find objects in images and videos: pictures of them, and COCO results. What cannot be read is "
-        "told and left out; the exit code is 2 then, else 0.",
+        description="Find objects in images and videos: pictures of them, and COCO results.\n"
+        "What cannot be read is told and left out; the exit code is 2 then, else 0.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example to be pasted
         epilog="example: python -m detection.predict experiments/experiment_3 photo.jpg photos/ --json",
     )
     parser.add_argument(
@@ -278,7 +286,7 @@ def predict_images(detector: Detector, jobs: Sequence[Job], score_threshold: flo
                 found = detector.detect([pixels for _, pixels, _ in read], score_threshold)
                 list(pool.map(_write_picture, read, found))
                 for (job, pixels, _), each in zip(read, found, strict=True):
-                    results.add(each, pixels.shape, file_name=str(job.source))
+                    results.add(each, pixels.shape, job)
             bar.update(len(batch))
     return unread
 
@@ -319,7 +327,7 @@ def predict_video(detector: Detector, job: Job, score_threshold: float, results:
         logger.warning(str(error))
         return [job.source]
     for frame, (found, shape) in enumerate(seen):
-        results.add(found, shape, file_name=str(job.source), frame=frame)
+        results.add(found, shape, job, frame=frame)
     return []
 
 

@@ -347,6 +347,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m detection.show",
         description="Draw what a detector is trained on: data, augmentation, default boxes, and what these match.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example to be pasted
         epilog="example: python -m detection.show configs/bccd.yaml --what matches model.input_size=300",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, as for detection.training")
@@ -361,7 +362,7 @@ def parse_arguments() -> argparse.Namespace:
         "--images", type=positive, metavar="N",
         help=f"how many, spread evenly ({', '.join(f'{what}: {images}' for what, (_, images, _) in SHOWS.items())})",
     )  # fmt: skip
-    which.add_argument("--ids", type=int, nargs="+", metavar="ID", help="which, by id in the annotation file")
+    which.add_argument("--ids", type=image_ids, metavar="ID,ID", help="which, by id in the annotation file")
     which.add_argument("--blank", action="store_true", help="anchors on a blank input, which takes no data")
     parser.add_argument("--output", type=Path, default=Path("show"), metavar="DIRECTORY", help="default: show")
     parser.add_argument(
@@ -377,6 +378,14 @@ def parse_arguments() -> argparse.Namespace:
     if options.output.exists() and not options.output.is_dir():
         parser.error(f"--output {options.output}: expected a folder, to be made or there already")
     return options
+
+
+def image_ids(text: str) -> list[int]:
+    """Image ids with commas between them, for argparse."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, such as 3,7") from None
 
 
 if __name__ == "__main__":

@@ -35,13 +35,14 @@ PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow",
 EXTRAS = ("diffusers",)  # what a run rests on if its task needs it
 NAME = re.compile(r"experiment_(\d+)")
 LOCK = "running.lock"
-# Fields of a config that may differ within an experiment: where the data lies, how it is fed, what is kept and who is
-# told; not what is learned.
+# Fields of a config that may differ within an experiment: where the data lies, how it is fed, what is kept, how often
+# it is scored and who is told; not what is learned.
 FREE_FIELDS = {
     "data.root",
     "data.workers",
     "data.check_images",
     "train.checkpoint_every_steps",
+    "train.eval_every_epochs",
     "train.keep_checkpoints",
     "train.trackers",
 }

@@ -24,6 +24,7 @@ from data import (
     collate,
     eval_batches,
     normalize_images,
+    read_image,
     read_mnist,
 )
 
@@ -189,6 +190,16 @@ def test_the_loader_waits_for_a_worker_only_so_long():
 
 
 # ---- labelled images ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "what"), [(b"", "empty, 0 bytes"), (b"<html>", "no image, or of a kind that cannot be read")]
+)
+def test_a_file_that_is_no_image_is_told_to_be_none_and_named_once(tmp_path, content, what):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DatasetError) as error:
+        read_image(tmp_path / "a.jpg")
+    assert str(error.value) == f"{tmp_path}/a.jpg: cannot be decoded: {what}; get it again, or take it away"
 
 
 def test_mnist_is_read_from_its_idx_files(mnist_root):

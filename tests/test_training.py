@@ -218,6 +218,15 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(tmp_path, fail
     assert timeless_metrics(tmp_path / "parts") == timeless_metrics(tmp_path / "whole")
 
 
+def test_what_is_learned_does_not_depend_on_how_often_it_is_scored(tmp_path):
+    for every in (1, 3):
+        config = CONFIG.model_copy(update={"eval_every_epochs": every})
+        fit(PlaneTask(), config, OPTIM, tmp_path / str(every), CPU, resume=False)
+    often, once = (newest_state(tmp_path / str(every)) for every in (1, 3))
+    for part in ("model", "ema", "optimizer", "scheduler"):
+        assert_equal(often[part], once[part])
+
+
 def test_accumulated_batches_take_the_step_of_one_large_batch(tmp_path):
     results = []
     for batch_size, accumulation_steps in ((10, 1), (5, 2)):

@@ -14,16 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data import DatasetError
-from detection.annotations import (
-    DataConfig,
-    Survey,
-    count,
-    dataset_error,
-    describe,
-    pair_defects,
-    shown_path,
-    survey_coco,
-)
+from detection.annotations import DataConfig, Survey, count, describe, pair_defects, shown_path, survey_coco
 from detection.prepare.images import with_bar
 from detection.prepare.layouts import HALVES, find_layout, image_folder
 from detection.prepare.processes import usual_count
@@ -63,10 +54,11 @@ def main(words: Sequence[str]) -> None:
     if arguments.json:
         write_text(arguments.json, json.dumps(report(surveys), indent=2) + "\n")
     if len(defects) == 1:
-        raise dataset_error(defects)
+        raise DatasetError(str(defects[0]))
     if defects:
         numbers = {shown_path(survey.annotations_path): len(survey.defects) for survey in surveys if survey.defects}
         raise DatasetError(", ".join(f"{n} defect{'s' * (n > 1)} in {path}" for path, n in numbers.items()))
+    print(f"{sum(len(survey.files) for survey in surveys):,} images decoded, no defects")
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -74,6 +66,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m detection.data check",
         description="Read every annotation and decode every image of a data set; list all that is wrong with it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example to be pasted
         epilog="example: python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd",
     )
     parser.add_argument(

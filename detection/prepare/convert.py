@@ -20,14 +20,13 @@ from typing import Any
 from data import DatasetError
 from detection.annotations import SplitConfig, shown_path, survey_coco
 from detection.prepare.labels import Findings, LabelledImage, Labels, full_path
-from detection.prepare.layouts import HALVES, Layout, summary
+from detection.prepare.layouts import HALVES, MADE_BY, Layout, summary
 from detection.prepare.voc import read_voc
 from detection.prepare.yolo import read_yolo
 from engine.experiment import table
 from engine.storage.files import write_text
 
 FORMATS = {"voc": "Pascal VOC", "yolo": "YOLO"}
-MADE_BY = "by detection.data convert"  # ends the description of what is written here, and may be written again
 DIGITS = 3  # of a pixel
 
 
@@ -60,17 +59,20 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m detection.data convert",
         description="Convert the annotations of a data set to COCO's format; its images stay where they are.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # examples to be pasted
         epilog="example: python -m detection.data convert voc VOCdevkit/VOC2007 --train trainval --val test",
     )
     formats = parser.add_subparsers(dest="format", required=True, metavar="voc|yolo")
     voc = formats.add_parser(
         "voc", help="Pascal VOC, an XML file for each image",
         description="Convert Pascal VOC's XML files. Difficult objects become crowds: not trained on, not scored.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m detection.data convert voc VOCdevkit/VOC2007 --train trainval --val test",
     )  # fmt: skip
     yolo = formats.add_parser(
         "yolo", help="YOLO, a text file for each image",
         description="Convert YOLO's text files, of boxes or outlines; data.yaml or classes.txt names the classes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m detection.data convert yolo my_project.v3i.yolov8",
     )  # fmt: skip
     voc.add_argument("source", type=Path, metavar="FOLDER", help="of the data set")
@@ -104,14 +106,16 @@ def write_coco(labels: Labels, root: Path, format_name: str) -> Layout:
         if path.exists() and not _is_ours(path):
             raise DatasetError(f"{path}: not made {MADE_BY}; choose another folder by --to")
     folders = {half: Path(os.path.commonpath([image.path.parent for image in labels.halves[half]])) for half in HALVES}
-    texts = {
-        half: json.dumps(_coco(labels.categories, labels.halves[half], folders[half], format_name), ensure_ascii=False)
-        for half in HALVES
-    }
     splits = {
         half: SplitConfig(images=_below(folders[half], root), annotations=str(paths[half].relative_to(root)))
         for half in HALVES
     }
+    texts = {}
+    for half in HALVES:
+        # First, where `layouts` looks for it. An annotation file of ours may be written again.
+        info = {"description": f"converted from {format_name} {MADE_BY}", "image_folder": splits[half].images}
+        content = {"info": info} | _coco(labels.categories, labels.halves[half], folders[half])
+        texts[half] = json.dumps(content, ensure_ascii=False)
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     for half in HALVES:
         write_text(paths[half], texts[half])
@@ -131,10 +135,8 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _coco(
-    categories: Mapping[int, str], images: Sequence[LabelledImage], images_dir: Path, format_name: str
-) -> dict[str, Any]:
-    """An annotation file (cocodataset.org/#format-data)."""
+def _coco(categories: Mapping[int, str], images: Sequence[LabelledImage], images_dir: Path) -> dict[str, Any]:
+    """The lists of an annotation file (cocodataset.org/#format-data)."""
     id_of = {name: category_id for category_id, name in categories.items()}
     records, annotations = [], []
     for image_id, image in enumerate(images, start=1):
@@ -155,7 +157,6 @@ def _coco(
                 }
             )
     return {
-        "info": {"description": f"converted from {format_name} {MADE_BY}"},
         "images": records,
         "annotations": annotations,
         "categories": [{"id": category_id, "name": name} for category_id, name in categories.items()],

@@ -8,7 +8,7 @@ import argparse
 import json
 import shlex
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from data import DatasetError
@@ -27,6 +27,8 @@ LAYOUTS = {
     "an export of FiftyOne": ("{}/data", "{}/labels.json"),
     "a COCO export of Roboflow": ("{}", "{}/_annotations.coco.json"),
 }
+MADE_BY = "by detection.data convert"  # ends the description of what that writes
+MOST_MARK = 2**14  # characters
 WITH_YOLO_LABELS = "a YOLO distribution, images/ and labels/, with COCO's annotations/"
 
 
@@ -84,6 +86,12 @@ def find_layout(folder: Path) -> Layout:
 
 def layout_of(folder: Path) -> Layout | None:
     """The data set that lies in this very folder, both halves in the same layout."""
+    annotations = {half: f"annotations/instances_{half}.json" for half in HALVES}
+    marks = {half: _converted(folder / annotations[half]) for half in HALVES}
+    if all(marks.values()):
+        images = {half: marks[half]["image_folder"] for half in HALVES}
+        splits = {half: SplitConfig(images=images[half], annotations=annotations[half]) for half in HALVES}
+        return Layout(marks["train"]["description"], folder, **splits)
     for name, patterns in LAYOUTS.items():
         halves = {half: _half(folder, half, *patterns) for half in HALVES}
         if all(halves.values()):
@@ -100,11 +108,27 @@ def _half(folder: Path, half: str, images: str, annotations: str) -> SplitConfig
     return None
 
 
-def image_folder(annotations_path: Path) -> Path:
-    """Where the images of ROOT/annotations/instances_X.json lie: in ROOT/images/X, or in ROOT/X, as COCO has it.
+def _converted(annotations_path: Path) -> dict[str, str] | None:
+    """`description` and `image_folder`, below the root, with which `convert` begins an annotation file.
 
-    It is the latter if neither is there."""
+    None for any other; it is not read to its end, which takes half a minute of COCO's."""
+    try:
+        with annotations_path.open(encoding="utf-8", errors="replace") as file:
+            mark, _ = json.JSONDecoder().raw_decode(file.read(MOST_MARK).removeprefix('{"info": '))
+        images = PurePath(mark["image_folder"])
+        is_ours = mark["description"].endswith(MADE_BY)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return mark if is_ours and not images.is_absolute() and ".." not in images.parts else None
+
+
+def image_folder(annotations_path: Path) -> Path:
+    """Where the images of ROOT/annotations/instances_X.json lie: where `convert` says, in ROOT/images/X or in ROOT/X.
+
+    It is the last, as COCO has it, if neither is there."""
     root, name = annotations_path.absolute().parent.parent, annotations_path.stem.removeprefix("instances_")
+    if mark := _converted(annotations_path):
+        return root / mark["image_folder"]
     folders = [root / name, root / "images" / name]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 

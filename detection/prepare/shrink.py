@@ -71,13 +71,19 @@ def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
     """Make, or go on to make, the copy of a data set in `target`; returns what was done, in a sentence.
 
     Raises DatasetError if the data set is not sound, an image cannot be decoded, or something else is in `target`."""
-    cocos = [read_coco(path, image_folder(path)) for path in sorted((root / "annotations").glob("instances_*.json"))]
-    if not cocos:
+    paths = sorted((root / "annotations").glob("instances_*.json"))
+    if not paths:
         raise DatasetError(f"{root}: no annotations/instances_*.json in it; is it the folder of a data set?")
+    for path in paths:
+        if not (images := image_folder(path)).is_dir():
+            raise DatasetError(f"{path}: there is no folder {images} with its images; put them there, or link it")
+    cocos = [read_coco(path, image_folder(path)) for path in paths]
     for coco in cocos:
         there = target / "annotations" / coco.annotations_path.name
         if there.exists() and there.read_bytes() != coco.annotations_path.read_bytes():
             raise DatasetError(f"{there}: another file is there; give a new folder by --to")
+    number = sum(len(coco.images) for coco in cocos)
+    print(f"{number:,} images, their short sides {short_side} pixels at most, go to {target} (or where --to says)")
     copies = [target / coco.images_dir.relative_to(root.absolute()) for coco in cocos]
     for coco, copy in zip(cocos, copies, strict=True):
         _mark(coco, copy, short_side)

@@ -13,8 +13,9 @@ import pytest
 from ablation import compare as command
 from ablation.compare import compare
 from ablation.plan import State
-from ablation.records import Comparison
+from ablation.records import Comparison, Note
 from ablation.tables import (
+    Table,
     column_table,
     difference_table,
     error_table,
@@ -114,6 +115,12 @@ def test_experiments_that_differ_in_their_seed_share_a_cell_with_mean_and_spread
     assert table.rows[0][1] == f"{(first + second) / 2:.4f} ± {abs(first - second) / 2**0.5:.4f}"
 
 
+def test_how_often_runs_were_scored_keeps_them_not_apart(experiments):
+    experiments.add("a", "none", seed=0, config={"eval_every_epochs": 1})
+    experiments.add("a", "none", seed=1, config={"eval_every_epochs": 2})
+    assert len(experiments.compare().cells["a", "none"].runs) == 2
+
+
 def test_the_best_cell_alone_is_bold(grid):
     comparison = grid.compare()
     table = score_table(comparison)
@@ -191,7 +198,6 @@ def test_the_same_run_twice_is_refused(experiments):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"annotations_sha256": "b" * 8}, "protocol.annotations_sha256 is 'aaaaaaaa' in .*, 'bbbbbbbb' in "),
         ({"nms_iou": 0.6}, "protocol.nms_iou is 0.45 in .*, 0.6 in "),
         ({"classes": ["cat", "cow"]}, r"protocol.classes is \[.*dog.*\] in .*, \[.*cow.*\] in "),
     ],
@@ -205,6 +211,32 @@ def test_what_cannot_be_compared_is_refused_with_both_values_and_forced_with_a_w
     assert not forced.differences
     assert forced.warnings[0].startswith("not comparable: protocol.")
     assert len(forced.filled) == 2
+
+
+def test_other_annotations_are_told_by_their_files(experiments):
+    for digest in "ab":
+        files = {"inputs": {f"{digest}/val.json": digest * 64}, "protocol": {"annotations_sha256": digest * 64}}
+        experiments.add(digest, "none", **files)
+    files = r"another annotation file: a/val\.json \(sha256 a{8}\) in .* against b/val\.json \(sha256 b{8}\) in "
+    with pytest.raises(ValueError, match=files):
+        experiments.compare()
+
+
+def test_hashes_of_other_images_are_shortened(experiments):
+    for digest in "ab":
+        experiments.add(digest, "none", protocol={"images_sha256": digest * 64})
+    with pytest.raises(ValueError, match=r"images_sha256 is 'a{8}\.\.\.' in .*, 'b{8}\.\.\.' in "):
+        experiments.compare()
+
+
+def test_runs_of_tasks_that_score_on_other_things_are_told_apart(experiments):
+    experiments.add("a", "none")
+    results = experiments.add("b", "none") / "results.json"
+    content = json.loads(results.read_text())
+    del content["protocol"]["annotations_sha256"]
+    results.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"annotations_sha256 is 'aaaaaaaa' in .*, null in "):
+        experiments.compare()
 
 
 @pytest.fixture
@@ -243,16 +275,33 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(grid, monke
 
 
 def test_significant_effects_are_part_of_the_conclusion(grid):
-    assert "Significant averaged over the rest of the grid: strong - weak +0." in grid.compare().conclusion
+    assert "Significant averaged over the rest of the grid: strong against weak: +0." in grid.compare().conclusion
 
 
 def test_a_run_of_other_code_counts_with_a_warning(two_cell_grid, capsys):
     done = two_cell_grid["fpn"]
-    two_cell_grid["fpn"] = State("stale", done.experiment, "code: training.py")
+    two_cell_grid["fpn"] = State("stale", done.experiment, "mAP 0.1; the code has changed since (training.py)")
     command.main(None)
     text = capsys.readouterr().out
-    assert f"WARNING: stale, for the code has changed since: {done.experiment}" in text
+    assert "WARNING: a x fpn: seed 0 stale: the code has changed since (training.py)" in text
     assert "Differences" in text
+
+
+def test_what_all_runs_share_is_said_once(two_cell_grid, capsys):
+    for column, done in two_cell_grid.items():
+        score = f"mAP 0.{len(column)}"
+        two_cell_grid[column] = State("stale", done.experiment, f"{score}; the code has changed since (71 files)")
+    command.main(None)
+    text = capsys.readouterr().out
+    assert "WARNING: all 2 runs stale: the code has changed since (71 files)" in text
+    assert text.count("71 files") == 1
+
+
+def test_what_several_runs_share_is_said_once_with_their_cells(comparison):
+    for cell in comparison.filled[:3]:
+        cell.notes = [Note(9, "failed", "no space left")]
+    first, second, third = (cell.name for cell in comparison.filled[:3])
+    assert comparison.reasons(of_scored=False) == [f"3 runs ({first}, {second}, {third}) failed: no space left"]
 
 
 def test_a_cell_that_has_not_finished_is_shown_as_what_it_is(two_cell_grid, capsys):
@@ -437,6 +486,29 @@ def test_the_command_writes_a_file_on_request(grid, monkeypatch, tmp_path, form,
     output = tmp_path / "table.txt"
     run_command(monkeypatch, *sorted(grid.folder.iterdir()), "--format", form, "--output", output)
     assert output.read_text().startswith(begin)
+
+
+@pytest.mark.parametrize(("suffix", "begin"), [("html", "<!DOCTYPE"), ("tex", "% 2 of 3"), ("csv", "backbone,neck")])
+def test_the_format_is_that_of_the_outputs_suffix(grid, monkeypatch, tmp_path, suffix, begin):
+    output = tmp_path / f"table.{suffix}"
+    monkeypatch.setattr(command, "write_report", lambda path, _: path.write_text("<!DOCTYPE html>"))
+    run_command(monkeypatch, *sorted(grid.folder.iterdir()), "--output", output)
+    assert output.read_text().startswith(begin)
+
+
+def test_a_suffix_that_contradicts_the_format_is_refused(grid, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"table\.html: not latex; end it in \.tex, or leave out --format"):
+        run_command(monkeypatch, grid.folder / "experiment_1", "--format", "latex", "--output", tmp_path / "table.html")
+
+
+def test_one_experiment_is_not_called_experiments(experiments):
+    experiments.add("a", "none")
+    assert experiments.compare().title == "1 experiment"
+
+
+def test_negative_numbers_have_a_minus_sign_in_markdown_and_names_do_not():
+    text = to_markdown(Table("", ["", "change"], [["swin-2", "[-0.1, 0.2]"]]))
+    assert "| swin-2 | [\N{MINUS SIGN}0.1, 0.2] |" in text
 
 
 def test_an_unknown_column_is_refused(grid, monkeypatch, capsys):

@@ -130,6 +130,29 @@ def test_the_rest_is_run_after_a_cell_fails_and_the_end_says_which_and_why(grid,
     assert "1 done, 1 failed, 1 interrupted" in capsys.readouterr().out
 
 
+TWO_ROWS = """
+task: fake_task
+seeds: [0]
+rows: [{name: one, config: base.yaml}, {name: other, config: base.yaml, overrides: [fake.row=other]}]
+columns: [{name: a}, {name: b, overrides: [fake.b=1]}, {name: c, overrides: [fake.c=1]}]
+"""
+
+
+def test_where_two_rows_fail_alike_the_rest_is_not_started(folder):
+    (folder / "grid_fake.yaml").write_text(f"{TWO_ROWS}overrides: [fake.end=fail]")
+    with pytest.raises(ValueError, match=r"3 runs in a row failed alike, and 3 more were not started.*: no such thing"):
+        run(read_grid(folder / "grid_fake.yaml"))
+    assert len(list(Path("experiments").glob("experiment_*"))) == 3
+
+
+def test_where_one_row_fails_the_others_are_run_first_and_of_its_rest_nothing(folder):
+    rows = TWO_ROWS.replace("one, config: base.yaml", "one, config: base.yaml, overrides: [fake.end=fail]")
+    (folder / "grid_fake.yaml").write_text(f"{rows}overrides: [fake.end=well]")
+    with pytest.raises(RunError, match=r"(?s)3 of 6 runs did not finish\n  3 runs: no such thing$"):
+        run(read_grid(folder / "grid_fake.yaml"))
+    assert len(list(Path("experiments").glob("*/results.json"))) == 3
+
+
 def test_a_second_run_skips_what_is_done_and_goes_on_with_the_rest_where_it_was(grid, capsys):
     for _ in range(2):
         with pytest.raises(RunError):
@@ -159,7 +182,7 @@ def test_what_is_stale_is_left_alone_unless_asked_for(folder, capsys):
     changed = read_grid(folder / "grid_fake.yaml")
     run(changed, only="* x good")
     assert (
-        "row x good, seed 0: stale, experiments/experiment_1 (mAP 0.5000; code: fake_task.py)"
+        "row x good, seed 0: stale, experiments/experiment_1 (mAP 0.5000; the code has changed since (fake_task.py))"
         in capsys.readouterr().out
     )
     assert not Path("experiments/experiment_2").exists()

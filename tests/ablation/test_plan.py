@@ -192,7 +192,14 @@ def test_other_code_makes_it_stale_and_names_the_files(job, experiment):
     finish(experiment)
     change_cell(experiment, code=code_hashes(job.task) | {"training.py": "0", "detection/network/loss.py": "0"})
     found = state(job, experiment)
-    assert (found.kind, found.detail) == ("stale", "mAP 0.2500; code: detection/network/loss.py, training.py")
+    code = "the code has changed since (detection/network/loss.py, training.py)"
+    assert (found.kind, found.detail) == ("stale", f"mAP 0.2500; {code}")
+
+
+def test_of_many_changed_files_the_number_is_told(job, experiment):
+    finish(experiment)
+    change_cell(experiment, code=dict.fromkeys(code_hashes(job.task), "0"))
+    assert state(job, experiment).detail.endswith(f"the code has changed since ({len(code_hashes(job.task))} files)")
 
 
 def test_other_data_makes_it_stale_and_absent_data_does_not(job, experiment, tmp_path):

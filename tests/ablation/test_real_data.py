@@ -51,7 +51,8 @@ def record(experiment: Path, annotations: Path, results: list[dict], variant: st
     content = {
         "task": "detection", "metric": "mAP", "variant": {"backbone": variant, "neck": "none"}, "seed": 0,
         "scores": scores, "per_class": per_class, "errors": error_breakdown(evaluation),
-        "protocol": {"annotations_sha256": file_sha256(annotations), "images": 100}, "cost": {}, "inputs": {},
+        "protocol": {"annotations": annotations.name, "annotations_sha256": file_sha256(annotations), "images": 100},
+        "cost": {}, "inputs": {},
     }  # fmt: skip
     (experiment / "results.json").write_text(json.dumps(content))
     return experiment
@@ -84,7 +85,7 @@ def test_scores_on_another_annotation_file_are_refused_naming_both(tmp_path, ann
     other.write_text(json.dumps(content))
     one = record(tmp_path / "experiment_1", annotations, published, "one")
     two = record(tmp_path / "experiment_2", other, published, "two")
-    with pytest.raises(ValueError, match="annotations_sha256") as refusal:
+    with pytest.raises(ValueError, match="another annotation file") as refusal:
         compared(one, two)
-    assert all(file_sha256(path) in str(refusal.value) for path in (annotations, other))
+    assert all(f"{path.name} (sha256 {file_sha256(path)[:8]})" in str(refusal.value) for path in (annotations, other))
     assert "not comparable" in compared(one, two, force=True).warnings[0]

@@ -13,7 +13,7 @@ import pytest
 from matplotlib import rc_context
 from PIL import Image
 
-from ablation import plots
+from ablation import page, plots
 from ablation.records import Comparison, Difference, Note
 from ablation.report import classes_section, costs_section, write_report
 from engine.statistics.bootstrap import Interval
@@ -114,7 +114,7 @@ def test_names_are_shown_as_they_are_and_never_as_markup(comparison_maker, tmp_p
     comparison = comparison_maker(rows=("A", f"B {name}"), classes=("one", f"two {name}"))
     comparison.title = f"title {name}"
     comparison.warnings = [f"warning {name}"]
-    comparison.cells["A", "fpn"].notes.append(Note(0, "stale", f"note {name}"))
+    comparison.cells["A", "fpn"].notes.append(Note(9, "failed", f"note {name}"))
     text = report(comparison, tmp_path)
     images = [element for element in tree_of(text).iter() if element.tag == "img"]
     assert all(image.get("src").startswith("data:image/jpeg;base64,") for image in images)
@@ -144,7 +144,8 @@ def test_cells_that_failed_or_were_not_asked_for_say_so(comparison, tmp_path):
     del comparison.cells["SwinTBackbone_B", "fpn"]
     comparison.per_class = comparison.per_class_change = {}
     shown = text_of(report(comparison, tmp_path))
-    assert "no score seed 0 failed: loss is not finite at step 120" in shown
+    assert "no score failed" in shown
+    assert "SwinTBackbone_B x none: seed 0 failed: loss is not finite at step 120" in shown
     assert "not asked for" in shown
 
 
@@ -191,6 +192,10 @@ def test_another_task_with_other_scores_is_shown_too(comparison, tmp_path):
     text = report(comparison, tmp_path)
     assert sections_of(text) == [name for name in EVERY_SECTION if name not in ("sizes", "errors")]
     assert "mAP" not in text_of(text)
+
+
+def test_long_names_may_be_broken_where_a_word_in_them_ends():
+    assert page.name_of("ResNet50Backbone_B x dense_fpn") == "Res<wbr/>Net50<wbr/>Backbone_B x dense_<wbr/>fpn"
 
 
 def test_undefined_numbers_are_dashes(comparison, tmp_path):
@@ -320,18 +325,29 @@ def open_in_browser(tmp_path_factory):
     return show
 
 
-def width_on_a_phone(open_in_browser, text: str, folder: Path) -> int:
-    """How wide the page is, in pixels, where the screen is 390 wide."""
-    frame = folder / "phone.html"
+def measured(open_in_browser, text: str, folder: Path, width: int, what: str) -> str:
+    """What a script's expression says of the page, its document being `page`, on a screen of this width in pixels."""
+    frame = folder / "frame.html"
     frame.write_text(
-        f'<!DOCTYPE html><html><body><iframe width="390" height="800" style="border: 0" srcdoc="{html.escape(text)}">'
-        "</iframe><output></output><script>document.querySelector('iframe').onload = (event) => {"
-        "document.querySelector('output').textContent = event.target.contentDocument.documentElement.scrollWidth"
-        "}</script></body></html>",
+        f'<!DOCTYPE html><html><body><iframe width="{width}" height="800" style="border: 0" '
+        f'srcdoc="{html.escape(text)}"></iframe><output></output><script>'
+        "document.querySelector('iframe').onload = (event) => { const page = event.target.contentDocument;"
+        f"document.querySelector('output').textContent = {what} }}</script></body></html>",
         encoding="utf-8",
     )
     shown, _ = open_in_browser(frame)
-    return int(re.search(r"<output>(\d+)</output>", shown)[1])
+    return re.search(r"<output>(.*?)</output>", shown)[1]
+
+
+def width_on_a_phone(open_in_browser, text: str, folder: Path) -> int:
+    """How wide the page is, in pixels, where the screen is 390 wide."""
+    return int(measured(open_in_browser, text, folder, 390, "page.documentElement.scrollWidth"))
+
+
+CUT_OFF = (  # the tables that are wider than their place, and whether a hint says so
+    "[...page.querySelectorAll('.box')].filter((box) => box.scrollWidth > box.clientWidth)"
+    ".map((box) => event.target.contentWindow.getComputedStyle(box, '::before').content)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +381,14 @@ def test_an_error_in_a_page_would_be_found(open_in_browser, text, tmp_path):
 
 def test_a_phone_need_not_scroll_sideways(open_in_browser, crowded_text, tmp_path):
     assert width_on_a_phone(open_in_browser, crowded_text, tmp_path) == 390
+
+
+def test_no_table_of_a_small_grid_is_cut_off_on_a_desk(open_in_browser, text, tmp_path):
+    assert measured(open_in_browser, text, tmp_path, 1280, CUT_OFF) == ""
+
+
+def test_tables_that_a_phone_cuts_off_say_that_they_scroll(open_in_browser, text, tmp_path):
+    assert set(measured(open_in_browser, text, tmp_path, 390, CUT_OFF).split(",")) == {'"scroll sideways for more"'}
 
 
 def test_a_page_too_wide_for_a_phone_would_be_found(open_in_browser, crowded_text, tmp_path):

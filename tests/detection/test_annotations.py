@@ -108,6 +108,17 @@ def test_a_missing_file_is_named(tmp_path):
         read_coco(tmp_path / "nothing.json", tmp_path)
 
 
+def test_a_missing_file_is_told_what_its_path_is_relative_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=rf"^none\.json: .*, relative to {tmp_path}; give data\.root=FOLDER"):
+        read_coco("none.json", "images")
+
+
+def test_an_error_of_many_records_names_the_command_that_lists_all(folder, content):
+    del content["images"][0]["width"]
+    assert first_line(folder, content).endswith("; `python -m detection.data check` lists all that is wrong")
+
+
 def test_a_missing_image_folder_is_said_once(folder, content):
     (folder / "annotations.json").write_text(json.dumps(content))
     with pytest.raises(DatasetError, match=r"image folder .*elsewhere: no such folder"):
@@ -230,7 +241,7 @@ def test_all_defects_are_found_at_once_and_ten_are_shown(folder, content):
         read(folder, annotations)
     lines = str(raised.value).splitlines()
     assert "images[0] (id 50)" in lines[0]
-    assert lines[0].endswith("(the first of 21 defects)")
+    assert "(the first of 21 defects); " in lines[0]
     assert len(lines) == 11
     assert lines[-1].strip() == "... and 11 more"
     assert "annotations[3] (id 100): no 'bbox'" in lines[1]

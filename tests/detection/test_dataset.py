@@ -99,6 +99,13 @@ def test_a_file_that_is_no_image_is_refused_by_name(folder, data):
         read_image(coco, 0)
 
 
+def test_a_broken_image_is_told_with_the_command_that_finds_all(folder):
+    coco = one_image(folder, Image.new("RGB", (40, 30)), (40, 30))
+    (folder / "images/x.png").write_bytes(b"<html>")
+    with pytest.raises(DatasetError, match=r"; `python -m detection\.data check` lists all that is wrong$"):
+        read_image(coco, 0)
+
+
 def test_half_a_jpeg_is_refused_by_name(folder):
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     coco = one_image(folder, Image.fromarray(noise), (40, 30), "x.jpg")

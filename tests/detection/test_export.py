@@ -70,13 +70,13 @@ def exported_detections(exported):
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_the_file_says_of_one_image_and_of_several_what_the_model_says(pair, exported, images):
     line = verify(detector(*pair[1:]), FORMATS[pair[0]].load(exported(*pair)), images)
-    assert "of 3 images in batches of 1 and 4: " in line
+    assert "of 3 images, one alone and all in a batch: " in line
     assert line.endswith("; 0 differ by more than 0.0001")
 
 
 def test_with_postprocessing_the_file_detects_what_the_model_and_postprocess_do(model, detections, images):
     line = verify(model, detections, images, SETTINGS)
-    assert line.startswith("200 detections compared, of 3 images")  # 20 in each of 5 images, from either side
+    assert line.startswith("200 detections compared with PyTorch's, of 3")  # 20 in each of 5 images, from either side
     assert "; 0 differ by more than 0.0001" in line
 
 
@@ -313,7 +313,7 @@ def command(monkeypatch, tmp_path, run_in_process):
 def test_the_command_writes_a_verified_file_under_the_experiments_name(command, experiment, tmp_path):
     code, out, errors = command(experiment, "--format", "torchscript")
     assert (code, errors) == (0, [])
-    assert " boxes compared, of 8 images in batches of 1 and 9: largest difference " in out
+    assert " boxes compared with PyTorch's, of 8 images, one alone and all in a batch: largest difference " in out
     assert "written to experiment_7.torchscript: " in out
     assert "for any number of images of 96 x 96" in out
     assert [path.name for path in tmp_path.iterdir()] == ["experiment_7.torchscript"]
@@ -346,7 +346,18 @@ def test_the_example_of_the_documentation_finds_what_the_detector_does(command, 
 
 def test_images_can_be_named(command, experiment, sample_root):
     image = next(sample_root.glob("images/train/*"))
-    assert "of 1 images in batches of 1 and 2: " in command(experiment, image, "--format", "torchscript")[1]
+    out = command(experiment, image, "--format", "torchscript")[1]
+    assert "compared with PyTorch's, of an image, alone and in a batch: " in out
+
+
+def test_the_format_is_that_of_the_output_s_suffix(command, experiment, sample_root, tmp_path):
+    assert command(experiment, next(sample_root.glob("images/val/*")), "--output", "a.torchscript")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a.torchscript"]
+
+
+def test_the_example_stands_in_one_line_of_the_help(command):
+    example = "\nexample: python -m detection.export experiments/experiment_3 --format onnx --postprocess\n"
+    assert example in command("-h")[1]
 
 
 def test_an_image_that_is_none_is_an_error_before_anything_is_exported(command, experiment, tmp_path, monkeypatch):
@@ -392,8 +403,10 @@ def test_a_folder_that_cannot_be_written_in_is_an_error_before_anything_is_read(
     ("arguments", "said"),
     [
         (["--format", "torchscript", "--postprocess"], "--postprocess: only in --format onnx, not in torchscript"),
-        (["--output", "a.pt2"], "--output a.pt2: expected a file *.onnx in a directory that exists"),
-        (["--output", "absent/a.onnx"], "--output absent/a.onnx: expected a file *.onnx in a directory that exists"),
+        (["--output", "a.pt2", "--postprocess"], "--postprocess: only in --format onnx, not in torch-export"),
+        (["--output", "a.pt2", "--format", "onnx"], "--output a.pt2: expected a file *.onnx (--format onnx) in a dir"),
+        (["--output", "a.tflite"], "--output a.tflite: expected a file *.onnx (--format onnx) in a directory"),
+        (["--output", "absent/a.onnx"], "--output absent/a.onnx: expected a file *.onnx (--format onnx) in a dir"),
     ],
 )
 def test_a_command_line_that_cannot_be_done_is_an_error(command, experiment, arguments, said):

@@ -138,6 +138,20 @@ def test_a_pattern_stands_for_all_that_fit_it(predict, photos, tmp_path):
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == ["a.jpg", "a_2.jpg"]
 
 
+def test_originals_of_one_name_are_told_apart_by_their_pictures(predict, photos, tmp_path):
+    out = predict(f"{photos}/**/a.*", "--json")[1]
+    images = json.loads((tmp_path / "predictions/images.json").read_text())["images"]
+    assert {image["file_name"]: image["picture"] for image in images} == {
+        f"{photos}/a.jpg": "a.jpg", f"{photos}/more/a.tif": "a_2.jpg",
+    }  # fmt: skip
+    assert f"drawn under another name, for theirs is taken: {photos}/more/a.tif as a_2.jpg\n" in out
+
+
+def test_the_example_stands_in_one_line_of_the_help(predict):
+    example = "\nexample: python -m detection.predict experiments/experiment_3 photo.jpg photos/ --json\n"
+    assert example in predict("-h")[1]
+
+
 def test_an_image_that_is_named_twice_is_looked_at_once(predict, photos):
     assert "2 images" in predict(photos / "a.jpg", f"{photos}/*.jpg", photos / "b.png")[1]
 
@@ -258,7 +272,9 @@ def test_a_video_becomes_a_video_and_each_frame_an_image(predict, video, tmp_pat
     code, out, _ = predict(video, "--json")
     assert (code, "11 images" in out) == (0, True)
     images = json.loads((tmp_path / "predictions/images.json").read_text())["images"]
-    assert images[3] == {"id": 4, "file_name": str(video), "frame": 3, "width": 160, "height": 120}
+    assert images[3] == {
+        "id": 4, "file_name": str(video), "picture": "clip.mp4", "frame": 3, "width": 160, "height": 120,
+    }  # fmt: skip
     frames = [(rate, picture.shape) for rate, batch in _frames(tmp_path / "predictions/clip.mp4") for picture in batch]
     assert frames == [(10, (600, 800, 3))] * 11
 

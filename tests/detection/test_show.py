@@ -182,8 +182,13 @@ def test_an_epoch_is_shown_with_the_colours_of_training(command, panels, task):
 
 def test_the_images_asked_for_are_shown_in_that_order(command, panels, task):
     ids = [task.train.images[index].id for index in (5, 2)]
-    assert command("--what", "data", "--ids", *ids)[0] == 0
+    assert command("--what", "data", "--ids", ",".join(map(str, ids)))[0] == 0
     assert [panel.caption.partition(":")[0] for panel in panels] == [f"id {image_id}" for image_id in ids]
+
+
+def test_overrides_may_follow_the_ids(command, panels, task):
+    assert command("--what", "augment", "--ids", task.train.images[3].id, "model.input_size=96")[0] == 0
+    assert panels[1].image.shape == (96, 96, 3)
 
 
 # ---- the command ----------------------------------------------------------------------------------------------
@@ -235,6 +240,7 @@ def test_a_file_of_someone_else_is_left_alone(command, tmp_path, name):
     ("arguments", "said"),
     [
         (["--what", "data", "--ids", 123456], "--ids 123456: no image in"),
+        (["--what", "data", "--ids", "3,"], "--ids: '3,': expected whole numbers, such as 3,7"),
         (["--what", "data", "--images", 49], "49 images asked for"),
         (["--what", "augment", "--blank"], "--blank: only --what anchors"),
         (["--what", "data", "model.nek=fpn"], "model.nek: no such field; did you mean"),

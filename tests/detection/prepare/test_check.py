@@ -23,7 +23,21 @@ def write(folder, annotations):
 def test_a_sound_data_set_passes(folder, content, check):
     code, printed, errors = check(*write(folder, content))
     assert (code, errors) == (0, [])
-    assert "2 images (3 objects), 2 classes" in printed
+    assert printed.splitlines() == [
+        f"{folder}/annotations.json: 2 images (3 objects), 2 classes",
+        "2 images decoded, no defects",
+    ]
+
+
+def test_what_training_takes_otherwise_is_told_where_there_is_any(folder, content, check):
+    content["annotations"][0]["iscrowd"] = 1
+    content["annotations"][1]["bbox"] = [30, 2, 30, 4]
+    printed = check(*write(folder, content))[1]
+    assert "2 classes; boxes over the edge of their image: 1; crowds: 1\n" in printed
+
+
+def test_the_example_stands_in_one_line_of_the_help(check):
+    assert "\nexample: python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd\n" in check("-h")[1]
 
 
 def test_what_training_changes_or_leaves_out_is_counted(folder, content, check):
@@ -140,6 +154,7 @@ def test_both_halves_of_a_folder_are_checked(config, check):
     assert [line.partition(" (")[0].rpartition("/")[2] for line in printed.splitlines()] == [
         "instances_train.json: 3 images",
         "instances_val.json: 2 images",
+        "5 images decoded, no defects",
     ]
 
 

@@ -54,6 +54,12 @@ def test_another_folder_takes_the_annotations_and_names_the_images_in_full(yolo,
     assert f"data.root={tmp_path}/new data.train.images={yolo}/images/train" in printed
 
 
+@pytest.mark.parametrize("format_name", [[], ["voc"]])
+def test_the_example_stands_in_one_line_of_the_help(command, format_name):
+    example = "\nexample: python -m detection.data convert voc VOCdevkit/VOC2007 --train trainval --val test\n"
+    assert example in command("convert", *format_name, "-h")[1]
+
+
 def test_nothing_to_learn_is_an_error_and_nothing_is_written(yolo, command):
     (yolo / "labels/train/a.txt").write_text("")
     code, _, errors = command("convert", "yolo", yolo)

@@ -10,7 +10,7 @@ import pytest
 from data import DatasetError
 from detection.annotations import read_coco
 from detection.prepare.check import DataSection
-from detection.prepare.layouts import EXAMPLE, PROJECT, find_layout, overrides
+from detection.prepare.layouts import EXAMPLE, MADE_BY, PROJECT, find_layout, image_folder, overrides
 from engine.config import load_config
 
 CONFIG = "data: {root: nowhere, train: {images: a, annotations: b}, val: {images: c, annotations: d}}\n"
@@ -64,6 +64,32 @@ def test_a_yolo_distribution_with_cocos_annotations_is_called_one(lay_out):
     root = lay_out("images/{}", "annotations/instances_{}.json", "train2017", "val2017")
     (root / "labels").mkdir()
     assert "YOLO" in find_layout(root).name
+
+
+@pytest.fixture
+def converted(lay_out):
+    """A data set whose annotation files begin as `convert` has them begin; {} in its image_folder is the half."""
+
+    def converted(image_folder):
+        root = lay_out("{}/images", "annotations/instances_{}.json")
+        for half in ("train", "val"):
+            path = root / f"annotations/instances_{half}.json"
+            info = {"description": f"converted {MADE_BY}", "image_folder": image_folder.format(half)}
+            path.write_text(json.dumps({"info": info} | json.loads(path.read_text()) | {"info": info}))
+        return root
+
+    return converted
+
+
+def test_images_lie_where_convert_says(converted):
+    root = converted("{}/images")
+    assert find_layout(root).val.images == "val/images"
+    assert image_folder(root / "annotations/instances_val.json") == root / "val/images"
+
+
+@pytest.mark.parametrize("outside", ["../set/{}/images", "/{}/images"])
+def test_an_annotation_file_names_no_folder_outside_the_data_set(converted, outside):
+    assert find_layout(converted(outside)).train.images == "train"  # where one of the usual layouts has them
 
 
 def test_the_only_data_set_below_a_folder_is_found(lay_out):

@@ -173,6 +173,19 @@ def test_the_copy_lies_beside_the_original_unless_told_otherwise(root, shrink_co
     assert len(read(root.with_name("original_48")).images) == 6
 
 
+def test_it_says_where_it_will_write_before_it_does(root, shrink_command, monkeypatch):
+    monkeypatch.setattr(detection.prepare.shrink, "_mark", None)  # the first to write
+    _, printed, _ = shrink_command(root, "--short-side", 48)
+    assert printed == f"8 images, their short sides 48 pixels at most, go to {root}_48 (or where --to says)\n"
+
+
+def test_images_that_are_not_where_they_should_be_are_told_where(root, shrink_command):
+    (root / "images/train").rename(root / "photos")
+    code, _, errors = shrink_command(root, "--short-side", 48)
+    assert (code, len(errors)) == (2, 1)
+    assert f"instances_train.json: there is no folder {root}/train with its images; put them there" in errors[0]
+
+
 def test_a_folder_that_is_no_data_set_is_one_line(tmp_path, shrink_command):
     code, _, errors = shrink_command(tmp_path, "--short-side", 48)
     assert (code, len(errors)) == (2, 1)

@@ -90,6 +90,19 @@ def test_pixels_count_from_one_and_the_last_belongs_to_the_box(kit, command, obj
     ]
 
 
+@pytest.mark.parametrize("words", [["layout"], ["check"], ["shrink", "--short-side", 8]], ids=lambda words: words[0])
+def test_what_was_converted_is_a_data_set_to_the_other_commands(kit, command, words):
+    command("convert", "voc", kit)
+    code, _, errors = command(words[0], kit, *words[1:])
+    assert (code, errors) == (0, [])
+
+
+def test_a_shrunken_copy_of_what_was_converted_is_a_data_set(kit, command):
+    command("convert", "voc", kit)
+    command("shrink", kit, "--short-side", 8)
+    assert command("check", f"{kit}_8")[1].endswith("3 images decoded, no defects\n")
+
+
 def test_edges_count_from_zero_on_request(kit, command, rewrite, boxes):
     rewrite(thing(0, 0, 40, 30), thing(10, 5, 20, 10))
     assert command("convert", "voc", kit, "--zero-based")[0] == 0

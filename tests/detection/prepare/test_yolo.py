@@ -59,6 +59,18 @@ def test_centres_and_sides_become_corners_in_pixels(yolo, command, train):
     assert train() == [("a.png", "dog", [10, 5, 20, 10], 0), ("b.png", "cat", [8, 8, 4, 4], 0)]
 
 
+@pytest.mark.parametrize("words", [["layout"], ["check"], ["shrink", "--short-side", 8]], ids=lambda words: words[0])
+def test_halves_with_images_and_labels_each_are_a_data_set_once_converted(yolo, command, words):
+    for half, name in (("train", "train"), ("val", "valid")):  # as Roboflow's exports have them
+        for folder in ("images", "labels"):
+            (yolo / name).mkdir(exist_ok=True)
+            (yolo / folder / half).rename(yolo / name / folder)
+    (yolo / "data.yaml").write_text(DATA.replace("images/train", "train/images").replace("images/val", "valid/images"))
+    command("convert", "yolo", yolo)
+    code, _, errors = command(words[0], yolo, *words[1:])
+    assert (code, errors) == (0, [])
+
+
 def test_category_ids_are_yolos_own_for_all_classes(yolo, command):
     (yolo / "data.yaml").write_text(DATA.replace("dog", "dog, no, 010"))
     assert command("convert", "yolo", yolo)[0] == 0
