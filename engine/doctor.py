@@ -87,7 +87,7 @@ def main() -> None:
         checks["config"] = lambda: check_config(arguments.config, arguments.overrides)
     levels = [finding.level for name, check in checks.items() for finding in told(name, check)]
     failed, warned = levels.count("fail"), levels.count("warn")
-    print(f"\n{failed} failed, {warned} warnings, {len(levels) - failed - warned} ok")
+    print(f"\n{failed} failed, {warned} warning{'s' * (warned != 1)}, {len(levels) - failed - warned} ok")
     sys.exit(int(failed > 0))
 
 
