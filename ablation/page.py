@@ -81,7 +81,7 @@ class Section(NamedTuple):
 
 def name_of(text: str) -> str:
     """A name such as ResNet50Backbone_B, which may be broken where a word in it ends."""
-    return re.sub(r"(?<=_)(?=\w\w)|(?<=[a-z0-9])(?=[A-Z][a-z])", "<wbr/>", escape(text))
+    return re.sub(r"(?<=_)(?=\w\w)|(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[a-z][A-Z])(?=[A-Z][a-z])", "<wbr/>", escape(text))
 
 
 def page(title: str, lead: str, content: str, sections: Sequence[Section]) -> str:
