@@ -1,4 +1,4 @@
-"""A trained classifier with all that it takes to use it, from an experiment, a config or a public file."""
+"""A trained classifier with all that it takes to use it: from an experiment, a release, a config or a public file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from engine.checkpoint import newest_checkpoint
 from engine.compute.precision import Precision
 from engine.config import load_config
 from engine.experiment import read_experiment_config
+from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX, released_config
 from engine.storage.strict_yaml import ConfigError, did_you_mean, nearest
-from engine.weights import find_weights, read_registry
+from engine.weights import find_weights, read_registry, read_safetensors
 from model import SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_arguments
 
 PIXELS_PER_WINDOW = 32  # image side over window side of the published Swins: 224 / 7, 384 / 12
@@ -65,21 +66,26 @@ class Classifier:
 def load_classifier(named: str, overrides: Sequence[str] = ()) -> Classifier:
     """Build and fill the classifier that a user names.
 
-    named: an experiment or one of its checkpoints, a config whose `model.weights` says where to take them from, a
-    name of saved_weights/registry.yaml, or a public file of a Swin. overrides: of the config, where there is one.
+    named: an experiment or one of its checkpoints, a folder made by engine.publish or its weights, a config whose
+    `model.weights` says where to take them from, a name of saved_weights/registry.yaml, or a public file of a Swin.
+    overrides: of the config of an experiment, or of the config that is named.
     Raises ValueError if there is no such thing, or if it is no classifier."""
     path = Path(named)
     if path.suffix in (".yaml", ".yml"):
         return _of_config(path, overrides)
+    published = path / PUBLISHED_WEIGHTS if path.is_dir() else path
+    facts = read_safetensors(published)[1] if published.suffix == SUFFIX and published.is_file() else {}
     experiment = path if path.is_dir() else path.parent.parent
-    if (experiment / "config.yaml").is_file():
+    if not facts and (experiment / "config.yaml").is_file():
         config = read_experiment_config(experiment, ClassificationConfig, overrides)
         checkpoint = newest_checkpoint(path / "checkpoints") if path.is_dir() else path
         return _configured(config, checkpoint, average=True, experiment=experiment)
     if overrides:
         raise ConfigError(
-            f"{overrides[0]}: {named} has no config in which to replace it; name an experiment or a config"
+            f"{overrides[0]}: {named} has no config file in which to replace it; name an experiment or a config"
         )
+    if facts:
+        return _configured(released_config(published, facts, ClassificationConfig), published, average=True)
     return _of_public_file(named)
 
 

@@ -86,7 +86,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "classifier", metavar="EXPERIMENT|CONFIG|WEIGHTS",
-        help="an experiment or a checkpoint of it, a config with model.weights, a public file or its registered name",
+        help="an experiment, its checkpoint, a published folder, a config with weights, a public file or its name",
     )  # fmt: skip
     parser.add_argument(
         "rest", nargs="*", metavar="DATA|section.field=value",

@@ -57,7 +57,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "classifier", metavar="EXPERIMENT|CONFIG|WEIGHTS",
-        help="an experiment or a checkpoint of it, a config with model.weights, a public file or its registered name",
+        help="an experiment, its checkpoint, a published folder, a config with weights, a public file or its name",
     )  # fmt: skip
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files of any format and size")
     parser.add_argument("--top", type=int, choices=range(1, GUESSES + 1), default=GUESSES, help="how many classes (5)")

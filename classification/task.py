@@ -1,5 +1,6 @@
 """The classification task: a Swin, its loss and its accuracy, as the training loop asks for them."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,8 @@ from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
-from engine.weights import find_weights, identified, read_weights
+from engine.storage.release import SUFFIX
+from engine.weights import find_weights, identified, read_safetensors, read_weights
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
 from training import TrainConfig
 
@@ -106,6 +108,10 @@ def read_classifier(path: Path, average: bool = True) -> tuple[dict[str, Tensor]
     if is_checkpoint(path):
         state = load_checkpoint(path)
         weights, classes = trained_weights(state, average), state["data"]["classes"]
+    elif path.suffix == SUFFIX:
+        weights, facts = read_safetensors(path)
+        weights = swin_state_dict(weights)
+        classes = json.loads(facts["classes"]) if facts else None
     else:
         weights = swin_state_dict(read_weights(path))
     if "head.weight" not in weights:

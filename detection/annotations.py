@@ -391,7 +391,7 @@ def _category_defects(category: dict, name_taken: dict[str, int]) -> Iterator[st
 def _image_defects(image: dict, images_dir: Path) -> Iterator[str]:
     if "width" in image and "height" in image and not _has_size(image):
         yield f"width {image['width']!r:.50}, height {image['height']!r:.50}, expected whole numbers above 0"
-    if "file_name" in image and not isinstance(image["file_name"], str):
+    if "file_name" in image and not (isinstance(image["file_name"], str) and _is_unicode(image["file_name"])):
         yield f"file_name {image['file_name']!r:.50}, expected text"
     elif "file_name" in image and _leads_out(image["file_name"]):
         yield f"file_name {image['file_name']!r} leads out of the image folder {images_dir}"

@@ -22,7 +22,6 @@ from typing import Any, overload
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydantic import ValidationError
 from torch import Tensor
 
 from data import IMAGENET_MEAN, IMAGENET_STD, DatasetError, as_rgb, normalize_images, read_image
@@ -36,8 +35,7 @@ from engine.compute.precision import autocast
 from engine.experiment import read_experiment_config
 from engine.loading import load_exactly
 from engine.logbook import logger
-from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX, weights_in
-from engine.storage.strict_yaml import read_value
+from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX, released_config, weights_in
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor  # a single one, see `rgb_pixels`
 
@@ -195,7 +193,8 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
     path = weights_file(Path(named))
     trained = read_detector(path)
     if trained.facts is not None:
-        config, category_ids = _released(path, trained.facts)
+        config = released_config(path, trained.facts, DetectionConfig)
+        category_ids = json.loads(trained.facts.get("category_ids", "null"))
     else:
         config = _config_beside(path)
         category_ids = _category_ids(path.parent.parent, config, trained.class_names)
@@ -241,20 +240,6 @@ def _config_beside(checkpoint: Path) -> DetectionConfig:
             f"not at {experiment / 'config.yaml'}; to pass weights on, python -m engine.publish EXPERIMENT"
         )
     return read_experiment_config(experiment, DetectionConfig)
-
-
-def _released(path: Path, facts: dict[str, str]) -> tuple[DetectionConfig, list[int] | None]:
-    """Config and category ids in the metadata of released weights.
-
-    Raises CheckpointError if there is no config of a detector."""
-    try:
-        config = DetectionConfig.model_validate_json(json.dumps(read_value(facts["config"])))
-    except (KeyError, ValidationError) as error:
-        what = f"{error.error_count()} fields unknown or wrong" if isinstance(error, ValidationError) else "none"
-        raise CheckpointError(
-            f"{path}: no config of a detector in its metadata ({what}); was it released by another version?"
-        ) from None
-    return config, json.loads(facts["category_ids"]) if "category_ids" in facts else None
 
 
 def _category_ids(experiment: Path, config: DetectionConfig, class_names: Sequence[str] | None) -> list[int] | None:

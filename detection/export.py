@@ -112,7 +112,7 @@ def parse_arguments() -> argparse.Namespace:
         help="detections instead of all boxes: decoding, threshold, NMS; in no format but onnx",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="where to write it (default: here, under the experiment's name)"
+        "--output", type=Path, metavar="FILE", help="where to write it (default: here, named after what is exported)"
     )
     arguments = parser.parse_intermixed_args()
     by_suffix = {row.suffix: name for name, row in FORMATS.items()}
@@ -124,8 +124,9 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--format {arguments.format}: {', '.join(missing)} not installed: pip install -e '.[export]'")
     if arguments.output is None:
         named = Path(arguments.detector).resolve()
+        experiment = f"{named.parent.parent.name}_" if named.parent.name == "checkpoints" else ""
         variant = "_postprocess" if arguments.postprocess else ""
-        arguments.output = Path(f"{named.name if named.is_dir() else named.stem}{variant}{suffix}")
+        arguments.output = Path(f"{experiment}{named.name if named.is_dir() else named.stem}{variant}{suffix}")
     elif arguments.output.suffix != suffix or not arguments.output.parent.is_dir() or arguments.output.is_dir():
         wanted = f"a file *{suffix} (--format {arguments.format}) in a directory that exists"
         parser.error(f"--output {arguments.output}: expected {wanted}")

@@ -34,7 +34,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import torch
 
-from data import DatasetError, read_image
+from data import IMAGE_SUFFIXES, DatasetError, read_image
 from detection.detections import Detections
 from detection.detector import BATCH_SIZE, Detector, load, weights_file
 from detection.drawing.overlay import LEAST_SIDE, draw_found, undrawable
@@ -45,8 +45,7 @@ from engine.logbook import logger, progress_bar
 from engine.storage.files import write_text, write_whole, writing
 from engine.storage.strict_yaml import ConfigError
 
-IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
-VIDEO_NAMES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 X264_OPTIONS = {"crf": "20"}  # a good picture
 JSON_NAMES = ("images.json", "detections.json")
 LISTED_CLASSES = 8
@@ -188,7 +187,7 @@ def write_json(folder: Path, results: Results, detector: Detector) -> None:
     classes = zip(detector.category_ids, detector.class_names, strict=True)
     categories = [{"id": number, "name": name} for number, name in classes]
     header = {"info": {"description": MADE_BY}, "images": results.images, "categories": categories}
-    texts = json.dumps(header, indent=1, ensure_ascii=False), json.dumps(results.detections)
+    texts = json.dumps(header, indent=1), json.dumps(results.detections)
     for name, text in zip(JSON_NAMES, texts, strict=True):
         write_text(folder / name, text + "\n")
 
@@ -228,7 +227,7 @@ def find_jobs(sources: Sequence[str], output: Path) -> list[Job]:
     for path, place in places.items():
         if written in path.resolve().parents and str(path) not in sources:
             continue
-        suffix = ".mp4" if path.suffix.lower() in VIDEO_NAMES else ".jpg"
+        suffix = ".mp4" if path.suffix.lower() in VIDEO_SUFFIXES else ".jpg"
         target, number = output / place.with_suffix(suffix), 2
         while target in jobs:  # of originals that differ in folder or suffix only
             target, number = output / place.with_name(f"{place.stem}_{number}{suffix}"), number + 1
@@ -248,9 +247,10 @@ def _files(source: str) -> Iterator[tuple[Path, Path]]:
     """The files that a word on the command line means, each with its place below the output folder."""
     path = Path(source)
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_NAMES + VIDEO_NAMES)
+        suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
         if not found:
-            names = ", ".join(IMAGE_NAMES + VIDEO_NAMES[:1])
+            names = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES[:1])
             raise DatasetError(
                 f"{path}: no image or video in this folder, by their ends ({names}, ...); name another, or the files"
             )
@@ -296,7 +296,7 @@ def _read(job: Job) -> tuple[np.ndarray, bytes] | DatasetError:
     try:
         image = read_image(job.source)
     except DatasetError as error:
-        if job.source.is_file() and job.source.suffix.lower() not in IMAGE_NAMES:
+        if job.source.is_file() and job.source.suffix.lower() not in IMAGE_SUFFIXES:
             return DatasetError(f"{error}; by its name it is no image or video (.jpg, .png, .mp4, ...)")
         return error
     profile = image.info.get("icc_profile") or b""  # without it, the colours of many telephones look dull

@@ -52,6 +52,7 @@ def run_command(main: Callable[[torch.device], None]) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before the start
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         with distributed.process_group() as device, _deaf_to_children_after_errors():
             start_logging(None, verbose=distributed.is_main())

@@ -12,18 +12,20 @@ Exit codes: 0 nothing failed, though there may be warnings; 1 something did; 2 b
 What may itself be broken is imported by the check that looks at it, and nowhere else.
 """
 
+from __future__ import annotations  # the doctor is also for a Python that is too old
+
 import argparse
 import importlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -52,6 +54,9 @@ INSTALL_AGAIN = "install again: pip install -e . in a new .venv"
 LESS_MEMORY = "lower train.batch_size, and raise train.accumulation_steps by as much"
 REMEDIES = {  # what the error of a dry run speaks of -> what to do; the first that fits counts
     r"does not fit the memory|out of memory": LESS_MEMORY,
+    r"CUDA error|no kernel image": "the line `devices` above looks at each GPU by itself",
+    r"^a bug: ": "report it, with what this page says",
+    r"^batch_size ": "lower train.batch_size or train.accumulation_steps as it says",
     r"^model\.(weights|start_from)": "python -m engine.weights list shows what can be fetched; null is a random start",
     r"^train\.trackers": "pip install -e '.[NAME]', or train.trackers=[]",
     r"\.ya?ml: |^(data|model|augment|loss|optim|train|eval|diffusion)\.": "mend the config, or the command line; "
@@ -141,16 +146,20 @@ def check_code() -> Iterator[Finding]:
 
 
 def check_python() -> Iterator[Finding]:
-    wanted = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["requires-python"]
-    from packaging.specifiers import SpecifierSet
-
-    is_right = platform.python_version() in SpecifierSet(wanted)
+    """This Python is new enough; pyproject.toml is searched as text, for an older one has no tomllib to read it."""
+    text = (PROJECT / "pyproject.toml").read_text()
+    least = re.search(r'^requires-python = ">=(\d+)\.(\d+)"$', text, flags=re.MULTILINE)
+    is_right = sys.version_info[:2] >= tuple(map(int, least.groups()))
     found = f"{platform.python_version()} in {sys.prefix}"
-    yield Finding("ok", found) if is_right else Finding("fail", f"{found}, expected {wanted}", "take a newer Python")
+    cure = "make a new environment with a newer one: python3.12 -m venv .venv, or conda create -n ssd python=3.12"
+    wanted = ".".join(least.groups())
+    yield Finding("ok", found) if is_right else Finding("fail", f"{found}, expected {wanted} or newer", cure)
 
 
 def check_packages() -> Iterator[Finding]:
     """What pyproject.toml asks for is there, and those parts of it that are compiled can be loaded."""
+    import tomllib
+
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     missing = [text for text in map(unmet, project["dependencies"]) if text]
     if missing:
@@ -228,8 +237,13 @@ def check_devices() -> Iterator[Finding]:
 
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
-        free, total = torch.cuda.mem_get_info(device)
-        torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device), torch.ones(1, device=device), 0.5)
+        try:
+            free, total = torch.cuda.mem_get_info(device)
+            torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device), torch.ones(1, device=device), 0.5)
+        except RuntimeError as error:
+            cure = "nvidia-smi shows whether another program has it, or it is broken; else a torch made for this GPU"
+            yield Finding("fail", f"cuda:{index} cannot be used: {str(error).splitlines()[0]}", cure)
+            continue
         text = f"cuda:{index} {torch.cuda.get_device_name(device)}, {gib(total)}, {gib(free)} free"
         if free < 0.8 * total:
             yield Finding("warn", text, "nvidia-smi shows who has the rest")
@@ -368,7 +382,7 @@ def check_config(path: str, overrides: Sequence[str]) -> Iterator[Finding]:
             "fail", f"{path}: a config of no task, it has none of {', '.join(MARKS)}", "begin from one in configs/"
         )
         return
-    print(f"{'':<19} {' '.join(['python -m', module, str(path), *overrides, '--dry-run'])}:", flush=True)
+    print(f"{'':<19} python -m {shlex.join([module, path, *overrides, '--dry-run'])}:", flush=True)
     yield dry_run([sys.executable, "-m", module, path, *overrides, "--dry-run"])
 
 

@@ -51,7 +51,7 @@ def start_logging(experiment: Path | None, verbose: bool) -> None:
     terminal.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(terminal)
     if experiment:
-        file = logging.FileHandler(experiment / "train.log", encoding="utf-8")
+        file = logging.FileHandler(experiment / "train.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file)
 
@@ -80,7 +80,7 @@ def progress_bar(steps: Iterable | None = None, **options: Any) -> tqdm:
 def append_metrics(experiment: Path, line: dict) -> None:
     """Add one epoch to metrics.jsonl, and to metrics.csv."""
     path = experiment / "metrics.jsonl"
-    with writing(path), open(path, "a", encoding="utf-8") as file:
+    with writing(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())  # not later than the checkpoint that counts on it
@@ -93,7 +93,7 @@ def read_metrics(experiment: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="backslashreplace")
         lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # one may be cut
     except ValueError as error:
         raise ValueError(f"{path}: damaged, not JSON line by line ({error})") from None

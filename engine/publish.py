@@ -87,8 +87,9 @@ KINDS = {
     ),
     "classification": Kind(
         "image-classification",
-        "In a clone of SSD workbench, with this folder in it, a classifier or the trunk of a detector starts from "
-        "these weights by\n\n"
+        "In a clone of SSD workbench, with this folder in it, ask\n\n"
+        "```\npython train_clf_imagenet.py predict {folder} photo.jpg\n```\n\n"
+        "A classifier or the trunk of a detector starts from these weights by\n\n"
         "```\npython train_clf_imagenet.py my.yaml model.weights={folder}/" + PUBLISHED_WEIGHTS + "\n"
         "python -m detection.training my.yaml model.weights={folder}/" + PUBLISHED_WEIGHTS + "\n```",
         ("An image without any of the classes gets one of them all the same.",),
@@ -184,7 +185,7 @@ def read(experiment: Path) -> Published:
         experiment,
         config,
         task=results["task"],
-        classes=results["protocol"]["classes"],
+        classes=state["data"]["classes"],
         category_ids=results.get("category_ids"),
         scores=results["scores"],
         step=results["steps"],
@@ -343,14 +344,18 @@ def score_table(published: Published) -> str:
 
 def caveat(published: Published) -> str:
     """What the scores and their intervals hold for."""
-    images = published.results["protocol"]["images"]
-    if not published.intervals:
-        return f"Only {images} images were scored: too few to say how far these figures hold for others."
-    return (
-        f"On {images:,} validation images that were not trained on. The intervals come from a bootstrap over these "
-        f"images ({RESAMPLES:,} resamples): so far would the scores of these weights move on other images of the same "
-        "kind. What another training would give is not in them."
-    )
+    images, inputs = published.results["protocol"]["images"], published.results.get("inputs", {})
+    sentences = [f"On {images:,} validation image{'s' * (images != 1)}."]
+    if inputs and len(set(inputs.values())) == 1:
+        sentences.append("It was trained on these, too: expect less on any others.")
+    if images < FEWEST_IMAGES:
+        sentences.append("They are too few to say how far these figures hold for others.")
+    if published.intervals:
+        sentences.append(
+            f"The intervals come from a bootstrap over these images ({RESAMPLES:,} resamples): so far would the scores "
+            "of these weights move on other images of the same kind. What another training would give is not in them."
+        )
+    return " ".join(sentences)
 
 
 def class_table(per_class: dict[str, dict]) -> str:

@@ -116,8 +116,8 @@ def _fetched(entry: Entry) -> Path:
     path = FOLDER / entry.file
     if not path.is_file():
         raise ValueError(
-            f"{path} is not there: `python -m engine.weights fetch {entry.name}`; for a machine without network, "
-            f"download {entry.url} elsewhere and copy it to {path}"
+            f"{path} is not there, in {Path.cwd()}: `python -m engine.weights fetch {entry.name}`; for a machine "
+            f"without network, download {entry.url} elsewhere and copy it to {path}"
         )
     return path
 
@@ -137,7 +137,7 @@ def read_weights(path: Path, average: bool = True) -> dict[str, Tensor]:
     only: a downloaded file must not run code. average: of a run that kept a moving average, that.
     Raises ValueError if the file is damaged or of another kind."""
     if path.suffix == SUFFIX:
-        return _read_safetensors(path)[0]
+        return read_safetensors(path)[0]
     if is_checkpoint(path):
         state = load_checkpoint(path)
         if not isinstance(state, dict) or not {"model", "ema"} <= state.keys():
@@ -146,8 +146,10 @@ def read_weights(path: Path, average: bool = True) -> dict[str, Tensor]:
     return _read_public(path)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and what the file says of itself: nothing, unless it is a release of this project."""
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors in a file, on the CPU, and what it says of itself: nothing, unless it is a release of this project.
+
+    Raises ValueError if the file is damaged or of another kind."""
     try:
         with safe_open(path, framework="pt") as file:
             if "sha256" in (file.metadata() or {}):
@@ -201,7 +203,7 @@ def _registered(path: Path, digest: str) -> str:
 
 def _kind(path: Path) -> str:
     if path.suffix == SUFFIX:
-        facts = _read_safetensors(path)[1]
+        facts = read_safetensors(path)[1]
         if not facts:
             return "public checkpoint, safetensors"
         step = f", step {facts['step']}" if "step" in facts else ""

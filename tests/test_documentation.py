@@ -18,6 +18,7 @@ from detection.network.necks import NECKS
 from detection.task import DetectionConfig, DetectionTask
 from docs import configs as config_page
 from engine.config import load_config
+from engine.experiment import FREE_FIELDS
 from training import rehearse
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +104,12 @@ def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (str(citation["version"]), citation["license"]) == (project["version"], project["license"])
+
+
+def test_the_page_on_experiments_names_every_field_that_may_differ_on_resuming():
+    page = (ROOT / "docs/experiments.md").read_text()
+    sentence = page[page.index("A run may be resumed with other values of") : page.index("anything else would")]
+    assert set(re.findall(r"`([a-z_.]+)`", sentence)) == FREE_FIELDS
 
 
 # ---- the worked example of docs/extending.md ------------------------------------------------------------------

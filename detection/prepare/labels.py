@@ -9,10 +9,8 @@ from typing import NamedTuple
 
 from PIL import ExifTags
 
-from data import DatasetError, opened_image
+from data import IMAGE_SUFFIXES, DatasetError, opened_image
 from detection.annotations import Defect
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 Box = tuple[float, float, float, float]  # x and y of two corners, pixels
 

@@ -136,9 +136,9 @@ def image_folder(annotations_path: Path) -> Path:
 def _cure(folder: Path) -> str:
     """The command that would help, where the files of another format are there."""
     if any(folder.glob("*.xml")) or any(folder.glob("*/*.xml")):
-        return f"; Pascal VOC? `python -m detection.data convert voc {folder}`"
+        return f"; Pascal VOC? `python -m detection.data convert voc {shlex.quote(str(folder))}`"
     if (folder / "labels").is_dir() or any(folder.glob("data.y*ml")):
-        return f"; YOLO? `python -m detection.data convert yolo {folder}`"
+        return f"; YOLO? `python -m detection.data convert yolo {shlex.quote(str(folder))}`"
     return ""
 
 

@@ -29,7 +29,7 @@ from detection.dataset import read_file
 from detection.prepare.layouts import image_folder
 from detection.prepare.processes import process_pool, usual_count
 from engine.logbook import progress_bar
-from engine.storage.files import write_text
+from engine.storage.files import write_text, writing
 
 JPEG_QUALITY = 92
 
@@ -129,9 +129,11 @@ def shrink_image(short_side: int, file: ImageFile, copy: Path) -> None:
 
 
 def _replace(write: Callable[[Path], object], path: Path) -> None:
+    """As engine.storage.files.write_whole does, but without waiting for the disk: that is too long for each image."""
     temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    with writing(path):
+        write(temporary)
+        os.replace(temporary, path)
 
 
 def _mark(coco: CocoFile, copy: Path, short_side: int) -> None:

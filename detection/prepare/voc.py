@@ -22,9 +22,8 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from data import DatasetError
+from data import IMAGE_SUFFIXES, DatasetError
 from detection.prepare.labels import (
-    IMAGE_SUFFIXES,
     Box,
     Findings,
     LabelledImage,

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from engine.checkpoint import CheckpointError, DamagedCheckpointError, newest_checkpoint
+from engine.config import ConfigClass
 from engine.experiment import read_environments
 from engine.storage.files import write_whole
-from engine.storage.strict_yaml import dump_yaml
+from engine.storage.strict_yaml import dump_yaml, read_value
 
 SUFFIX = ".safetensors"
 PUBLISHED_WEIGHTS = f"model{SUFFIX}"  # in a folder made by engine.publish
@@ -111,6 +113,20 @@ def load_release(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if facts.pop("sha256") != _sha256(weights, facts):
         raise DamagedCheckpointError(f"{path}: damaged (its checksum is another); get it again")
     return weights, facts
+
+
+def released_config(path: Path, facts: dict[str, str], config_class: type[ConfigClass]) -> ConfigClass:
+    """The config that the released weights in `path` were trained with.
+
+    Raises CheckpointError if the facts hold no config of this class."""
+    try:
+        return config_class.model_validate_json(json.dumps(read_value(facts["config"])))
+    except (KeyError, ValidationError) as error:
+        what = f"{error.error_count()} fields unknown or wrong" if isinstance(error, ValidationError) else "none"
+        raise CheckpointError(
+            f"{path}: no {config_class.__name__} in its metadata ({what}); was it released by another version, or is "
+            "it of another task?"
+        ) from None
 
 
 def _sha256(weights: dict[str, Tensor], facts: dict[str, str]) -> str:

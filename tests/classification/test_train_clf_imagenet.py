@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from classification.classifier import load_classifier
 from classification.data import read_folders
+from detection import load as load_detector
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.config import load_config
 from engine.logbook import read_metrics
@@ -130,6 +132,21 @@ def test_predictions_are_names_with_probabilities(experiment, colours_root):
     assert len(shown) == 2
     assert {name for _, name in shown} <= set(read_folders(colours_root / "val").class_names)
     assert float(shown[0][0]) >= float(shown[1][0])
+
+
+def test_a_published_folder_classifies_as_its_experiment_does(experiment, colours_root, tmp_path):
+    folder = tmp_path / "colours"
+    words = [sys.executable, "-m", "engine.publish", experiment, "--output", folder]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    image = colours_root / "val/n01440764/0.png"
+    of_the_experiment, of_the_folder = run("predict", experiment, image), run("predict", folder, image)
+    assert of_the_folder.returncode == 0, of_the_folder.stderr
+    assert of_the_folder.stdout == of_the_experiment.stdout
+    own, public = load_classifier(str(experiment)), load_classifier(str(folder / "model.safetensors"))
+    assert public.class_ids == own.class_ids
+    assert (public.input_size, public.resize_size) == (own.input_size, own.resize_size) == (32, 32)
+    with pytest.raises(ValueError, match="no DetectionConfig in its metadata"):
+        load_detector(folder)
 
 
 def test_an_image_that_cannot_be_read_is_told_and_the_others_are_predicted(experiment, colours_root, tmp_path):

@@ -165,6 +165,7 @@ NAN, INFINITY = float("nan"), float("inf")
         ("images", {"width": 0}, "images[1] (id 20): width 0, height 30"),
         ("images", {"height": 30.5}, "height 30.5, expected whole numbers"),
         ("images", {"file_name": 7}, "file_name 7, expected text"),
+        ("images", {"file_name": "caf\udce9.png"}, "file_name 'caf\\udce9.png', expected text"),
         ("images", {"file_name": "c.png"}, "images[1] (id 20): file_name 'c.png': no such file in"),
         ("images", {"file_name": "nowhere/a.png"}, "no such file"),
         ("images", {"file_name": ""}, "no such file"),

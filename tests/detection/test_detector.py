@@ -266,7 +266,7 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(finished_detector, tmp_path,
         "experiments/nowhere": "no such file or folder; name an experiment directory",
         "": "neither config.yaml nor model.safetensors in it",
         "weights.pt": "its experiment's config.yaml does.*engine.publish",
-        "model.safetensors": "no config of a detector in its metadata",
+        "model.safetensors": "no DetectionConfig in its metadata",
     }[name]
     with pytest.raises(ValueError, match=wanted) as error:
         load(tmp_path / name)

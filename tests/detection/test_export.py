@@ -4,6 +4,7 @@ import errno
 import json
 import re
 import shutil
+import sys
 from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -397,6 +398,22 @@ def test_a_folder_that_cannot_be_written_in_is_an_error_before_anything_is_read(
     code, _, [error] = command("a_detector", *arguments)
     assert code == 2
     assert error.endswith(".onnx: cannot be written: Read-only file system")
+
+
+@pytest.mark.parametrize(
+    ("detector", "file"),
+    [
+        ("experiments/experiment_3", "experiment_3.onnx"),
+        ("experiments/experiment_3/checkpoints/best.pt", "experiment_3_best.onnx"),
+        ("saved_weights/cells.safetensors", "cells.onnx"),
+    ],
+)
+def test_unless_told_it_writes_here_under_a_name_that_tells_what_it_is(monkeypatch, tmp_path, detector, file):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export", detector])
+    if detector.endswith("_3"):
+        (tmp_path / detector).mkdir(parents=True)
+    assert export.parse_arguments().output == Path(file)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The command as users start it: pictures and results of images, folders, patterns and videos."""
 
 import json
+import os
 import re
 import struct
 from dataclasses import replace
@@ -125,6 +126,24 @@ def test_arguments_in_the_wrong_order_are_told_with_the_right_one(
     assert error.startswith(f"error: {source}: n")
     assert "name an experiment directory" in error
     assert error.endswith("; images come after it")
+
+
+def test_names_that_are_no_text_are_looked_at_as_others_are(predict, photos, tmp_path):
+    (photos / "a.jpg").rename(photos / os.fsdecode(b"caf\xe9.jpg"))
+    (photos / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    code, out, [error] = predict(photos, "--json")
+    assert code == 2
+    assert "\\udcff.png: cannot be decoded: empty, 0 bytes" in out
+    assert "1 of 4 files left out" in error
+    assert (tmp_path / "predictions" / os.fsdecode(b"caf\xe9.jpg")).is_file()
+    images = json.loads((tmp_path / "predictions/images.json").read_text())["images"]
+    assert str(photos / os.fsdecode(b"caf\xe9.jpg")) in [image["file_name"] for image in images]
+
+
+def test_a_folder_that_is_called_an_image_is_none(predict, photos):
+    (photos / "album.png").mkdir()
+    code, out, _ = predict(photos)
+    assert (code, "3 images" in out) == (0, True)
 
 
 def test_where_nothing_can_be_read_nothing_is_written(predict, tmp_path):

@@ -1,7 +1,9 @@
 """engine/doctor.py: what it finds, what it advises, and how it ends."""
 
+import ast
 import importlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +120,22 @@ def test_only_libraries_that_do_not_load_are_to_be_installed_again(error, cure):
     assert cure in only_finding(doctor.told("torch", broken)).remedy
 
 
+def test_a_python_that_is_too_old_is_told_what_to_do(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13, "final", 0))
+    found = only_finding(doctor.check_python())
+    assert (found.level, found.what.endswith("expected 3.11 or newer")) == ("fail", True)
+    assert "python3.12 -m venv" in found.remedy
+
+
+def test_an_older_python_can_start_it():
+    """All that is imported before a check runs is known to Python 3.9, by its grammar and its modules."""
+    program = "import sys; sys.modules['tomllib'] = None; import engine.doctor; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    own = [ROOT / f"{name.replace('.', '/')}.py" for name in done.stdout.split() if name.startswith("engine.")]
+    for path in filter(Path.is_file, own):
+        ast.parse(path.read_text(), feature_version=(3, 9))
+
+
 # ---- the machine -------------------------------------------------------------------------------------------
 
 
@@ -138,6 +156,23 @@ def test_operators_that_do_not_load_fail(monkeypatch):
     monkeypatch.setattr(torchvision.ops, "nms", nms)
     found = only_finding(doctor.check_torch())
     assert (found.level, "torchvision::nms does not exist" in found.what) == ("fail", True)
+
+
+def test_a_gpu_that_does_not_work_fails_and_the_others_are_looked_at(monkeypatch):
+    import torch
+
+    def memory(device):
+        if device.index == 0:
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore")
+        raise RuntimeError("CUDA error: busy")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+    broken, busy = doctor.check_devices()
+    assert broken[:2] == ("fail", "cuda:0 cannot be used: CUDA error: uncorrectable ECC error encountered")
+    assert busy[:2] == ("fail", "cuda:1 cannot be used: CUDA error: busy")
+    assert "nvidia-smi" in broken.remedy
 
 
 @pytest.mark.parametrize(
@@ -229,6 +264,13 @@ def test_a_config_that_can_be_trained_is_told_with_its_data_and_its_memory(comma
     assert not (config.parent / "experiments").exists()
 
 
+def test_the_command_it_starts_can_be_pasted(command, only, config):
+    only()
+    (config.parent / "my config.yaml").write_text("model: {backbone: ResNet18SlimBackbone_B}\n")
+    _, printed = command("my config.yaml", "train.trackers=[tensorboard,wandb]")
+    assert "python -m detection.training 'my config.yaml' 'train.trackers=[tensorboard,wandb]' --dry-run:" in printed
+
+
 def test_data_that_are_not_there_fail_with_what_the_task_says_of_them(command, only, config):
     only()
     code, printed = command(config, "data.root=/nowhere")
@@ -256,6 +298,9 @@ def test_a_dry_run_that_does_not_tell_its_memory_is_a_warning():
         ("a.yaml: 2 problems\n  line 3, model.neck: neck 'fnp': expected one of none", "mend the config"),
         ("train.trackers: wandb is not installed", "pip install"),
         ("/nowhere/a.json: cannot be read: No such file; is data.root the folder?", "docs/data.md"),
+        ("batch_size 64: 1 x 64 images make one batch, but there are only 12; lower it", "lower train.batch_size"),
+        ("CUDA error: no kernel image is available for execution on the device", "`devices` above"),
+        ("a bug: KeyError: 'class'", "report it"),
         ("nothing known", "docs/faults.md"),
     ],
 )

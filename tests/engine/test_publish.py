@@ -127,6 +127,16 @@ def test_the_interval_is_that_of_the_bootstrap(finished_detector):
     assert found["AP50"].low <= scores["AP50"] <= found["AP50"].high
 
 
+def test_a_card_tells_of_scores_on_the_training_images_and_of_few_of_them(publish, experiment, tmp_path):
+    publish(experiment, "--output", "a")
+    card = (tmp_path / "a/README.md").read_text()
+    assert "On 12 validation images. The intervals come from a bootstrap" in card
+    edit(experiment / "results.json", inputs={"train.json": "1a2b", "val.json": "1a2b"})
+    publish(experiment, "--output", "b")
+    card = (tmp_path / "b/README.md").read_text()
+    assert "On 12 validation images. It was trained on these, too: expect less on any others. The intervals" in card
+
+
 def test_a_handful_of_images_has_no_interval():
     nothing = np.zeros(0, int)
     few = Matches(np.arange(9), np.array(["a"]), np.array([0.5]), nothing, nothing, nothing, nothing, nothing, nothing,

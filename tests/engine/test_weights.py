@@ -124,9 +124,10 @@ def test_a_file_that_is_absent_is_told_with_the_command_and_the_way_by_hand(here
     with pytest.raises(ValueError) as error:
         find_weights(named, "swin_t")
     assert str(error.value) == (
-        "saved_weights/swin_t-704ceda3.pth is not there: `python -m engine.weights fetch torchvision_swin_t`; for a "
-        "machine without network, download https://download.pytorch.org/models/swin_t-704ceda3.pth elsewhere and "
-        "copy it to saved_weights/swin_t-704ceda3.pth"
+        f"saved_weights/swin_t-704ceda3.pth is not there, in {here}: `python -m engine.weights fetch "
+        "torchvision_swin_t`; for a machine without network, download "
+        "https://download.pytorch.org/models/swin_t-704ceda3.pth elsewhere and copy it to "
+        "saved_weights/swin_t-704ceda3.pth"
     )
 
 

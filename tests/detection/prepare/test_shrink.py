@@ -1,5 +1,6 @@
 """Smaller copies of the images, which train and score as if they were the originals."""
 
+import errno
 import json
 import shutil
 
@@ -10,10 +11,10 @@ from PIL import Image
 
 import detection.prepare.shrink
 from data import DatasetError
-from detection.annotations import read_coco, shrunk_size
+from detection.annotations import ImageFile, read_coco, shrunk_size
 from detection.dataset import CocoDetection, read_image
 from detection.prepare.images import find_defects
-from detection.prepare.shrink import shrink
+from detection.prepare.shrink import shrink, shrink_image
 from detection.sample import generate
 from detection.transforms import eval_transform
 
@@ -146,6 +147,16 @@ def test_a_broken_image_is_named_and_leaves_no_copy(root, target):
 def test_the_originals_are_never_overwritten(root):
     with pytest.raises(DatasetError, match=r"not empty, and no shrunk\.json in it"):
         shrink(root, root, 48, workers=1)
+
+
+def test_a_full_disk_is_told_with_the_file(root, target, monkeypatch):
+    def save(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    (image,) = [path for path in (root / IMAGES).iterdir() if path.stem.endswith("1")]
+    with pytest.raises(OSError, match=rf"{target / image.name}: cannot be written: no space left"):
+        shrink_image(48, ImageFile(1, image, (96, 96)), target / image.name)
 
 
 def test_a_copy_of_another_size_is_not_mixed_with(root, target):

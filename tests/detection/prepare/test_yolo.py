@@ -254,6 +254,15 @@ def test_a_bad_line_is_named_with_its_number(yolo, refused, line, message):
     assert "1 defect, listed above; nothing was written" in text
 
 
+@pytest.mark.parametrize("suffix", [".avif", ".ppm"])
+def test_an_image_of_a_rarer_kind_belongs_to_its_labels(yolo, command, train, suffix):
+    path = yolo / "images/train/b.png"
+    Image.open(path).save(path.with_suffix(suffix))
+    path.unlink()
+    assert command("convert", "yolo", yolo)[0] == 0
+    assert train()[1] == (f"b{suffix}", "cat", [8, 8, 4, 4], 0)
+
+
 def test_all_defects_come_at_once(yolo, refused):
     write(yolo, "7 0.5 0.5 0.5 0.5\n0 5 5 5 5\n")
     write(yolo, "0 0.5 0.5 0.5 0.5\n", name="train/gone")
