@@ -36,10 +36,12 @@ from ablation.uncertainty import add_uncertainty
 from engine.command import run_command
 from engine.config import changed_values
 from engine.experiment import FREE_FIELDS
+from engine.loading import listed
 from engine.storage.files import write_text
 from engine.storage.strict_yaml import did_you_mean, nearest, shown
 
 LONG_HASH = re.compile("([0-9a-f]{8})[0-9a-f]{56}")
+MOST_DIFFERENCES = 4  # of recipes, in a warning
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 
 
@@ -107,6 +109,8 @@ def check_output(arguments: argparse.Namespace) -> None:
     if path and (not path.parent.is_dir() or path.is_dir()):
         raise ValueError(f"--output {path}: expected a file in a folder that exists")
     told = next((name for name, suffix in SUFFIXES.items() if path and path.suffix == suffix), None)
+    if path and not chosen and not told:
+        raise ValueError(f"--output {path}: end it in {', '.join(SUFFIXES.values())}, or give --format")
     if chosen and told and chosen != told:
         raise ValueError(f"--output {path}: not {chosen}; end it in {SUFFIXES[chosen]}, or leave out --format")
     arguments.format = chosen or told or "md"
@@ -196,6 +200,8 @@ def compare(
         cure = "`ablation.grid status` says why; `ablation.grid run` goes on, with --rerun-stale also for what is stale"
         raise ValueError(f"{what[0]}: nothing to compare, of its runs are {counts}; {cure}")
     unlike = list(unlike_runs(runs))
+    if len({run.metric for run in runs}) > 1:
+        raise ValueError(f"{unlike[0]}; scores of different kinds have no table in common, --force or not")
     if unlike and not force:
         raise ValueError(f"{unlike[0]}; they cannot be compared (--force shows them all the same)")
     row_name, column_name = runs[0].results["variant"]
@@ -203,6 +209,7 @@ def compare(
         title, runs[0].metric, row_name, column_name, rows, columns, cells,
         find_baseline(baseline, cells), replicates, warnings=[f"not comparable: {text}" for text in unlike],
     )  # fmt: skip
+    comparison.warnings += [*mixed_batches(cells.values()), *(unnamed_differences(cells) if len(what) > 1 else [])]
     comparison.warnings += comparison.reasons(of_scored=True)
     if comparison.filled and not unlike:
         add_uncertainty(comparison, pairs)
@@ -260,6 +267,29 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     return cells
 
 
+def mixed_batches(cells: Iterable[Cell]) -> Iterable[str]:
+    """A line for each cell whose runs took different numbers of steps, as other numbers of processes make them."""
+    for cell in cells:
+        steps = {run.results.get("steps", 0): run for run in cell.runs}
+        if len(steps) > 1:
+            runs = ", ".join(f"{count:,} in {run.path}" for count, run in sorted(steps.items()))
+            yield f"{cell.name}: its runs took other numbers of steps ({runs}), so of other batches: no one recipe"
+
+
+def unnamed_differences(cells: dict[Place, Cell]) -> Iterable[str]:
+    """A line if the recipes differ in more than rows and columns tell."""
+    first, *others = [cell.runs[0] for cell in cells.values()]
+    labels = " ".join(name for place in cells for name in place)
+    found: dict[str, str] = {}
+    for run in others:
+        for name in changed_values(recipe_but_seed(first), recipe_but_seed(run)):
+            values = [value_of(each.config, name) for each in (first, run)]
+            if not (set(values) <= set(map(shown, first.variant + run.variant)) or name in labels):
+                found.setdefault(name, f"{name} is {values[0]} in {first.path}, {values[1]} in {run.path}")
+    if found:
+        yield f"rows and columns do not tell all that differs: {listed(list(found.values()), MOST_DIFFERENCES)}"
+
+
 def recipe_but_seed(run: Run) -> dict:
     """The config without what makes no difference, and without the seed."""
     config = json.loads(json.dumps(run.config))
@@ -287,6 +317,8 @@ def unlike_runs(runs: Sequence[Run]) -> Iterable[str]:
             values = [value_of(each, name) for each in (one, other)]
             if name == "protocol.annotations_sha256" and "null" not in values:
                 yield f"another annotation file: {annotations_of(first)} against {annotations_of(run)}"
+            elif name == "protocol.images_sha256" and "null" not in values:
+                yield f"other validation images: {images_of(first)} against {images_of(run)}"
             else:
                 was, now = (LONG_HASH.sub(r"\1...", value) for value in values)
                 yield f"{name} is {was} in {first.path}, {now} in {run.path}"
@@ -298,6 +330,13 @@ def annotations_of(run: Run) -> str:
     digest = protocol["annotations_sha256"]
     path = next((path for path, its in run.results["inputs"].items() if its == digest), protocol["annotations"])
     return f"{path} (sha256 {digest[:8]}) in {run.path}"
+
+
+def images_of(run: Run) -> str:
+    """'500 of datasets/tiny_images (sha256 6b936668) in experiments/experiment_14'."""
+    protocol = run.results["protocol"]
+    number, digest = protocol["images"], protocol["images_sha256"]
+    return f"{number} of {value_of(run.config, 'data.root')} (sha256 {digest[:8]}) in {run.path}"
 
 
 def find_baseline(name: str | None, cells: dict[Place, Cell]) -> Place:

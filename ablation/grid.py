@@ -129,7 +129,9 @@ def submit_grid(arguments: argparse.Namespace) -> None:
         missing = [job for job in jobs if job not in live and is_wanted(state_of(job, cells), arguments.rerun_stale)]
         print(f"{len(missing)} of {len(jobs)} runs are missing and not in the queue")
         if not missing:
-            print(f"nothing to submit; the table: python -m ablation.grid table {arguments.grid}")
+            print(f"nothing to submit; the table: {command('table', arguments)}")
+            if any(state_of(job, cells).kind == "stale" for job in jobs):
+                print("stale runs were left alone; to train them anew, as new experiments: --rerun-stale")
             return
         submission = slurm.prepare(arguments.grid, experiments, missing, arguments.rerun_stale)
         earlier = sorted({task.name.partition("_")[0] for task in live.values()})
@@ -140,7 +142,13 @@ def submit_grid(arguments: argparse.Namespace) -> None:
     if submission.smoke:
         print(f"job {submission.smoke}: {len(submission.smoke_jobs)} cells for a minute each")
     print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: the table, in {submission.folder}")
-    print(f"to see how far it is: python -m ablation.grid status {arguments.grid}")
+    print(f"to see how far it is: {command('status', arguments)}")
+
+
+def command(action: str, arguments: argparse.Namespace) -> str:
+    """What to type for another look at the same grid."""
+    elsewhere = [] if arguments.experiments == Path("experiments") else ["--experiments", str(arguments.experiments)]
+    return shlex.join(["python", "-m", "ablation.grid", action, str(arguments.grid), *elsewhere])
 
 
 def run_task(arguments: argparse.Namespace) -> None:

@@ -80,8 +80,9 @@ class Section(NamedTuple):
 
 
 def name_of(text: str) -> str:
-    """A name such as ResNet50Backbone_B, which may be broken where a word in it ends."""
-    return re.sub(r"(?<=_)(?=\w\w)|(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[a-z][A-Z])(?=[A-Z][a-z])", "<wbr/>", escape(text))
+    """A name such as ResNet50Backbone_B, which may be broken where a word in it ends, but for one that is short."""
+    breaks = r"(?<=_)(?=\w\w)|(?<=\w{5})(?:(?<=[a-z0-9])|(?<=[a-z][A-Z]))(?=[A-Z][a-z]{3})"
+    return re.sub(breaks, "<wbr/>", escape(text))
 
 
 def page(title: str, lead: str, content: str, sections: Sequence[Section]) -> str:

@@ -162,7 +162,10 @@ def read_grid(path: Path) -> Grid:
             raise ConfigError(f"{path}: overrides hold train.seed; the seeds of a grid are listed under `seeds`")
     for (one, recipe), (other, its_recipe) in combinations([(job, job.recipe()) for job in grid.jobs], 2):
         if not changed_recipe({"recipe": recipe}, its_recipe):
-            raise ConfigError(f"{path}: {one.name} and {other.name} have the same recipe; their overrides must differ")
+            raise ConfigError(
+                f"{path}: {one.name} and {other.name} have the same recipe; their overrides must differ, and not in "
+                "data.root alone: what was scored on other data is not comparable, and is a grid of its own"
+            )
     return grid
 
 
@@ -208,7 +211,10 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
     """How far `job` is, by the newest experiment with its recipe, else by the newest in its place of this grid."""
     recipe = job.recipe()
     same_task = [(path, cell) for path, cell in cells if cell["task"] == job.task]
-    same_recipe = [(path, cell) for path, cell in same_task if not changed_recipe(cell, recipe)]
+    same_recipe = [
+        (path, cell) for path, cell in same_task
+        if not changed_recipe(cell, recipe) and is_same_data(cell["recipe"], recipe)
+    ]  # fmt: skip
     place = (job.grid, job.row, job.column, job.seed)
     same_place = [
         (path, cell) for path, cell in same_task if (cell["grid"], cell["row"], cell["column"], cell["seed"]) == place
@@ -261,6 +267,21 @@ def changed_recipe(cell: dict, recipe: dict) -> list[str]:
     """Fields of the recipe that are no longer what the experiment was started with."""
     changes = changed_values(cell["recipe"], recipe)
     return [text for name, text in changes.items() if name not in FREE_FIELDS]
+
+
+def is_same_data(then: dict, now: dict) -> bool:
+    """Whether two recipes mean the same data: in one folder, moved from it to another, or copied.
+
+    Where the folder of old is there, the files that the recipe names must be in the other, too, and the same."""
+    old, new = (Path(each.get("data", {}).get("root", "")).expanduser().resolve() for each in (then, now))
+    if old == new or not old.exists():
+        return True
+    texts = [text for half in then["data"].values() if isinstance(half, dict) for text in half.values()]
+    files = [(old / text, new / text) for text in texts if isinstance(text, str) and (old / text).is_file()]
+    return bool(files) and all(
+        copy.is_file() and _sha256(file, file.stat().st_mtime_ns) == _sha256(copy, copy.stat().st_mtime_ns)
+        for file, copy in files
+    )
 
 
 def changed_code(cell: dict) -> list[str]:

@@ -269,12 +269,14 @@ def draw_curves(comparison: Comparison, looks: Mapping[Place, Look], name: str, 
         if len(panels) > 1:
             axes.set_title(panel[0])
         axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     grid[-1].set_xlabel("epoch")
     if log:
         grid[0].set_yscale("log")
         for axes in grid:
             _plain_log(axes.yaxis)
+    else:
+        grid[0].set_ylim(bottom=max(0, grid[0].get_ylim()[0]))  # nothing here is negative
     return figure
 
 

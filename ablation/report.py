@@ -444,8 +444,8 @@ def examples_section(comparison: Comparison) -> Section:
         panels = [page.figure(page.picture(path, f"{name}: {cell}"), cell) for cell, path in pictures.items()]
         content += page.heading(f"Image {name}") + page.strip("".join(panels), f"image {name}, by cell")
     how = (
-        "The ground truth first, then each cell (its first seed); scroll sideways for more. A few images show what "
-        "kinds of errors there are, not which cell is better."
+        "The ground truth first, then each cell (its first seed), detections of low score left out; scroll sideways "
+        "for more. A few images show what kinds of errors there are, not which cell is better."
     )
     return Section("examples", "The same images side by side", how, content)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ablation.plan import Job, changed_recipe, job_of
+from ablation.plan import Job, changed_recipe, is_same_data, job_of
 from ablation.records import read_object
 from ablation.runner import run, try_out
 from engine.command import RunError
@@ -210,7 +210,7 @@ def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job
         failed = {index: task for index, task in failed.items() if task.ended}
         for index, entry in enumerate(submission.jobs):
             task = known.get(f"{submission.array}_{index}")
-            job = next((job for job in jobs if not changed_recipe(entry, job.recipe())), None)
+            job = next((job for job in jobs if is_of(entry, job)), None)
             if not task or not job:
                 continue
             if failed and task.state == "CANCELLED":
@@ -222,6 +222,12 @@ def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job
                 task = replace(task, reason=f"see {submission.folder}/slurm_{task.name}.out")
             tasks[job] = task
     return tasks
+
+
+def is_of(entry: dict, job: Job) -> bool:
+    """Whether what was submitted trains the job as it is now."""
+    recipe = job.recipe()
+    return not changed_recipe(entry, recipe) and is_same_data(entry["recipe"], recipe)
 
 
 def _tasks(submissions: Sequence[Submission]) -> dict[str, Task]:

@@ -75,6 +75,8 @@ def evaluate(words: Sequence[str], device: torch.device) -> None:
         picture = folder / "evaluation_confusion.png"
         draw_confusion(picture, images.labels, guesses.classes[:, 0], images.class_names)
         print(f"written to {folder / 'evaluation.json'}; confusions: {picture}")
+    else:
+        print("not written down: --output FOLDER keeps evaluation.json and a picture of the confusions")
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -69,6 +69,7 @@ class Results:
     with_json: bool
     output: Path  # the folder
     num_images: int = 0
+    num_frames: int = 0  # of those, of videos
     num_enlarged: int = 0  # of those, drawn larger than they are
     counts: Counter[str] = field(default_factory=Counter)  # objects by class
     images: list[dict] = field(default_factory=list)  # see images.json above; of a video the `frame` from 0, too
@@ -77,6 +78,7 @@ class Results:
     def add(self, found: Detections, shape: tuple[int, int, int], job: Job, **frame: int) -> None:
         """One more image, of this height and width, and what was found in it; of a video, which frame it is."""
         self.num_images += 1
+        self.num_frames += job.is_video
         self.num_enlarged += max(shape) < LEAST_SIDE
         self.counts.update(found.class_names)
         if self.with_json:
@@ -169,8 +171,10 @@ def summary(results: Results, arguments: argparse.Namespace, seconds: float) -> 
     objects, images = results.counts.total(), results.num_images
     classes = [f"{count} {name}" for name, count in results.counts.most_common()]
     of_classes = f" ({listed(classes, LISTED_CLASSES)})" if classes else ""
+    frames = results.num_frames
+    of_videos = f" ({frames:,} of them video frames)" if frames else ""
     lines = [
-        f"{images:,} image{'s' * (images != 1)}, {objects:,} object{'s' * (objects != 1)} of score "
+        f"{images:,} image{'s' * (images != 1)}{of_videos}, {objects:,} object{'s' * (objects != 1)} of score "
         f"{arguments.score:g} or more{of_classes}",
         f"{images / seconds:.1f} images/s, reading and drawing included; written to {arguments.output}/",
     ]

@@ -59,7 +59,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     matches.save(experiment)
     write_text(experiment / "detections.json", json.dumps(results))
     pictures = example_pictures(val, task.results)
-    draw_detections(experiment / "detections.png", list(pictures.values()), val.class_names)
+    draw_detections(experiment / "detections.png", list(pictures.values()), val.class_names, SHOWN_SCORE)
     draw_examples(experiment / "examples", pictures, val.class_names)
     draw_precision(experiment / "precision_recall.png", matches)
     objects = np.bincount(matches.object_classes, minlength=len(val.class_names))

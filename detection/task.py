@@ -1,7 +1,7 @@
 """The detection task: an SSD, its losses and its COCO scores, as the training loop asks for them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from detection.transforms import AugmentConfig, distort_colours, eval_transform,
 from engine import distributed
 from engine.checkpoint import CheckpointError, load_checkpoint, trained_weights
 from engine.config import Config
-from engine.loading import listed, load_exactly, load_matching
+from engine.loading import listed, load_exactly
 from engine.optim import OptimConfig
 from engine.storage.files import file_sha256
 from engine.storage.release import SUFFIX, load_release, weights_in
@@ -34,6 +34,7 @@ from training import TrainConfig
 
 PICTURES = 4  # images in detections.png
 SHOWN_SCORE = 0.3  # detections below it are not drawn
+LISTED_CLASSES = 8  # in a log
 
 
 class DetectionConfig(Config):
@@ -100,22 +101,25 @@ def start_trunk(model: SSD, config: ModelConfig) -> str:
     return line + f", {len(resized)} tables of positions resized, as {resized[0]}" if resized else line
 
 
-def start_from(model: nn.Module, path: Path) -> str:
-    """Load a trained detector, but for its class heads where they are for another number of classes.
+def start_from(model: SSD, path: Path, class_names: Sequence[str]) -> str:
+    """Load a trained detector; its class heads only if they tell these very classes, in this order.
 
     Returns what was loaded and what was not. Raises CheckpointError, listing what differs, if anything else does."""
     detector = read_detector(path)
+    heads = {key: own for key, own in model.state_dict().items() if key.startswith("class_head.")}
+    is_same = detector.class_names == list(class_names)
     try:
-        loaded, left_out = load_matching(model, detector.weights, may_be_misshaped=("class_head.",))
+        load_exactly(model, detector.weights if is_same else detector.weights | heads)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    loaded = len(detector.weights) - (0 if is_same else len(heads))
     rest = (
-        f"{len(left_out)} not, for they are of another number of classes and start from random weights: "
-        f"{listed(left_out)}"
-        if left_out
-        else "all there are, the class heads too"
+        "all there are, the class heads too"
+        if is_same
+        else f"the {len(heads)} of the class heads not: they start from random weights, for its classes are others, or "
+        f"in another order: {listed(detector.class_names or ['not told'], LISTED_CLASSES)}"
     )
-    return f"started from {path}, step {detector.step}: {len(loaded)} weights loaded, {rest}"
+    return f"started from {path}, step {detector.step}: {loaded} weights loaded, {rest}"
 
 
 class DetectionTask:
@@ -148,7 +152,7 @@ class DetectionTask:
             self.started_from = start_trunk(self.model, config.model)
         if config.model.start_from is not None and not from_checkpoint:
             try:
-                self.started_from = start_from(self.model, Path(config.model.start_from))
+                self.started_from = start_from(self.model, Path(config.model.start_from), val.class_names)
             except CheckpointError as error:
                 raise CheckpointError(f"model.start_from: {error}") from error
         self.val_loader: DataLoader | None = None
@@ -207,7 +211,7 @@ class DetectionTask:
         """detections.png, where a tracker shows it epoch by epoch; the record has what the last weights find."""
         if self.config.train.trackers:
             pictures = list(example_pictures(self.val, self.results).values())
-            draw_detections(experiment / "detections.png", pictures, self.val.class_names)
+            draw_detections(experiment / "detections.png", pictures, self.val.class_names, SHOWN_SCORE)
 
     def detect_all(
         self,

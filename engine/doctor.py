@@ -326,9 +326,15 @@ def check_slurm() -> Iterator[Finding]:
         yield Finding("ok", ", but ".join(filter(None, ["none here", inside])))
         return
     is_up, told = answer("sinfo", "--noheader", "--format=%P (%a, %D nodes)")
+    names = {line.partition(" ")[0].rstrip("*") for line in told.splitlines()}
+    unknown = [name for name in os.environ.get("SBATCH_PARTITION", "").split(",") if name and name not in names]
     if not is_up or not told:
         cure = "needed only to send jobs: from a login node; sbatch/cluster.env has what is yours to set"
         yield Finding("warn", f"installed, but sinfo names no partition: {told}", cure)
+        return
+    if unknown:
+        what = f"SBATCH_PARTITION is {', '.join(unknown)}, expected some of {', '.join(sorted(names))}"
+        yield Finding("fail", what, "mend it in sbatch/cluster.env, and source that again")
         return
     yield Finding("ok", "; ".join(filter(None, [inside, f"partitions {', '.join(told.splitlines())}"])))
 

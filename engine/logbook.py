@@ -154,7 +154,7 @@ def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.set_xlim(0.5, epochs[-1] + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_ylim(bottom=0)  # and up to what was reached: the first epochs would be a flat line on a scale up to 1
     losses.legend(fontsize=8)
     if scored:

@@ -41,6 +41,7 @@ PYTHON
 )
     rendezvous="--rdzv_backend=c10d --rdzv_endpoint=$first:$port --rdzv_id=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
 fi
+export SLURM_EXPORT_ENV=ALL # srun's tasks need this environment, also of a job that was sent with --export=NONE
 launcher="srun --nodes=$nodes --ntasks=$nodes --ntasks-per-node=1 --kill-on-bad-exit=1 python -m engine.launch"
 launcher+=" --nnodes=$nodes --nproc_per_node=$processes $rendezvous"
 export PYTHONUNBUFFERED=1 # the log shows what happens when it happens

@@ -67,16 +67,16 @@ class Panel(NamedTuple):
     dots_xy: np.ndarray = np.empty((0, 2))  # (m, 2) pixels
 
 
-def draw_detections(path: Path, pictures: Sequence[Picture], class_names: Sequence[str]) -> None:
+def draw_detections(path: Path, pictures: Sequence[Picture], class_names: Sequence[str], least_score: float) -> None:
     """Write a PNG: of each picture the ground truth on the left and the detections, with scores, on the right.
 
-    class_names: all of the data set, in order of their labels; each has a colour of its own. Crowds are dashed, and
-    the surest detections lie on top."""
+    class_names: all of the data set, in order of their labels; each has a colour of its own. least_score: that the
+    pictures' detections have at least, for the captions. Crowds are dashed, and the surest detections lie on top."""
     pairs_per_row = 2 if len(pictures) > 3 else 1
     shown = []
     for picture in pictures:
         shown.append((picture.image, ": ".join(filter(None, [picture.caption, "ground truth"]))))
-        shown.append((picture.image, "detections" if picture.names else "no detections"))
+        shown.append((picture.image, f"{'' if picture.names else 'no '}detections of score {least_score:g} or more"))
     canvas, panels = _lay_out(shown, 2 * pairs_per_row, PANEL_INCHES)
     colours = class_colours(class_names)
     for left, right, picture in zip(panels[0::2], panels[1::2], pictures, strict=True):

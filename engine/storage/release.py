@@ -124,8 +124,8 @@ def released_config(path: Path, facts: dict[str, str], config_class: type[Config
     except (KeyError, ValidationError) as error:
         what = f"{error.error_count()} fields unknown or wrong" if isinstance(error, ValidationError) else "none"
         raise CheckpointError(
-            f"{path}: no {config_class.__name__} in its metadata ({what}); was it released by another version, or is "
-            "it of another task?"
+            f"{path}: no {config_class.__name__} in its metadata ({what}): it is of task "
+            f"{facts.get('task', 'unknown')}, or another version released it"
         ) from None
 
 

@@ -222,10 +222,50 @@ def test_other_annotations_are_told_by_their_files(experiments):
         experiments.compare()
 
 
-def test_hashes_of_other_images_are_shortened(experiments):
+def test_other_images_of_a_classifier_are_told_by_their_folders(experiments):
     for digest in "ab":
         experiments.add(digest, "none", protocol={"images_sha256": digest * 64})
-    with pytest.raises(ValueError, match=r"images_sha256 is 'a{8}\.\.\.' in .*, 'b{8}\.\.\.' in "):
+    with pytest.raises(ValueError, match=r"other validation images: \d+ of .* \(sha256 a{8}\) in .* against .*b{8}\)"):
+        experiments.compare()
+
+
+def test_runs_of_a_cell_that_took_other_numbers_of_steps_are_warned_of(experiments):
+    for seed, steps in ((0, 37), (1, 9)):
+        path = experiments.add("a", "none", seed) / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": steps}))
+    (warning,) = [text for text in experiments.compare().warnings if "steps" in text]
+    assert warning.startswith("a x none: its runs took other numbers of steps (9 in ")
+
+
+def test_what_rows_and_columns_do_not_tell_is_told(experiments):
+    experiments.add("a", "none")
+    experiments.add("a", "fpn", config={"epochs": 1})
+    (warning,) = [text for text in experiments.compare().warnings if "do not tell" in text]
+    first, second = sorted(experiments.folder.iterdir())
+    assert warning == (f"rows and columns do not tell all that differs: train.epochs is 3 in {first}, 1 in {second}")
+
+
+def test_what_rows_tell_is_not_told_again(experiments):
+    experiments.add("a", "none")
+    experiments.add("a", "none", config={"epochs": 1})
+    experiments.add("b", "fpn")
+    assert not [text for text in experiments.compare().warnings if "do not tell" in text]
+
+
+def test_scores_of_different_kinds_have_no_table_even_when_forced(experiments):
+    experiments.add("a", "none")
+    path = experiments.add("b", "none") / "results.json"
+    content = json.loads(path.read_text()) | {"metric": "top1"}
+    content["scores"]["top1"] = 0.9
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"metric is 'mAP' in .*, 'top1' in .*; scores of different kinds"):
+        experiments.compare(force=True)
+
+
+def test_other_hashes_are_shortened(experiments):
+    for digest in "ab":
+        experiments.add(digest, "none", protocol={"another_sha256": digest * 64})
+    with pytest.raises(ValueError, match=r"another_sha256 is 'a{8}\.\.\.' in .*, 'b{8}\.\.\.' in "):
         experiments.compare()
 
 

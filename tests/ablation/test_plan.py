@@ -2,11 +2,23 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ablation.plan import PROJECT, Grid, Job, claimed, code_hashes, read_cells, read_grid, remember, state_of
+from ablation.plan import (
+    PROJECT,
+    Grid,
+    Job,
+    claimed,
+    code_hashes,
+    is_same_data,
+    read_cells,
+    read_grid,
+    remember,
+    state_of,
+)
 from engine.experiment import new_experiment, occupied
 from engine.storage.strict_yaml import ConfigError
 
@@ -84,6 +96,46 @@ def test_a_job_is_started_by_the_command_of_its_task(job, tmp_path):
     _, *command = job.command(tmp_path / "experiment_3")
     assert command[:3] == ["-m", "detection.training", str(tmp_path / "base.yaml")]
     assert command[-2:] == ["--experiment", str(tmp_path / "experiment_3")]
+
+
+@pytest.fixture
+def data(tmp_path) -> Callable[[str, str], dict]:
+    """Makes a folder of data with an annotation file of this content; the recipe that names it."""
+
+    def make(folder: str, content: str) -> dict:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "val.json").write_text(content)
+        return {"data": {"root": str(tmp_path / folder), "val": {"images": "val", "annotations": "val.json"}}}
+
+    return make
+
+
+def test_data_are_the_same_in_the_same_folder_copied_or_moved(data, tmp_path):
+    one, copy = data("one", "cells"), data("copy", "cells")
+    assert is_same_data(one, one)
+    assert is_same_data(one, copy)
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert is_same_data(one, {"data": {"root": str(tmp_path / "moved")}})
+
+
+def test_data_are_others_where_the_files_differ_or_are_not_found(data, tmp_path):
+    cells = data("cells", "cells")
+    assert not is_same_data(cells, data("cards", "cards"))
+    assert not is_same_data(cells, {"data": {"root": str(tmp_path / "nowhere")}})
+
+
+def test_a_run_on_other_data_is_not_taken_for_this_one(tmp_path, data):
+    cells, cards = data("cells", "cells"), data("cards", "cards")
+    jobs = []
+    for name, recipe in (("cells", cells), ("cards", cards)):
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(json.dumps(recipe))
+        jobs.append(Job(name, "detection.training", "a", "none", 0, str(config), ()))
+    experiment = new_experiment(tmp_path / "experiments")
+    remember(jobs[0], experiment)
+    assert [state(job, experiment).kind for job in jobs] == ["interrupted", "waiting"]
+    finish(experiment)
+    assert [state(job, experiment).kind for job in jobs] == ["done", "waiting"]
 
 
 def test_cells_and_seeds_can_be_selected(grid):

@@ -195,7 +195,7 @@ def test_another_task_with_other_scores_is_shown_too(comparison, tmp_path):
 
 
 def test_long_names_may_be_broken_where_a_word_in_them_ends():
-    assert page.name_of("ResNet50Backbone_B x dense_fpn") == "Res<wbr/>Net50<wbr/>Backbone_B x dense_<wbr/>fpn"
+    assert page.name_of("ResNet50Backbone_B x dense_fpn") == "ResNet50<wbr/>Backbone_B x dense_<wbr/>fpn"
     assert page.name_of("SwinTBackbone_A x none") == "SwinT<wbr/>Backbone_A x none"
     assert page.name_of("peak memory (MiB)") == "peak memory (MiB)"
 

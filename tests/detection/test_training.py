@@ -334,7 +334,7 @@ def test_released_weights_are_fine_tuned_on_other_classes(config_path, released,
     )
     log = (experiment / "train.log").read_text()
     assert log.count(f"INFO started from {released}, step 6: ") == 1
-    assert "12 not, for they are of another number of classes" in log
+    assert "the 12 of the class heads not: they start from random weights, for its classes are others" in log
     assert f"fine-tuned from {released}" in (experiment / "README.md").read_text()
 
 

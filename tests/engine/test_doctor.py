@@ -223,6 +223,15 @@ def test_slurm_that_answers_is_told_by_its_partitions(monkeypatch, tmp_path):
     assert only_finding(doctor.check_slurm()) == ("ok", "this is job 12; partitions gpu* (up, 4 nodes)", "")
 
 
+def test_a_partition_that_slurm_does_not_have_fails(monkeypatch, tmp_path):
+    (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'main* (up, 4 nodes)'\n")
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SBATCH_PARTITION", "gpu,main")
+    found = only_finding(doctor.check_slurm())
+    assert found[:2] == ("fail", "SBATCH_PARTITION is gpu, expected some of main")
+
+
 # ---- a config ----------------------------------------------------------------------------------------------
 
 

@@ -43,21 +43,21 @@ def picture(height=128, width=128, names=("cat",), true_names=("cat",), caption=
 @pytest.mark.parametrize("count", [1, 3, 4, 5])
 def test_any_number_of_pictures_of_any_shape_is_written(tmp_path, count):
     shapes = [(128, 128), (427, 640), (640, 427), (64, 300), (300, 64)]
-    draw_detections(tmp_path / "out.png", [picture(*shape) for shape in shapes[:count]], CLASSES)
+    draw_detections(tmp_path / "out.png", [picture(*shape) for shape in shapes[:count]], CLASSES, 0.3)
     with Image.open(tmp_path / "out.png") as image:
         assert image.width >= 800
         assert image.getextrema()[0] != (255, 255)
 
 
 def test_an_image_without_objects_or_detections_is_drawn(tmp_path):
-    draw_detections(tmp_path / "out.png", [picture(names=(), true_names=())], CLASSES)
+    draw_detections(tmp_path / "out.png", [picture(names=(), true_names=())], CLASSES, 0.3)
     assert (tmp_path / "out.png").stat().st_size > 1000
 
 
 def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     shown = record_labels(monkeypatch)
     name = r"$\alpha_$ & <b>"
-    draw_detections(tmp_path / "out.png", [picture(names=(name,), true_names=(name,), caption="$x$")], [name])
+    draw_detections(tmp_path / "out.png", [picture(names=(name,), true_names=(name,), caption="$x$")], [name], 0.3)
     assert shown == [name, f"{name} 0.40"]
 
 
@@ -70,7 +70,7 @@ def record_labels(monkeypatch):
 def test_crowds_are_dashed_and_say_so(tmp_path, monkeypatch):
     shown, drawn = record_labels(monkeypatch), []
     monkeypatch.setattr(Axes, "add_patch", lambda axes, patch: drawn.append(patch.get_linestyle()))
-    draw_detections(tmp_path / "out.png", [picture(names=())._replace(true_is_crowd=[True])], CLASSES)
+    draw_detections(tmp_path / "out.png", [picture(names=())._replace(true_is_crowd=[True])], CLASSES, 0.3)
     assert shown == ["cat (crowd)"]
     assert drawn == ["dashed"]
 
@@ -78,7 +78,7 @@ def test_crowds_are_dashed_and_say_so(tmp_path, monkeypatch):
 def test_the_surest_detection_lies_on_top(tmp_path, monkeypatch):
     shown = record_labels(monkeypatch)
     sample = picture(names=("cat", "dog", "ant"), true_names=())._replace(scores=[0.5, 0.9, 0.3])
-    draw_detections(tmp_path / "out.png", [sample], CLASSES)
+    draw_detections(tmp_path / "out.png", [sample], CLASSES, 0.3)
     assert shown == ["ant 0.30", "cat 0.50", "dog 0.90"]
 
 
@@ -86,7 +86,7 @@ def test_the_colour_of_a_single_small_label_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "palette_colour", lambda index: (1.0, 0.0, 1.0))
     photo = np.random.default_rng(0).integers(0, (256, 200, 60), (400, 400, 3), dtype=np.uint8)  # without such a colour
     sample = picture(names=())._replace(image=photo, true_boxes_xyxy=np.array([[50, 50, 60, 60]]))
-    draw_detections(tmp_path / "out.png", [sample], CLASSES)
+    draw_detections(tmp_path / "out.png", [sample], CLASSES, 0.3)
     with Image.open(tmp_path / "out.png") as image:
         distances = np.abs(np.asarray(image.convert("RGB")).astype(int) - (255, 0, 255)).max(axis=2)
     assert (distances < 40).sum() > 100
@@ -103,7 +103,7 @@ def labels(monkeypatch) -> list:
 def test_labels_stay_on_the_image(tmp_path, labels):
     corners = np.array([[0, 0, 9, 9], [120, 0, 128, 9], [0, 120, 9, 128], [120, 120, 128, 128]])
     sample = picture(names=("a rather long name",) * 4)._replace(boxes_xyxy=corners)
-    draw_detections(tmp_path / "out.png", [sample], ["cat", "a rather long name"])
+    draw_detections(tmp_path / "out.png", [sample], ["cat", "a rather long name"], 0.3)
     for label in labels:
         extent, panel = label.get_window_extent(), label.axes.bbox
         assert panel.x0 - 1 <= extent.x0 < extent.x1 <= panel.x1 + 1
