@@ -238,7 +238,7 @@ def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
 def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     """Experiments by what they are: those that differ in nothing but their seed share a cell.
 
-    Where two recipes have the same row and column, the row tells what differs between them.
+    Where two recipes have the same row and column, the row tells what differs between them, be it where the data lay.
     Raises ValueError if two experiments are the same run, or differ in nothing but the content of their data."""
     recipes: dict[str, list[Run]] = {}
     for run in map(read_run, paths):
@@ -255,14 +255,16 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
         changes = {
             name for other in namesakes for name in changed_values(recipe_but_seed(other), recipe_but_seed(runs[0]))
         }
-        if len(namesakes) > 1 and not changes:
-            one, other, *_ = namesakes
+        if sum(recipe_but_seed(other) == recipe_but_seed(runs[0]) for other in namesakes) > 1:
+            changes.add("data.root")
+        if changes:
+            row += f" ({', '.join(f'{name} {value_of(runs[0].config, name)}' for name in sorted(changes))})"
+        if (row, column) in cells:
+            one, other = cells[row, column].runs[0], runs[0]
             data = next(
                 iter(changed_values({"inputs": one.results["inputs"]}, {"inputs": other.results["inputs"]}).values())
             )
             raise ValueError(f"{one.path} and {other.path}: the same recipe on other data, {data}; train both on one")
-        if changes:
-            row += f" ({', '.join(f'{name} {value_of(runs[0].config, name)}' for name in sorted(changes))})"
         cells[row, column] = Cell(row, column, runs)
     return cells
 

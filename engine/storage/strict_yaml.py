@@ -162,7 +162,8 @@ def read_mapping(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, int], 
     except FileNotFoundError:
         near = nearest(path.stem, [file.stem for file in path.parent.glob("*.yaml")])
         cure = did_you_mean(path.with_name(f"{stem}.yaml") for stem in near)
-        raise ConfigError(f"{path}: no such file{cure}") from None
+        where = "" if path.is_absolute() else f", relative to {Path.cwd()}"
+        raise ConfigError(f"{path}: no such file{cure or where}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

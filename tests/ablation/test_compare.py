@@ -371,6 +371,13 @@ def test_one_recipe_on_two_sets_of_training_data_is_refused(experiments):
         experiments.compare()
 
 
+def test_one_recipe_on_training_data_in_two_folders_makes_two_rows(experiments):
+    for root, digest in (("full", "c"), ("half", "d")):
+        path = experiments.add("a", "none", inputs={"train.json": digest * 8}) / "config.yaml"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data": {"root": root}}))
+    assert [row for row, _ in experiments.compare().cells] == ["a (data.root 'full')", "a (data.root 'half')"]
+
+
 def test_an_undefined_score_is_left_out(experiments):
     for column in ("none", "fpn"):
         experiments.add("a", column)

@@ -1,5 +1,7 @@
 """YAML is read as it is written, and what could mean two things is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from engine.storage.strict_yaml import ConfigError, read_value, read_yaml
@@ -143,6 +145,12 @@ def test_a_file_that_is_no_config_is_refused(write, monkeypatch, tmp_path, text,
         read_yaml(write(text))
     assert "\n" not in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["x.yaml"]  # no code ran
+
+
+def test_a_missing_file_with_a_relative_name_is_told_with_the_folder_that_one_is_in(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^configs/a\.yaml: no such file, relative to {tmp_path}$"):
+        read_yaml(Path("configs/a.yaml"))
 
 
 def test_a_missing_file_is_named_with_the_nearest_there_is(write):
