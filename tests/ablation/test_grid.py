@@ -362,6 +362,15 @@ def test_the_queue_is_asked_for_the_runs_of_this_grid_alone(folder, grid, monkey
     assert slurm.tasks_of(read_grid(folder / "grid_fake.yaml").jobs, submissions) == {}
 
 
+def test_what_to_type_next_can_be_pasted():
+    arguments = argparse.Namespace(grid=Path("my grids/grid.yaml"), experiments=Path("else where"))
+    assert grid_command.command("status", arguments) == (
+        "python -m ablation.grid status 'my grids/grid.yaml' --experiments 'else where'"
+    )
+    arguments.experiments = Path("experiments")
+    assert grid_command.command("table", arguments) == "python -m ablation.grid table 'my grids/grid.yaml'"
+
+
 def test_status_has_a_line_for_each_cell_with_how_far_it_is(grid):
     with pytest.raises(RunError):
         run(grid)
