@@ -201,7 +201,7 @@ def compare(
         raise ValueError(f"{what[0]}: nothing to compare, of its runs are {counts}; {cure}")
     unlike = list(unlike_runs(runs))
     if len({run.metric for run in runs}) > 1:
-        raise ValueError(f"{unlike[0]}; scores of different kinds have no table in common, --force or not")
+        raise ValueError(f"{unlike[0]}; they cannot be compared, not with --force either: scores of different kinds")
     if unlike and not force:
         raise ValueError(f"{unlike[0]}; they cannot be compared (--force shows them all the same)")
     row_name, column_name = runs[0].results["variant"]

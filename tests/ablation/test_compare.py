@@ -258,7 +258,7 @@ def test_scores_of_different_kinds_have_no_table_even_when_forced(experiments):
     content = json.loads(path.read_text()) | {"metric": "top1"}
     content["scores"]["top1"] = 0.9
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"metric is 'mAP' in .*, 'top1' in .*; scores of different kinds"):
+    with pytest.raises(ValueError, match=r"metric is 'mAP' in .*, 'top1' in .*; they cannot .* not with --force"):
         experiments.compare(force=True)
 
 
