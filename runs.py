@@ -26,6 +26,7 @@ from engine.checkpoint import list_checkpoints, newest_checkpoint, sweep_tempora
 from engine.command import said_once
 from engine.compute.cost import peak_memory_mib
 from engine.compute.machine import memory_limit
+from engine.compute.precision import describe_device, is_in_hardware, resolve_precision
 from engine.config import Config, changed_fields, dump_config, load_config
 from engine.experiment import (
     FREE_FIELDS,
@@ -45,7 +46,7 @@ from engine.storage.files import file_sha256, write_text
 from engine.storage.release import commit_of
 from engine.storage.strict_yaml import ConfigError
 from engine.trackers import Trackers, check_installed
-from training import Task, check_feasible, fit, rehearse
+from training import Task, check_feasible, emulation_factor, fit, rehearse
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def train(command: TrainCommand, device: torch.device) -> None:
     find_begun(arguments)
     if arguments.experiment:  # made for this run: even what is wrong with its config is written there
         start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
-    config = read_config(arguments, command.config_class)
+    config = with_precision(read_config(arguments, command.config_class), device)
     resume = arguments.resume is not None
     if resume:
         newest_checkpoint(arguments.resume / "checkpoints")  # there must be one, before anything is written
@@ -107,6 +108,7 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
     command.announce(task)
     for rank, host in enumerate(hosts or ()):
         logger.info("rank %d on %s, %s", rank, host, device.type)
+    warn_if_emulated(task, device)
     with trackers:
         try:
             model = fit(task, config.train, config.optim, experiment, device, resume, begin, trackers.log)
@@ -131,11 +133,12 @@ def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.
     """Build all that training needs and take two steps on real images, to see whether they can be; leave nothing.
 
     The last line that it prints is for engine.doctor, too."""
-    config = read_config(arguments, command.config_class)
+    config = with_precision(read_config(arguments, command.config_class), device)
     task = command.build_task(config, False)
     check_installed(config.train.trackers)
     check_feasible(task, config.train, config.optim, arguments.experiments, device)
     command.announce(task)
+    warn_if_emulated(task, device)
     first, second = rehearse(task, config.train, config.optim, device)
     needs = distributed.gather(memory_need(device))  # of several processes, the one that is shortest of it
     if needs:
@@ -143,6 +146,24 @@ def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.
         logger.info(
             "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; no experiment was made",
             second, first, f"{used:,.0f}", f"{total:,.0f}", "" if device.type == "cuda" else " of this machine",
+        )  # fmt: skip
+
+
+def with_precision(config: Config, device: torch.device) -> Config:
+    """Return the config with `train.precision` resolved, by rank 0 for all, and log the choice."""
+    precision = distributed.broadcast(resolve_precision(config.train.precision, device))
+    requested = f" (train.precision auto, on {describe_device(device)})" if config.train.precision == "auto" else ""
+    logger.info("precision: %s%s", precision, requested)
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+
+
+def warn_if_emulated(task: Task, device: torch.device) -> None:
+    """Log, with the measured factor, that the device emulates the precision that the config asks for."""
+    config = task.config.train
+    if distributed.is_main() and not is_in_hardware(config.precision, device):
+        logger.warning(
+            "train.precision %s: %s emulates it, a step takes %.1f times as long as in fp32; use auto or fp32",
+            config.precision, describe_device(device), emulation_factor(task, config, device),
         )  # fmt: skip
 
 
@@ -214,6 +235,10 @@ def read_config(arguments: argparse.Namespace, config_class: type[Config]) -> Co
         return load_config(arguments.config, arguments.overrides, config_class)
     stored = read_experiment_config(arguments.resume, config_class)
     config = load_config(arguments.config or arguments.resume / "config.yaml", arguments.overrides, config_class)
+    if config.train.precision == "auto":  # it was resolved when the experiment started
+        config = config.model_copy(
+            update={"train": config.train.model_copy(update={"precision": stored.train.precision})}
+        )
     changed = [text for name, text in changed_fields(stored, config).items() if name not in FREE_FIELDS]
     if changed:
         raise ConfigError(
@@ -244,6 +269,7 @@ def common_record(experiment: Path, task: Task, gflops: float, inputs: list[Path
         "seed": config.train.seed,
         "epochs": lines[-1]["epoch"],
         "steps": lines[-1]["step"],
+        "precision": config.train.precision,
         "weights": "moving average" if config.train.ema_decay else "as after the last step",
         "inputs": {str(path): file_sha256(path) for path in inputs},
         "cost": {

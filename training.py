@@ -8,6 +8,7 @@ Randomness is a function of (seed, epoch, image) in the data and of (seed, step,
 what ran before. So a resumed run draws what the uninterrupted run would have drawn.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ from engine.checkpoint import (
     step_path,
 )
 from engine.command import RunError
-from engine.compute.precision import Precision, autocast
+from engine.compute.precision import Precision, autocast, resolve_precision
 from engine.config import Config
 from engine.experiment import shown_score
 from engine.loading import load_exactly
@@ -70,7 +71,9 @@ class TrainConfig(Config):
     batch_size: int = Field(ge=1, description="images per process and backward pass")
     accumulation_steps: int = Field(1, ge=1, description="backward passes per optimizer step")
     precision: Precision = Field(
-        "bf16", description="of matrix products and convolutions; fp16, with scaled losses, for GPUs without bf16"
+        "auto",
+        description="of matrix products and convolutions; auto: bf16 if the hardware has it, else fp16 with loss "
+        "scaling on a GPU, else fp32",
     )
     channels_last: bool = Field(False, description="memory layout; faster for convnets")
     compile: bool = Field(False, description="torch.compile the model and the losses: faster after a slow start")
@@ -278,6 +281,27 @@ def rehearse(task: Task, config: TrainConfig, optim: OptimConfig, device: torch.
     return seconds
 
 
+def emulation_factor(task: Task, config: TrainConfig, device: torch.device) -> float:
+    """Time two steps in `config.precision` and in fp32; return how many times slower the former is.
+
+    A step is a forward and backward pass of a copy of the model over the first training images, so neither the model
+    nor the random numbers of the run change. The second step of each counts: the first one includes set-up."""
+    count = min(config.batch_size, len(task.train_set))
+    batch = batch_to(task.collate([task.train_set[0, index] for index in range(count)]), device)
+    model = place_model(copy.deepcopy(task.model), config, device)
+    set_train_mode(model, config.batch_norm)
+    seconds = {}
+    with torch.random.fork_rng():
+        for precision in (config.precision, "fp32"):
+            for _ in range(2):
+                started = time.perf_counter()
+                with autocast(device, precision):
+                    sums, _ = task.losses(model, dict(batch))
+                sum(sums.values()).backward()
+                seconds[precision] = time.perf_counter() - started
+    return seconds[config.precision] / seconds["fp32"]
+
+
 class Run:
     """One run of `fit`: what it trains with, and the parts of its epochs."""
 
@@ -295,7 +319,8 @@ class Run:
         model = place_model(task.model, config, device)
         optimizer = build_optimizer(model, optim, self.global_batch_size)
         scheduler = build_scheduler(optimizer, optim, self.global_batch_size, self.steps_per_epoch, config.epochs)
-        scaler = GradScaler(device.type, FIRST_LOSS_SCALE, enabled=config.precision == "fp16")
+        self.precision = resolve_precision(config.precision, device)
+        scaler = GradScaler(device.type, FIRST_LOSS_SCALE, enabled=self.precision == "fp16")
         ema = AveragedModel(model, use_buffers=True) if config.ema_decay else None
         self.state = TrainState(model, optimizer, scheduler, scaler, ema, task.data)
         # With accumulation the graph is not the same in every backward pass: DDP exchanges in the last one only.
@@ -408,7 +433,7 @@ class Run:
             with ExitStack() as stack:
                 if index < len(batches) - 1 and distributed.world_size() > 1:
                     stack.enter_context(model.no_sync())
-                with autocast(self.device, self.config.precision):
+                with autocast(self.device, self.precision):
                     sums, count = self.task.losses(model, batch_to(batch, self.device))
                 state.scaler.scale(sum(sums.values())).backward()
             add_losses(losses, {name: value.detach() for name, value in sums.items()})

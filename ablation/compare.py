@@ -209,7 +209,11 @@ def compare(
         title, runs[0].metric, row_name, column_name, rows, columns, cells,
         find_baseline(baseline, cells), replicates, warnings=[f"not comparable: {text}" for text in unlike],
     )  # fmt: skip
-    comparison.warnings += [*mixed_batches(cells.values()), *(unnamed_differences(cells) if len(what) > 1 else [])]
+    comparison.warnings += mixed_batches(cells.values())
+    if len(what) > 1:
+        comparison.warnings += unnamed_differences(cells)
+    elif what[0].suffix == ".yaml" and not grid.sets("train.precision"):
+        comparison.warnings += mixed_precisions(runs)
     comparison.warnings += comparison.reasons(of_scored=True)
     if comparison.filled and not unlike:
         add_uncertainty(comparison, pairs)
@@ -276,6 +280,15 @@ def mixed_batches(cells: Iterable[Cell]) -> Iterable[str]:
         if len(steps) > 1:
             runs = ", ".join(f"{count:,} in {run.path}" for count, run in sorted(steps.items()))
             yield f"{cell.name}: its runs took other numbers of steps ({runs}), so of other batches: no one recipe"
+
+
+def mixed_precisions(runs: Sequence[Run]) -> Iterable[str]:
+    """Yield a line if `train.precision: auto` became different precisions, as it does on different hardware."""
+    found = {run.config["train"].get("precision"): run.path for run in runs}
+    found.pop(None, None)
+    if len(found) > 1:
+        values = ", ".join(f"{precision} in {path}" for precision, path in sorted(found.items()))
+        yield f"runs were trained in different precisions ({values}); set train.precision to train all in one"
 
 
 def unnamed_differences(cells: dict[Place, Cell]) -> Iterable[str]:

@@ -130,6 +130,12 @@ class Grid:
             if row.columns is None or column.name in row.columns
         ]
 
+    def sets(self, field: str) -> bool:
+        """Whether the grid file itself sets `field`, in a row, a column or for all cells."""
+        config = self.config
+        overrides = [o for each in (config, *config.rows, *config.columns) for o in each.overrides]
+        return any(override.partition("=")[0] == field for override in overrides)
+
     def select(self, only: str | None, seeds: Sequence[int] | None) -> list[Job]:
         """The jobs of the cells that match 'row x column' (with * and ?), and of these seeds.
 
@@ -264,8 +270,12 @@ def is_claimed(experiment: Path) -> bool:
 
 
 def changed_recipe(cell: dict, recipe: dict) -> list[str]:
-    """Fields of the recipe that are no longer what the experiment was started with."""
+    """Fields of the recipe that are no longer what the experiment was started with.
+
+    `train.precision: auto`, which is the default, accepts a run in any precision: the hardware decided."""
     changes = changed_values(cell["recipe"], recipe)
+    if recipe.get("train", {}).get("precision", "auto") == "auto":
+        changes.pop("train.precision", None)
     return [text for name, text in changes.items() if name not in FREE_FIELDS]
 
 

@@ -25,6 +25,7 @@ from classification.record import per_class
 from classification.task import guess_all, scores_of
 from data import LabelledImages, eval_loader
 from engine.command import positive, said_once
+from engine.compute.precision import inference_precision
 from engine.experiment import shown_score
 from engine.logbook import logger
 from engine.storage.files import write_text
@@ -49,7 +50,8 @@ def evaluate(words: Sequence[str], device: torch.device) -> None:
     )  # fmt: skip
     loader = eval_loader(images, classifier.transform, arguments.batch_size, arguments.workers, device)
     model = classifier.model.to(device)
-    guesses = guess_all(model, loader, device, classifier.precision, classifier.channels_last)
+    precision = inference_precision(classifier.precision, device)
+    guesses = guess_all(model, loader, device, precision, classifier.channels_last)
     if guesses is None:
         return
     scores = scores_of(guesses, images.labels, len(images.class_ids))
@@ -60,6 +62,7 @@ def evaluate(words: Sequence[str], device: torch.device) -> None:
         "images_sha256": images.digest,
         "input_size": classifier.input_size,
         "resize_size": classifier.resize_size,
+        "precision": precision,
         "scores": scores,
         "per_class": by_class,
     }

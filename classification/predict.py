@@ -15,7 +15,7 @@ from classification.classifier import load_classifier
 from classification.task import GUESSES, guess
 from data import DatasetError, normalize_images, read_image
 from engine.command import said_once
-from engine.compute.precision import autocast
+from engine.compute.precision import autocast, inference_precision
 from engine.logbook import logger
 
 
@@ -35,7 +35,7 @@ def predict(words: Sequence[str], device: torch.device) -> None:
             unread.append(path)
             continue
         images = normalize_images(pil_to_tensor(image)[None].to(device), classifier.channels_last)
-        with autocast(device, classifier.precision):
+        with autocast(device, inference_precision(classifier.precision, device)):
             classes, probabilities = guess(model, images)
         print(path)
         for output, probability in list(zip(classes[0].tolist(), probabilities[0].tolist(), strict=True))[

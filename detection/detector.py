@@ -31,7 +31,7 @@ from detection.network.ssd import SSD, build_ssd
 from detection.task import DetectionConfig, read_detector
 from detection.transforms import eval_transform
 from engine.checkpoint import CheckpointError
-from engine.compute.precision import autocast
+from engine.compute.precision import autocast, inference_precision
 from engine.experiment import read_experiment_config
 from engine.loading import load_exactly
 from engine.logbook import logger
@@ -109,7 +109,7 @@ class Detector:
         """The same of one batch, at least one of (H, W, 3) uint8 RGB, whose sizes may differ."""
         images = torch.stack([model_input(pixels, self.model.input_size) for pixels in pictures])
         images = normalize_images(images.to(self.device), self.config.train.channels_last)
-        with autocast(self.device, self.config.train.precision):
+        with autocast(self.device, inference_precision(self.config.train.precision, self.device)):
             outputs = self.model(images)
         settings = self.config.eval.model_dump()
         if score_threshold is not None:
@@ -187,8 +187,8 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
     """Build and fill the detector that a user names, with the weights that were scored.
 
     named: an experiment directory (its newest checkpoint is taken), a checkpoint in one, released weights
-    (*.safetensors), or a folder made by engine.publish. device: None for a GPU if there is one, else the CPU. On any
-    device the network computes in the precision it was trained with, `train.precision`, as it did when it was scored.
+    (*.safetensors), or a folder made by engine.publish. device: None for a GPU if there is one, else the CPU. The
+    network computes in the precision it was trained in, or in fp32 if the device does not have that in hardware.
     Raises ValueError, in one line, if there is no such thing, if it is damaged, or if it is no detector."""
     path = weights_file(Path(named))
     trained = read_detector(path)

@@ -28,7 +28,9 @@ from detection.annotations import read_split
 from detection.evaluation import METRICS, as_dicts, coco_scores
 from detection.network.postprocess import PostprocessConfig
 from detection.task import DetectionConfig, DetectionTask, read_detector
+from engine import distributed
 from engine.command import run_command, said_once
+from engine.compute.precision import inference_precision
 from engine.experiment import read_experiment_config, table
 from engine.logbook import logger
 from engine.storage.files import write_text
@@ -40,6 +42,9 @@ def main(device: torch.device) -> None:
     """Score as the command line says, print the table, keep test.json."""
     arguments = said_once(parse_arguments)
     base, settings = read_settings(arguments.experiment, arguments.overrides)
+    if not any(override.startswith("train.precision=") for override in arguments.overrides):
+        precision = distributed.broadcast(inference_precision(base.train.precision, device))
+        base = base.model_copy(update={"train": base.train.model_copy(update={"precision": precision})})
     if arguments.release and len(settings) > 1:
         raise ConfigError(f"--release: scores of one setting are released, not of {len(settings)}; leave out the sweep")
     path = find_checkpoint(arguments.experiment, arguments.checkpoint)
@@ -65,6 +70,7 @@ def main(device: torch.device) -> None:
         "checkpoint": path.name,
         "step": detector.step,
         "annotations": task.val.annotations_path.name,
+        "precision": base.train.precision,
         "settings": rows,
         "per_class": scores["per_class"] if len(rows) == 1 else None,
     }

@@ -12,6 +12,7 @@ from diffusion.model import SwinUNet
 from diffusion.sampling import SamplingConfig, generate
 from diffusion.task import DiffusionConfig, build_unet
 from engine.checkpoint import load_checkpoint, newest_checkpoint, trained_weights
+from engine.compute.precision import inference_precision
 from engine.experiment import read_experiment_config
 from engine.loading import load_exactly
 
@@ -48,7 +49,7 @@ class TrainedGenerator(NamedTuple):
             eval_batches(len(labels), batch_size, rank=0, world_size=1),
             self.config.model.input_size,
             seed,
-            self.config.train.precision,
+            inference_precision(self.config.train.precision, labels.device),
             frames,
         )
 

@@ -35,7 +35,7 @@ from diffusion.pictures import draw_grid
 from diffusion.sample import add_sampling
 from diffusion.sampling import SamplingConfig
 from engine.command import positive, run_command, said_once
-from engine.compute.precision import autocast
+from engine.compute.precision import autocast, inference_precision
 from engine.experiment import shown_score
 from engine.logbook import logger, progress_bar
 from engine.storage.files import write_text
@@ -156,7 +156,7 @@ def look(classifier: Classifier, images: Tensor, batch_size: int, device: torch.
     hook = classifier.model.head.register_forward_pre_hook(lambda _, given: features.append(given[0].float().cpu()))
     for batch in progress_bar(images.split(batch_size), desc="judging", unit="batch", leave=False):
         shown = torch.stack([pil_to_tensor(classifier.transform(to_pil(image))) for image in batch]).to(device)
-        with autocast(device, classifier.precision):
+        with autocast(device, inference_precision(classifier.precision, device)):
             logits = classifier.model(normalize_images(shown, classifier.channels_last))
         guesses.append(logits.argmax(dim=1).cpu())
     hook.remove()

@@ -247,8 +247,6 @@ def check_devices() -> Iterator[Finding]:
         text = f"cuda:{index} {torch.cuda.get_device_name(device)}, {gib(total)}, {gib(free)} free"
         if free < 0.8 * total:
             yield Finding("warn", text, "nvidia-smi shows who has the rest")
-        elif torch.cuda.get_device_capability(device) < (8, 0):
-            yield Finding("warn", f"{text}; no bf16 in hardware", "train.precision=fp16")
         else:
             yield Finding("ok", text)
 
@@ -266,6 +264,18 @@ def check_processes() -> Iterator[Finding]:
         yield Finding("ok", f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))} between GPUs, gloo for the rest")
     else:
         yield Finding("ok", "gloo, on the CPU")
+
+
+def check_precision() -> Iterator[Finding]:
+    """Report what `train.precision: auto` becomes here."""
+    import torch
+
+    from engine.compute.precision import describe_device, is_in_hardware, resolve_precision
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision("auto", device)
+    emulated = "" if is_in_hardware("bf16", device) else "; bf16 would be emulated, at a tenth of the speed"
+    yield Finding("ok", f"train.precision auto is {precision} on {describe_device(device)}{emulated}")
 
 
 def check_cores() -> Iterator[Finding]:
@@ -357,6 +367,7 @@ CHECKS: dict[str, Check] = {
     "torch": check_torch,
     "devices": check_devices,
     "processes": check_processes,
+    "precision": check_precision,
     "cores": check_cores,
     "memory": check_memory,
     "shared memory": check_shared_memory,

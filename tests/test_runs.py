@@ -1,13 +1,17 @@
 """runs.py: what a training command does before there is an experiment, and what it does not leave."""
 
+import json
+import re
 import sys
 
 import pytest
 import torch
 import yaml
 
+from detection.task import DetectionConfig
 from detection.training import COMMAND
 from engine.command import RunError
+from engine.experiment import read_experiment_config
 from engine.trackers import metadata
 from runs import memory_need, train
 
@@ -64,6 +68,31 @@ def test_a_batch_that_does_not_fit_the_memory_is_an_error_with_the_cure(start, m
     monkeypatch.setattr("detection.task.DetectionTask.losses", losses)
     with pytest.raises(RunError, match=r"^train\.batch_size 4 does not fit the memory: lower it.*2\.00 GiB\.\)$"):
         start("--dry-run")
+
+
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_auto_precision_is_resolved_once_logged_and_recorded(start, monkeypatch, caplog, has_bf16, precision):
+    monkeypatch.setattr("engine.compute.precision._cpu_has_bf16", lambda: has_bf16)
+    caplog.set_level("INFO")
+    start()
+    experiment = start.folder / "experiments/experiment_1"
+    assert read_experiment_config(experiment, DetectionConfig).train.precision == precision
+    assert json.loads((experiment / "results.json").read_text())["precision"] == precision
+    assert any(precision in message and "train.precision auto" in message for message in caplog.messages)
+    assert not any("emulates" in message for message in caplog.messages)
+
+    # Resumed on other hardware, by a config that says auto, the run keeps its precision.
+    monkeypatch.setattr("engine.compute.precision._cpu_has_bf16", lambda: not has_bf16)
+    start("--resume", str(experiment))
+    assert read_experiment_config(experiment, DetectionConfig).train.precision == precision
+
+
+def test_an_emulated_precision_works_and_is_reported_once_with_its_factor(start, monkeypatch, caplog):
+    monkeypatch.setattr("engine.compute.precision._cpu_has_bf16", lambda: False)
+    start("--dry-run", "train.precision=bf16")
+    (warning,) = [message for message in caplog.messages if "emulates" in message]
+    assert "train.precision bf16" in warning
+    assert re.search(r"\d+\.\d times", warning)
 
 
 @pytest.mark.parametrize("words", [("--resume", "."), ("--experiment", ".")])

@@ -23,7 +23,7 @@ from engine.command import RunError
 from engine.logbook import read_metrics
 from engine.optim import OptimConfig
 from engine.signals import Stopped
-from training import TrainConfig, check_feasible, fit, rehearse
+from training import TrainConfig, check_feasible, emulation_factor, fit, rehearse
 
 CPU = torch.device("cpu")
 
@@ -262,6 +262,21 @@ def test_weights_that_an_update_breaks_are_never_saved(tmp_path):
     with pytest.raises(RunError, match="step 1: its update made weights that are not finite"):
         fit(PlaneTask(), CONFIG, optim, tmp_path, CPU, resume=False)
     assert not list_checkpoints(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_timing_an_emulated_precision_changes_neither_the_model_nor_the_random_numbers(precision):
+    task = PlaneTask()
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    factor = emulation_factor(task, CONFIG.model_copy(update={"precision": precision}), CPU)
+    assert 0 < factor < math.inf
+    assert task.calls == 4  # two steps in each precision
+    assert torch.rand(1) == expected
+    assert_equal(task.model.state_dict(), before)
+    assert all(parameter.grad is None for parameter in task.model.parameters())
 
 
 FP16 = CONFIG.model_copy(update={"precision": "fp16"})

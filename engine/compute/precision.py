@@ -1,14 +1,70 @@
-"""The arithmetic of matrix products and convolutions."""
+"""The arithmetic of matrix products and convolutions, and which one the hardware is made for.
 
+`auto` is resolved once, at the start of a run: bf16 where the hardware has it, fp16 on older GPUs, fp32 elsewhere.
+A CPU without bf16 instructions emulates them, which makes a training step about ten times slower than in fp32.
+"""
+
+import logging
+import platform
+from functools import cache
 from typing import Literal
 
 import torch
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+logger = logging.getLogger("workbench")
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """Return `precision`, or for "auto" the one that suits `device`: bf16, else fp16 on a GPU, else fp32."""
+    if precision != "auto":
+        return precision
+    return next(name for name in ("bf16", "fp16", "fp32") if is_in_hardware(name, device))
+
+
+def inference_precision(trained: Precision, device: torch.device) -> Precision:
+    """Return the precision to run a trained model in: the one it was trained in, or fp32 if `device` lacks that."""
+    precision = resolve_precision(trained, device)
+    if is_in_hardware(precision, device):
+        return precision
+    _log_once(f"trained in {precision}, which {describe_device(device)} lacks: computing in fp32")
+    return "fp32"
+
+
+def is_in_hardware(precision: Precision, device: torch.device) -> bool:
+    """Whether `device` computes in `precision` at full speed, without emulation."""
+    if precision == "fp32":
+        return True
+    if device.type == "cuda":
+        return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16" and device.type == "cpu" and _cpu_has_bf16()
+
+
+def describe_device(device: torch.device) -> str:
+    """Return 'this CPU (AVX2)' or the name of the GPU, for messages."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"this CPU ({torch.backends.cpu.get_cpu_capability()})"
+
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context in which torch picks `precision` where that is safe, and float32 elsewhere."""
+    """Return the context in which torch uses `precision` where that is safe, and float32 elsewhere."""
+    precision = resolve_precision(precision, device)
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU has bf16 instructions and oneDNN, which torch computes with, uses them.
+
+    oneDNN alone is not enough: it also accepts AVX-512 without bf16 instructions, and emulates these."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # also false if ONEDNN_MAX_CPU_ISA excludes AVX-512
+        return False
+    return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported()
+
+
+@cache
+def _log_once(message: str) -> None:
+    logger.info(message)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
-from ablation.compare import compare
+from ablation.compare import compare, mixed_precisions
 from ablation.plan import State
-from ablation.records import Comparison, Note
+from ablation.records import Comparison, Note, read_run
 from ablation.tables import (
     Table,
     column_table,
@@ -235,6 +235,16 @@ def test_runs_of_a_cell_that_took_other_numbers_of_steps_are_warned_of(experimen
         path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": steps}))
     (warning,) = [text for text in experiments.compare().warnings if "steps" in text]
     assert warning.startswith("a x none: its runs took other numbers of steps (9 in ")
+
+
+def test_runs_of_a_grid_in_different_precisions_are_reported_with_the_cure(experiments):
+    runs = [
+        read_run(experiments.add("a", "none", seed, config={"precision": precision}))
+        for seed, precision in enumerate(["bf16", "fp32", "bf16"])
+    ]
+    (warning,) = mixed_precisions(runs)
+    assert all(fact in warning for fact in ("bf16 in", "fp32 in", str(runs[1].path), "set train.precision"))
+    assert not list(mixed_precisions(runs[::2]))
 
 
 def test_what_rows_and_columns_do_not_tell_is_told(experiments):

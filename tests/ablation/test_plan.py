@@ -11,6 +11,7 @@ from ablation.plan import (
     PROJECT,
     Grid,
     Job,
+    changed_recipe,
     claimed,
     code_hashes,
     is_same_data,
@@ -336,3 +337,16 @@ def test_the_code_of_a_task_is_what_its_module_imports():
 def test_an_unknown_task_is_named():
     with pytest.raises(ValueError, match=r"task 'detection\.trainer': no module detection/trainer\.py"):
         code_hashes("detection.trainer")
+
+
+@pytest.mark.parametrize(("now", "matches"), [(None, True), ("auto", True), ("fp32", False), ("bf16", True)])
+def test_auto_precision_accepts_a_run_that_was_started_in_any_precision(now, matches):
+    train = {"epochs": 3} | ({"precision": now} if now else {})
+    changes = changed_recipe({"recipe": {"train": {"epochs": 3, "precision": "bf16"}}}, {"train": train})
+    assert (changes == []) is matches
+
+
+def test_a_grid_knows_which_fields_it_sets_itself(grid):
+    assert grid.sets("model.neck")
+    assert grid.sets("train.epochs")
+    assert not grid.sets("train.precision")
