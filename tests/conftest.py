@@ -13,13 +13,24 @@ import numpy as np
 import pytest
 import torch
 
+from tests.forkserver import write_executable
+
 ROOT = Path(__file__).parent.parent
 
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of every process that a test starts
+
+
 @pytest.fixture(scope="session", autouse=True)
-def few_threads():
-    """The same number of threads in every test: sums depend on it, and two busy cores help no one."""
-    torch.set_num_threads(2)
+def one_thread():
+    """One thread in every test: sums depend on their number, and threads that wait for each other spin."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _python_that_starts_fast(tmp_path_factory):
+    """$PYTHON_EXEC stands for Python with torch already imported, for the tests and for torchrun."""
+    os.environ["PYTHON_EXEC"] = str(write_executable(tmp_path_factory.mktemp("forkserver")))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ FIRST_STEP = re.compile(r"first step: total (\S+), classification \S+, gradient 
 def run(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess:
     """Start the command as a user does, on the CPU; one thread, since sums depend on their number."""
     launcher = ["-m", "engine.launch", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "train_clf_imagenet", *map(str, arguments)]
+    command = [os.environ["PYTHON_EXEC"], *launcher, "-m", "train_clf_imagenet", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -136,7 +135,7 @@ def test_predictions_are_names_with_probabilities(experiment, colours_root):
 
 def test_a_published_folder_classifies_as_its_experiment_does(experiment, colours_root, tmp_path):
     folder = tmp_path / "colours"
-    words = [sys.executable, "-m", "engine.publish", experiment, "--output", folder]
+    words = [os.environ["PYTHON_EXEC"], "-m", "engine.publish", experiment, "--output", folder]
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
     image = colours_root / "val/n01440764/0.png"
     of_the_experiment, of_the_folder = run("predict", experiment, image), run("predict", folder, image)
@@ -186,7 +185,7 @@ def test_a_grid_of_classifiers_is_run_and_compared(config_path, tmp_path):
     folder = tmp_path / "experiments"
     for words in (("run", grid), ("table", grid, "--columns", "top5")):
         done = subprocess.run(
-            [sys.executable, "-m", "ablation.grid", *map(str, words), "--experiments", str(folder)],
+            [os.environ["PYTHON_EXEC"], "-m", "ablation.grid", *map(str, words), "--experiments", str(folder)],
             cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -73,7 +72,7 @@ FIRST_STEP = r"first step: total (\S+), classification (\S+), box (\S+), gradien
 def run(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess:
     """Start a module as a user does, on the CPU; one thread, since sums depend on their number."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", *map(str, arguments)]
+    command = [os.environ["PYTHON_EXEC"], *launcher, "-m", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +127,7 @@ def test_losses_and_samples_are_the_same_on_1_and_2_processes(experiment, tmp_pa
     script = tmp_path / "score.py"
     script.write_text(SCORE)
     launcher = ("-m", "engine.launch", "--standalone", "--nproc_per_node=2")
-    command = [sys.executable, *launcher, str(script), str(experiment), str(tmp_path / "two.npz")]
+    command = [os.environ["PYTHON_EXEC"], *launcher, str(script), str(experiment), str(tmp_path / "two.npz")]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     generator = load_generator(experiment)
@@ -155,7 +154,7 @@ def test_a_grid_of_generators_is_run_and_compared(config_path, tmp_path):
     folder = tmp_path / "experiments"
     for words in (("run", grid), ("table", grid)):
         done = subprocess.run(
-            [sys.executable, "-m", "ablation.grid", *map(str, words), "--experiments", str(folder)],
+            [os.environ["PYTHON_EXEC"], "-m", "ablation.grid", *map(str, words), "--experiments", str(folder)],
             cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,7 +119,7 @@ def test_a_process_killed_while_writing_leaves_the_previous_file(tmp_path):
         "files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "checkpoint.save_checkpoint(pathlib.Path(sys.argv[1]), {'step': 8})\n"
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    killed = subprocess.run([os.environ["PYTHON_EXEC"], "-c", code, str(path)], check=False)
     assert killed.returncode == -9
     assert load_checkpoint(path)["step"] == 7
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -23,16 +24,16 @@ from engine.experiment import (
 )
 
 ROOT = Path(__file__).parent.parent.parent
-HOLD = "import sys, time, pathlib; from engine.experiment import occupied\n"
-HOLD += "with occupied(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD = "import os, sys, time, pathlib; from engine.experiment import occupied\n"
+HOLD += "with occupied(pathlib.Path(sys.argv[1])): print(os.getpid(), flush=True); time.sleep(60)"
 
 
 @pytest.fixture
 def other_run(tmp_path):
-    """Another process that is at work in tmp_path."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        yield process
+    """Another process that is at work in tmp_path, and its id."""
+    command = [os.environ["PYTHON_EXEC"], "-c", HOLD, tmp_path]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        yield process, int(process.stdout.readline())
         process.kill()
 
 
@@ -43,8 +44,9 @@ def test_two_runs_cannot_be_at_work_in_one_experiment(tmp_path, other_run):
 
 
 def test_a_run_that_was_killed_is_no_longer_running(tmp_path, other_run):
-    other_run.kill()
-    other_run.wait()
+    process, pid = other_run
+    os.kill(pid, signal.SIGKILL)
+    process.wait()
     assert not is_running(tmp_path)
 
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -48,7 +47,8 @@ def launch(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def start(end: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "engine.launch", "--standalone", "--nproc_per_node=2", "script.py", end]
+        words = ["-m", "engine.launch", "--standalone", "--nproc_per_node=2", "script.py", end]
+        command = [os.environ["PYTHON_EXEC"], *words]
         return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
 
     return start

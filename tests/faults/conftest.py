@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -118,7 +117,7 @@ def start(tmp_path_factory) -> Iterator[Callable[..., Job]]:
 
     def start(*words: object, processes: int = 1, launcher: str = "engine.launch") -> Job:
         start = ["-m", launcher, "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-        command = [sys.executable, *start, *map(str, words)]
+        command = [os.environ["PYTHON_EXEC"], *start, *map(str, words)]
         jobs.append(Job(command, folder / f"{len(jobs)}.log"))
         return jobs[-1]
 
