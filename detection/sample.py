@@ -8,6 +8,8 @@ under one box, `iscrowd` 1); category ids and image ids have gaps. As in COCO, b
 is *visible*: outlines (polygons) where all of an object is, run lengths (RLE) where part is hidden, and for crowds.
 At least half of every object is visible.
 
+The `easy` style, which the demo uses, has three classes, at most three large shapes in an image, and no crowds.
+
 Each image depends on the seed, its split and its position only, so a larger set begins with the images of a smaller
 one; equal versions of NumPy and Pillow give equal bytes.
 """
@@ -70,6 +72,26 @@ SHAPES = {
 }
 
 
+class Style(NamedTuple):
+    """What the images of a set show."""
+
+    shapes: dict[str, Shape]
+    most_objects: int  # in an image
+    small: float  # share of objects that are drawn small, 8 to 13% of the image's side
+    empty: float  # share of images without objects
+    crowds: float  # share of images with a crowd
+
+
+STYLES = {
+    "full": Style(SHAPES, most_objects=5, small=0.12, empty=0.04, crowds=0.06),
+    # For the demo: a small detector learns it in two minutes on one core.
+    "easy": Style(
+        {name: SHAPES[name]._replace(diameters=(0.35, 0.65)) for name in ("circle", "square", "triangle")},
+        most_objects=3, small=0.0, empty=0.04, crowds=0.0,
+    ),
+}  # fmt: skip
+
+
 # ---- one image -----------------------------------------------------------------------------------
 
 
@@ -89,18 +111,18 @@ def _place(shape: Shape, diameter: float, centre: np.ndarray, rng: Generator) ->
     return shape.outline * [stretch, 1 / stretch] @ turn * (diameter / 2) + centre
 
 
-def _object(side: int, rng: Generator) -> Thing:
-    shape = list(SHAPES.values())[rng.integers(len(SHAPES))]
+def _object(style: Style, side: int, rng: Generator) -> Thing:
+    shape = list(style.shapes.values())[rng.integers(len(style.shapes))]
     low, high = np.log(shape.diameters)
     diameter = side * np.exp(rng.uniform(low, high))
-    if rng.random() < 0.12:
+    if rng.random() < style.small:
         diameter = side * rng.uniform(0.08, 0.13)
     return Thing(shape.category_id, [_place(shape, diameter, rng.uniform(0.06, 0.94, 2) * side, rng)], False)
 
 
-def _crowd(side: int, rng: Generator) -> Thing:
+def _crowd(style: Style, side: int, rng: Generator) -> Thing:
     """A heap of eight to fourteen small shapes of one class."""
-    shape = list(SHAPES.values())[rng.integers(len(SHAPES))]
+    shape = list(style.shapes.values())[rng.integers(len(style.shapes))]
     middle = rng.uniform(0.25, 0.75, 2) * side
     spread = rng.uniform(0.06, 0.1, 2) * side
     return Thing(
@@ -127,24 +149,24 @@ def _full_area(outlines: list[Outline]) -> float:
     return sum(abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2 for x, y in (o.T for o in outlines))
 
 
-def _arrange(side: int, rng: Generator) -> tuple[list[Thing], np.ndarray]:
+def _arrange(style: Style, side: int, rng: Generator) -> tuple[list[Thing], np.ndarray]:
     """Choose what an image shows.
 
     Returns the things, back to front, and the map of which one is visible in each pixel of the fine canvas
     (its position + 1; 0 is the ground)."""
     kind = rng.random()
-    if kind < 0.04:
+    if kind < style.empty:
         wanted = []
-    elif kind < 0.10:
+    elif kind < style.empty + style.crowds:
         wanted = [_crowd] + [_object] * int(rng.integers(1, 4))
     else:
-        wanted = [_object] * int(rng.integers(1, 6))
+        wanted = [_object] * int(rng.integers(1, style.most_objects + 1))
 
     things: list[Thing] = []
     visible = np.zeros((side * FINE, side * FINE), np.uint8)
     for make in wanted:
         for _ in range(20):  # a full image may have no room for one more
-            thing = make(side, rng)
+            thing = make(style, side, rng)
             candidate = np.where(_fill(thing.outlines, side), len(things) + 1, visible).astype(np.uint8)
             areas = np.bincount(candidate.ravel(), minlength=len(things) + 2)[1:] / FINE**2
             full = [_full_area(t.outlines) for t in [*things, thing]]
@@ -278,11 +300,18 @@ def _is_finished(root: Path, split: str, info: dict) -> bool:
     return found["info"] == info and images_dir.is_dir() and file_names <= set(os.listdir(images_dir))
 
 
-def generate(root: str | Path, seed: int = 0, num_train: int = 600, num_val: int = 150, image_size: int = 128) -> Path:
+def generate(
+    root: str | Path,
+    seed: int = 0,
+    num_train: int = 600,
+    num_val: int = 150,
+    image_size: int = 128,
+    style: str = "full",
+) -> Path:
     """Draw the sample set into root/images/{train,val} and root/annotations/instances_{train,val}.json.
 
-    image_size: side of the square images in pixels, 32 or more. Does nothing where the same set already lies
-    finished: the annotations are written last, so a set that was interrupted is drawn again.
+    image_size: side of the square images in pixels, 32 or more. style: a key of STYLES. Does nothing where the same
+    set is already finished: the annotations are written last, so a set that was interrupted is drawn again.
     Returns the root. Raises ValueError for a number out of range, FileExistsError if other annotations are there; then
     nothing is drawn."""
     for name, number, least in (("seed", seed, 0), ("num_train", num_train, 1), ("num_val", num_val, 1)):
@@ -292,6 +321,8 @@ def generate(root: str | Path, seed: int = 0, num_train: int = 600, num_val: int
         raise ValueError(f"image_size {image_size}: expected 32 or more pixels, smaller shapes cannot be told apart")
     root = Path(root)
     recipe = {"description": DESCRIPTION, "version": VERSION, "seed": seed, "image_size": image_size}
+    if style != "full":
+        recipe["style"] = style
     infos = {"train": recipe | {"num_images": num_train}, "val": recipe | {"num_images": num_val}}
     for split in [split for split, info in infos.items() if not _is_finished(root, split, info)]:
         _draw_split(root, split, infos[split])
@@ -304,14 +335,14 @@ def _draw_split(root: Path, split: str, info: dict) -> None:
     images_dir.mkdir(parents=True, exist_ok=True)
     annotations_path.parent.mkdir(parents=True, exist_ok=True)
 
-    side, split_number = info["image_size"], ("train", "val").index(split)
+    side, split_number, style = info["image_size"], ("train", "val").index(split), STYLES[info.get("style", "full")]
     images, annotations = [], []
     bar = {"desc": f"drawing {split} images", "unit": "image", "leave": False, "disable": None}  # not into a file
     for index in tqdm(range(info["num_images"]), **bar):
         rng = np.random.default_rng((info["seed"], split_number, index))
         image_id = 3 * index + 1 + split_number  # gaps, and no id in both splits
         file_name = f"{image_id:06d}.jpg"
-        things, visible = _arrange(side, rng)
+        things, visible = _arrange(style, side, rng)
         _paint(things, side, rng).save(images_dir / file_name, quality=92)
         images.append({"id": image_id, "file_name": file_name, "width": side, "height": side, "license": 1})
         for number, thing in enumerate(things, start=1):
@@ -324,7 +355,7 @@ def _draw_split(root: Path, split: str, info: dict) -> None:
         "images": images,
         "annotations": annotations,
         "categories": [
-            {"id": shape.category_id, "name": name, "supercategory": "shape"} for name, shape in SHAPES.items()
+            {"id": shape.category_id, "name": name, "supercategory": "shape"} for name, shape in style.shapes.items()
         ],
     }
     unfinished = annotations_path.with_suffix(".tmp")
@@ -344,6 +375,9 @@ def main() -> None:
     parser.add_argument("--num-train", type=int, default=600, help="training images")
     parser.add_argument("--num-val", type=int, default=150, help="validation images")
     parser.add_argument("--image-size", type=int, default=128, help="side of the square images in pixels")
+    parser.add_argument(
+        "--style", choices=tuple(STYLES), default="full", help="easy: three classes, few and large shapes"
+    )
     arguments = parser.parse_args()
     try:
         generate(**vars(arguments))
