@@ -1,13 +1,13 @@
 """Run a grid of experiments, see how far it is, and set its scores side by side.
 
-    python -m ablation.grid run    configs/grid_coco.yaml [--only 'ResNet50Backbone_B x fpn'] [--seeds 0,1,2]
+    python -m ablation.grid run    configs/grid_coco.yaml [--only 'ResNet50Backbone_B x fpn'] [--parallel 2]
     python -m ablation.grid submit configs/grid_coco.yaml [--max-running 4] [--after-smoke] [--dry-run]
     python -m ablation.grid status configs/grid_coco.yaml
     python -m ablation.grid table  configs/grid_coco.yaml [options of ablation.compare]
 
-`run` works through what is missing, goes on with what was interrupted, skips what is finished, and goes on after a
-cell fails, unless row after row fails of the same bad input. A run that is stale (its recipe, data or code is another
-now) is left alone unless --rerun-stale is given.
+`run` works through what is missing, on a CPU with several runs at a time, goes on with what was interrupted, skips what
+is finished, and goes on after a cell fails, unless row after row fails of the same bad input. A run that is stale (its
+recipe, data or code is another now) is left alone unless --rerun-stale is given.
 `submit` sends all that to Slurm, as one array job (ablation/slurm.py, sbatch/grid.sbatch).
 """
 
