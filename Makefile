@@ -1,7 +1,7 @@
 # make demo   set up, then train a small grid of detectors on a drawn data set and compare them (2 CPU cores will do)
 # make test   set up, then lint and run every test
 # make stress kill small runs fifty times and see that nothing is lost (about 15 minutes)
-# make bench  every benchmark beside its peers, one thread, and all their ratios (about 9 minutes)
+# make bench  every benchmark beside its peers, one thread, and all their ratios (about 15 minutes)
 # make setup  only the virtual environment in .venv
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test lint stress bench setup
-BENCHMARKS := evaluation postprocess loss data_pipeline training_step onnx scaling gpu
+BENCHMARKS := evaluation postprocess loss data_pipeline training_step onnx scaling threads gpu
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.installed

@@ -45,7 +45,7 @@ from engine.compute.precision import Precision, autocast, resolve_precision
 from engine.config import Config
 from engine.experiment import shown_score
 from engine.loading import load_exactly
-from engine.logbook import append_metrics, draw_curves, logger, progress_bar, rewind_metrics
+from engine.logbook import append_metrics, draw_curves, logger, rewind_metrics, training_bar
 from engine.optim import (
     STATES_PER_WEIGHT,
     OptimConfig,
@@ -234,8 +234,9 @@ def fit(
         run.resume()
     begin()
     run.announce()
-    state, total_steps = run.state, config.epochs * run.steps_per_epoch
-    with run.stop.noted(), progress_bar(total=total_steps, initial=state.step, unit="step", smoothing=0.02) as bar:
+    state = run.state
+    bar = training_bar(experiment, state.step, run.steps_per_epoch, config.epochs, task.metrics[0])
+    with run.stop.noted(), bar:
         for epoch in range(run.epochs_done, config.epochs):
             bar.set_description(f"epoch {epoch + 1}/{config.epochs}", refresh=False)
             line = state.line = state.line or run.train_epoch(epoch, bar)

@@ -1,13 +1,13 @@
 """Run a grid of experiments, see how far it is, and set its scores side by side.
 
-    python -m ablation.grid run    configs/grid_coco.yaml [--only 'ResNet50Backbone_B x fpn'] [--seeds 0,1,2]
+    python -m ablation.grid run    configs/grid_coco.yaml [--only 'ResNet50Backbone_B x fpn'] [--parallel 2]
     python -m ablation.grid submit configs/grid_coco.yaml [--max-running 4] [--after-smoke] [--dry-run]
     python -m ablation.grid status configs/grid_coco.yaml
     python -m ablation.grid table  configs/grid_coco.yaml [options of ablation.compare]
 
-`run` works through what is missing, goes on with what was interrupted, skips what is finished, and goes on after a
-cell fails, unless row after row fails of the same bad input. A run that is stale (its recipe, data or code is another
-now) is left alone unless --rerun-stale is given.
+`run` works through what is missing, on a CPU with several runs at a time, goes on with what was interrupted, skips what
+is finished, and goes on after a cell fails, unless row after row fails of the same bad input. A run that is stale (its
+recipe, data or code is another now) is left alone unless --rerun-stale is given.
 `submit` sends all that to Slurm, as one array job (ablation/slurm.py, sbatch/grid.sbatch).
 """
 
@@ -21,7 +21,7 @@ import torch
 
 from ablation import compare, slurm
 from ablation.plan import Grid, Job, read_cells, read_grid, state_of
-from ablation.runner import is_wanted, one_at_a_time, run
+from ablation.runner import default_parallel, is_wanted, one_at_a_time, run
 from engine.command import RunError, positive, run_command
 
 
@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="run|submit|status|table")
     for name, do, text in (
-        ("run", run_grid, "train what is missing, one after the other"),
+        ("run", run_grid, "train what is missing, several runs at a time on a CPU"),
         ("submit", submit_grid, "have Slurm train what is missing, as one array job, and then write the table"),
         ("status", print_status, "how far each cell is"),
         ("table", print_table, "the scores side by side"),
@@ -57,6 +57,11 @@ def parse_arguments() -> argparse.Namespace:
         if name in ("run", "submit"):
             action.add_argument("--rerun-stale", action="store_true", help="train stale cells anew")
         if name == "run":
+            action.add_argument(
+                "--parallel", type=positive, metavar="N",
+                help="runs at a time; they share cores and GPUs (default: on a CPU one per core, with one thread each "
+                "and at least 2 GiB of memory; with GPUs or a --launcher 1)",
+            )  # fmt: skip
             add_launcher(action)
         if name == "submit":
             action.add_argument("--max-running", type=positive, metavar="N", help="tasks at a time (default: no limit)")
@@ -89,13 +94,14 @@ def seed_list(text: str) -> Sequence[int]:
     return [int(part) for part in text.split(",")]
 
 
-# ---- here, one after the other -----------------------------------------------------------------------------
+# ---- on this machine ---------------------------------------------------------------------------------------
 
 
 def run_grid(arguments: argparse.Namespace) -> None:
-    """Train every job that is not done, one after the other. Raises RunError at the end if any has failed."""
+    """Train every job that is not done. Raises RunError at the end if any has failed."""
     jobs = read_grid(arguments.grid).select(arguments.only, arguments.seeds)
-    states = run(jobs, arguments.experiments, arguments.rerun_stale, arguments.launcher)
+    parallel = arguments.parallel or default_parallel(arguments.launcher)
+    states = run(jobs, arguments.experiments, arguments.rerun_stale, arguments.launcher, parallel)
     kinds = [state.kind for state in states.values()]
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
     bad: dict[str, list[str]] = {}

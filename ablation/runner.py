@@ -1,62 +1,105 @@
-"""Training the runs of a grid on this machine, one after the other, each as a command of its own."""
+"""Training the runs of a grid on this machine, one or several at a time, each as a command of its own."""
 
 import fcntl
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
-from types import FrameType
 
+from ablation.child import Child, passed_on_to, say
 from ablation.plan import Job, State, claimed, last_error, last_of_each, read_cells, remember, state_of, was_stopped
 from engine.checkpoint import list_checkpoints
 from engine.command import INTERRUPTED, STOPPED, RunError
+from engine.compute.machine import memory_limit, usable_cores, visible_gpus
 from engine.experiment import new_experiment
-from engine.signals import SIGNALS, Stopped
+from engine.signals import Stopped
 
 BAD_INPUT = 2  # the exit code that says so
+POLL_SECONDS = 0.1  # between two looks at the processes
+MEMORY_PER_RUN = 2 * 2**30  # bytes, for the default number of runs at a time
 SMOKE_SECONDS = 60  # that a smoke test trains
 SMOKE_LIMIT_SECONDS = 900  # within which it must have come to a checkpoint
 
 
-def run(jobs: Sequence[Job], experiments: Path, rerun_stale: bool, launcher: Sequence[str]) -> dict[Job, State]:
-    """Train every job that is not done; returns how far each is then.
+def run(
+    jobs: Sequence[Job], experiments: Path, rerun_stale: bool, launcher: Sequence[str], parallel: int = 1
+) -> dict[Job, State]:
+    """Train every job that is not done, at most `parallel` at a time; return the state of each afterwards.
 
-    Two of one row in a row that end with the same bad input put the rest of that row off to the end.
-    Raises ValueError where another row, or the rest of the only one left, would go the same way; KeyboardInterrupt or
-    Stopped if one was interrupted."""
-    states, waiting, alike = {}, list(jobs), []
-    while waiting:
-        job = waiting.pop(0)
-        heading = f"[{len(jobs) - len(waiting)}/{len(jobs)}] {job.name}"
-        with ExitStack() as stack:
-            with one_at_a_time(experiments):  # two grids that start at once do not choose the same cell
-                state = state_of(job, read_cells(experiments))
-                wanted = is_wanted(state, rerun_stale)
-                if wanted:
-                    experiment = choose_experiment(job, state, experiments)
-                    stack.enter_context(claimed(experiment))
-            if wanted:
-                print(f"{heading}: {experiment}", flush=True)
-                code = train(job, experiment, launcher)
-            else:
-                print(f"{heading}: {state.kind}, {state.experiment} ({state.detail})", flush=True)
-        states[job] = state_of(job, read_cells(experiments))
-        if wanted and code == BAD_INPUT:
-            reason = states[job].detail
-            alike = [*(other for other in alike if states[other].detail == reason), job]
-        elif wanted:
-            alike = []
-        if wanted and len(alike) > 1:
-            if len({other.row for other in alike}) > 1 or all(other.row == job.row for other in waiting):
-                left = f", and {len(waiting)} more were not started, for they would too" * bool(waiting)
-                raise ValueError(f"{len(alike)} runs in a row failed alike{left}; mend it and call again: {reason}")
-            waiting.sort(key=lambda other: other.row == job.row)  # is it the row?
+    If two runs of a row fail in a row with the same bad input, the rest of that row is put off to the end.
+    Raises ValueError if another row, or the rest of the only one left, fails the same way; KeyboardInterrupt or Stopped
+    if a signal asked to end. In both cases no run is left behind: those at work end first."""
+    cells = read_cells(experiments)
+    missing = [job for job in jobs if is_wanted(state_of(job, cells), rerun_stale)]
+    slots = range(min(parallel, len(missing)) or 1)
+    waiting, running, states, alike, give_up = list(jobs), {}, {}, [], ""
+    with supervised(running) as signals:
+        while True:
+            if waiting and len(running) < len(slots) and not signals and not give_up:
+                job = waiting.pop(0)
+                heading = f"[{len(jobs) - len(waiting)}/{len(jobs)}] {job.name}"
+                states[job], experiment, claim = claim_experiment(job, experiments, rerun_stale)
+                if experiment is None:
+                    say(f"{heading}: {outcome(states[job])}")
+                    continue
+                say(f"{heading}: {experiment}")
+                slot = min({*slots} - running.keys())
+                running[slot] = Child(job, heading, experiment, claim, launcher, slot, len(slots))
+                if signals:  # one may have come before the process could get it
+                    running[slot].process.terminate()
+                continue
+            if not running:
+                break
+            time.sleep(POLL_SECONDS)
+            for slot in [slot for slot, child in running.items() if child.has_ended()]:
+                child = running.pop(slot)
+                code, job = child.close(asked_to_end=bool(signals)), child.job
+                states[job] = state_of(job, read_cells(experiments))
+                if len(slots) > 1:
+                    say(f"{child.heading}: {outcome(states[job])}")
+                if code in (INTERRUPTED, -signal.SIGINT) and not signals:  # the signal came to the child alone
+                    signals.append(signal.SIGINT)
+                    terminate(running.values())
+                alike = [other for other in alike if states[other].detail == states[job].detail]
+                alike = [*alike, job] if code == BAD_INPUT else []
+                if len(alike) > 1 and not give_up:
+                    give_up = reason_to_give_up(alike, waiting, states[job].detail)
+                    waiting.sort(key=lambda other: other.row == job.row)  # the other rows may be good
+    if signal.SIGINT in signals:
+        stopped = [f"in {state.experiment}" for state in states.values() if state.kind == "interrupted"]
+        say(f"\ninterrupted {', '.join(stopped)}; the same command goes on from the last checkpoint")
+        raise KeyboardInterrupt
+    if signals:
+        raise Stopped(signals[0].name)
+    if give_up:
+        raise ValueError(give_up)
     return states
+
+
+def default_parallel(launcher: Sequence[str]) -> int:
+    """Return how many runs to train at a time: with GPUs or a launcher one, else one per core and 2 GiB of memory."""
+    if list(launcher) != [sys.executable] or visible_gpus():
+        return 1
+    return max(1, int(min(usable_cores(), memory_limit() / MEMORY_PER_RUN)))
+
+
+def outcome(state: State) -> str:
+    """'done, experiments/experiment_1 (mAP 0.5000)'."""
+    return f"{state.kind}, {state.experiment} ({state.detail})"
+
+
+def reason_to_give_up(alike: Sequence[Job], waiting: Sequence[Job], detail: str) -> str:
+    """Return why no more jobs are started after those in `alike` failed with the same bad input; '' if they are."""
+    rows = {job.row for job in alike}
+    if len(rows) == 1 and not all(job.row in rows for job in waiting):
+        return ""
+    left = f", and {len(waiting)} more were not started" if waiting else ""
+    return f"{len(alike)} runs in a row failed alike{left}; fix the cause and run the same command again: {detail}"
 
 
 def is_wanted(state: State, rerun_stale: bool) -> bool:
@@ -74,6 +117,18 @@ def one_at_a_time(experiments: Path) -> Iterator[None]:
         yield
 
 
+def claim_experiment(job: Job, experiments: Path, rerun_stale: bool) -> tuple[State, Path | None, ExitStack]:
+    """Return the state of a job and, if it is to be trained, its experiment and what holds that until it is closed."""
+    claim = ExitStack()
+    with one_at_a_time(experiments):  # two grids that start at once do not choose the same cell
+        state = state_of(job, read_cells(experiments))
+        if not is_wanted(state, rerun_stale):
+            return state, None, claim
+        experiment = choose_experiment(job, state, experiments)
+        claim.enter_context(claimed(experiment))
+    return state, experiment, claim
+
+
 def choose_experiment(job: Job, state: State, experiments: Path) -> Path:
     """Where to train a job: where it was interrupted or failed, else in a new experiment, which remembers the job."""
     goes_on = state.kind in ("interrupted", "failed")
@@ -83,46 +138,22 @@ def choose_experiment(job: Job, state: State, experiments: Path) -> Path:
     return experiment
 
 
-def train(job: Job, experiment: Path, launcher: Sequence[str]) -> int:
-    """Train a job into its experiment, or go on there; returns the exit code.
-
-    Raises KeyboardInterrupt or Stopped if a signal came meanwhile, which the run has had as well."""
-    process = subprocess.Popen(job.command(experiment, launcher))
-    with passed_on_to(process) as signals:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # a terminal tells both, `kill -INT` does not; let the other end in its own time
-            process.terminate()
-            process.wait()
-            code = INTERRUPTED
-    if signals:
-        raise Stopped(signals[0].name)
-    if code in (INTERRUPTED, -signal.SIGINT):
-        print(f"\ninterrupted in {experiment}; the same command goes on from its last checkpoint", flush=True)
-        raise KeyboardInterrupt
-    if code > 0 and not was_stopped(experiment) and not last_error(experiment):  # before it could write to its own log
-        with open(experiment / "train.log", "a", encoding="utf-8") as log:
-            moment = datetime.now().isoformat(sep=" ", timespec="seconds")
-            log.write(f"{moment} ERROR error: exit code {code} without a word in train.log; see the terminal\n")
-    return code
-
-
 @contextmanager
-def passed_on_to(process: subprocess.Popen) -> Iterator[list[signal.Signals]]:
-    """Inside, all signals that ask to end but Ctrl-C go to `process`; yields the list of those that have come."""
-    came: list[signal.Signals] = []
+def supervised(running: dict[int, Child]) -> Iterator[list[signal.Signals]]:
+    """Inside, signals go to all that run, as by `passed_on_to`; after an exception all are ended and waited for."""
+    with passed_on_to(lambda: [child.process for child in running.values()]) as signals:
+        try:
+            yield signals
+        finally:
+            terminate(running.values())
+            for child in running.values():
+                child.close(asked_to_end=True)
 
-    def pass_on(number: int, _: FrameType | None) -> None:
-        came.append(signal.Signals(number))
-        process.send_signal(number)
 
-    heeded = {*SIGNALS} - {signal.SIGINT} - {number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN}
-    before = {number: signal.signal(number, pass_on) for number in heeded}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def terminate(children: Iterable[Child]) -> None:
+    """Ask them to save and end."""
+    for child in children:
+        child.process.terminate()
 
 
 def try_out(job: Job, folder: Path, launcher: Sequence[str]) -> None:
@@ -132,7 +163,7 @@ def try_out(job: Job, folder: Path, launcher: Sequence[str]) -> None:
     overrides = last_of_each([*job.overrides, "train.checkpoint_every_steps=10"])  # a checkpoint shows that it trains
     process = subprocess.Popen(replace(job, overrides=overrides).command(folder, launcher))
     began, seconds, told = time.monotonic(), 0.0, False
-    with passed_on_to(process) as signals:
+    with passed_on_to(lambda: [process]) as signals:
         while process.poll() is None:
             seconds = time.monotonic() - began
             trains = seconds > SMOKE_SECONDS and list_checkpoints(folder / "checkpoints")

@@ -10,6 +10,7 @@ experiments/experiment_7/
   detections.json  detections.png  examples/    the same for people and other programs (names are the task's)
   cell.json         which place of which grid this is, if a grid started it
   checkpoints/  running.lock                    git-ignored, as is what trackers keep: tensorboard/  wandb/
+  status.json  output.log                       git-ignored: where a run is while it trains; what it printed
 """
 
 import fcntl

@@ -2,17 +2,22 @@
 
 Messages go through the standard logging module; on the terminal they pass above tqdm's progress bars.
 metrics.jsonl has one line per epoch, units in the key names; metrics.csv is the same as a table, for spreadsheets.
+status.json says where within an epoch a run is, for other programs; it exists while the run trains.
 """
 
 import csv
 import io
 import json
 import logging
+import math
 import os
+import platform
 import re
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,7 @@ from engine.charts import save_chart
 from engine.storage.files import write_text, writing
 
 logger = logging.getLogger("workbench")
+STATUS_SECONDS = 1  # at least, between two writes of status.json
 STOPPED = "stopped: "  # begins the last message of a run that was asked to end, and has saved
 
 
@@ -70,11 +76,60 @@ class _Lines:
             sys.stderr.flush()
 
 
-def progress_bar(steps: Iterable | None = None, **options: Any) -> tqdm:
+def progress_bar(steps: Iterable | None = None, bar_class: type[tqdm] = tqdm, **options: Any) -> tqdm:
     """tqdm over `steps` on rank 0, silent on the others; where the output is a file, a line a minute."""
     minutely = {"file": _Lines(), "delay": 60, "mininterval": 60, "maxinterval": 120, "leave": False}
     options = ({"dynamic_ncols": True} if sys.stderr.isatty() else minutely) | options
-    return tqdm(steps, disable=not distributed.is_main(), **options)
+    return bar_class(steps, disable=not distributed.is_main(), **options)
+
+
+def training_bar(experiment: Path, step: int, steps_per_epoch: int, epochs: int, metric: str) -> tqdm:
+    """Return the progress bar of a training run, which also keeps status.json on rank 0.
+
+    step: optimizer steps done before this start. metric: name of the score that judges the run."""
+    total = steps_per_epoch * epochs
+    bar = progress_bar(bar_class=_TrainingBar, total=total, initial=step, unit="step", smoothing=0.02)
+    bar.path, bar.steps_per_epoch, bar.epochs, bar.metric = experiment / "status.json", steps_per_epoch, epochs, metric
+    return bar
+
+
+class _TrainingBar(tqdm):
+    """A progress bar that writes status.json at most once a second, and deletes it at the end."""
+
+    written = -math.inf
+
+    def update(self, n: float = 1) -> bool | None:
+        shown = super().update(n)
+        if not self.disable and time.monotonic() - self.written >= STATUS_SECONDS:
+            self.written = time.monotonic()
+            status = {
+                "state": "running",
+                "step": self.n,
+                "total_steps": self.total,
+                "epoch": math.ceil(self.n / self.steps_per_epoch),
+                "epochs": self.epochs,
+                "metric": self.metric,
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            with suppress(OSError):  # no run ends because its progress cannot be shown
+                write_text(self.path, json.dumps(status) + "\n", sync=False)
+        return shown
+
+    def close(self) -> None:
+        if not self.disable:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+        super().close()
+
+
+def read_status(experiment: Path) -> dict | None:
+    """Return what status.json says, None if the run is not training."""
+    try:
+        return json.loads((experiment / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a power failure can leave it empty
+        return None
 
 
 def append_metrics(experiment: Path, line: dict) -> None:

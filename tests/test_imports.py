@@ -52,7 +52,8 @@ FLOORS = (
         "ablation.tables", "ablation.plan", "ablation.plots", "ablation.page", "ablation.report",
         "ablation.uncertainty",
     },
-    {"ablation.compare", "ablation.runner"},
+    {"ablation.compare", "ablation.child"},
+    {"ablation.runner"},
     {"ablation.slurm"},
     {"ablation.grid"},
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What this process may use of the machine that it runs on: cores and memory, as far as Linux tells.
+"""What this process may use of the machine that it runs on: cores and memory, as far as Linux tells, and GPUs.
 
 A container or a Slurm job sees all of its node's cores and memory, and is held to less: by its affinity, and by the
 limits of its control group (cgroup, of version 1 or 2) and of the groups that this one is in.
@@ -22,6 +22,14 @@ def usable_cores() -> float:
     version_1 = zip(_limits("cpu.cfs_quota_us"), _limits("cpu.cfs_period_us"), strict=True)
     quotas += [float(quota) / float(period) for quota, period in version_1 if float(quota) > 0]
     return min([may_run_on, *quotas])
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that torch can use here, as CUDA_VISIBLE_DEVICES names them."""
+    import torch  # takes seconds, and not every caller needs it
+
+    count, names = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names.split(",")[:count] if names else [str(index) for index in range(count)]
 
 
 def memory_limit() -> int:

@@ -22,26 +22,28 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: cannot be written: {reason}") from error
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object], sync: bool = True) -> None:
     """Have `write` fill a file that takes the place of `path` when it is complete and on the disk.
 
-    A process killed at any byte leaves the previous file. Raises OSError naming `path`."""
+    A process killed at any byte leaves the previous file. Raises OSError naming `path`.
+    sync: wait for the disk; without it a power failure may leave an empty file."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):
             with open(temporary, "w+b") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, sync: bool = True) -> None:
     """`write_whole` of a text in UTF-8."""
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, lambda file: file.write(text.encode()), sync)
 
 
 def file_sha256(path: Path) -> str:

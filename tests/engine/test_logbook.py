@@ -1,15 +1,21 @@
 """engine/logbook.py: metrics come back, can be rewound, and are drawn."""
 
+import json
+import os
+
 import pytest
 
+from engine import logbook
 from engine.logbook import (
     append_metrics,
     draw_curves,
     logger,
     progress_bar,
     read_metrics,
+    read_status,
     rewind_metrics,
     start_logging,
+    training_bar,
 )
 
 
@@ -43,6 +49,40 @@ def test_a_bar_in_a_log_file_waits_a_minute_before_it_says_anything(capsys):
     for _ in progress_bar(range(5)):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_says_in_status_json_where_it_is_while_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(logbook, "STATUS_SECONDS", 0)
+    with training_bar(tmp_path, step=9, steps_per_epoch=10, epochs=3, metric="mAP") as bar:
+        assert read_status(tmp_path) is None
+        bar.update()
+        assert read_status(tmp_path)["epoch"] == 1  # its last step
+        bar.update()
+        status = json.loads((tmp_path / "status.json").read_text())
+    del status["host"], status["updated"]
+    assert status == {
+        "state": "running", "step": 11, "total_steps": 30, "epoch": 2, "epochs": 3, "metric": "mAP", "pid": os.getpid()
+    }  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_status_is_not_written_at_every_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(logbook, "STATUS_SECONDS", 1000)
+    with training_bar(tmp_path, step=0, steps_per_epoch=10, epochs=1, metric="mAP") as bar:
+        bar.update()
+        bar.update()
+        assert read_status(tmp_path)["step"] == 1
+
+
+def test_a_status_that_cannot_be_written_ends_no_run(tmp_path):
+    with training_bar(tmp_path / "gone", step=0, steps_per_epoch=10, epochs=1, metric="mAP") as bar:
+        bar.update()
+    assert bar.n == 1
+
+
+def test_a_status_cut_by_a_power_failure_says_nothing(tmp_path):
+    (tmp_path / "status.json").touch()
+    assert read_status(tmp_path) is None
 
 
 def test_metrics_come_back_in_order(experiment):

@@ -55,3 +55,16 @@ def test_a_quota_of_version_1_may_be_none(cgroups):
 
 def test_free_memory_is_a_part_of_the_machines():
     assert 0 < machine.free_memory() <= MEMORY
+
+
+@pytest.mark.parametrize(
+    ("variable", "count", "expected"),
+    [(None, 2, ["0", "1"]), ("2,3", 2, ["2", "3"]), ("GPU-a,-1,GPU-b", 1, ["GPU-a"]), ("", 0, []), (None, 0, [])],
+)
+def test_visible_gpus_are_named_as_the_environment_names_them(monkeypatch, variable, count, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    if variable is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert machine.visible_gpus() == expected

@@ -1,0 +1,152 @@
+"""One run of a grid as a process of its own: its environment, its output, its progress line, and signals to it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from ablation.plan import Job, last_error, was_stopped
+from engine.command import INTERRUPTED
+from engine.compute.machine import usable_cores, visible_gpus
+from engine.experiment import shown_score
+from engine.logbook import STATUS_SECONDS, progress_bar, read_metrics, read_status
+from engine.signals import SIGNALS
+
+
+class Child:
+    """A job at work in its experiment.
+
+    Alone it has the terminal and all threads. Beside others its output goes to output.log, and a progress line shows
+    how far it is."""
+
+    def __init__(
+        self, job: Job, heading: str, experiment: Path, claim: ExitStack, launcher: Sequence[str], slot: int, slots: int
+    ) -> None:
+        """claim: closed when the run has ended. slot: which of the `slots` runs at a time this is."""
+        self.job, self.heading, self.experiment, self.claim = job, heading, experiment, claim
+        self.output = experiment / "output.log" if slots > 1 else None
+        self.progress = RunProgress(job.name, experiment, slot) if slots > 1 else None
+        (experiment / "status.json").unlink(missing_ok=True)  # of an earlier start that was killed
+        command = job.command(experiment, launcher)
+        if self.output is None:
+            self.process = subprocess.Popen(command)
+            return
+        with open(self.output, "wb") as file:
+            self.process = subprocess.Popen(
+                command, env=slot_environment(slot, slots), stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
+
+    def has_ended(self) -> bool:
+        """Look at the process, and show how far it is."""
+        if self.progress:
+            self.progress.update()
+        return self.process.poll() is not None
+
+    def close(self, asked_to_end: bool) -> int:
+        """Wait for the process and let go of the experiment; return the exit code.
+
+        A failure that is not in train.log, such as a wrong argument, is added to it if the run ended by itself."""
+        code = self.process.wait()
+        if self.progress:
+            self.progress.close()
+        told = asked_to_end or code == INTERRUPTED or was_stopped(self.experiment) or last_error(self.experiment)
+        if code > 0 and not told:
+            moment = datetime.now().isoformat(sep=" ", timespec="seconds")
+            with open(self.experiment / "train.log", "a", encoding="utf-8") as log:
+                log.write(f"{moment} ERROR error: exit code {code}{self._last_words()}\n")
+        self.claim.close()
+        return code
+
+    def _last_words(self) -> str:
+        """Return what to add to the exit code of a run that left no error in train.log."""
+        if self.output is None:
+            return " without a word in train.log; see the terminal"
+        lines = [line.strip() for line in self.output.read_text(errors="replace").splitlines() if line.strip()]
+        return f": {lines[-1]}" if lines else " without a word in train.log or output.log"
+
+
+def slot_environment(slot: int, slots: int) -> dict[str, str]:
+    """Return the environment of a run beside others: its share of the cores and GPUs, unless the user has set threads.
+
+    Threads wait passively: by default OpenMP's spin, and take the cores from the other runs. If there are fewer GPUs
+    than runs, all runs see all GPUs."""
+    threads = {"OMP_NUM_THREADS": str(max(1, int(usable_cores() / slots))), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = threads | os.environ
+    gpus = visible_gpus()
+    share = len(gpus) // slots
+    if share:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot * share : (slot + 1) * share])
+    return environment
+
+
+class RunProgress:
+    """The progress line of one run: step, time left, epoch and the score so far."""
+
+    def __init__(self, name: str, experiment: Path, slot: int) -> None:
+        """slot: which line of the terminal, from 0."""
+        self.experiment, self.updated = experiment, 0.0
+        self.bar = progress_bar(desc=name, position=slot, leave=False, unit="step", smoothing=0, postfix="starting")
+
+    def update(self) -> None:
+        """Show how far the run is now, at most every second."""
+        if time.monotonic() - self.updated < STATUS_SECONDS:
+            return
+        self.updated = time.monotonic()
+        status = read_status(self.experiment)
+        if status:
+            if self.bar.total is None:  # at its first step; the time before that says nothing about the time left
+                self.bar.total, self.bar.initial, self.bar.n = status["total_steps"], status["step"], status["step"]
+                self.bar.last_print_n, self.bar.start_t = status["step"], time.time()
+            self.bar.set_postfix_str(self._epoch_and_score(status), refresh=False)
+            self.bar.update(status["step"] - self.bar.n)
+        if sys.stderr.isatty():
+            self.bar.refresh()  # the clock goes on while a run starts or is scored
+
+    def close(self) -> None:
+        """Remove the line."""
+        self.bar.close()
+
+    def _epoch_and_score(self, status: dict) -> str:
+        text, metric = f"epoch {status['epoch']}/{status['epochs']}", status["metric"]
+        with suppress(ValueError):  # a damaged file is reported when the run is read as a whole
+            scores = [line[metric] for line in read_metrics(self.experiment) if metric in line]
+            text += f", {metric} {shown_score(scores[-1])}" if scores else ""
+        return text
+
+
+def say(text: str) -> None:
+    """Print a line above all progress lines."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+@contextmanager
+def passed_on_to(processes: Callable[[], Sequence[subprocess.Popen]]) -> Iterator[list[signal.Signals]]:
+    """Inside, signals that ask to end go to what `processes` returns; yields the list of those that have come.
+
+    Ctrl-C goes on as SIGTERM: a terminal has sent the processes SIGINT already, and a second one would keep them from
+    saving. A second Ctrl-C raises KeyboardInterrupt."""
+    came: list[signal.Signals] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and number in came:
+            raise KeyboardInterrupt
+        came.append(signal.Signals(number))
+        for process in processes():
+            process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heeded}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
