@@ -201,7 +201,8 @@ class Survey(NamedTuple):
     images_dir: Path
     coco: CocoFile | None  # of the records without a defect; None where the file holds no such lists
     files: list[ImageFile]  # in the order of the records
-    defects: list[Defect]
+    defects: list[Defect]  # the data set is refused because of these
+    warnings: list[Defect]  # not refused, but somebody should look
 
 
 # ---- reading and checking an annotation file ----------------------------------------------------------
@@ -229,7 +230,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
     try:
         content = _read_json(annotations_path)
     except DatasetError as error:
-        return Survey(annotations_path, images_dir, None, [], [Defect(annotations_path, "", str(error))])
+        return Survey(annotations_path, images_dir, None, [], [Defect(annotations_path, "", str(error))], [])
 
     defects: list[Defect] = []
 
@@ -267,7 +268,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
             if annotation["image_id"] in known["images"] and annotation["category_id"] in known["categories"]
         ]
     coco = _build(annotations_path, images_dir, short_side, **sound)
-    return Survey(annotations_path, images_dir, coco, files, defects)
+    return Survey(annotations_path, images_dir, coco, files, defects, [])
 
 
 def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:

@@ -51,6 +51,8 @@ def main(words: Sequence[str]) -> None:
         if survey.coco:
             aside = " (records with defects aside)" if survey.defects else ""
             print(f"{shown_path(survey.annotations_path)}: {describe(survey.coco)}{aside}")
+    for warning in (warning for survey in surveys for warning in survey.warnings):
+        print(f"warning: {warning}")
     if arguments.json:
         write_text(arguments.json, json.dumps(report(surveys), indent=2) + "\n")
     if len(defects) == 1:
@@ -129,6 +131,7 @@ def report(surveys: Sequence[Survey]) -> list[dict]:
             "images": str(survey.images_dir),
             "counts": survey.coco and count(survey.coco),
             "defects": [{"file": str(d.file), "record": d.record, "defect": d.what} for d in survey.defects],
+            "warnings": [{"file": str(w.file), "record": w.record, "warning": w.what} for w in survey.warnings],
         }
         for survey in surveys
     ]
