@@ -18,7 +18,7 @@ before anything is trained. What it lets through follows these rules:
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
@@ -78,6 +78,7 @@ class Defect(NamedTuple):
     file: Path  # an annotation file or an image
     record: str  # "images[3] (id 7)", "image id 7"; empty where the file as a whole is meant
     what: str
+    is_warning: bool = False  # somebody should look at it, but it does not keep anybody from training
 
     def __str__(self) -> str:
         return ": ".join(filter(None, [shown_path(self.file), self.record, self.what]))
@@ -98,6 +99,14 @@ def dataset_error(defects: Sequence[Defect]) -> DatasetError:
     if len(defects) > 10:
         lines.append(f"... and {len(defects) - 10} more")
     return DatasetError("\n  ".join(lines))
+
+
+def summarised(warnings: Iterable[Defect]) -> list[str]:
+    """One line for each kind of warning: the first of its kind and how many there are."""
+    kinds: dict[str, list[Defect]] = {}
+    for warning in warnings:
+        kinds.setdefault(warning.what, []).append(warning)
+    return [f"{same[0]}" + f" (the first of {len(same)} such)" * (len(same) > 1) for same in kinds.values()]
 
 
 class ImageRecord(NamedTuple):
@@ -462,9 +471,9 @@ def _has_size(image: dict) -> bool:
     return all(type(side) is int and 0 < side < 2**31 for side in (image.get("width"), image.get("height")))
 
 
-def image_defect(file: ImageFile, what: str) -> Defect:
+def image_defect(file: ImageFile, what: str, is_warning: bool = False) -> Defect:
     """What is wrong with what is in an image's file."""
-    return Defect(file.path, f"image id {file.id!r:.50}", what)
+    return Defect(file.path, f"image id {file.id!r:.50}", what, is_warning)
 
 
 # ---- the images on the disk ---------------------------------------------------------------------------

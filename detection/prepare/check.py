@@ -14,7 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data import DatasetError
-from detection.annotations import DataConfig, Survey, count, describe, pair_defects, shown_path, survey_coco
+from detection.annotations import (
+    DataConfig,
+    Survey,
+    count,
+    describe,
+    pair_defects,
+    shown_path,
+    summarised,
+    survey_coco,
+)
 from detection.prepare.images import with_bar
 from detection.prepare.layouts import HALVES, find_layout, image_folder
 from detection.prepare.processes import usual_count
@@ -42,7 +51,8 @@ def main(words: Sequence[str]) -> None:
             next(s for s in surveys if s.annotations_path == defect.file).defects.append(defect)
     for survey in surveys:
         images = with_bar(survey.files, arguments.workers, survey.annotations_path.name)
-        survey.defects.extend(defect for defect in images if defect)
+        for found in filter(None, images):
+            (survey.warnings if found.is_warning else survey.defects).append(found)
 
     defects = [defect for survey in surveys for defect in survey.defects]
     if len(defects) > 1:
@@ -51,7 +61,7 @@ def main(words: Sequence[str]) -> None:
         if survey.coco:
             aside = " (records with defects aside)" if survey.defects else ""
             print(f"{shown_path(survey.annotations_path)}: {describe(survey.coco)}{aside}")
-    for warning in (warning for survey in surveys for warning in survey.warnings):
+    for warning in summarised(warning for survey in surveys for warning in survey.warnings):
         print(f"warning: {warning}")
     if arguments.json:
         write_text(arguments.json, json.dumps(report(surveys), indent=2) + "\n")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 
 def halve(path):
@@ -94,6 +95,18 @@ def test_what_is_wrong_with_a_file_is_said_before_its_images_are_looked_for(fold
     code, printed, errors = check(folder / "annotations.json")
     assert (code, len(errors), printed) == (2, 1, "")
     assert errors[0].startswith(f"error: {folder / 'annotations.json'}: {what}")
+
+
+def test_blank_images_are_counted_and_do_not_fail_the_check(folder, content, check):
+    for name in ("a.png", "more/b.png"):
+        Image.new("L", (40, 30), 7).save(folder / "images" / name)
+    code, printed, errors = check(*write(folder, content), "--json", folder / "report.json")
+    assert (code, errors) == (0, [])
+    (line,) = [line for line in printed.splitlines() if line.startswith("warning: ")]
+    assert str(folder / "images/a.png") in line
+    assert "first of 2" in line
+    (report,) = json.loads((folder / "report.json").read_text())
+    assert [warning["record"] for warning in report["warnings"]] == ["image id 50", "image id 20"]
 
 
 def test_a_single_defect_is_told_by_the_error_itself(folder, content, check):
