@@ -72,7 +72,7 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
     Raises DatasetError for negative values, values that are not finite, and floats whose largest is from 1 to 16."""
     low, high = values.min().item(), values.max().item()
     is_float = values.dtype.kind == "f"
-    if not (0 <= low and high < 2**32) or (is_float and 1 < high < 16):
+    if not (low >= 0 and high < 2**32) or (is_float and 1 < high < 16):
         wanted = "fractions from 0 to 1, or numbers from 0 up to at least 16" if is_float else "numbers from 0 up"
         raise DatasetError(
             f"{8 * values.dtype.itemsize}-bit grey values from {low:g} to {high:g}, expected {wanted}; save the images "

@@ -13,6 +13,7 @@ FLOORS = (
         "engine.charts", "engine.storage.strict_yaml", "engine.storage.files", "engine.statistics.image_statistics",
         "engine.compute.precision", "engine.compute.inference", "engine.compute.machine",
         "detection.network.boxes", "detection.network.necks", "detection.detections", "detection.sample",
+        "detection.plausibility",
         "detection.prepare.processes",
     },
     {

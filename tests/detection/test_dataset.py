@@ -102,7 +102,7 @@ def test_deep_values_of_unknown_scale_are_refused_with_the_cure(folder, values):
 
 def test_swapped_width_and_height_are_called_so(folder):
     coco = one_image(folder, Image.new("L", (30, 40)), (40, 30))
-    with pytest.raises(DatasetError, match="30 x 40 pixels, the annotation file says 40 x 30: .*swapped"):
+    with pytest.raises(DatasetError, match=r"30 x 40 pixels, the annotation file says 40 x 30: .*swapped"):
         read_image(coco, 0)
 
 
