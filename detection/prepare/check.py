@@ -16,6 +16,7 @@ from pathlib import Path
 from data import DatasetError
 from detection.annotations import (
     DataConfig,
+    Defect,
     Survey,
     count,
     describe,
@@ -24,6 +25,7 @@ from detection.annotations import (
     summarised,
     survey_coco,
 )
+from detection.ceiling import ceiling_warning
 from detection.prepare.images import with_bar
 from detection.prepare.layouts import HALVES, find_layout, image_folder
 from detection.prepare.processes import usual_count
@@ -53,6 +55,10 @@ def main(words: Sequence[str]) -> None:
         images = with_bar(survey.files, arguments.workers, survey.annotations_path.name)
         for found in filter(None, images):
             (survey.warnings if found.is_warning else survey.defects).append(found)
+
+    for survey in surveys if len(surveys) == 1 else surveys[1:]:  # nothing is scored on train
+        if not survey.defects and (what := ceiling_warning(survey.coco)):
+            survey.warnings.append(Defect(survey.annotations_path, "", what, is_warning=True))
 
     defects = [defect for survey in surveys for defect in survey.defects]
     if len(defects) > 1:

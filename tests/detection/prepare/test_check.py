@@ -109,6 +109,19 @@ def test_blank_images_are_counted_and_do_not_fail_the_check(folder, content, che
     assert [warning["record"] for warning in report["warnings"]] == ["image id 50", "image id 20"]
 
 
+def test_boxes_without_area_to_score_on_are_a_warning_with_the_highest_score(config, check):
+    root = config.parent / "sample"
+    for half in ("train", "val"):
+        path = root / f"annotations/instances_{half}.json"
+        content = json.loads(path.read_text())
+        empty = {"id": 900, "image_id": content["images"][0]["id"], "category_id": 1, "bbox": [0, 0, 0, 0]}
+        path.write_text(json.dumps(content | {"annotations": [*content["annotations"], empty]}))
+    code, printed, errors = check(root)
+    assert (code, errors) == (0, [])
+    (line,) = [line for line in printed.splitlines() if line.startswith("warning: ")]
+    assert "instances_val.json: 1 boxes without area count as missed: mAP cannot exceed 0." in line
+
+
 def test_a_single_defect_is_told_by_the_error_itself(folder, content, check):
     content["annotations"][0]["category_id"] = 99
     assert check(*write(folder, content))[2] == [
