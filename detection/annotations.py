@@ -410,11 +410,12 @@ def _image_defects(image: dict, images_dir: Path) -> Iterator[str]:
         yield f"width {image['width']!r:.50}, height {image['height']!r:.50}, expected whole numbers above 0{hint}"
     if "file_name" in image and not (isinstance(image["file_name"], str) and _is_unicode(image["file_name"])):
         yield f"file_name {image['file_name']!r:.50}, expected text"
-    elif "file_name" in image and _leads_out(image["file_name"]):
+    elif "file_name" in image and leads_out(image["file_name"]):
         yield f"file_name {image['file_name']!r} leads out of the image folder {images_dir}"
 
 
-def _leads_out(file_name: str) -> bool:
+def leads_out(file_name: str) -> bool:
+    """Return whether a file name names something outside the image folder."""
     path = PurePath(file_name)
     return path.is_absolute() or ".." in path.parts
 
@@ -564,7 +565,7 @@ def _find_files(
     files = []
     for position, record in enumerate(records):
         name = record.get("file_name") if isinstance(record, dict) else None
-        if not isinstance(name, str) or _leads_out(name):
+        if not isinstance(name, str) or leads_out(name):
             continue
         if what := _file_defect(name, images_dir, listings):
             found(f"images[{position}] (id {record.get('id')!r:.50})", f"file_name {name!r}: {what}")

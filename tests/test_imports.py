@@ -37,7 +37,8 @@ FLOORS = (
     },
     {
         "detection.prepare.check", "detection.prepare.shrink", "detection.prepare.labels", "detection.prepare.fetch",
-        "detection.prepare.voc", "detection.prepare.yolo", "detection.prepare.convert", "classification.transforms",
+        "detection.prepare.voc", "detection.prepare.yolo", "detection.prepare.convert", "detection.prepare.split",
+        "classification.transforms",
         "adapters.segmentation_models", "adapters.torchvision_detection",
     },
     {

@@ -27,7 +27,7 @@ from detection.annotations import (
 )
 from detection.ceiling import ceiling_warning
 from detection.prepare.images import with_bar
-from detection.prepare.layouts import HALVES, find_layout, image_folder
+from detection.prepare.layouts import HALVES, Layout, find_data, image_folder, not_split
 from detection.prepare.processes import usual_count
 from engine.config import Config, load_config
 from engine.experiment import table
@@ -126,8 +126,12 @@ def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
     Raises ConfigError for a bad config, DatasetError if no data set is recognised in a folder."""
     source = arguments.source
     if source.is_dir():
-        layout = find_layout(source)
-        return [survey_coco(*layout.paths(half)) for half in HALVES]
+        found = find_data(source)
+        if isinstance(found, Layout):
+            return [survey_coco(*found.paths(half)) for half in HALVES]
+        survey = survey_coco(*found)
+        survey.warnings.append(Defect(found.annotations_path, "", not_split(found), is_warning=True))
+        return [survey]
     if source.suffix.lower() in YAML:
         config = load_config(source, arguments.overrides, DataSection).data
         return [survey_coco(*config.paths(half)) for half in HALVES]

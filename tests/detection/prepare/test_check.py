@@ -160,6 +160,7 @@ def test_the_image_folder_is_found_by_coco_s_layout(config, check, layout):
 
 def test_an_image_folder_that_cannot_be_found_is_asked_for(folder, content, check):
     path, *_ = write(folder, content)
+    (folder / "images").rename(folder / "photos")
     code, _, errors = check(path)
     assert code == 2
     assert errors[0].endswith("no such folder; say where it is by --images")
@@ -168,6 +169,7 @@ def test_an_image_folder_that_cannot_be_found_is_asked_for(folder, content, chec
 def test_a_missing_image_folder_hides_no_bad_record(folder, content, check):
     content["annotations"][0]["category_id"] = 99
     path, *_ = write(folder, content)
+    (folder / "images").rename(folder / "photos")
     code, printed, errors = check(path)
     assert (code, errors) == (2, [f"error: 2 defects in {path}"])
     assert "category_id 99: no such category" in printed
