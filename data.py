@@ -30,6 +30,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from engine import distributed
 from engine.logbook import logger
 from engine.signals import SIGNALS
+from engine.terminal import printable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue, as fractions of full brightness
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -297,13 +298,14 @@ class LabelledImages:
 def read_image(path: Path) -> Image.Image:
     """Decode a file to an upright 8-bit RGB image. Raises DatasetError naming it if that cannot be done."""
     if not path.is_file():
-        raise DatasetError(f"{path}: {'a folder; name the files in it' if path.is_dir() else 'no such file'}")
+        what = "a folder; name the files in it" if path.is_dir() else "no such file"
+        raise DatasetError(f"{printable(str(path))}: {what}")
     try:
         with opened_image(path) as image:
             return as_rgb(ImageOps.exif_transpose(image))
     except DatasetError as error:
         cure = "; get it again, or take it away" if str(error).startswith("cannot be decoded") else ""
-        raise DatasetError(f"{path}: {error}{cure}") from None
+        raise DatasetError(f"{printable(str(path))}: {error}{cure}") from None
 
 
 def digest_of(images: np.ndarray, labels: np.ndarray) -> str:

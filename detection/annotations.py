@@ -29,6 +29,7 @@ from pydantic import Field
 from data import DatasetError
 from detection.plausibility import what_boxes_are
 from engine.config import Config
+from engine.terminal import printable
 
 SHRUNK = "shrunk.json"  # marks a folder of shrunken copies: {"short_side": pixels}
 
@@ -86,8 +87,8 @@ class Defect(NamedTuple):
 
 
 def shown_path(path: Path) -> str:
-    """A path fit for a terminal: quoted where it holds line breaks or bytes that are no text."""
-    return str(path) if str(path).isprintable() else repr(str(path))
+    """A path fit for a terminal."""
+    return printable(str(path))
 
 
 def dataset_error(defects: Sequence[Defect]) -> DatasetError:

@@ -11,7 +11,7 @@ FLOORS = (
     {
         "model", "engine.config", "engine.loading", "engine.distributed", "engine.optim", "engine.signals",
         "engine.charts", "engine.storage.strict_yaml", "engine.storage.files", "engine.statistics.image_statistics",
-        "engine.compute.precision", "engine.compute.inference", "engine.compute.machine",
+        "engine.terminal", "engine.compute.precision", "engine.compute.inference", "engine.compute.machine",
         "detection.network.boxes", "detection.network.necks", "detection.detections", "detection.sample",
         "detection.plausibility",
         "detection.prepare.processes",
