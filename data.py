@@ -30,6 +30,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from engine import distributed
 from engine.logbook import logger
 from engine.signals import SIGNALS
+from engine.terminal import printable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue, as fractions of full brightness
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -49,10 +50,39 @@ class DatasetError(ValueError):
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Grey, CMYK, palette, transparent and 16-bit images as 8-bit RGB."""
-    if image.mode.startswith("I"):  # 16 bits, which convert() would saturate
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    """Return grey, CMYK, palette, transparent and deep images as 8-bit RGB.
+
+    Raises DatasetError, saying why but not where, if an image of 32 bits has values that no rule covers."""
+    if is_deep(image):
+        image = Image.fromarray(to_8_bits(np.asarray(image)))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether an image is grey with more than 8 bits (Pillow's modes I;16, I and F); do not crop it first."""
+    return image.mode.startswith(("I", "F"))
+
+
+def to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Scale a grey image of 16 or 32 bits to 8 bits, by its own largest value, since files do not record their range.
+
+    Whole numbers: the image has as many bits as its largest value needs, at least 8, and the top 8 of these are kept.
+    So 8 bits stored in 16 stay as they are, and 12 bits stored in 16 are divided by 16. Fractions from 0 to 1 are
+    multiplied by 255; other floats are treated as whole numbers.
+    values: (H, W) integers or floats. Returns (H, W) uint8.
+    Raises DatasetError for negative values, values that are not finite, and floats whose largest is from 1 to 16."""
+    low, high = values.min().item(), values.max().item()
+    is_float = values.dtype.kind == "f"
+    if not (low >= 0 and high < 2**32) or (is_float and 1 < high < 16):
+        wanted = "fractions from 0 to 1, or numbers from 0 up to at least 16" if is_float else "numbers from 0 up"
+        raise DatasetError(
+            f"{8 * values.dtype.itemsize}-bit grey values from {low:g} to {high:g}, expected {wanted}; save the images "
+            "with 8 bits, all of them scaled in the same way"
+        )
+    if is_float and high <= 1:
+        return np.rint(values * 255).astype(np.uint8)
+    surplus_bits = max(int(high).bit_length() - 8, 0)
+    return (values.astype(np.int64) >> surplus_bits).astype(np.uint8)
 
 
 @contextlib.contextmanager
@@ -268,12 +298,14 @@ class LabelledImages:
 def read_image(path: Path) -> Image.Image:
     """Decode a file to an upright 8-bit RGB image. Raises DatasetError naming it if that cannot be done."""
     if not path.is_file():
-        raise DatasetError(f"{path}: {'a folder; name the files in it' if path.is_dir() else 'no such file'}")
+        what = "a folder; name the files in it" if path.is_dir() else "no such file"
+        raise DatasetError(f"{printable(str(path))}: {what}")
     try:
         with opened_image(path) as image:
             return as_rgb(ImageOps.exif_transpose(image))
     except DatasetError as error:
-        raise DatasetError(f"{path}: {error}; get it again, or take it away") from None
+        cure = "; get it again, or take it away" if str(error).startswith("cannot be decoded") else ""
+        raise DatasetError(f"{printable(str(path))}: {error}{cure}") from None
 
 
 def digest_of(images: np.ndarray, labels: np.ndarray) -> str:

@@ -39,6 +39,7 @@ from engine.experiment import FREE_FIELDS
 from engine.loading import listed
 from engine.storage.files import write_text
 from engine.storage.strict_yaml import did_you_mean, nearest, shown
+from engine.terminal import printable_lines
 
 LONG_HASH = re.compile("([0-9a-f]{8})[0-9a-f]{56}")
 MOST_DIFFERENCES = 4  # of recipes, in a warning
@@ -138,7 +139,7 @@ def show(comparison: Comparison, arguments: argparse.Namespace) -> None:
         write_text(arguments.output, text)
         print(f"written to {arguments.output}")
     else:
-        sys.stdout.write(text)
+        sys.stdout.write(printable_lines(text))
 
 
 def as_text(comparison: Comparison, arguments: argparse.Namespace) -> str:

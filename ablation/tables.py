@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ablation.records import Cell, Comparison, Difference, with_minus
 from engine.statistics.bootstrap import Interval
+from engine.terminal import printable
 
 # Further columns on request: name -> where it stands in results.json, its heading, how it is written.
 COLUMNS = {
@@ -204,7 +205,7 @@ def to_markdown(table: Table) -> str:
     """A GitHub table with its title above and its notes below."""
 
     def text(value: str) -> str:
-        return value.replace("|", "\\|")
+        return printable(value).replace("|", "\\|")
 
     def cell(i: int, j: int) -> str:
         value = text(with_minus(table.rows[i][j]))
@@ -213,7 +214,7 @@ def to_markdown(table: Table) -> str:
     width = len(table.header)
     lines = [f"### {table.title}", "", "| " + " | ".join(map(text, table.header)) + " |", "|" + " --- |" * width]
     lines += ["| " + " | ".join(cell(i, j) for j in range(width)) + " |" for i in range(len(table.rows))]
-    lines += [""] * bool(table.notes) + [f"- {note}" for note in table.notes]
+    lines += [""] * bool(table.notes) + [f"- {printable(note)}" for note in table.notes]
     return "\n".join(lines) + "\n"
 
 
@@ -228,7 +229,7 @@ def to_latex(table: Table) -> str:
     """A table environment for the booktabs package."""
 
     def text(value: str) -> str:
-        escaped = "".join(LATEX.get(character, character) for character in value)
+        escaped = "".join(LATEX.get(character, character) for character in printable(value))
         return re.sub(r"-(?=\d)", "$-$", escaped).replace(" x ", r" $\times$ ")
 
     def cell(i: int, j: int) -> str:

@@ -30,6 +30,7 @@ from engine.experiment import shown_score
 from engine.logbook import logger
 from engine.storage.files import write_text
 from engine.storage.strict_yaml import ConfigError
+from engine.terminal import printable
 
 LISTED_CLASSES = 50  # printed; of more of them, as many of the worst
 
@@ -70,7 +71,7 @@ def evaluate(words: Sequence[str], device: torch.device) -> None:
     if len(by_class) > len(worst):
         print(f"the {len(worst)} worst of {len(by_class)} classes:")
     for name in worst:
-        print(f"{shown_score(by_class[name]['top1'])}  {name} ({by_class[name]['images']} images)")
+        print(f"{shown_score(by_class[name]['top1'])}  {printable(name)} ({by_class[name]['images']} images)")
     print("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
     if folder := arguments.output or (None if arguments.data else classifier.experiment):
         folder.mkdir(parents=True, exist_ok=True)

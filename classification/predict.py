@@ -17,6 +17,7 @@ from data import DatasetError, normalize_images, read_image
 from engine.command import said_once
 from engine.compute.precision import autocast, inference_precision
 from engine.logbook import logger
+from engine.terminal import printable
 
 
 def predict(words: Sequence[str], device: torch.device) -> None:
@@ -41,7 +42,7 @@ def predict(words: Sequence[str], device: torch.device) -> None:
         for output, probability in list(zip(classes[0].tolist(), probabilities[0].tolist(), strict=True))[
             : arguments.top
         ]:
-            print(f"  {probability:6.1%}  {names[output]}")
+            print(f"  {probability:6.1%}  {printable(names[output])}")
     if unread:
         raise DatasetError(
             f"{len(unread)} of {len(arguments.images)} images left out, as told above: {', '.join(map(str, unread))}"

@@ -18,7 +18,7 @@ before anything is trained. What it lets through follows these rules:
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
@@ -27,7 +27,9 @@ import numpy as np
 from pydantic import Field
 
 from data import DatasetError
+from detection.plausibility import what_boxes_are
 from engine.config import Config
+from engine.terminal import printable
 
 SHRUNK = "shrunk.json"  # marks a folder of shrunken copies: {"short_side": pixels}
 
@@ -78,14 +80,15 @@ class Defect(NamedTuple):
     file: Path  # an annotation file or an image
     record: str  # "images[3] (id 7)", "image id 7"; empty where the file as a whole is meant
     what: str
+    is_warning: bool = False  # somebody should look at it, but it does not keep anybody from training
 
     def __str__(self) -> str:
         return ": ".join(filter(None, [shown_path(self.file), self.record, self.what]))
 
 
 def shown_path(path: Path) -> str:
-    """A path fit for a terminal: quoted where it holds line breaks or bytes that are no text."""
-    return str(path) if str(path).isprintable() else repr(str(path))
+    """A path fit for a terminal."""
+    return printable(str(path))
 
 
 def dataset_error(defects: Sequence[Defect]) -> DatasetError:
@@ -98,6 +101,14 @@ def dataset_error(defects: Sequence[Defect]) -> DatasetError:
     if len(defects) > 10:
         lines.append(f"... and {len(defects) - 10} more")
     return DatasetError("\n  ".join(lines))
+
+
+def summarised(warnings: Iterable[Defect]) -> list[str]:
+    """One line for each kind of warning: the first of its kind and how many there are."""
+    kinds: dict[str, list[Defect]] = {}
+    for warning in warnings:
+        kinds.setdefault(warning.what, []).append(warning)
+    return [f"{same[0]}" + f" (the first of {len(same)} such)" * (len(same) > 1) for same in kinds.values()]
 
 
 class ImageRecord(NamedTuple):
@@ -201,7 +212,8 @@ class Survey(NamedTuple):
     images_dir: Path
     coco: CocoFile | None  # of the records without a defect; None where the file holds no such lists
     files: list[ImageFile]  # in the order of the records
-    defects: list[Defect]
+    defects: list[Defect]  # the data set is refused because of these
+    warnings: list[Defect]  # not refused, but somebody should look
 
 
 # ---- reading and checking an annotation file ----------------------------------------------------------
@@ -229,7 +241,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
     try:
         content = _read_json(annotations_path)
     except DatasetError as error:
-        return Survey(annotations_path, images_dir, None, [], [Defect(annotations_path, "", str(error))])
+        return Survey(annotations_path, images_dir, None, [], [Defect(annotations_path, "", str(error))], [])
 
     defects: list[Defect] = []
 
@@ -259,6 +271,8 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
         short_side = None
         defects.append(Defect(images_dir / SHRUNK, "", str(error)))
     files = _find_files(lists["images"] or [], images_dir, short_side, found)
+    if what := _implausible(lists["annotations"] or [], image_of or {}):
+        defects.insert(0, Defect(annotations_path, "", what))  # it explains those of single records
     if defects:  # what belongs to a defective image or class goes with it
         known = {name: {record["id"] for record in sound[name]} for name in ("images", "categories")}
         sound["annotations"] = [
@@ -267,7 +281,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
             if annotation["image_id"] in known["images"] and annotation["category_id"] in known["categories"]
         ]
     coco = _build(annotations_path, images_dir, short_side, **sound)
-    return Survey(annotations_path, images_dir, coco, files, defects)
+    return Survey(annotations_path, images_dir, coco, files, defects, [])
 
 
 def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:
@@ -276,7 +290,10 @@ def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:
         what = f"categories {val.classes} differ from {train.classes} in {train.annotations_path}"
         yield Defect(val.annotations_path, "", f"{what}; both files must list the same classes")
     if not train.class_counts.any():
-        yield Defect(train.annotations_path, "", "no objects in it, so there is nothing to learn")
+        left_out = {"without area": train.num_left_out, "crowds": int(train.is_crowd.sum())}
+        shown = ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)
+        what = f"no object is left to learn from ({shown})" if shown else "no objects in it to learn from"
+        yield Defect(train.annotations_path, "", f"{what}; training needs boxes with an area that are not crowds")
 
 
 def _build(
@@ -362,7 +379,7 @@ def _sound_records(
             continue
         defects = [f"no {key!r}" for key in keys if key not in record]
         if "id" in record and not (_is_id(record["id"]) or (name == "annotations" and type(record["id"]) is int)):
-            defects.append("expected a whole number as id, from 0 to 2 ** 53")
+            defects.append(f"expected a whole number as id, from 0 to 2 ** 53{_written_as(record['id'])}")
         elif "id" in record and record["id"] in taken:
             defects.append("an earlier one has this id")
         elif "id" in record:
@@ -390,14 +407,16 @@ def _category_defects(category: dict, name_taken: dict[str, int]) -> Iterator[st
 
 def _image_defects(image: dict, images_dir: Path) -> Iterator[str]:
     if "width" in image and "height" in image and not _has_size(image):
-        yield f"width {image['width']!r:.50}, height {image['height']!r:.50}, expected whole numbers above 0"
+        hint = _written_as(image["width"]) or _written_as(image["height"])
+        yield f"width {image['width']!r:.50}, height {image['height']!r:.50}, expected whole numbers above 0{hint}"
     if "file_name" in image and not (isinstance(image["file_name"], str) and _is_unicode(image["file_name"])):
         yield f"file_name {image['file_name']!r:.50}, expected text"
-    elif "file_name" in image and _leads_out(image["file_name"]):
+    elif "file_name" in image and leads_out(image["file_name"]):
         yield f"file_name {image['file_name']!r} leads out of the image folder {images_dir}"
 
 
-def _leads_out(file_name: str) -> bool:
+def leads_out(file_name: str) -> bool:
+    """Return whether a file name names something outside the image folder."""
     path = PurePath(file_name)
     return path.is_absolute() or ".." in path.parts
 
@@ -411,23 +430,41 @@ def _annotation_defects(
         image_id = annotation["image_id"]
         image = image_of.get(image_id) if _is_id(image_id) else None
         if image is None:
-            yield f"image_id {image_id!r:.50}: no such image"
+            yield f"image_id {image_id!r:.50}: {_why_unknown(image_id, image_of) or 'no such image'}"
     if "category_id" in annotation and category_of is not None:
         category_id = annotation["category_id"]
         if not _is_id(category_id) or category_id not in category_of:
-            yield f"category_id {category_id!r:.50}: no such category"
+            yield f"category_id {category_id!r:.50}: {_why_unknown(category_id, category_of) or 'no such category'}"
     if "bbox" in annotation:
         bbox = annotation["bbox"]
-        if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and min(bbox[2:]) >= 0):
-            yield f"bbox {bbox!r:.100}, expected [x, y, width, height] in pixels, the last two not negative"
+        if not _is_box(bbox):
+            hint = _written_as(bbox)
+            yield f"bbox {bbox!r:.100}, expected [x, y, width, height] in pixels, the last two not negative{hint}"
         elif image and _has_size(image) and _is_outside(bbox, image):
             size = "{width} x {height}".format(**image)
             yield f"bbox {bbox} lies outside image {image['id']} of {size} pixels"
     if annotation.get("iscrowd", 0) not in (0, 1):
-        yield f"iscrowd {annotation['iscrowd']!r:.50}, expected 0 or 1"
+        yield f"iscrowd {annotation['iscrowd']!r:.50}, expected 0 or 1{_written_as(annotation['iscrowd'])}"
     area = annotation.get("area", 0)
     if not (_is_number(area) and 0 <= area <= MOST_AREA):
-        yield f"area {area!r:.50}, expected 0 to {MOST_AREA:.0e} square pixels: COCO's evaluation ignores any other"
+        wanted = f"0 to {MOST_AREA:.0e} square pixels: COCO's evaluation ignores any other"
+        yield f"area {area!r:.50}, expected {wanted}{_written_as(area)}"
+
+
+def _implausible(annotations: list, image_of: dict[int, dict]) -> str | None:
+    """What is wrong with the boxes as a whole, whatever else is wrong with their records."""
+    boxes_xywh, sizes = [], []
+    for annotation in filter(lambda record: isinstance(record, dict), annotations):
+        image_id, bbox = annotation.get("image_id"), annotation.get("bbox")
+        image = image_of.get(image_id) if _is_id(image_id) else None
+        if image and _has_size(image) and _is_box(bbox):
+            boxes_xywh.append(bbox)
+            sizes.append((image["width"], image["height"]))
+    return what_boxes_are(np.array(boxes_xywh, np.float64).reshape(-1, 4), np.array(sizes, np.float64).reshape(-1, 2))
+
+
+def _is_box(bbox: Any) -> bool:
+    return isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and min(bbox[2:]) >= 0
 
 
 def _is_outside(bbox: list[float], image: dict) -> bool:
@@ -435,6 +472,28 @@ def _is_outside(bbox: list[float], image: dict) -> bool:
     x, y, width, height = bbox
     misses = x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0
     return width > 0 and height > 0 and misses
+
+
+def _why_unknown(value: Any, known: dict[int, dict]) -> str:
+    """Why a reference to an id that is not written as a whole number finds no record; empty if it is written as one."""
+    if not (hint := _written_as(value)):
+        return ""
+    try:
+        number = int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return f"no such id{hint}"
+    return f"id {number} is {'there' if number in known else 'not there either'}{hint}"
+
+
+def _written_as(value: Any) -> str:
+    """'; it is text where a number is expected', or the like, to end a message; empty if the value is a number."""
+    if isinstance(value, str):
+        return "; it is text where a number is expected: write it without quotes"
+    if isinstance(value, list) and any(isinstance(number, str) for number in value):
+        return "; there is text in it where numbers are expected: write them without quotes"
+    if isinstance(value, float) and value.is_integer():
+        return "; it is a fraction where a whole number is expected: write it without the point"
+    return ""
 
 
 def _by_id(records: list | None) -> dict[int, dict] | None:
@@ -461,9 +520,9 @@ def _has_size(image: dict) -> bool:
     return all(type(side) is int and 0 < side < 2**31 for side in (image.get("width"), image.get("height")))
 
 
-def image_defect(file: ImageFile, what: str) -> Defect:
+def image_defect(file: ImageFile, what: str, is_warning: bool = False) -> Defect:
     """What is wrong with what is in an image's file."""
-    return Defect(file.path, f"image id {file.id!r:.50}", what)
+    return Defect(file.path, f"image id {file.id!r:.50}", what, is_warning)
 
 
 # ---- the images on the disk ---------------------------------------------------------------------------
@@ -507,7 +566,7 @@ def _find_files(
     files = []
     for position, record in enumerate(records):
         name = record.get("file_name") if isinstance(record, dict) else None
-        if not isinstance(name, str) or _leads_out(name):
+        if not isinstance(name, str) or leads_out(name):
             continue
         if what := _file_defect(name, images_dir, listings):
             found(f"images[{position}] (id {record.get('id')!r:.50})", f"file_name {name!r}: {what}")

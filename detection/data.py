@@ -3,6 +3,7 @@
 python -m detection.data fetch coco2017 datasets/coco                         download COCO
 python -m detection.data layout ~/fiftyone/coco-2017                          how it lies there, how to train on it
 python -m detection.data convert voc VOCdevkit/VOC2007                        Pascal VOC or YOLO into COCO's format
+python -m detection.data split my_export                                      one annotation file into two halves
 python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd     what is wrong with it
 python -m detection.data shrink /datasets/coco --short-side 400               a copy that loads faster
 
@@ -13,13 +14,14 @@ import sys
 
 import torch
 
-from detection.prepare import check, convert, fetch, layouts, shrink
+from detection.prepare import check, convert, fetch, layouts, shrink, split
 from engine.command import run_command
 
 COMMANDS = {
     "fetch": fetch.main,
     "layout": layouts.main,
     "convert": convert.main,
+    "split": split.main,
     "check": check.main,
     "shrink": shrink.main,
 }

@@ -2,7 +2,8 @@
 
 - An image is turned as its EXIF orientation says, unless only the unturned one has the width and height that the
   annotation file gives. Another size is a defect, found before any pixel is decoded.
-- Grey, CMYK, palette, transparent and 16-bit images become 8-bit RGB; of an animation the first picture counts.
+- Grey, CMYK, palette, transparent and deep images become 8-bit RGB (data.to_8_bits says how those of 16 and 32 bits
+  are scaled); of an animation the first picture counts.
 - An image of more than some 179 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`, twice) is refused by its header.
 
 `CocoDetection` plans what is to be seen of an image, decodes that and resamples it; `collate` makes the batch. Of a
@@ -18,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data import DatasetError, Key, as_rgb, opened_image
+from data import DatasetError, Key, as_rgb, is_deep, opened_image
 from detection.annotations import CocoFile, ImageFile, dataset_error, image_defect
 from detection.transforms import Transform, View
 from engine.logbook import logger, progress_bar
@@ -65,6 +66,8 @@ def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None,
         elif reduction > 1 and image.format == "JPEG":
             image.draft(None, (image.width // reduction, image.height // reduction))
             part = tuple(edge // reduction for edge in part)
+        if is_deep(image):
+            image = as_rgb(image)  # before cropping: its scale depends on all of its values
         if part is not None:
             image = image.crop(part)
         return np.array(as_rgb(image))
@@ -73,7 +76,8 @@ def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None,
 def _another_size(image: Image.Image, file: ImageFile) -> DatasetError:
     (width, height), recorded = image.size, f"{file.size[0]} x {file.size[1]}"
     shrunk = " once shrunk" if file.is_shrunk else ""
-    return DatasetError(f"{width} x {height} pixels, the annotation file says {recorded}{shrunk}")
+    swapped = ": width and height are swapped" if file.size == (height, width) else ""
+    return DatasetError(f"{width} x {height} pixels, the annotation file says {recorded}{shrunk}{swapped}")
 
 
 class CocoDetection(Dataset):

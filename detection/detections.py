@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.terminal import printable
+
 if TYPE_CHECKING:
     import supervision
 
@@ -29,7 +31,9 @@ class Detections:
 
     def __repr__(self) -> str:
         """'Detections(3: WBC 0.98, RBC 0.95, RBC 0.43)': the arrays fill pages."""
-        best = [f"{name} {score:.2f}" for name, score in zip(self.class_names[:5], self.scores, strict=False)]
+        best = [
+            f"{printable(name)} {score:.2f}" for name, score in zip(self.class_names[:5], self.scores, strict=False)
+        ]
         return f"Detections({len(self)}: {', '.join(best)}{', ...' * (len(self) > 5)})"
 
     def to_coco(self, image_id: int) -> list[dict]:

@@ -38,6 +38,8 @@ METRICS = (
 )  # fmt: skip
 
 
+MOST_DETECTIONS = 100  # of a class in an image that COCO's protocol looks at, however many are reported
+
 NO_RESULTS = np.empty((0, 7))
 
 

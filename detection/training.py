@@ -7,12 +7,15 @@ python -m detection.training --resume experiments/experiment_3
 python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # starts there, or goes on there
 """
 
+import numpy as np
 import torch
 
 from detection.annotations import describe, read_split
+from detection.ceiling import ceiling_warning
 from detection.prepare.images import check_images
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
+from engine import distributed
 from engine.command import run_command
 from engine.logbook import logger
 from runs import TrainCommand, train
@@ -39,8 +42,20 @@ def announce(task: DetectionTask) -> None:
     logger.info("%d classes, category ids %d to %d, %d of them unused", len(ids), ids[0], ids[-1], unused)
     if task.train.annotations_path == task.val.annotations_path:
         logger.warning("trained and scored on the same images: the score says nothing about others")
+    if distributed.is_main():
+        warn_of_ceilings(task)
     if not task.val.class_counts.any():
         logger.warning("%s: no objects in it, so every score will be undefined", task.val.annotations_path)
+
+
+def warn_of_ceilings(task: DetectionTask) -> None:
+    """Log why the scores cannot reach 1, if the annotations or the config keep them from it."""
+    if (warning := ceiling_warning(task.val)) is not None:
+        logger.warning("%s: %s", task.val.annotations_path, warning)
+    most = task.config.eval.max_detections
+    if number := int(np.sum(np.diff(task.val.first_object) > most)):
+        what = "%s: %s images hold more objects than eval.max_detections, %d: raise it, or some are never reported"
+        logger.warning(what, task.val.annotations_path, f"{number:,}", most)
 
 
 COMMAND = TrainCommand(

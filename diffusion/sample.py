@@ -17,6 +17,7 @@ from diffusion.pictures import draw_animation, draw_grid
 from diffusion.sampling import SamplingConfig
 from diffusion.schedule import SAMPLERS
 from engine.command import positive, run_command, said_once
+from engine.terminal import printable
 
 FRAMES = 40  # of an animation, at most
 ANIMATED = 4  # samples of each class in it, at most: all steps of all samples may not fit the memory
@@ -44,7 +45,8 @@ def main(device: torch.device) -> None:
     draw_grid(output, in_rows(np.concatenate(samples), len(chosen)))
     animation = output.with_suffix(".gif")
     draw_animation(animation, np.stack([in_rows(frame, len(chosen)) for frame in np.concatenate(frames, axis=1)]))
-    print(f"{len(labels)} images, a row for each of {', '.join(generator.class_ids[label] for label in chosen)}")
+    names = ", ".join(printable(generator.class_ids[label]) for label in chosen)
+    print(f"{len(labels)} images, a row for each of {names}")
     print(f"made with {generator.checkpoint}; written to {output}; how they came about: {animation}")
 
 

@@ -39,6 +39,7 @@ from engine.compute.precision import autocast, inference_precision
 from engine.experiment import shown_score
 from engine.logbook import logger, progress_bar
 from engine.storage.files import write_text
+from engine.terminal import printable
 
 INCEPTION = Path("saved_weights/weights-inception-2015-12-05-6726825d.pth")  # torch-fidelity's name of it
 MISSING = "{} is not installed: pip install -e '.[diffusion]'"
@@ -100,7 +101,7 @@ def main(device: torch.device) -> None:
     write_text(folder / "score.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     draw_grid(folder / "score_samples.png", by_class(samples.numpy(), len(generator.class_ids)))
     for name, share in agreement.items():
-        print(f"{share:.4f}  {name}")
+        print(f"{share:.4f}  {printable(name)}")
     print("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
     print(f"written to {folder / 'score.json'}; samples: {folder / 'score_samples.png'}")
 

@@ -29,6 +29,7 @@ from engine import distributed
 from engine.distributed import LastWord
 from engine.logbook import logger, start_logging
 from engine.signals import Stopped, interrupts_raised
+from engine.terminal import printable_lines
 
 LOADER_FAILURE = re.compile(r"DataLoader (worker \(pid.*\) (is killed|exited)|timed out)")
 LOADER_CURE = "Out of memory, or storage that hangs? Lower data.workers; --resume goes on from the last checkpoint"
@@ -125,6 +126,7 @@ def _fail(error: Exception, code: int, of_another: bool = False) -> NoReturn:
     if "Original Traceback" in message:  # raised in a loader process, whose traceback PyTorch put into the message
         message = message.strip().splitlines()[-1].partition(": ")[2]
     rank = os.environ.get("RANK", "0")
+    message = printable_lines(message)
     line = f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}"
     logger.debug("traceback", exc_info=error)
     logger.error(line)  # to the log file; see start_logging

@@ -31,6 +31,7 @@ import torch
 from engine.config import ConfigClass, load_config
 from engine.storage.files import write_text
 from engine.storage.strict_yaml import ConfigError
+from engine.terminal import printable
 
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic")
 EXTRAS = ("diffusers",)  # what a run rests on if its task needs it
@@ -222,7 +223,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     columns = []
     for name in rows[0]:
         values = [row[name] for row in rows]
-        cells = [name, *(shown_score(v) if v is None or isinstance(v, float) else str(v) for v in values)]
+        cells = [name, *(shown_score(v) if v is None or isinstance(v, float) else printable(str(v)) for v in values)]
         adjust = str.ljust if all(isinstance(value, str) for value in values) else str.rjust
         columns.append([adjust(cell, max(map(len, cells))) for cell in cells])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

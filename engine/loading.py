@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from engine.terminal import printable
+
 LISTED_KEYS = 12  # in a log
 LISTED_PROBLEMS = 4  # of each kind, in the message about weights that do not fit
 
@@ -53,4 +55,4 @@ def load_matching(
 
 def listed(keys: Sequence[str], most: int = LISTED_KEYS) -> str:
     """The first few of them in one line."""
-    return ", ".join(keys[:most]) + ", ..." * (len(keys) > most)
+    return ", ".join(map(printable, keys[:most])) + ", ..." * (len(keys) > most)

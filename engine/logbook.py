@@ -28,6 +28,7 @@ from tqdm import tqdm
 from engine import distributed
 from engine.charts import save_chart
 from engine.storage.files import write_text, writing
+from engine.terminal import printable_lines
 
 logger = logging.getLogger("workbench")
 STATUS_SECONDS = 1  # at least, between two writes of status.json
@@ -44,6 +45,13 @@ class _TqdmHandler(logging.Handler):
                 sys.stdout.flush()  # into a file, too, a message comes when it happens
 
 
+class _Formatter(logging.Formatter):
+    """Escapes control characters of names in messages, for whoever reads them in a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
 def start_logging(experiment: Path | None, verbose: bool) -> None:
     """Send messages to the terminal (`verbose`: all of them, else only warnings) and, given an experiment
     directory, to its train.log."""
@@ -54,11 +62,11 @@ def start_logging(experiment: Path | None, verbose: bool) -> None:
         logger.removeHandler(handler)
         handler.close()
     terminal = _TqdmHandler(logging.INFO if verbose else logging.WARNING)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(_Formatter("%(message)s"))
     logger.addHandler(terminal)
     if experiment:
         file = logging.FileHandler(experiment / "train.log", encoding="utf-8", errors="backslashreplace")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file)
 
 

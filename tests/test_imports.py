@@ -11,8 +11,9 @@ FLOORS = (
     {
         "model", "engine.config", "engine.loading", "engine.distributed", "engine.optim", "engine.signals",
         "engine.charts", "engine.storage.strict_yaml", "engine.storage.files", "engine.statistics.image_statistics",
-        "engine.compute.precision", "engine.compute.inference", "engine.compute.machine",
+        "engine.terminal", "engine.compute.precision", "engine.compute.inference", "engine.compute.machine",
         "detection.network.boxes", "detection.network.necks", "detection.detections", "detection.sample",
+        "detection.plausibility",
         "detection.prepare.processes",
     },
     {
@@ -31,12 +32,13 @@ FLOORS = (
         "diffusion.sampling", "diffusion.data",
     },
     {
-        "runs", "detection.prepare.layouts", "detection.prepare.images", "adapters.stages", "classification.data",
-        "classification.pictures",
+        "runs", "detection.ceiling", "detection.prepare.layouts", "detection.prepare.images", "adapters.stages",
+        "classification.data", "classification.pictures",
     },
     {
         "detection.prepare.check", "detection.prepare.shrink", "detection.prepare.labels", "detection.prepare.fetch",
-        "detection.prepare.voc", "detection.prepare.yolo", "detection.prepare.convert", "classification.transforms",
+        "detection.prepare.voc", "detection.prepare.yolo", "detection.prepare.convert", "detection.prepare.split",
+        "classification.transforms",
         "adapters.segmentation_models", "adapters.torchvision_detection",
     },
     {

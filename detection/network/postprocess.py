@@ -28,7 +28,10 @@ class PostprocessConfig(Config):
     nms_iou: float = Field(
         0.45, ge=0, le=1, description="overlap (IoU) above which the lower-scored box of the same class is dropped"
     )
-    max_detections: int = Field(200, gt=0, description="most detections per image, over all classes")
+    max_detections: int = Field(
+        200, gt=0,
+        description="most detections per image, over all classes; COCO's scores use at most the best 100 of each class",
+    )  # fmt: skip
 
 
 class Detections(NamedTuple):

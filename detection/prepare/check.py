@@ -14,9 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data import DatasetError
-from detection.annotations import DataConfig, Survey, count, describe, pair_defects, shown_path, survey_coco
+from detection.annotations import (
+    DataConfig,
+    Defect,
+    Survey,
+    count,
+    describe,
+    pair_defects,
+    shown_path,
+    summarised,
+    survey_coco,
+)
+from detection.ceiling import ceiling_warning
 from detection.prepare.images import with_bar
-from detection.prepare.layouts import HALVES, find_layout, image_folder
+from detection.prepare.layouts import HALVES, Layout, find_data, image_folder, not_split
 from detection.prepare.processes import usual_count
 from engine.config import Config, load_config
 from engine.experiment import table
@@ -42,7 +53,12 @@ def main(words: Sequence[str]) -> None:
             next(s for s in surveys if s.annotations_path == defect.file).defects.append(defect)
     for survey in surveys:
         images = with_bar(survey.files, arguments.workers, survey.annotations_path.name)
-        survey.defects.extend(defect for defect in images if defect)
+        for found in filter(None, images):
+            (survey.warnings if found.is_warning else survey.defects).append(found)
+
+    for survey in surveys if len(surveys) == 1 else surveys[1:]:  # nothing is scored on train
+        if not survey.defects and (what := ceiling_warning(survey.coco)):
+            survey.warnings.append(Defect(survey.annotations_path, "", what, is_warning=True))
 
     defects = [defect for survey in surveys for defect in survey.defects]
     if len(defects) > 1:
@@ -51,6 +67,8 @@ def main(words: Sequence[str]) -> None:
         if survey.coco:
             aside = " (records with defects aside)" if survey.defects else ""
             print(f"{shown_path(survey.annotations_path)}: {describe(survey.coco)}{aside}")
+    for warning in summarised(warning for survey in surveys for warning in survey.warnings):
+        print(f"warning: {warning}")
     if arguments.json:
         write_text(arguments.json, json.dumps(report(surveys), indent=2) + "\n")
     if len(defects) == 1:
@@ -108,8 +126,12 @@ def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
     Raises ConfigError for a bad config, DatasetError if no data set is recognised in a folder."""
     source = arguments.source
     if source.is_dir():
-        layout = find_layout(source)
-        return [survey_coco(*layout.paths(half)) for half in HALVES]
+        found = find_data(source)
+        if isinstance(found, Layout):
+            return [survey_coco(*found.paths(half)) for half in HALVES]
+        survey = survey_coco(*found)
+        survey.warnings.append(Defect(found.annotations_path, "", not_split(found), is_warning=True))
+        return [survey]
     if source.suffix.lower() in YAML:
         config = load_config(source, arguments.overrides, DataSection).data
         return [survey_coco(*config.paths(half)) for half in HALVES]
@@ -129,6 +151,7 @@ def report(surveys: Sequence[Survey]) -> list[dict]:
             "images": str(survey.images_dir),
             "counts": survey.coco and count(survey.coco),
             "defects": [{"file": str(d.file), "record": d.record, "defect": d.what} for d in survey.defects],
+            "warnings": [{"file": str(w.file), "record": w.record, "warning": w.what} for w in survey.warnings],
         }
         for survey in surveys
     ]

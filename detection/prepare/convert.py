@@ -107,7 +107,7 @@ def write_coco(labels: Labels, root: Path, format_name: str) -> Layout:
             raise DatasetError(f"{path}: not made {MADE_BY}; choose another folder by --to")
     folders = {half: Path(os.path.commonpath([image.path.parent for image in labels.halves[half]])) for half in HALVES}
     splits = {
-        half: SplitConfig(images=_below(folders[half], root), annotations=str(paths[half].relative_to(root)))
+        half: SplitConfig(images=below(folders[half], root), annotations=str(paths[half].relative_to(root)))
         for half in HALVES
     }
     texts = {}
@@ -122,7 +122,7 @@ def write_coco(labels: Labels, root: Path, format_name: str) -> Layout:
     return Layout(f"converted from {format_name}", root, **splits)
 
 
-def _below(folder: Path, root: Path) -> str:
+def below(folder: Path, root: Path) -> str:
     """A folder as a config names it: relative to the root, or in full if it is not below it."""
     root = full_path(root)
     return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)

@@ -9,28 +9,33 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 
+import numpy as np
 from PIL import Image
 
 from data import DatasetError
-from detection.annotations import CocoFile, Defect, ImageFile, dataset_error, image_defect
+from detection.annotations import CocoFile, Defect, ImageFile, dataset_error, image_defect, summarised
 from detection.dataset import decode_image
 from detection.prepare.processes import process_pool
 from engine import distributed
-from engine.logbook import progress_bar
+from engine.logbook import logger, progress_bar
 
+DARK = 15  # of 255: 12 bits that were taken for 16 are no brighter
 ROUND = 512  # images that a pool of processes checks; whichever kills a process is among so many
 
 
 def check_images(cocos: Sequence[CocoFile], workers: int) -> None:
     """Decode every image of checked annotation files before training: each rank its share, in `workers` processes.
 
-    Raises DatasetError, on all ranks, naming the first ten broken ones."""
+    Warns of images that show nothing. Raises DatasetError, on all ranks, naming the first ten broken ones."""
     files = [coco.file(index) for coco in cocos for index in range(len(coco.images))]
     share = files[distributed.rank() :: distributed.world_size()]
     found = [defect for defect in with_bar(share, workers, "checking images") if defect]
     parts = distributed.gather(found)
-    defects = distributed.broadcast(parts and sorted(chain.from_iterable(parts)))
-    if defects:
+    everything = distributed.broadcast(parts and sorted(chain.from_iterable(parts)))
+    if distributed.is_main():
+        for line in summarised(found for found in everything if found.is_warning):
+            logger.warning(line)
+    if defects := [found for found in everything if not found.is_warning]:
         raise dataset_error(defects)
 
 
@@ -56,9 +61,11 @@ def find_defects(files: Sequence[ImageFile], workers: int) -> Iterator[Defect | 
 
 
 def find_defect(file: ImageFile) -> Defect | None:
-    """Decode an image and, of a PNG, compare the checksums, which Pillow does not do on the way."""
+    """Decode an image and, of a PNG, compare the checksums, which Pillow does not do on the way.
+
+    An image that shows nothing is a warning."""
     try:
-        decode_image(file)
+        pixels = decode_image(file)
         with Image.open(file.path) as image:
             if image.format == "PNG":
                 image.verify()
@@ -66,6 +73,17 @@ def find_defect(file: ImageFile) -> Defect | None:
         return image_defect(file, str(error))
     except Exception as error:
         return image_defect(file, f"damaged: {error}")
+    if (what := _why_blank(pixels)) is not None:
+        return image_defect(file, what, is_warning=True)
+    return None
+
+
+def _why_blank(pixels: np.ndarray) -> str | None:
+    """Why nobody would see anything in an image, (H, W, 3) uint8; None if that is not so."""
+    if pixels.max() <= DARK:
+        return f"black once decoded to 8 bits: no value is above {DARK} of 255"
+    if (pixels == pixels[0, 0]).all():
+        return "all pixels have the same colour"
     return None
 
 

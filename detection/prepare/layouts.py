@@ -8,11 +8,21 @@ import argparse
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data import DatasetError
-from detection.annotations import SplitConfig, Survey, dataset_error, describe, pair_defects, survey_coco
+from detection.annotations import (
+    SplitConfig,
+    Survey,
+    dataset_error,
+    describe,
+    leads_out,
+    pair_defects,
+    shown_path,
+    survey_coco,
+)
 from engine.storage.strict_yaml import read_value
 
 HALVES = ("train", "val")
@@ -28,8 +38,18 @@ LAYOUTS = {
     "a COCO export of Roboflow": ("{}", "{}/_annotations.coco.json"),
 }
 MADE_BY = "by detection.data convert"  # ends the description of what that writes
+SPLIT_BY = "by detection.data split"  # likewise
+MARKS = ('{"info": ', '{"split": ')  # begin the files of these two
 MOST_MARK = 2**14  # characters
+MOST_LOOKED_FOR = 20  # images, to find their folder
 WITH_YOLO_LABELS = "a YOLO distribution, images/ and labels/, with COCO's annotations/"
+
+
+class Whole(NamedTuple):
+    """A data set with one annotation file for all images, which training cannot use before it is split."""
+
+    annotations_path: Path
+    images_dir: Path
 
 
 class Layout(NamedTuple):
@@ -69,7 +89,27 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 def find_layout(folder: Path) -> Layout:
     """The data set in a folder, or in the only one of its subfolders that has one.
 
-    Raises DatasetError, naming what was looked for, if there is none, or more than one."""
+    Raises DatasetError, naming what was looked for, if there is none, or more than one; or the command that splits
+    it if it has one annotation file for all images."""
+    found = find_data(folder)
+    if isinstance(found, Whole):
+        raise DatasetError(f"{shown_path(found.annotations_path)}: {not_split(found)}")
+    return found
+
+
+def not_split(whole: Whole) -> str:
+    """What to do about a data set with one annotation file, to end a message that names the file."""
+    path = whole.annotations_path
+    is_target = path.parent.name == "annotations" and path.stem in [f"instances_{half}" for half in HALVES]
+    to = f" --to {shlex.quote(f'{root_of(path)}_split')}" if is_target else ""  # a half would overwrite it
+    return (
+        "the only annotation file, and training needs one to train on and one to validate on; split it: "
+        f"`python -m detection.data split {shlex.quote(str(path))}{to}`"
+    )
+
+
+def find_data(folder: Path) -> Layout | Whole:
+    """As find_layout, but a data set that is not split yet is no error."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder")
     if layout := layout_of(folder):
@@ -80,14 +120,18 @@ def find_layout(folder: Path) -> Layout:
     if below:
         names = ", ".join(str(each.root) for each in below)
         raise DatasetError(f"{folder}: holds several data sets; name one: {names}")
-    first_line = f"{folder}: no data set in COCO's format recognised{_cure(folder)}; looked for"
+    wholes = find_wholes(folder)
+    if len(wholes) == 1:
+        return wholes[0]
+    cure = _several(wholes) if wholes else _cure(folder)
+    first_line = f"{folder}: no data set in COCO's format recognised{cure}; looked for"
     raise DatasetError("\n  ".join([first_line, *_looked_for()]))
 
 
 def layout_of(folder: Path) -> Layout | None:
     """The data set that lies in this very folder, both halves in the same layout."""
     annotations = {half: f"annotations/instances_{half}.json" for half in HALVES}
-    marks = {half: _converted(folder / annotations[half]) for half in HALVES}
+    marks = {half: mark_of(folder / annotations[half]) for half in HALVES}
     if all(marks.values()):
         images = {half: marks[half]["image_folder"] for half in HALVES}
         splits = {half: SplitConfig(images=images[half], annotations=annotations[half]) for half in HALVES}
@@ -108,29 +152,79 @@ def _half(folder: Path, half: str, images: str, annotations: str) -> SplitConfig
     return None
 
 
-def _converted(annotations_path: Path) -> dict[str, str] | None:
-    """`description` and `image_folder`, below the root, with which `convert` begins an annotation file.
+def find_wholes(folder: Path) -> list[Whole]:
+    """Annotation files for all images in a folder, or else in its subfolders; no more than two, for each is read."""
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
+    for folders in ([folder, folder / "annotations"], children):
+        paths = [path for each in folders for path in sorted(each.glob("*.json")) if not path.name.startswith(".")]
+        others = [path for path in paths if not is_half(path)]
+        if wholes := list(islice(filter(None, map(whole_at, others)), 2)):
+            return wholes
+    return []
+
+
+def _several(wholes: Sequence[Whole]) -> str:
+    names = [shown_path(whole.annotations_path) for whole in wholes]
+    split = f"`python -m detection.data split {shlex.quote(names[0])}`"
+    return f"; it holds several annotation files, such as {' and '.join(names)}: name both in a config, or {split}"
+
+
+def is_half(path: Path) -> bool:
+    """Whether `split` wrote a file."""
+    return ((mark_of(path) or {}).get("description") or "").endswith(SPLIT_BY)
+
+
+def whole_at(path: Path) -> Whole | None:
+    """An annotation file and the folder of its images; None if it lists no images, or no boxes."""
+    try:
+        content = json.loads(path.read_bytes())
+        images, annotations, _ = (content[name] for name in ("images", "annotations", "categories"))
+        names = [image["file_name"] for image in images[:MOST_LOOKED_FOR]]
+        if not names or (annotations and "bbox" not in annotations[0]):
+            return None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    root, half = root_of(path), path.stem.removeprefix("instances_")
+    folders = [root / "images" / half, root / half, root / "images", root / "data", root, path.parent]
+    names = [name for name in names if isinstance(name, str) and not leads_out(name) and "\0" not in name]
+    found = [sum((folder / name).is_file() for name in names) for folder in folders]
+    return Whole(path, folders[found.index(max(found))] if any(found) else root / half)
+
+
+def root_of(annotations_path: Path) -> Path:
+    """The folder of the data set that an annotation file belongs to."""
+    folder = annotations_path.parent
+    return folder.parent if folder.name == "annotations" else folder
+
+
+def mark_of(annotations_path: Path) -> dict[str, Any] | None:
+    """`description` and `image_folder`, below the root, with which `convert` and `split` begin an annotation file.
 
     None for any other; it is not read to its end, which takes half a minute of COCO's."""
     try:
         with annotations_path.open(encoding="utf-8", errors="replace") as file:
-            mark, _ = json.JSONDecoder().raw_decode(file.read(MOST_MARK).removeprefix('{"info": '))
+            text = file.read(MOST_MARK)
+            mark, _ = json.JSONDecoder().raw_decode(text.partition(": ")[2] if text.startswith(MARKS) else text)
         images = PurePath(mark["image_folder"])
-        is_ours = mark["description"].endswith(MADE_BY)
+        is_ours = mark["description"].endswith((MADE_BY, SPLIT_BY))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return mark if is_ours and not images.is_absolute() and ".." not in images.parts else None
 
 
 def image_folder(annotations_path: Path) -> Path:
-    """Where the images of ROOT/annotations/instances_X.json lie: where `convert` says, in ROOT/images/X or in ROOT/X.
+    """Where the images of ROOT/annotations/instances_X.json lie: where `convert` or `split` says, in ROOT/images/X, in
+    ROOT/X, or wherever in ROOT they are found.
 
-    It is the last, as COCO has it, if neither is there."""
+    It is ROOT/X, as COCO has it, if they are not found."""
     root, name = annotations_path.absolute().parent.parent, annotations_path.stem.removeprefix("instances_")
-    if mark := _converted(annotations_path):
+    if mark := mark_of(annotations_path):
         return root / mark["image_folder"]
     folders = [root / name, root / "images" / name]
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+    if folder := next((folder for folder in folders if folder.is_dir()), None):
+        return folder
+    whole = whole_at(annotations_path.absolute())
+    return whole.images_dir if whole else folders[0]
 
 
 def _cure(folder: Path) -> str:

@@ -22,6 +22,11 @@ def read(folder, annotations):
     return read_coco(folder / "annotations.json", folder / "images")
 
 
+def survey(folder, annotations):
+    (folder / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
+    return survey_coco(folder / "annotations.json", folder / "images")
+
+
 def first_line(folder, annotations):
     with pytest.raises(DatasetError) as raised:
         read(folder, annotations)
@@ -336,7 +341,78 @@ def test_nothing_can_be_learned_from_crowds_alone(folder, content):
     for annotation in content["annotations"]:
         annotation["iscrowd"] = 1
     (defect,) = pair_defects(read(folder, content), val)
-    assert "nothing to learn" in defect.what
+    assert "no object is left to learn from (3 crowds)" in defect.what
+
+
+def test_nothing_can_be_learned_from_boxes_without_area(folder, content):
+    val = read(folder, content)
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [0, 0, 0, 0]
+    (defect,) = pair_defects(read(folder, content), val)
+    assert "no object is left to learn from (3 without area)" in defect.what
+
+
+def test_boxes_as_fractions_are_one_defect_that_names_the_cure(folder, content):
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [0.1, 0.2, 0.5, 0.25]
+    (defect,) = survey(folder, content).defects
+    assert defect.record == ""
+    for part in ("fractions of the image?", "in pixels", "multiply"):
+        assert part in defect.what
+
+
+def test_what_explains_the_defects_of_the_records_comes_first(folder, content):
+    content["images"] = [image | {"width": 30, "height": 300} for image in content["images"]]
+    content["annotations"] = [
+        {"id": k, "image_id": 20, "category_id": 3, "bbox": [60 * k, 2, 50, 20]} for k in range(5)
+    ]
+    first, *others = survey(folder, content).defects
+    assert "width and height of the images are swapped" in first.what
+    assert all("lies outside image" in defect.what for defect in others)
+    assert len(others) == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("image_id", "20", ["'20'", "id 20 is there", "text where a number is expected"]),
+        ("image_id", "5", ["'5'", "id 5 is not there either", "text where a number is expected"]),
+        ("image_id", 20.0, ["20.0", "id 20 is there", "without the point"]),
+        ("image_id", "a.png", ["'a.png'", "no such id", "text where a number is expected"]),
+        ("image_id", "inf", ["'inf'", "no such id", "text"]),
+        ("image_id", 5, ["image_id 5: no such image"]),
+        ("image_id", True, ["image_id True: no such image"]),
+        ("category_id", "3", ["'3'", "id 3 is there", "text where a number is expected"]),
+        ("category_id", 3.0, ["3.0", "id 3 is there", "without the point"]),
+        ("id", "1", ["whole number as id", "text where a number is expected"]),
+        ("id", 1.0, ["whole number as id", "without the point"]),
+        ("bbox", ["1", "2", "3", "4"], ["expected [x, y, width, height]", "text in it where numbers are expected"]),
+        ("bbox", "1 2 3 4", ["expected [x, y, width, height]", "text"]),
+        ("iscrowd", "0", ["expected 0 or 1", "text where a number is expected"]),
+        ("area", "12", ["square pixels", "text where a number is expected"]),
+    ],
+)
+def test_numbers_written_as_something_else_are_called_so(folder, content, key, value, parts):
+    content["annotations"][0][key] = value
+    (defect,) = survey(folder, content).defects
+    for part in parts:
+        assert part in defect.what
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "part"),
+    [
+        ("images", "width", "40", "text where a number is expected"),
+        ("images", "height", 30.0, "without the point"),
+        ("images", "id", "50", "text where a number is expected"),
+        ("images", "file_name", 5, "expected text"),
+        ("categories", "id", "7", "text where a number is expected"),
+        ("categories", "name", 7, "expected text"),
+    ],
+)
+def test_images_and_categories_likewise(folder, content, name, key, value, part):
+    content[name][0][key] = value
+    assert part in survey(folder, content).defects[0].what
 
 
 # ---- real data ----------------------------------------------------------------------------------------------------

@@ -60,6 +60,52 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(folder):
     assert np.array_equal(pixels[..., 0], ramp // 256)
 
 
+GREY = np.arange(1200, dtype=np.uint8).reshape(30, 40) % 221  # 0 to 220
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ((GREY / 255).astype(np.float32), "fractions.tif"),
+        (GREY.astype(np.float32), "x.tif"),
+        (GREY.astype(np.float32) * 256 + 128, "x.tif"),
+        (GREY.astype(np.int32), "x.tif"),
+        (GREY.astype(np.int32) * 65536, "x.tif"),
+        (GREY.astype(np.uint16), "8 bits in 16.png"),
+        (GREY.astype(np.uint16) * 16, "12 bits in 16.png"),
+        (GREY.astype(np.uint16) * 64 + 5, "14 bits in 16.tif"),
+        (GREY.astype(np.uint16) * 256, "16 bits.png"),
+    ],
+)
+@pytest.mark.parametrize("part", [None, (0, 0, 8, 1)], ids=["whole", "part of small values"])
+def test_a_deep_image_is_scaled_by_its_largest_value(folder, values, name, part):
+    file = one_image(folder, Image.fromarray(values), (40, 30), name).file(0)
+    expected = GREY if part is None else GREY[:1, :8]
+    assert np.array_equal(decode_image(file, part), np.repeat(expected[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.linspace(-1, 1, 1200, dtype=np.float32),
+        np.linspace(0, 1.5, 1200, dtype=np.float32),
+        np.append(np.ones(1199, np.float32), np.nan),
+        np.arange(-1024, 176, dtype=np.int32),
+    ],
+    ids=["below 0", "neither fractions nor numbers", "nan", "hounsfield"],
+)
+def test_deep_values_of_unknown_scale_are_refused_with_the_cure(folder, values):
+    coco = one_image(folder, Image.fromarray(values.reshape(30, 40)), (40, 30), "x.tif")
+    with pytest.raises(DatasetError, match=rf"x\.tif.*32-bit grey values from {values.min():g} to .*with 8 bits"):
+        read_image(coco, 0)
+
+
+def test_swapped_width_and_height_are_called_so(folder):
+    coco = one_image(folder, Image.new("L", (30, 40)), (40, 30))
+    with pytest.raises(DatasetError, match=r"30 x 40 pixels, the annotation file says 40 x 30: .*swapped"):
+        read_image(coco, 0)
+
+
 def exif(orientation):
     data = Image.Exif()
     data[0x0112] = orientation

@@ -15,6 +15,7 @@ from detection.annotations import describe, read_coco, read_split
 from detection.network.ssd import build_ssd
 from detection.sample import generate
 from detection.task import DetectionConfig, DetectionTask
+from detection.training import announce, build_task
 from engine.checkpoint import load_checkpoint
 from engine.config import load_config
 from engine.logbook import read_metrics
@@ -454,3 +455,18 @@ def test_different_classes_in_training_and_validation_are_refused(config_path, s
     val = read_coco(other, val.images_dir)
     with pytest.raises(ValueError, match="must list the same classes"):
         DetectionTask(config, val, train)
+
+
+def test_training_says_what_the_scores_cannot_exceed(config_path, tmp_path, caplog):
+    root = tmp_path / "sample"
+    shutil.copytree(config_path.parent / "sample", root)
+    path = root / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    empty = {"image_id": content["images"][0]["id"], "category_id": 1, "bbox": [0, 0, 0, 0]}
+    content["annotations"] += [{"id": 900 + k} | empty for k in range(2)]
+    path.write_text(json.dumps(content))
+    task = build_task(load_config(config_path, [f"data.root={root}", "eval.max_detections=1"], DetectionConfig), False)
+    announce(task)
+    ceiling, most = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert ceiling.startswith(f"{path}: 2 boxes without area count as missed: mAP cannot exceed 0.")
+    assert "eval.max_detections, 1: raise it" in most

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 
 def halve(path):
@@ -96,6 +97,31 @@ def test_what_is_wrong_with_a_file_is_said_before_its_images_are_looked_for(fold
     assert errors[0].startswith(f"error: {folder / 'annotations.json'}: {what}")
 
 
+def test_blank_images_are_counted_and_do_not_fail_the_check(folder, content, check):
+    for name in ("a.png", "more/b.png"):
+        Image.new("L", (40, 30), 7).save(folder / "images" / name)
+    code, printed, errors = check(*write(folder, content), "--json", folder / "report.json")
+    assert (code, errors) == (0, [])
+    (line,) = [line for line in printed.splitlines() if line.startswith("warning: ")]
+    assert str(folder / "images/a.png") in line
+    assert "first of 2" in line
+    (report,) = json.loads((folder / "report.json").read_text())
+    assert [warning["record"] for warning in report["warnings"]] == ["image id 50", "image id 20"]
+
+
+def test_boxes_without_area_to_score_on_are_a_warning_with_the_highest_score(config, check):
+    root = config.parent / "sample"
+    for half in ("train", "val"):
+        path = root / f"annotations/instances_{half}.json"
+        content = json.loads(path.read_text())
+        empty = {"id": 900, "image_id": content["images"][0]["id"], "category_id": 1, "bbox": [0, 0, 0, 0]}
+        path.write_text(json.dumps(content | {"annotations": [*content["annotations"], empty]}))
+    code, printed, errors = check(root)
+    assert (code, errors) == (0, [])
+    (line,) = [line for line in printed.splitlines() if line.startswith("warning: ")]
+    assert "instances_val.json: 1 boxes without area count as missed: mAP cannot exceed 0." in line
+
+
 def test_a_single_defect_is_told_by_the_error_itself(folder, content, check):
     content["annotations"][0]["category_id"] = 99
     assert check(*write(folder, content))[2] == [
@@ -134,6 +160,7 @@ def test_the_image_folder_is_found_by_coco_s_layout(config, check, layout):
 
 def test_an_image_folder_that_cannot_be_found_is_asked_for(folder, content, check):
     path, *_ = write(folder, content)
+    (folder / "images").rename(folder / "photos")
     code, _, errors = check(path)
     assert code == 2
     assert errors[0].endswith("no such folder; say where it is by --images")
@@ -142,6 +169,7 @@ def test_an_image_folder_that_cannot_be_found_is_asked_for(folder, content, chec
 def test_a_missing_image_folder_hides_no_bad_record(folder, content, check):
     content["annotations"][0]["category_id"] = 99
     path, *_ = write(folder, content)
+    (folder / "images").rename(folder / "photos")
     code, printed, errors = check(path)
     assert (code, errors) == (2, [f"error: 2 defects in {path}"])
     assert "category_id 99: no such category" in printed

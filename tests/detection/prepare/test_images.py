@@ -8,11 +8,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ablation.plan import PROJECT, code_hashes
 from detection.annotations import read_coco
+from detection.dataset import decode_image
 from detection.prepare import images
 from detection.prepare.images import find_defects
 
@@ -57,16 +59,37 @@ def test_the_check_finds_a_broken_image(folder, content, spoil, message):
 def test_the_check_leaves_kinds_of_images_alone_that_training_reads(folder):
     turned = Image.Exif()
     turned[0x0112] = 8
-    Image.new("CMYK", (30, 40)).save(folder / "images/x.jpg", exif=turned)
+    Image.linear_gradient("L").resize((30, 40)).convert("CMYK").save(folder / "images/x.jpg", exif=turned)
     record = {"id": 5, "file_name": "x.jpg", "width": 40, "height": 30}
     coco = read(folder, {"categories": [{"id": 1, "name": "thing"}], "images": [record], "annotations": []})
     assert list(find_defects([coco.file(0)], workers=1)) == [None]
+
+
+@pytest.mark.parametrize(
+    ("image", "what"),
+    [
+        (Image.new("RGB", (40, 30)), "black"),
+        (Image.linear_gradient("L").point(lambda value: value // 16).resize((40, 30)), "black"),
+        (Image.new("L", (40, 30), 200), "same colour"),
+        (Image.fromarray(np.full((30, 40), 0.5, np.float32)), "same colour"),
+    ],
+    ids=["black", "12 bits taken for 16", "white", "float"],
+)
+def test_an_image_that_shows_nothing_is_a_warning(folder, content, image, what):
+    content["images"][0]["file_name"] = "x.tif"
+    image.save(folder / "images/x.tif")
+    blank, sound = find_defects([read(folder, content).file(index) for index in (0, 1)], workers=1)
+    assert blank.is_warning
+    assert blank.file == folder / "images/x.tif"
+    assert what in blank.what
+    assert sound is None
 
 
 def test_a_decoder_that_takes_its_process_down_is_a_defect_of_that_image_alone(folder, content, monkeypatch):
     def decode(file):
         if file.id == 50:
             os.kill(os.getpid(), signal.SIGKILL)
+        return decode_image(file)
 
     monkeypatch.setattr(images, "decode_image", decode)
     coco = read(folder, content)

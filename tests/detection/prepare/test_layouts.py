@@ -123,10 +123,10 @@ def test_another_format_is_told_its_converter(tmp_path, file, cure):
         find_layout(tmp_path)
 
 
-def test_half_a_data_set_is_none(lay_out):
+def test_half_a_data_set_is_told_the_command_that_splits_it(lay_out):
     root = lay_out("{}", "{}/_annotations.coco.json")
     shutil.rmtree(root / "val")
-    with pytest.raises(DatasetError, match="no data set in COCO's format recognised"):
+    with pytest.raises(DatasetError, match=f"detection.data split {root}/train/_annotations.coco.json`"):
         find_layout(root)
 
 

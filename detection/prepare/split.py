@@ -1,0 +1,226 @@
+"""One annotation file for all images into two: one to train on and one to validate on.
+
+    python -m detection.data split my_export --val-share 0.2
+    python -m detection.data split my_export/result.json --groups '^(patient_[0-9]+)'
+
+Writes annotations/instances_{train,val}.json; the images stay where they are, and both files name the same folder.
+Every record of an image or object is copied as it is, and both files list all categories. An image is in one half
+only; so are all images of a group, such as those of one patient or video, which are too alike to test a detector on.
+
+Which half an image is in depends on its name, the seed and the classes, not on the order of the file: groups are drawn
+in the order of a hash. First come those that bring a class into val that is not there yet, the rarest class first;
+while others are left, none is taken that has the last objects of a class in train.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data import DatasetError
+from detection.annotations import CocoFile, SplitConfig, dataset_error, shown_path, survey_coco
+from detection.prepare.convert import below
+from detection.prepare.labels import full_path
+from detection.prepare.layouts import HALVES, SPLIT_BY, Layout, Whole, find_wholes, is_half, root_of, summary, whole_at
+from engine.experiment import table
+from engine.storage.files import write_text
+
+
+def main(words: Sequence[str]) -> None:
+    """Split as the command line after `split` says; print what is in each half, and how to train on it.
+
+    Raises DatasetError, with nothing written, if there is no such file or it cannot be split."""
+    arguments = parse_arguments(words)
+    whole = _source(arguments.source, arguments.images)
+    survey = survey_coco(*whole)
+    if survey.defects:
+        raise dataset_error(survey.defects)
+    layout = _target(whole, arguments.to)
+    groups = group_images(survey.coco, arguments.groups)
+    val = choose_val(groups, classes_of(survey.coco, groups), arguments.val_share, arguments.seed)
+    val_images = sorted(index for name in val for index in groups[name])
+    how = {"val_share": arguments.val_share, "seed": arguments.seed, "groups": arguments.groups}
+    _write(survey.coco, val_images, layout, {name: value for name, value in how.items() if value is not None})
+
+    surveys = [survey_coco(*layout.paths(half)) for half in HALVES]
+    train_coco, val_coco = (survey.coco for survey in surveys)
+    print(table(class_rows(train_coco, val_coco)))
+    for name, *counts in zip(survey.coco.class_names, train_coco.class_counts, val_coco.class_counts, strict=True):
+        if (counts[0] == 0) != (counts[1] == 0):
+            print(f"warning: no object of class {name!r} in {HALVES[counts.index(0)]}")
+    share = len(val_images) / len(survey.coco.images)
+    of_groups = f", {len(val)} of {len(groups)} groups" if arguments.groups else ""
+    print(f"{share:.0%} of the images are in val{of_groups}")
+    print(summary(layout, surveys))
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The command line after `split`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m detection.data split",
+        description="Split one COCO annotation file for all images into two, to train on and to validate on.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example to be pasted
+        epilog="example: python -m detection.data split my_export --groups '^(patient_[0-9]+)'",
+    )
+    parser.add_argument("source", type=Path, metavar="FOLDER|ANNOTATIONS", help="of the data set, or its COCO JSON")
+    parser.add_argument(
+        "--val-share", type=float, default=0.2, metavar="SHARE", help="of the images in val (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another one, another split (default: %(default)s)")
+    parser.add_argument(
+        "--groups", metavar="REGEX",
+        help="a pattern found in each file name, whose first group (in parentheses) names what belongs together, such "
+        "as a patient or a video; its images stay in one half",
+    )  # fmt: skip
+    parser.add_argument("--images", type=Path, metavar="DIRECTORY", help="image folder (default: the usual ones)")
+    parser.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="where annotations/ is written (default: the data set's folder)"
+    )
+    arguments = parser.parse_args(words)
+    if not 0 < arguments.val_share < 1:
+        parser.error(f"--val-share {arguments.val_share}: expected a number between 0 and 1, such as 0.2")
+    if arguments.seed < 0:
+        parser.error(f"--seed {arguments.seed}: expected a whole number from 0 up")
+    if arguments.groups is not None:
+        try:
+            if not re.compile(arguments.groups).groups:
+                parser.error(
+                    f"--groups {arguments.groups}: expected a group in parentheses, such as '^(patient_[0-9]+)'"
+                )
+        except re.error as error:
+            parser.error(f"--groups {arguments.groups}: not a regular expression: {error}")
+    return arguments
+
+
+def _source(source: Path, images_dir: Path | None) -> Whole:
+    """The annotation file to split. Raises DatasetError if there is none, or more than one."""
+    if not source.exists():
+        raise DatasetError(f"{source}: no such file or folder")
+    wholes = find_wholes(source) if source.is_dir() else [whole for whole in [whole_at(source)] if whole]
+    if not wholes:
+        what = "holds no COCO annotation file" if source.is_dir() else "no COCO annotation file"
+        raise DatasetError(f"{source}: {what}; expected JSON with images, annotations that have a bbox, and categories")
+    if len(wholes) > 1:
+        names = " and ".join(shown_path(whole.annotations_path) for whole in wholes)
+        raise DatasetError(f"{source}: holds several annotation files, such as {names}; name the one to split")
+    return Whole(wholes[0].annotations_path, images_dir or wholes[0].images_dir)
+
+
+def _target(whole: Whole, to: Path | None) -> Layout:
+    """Where the halves go. Raises DatasetError if anything else is there."""
+    root = to or root_of(whole.annotations_path)
+    images = below(full_path(whole.images_dir), root)
+    splits = {half: SplitConfig(images=images, annotations=f"annotations/instances_{half}.json") for half in HALVES}
+    layout = Layout(f"split {SPLIT_BY}", root, **splits)
+    for half in HALVES:
+        path = layout.paths(half)[0]
+        if path.exists() and not is_half(path):
+            raise DatasetError(f"{path}: not made {SPLIT_BY}; choose another folder by --to")
+        if path.exists() and path.samefile(whole.annotations_path):
+            raise DatasetError(f"{path}: is what is to be split; choose another folder by --to")
+    return layout
+
+
+# ---- which image is in which half -------------------------------------------------------------------------------
+
+
+def group_images(coco: CocoFile, pattern: str | None) -> dict[str, list[int]]:
+    """Return the positions of the images of each group, by its name; without a pattern an image is a group.
+
+    Raises DatasetError if the pattern does not fit a file name, or if there is only one group."""
+    groups: dict[str, list[int]] = {}
+    unnamed = []
+    for index, image in enumerate(coco.images):
+        found = re.search(pattern, image.file_name) if pattern else None
+        name = (found and found[1]) if pattern else image.file_name
+        if name is None:
+            unnamed.append(image.file_name)
+        else:
+            groups.setdefault(name, []).append(index)
+    path = shown_path(coco.annotations_path)
+    if unnamed:
+        number = f"{len(unnamed):,} of {len(coco.images):,} file names, such as {unnamed[0]!r}"
+        raise DatasetError(f"{path}: --groups {pattern} names no group in {number}; expected one in each")
+    if len(groups) < 2:
+        kind = f"all images are of one group, {next(iter(groups))!r}" if pattern else "only one image"
+        raise DatasetError(f"{path}: {kind}, so there is nothing to split")
+    return groups
+
+
+def classes_of(coco: CocoFile, groups: Mapping[str, Sequence[int]]) -> dict[str, set[int]]:
+    """Return the labels of the objects in each group, crowds aside."""
+    labels = {}
+    for name, indices in groups.items():
+        objects = [coco.objects(index) for index in indices]
+        labels[name] = {int(label) for _, labels, is_crowd in objects for label in labels[~is_crowd]}
+    return labels
+
+
+def choose_val(
+    groups: Mapping[str, Sequence[int]], classes: Mapping[str, set[int]], share: float, seed: int
+) -> set[str]:
+    """Return the groups to validate on: at least one and not all, by the rules at the top of this module."""
+    order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    target = max(1, round(share * sum(map(len, groups.values()))))
+    groups_with = Counter(label for name in order for label in classes[name])
+    left_in_train = Counter(groups_with)
+    val: set[str] = set()
+
+    def fits(name: str) -> bool:
+        size = sum(len(groups[each]) for each in val)
+        return name not in val and size + len(groups[name]) <= target and len(val) + 1 < len(groups)
+
+    def is_spare(name: str) -> bool:
+        return all(left_in_train[label] > 1 for label in classes[name])
+
+    def take(name: str) -> None:
+        val.add(name)
+        left_in_train.subtract(classes[name])
+
+    for label in sorted(groups_with, key=lambda label: (groups_with[label], label)):
+        if groups_with[label] == left_in_train[label]:  # none in val
+            name = next((name for name in order if label in classes[name] and fits(name) and is_spare(name)), None)
+            if name is not None:
+                take(name)
+    for condition in (is_spare, lambda name: True):
+        for name in order:
+            if fits(name) and condition(name):
+                take(name)
+    return val or {min(order, key=lambda name: len(groups[name]))}  # all are larger than the share
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+def _write(coco: CocoFile, val_images: Sequence[int], layout: Layout, how: Mapping[str, Any]) -> None:
+    content = json.loads(coco.annotations_path.read_bytes())
+    is_val = {coco.images[index].id for index in val_images}
+    (layout.root / "annotations").mkdir(parents=True, exist_ok=True)
+    for half in HALVES:
+        # First, where `layouts` looks for it.
+        mark = {
+            "description": f"split from {coco.annotations_path.name} {SPLIT_BY}",
+            "image_folder": layout.train.images,
+        }
+        images = [image for image in content["images"] if (image["id"] in is_val) == (half == "val")]
+        annotations = [each for each in content["annotations"] if (each["image_id"] in is_val) == (half == "val")]
+        rest = {key: value for key, value in content.items() if key != "split"}
+        text = json.dumps({"split": mark | how} | rest | {"images": images, "annotations": annotations})
+        write_text(layout.paths(half)[0], text)
+
+
+def class_rows(train: CocoFile, val: CocoFile) -> list[dict[str, object]]:
+    """Return the images and objects of each class in both halves, crowds aside."""
+    columns: dict[str, Sequence[object]] = {"class": train.class_names}
+    for half, coco in zip(HALVES, (train, val), strict=True):
+        image_of = np.repeat(np.arange(len(coco.images)), np.diff(coco.first_object))
+        pairs = np.unique(np.stack([image_of, coco.labels])[:, ~coco.is_crowd], axis=1)
+        columns[f"{half} images"] = np.bincount(pairs[1], minlength=len(coco.class_names) + 1)[1:].tolist()
+        columns[f"{half} objects"] = coco.class_counts.tolist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

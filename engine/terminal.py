@@ -1,0 +1,25 @@
+"""Text from files, such as names of classes and images, made fit for a terminal.
+
+A name may hold line breaks, which forge a line of output, or escape codes, which a terminal obeys.
+"""
+
+import re
+
+# Control characters, line and paragraph separators, overrides of the writing direction, and bytes that are not text.
+_CONTROLS = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROL = re.compile(f"[{_CONTROLS}]")
+_CONTROL_IN_LINES = re.compile(f"(?![\n\t])[{_CONTROLS}]")
+
+
+def printable(text: str) -> str:
+    """Return a name with its control characters, line breaks among them, written as Python escapes them: `\\n`."""
+    return _CONTROL.sub(_escape, text)
+
+
+def printable_lines(text: str) -> str:
+    """Return a message likewise, but its line breaks and tabs stay."""
+    return _CONTROL_IN_LINES.sub(_escape, text)
+
+
+def _escape(match: re.Match) -> str:
+    return ascii(match[0])[1:-1]

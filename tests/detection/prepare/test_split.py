@@ -1,0 +1,234 @@
+"""detection/prepare/split.py: one annotation file becomes two, which share no image and no group."""
+
+import json
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detection.annotations import read_coco
+from detection.prepare.check import DataSection
+from detection.prepare.layouts import EXAMPLE
+from engine.config import load_config
+
+CLASSES = [{"id": 2, "name": "cat", "supercategory": "pet"}, {"id": 5, "name": "dog"}, {"id": 9, "name": "unseen"}]
+
+
+def content_of(count=20):
+    """Images of five patients, four each; dogs in the first two images alone, a crowd in the third."""
+    return {
+        "info": {"contributor": "me"},
+        "licenses": [{"id": 1}],
+        "images": [
+            {"id": 7 * k, "file_name": f"p{k % 5}_{k}.png", "width": 40, "height": 30, "extra": [k]}
+            for k in range(count)
+        ],
+        "annotations": [
+            {"id": k, "image_id": 7 * k, "category_id": 5 if k < 2 else 2, "bbox": [1.5, 2, 10 + k, 9],
+             "iscrowd": int(k == 2), "attributes": {"occluded": False}, "segmentation": {"counts": "x", "size": [3, 4]}}
+            for k in range(count)
+        ],
+        "categories": CLASSES,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def export(tmp_path):
+    """Writes a data set with one annotation file; returns its folder."""
+
+    def export(annotations="annotations/instances_default.json", images="images/default", content=None, folder="set"):
+        root, content = tmp_path / folder, content or content_of()
+        pixels = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
+        for image in content["images"]:
+            path = root / images / image["file_name"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+        (root / annotations).parent.mkdir(parents=True, exist_ok=True)
+        (root / annotations).write_text(json.dumps(content))
+        return root
+
+    return export
+
+
+def halves(root):
+    return [json.loads((root / f"annotations/instances_{half}.json").read_text()) for half in ("train", "val")]
+
+
+def names(half):
+    return {image["file_name"] for image in half["images"]}
+
+
+def test_records_are_copied_as_they_are_and_images_stay_whole(export, command):
+    root = export()
+    assert command("split", root)[0] == 0
+    train, val = halves(root)
+    assert (len(train["images"]), len(val["images"])) == (16, 4)
+    whole = content_of()
+    for name in ("images", "annotations"):
+        assert sorted(train[name] + val[name], key=lambda record: record["id"]) == whole[name]
+    for half in (train, val):
+        assert (half["categories"], half["info"], half["licenses"]) == (CLASSES, whole["info"], whole["licenses"])
+        assert {a["image_id"] for a in half["annotations"]} == {image["id"] for image in half["images"]}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "file_names"),
+    [
+        ("annotations/instances_default.json", "images/default", "{}"),
+        ("annotations/instances_default.json", "images", "{}"),
+        ("annotations/instances_default.json", "default", "{}"),
+        ("_annotations.coco.json", ".", "{}"),
+        ("result.json", "images", "{}"),
+        ("result.json", ".", "images/{}"),
+        ("train/_annotations.coco.json", "train", "{}"),
+    ],
+)
+def test_an_export_is_recognised_split_and_trained_on(export, command, tmp_path, annotations, images, file_names):
+    content = content_of()
+    for image in content["images"]:
+        image["file_name"] = file_names.format(image["file_name"])
+    root = export(annotations, images, content)
+    code, printed, _ = command("check", root)
+    assert code == 0
+    assert "python -m detection.data split" in printed
+    code, _, errors = command("layout", root)
+    assert code == 2
+    assert str(root / annotations) in errors[0]
+    words = shlex.split(errors[0].partition("`python -m detection.data ")[2].partition("`")[0])
+    code, printed, _ = command(*words)  # the cure, to the letter
+    assert code == 0
+    (tmp_path / "config.yaml").write_text(
+        "data: {root: nowhere, train: {images: a, annotations: b}, val: {images: c, annotations: d}}\n"
+    )
+    overrides = shlex.split(printed.splitlines()[-1].partition(f"{EXAMPLE} ")[2])
+    data = load_config(tmp_path / "config.yaml", overrides, DataSection).data
+    assert [len(read_coco(*data.paths(half)).images) for half in ("train", "val")] == [16, 4]
+    assert command("layout", root)[0] == 0
+    assert command("check", root)[0] == 0
+    assert command("shrink", data.root, "--short-side", 20, "--to", tmp_path / "small")[0] == 0
+
+
+def test_the_only_file_being_that_of_train_the_halves_go_elsewhere(export, command):
+    root = export("annotations/instances_train.json", "images/train")
+    before = (root / "annotations/instances_train.json").read_bytes()
+    assert "is what is to be split" in command("split", root)[2][0] or "not made" in command("split", root)[2][0]
+    (error,) = command("layout", root)[2]
+    words = shlex.split(error.partition("`python -m detection.data ")[2].partition("`")[0])
+    code, printed, _ = command(*words)
+    assert code == 0
+    assert f"data.train.images={root}/images/train" in printed
+    assert (root / "annotations/instances_train.json").read_bytes() == before
+
+
+def test_the_split_depends_on_the_seed_and_not_on_the_order(export, command):
+    content = content_of()
+    root, found = export(content=content), []
+    for seed in (0, 0, 1):
+        command("split", root, "--seed", seed)
+        found.append(names(halves(root)[1]))
+    content["images"].reverse()
+    content["annotations"] = content["annotations"][7:] + content["annotations"][:7]
+    other = export(content=content, folder="other")
+    command("split", other)
+    assert names(halves(other)[1]) == found[0] == found[1] != found[2]
+
+
+def test_groups_are_never_divided(export, command):
+    root = export()
+    code, printed, _ = command("split", root, "--groups", "^(p[0-9])_", "--val-share", "0.4")
+    assert code == 0
+    train, val = ({name[:2] for name in names(half)} for half in halves(root))
+    assert not train & val
+    assert len(val) == 2
+    assert "2 of 5 groups" in printed
+
+
+def test_a_file_listed_twice_is_in_one_half(export, command):
+    content = content_of(6)
+    for k in range(6):
+        content["images"].append(content["images"][k] | {"id": 1000 + k})
+    root = export(content=content)
+    command("split", root, "--val-share", "0.5")
+    train, val = halves(root)
+    assert not names(train) & names(val)
+    assert len(val["images"]) == 6
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_class_of_two_images_is_in_both_halves(export, command, seed):
+    root = export()
+    printed = command("split", root, "--seed", seed)[1]
+    for half in halves(root):
+        assert {annotation["category_id"] for annotation in half["annotations"]} == {2, 5}
+    assert "warning" not in printed
+
+
+def test_a_class_that_one_half_lacks_is_a_warning(export, command):
+    content = content_of()
+    content["annotations"][0]["category_id"] = 2
+    printed = command("split", export(content=content))[1]
+    assert "no object of class 'dog' in val" in printed
+    assert "unseen" not in printed.partition("warning")[2].splitlines()[0]
+
+
+def test_annotations_of_others_are_never_overwritten(export, command):
+    root = export()
+    other = root / "annotations/instances_val.json"
+    other.write_text("{}")
+    code, _, errors = command("split", root)
+    assert code == 2
+    assert f"{other}: not made by detection.data split; choose another folder by --to" in errors[0]
+    assert other.read_text() == "{}"
+    assert not (root / "annotations/instances_train.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--val-share", "0"], ["--val-share 0.0", "between 0 and 1"]),
+        (["--val-share", "1"], ["--val-share 1.0", "between 0 and 1"]),
+        (["--val-share", "nan"], ["--val-share nan"]),
+        (["--seed", "-1"], ["--seed -1"]),
+        (["--groups", "p[0-9]"], ["--groups p[0-9]", "parentheses"]),
+        (["--groups", "(p"], ["--groups (p", "not a regular expression"]),
+        (["--groups", "^(p[0-3])_"], ["--groups ^(p[0-3])_", "4 of 20 file names", "'p4_4.png'"]),
+        (["--groups", "^(p)"], ["one group, 'p'"]),
+    ],
+)
+def test_a_bad_command_line_writes_nothing(export, command, words, parts):
+    root = export()
+    code, _, errors = command("split", root, *words)
+    assert code == 2
+    assert not (root / "annotations/instances_train.json").exists()
+    for part in parts:
+        assert part in errors[-1]
+
+
+def test_a_file_with_defects_is_not_split(export, command):
+    content = content_of()
+    content["annotations"][3]["image_id"] = 5000
+    root = export(content=content)
+    code, _, errors = command("split", root)
+    assert code == 2
+    assert "image_id 5000: no such image" in errors[0]
+    assert not (root / "annotations/instances_train.json").exists()
+
+
+def test_of_several_files_one_is_to_be_named(export, command):
+    root = export()
+    path = root / "annotations/instances_default.json"
+    shutil.copy(path, path.with_name("more.json"))
+    for name in ("layout", "split", "check"):
+        code, _, errors = command(name, root)
+        assert code == 2
+        assert str(path) in errors[0]
+    assert command("split", path)[0] == 0
+
+
+@pytest.mark.parametrize("text", ['{"categories": [], "info": {}}', "[]", "{", '{"images": [], "annotations": []}'])
+def test_other_json_is_no_data_set(export, command, text):
+    root = export()
+    (root / "notes.json").write_text(text)
+    assert command("split", root)[0] == 0

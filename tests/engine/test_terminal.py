@@ -1,0 +1,90 @@
+"""engine/terminal.py: names from files do nothing to a terminal, wherever they are printed."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ablation.tables import Table, to_latex, to_markdown
+from data import DatasetError, read_image
+from detection.annotations import Defect
+from detection.detections import Detections
+from engine.experiment import table
+from engine.loading import listed
+from engine.logbook import logger, start_logging
+from engine.terminal import printable, printable_lines
+
+EVIL = "cat\nerror: fake\x1b[2J\x9b31m\r\u202egod"
+
+
+def is_harmless(text):
+    return not set(text) & set("\x1b\x9b\r\u202e") and not any(line.startswith("error:") for line in text.splitlines())
+
+
+def test_control_characters_are_escaped():
+    assert printable(EVIL) == r"cat\nerror: fake\x1b[2J\x9b31m\r\u202egod"
+    assert printable_lines("a\tb\nc\x1bd\x00") == "a\tb\nc\\x1bd\\x00"
+
+
+@pytest.mark.parametrize("name", ["Kätzchen 猫", "عربي", "👩\u200d🔬", "non\u00a0breaking", r"back\slash", ""])
+def test_names_in_any_script_stay_as_they_are(name):
+    assert printable(name) == printable_lines(name) == name
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda: table([{"class": EVIL, "AP": 0.5}]),
+        lambda: to_markdown(Table(EVIL[:3], ["class", EVIL], [[EVIL, "0.5"]], notes=[EVIL])),
+        lambda: to_latex(Table(EVIL[:3], ["class", EVIL], [[EVIL, "0.5"]], notes=[EVIL])),
+        lambda: listed([EVIL, EVIL]),
+        lambda: str(Defect(Path(EVIL), "images[0]", "no such file")),
+        lambda: repr(Detections(np.zeros((1, 4)), np.ones(1), np.ones(1), [EVIL], np.ones(1))),
+    ],
+    ids=["table", "markdown", "latex", "listed", "defect", "detections"],
+)
+def test_names_are_harmless_where_they_are_shown(shown):
+    text = shown()
+    assert "fake" in text
+    assert is_harmless(text)
+
+
+def test_a_file_name_is_harmless_in_an_error(tmp_path):
+    with pytest.raises(DatasetError) as error:
+        read_image(tmp_path / EVIL)
+    assert is_harmless(str(error.value))
+
+
+def test_messages_reach_terminal_and_log_file_without_escape_codes(tmp_path, capsys):
+    start_logging(tmp_path, verbose=True)
+    logger.log(logging.INFO, "class %s\nsecond line", "\x1b[2Jcat")
+    for text in (capsys.readouterr().out, (tmp_path / "train.log").read_text()):
+        assert "\\x1b[2Jcat\nsecond line\n" in text
+        assert "\x1b" not in text
+
+
+def test_an_error_reaches_the_terminal_without_escape_codes(run_in_process, capsys):
+    def main(_: torch.device):
+        raise ValueError("class \x1b[2Jcat")
+
+    assert run_in_process(main) == (2, "", ["error: class \\x1b[2Jcat"])
+
+
+def test_classes_of_a_data_set_are_harmless_in_what_commands_print(tmp_path, run_in_process):
+    from detection.data import main
+    from detection.sample import generate
+
+    root = generate(tmp_path / "sample", num_train=2, num_val=1, image_size=64)
+    for half, name in (("train", EVIL), ("val", "dog")):
+        path = root / f"annotations/instances_{half}.json"
+        content = json.loads(path.read_text())
+        content["categories"][0]["name"] = name
+        path.write_text(json.dumps(content))
+    code, printed, errors = run_in_process(main, "check", root)
+    assert code == 2
+    assert any("fake" in line for line in [printed, *errors])
+    assert is_harmless(printed)
+    assert len(errors) == 1
