@@ -24,7 +24,7 @@ import torch
 from engine import distributed
 from engine.checkpoint import list_checkpoints, newest_checkpoint, sweep_temporaries
 from engine.command import said_once
-from engine.compute.cost import peak_memory_mib
+from engine.compute.cost import FLOPS_COUNTER, peak_memory_mib
 from engine.compute.machine import memory_limit
 from engine.config import Config, changed_fields, dump_config, load_config
 from engine.experiment import (
@@ -249,6 +249,7 @@ def common_record(experiment: Path, task: Task, gflops: float, inputs: list[Path
         "cost": {
             "parameters": sum(parameter.numel() for parameter in parameters),
             "gflops": round(gflops, 3),
+            "flops_counter": FLOPS_COUNTER,
             "train_seconds": round(sum(line["epoch_seconds"] for line in lines), 1),
             "images_per_second": statistics.median(line["images_per_second"] for line in lines),
             "peak_memory_mib": round(peak_memory_mib(parameters[0].device), 1),
