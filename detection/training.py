@@ -51,6 +51,7 @@ COMMAND = TrainCommand(
     build_task=build_task,
     announce=announce,
     write_record=write_record,
+    start_from="model.weights=null model.start_from={experiment}",
 )
 
 

@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from engine import distributed
 from engine.charts import save_chart
-from engine.storage.files import write_text, writing
+from engine.storage.files import set_aside, write_text
 
 logger = logging.getLogger("workbench")
 STOPPED = "stopped: "  # begins the last message of a run that was asked to end, and has saved
@@ -77,14 +76,12 @@ def progress_bar(steps: Iterable | None = None, **options: Any) -> tqdm:
     return tqdm(steps, disable=not distributed.is_main(), **options)
 
 
-def append_metrics(experiment: Path, line: dict) -> None:
-    """Add one epoch to metrics.jsonl, and to metrics.csv."""
-    path = experiment / "metrics.jsonl"
-    with writing(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # not later than the checkpoint that counts on it
-    _write_table(experiment, read_metrics(experiment))
+def write_metrics(experiment: Path, lines: Sequence[dict]) -> None:
+    """Write every epoch so far to metrics.jsonl and metrics.csv, in place of what is there.
+
+    The whole file each time: a run that knows its epochs does not depend on what happens to the file meanwhile."""
+    write_text(experiment / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    _write_table(experiment, lines)
 
 
 def read_metrics(experiment: Path) -> list[dict]:
@@ -95,20 +92,28 @@ def read_metrics(experiment: Path) -> list[dict]:
     try:
         text = path.read_text(encoding="utf-8", errors="backslashreplace")
         lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # one may be cut
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged, not JSON line by line ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, not JSON line by line ({error}); move it away") from None
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise ValueError(f"{path}: damaged, line {number} is no line of an epoch: {line!r:.50}")
+            raise ValueError(f"{path}: damaged, line {number} is no line of an epoch: {line!r:.50}; move it away")
     return lines
 
 
-def rewind_metrics(experiment: Path, step: int) -> None:
-    """Forget epochs that ended after `step`: a resumed run writes them again."""
-    kept = [line for line in read_metrics(experiment) if line["step"] <= step]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    write_text(experiment / "metrics.jsonl", text)
-    _write_table(experiment, kept)
+def restore_metrics(experiment: Path, lines: Sequence[dict]) -> None:
+    """Have metrics.jsonl hold the epochs of a checkpoint, and none after it: a resumed run writes them again.
+
+    A file that lacks one of them, or has another in its place, is kept aside and reported."""
+    path = experiment / "metrics.jsonl"
+    try:
+        found = read_metrics(experiment)[: len(lines)]
+        damage = f"{path}: {len(found)} of {len(lines)} epochs in it, or others than in the checkpoint"
+    except (OSError, ValueError) as error:
+        found, damage = None, str(error)
+    if found is None or list(map(json.dumps, found)) != list(map(json.dumps, lines)):
+        kept = f"; kept as {set_aside(path).name}" if path.exists() else ""
+        logger.warning("%s%s, and written again from the checkpoint", damage, kept)
+    write_metrics(experiment, lines)
 
 
 def _write_table(experiment: Path, lines: Sequence[dict]) -> None:

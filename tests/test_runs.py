@@ -1,6 +1,7 @@
 """runs.py: what a training command does before there is an experiment, and what it does not leave."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import yaml
 
 from detection.training import COMMAND
 from engine.command import RunError
+from engine.config import dump_config, load_config
+from engine.storage.strict_yaml import ConfigError
 from engine.trackers import metadata
 from runs import memory_need, train
 
@@ -95,3 +98,48 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(s
 def test_on_the_cpu_a_process_needs_less_than_there_is():
     used, total = memory_need(CPU)
     assert 100 < used < total
+
+
+@pytest.fixture
+def trained(start, monkeypatch):
+    """experiments/experiment_1 of the empty folder, which has a config.yaml and a checkpoint."""
+    from detection.task import DetectionConfig
+
+    folder = start.folder / "experiments/experiment_1"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/step_000000003.pt").touch()
+    config = load_config(start.folder.parent / "config.yaml", (), DetectionConfig)
+    (folder / "config.yaml").write_text(dump_config(config))
+
+    def resume(command, *words):
+        monkeypatch.setattr(sys, "argv", [command.module, *words, "--resume", "experiments/experiment_1"])
+        train(command, CPU)
+
+    return resume
+
+
+def test_more_epochs_for_a_run_are_refused_with_the_command_that_trains_them_from_its_weights(trained, start):
+    with pytest.raises(ConfigError, match=r"train\.epochs was 1, is 100") as error:
+        trained(COMMAND, "train.epochs=100")
+    command = str(error.value).split("`")[1]
+    assert command == (
+        "python -m detection.training experiments/experiment_1/config.yaml train.epochs=100 model.weights=null "
+        "model.start_from=experiments/experiment_1"
+    )
+    _, _, _, path, *overrides = command.split()
+    config = load_config(path, overrides, COMMAND.config_class)  # it can be started
+    assert (config.train.epochs, config.model.start_from) == (100, "experiments/experiment_1")
+
+
+def test_a_changed_config_is_refused_with_the_command_that_names_it(trained, start):
+    config = start.folder.parent / "config.yaml"
+    with pytest.raises(ConfigError, match="batch_size was 4, is 8") as error:
+        trained(COMMAND, str(config), "train.batch_size=8")
+    assert f"python -m detection.training {config} train.batch_size=8 model.weights=null" in str(error.value)
+
+
+def test_a_task_that_cannot_start_from_a_run_names_a_new_one(trained):
+    with pytest.raises(ConfigError) as error:
+        trained(replace(COMMAND, start_from=""), "train.epochs=100")
+    assert "start_from" not in str(error.value)
+    assert "config.yaml train.epochs=100`" in str(error.value)

@@ -44,6 +44,13 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to NAME.damaged, in place of an earlier one, and return the new path."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    return aside
+
+
 def file_sha256(path: Path) -> str:
     """Of a file of any size."""
     with open(path, "rb") as file:
