@@ -246,9 +246,9 @@ def common_record(experiment: Path, task: Task, gflops: float, inputs: list[Path
     config, lines = task.config, read_metrics(experiment)
     if len(lines) < config.train.epochs:
         raise ValueError(
-            f"{experiment}/metrics.jsonl: {len(lines)} of {config.train.epochs} epochs in it, and the checkpoints are of "
-            "a version that does not keep the others, so there is no record. The weights are whole: score them by the "
-            "task's own command, or train again from the experiment's config.yaml"
+            f"{experiment}/metrics.jsonl: {len(lines)} of {config.train.epochs} epochs in it, and its checkpoints are "
+            "of a version that does not keep the others, so there is no record. The weights are whole: score them by "
+            "the task's own command, or train again from the experiment's config.yaml"
         )
     start = read_environments(experiment)[-1]
     parameters = list(task.model.parameters())

@@ -28,6 +28,7 @@ from pydantic import Field
 
 from data import DatasetError
 from engine.config import Config
+from engine.storage.files import user_path
 
 SHRUNK = "shrunk.json"  # marks a folder of shrunken copies: {"short_side": pixels}
 
@@ -64,7 +65,9 @@ class DataConfig(Config):
 
     def paths(self, split: Literal["train", "val"]) -> tuple[Path, Path]:
         """The annotation file and the image folder of one half."""
-        root, paths = Path(self.root).expanduser(), getattr(self, split)
+        root, paths = user_path(self.root, "data.root"), getattr(self, split)
+        for field in ("annotations", "images"):
+            user_path(str(root / getattr(paths, field)), f"data.{split}.{field}")
         return root / paths.annotations, root / paths.images
 
 

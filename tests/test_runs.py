@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from engine.trackers import metadata
 from runs import memory_need, train
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -143,3 +145,32 @@ def test_a_task_that_cannot_start_from_a_run_names_a_new_one(trained):
         trained(replace(COMMAND, start_from=""), "train.epochs=100")
     assert "start_from" not in str(error.value)
     assert "config.yaml train.epochs=100`" in str(error.value)
+
+
+@pytest.mark.parametrize("root", ["~nosuchuser/x", '"a\\0b"', "x" * 300])
+@pytest.mark.parametrize("command", ["detection", "classification", "diffusion"])
+def test_a_root_that_can_be_no_path_is_one_line_that_names_the_field(run_in_process, start, command, root):
+    import diffusion.training
+    import train_clf_imagenet
+    from detection import training
+
+    config, main = {
+        "detection": (start.folder.parent / "config.yaml", training.main),
+        "classification": (ROOT / "configs/swin_slim_mnist.yaml", train_clf_imagenet.main),
+        "diffusion": (ROOT / "configs/diffusion_mnist_small.yaml", diffusion.training.main),
+    }[command]
+    code, _, errors = run_in_process(main, config, f"data.root={root}")
+    assert code == 2
+    assert len(errors) == 1
+    assert "data.root" in errors[0]
+
+
+@pytest.mark.parametrize("field", ["model.weights", "model.start_from"])
+@pytest.mark.parametrize("value", ["~nosuchuser/x.pt", '"a\\0b.pt"', "x" * 300 + ".pt", "."])
+def test_weights_that_can_be_no_path_are_one_line_that_names_the_field(run_in_process, start, field, value):
+    from detection import training
+
+    code, _, errors = run_in_process(training.main, start.folder.parent / "config.yaml", f"{field}={value}")
+    assert code == 2
+    assert len(errors) == 1
+    assert field in errors[0]
