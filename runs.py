@@ -39,7 +39,7 @@ from engine.experiment import (
     requeued_experiment,
     shown_score,
 )
-from engine.logbook import STOPPED, logger, read_metrics, start_logging, write_metrics
+from engine.logbook import STOPPED, logger, read_metrics, start_logging, warnings_counted, write_metrics
 from engine.optim import scaled_learning_rate
 from engine.signals import Stopped
 from engine.storage.files import file_sha256, write_text
@@ -138,14 +138,17 @@ def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.
     task = command.build_task(config, False)
     check_installed(config.train.trackers)
     check_feasible(task, config.train, config.optim, arguments.experiments, device)
-    command.announce(task)
-    first, second = rehearse(task, config.train, config.optim, device)
+    with warnings_counted() as warnings:
+        command.announce(task)
+        first, second = rehearse(task, config.train, config.optim, device)
     needs = distributed.gather(memory_need(device))  # of several processes, the one that is shortest of it
     if needs:
         used, total = max(needs, key=lambda need: need[0] / need[1])
         logger.info(
-            "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; no experiment was made",
+            "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; warnings: %d; "
+            "no experiment was made",
             second, first, f"{used:,.0f}", f"{total:,.0f}", "" if device.type == "cuda" else " of this machine",
+            sum(warnings.values()),
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import build_loader, eval_batches, normalize_images
+from detection.anchor_fit import AnchorFit, fit_anchors
 from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.dataset import CocoDetection, collate, read_image
 from detection.drawing.pictures import Picture, draw_detections
@@ -193,6 +195,11 @@ class DetectionTask:
             self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_mib)
             plateau = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
             self.reference_losses = {"classification": plateau}
+
+    @cached_property
+    def anchor_fit(self) -> AnchorFit:
+        """How the default boxes fit the training objects; of a task that trains."""
+        return fit_anchors(self.train, self.model, self.config.loss.match_iou)
 
     def compile(self) -> None:
         """Compile matching and loss; the largest number of objects differs from batch to batch, hence `dynamic`."""

@@ -9,10 +9,12 @@ python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # 
 
 import torch
 
+from detection.anchor_fit import report_fit
 from detection.annotations import describe, read_split
 from detection.prepare.images import check_images
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
+from engine import distributed
 from engine.command import run_command
 from engine.logbook import logger
 from runs import TrainCommand, train
@@ -37,6 +39,8 @@ def announce(task: DetectionTask) -> None:
     ids = task.val.category_ids
     unused = ids[-1] - ids[0] + 1 - len(ids)
     logger.info("%d classes, category ids %d to %d, %d of them unused", len(ids), ids[0], ids[-1], unused)
+    if distributed.is_main():
+        report_fit(task.anchor_fit, task.train, task.model, model)
     if task.train.annotations_path == task.val.annotations_path:
         logger.warning("trained and scored on the same images: the score says nothing about others")
     if not task.val.class_counts.any():

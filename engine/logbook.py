@@ -10,8 +10,9 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,22 @@ def start_logging(experiment: Path | None, verbose: bool) -> None:
         file = logging.FileHandler(experiment / "train.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file)
+
+
+@contextmanager
+def warnings_counted() -> Iterator[Counter]:
+    """Inside, warnings are counted, by message."""
+    counts: Counter = Counter()
+
+    def count(record: logging.LogRecord) -> bool:
+        counts[record.getMessage()] += record.levelno == logging.WARNING
+        return True
+
+    logger.addFilter(count)
+    try:
+        yield counts
+    finally:
+        logger.removeFilter(count)
 
 
 class _Lines:

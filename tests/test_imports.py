@@ -31,7 +31,8 @@ FLOORS = (
         "diffusion.sampling", "diffusion.data",
     },
     {
-        "runs", "detection.prepare.layouts", "detection.prepare.images", "adapters.stages", "classification.data",
+        "runs", "detection.anchor_fit", "detection.prepare.layouts", "detection.prepare.images", "adapters.stages",
+        "classification.data",
         "classification.pictures",
     },
     {
