@@ -30,6 +30,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from engine import distributed
 from engine.logbook import logger
 from engine.signals import SIGNALS
+from engine.storage.files import user_path
 from engine.terminal import printable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue, as fractions of full brightness
@@ -372,9 +373,10 @@ READERS = {"mnist": read_mnist, "cifar10": read_cifar10}  # by data.format
 
 def data_folder(root: str) -> Path:
     """The folder that data.root names. Raises DatasetError if there is none."""
-    folder = Path(root).expanduser()
+    folder = user_path(root, "data.root")
     if not folder.is_dir():
-        raise DatasetError(f"data.root {root}: no such folder; name the one that holds the data set")
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise DatasetError(f"data.root {root}: {what}; name the one that holds the data set")
     return folder
 
 

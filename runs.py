@@ -10,6 +10,7 @@ A task brings a `TrainCommand`; its training module hands it to `train`.
 
 import argparse
 import platform
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +25,7 @@ import torch
 from engine import distributed
 from engine.checkpoint import list_checkpoints, newest_checkpoint, sweep_temporaries
 from engine.command import said_once
-from engine.compute.cost import peak_memory_mib
+from engine.compute.cost import FLOPS_COUNTER, peak_memory_mib
 from engine.compute.machine import memory_limit
 from engine.compute.precision import describe_device, is_in_hardware, resolve_precision
 from engine.config import Config, changed_fields, dump_config, load_config
@@ -39,7 +40,7 @@ from engine.experiment import (
     requeued_experiment,
     shown_score,
 )
-from engine.logbook import STOPPED, logger, read_metrics, rewind_metrics, start_logging
+from engine.logbook import STOPPED, logger, read_metrics, start_logging, warnings_counted, write_metrics
 from engine.optim import scaled_learning_rate
 from engine.signals import Stopped
 from engine.storage.files import file_sha256, write_text
@@ -64,6 +65,8 @@ class TrainCommand:
     announce: Callable[[Task], None]  # log what is trained on what
     # After `environment.json` and `metrics.jsonl` are complete, on rank 0; returns what results.json holds.
     write_record: Callable[[Path, Task], dict]
+    # Overrides with which a new run starts from the weights of {experiment}; empty where a task cannot.
+    start_from: str = ""
 
 
 def train(command: TrainCommand, device: torch.device) -> None:
@@ -75,7 +78,7 @@ def train(command: TrainCommand, device: torch.device) -> None:
     find_begun(arguments)
     if arguments.experiment:  # made for this run: even what is wrong with its config is written there
         start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
-    config = with_precision(read_config(arguments, command.config_class), device)
+    config = with_precision(read_config(arguments, command), device)
     resume = arguments.resume is not None
     if resume:
         newest_checkpoint(arguments.resume / "checkpoints")  # there must be one, before anything is written
@@ -101,7 +104,7 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
             write_text(experiment / "config.yaml", dump_config(config))
             append_environment(experiment, describe_environment(hosts, device) | {"started_from": task.started_from})
             if not resume:
-                rewind_metrics(experiment, step=0)  # of a start that left no checkpoint
+                write_metrics(experiment, [])  # of a start that left no checkpoint
             trackers.start()
 
     logger.info("experiment: %s", experiment)
@@ -133,19 +136,22 @@ def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.
     """Build all that training needs and take two steps on real images, to see whether they can be; leave nothing.
 
     The last line that it prints is for engine.doctor, too."""
-    config = with_precision(read_config(arguments, command.config_class), device)
+    config = with_precision(read_config(arguments, command), device)
     task = command.build_task(config, False)
     check_installed(config.train.trackers)
     check_feasible(task, config.train, config.optim, arguments.experiments, device)
-    command.announce(task)
-    warn_if_emulated(task, device)
-    first, second = rehearse(task, config.train, config.optim, device)
+    with warnings_counted() as warnings:
+        command.announce(task)
+        warn_if_emulated(task, device)
+        first, second = rehearse(task, config.train, config.optim, device)
     needs = distributed.gather(memory_need(device))  # of several processes, the one that is shortest of it
     if needs:
         used, total = max(needs, key=lambda need: need[0] / need[1])
         logger.info(
-            "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; no experiment was made",
+            "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; warnings: %d; "
+            "no experiment was made",
             second, first, f"{used:,.0f}", f"{total:,.0f}", "" if device.type == "cuda" else " of this machine",
+            sum(warnings.values()),
         )  # fmt: skip
 
 
@@ -229,8 +235,9 @@ def find_begun(arguments: argparse.Namespace) -> None:
         arguments.resume = arguments.experiment
 
 
-def read_config(arguments: argparse.Namespace, config_class: type[Config]) -> Config:
+def read_config(arguments: argparse.Namespace, command: TrainCommand) -> Config:
     """The config to train with. Raises ConfigError where a resumed run would learn something else."""
+    config_class = command.config_class
     if not arguments.resume:
         return load_config(arguments.config, arguments.overrides, config_class)
     stored = read_experiment_config(arguments.resume, config_class)
@@ -239,13 +246,21 @@ def read_config(arguments: argparse.Namespace, config_class: type[Config]) -> Co
         config = config.model_copy(
             update={"train": config.train.model_copy(update={"precision": stored.train.precision})}
         )
-    changed = [text for name, text in changed_fields(stored, config).items() if name not in FREE_FIELDS]
+    changed = {name: text for name, text in changed_fields(stored, config).items() if name not in FREE_FIELDS}
     if changed:
         raise ConfigError(
-            f"{arguments.resume} was trained with another config: {'; '.join(changed)}. "
-            "Resume with the experiment's own config, or start a new run"
+            f"{arguments.resume} was trained with another config: {'; '.join(changed.values())}. "
+            f"Resume with its own: --resume {arguments.resume}; or start a new run, {_new_run(arguments, command)}"
         )
     return config
+
+
+def _new_run(arguments: argparse.Namespace, command: TrainCommand) -> str:
+    """The command of a run with the config that an experiment refuses, from the experiment's weights if it can be."""
+    config = arguments.config or str(arguments.resume / "config.yaml")
+    start = command.start_from.format(experiment=arguments.resume).split()
+    words = ["python", "-m", command.module, config, *arguments.overrides, *start]
+    return f"{'from its weights and ' if start else ''}with a schedule of its own: `{shlex.join(words)}`"
 
 
 # ---- what every record holds ---------------------------------------------------------------------------------
@@ -259,7 +274,9 @@ def common_record(experiment: Path, task: Task, gflops: float, inputs: list[Path
     config, lines = task.config, read_metrics(experiment)
     if len(lines) < config.train.epochs:
         raise ValueError(
-            f"{experiment}/metrics.jsonl: {len(lines)} of {config.train.epochs} epochs in it; was it edited?"
+            f"{experiment}/metrics.jsonl: {len(lines)} of {config.train.epochs} epochs in it, and its checkpoints are "
+            "of a version that does not keep the others, so there is no record. The weights are whole: score them by "
+            "the task's own command, or train again from the experiment's config.yaml"
         )
     start = read_environments(experiment)[-1]
     parameters = list(task.model.parameters())
@@ -275,6 +292,7 @@ def common_record(experiment: Path, task: Task, gflops: float, inputs: list[Path
         "cost": {
             "parameters": sum(parameter.numel() for parameter in parameters),
             "gflops": round(gflops, 3),
+            "flops_counter": FLOPS_COUNTER,
             "train_seconds": round(sum(line["epoch_seconds"] for line in lines), 1),
             "images_per_second": statistics.median(line["images_per_second"] for line in lines),
             "peak_memory_mib": round(peak_memory_mib(parameters[0].device), 1),

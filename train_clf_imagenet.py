@@ -48,6 +48,7 @@ COMMAND = TrainCommand(
     build_task=build_task,
     announce=announce,
     write_record=write_record,
+    start_from="model.weights={experiment}",
 )
 
 

@@ -45,7 +45,7 @@ from engine.compute.precision import Precision, autocast, resolve_precision
 from engine.config import Config
 from engine.experiment import shown_score
 from engine.loading import load_exactly
-from engine.logbook import append_metrics, draw_curves, logger, rewind_metrics, training_bar
+from engine.logbook import draw_curves, logger, read_metrics, restore_metrics, training_bar, write_metrics
 from engine.optim import (
     STATES_PER_WEIGHT,
     OptimConfig,
@@ -144,6 +144,7 @@ class TrainState:
     loss_sums: dict[str, Tensor] = field(default_factory=dict)  # over the steps of this epoch so far, on this rank
     epoch_seconds: float = 0.0  # spent on this epoch so far
     line: dict | None = None  # of metrics.jsonl, for an epoch that is trained but not scored or logged yet
+    lines: list[dict] | None = field(default_factory=list)  # of the epochs before; None in checkpoints without them
     best: dict = field(default_factory=dict)  # {"epoch": ..., "score": ...}
 
     def state_dict(self) -> dict | None:
@@ -165,13 +166,17 @@ class TrainState:
             "loss_sums": loss_sums,
             "epoch_seconds": self.epoch_seconds,
             "line": self.line,
+            "lines": self.lines,
             "best": self.best,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Go back to where `state_dict` was taken. Raises CheckpointError if it belongs to another run."""
         if missing := [name for name in STATE if not isinstance(state, dict) or name not in state]:
-            raise CheckpointError(f"no state of a run, or of another version: it lacks {', '.join(missing)}")
+            raise CheckpointError(
+                f"no state of a run, or of another version: it lacks {', '.join(missing)}. Start a new run from the "
+                "experiment's config.yaml"
+            )
         if state["processes"] != distributed.world_size():
             raise CheckpointError(
                 f"made by {state['processes']} processes, this run has {distributed.world_size()}: start as many, for "
@@ -199,6 +204,7 @@ class TrainState:
             for name, value in state["loss_sums"][distributed.rank()].items()
         }
         self.line, self.best = state["line"], state["best"]
+        self.lines = state.get("lines")  # checkpoints of earlier versions have none
 
     @property
     def scored_model(self) -> nn.Module:
@@ -342,8 +348,15 @@ class Run:
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
         logger.info("resumed after step %d from %s", self.state.step, path)
+        if self.state.lines is None:
+            self.state.lines = distributed.broadcast(distributed.is_main() and self.lines_on_disk())
         if distributed.is_main():
-            rewind_metrics(self.experiment, self.state.step - bool(self.state.line))
+            restore_metrics(self.experiment, self.state.lines)
+
+    def lines_on_disk(self) -> list[dict]:
+        """The lines of metrics.jsonl up to the step of the state, for a checkpoint that does not hold them."""
+        last_step = self.state.step - bool(self.state.line)
+        return [line for line in read_metrics(self.experiment) if line["step"] <= last_step]
 
     @property
     def epochs_done(self) -> int:
@@ -510,8 +523,9 @@ class Run:
     def log(self, line: dict) -> None:
         """Write the epoch down."""
         logger.info(epoch_summary(line, self.config.epochs, self.task.metrics[0]))
+        self.state.lines.append(line)
         if distributed.is_main():
-            append_metrics(self.experiment, line)
+            write_metrics(self.experiment, self.state.lines)
             if self.task.metrics[0] in line:
                 draw_curves(self.experiment, self.task.metrics, self.task.reference_losses)
                 self.draw(line["epoch"])

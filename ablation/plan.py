@@ -9,6 +9,7 @@ import fcntl
 import fnmatch
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from ablation.records import Place, read_object, read_results
 from engine.config import Config, changed_values, load_config, read_overridden
 from engine.experiment import FREE_FIELDS, is_running, list_experiments, shown_score
 from engine.logbook import STOPPED, read_metrics
-from engine.storage.files import file_sha256, write_text
+from engine.storage.files import file_sha256, user_path, write_text
 from engine.storage.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
 
 PROJECT = Path(__file__).parent.parent
@@ -283,7 +284,7 @@ def is_same_data(then: dict, now: dict) -> bool:
     """Whether two recipes mean the same data: in one folder, moved from it to another, or copied.
 
     Where the folder of old is there, the files that the recipe names must be in the other, too, and the same."""
-    old, new = (Path(each.get("data", {}).get("root", "")).expanduser().resolve() for each in (then, now))
+    old, new = (Path(os.path.realpath(_data_root(each))) for each in (then, now))
     if old == new or not old.exists():
         return True
     texts = [text for half in then["data"].values() if isinstance(half, dict) for text in half.values()]
@@ -292,6 +293,15 @@ def is_same_data(then: dict, now: dict) -> bool:
         copy.is_file() and _sha256(file, file.stat().st_mtime_ns) == _sha256(copy, copy.stat().st_mtime_ns)
         for file, copy in files
     )
+
+
+def _data_root(recipe: dict) -> Path:
+    """The folder of a recipe's data; as it is written where that is no path here, but may be one elsewhere."""
+    root = recipe.get("data", {}).get("root", "")
+    try:
+        return user_path(root, "data.root")
+    except ValueError:
+        return Path(root.replace("\0", ""))
 
 
 def changed_code(cell: dict) -> list[str]:
@@ -308,7 +318,7 @@ def changed_inputs(experiment: Path, inputs: dict[str, str], recipe: dict) -> li
     They are looked for where the recipe says that the data lies now. A file that is not there, as in a clone without
     the data, says nothing."""
     config, _ = read_yaml(experiment / "config.yaml")
-    root, root_now = (Path(each.get("data", {}).get("root", "")).expanduser() for each in (config, recipe))
+    root, root_now = _data_root(config), _data_root(recipe)
     changed = []
     for name, digest in inputs.items():
         path = Path(name)

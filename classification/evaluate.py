@@ -28,7 +28,7 @@ from engine.command import positive, said_once
 from engine.compute.precision import inference_precision
 from engine.experiment import shown_score
 from engine.logbook import logger
-from engine.storage.files import write_text
+from engine.storage.files import user_path, write_text
 from engine.storage.strict_yaml import ConfigError
 from engine.terminal import printable
 
@@ -117,7 +117,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     data = [word for word in arguments.rest if "=" not in word]
     if len(data) > 1:
         parser.error(f"{data[1]}: one folder of images is scored, and {data[0]} is one")
-    arguments.data = Path(data[0]).expanduser() if data else None
+    arguments.data = user_path(data[0], "data.root") if data else None
     return arguments
 
 

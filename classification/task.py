@@ -24,7 +24,7 @@ from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
 from engine.storage.release import SUFFIX
-from engine.weights import find_weights, identified, read_safetensors, read_weights
+from engine.weights import find_weights, identified, read_safetensors, read_weights_with_note
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
 from training import TrainConfig
 
@@ -100,25 +100,32 @@ def build_swin(config: ModelConfig, num_classes: int) -> SwinTransformer:
     )
 
 
-def read_classifier(path: Path, average: bool = True) -> tuple[dict[str, Tensor], list[str] | None]:
-    """The weights in a file, under Microsoft's names, and the classes of their outputs where it tells them.
+class TrainedClassifier(NamedTuple):
+    """What a file of weights holds."""
+
+    weights: dict[str, Tensor]  # under Microsoft's names
+    classes: list[str] | None  # of their outputs, where the file tells them
+    note: str  # what was taken off around weights that another program saved
+
+
+def read_classifier(path: Path, average: bool = True) -> TrainedClassifier:
+    """The weights in a file, and their classes.
 
     average: of a run that kept a moving average, that. Raises ValueError if it holds no classifier."""
-    classes = None
+    classes, note = None, ""
     if is_checkpoint(path):
         state = load_checkpoint(path)
         weights, classes = trained_weights(state, average), state["data"]["classes"]
-    elif path.suffix == SUFFIX:
-        weights, facts = read_safetensors(path)
-        weights = swin_state_dict(weights)
-        classes = json.loads(facts["classes"]) if facts else None
     else:
-        weights = swin_state_dict(read_weights(path))
+        weights, note = read_weights_with_note(path)
+        weights = swin_state_dict(weights)
+        if path.suffix == SUFFIX and (facts := read_safetensors(path)[1]):
+            classes = json.loads(facts["classes"])
     if "head.weight" not in weights:
         raise ValueError(f"{path}: no classifier, it has no head; expected an experiment of classification or a Swin")
     if classes is None and len(weights["head.weight"]) == len(imagenet_classes()):
         classes = list(imagenet_classes())
-    return weights, classes
+    return TrainedClassifier(weights, classes, note)
 
 
 def start_from(model: SwinTransformer, config: ModelConfig, class_ids: list[str]) -> str:
@@ -127,14 +134,14 @@ def start_from(model: SwinTransformer, config: ModelConfig, class_ids: list[str]
     Raises ValueError, naming the field, if they are not there or do not fit."""
     try:
         path = find_weights(config.weights, config.name)
-        weights, classes = read_classifier(path, config.average_weights)
+        weights, classes, note = read_classifier(path, config.average_weights)
         is_same = classes == class_ids or (classes is None and len(weights["head.weight"]) == len(class_ids))
         if not is_same:
             weights |= {f"head.{name}": own for name, own in model.head.state_dict().items()}
         resized, _ = load_swin_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    told = [f"started from {identified(path)}"]
+    told = [f"started from {identified(path)}{note}"]
     if resized:
         told.append(f"{len(resized)} position tables resized, such as {resized[0]}")
     told.append("its head, too" if is_same else "the head from random weights, for it is of other classes")

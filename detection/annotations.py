@@ -29,6 +29,7 @@ from pydantic import Field
 from data import DatasetError
 from detection.plausibility import what_boxes_are
 from engine.config import Config
+from engine.storage.files import user_path
 from engine.terminal import printable
 
 SHRUNK = "shrunk.json"  # marks a folder of shrunken copies: {"short_side": pixels}
@@ -66,7 +67,9 @@ class DataConfig(Config):
 
     def paths(self, split: Literal["train", "val"]) -> tuple[Path, Path]:
         """The annotation file and the image folder of one half."""
-        root, paths = Path(self.root).expanduser(), getattr(self, split)
+        root, paths = user_path(self.root, "data.root"), getattr(self, split)
+        for field in ("annotations", "images"):
+            user_path(str(root / getattr(paths, field)), f"data.{split}.{field}")
         return root / paths.annotations, root / paths.images
 
 

@@ -246,12 +246,12 @@ def _category_ids(experiment: Path, config: DetectionConfig, class_names: Sequen
     """Those of the annotation file that an experiment was trained with, by label.
 
     From its results.json, else from the file itself; None where neither is at hand, or has other classes by now."""
-    for path, read in (
-        (experiment / "results.json", lambda record: (record["protocol"]["classes"], record["category_ids"])),
-        (config.data.paths("val")[0], _named_ids),
+    for find, read in (
+        (lambda: experiment / "results.json", lambda record: (record["protocol"]["classes"], record["category_ids"])),
+        (lambda: config.data.paths("val")[0], _named_ids),
     ):
         try:
-            names, category_ids = read(json.loads(path.read_bytes()))
+            names, category_ids = read(json.loads(find().read_bytes()))
         except (OSError, ValueError, LookupError, TypeError):
             continue
         if names == class_names:

@@ -21,6 +21,7 @@ import argparse
 import glob
 import importlib.util
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -226,7 +227,7 @@ def find_jobs(sources: Sequence[str], output: Path) -> list[Job]:
     for source in sources:
         for path, place in _files(source):
             places.setdefault(path, place)
-    written = output.resolve()
+    written = Path(os.path.realpath(output))  # resolve() breaks on a circle of links
     jobs: dict[Path, Job] = {}  # by target
     for path, place in places.items():
         if written in path.resolve().parents and str(path) not in sources:
@@ -239,7 +240,7 @@ def find_jobs(sources: Sequence[str], output: Path) -> list[Job]:
     if not jobs:
         raise ConfigError(f"--output {output}: all that was named lies in it, so is not looked at; name another folder")
     originals = {job.source.resolve() for job in jobs.values()}
-    if over := [target for target in jobs if target.resolve() in originals]:
+    if over := [target for target in jobs if Path(os.path.realpath(target)) in originals]:
         raise ConfigError(f"--output {output}: {over[0]}, an original, would be written over; name another folder")
     videos = [job.source for job in jobs.values() if job.is_video]
     if videos and not importlib.util.find_spec("av"):

@@ -45,6 +45,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
         "scores": {name: scores[name] for name in METRICS},
         "per_class": scores["per_class"],
         "errors": error_breakdown(evaluation),
+        "default_boxes": task.anchor_fit._asdict(),
         "protocol": {
             "annotations": val.annotations_path.name,
             "annotations_sha256": common["inputs"][str(val.annotations_path)],
@@ -94,6 +95,7 @@ def facts(experiment: Path, task: DetectionTask, record: dict) -> dict[str, str]
         + (f"fine-tuned from {start_from}" if start_from else started_fact(experiment, config.model.weights)),
         "Data": f"`{config.data.root}`: {shown_size(task.train)} to train on, {shown_size(task.val)} to validate, "
         f"{len(task.val.class_names)} classes",
+        "Default boxes": str(task.anchor_fit),
         "Recipe": f"{recipe_fact(experiment, config)}, box loss weight {config.loss.box_weight:g} (1 is the SSD "
         "paper's)",
         "Scored": f"weights: {record['weights']}; all {record['protocol']['images']} images, COCO mAP by "

@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert
 
 from data import DatasetError, Key
+from detection.anchor_fit import best_boxes
 from detection.annotations import CocoFile, describe, read_split
 from detection.dataset import CocoDetection, collate, read_image
 from detection.drawing.pictures import (
@@ -55,7 +56,6 @@ from engine.logbook import logger, progress_bar
 EPOCHS = 7  # that show an image augmented
 MOST_IMAGES = 48  # a picture has less than 2 ** 16 pixels on a side
 LARGEST_SIDE = 1200  # pixels of an image in a picture
-IOUS_AT_ONCE = 2**21
 GREY, WHITE = (128, 128, 128), (1.0, 1.0, 1.0)
 
 
@@ -106,15 +106,6 @@ def find_levels(model: SSD, iou_threshold: float) -> tuple[list[Level], Tensor]:
         object_sizes = (smallest * iou_threshold**0.5, min(largest / iou_threshold**0.5, float(side)))
         levels.append(Level(rows, columns, cell_xyxy, (smallest, largest), object_sizes))
     return levels, torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-
-
-def best_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest IoU of each box (N, 4) with a default box (A, 4), (N,) float, and with which, (N,) int64."""
-    anchors_xyxy = box_convert(anchors_cxcywh, "cxcywh", "xyxy")
-    parts = boxes_xyxy.split(max(1, IOUS_AT_ONCE // len(anchors_xyxy)))
-    bar = progress_bar(parts, desc="measuring overlaps", leave=False)
-    best_iou, best_anchor = zip(*(box_iou(part, anchors_xyxy).max(dim=1) for part in bar), strict=True)
-    return torch.cat(best_iou), torch.cat(best_anchor)
 
 
 def fit_objects(dataset: CocoDetection, anchors_cxcywh: Tensor, level_of_anchor: Tensor, side: int) -> Fit:

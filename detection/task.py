@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import build_loader, eval_batches, normalize_images
+from detection.anchor_fit import AnchorFit, fit_anchors
 from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.dataset import CocoDetection, collate, read_image
 from detection.drawing.pictures import Picture, draw_detections
@@ -27,9 +29,9 @@ from engine.checkpoint import CheckpointError, load_checkpoint, trained_weights
 from engine.config import Config
 from engine.loading import listed, load_exactly
 from engine.optim import OptimConfig
-from engine.storage.files import file_sha256
+from engine.storage.files import file_sha256, user_path
 from engine.storage.release import SUFFIX, load_release, weights_in
-from engine.weights import find_weights, identified, read_weights
+from engine.weights import find_weights, identified, read_weights_with_note
 from training import TrainConfig
 
 PICTURES = 4  # images in detections.png
@@ -53,18 +55,24 @@ class TrainedDetector(NamedTuple):
     """What a file of trained weights holds."""
 
     weights: dict[str, Tensor]
-    step: int  # optimizer steps behind them
+    step: int | None  # optimizer steps behind them; None where the file does not say
     class_names: list[str] | None  # None where the file does not say
     facts: dict[str, str] | None = None  # metadata of released weights, verified
+    note: str = ""  # what was taken off around weights that another program saved
 
 
-def read_detector(path: Path) -> TrainedDetector:
+def read_detector(path: Path, others: bool = False) -> TrainedDetector:
     """The weights that were scored (the moving average if there is one), from a checkpoint or from released weights.
 
-    path: see weights_in.
+    path: see weights_in. others: take weights that another program saved, too, which tell neither step nor classes.
     Raises CheckpointError if the file is missing, damaged, or something else, or if a weight is not finite."""
     path = weights_in(path)
-    detector = _read_detector(path)
+    try:
+        detector = _read_detector(path)
+    except CheckpointError:
+        detector = _detector_of_others(path) if others else None
+        if detector is None:
+            raise
     if broken := [name for name, weight in detector.weights.items() if not weight.isfinite().all()]:
         raise CheckpointError(f"{path}: weights that are not finite: {listed(broken)}; use an earlier checkpoint")
     return detector
@@ -85,19 +93,34 @@ def _read_detector(path: Path) -> TrainedDetector:
     return TrainedDetector(trained_weights(state), state["step"], state.get("data", {}).get("classes"))
 
 
+def _detector_of_others(path: Path) -> TrainedDetector | None:
+    """A detector's weights that are no checkpoint or release of this project; None where no weights can be read.
+
+    Raises CheckpointError if they are weights of something else."""
+    try:
+        weights, note = read_weights_with_note(path)
+    except (OSError, ValueError):
+        return None
+    if "class_head.0.weight" not in weights:
+        raise CheckpointError(
+            f"{path}: weights of no detector of this project; those of a trunk belong into model.weights"
+        )
+    return TrainedDetector(weights, None, None, note=note)
+
+
 def start_trunk(model: SSD, config: ModelConfig) -> str:
     """Load the weights that `config.weights` names into the trunk of the detector.
 
     Returns what was loaded. Raises ValueError if they are missing, cannot be read or do not fit the trunk."""
     try:
         path = find_weights(config.weights, BACKBONES[config.backbone].trunk)
-        weights = read_weights(path, config.average_weights)
+        weights, note = read_weights_with_note(path, config.average_weights)
         if "class_head.0.weight" in weights:
             raise ValueError(f"{path}: a whole detector, not a trunk; it belongs into model.start_from")
         resized = load_backbone_weights(model.backbone, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    line = f"trunk from {identified(path)}"
+    line = f"trunk from {identified(path)}{note}"
     return line + f", {len(resized)} tables of positions resized, as {resized[0]}" if resized else line
 
 
@@ -105,7 +128,8 @@ def start_from(model: SSD, path: Path, class_names: Sequence[str]) -> str:
     """Load a trained detector; its class heads only if they tell these very classes, in this order.
 
     Returns what was loaded and what was not. Raises CheckpointError, listing what differs, if anything else does."""
-    detector = read_detector(path)
+    detector = read_detector(path, others=True)
+    told = f"started from {path}" + (f", step {detector.step}" if detector.step is not None else detector.note)
     heads = {key: own for key, own in model.state_dict().items() if key.startswith("class_head.")}
     is_same = detector.class_names == list(class_names)
     try:
@@ -119,7 +143,7 @@ def start_from(model: SSD, path: Path, class_names: Sequence[str]) -> str:
         else f"the {len(heads)} of the class heads not: they start from random weights, for its classes are others, or "
         f"in another order: {listed(detector.class_names or ['not told'], LISTED_CLASSES)}"
     )
-    return f"started from {path}, step {detector.step}: {loaded} weights loaded, {rest}"
+    return f"{told}: {loaded} weights loaded, {rest}"
 
 
 class DetectionTask:
@@ -152,8 +176,9 @@ class DetectionTask:
             self.started_from = start_trunk(self.model, config.model)
         if config.model.start_from is not None and not from_checkpoint:
             try:
-                self.started_from = start_from(self.model, Path(config.model.start_from), val.class_names)
-            except CheckpointError as error:
+                path = user_path(config.model.start_from, "file")
+                self.started_from = start_from(self.model, path, val.class_names)
+            except (ValueError, OSError) as error:
                 raise CheckpointError(f"model.start_from: {error}") from error
         self.val_loader: DataLoader | None = None
         self.results: np.ndarray | None = None  # of the last evaluation, on rank 0
@@ -170,6 +195,11 @@ class DetectionTask:
             self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_mib)
             plateau = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
             self.reference_losses = {"classification": plateau}
+
+    @cached_property
+    def anchor_fit(self) -> AnchorFit:
+        """How the default boxes fit the training objects; of a task that trains."""
+        return fit_anchors(self.train, self.model, self.config.loss.match_iou)
 
     def compile(self) -> None:
         """Compile matching and loss; the largest number of objects differs from batch to batch, hence `dynamic`."""

@@ -10,6 +10,7 @@ python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # 
 import numpy as np
 import torch
 
+from detection.anchor_fit import report_fit
 from detection.annotations import describe, read_split
 from detection.ceiling import ceiling_warning
 from detection.prepare.images import check_images
@@ -40,6 +41,8 @@ def announce(task: DetectionTask) -> None:
     ids = task.val.category_ids
     unused = ids[-1] - ids[0] + 1 - len(ids)
     logger.info("%d classes, category ids %d to %d, %d of them unused", len(ids), ids[0], ids[-1], unused)
+    if distributed.is_main():
+        report_fit(task.anchor_fit, task.train, task.model, model)
     if task.train.annotations_path == task.val.annotations_path:
         logger.warning("trained and scored on the same images: the score says nothing about others")
     if distributed.is_main():
@@ -66,6 +69,7 @@ COMMAND = TrainCommand(
     build_task=build_task,
     announce=announce,
     write_record=write_record,
+    start_from="model.weights=null model.start_from={experiment}",
 )
 
 

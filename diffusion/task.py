@@ -23,7 +23,7 @@ from engine.compute.precision import autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
-from engine.weights import find_weights, identified, read_weights
+from engine.weights import find_weights, identified, read_weights_with_note
 from model import SWIN_VARIANTS
 from training import TrainConfig
 
@@ -92,11 +92,12 @@ def start_from(model: SwinUNet, config: ModelConfig) -> str:
     Raises ValueError, naming the field, if they are not there or do not fit."""
     try:
         path = find_weights(config.weights, config.name)
-        resized = load_encoder_weights(model, read_weights(path, config.average_weights))
+        weights, note = read_weights_with_note(path, config.average_weights)
+        resized = load_encoder_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
     told = f"; {len(resized)} position tables resized, such as {resized[0]}" if resized else ""
-    return f"encoder started from {identified(path)}{told}"
+    return f"encoder started from {identified(path)}{note}{told}"
 
 
 class Evaluation(NamedTuple):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from engine.logbook import logger
-from engine.storage.files import write_whole, writing
+from engine.storage.files import set_aside, write_whole, writing
 
 STEP_FILE = re.compile(r"step_(\d+)\.pt")
 MARK = b"sha256:"
@@ -78,7 +78,9 @@ def load_checkpoint(path: Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: refused, holds more than plain tensors and numbers") from error
+        raise CheckpointError(
+            f"{path}: refused, holds more than plain tensors and numbers: remove it and use an earlier checkpoint"
+        ) from error
     except (OSError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
 
@@ -163,11 +165,12 @@ def load_newest_whole(folder: Path) -> tuple[Path, dict]:
             damaged.append((path, error))
             continue
         for broken, error in damaged:
-            aside = broken.with_name(f"{broken.name}.damaged")
-            os.replace(broken, aside)
-            logger.warning("%s; kept as %s, going back to %s", error, aside.name, path.name)
+            logger.warning("%s; kept as %s, going back to %s", error, set_aside(broken).name, path.name)
         return path, state
-    raise CheckpointError(f"{damaged[0][1]}; none of the {len(damaged)} checkpoints is whole: start anew")
+    raise CheckpointError(
+        f"{damaged[0][1]}; none of the {len(damaged)} checkpoints is whole: start a new run from the experiment's "
+        "config.yaml"
+    )
 
 
 def sweep_temporaries(experiment: Path) -> None:

@@ -50,6 +50,7 @@ MARKS = {
     "data.root": "train_clf_imagenet",
 }
 MEMORY = re.compile(r"memory ([\d,]+) of ([\d,]+) MiB")  # in the last line of a dry run
+WARNINGS = re.compile(r"warnings: (\d+)")  # there, too
 INSTALL_AGAIN = "install again: pip install -e . in a new .venv"
 LESS_MEMORY = "lower train.batch_size, and raise train.accumulation_steps by as much"
 REMEDIES = {  # what the error of a dry run speaks of -> what to do; the first that fits counts
@@ -441,7 +442,10 @@ def dry_run(command: Sequence[str]) -> Finding:
         if not (memory := MEMORY.search(last)):
             return Finding("warn", f"{last!r} does not say the memory that it took", "look at it while it trains")
         used, total = (int(text.replace(",", "")) for text in memory.groups())
-        return Finding("ok", last) if used <= MOST_OF_MEMORY * total else Finding("warn", last, LESS_MEMORY)
+        if used > MOST_OF_MEMORY * total:
+            return Finding("warn", last, LESS_MEMORY)
+        warned = WARNINGS.search(last)
+        return Finding("warn", last, "see the lines above") if warned and int(warned[1]) else Finding("ok", last)
     if last:
         print(f"{'':<19} {last}", flush=True)
     if code < 0:

@@ -29,7 +29,8 @@ from pathlib import Path
 import torch
 
 from engine.config import ConfigClass, load_config
-from engine.storage.files import write_text
+from engine.logbook import logger
+from engine.storage.files import set_aside, write_text
 from engine.storage.strict_yaml import ConfigError
 from engine.terminal import printable
 
@@ -104,12 +105,25 @@ def is_running(experiment: Path) -> bool:
 def read_experiment_config(
     experiment: Path, config_class: type[ConfigClass], overrides: Sequence[str] = ()
 ) -> ConfigClass:
-    """The config an experiment was trained with. Raises ConfigError if the folder is no experiment."""
+    """The config an experiment was trained with. Raises ConfigError if the folder is no experiment, or lost it."""
     path = experiment / "config.yaml"
     if not path.is_file():
-        what = "no config.yaml in it" if experiment.is_dir() else "no such folder"
-        raise ConfigError(f"{experiment}: {what}; name an experiment directory, experiments/experiment_N")
+        if not experiment.is_dir():
+            raise ConfigError(f"{experiment}: no such folder; name an experiment directory, experiments/experiment_N")
+        if list((experiment / "checkpoints").glob("*.pt")):
+            raise ConfigError(f"{path}: lost, though there are checkpoints; {_config_cure(experiment)}")
+        raise ConfigError(f"{experiment}: no config.yaml in it; name an experiment directory, experiments/experiment_N")
     return load_config(path, overrides, config_class)
+
+
+def _config_cure(experiment: Path) -> str:
+    """How to get back the config.yaml of an experiment: from the command that started it, if that is known."""
+    try:
+        command = read_environments(experiment)[0]["command"]
+    except (ValueError, LookupError):
+        command = None
+    source = f"`{command}` started it: copy that CONFIG there" if command else "copy the CONFIG of its command there"
+    return f"{source}, with the fields that the command replaced, then --resume {experiment}"
 
 
 def describe_environment(hosts: Sequence[str], device: torch.device) -> dict:
@@ -160,7 +174,12 @@ def requeued_experiment(root: Path) -> Path | None:
     if job is None or not job["restarts"]:
         return None
     for path in reversed(list_experiments(root)):
-        for start in read_environments(path):
+        try:
+            starts = read_environments(path)
+        except ValueError as error:  # most likely of an experiment that this job has nothing to do with
+            logger.warning("%s", error)
+            continue
+        for start in starts:
             then = start.get("slurm") or {}
             same_job = (then.get("job_id"), then.get("cluster")) == (job["job_id"], job["cluster"])
             if same_job and _module(start["command"]) == _module(command):
@@ -170,7 +189,12 @@ def requeued_experiment(root: Path) -> Path | None:
 
 def append_environment(experiment: Path, environment: dict) -> None:
     """Add one start to environment.json: the first run and every resumption keep their own entry."""
-    starts = [*read_environments(experiment), environment]
+    try:
+        starts = [*read_environments(experiment), environment]
+    except ValueError as error:  # no reason to lose the run that it describes
+        aside = set_aside(experiment / "environment.json")
+        logger.warning("%s; kept as %s, and begun again with this start", error, aside.name)
+        starts = [environment]
     write_text(experiment / "environment.json", json.dumps(starts, indent=2) + "\n")
 
 
@@ -183,7 +207,7 @@ def read_environments(experiment: Path) -> list[dict]:
         return []
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, not JSON ({error}); move it away") from None
     if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
         raise ValueError(f"{path}: damaged, expected a list with an object for every start; move it away")

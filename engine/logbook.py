@@ -15,8 +15,9 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from engine import distributed
 from engine.charts import save_chart
-from engine.storage.files import write_text, writing
+from engine.storage.files import set_aside, write_text
 from engine.terminal import printable_lines
 
 logger = logging.getLogger("workbench")
@@ -68,6 +69,22 @@ def start_logging(experiment: Path | None, verbose: bool) -> None:
         file = logging.FileHandler(experiment / "train.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file)
+
+
+@contextmanager
+def warnings_counted() -> Iterator[Counter]:
+    """Inside, warnings are counted, by message."""
+    counts: Counter = Counter()
+
+    def count(record: logging.LogRecord) -> bool:
+        counts[record.getMessage()] += record.levelno == logging.WARNING
+        return True
+
+    logger.addFilter(count)
+    try:
+        yield counts
+    finally:
+        logger.removeFilter(count)
 
 
 class _Lines:
@@ -140,14 +157,12 @@ def read_status(experiment: Path) -> dict | None:
         return None
 
 
-def append_metrics(experiment: Path, line: dict) -> None:
-    """Add one epoch to metrics.jsonl, and to metrics.csv."""
-    path = experiment / "metrics.jsonl"
-    with writing(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # not later than the checkpoint that counts on it
-    _write_table(experiment, read_metrics(experiment))
+def write_metrics(experiment: Path, lines: Sequence[dict]) -> None:
+    """Write every epoch so far to metrics.jsonl and metrics.csv, in place of what is there.
+
+    The whole file each time: a run that knows its epochs does not depend on what happens to the file meanwhile."""
+    write_text(experiment / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    _write_table(experiment, lines)
 
 
 def read_metrics(experiment: Path) -> list[dict]:
@@ -158,20 +173,28 @@ def read_metrics(experiment: Path) -> list[dict]:
     try:
         text = path.read_text(encoding="utf-8", errors="backslashreplace")
         lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # one may be cut
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged, not JSON line by line ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, not JSON line by line ({error}); move it away") from None
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise ValueError(f"{path}: damaged, line {number} is no line of an epoch: {line!r:.50}")
+            raise ValueError(f"{path}: damaged, line {number} is no line of an epoch: {line!r:.50}; move it away")
     return lines
 
 
-def rewind_metrics(experiment: Path, step: int) -> None:
-    """Forget epochs that ended after `step`: a resumed run writes them again."""
-    kept = [line for line in read_metrics(experiment) if line["step"] <= step]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    write_text(experiment / "metrics.jsonl", text)
-    _write_table(experiment, kept)
+def restore_metrics(experiment: Path, lines: Sequence[dict]) -> None:
+    """Have metrics.jsonl hold the epochs of a checkpoint, and none after it: a resumed run writes them again.
+
+    A file that lacks one of them, or has another in its place, is kept aside and reported."""
+    path = experiment / "metrics.jsonl"
+    try:
+        found = read_metrics(experiment)[: len(lines)]
+        damage = f"{path}: {len(found)} of {len(lines)} epochs in it, or others than in the checkpoint"
+    except (OSError, ValueError) as error:
+        found, damage = None, str(error)
+    if found is None or list(map(json.dumps, found)) != list(map(json.dumps, lines)):
+        kept = f"; kept as {set_aside(path).name}" if path.exists() else ""
+        logger.warning("%s%s, and written again from the checkpoint", damage, kept)
+    write_metrics(experiment, lines)
 
 
 def _write_table(experiment: Path, lines: Sequence[dict]) -> None:

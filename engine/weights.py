@@ -25,13 +25,16 @@ from engine.checkpoint import is_checkpoint, load_checkpoint, trained_weights
 from engine.command import run_command, said_once
 from engine.config import Config, load_config
 from engine.storage.download import download
-from engine.storage.files import file_sha256
+from engine.storage.files import file_sha256, user_path
 from engine.storage.release import SUFFIX, load_release, weights_in
 from engine.storage.strict_yaml import did_you_mean, nearest
 from model import SWIN_VARIANTS, swin_arguments
 
 REGISTRY = Path(__file__).parent.parent / "saved_weights/registry.yaml"
 FOLDER = Path("saved_weights")  # of the project's root, where commands are run
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # under which training programs save the weights, first best
+# A weight that every ResNet has, every Swin under Microsoft's and timm's names, under torchvision's, every detector.
+FIRST_LAYERS = ("conv1.weight", "patch_embed.proj.weight", "features.0.0.weight", "class_head.0.weight")
 PROMISED = re.compile(r"-([0-9a-f]{8,64})\.")  # PyTorch's names of public checkpoints hold a hash
 
 
@@ -102,7 +105,7 @@ def find_weights(named: str, trunk: str) -> Path:
             fitting = [other.name for other in registry.weights if other.trunk == trunk]
             raise ValueError(f"is a {entry.trunk}, expected a {trunk}: {', '.join(fitting) or 'none is known'}")
         return _fetched(entry)
-    path = weights_in(Path(named))
+    path = weights_in(user_path(named, "weights"))
     if not path.is_file():
         names = [*registry.defaults, *(entry.name for entry in registry.weights)]
         raise ValueError(
@@ -131,19 +134,79 @@ def identified(path: Path) -> str:
 
 
 def read_weights(path: Path, average: bool = True) -> dict[str, Tensor]:
-    """The weights in a file, on the CPU, under the names that they have there.
+    """The weights in a file, on the CPU: `read_weights_with_note` without the note."""
+    return read_weights_with_note(path, average)[0]
+
+
+def read_weights_with_note(path: Path, average: bool = True) -> tuple[dict[str, Tensor], str]:
+    """The weights in a file, on the CPU, by name, and what was taken off around them, for a log.
 
     path: a public checkpoint (torch.save's or safetensors), a checkpoint of a run, or released weights. Plain data
-    only: a downloaded file must not run code. average: of a run that kept a moving average, that.
+    only: a downloaded file must not run code. A public checkpoint may wrap its weights in a dictionary, as in
+    {"state_dict": ...}, and its names may share a prefix, as in "module.conv1.weight": see `unwrapped` and
+    `without_prefix`. average: of a run that kept a moving average, that.
+    Returns the weights and a note such as ", from its 'state_dict', without the prefix 'module.'", empty as a rule.
     Raises ValueError if the file is damaged or of another kind."""
     if path.suffix == SUFFIX:
-        return read_safetensors(path)[0]
+        weights, facts = read_safetensors(path)
+        return (weights, "") if facts else without_prefix(weights)
     if is_checkpoint(path):
         state = load_checkpoint(path)
         if not isinstance(state, dict) or not {"model", "ema"} <= state.keys():
-            raise ValueError(f"{path}: a checkpoint of this program, but without a model in it")
-        return trained_weights(state, average)
-    return _read_public(path)
+            raise ValueError(
+                f"{path}: a checkpoint of this program, but without a model in it; name another of that experiment"
+            )
+        return trained_weights(state, average), ""
+    weights, unwrapping = unwrapped(_read_public(path), path)
+    weights, renaming = without_prefix(weights)
+    return weights, unwrapping + renaming
+
+
+def unwrapped(content: object, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors by name in what a training program has saved, and a note on the dictionaries around them.
+
+    Of several dictionaries of tensors the one under a key of WRAPPERS is taken. Raises ValueError, with the cure, if
+    there is none, or if it is not clear which."""
+    keys = []
+    while isinstance(content, dict):
+        inner = [key for key, value in content.items() if isinstance(value, dict) and _holds_tensors(value)]
+        found = [key for key in WRAPPERS if key in inner]
+        if not found and not any(isinstance(value, Tensor) for value in content.values()):
+            found = inner
+            if len(inner) > 1:
+                raise ValueError(
+                    f"{path}: several models, {', '.join(map(repr, inner))}; save the one that is meant by itself: "
+                    "torch.save(content[NAME], FILE)"
+                )
+        if not found:
+            break
+        keys.append(found[0])
+        content = content[found[0]]
+    wanted = "expected a dictionary of tensors by name: torch.save(model.state_dict(), FILE)"
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, {wanted}")
+    if others := [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]:
+        raise ValueError(f"{path}: {others[0]!r} is no tensor; {wanted}")
+    return content, f", from its {' in '.join(map(repr, reversed(keys)))}" if keys else ""
+
+
+def _holds_tensors(value: dict) -> bool:
+    """Whether it is a model's weights by name, or wraps some; an optimizer's state does neither."""
+    return any(isinstance(each, Tensor) for each in value.values()) or any(key in value for key in WRAPPERS)
+
+
+def without_prefix(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Take off the prefixes that all names share, such as "module." of DataParallel, and say so in a note.
+
+    Only as far as it leads to the names of a model that is known here (FIRST_LAYERS); else the names stay."""
+    names, prefix = list(weights), ""
+    while names and not set(FIRST_LAYERS) & set(names):
+        shared = names[0].partition(".")[0] + "."
+        if not all(name.startswith(shared) for name in names):
+            return dict(weights), ""
+        prefix, names = prefix + shared, [name.removeprefix(shared) for name in names]
+    note = f", without the prefix {prefix!r} of all its names" if prefix else ""
+    return dict(zip(names, weights.values(), strict=True)), note
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -159,7 +222,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: truncated, or not a safetensors file ({error}); download it again") from error
 
 
-def _read_public(path: Path) -> dict[str, Tensor]:
+def _read_public(path: Path) -> object:
     promised = PROMISED.search(path.name)
     if promised and not file_sha256(path).startswith(promised[1]):
         raise ValueError(f"{path}: damaged, its SHA-256 does not begin with what its name says; download it again")
@@ -168,25 +231,23 @@ def _read_public(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # of unpickling, of zip files and of what stands in for them
         raise ValueError(
             f"{path}: expected plain data as torch.save wrote it; the file is damaged, of another format, or holds "
-            "code: download it again"
+            "code: download it again, or, of a whole model, save its state_dict() instead"
         ) from error
-    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("model"), dict):  # as Microsoft wraps them
-        checkpoint = checkpoint["model"]
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path}: holds a {type(checkpoint).__name__}, expected a dictionary of tensors by name")
-    if others := [name for name, value in checkpoint.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{path}: {others[0]!r} is no tensor; expected a dictionary of tensors by name")
+    if isinstance(checkpoint, dict) and {"model", "ema", "scheduler"} <= checkpoint.keys():
+        raise ValueError(
+            f"{path}: a checkpoint of this program that lost its end, which holds its checksum; copy it again"
+        )
     return checkpoint
 
 
 def describe(path: Path) -> dict[str, str]:
     """What a file of weights is, for people: label to value. Raises ValueError as `read_weights` does."""
-    weights, digest = read_weights(path), file_sha256(path)
+    (weights, note), digest = read_weights_with_note(path), file_sha256(path)
     return {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
         "SHA-256": digest,
         "registry": _registered(path, digest),
-        "kind": _kind(path),
+        "kind": _kind(path) + note,
         **_architecture(weights),
         "numbers": f"{sum(tensor.numel() for tensor in weights.values()):,} in {len(weights)} tensors",
     }

@@ -32,8 +32,8 @@ FLOORS = (
         "diffusion.sampling", "diffusion.data",
     },
     {
-        "runs", "detection.ceiling", "detection.prepare.layouts", "detection.prepare.images", "adapters.stages",
-        "classification.data", "classification.pictures",
+        "runs", "detection.anchor_fit", "detection.ceiling", "detection.prepare.layouts", "detection.prepare.images",
+        "adapters.stages", "classification.data", "classification.pictures",
     },
     {
         "detection.prepare.check", "detection.prepare.shrink", "detection.prepare.labels", "detection.prepare.fetch",

@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +13,14 @@ import yaml
 from detection.task import DetectionConfig
 from detection.training import COMMAND
 from engine.command import RunError
+from engine.config import dump_config, load_config
 from engine.experiment import read_experiment_config
+from engine.storage.strict_yaml import ConfigError
 from engine.trackers import metadata
 from runs import memory_need, train
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -124,3 +129,85 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(s
 def test_on_the_cpu_a_process_needs_less_than_there_is():
     used, total = memory_need(CPU)
     assert 100 < used < total
+
+
+@pytest.fixture
+def trained(start, monkeypatch):
+    """experiments/experiment_1 of the empty folder, which has a config.yaml and a checkpoint."""
+    from detection.task import DetectionConfig
+
+    folder = start.folder / "experiments/experiment_1"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/step_000000003.pt").touch()
+    config = load_config(start.folder.parent / "config.yaml", (), DetectionConfig)
+    (folder / "config.yaml").write_text(dump_config(config))
+
+    def resume(command, *words):
+        monkeypatch.setattr(sys, "argv", [command.module, *words, "--resume", "experiments/experiment_1"])
+        train(command, CPU)
+
+    return resume
+
+
+def test_more_epochs_for_a_run_are_refused_with_the_command_that_trains_them_from_its_weights(trained, start):
+    with pytest.raises(ConfigError, match=r"train\.epochs was 1, is 100") as error:
+        trained(COMMAND, "train.epochs=100")
+    command = str(error.value).split("`")[1]
+    assert command == (
+        "python -m detection.training experiments/experiment_1/config.yaml train.epochs=100 model.weights=null "
+        "model.start_from=experiments/experiment_1"
+    )
+    _, _, _, path, *overrides = command.split()
+    config = load_config(path, overrides, COMMAND.config_class)  # it can be started
+    assert (config.train.epochs, config.model.start_from) == (100, "experiments/experiment_1")
+
+
+def test_a_changed_config_is_refused_with_the_command_that_names_it(trained, start):
+    config = start.folder.parent / "config.yaml"
+    with pytest.raises(ConfigError, match="batch_size was 4, is 8") as error:
+        trained(COMMAND, str(config), "train.batch_size=8")
+    assert f"python -m detection.training {config} train.batch_size=8 model.weights=null" in str(error.value)
+
+
+def test_a_task_that_cannot_start_from_a_run_names_a_new_one(trained):
+    with pytest.raises(ConfigError) as error:
+        trained(replace(COMMAND, start_from=""), "train.epochs=100")
+    assert "start_from" not in str(error.value)
+    assert "config.yaml train.epochs=100`" in str(error.value)
+
+
+@pytest.mark.parametrize("root", ["~nosuchuser/x", '"a\\0b"', "x" * 300])
+@pytest.mark.parametrize("command", ["detection", "classification", "diffusion"])
+def test_a_root_that_can_be_no_path_is_one_line_that_names_the_field(run_in_process, start, command, root):
+    import diffusion.training
+    import train_clf_imagenet
+    from detection import training
+
+    config, main = {
+        "detection": (start.folder.parent / "config.yaml", training.main),
+        "classification": (ROOT / "configs/swin_slim_mnist.yaml", train_clf_imagenet.main),
+        "diffusion": (ROOT / "configs/diffusion_mnist_small.yaml", diffusion.training.main),
+    }[command]
+    code, _, errors = run_in_process(main, config, f"data.root={root}")
+    assert code == 2
+    assert len(errors) == 1
+    assert "data.root" in errors[0]
+
+
+@pytest.mark.parametrize("field", ["model.weights", "model.start_from"])
+@pytest.mark.parametrize("value", ["~nosuchuser/x.pt", '"a\\0b.pt"', "x" * 300 + ".pt", "."])
+def test_weights_that_can_be_no_path_are_one_line_that_names_the_field(run_in_process, start, field, value):
+    from detection import training
+
+    code, _, errors = run_in_process(training.main, start.folder.parent / "config.yaml", f"{field}={value}")
+    assert code == 2
+    assert len(errors) == 1
+    assert field in errors[0]
+
+
+def test_a_dry_run_tells_the_recall_of_the_default_boxes_and_counts_its_warnings(start, caplog):
+    caplog.set_level("INFO")
+    start("--dry-run", "loss.match_iou=0.95")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("default boxes: only" in text and "IoU >= 0.95" in text for text in warnings)
+    assert f"warnings: {len(warnings)};" in caplog.messages[-1]

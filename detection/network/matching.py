@@ -49,7 +49,7 @@ def _best_overlaps(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> tuple[Tensor, Te
 
     Among equals the first.
     """
-    iou = _pairwise_iou(boxes_xyxy, anchors_xyxy)  # (B, M, A)
+    iou = pairwise_iou(boxes_xyxy, anchors_xyxy)  # (B, M, A)
     # iou.max(dim=1), but compilers vectorise it, which they do not for the index of a maximum across rows.
     num_boxes = iou.shape[1]
     index = torch.arange(num_boxes, dtype=torch.int32, device=iou.device)
@@ -58,7 +58,7 @@ def _best_overlaps(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> tuple[Tensor, Te
     return best_iou, best_box.long(), iou.argmax(dim=2)
 
 
-def _pairwise_iou(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
+def pairwise_iou(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
     """Return the intersection over union of every box (B, M, 4) with every anchor (A, 4): (B, M, A).
 
     torchvision.ops.box_iou to the last bit. (B, M, A) is the largest tensor of matching: it is walked with unit

@@ -93,7 +93,9 @@ class SSD(nn.Module):
         self.class_head = _head(neck.out_channels, num_classes + 1)
         self._favour_background()
         # Known from the backbone and the input size: no checkpoint needs to carry them.
-        self.register_buffer("anchors_cxcywh", default_boxes(self._grid_sizes(), anchor_scales), persistent=False)
+        self.register_buffer(
+            "anchors_cxcywh", default_boxes(self.grid_sizes(input_size), anchor_scales), persistent=False
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Predict a box and its class for every anchor.
@@ -129,14 +131,14 @@ class SSD(nn.Module):
             convolution.bias[:: self.num_classes + 1] = background_bias
 
     @torch.no_grad()
-    def _grid_sizes(self) -> list[tuple[int, int]]:
-        """Return (rows, columns) of each map, as measured on a blank image that leaves no trace.
+    def grid_sizes(self, input_size: int) -> list[tuple[int, int]]:
+        """Return (rows, columns) of each map, as measured on a blank image of this side that leaves no trace.
 
         In evaluation mode nothing is drawn at random and no running statistics move.
         """
         was_training = {module: module.training for module in self.modules()}
         self.eval()
-        maps = self.neck(self.backbone(torch.zeros(1, 3, self.input_size, self.input_size)))
+        maps = self.neck(self.backbone(torch.zeros(1, 3, input_size, input_size)))
         for module, training in was_training.items():
             module.training = training
         return [tuple(m.shape[-2:]) for m in maps]

@@ -62,7 +62,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("short_side", "workers"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: expected 1 or more")
-    root = options.root.resolve()
+    root = Path(os.path.realpath(options.root))  # resolve() breaks on a circle of links
     options.to = options.to or root.with_name(f"{root.name}_{options.short_side}")
     return options
 

@@ -10,22 +10,51 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.compute.inference import evaluation_mode
 
+# Kernels of scaled_dot_product_attention, on a CPU, a GPU and other devices. torch 2.10 and 2.14 count that of the CPU
+# as 0, so all of them are counted here by one formula, and the number depends neither on the device nor on the version.
+ATTENTION_KERNELS = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+FLOPS_COUNTER = f"torch {torch.__version__} + sdpa formula"
+
 
 @torch.inference_mode()
 def forward_gflops(model: nn.Module, input_size: int, channels: int = 3, further: Sequence[Tensor] = ()) -> float:
     """Arithmetic of one forward pass over one image, in 10**9 operations; a multiply-add is two.
 
-    Counted by torch.utils.flop_counter: matrix products, linear layers among them, convolutions, transposed too, and
-    attention, whether spelt out or by scaled_dot_product_attention on any device. Not counted: biases, normalisation,
-    activations, softmax, pooling, resizing and whatever comes after the model, such as NMS.
+    Counted by torch.utils.flop_counter: matrix products, linear layers among them, convolutions, transposed too; and
+    by `attention_flops`: scaled_dot_product_attention, which costs what the same attention costs when it is spelt out.
+    Not counted: biases, normalisation, activations, softmax, pooling, resizing and whatever comes after the model,
+    such as NMS.
 
     model: takes (1, channels, input_size, input_size), and what is in `further`, on its device; afterwards each of its
     modules is in its former mode."""
     parameter = next(model.parameters())
     image = torch.zeros(1, channels, input_size, input_size, dtype=parameter.dtype, device=parameter.device)
-    with evaluation_mode(model), FlopCounterMode(display=False) as counter:
-        model(image, *further)
+    aten = torch.ops.aten
+    formulas = {getattr(aten, name): attention_flops for name in ATTENTION_KERNELS if hasattr(aten, name)}
+    # The fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer is one operator that nothing counts.
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with evaluation_mode(model), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+            model(image, *further)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
     return counter.get_total_flops() / 1e9
+
+
+def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
+    """Operations of attention by the shapes of its inputs: queries with keys, then probabilities with values.
+
+    query: (B, heads, L, E). key: (B, heads or fewer, S, E). value: the same heads, (.., S, V). A mask saves nothing.
+    torch's counter passes shapes in the place of tensors, and the operator's other arguments."""
+    batch, heads, num_queries, channels = query
+    return 2 * batch * heads * num_queries * key[2] * (channels + value[3])
 
 
 def peak_memory_mib(device: torch.device) -> float:

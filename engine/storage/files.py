@@ -46,6 +46,34 @@ def write_text(path: Path, text: str, sync: bool = True) -> None:
     write_whole(path, lambda file: file.write(text.encode()), sync)
 
 
+def user_path(text: str, field: str) -> Path:
+    """The path that a user wrote, `~` expanded; there need be nothing at it.
+
+    field: where it was written, such as "data.root", for the message.
+    Raises ValueError for what can be no path: a home of nobody, a NUL, a name too long, a folder that is a file, a
+    circle of links, a folder that this user may not look into."""
+    try:
+        path = Path(text).expanduser()
+        with suppress(FileNotFoundError):  # whoever uses it knows what should be there
+            os.stat(path)
+    except RuntimeError:
+        reason = f"no home folder is known for {text.partition('/')[0]}; write the whole path"
+    except ValueError:
+        reason = "a path cannot hold the character NUL"
+    except OSError as error:
+        reason = error.strerror
+    else:
+        return path
+    raise ValueError(f"{field} {text if len(text) <= 80 else text[:77] + '...'!r}: not a usable path: {reason}")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to NAME.damaged, in place of an earlier one, and return the new path."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    return aside
+
+
 def file_sha256(path: Path) -> str:
     """Of a file of any size."""
     with open(path, "rb") as file:

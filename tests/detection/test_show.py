@@ -11,11 +11,12 @@ from pycocotools.mask import iou
 from torchvision.ops import box_convert
 
 from detection import show
+from detection.anchor_fit import best_boxes
 from detection.annotations import read_coco
 from detection.dataset import CocoDetection, collate
 from detection.drawing.pictures import UNMATCHED, Panel, draw_panels
 from detection.network.ssd import ModelConfig, build_ssd
-from detection.show import Fit, best_boxes, find_levels, fit_objects, main, match_panel, truth_panel
+from detection.show import Fit, find_levels, fit_objects, main, match_panel, truth_panel
 from detection.task import DetectionConfig
 from detection.transforms import distort_colours, eval_transform
 from engine.config import load_config
@@ -86,7 +87,7 @@ def test_the_shown_cell_has_boxes_of_its_level(model):
 def test_the_best_box_is_found_whatever_the_number_at_once(model, monkeypatch):
     boxes_xyxy = torch.rand(50, 2, 2).sort(dim=1).values.flatten(1)
     together = best_boxes(boxes_xyxy, model.anchors_cxcywh)
-    monkeypatch.setattr(show, "IOUS_AT_ONCE", 7 * len(model.anchors_cxcywh))
+    monkeypatch.setattr("detection.anchor_fit.IOUS_AT_ONCE", 7 * len(model.anchors_cxcywh))
     for all_at_once, in_parts in zip(together, best_boxes(boxes_xyxy, model.anchors_cxcywh), strict=True):
         assert torch.equal(all_at_once, in_parts)
 

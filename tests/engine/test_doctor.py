@@ -265,9 +265,12 @@ def test_a_config_that_is_not_there_fails_in_one_line(tmp_path):
 
 def test_a_config_that_can_be_trained_is_told_with_its_data_and_its_memory(command, only, config):
     only()
-    code, printed = command(config)
+    code, printed = command(
+        config, "optim.schedule=cosine", "optim.warmup_epochs=0", "model.input_size=128"
+    )  # nothing to warn of
     assert code == 0
     assert "12 images" in printed
+    assert "training objects have one with IoU >= 0.5" in printed
     assert "category ids 1 to 18" in printed
     assert "ok    config        dry run: a step takes" in printed
     assert not (config.parent / "experiments").exists()
@@ -292,6 +295,12 @@ def test_a_dry_run_that_takes_nearly_all_of_the_memory_is_a_warning():
     found = dry_run([sys.executable, "-c", "print('images'); print('memory 9,500 of 10,000 MiB')"])
     assert found.level == "warn"
     assert "train.batch_size" in found.remedy
+
+
+@pytest.mark.parametrize(("warnings", "level"), [(0, "ok"), (2, "warn")])
+def test_a_dry_run_that_warned_is_a_warning(warnings, level):
+    found = dry_run([sys.executable, "-c", f"print('memory 1 of 10,000 MiB; warnings: {warnings}')"])
+    assert found.level == level
 
 
 def test_a_dry_run_that_does_not_tell_its_memory_is_a_warning():

@@ -17,11 +17,13 @@ from engine.experiment import (
     is_running,
     new_experiment,
     occupied,
+    read_experiment_config,
     requeued_experiment,
     slurm_job,
     table,
     write_readme,
 )
+from training import TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
 HOLD = "import os, sys, time, pathlib; from engine.experiment import occupied\n"
@@ -84,6 +86,28 @@ def test_every_start_adds_its_own_environment(tmp_path):
     assert "pytest" in starts[0]["command"]
 
 
+@pytest.mark.parametrize("content", ["", "{", '{"started": 1}', "[1]", "[" * 100_000])
+def test_a_damaged_environment_is_kept_aside_when_a_run_is_started_again(tmp_path, caplog, content):
+    path = tmp_path / "environment.json"
+    path.write_text(content)
+    append_environment(tmp_path, {"processes": 1})
+    assert json.loads(path.read_text()) == [{"processes": 1}]
+    assert (tmp_path / "environment.json.damaged").read_text() == content
+    assert "environment.json" in caplog.text
+
+
+def test_an_experiment_that_lost_its_config_says_how_to_get_it_back(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step_000000003.pt").touch()
+    for started in ((), [{"command": "python -m detection.training configs/bccd.yaml model.neck=fpn"}]):
+        for start in started:
+            append_environment(tmp_path, start)
+        with pytest.raises(ValueError, match=r"config\.yaml: lost") as error:
+            read_experiment_config(tmp_path, TrainConfig)
+        assert f"--resume {tmp_path}" in str(error.value)
+    assert "configs/bccd.yaml model.neck=fpn" in str(error.value)
+
+
 @pytest.fixture
 def job(monkeypatch) -> dict[str, str]:
     """Settings of a Slurm job that has trained in experiment_2 and is on its second start now."""
@@ -109,6 +133,12 @@ def begun(job, tmp_path) -> Path:
 
 def test_a_requeued_job_finds_the_experiment_that_it_began(begun):
     assert requeued_experiment(begun) == begun / "experiment_2"
+
+
+def test_a_damaged_environment_of_another_experiment_does_not_stop_a_requeued_job(begun, caplog):
+    (begun / "experiment_3/environment.json").write_text("{")
+    assert requeued_experiment(begun) == begun / "experiment_2"
+    assert "experiment_3/environment.json" in caplog.text
 
 
 @pytest.mark.parametrize(

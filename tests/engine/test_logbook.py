@@ -1,4 +1,4 @@
-"""engine/logbook.py: metrics come back, can be rewound, and are drawn."""
+"""engine/logbook.py: metrics come back, are restored from a checkpoint, and are drawn."""
 
 import json
 import os
@@ -7,15 +7,15 @@ import pytest
 
 from engine import logbook
 from engine.logbook import (
-    append_metrics,
     draw_curves,
     logger,
     progress_bar,
     read_metrics,
     read_status,
-    rewind_metrics,
+    restore_metrics,
     start_logging,
     training_bar,
+    write_metrics,
 )
 
 
@@ -26,10 +26,12 @@ def line(epoch: int, score: float | None) -> dict:
     }  # fmt: skip
 
 
+LINES = [line(1, None), line(2, 0.2), line(3, 0.3)]
+
+
 @pytest.fixture
 def experiment(tmp_path):
-    for epoch in (1, 2, 3):
-        append_metrics(tmp_path, line(epoch, None if epoch == 1 else 0.1 * epoch))
+    write_metrics(tmp_path, LINES)
     return tmp_path
 
 
@@ -89,34 +91,50 @@ def test_metrics_come_back_in_order(experiment):
     assert [entry["epoch"] for entry in read_metrics(experiment)] == [1, 2, 3]
 
 
-def test_rewinding_forgets_epochs_after_the_step(experiment):
-    rewind_metrics(experiment, step=20)
-    assert [entry["epoch"] for entry in read_metrics(experiment)] == [1, 2]
+def test_restoring_forgets_the_epochs_after_a_checkpoint_without_a_word(experiment, caplog):
+    restore_metrics(experiment, LINES[:2])
+    assert read_metrics(experiment) == LINES[:2]
+    assert [row.split(",")[0] for row in (experiment / "metrics.csv").read_text().splitlines()] == ["epoch", "1", "2"]
+    assert not caplog.records
 
 
-def test_a_line_cut_by_a_kill_is_forgotten(experiment):
+def test_a_line_cut_by_a_kill_is_forgotten(experiment, caplog):
     path = experiment / "metrics.jsonl"
     path.write_text(path.read_text() + '{"epoch": 4, "st')
-    rewind_metrics(experiment, step=30)
-    append_metrics(experiment, line(4, 0.4))
-    assert [entry["epoch"] for entry in read_metrics(experiment)] == [1, 2, 3, 4]
+    restore_metrics(experiment, LINES)
+    assert read_metrics(experiment) == LINES
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not JSON\n", b"\xff\0\n", b'{"epoch": 1}\n', b"[" * 100_000 + b"\n", b'{"step": 10}\n']
+)
+def test_a_damaged_file_is_kept_aside_and_written_again_from_the_checkpoint(experiment, caplog, content):
+    (experiment / "metrics.jsonl").write_bytes(content)
+    restore_metrics(experiment, LINES)
+    assert read_metrics(experiment) == LINES
+    assert (experiment / "metrics.jsonl.damaged").read_bytes() == content
+    assert "metrics.jsonl.damaged" in caplog.text
+
+
+@pytest.mark.parametrize("lose", [lambda path: path.unlink(), lambda path: (path.unlink(), path.mkdir())])
+def test_a_lost_file_is_written_again_from_the_checkpoint(experiment, caplog, lose):
+    lose(experiment / "metrics.jsonl")
+    restore_metrics(experiment, LINES)
+    assert read_metrics(experiment) == LINES
+    assert "metrics.jsonl" in caplog.text
 
 
 def test_the_table_has_a_row_for_each_epoch_and_a_column_for_each_number_that_any_of_them_has(experiment):
-    append_metrics(experiment, {"epoch": 4, "step": 40, "AP50": 0.5})
+    write_metrics(experiment, [*LINES, {"epoch": 4, "step": 40, "AP50": 0.5}])
     header, first, *_, last = (experiment / "metrics.csv").read_text().splitlines()
     assert header == "epoch,step,train_loss_total,train_loss_classification,learning_rate,mAP,AP50"
     assert first == "1,10,1.0,0.5,0.001,,"
     assert last == "4,40,,,,,0.5"
 
 
-def test_rewinding_forgets_the_same_epochs_of_the_table(experiment):
-    rewind_metrics(experiment, step=20)
-    assert [row.split(",")[0] for row in (experiment / "metrics.csv").read_text().splitlines()] == ["epoch", "1", "2"]
-
-
-def test_rewound_to_the_start_there_is_no_table(experiment):
-    rewind_metrics(experiment, step=0)
+def test_before_the_first_epoch_there_is_no_table(experiment):
+    write_metrics(experiment, [])
     assert not (experiment / "metrics.csv").exists()
 
 

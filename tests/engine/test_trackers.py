@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from engine import trackers
-from engine.logbook import append_metrics, rewind_metrics
+from engine.logbook import read_metrics, write_metrics
 from engine.statistics.image_statistics import Matches
 from engine.trackers import Trackers, check_installed, grouped, run_id
 
@@ -58,7 +58,7 @@ def line(epoch):
 
 
 def epoch(told, number):
-    append_metrics(told.experiment, line(number))
+    write_metrics(told.experiment, [*read_metrics(told.experiment), line(number)])
     told.log(line(number))
 
 
@@ -196,7 +196,7 @@ def test_tensorboard_forgets_what_a_resumed_run_tells_again(experiment, events):
         told.start()
         for number in (1, 2, 3):
             epoch(told, number)
-    rewind_metrics(experiment, step=10)
+    write_metrics(experiment, [line(1)])
     with Trackers(["tensorboard"], experiment) as told:
         told.start()
         epoch(told, 2)

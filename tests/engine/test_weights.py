@@ -16,7 +16,17 @@ from detection.network.backbones import TRUNKS
 from engine import weights as module
 from engine.checkpoint import save_checkpoint
 from engine.storage.release import save_release
-from engine.weights import describe, entry_named, find_weights, identified, main, read_registry, read_weights
+from engine.weights import (
+    describe,
+    entry_named,
+    find_weights,
+    identified,
+    main,
+    read_registry,
+    read_weights,
+    read_weights_with_note,
+    without_prefix,
+)
 from model import SWIN_VARIANTS, SwinTransformer
 
 ONE, TWO = {"x": torch.ones(2)}, {"x": torch.full((2,), 2.0)}
@@ -236,7 +246,12 @@ def test_code_in_a_file_is_not_run(here):
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [([ONE], "holds a list, expected a dictionary"), ({"a": 1}, "'a' is no tensor"), ({1: 2}, "1 is no tensor")],
+    [
+        ([ONE], "holds a list, expected a dictionary"),
+        ({"a": 1}, "'a' is no tensor"),
+        ({1: 2}, "1 is no tensor"),
+        ({1: ONE["x"]}, "1 is no tensor"),
+    ],
 )
 def test_anything_but_tensors_by_name_is_refused(here, content, named):
     torch.save(content, "a.pth")
@@ -248,6 +263,63 @@ def test_a_public_checkpoint_that_is_not_what_its_name_promises_is_refused(here)
     torch.save(ONE, "resnet18-deadbeef.pth")
     with pytest.raises(ValueError, match="damaged, its SHA-256 does not begin with what its name says"):
         read_weights(Path("resnet18-deadbeef.pth"))
+
+
+WRAPPED = [
+    (lambda weights: {"state_dict": weights, "epoch": 90}, "from its 'state_dict'"),
+    (lambda weights: {"model": weights, "optimizer": {"state": {0: {"exp_avg": ONE["x"]}}}}, "from its 'model'"),
+    (lambda weights: {"model_state_dict": weights, "model_ema": weights}, "from its 'model_state_dict'"),
+    (lambda weights: {"net": weights, "step": torch.tensor(3).item()}, "from its 'net'"),
+    (lambda weights: {"state_dict": weights, "best_acc1": torch.tensor(0.7)}, "from its 'state_dict'"),
+    (lambda weights: {"model": {"state_dict": weights}}, "from its 'state_dict' in 'model'"),
+]
+
+
+@pytest.mark.parametrize(("wrap", "note"), WRAPPED)
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.encoder.trunk."])
+@pytest.mark.parametrize("first", ["conv1.weight", "patch_embed.proj.weight", "features.0.0.weight"])
+def test_weights_are_taken_out_of_what_wraps_them_and_a_note_says_so(here, wrap, note, prefix, first):
+    weights = {first: torch.ones(2), "norm.weight": torch.zeros(2)}
+    torch.save(wrap({prefix + name: value for name, value in weights.items()}), "a.pth")
+    found, said = read_weights_with_note(Path("a.pth"))
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert note in said
+    assert (f"{prefix!r}" in said) == bool(prefix)
+
+
+def test_a_prefix_in_a_safetensors_file_is_taken_off_too(here):
+    safetensors.torch.save_file({"module.conv1.weight": torch.ones(2)}, "a.safetensors")
+    weights, note = read_weights_with_note(Path("a.safetensors"))
+    assert list(weights) == ["conv1.weight"]
+    assert "'module.'" in note
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["module.conv1.weight", "queue"],  # not of all
+        ["features.1.weight", "features.2.weight"],  # leads to no model that is known
+        ["conv1.weight", "conv1.bias"],
+        ["x"],
+    ],
+)
+def test_names_without_a_prefix_that_leads_to_a_known_model_stay(names):
+    weights = {name: torch.ones(1) for name in names}
+    assert without_prefix(weights) == (weights, "")
+
+
+def test_of_several_models_none_is_taken_by_chance(here):
+    torch.save({"student": ONE, "teacher": TWO}, "a.pth")
+    with pytest.raises(ValueError, match="'student', 'teacher'; save the one that is meant"):
+        read_weights(Path("a.pth"))
+
+
+def test_a_checkpoint_of_a_run_that_lost_its_end_is_not_taken_for_a_public_one(here):
+    save_checkpoint(Path("a.pt"), {"model": ONE, "ema": None, "scheduler": {}})
+    Path("a.pt").write_bytes(Path("a.pt").read_bytes()[:-1])
+    with pytest.raises(ValueError, match="lost its end"):
+        read_weights(Path("a.pt"))
 
 
 def described(content: dict) -> dict[str, str]:

@@ -5,8 +5,16 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from engine.compute.cost import forward_gflops, peak_memory_mib
+from engine.compute.cost import (
+    ATTENTION_KERNELS,
+    FLOPS_COUNTER,
+    attention_flops,
+    forward_gflops,
+    peak_memory_mib,
+)
 from model import SwinTransformer
 
 CPU = torch.device("cpu")
@@ -41,17 +49,62 @@ def test_the_attention_of_a_swin_is_counted():
     assert forward_gflops(swin(), 56) * 1e9 == pytest.approx(2 * multiply_adds)
 
 
-def test_scaled_dot_product_attention_is_counted_on_the_cpu():
-    class Attention(nn.Module):
+class Attention(nn.Module):
+    """Attention of 4 heads over the 16 rows of an image; keys and values of 1, 2 or 4 heads."""
+
+    def __init__(self, spelt_out=False, key_heads=4, **options):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.spelt_out, self.key_heads, self.options = spelt_out, key_heads, options
+
+    def forward(self, image):
+        tokens = (image * self.scale)[:, :1].expand(-1, 4, -1, -1)  # (1, 4, 16, 16)
+        query, key = tokens, tokens[:, : self.key_heads]
+        if self.spelt_out:
+            return (query @ key.mT).softmax(dim=-1) @ key
+        attend = nn.functional.scaled_dot_product_attention
+        return attend(query, key, key, enable_gqa=self.key_heads < 4, **self.options)
+
+
+ATTENTION_COST = 2 * 4 * (16 * 16 * 16 + 16 * 16 * 16)  # 4 heads: 16 queries with 16 keys of 16 channels, then values
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"key_heads": 2}, {"key_heads": 1}])
+def test_attention_costs_the_same_spelt_out_or_by_whatever_kernel(backend, options):
+    assert forward_gflops(Attention(spelt_out=True), 16) * 1e9 == pytest.approx(ATTENTION_COST)
+    with sdpa_kernel(backend):
+        assert forward_gflops(nn.Sequential(nn.Sequential(Attention(**options))), 16) * 1e9 == ATTENTION_COST
+
+
+@pytest.mark.parametrize("kernel", ATTENTION_KERNELS)
+def test_every_kernel_of_attention_is_counted_by_the_shapes_of_queries_keys_and_values(kernel):
+    shapes = [torch.empty(2, 8, tokens, channels, device="meta") for tokens, channels in ((5, 32), (7, 32), (7, 32))]
+    needs_bias = ("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
+    operator = getattr(torch.ops.aten, kernel)
+    mapping = {operator: attention_flops}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        operator(*shapes, *((None, False) if kernel in needs_bias else ()))
+    assert counter.get_total_flops() == 2 * 2 * 8 * (5 * 7 * 32 + 5 * 7 * 32)
+
+
+def test_a_transformer_encoder_is_counted_though_it_has_a_fast_path_of_its_own():
+    class Encoder(nn.Module):
         def __init__(self):
             super().__init__()
-            self.scale = nn.Parameter(torch.ones(1))
+            self.layer = nn.TransformerEncoderLayer(16, nhead=2, dim_feedforward=32, batch_first=True)
 
         def forward(self, image):
-            tokens = (image * self.scale).flatten(2)[:, None]  # (1, 1, 3, 64)
-            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+            return self.layer(image[:, 0])
 
-    assert forward_gflops(Attention(), 8) * 1e9 == pytest.approx(2 * (3 * 3 * 64) * 2)
+    weights, products = 16 * (3 * 16 + 16 + 32 + 32), 2 * 16 * 16  # of each of 16 tokens
+    assert forward_gflops(Encoder(), 16) * 1e9 == pytest.approx(2 * 16 * (weights + products))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_the_record_says_how_operations_were_counted():
+    assert torch.__version__ in FLOPS_COUNTER
+    assert "sdpa" in FLOPS_COUNTER
 
 
 def test_counting_restores_the_mode_of_every_module_and_moves_no_statistics():

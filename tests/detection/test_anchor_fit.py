@@ -1,0 +1,123 @@
+"""detection/anchor_fit.py: the recall of the default boxes is that of all IoUs, and a low one is warned of."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import box_convert, box_iou
+
+from detection import anchor_fit
+from detection.anchor_fit import fit_anchors, object_boxes, report_fit, sampled, try_settings
+from detection.annotations import read_coco
+from detection.network.ssd import ModelConfig, build_ssd
+from detection.sample import generate
+
+CONFIG = ModelConfig(backbone="ResNet18SlimBackbone_B", input_size=160)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_ssd(CONFIG, num_classes=2)
+
+
+@pytest.fixture(scope="module")
+def sample(sample_root):
+    return read_coco(sample_root / "annotations/instances_train.json", sample_root / "images/train")
+
+
+@pytest.fixture
+def objects_of(folder, content):
+    """Makes an annotation file of two images, 40 x 30 pixels, with objects of these sides in pixels and a crowd."""
+
+    def make(*sides):
+        rng = np.random.default_rng(0)
+        content["annotations"] = [
+            {"id": 0, "image_id": 50, "category_id": 7, "bbox": [0, 0, 40, 30], "iscrowd": 1},
+            *(
+                {
+                    "id": number, "image_id": (50, 20)[number % 2], "category_id": 3,
+                    "bbox": [*(rng.random(2) * (40 - side, 30 - side)).tolist(), side, side],
+                }
+                for number, side in enumerate(sides, start=1)
+            ),
+        ]  # fmt: skip
+        (folder / "a.json").write_text(json.dumps(content))
+        return read_coco(folder / "a.json", folder / "images")
+
+    return make
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_recall_is_that_of_every_iou(model, sample, threshold):
+    boxes = [
+        torch.from_numpy(boxes_xyxy[~is_crowd]) / torch.tensor([record.width, record.height] * 2)
+        for record, (boxes_xyxy, _, is_crowd) in zip(
+            sample.images, map(sample.objects, range(len(sample.images))), strict=True
+        )
+    ]
+    iou = box_iou(torch.cat(boxes), box_convert(model.anchors_cxcywh, "cxcywh", "xyxy"))
+    expected = float((iou.amax(dim=1) >= threshold).double().mean())
+    fit = fit_anchors(sample, model, threshold)
+    assert fit.recall == expected
+    assert fit.objects == fit.measured == len(iou)
+
+
+def test_an_object_that_only_has_a_best_box_does_not_count(model, objects_of):
+    assert fit_anchors(objects_of(1, 1, 1), model, 0.5).recall == 0
+
+
+def test_crowds_do_not_count_and_sizes_are_in_pixels_of_the_input(model, objects_of):
+    fit = fit_anchors(objects_of(10, 10, 20), model, 0.5)
+    assert fit.objects == 3
+    assert fit.median_size == pytest.approx(160 * 10 / (40 * 30) ** 0.5)
+
+
+def test_of_many_objects_a_sample_is_measured_that_is_always_the_same(model, sample, monkeypatch):
+    boxes_xyxy = object_boxes(sample)
+    assert torch.equal(sampled(boxes_xyxy, 7), sampled(boxes_xyxy, 7))
+    assert len(sampled(boxes_xyxy, 7).unique(dim=0)) == 7
+    monkeypatch.setattr(anchor_fit, "MOST_MEASURED", 7)
+    fit = fit_anchors(sample, model, 0.5)
+    assert f"a sample of 7 of {len(boxes_xyxy)} training objects" in str(fit)
+
+
+def test_objects_that_fit_are_said_to_without_a_warning(model, sample, caplog):
+    caplog.set_level("INFO")
+    fit = fit_anchors(sample, model, 0.5)
+    report_fit(fit, sample, model, CONFIG)
+    assert [record.levelno for record in caplog.records] == [logging.INFO]
+    assert f"{int(100 * fit.recall)}% of {fit.objects} training objects have one with IoU >= 0.5" in caplog.text
+
+
+def test_tiny_objects_are_warned_of_with_their_size_and_the_settings_that_would_fit_better(model, objects_of, caplog):
+    coco = objects_of(*[2] * 40, *[3] * 5)  # 9 to 14 pixels of the input; the smallest box has 16
+    report_fit(fit_anchors(coco, model, 0.5), coco, model, CONFIG)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    for text in (
+        "of 45 training objects",
+        "9 pixels wide",
+        "smallest default box 16",
+        "model.anchor_scales",
+        "input_size",
+    ):
+        assert text in caplog.text
+
+
+def test_a_recall_just_below_the_bar_is_not_rounded_up_to_it(model, sample):
+    assert "79% of" in str(fit_anchors(sample, model, 0.5)._replace(recall=0.7999))
+
+
+def test_what_is_said_of_other_settings_is_what_a_model_with_them_has(model, sample):
+    for setting, recall in try_settings(sample, model, CONFIG, 0.6).items():
+        changes = dict(change.removeprefix("model.").split("=") for change in setting.split())
+        changes |= {"input_size": int(changes.get("input_size", 160))}
+        assert fit_anchors(sample, build_ssd(CONFIG.model_copy(update=changes), 2), 0.6).recall == recall
+
+
+@pytest.mark.parametrize("size", [96, 128, 256])
+def test_the_default_boxes_fit_the_sample_set(tmp_path, size, model):
+    generate(tmp_path, num_train=40, num_val=1, image_size=size)
+    coco = read_coco(tmp_path / "annotations/instances_train.json", tmp_path / "images/train")
+    assert fit_anchors(coco, model, 0.5).recall >= anchor_fit.LEAST_RECALL
