@@ -9,6 +9,7 @@ A task brings a `TrainCommand`; its training module hands it to `train`.
 """
 
 import argparse
+import json
 import platform
 import statistics
 from collections import Counter
@@ -41,11 +42,13 @@ from engine.experiment import (
 from engine.logbook import STOPPED, logger, read_metrics, rewind_metrics, start_logging
 from engine.optim import scaled_learning_rate
 from engine.signals import Stopped
-from engine.storage.files import file_sha256, write_text
+from engine.storage.files import write_text
 from engine.storage.release import commit_of
 from engine.storage.strict_yaml import ConfigError
 from engine.trackers import Trackers, check_installed
 from training import Task, check_feasible, fit, rehearse
+
+EDITED = "config_edited.yaml"  # what somebody made of config.yaml while the run trained
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class TrainCommand:
     example: str  # CONFIG and overrides, for --help
     config_class: type[Config]  # with the sections `train` and `optim`
     # The task of a config; the flag says that a checkpoint will fill the model. Bad data or weights: a ValueError.
-    # Besides what `fit` asks of it the task has `config`; `started_from`, a line on weights that it started from, or
-    # None; and `results`, None until it was evaluated, on rank 0.
+    # Besides what `fit` asks of it the task has `config`; `inputs`, the data it read; `started_from`, a line on weights
+    # that it started from, or None; and `results`, None until it was evaluated, on rank 0.
     build_task: Callable[[Any, bool], Task]
     announce: Callable[[Task], None]  # log what is trained on what
     # After `environment.json` and `metrics.jsonl` are complete, on rank 0; returns what results.json holds.
@@ -98,7 +101,9 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
         if distributed.is_main():
             sweep_temporaries(experiment)
             write_text(experiment / "config.yaml", dump_config(config))
-            append_environment(experiment, describe_environment(hosts, device) | {"started_from": task.started_from})
+            task.inputs.write(experiment)
+            start = {"started_from": task.started_from, "config": config.model_dump(mode="json")}
+            append_environment(experiment, describe_environment(hosts, device) | start)
             if not resume:
                 rewind_metrics(experiment, step=0)  # of a start that left no checkpoint
             trackers.start()
@@ -121,10 +126,24 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
             task.evaluate(model, device, lambda: None)
         if distributed.is_main():
             logger.info("writing the record")
+            restore_config(experiment, config)
             scores = command.write_record(experiment, task)["scores"]
             trackers.finish()
             logger.info("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
             logger.info("the whole record, with pictures: %s", experiment / "README.md")
+
+
+def restore_config(experiment: Path, config: Config) -> None:
+    """Make config.yaml say again what was trained, if it was edited meanwhile; what was edited is kept beside it."""
+    path, text = experiment / "config.yaml", dump_config(config)
+    found = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if found == text:
+        return
+    if found is not None:
+        write_text(experiment / EDITED, found)
+    what = "removed" if found is None else f"edited (now in {EDITED})"
+    logger.warning("%s was %s while the run trained; restored: it says what was trained", path, what)
+    write_text(path, text)
 
 
 def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.device) -> None:
@@ -212,30 +231,44 @@ def read_config(arguments: argparse.Namespace, config_class: type[Config]) -> Co
     """The config to train with. Raises ConfigError where a resumed run would learn something else."""
     if not arguments.resume:
         return load_config(arguments.config, arguments.overrides, config_class)
-    stored = read_experiment_config(arguments.resume, config_class)
+    stored = read_started_config(arguments.resume, config_class)
     config = load_config(arguments.config or arguments.resume / "config.yaml", arguments.overrides, config_class)
     changed = [text for name, text in changed_fields(stored, config).items() if name not in FREE_FIELDS]
     if changed:
         raise ConfigError(
             f"{arguments.resume} was trained with another config: {'; '.join(changed)}. "
             "Resume with the experiment's own config, or start a new run"
+            + ("" if arguments.config else f" ({arguments.resume / 'config.yaml'} was edited: undo that)")
         )
     return config
+
+
+def read_started_config(experiment: Path, config_class: type[Config]) -> Config:
+    """The config that a run was last started with, whatever has become of its config.yaml since."""
+    starts = [start for start in read_environments(experiment) if "config" in start]
+    if not starts:  # of an earlier version
+        return read_experiment_config(experiment, config_class)
+    try:
+        return config_class.model_validate_json(json.dumps(starts[-1]["config"]))
+    except ValueError:  # of another version, or edited
+        return read_experiment_config(experiment, config_class)
 
 
 # ---- what every record holds ---------------------------------------------------------------------------------
 
 
-def common_record(experiment: Path, task: Task, gflops: float, inputs: list[Path]) -> dict:
-    """What results.json holds whatever the task: which seed, how long, on which files, at what cost.
+def common_record(experiment: Path, task: Task, gflops: float) -> dict:
+    """What results.json holds whatever the task: which seed, how long, on which data, at what cost.
 
-    gflops: of one forward pass over one image. inputs: the files that decide what is learned and scored.
+    gflops: of one forward pass over one image. Warns of data that have changed since the run read them.
     Raises ValueError if metrics.jsonl lacks epochs."""
     config, lines = task.config, read_metrics(experiment)
     if len(lines) < config.train.epochs:
         raise ValueError(
             f"{experiment}/metrics.jsonl: {len(lines)} of {config.train.epochs} epochs in it; was it edited?"
         )
+    for change in task.inputs.changes():
+        logger.warning("%s since the run started; the record is of what was read then", change)
     start = read_environments(experiment)[-1]
     parameters = list(task.model.parameters())
     return {
@@ -245,7 +278,8 @@ def common_record(experiment: Path, task: Task, gflops: float, inputs: list[Path
         "epochs": lines[-1]["epoch"],
         "steps": lines[-1]["step"],
         "weights": "moving average" if config.train.ema_decay else "as after the last step",
-        "inputs": {str(path): file_sha256(path) for path in inputs},
+        "inputs": task.inputs.files,
+        "image_sets": {half: images.sha256 for half, images in task.inputs.images.items()},
         "cost": {
             "parameters": sum(parameter.numel() for parameter in parameters),
             "gflops": round(gflops, 3),

@@ -10,9 +10,11 @@ python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # 
 import torch
 
 from detection.annotations import describe, read_split
+from detection.leaks import leak_warnings
 from detection.prepare.images import check_images
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
+from engine import distributed
 from engine.command import run_command
 from engine.logbook import logger
 from runs import TrainCommand, train
@@ -37,8 +39,9 @@ def announce(task: DetectionTask) -> None:
     ids = task.val.category_ids
     unused = ids[-1] - ids[0] + 1 - len(ids)
     logger.info("%d classes, category ids %d to %d, %d of them unused", len(ids), ids[0], ids[-1], unused)
-    if task.train.annotations_path == task.val.annotations_path:
-        logger.warning("trained and scored on the same images: the score says nothing about others")
+    if distributed.is_main():
+        for line in leak_warnings(task.train, task.val):
+            logger.warning(line)
     if not task.val.class_counts.any():
         logger.warning("%s: no objects in it, so every score will be undefined", task.val.annotations_path)
 
