@@ -1,13 +1,18 @@
 """runs.py: what a training command does before there is an experiment, and what it does not leave."""
 
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from detection.task import DetectionTask
 from detection.training import COMMAND
+from engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 from engine.command import RunError
+from engine.storage.strict_yaml import ConfigError
 from engine.trackers import metadata
 from runs import memory_need, train
 
@@ -64,6 +69,71 @@ def test_a_batch_that_does_not_fit_the_memory_is_an_error_with_the_cure(start, m
     monkeypatch.setattr("detection.task.DetectionTask.losses", losses)
     with pytest.raises(RunError, match=r"^train\.batch_size 4 does not fit the memory: lower it.*2\.00 GiB\.\)$"):
         start("--dry-run")
+
+
+def trained(start, *words):
+    """The experiment of a whole run."""
+    start(*words)
+    return start.folder / "experiments/experiment_1"
+
+
+def test_a_config_that_is_edited_while_the_run_trains_is_restored_and_kept_beside(start, caplog, monkeypatch):
+    def evaluate(self, *arguments):
+        Path("experiments/experiment_1/config.yaml").write_text("train: {epochs: 500}\n")
+        return found(self, *arguments)
+
+    found = DetectionTask.evaluate
+    monkeypatch.setattr(DetectionTask, "evaluate", evaluate)
+    experiment = trained(start)
+    assert yaml.safe_load((experiment / "config.yaml").read_text())["train"]["epochs"] == 1
+    assert (experiment / "config_edited.yaml").read_text() == "train: {epochs: 500}\n"
+    assert "config.yaml was edited (now in config_edited.yaml)" in caplog.text
+
+
+def test_a_run_is_not_resumed_by_a_config_that_was_edited_since(start):
+    experiment = trained(start)
+    text = (experiment / "config.yaml").read_text()
+    (experiment / "config.yaml").write_text(text.replace("epochs: 1\n", "epochs: 2\n"))
+    with pytest.raises(
+        ConfigError, match=r"train\.epochs was 1, is 2.*experiment_1/config\.yaml was edited: undo that"
+    ):
+        start("--resume", str(experiment))
+
+
+def test_a_run_is_resumed_on_copies_of_its_images_but_not_on_others(start, sample_root, tmp_path, caplog):
+    caplog.set_level("INFO")
+    experiment = trained(start)
+    copy = shutil.copytree(sample_root, tmp_path / "copy")
+    (experiment / "results.json").unlink()
+    start("--resume", str(experiment), f"data.root={copy}")
+    first, second, *_ = sorted((copy / "images/train").iterdir())
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"made on other data: training images '.*', now '.*'\. Resume on the same"
+    ):
+        start("--resume", str(experiment), f"data.root={copy}")
+
+
+def test_a_checkpoint_of_before_images_were_identified_is_resumed(start):
+    experiment = trained(start)
+    path = newest_checkpoint(experiment / "checkpoints")
+    state = load_checkpoint(path)
+    for half in ("training", "validation"):
+        del state["data"][f"{half} images"]
+    save_checkpoint(path, state)
+    (experiment / "results.json").unlink()
+    start("--resume", str(experiment))
+    assert (experiment / "results.json").is_file()
+
+
+def test_validation_images_that_are_training_images_are_warned_of_at_the_start(start, caplog):
+    start("--dry-run", "data.val.images=images/train", "data.val.annotations=annotations/instances_train.json")
+    assert "12 of 12 validation images are also training images" in caplog.text
+
+
+def test_halves_that_share_nothing_are_not_warned_of(start, caplog):
+    start("--dry-run")
+    assert "also training images" not in caplog.text
 
 
 @pytest.mark.parametrize("words", [("--resume", "."), ("--experiment", ".")])

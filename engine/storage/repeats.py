@@ -30,7 +30,8 @@ class Repeats(NamedTuple):
             return (
                 f"{self.count:,} of {self.total:,} images have the same bytes as another one, {such}; keep one of each"
             )
-        return f"{self.count:,} file names occur twice or more, {such}; give each image one record"
+        names = "1 file name occurs" if self.count == 1 else f"{self.count:,} file names occur"
+        return f"{names} twice or more, {such}; give each image one record"
 
 
 def repeats(kind: str, names: Sequence[str], total: int) -> Repeats | None:

@@ -218,4 +218,4 @@ def test_a_batch_of_none_is_refused_in_the_command_line(experiment):
 
 def test_training_and_scoring_on_the_same_images_is_told(config_path, tmp_path):
     log = train(config_path, tmp_path, "data.val=train", "train.epochs=1") / "train.log"
-    assert "trained and scored on the same images" in log.read_text()
+    assert "validation images are also training images" in log.read_text()

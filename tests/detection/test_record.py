@@ -3,12 +3,15 @@
 import copy
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
 from PIL import Image
 
+from data import DatasetError
 from detection.annotations import read_split
+from detection.evaluation import GroundTruth
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
 from engine.statistics.image_statistics import Matches
@@ -67,6 +70,88 @@ def test_the_record_says_which_variant_and_seed(recorded):
     assert record["variant"] == {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn"}
     assert list(record["variant"]) == ["backbone", "neck"]
     assert record["seed"] == 5
+
+
+def spoilt(change, path):
+    """The annotation file after a change to its content, or its text, or without it."""
+    content = json.loads(path.read_text())
+    text = change(content)
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text if isinstance(text, str) else json.dumps(content))
+
+
+def move_boxes(content):
+    for annotation in content["annotations"]:
+        annotation["bbox"][:2] = [0, 0]
+    return content
+
+
+def take_image_out(content):
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
+    return content
+
+
+def add_class(content):
+    content["categories"].append({"id": 99, "name": "zebra"})
+    return content
+
+
+@pytest.mark.parametrize(
+    "change", [move_boxes, take_image_out, add_class, lambda content: json.dumps(content)[:-900], lambda content: None]
+)
+def test_what_was_read_at_the_start_is_scored_whatever_becomes_of_the_file(
+    recorded, sample_root, tmp_path, caplog, change
+):
+    experiment, _, before = recorded
+    root = shutil.copytree(sample_root, tmp_path / "sample")
+    copy = shutil.copytree(experiment, tmp_path / "experiment_1")
+    task = make_task(root)
+    path = root / SPLITS["val"]["annotations"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    spoilt(change, path)
+    task.evaluate(task.model, torch.device("cpu"))
+    record = write_record(copy, task)
+    assert record["scores"] == before["scores"]
+    assert record["per_class"] == before["per_class"]
+    assert record["inputs"][str(path)] == record["protocol"]["annotations_sha256"] == digest
+    assert f"{path} {'has other content' if path.exists() else 'is gone'} since the run started" in caplog.text
+
+
+def test_images_that_change_while_the_run_trains_are_warned_of_and_recorded_as_they_were(
+    recorded, sample_root, tmp_path, caplog
+):
+    experiment, _, before = recorded
+    root = shutil.copytree(sample_root, tmp_path / "sample")
+    task = make_task(root)
+    first, second, *_ = sorted((root / "images/train").iterdir())
+    first.write_bytes(second.read_bytes())
+    task.evaluate(task.model, torch.device("cpu"))
+    record = write_record(shutil.copytree(experiment, tmp_path / "experiment_1"), task)
+    assert record["image_sets"] == before["image_sets"]
+    assert f"{root / 'images/train'} has other train images since the run started" in caplog.text
+
+
+def test_an_image_that_vanishes_while_the_run_trains_is_one_line_that_names_it(sample_root, tmp_path):
+    root = shutil.copytree(sample_root, tmp_path / "sample")
+    task = make_task(root)
+    image = sorted((root / "images/val").iterdir())[0]
+    image.unlink()
+    with pytest.raises(DatasetError) as error:
+        task.evaluate(task.model, torch.device("cpu"))
+    assert str(image) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_annotations_that_change_between_check_and_start_are_refused(sample_root, tmp_path):
+    root = shutil.copytree(sample_root, tmp_path / "sample")
+    path = root / SPLITS["val"]["annotations"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    spoilt(add_class, path)
+    with pytest.raises(DatasetError, match=r"instances_val\.json: was changed after it was checked"):
+        GroundTruth(path, digest)
 
 
 def test_both_annotation_files_are_recorded_by_the_path_they_were_read_from(recorded, sample_root):
