@@ -236,8 +236,8 @@ def place(path: Path, root: str, images: dict | None) -> None:
 @pytest.mark.parametrize(
     ("roots", "names"),
     [
-        (("rgb", "thermal"), ["a (data.root rgb)", "a (data.root thermal)"]),
-        (("one", "one"), [f"a (data.root one, train images {c * 8}, val images {c * 8})" for c in "ab"]),
+        (("rgb", "thermal"), ["a (data.root 'rgb')", "a (data.root 'thermal')"]),
+        (("one", "one"), [f"a (data.root 'one', train images {c * 8}, val images {c * 8})" for c in "ab"]),
     ],
 )
 def test_runs_on_other_images_are_no_seeds_of_one_cell(experiments, roots, names):

@@ -5,13 +5,14 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from data import DatasetError
 from detection.annotations import read_split
-from detection.evaluation import GroundTruth
+from detection.evaluation import GroundTruth, coco_scores, quick_scores
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
 from engine.statistics.image_statistics import Matches
@@ -102,36 +103,33 @@ def add_class(content):
 @pytest.mark.parametrize(
     "change", [move_boxes, take_image_out, add_class, lambda content: json.dumps(content)[:-900], lambda content: None]
 )
-def test_what_was_read_at_the_start_is_scored_whatever_becomes_of_the_file(
-    recorded, sample_root, tmp_path, caplog, change
-):
-    experiment, _, before = recorded
+def test_what_was_read_at_the_start_is_scored_whatever_becomes_of_the_file(sample_root, tmp_path, change):
     root = shutil.copytree(sample_root, tmp_path / "sample")
-    copy = shutil.copytree(experiment, tmp_path / "experiment_1")
-    task = make_task(root)
     path = root / SPLITS["val"]["annotations"]
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    task, perfect = make_task(root), json.loads(path.read_text())["annotations"]
+    results = [{key: each[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for each in perfect]
+    table = np.array([(each["image_id"], *each["bbox"], 0.9, each["category_id"]) for each in results])
     spoilt(change, path)
-    task.evaluate(task.model, torch.device("cpu"))
-    record = write_record(copy, task)
-    assert record["scores"] == before["scores"]
-    assert record["per_class"] == before["per_class"]
-    assert record["inputs"][str(path)] == record["protocol"]["annotations_sha256"] == digest
-    assert f"{path} {'has other content' if path.exists() else 'is gone'} since the run started" in caplog.text
+    assert quick_scores(task.truth, table)["mAP"] == pytest.approx(1)
+    assert coco_scores(task.truth, results)["mAP"] == pytest.approx(1)
+    (told,) = map(str, task.inputs.changes())
+    assert told == f"{path} {'has other content' if path.exists() else 'is gone'}"
 
 
-def test_images_that_change_while_the_run_trains_are_warned_of_and_recorded_as_they_were(
-    recorded, sample_root, tmp_path, caplog
-):
+def test_a_run_whose_annotations_and_images_change_is_recorded_as_it_started(recorded, sample_root, tmp_path, caplog):
     experiment, _, before = recorded
     root = shutil.copytree(sample_root, tmp_path / "sample")
-    task = make_task(root)
+    task, path = make_task(root), root / SPLITS["val"]["annotations"]
+    task.evaluate(task.model, torch.device("cpu"))
+    spoilt(add_class, path)
     first, second, *_ = sorted((root / "images/train").iterdir())
     first.write_bytes(second.read_bytes())
-    task.evaluate(task.model, torch.device("cpu"))
     record = write_record(shutil.copytree(experiment, tmp_path / "experiment_1"), task)
-    assert record["image_sets"] == before["image_sets"]
-    assert f"{root / 'images/train'} has other train images since the run started" in caplog.text
+    for name in ("scores", "per_class", "protocol", "image_sets"):
+        assert record[name] == before[name]
+    assert list(record["inputs"].values()) == list(before["inputs"].values())
+    for changed in (f"{path} has other content", f"{root / 'images/train'} has other train images"):
+        assert f"{changed} since the run started" in caplog.text
 
 
 def test_an_image_that_vanishes_while_the_run_trains_is_one_line_that_names_it(sample_root, tmp_path):

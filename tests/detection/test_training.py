@@ -95,8 +95,8 @@ def test_a_run_leaves_its_whole_record(experiment):
     names = {path.name for path in experiment.iterdir()}
     assert names == {
         "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl", "metrics.csv",
-        "curves.png", "results.json", "image_statistics.npz", "detections.json", "detections.png", "examples", "checkpoints",
-        "precision_recall.png", "class_scores.png", "confusion.png", "running.lock",
+        "curves.png", "results.json", "image_statistics.npz", "detections.json", "detections.png", "examples",
+        "checkpoints", "precision_recall.png", "class_scores.png", "confusion.png", "running.lock",
     }  # fmt: skip
     record = json.loads((experiment / "results.json").read_text())
     assert set(record["scores"]) >= {"mAP", "AP50", "AP_small"}

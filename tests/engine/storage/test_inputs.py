@@ -62,7 +62,7 @@ def test_another_modality_is_seen_in_the_sample_of_many_images_of_one_size(folde
 
 
 def test_a_missing_image_is_named(folder):
-    with pytest.raises(OSError, match="gone.jpg"):
+    with pytest.raises(OSError, match=r"gone\.jpg"):
         identify_images(folder, ["gone.jpg"])
 
 
