@@ -30,7 +30,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from engine import distributed
 from engine.logbook import logger
 from engine.signals import SIGNALS
-from engine.storage.files import user_path
+from engine.storage.files import file_sha256, user_path
+from engine.storage.inputs import Inputs, identify_images
+from engine.storage.repeats import Repeats, repeats, shared_between
 from engine.terminal import printable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue, as fractions of full brightness
@@ -272,7 +274,7 @@ class LabelledImages:
     place: where it lies. images: (N,) bytes, files below `place`, or (N, H, W, 3) uint8, the pixels, or (N, H, W) grey
     ones: arrays, which loader processes share. labels: (N,) int64. class_ids, class_names: by label, what the data set
     calls the classes, and what people do. digest: SHA-256 of the labels and the files' names, or the pixels.
-    inputs: the data set's own files, if they are few."""
+    inputs: the data set's own files, if they are few, and their SHA-256s."""
 
     place: Path
     images: np.ndarray
@@ -280,7 +282,7 @@ class LabelledImages:
     class_ids: list[str]
     class_names: list[str]
     digest: str
-    inputs: list[Path]
+    inputs: dict[Path, str]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -307,6 +309,28 @@ def read_image(path: Path) -> Image.Image:
     except DatasetError as error:
         cure = "; get it again, or take it away" if str(error).startswith("cannot be decoded") else ""
         raise DatasetError(f"{printable(str(path))}: {error}{cure}") from None
+
+
+def inputs_of(root: str, train: LabelledImages, val: LabelledImages) -> Inputs:
+    """What a run reads: the data set's own files, or the image files of both halves."""
+    halves = {"train": train, "val": val}
+    return Inputs(
+        root,
+        files={str(path): digest for each in halves.values() for path, digest in each.inputs.items()},
+        images={
+            half: identify_images(each.place, map(each.name, range(len(each))))
+            for half, each in halves.items()
+            if each.images.dtype.kind == "S"
+        },
+    )
+
+
+def shared_images(train: LabelledImages, val: LabelledImages) -> Repeats | None:
+    """Validation images that are also training images: files with the same bytes, or the same pixels in memory."""
+    if train.images.dtype.kind == "S":
+        return shared_between(*([each.place / each.name(index) for index in range(len(each))] for each in (train, val)))
+    known = {image.tobytes() for image in train.images}
+    return repeats("halves", [val.name(k) for k, image in enumerate(val.images) if image.tobytes() in known], len(val))
 
 
 def digest_of(images: np.ndarray, labels: np.ndarray) -> str:
@@ -365,7 +389,8 @@ def _in_memory(
     if len(labels) == 0 or not 0 <= labels.min() <= labels.max() < len(classes):
         found = f"labels from {labels.min()} to {labels.max()}" if len(labels) else "no images"
         raise DatasetError(f"{folder}: {found}, expected labels from 0 to {len(classes) - 1}")
-    return LabelledImages(folder, pixels, labels, classes, classes, digest_of(pixels, labels), files)
+    hashes = {file: file_sha256(file) for file in files}
+    return LabelledImages(folder, pixels, labels, classes, classes, digest_of(pixels, labels), hashes)
 
 
 READERS = {"mnist": read_mnist, "cifar10": read_cifar10}  # by data.format

@@ -9,6 +9,7 @@ A task brings a `TrainCommand`; its training module hands it to `train`.
 """
 
 import argparse
+import json
 import platform
 import shlex
 import statistics
@@ -43,11 +44,13 @@ from engine.experiment import (
 from engine.logbook import STOPPED, logger, read_metrics, start_logging, warnings_counted, write_metrics
 from engine.optim import scaled_learning_rate
 from engine.signals import Stopped
-from engine.storage.files import file_sha256, write_text
+from engine.storage.files import write_text
 from engine.storage.release import commit_of
 from engine.storage.strict_yaml import ConfigError
 from engine.trackers import Trackers, check_installed
 from training import Task, check_feasible, emulation_factor, fit, rehearse
+
+EDITED = "config_edited.yaml"  # what somebody made of config.yaml while the run trained
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class TrainCommand:
     example: str  # CONFIG and overrides, for --help
     config_class: type[Config]  # with the sections `train` and `optim`
     # The task of a config; the flag says that a checkpoint will fill the model. Bad data or weights: a ValueError.
-    # Besides what `fit` asks of it the task has `config`; `started_from`, a line on weights that it started from, or
-    # None; and `results`, None until it was evaluated, on rank 0.
+    # Besides what `fit` asks of it the task has `config`; `inputs`, the data it read; `started_from`, a line on weights
+    # that it started from, or None; and `results`, None until it was evaluated, on rank 0.
     build_task: Callable[[Any, bool], Task]
     announce: Callable[[Task], None]  # log what is trained on what
     # After `environment.json` and `metrics.jsonl` are complete, on rank 0; returns what results.json holds.
@@ -102,7 +105,9 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
         if distributed.is_main():
             sweep_temporaries(experiment)
             write_text(experiment / "config.yaml", dump_config(config))
-            append_environment(experiment, describe_environment(hosts, device) | {"started_from": task.started_from})
+            task.inputs.write(experiment)
+            start = {"started_from": task.started_from, "config": config.model_dump(mode="json")}
+            append_environment(experiment, describe_environment(hosts, device) | start)
             if not resume:
                 write_metrics(experiment, [])  # of a start that left no checkpoint
             trackers.start()
@@ -126,10 +131,24 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
             task.evaluate(model, device, lambda: None)
         if distributed.is_main():
             logger.info("writing the record")
+            restore_config(experiment, config)
             scores = command.write_record(experiment, task)["scores"]
             trackers.finish()
             logger.info("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
             logger.info("the whole record, with pictures: %s", experiment / "README.md")
+
+
+def restore_config(experiment: Path, config: Config) -> None:
+    """Make config.yaml say again what was trained, if it was edited meanwhile; what was edited is kept beside it."""
+    path, text = experiment / "config.yaml", dump_config(config)
+    found = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if found == text:
+        return
+    if found is not None:
+        write_text(experiment / EDITED, found)
+    what = "removed" if found is None else f"edited (now in {EDITED})"
+    logger.warning("%s was %s while the run trained; restored: it says what was trained", path, what)
+    write_text(path, text)
 
 
 def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.device) -> None:
@@ -240,7 +259,7 @@ def read_config(arguments: argparse.Namespace, command: TrainCommand) -> Config:
     config_class = command.config_class
     if not arguments.resume:
         return load_config(arguments.config, arguments.overrides, config_class)
-    stored = read_experiment_config(arguments.resume, config_class)
+    stored = read_started_config(arguments.resume, config_class)
     config = load_config(arguments.config or arguments.resume / "config.yaml", arguments.overrides, config_class)
     if config.train.precision == "auto":  # it was resolved when the experiment started
         config = config.model_copy(
@@ -251,6 +270,11 @@ def read_config(arguments: argparse.Namespace, command: TrainCommand) -> Config:
         raise ConfigError(
             f"{arguments.resume} was trained with another config: {'; '.join(changed.values())}. "
             f"Resume with its own: --resume {arguments.resume}; or start a new run, {_new_run(arguments, command)}"
+            + (
+                ""
+                if arguments.config or arguments.overrides
+                else f" ({arguments.resume / 'config.yaml'} was edited: undo that)"
+            )
         )
     return config
 
@@ -263,13 +287,24 @@ def _new_run(arguments: argparse.Namespace, command: TrainCommand) -> str:
     return f"{'from its weights and ' if start else ''}with a schedule of its own: `{shlex.join(words)}`"
 
 
+def read_started_config(experiment: Path, config_class: type[Config]) -> Config:
+    """The config that a run was last started with, whatever has become of its config.yaml since."""
+    starts = [start for start in read_environments(experiment) if "config" in start]
+    if not starts:  # of an earlier version
+        return read_experiment_config(experiment, config_class)
+    try:
+        return config_class.model_validate_json(json.dumps(starts[-1]["config"]))
+    except ValueError:  # of another version, or edited
+        return read_experiment_config(experiment, config_class)
+
+
 # ---- what every record holds ---------------------------------------------------------------------------------
 
 
-def common_record(experiment: Path, task: Task, gflops: float, inputs: list[Path]) -> dict:
-    """What results.json holds whatever the task: which seed, how long, on which files, at what cost.
+def common_record(experiment: Path, task: Task, gflops: float) -> dict:
+    """What results.json holds whatever the task: which seed, how long, on which data, at what cost.
 
-    gflops: of one forward pass over one image. inputs: the files that decide what is learned and scored.
+    gflops: of one forward pass over one image. Warns of data that have changed since the run read them.
     Raises ValueError if metrics.jsonl lacks epochs."""
     config, lines = task.config, read_metrics(experiment)
     if len(lines) < config.train.epochs:
@@ -278,6 +313,8 @@ def common_record(experiment: Path, task: Task, gflops: float, inputs: list[Path
             "of a version that does not keep the others, so there is no record. The weights are whole: score them by "
             "the task's own command, or train again from the experiment's config.yaml"
         )
+    for change in task.inputs.changes():
+        logger.warning("%s since the run started; the record is of what was read then", change)
     start = read_environments(experiment)[-1]
     parameters = list(task.model.parameters())
     return {
@@ -288,7 +325,8 @@ def common_record(experiment: Path, task: Task, gflops: float, inputs: list[Path
         "steps": lines[-1]["step"],
         "precision": config.train.precision,
         "weights": "moving average" if config.train.ema_decay else "as after the last step",
-        "inputs": {str(path): file_sha256(path) for path in inputs},
+        "inputs": task.inputs.files,
+        "image_sets": {half: images.sha256 for half, images in task.inputs.images.items()},
         "cost": {
             "parameters": sum(parameter.numel() for parameter in parameters),
             "gflops": round(gflops, 3),

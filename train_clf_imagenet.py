@@ -16,6 +16,8 @@ from classification.evaluate import evaluate
 from classification.predict import predict
 from classification.record import write_record
 from classification.task import ClassificationConfig, ClassificationTask
+from data import shared_images
+from engine import distributed
 from engine.command import run_command
 from engine.logbook import logger
 from runs import TrainCommand, train
@@ -35,8 +37,8 @@ def announce(task: ClassificationTask) -> None:
         logger.info(task.started_from)
     for images in (task.train, task.val):
         logger.info("%s: %d images, %d classes", images.place, len(images), len(images.class_ids))
-    if task.train.digest == task.val.digest:
-        logger.warning("trained and scored on the same images: the score says nothing about others")
+    if distributed.is_main() and (shared := shared_images(task.train, task.val)):
+        logger.warning(shared)
 
 
 COMMAND = TrainCommand(

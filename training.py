@@ -182,7 +182,8 @@ class TrainState:
                 f"made by {state['processes']} processes, this run has {distributed.world_size()}: start as many, for "
                 "the batch and the schedule depend on it"
             )
-        if changed := [name for name, value in self.data.items() if state["data"].get(name) != value]:
+        # Checkpoints of earlier versions lack some of the facts: those say nothing.
+        if changed := [name for name, value in self.data.items() if state["data"].get(name, value) != value]:
             told = "; ".join(
                 f"{name} {state['data'].get(name)!r:.200}, now {self.data[name]!r:.200}" for name in changed
             )

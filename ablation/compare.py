@@ -246,9 +246,9 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     Where two recipes have the same row and column, the row tells what differs between them, be it where the data lay.
     Raises ValueError if two experiments are the same run, or differ in nothing but the content of their data."""
     recipes: dict[str, list[Run]] = {}
-    for run in map(read_run, paths):
-        inputs = sorted(run.results["inputs"].values())
-        known = recipes.setdefault(json.dumps([run.variant, recipe_but_seed(run), inputs], sort_keys=True), [])
+    runs = [read_run(path) for path in paths]
+    for run in runs:
+        known = recipes.setdefault(json.dumps([recipe_and_inputs(run), images_as_known(run, runs)], sort_keys=True), [])
         same = next((other for other in known if other.seed == run.seed), None)
         if same:
             raise ValueError(f"{same.path} and {run.path}: the same recipe and seed {run.seed}; name one of them")
@@ -262,16 +262,46 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
         }
         if sum(recipe_but_seed(other) == recipe_but_seed(runs[0]) for other in namesakes) > 1:
             changes.add("data.root")
-        if changes:
-            row += f" ({', '.join(f'{name} {value_of(runs[0].config, name)}' for name in sorted(changes))})"
+        labels = [f"{name} {value_of(runs[0].config, name)}" for name in sorted(changes)]
+        labels += other_images(runs[0], namesakes)
+        if labels:
+            row += f" ({', '.join(labels)})"
         if (row, column) in cells:
             one, other = cells[row, column].runs[0], runs[0]
-            data = next(
-                iter(changed_values({"inputs": one.results["inputs"]}, {"inputs": other.results["inputs"]}).values())
-            )
+            kinds = ({name: run.results.get(name, {}) for name in ("inputs", "image_sets")} for run in (one, other))
+            data = LONG_HASH.sub(r"\1...", next(iter(changed_values(*kinds).values())))
             raise ValueError(f"{one.path} and {other.path}: the same recipe on other data, {data}; train both on one")
         cells[row, column] = Cell(row, column, runs)
     return cells
+
+
+def recipe_and_inputs(run: Run) -> list:
+    """What runs that differ in their seed alone have in common, as far as runs of every version tell."""
+    return [run.variant, recipe_but_seed(run), sorted(run.results["inputs"].values())]
+
+
+def images_as_known(run: Run, runs: Sequence[Run]) -> dict[str, str]:
+    """Which images the run has read, by half.
+
+    One of an earlier version does not tell. It counts as having read the images of the others with its recipe and
+    annotations if those have all read the same."""
+    if images := run.results.get("image_sets"):
+        return images
+    others = [other for other in runs if recipe_and_inputs(other) == recipe_and_inputs(run)]
+    told = [images for other in others if (images := other.results.get("image_sets"))]
+    return told[0] if told and all(images == told[0] for images in told) else {}
+
+
+def other_images(run: Run, namesakes: Sequence[Run]) -> list[str]:
+    """['val images 1a2b3c4d'], the start of their SHA-256, where others were in the same folder for another run."""
+
+    same = [other for other in namesakes if value_of(other.config, "data.root") == value_of(run.config, "data.root")]
+    same = [other for other in same if recipe_but_seed(other) == recipe_but_seed(run)]
+    halves = run.results.get("image_sets", {})
+    return [
+        f"{half} images {digest[:8]}" for half, digest in halves.items()
+        if any(other.results.get("image_sets", {}).get(half, digest) != digest for other in same)
+    ]  # fmt: skip
 
 
 def mixed_batches(cells: Iterable[Cell]) -> Iterable[str]:

@@ -27,7 +27,8 @@ from ablation.records import Place, read_object, read_results
 from engine.config import Config, changed_values, load_config, read_overridden
 from engine.experiment import FREE_FIELDS, is_running, list_experiments, shown_score
 from engine.logbook import STOPPED, read_metrics
-from engine.storage.files import file_sha256, user_path, write_text
+from engine.storage.files import user_path, write_text
+from engine.storage.inputs import Inputs, content_sha256, holds_sample_of, read_inputs
 from engine.storage.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
 
 PROJECT = Path(__file__).parent.parent
@@ -220,7 +221,7 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
     same_task = [(path, cell) for path, cell in cells if cell["task"] == job.task]
     same_recipe = [
         (path, cell) for path, cell in same_task
-        if not changed_recipe(cell, recipe) and is_same_data(cell["recipe"], recipe)
+        if not changed_recipe(cell, recipe) and is_same_data(cell["recipe"], recipe, path)
     ]  # fmt: skip
     place = (job.grid, job.row, job.column, job.seed)
     same_place = [
@@ -232,7 +233,7 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
         if (path / "results.json").is_file():
             results = read_results(path / "results.json")
             score = f"{results['metric']} {shown_score(results['scores'][results['metric']])}"
-            changes = [*changed_recipe(cell, recipe), *changed_inputs(path, results["inputs"], recipe)]
+            changes = [*changed_recipe(cell, recipe), *changed_inputs(path, results, recipe)]
             if changes or changed_code(cell):
                 why = "; ".join([score, *changes, *changed_code(cell)])
                 return State("stale", path, why, same_recipe=not changes)
@@ -280,19 +281,30 @@ def changed_recipe(cell: dict, recipe: dict) -> list[str]:
     return [text for name, text in changes.items() if name not in FREE_FIELDS]
 
 
-def is_same_data(then: dict, now: dict) -> bool:
+def is_same_data(then: dict, now: dict, experiment: Path | None = None) -> bool:
     """Whether two recipes mean the same data: in one folder, moved from it to another, or copied.
 
-    Where the folder of old is there, the files that the recipe names must be in the other, too, and the same."""
+    experiment: started with the recipe of then; what it read is known, if it is not of an earlier version. Otherwise,
+    where the folder of old is there, the annotation files must be in the other, too, and the same, and so must a
+    sample of the files in each image folder."""
     old, new = (Path(os.path.realpath(_data_root(each))) for each in (then, now))
-    if old == new or not old.exists():
+    if old == new:
         return True
-    texts = [text for half in then["data"].values() if isinstance(half, dict) for text in half.values()]
-    files = [(old / text, new / text) for text in texts if isinstance(text, str) and (old / text).is_file()]
-    return bool(files) and all(
-        copy.is_file() and _sha256(file, file.stat().st_mtime_ns) == _sha256(copy, copy.stat().st_mtime_ns)
-        for file, copy in files
-    )
+    inputs = read_inputs(experiment) if experiment else None
+    if inputs and (new.exists() or old.exists()):
+        return not any(inputs.changes(new))
+    if not old.exists():
+        return True
+    data = [value for name, value in then["data"].items() if name != "root"]
+    halves = [text for half in data if isinstance(half, dict) for text in half.values()]
+    texts = [text for text in (*data, *halves) if isinstance(text, str)]
+    files = [(old / text, new / text) for text in texts if (old / text).is_file()]
+    folders = [(old / text, new / text) for text in texts if (old / text).is_dir()]
+    try:
+        same_files = all(content_sha256(file) == content_sha256(copy) for file, copy in files)
+        return bool(files or folders) and same_files and all(holds_sample_of(*pair) for pair in folders)
+    except FileNotFoundError:
+        return False
 
 
 def _data_root(recipe: dict) -> Path:
@@ -312,27 +324,15 @@ def changed_code(cell: dict) -> list[str]:
     return [f"the code has changed since ({shown})"] if changed else []
 
 
-def changed_inputs(experiment: Path, inputs: dict[str, str], recipe: dict) -> list[str]:
-    """['data: .../instances_val.json'] for files that the run has read and that are others now.
+def changed_inputs(experiment: Path, results: dict, recipe: dict) -> list[str]:
+    """['data: .../instances_val.json'] for files and images that the run has read and that are others now.
 
-    They are looked for where the recipe says that the data lies now. A file that is not there, as in a clone without
-    the data, says nothing."""
+    They are looked for where the recipe says that the data lies now. What is not there, as in a clone without the
+    data, says nothing."""
     config, _ = read_yaml(experiment / "config.yaml")
     root, root_now = _data_root(config), _data_root(recipe)
-    changed = []
-    for name, digest in inputs.items():
-        path = Path(name)
-        if path.is_relative_to(root):
-            path = root_now / path.relative_to(root)
-        if path.is_file() and _sha256(path, path.stat().st_mtime_ns) != digest:
-            changed.append(f"data: {path}")
-    return changed
-
-
-@cache
-def _sha256(path: Path, mtime_ns: int) -> str:
-    """Of a file that may be hundreds of megabytes and the input of every cell; anew when it has been written to."""
-    return file_sha256(path)
+    inputs = read_inputs(experiment) or Inputs(str(root), results["inputs"], {})
+    return [f"data: {change.path}" for change in inputs.changes(root_now) if not change.is_gone]
 
 
 def code_hashes(task: str) -> dict[str, str]:

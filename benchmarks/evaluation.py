@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.comparison import Row, write_page
-from detection.evaluation import quick_scores
+from detection.evaluation import GroundTruth, quick_scores
 from engine.command import RunError, run_command
 
 IMAGES, CLASSES, DETECTIONS, WIDTH, HEIGHT = 5000, 80, 100, 640, 480
@@ -96,7 +96,7 @@ def columns(records: list[dict], further: dict[str, str]) -> dict[str, torch.Ten
     }
 
 
-def by_ours(annotations: str, results: str) -> list[float]:
+def by_ours(annotations: str | GroundTruth, results: str | np.ndarray) -> list[float]:
     return [-1 if score is None else score for score in quick_scores(annotations, results).values()]
 
 
@@ -112,9 +112,10 @@ def run_in_training(annotations: str, results: str) -> Outcome:
     """The second epoch and later ones."""
     content = json.loads(Path(results).read_text())
     table = np.array([(r["image_id"], *r["bbox"], r["score"], r["category_id"]) for r in content])
+    truth = GroundTruth(annotations)
     with contextlib.redirect_stdout(io.StringIO()):
-        quick_scores(annotations, table)
-        return measure(by_ours, annotations, table)
+        quick_scores(truth, table)
+        return measure(by_ours, truth, table)
 
 
 def measure(evaluate: Evaluate, *inputs: object) -> Outcome:

@@ -80,7 +80,7 @@ def overfit(backbone: str, root: Path, annotations: Path, work: Path, device: to
         "side": side,
         "epochs": epochs,
         "seconds": seconds,
-        **coco_scores(coco.annotations_path, as_dicts(task.results)),
+        **coco_scores(task.truth, as_dicts(task.results)),
     }
 
 

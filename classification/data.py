@@ -79,7 +79,7 @@ def read_folders(folder: Path) -> LabelledImages:
     images = np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in found.samples])
     labels = np.array(found.targets, np.int64)
     return LabelledImages(
-        folder, images, labels, found.classes, shown_names(found.classes), digest_of(images, labels), []
+        folder, images, labels, found.classes, shown_names(found.classes), digest_of(images, labels), {}
     )
 
 

@@ -43,9 +43,7 @@ def write_record(experiment: Path, task: ClassificationTask) -> dict:
             "images": len(val),
             "classes": val.class_names,
         },
-        **common_record(
-            experiment, task, forward_gflops(task.model, config.model.input_size), [*task.train.inputs, *val.inputs]
-        ),
+        **common_record(experiment, task, forward_gflops(task.model, config.model.input_size)),
     }
     hits(guesses, val).save(experiment)
     write_text(experiment / "predictions.csv", predictions_csv(guesses, val))

@@ -15,7 +15,16 @@ from torch.utils.data import DataLoader
 
 from classification.data import DataConfig, check_pair, imagenet_classes
 from classification.transforms import AugmentConfig, BatchAugment, eval_transform, train_transform
-from data import LabelledImages, LabelledSamples, batch_to, collate, eval_loader, in_order, normalize_images
+from data import (
+    LabelledImages,
+    LabelledSamples,
+    batch_to,
+    collate,
+    eval_loader,
+    in_order,
+    inputs_of,
+    normalize_images,
+)
 from engine import distributed
 from engine.checkpoint import is_checkpoint, load_checkpoint, trained_weights
 from engine.compute.inference import evaluation_mode
@@ -199,7 +208,9 @@ class ClassificationTask:
         check_pair(train, val)
         self.config, self.train, self.val = config, train, val
         self.workers = config.data.workers
+        self.inputs = inputs_of(config.data.root, train, val)
         self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
+        self.data |= {f"content of the {half} images": images.sha256 for half, images in self.inputs.images.items()}
         num_classes = len(train.class_ids)
         self.reference_losses = {
             "classification": constant_predictor_loss(train.labels, num_classes, config.loss.label_smoothing)

@@ -16,6 +16,7 @@ before anything is trained. What it lets through follows these rules:
 `survey_coco` is the same look for those who want to go on where something is wrong: see `python -m detection.data`.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -151,6 +152,7 @@ class CocoFile:
     num_cut: int  # boxes that reached over the edge of their image by a pixel or more
     num_left_out: int  # boxes without area
     short_side: int | None = None  # of shrunken copies, pixels; None where the images are the originals
+    sha256: str = ""  # of the annotation file, as it was read
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """boxes_xyxy, labels and is_crowd of the objects in images[index]."""
@@ -161,6 +163,10 @@ class CocoFile:
         """Where images[index] lies."""
         image_id, file_name, *size = self.images[index]
         return _image_file(image_id, self.images_dir / file_name, tuple(size), self.short_side)
+
+    @property
+    def image_paths(self) -> list[Path]:
+        return [self.images_dir / image.file_name for image in self.images]
 
     @property
     def classes(self) -> dict[int, str]:
@@ -242,7 +248,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
     """Read an annotation file as far as it can be read, with every defect of it and every image that is missing."""
     annotations_path, images_dir = Path(annotations_path), Path(images_dir)
     try:
-        content = _read_json(annotations_path)
+        content, sha256 = _read_json(annotations_path)
     except DatasetError as error:
         return Survey(annotations_path, images_dir, None, [], [Defect(annotations_path, "", str(error))], [])
 
@@ -283,7 +289,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
             for annotation in sound["annotations"]
             if annotation["image_id"] in known["images"] and annotation["category_id"] in known["categories"]
         ]
-    coco = _build(annotations_path, images_dir, short_side, **sound)
+    coco = _build(annotations_path, images_dir, short_side, sha256, **sound)
     return Survey(annotations_path, images_dir, coco, files, defects, [])
 
 
@@ -303,6 +309,7 @@ def _build(
     annotations_path: Path,
     images_dir: Path,
     short_side: int | None,
+    sha256: str,
     categories: list[dict],
     images: list[dict],
     annotations: list[dict],
@@ -340,13 +347,17 @@ def _build(
         num_cut=num_cut,
         num_left_out=int((~has_area).sum()),
         short_side=short_side,
+        sha256=sha256,
     )
 
 
-def _read_json(path: Path) -> dict:
-    """The object that a file holds. Raises DatasetError, saying why not but not where, if there is none."""
+def _read_json(path: Path) -> tuple[dict, str]:
+    """The object that a file holds, and the file's SHA-256.
+
+    Raises DatasetError, saying why not but not where, if there is none."""
     try:
-        content = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        content = json.loads(text)
     except OSError as error:
         where = "" if path.is_absolute() else f", relative to {Path.cwd()}"
         raise DatasetError(
@@ -359,7 +370,7 @@ def _read_json(path: Path) -> dict:
         raise DatasetError(f"holds a {type(content).__name__}, expected an object with the lists {', '.join(_KEYS)}")
     if not _KEYS.keys() & content:
         raise DatasetError(f"holds none of the lists {', '.join(_KEYS)}; is it an instances JSON of COCO's?")
-    return content
+    return content, hashlib.sha256(text).hexdigest()
 
 
 _KEYS = {

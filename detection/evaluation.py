@@ -9,6 +9,7 @@ same numbers by hotcoco in a fiftieth of the time (benchmarks/evaluation.md), af
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from data import batch_to, normalize_images
+from data import DatasetError, batch_to, normalize_images
 from detection.annotations import CocoFile
 from detection.network.postprocess import Detections, PostprocessConfig, postprocess
 from engine.compute.inference import evaluation_mode
@@ -132,8 +133,55 @@ def as_dicts(results: np.ndarray) -> list[dict]:
 # ---- from COCO results to scores ---------------------------------------------------------------------------
 
 
-def coco_scores(annotations_path: str | Path, results: Sequence[dict]) -> dict:
-    """Score detections by COCO's protocol on every image of an annotation file that detection.annotations has checked.
+class GroundTruth:
+    """An annotation file as it was when it was read: what detections are scored against, whatever becomes of the file.
+
+    path: of the file, to name it. coco: its records for pycocotools, annotations numbered from 1."""
+
+    def __init__(self, path: str | Path, sha256: str | None = None) -> None:
+        """path: an annotation file that detection.annotations has checked. sha256: of what was checked.
+
+        Raises DatasetError naming the file if it is not JSON or has changed since it was checked."""
+        self.path = Path(path)
+        text = self.path.read_bytes()
+        if sha256 and hashlib.sha256(text).hexdigest() != sha256:
+            raise DatasetError(f"{path}: was changed after it was checked, a moment ago; start again")
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise DatasetError(f"{path}: not JSON: {error}") from None
+        self.coco = _index(
+            {
+                "images": content["images"],
+                "categories": content["categories"],
+                "annotations": [_completed(annotation) for annotation in content["annotations"]],
+            }
+        )
+
+    @functools.cached_property
+    def hotcoco(self) -> hotcoco.COCO:
+        """The same records as pycocotools gets: hotcoco has other ideas of what missing fields mean."""
+        dataset = self.coco.dataset
+        images = [{key: image[key] for key in ("id", "width", "height")} for image in dataset["images"]]
+        return hotcoco.COCO(dataset | {"images": images})
+
+
+def _completed(annotation: dict) -> dict:
+    """The fields that are scored, `iscrowd` and `area` filled in where the file has none."""
+    bbox = annotation["bbox"]
+    return {
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "bbox": bbox,
+        "iscrowd": annotation.get("iscrowd", 0),
+        "area": annotation.get("area", bbox[2] * bbox[3]),
+    }
+
+
+def coco_scores(truth: GroundTruth | str | Path, results: Sequence[dict]) -> dict:
+    """Score detections by COCO's protocol on every image of an annotation file.
+
+    truth: what is right; a path is read now.
 
     results: {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"} each, for the whole file.
 
@@ -141,7 +189,7 @@ def coco_scores(annotations_path: str | Path, results: Sequence[dict]) -> dict:
     defines it: no object of that class or size, crowds aside.
     Raises ValueError if a result names an image or category that the file does not have.
     """
-    return summary_of(evaluate_coco(annotations_path, results))
+    return summary_of(evaluate_coco(truth, results))
 
 
 def summary_of(evaluation: COCOeval) -> dict:
@@ -160,23 +208,19 @@ def summary_of(evaluation: COCOeval) -> dict:
     }
 
 
-def quick_scores(annotations_path: str | Path, results: np.ndarray | str) -> dict[str, float | None]:
+def quick_scores(truth: GroundTruth | str | Path, results: np.ndarray | str) -> dict[str, float | None]:
     """The twelve METRICS of coco_scores, by hotcoco.
 
     results: (N, 7) as from to_coco_results, of images and classes that the file has; or the path of a results JSON."""
-    ground_truth = _read_for_hotcoco(*_version(Path(annotations_path)))
+    ground_truth = _read(truth).hotcoco
     evaluation = hotcoco.COCOeval(ground_truth, ground_truth.load_res(results), "bbox")
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.run()
     return {name: _mean(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
 
 
-@functools.lru_cache(maxsize=2)
-def _read_for_hotcoco(*version: Path | int) -> hotcoco.COCO:
-    """The same records as pycocotools gets: hotcoco has other ideas of what missing fields mean."""
-    dataset = _read_ground_truth(*version).dataset
-    images = [{key: image[key] for key in ("id", "width", "height")} for image in dataset["images"]]
-    return hotcoco.COCO(dataset | {"images": images})
+def _read(truth: GroundTruth | str | Path) -> GroundTruth:
+    return truth if isinstance(truth, GroundTruth) else GroundTruth(truth)
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -224,16 +268,16 @@ def image_statistics(evaluation: COCOeval) -> Matches:
     )
 
 
-def evaluate_coco(annotations_path: str | Path, results: Sequence[dict]) -> COCOeval:
+def evaluate_coco(truth: GroundTruth | str | Path, results: Sequence[dict]) -> COCOeval:
     """pycocotools' evaluation of results, matched but not yet accumulated; arguments and errors as in coco_scores.
 
     Ground truth and detections, `cocoGt` and `cocoDt`, are numbered from 1, the latter in the order of `results`."""
-    path = Path(annotations_path)
-    ground_truth = _read_ground_truth(*_version(path))
+    truth = _read(truth)
+    ground_truth = truth.coco
     for key, known in (("image_id", ground_truth.imgs), ("category_id", ground_truth.cats)):
         unknown = {result[key] for result in results} - known.keys()
         if unknown:
-            raise ValueError(f"{key} {min(unknown)}: detected, but not in {path}; are these its detections?")
+            raise ValueError(f"{key} {min(unknown)}: detected, but not in {truth.path}; are these its detections?")
 
     found = [result | {"iscrowd": 0, "area": result["bbox"][2] * result["bbox"][3]} for result in results]
     evaluation = COCOeval(ground_truth, _index(ground_truth.dataset | {"annotations": found}), "bbox")
@@ -247,29 +291,6 @@ def matched(evaluation: COCOeval) -> list[dict]:
     objects or detections of it."""
     any_size = evaluation.params.areaRng[0]
     return [entry for entry in evaluation.evalImgs if entry and entry["aRng"] == any_size]
-
-
-def _version(path: Path) -> tuple[Path, int, int]:
-    """A file, and what tells a cache that it has changed."""
-    stat = path.stat()
-    return path, stat.st_mtime_ns, stat.st_size
-
-
-@functools.lru_cache(maxsize=2)
-def _read_ground_truth(path: Path, mtime_ns: int, size: int) -> COCO:
-    """The annotation file as pycocotools wants it: `iscrowd` and `area` filled in where the file has none."""
-    content = json.loads(path.read_bytes())
-    annotations = [
-        {
-            "image_id": annotation["image_id"],
-            "category_id": annotation["category_id"],
-            "bbox": annotation["bbox"],
-            "iscrowd": annotation.get("iscrowd", 0),
-            "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
-        }
-        for annotation in content["annotations"]
-    ]
-    return _index({"images": content["images"], "categories": content["categories"], "annotations": annotations})
 
 
 def _index(dataset: dict) -> COCO:

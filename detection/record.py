@@ -34,10 +34,9 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
 
     Called on rank 0, after `environment.json` and `metrics.jsonl` are complete."""
     config, val, results = task.config, task.val, as_dicts(task.results)
-    evaluation = evaluate_coco(val.annotations_path, results)
+    evaluation = evaluate_coco(task.truth, results)
     scores = summary_of(evaluation)
-    files = [task.train.annotations_path, val.annotations_path]
-    common = common_record(experiment, task, forward_gflops(task.model, task.model.input_size), files)
+    common = common_record(experiment, task, forward_gflops(task.model, task.model.input_size))
     record = {
         "task": "detection",
         "variant": {"backbone": config.model.backbone, "neck": config.model.neck},
@@ -48,7 +47,7 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
         "default_boxes": task.anchor_fit._asdict(),
         "protocol": {
             "annotations": val.annotations_path.name,
-            "annotations_sha256": common["inputs"][str(val.annotations_path)],
+            "annotations_sha256": val.sha256,
             "images": len(val.images),
             "classes": val.class_names,
             **({"short_side": val.short_side} if val.short_side else {}),  # of shrunken images

@@ -17,7 +17,7 @@ from detection.anchor_fit import AnchorFit, fit_anchors
 from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.dataset import CocoDetection, collate, read_image
 from detection.drawing.pictures import Picture, draw_detections
-from detection.evaluation import as_dicts, by_image, detect, quick_scores
+from detection.evaluation import GroundTruth, as_dicts, by_image, detect, quick_scores
 from detection.network.backbones import BACKBONES, load_backbone_weights
 from detection.network.loss import LossConfig, constant_predictor_loss, multibox_loss
 from detection.network.matching import match_anchors
@@ -29,7 +29,8 @@ from engine.checkpoint import CheckpointError, load_checkpoint, trained_weights
 from engine.config import Config
 from engine.loading import listed, load_exactly
 from engine.optim import OptimConfig
-from engine.storage.files import file_sha256, user_path
+from engine.storage.files import user_path
+from engine.storage.inputs import Inputs, identify_images
 from engine.storage.release import SUFFIX, load_release, weights_in
 from engine.weights import find_weights, identified, read_weights_with_note
 from training import TrainConfig
@@ -182,13 +183,18 @@ class DetectionTask:
                 raise CheckpointError(f"model.start_from: {error}") from error
         self.val_loader: DataLoader | None = None
         self.results: np.ndarray | None = None  # of the last evaluation, on rank 0
+        # Kept: the file may be replaced while the run trains.
+        self.truth = GroundTruth(val.annotations_path, val.sha256) if distributed.is_main() else None
         if train:
             if defects := list(pair_defects(train, val)):
                 raise dataset_error(defects)
+            self.inputs = inputs_of(config.data, train, val)
             self.data = {
                 "classes": train.class_names,
-                "training annotations": file_sha256(train.annotations_path),
-                "validation annotations": file_sha256(val.annotations_path),
+                "training annotations": train.sha256,
+                "validation annotations": val.sha256,
+                "training images": self.inputs.images["train"].sha256,
+                "validation images": self.inputs.images["val"].sha256,
                 "short sides of shrunken images": [train.short_side, val.short_side],
             }
             transform = train_transform(config.augment, self.model.input_size)
@@ -235,7 +241,7 @@ class DetectionTask:
         The detections stay in `self.results`, for the record."""
         results = self.detect_all(model, device, [self.config.eval], stop_if_asked)
         self.results = results and results[0]
-        return distributed.broadcast(results and quick_scores(self.val.annotations_path, results[0]))
+        return distributed.broadcast(results and quick_scores(self.truth, results[0]))
 
     def draw(self, experiment: Path, epoch: int) -> None:
         """detections.png, where a tracker shows it epoch by epoch; the record has what the last weights find."""
@@ -273,6 +279,19 @@ class DetectionTask:
             )
         )
         return parts and [by_image(results) for results in zip(*parts, strict=True)]
+
+
+def inputs_of(config: DataConfig, train: CocoFile, val: CocoFile) -> Inputs:
+    """What a run reads: both annotation files and all images that they list."""
+    halves = {"train": train, "val": val}
+    return Inputs(
+        config.root,
+        files={str(coco.annotations_path): coco.sha256 for coco in halves.values()},
+        images={
+            half: identify_images(coco.images_dir, [image.file_name for image in coco.images])
+            for half, coco in halves.items()
+        },
+    )
 
 
 def example_pictures(coco: CocoFile, results: np.ndarray) -> dict[str, Picture]:

@@ -64,7 +64,7 @@ def main(device: torch.device) -> None:
         return
     rows = []
     for setting, found in zip(settings, results, strict=True):
-        scores = coco_scores(task.val.annotations_path, as_dicts(found))
+        scores = coco_scores(task.truth, as_dicts(found))
         rows.append(setting.model_dump() | {name: scores[name] for name in METRICS})
     record = {
         "checkpoint": path.name,

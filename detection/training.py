@@ -13,6 +13,7 @@ import torch
 from detection.anchor_fit import report_fit
 from detection.annotations import describe, read_split
 from detection.ceiling import ceiling_warning
+from detection.leaks import leak_warnings
 from detection.prepare.images import check_images
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
@@ -43,9 +44,8 @@ def announce(task: DetectionTask) -> None:
     logger.info("%d classes, category ids %d to %d, %d of them unused", len(ids), ids[0], ids[-1], unused)
     if distributed.is_main():
         report_fit(task.anchor_fit, task.train, task.model, model)
-    if task.train.annotations_path == task.val.annotations_path:
-        logger.warning("trained and scored on the same images: the score says nothing about others")
-    if distributed.is_main():
+        for line in leak_warnings(task.train, task.val):
+            logger.warning(line)
         warn_of_ceilings(task)
     if not task.val.class_counts.any():
         logger.warning("%s: no objects in it, so every score will be undefined", task.val.annotations_path)

@@ -43,7 +43,7 @@ def write_record(experiment: Path, task: DiffusionTask) -> dict:
             "schedule": config.diffusion.schedule,
             "objective": config.diffusion.objective,
         },
-        **common_record(experiment, task, pass_gflops(task), [*task.train.inputs, *val.inputs]),
+        **common_record(experiment, task, pass_gflops(task)),
     }
     statistics(results, val).save(experiment)
     draw_grid(experiment / "samples.png", results.samples)

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import LabelledImages, LabelledSamples, batch_to, collate, eval_batches, eval_loader, in_order
+from data import LabelledImages, LabelledSamples, batch_to, collate, eval_batches, eval_loader, in_order, inputs_of
 from diffusion.data import CHANNELS, DataConfig, build_transform, to_unit
 from diffusion.model import SwinUNet, load_encoder_weights
 from diffusion.pictures import draw_grid
@@ -128,6 +128,7 @@ class DiffusionTask:
             raise ValueError(f"eval.{error}") from error
         self.config, self.train, self.val = config, train, val
         self.workers = config.data.workers
+        self.inputs = inputs_of(config.data.root, train, val)
         self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
         self.schedule = NoiseSchedule(config.diffusion)
         self.reference_losses = {"denoising": self.schedule.zero_loss(mean_square(train.images))}

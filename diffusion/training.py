@@ -7,9 +7,11 @@ python -m diffusion.training --resume experiments/experiment_3
 
 import torch
 
+from data import shared_images
 from diffusion.data import read_split
 from diffusion.record import write_record
 from diffusion.task import DiffusionConfig, DiffusionTask
+from engine import distributed
 from engine.command import run_command
 from engine.logbook import logger
 from runs import TrainCommand, train
@@ -31,6 +33,8 @@ def announce(task: DiffusionTask) -> None:
         logger.info(task.started_from)
     for images in (task.train, task.val):
         logger.info("%s: %d images, %d classes", images.place, len(images), len(images.class_ids))
+    if distributed.is_main() and (shared := shared_images(task.train, task.val)):
+        logger.warning(shared)
 
 
 COMMAND = TrainCommand(

@@ -3,7 +3,8 @@
 experiments/experiment_7/
   README.md         what was trained, on what, how, the scores; written by the program
   config.yaml       the resolved config: rerun it and you rerun the experiment
-  environment.json  commit, versions, hardware, command, one entry per start
+  inputs.json       which data it read, by content
+  environment.json  commit, versions, hardware, command, config, one entry per start
   train.log  metrics.jsonl  metrics.csv         the course of the training, drawn in curves.png
   results.json  image_statistics.npz            what came out: scores with their protocol and cost, and all that
                                                 is needed to compute the score again on other choices of images

@@ -263,7 +263,7 @@ def test_the_real_mnist_is_read(shared_data, tmp_path):
 @pytest.fixture
 def samples() -> LabelledSamples:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 20, 24, 3), dtype=np.uint8)
-    images = LabelledImages(Path("noise"), pixels, np.arange(48) // 8, [], [], "", [])
+    images = LabelledImages(Path("noise"), pixels, np.arange(48) // 8, [], [], "", {})
     transform = v2.Compose([v2.RandomResizedCrop(16), v2.RandomHorizontalFlip()])
     return LabelledSamples(images, transform, seed=3)
 

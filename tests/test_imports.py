@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {
         "model", "engine.config", "engine.loading", "engine.distributed", "engine.optim", "engine.signals",
-        "engine.charts", "engine.storage.strict_yaml", "engine.storage.files", "engine.statistics.image_statistics",
+        "engine.charts", "engine.storage.strict_yaml", "engine.storage.files",
+        "engine.storage.inputs", "engine.storage.repeats", "engine.statistics.image_statistics",
         "engine.terminal", "engine.compute.precision", "engine.compute.inference", "engine.compute.machine",
         "detection.network.boxes", "detection.network.necks", "detection.detections", "detection.sample",
         "detection.plausibility",
@@ -28,7 +29,7 @@ FLOORS = (
     {
         "training", "engine.weights", "engine.doctor", "engine.publish", "detection.drawing.charts",
         "detection.drawing.overlay", "detection.network.ssd", "detection.network.loss", "detection.dataset",
-        "detection.evaluation", "detection.errors",
+        "detection.evaluation", "detection.errors", "detection.leaks",
         "diffusion.sampling", "diffusion.data",
     },
     {

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 import torch
 import yaml
 
-from detection.task import DetectionConfig
+from detection.task import DetectionConfig, DetectionTask
 from detection.training import COMMAND
+from engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 from engine.command import RunError
 from engine.config import dump_config, load_config
 from engine.experiment import read_experiment_config
@@ -98,6 +100,70 @@ def test_an_emulated_precision_works_and_is_reported_once_with_its_factor(start,
     (warning,) = [message for message in caplog.messages if "emulates" in message]
     assert "train.precision bf16" in warning
     assert re.search(r"\d+\.\d times", warning)
+
+
+def whole_run(start, *words):
+    """The experiment of a whole run."""
+    start(*words)
+    return start.folder / "experiments/experiment_1"
+
+
+def test_a_config_that_is_edited_while_the_run_trains_is_restored_and_kept_beside(start, monkeypatch):
+    def evaluate(self, *arguments):
+        Path("experiments/experiment_1/config.yaml").write_text("train: {epochs: 500}\n")
+        return found(self, *arguments)
+
+    found = DetectionTask.evaluate
+    monkeypatch.setattr(DetectionTask, "evaluate", evaluate)
+    experiment = whole_run(start)
+    assert yaml.safe_load((experiment / "config.yaml").read_text())["train"]["epochs"] == 1
+    assert (experiment / "config_edited.yaml").read_text() == "train: {epochs: 500}\n"
+    assert "config.yaml was edited (now in config_edited.yaml)" in (experiment / "train.log").read_text()
+
+
+def test_a_run_is_not_resumed_by_a_config_that_was_edited_since(start, monkeypatch):
+    experiment = whole_run(start)
+    text = (experiment / "config.yaml").read_text()
+    (experiment / "config.yaml").write_text(text.replace("epochs: 1\n", "epochs: 2\n"))
+    monkeypatch.setattr(sys, "argv", ["detection.training", "--resume", str(experiment)])
+    with pytest.raises(ConfigError, match=r"train\.epochs was 1, is 2.*/config\.yaml was edited: undo that"):
+        train(COMMAND, CPU)
+
+
+def test_a_run_is_resumed_on_copies_of_its_images_but_not_on_others(start, sample_root, tmp_path, caplog):
+    caplog.set_level("INFO")
+    experiment = whole_run(start)
+    copy = shutil.copytree(sample_root, tmp_path / "copy")
+    (experiment / "results.json").unlink()
+    start("--resume", str(experiment), f"data.root={copy}")
+    first, second, *_ = sorted((copy / "images/train").iterdir())
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"made on other data: training images '.*', now '.*'\. Resume on the same"
+    ):
+        start("--resume", str(experiment), f"data.root={copy}")
+
+
+def test_a_checkpoint_of_before_images_were_identified_is_resumed(start):
+    experiment = whole_run(start)
+    path = newest_checkpoint(experiment / "checkpoints")
+    state = load_checkpoint(path)
+    for half in ("training", "validation"):
+        del state["data"][f"{half} images"]
+    save_checkpoint(path, state)
+    (experiment / "results.json").unlink()
+    start("--resume", str(experiment))
+    assert (experiment / "results.json").is_file()
+
+
+def test_validation_images_that_are_training_images_are_warned_of_at_the_start(start, caplog):
+    start("--dry-run", "data.val.images=images/train", "data.val.annotations=annotations/instances_train.json")
+    assert "12 of 12 validation images are also training images" in caplog.text
+
+
+def test_halves_that_share_nothing_are_not_warned_of(start, caplog):
+    start("--dry-run")
+    assert "also training images" not in caplog.text
 
 
 @pytest.mark.parametrize("words", [("--resume", "."), ("--experiment", ".")])

@@ -26,12 +26,14 @@ from detection.annotations import (
     survey_coco,
 )
 from detection.ceiling import ceiling_warning
+from detection.leaks import named_twice
 from detection.prepare.images import with_bar
 from detection.prepare.layouts import HALVES, Layout, find_data, image_folder, not_split
 from detection.prepare.processes import usual_count
 from engine.config import Config, load_config
 from engine.experiment import table
 from engine.storage.files import write_text
+from engine.storage.repeats import Repeats, repeated_bytes, shared_between
 
 YAML = (".yaml", ".yml")
 
@@ -60,6 +62,7 @@ def main(words: Sequence[str]) -> None:
         if not survey.defects and (what := ceiling_warning(survey.coco)):
             survey.warnings.append(Defect(survey.annotations_path, "", what, is_warning=True))
 
+    found = find_repeats(surveys)
     defects = [defect for survey in surveys for defect in survey.defects]
     if len(defects) > 1:
         print(table([{"file": shown_path(d.file), "record": d.record, "defect": d.what} for d in defects]))
@@ -67,10 +70,12 @@ def main(words: Sequence[str]) -> None:
         if survey.coco:
             aside = " (records with defects aside)" if survey.defects else ""
             print(f"{shown_path(survey.annotations_path)}: {describe(survey.coco)}{aside}")
+        for repeats in found[survey.annotations_path]:
+            print(f"warning: {shown_path(survey.annotations_path)}: {repeats}")
     for warning in summarised(warning for survey in surveys for warning in survey.warnings):
         print(f"warning: {warning}")
     if arguments.json:
-        write_text(arguments.json, json.dumps(report(surveys), indent=2) + "\n")
+        write_text(arguments.json, json.dumps(report(surveys, found), indent=2) + "\n")
     if len(defects) == 1:
         raise DatasetError(str(defects[0]))
     if defects:
@@ -143,7 +148,19 @@ def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
     return [survey]
 
 
-def report(surveys: Sequence[Survey]) -> list[dict]:
+def find_repeats(surveys: Sequence[Survey]) -> dict[Path, list[Repeats]]:
+    """Images that are there twice, by annotation file: in one half, and under `val` those that are also in `train`."""
+    paths = [[file.path for file in survey.files] for survey in surveys]
+    found = {
+        survey.annotations_path: [survey.coco and named_twice(survey.coco), repeated_bytes(files)]
+        for survey, files in zip(surveys, paths, strict=True)
+    }
+    if len(surveys) == 2:
+        found[surveys[1].annotations_path].append(shared_between(*paths))
+    return {path: [repeats for repeats in each if repeats] for path, each in found.items()}
+
+
+def report(surveys: Sequence[Survey], found: dict[Path, list[Repeats]]) -> list[dict]:
     """The same for other programs, an entry for each annotation file."""
     return [
         {
@@ -152,6 +169,7 @@ def report(surveys: Sequence[Survey]) -> list[dict]:
             "counts": survey.coco and count(survey.coco),
             "defects": [{"file": str(d.file), "record": d.record, "defect": d.what} for d in survey.defects],
             "warnings": [{"file": str(w.file), "record": w.record, "warning": w.what} for w in survey.warnings],
+            "repeats": [repeats._asdict() for repeats in found[survey.annotations_path]],
         }
         for survey in surveys
     ]

@@ -23,6 +23,7 @@ from detection.annotations import (
     shown_path,
     survey_coco,
 )
+from detection.leaks import leak_warnings
 from engine.storage.strict_yaml import read_value
 
 HALVES = ("train", "val")
@@ -253,6 +254,7 @@ def summary(layout: Layout, surveys: Sequence[Survey], config: str = EXAMPLE) ->
     if defects := list(pair_defects(*(survey.coco for survey in surveys))):
         raise dataset_error(defects)
     lines = [f"{half}: {describe(survey.coco)}" for half, survey in zip(HALVES, surveys, strict=True)]
+    lines += [f"warning: {line}" for line in leak_warnings(*(survey.coco for survey in surveys))]
     path = shlex.quote(config if Path(config).is_file() else str(PROJECT / config))
     return "\n".join([*lines, f"train on it: python -m detection.training {path} {' '.join(overrides(layout))}"])
 

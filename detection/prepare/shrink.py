@@ -29,7 +29,7 @@ from detection.dataset import read_file
 from detection.prepare.layouts import image_folder
 from detection.prepare.processes import process_pool, usual_count
 from engine.logbook import progress_bar
-from engine.storage.files import write_text, writing
+from engine.storage.files import file_sha256, write_text, writing
 
 JPEG_QUALITY = 92
 
@@ -106,6 +106,8 @@ def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
 
     (target / "annotations").mkdir(exist_ok=True)
     for coco in cocos:
+        if file_sha256(coco.annotations_path) != coco.sha256:
+            raise DatasetError(f"{coco.annotations_path}: was changed while its images were shrunk; start again")
         _replace(partial(shutil.copyfile, coco.annotations_path), target / "annotations" / coco.annotations_path.name)
     before, after = (sum(path.stat().st_size for path in paths) for paths in ([f.path for f in files.values()], files))
     return (

@@ -222,6 +222,45 @@ def test_other_annotations_are_told_by_their_files(experiments):
         experiments.compare()
 
 
+RGB, THERMAL = (dict.fromkeys(("train", "val"), digit * 64) for digit in "ab")
+
+
+def place(path: Path, root: str, images: dict | None) -> None:
+    """Have a made-up run say where its data lay, and which images it read."""
+    config = json.loads((path / "config.yaml").read_text()) | {"data": {"root": root}}
+    (path / "config.yaml").write_text(json.dumps(config))
+    results = json.loads((path / "results.json").read_text())
+    (path / "results.json").write_text(json.dumps(results | ({"image_sets": images} if images else {})))
+
+
+@pytest.mark.parametrize(
+    ("roots", "names"),
+    [
+        (("rgb", "thermal"), ["a (data.root 'rgb')", "a (data.root 'thermal')"]),
+        (("one", "one"), [f"a (data.root 'one', train images {c * 8}, val images {c * 8})" for c in "ab"]),
+    ],
+)
+def test_runs_on_other_images_are_no_seeds_of_one_cell(experiments, roots, names):
+    for seed, (root, images) in enumerate(zip(roots, (RGB, THERMAL), strict=True)):
+        place(experiments.add("a", "none", seed), root, images)
+    comparison = experiments.compare()
+    assert comparison.rows == names
+    assert [len(cell.runs) for cell in comparison.cells.values()] == [1, 1]
+
+
+def test_seeds_on_copies_of_one_data_set_share_a_cell(experiments):
+    for seed, root in enumerate(("here", "copied")):
+        place(experiments.add("a", "none", seed), root, RGB)
+    assert [len(cell.runs) for cell in experiments.compare().cells.values()] == [2]
+
+
+@pytest.mark.parametrize(("images", "cells"), [((RGB, None, RGB), [3]), ((RGB, None, THERMAL), [1, 1, 1])])
+def test_a_run_that_does_not_tell_its_images_joins_the_others_if_these_agree(experiments, images, cells):
+    for seed, each in enumerate(images):
+        place(experiments.add("a", "none", seed), f"root{seed}", each)
+    assert [len(cell.runs) for cell in experiments.compare().cells.values()] == cells
+
+
 def test_other_images_of_a_classifier_are_told_by_their_folders(experiments):
     for digest in "ab":
         experiments.add(digest, "none", protocol={"images_sha256": digest * 64})

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from ablation.plan import (
     state_of,
 )
 from engine.experiment import new_experiment, occupied
+from engine.storage.files import file_sha256
+from engine.storage.inputs import Inputs, identify_images
 from engine.storage.strict_yaml import ConfigError
 
 GRID = """
@@ -137,6 +140,71 @@ def test_a_run_on_other_data_is_not_taken_for_this_one(tmp_path, data):
     assert [state(job, experiment).kind for job in jobs] == ["interrupted", "waiting"]
     finish(experiment)
     assert [state(job, experiment).kind for job in jobs] == ["done", "waiting"]
+
+
+@pytest.fixture
+def two_modalities(tmp_path):
+    """rgb/ and thermal/, with one annotation file and images of the same names and sizes; a job on each."""
+    jobs = {}
+    for name in ("rgb", "thermal"):
+        (tmp_path / name / "val").mkdir(parents=True)
+        (tmp_path / name / "val.json").write_text("boxes")
+        for number in range(3):
+            (tmp_path / name / f"val/{number}.png").write_text(f"{name:8}{number}")
+        recipe = {"data": {"root": str(tmp_path / name), "val": {"images": "val", "annotations": "val.json"}}}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(recipe))
+        jobs[name] = Job(name, "detection.training", "a", "none", 0, str(tmp_path / f"{name}.yaml"), ())
+    return jobs
+
+
+def finish_on(root: Path, experiment: Path, with_images: bool = True) -> None:
+    """As a run on `root` leaves it; runs of earlier versions do not say which images they read."""
+    files = {str(root / "val.json"): file_sha256(root / "val.json")}
+    if with_images:
+        images = {"val": identify_images(root / "val", [path.name for path in (root / "val").iterdir()])}
+        Inputs(str(root), files, images).write(experiment)
+    finish(experiment, files)
+    (experiment / "config.yaml").write_text(json.dumps({"data": {"root": str(root)}, "train": {"epochs": 3}}))
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_other_images_under_the_same_annotations_are_other_data(two_modalities, tmp_path, with_images):
+    rgb, thermal = two_modalities.values()
+    experiment = new_experiment(tmp_path / "experiments")
+    remember(rgb, experiment)
+    assert [state(job, experiment).kind for job in (rgb, thermal)] == ["interrupted", "waiting"]
+    finish_on(tmp_path / "rgb", experiment, with_images)
+    assert [state(job, experiment).kind for job in (rgb, thermal)] == ["done", "waiting"]
+
+
+def test_a_moved_data_set_is_told_from_another_that_is_there_now(two_modalities, tmp_path):
+    rgb, thermal = two_modalities.values()
+    experiment = new_experiment(tmp_path / "experiments")
+    remember(rgb, experiment)
+    finish_on(tmp_path / "rgb", experiment)
+    (tmp_path / "rgb").rename(tmp_path / "moved")
+    assert state(thermal, experiment).kind == "waiting"
+    moved = replace(rgb, overrides=(f"data.root={tmp_path / 'moved'}",))
+    assert state(moved, experiment).kind == "done"
+
+
+def test_images_replaced_in_place_make_it_stale_and_name_their_folder(two_modalities, tmp_path):
+    rgb = two_modalities["rgb"]
+    experiment = new_experiment(tmp_path / "experiments")
+    remember(rgb, experiment)
+    finish_on(tmp_path / "rgb", experiment)
+    (tmp_path / "rgb/val/1.png").write_text("other!!!1")
+    found = state(rgb, experiment)
+    assert (found.kind, found.same_recipe) == ("stale", False)
+    assert found.detail == f"mAP 0.2500; data: {tmp_path / 'rgb/val'}"
+
+
+def test_a_record_of_an_earlier_version_is_done_whatever_the_images_are(two_modalities, tmp_path):
+    experiment = new_experiment(tmp_path / "experiments")
+    remember(two_modalities["rgb"], experiment)
+    finish_on(tmp_path / "rgb", experiment, with_images=False)
+    (tmp_path / "rgb/val/1.png").write_text("other!!!1")
+    assert state(two_modalities["rgb"], experiment).kind == "done"
 
 
 def test_cells_and_seeds_can_be_selected(grid):

@@ -11,7 +11,7 @@ from classification.data import (
     read_folders,
     read_split,
 )
-from data import DatasetError
+from data import DatasetError, inputs_of, shared_images
 
 
 def test_classes_are_numbered_in_the_order_of_their_folders_and_named_as_people_call_them(colours_root):
@@ -34,6 +34,29 @@ def test_cifar10_is_read_from_its_own_files(cifar10_root):
     assert val.labels.tolist() == [3, 9]
     assert val.read(0).size == (32, 32)
     assert [path.name for path in val.inputs] == ["test_batch"]
+
+
+@pytest.mark.parametrize("fixture", ["cifar10_root", "mnist_root", "colours_root"])
+def test_validation_images_that_are_training_images_are_counted_in_every_format(fixture, request):
+    kind = {"cifar10_root": "cifar10", "mnist_root": "mnist"}.get(fixture, "folders")
+    config = DataConfig(root=str(request.getfixturevalue(fixture)), format=kind)
+    train, val = read_split(config, "train"), read_split(config, "val")
+    found = shared_images(val, val)
+    assert (found.count, found.total) == (len(val), len(val))
+    assert kind == "folders" or shared_images(train, val) is None
+
+
+def test_images_of_folders_are_identified_by_their_content(colours_root, tmp_path):
+    copy = shutil.copytree(colours_root, tmp_path / "copy")
+    sets = []
+    for root in (colours_root, copy, copy):
+        train, val = (read_folders(root / half) for half in ("train", "val"))
+        sets.append({half: images.sha256 for half, images in inputs_of(str(root), train, val).images.items()})
+        pixels = (copy / "val/blue/1.png").read_bytes()
+        if len(sets) == 2:
+            (copy / "val/blue/0.png").write_bytes(pixels + b"more")
+    assert sets[0] == sets[1]
+    assert [half for half in sets[2] if sets[2][half] != sets[0][half]] == ["val"]
 
 
 def test_cifar10_with_a_file_missing_is_refused_with_the_cure(cifar10_root, tmp_path):

@@ -46,7 +46,8 @@ def experiment(config_path, tmp_path_factory) -> Path:
 def test_a_run_leaves_its_whole_record(experiment, colours_root):
     names = {path.name for path in experiment.iterdir()}
     assert names == {
-        "README.md", "config.yaml", "environment.json", "train.log", "metrics.jsonl", "metrics.csv", "curves.png",
+        "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl", "metrics.csv",
+        "curves.png",
         "results.json", "image_statistics.npz", "predictions.csv", "confusion.png", "examples.png",
         "checkpoints", "running.lock",
     }  # fmt: skip
@@ -217,4 +218,4 @@ def test_a_batch_of_none_is_refused_in_the_command_line(experiment):
 
 def test_training_and_scoring_on_the_same_images_is_told(config_path, tmp_path):
     log = train(config_path, tmp_path, "data.val=train", "train.epochs=1") / "train.log"
-    assert "trained and scored on the same images" in log.read_text()
+    assert "validation images are also training images" in log.read_text()

@@ -3,12 +3,16 @@
 import copy
 import hashlib
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from data import DatasetError
 from detection.annotations import read_split
+from detection.evaluation import GroundTruth, coco_scores, quick_scores
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
 from engine.statistics.image_statistics import Matches
@@ -67,6 +71,85 @@ def test_the_record_says_which_variant_and_seed(recorded):
     assert record["variant"] == {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn"}
     assert list(record["variant"]) == ["backbone", "neck"]
     assert record["seed"] == 5
+
+
+def spoilt(change, path):
+    """The annotation file after a change to its content, or its text, or without it."""
+    content = json.loads(path.read_text())
+    text = change(content)
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text if isinstance(text, str) else json.dumps(content))
+
+
+def move_boxes(content):
+    for annotation in content["annotations"]:
+        annotation["bbox"][:2] = [0, 0]
+    return content
+
+
+def take_image_out(content):
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
+    return content
+
+
+def add_class(content):
+    content["categories"].append({"id": 99, "name": "zebra"})
+    return content
+
+
+@pytest.mark.parametrize(
+    "change", [move_boxes, take_image_out, add_class, lambda content: json.dumps(content)[:-900], lambda content: None]
+)
+def test_what_was_read_at_the_start_is_scored_whatever_becomes_of_the_file(sample_root, tmp_path, change):
+    root = shutil.copytree(sample_root, tmp_path / "sample")
+    path = root / SPLITS["val"]["annotations"]
+    task, perfect = make_task(root), json.loads(path.read_text())["annotations"]
+    results = [{key: each[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for each in perfect]
+    table = np.array([(each["image_id"], *each["bbox"], 0.9, each["category_id"]) for each in results])
+    spoilt(change, path)
+    assert quick_scores(task.truth, table)["mAP"] == pytest.approx(1)
+    assert coco_scores(task.truth, results)["mAP"] == pytest.approx(1)
+    (told,) = map(str, task.inputs.changes())
+    assert told == f"{path} {'has other content' if path.exists() else 'is gone'}"
+
+
+def test_a_run_whose_annotations_and_images_change_is_recorded_as_it_started(recorded, sample_root, tmp_path, caplog):
+    experiment, _, before = recorded
+    root = shutil.copytree(sample_root, tmp_path / "sample")
+    task, path = make_task(root), root / SPLITS["val"]["annotations"]
+    task.evaluate(task.model, torch.device("cpu"))
+    spoilt(add_class, path)
+    first, second, *_ = sorted((root / "images/train").iterdir())
+    first.write_bytes(second.read_bytes())
+    record = write_record(shutil.copytree(experiment, tmp_path / "experiment_1"), task)
+    for name in ("scores", "per_class", "protocol", "image_sets"):
+        assert record[name] == before[name]
+    assert list(record["inputs"].values()) == list(before["inputs"].values())
+    for changed in (f"{path} has other content", f"{root / 'images/train'} has other train images"):
+        assert f"{changed} since the run started" in caplog.text
+
+
+def test_an_image_that_vanishes_while_the_run_trains_is_one_line_that_names_it(sample_root, tmp_path):
+    root = shutil.copytree(sample_root, tmp_path / "sample")
+    task = make_task(root)
+    image = sorted((root / "images/val").iterdir())[0]
+    image.unlink()
+    with pytest.raises(DatasetError) as error:
+        task.evaluate(task.model, torch.device("cpu"))
+    assert str(image) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_annotations_that_change_between_check_and_start_are_refused(sample_root, tmp_path):
+    root = shutil.copytree(sample_root, tmp_path / "sample")
+    path = root / SPLITS["val"]["annotations"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    spoilt(add_class, path)
+    with pytest.raises(DatasetError, match=r"instances_val\.json: was changed after it was checked"):
+        GroundTruth(path, digest)
 
 
 def test_both_annotation_files_are_recorded_by_the_path_they_were_read_from(recorded, sample_root):

@@ -94,9 +94,9 @@ def test_a_run_leaves_its_whole_record(experiment):
     assert experiment.name == "experiment_1"
     names = {path.name for path in experiment.iterdir()}
     assert names == {
-        "README.md", "config.yaml", "environment.json", "train.log", "metrics.jsonl", "metrics.csv", "curves.png",
-        "results.json", "image_statistics.npz", "detections.json", "detections.png", "examples", "checkpoints",
-        "precision_recall.png", "class_scores.png", "confusion.png", "running.lock",
+        "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl", "metrics.csv",
+        "curves.png", "results.json", "image_statistics.npz", "detections.json", "detections.png", "examples",
+        "checkpoints", "precision_recall.png", "class_scores.png", "confusion.png", "running.lock",
     }  # fmt: skip
     record = json.loads((experiment / "results.json").read_text())
     assert set(record["scores"]) >= {"mAP", "AP50", "AP_small"}
@@ -263,6 +263,9 @@ def test_resuming_and_testing_need_no_pretrained_file(experiment, tmp_path, fiel
     shutil.copytree(experiment, copy)
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace(f"{field}: null", f"{field}: /gone/resnet.pth"))
+    starts = json.loads((copy / "environment.json").read_text())
+    starts[-1]["config"]["model"][field] = "/gone/resnet.pth"
+    (copy / "environment.json").write_text(json.dumps(starts))
     for command in (("detection.test", copy), ("detection.training", "--resume", copy)):
         done = run(*command)
         assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """detection/prepare/check.py: every defect of a whole data set in one pass."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -35,6 +36,46 @@ def test_what_training_takes_otherwise_is_told_where_there_is_any(folder, conten
     content["annotations"][1]["bbox"] = [30, 2, 30, 4]
     printed = check(*write(folder, content))[1]
     assert "2 classes; boxes over the edge of their image: 1; crowds: 1\n" in printed
+
+
+@pytest.fixture
+def leaky(folder, content, tmp_path):
+    """A data set whose validation images are the training images, one under another name; the config of it."""
+    for half in ("train", "val"):
+        shutil.copytree(folder / "images", tmp_path / "set/images" / half)
+        (tmp_path / "set/annotations").mkdir(exist_ok=True)
+        if half == "val":
+            (tmp_path / "set/images/val/a.png").rename(tmp_path / "set/images/val/z.png")
+            content["images"][0]["file_name"] = "z.png"
+        (tmp_path / "set/annotations" / f"instances_{half}.json").write_text(json.dumps(content))
+    return tmp_path / "set"
+
+
+def test_validation_images_that_are_training_images_are_counted_and_reported(leaky, check, tmp_path):
+    code, printed, _ = check(leaky, "--json", tmp_path / "report.json")
+    assert code == 0
+    assert "instances_val.json: 2 of 2 validation images are also training images" in printed
+    train, val = json.loads((tmp_path / "report.json").read_text())
+    assert train["repeats"] == []
+    assert val["repeats"] == [{"kind": "halves", "count": 2, "total": 2, "examples": ["z.png", "b.png"]}]
+
+
+def test_the_layout_says_so_too(leaky, command):
+    code, printed, _ = command("layout", leaky)
+    assert code == 0
+    assert "warning: 2 of 2 validation images are also training images" in printed
+
+
+def test_an_image_under_two_ids_is_counted_by_its_name_and_by_its_bytes(folder, content, check):
+    shutil.copy(folder / "images/a.png", folder / "images/copy.png")
+    content["images"] += [
+        content["images"][0] | {"id": 900},
+        content["images"][0] | {"id": 901, "file_name": "copy.png"},
+    ]
+    code, printed, _ = check(*write(folder, content))
+    assert code == 0
+    assert "1 file name occurs twice or more, such as a.png" in printed
+    assert "1 of 3 images have the same bytes as another one, such as copy.png" in printed
 
 
 def test_the_example_stands_in_one_line_of_the_help(check):
