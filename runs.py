@@ -267,14 +267,11 @@ def read_config(arguments: argparse.Namespace, command: TrainCommand) -> Config:
         )
     changed = {name: text for name, text in changed_fields(stored, config).items() if name not in FREE_FIELDS}
     if changed:
+        edited = "" if arguments.config or arguments.overrides else " (its config.yaml was edited: undo that)"
         raise ConfigError(
             f"{arguments.resume} was trained with another config: {'; '.join(changed.values())}. "
             f"Resume with its own: --resume {arguments.resume}; or start a new run, {_new_run(arguments, command)}"
-            + (
-                ""
-                if arguments.config or arguments.overrides
-                else f" ({arguments.resume / 'config.yaml'} was edited: undo that)"
-            )
+            + edited
         )
     return config
 

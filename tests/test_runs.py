@@ -126,7 +126,7 @@ def test_a_run_is_not_resumed_by_a_config_that_was_edited_since(start, monkeypat
     text = (experiment / "config.yaml").read_text()
     (experiment / "config.yaml").write_text(text.replace("epochs: 1\n", "epochs: 2\n"))
     monkeypatch.setattr(sys, "argv", ["detection.training", "--resume", str(experiment)])
-    with pytest.raises(ConfigError, match=r"train\.epochs was 1, is 2.*/config\.yaml was edited: undo that"):
+    with pytest.raises(ConfigError, match=r"train\.epochs was 1, is 2.*config\.yaml was edited: undo that"):
         train(COMMAND, CPU)
 
 
