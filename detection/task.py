@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from data import build_loader, eval_batches, normalize_images
 from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.dataset import CocoDetection, collate, read_image
-from detection.drawing.pictures import Picture, draw_detections
 from detection.evaluation import as_dicts, by_image, detect, quick_scores
 from detection.network.backbones import BACKBONES, load_backbone_weights
 from detection.network.loss import LossConfig, constant_predictor_loss, multibox_loss
@@ -25,12 +24,16 @@ from detection.transforms import AugmentConfig, distort_colours, eval_transform,
 from engine import distributed
 from engine.checkpoint import CheckpointError, load_checkpoint, trained_weights
 from engine.config import Config
-from engine.loading import listed, load_exactly
+from engine.loading import load_exactly
 from engine.optim import OptimConfig
+from engine.registry import find_weights, identified, read_weights
 from engine.storage.files import file_sha256
 from engine.storage.release import SUFFIX, load_release, weights_in
-from engine.weights import find_weights, identified, read_weights
+from engine.storage.strict_yaml import listed
 from training import TrainConfig
+
+if TYPE_CHECKING:
+    from detection.drawing.pictures import Picture
 
 PICTURES = 4  # images in detections.png
 SHOWN_SCORE = 0.3  # detections below it are not drawn
@@ -210,6 +213,8 @@ class DetectionTask:
     def draw(self, experiment: Path, epoch: int) -> None:
         """detections.png, where a tracker shows it epoch by epoch; the record has what the last weights find."""
         if self.config.train.trackers:
+            from detection.drawing.pictures import draw_detections  # imports matplotlib
+
             pictures = list(example_pictures(self.val, self.results).values())
             draw_detections(experiment / "detections.png", pictures, self.val.class_names, SHOWN_SCORE)
 
@@ -245,10 +250,12 @@ class DetectionTask:
         return parts and [by_image(results) for results in zip(*parts, strict=True)]
 
 
-def example_pictures(coco: CocoFile, results: np.ndarray) -> dict[str, Picture]:
+def example_pictures(coco: CocoFile, results: np.ndarray) -> dict[str, "Picture"]:
     """Ground truth and detections of a few images spread evenly over the set, by image id.
 
     results: (N, 7), as from to_coco_results."""
+    from detection.drawing.pictures import Picture  # imports matplotlib
+
     name_of = dict(zip(coco.category_ids, coco.class_names, strict=True))
     pictures = {}
     for index in np.linspace(0, len(coco.images) - 1, min(PICTURES, len(coco.images))).round().astype(int):

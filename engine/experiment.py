@@ -24,12 +24,14 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from engine.config import ConfigClass, load_config
 from engine.storage.files import write_text
 from engine.storage.strict_yaml import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic")
 EXTRAS = ("diffusers",)  # what a run rests on if its task needs it
@@ -110,10 +112,12 @@ def read_experiment_config(
     return load_config(path, overrides, config_class)
 
 
-def describe_environment(hosts: Sequence[str], device: torch.device) -> dict:
+def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
     """What a reader needs to judge or repeat this start: time, command, commit, versions, hardware.
 
     hosts: name of the machine of every process, by rank."""
+    import torch
+
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(),

@@ -16,12 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
-from engine import distributed
-from engine.charts import save_chart
+from engine.ranks import is_first
 from engine.storage.files import write_text, writing
 
 logger = logging.getLogger("workbench")
@@ -74,7 +71,7 @@ def progress_bar(steps: Iterable | None = None, **options: Any) -> tqdm:
     """tqdm over `steps` on rank 0, silent on the others; where the output is a file, a line a minute."""
     minutely = {"file": _Lines(), "delay": 60, "mininterval": 60, "maxinterval": 120, "leave": False}
     options = ({"dynamic_ncols": True} if sys.stderr.isatty() else minutely) | options
-    return tqdm(steps, disable=not distributed.is_main(), **options)
+    return tqdm(steps, disable=not is_first(), **options)
 
 
 def append_metrics(experiment: Path, line: dict) -> None:
@@ -132,6 +129,11 @@ def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict
     lines = read_metrics(experiment)
     if not lines:
         return
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    from engine.charts import save_chart
+
     figure = Figure(figsize=(13, 4), layout="constrained")
     losses, scores, rate = figure.subplots(1, 3)
     epochs = [line["epoch"] for line in lines]

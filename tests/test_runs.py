@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 
-from detection.training import COMMAND
+from detection.training import main, parse_arguments
 from engine.command import RunError
 from engine.trackers import metadata
-from runs import memory_need, train
+from runs import memory_need
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def start(sample_root, tmp_path, monkeypatch):
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["detection.training", str(config), *words])
-        train(COMMAND, CPU)
+        main(parse_arguments(sys.argv[1:]), CPU)
 
     run.folder = folder
     return run
@@ -77,7 +77,7 @@ def test_a_dry_run_does_not_go_with_an_experiment(start, capsys, words):
 def test_a_folder_in_place_of_a_config_is_told_from_an_experiment_to_go_on_with(start, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["detection.training", "."])
     with pytest.raises(SystemExit) as exit_:
-        train(COMMAND, CPU)
+        main(parse_arguments(sys.argv[1:]), CPU)
     assert exit_.value.code == 2
     assert "go on with an experiment: --resume FOLDER" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ import torch
 
 from detection.annotations import describe, read_coco, read_split
 from detection.network.ssd import build_ssd
-from detection.sample import generate
+from detection.shapes import generate
 from detection.task import DetectionConfig, DetectionTask
 from engine.checkpoint import load_checkpoint
 from engine.config import load_config

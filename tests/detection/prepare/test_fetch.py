@@ -16,7 +16,7 @@ from data import DatasetError
 from detection.annotations import read_coco
 from detection.prepare import fetch as module
 from detection.prepare.fetch import Archive, fetch
-from detection.sample import SHAPES
+from detection.shapes import SHAPES
 from engine.storage.download import DownloadError
 
 NAMES = {"train": "train2017.zip", "val": "val2017.zip"}
