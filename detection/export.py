@@ -88,7 +88,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     elif arguments.output.suffix != suffix or not arguments.output.parent.is_dir() or arguments.output.is_dir():
         wanted = f"a file *{suffix} (--format {arguments.format}) in a directory that exists"
         parser.error(f"--output {arguments.output}: expected {wanted}")
-    check_experiment(Path(arguments.detector), DETECTORS)
+    check_experiment(Path(arguments.detector), f"{DETECTORS}; images come after it")
     return arguments
 
 

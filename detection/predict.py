@@ -51,7 +51,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="write detections.json and images.json, too")
     parser.add_argument("--score", type=score, default=0.3, help="smallest score that counts, in both (0.3)")
     arguments = parser.parse_intermixed_args(words)
-    check_experiment(Path(arguments.detector), DETECTORS)
+    check_experiment(Path(arguments.detector), f"{DETECTORS}; images come after it")
     if arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output {arguments.output}: a file; expected a folder, which need not exist")
     return arguments

@@ -1,6 +1,7 @@
 """How many threads OpenMP starts, and how they wait: environment variables, which it reads when torch is imported.
 
-GCC's OpenMP, which PyTorch's wheels for Linux bring, and LLVM's heed OMP_WAIT_POLICY and OMP_NUM_THREADS."""
+PyTorch's wheels for Linux bring GCC's OpenMP, which obeys OMP_WAIT_POLICY (unless GOMP_SPINCOUNT is set) and ignores
+LLVM's KMP_BLOCKTIME. LLVM's OpenMP obeys OMP_WAIT_POLICY, too."""
 
 from __future__ import annotations  # the doctor is also for a Python that is too old
 
@@ -9,8 +10,7 @@ from collections.abc import Mapping
 
 from engine.compute.machine import allowed_cores, usable_cores
 
-# Variables by which a user chooses how threads wait: of the standard, of GCC's library and of LLVM's.
-WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # by which a user chooses how threads wait
 # The second holds the number where a command of this project chose it, so that those it starts choose theirs.
 THREADS, CHOSEN_THREADS = "OMP_NUM_THREADS", "WORKBENCH_CHOSEN_THREADS"
 

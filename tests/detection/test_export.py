@@ -395,6 +395,7 @@ def test_a_folder_that_cannot_be_written_in_is_an_error_before_anything_is_read(
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(formats, "TemporaryFile", fail)
+    Path("a_detector").mkdir()
     code, _, [error] = command("a_detector", *arguments)
     assert code == 2
     assert error.endswith(".onnx: cannot be written: Read-only file system")
@@ -410,8 +411,8 @@ def test_a_folder_that_cannot_be_written_in_is_an_error_before_anything_is_read(
 )
 def test_unless_told_it_writes_here_under_a_name_that_tells_what_it_is(monkeypatch, tmp_path, detector, file):
     monkeypatch.chdir(tmp_path)
-    if detector.endswith("_3"):
-        (tmp_path / detector).mkdir(parents=True)
+    (tmp_path / detector).parent.mkdir(parents=True)
+    (tmp_path / detector).mkdir() if detector.endswith("_3") else (tmp_path / detector).touch()
     assert command_line.parse_arguments([detector]).output == Path(file)
 
 

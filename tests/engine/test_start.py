@@ -138,5 +138,5 @@ def test_of_several_ranks_only_the_first_tells_what_is_wrong(parse, monkeypatch,
 
 def test_command_lines_know_what_the_modules_behind_them_know():
     assert FORMATS.keys() == export.FORMATS.keys()
-    assert sample.SAMPLERS == tuple(SAMPLERS)
+    assert tuple(SAMPLERS) == sample.SAMPLERS
     assert train_clf_imagenet.GUESSES == GUESSES

@@ -28,7 +28,6 @@ def chosen(number: int) -> dict[str, str]:
         (chosen(7), 2, PASSIVE | chosen(2)),  # by the command that started this one
         ({"OMP_WAIT_POLICY": "active"}, 8, {}),
         ({"GOMP_SPINCOUNT": "1000"}, 8, {}),
-        ({"KMP_BLOCKTIME": "0"}, 8, {}),
     ],
 )  # fmt: skip
 def test_threads_share_the_cores_and_wait_passively_unless_the_user_has_set_otherwise(environ, usable, expected):
