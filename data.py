@@ -24,8 +24,6 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import CIFAR10, MNIST
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from engine import distributed
 from engine.logbook import logger
@@ -340,19 +338,23 @@ def digest_of(images: np.ndarray, labels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-class _Cifar10(CIFAR10):
-    """torchvision's reader for files that need not be the original's byte for byte, such as a part of it."""
-
-    train_list = [[name, None] for name, _ in CIFAR10.train_list]  # noqa: RUF012 (as in the base)
-    test_list = [[name, None] for name, _ in CIFAR10.test_list]  # noqa: RUF012
-    meta = CIFAR10.meta | {"md5": None}
+CIFAR10_FOLDER, MNIST_FOLDER = "cifar-10-batches-py", "MNIST/raw"  # below the root, as torchvision has them
 
 
 def read_cifar10(root: Path, train: bool) -> LabelledImages:
     """One half of CIFAR-10. Raises DatasetError if its files are not there, or cannot be read."""
-    folder = root / CIFAR10.base_folder
+    from torchvision.datasets import CIFAR10  # here, because torchvision takes seconds
+
+    class AnyCifar10(CIFAR10):
+        """A reader of files that need not be the original's byte for byte, such as a part of it."""
+
+        train_list = [[name, None] for name, _ in CIFAR10.train_list]  # noqa: RUF012 (as in the base)
+        test_list = [[name, None] for name, _ in CIFAR10.test_list]  # noqa: RUF012
+        meta = CIFAR10.meta | {"md5": None}
+
+    folder = root / CIFAR10_FOLDER
     try:
-        found = _Cifar10(root, train=train)
+        found = AnyCifar10(root, train=train)
     except RuntimeError:
         raise DatasetError(f"{folder}: not all of CIFAR-10's files; unpack cifar-10-python.tar.gz in {root}") from None
     except Exception as error:  # of unpickling
@@ -363,7 +365,9 @@ def read_cifar10(root: Path, train: bool) -> LabelledImages:
 
 def read_mnist(root: Path, train: bool) -> LabelledImages:
     """One half of MNIST. Raises DatasetError if its files are not there, or cannot be read."""
-    folder = root / "MNIST/raw"
+    from torchvision.datasets import MNIST  # here, because torchvision takes seconds
+
+    folder = root / MNIST_FOLDER
     halves = [
         [folder / f"{half}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")] for half in ("train", "t10k")
     ]
@@ -408,6 +412,12 @@ def data_folder(root: str) -> Path:
 Transform = Callable[[Image.Image], Image.Image]
 
 
+def image_tensor(image: Image.Image) -> Tensor:
+    """Return the pixels of an image as (C, H, W) uint8."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
 def seed_of(*numbers: int) -> int:
     """A seed for torch that differs wherever any of these does."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
@@ -430,7 +440,7 @@ class LabelledSamples(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, epoch, index))
             image = self.transform(image)
-        return {"image": pil_to_tensor(image), "label": int(self.images.labels[index]), "image_id": index}
+        return {"image": image_tensor(image), "label": int(self.images.labels[index]), "image_id": index}
 
 
 def collate(samples: list[dict]) -> dict[str, Tensor]:

@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from engine.loading import load_matching
 
@@ -141,6 +140,22 @@ class WindowAttention(nn.Module):
         return self.proj((attention @ v).transpose(2, 3).flatten(-2))
 
 
+class DropPath(nn.Module):
+    """Drop a residual branch for whole samples at random while training (stochastic depth, arXiv 1603.09382)."""
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, ...). What is kept is scaled so that the mean stays the same."""
+        if not self.training or self.probability == 0.0:
+            return x
+        kept = 1.0 - self.probability
+        mask = torch.empty((len(x), *[1] * (x.ndim - 1)), dtype=x.dtype, device=x.device).bernoulli_(kept)
+        return x * (mask.div_(kept) if kept > 0.0 else mask)
+
+
 class SwinBlock(nn.Module):
     """Window attention and an MLP, each pre-normalised, with stochastic depth on both branches (eq. 3)."""
 
@@ -163,7 +178,7 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(dim, num_heads, window_size, relative_position)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, dim)))
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = DropPath(drop_path)
 
     def attend(self, x: Tensor) -> Tensor:
         """Attention among the (shifted) windows of x, (B, H, W, C)."""

@@ -5,7 +5,7 @@
     ... --resume EXPERIMENT                                         goes on after its newest checkpoint
     ... CONFIG --dry-run                                            two steps, to see whether it can; no experiment
 
-A task brings a `TrainCommand`; its training module hands it to `train`.
+A task brings a `TrainCommand`; its training module hands it to `train`. engine/arguments.py reads the command line.
 """
 
 import argparse
@@ -25,7 +25,6 @@ import torch
 
 from engine import distributed
 from engine.checkpoint import list_checkpoints, newest_checkpoint, sweep_temporaries
-from engine.command import said_once
 from engine.compute.cost import FLOPS_COUNTER, peak_memory_mib
 from engine.compute.machine import memory_limit
 from engine.compute.precision import describe_device, is_in_hardware, resolve_precision
@@ -57,9 +56,6 @@ EDITED = "config_edited.yaml"  # what somebody made of config.yaml while the run
 class TrainCommand:
     """What a task brings to its training command."""
 
-    module: str  # that is started: "detection.training"
-    description: str  # for --help
-    example: str  # CONFIG and overrides, for --help
     config_class: type[Config]  # with the sections `train` and `optim`
     # The task of a config; the flag says that a checkpoint will fill the model. Bad data or weights: a ValueError.
     # Besides what `fit` asks of it the task has `config`; `inputs`, the data it read; `started_from`, a line on weights
@@ -72,9 +68,8 @@ class TrainCommand:
     start_from: str = ""
 
 
-def train(command: TrainCommand, device: torch.device) -> None:
-    """Train as the command line says, then score and record."""
-    arguments = said_once(lambda: parse_arguments(command))
+def train(command: TrainCommand, arguments: argparse.Namespace, device: torch.device) -> None:
+    """Train as the command line says (engine.arguments.parse_training), then score and record."""
     if arguments.dry_run:
         dry_run(command, arguments, device)
         return
@@ -203,43 +198,6 @@ def memory_need(device: torch.device) -> tuple[float, float]:
 # ---- which run it is -----------------------------------------------------------------------------------------
 
 
-def parse_arguments(command: TrainCommand) -> argparse.Namespace:
-    """The command line; `config` is None when an experiment is resumed with its own."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {command.module}",
-        description=f"{command.description} Each run becomes experiments/experiment_N.",
-        epilog=f"example: python -m {command.module} {command.example}\n"
-        f"several GPUs: python -m engine.launch --standalone --nproc_per_node=4 -m {command.module} CONFIG ...",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", nargs="?", help="YAML file, see configs/; with --resume the experiment's own")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config")
-    parser.add_argument("--resume", type=Path, metavar="EXPERIMENT", help="go on after its newest checkpoint")
-    parser.add_argument(
-        "--experiment", type=Path, metavar="DIRECTORY",
-        help="an existing directory to train in, instead of the next free number; goes on if it has a checkpoint",
-    )  # fmt: skip
-    parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="take two steps, tell seconds and memory, and make no experiment"
-    )
-    arguments = parser.parse_intermixed_args()
-    if arguments.config and "=" in arguments.config:  # with --resume, overrides may come without a config
-        arguments.overrides.insert(0, arguments.config)
-        arguments.config = None
-    if arguments.config and Path(arguments.config).is_dir():
-        parser.error(f"{arguments.config} is a folder; name a CONFIG, or go on with an experiment: --resume FOLDER")
-    if arguments.experiment and arguments.resume:
-        parser.error("--experiment goes on by itself where it can; leave out --resume")
-    if arguments.experiment and not arguments.experiment.is_dir():
-        parser.error(f"--experiment {arguments.experiment}: no such directory")
-    if not arguments.config and not arguments.resume:
-        parser.error("name a CONFIG, or an experiment to --resume")
-    if arguments.dry_run and (arguments.resume or arguments.experiment):
-        parser.error("--dry-run begins from a CONFIG and makes no experiment; leave out --resume and --experiment")
-    return arguments
-
-
 def find_begun(arguments: argparse.Namespace) -> None:
     """Go on where this run has been before: in its --experiment, or where its Slurm job trained until it was requeued.
 
@@ -280,7 +238,7 @@ def _new_run(arguments: argparse.Namespace, command: TrainCommand) -> str:
     """The command of a run with the config that an experiment refuses, from the experiment's weights if it can be."""
     config = arguments.config or str(arguments.resume / "config.yaml")
     start = command.start_from.format(experiment=arguments.resume).split()
-    words = ["python", "-m", command.module, config, *arguments.overrides, *start]
+    words = ["python", "-m", arguments.module, config, *arguments.overrides, *start]
     return f"{'from its weights and ' if start else ''}with a schedule of its own: `{shlex.join(words)}`"
 
 

@@ -7,29 +7,37 @@ python train_clf_imagenet.py evaluate torchvision_swin_t /datasets/imagenet
 python train_clf_imagenet.py predict torchvision_swin_t photo.jpg
 """
 
-import sys
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from engine.arguments import parse_training, positive
+from engine.start import start
 
-from classification.data import read_split
-from classification.evaluate import evaluate
-from classification.predict import predict
-from classification.record import write_record
-from classification.task import ClassificationConfig, ClassificationTask
-from data import shared_images
-from engine import distributed
-from engine.command import run_command
-from engine.logbook import logger
-from runs import TrainCommand, train
+if TYPE_CHECKING:
+    import torch
+
+    from classification.task import ClassificationConfig, ClassificationTask
+
+GUESSES = 5  # classes that `predict` prints at most
 
 
-def build_task(config: ClassificationConfig, from_checkpoint: bool) -> ClassificationTask:
+def build_task(config: "ClassificationConfig", from_checkpoint: bool) -> "ClassificationTask":
     """The task that a config describes. Raises DatasetError for what is wrong with its data."""
+    from classification.data import read_split
+    from classification.task import ClassificationTask
+
     return ClassificationTask(config, read_split(config.data, "train"), read_split(config.data, "val"), from_checkpoint)
 
 
-def announce(task: ClassificationTask) -> None:
+def announce(task: "ClassificationTask") -> None:
     """Log what is trained, on what."""
+    from data import shared_images
+    from engine import distributed
+    from engine.logbook import logger
+
     logger.info(
         "%s, position %s, shift %s", task.config.model.name, task.config.model.position, task.config.model.shift
     )
@@ -41,30 +49,98 @@ def announce(task: ClassificationTask) -> None:
         logger.warning(shared)
 
 
-COMMAND = TrainCommand(
-    module="train_clf_imagenet",
-    description="Train a Swin classifier and score it with top-1 and top-5 accuracy (`evaluate --help` and "
-    "`predict --help` tell of the other two actions).",
-    example="configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet train.batch_size=64",
-    config_class=ClassificationConfig,
-    build_task=build_task,
-    announce=announce,
-    write_record=write_record,
-    start_from="model.weights={experiment}",
-)
+def parse_evaluate(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line after `evaluate`."""
+    parser = argparse.ArgumentParser(
+        prog="python train_clf_imagenet.py evaluate",
+        description="Score a classifier with top-1 and top-5 accuracy, over all and by class.",
+        epilog="example: python train_clf_imagenet.py evaluate torchvision_swin_t /datasets/imagenet",
+    )
+    parser.add_argument(
+        "classifier", metavar="EXPERIMENT|CONFIG|WEIGHTS",
+        help="an experiment, its checkpoint, a published folder, a config with weights, a public file or its name",
+    )  # fmt: skip
+    parser.add_argument(
+        "rest", nargs="*", metavar="DATA|section.field=value",
+        help="a folder of class folders, or with val/ of these in it (default: the config's); values of the config",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=positive, default=64, help="images at once on each process (64)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        choices=range(257),
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="loader processes of each process (default: up to 4)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder for evaluation.json and its picture (default: the experiment, if scored on its own data)",
+    )
+    arguments = parser.parse_intermixed_args(words)
+    arguments.overrides = [word for word in arguments.rest if "=" in word]
+    data = [word for word in arguments.rest if "=" not in word]
+    if len(data) > 1:
+        parser.error(f"{data[1]}: one folder of images is scored, and {data[0]} is one")
+    arguments.data = Path(data[0]).expanduser() if data else None
+    return arguments
 
 
-ACTIONS = {"evaluate": evaluate, "predict": predict}
+def parse_predict(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line after `predict`."""
+    parser = argparse.ArgumentParser(
+        prog="python train_clf_imagenet.py predict",
+        description="Print the likeliest classes of images, with their probabilities.",
+        epilog="example: python train_clf_imagenet.py predict torchvision_swin_t photo.jpg",
+    )
+    parser.add_argument(
+        "classifier", metavar="EXPERIMENT|CONFIG|WEIGHTS",
+        help="an experiment, its checkpoint, a published folder, a config with weights, a public file or its name",
+    )  # fmt: skip
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files of any format and size")
+    parser.add_argument("--top", type=int, choices=range(1, GUESSES + 1), default=GUESSES, help="how many classes (5)")
+    return parser.parse_args(words)
 
 
-def main(device: torch.device) -> None:
-    """Evaluate or predict if the first word says so; else train, score and record."""
-    action, *words = sys.argv[1:] or [""]
-    if action in ACTIONS:
-        ACTIONS[action](words, device)
+ACTIONS = {"evaluate": parse_evaluate, "predict": parse_predict}
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; the first word may be an action, else it trains."""
+    action = words[0] if words and words[0] in ACTIONS else "train"
+    if action == "train":
+        arguments = parse_training(
+            "train_clf_imagenet",
+            description="Train a Swin classifier and score it with top-1 and top-5 accuracy (other actions: "
+            "`evaluate --help` and `predict --help`).",
+            example="configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet train.batch_size=64",
+            words=words,
+        )
     else:
-        train(COMMAND, device)
+        arguments = ACTIONS[action](words[1:])
+    arguments.action = action
+    return arguments
+
+
+def main(arguments: argparse.Namespace, device: "torch.device") -> None:
+    """Evaluate or predict, or train, score and record."""
+    if arguments.action == "evaluate":
+        from classification.evaluate import evaluate
+
+        evaluate(arguments, device)
+    elif arguments.action == "predict":
+        from classification.predict import predict
+
+        predict(arguments, device)
+    else:
+        from classification.record import write_record
+        from classification.task import ClassificationConfig
+        from runs import TrainCommand, train
+
+        start_from = "model.weights={experiment}"
+        train(TrainCommand(ClassificationConfig, build_task, announce, write_record, start_from), arguments, device)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    start(parse_arguments, main)

@@ -16,23 +16,23 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from ablation import compare
+from engine.arguments import check_config, positive
+from engine.start import start
 
-from ablation import compare, slurm
-from ablation.plan import Grid, Job, read_cells, read_grid, state_of
-from ablation.runner import default_parallel, is_wanted, one_at_a_time, run
-from engine.command import RunError, positive, run_command
+if TYPE_CHECKING:
+    from ablation.plan import Grid, Job
 
 
-def main(_: torch.device) -> None:
+def main(arguments: argparse.Namespace, _: None) -> None:
     """Do what the command line says."""
-    arguments = parse_arguments()
     arguments.do(arguments)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; `do` is the function of the action."""
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; `do` is the function of the action."""
     parser = argparse.ArgumentParser(
         prog="python -m ablation.grid",
         description="Train every cell of a grid file, as numbered experiments, and compare them.",
@@ -75,7 +75,12 @@ def parse_arguments() -> argparse.Namespace:
     task.add_argument("--index", type=int, required=True, help="of the task in the array")
     task.add_argument("--smoke", action="store_true", help="for a minute, outside of all experiments")
     add_launcher(task)
-    return parser.parse_args()
+    arguments = parser.parse_args(words)
+    if arguments.action != "task":
+        check_config(arguments.grid)
+    if arguments.action == "table":
+        compare.check_output(arguments)
+    return arguments
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +104,10 @@ def seed_list(text: str) -> Sequence[int]:
 
 def run_grid(arguments: argparse.Namespace) -> None:
     """Train every job that is not done. Raises RunError at the end if any has failed."""
+    from ablation.plan import read_grid
+    from ablation.runner import default_parallel, run
+    from engine.command import RunError
+
     jobs = read_grid(arguments.grid).select(arguments.only, arguments.seeds)
     parallel = arguments.parallel or default_parallel(arguments.launcher)
     states = run(jobs, arguments.experiments, arguments.rerun_stale, arguments.launcher, parallel)
@@ -121,6 +130,10 @@ def run_grid(arguments: argparse.Namespace) -> None:
 
 def submit_grid(arguments: argparse.Namespace) -> None:
     """Send off what is missing and not in the queue already."""
+    from ablation import slurm
+    from ablation.plan import read_cells, read_grid, state_of
+    from ablation.runner import is_wanted, one_at_a_time
+
     if not Path("sbatch/grid.sbatch").is_file():
         raise ValueError(f"{Path.cwd()}: no sbatch/grid.sbatch here; submit from the folder of the project")
     grid = read_grid(arguments.grid)
@@ -159,6 +172,8 @@ def command(action: str, arguments: argparse.Namespace) -> str:
 
 def run_task(arguments: argparse.Namespace) -> None:
     """One task of what was sent off."""
+    from ablation import slurm
+
     slurm.run_task(arguments.folder, arguments.index, arguments.smoke, arguments.launcher)
 
 
@@ -167,22 +182,28 @@ def run_task(arguments: argparse.Namespace) -> None:
 
 def print_status(arguments: argparse.Namespace) -> None:
     """How far each job is."""
+    from ablation.plan import read_grid
+
     grid = read_grid(arguments.grid)
     print(status(grid, grid.select(arguments.only, arguments.seeds), arguments.experiments))
 
 
 def print_table(arguments: argparse.Namespace) -> None:
     """The scores side by side."""
-    compare.check_output(arguments)
-    comparison = compare.compare(
+    from ablation.comparison import compare, show
+
+    comparison = compare(
         [arguments.grid], arguments.experiments, arguments.baseline, arguments.pairs, arguments.replicates,
         arguments.force,
     )  # fmt: skip
-    compare.show(comparison, arguments)
+    show(comparison, arguments)
 
 
-def status(grid: Grid, jobs: Sequence[Job], experiments: Path) -> str:
+def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
     """A line for each job: cell, seed, how far it is, and where; for what is not done, what Slurm says of it."""
+    from ablation import slurm
+    from ablation.plan import read_cells, state_of
+
     cells, tasks = read_cells(experiments), slurm.tasks_of(jobs, slurm.read_submissions(experiments))
     rows = []
     for job in sorted(jobs, key=lambda job: [row.name for row in grid.config.rows].index(job.row)):
@@ -199,4 +220,4 @@ def status(grid: Grid, jobs: Sequence[Job], experiments: Path) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    start(parse_arguments, main, on_device=False)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ablation.plan import Job, changed_recipe, is_same_data, job_of
 from ablation.records import read_object
-from ablation.runner import run, try_out
 from engine.command import RunError
 from engine.storage.files import write_text
 
@@ -166,6 +165,8 @@ def _run(command: Sequence[str]) -> str:
 
 def run_task(folder: Path, index: int, smoke: bool, launcher: Sequence[str]) -> None:
     """Train one run of a submission, or try it. Raises RunError if it fails, ValueError if its config has changed."""
+    from ablation.runner import run, try_out  # imports torch
+
     submission = read_submission(folder)
     entry = (submission.smoke_jobs if smoke else submission.jobs)[index]
     job = job_of(entry)

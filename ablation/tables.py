@@ -7,34 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ablation.columns import COLUMNS
 from ablation.records import Cell, Comparison, Difference, with_minus
 from engine.statistics.bootstrap import Interval
 from engine.terminal import printable
 
-# Further columns on request: name -> where it stands in results.json, its heading, how it is written.
-COLUMNS = {
-    **{
-        name: ("scores", name, name, "{:.4f}")
-        for name in (
-            "AP50",
-            "AP75",
-            "AP_small",
-            "AP_medium",
-            "AP_large",
-            "AR_1",
-            "AR_10",
-            "AR_100",
-            "top1",
-            "top5",
-            "val_loss",
-        )
-    },
-    "parameters": ("cost", "parameters", "parameters", "{:,.0f}"),
-    "gflops": ("cost", "gflops", "GFLOPs", "{:.2f}"),
-    "images_per_second": ("cost", "images_per_second", "images/s", "{:.0f}"),
-    "peak_memory": ("cost", "peak_memory_mib", "peak memory (MiB)", "{:,.0f}"),
-    "device_hours": ("cost", "device_hours", "device-hours", "{:.2f}"),
-}
 FLOPS_NOTE = (
     "GFLOPs: one forward pass of one image; matrix products, convolutions and attention, two per multiply-add. "
     "Norms, activations, resizing, softmax and post-processing are not counted."

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from engine.loading import listed
 from engine.logbook import logger
-from engine.weights import find_weights, read_weights
+from engine.registry import find_weights, read_weights
+from engine.storage.strict_yaml import listed
 from model import SWIN_VARIANTS, ChannelLayerNorm, SwinTransformer, load_swin_weights
 
 

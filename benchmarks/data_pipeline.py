@@ -32,7 +32,7 @@ from benchmarks.comparison import Row, turn_by_turn, write_page
 from detection.annotations import CocoFile, read_coco
 from detection.dataset import CocoDetection, collate, read_image
 from detection.prepare.shrink import shrink
-from detection.sample import generate
+from detection.shapes import generate
 from detection.transforms import (
     MEAN_COLOUR,
     AugmentConfig,

@@ -20,10 +20,10 @@ from torch import Tensor
 from benchmarks.comparison import Row, turn_by_turn, write_page
 from data import normalize_images
 from detection.detector import model_input, rgb_pixels
-from detection.export import FORMATS, export, verify
+from detection.formats import FORMATS, export, verify
 from detection.network.postprocess import PostprocessConfig, postprocess
 from detection.network.ssd import SSD, ModelConfig, build_ssd
-from detection.sample import generate
+from detection.shapes import generate
 from engine.command import run_command
 from engine.logbook import logger
 

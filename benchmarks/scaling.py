@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/
 
 from benchmarks.comparison import Row, write_page
 from benchmarks.training_step import first_batch, make_run
-from detection.sample import generate
+from detection.shapes import generate
 from engine import distributed
 from engine.command import RunError, run_command
 

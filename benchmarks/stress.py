@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from detection.sample import generate
+from detection.shapes import generate
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.command import RunError, run_command
 from engine.experiment import describe_environment

@@ -31,7 +31,7 @@ from detection.dataset import collate
 from detection.network.anchors import ASPECT_RATIOS, BOXES_PER_CELL
 from detection.network.backbones import BACKBONES, build_backbone
 from detection.network.ssd import ModelConfig
-from detection.sample import generate
+from detection.shapes import generate
 from detection.task import DetectionConfig, DetectionTask
 from engine import distributed
 from engine.command import RunError, run_command

@@ -5,19 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torchvision.transforms import v2
 
 from classification.data import LISTED, DataConfig, shown_names
 from classification.task import ClassificationConfig, EvalConfig, build_swin, read_classifier
 from classification.transforms import eval_transform
-from data import DatasetError
+from data import DatasetError, Transform
 from engine.checkpoint import newest_checkpoint
 from engine.compute.precision import Precision
 from engine.config import load_config
 from engine.experiment import read_experiment_config
+from engine.registry import find_weights, read_registry, read_safetensors
 from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX, released_config
 from engine.storage.strict_yaml import ConfigError, did_you_mean, nearest
-from engine.weights import find_weights, read_registry, read_safetensors
 from model import SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_arguments
 
 PIXELS_PER_WINDOW = 32  # image side over window side of the published Swins: 224 / 7, 384 / 12
@@ -43,7 +42,7 @@ class Classifier:
         return shown_names(self.class_ids)
 
     @property
-    def transform(self) -> v2.Compose:
+    def transform(self) -> Transform:
         """From an RGB image of any size to one of input_size."""
         return eval_transform(self.input_size, self.resize_size)
 

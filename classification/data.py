@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from torchvision.datasets import ImageFolder
 
 from data import READERS, DatasetError, LabelledImages, data_folder, digest_of
 from engine.config import Config
@@ -72,6 +71,8 @@ def read_folders(folder: Path) -> LabelledImages:
             f"{folder}: no such folder; expected one with a folder of images for each class, below data.root where "
             "data.train and data.val say (for CIFAR-10's own files: data.format=cifar10)"
         )
+    from torchvision.datasets import ImageFolder  # here, because torchvision takes seconds
+
     try:
         found = ImageFolder(folder)
     except FileNotFoundError as error:  # no class folder, or one without images

@@ -5,26 +5,21 @@ python train_clf_imagenet.py predict experiments/experiment_3 photos/*.jpg --top
 """
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from classification.classifier import load_classifier
-from classification.task import GUESSES, guess
-from data import DatasetError, normalize_images, read_image
-from engine.command import said_once
+from classification.task import guess
+from data import DatasetError, image_tensor, normalize_images, read_image
 from engine.compute.precision import autocast, inference_precision
 from engine.logbook import logger
 from engine.terminal import printable
 
 
-def predict(words: Sequence[str], device: torch.device) -> None:
+def predict(arguments: argparse.Namespace, device: torch.device) -> None:
     """Print the likeliest classes of each image. What cannot be read is told, and the others go on.
 
     Raises DatasetError at the end if there was such a file."""
-    arguments = said_once(lambda: parse_arguments(words))
     classifier = load_classifier(arguments.classifier)
     names, model = classifier.class_names, classifier.model.to(device)
     unread = []
@@ -35,7 +30,7 @@ def predict(words: Sequence[str], device: torch.device) -> None:
             logger.warning(str(error))
             unread.append(path)
             continue
-        images = normalize_images(pil_to_tensor(image)[None].to(device), classifier.channels_last)
+        images = normalize_images(image_tensor(image)[None].to(device), classifier.channels_last)
         with autocast(device, inference_precision(classifier.precision, device)):
             classes, probabilities = guess(model, images)
         print(path)
@@ -47,19 +42,3 @@ def predict(words: Sequence[str], device: torch.device) -> None:
         raise DatasetError(
             f"{len(unread)} of {len(arguments.images)} images left out, as told above: {', '.join(map(str, unread))}"
         )
-
-
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The command line after `predict`."""
-    parser = argparse.ArgumentParser(
-        prog="python train_clf_imagenet.py predict",
-        description="Print the likeliest classes of images, with their probabilities.",
-        epilog="example: python train_clf_imagenet.py predict torchvision_swin_t photo.jpg",
-    )
-    parser.add_argument(
-        "classifier", metavar="EXPERIMENT|CONFIG|WEIGHTS",
-        help="an experiment, its checkpoint, a published folder, a config with weights, a public file or its name",
-    )  # fmt: skip
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files of any format and size")
-    parser.add_argument("--top", type=int, choices=range(1, GUESSES + 1), default=GUESSES, help="how many classes (5)")
-    return parser.parse_args(words)

@@ -12,10 +12,10 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from classification.pictures import Example, draw_confusion, draw_examples
 from classification.task import ClassificationTask, Guesses, scores_of
 from data import LabelledImages
 from engine.compute.cost import forward_gflops
@@ -23,6 +23,9 @@ from engine.experiment import write_readme
 from engine.statistics.image_statistics import Hits
 from engine.storage.files import write_text
 from runs import common_facts, common_record, recipe_fact, started_fact
+
+if TYPE_CHECKING:
+    from classification.pictures import Example
 
 EXAMPLES = 12
 EXAMPLE_GUESSES = 3
@@ -32,6 +35,8 @@ def write_record(experiment: Path, task: ClassificationTask) -> dict:
     """Write all this from what `task` evaluated last; returns what results.json holds.
 
     Called on rank 0, after `environment.json` and `metrics.jsonl` are complete."""
+    from classification.pictures import draw_confusion, draw_examples  # imports matplotlib
+
     config, val, guesses = task.config, task.val, task.results
     record = {
         "task": "classification",
@@ -126,8 +131,10 @@ def predictions_csv(guesses: Guesses, images: LabelledImages) -> str:
     return output.getvalue()
 
 
-def examples(guesses: Guesses, images: LabelledImages) -> list[Example]:
+def examples(guesses: Guesses, images: LabelledImages) -> list["Example"]:
     """A few images spread evenly over the split, with their best guesses."""
+    from classification.pictures import Example
+
     names = images.class_names
     chosen = np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().astype(int)
     return [

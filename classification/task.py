@@ -32,8 +32,8 @@ from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
+from engine.registry import find_weights, identified, read_safetensors, read_weights_with_note
 from engine.storage.release import SUFFIX
-from engine.weights import find_weights, identified, read_safetensors, read_weights_with_note
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
 from training import TrainConfig
 

@@ -18,8 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from detection.annotations import shown_size
-from detection.drawing.charts import draw_class_scores, draw_confusion, draw_precision
-from detection.drawing.pictures import draw_detections, draw_examples
 from detection.errors import confusion_matrix, error_breakdown
 from detection.evaluation import METRICS, as_dicts, evaluate_coco, image_statistics, summary_of
 from detection.task import SHOWN_SCORE, DetectionTask, example_pictures
@@ -33,6 +31,9 @@ def write_record(experiment: Path, task: DetectionTask) -> dict:
     """Write all this from what `task` evaluated last; returns what results.json holds.
 
     Called on rank 0, after `environment.json` and `metrics.jsonl` are complete."""
+    from detection.drawing.charts import draw_class_scores, draw_confusion, draw_precision  # imports matplotlib
+    from detection.drawing.pictures import draw_detections, draw_examples
+
     config, val, results = task.config, task.val, as_dicts(task.results)
     evaluation = evaluate_coco(task.truth, results)
     scores = summary_of(evaluation)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from data import build_loader, eval_batches, normalize_images
 from detection.anchor_fit import AnchorFit, fit_anchors
 from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.dataset import CocoDetection, collate, read_image
-from detection.drawing.pictures import Picture, draw_detections
 from detection.evaluation import GroundTruth, as_dicts, by_image, detect, quick_scores
 from detection.network.backbones import BACKBONES, load_backbone_weights
 from detection.network.loss import LossConfig, constant_predictor_loss, multibox_loss
@@ -27,13 +26,17 @@ from detection.transforms import AugmentConfig, distort_colours, eval_transform,
 from engine import distributed
 from engine.checkpoint import CheckpointError, load_checkpoint, trained_weights
 from engine.config import Config
-from engine.loading import listed, load_exactly
+from engine.loading import load_exactly
 from engine.optim import OptimConfig
+from engine.registry import find_weights, identified, read_weights_with_note
 from engine.storage.files import user_path
 from engine.storage.inputs import Inputs, identify_images
 from engine.storage.release import SUFFIX, load_release, weights_in
-from engine.weights import find_weights, identified, read_weights_with_note
+from engine.storage.strict_yaml import listed
 from training import TrainConfig
+
+if TYPE_CHECKING:
+    from detection.drawing.pictures import Picture
 
 PICTURES = 4  # images in detections.png
 SHOWN_SCORE = 0.3  # detections below it are not drawn
@@ -246,6 +249,8 @@ class DetectionTask:
     def draw(self, experiment: Path, epoch: int) -> None:
         """detections.png, where a tracker shows it epoch by epoch; the record has what the last weights find."""
         if self.config.train.trackers:
+            from detection.drawing.pictures import draw_detections  # imports matplotlib
+
             pictures = list(example_pictures(self.val, self.results).values())
             draw_detections(experiment / "detections.png", pictures, self.val.class_names, SHOWN_SCORE)
 
@@ -294,10 +299,12 @@ def inputs_of(config: DataConfig, train: CocoFile, val: CocoFile) -> Inputs:
     )
 
 
-def example_pictures(coco: CocoFile, results: np.ndarray) -> dict[str, Picture]:
+def example_pictures(coco: CocoFile, results: np.ndarray) -> dict[str, "Picture"]:
     """Ground truth and detections of a few images spread evenly over the set, by image id.
 
     results: (N, 7), as from to_coco_results."""
+    from detection.drawing.pictures import Picture  # imports matplotlib
+
     name_of = dict(zip(coco.category_ids, coco.class_names, strict=True))
     pictures = {}
     for index in np.linspace(0, len(coco.images) - 1, min(PICTURES, len(coco.images))).round().astype(int):

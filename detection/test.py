@@ -19,28 +19,74 @@ and the `scores` just found (JSON), the `step`, and the `commit` that trained th
 import argparse
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from data import DatasetError
-from detection.annotations import read_split
-from detection.evaluation import METRICS, as_dicts, coco_scores
-from detection.network.postprocess import PostprocessConfig
-from detection.task import DetectionConfig, DetectionTask, read_detector
-from engine import distributed
-from engine.command import run_command, said_once
-from engine.compute.precision import inference_precision
-from engine.experiment import read_experiment_config, table
-from engine.logbook import logger
-from engine.storage.files import write_text
-from engine.storage.release import SUFFIX, release_facts, save_release, weights_in
+from engine.arguments import check_experiment
+from engine.start import start
 from engine.storage.strict_yaml import ConfigError
 
+if TYPE_CHECKING:
+    import torch
 
-def main(device: torch.device) -> None:
+    from detection.network.postprocess import PostprocessConfig
+    from detection.task import DetectionConfig
+
+SUFFIX = ".safetensors"  # of released weights
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m detection.test",
+        description="Score an experiment with COCO mAP; several values for a threshold make a sweep.",
+        epilog="example: python -m detection.test experiments/experiment_3 eval.nms_iou=0.45,0.5,0.6",
+    )
+    parser.add_argument("experiment", type=Path, help="directory of the experiment, or a published folder")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value[,value...]",
+        help="eval.score_threshold, eval.nms_iou, eval.max_detections: one value or several; data.root and others: one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        metavar="last|best|FILE",
+        help="which weights, of its own or not (default: last)",
+    )
+    parser.add_argument(
+        "--release",
+        type=Path,
+        metavar=f"FILE{SUFFIX}",
+        help="write the weights there, with their scores and the config",
+    )
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.experiment.is_file():
+        parser.error(f"{arguments.experiment}: a file; name the experiment's directory, weights by --checkpoint FILE")
+    release = arguments.release
+    if release and (release.suffix != SUFFIX or not release.parent.is_dir() or release.is_dir()):
+        parser.error(f"--release {arguments.release}: expected a file *{SUFFIX} in a directory that exists")
+    if arguments.release and arguments.checkpoint not in ("last", "best"):
+        parser.error("--release: weights of the experiment's own are released; leave out --checkpoint FILE")
+    check_experiment(arguments.experiment)
+    return arguments
+
+
+def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     """Score as the command line says, print the table, keep test.json."""
-    arguments = said_once(parse_arguments)
+    import torch
+
+    from data import DatasetError
+    from detection.annotations import read_split
+    from detection.evaluation import METRICS, as_dicts, coco_scores
+    from detection.task import DetectionTask, read_detector
+    from engine import distributed
+    from engine.compute.precision import inference_precision
+    from engine.experiment import table
+    from engine.logbook import logger
+    from engine.storage.files import write_text
+    from engine.storage.release import release_facts, save_release
+
     base, settings = read_settings(arguments.experiment, arguments.overrides)
     if not any(override.startswith("train.precision=") for override in arguments.overrides):
         precision = distributed.broadcast(inference_precision(base.train.precision, device))
@@ -93,53 +139,23 @@ def main(device: torch.device) -> None:
         print(f"released as {arguments.release}")
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m detection.test",
-        description="Score an experiment with COCO mAP; several values for a threshold make a sweep.",
-        epilog="example: python -m detection.test experiments/experiment_3 eval.nms_iou=0.45,0.5,0.6",
-    )
-    parser.add_argument("experiment", type=Path, help="directory of the experiment, or a published folder")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.field=value[,value...]",
-        help="eval.score_threshold, eval.nms_iou, eval.max_detections: one value or several; data.root and others: one",
-    )  # fmt: skip
-    parser.add_argument(
-        "--checkpoint",
-        default="last",
-        metavar="last|best|FILE",
-        help="which weights, of its own or not (default: last)",
-    )
-    parser.add_argument(
-        "--release",
-        type=Path,
-        metavar=f"FILE{SUFFIX}",
-        help="write the weights there, with their scores and the config",
-    )
-    arguments = parser.parse_intermixed_args()
-    if arguments.experiment.is_file():
-        parser.error(f"{arguments.experiment}: a file; name the experiment's directory, weights by --checkpoint FILE")
-    release = arguments.release
-    if release and (release.suffix != SUFFIX or not release.parent.is_dir() or release.is_dir()):
-        parser.error(f"--release {arguments.release}: expected a file *{SUFFIX} in a directory that exists")
-    if arguments.release and arguments.checkpoint not in ("last", "best"):
-        parser.error("--release: weights of the experiment's own are released; leave out --checkpoint FILE")
-    return arguments
-
-
 def find_checkpoint(experiment: Path, which: str) -> Path:
     """The file of the experiment's, or published folder's, "last" or "best" weights, or else the file that `which`
     names."""
+    from engine.storage.release import weights_in
+
     if which == "last":
         return weights_in(experiment)
     return experiment / "checkpoints/best.pt" if which == "best" else Path(which)
 
 
-def read_settings(experiment: Path, overrides: list[str]) -> tuple[DetectionConfig, list[PostprocessConfig]]:
+def read_settings(experiment: Path, overrides: list[str]) -> tuple["DetectionConfig", list["PostprocessConfig"]]:
     """The experiment's config, and every combination of the post-processing values asked for.
 
     Raises ConfigError for a bad or repeated override, or a folder that is no experiment."""
+    from detection.task import DetectionConfig
+    from engine.experiment import read_experiment_config
+
     choices = []
     for override in overrides:
         name, _, values = override.partition("=")
@@ -150,4 +166,4 @@ def read_settings(experiment: Path, overrides: list[str]) -> tuple[DetectionConf
 
 
 if __name__ == "__main__":
-    run_command(main)
+    start(parse_arguments, main)

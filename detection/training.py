@@ -7,32 +7,39 @@ python -m detection.training --resume experiments/experiment_3
 python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # starts there, or goes on there
 """
 
-import numpy as np
-import torch
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from detection.anchor_fit import report_fit
-from detection.annotations import describe, read_split
-from detection.ceiling import ceiling_warning
-from detection.leaks import leak_warnings
-from detection.prepare.images import check_images
-from detection.record import write_record
-from detection.task import DetectionConfig, DetectionTask
-from engine import distributed
-from engine.command import run_command
-from engine.logbook import logger
-from runs import TrainCommand, train
+from engine.arguments import parse_training
+from engine.start import start
+
+if TYPE_CHECKING:
+    import torch
+
+    from detection.task import DetectionConfig, DetectionTask
 
 
-def build_task(config: DetectionConfig, from_checkpoint: bool) -> DetectionTask:
+def build_task(config: "DetectionConfig", from_checkpoint: bool) -> "DetectionTask":
     """The task that a config describes, its data checked. Raises DatasetError for what is wrong with that."""
+    from detection.annotations import read_split
+    from detection.prepare.images import check_images
+    from detection.task import DetectionTask
+
     train_split, val_split = read_split(config.data, "train"), read_split(config.data, "val")
     if config.data.check_images:
         check_images([train_split, val_split], max(1, config.data.workers))
     return DetectionTask(config, val_split, train_split, from_checkpoint=from_checkpoint)
 
 
-def announce(task: DetectionTask) -> None:
+def announce(task: "DetectionTask") -> None:
     """Log what is trained, on what."""
+    from detection.anchor_fit import report_fit
+    from detection.annotations import describe
+    from detection.leaks import leak_warnings
+    from engine import distributed
+    from engine.logbook import logger
+
     model = task.config.model
     logger.info("%s with neck %s", model.backbone, model.neck)
     if task.started_from:
@@ -51,8 +58,13 @@ def announce(task: DetectionTask) -> None:
         logger.warning("%s: no objects in it, so every score will be undefined", task.val.annotations_path)
 
 
-def warn_of_ceilings(task: DetectionTask) -> None:
+def warn_of_ceilings(task: "DetectionTask") -> None:
     """Log why the scores cannot reach 1, if the annotations or the config keep them from it."""
+    import numpy as np
+
+    from detection.ceiling import ceiling_warning
+    from engine.logbook import logger
+
     if (warning := ceiling_warning(task.val)) is not None:
         logger.warning("%s: %s", task.val.annotations_path, warning)
     most = task.config.eval.max_detections
@@ -61,22 +73,25 @@ def warn_of_ceilings(task: DetectionTask) -> None:
         logger.warning(what, task.val.annotations_path, f"{number:,}", most)
 
 
-COMMAND = TrainCommand(
-    module="detection.training",
-    description="Train an SSD detector and score it with COCO mAP.",
-    example="configs/bccd.yaml model.neck=fpn train.batch_size=8",
-    config_class=DetectionConfig,
-    build_task=build_task,
-    announce=announce,
-    write_record=write_record,
-    start_from="model.weights=null model.start_from={experiment}",
-)
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    return parse_training(
+        "detection.training",
+        description="Train an SSD detector and score it with COCO mAP.",
+        example="configs/bccd.yaml model.neck=fpn train.batch_size=8",
+        words=words,
+    )
 
 
-def main(device: torch.device) -> None:
+def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     """Train as the command line says, then score and record."""
-    train(COMMAND, device)
+    from detection.record import write_record
+    from detection.task import DetectionConfig
+    from runs import TrainCommand, train
+
+    start_from = "model.weights=null model.start_from={experiment}"
+    train(TrainCommand(DetectionConfig, build_task, announce, write_record, start_from), arguments, device)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    start(parse_arguments, main)

@@ -1,11 +1,12 @@
 """Images to learn to make: MNIST's own files, grey, or CIFAR-10's, in colour, resized to the model's input."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
 from data import READERS, LabelledImages, data_folder
 from engine.config import Config
@@ -27,14 +28,27 @@ def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledIm
     return READERS[config.format](data_folder(config.root), split == "train")
 
 
-def build_transform(config: DataConfig, input_size: int, train: bool) -> v2.Compose:
+@dataclass(frozen=True)
+class ImageTransform:
     """From an RGB image of any size to the one to learn, input_size pixels on each side, grey where the data set is."""
-    steps = [v2.Resize((input_size, input_size), interpolation=InterpolationMode.BICUBIC)]
-    if CHANNELS[config.format] == 1:
-        steps.insert(0, v2.Grayscale())  # undoes what LabelledImages.read does to grey images, exactly
-    if train and config.flip:
-        steps.append(v2.RandomHorizontalFlip(config.flip))
-    return v2.Compose(steps)
+
+    input_size: int
+    is_grey: bool
+    flip: float  # probability
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if self.is_grey:
+            image = image.convert("L")  # undoes what LabelledImages.read does to grey images, exactly
+        if image.size != (self.input_size, self.input_size):
+            image = image.resize((self.input_size, self.input_size), Image.Resampling.BICUBIC)
+        if self.flip and torch.rand(1) < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+
+def build_transform(config: DataConfig, input_size: int, train: bool) -> ImageTransform:
+    """Return the transform of a data set's images. Only those to train on are flipped."""
+    return ImageTransform(input_size, CHANNELS[config.format] == 1, config.flip if train else 0.0)
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -7,64 +7,24 @@ On a CPU the images are the same to the last bit whenever the command and the nu
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+from engine.arguments import check_experiment, positive
+from engine.start import start
 
-from diffusion.generator import load_generator
-from diffusion.pictures import draw_animation, draw_grid
-from diffusion.sampling import SamplingConfig
-from diffusion.schedule import SAMPLERS
-from engine.command import positive, run_command, said_once
-from engine.terminal import printable
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
+SAMPLERS = ("ddpm", "ddim", "dpm++")  # those of diffusion/schedule.py
 FRAMES = 40  # of an animation, at most
 ANIMATED = 4  # samples of each class in it, at most: all steps of all samples may not fit the memory
 
 
-def main(device: torch.device) -> None:
-    """Sample as the command line says."""
-    arguments = said_once(parse_arguments)
-    generator = load_generator(arguments.experiment)
-    chosen = (
-        generator.labels_of(arguments.classes.split(","))
-        if arguments.classes is not None
-        else range(len(generator.class_ids))
-    )
-    labels = torch.tensor(list(chosen)).repeat_interleave(arguments.per_class)
-    generator.model.to(device)
-    sampling = SamplingConfig(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
-    parts = generator.generate(sampling, labels.to(device), arguments.seed, arguments.batch_size, FRAMES)
-    samples, frames = [], []
-    for indices, steps in parts:
-        samples.append(steps[-1].numpy())
-        frames.append(steps[:, indices % arguments.per_class < ANIMATED].numpy())
-    output = arguments.output or default_output(arguments, generator.checkpoint)
-    output.parent.mkdir(exist_ok=True)
-    draw_grid(output, in_rows(np.concatenate(samples), len(chosen)))
-    animation = output.with_suffix(".gif")
-    draw_animation(animation, np.stack([in_rows(frame, len(chosen)) for frame in np.concatenate(frames, axis=1)]))
-    names = ", ".join(printable(generator.class_ids[label]) for label in chosen)
-    print(f"{len(labels)} images, a row for each of {names}")
-    print(f"made with {generator.checkpoint}; written to {output}; how they came about: {animation}")
-
-
-def default_output(arguments: argparse.Namespace, checkpoint: Path) -> Path:
-    """In samples/ of the experiment, under a name that says what was asked for, and of which weights."""
-    classes = f"classes_{arguments.classes.replace(',', '_')}_" if arguments.classes else ""
-    asked = f"{classes}{arguments.per_class}_each_{arguments.sampler}_{arguments.steps}"
-    name = f"{checkpoint.stem}_{asked}_guidance_{arguments.guidance:g}_seed_{arguments.seed}.png"
-    return checkpoint.parent.parent / "samples" / name
-
-
-def in_rows(images: np.ndarray, rows: int) -> np.ndarray:
-    """(N, C, S, S), class by class, as (rows, columns, C, S, S)."""
-    return images.reshape(rows, -1, *images.shape[1:])
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m diffusion.sample",
         description="Make images with a trained diffusion model.",
@@ -75,9 +35,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--per-class", type=positive, default=8, help="images of each class (8)")
     add_sampling(parser)
     parser.add_argument("--output", type=Path, help="PNG to write (default: in samples/ of the experiment)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.output and (not arguments.output.parent.is_dir() or arguments.output.suffix != ".png"):
         parser.error(f"--output {arguments.output}: expected a .png in a folder that exists")
+    check_experiment(arguments.experiment)
     return arguments
 
 
@@ -113,5 +74,50 @@ def scale(text: str) -> float:
     return value
 
 
+def main(arguments: argparse.Namespace, device: "torch.device") -> None:
+    """Sample as the command line says."""
+    import numpy as np
+    import torch
+
+    from diffusion.generator import load_generator
+    from diffusion.pictures import draw_animation, draw_grid
+    from diffusion.sampling import SamplingConfig
+
+    generator = load_generator(arguments.experiment)
+    chosen = (
+        generator.labels_of(arguments.classes.split(","))
+        if arguments.classes is not None
+        else range(len(generator.class_ids))
+    )
+    labels = torch.tensor(list(chosen)).repeat_interleave(arguments.per_class)
+    generator.model.to(device)
+    sampling = SamplingConfig(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
+    parts = generator.generate(sampling, labels.to(device), arguments.seed, arguments.batch_size, FRAMES)
+    samples, frames = [], []
+    for indices, steps in parts:
+        samples.append(steps[-1].numpy())
+        frames.append(steps[:, indices % arguments.per_class < ANIMATED].numpy())
+    output = arguments.output or default_output(arguments, generator.checkpoint)
+    output.parent.mkdir(exist_ok=True)
+    draw_grid(output, in_rows(np.concatenate(samples), len(chosen)))
+    animation = output.with_suffix(".gif")
+    draw_animation(animation, np.stack([in_rows(frame, len(chosen)) for frame in np.concatenate(frames, axis=1)]))
+    print(f"{len(labels)} images, a row for each of {', '.join(generator.class_ids[label] for label in chosen)}")
+    print(f"made with {generator.checkpoint}; written to {output}; how they came about: {animation}")
+
+
+def default_output(arguments: argparse.Namespace, checkpoint: Path) -> Path:
+    """In samples/ of the experiment, under a name that says what was asked for, and of which weights."""
+    classes = f"classes_{arguments.classes.replace(',', '_')}_" if arguments.classes else ""
+    asked = f"{classes}{arguments.per_class}_each_{arguments.sampler}_{arguments.steps}"
+    name = f"{checkpoint.stem}_{asked}_guidance_{arguments.guidance:g}_seed_{arguments.seed}.png"
+    return checkpoint.parent.parent / "samples" / name
+
+
+def in_rows(images: "np.ndarray", rows: int) -> "np.ndarray":
+    """(N, C, S, S), class by class, as (rows, columns, C, S, S)."""
+    return images.reshape(rows, -1, *images.shape[1:])
+
+
 if __name__ == "__main__":
-    run_command(main)
+    start(parse_arguments, main)

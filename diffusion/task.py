@@ -23,7 +23,7 @@ from engine.compute.precision import autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
-from engine.weights import find_weights, identified, read_weights_with_note
+from engine.registry import find_weights, identified, read_weights_with_note
 from model import SWIN_VARIANTS
 from training import TrainConfig
 

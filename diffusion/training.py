@@ -5,25 +5,33 @@ python -m engine.launch --standalone --nproc_per_node=4 -m diffusion.training co
 python -m diffusion.training --resume experiments/experiment_3
 """
 
-import torch
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from data import shared_images
-from diffusion.data import read_split
-from diffusion.record import write_record
-from diffusion.task import DiffusionConfig, DiffusionTask
-from engine import distributed
-from engine.command import run_command
-from engine.logbook import logger
-from runs import TrainCommand, train
+from engine.arguments import parse_training
+from engine.start import start
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion.task import DiffusionConfig, DiffusionTask
 
 
-def build_task(config: DiffusionConfig, from_checkpoint: bool) -> DiffusionTask:
+def build_task(config: "DiffusionConfig", from_checkpoint: bool) -> "DiffusionTask":
     """The task that a config describes. Raises DatasetError for what is wrong with its data."""
+    from diffusion.data import read_split
+    from diffusion.task import DiffusionTask
+
     return DiffusionTask(config, read_split(config.data, "train"), read_split(config.data, "val"), from_checkpoint)
 
 
-def announce(task: DiffusionTask) -> None:
+def announce(task: "DiffusionTask") -> None:
     """Log what is trained, on what."""
+    from data import shared_images
+    from engine import distributed
+    from engine.logbook import logger
+
     model, noise = task.config.model, task.config.diffusion
     logger.info(
         "Swin-UNet %s, %d pixels, predicts %s, %d timesteps, %s schedule",
@@ -37,21 +45,24 @@ def announce(task: DiffusionTask) -> None:
         logger.warning(shared)
 
 
-COMMAND = TrainCommand(
-    module="diffusion.training",
-    description="Train a Swin-UNet to denoise images, and sample from it.",
-    example="configs/diffusion_mnist_small.yaml data.root=/datasets/mnist train.epochs=5",
-    config_class=DiffusionConfig,
-    build_task=build_task,
-    announce=announce,
-    write_record=write_record,
-)
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    return parse_training(
+        "diffusion.training",
+        description="Train a Swin-UNet to denoise images, and sample from it.",
+        example="configs/diffusion_mnist_small.yaml data.root=/datasets/mnist train.epochs=5",
+        words=words,
+    )
 
 
-def main(device: torch.device) -> None:
+def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     """Train as the command line says, then score and record."""
-    train(COMMAND, device)
+    from diffusion.record import write_record
+    from diffusion.task import DiffusionConfig
+    from runs import TrainCommand, train
+
+    train(TrainCommand(DiffusionConfig, build_task, announce, write_record), arguments, device)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    start(parse_arguments, main)

@@ -4,13 +4,15 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from engine.storage.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME_LENGTH = 22  # of a class, in letters
 
@@ -35,8 +37,10 @@ def shorten(names: Iterable[str]) -> dict[str, str]:
     return short
 
 
-def save_chart(path: Path, figure: Figure) -> None:
+def save_chart(path: Path, figure: "Figure") -> None:
     """Write a figure as a PNG of 256 colours: a third of the bytes, for records of experiments are to be committed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     rendered = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256)

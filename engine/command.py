@@ -9,9 +9,7 @@
 Of several processes none speaks: each leaves its last word to engine.launch, which says one line for all.
 """
 
-import argparse
 import contextlib
-import io
 import multiprocessing
 import os
 import re
@@ -20,21 +18,23 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
 from tqdm import tqdm
 
-from engine import distributed
-from engine.distributed import LastWord
 from engine.logbook import logger, start_logging
+from engine.ranks import LastWord, is_first, leave_word
 from engine.signals import Stopped, interrupts_raised
 from engine.terminal import printable_lines
+
+if TYPE_CHECKING:
+    import torch
 
 LOADER_FAILURE = re.compile(r"DataLoader (worker \(pid.*\) (is killed|exited)|timed out)")
 LOADER_CURE = "Out of memory, or storage that hangs? Lower data.workers; --resume goes on from the last checkpoint"
 RANK_CURE = "The cause is in its own lines, if it left any; --resume goes on from the last checkpoint"
-RANK_0_FIRST_SECONDS = 5  # the others wait, to be ended by the launcher before they repeat what rank 0 says
+RANK_0_FIRST_SECONDS = 5  # the other ranks wait, so that the launcher ends them before they repeat what rank 0 prints
+BAD_INPUT = 2
 STOPPED = 75
 INTERRUPTED = 130
 
@@ -44,19 +44,18 @@ class RunError(RuntimeError):
 
 
 @interrupts_raised()
-def run_command(main: Callable[[torch.device], None]) -> None:
+def run_command(main: Callable[["torch.device | None"], None], on_device: bool = True) -> None:
     """Run `main(device)` inside the process group; leave with the exit code of what happened.
+
+    on_device: if False, there is no process group, torch is not imported, and `device` is None.
 
     A ValueError or OSError is the user's to mend: one line, its traceback only in the log file of the
     experiment, if there is one by then. Anything unforeseen is a bug and keeps its traceback. Either way the
     log file's last line of level ERROR says why the run ended."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed before the start
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
-        getattr(sys, name).reconfigure(errors="backslashreplace")  # names of files need not be text
+    repair_streams()
     try:
-        with distributed.process_group() as device, _deaf_to_children_after_errors():
-            start_logging(None, verbose=distributed.is_main())
+        with _process_group() if on_device else contextlib.nullcontext() as device, _deaf_to_children_after_errors():
+            start_logging(None, verbose=is_first())
             main(device)
         _kill_children()
     except (ValueError, OSError, EOFError) as error:
@@ -64,19 +63,19 @@ def run_command(main: Callable[[torch.device], None]) -> None:
             _fail(RunError(f"a loader process has died ({error}). {LOADER_CURE}"), 1)
         if isinstance(error, BrokenPipeError):  # who read what is printed, such as `head`, has enough
             os._exit(128 + signal.SIGPIPE)
-        _fail(error, 2)
+        _fail(error, BAD_INPUT)
     except RunError as error:
         _fail(error, 1)
     except Stopped:
-        distributed.leave_word(LastWord(STOPPED))
+        leave_word(LastWord(STOPPED))
         _leave(STOPPED)
     except KeyboardInterrupt:
-        distributed.leave_word(LastWord(INTERRUPTED))
+        leave_word(LastWord(INTERRUPTED))
         _leave(INTERRUPTED)
     except Exception as error:
         if LOADER_FAILURE.match(str(error)):  # PyTorch raises it wherever the main thread happens to be
             _fail(RunError(f"{str(error).splitlines()[0].rstrip('.')}. {LOADER_CURE}"), 1)
-        if distributed.tells_of_another_rank(error):
+        if _tells_of_another_rank(error):
             what = str(error).splitlines()[0].rstrip(".")
             text = f"another process of this run has died or hangs ({what}). {RANK_CURE}"
             _fail(RunError(text), 1, of_another=True)
@@ -84,23 +83,26 @@ def run_command(main: Callable[[torch.device], None]) -> None:
         _fail(RunError(f"a bug: {type(error).__name__}: {error}"), 1)
 
 
-def said_once(parse_arguments: Callable[[], argparse.Namespace]) -> argparse.Namespace:
-    """What it returns; what is wrong with the command line is said by rank 0 alone."""
-    if os.environ.get("RANK", "0") == "0":
-        return parse_arguments()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return parse_arguments()
-    except SystemExit:
-        time.sleep(RANK_0_FIRST_SECONDS)
-        raise
+def repair_streams() -> None:
+    """Let printing never fail: on a stream that was closed before the start, or of file names that are not text."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-def positive(text: str) -> int:
-    """A number from 1 up on a command line, for argparse."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 up")
-    return int(text)
+def _process_group() -> contextlib.AbstractContextManager["torch.device"]:
+    from engine import distributed  # imports torch
+
+    return distributed.process_group()
+
+
+def _tells_of_another_rank(error: Exception) -> bool:
+    if "torch.distributed" not in sys.modules:
+        return False
+    from engine import distributed
+
+    return distributed.tells_of_another_rank(error)
 
 
 @contextlib.contextmanager
@@ -130,7 +132,7 @@ def _fail(error: Exception, code: int, of_another: bool = False) -> NoReturn:
     line = f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}"
     logger.debug("traceback", exc_info=error)
     logger.error(line)  # to the log file; see start_logging
-    if not distributed.leave_word(LastWord(code, line, of_another)):
+    if not leave_word(LastWord(code, line, of_another)):
         if rank != "0":
             time.sleep(RANK_0_FIRST_SECONDS)
         with contextlib.suppress(OSError):

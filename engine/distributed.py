@@ -6,24 +6,21 @@ does the obvious thing without a process group, so that the code that calls them
 """
 
 import ctypes
-import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.ranks import LAUNCHER
+
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a rank that hangs
-# Environment variables of the processes that engine.launch starts: its process id; a folder for their last words.
-LAUNCHER, LAST_WORDS = "WORKBENCH_LAUNCHER", "WORKBENCH_LAST_WORDS"
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: a signal to this process when its parent dies
 
 
@@ -59,23 +56,6 @@ def process_group() -> Iterator[torch.device]:
 def tells_of_another_rank(error: Exception) -> bool:
     """Whether it was raised here because another rank has died, or has hung for TIMEOUT."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)  # gloo's has no class of its own
-
-
-class LastWord(NamedTuple):
-    """What a process leaves to engine.launch, which speaks for all."""
-
-    code: int  # its exit code, not 0
-    line: str = ""  # the error, if it was one
-    of_another: bool = False  # whether another process is to blame, which may have said more
-
-
-def leave_word(word: LastWord) -> bool:
-    """Whether there is a launcher to leave it to."""
-    try:
-        (Path(os.environ[LAST_WORDS]) / os.environ["RANK"]).write_text(json.dumps(word))
-    except (KeyError, OSError):  # not started by it; it has ended already
-        return False
-    return True
 
 
 def _end_with_launcher() -> None:

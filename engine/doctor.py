@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from engine.compute.machine import free_memory, memory_limit, usable_cores
+from engine.compute.threads import THREADS, fit_threads
 
 PROJECT = Path(__file__).parent.parent
 GIB = 2**30
@@ -56,6 +57,7 @@ LESS_MEMORY = "lower train.batch_size, and raise train.accumulation_steps by as 
 REMEDIES = {  # what the error of a dry run speaks of -> what to do; the first that fits counts
     r"does not fit the memory|out of memory": LESS_MEMORY,
     r"CUDA error|no kernel image": "the line `devices` above looks at each GPU by itself",
+    r"^(a bug: )?(ModuleNotFound|Import)Error": INSTALL_AGAIN,
     r"^a bug: ": "report it, with what this page says",
     r"^batch_size ": "lower train.batch_size or train.accumulation_steps as it says",
     r"^model\.(weights|start_from)": "python -m engine.weights list shows what can be fetched; null is a random start",
@@ -64,7 +66,6 @@ REMEDIES = {  # what the error of a dry run speaks of -> what to do; the first t
     "docs/configs.md lists every field",
     r"data\.root|annotation|categor|image|class|MNIST|CIFAR": "data.root=FOLDER says where the data lie; docs/data.md "
     "says how to get, convert and check them",
-    r"^(ModuleNotFound|Import)Error": INSTALL_AGAIN,
 }
 KILLERS = {
     signal.SIGKILL: "out of memory? Lower train.batch_size or data.workers, or ask for more memory",
@@ -85,9 +86,8 @@ class Finding(NamedTuple):
 Check = Callable[[], Iterator[Finding]]
 
 
-def main() -> None:
+def main(arguments: argparse.Namespace, _: None = None) -> None:
     """Check what the command line says; leave with the exit code."""
-    arguments = parse_arguments()
     checks = dict(CHECKS)
     if arguments.config:
         checks["config"] = lambda: check_config(arguments.config, arguments.overrides)
@@ -97,8 +97,8 @@ def main() -> None:
     sys.exit(int(failed > 0))
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m engine.doctor",
         description="Look at this machine, this installation and a config, and say what to mend. "
@@ -107,7 +107,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("config", nargs="?", help="YAML file to train two steps with (--dry-run of its task)")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def told(name: str, check: Check) -> Iterator[Finding]:
@@ -280,15 +280,15 @@ def check_precision() -> Iterator[Finding]:
 
 
 def check_cores() -> Iterator[Finding]:
-    """PyTorch starts no more threads than there are cores for them."""
+    """PyTorch starts no more threads than there are cores; commands see to that unless the user has set a number."""
     import torch
 
     usable, threads = usable_cores(), torch.get_num_threads()
     text = f"{usable:g} of {os.cpu_count()} usable; {threads} threads"
     if threads > usable:
-        yield Finding(
-            "warn", f"{text}, which will be in each other's way", f"export OMP_NUM_THREADS={max(1, int(usable))}"
-        )
+        chosen = f", as {THREADS}={os.environ[THREADS]} says" if THREADS in os.environ else ""
+        cure = f"unset {THREADS}, or export {THREADS}={max(1, int(usable))}"
+        yield Finding("warn", f"{text}{chosen}: more threads than cores slow each other down", cure)
     else:
         yield Finding("ok", f"{text}; data.workers come on top of these")
 
@@ -462,4 +462,6 @@ def dry_run(command: Sequence[str]) -> Finding:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGPIPE):  # there is nothing to save, and nothing to say
         signal.signal(number, signal.SIG_DFL)
-    main()
+    command_line = parse_arguments(sys.argv[1:])
+    fit_threads()
+    main(command_line)  # not by engine.start, which imports packages that may be broken

@@ -26,14 +26,16 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from engine.config import ConfigClass, load_config
 from engine.logbook import logger
 from engine.storage.files import set_aside, write_text
 from engine.storage.strict_yaml import ConfigError
 from engine.terminal import printable
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic")
 EXTRAS = ("diffusers",)  # what a run rests on if its task needs it
@@ -127,10 +129,12 @@ def _config_cure(experiment: Path) -> str:
     return f"{source}, with the fields that the command replaced, then --resume {experiment}"
 
 
-def describe_environment(hosts: Sequence[str], device: torch.device) -> dict:
+def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
     """What a reader needs to judge or repeat this start: time, command, commit, versions, hardware.
 
     hosts: name of the machine of every process, by rank."""
+    import torch
+
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(),

@@ -1,12 +1,11 @@
 """Weights into a module: all of them, or none and the list of what differs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from engine.terminal import printable
+from engine.storage.strict_yaml import listed
 
-LISTED_KEYS = 12  # in a log
 LISTED_PROBLEMS = 4  # of each kind, in the message about weights that do not fit
 
 
@@ -51,8 +50,3 @@ def load_matching(
         )
     module.load_state_dict({**state_dict, **{key: expected[key] for key in left_out}})
     return [key for key in state_dict if key not in left_out], [misshaped[key] for key in left_out]
-
-
-def listed(keys: Sequence[str], most: int = LISTED_KEYS) -> str:
-    """The first few of them in one line."""
-    return ", ".join(map(printable, keys[:most])) + ", ..." * (len(keys) > most)

@@ -22,12 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
-from engine import distributed
-from engine.charts import save_chart
+from engine.ranks import is_first
 from engine.storage.files import set_aside, write_text
 from engine.terminal import printable_lines
 
@@ -105,7 +102,7 @@ def progress_bar(steps: Iterable | None = None, bar_class: type[tqdm] = tqdm, **
     """tqdm over `steps` on rank 0, silent on the others; where the output is a file, a line a minute."""
     minutely = {"file": _Lines(), "delay": 60, "mininterval": 60, "maxinterval": 120, "leave": False}
     options = ({"dynamic_ncols": True} if sys.stderr.isatty() else minutely) | options
-    return bar_class(steps, disable=not distributed.is_main(), **options)
+    return bar_class(steps, disable=not is_first(), **options)
 
 
 def training_bar(experiment: Path, step: int, steps_per_epoch: int, epochs: int, metric: str) -> tqdm:
@@ -218,6 +215,11 @@ def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict
     lines = read_metrics(experiment)
     if not lines:
         return
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    from engine.charts import save_chart
+
     figure = Figure(figsize=(13, 4), layout="constrained")
     losses, scores, rate = figure.subplots(1, 3)
     epochs = [line["epoch"] for line in lines]

@@ -24,6 +24,20 @@ def interrupt_imports_silently() -> None:
 
 
 @contextmanager
+def interrupts_silent() -> Iterator[None]:
+    """Ctrl-C ends the process inside by the signal itself, without a traceback; afterwards it does what it did before.
+
+    For imports that take seconds, when there is nothing to save yet."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def interrupts_raised() -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt inside, as is usual in Python; afterwards it does what it did before."""
     before = signal.getsignal(signal.SIGINT)

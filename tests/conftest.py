@@ -45,7 +45,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def sample_root(tmp_path_factory) -> Path:
     """A tiny sample data set: 12 images to train on, 8 to validate."""
-    from detection.sample import generate
+    from detection.shapes import generate
 
     root = tmp_path_factory.mktemp("sample")
     generate(root, num_train=12, num_val=8, image_size=128)
@@ -76,7 +76,7 @@ def finished_detector(tmp_path_factory) -> Path:
     Scored on 12 images of 160 x 160 pixels; its annotation file's category ids have gaps."""
     from detection.annotations import read_split
     from detection.record import write_record
-    from detection.sample import generate
+    from detection.shapes import generate
     from detection.task import DetectionConfig, DetectionTask
     from engine.checkpoint import save_checkpoint, step_path
     from engine.config import dump_config
@@ -132,16 +132,18 @@ def cifar10_root(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run_in_process(monkeypatch, capsys):
-    """Runs a command's `main` here as `python -m` would; gives its exit code, what it printed and its errors."""
-    from engine.command import run_command
+    """Runs a command's module here as `python -m` would; gives its exit code, what it printed and its errors."""
+    from engine.start import start
 
-    def run(main, *words):
-        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, words)])
+    monkeypatch.setattr("engine.start.fit_threads", lambda: None)  # it would change the environment of later tests
+
+    def run(module, *words):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
         code = 0
         try:
-            run_command(main)
+            start(module.parse_arguments, module.main)
         except SystemExit as exit_:
-            code = exit_.code
+            code = exit_.code or 0
         captured = capsys.readouterr()
         return code, captured.out, [line for line in captured.err.splitlines() if "error" in line]
 

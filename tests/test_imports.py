@@ -9,16 +9,20 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = (
     {
-        "model", "engine.config", "engine.loading", "engine.distributed", "engine.optim", "engine.signals",
-        "engine.charts", "engine.storage.strict_yaml", "engine.storage.files",
-        "engine.storage.inputs", "engine.storage.repeats", "engine.statistics.image_statistics",
-        "engine.terminal", "engine.compute.precision", "engine.compute.inference", "engine.compute.machine",
-        "detection.network.boxes", "detection.network.necks", "detection.detections", "detection.sample",
+        "engine.signals", "engine.ranks", "engine.terminal", "engine.storage.strict_yaml", "engine.compute.machine",
+        "ablation.columns",
+    },
+    {
+        "model", "engine.config", "engine.loading", "engine.distributed", "engine.optim", "engine.arguments",
+        "engine.charts", "engine.storage.files", "engine.storage.inputs", "engine.storage.repeats",
+        "engine.statistics.image_statistics",
+        "engine.compute.precision", "engine.compute.inference", "engine.compute.threads",
+        "detection.network.boxes", "detection.network.necks", "detection.detections", "detection.shapes",
         "detection.plausibility",
         "detection.prepare.processes",
     },
     {
-        "data", "engine.checkpoint", "engine.logbook", "engine.experiment", "engine.command", "engine.launch",
+        "data", "engine.checkpoint", "engine.logbook", "engine.experiment",
         "engine.trackers", "engine.compute.cost", "engine.storage.release", "engine.storage.download",
         "engine.statistics.bootstrap", "engine.statistics.precision_recall",
         "detection.network.backbones", "detection.network.anchors", "detection.network.matching",
@@ -27,42 +31,45 @@ FLOORS = (
         "diffusion.model", "diffusion.schedule", "diffusion.pictures",
     },
     {
-        "training", "engine.weights", "engine.doctor", "engine.publish", "detection.drawing.charts",
+        "engine.command", "engine.doctor", "training", "engine.registry", "engine.model_card",
+        "detection.drawing.charts",
         "detection.drawing.overlay", "detection.network.ssd", "detection.network.loss", "detection.dataset",
         "detection.evaluation", "detection.errors", "detection.leaks",
         "diffusion.sampling", "diffusion.data",
     },
     {
-        "runs", "detection.anchor_fit", "detection.ceiling", "detection.prepare.layouts", "detection.prepare.images",
-        "adapters.stages", "classification.data", "classification.pictures",
+        "engine.start", "runs", "detection.anchor_fit", "detection.ceiling", "detection.prepare.layouts",
+        "detection.prepare.images", "adapters.stages", "classification.data", "classification.pictures",
     },
     {
         "detection.prepare.check", "detection.prepare.shrink", "detection.prepare.labels", "detection.prepare.fetch",
         "detection.prepare.voc", "detection.prepare.yolo", "detection.prepare.convert", "detection.prepare.split",
         "classification.transforms",
         "adapters.segmentation_models", "adapters.torchvision_detection",
+        "engine.launch", "engine.weights", "engine.publish", "detection.sample",
     },
     {
         "detection.data", "detection.task", "detection.record", "detection.training", "detection.test",
-        "detection.detector", "detection.predict", "detection.show", "detection.export",
+        "detection.detector", "detection.prediction", "detection.predict", "detection.inspection", "detection.show",
+        "detection.formats", "detection.export",
         "classification.task", "classification.record", "classification.classifier", "classification.evaluate",
         "classification.predict", "train_clf_imagenet",
         "diffusion.task", "diffusion.record", "diffusion.generator", "diffusion.training", "diffusion.sample",
     },
-    {"diffusion.score"},
+    {"diffusion.quality", "diffusion.score"},
     {"ablation.records"},
     {
         "ablation.tables", "ablation.plan", "ablation.plots", "ablation.page", "ablation.report",
         "ablation.uncertainty",
     },
-    {"ablation.compare", "ablation.child"},
+    {"ablation.comparison", "ablation.compare", "ablation.child"},
     {"ablation.runner"},
     {"ablation.slurm"},
     {"ablation.grid"},
 )  # fmt: skip
 FOLDERS = ("engine", "detection", "classification", "diffusion", "ablation", "adapters")
 TASKS = ("classification", "detection", "diffusion")
-JUDGE = "diffusion/score.py"  # the one file of a task that may use another: a classifier judges samples
+JUDGE = "diffusion/quality.py"  # the one file of a task that may use another: a classifier judges samples
 NOT_FOR_ABLATION = (
     "detection", "classification", "diffusion", "train_clf_imagenet", "runs", "training", "model", "data",
 )  # fmt: skip

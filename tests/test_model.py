@@ -168,7 +168,7 @@ def test_a_block_that_is_always_dropped_is_the_identity():
 
 def test_drop_path_grows_linearly_over_depth():
     model = SwinTransformer(**TINY, drop_path_rate=0.7)
-    rates = [block.drop_path.p for layer in model.layers for block in layer.blocks]
+    rates = [block.drop_path.probability for layer in model.layers for block in layer.blocks]
     assert rates == pytest.approx([0.1 * index for index in range(8)])
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,14 @@ import torch
 import yaml
 
 from detection.task import DetectionConfig, DetectionTask
-from detection.training import COMMAND
+from detection.training import main, parse_arguments
 from engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 from engine.command import RunError
 from engine.config import dump_config, load_config
 from engine.experiment import read_experiment_config
 from engine.storage.strict_yaml import ConfigError
 from engine.trackers import metadata
-from runs import memory_need, train
+from runs import TrainCommand, memory_need, train
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -43,7 +42,7 @@ def start(sample_root, tmp_path, monkeypatch):
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["detection.training", str(config), *words])
-        train(COMMAND, CPU)
+        main(parse_arguments(sys.argv[1:]), CPU)
 
     run.folder = folder
     return run
@@ -121,13 +120,12 @@ def test_a_config_that_is_edited_while_the_run_trains_is_restored_and_kept_besid
     assert "config.yaml was edited (now in config_edited.yaml)" in (experiment / "train.log").read_text()
 
 
-def test_a_run_is_not_resumed_by_a_config_that_was_edited_since(start, monkeypatch):
+def test_a_run_is_not_resumed_by_a_config_that_was_edited_since(start):
     experiment = whole_run(start)
     text = (experiment / "config.yaml").read_text()
     (experiment / "config.yaml").write_text(text.replace("epochs: 1\n", "epochs: 2\n"))
-    monkeypatch.setattr(sys, "argv", ["detection.training", "--resume", str(experiment)])
     with pytest.raises(ConfigError, match=r"train\.epochs was 1, is 2.*config\.yaml was edited: undo that"):
-        train(COMMAND, CPU)
+        main(parse_arguments(["--resume", str(experiment)]), CPU)
 
 
 def test_a_run_is_resumed_on_copies_of_its_images_but_not_on_others(start, sample_root, tmp_path, caplog):
@@ -177,7 +175,7 @@ def test_a_dry_run_does_not_go_with_an_experiment(start, capsys, words):
 def test_a_folder_in_place_of_a_config_is_told_from_an_experiment_to_go_on_with(start, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["detection.training", "."])
     with pytest.raises(SystemExit) as exit_:
-        train(COMMAND, CPU)
+        main(parse_arguments(sys.argv[1:]), CPU)
     assert exit_.value.code == 2
     assert "go on with an experiment: --resume FOLDER" in capsys.readouterr().err
 
@@ -198,46 +196,40 @@ def test_on_the_cpu_a_process_needs_less_than_there_is():
 
 
 @pytest.fixture
-def trained(start, monkeypatch):
-    """experiments/experiment_1 of the empty folder, which has a config.yaml and a checkpoint."""
-    from detection.task import DetectionConfig
-
+def trained(start):
+    """Return the command line that resumes experiments/experiment_1, which has a config.yaml and a checkpoint."""
     folder = start.folder / "experiments/experiment_1"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints/step_000000003.pt").touch()
     config = load_config(start.folder.parent / "config.yaml", (), DetectionConfig)
     (folder / "config.yaml").write_text(dump_config(config))
 
-    def resume(command, *words):
-        monkeypatch.setattr(sys, "argv", [command.module, *words, "--resume", "experiments/experiment_1"])
-        train(command, CPU)
-
-    return resume
+    return lambda *words: parse_arguments([*words, "--resume", "experiments/experiment_1"])
 
 
 def test_more_epochs_for_a_run_are_refused_with_the_command_that_trains_them_from_its_weights(trained, start):
     with pytest.raises(ConfigError, match=r"train\.epochs was 1, is 100") as error:
-        trained(COMMAND, "train.epochs=100")
+        main(trained("train.epochs=100"), CPU)
     command = str(error.value).split("`")[1]
     assert command == (
         "python -m detection.training experiments/experiment_1/config.yaml train.epochs=100 model.weights=null "
         "model.start_from=experiments/experiment_1"
     )
     _, _, _, path, *overrides = command.split()
-    config = load_config(path, overrides, COMMAND.config_class)  # it can be started
+    config = load_config(path, overrides, DetectionConfig)  # it can be started
     assert (config.train.epochs, config.model.start_from) == (100, "experiments/experiment_1")
 
 
 def test_a_changed_config_is_refused_with_the_command_that_names_it(trained, start):
     config = start.folder.parent / "config.yaml"
     with pytest.raises(ConfigError, match="batch_size was 4, is 8") as error:
-        trained(COMMAND, str(config), "train.batch_size=8")
+        main(trained(str(config), "train.batch_size=8"), CPU)
     assert f"python -m detection.training {config} train.batch_size=8 model.weights=null" in str(error.value)
 
 
 def test_a_task_that_cannot_start_from_a_run_names_a_new_one(trained):
     with pytest.raises(ConfigError) as error:
-        trained(replace(COMMAND, start_from=""), "train.epochs=100")
+        train(TrainCommand(DetectionConfig, None, None, None), trained("train.epochs=100"), CPU)
     assert "start_from" not in str(error.value)
     assert "config.yaml train.epochs=100`" in str(error.value)
 

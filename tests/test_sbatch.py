@@ -19,7 +19,7 @@ from PIL import Image
 
 from ablation import grid as grid_command
 from ablation.plan import read_grid
-from detection.sample import generate
+from detection.shapes import generate
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.experiment import read_environments
 from engine.logbook import read_metrics

@@ -29,7 +29,6 @@ from detection.ceiling import ceiling_warning
 from detection.leaks import named_twice
 from detection.prepare.images import with_bar
 from detection.prepare.layouts import HALVES, Layout, find_data, image_folder, not_split
-from detection.prepare.processes import usual_count
 from engine.config import Config, load_config
 from engine.experiment import table
 from engine.storage.files import write_text
@@ -44,11 +43,10 @@ class DataSection(Config, extra="ignore"):
     data: DataConfig
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Check as the command line after `check` says: print the defects and the counts of each annotation file.
 
     Raises DatasetError, at the end, if there are defects."""
-    arguments = parse_arguments(words)
     surveys = read_surveys(arguments)
     if len(surveys) == 2 and all(survey.coco for survey in surveys):
         for defect in pair_defects(*(survey.coco for survey in surveys)):
@@ -82,47 +80,6 @@ def main(words: Sequence[str]) -> None:
         numbers = {shown_path(survey.annotations_path): len(survey.defects) for survey in surveys if survey.defects}
         raise DatasetError(", ".join(f"{n} defect{'s' * (n > 1)} in {path}" for path, n in numbers.items()))
     print(f"{sum(len(survey.files) for survey in surveys):,} images decoded, no defects")
-
-
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The command line after `check`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m detection.data check",
-        description="Read every annotation and decode every image of a data set; list all that is wrong with it.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example to be pasted
-        epilog="example: python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd",
-    )
-    parser.add_argument(
-        "source", type=Path, metavar="CONFIG|FOLDER|ANNOTATIONS",
-        help="YAML file or folder of a data set, of which both halves are checked, or a COCO instances JSON",
-    )  # fmt: skip
-    parser.add_argument("overrides", nargs="*", metavar="data.field=value", help="replaces a value of the config")
-    parser.add_argument(
-        "--images", type=Path, metavar="DIRECTORY",
-        help="image folder of ANNOTATIONS (default: X or images/X beside annotations/instances_X.json's folder)",
-    )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write counts and defects there, too")
-    parser.add_argument(
-        "--workers", type=int, default=usual_count(), metavar="N", help="processes (default: %(default)s)"
-    )
-    arguments = parser.parse_intermixed_args(words)
-    if not 1 <= arguments.workers <= 256:
-        parser.error(f"--workers {arguments.workers}: expected 1 to 256")
-    if arguments.json and (arguments.json.is_dir() or not arguments.json.parent.is_dir()):
-        parser.error(f"--json {arguments.json}: expected a file in a directory that exists")
-    if foreign := [override for override in arguments.overrides if not override.startswith("data.")]:
-        parser.error(f"{foreign[0]}: expected data.field=value; the check reads nothing else of a config")
-    source = arguments.source
-    if not source.exists():
-        parser.error(f"{source}: no such file or folder")
-    kind = "folder" if source.is_dir() else source.suffix.lower()
-    if kind not in ("folder", ".json", *YAML):
-        parser.error(f"{source}: expected a config (.yaml), annotations (.json) or the folder of a data set")
-    if kind not in YAML and arguments.overrides:
-        parser.error(f"{arguments.overrides[0]}: only a CONFIG has values to replace, got {source}")
-    if kind != ".json" and arguments.images:
-        parser.error(f"--images is for an ANNOTATIONS file; {source} tells the folders itself")
-    return arguments
 
 
 def read_surveys(arguments: argparse.Namespace) -> list[Survey]:

@@ -30,11 +30,10 @@ FORMATS = {"voc": "Pascal VOC", "yolo": "YOLO"}
 DIGITS = 3  # of a pixel
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Convert as the command line after `convert` says; print what was found, and how to train on it.
 
     Raises DatasetError, with nothing written, if anything cannot be converted."""
-    arguments = parse_arguments(words)
     findings, given = Findings(), {"train": arguments.train, "val": arguments.val}
     if not (arguments.source.exists() if arguments.format == "yolo" else arguments.source.is_dir()):
         raise DatasetError(f"{arguments.source}: no such folder")
@@ -52,43 +51,6 @@ def main(words: Sequence[str]) -> None:
         if count:
             print(f"{what}: {count:,}")
     print(summary(layout, [survey_coco(*layout.paths(half)) for half in HALVES]))
-
-
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The command line after `convert`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m detection.data convert",
-        description="Convert the annotations of a data set to COCO's format; its images stay where they are.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # examples to be pasted
-        epilog="example: python -m detection.data convert voc VOCdevkit/VOC2007 --train trainval --val test",
-    )
-    formats = parser.add_subparsers(dest="format", required=True, metavar="voc|yolo")
-    voc = formats.add_parser(
-        "voc", help="Pascal VOC, an XML file for each image",
-        description="Convert Pascal VOC's XML files. Difficult objects become crowds: not trained on, not scored.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m detection.data convert voc VOCdevkit/VOC2007 --train trainval --val test",
-    )  # fmt: skip
-    yolo = formats.add_parser(
-        "yolo", help="YOLO, a text file for each image",
-        description="Convert YOLO's text files, of boxes or outlines; data.yaml or classes.txt names the classes.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m detection.data convert yolo my_project.v3i.yolov8",
-    )  # fmt: skip
-    voc.add_argument("source", type=Path, metavar="FOLDER", help="of the data set")
-    yolo.add_argument("source", type=Path, metavar="FOLDER|YAML", help="of the data set, or its data.yaml")
-    for each, kinds in ((voc, "a list in ImageSets/Main, a folder, or a text file of image names"),
-                        (yolo, "a folder of images, or a text file of them")):  # fmt: skip
-        each.add_argument("--train", metavar="NAME", help=f"the half to train on: {kinds} (default: the usual ones)")
-        each.add_argument("--val", metavar="NAME", help="the half to validate on, likewise")
-        each.add_argument(
-            "--to", type=Path, metavar="FOLDER", help="where annotations/ is written (default: the data set's folder)"
-        )
-    voc.add_argument(
-        "--zero-based", action="store_true",
-        help="boxes are edges counted from 0, as LabelImg writes them, not pixels counted from 1 as in VOC itself",
-    )  # fmt: skip
-    return parser.parse_args(words)
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -77,27 +77,11 @@ NUM_IMAGES, NUM_CLASSES = {"train": 118_287, "val": 5_000}, 80
 COCO_NAME = re.compile(r"\d{12}\.jpg")  # of an image; nothing else is unpacked, so nothing can leave the folder
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Fetch as the command line after `fetch` says; print what is there then, and how to train on it.
 
     Raises DatasetError, or DownloadError, saying what to do."""
-    print(summary(*fetch(parse_arguments(words).root), RECIPE))
-
-
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The command line after `fetch`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m detection.data fetch",
-        description="Download COCO 2017 (20 GB; 41 GB of room are needed on the way), or what a folder lacks of it. "
-        "Interrupted, it goes on when it is called again.",
-        epilog="example: python -m detection.data fetch coco2017 datasets/coco",
-    )
-    parser.add_argument("name", choices=["coco2017"], help="the data set")
-    parser.add_argument(
-        "root", type=Path, metavar="ROOT",
-        help="folder for it; what is there already, in any layout that `detection.data layout` knows, is kept",
-    )  # fmt: skip
-    return parser.parse_args(words)
+    print(summary(*fetch(arguments.root), RECIPE))
 
 
 def fetch(root: Path) -> tuple[Layout, list[Survey]]:

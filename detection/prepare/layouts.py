@@ -67,24 +67,13 @@ class Layout(NamedTuple):
         return self.root / split.annotations, self.root / split.images
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Say what lies in the folder that the command line after `layout` names, and how to train on it.
 
     Raises DatasetError if nothing is recognised, or if training would not read it."""
-    layout = find_layout(parse_arguments(words).folder)
+    layout = find_layout(arguments.folder)
     print(f"{layout.root}: {layout.name}")
     print(summary(layout, [survey_coco(*layout.paths(half)) for half in HALVES]))
-
-
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The command line after `layout`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m detection.data layout",
-        description="Recognise how a data set in COCO's format lies in a folder; print how to train on it.",
-        epilog="example: python -m detection.data layout ~/fiftyone/coco-2017",
-    )
-    parser.add_argument("folder", type=Path, help="of the data set, or one that holds it")
-    return parser.parse_args(words)
 
 
 def find_layout(folder: Path) -> Layout:

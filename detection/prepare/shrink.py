@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -27,44 +27,16 @@ from data import DatasetError
 from detection.annotations import SHRUNK, CocoFile, ImageFile, read_coco, read_short_side, shrunk_size
 from detection.dataset import read_file
 from detection.prepare.layouts import image_folder
-from detection.prepare.processes import process_pool, usual_count
+from detection.prepare.processes import process_pool
 from engine.logbook import progress_bar
 from engine.storage.files import file_sha256, write_text, writing
 
 JPEG_QUALITY = 92
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Shrink as the command line says. Raises DatasetError for a data set that cannot be used."""
-    options = parse_arguments(arguments)
-    print(shrink(options.root, options.to, options.short_side, options.workers))
-
-
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line after `shrink`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m detection.data shrink",
-        description="Copy a data set with smaller images, which decode in less time; annotations stay as they are.",
-        epilog="example: python -m detection.data shrink datasets/coco --short-side 400",
-    )
-    parser.add_argument(
-        "root", type=Path,
-        help="data set with annotations/instances_X.json and the images of each in X or images/X",
-    )  # fmt: skip
-    parser.add_argument(
-        "--short-side", type=int, required=True, metavar="PIXELS", help="of the copies; more than model.input_size"
-    )
-    parser.add_argument("--to", type=Path, metavar="DIRECTORY", help="the copy (default: ROOT_PIXELS)")
-    parser.add_argument(
-        "--workers", type=int, default=usual_count(), metavar="N", help="processes (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
-    for name in ("short_side", "workers"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: expected 1 or more")
-    root = Path(os.path.realpath(options.root))  # resolve() breaks on a circle of links
-    options.to = options.to or root.with_name(f"{root.name}_{options.short_side}")
-    return options
+    print(shrink(arguments.root, arguments.to, arguments.short_side, arguments.workers))
 
 
 def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:

@@ -32,11 +32,10 @@ from engine.experiment import table
 from engine.storage.files import write_text
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Split as the command line after `split` says; print what is in each half, and how to train on it.
 
     Raises DatasetError, with nothing written, if there is no such file or it cannot be split."""
-    arguments = parse_arguments(words)
     whole = _source(arguments.source, arguments.images)
     survey = survey_coco(*whole)
     if survey.defects:
@@ -58,44 +57,6 @@ def main(words: Sequence[str]) -> None:
     of_groups = f", {len(val)} of {len(groups)} groups" if arguments.groups else ""
     print(f"{share:.0%} of the images are in val{of_groups}")
     print(summary(layout, surveys))
-
-
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The command line after `split`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m detection.data split",
-        description="Split one COCO annotation file for all images into two, to train on and to validate on.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example to be pasted
-        epilog="example: python -m detection.data split my_export --groups '^(patient_[0-9]+)'",
-    )
-    parser.add_argument("source", type=Path, metavar="FOLDER|ANNOTATIONS", help="of the data set, or its COCO JSON")
-    parser.add_argument(
-        "--val-share", type=float, default=0.2, metavar="SHARE", help="of the images in val (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="another one, another split (default: %(default)s)")
-    parser.add_argument(
-        "--groups", metavar="REGEX",
-        help="a pattern found in each file name, whose first group (in parentheses) names what belongs together, such "
-        "as a patient or a video; its images stay in one half",
-    )  # fmt: skip
-    parser.add_argument("--images", type=Path, metavar="DIRECTORY", help="image folder (default: the usual ones)")
-    parser.add_argument(
-        "--to", type=Path, metavar="FOLDER", help="where annotations/ is written (default: the data set's folder)"
-    )
-    arguments = parser.parse_args(words)
-    if not 0 < arguments.val_share < 1:
-        parser.error(f"--val-share {arguments.val_share}: expected a number between 0 and 1, such as 0.2")
-    if arguments.seed < 0:
-        parser.error(f"--seed {arguments.seed}: expected a whole number from 0 up")
-    if arguments.groups is not None:
-        try:
-            if not re.compile(arguments.groups).groups:
-                parser.error(
-                    f"--groups {arguments.groups}: expected a group in parentheses, such as '^(patient_[0-9]+)'"
-                )
-        except re.error as error:
-            parser.error(f"--groups {arguments.groups}: not a regular expression: {error}")
-    return arguments
 
 
 def _source(source: Path, images_dir: Path | None) -> Whole:

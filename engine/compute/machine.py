@@ -11,9 +11,13 @@ from pathlib import Path
 CGROUPS, OWN_CGROUPS, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/meminfo")
 
 
+def allowed_cores() -> int:
+    """Return the number of cores that this process may run on, by its affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores() -> float:
     """Cores that this process may be busy on at a time: those it may run on, or what a quota leaves of them."""
-    may_run_on = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [
         float(quota) / float(period)
         for quota, period in (text.split() for text in _limits("cpu.max"))  # version 2: both in one file
@@ -21,7 +25,7 @@ def usable_cores() -> float:
     ]
     version_1 = zip(_limits("cpu.cfs_quota_us"), _limits("cpu.cfs_period_us"), strict=True)
     quotas += [float(quota) / float(period) for quota, period in version_1 if float(quota) > 0]
-    return min([may_run_on, *quotas])
+    return min([allowed_cores(), *quotas])
 
 
 def visible_gpus() -> list[str]:

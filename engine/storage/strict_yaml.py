@@ -160,10 +160,7 @@ def read_mapping(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, int], 
             )
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
-        near = nearest(path.stem, [file.stem for file in path.parent.glob("*.yaml")])
-        cure = did_you_mean(path.with_name(f"{stem}.yaml") for stem in near)
-        where = "" if path.is_absolute() else f", relative to {Path.cwd()}"
-        raise ConfigError(f"{path}: no such file{cure or where}") from None
+        raise missing_file(path) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -174,6 +171,14 @@ def read_mapping(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, int], 
     if not isinstance(data, dict):
         raise report(path, problems or [Problem(NOWHERE, (), f"got {shown(data)}, expected {wanted}")])
     return data, lines, problems
+
+
+def missing_file(path: Path) -> ConfigError:
+    """Return the error for a file that is not there, with the nearest name in its folder."""
+    near = nearest(path.stem, [file.stem for file in path.parent.glob("*.yaml")])
+    cure = did_you_mean(path.with_name(f"{stem}.yaml") for stem in near)
+    where = "" if path.is_absolute() else f", relative to {Path.cwd()}"
+    return ConfigError(f"{path}: no such file{cure or where}")
 
 
 def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
@@ -252,3 +257,8 @@ def did_you_mean(names: Iterable[Any]) -> str:
 def shown(value: Any) -> str:
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Return the first few names in one line."""
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)

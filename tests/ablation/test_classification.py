@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
-from ablation.compare import compare
+from ablation.comparison import compare
 from ablation.records import Comparison
 from ablation.report import scores_section, write_report
 from ablation.tables import to_csv
@@ -47,7 +47,7 @@ def printed(folder: Path, monkeypatch, capsys, *options: str) -> str:
     """What the command prints of every experiment in a folder."""
     paths = map(str, sorted(folder.iterdir()))
     monkeypatch.setattr(sys, "argv", ["compare", *paths, "--replicates", "200", *options])
-    command.main(None)
+    command.main(command.parse_arguments(sys.argv[1:]), None)
     return capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
-from ablation.compare import compare, mixed_precisions
+from ablation.comparison import compare, mixed_precisions
 from ablation.plan import State
 from ablation.records import Comparison, Note, read_run
 from ablation.tables import (
@@ -336,7 +336,7 @@ def two_cell_grid(experiments, tmp_path, monkeypatch) -> dict[str, State]:
     rows = f"rows: [{{name: a, config: {tmp_path / 'base.yaml'}}}]"
     (tmp_path / "grid_two.yaml").write_text(f"task: detection.training\nseeds: [0]\n{rows}\n{columns}\n")
     states = {column: State("done", experiments.add("a", column)) for column in ("none", "fpn")}
-    monkeypatch.setattr(command, "state_of", lambda job, cells: states[job.column])
+    monkeypatch.setattr("ablation.comparison.state_of", lambda job, cells: states[job.column])
     monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "grid_two.yaml"), "--replicates", "100"])
     return states
 
@@ -344,7 +344,7 @@ def two_cell_grid(experiments, tmp_path, monkeypatch) -> dict[str, State]:
 def test_a_run_of_another_recipe_is_told_and_counts_for_nothing(two_cell_grid, capsys):
     done = two_cell_grid["fpn"]
     two_cell_grid["fpn"] = State("stale", done.experiment, "mAP 0.1; train.epochs was 1, is 3", same_recipe=False)
-    command.main(None)
+    command.main(command.parse_arguments(sys.argv[1:]), None)
     text = capsys.readouterr().out
     assert "| stale |" in text
     assert "a x fpn: seed 0 stale: mAP 0.1; train.epochs was 1, is 3; left out" in text
@@ -355,7 +355,7 @@ def test_a_grid_with_nothing_to_compare_says_how_its_runs_are(two_cell_grid):
     for column, state in two_cell_grid.items():
         two_cell_grid[column] = State("stale", state.experiment, "mAP 0.1; train.epochs was 1, is 3", same_recipe=False)
     with pytest.raises(ValueError, match=r"nothing to compare, of its runs are 2 stale; .*--rerun-stale"):
-        command.main(None)
+        command.main(command.parse_arguments(sys.argv[1:]), None)
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(grid, monkeypatch, tmp_path):
@@ -370,7 +370,7 @@ def test_significant_effects_are_part_of_the_conclusion(grid):
 def test_a_run_of_other_code_counts_with_a_warning(two_cell_grid, capsys):
     done = two_cell_grid["fpn"]
     two_cell_grid["fpn"] = State("stale", done.experiment, "mAP 0.1; the code has changed since (training.py)")
-    command.main(None)
+    command.main(command.parse_arguments(sys.argv[1:]), None)
     text = capsys.readouterr().out
     assert "WARNING: a x fpn: seed 0 stale: the code has changed since (training.py)" in text
     assert "Differences" in text
@@ -380,7 +380,7 @@ def test_what_all_runs_share_is_said_once(two_cell_grid, capsys):
     for column, done in two_cell_grid.items():
         score = f"mAP 0.{len(column)}"
         two_cell_grid[column] = State("stale", done.experiment, f"{score}; the code has changed since (71 files)")
-    command.main(None)
+    command.main(command.parse_arguments(sys.argv[1:]), None)
     text = capsys.readouterr().out
     assert "WARNING: all 2 runs stale: the code has changed since (71 files)" in text
     assert text.count("71 files") == 1
@@ -395,7 +395,7 @@ def test_what_several_runs_share_is_said_once_with_their_cells(comparison):
 
 def test_a_cell_that_has_not_finished_is_shown_as_what_it_is(two_cell_grid, capsys):
     two_cell_grid["fpn"] = State("failed", Path("experiments/experiment_9"), "no space left")
-    command.main(None)
+    command.main(command.parse_arguments(sys.argv[1:]), None)
     assert "a x fpn: seed 0 failed: no space left" in capsys.readouterr().out
 
 
@@ -563,7 +563,7 @@ def test_significant_differences_are_bold(grid):
 
 def run_command(monkeypatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments), "--replicates", "200"])
-    command.main(None)
+    command.main(command.parse_arguments(sys.argv[1:]), None)
 
 
 def test_the_command_prints_markdown_with_every_view_asked_for(grid, monkeypatch, capsys):
@@ -587,7 +587,7 @@ def test_the_command_writes_a_file_on_request(grid, monkeypatch, tmp_path, form,
 @pytest.mark.parametrize(("suffix", "begin"), [("html", "<!DOCTYPE"), ("tex", "% 2 of 3"), ("csv", "backbone,neck")])
 def test_the_format_is_that_of_the_outputs_suffix(grid, monkeypatch, tmp_path, suffix, begin):
     output = tmp_path / f"table.{suffix}"
-    monkeypatch.setattr(command, "write_report", lambda path, _: path.write_text("<!DOCTYPE html>"))
+    monkeypatch.setattr("ablation.report.write_report", lambda path, _: path.write_text("<!DOCTYPE html>"))
     run_command(monkeypatch, *sorted(grid.folder.iterdir()), "--output", output)
     assert output.read_text().startswith(begin)
 

@@ -259,7 +259,7 @@ def test_a_launcher_starts_the_runs(grid, monkeypatch):
     )
     launcher = f"{sys.executable} launcher.py"
     monkeypatch.setattr(sys, "argv", ["grid", "run", "grid_fake.yaml", "--only", "* x good", "--launcher", launcher])
-    grid_command.main(None)
+    grid_command.main(grid_command.parse_arguments(sys.argv[1:]), None)
     assert Path("launched").read_text() == "-m"
     assert starts(1) == 1
 
@@ -532,7 +532,7 @@ def test_without_slurm_a_submission_says_so_and_leaves_nothing(grid, monkeypatch
     Path("sbatch/grid.sbatch").touch()
     monkeypatch.setattr(sys, "argv", ["grid", "submit", "grid_fake.yaml"])
     with pytest.raises(ValueError, match="sbatch: no such command; this is for the login node of a Slurm cluster"):
-        grid_command.main(None)
+        grid_command.main(grid_command.parse_arguments(sys.argv[1:]), None)
     assert not list(Path("experiments").glob("slurm/*"))
 
 
@@ -594,4 +594,4 @@ def test_status_has_a_line_for_each_cell_with_how_far_it_is(grid):
 def test_a_bad_grid_is_one_line_from_the_command(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["grid", "status", "grid_fakee.yaml"])
     with pytest.raises(ValueError, match=r"no such file; did you mean 'grid_fake\.yaml'"):
-        grid_command.main(None)
+        grid_command.main(grid_command.parse_arguments(sys.argv[1:]), None)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ablation import plots
-from ablation.compare import compare
+from ablation.comparison import compare
 from ablation.records import Comparison
 from ablation.report import write_report
 from ablation.tables import class_table, difference_table, score_table

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablation.compare import compare
+from ablation.comparison import compare
 from detection.errors import error_breakdown
 from detection.evaluation import coco_scores, evaluate_coco, image_statistics
 from engine.storage.files import file_sha256

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import scaling
-from detection.sample import generate
+from detection.shapes import generate
 
 
 def test_two_processes_exchange_gradients_and_are_timed(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.sample import generate
+from detection.shapes import generate
 from engine.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent

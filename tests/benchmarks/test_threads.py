@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import threads
-from detection.sample import generate
+from detection.shapes import generate
 
 
 def test_a_process_trains_whenever_it_is_asked(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data import main
+import detection.data
 
 
 @pytest.fixture
@@ -41,4 +41,4 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def command(run_in_process):
     """Run `python -m detection.data ...`; returns its exit code, what it printed and its errors."""
-    return partial(run_in_process, main)
+    return partial(run_in_process, detection.data)

@@ -12,7 +12,7 @@ from detection import anchor_fit
 from detection.anchor_fit import fit_anchors, object_boxes, report_fit, sampled, try_settings
 from detection.annotations import read_coco
 from detection.network.ssd import ModelConfig, build_ssd
-from detection.sample import generate
+from detection.shapes import generate
 
 CONFIG = ModelConfig(backbone="ResNet18SlimBackbone_B", input_size=160)
 

@@ -18,7 +18,7 @@ from data import DatasetError
 from detection import Detections, load
 from detection.annotations import read_split
 from detection.task import DetectionConfig
-from engine import publish
+from engine import model_card
 from engine.checkpoint import load_checkpoint, newest_checkpoint
 from engine.experiment import read_experiment_config
 from engine.storage.release import release_facts, save_release
@@ -217,7 +217,7 @@ def test_released_weights_are_loaded_wherever_they_lie(released, detector, pixel
 
 
 def test_a_published_folder_is_loaded(finished_detector, detector, pixels, tmp_path):
-    publish.write(tmp_path, publish.read(finished_detector), "mit")
+    model_card.write(tmp_path, model_card.read(finished_detector), "mit")
     again = load(tmp_path, "cpu")
     assert same(again(pixels), detector(pixels))
     assert again.category_ids == detector.category_ids

@@ -4,7 +4,6 @@ import errno
 import json
 import re
 import shutil
-import sys
 from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -14,8 +13,9 @@ import onnxruntime
 import pytest
 import torch
 
-from detection import export, load
-from detection.export import FORMATS, add_postprocessing, verify
+from detection import export as command_line
+from detection import formats, load
+from detection.formats import FORMATS, add_postprocessing, verify
 from detection.network.anchors import ANCHOR_SCALES, default_boxes
 from detection.network.boxes import decode_boxes
 from detection.network.postprocess import Detections, PostprocessConfig, postprocess
@@ -57,7 +57,7 @@ def images():
 @pytest.fixture(scope="module")
 def exported():
     """Makes the content of a file of a detector, once."""
-    return cache(lambda *pair: export.export(detector(*pair[1:]), pair[0], FACTS))
+    return cache(lambda *pair: formats.export(detector(*pair[1:]), pair[0], FACTS))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def exported_detections(exported):
     """The content of the same file with post-processing, without tracing the model again."""
     proto, model = onnx.load_from_string(exported(*ONNX)), detector(*ONNX[1:])
     add_postprocessing(proto, len(model.anchors_cxcywh), NUM_CLASSES, SETTINGS)
-    return export.save_onnx(proto, FACTS)
+    return formats.save_onnx(proto, FACTS)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -92,7 +92,7 @@ def detections_by_onnx(box_deltas, class_logits, settings):
     scores = class_logits.softmax(dim=-1)[..., 1:].contiguous()
     kinds = {"all_boxes_xyxy": ["batch", len(ANCHORS), 4], "all_scores": ["batch", *scores.shape[1:]]}
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, kind) for name, kind in kinds.items()]
-    opset = [onnx.helper.make_opsetid("", export.OPSET)]
+    opset = [onnx.helper.make_opsetid("", formats.OPSET)]
     proto = onnx.helper.make_model(onnx.helper.make_graph([], "part", inputs, []), opset_imports=opset, ir_version=10)
     add_postprocessing(proto, len(ANCHORS), scores.shape[-1], settings)
     onnx.checker.check_model(proto, full_check=True)
@@ -156,21 +156,21 @@ def test_onnx_names_its_dimensions(exported_detections):
 
 
 def test_torch_export_keeps_the_facts_in_an_extra_file(exported):
-    kept = {export.FACTS_FILE: ""}
+    kept = {formats.FACTS_FILE: ""}
     torch.export.load(BytesIO(exported(*TORCH_EXPORT)), extra_files=kept)
-    assert json.loads(kept[export.FACTS_FILE]) == FACTS
+    assert json.loads(kept[formats.FACTS_FILE]) == FACTS
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")
 def test_torchscript_keeps_the_facts_in_an_extra_file(exported):
-    kept = {export.FACTS_FILE: ""}
+    kept = {formats.FACTS_FILE: ""}
     torch.jit.load(BytesIO(exported(*TORCHSCRIPT)), _extra_files=kept)
-    assert json.loads(kept[export.FACTS_FILE]) == FACTS
+    assert json.loads(kept[formats.FACTS_FILE]) == FACTS
 
 
 @pytest.mark.parametrize("pair", [ONNX, TORCH_EXPORT], ids="-".join)
 def test_the_file_does_not_say_where_the_source_code_lies(pair, exported):
-    assert b"export.py" not in exported(*pair)
+    assert b"formats.py" not in exported(*pair)
 
 
 # ---- verification ---------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def model():
 @pytest.fixture(scope="module")
 def all_boxes(model):
     """A network that says what the model does."""
-    return export.DecodedSSD(model)
+    return formats.DecodedSSD(model)
 
 
 @pytest.fixture(scope="module")
@@ -266,13 +266,13 @@ def found(*rows):
 )
 def test_a_detection_may_be_missing_where_rounding_decides(these, those, max_detections, expected):
     settings = PostprocessConfig(score_threshold=0.05, max_detections=max_detections)
-    differences, may_be_missing = export.account_for(found(*these), found(*those), settings)
-    assert not (differences < export.TOLERANCE).all()
+    differences, may_be_missing = formats.account_for(found(*these), found(*those), settings)
+    assert not (differences < formats.TOLERANCE).all()
     assert may_be_missing.item() == expected
 
 
 def test_a_detection_is_compared_with_the_nearest_of_its_class():
-    differences, _ = export.account_for(found((0.9, 0.2)), found((0.9, 0.7), (0.8, 0.25)), SETTINGS)
+    differences, _ = formats.account_for(found((0.9, 0.2)), found((0.9, 0.7), (0.8, 0.25)), SETTINGS)
     torch.testing.assert_close(differences, torch.tensor([[0.05, 0.1]]))
 
 
@@ -308,7 +308,7 @@ def annotations(root):
 def command(monkeypatch, tmp_path, run_in_process):
     """Run `python -m detection.export ...` in an empty folder; returns its exit code, what it printed, its errors."""
     monkeypatch.chdir(tmp_path)
-    return partial(run_in_process, export.main)
+    return partial(run_in_process, command_line)
 
 
 def test_the_command_writes_a_verified_file_under_the_experiments_name(command, experiment, tmp_path):
@@ -362,7 +362,7 @@ def test_the_example_stands_in_one_line_of_the_help(command):
 
 
 def test_an_image_that_is_none_is_an_error_before_anything_is_exported(command, experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "export", None)
+    monkeypatch.setattr(formats, "export", None)
     (tmp_path / "page.jpg").write_text("<html>")
     code, _, [error] = command(experiment, tmp_path / "page.jpg")
     assert code == 2
@@ -382,7 +382,7 @@ def test_validation_images_that_are_not_there_are_to_be_replaced(command, experi
 
 
 def test_nothing_is_written_of_what_differs(command, experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", -1)
+    monkeypatch.setattr(formats, "TOLERANCE", -1)
     code, _, [error] = command(experiment, "--format", "torchscript")
     assert code == 1
     assert "differ by more than -1. Nothing is written" in error
@@ -394,7 +394,8 @@ def test_a_folder_that_cannot_be_written_in_is_an_error_before_anything_is_read(
     def fail(dir):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(export, "TemporaryFile", fail)
+    monkeypatch.setattr(formats, "TemporaryFile", fail)
+    Path("a_detector").mkdir()
     code, _, [error] = command("a_detector", *arguments)
     assert code == 2
     assert error.endswith(".onnx: cannot be written: Read-only file system")
@@ -410,10 +411,9 @@ def test_a_folder_that_cannot_be_written_in_is_an_error_before_anything_is_read(
 )
 def test_unless_told_it_writes_here_under_a_name_that_tells_what_it_is(monkeypatch, tmp_path, detector, file):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["export", detector])
-    if detector.endswith("_3"):
-        (tmp_path / detector).mkdir(parents=True)
-    assert export.parse_arguments().output == Path(file)
+    (tmp_path / detector).parent.mkdir(parents=True)
+    (tmp_path / detector).mkdir() if detector.endswith("_3") else (tmp_path / detector).touch()
+    assert command_line.parse_arguments([detector]).output == Path(file)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_a_command_line_that_cannot_be_done_is_an_error(command, experiment, arg
 
 
 def test_what_is_not_installed_is_named_with_the_cure(command, experiment, monkeypatch):
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    monkeypatch.setattr(command_line, "find_spec", lambda name: None if name == "onnxruntime" else name)
     code, _, [error] = command(experiment)
     assert code == 2
     assert "--format onnx: onnxruntime not installed: pip install -e '.[export]'" in error

@@ -13,16 +13,17 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detection import predict as predict_module
+from detection import predict as predict_command
+from detection import prediction
 from detection.detector import BATCH_SIZE, Detector, load
-from detection.predict import _frames, main
+from detection.prediction import _frames
 
 
 @pytest.fixture
 def predict(finished_detector, tmp_path, monkeypatch, run_in_process):
     """`python -m detection.predict EXPERIMENT WORDS` in a folder of its own; its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
-    return partial(run_in_process, main, finished_detector)
+    return partial(run_in_process, predict_command, finished_detector)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_the_results_are_coco_s_and_say_which_image_is_which(predict, photos, tm
 
 
 def test_before_it_looks_it_says_which_weights_classes_and_threshold(predict, photos, finished_detector, monkeypatch):
-    monkeypatch.setattr(predict_module, "predict_images", lambda *_: [])
+    monkeypatch.setattr(prediction, "predict_images", lambda *_: [])
     loading, what = predict(photos, "--score", 0.25)[1].splitlines()
     assert loading == f"loading {finished_detector}/checkpoints/step_000000003.pt"
     assert what.startswith("step 3, on ")
@@ -121,7 +122,7 @@ def test_arguments_in_the_wrong_order_are_told_with_the_right_one(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiment_7").mkdir()  # without pictures, which would be looked for first
-    code, _, [error] = run_in_process(main, source, "experiment_7")
+    code, _, [error] = run_in_process(predict_command, source, "experiment_7")
     assert code == 2
     assert error.startswith(f"error: {source}: n")
     assert "name an experiment directory" in error
@@ -192,7 +193,7 @@ def test_originals_are_not_written_over(predict, photos):
 def test_a_file_of_someone_else_is_left_alone(predict, photos, monkeypatch, name):
     Image.new("RGB", (8, 8)).save(photos / name, format="JPEG")  # no JSON either
     before = {path: path.read_bytes() for path in photos.rglob("*.*")}
-    monkeypatch.setattr(predict_module, "load", None)  # it is not come to
+    monkeypatch.setattr(prediction, "load", None)  # it is not come to
     code, _, [error] = predict(photos / "b.png", "--output", photos, "--json")
     assert code == 2
     assert error == f"error: {photos / name}: not made by detection.predict; give another folder by --output"
@@ -210,7 +211,7 @@ def test_files_of_an_earlier_run_are_replaced(predict, photos, tmp_path):
 def test_the_next_images_are_read_while_a_batch_is_looked_at(predict, photos, tmp_path, monkeypatch):
     for number in range(BATCH_SIZE + 1):
         (tmp_path / f"{number:02}.jpg").write_bytes((photos / "a.jpg").read_bytes())
-    last_is_read, read, detect = Event(), predict_module._read, Detector.detect
+    last_is_read, read, detect = Event(), prediction._read, Detector.detect
 
     def told(job):
         if job.source.stem == f"{BATCH_SIZE:02}":
@@ -221,7 +222,7 @@ def test_the_next_images_are_read_while_a_batch_is_looked_at(predict, photos, tm
         assert last_is_read.wait(30)
         return detect(*arguments)
 
-    monkeypatch.setattr(predict_module, "_read", told)
+    monkeypatch.setattr(prediction, "_read", told)
     monkeypatch.setattr(Detector, "detect", waiting)
     assert f"{BATCH_SIZE + 1} images" in predict(*tmp_path.glob("*.jpg"))[1]
 
@@ -231,7 +232,7 @@ def test_a_class_that_cannot_be_written_on_a_picture_is_told_once(predict, photo
         detector = load(*arguments)
         return replace(detector, class_names=["猫\n", *detector.class_names[1:]])
 
-    monkeypatch.setattr(predict_module, "load", renamed)
+    monkeypatch.setattr(prediction, "load", renamed)
     code, out, _ = predict(photos)
     assert code == 0
     assert out.count("DejaVu Sans, lacks letters of these classes: 猫 \n") == 1

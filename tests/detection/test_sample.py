@@ -13,7 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from detection.sample import SHAPES, generate, main
+from detection import sample
+from detection.shapes import SHAPES, generate
 
 
 def contents(root):
@@ -93,20 +94,17 @@ def test_a_number_out_of_range_is_refused_and_nothing_is_drawn(tmp_path, field, 
     assert not (tmp_path / "set").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, monkeypatch, capsys):
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, run_in_process):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(sys, "argv", ["detection.sample", str(tmp_path / "file")])
-    with pytest.raises(SystemExit):
-        main()
+    code, _, [error] = run_in_process(sample, tmp_path / "file")
     path = tmp_path / "file/annotations/instances_train.json"
-    assert f"error: {path}: cannot be written: not a directory" in capsys.readouterr().err
+    assert (code, error) == (2, f"error: {path}: cannot be written: not a directory")
 
 
-def test_help_has_an_example(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["detection.sample", "--help"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "example: python -m detection.sample datasets/sample" in capsys.readouterr().out
+def test_help_has_an_example(run_in_process):
+    code, out, _ = run_in_process(sample, "--help")
+    assert code == 0
+    assert "example: python -m detection.sample datasets/sample" in out
 
 
 def test_shapes_need_some_pixels(tmp_path):

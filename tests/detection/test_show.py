@@ -10,13 +10,13 @@ from PIL import Image
 from pycocotools.mask import iou
 from torchvision.ops import box_convert
 
-from detection import show
+from detection import inspection, show
 from detection.anchor_fit import best_boxes
 from detection.annotations import read_coco
 from detection.dataset import CocoDetection, collate
 from detection.drawing.pictures import UNMATCHED, Panel, draw_panels
+from detection.inspection import Fit, find_levels, fit_objects, match_panel, truth_panel
 from detection.network.ssd import ModelConfig, build_ssd
-from detection.show import Fit, find_levels, fit_objects, main, match_panel, truth_panel
 from detection.task import DetectionConfig
 from detection.transforms import distort_colours, eval_transform
 from engine.config import load_config
@@ -31,7 +31,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def task(sample_root):
-    return show.build_task(load_config(QUICKSTART, [f"data.root={sample_root}"], DetectionConfig))
+    return inspection.build_task(load_config(QUICKSTART, [f"data.root={sample_root}"], DetectionConfig))
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def command(run_in_process, monkeypatch, tmp_path, sample_root):
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
 
     return lambda *words: run_in_process(
-        main, QUICKSTART, f"data.root={sample_root}", *words, "--output", tmp_path / "show"
+        show, QUICKSTART, f"data.root={sample_root}", *words, "--output", tmp_path / "show"
     )
 
 
@@ -49,7 +49,7 @@ def command(run_in_process, monkeypatch, tmp_path, sample_root):
 def panels(monkeypatch) -> list:
     """The panels that a command draws, by way of a list in place of a picture."""
     drawn = []
-    monkeypatch.setattr(show, "draw_panels", lambda path, panels, **_: drawn.extend(panels))
+    monkeypatch.setattr(inspection, "draw_panels", lambda path, panels, **_: drawn.extend(panels))
     return drawn
 
 
@@ -133,7 +133,7 @@ def test_crowds_are_dashed_and_say_so(content, folder):
 
 
 def test_boxes_follow_an_image_that_is_shown_smaller(content, folder, monkeypatch):
-    monkeypatch.setattr(show, "LARGEST_SIDE", 20)
+    monkeypatch.setattr(inspection, "LARGEST_SIDE", 20)
     (folder / "a.json").write_text(json.dumps(content))
     panel = truth_panel(read_coco(folder / "a.json", folder / "images"), 0)
     assert panel.image.shape == (15, 20, 3)
@@ -149,7 +149,7 @@ def match(task, *boxes_xyxy):
 
 def test_an_object_that_a_default_box_fits_is_shown_with_its_boxes(task):
     *boxes, item = match(task, [0.34, 0.34, 0.54, 0.54]).marks
-    assert item.colour == show.WHITE
+    assert item.colour == inspection.WHITE
     assert item.label == f"circle x{len(boxes)}"
     assert len(boxes) > 1  # a cell of the second level has its centre there
 
@@ -197,10 +197,10 @@ def test_overrides_may_follow_the_ids(command, panels, task):
 
 @pytest.mark.parametrize("what", show.SHOWS)
 def test_all_pictures_are_written(command, monkeypatch, tmp_path, what):
-    monkeypatch.setattr(show, "EPOCHS", 2)
+    monkeypatch.setattr(inspection, "EPOCHS", 2)
     code, out, _ = command("--what", what, "--images", 1)
     assert code == 0
-    assert sorted(path.name for path in (tmp_path / "show").iterdir()) == sorted(show.SHOWS[what][2])
+    assert sorted(path.name for path in (tmp_path / "show").iterdir()) == sorted(inspection.DRAWN[what][1])
     for path in (tmp_path / "show").iterdir():
         assert str(path) in out
         with Image.open(path) as image:

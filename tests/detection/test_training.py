@@ -13,7 +13,7 @@ import torch
 
 from detection.annotations import describe, read_coco, read_split
 from detection.network.ssd import build_ssd
-from detection.sample import generate
+from detection.shapes import generate
 from detection.task import DetectionConfig, DetectionTask
 from detection.training import announce, build_task
 from engine.checkpoint import load_checkpoint

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from diffusion.model import SwinUNet
-from diffusion.training import COMMAND
-from runs import train
+from diffusion.training import main, parse_arguments
 
 CONFIG = """
 data: {{root: {root}, format: {format}, workers: 0}}
@@ -36,7 +35,7 @@ def run_training() -> Callable[..., None]:
     def run(*words: object) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["diffusion.training", *map(str, words)])
-            train(COMMAND, torch.device("cpu"))
+            main(parse_arguments(sys.argv[1:]), torch.device("cpu"))
 
     return run
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from diffusion.generator import load_generator
-from diffusion.sample import main
+from diffusion.sample import main, parse_arguments
 from engine.checkpoint import list_checkpoints, load_checkpoint
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ def sample(monkeypatch):
 
     def run(*words: object) -> None:
         monkeypatch.setattr(sys, "argv", ["diffusion.sample", *map(str, words)])
-        main(CPU)
+        main(parse_arguments(sys.argv[1:]), CPU)
 
     return run
 

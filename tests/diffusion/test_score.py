@@ -9,8 +9,9 @@ from classification.classifier import load_classifier
 from classification.data import read_split
 from classification.task import ClassificationConfig, ClassificationTask
 from data import DatasetError
-from diffusion import score
-from diffusion.score import by_class, frechet_distance, inception_distance, kernel_distance, main
+from diffusion import quality
+from diffusion import score as command
+from diffusion.quality import by_class, frechet_distance, inception_distance, kernel_distance
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
 
@@ -37,7 +38,7 @@ def classifier(mnist_root, tmp_path_factory):
 
 def run(monkeypatch, *words: object) -> None:
     monkeypatch.setattr(sys, "argv", ["diffusion.score", *map(str, words)])
-    main(torch.device("cpu"))
+    command.main(command.parse_arguments(sys.argv[1:]), torch.device("cpu"))
 
 
 def test_samples_are_scored_beside_real_images(experiment, classifier, monkeypatch, capsys):
@@ -60,9 +61,9 @@ def test_samples_are_scored_beside_real_images(experiment, classifier, monkeypat
 
 def test_the_agreement_is_that_of_the_guesses_with_what_was_asked_for(experiment, classifier, monkeypatch):
     def knows(classifier, images, batch_size, device):
-        return score.Seen(torch.randn(len(images), 4), np.array([0, 1, 2, 9, 9, 5, 6, 7, 8, 9] * 3)[: len(images)])
+        return quality.Seen(torch.randn(len(images), 4), np.array([0, 1, 2, 9, 9, 5, 6, 7, 8, 9] * 3)[: len(images)])
 
-    monkeypatch.setattr(score, "look", knows)
+    monkeypatch.setattr(quality, "look", knows)
     run(monkeypatch, experiment, "--classifier", classifier, "--samples", 20, "--steps", 1)
     record = json.loads((experiment / "score.json").read_text())
     assert record["scores"]["agreement"] == 0.8
@@ -80,7 +81,7 @@ def test_one_sample_is_refused(experiment, classifier, monkeypatch, capsys):
 def test_features_are_what_the_last_layer_is_given(classifier):
     judge = load_classifier(str(classifier))
     images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
-    seen = score.look(judge, images, 2, torch.device("cpu"))
+    seen = quality.look(judge, images, 2, torch.device("cpu"))
     with torch.inference_mode():
         logits = judge.model.head(seen.features)
     assert seen.features.shape == (3, 256)
@@ -148,7 +149,7 @@ def inception(monkeypatch, tmp_path):
         weights = network.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()
     torch.save(weights, tmp_path / "inception.pth")
     monkeypatch.setattr(network, "load_state_dict_from_url", pytest.fail)
-    monkeypatch.setattr(score, "INCEPTION", tmp_path / "inception.pth")
+    monkeypatch.setattr(quality, "INCEPTION", tmp_path / "inception.pth")
 
 
 def test_fid_is_taken_of_grey_images_where_the_weights_are_there(inception, monkeypatch):

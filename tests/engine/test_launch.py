@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from engine.distributed import LastWord, leave_word
+from engine.ranks import LastWord, leave_word
 
 def leave(code):
     leave_word(LastWord(code, "error: the file x is bad" if code == 2 else ""))

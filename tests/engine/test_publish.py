@@ -4,16 +4,18 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+import engine.model_card
 import engine.publish
 from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from engine.config import read_overridden
-from engine.publish import class_table, intervals, limits, main
+from engine.model_card import class_table, intervals, limits
 from engine.statistics.bootstrap import image_weights, interval, resampled_scores
 from engine.statistics.image_statistics import Matches, load_statistics
 from engine.storage.release import load_release
@@ -23,7 +25,7 @@ from engine.storage.release import load_release
 def publish(tmp_path, monkeypatch, run_in_process):
     """`python -m engine.publish WORDS` in a folder of its own; its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
-    return partial(run_in_process, main)
+    return partial(run_in_process, engine.publish)
 
 
 @pytest.fixture
@@ -232,10 +234,10 @@ def test_after_a_kill_on_the_way_it_can_be_called_again(publish, experiment, tmp
 
     with monkeypatch.context() as patch:
         for name in ("write_text", "save_release"):
-            patch.setattr(f"engine.publish.{name}", partial(or_killed, getattr(engine.publish, name)))
+            patch.setattr(f"engine.model_card.{name}", partial(or_killed, getattr(engine.model_card, name)))
         patch.setattr("sys.argv", ["engine.publish", str(experiment), "--output", "a", "--license", "mit"])
         with pytest.raises(KeyboardInterrupt):
-            main(torch.device("cpu"))
+            engine.publish.main(engine.publish.parse_arguments(sys.argv[1:]), None)
     assert publish(experiment, "--output", "a", "--license", "cc-by-4.0")[0] == 0
     assert "license: cc-by-4.0" in (tmp_path / "a/README.md").read_text()
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "a", check=True)

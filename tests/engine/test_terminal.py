@@ -75,7 +75,7 @@ def test_an_error_reaches_the_terminal_without_escape_codes(run_in_process, caps
 
 def test_classes_of_a_data_set_are_harmless_in_what_commands_print(tmp_path, run_in_process):
     from detection.data import main
-    from detection.sample import generate
+    from detection.shapes import generate
 
     root = generate(tmp_path / "sample", num_train=2, num_val=1, image_size=64)
     for half, name in (("train", EVIL), ("val", "dog")):

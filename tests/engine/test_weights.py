@@ -1,4 +1,4 @@
-"""engine/weights.py: a registry that makes nothing up, what a config names, what a file holds, and the command."""
+"""engine/registry.py: it makes nothing up, what a config names, what a file holds; and the command."""
 
 import functools
 import pickle
@@ -13,20 +13,20 @@ import torchvision.models
 from torch import nn
 
 from detection.network.backbones import TRUNKS
-from engine import weights as module
+from engine import registry as module
+from engine import weights
 from engine.checkpoint import save_checkpoint
-from engine.storage.release import save_release
-from engine.weights import (
+from engine.registry import (
     describe,
     entry_named,
     find_weights,
     identified,
-    main,
     read_registry,
     read_weights,
     read_weights_with_note,
     without_prefix,
 )
+from engine.storage.release import save_release
 from model import SWIN_VARIANTS, SwinTransformer
 
 ONE, TWO = {"x": torch.ones(2)}, {"x": torch.full((2,), 2.0)}
@@ -391,7 +391,7 @@ def test_where_there_is_no_digest_the_name_alone_is_recognised(here):
 @pytest.fixture
 def command(here, run_in_process):
     """Runs `python -m engine.weights ...`; returns its exit code, what it printed and its errors."""
-    return functools.partial(run_in_process, main)
+    return functools.partial(run_in_process, weights)
 
 
 @pytest.fixture

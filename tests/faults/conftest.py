@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.sample import generate
+from detection.shapes import generate
 
 ROOT = Path(__file__).parent.parent.parent
 LIMIT_SECONDS = 120  # for what takes a few on a quiet machine

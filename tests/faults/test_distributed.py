@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.sample import generate
+from detection.shapes import generate
 
 # Ranks that meet again and again, and wait for each other no longer than some seconds.
 MEET = """
@@ -29,6 +29,13 @@ def main(device):
 
 distributed.TIMEOUT = timedelta(seconds=3)
 run_command(main)
+"""
+
+
+LAUNCH = """
+from engine.launch import main, parse_arguments, start
+
+start(parse_arguments, main, on_device=False)
 """
 
 
@@ -75,7 +82,7 @@ def test_a_port_in_use_is_named_in_one_line(start, tmp_path):
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        script = write(tmp_path / "launch.py", "from engine.launch import main; main()")
+        script = write(tmp_path / "launch.py", LAUNCH)
         job = start(script, f"--master_port={port}", "--nproc_per_node=2", write(tmp_path / "meet.py", MEET), 3)
         assert job.end() == 2
     [line] = job.text.splitlines()
@@ -87,9 +94,9 @@ def test_a_loader_process_that_freezes_ends_the_run(start, config_path, tmp_path
     script = write(
         tmp_path / "train.py",
         "import data, detection.training\n"
-        "from engine.command import run_command\n"
+        "from engine.start import start\n"
         "data.LOADER_TIMEOUT_SECONDS, data.LOADER_GRACE_SECONDS = 2, 2\n"
-        "run_command(detection.training.main)\n",
+        "start(detection.training.parse_arguments, detection.training.main)\n",
     )
     job = start(script, config_path, "--experiment", tmp_path, "data.workers=1", "train.epochs=500")
     job.wait_for("first step")

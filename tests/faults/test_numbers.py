@@ -18,7 +18,7 @@ import detection.training
 import runs
 from detection.task import DetectionTask
 from engine import distributed
-from engine.command import run_command
+from engine.start import start
 
 fault, losses, fit = sys.argv.pop(1), DetectionTask.losses, runs.fit
 calls = 0
@@ -41,7 +41,7 @@ def fit_and_tell(task, *arguments):
 if fault != "none":
     DetectionTask.losses = faulty
 runs.fit = fit_and_tell
-run_command(detection.training.main)
+start(detection.training.parse_arguments, detection.training.main)
 """
 
 

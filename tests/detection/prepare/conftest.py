@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.sample import generate
+from detection.shapes import generate
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ import pytest
 
 from data import DatasetError
 from detection.annotations import read_coco
+from detection.data import parse_arguments
 from detection.prepare import fetch as module
 from detection.prepare.fetch import Archive, fetch
-from detection.sample import SHAPES
+from detection.shapes import SHAPES
 from engine.storage.download import DownloadError
 
 NAMES = {"train": "train2017.zip", "val": "val2017.zip"}
@@ -296,7 +297,7 @@ def test_a_list_of_other_images_than_cocos_is_an_error_before_anything_comes(fet
     path = fetched / JSONS[1]
     path.write_text(path.read_text().replace("000000000002.jpg", name))
     with pytest.raises(ValueError, match=r"instances_val2017\.json: .*(neither there nor an image of|2 images of)"):
-        module.main(["coco2017", str(fetched)])
+        module.main(parse_arguments(["fetch", "coco2017", str(fetched)]))
     assert not server.asked
 
 

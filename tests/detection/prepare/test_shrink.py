@@ -15,7 +15,7 @@ from detection.annotations import ImageFile, read_coco, shrunk_size
 from detection.dataset import CocoDetection, read_image
 from detection.prepare.images import find_defects
 from detection.prepare.shrink import shrink, shrink_image
-from detection.sample import generate
+from detection.shapes import generate
 from detection.transforms import eval_transform
 
 TRAIN, IMAGES = "annotations/instances_train.json", "images/train"

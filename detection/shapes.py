@@ -1,0 +1,360 @@
+"""A small detection data set in COCO's format, drawn by code: no download, all of the format from day one.
+
+Six kinds of shapes in any colour, turned and stretched, lie with soft shadows on textured, noisy grounds among stray
+lines. They hide each other and run over the edge; some images are empty, some hold a crowd (a heap of small shapes
+under one box, `iscrowd` 1); category ids and image ids have gaps. As in COCO, box, area and segmentation are of what
+is *visible*: outlines (polygons) where all of an object is, run lengths (RLE) where part is hidden, and for crowds.
+At least half of every object is visible.
+
+The `easy` style, which the demo uses, has three classes, at most three large shapes in an image, and no crowds.
+
+Each image depends on the seed, its split and its position only, so a larger set begins with the images of a smaller
+one; equal versions of NumPy and Pillow give equal bytes.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageColor, ImageDraw, ImageFilter
+from tqdm import tqdm
+
+FINE = 4  # outlines are filled on a canvas this much finer: smooth edges, boxes to a quarter of a pixel
+MIN_VISIBLE = 0.5  # of an object's area, once everything is drawn
+DESCRIPTION = "Drawn shapes, made by detection/sample.py"
+VERSION = "1"  # raise it whenever other pixels or boxes come out
+
+Outline = np.ndarray  # (n, 2) float x and y of a polygon's corners
+
+
+# ---- the classes ---------------------------------------------------------------------------------
+
+
+def _polygon(*radii: float, corners: int) -> Outline:
+    """Corners on circles about the origin, one radius after the other."""
+    angles = np.arange(corners) * (2 * np.pi / corners)
+    radius = np.resize(radii, corners)
+    return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+
+
+def _ring(hole: float) -> Outline:
+    """A circle, then the hole's circle the other way round: one outline with a seam."""
+    circle = _polygon(1.0, corners=49)[[*range(49), 0]]
+    return np.concatenate([circle, hole * circle[::-1]])
+
+
+def _cross(half_width: float) -> Outline:
+    w = half_width
+    arm = np.array([[w, w], [w, 1.0], [-w, 1.0]])
+    quarter_turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    return np.concatenate([arm @ np.linalg.matrix_power(quarter_turn, k) for k in range(4)])
+
+
+class Shape(NamedTuple):
+    category_id: int
+    outline: Outline  # within the unit circle, about
+    diameters: tuple[float, float]  # smallest and largest, as fractions of the image's side
+
+
+SHAPES = {
+    "circle": Shape(1, _polygon(1.0, corners=48), (0.14, 0.42)),
+    "square": Shape(2, _polygon(1.0, corners=4), (0.16, 0.50)),
+    "triangle": Shape(4, _polygon(1.0, corners=3), (0.18, 0.55)),
+    "star": Shape(7, _polygon(1.0, 0.45, corners=10), (0.18, 0.60)),
+    "ring": Shape(11, _ring(hole=0.55), (0.16, 0.50)),
+    "cross": Shape(18, _cross(half_width=0.3), (0.16, 0.50)),
+}
+
+
+class Style(NamedTuple):
+    """What the images of a set show."""
+
+    shapes: dict[str, Shape]
+    most_objects: int  # in an image
+    small: float  # share of objects that are drawn small, 8 to 13% of the image's side
+    empty: float  # share of images without objects
+    crowds: float  # share of images with a crowd
+
+
+STYLES = {
+    "full": Style(SHAPES, most_objects=5, small=0.12, empty=0.04, crowds=0.06),
+    # For the demo: a small detector learns it in two minutes on one core.
+    "easy": Style(
+        {name: SHAPES[name]._replace(diameters=(0.35, 0.65)) for name in ("circle", "square", "triangle")},
+        most_objects=3, small=0.0, empty=0.04, crowds=0.0,
+    ),
+}  # fmt: skip
+
+
+# ---- one image -----------------------------------------------------------------------------------
+
+
+class Thing(NamedTuple):
+    """An object, or a crowd of several: what is drawn and annotated as one."""
+
+    category_id: int
+    outlines: list[Outline]  # pixels
+    is_crowd: bool
+
+
+def _place(shape: Shape, diameter: float, centre: np.ndarray, rng: Generator) -> Outline:
+    """The shape's outline at a place (all in pixels), stretched along a random axis and turned at random."""
+    stretch = np.exp(rng.uniform(-0.18, 0.18))
+    angle = rng.uniform(0, 2 * np.pi)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return shape.outline * [stretch, 1 / stretch] @ turn * (diameter / 2) + centre
+
+
+def _object(style: Style, side: int, rng: Generator) -> Thing:
+    shape = list(style.shapes.values())[rng.integers(len(style.shapes))]
+    low, high = np.log(shape.diameters)
+    diameter = side * np.exp(rng.uniform(low, high))
+    if rng.random() < style.small:
+        diameter = side * rng.uniform(0.08, 0.13)
+    return Thing(shape.category_id, [_place(shape, diameter, rng.uniform(0.06, 0.94, 2) * side, rng)], False)
+
+
+def _crowd(style: Style, side: int, rng: Generator) -> Thing:
+    """A heap of eight to fourteen small shapes of one class."""
+    shape = list(style.shapes.values())[rng.integers(len(style.shapes))]
+    middle = rng.uniform(0.25, 0.75, 2) * side
+    spread = rng.uniform(0.06, 0.1, 2) * side
+    return Thing(
+        shape.category_id,
+        [
+            _place(shape, side * rng.uniform(0.07, 0.11), rng.normal(middle, spread), rng)
+            for _ in range(rng.integers(8, 15))
+        ],
+        True,
+    )
+
+
+def _fill(outlines: list[Outline], side: int) -> np.ndarray:
+    """Which pixels of the fine canvas the outlines cover, (FINE * side, FINE * side) bool."""
+    canvas = Image.new("1", (side * FINE, side * FINE))
+    for outline in outlines:
+        # Pillow counts from the middle of the first pixel, COCO from its corner.
+        ImageDraw.Draw(canvas).polygon((outline * FINE - 0.5).ravel().tolist(), fill=1)
+    return np.asarray(canvas)
+
+
+def _full_area(outlines: list[Outline]) -> float:
+    """Area in pixels by the shoelace formula, overlaps counted again."""
+    return sum(abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2 for x, y in (o.T for o in outlines))
+
+
+def _arrange(style: Style, side: int, rng: Generator) -> tuple[list[Thing], np.ndarray]:
+    """Choose what an image shows.
+
+    Returns the things, back to front, and the map of which one is visible in each pixel of the fine canvas
+    (its position + 1; 0 is the ground)."""
+    kind = rng.random()
+    if kind < style.empty:
+        wanted = []
+    elif kind < style.empty + style.crowds:
+        wanted = [_crowd] + [_object] * int(rng.integers(1, 4))
+    else:
+        wanted = [_object] * int(rng.integers(1, style.most_objects + 1))
+
+    things: list[Thing] = []
+    visible = np.zeros((side * FINE, side * FINE), np.uint8)
+    for make in wanted:
+        for _ in range(20):  # a full image may have no room for one more
+            thing = make(style, side, rng)
+            candidate = np.where(_fill(thing.outlines, side), len(things) + 1, visible).astype(np.uint8)
+            areas = np.bincount(candidate.ravel(), minlength=len(things) + 2)[1:] / FINE**2
+            full = [_full_area(t.outlines) for t in [*things, thing]]
+            if np.all(areas >= MIN_VISIBLE * np.array(full)):
+                things.append(thing)
+                visible = candidate
+                break
+    return things, visible
+
+
+def _smooth_noise(cells: int, side: int, rng: Generator) -> np.ndarray:
+    """Random values on a coarse grid, interpolated: (side, side) float between about -1 and 1."""
+    grid = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
+    return np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
+    """(3,) float RGB, 0 to 255; hue is a fraction of the circle."""
+    return np.array(ImageColor.getrgb(f"hsv({hue % 1 * 360:.3f},{saturation:.3%},{value:.3%})"), float)
+
+
+def _ramp(side: int, rng: Generator) -> np.ndarray:
+    """(side, side) float: distance along a random direction, -0.5 to 0.5 about."""
+    y, x = np.mgrid[:side, :side] / side - 0.5
+    angle = rng.uniform(0, 2 * np.pi)
+    return x * np.cos(angle) + y * np.sin(angle)
+
+
+def _ground(side: int, rng: Generator) -> np.ndarray:
+    """A background without objects: two pale tints in clouds, a weave or a grain, and stray lines.
+
+    Returns (side, side, 3) float RGB."""
+    hue, value = rng.random(), rng.uniform(0.25, 0.8)
+    tints = [_hsv(hue + rng.normal(0, 0.08), rng.uniform(0.08, 0.35), v) for v in (value, value + 0.15)]
+    clouds = (_smooth_noise(int(rng.integers(3, 7)), side, rng) + 1) / 2
+    image = tints[0] + clouds[..., None] * (tints[1] - tints[0])
+
+    waves = [np.sin(2 * np.pi * rng.uniform(6, 16) * _ramp(side, rng)) for _ in range(2)]
+    texture = [
+        lambda: waves[0],  # stripes
+        lambda: waves[0] * waves[1],  # weave
+        lambda: np.sign(waves[0] * waves[1]),  # tiles
+        lambda: _smooth_noise(side // 4, side, rng),  # grain
+    ][rng.integers(4)]()
+    image = image + texture[..., None] * rng.uniform(3, 12)
+
+    lines = Image.fromarray(image.clip(0, 255).astype(np.uint8))
+    for _ in range(rng.integers(0, 4)):
+        ends = rng.uniform(-0.1, 1.1, 4) * side
+        colour = _hsv(rng.random(), rng.uniform(0.2, 0.7), rng.uniform(0.2, 0.9))
+        width = max(1, round(side * rng.uniform(0.006, 0.025)))
+        ImageDraw.Draw(lines).line(ends.tolist(), fill=tuple(colour.astype(int).tolist()), width=width)
+    return np.asarray(lines.filter(ImageFilter.GaussianBlur(side * 0.004)), float)
+
+
+def _paint(things: list[Thing], side: int, rng: Generator) -> Image.Image:
+    """Draw the things, back to front, over a ground."""
+    image = _ground(side, rng)
+    light = rng.normal(0, 0.025, 2) * side  # every shadow of an image falls the same way
+    darkness = rng.uniform(0.25, 0.55)
+    for thing in things:
+        hue = rng.random()
+        for outline in thing.outlines:
+            colour = _hsv(hue + rng.normal(0, 0.03), rng.uniform(0.45, 1.0), rng.uniform(0.45, 1.0))
+            cover = Image.fromarray(_fill([outline], side).astype(np.uint8) * 255).reduce(FINE)
+            shadow = Image.fromarray(_fill([outline + light], side).astype(np.uint8) * 255).reduce(FINE)
+            shadow = np.asarray(shadow.filter(ImageFilter.GaussianBlur(side * 0.02)), float) / 255
+            image *= 1 - darkness * shadow[..., None]
+            shading = 1 + rng.uniform(0.2, 0.8) * _ramp(side, rng)
+            shading += 0.08 * _smooth_noise(side // 6, side, rng)
+            alpha = np.asarray(cover, float)[..., None] / 255
+            image += alpha * (colour * shading[..., None] - image)
+    image += rng.normal(0, rng.uniform(3, 12), image.shape)
+    return Image.fromarray(image.clip(0, 255).round().astype(np.uint8))
+
+
+# ---- COCO's records ------------------------------------------------------------------------------
+
+
+def _rle(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run lengths of a (height, width) bool mask: column by column, zeros first."""
+    pixels = np.concatenate([[False], mask.ravel(order="F")])  # the first run may then be of length 0
+    starts = np.flatnonzero(np.diff(pixels))
+    return {"counts": np.diff([0, *starts, mask.size]).tolist(), "size": list(mask.shape)}
+
+
+def _annotate(thing: Thing, visible: np.ndarray) -> dict:
+    """The visible part of a thing as a COCO annotation, without its ids.
+
+    visible: (FINE * side, FINE * side) bool."""
+    side = len(visible) // FINE
+    rows, columns = (np.flatnonzero(visible.any(axis=axis)) for axis in (1, 0))
+    x, y = columns[0] / FINE, rows[0] / FINE
+    width, height = (columns[-1] + 1) / FINE - x, (rows[-1] + 1) / FINE - y
+    hidden = np.any(_fill(thing.outlines, side) != visible)
+    cut_off = any(outline.min() < 0 or outline.max() > side for outline in thing.outlines)
+    if thing.is_crowd or hidden or cut_off:
+        coverage = visible.reshape(side, FINE, side, FINE).mean(axis=(1, 3))
+        segmentation = _rle(coverage >= 0.5)
+    else:
+        segmentation = [outline.round(2).ravel().tolist() for outline in thing.outlines]
+    return {
+        "category_id": thing.category_id,
+        "bbox": [float(x), float(y), float(width), float(height)],
+        "area": float(visible.sum() / FINE**2),
+        "iscrowd": int(thing.is_crowd),
+        "segmentation": segmentation,
+    }
+
+
+def _paths(root: Path, split: str) -> tuple[Path, Path]:
+    """The folder of images and the annotation file of a split."""
+    return root / "images" / split, root / "annotations" / f"instances_{split}.json"
+
+
+def _is_finished(root: Path, split: str, info: dict) -> bool:
+    """Whether the split described by `info` lies there whole.
+
+    Raises FileExistsError if another data set does, which must not be overwritten."""
+    images_dir, annotations_path = _paths(root, split)
+    if not annotations_path.exists():
+        return False
+    try:
+        found = json.loads(annotations_path.read_text())
+        ours = found["info"]["description"] == DESCRIPTION
+    except (ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise FileExistsError(f"{annotations_path}: not made by detection.sample; choose another folder")
+    file_names = {record["file_name"] for record in found["images"]}
+    return found["info"] == info and images_dir.is_dir() and file_names <= set(os.listdir(images_dir))
+
+
+def generate(
+    root: str | Path,
+    seed: int = 0,
+    num_train: int = 600,
+    num_val: int = 150,
+    image_size: int = 128,
+    style: str = "full",
+) -> Path:
+    """Draw the sample set into root/images/{train,val} and root/annotations/instances_{train,val}.json.
+
+    image_size: side of the square images in pixels, 32 or more. style: a key of STYLES. Does nothing where the same
+    set is already finished: the annotations are written last, so a set that was interrupted is drawn again.
+    Returns the root. Raises ValueError for a number out of range, FileExistsError if other annotations are there; then
+    nothing is drawn."""
+    for name, number, least in (("seed", seed, 0), ("num_train", num_train, 1), ("num_val", num_val, 1)):
+        if number < least:
+            raise ValueError(f"{name} {number}: expected {least} or more")
+    if image_size < 32:
+        raise ValueError(f"image_size {image_size}: expected 32 or more pixels, smaller shapes cannot be told apart")
+    root = Path(root)
+    recipe = {"description": DESCRIPTION, "version": VERSION, "seed": seed, "image_size": image_size}
+    if style != "full":
+        recipe["style"] = style
+    infos = {"train": recipe | {"num_images": num_train}, "val": recipe | {"num_images": num_val}}
+    for split in [split for split, info in infos.items() if not _is_finished(root, split, info)]:
+        _draw_split(root, split, infos[split])
+    return root
+
+
+def _draw_split(root: Path, split: str, info: dict) -> None:
+    images_dir, annotations_path = _paths(root, split)
+    annotations_path.unlink(missing_ok=True)  # of another version or seed: no longer true from here on
+    images_dir.mkdir(parents=True, exist_ok=True)
+    annotations_path.parent.mkdir(parents=True, exist_ok=True)
+
+    side, split_number, style = info["image_size"], ("train", "val").index(split), STYLES[info.get("style", "full")]
+    images, annotations = [], []
+    bar = {"desc": f"drawing {split} images", "unit": "image", "leave": False, "disable": None}  # not into a file
+    for index in tqdm(range(info["num_images"]), **bar):
+        rng = np.random.default_rng((info["seed"], split_number, index))
+        image_id = 3 * index + 1 + split_number  # gaps, and no id in both splits
+        file_name = f"{image_id:06d}.jpg"
+        things, visible = _arrange(style, side, rng)
+        _paint(things, side, rng).save(images_dir / file_name, quality=92)
+        images.append({"id": image_id, "file_name": file_name, "width": side, "height": side, "license": 1})
+        for number, thing in enumerate(things, start=1):
+            ids = {"id": len(annotations) + 1, "image_id": image_id}
+            annotations.append(ids | _annotate(thing, visible == number))
+
+    content = {
+        "info": info,
+        "licenses": [{"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}],
+        "images": images,
+        "annotations": annotations,
+        "categories": [
+            {"id": shape.category_id, "name": name, "supercategory": "shape"} for name, shape in style.shapes.items()
+        ],
+    }
+    unfinished = annotations_path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content))
+    os.replace(unfinished, annotations_path)

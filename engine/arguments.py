@@ -1,0 +1,77 @@
+"""Parts of command lines that several commands share. Imports only what loads quickly, see engine/start.py."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.storage.strict_yaml import ConfigError, did_you_mean, missing_file, nearest
+
+
+def positive(text: str) -> int:
+    """A number from 1 up on a command line, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 up")
+    return int(text)
+
+
+DETECTORS = "an experiment directory, a checkpoint in one, released weights, or a published folder"
+
+
+def check_config(path: str | Path) -> None:
+    """Raise ConfigError, which suggests the nearest name, if there is no such file."""
+    if not Path(path).exists():
+        raise missing_file(Path(path))
+
+
+def check_experiment(path: Path, wanted: str = "an experiment directory, experiments/experiment_N") -> None:
+    """Raise ConfigError, which suggests the nearest name, if there is no such folder or file."""
+    if not path.exists():
+        near = nearest(path.name, [each.name for each in path.parent.glob("*")] if path.name else [])
+        cure = did_you_mean(path.with_name(name) for name in near)
+        raise ConfigError(f"{path}: no such folder or file{cure or f'; name {wanted}'}")
+
+
+def parse_training(module: str, description: str, example: str, words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line of a training command; `config` is None when an experiment is resumed with its own.
+
+    module: that is started, such as "detection.training". example: CONFIG and overrides, for --help."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=f"{description} Each run becomes experiments/experiment_N.",
+        epilog=f"example: python -m {module} {example}\n"
+        f"several GPUs: python -m engine.launch --standalone --nproc_per_node=4 -m {module} CONFIG ...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="?", help="YAML file, see configs/; with --resume the experiment's own")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config")
+    parser.add_argument("--resume", type=Path, metavar="EXPERIMENT", help="go on after its newest checkpoint")
+    parser.add_argument(
+        "--experiment", type=Path, metavar="DIRECTORY",
+        help="an existing directory to train in, instead of the next free number; goes on if it has a checkpoint",
+    )  # fmt: skip
+    parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="take two steps, tell seconds and memory, and make no experiment"
+    )
+    arguments = parser.parse_intermixed_args(words)
+    arguments.module = module
+    if arguments.config and "=" in arguments.config:  # with --resume, overrides may come without a config
+        arguments.overrides.insert(0, arguments.config)
+        arguments.config = None
+    if arguments.config and Path(arguments.config).is_dir():
+        parser.error(f"{arguments.config} is a folder; name a CONFIG, or go on with an experiment: --resume FOLDER")
+    if arguments.experiment and arguments.resume:
+        parser.error("--experiment goes on by itself where it can; leave out --resume")
+    if arguments.experiment and not arguments.experiment.is_dir():
+        parser.error(f"--experiment {arguments.experiment}: no such directory")
+    if not arguments.config and not arguments.resume:
+        parser.error("name a CONFIG, or an experiment to --resume")
+    if arguments.dry_run and (arguments.resume or arguments.experiment):
+        parser.error("--dry-run begins from a CONFIG and makes no experiment; leave out --resume and --experiment")
+    if arguments.resume:
+        check_experiment(arguments.resume)
+    # A requeued job reads its experiment's own config; what is wrong with an --experiment's goes to its log, too.
+    if arguments.config and not arguments.experiment and not os.environ.get("SLURM_RESTART_COUNT"):
+        check_config(arguments.config)
+    return arguments

@@ -1,0 +1,64 @@
+"""The start of every command: read the command line, fit the threads to the machine, then import what takes seconds.
+
+A command module has `parse_arguments(words)` and `main(arguments, device)`, and ends with
+
+    if __name__ == "__main__":
+        start(parse_arguments, main)
+
+At its top it imports only modules that load quickly; `main` imports torch and the modules that do the work. So `--help`
+and every mistake on the command line are answered at once.
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from engine.command import BAD_INPUT, RANK_0_FIRST_SECONDS, repair_streams, run_command
+from engine.compute.threads import fit_threads
+from engine.ranks import is_first
+from engine.signals import interrupts_silent
+
+if TYPE_CHECKING:
+    import torch
+
+Parse = Callable[[Sequence[str]], argparse.Namespace]
+
+
+def start(
+    parse_arguments: Parse,
+    main: Callable[[argparse.Namespace, "torch.device | None"], None],
+    on_device: bool = True,
+    words: Sequence[str] | None = None,
+) -> None:
+    """Run a command; leave with its exit code if that is not 0, see engine/command.py.
+
+    on_device: whether the command computes with torch, alone or as one of several ranks; if not, torch is not imported,
+    and `main` gets None for the device. words: the command line without the program; None takes it from sys.argv."""
+    with interrupts_silent():
+        repair_streams()
+        arguments = read_arguments(parse_arguments, sys.argv[1:] if words is None else words)
+        fit_threads()
+        if on_device:
+            import torch  # noqa: F401  (here, because Ctrl-C must be silent in the seconds that it takes)
+    run_command(functools.partial(main, arguments), on_device)
+
+
+def read_arguments(parse_arguments: Parse, words: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed command line, or leave with exit code 2 and one line; of several ranks only rank 0 prints."""
+    if is_first():
+        try:
+            return parse_arguments(words)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(BAD_INPUT)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            return parse_arguments(words)
+    except (SystemExit, ValueError, OSError) as error:
+        time.sleep(RANK_0_FIRST_SECONDS)
+        sys.exit(error.code if isinstance(error, SystemExit) else BAD_INPUT)

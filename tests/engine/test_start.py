@@ -1,0 +1,142 @@
+"""engine/start.py: commands answer before anything heavy is imported, and say what is wrong once."""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_clf_imagenet
+from classification.task import GUESSES
+from detection import export
+from detection.formats import FORMATS
+from diffusion import sample
+from diffusion.schedule import SAMPLERS
+from engine.ranks import is_first
+from engine.start import read_arguments
+
+ROOT = Path(__file__).parent.parent.parent
+HEAVY = {"torch", "torchvision", "numpy", "pydantic", "matplotlib", "PIL", "safetensors"}
+COMMANDS = {  # module: words of which something is wrong, and what the answer names
+    "detection.training": (["configs/bcd.yaml"], "configs/bccd.yaml"),
+    "detection.test": (["experiments/experimnt_1"], "experiments/experiment_1"),
+    "detection.predict": (["nowhere.pt", "photo.jpg"], "nowhere.pt"),
+    "detection.show": (["configs/bccd.yaml", "--what", "nothing"], "anchors"),
+    "detection.export": (["nowhere", "--format", "onx"], "onnx"),
+    "detection.data": (["shrnk"], "shrink"),
+    "detection.sample": (["folder", "--seed", "x"], "--seed"),
+    "ablation.grid": (["status", "configs/grid_cco.yaml"], "configs/grid_coco.yaml"),
+    "ablation.compare": (["experiments/experiment_1", "--columns", "gflop"], "gflops"),
+    "engine.doctor": (["--nope"], "--nope"),
+    "engine.launch": (["--standalone", "-m", "detection.trainig"], "detection.training"),
+    "engine.weights": (["fech"], "fetch"),
+    "engine.publish": (["experiments/experiment_1", "--license", "mitt"], "mit"),
+    "train_clf_imagenet": (["--resume", "experiments/experimnt_1"], "experiments/experiment_1"),
+    "diffusion.training": (["--nope", "x.yaml"], "--nope"),
+    "diffusion.sample": (["experiments/experiment_1", "--sampler", "ddmi"], "ddim"),
+    "diffusion.score": (["experiments/experiment_1"], "--classifier"),
+}
+ACTIONS = [["train_clf_imagenet", "evaluate"], ["train_clf_imagenet", "predict"], ["detection.data", "check"],
+           ["ablation.grid", "run"], ["engine.weights", "fetch"]]  # fmt: skip
+
+# Runs a command as `python -m` does, and tells which modules it has imported by its end.
+PROGRAM = """
+import json, runpy, sys
+
+sys.path.insert(0, "")
+module, *sys.argv[1:] = sys.argv[1:]
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+finally:
+    print(json.dumps(sorted(sys.modules)), file=sys.__stdout__)
+"""
+
+
+def answer(module: str, *words: str) -> subprocess.CompletedProcess:
+    """What a command answers; asserts that nothing heavy was imported for it."""
+    command = [sys.executable, "-c", PROGRAM, module, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    modules = {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+    assert not HEAVY & modules
+    return done
+
+
+def test_every_command_of_the_readme_is_tested_here():
+    text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    named = {name for name in COMMANDS if f"-m {name}" in text or f"python {name}.py" in text}
+    assert named == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("words", [*([module] for module in COMMANDS), *ACTIONS], ids=" ".join)
+def test_help_is_printed_before_anything_heavy_is_imported(words):
+    done = answer(*words, "--help")
+    assert done.returncode == 0
+    assert words[0] in done.stdout
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_what_is_wrong_with_the_command_line_is_told_before_anything_heavy_is_imported(module):
+    words, named = COMMANDS[module]
+    done = answer(module, *words)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_command_runs_in_this_process(module, run_in_process):
+    assert run_in_process(importlib.import_module(module), "--help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "imports"),
+    [
+        ("training", {"torch"}),
+        ("runs", {"torch"}),
+        ("diffusion.task", {"torch"}),
+        ("engine.model_card", {"torch"}),
+        ("detection.task", {"torch", "torchvision"}),
+        ("classification.record", {"torch", "torchvision"}),
+        ("ablation.comparison", set()),
+        ("ablation.slurm", set()),
+        ("detection.shapes", set()),
+    ],
+)
+def test_modules_import_no_more_of_the_heavy_packages_than_they_need(module, imports):
+    program = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = set(json.loads(done.stdout))
+    assert found & {"torch", "torchvision", "matplotlib"} == imports
+    if "torchvision" not in imports:  # torchvision brings it
+        assert "torch._dynamo" not in found
+
+
+def wrong(words):
+    raise ValueError("x.yaml: no such file")
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        read_arguments(wrong, [])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: x.yaml: no such file\n"
+
+
+@pytest.mark.parametrize("parse", [wrong, argparse.ArgumentParser().parse_args])
+def test_of_several_ranks_only_the_first_tells_what_is_wrong(parse, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert not is_first()
+    with pytest.raises(SystemExit) as exit_:
+        read_arguments(parse, ["--nope"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_command_lines_know_what_the_modules_behind_them_know():
+    assert FORMATS.keys() == export.FORMATS.keys()
+    assert tuple(SAMPLERS) == sample.SAMPLERS
+    assert train_clf_imagenet.GUESSES == GUESSES
