@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ablation.plan import Job, last_error, was_stopped
 from engine.command import INTERRUPTED
 from engine.compute.machine import usable_cores, visible_gpus
+from engine.compute.threads import CHOSEN_THREADS, THREADS
 from engine.experiment import shown_score
 from engine.logbook import STATUS_SECONDS, progress_bar, read_metrics, read_status
 from engine.signals import SIGNALS
@@ -78,8 +79,9 @@ def slot_environment(slot: int, slots: int) -> dict[str, str]:
 
     Threads wait passively: by default OpenMP's spin, and take the cores from the other runs. If there are fewer GPUs
     than runs, all runs see all GPUs."""
-    threads = {"OMP_NUM_THREADS": str(max(1, int(usable_cores() / slots))), "OMP_WAIT_POLICY": "PASSIVE"}
-    environment = threads | os.environ
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    if environment.get(THREADS) == environment.pop(CHOSEN_THREADS, None):  # not set, or set by the grid for itself
+        environment[THREADS] = str(max(1, int(usable_cores() / slots)))
     gpus = visible_gpus()
     share = len(gpus) // slots
     if share:
