@@ -28,7 +28,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 demo: setup
-	$(RUN) -m detection.sample datasets/sample
+	$(RUN) -m detection.sample datasets/shapes --style easy
 	$(RUN) -m ablation.grid run configs/grid_quickstart.yaml
 	$(RUN) -m ablation.grid table configs/grid_quickstart.yaml --format html
 	$(RUN) -m ablation.grid table configs/grid_quickstart.yaml

@@ -45,6 +45,14 @@ def show(comparison: Comparison, arguments: argparse.Namespace) -> None:
         print(f"written to {arguments.output}")
     else:
         sys.stdout.write(printable_lines(text))
+        if arguments.format == "md" and (picture := best_picture(comparison)):
+            print(f"what the best cell finds: {picture}")
+
+
+def best_picture(comparison: Comparison) -> Path | None:
+    """Return the picture of detections of the cell with the best score, None if there is none."""
+    picture = comparison.best and comparison.best.runs[0].path / "detections.png"
+    return picture if picture and picture.is_file() else None
 
 
 def as_text(comparison: Comparison, arguments: argparse.Namespace) -> str:

@@ -339,9 +339,10 @@ def significant(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def told(differences: Sequence[Difference]) -> str:
-    """'fpn against none: −0.0101; pan against none: +0.0205'."""
+    """Return 'fpn against none: −0.0101 (95%: −0.0174 to −0.0023); pan against none: ...'."""
     return "; ".join(
-        f"{' against '.join(each.label.rsplit(' - ', 1))}: {with_minus(f'{each.interval.estimate:+.4f}')}"
+        f"{' against '.join(each.label.rsplit(' - ', 1))}: {with_minus(f'{each.interval.estimate:+.4f}')} "
+        f"(95%: {with_minus(f'{each.interval.low:+.4f} to {each.interval.high:+.4f}')})"
         for each in differences
     )
 

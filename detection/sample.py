@@ -13,7 +13,9 @@ from engine.start import start
 if TYPE_CHECKING:
     import torch
 
-STYLES = ("full", "easy")  # those of detection/shapes.py
+# Those of detection/shapes.py, each with its usual number of training and validation images, and their side in pixels.
+SIZES = ("num_train", "num_val", "image_size")
+STYLES = {"full": (600, 150, 128), "easy": (1000, 150, 96)}
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -22,15 +24,24 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         prog="python -m detection.sample",
         description="Draw a small detection data set in COCO's format, unless it is already there.",
         epilog="example: python -m detection.sample datasets/sample",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("root", type=Path, help="folder to make, such as datasets/sample")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other images")
-    parser.add_argument("--num-train", type=int, default=600, help="training images")
-    parser.add_argument("--num-val", type=int, default=150, help="validation images")
-    parser.add_argument("--image-size", type=int, default=128, help="side of the square images in pixels")
-    parser.add_argument("--style", choices=STYLES, default="full", help="easy: three classes, few and large shapes")
-    return parser.parse_args(words)
+    parser.add_argument(
+        "--style", choices=STYLES, default="full",
+        help="full: six classes, crowds, small objects; easy: three classes, few and large shapes (default: full)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: 0)")
+    usual = {name: f"full {full}, easy {easy}" for name, full, easy in zip(SIZES, *STYLES.values(), strict=True)}
+    parser.add_argument("--num-train", type=int, metavar="N", help=f"training images ({usual['num_train']})")
+    parser.add_argument("--num-val", type=int, metavar="N", help=f"validation images ({usual['num_val']})")
+    parser.add_argument(
+        "--image-size", type=int, metavar="N", help=f"side of the square images in pixels ({usual['image_size']})"
+    )
+    arguments = parser.parse_args(words)
+    for name, number in zip(SIZES, STYLES[arguments.style], strict=True):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, number)
+    return arguments
 
 
 def main(arguments: argparse.Namespace, _: "torch.device") -> None:

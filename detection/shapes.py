@@ -73,6 +73,8 @@ class Style(NamedTuple):
     """What the images of a set show."""
 
     shapes: dict[str, Shape]
+    stretch: float  # largest, as the logarithm of a factor
+    turns: tuple[float, float]  # smallest and largest, radians
     most_objects: int  # in an image
     small: float  # share of objects that are drawn small, 8 to 13% of the image's side
     empty: float  # share of images without objects
@@ -80,11 +82,11 @@ class Style(NamedTuple):
 
 
 STYLES = {
-    "full": Style(SHAPES, most_objects=5, small=0.12, empty=0.04, crowds=0.06),
+    "full": Style(SHAPES, stretch=0.18, turns=(0, 2 * np.pi), most_objects=5, small=0.12, empty=0.04, crowds=0.06),
     # For the demo: a small detector learns it in two minutes on one core.
     "easy": Style(
         {name: SHAPES[name]._replace(diameters=(0.35, 0.65)) for name in ("circle", "square", "triangle")},
-        most_objects=3, small=0.0, empty=0.04, crowds=0.0,
+        stretch=0.1, turns=(-0.2, 0.2), most_objects=3, small=0.0, empty=0.04, crowds=0.0,
     ),
 }  # fmt: skip
 
@@ -100,10 +102,10 @@ class Thing(NamedTuple):
     is_crowd: bool
 
 
-def _place(shape: Shape, diameter: float, centre: np.ndarray, rng: Generator) -> Outline:
+def _place(style: Style, shape: Shape, diameter: float, centre: np.ndarray, rng: Generator) -> Outline:
     """The shape's outline at a place (all in pixels), stretched along a random axis and turned at random."""
-    stretch = np.exp(rng.uniform(-0.18, 0.18))
-    angle = rng.uniform(0, 2 * np.pi)
+    stretch = np.exp(rng.uniform(-style.stretch, style.stretch))
+    angle = rng.uniform(*style.turns)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     return shape.outline * [stretch, 1 / stretch] @ turn * (diameter / 2) + centre
 
@@ -114,7 +116,7 @@ def _object(style: Style, side: int, rng: Generator) -> Thing:
     diameter = side * np.exp(rng.uniform(low, high))
     if rng.random() < style.small:
         diameter = side * rng.uniform(0.08, 0.13)
-    return Thing(shape.category_id, [_place(shape, diameter, rng.uniform(0.06, 0.94, 2) * side, rng)], False)
+    return Thing(shape.category_id, [_place(style, shape, diameter, rng.uniform(0.06, 0.94, 2) * side, rng)], False)
 
 
 def _crowd(style: Style, side: int, rng: Generator) -> Thing:
@@ -125,7 +127,7 @@ def _crowd(style: Style, side: int, rng: Generator) -> Thing:
     return Thing(
         shape.category_id,
         [
-            _place(shape, side * rng.uniform(0.07, 0.11), rng.normal(middle, spread), rng)
+            _place(style, shape, side * rng.uniform(0.07, 0.11), rng.normal(middle, spread), rng)
             for _ in range(rng.integers(8, 15))
         ],
         True,

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,26 @@ def test_the_command_draws_and_says_so(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert "2 training and 1 validation images" in done.stdout
     assert len(json.loads((tmp_path / "annotations/instances_train.json").read_text())["images"]) == 2
+
+
+def test_the_easy_style_has_three_classes_of_few_and_large_shapes(tmp_path):
+    root = generate(tmp_path, num_train=40, num_val=1, image_size=64, style="easy")
+    content = json.loads((root / "annotations/instances_train.json").read_text())
+    assert [category["name"] for category in content["categories"]] == ["circle", "square", "triangle"]
+    per_image = Counter(annotation["image_id"] for annotation in content["annotations"])
+    assert max(per_image.values()) == 3
+    assert not any(annotation["iscrowd"] for annotation in content["annotations"])
+    whole = [a["bbox"] for a in content["annotations"] if isinstance(a["segmentation"], list)]
+    assert min(max(width, height) for _, _, width, height in whole) > 0.2 * 64
+
+
+def test_a_set_of_another_style_is_drawn_anew(tmp_path):
+    full = contents(generate(tmp_path, num_train=2, num_val=1, image_size=64))
+    assert contents(generate(tmp_path, num_train=2, num_val=1, image_size=64, style="easy")) != full
+
+
+@pytest.mark.parametrize(("style", "expected"), [("full", (600, 150, 128)), ("easy", (1000, 150, 96))])
+def test_each_style_has_its_usual_sizes_which_options_replace(style, expected):
+    arguments = sample.parse_arguments(["x", "--style", style])
+    assert (arguments.num_train, arguments.num_val, arguments.image_size) == expected
+    assert sample.parse_arguments(["x", "--style", style, "--num-val", "7"]).num_val == 7
