@@ -82,10 +82,12 @@ class Style(NamedTuple):
 
 
 STYLES = {
-    "full": Style(SHAPES, stretch=0.18, turns=(0, 2 * np.pi), most_objects=5, small=0.12, empty=0.04, crowds=0.06),
+    "full": Style(
+        SHAPES, stretch=0.18, turns=(0, 2 * np.pi), most_objects=5, small=0.12, empty=0.04, crowds=0.06
+    ),
     # For the demo: a small detector learns it in two minutes on one core.
     "easy": Style(
-        {name: SHAPES[name]._replace(diameters=(0.35, 0.65)) for name in ("circle", "square", "triangle")},
+        {name: SHAPES[name]._replace(diameters=(0.35, 0.65)) for name in ("triangle", "ring", "cross")},
         stretch=0.1, turns=(-0.2, 0.2), most_objects=3, small=0.0, empty=0.04, crowds=0.0,
     ),
 }  # fmt: skip
@@ -116,7 +118,11 @@ def _object(style: Style, side: int, rng: Generator) -> Thing:
     diameter = side * np.exp(rng.uniform(low, high))
     if rng.random() < style.small:
         diameter = side * rng.uniform(0.08, 0.13)
-    return Thing(shape.category_id, [_place(style, shape, diameter, rng.uniform(0.06, 0.94, 2) * side, rng)], False)
+    return Thing(
+        shape.category_id,
+        [_place(style, shape, diameter, rng.uniform(0.06, 0.94, 2) * side, rng)],
+        False,
+    )
 
 
 def _crowd(style: Style, side: int, rng: Generator) -> Thing:

@@ -161,7 +161,7 @@ def test_the_command_draws_and_says_so(tmp_path):
 def test_the_easy_style_has_three_classes_of_few_and_large_shapes(tmp_path):
     root = generate(tmp_path, num_train=40, num_val=1, image_size=64, style="easy")
     content = json.loads((root / "annotations/instances_train.json").read_text())
-    assert [category["name"] for category in content["categories"]] == ["circle", "square", "triangle"]
+    assert [category["name"] for category in content["categories"]] == ["triangle", "ring", "cross"]
     per_image = Counter(annotation["image_id"] for annotation in content["annotations"])
     assert max(per_image.values()) == 3
     assert not any(annotation["iscrowd"] for annotation in content["annotations"])
