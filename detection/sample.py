@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Those of detection/shapes.py, each with its usual number of training and validation images, and their side in pixels.
 SIZES = ("num_train", "num_val", "image_size")
-STYLES = {"full": (600, 150, 128), "easy": (1000, 150, 96)}
+STYLES = {"full": (600, 150, 128), "easy": (1000, 300, 96)}
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -174,7 +174,7 @@ def test_a_set_of_another_style_is_drawn_anew(tmp_path):
     assert contents(generate(tmp_path, num_train=2, num_val=1, image_size=64, style="easy")) != full
 
 
-@pytest.mark.parametrize(("style", "expected"), [("full", (600, 150, 128)), ("easy", (1000, 150, 96))])
+@pytest.mark.parametrize(("style", "expected"), [("full", (600, 150, 128)), ("easy", (1000, 300, 96))])
 def test_each_style_has_its_usual_sizes_which_options_replace(style, expected):
     arguments = sample.parse_arguments(["x", "--style", style])
     assert (arguments.num_train, arguments.num_val, arguments.image_size) == expected
