@@ -31,7 +31,7 @@ from data import DatasetError
 from detection.plausibility import what_boxes_are
 from engine.config import Config
 from engine.storage.files import user_path
-from engine.terminal import printable
+from engine.terminal import counted, printable
 
 SHRUNK = "shrunk.json"  # marks a folder of shrunken copies: {"short_side": pixels}
 
@@ -196,7 +196,8 @@ def count(coco: CocoFile) -> dict[str, int]:
 def shown_size(coco: CocoFile) -> str:
     """'292 images (3,941 objects)'."""
     shrunk = f", shrunk to a short side of {coco.short_side}" if coco.short_side else ""
-    return f"{len(coco.images):,} images ({len(coco.labels):,} objects{shrunk})"
+    objects = counted(len(coco.labels), "object", "objects")
+    return f"{counted(len(coco.images), 'image', 'images')} ({objects}{shrunk})"
 
 
 NOTES = {
@@ -211,7 +212,7 @@ def describe(coco: CocoFile) -> str:
     """The counts in a line; of what training does not take as it is, those above 0."""
     counts = count(coco)
     notes = [f"{what}: {counts[name]:,}" for name, what in NOTES.items() if counts[name]]
-    return "; ".join([f"{shown_size(coco)}, {counts['classes']} classes", *notes])
+    return "; ".join([f"{shown_size(coco)}, {counted(counts['classes'], 'class', 'classes')}", *notes])
 
 
 class Survey(NamedTuple):
@@ -495,7 +496,7 @@ def _why_unknown(value: Any, known: dict[int, dict]) -> str:
     try:
         number = int(float(value))
     except (TypeError, ValueError, OverflowError):
-        return f"no such id{hint}"
+        return "no such id; it is text where a number is expected: write the id of a record"
     return f"id {number} is {'there' if number in known else 'not there either'}{hint}"
 
 

@@ -49,8 +49,12 @@ def main(arguments: argparse.Namespace) -> None:
     Raises DatasetError, at the end, if there are defects."""
     surveys = read_surveys(arguments)
     if len(surveys) == 2 and all(survey.coco for survey in surveys):
-        for defect in pair_defects(*(survey.coco for survey in surveys)):
-            next(s for s in surveys if s.annotations_path == defect.file).defects.append(defect)
+        train, val = surveys
+        for defect in pair_defects(train.coco, val.coco):
+            if defect.file == val.annotations_path:
+                val.defects.append(defect)
+            elif not train.defects:  # else it only follows from them: records with defects are left out
+                train.defects.append(defect)
     for survey in surveys:
         images = with_bar(survey.files, arguments.workers, survey.annotations_path.name)
         for found in filter(None, images):
