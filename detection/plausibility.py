@@ -9,7 +9,7 @@ import numpy as np
 AGREE = 0.99  # share of the boxes that must fit an explanation
 FAR_OVER = 0.1  # of the image's side: a box that reaches further over the edge than this was not meant to
 MANY = 0.2  # share of the boxes that must reach so far over before anything is suspected
-FEW_BOXES = 4  # fewer prove nothing about corners or swapped sides
+FEW_BOXES = 4  # fewer prove nothing about corners, centres or swapped sides
 EXPECTED = "expected bbox as [x, y, width, height] in pixels"
 
 
