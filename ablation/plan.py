@@ -287,11 +287,11 @@ def changed_recipe(cell: dict, recipe: dict) -> list[str]:
 
 
 def is_same_data(then: dict, now: dict, experiment: Path | None = None) -> bool:
-    """Whether two recipes mean the same data: in one folder, moved from it to another, or copied.
+    """Return whether two recipes mean the same data: in one folder, moved to another, or copied.
 
-    experiment: started with the recipe of then; what it read is known, if it is not of an earlier version. Otherwise,
-    where the folder of old is there, the annotation files must be in the other, too, and the same, and so must a
-    sample of the files in each image folder."""
+    experiment: was started with the recipe `then`; its inputs.json says what it read. Without that, the annotation
+    files and a sample of each image folder are compared if the old folder still exists; if it does not, the data count
+    as moved."""
     old, new = _real_root(then), _real_root(now)
     if old == new:
         return True
@@ -313,7 +313,7 @@ def is_same_data(then: dict, now: dict, experiment: Path | None = None) -> bool:
 
 
 def _data_root(recipe: dict) -> Path:
-    """The folder of a recipe's data; as it is written where that is no path here, but may be one elsewhere."""
+    """Return the folder of a recipe's data; as it is written if it can be a path only on another machine."""
     root = recipe.get("data", {}).get("root", "")
     try:
         return user_path(root, "data.root")
@@ -335,10 +335,9 @@ def changed_code(cell: dict) -> list[str]:
 
 
 def changed_inputs(experiment: Path, results: dict, recipe: dict) -> list[str]:
-    """['data: .../instances_val.json'] for files and images that the run has read and that are others now.
+    """Return ['data: .../instances_val.json'] for files and images that differ from what the run has read.
 
-    They are looked for where the recipe says that the data lies now. What is not there, as in a clone without the
-    data, says nothing."""
+    They are looked for in the recipe's data.root. Missing ones are not a change: a clone may lack the data."""
     config, _ = read_yaml(experiment / "config.yaml")
     root, root_now = _data_root(config), _data_root(recipe)
     inputs = read_inputs(experiment) or Inputs(str(root), results["inputs"], {})

@@ -33,7 +33,7 @@ def what_boxes_are(boxes_xywh: np.ndarray, sizes: np.ndarray) -> str | None:
 
 
 def _misread_pixels(boxes_xywh: np.ndarray, sizes: np.ndarray) -> str | None:
-    """Return what else than [x, y, width, height] boxes in pixels seem to be, with the cure, None if nothing else."""
+    """Return what boxes in pixels seem to be if not [x, y, width, height], with the cure; None if they seem right."""
     ends = boxes_xywh[:, :2] + boxes_xywh[:, 2:]
     is_far_over = (ends > sizes * (1 + FAR_OVER)).any(axis=1)
     if len(boxes_xywh) < FEW_BOXES or _share(is_far_over) < MANY:

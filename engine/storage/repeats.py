@@ -1,4 +1,4 @@
-"""Images that are there twice: in both halves of a data set, or twice in one of them."""
+"""Images that a data set holds twice: in both halves, or twice in one of them."""
 
 import os
 from collections import defaultdict
@@ -14,11 +14,11 @@ TAIL = 4096  # bytes at the end of a file: those of two images of one size diffe
 
 
 class Repeats(NamedTuple):
-    """Images that are there more than once."""
+    """Images that a data set holds more than once."""
 
     kind: str  # for programs: "file names", "bytes", "halves"
     count: int
-    total: int  # of so many
+    total: int  # images that were compared
     examples: list[str]  # names of the first three
 
     def __str__(self) -> str:
