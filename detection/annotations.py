@@ -224,6 +224,7 @@ class Survey(NamedTuple):
     files: list[ImageFile]  # in the order of the records
     defects: list[Defect]  # the data set is refused because of these
     warnings: list[Defect]  # not refused, but somebody should look
+    is_whole: bool = False  # `coco` holds all records, as none has a defect; those of images do not count
 
 
 # ---- reading and checking an annotation file ----------------------------------------------------------
@@ -280,9 +281,11 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
     except DatasetError as error:
         short_side = None
         defects.append(Defect(images_dir / SHRUNK, "", str(error)))
+    is_whole = not defects
     files = _find_files(lists["images"] or [], images_dir, short_side, found)
     if what := _implausible(lists["annotations"] or [], image_of or {}):
         defects.insert(0, Defect(annotations_path, "", what))  # it explains those of single records
+        is_whole = False
     if defects:  # what belongs to a defective image or class goes with it
         known = {name: {record["id"] for record in sound[name]} for name in ("images", "categories")}
         sound["annotations"] = [
@@ -291,7 +294,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
             if annotation["image_id"] in known["images"] and annotation["category_id"] in known["categories"]
         ]
     coco = _build(annotations_path, images_dir, short_side, sha256, **sound)
-    return Survey(annotations_path, images_dir, coco, files, defects, [])
+    return Survey(annotations_path, images_dir, coco, files, defects, [], is_whole)
 
 
 def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:

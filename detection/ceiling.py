@@ -17,7 +17,8 @@ def ceiling_warning(coco: CocoFile) -> str | None:
     per_image = np.repeat(np.arange(len(coco.images)), np.diff(coco.first_object))
     pairs, counts = np.unique(np.stack([per_image, coco.labels])[:, ~coco.is_crowd], axis=1, return_counts=True)
     crowded = len(np.unique(pairs[0, counts > MOST_DETECTIONS]))
-    limit = f"more than {MOST_DETECTIONS} objects of a class, and COCO's protocol looks at no more than that"
+    most = MOST_DETECTIONS
+    limit = f"more than {most} objects of a class, and COCO's protocol counts at most {most} detections of these"
     reasons = (
         (coco.num_left_out, "box without area counts as missed", "boxes without area count as missed"),
         (crowded, f"image holds {limit}", f"images hold {limit}"),

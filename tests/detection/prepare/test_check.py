@@ -253,3 +253,13 @@ def test_no_objects_is_no_defect_of_its_own_where_all_have_defects(config, check
     assert "write it without quotes" in printed
     assert "to learn from" not in printed
     assert f"{len(content['annotations'])} defects" in errors[0]
+
+
+def test_the_highest_score_is_reported_even_if_images_are_missing(folder, content, check):
+    (folder / "images/a.png").unlink()
+    content["annotations"].append({"id": 900, "image_id": 20, "category_id": 7, "bbox": [0, 0, 0, 0]})
+    code, printed, errors = check(*write(folder, content))
+    assert code == 2
+    assert "a.png" in errors[0]
+    assert "mAP cannot exceed 0." in printed
+    assert "records with defects" not in printed
