@@ -269,7 +269,7 @@ def common_record(experiment: Path, task: Task, gflops: float) -> dict:
             "the task's own command, or train again from the experiment's config.yaml"
         )
     for change in task.inputs.changes():
-        logger.warning("%s since the run started; the record is of what was read then", change)
+        logger.warning("%s since the run started; the record is of the data that the run read", change)
     start = read_environments(experiment)[-1]
     parameters = list(task.model.parameters())
     return {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from engine.arguments import parse_training, positive
 from engine.start import start
+from engine.storage.files import user_path
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +84,7 @@ def parse_evaluate(words: Sequence[str]) -> argparse.Namespace:
     data = [word for word in arguments.rest if "=" not in word]
     if len(data) > 1:
         parser.error(f"{data[1]}: one folder of images is scored, and {data[0]} is one")
-    arguments.data = Path(data[0]).expanduser() if data else None
+    arguments.data = user_path(data[0], "DATA") if data else None
     return arguments
 
 

@@ -58,8 +58,8 @@ class Child:
         code = self.process.wait()
         if self.progress:
             self.progress.close()
-        told = asked_to_end or code == INTERRUPTED or was_stopped(self.experiment) or last_error(self.experiment)
-        if code > 0 and not told:
+        is_logged = asked_to_end or code == INTERRUPTED or was_stopped(self.experiment) or last_error(self.experiment)
+        if code > 0 and not is_logged:
             moment = datetime.now().isoformat(sep=" ", timespec="seconds")
             with open(self.experiment / "train.log", "a", encoding="utf-8") as log:
                 log.write(f"{moment} ERROR error: exit code {code}{self._last_words()}\n")
@@ -110,7 +110,7 @@ class RunProgress:
             self.bar.set_postfix_str(self._epoch_and_score(status), refresh=False)
             self.bar.update(status["step"] - self.bar.n)
         if sys.stderr.isatty():
-            self.bar.refresh()  # the clock goes on while a run starts or is scored
+            self.bar.refresh()  # the clock keeps running while a run starts or is scored
 
     def close(self) -> None:
         """Remove the line."""
@@ -134,8 +134,8 @@ def say(text: str) -> None:
 def passed_on_to(processes: Callable[[], Sequence[subprocess.Popen]]) -> Iterator[list[signal.Signals]]:
     """Inside, signals that ask to end go to what `processes` returns; yields the list of those that have come.
 
-    Ctrl-C goes on as SIGTERM: a terminal has sent the processes SIGINT already, and a second one would keep them from
-    saving. A second Ctrl-C raises KeyboardInterrupt."""
+    Ctrl-C is passed on as SIGTERM: a terminal has sent the processes SIGINT already, and a second one would keep them
+    from saving. A second Ctrl-C raises KeyboardInterrupt."""
     came: list[signal.Signals] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
@@ -145,8 +145,8 @@ def passed_on_to(processes: Callable[[], Sequence[subprocess.Popen]]) -> Iterato
         for process in processes():
             process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
-    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, pass_on) for number in heeded}
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in handled}
     try:
         yield came
     finally:

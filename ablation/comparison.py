@@ -156,7 +156,7 @@ def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
 def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     """Experiments by what they are: those that differ in nothing but their seed share a cell.
 
-    Where two recipes have the same row and column, the row tells what differs between them, be it where the data lay.
+    If two recipes have the same row and column, the name of the row says what differs, which may be the data alone.
     Raises ValueError if two experiments are the same run, or differ in nothing but the content of their data."""
     recipes: dict[str, list[Run]] = {}
     runs = [read_run(path) for path in paths]
@@ -189,25 +189,24 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
 
 
 def recipe_and_inputs(run: Run) -> list:
-    """What runs that differ in their seed alone have in common, as far as runs of every version tell."""
+    """Return what runs that differ only in their seed have in common, and that runs of every version record."""
     return [run.variant, recipe_but_seed(run), sorted(run.results["inputs"].values())]
 
 
 def images_as_known(run: Run, runs: Sequence[Run]) -> dict[str, str]:
-    """Which images the run has read, by half.
+    """Return the SHA-256 of the images that the run has read, by half.
 
-    One of an earlier version does not tell. It counts as having read the images of the others with its recipe and
-    annotations if those have all read the same."""
+    Runs of an earlier version did not record it. They count as having read the images of the other runs with the same
+    recipe and annotations, if those have all read the same."""
     if images := run.results.get("image_sets"):
         return images
     others = [other for other in runs if recipe_and_inputs(other) == recipe_and_inputs(run)]
-    told = [images for other in others if (images := other.results.get("image_sets"))]
-    return told[0] if told and all(images == told[0] for images in told) else {}
+    known = [images for other in others if (images := other.results.get("image_sets"))]
+    return known[0] if known and all(images == known[0] for images in known) else {}
 
 
 def other_images(run: Run, namesakes: Sequence[Run]) -> list[str]:
-    """['val images 1a2b3c4d'], the start of their SHA-256, where others were in the same folder for another run."""
-
+    """Return ['val images 1a2b3c4d'], the start of their SHA-256, if a run on the same folder has read other images."""
     same = [other for other in namesakes if value_of(other.config, "data.root") == value_of(run.config, "data.root")]
     same = [other for other in same if recipe_but_seed(other) == recipe_but_seed(run)]
     halves = run.results.get("image_sets", {})

@@ -5,12 +5,14 @@ markup is well-formed XML too, and asks for nothing from outside.
 """
 
 import base64
+import html
 import mimetypes
 import re
 from collections.abc import Collection, Sequence
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
+
+from engine.terminal import printable
 
 CSS = """
 :root { color-scheme: light; --line: #d9dce1; --soft: #f4f6f8; --ink: #1c2127; --faint: #5b6470; }
@@ -77,6 +79,11 @@ class Section(NamedTuple):
     title: str
     how: str  # to read it, in a sentence or two
     content: str
+
+
+def escape(text: str) -> str:
+    """Return text as markup; control characters, which neither HTML nor XML may hold, are written as `\\x1b`."""
+    return html.escape(printable(text))
 
 
 def name_of(text: str) -> str:

@@ -169,10 +169,12 @@ def read_grid(path: Path) -> Grid:
         if any(override.startswith("train.seed=") for override in each.overrides):
             raise ConfigError(f"{path}: overrides hold train.seed; the seeds of a grid are listed under `seeds`")
     for (one, recipe), (other, its_recipe) in combinations([(job, job.recipe()) for job in grid.jobs], 2):
-        if not changed_recipe({"recipe": recipe}, its_recipe):
+        root, its_root = _real_root(recipe), _real_root(its_recipe)
+        is_other_data = root != its_root and not (root.exists() and is_same_data(recipe, its_recipe))
+        if not changed_recipe({"recipe": recipe}, its_recipe) and not is_other_data:
             raise ConfigError(
-                f"{path}: {one.name} and {other.name} have the same recipe; their overrides must differ, and not in "
-                "data.root alone: what was scored on other data is not comparable, and is a grid of its own"
+                f"{path}: {one.name} and {other.name} have the same recipe and the same data; their overrides must "
+                "differ, or their data.root must name folders with different annotations or images"
             )
     return grid
 
@@ -223,6 +225,9 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
         (path, cell) for path, cell in same_task
         if not changed_recipe(cell, recipe) and is_same_data(cell["recipe"], recipe, path)
     ]  # fmt: skip
+    if not _real_root(recipe).exists():  # content cannot say which data these are, so the name of their folder does
+        same_root = [each for each in same_recipe if _real_root(each[1]["recipe"]) == _real_root(recipe)]
+        same_recipe = same_root or same_recipe
     place = (job.grid, job.row, job.column, job.seed)
     same_place = [
         (path, cell) for path, cell in same_task if (cell["grid"], cell["row"], cell["column"], cell["seed"]) == place
@@ -282,12 +287,12 @@ def changed_recipe(cell: dict, recipe: dict) -> list[str]:
 
 
 def is_same_data(then: dict, now: dict, experiment: Path | None = None) -> bool:
-    """Whether two recipes mean the same data: in one folder, moved from it to another, or copied.
+    """Return whether two recipes mean the same data: in one folder, moved to another, or copied.
 
-    experiment: started with the recipe of then; what it read is known, if it is not of an earlier version. Otherwise,
-    where the folder of old is there, the annotation files must be in the other, too, and the same, and so must a
-    sample of the files in each image folder."""
-    old, new = (Path(os.path.realpath(_data_root(each))) for each in (then, now))
+    experiment: was started with the recipe `then`; its inputs.json says what it read. Without that, the annotation
+    files and a sample of each image folder are compared if the old folder still exists; if it does not, the data count
+    as moved."""
+    old, new = _real_root(then), _real_root(now)
     if old == new:
         return True
     inputs = read_inputs(experiment) if experiment else None
@@ -308,12 +313,17 @@ def is_same_data(then: dict, now: dict, experiment: Path | None = None) -> bool:
 
 
 def _data_root(recipe: dict) -> Path:
-    """The folder of a recipe's data; as it is written where that is no path here, but may be one elsewhere."""
+    """Return the folder of a recipe's data; as it is written if it can be a path only on another machine."""
     root = recipe.get("data", {}).get("root", "")
     try:
         return user_path(root, "data.root")
     except ValueError:
         return Path(root.replace("\0", ""))
+
+
+def _real_root(recipe: dict) -> Path:
+    """The folder of a recipe's data, absolute and without links."""
+    return Path(os.path.realpath(_data_root(recipe)))
 
 
 def changed_code(cell: dict) -> list[str]:
@@ -325,10 +335,9 @@ def changed_code(cell: dict) -> list[str]:
 
 
 def changed_inputs(experiment: Path, results: dict, recipe: dict) -> list[str]:
-    """['data: .../instances_val.json'] for files and images that the run has read and that are others now.
+    """Return ['data: .../instances_val.json'] for files and images that differ from what the run has read.
 
-    They are looked for where the recipe says that the data lies now. What is not there, as in a clone without the
-    data, says nothing."""
+    They are looked for in the recipe's data.root. Missing ones are not a change: a clone may lack the data."""
     config, _ = read_yaml(experiment / "config.yaml")
     root, root_now = _data_root(config), _data_root(recipe)
     inputs = read_inputs(experiment) or Inputs(str(root), results["inputs"], {})

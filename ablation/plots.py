@@ -20,6 +20,7 @@ from matplotlib.transforms import Bbox
 
 from ablation.records import Cell, Comparison, Difference, Place
 from engine.statistics.bootstrap import Interval
+from engine.terminal import printable
 
 WIDTH = 4.6  # inches
 # For matplotlib.rc_context: text stays text (any browser's sans serif is narrower than the one laid out with), ids do
@@ -129,8 +130,9 @@ def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look
             interval.estimate, place, marker, ms=8, color=colour, mfc=colour if difference.significant else "white"
         )
         text = axes.text(
-            0, place - 0.1 / step, "\n".join(labels[place]), transform=axes.get_yaxis_transform(), linespacing=1.1,
-            verticalalignment="bottom", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+            0, place - 0.1 / step, "\n".join(map(printable, labels[place])), transform=axes.get_yaxis_transform(),
+            linespacing=1.1, verticalalignment="bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
         text.set_in_layout(False)
     axes.set(yticks=[], ylim=(len(differences) - 1 + 0.15 / step, -1), xlabel=f"difference in {what}")
@@ -163,7 +165,7 @@ def draw_classes(values: Mapping[Place, Mapping[str, Interval]], looks: Mapping[
             axes.plot(scores[name].estimate, y, marker, ms=5, color=colour)
     for group, name in enumerate(names):
         axes.text(
-            0, group * step, name[:50], weight="bold", verticalalignment="center",
+            0, group * step, printable(name)[:50], weight="bold", verticalalignment="center",
             transform=axes.get_yaxis_transform(),
         )  # fmt: skip
     axes.set(yticks=[], ylim=(step * len(names) - 0.5, -0.8), xlabel=label)
@@ -232,7 +234,8 @@ def _label_points(axes: Axes, cells: Sequence[Cell], costs: Sequence[float]) -> 
         )
     for cell, cost in zip(cells, costs, strict=True):
         text = axes.annotate(
-            f"{cell.row}\n{cell.column}", (cost, cell.mean), textcoords="offset points", xytext=(0, 0), linespacing=1.0,
+            f"{printable(cell.row)}\n{printable(cell.column)}", (cost, cell.mean),
+            textcoords="offset points", xytext=(0, 0), linespacing=1.0,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2, "alpha": 0.75}, zorder=1.5,
         )  # fmt: skip
         text.set_in_layout(False)

@@ -36,7 +36,7 @@ class Results(BaseModel):
     scores: dict[str, float | None]
     protocol: dict[str, Any]
     inputs: dict[str, str]
-    image_sets: dict[str, str] = {}  # "train" and "val" to a SHA-256; runs of earlier versions do not tell
+    image_sets: dict[str, str] = {}  # "train" and "val" to a SHA-256; empty in runs of earlier versions
     cost: dict[str, Any]
     per_class: dict[str, dict[str, float | None]] = {}
     errors: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from ablation.tables import FLOPS_NOTE
 from engine.statistics.bootstrap import Interval
 from engine.storage.files import write_text
 from engine.storage.release import commit_of
+from engine.terminal import printable
 
 # Name in a run's cost -> what a reader calls it, by what to multiply it, how it is written, whether more is better.
 COSTS = {
@@ -72,7 +73,7 @@ def what_was_scored(comparison: Comparison) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """How many there are, and the first ones."""
-    return f"{len(names)}: {', '.join(names[:12])}{', ...' * (len(names) > 12)}"
+    return f"{len(names)}: {', '.join(map(printable, names[:12]))}{', ...' * (len(names) > 12)}"
 
 
 # ---- scores and differences --------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from data import DatasetError
 from detection.plausibility import what_boxes_are
 from engine.config import Config
 from engine.storage.files import user_path
-from engine.terminal import printable
+from engine.terminal import counted, printable
 
 SHRUNK = "shrunk.json"  # marks a folder of shrunken copies: {"short_side": pixels}
 
@@ -196,7 +196,8 @@ def count(coco: CocoFile) -> dict[str, int]:
 def shown_size(coco: CocoFile) -> str:
     """'292 images (3,941 objects)'."""
     shrunk = f", shrunk to a short side of {coco.short_side}" if coco.short_side else ""
-    return f"{len(coco.images):,} images ({len(coco.labels):,} objects{shrunk})"
+    objects = counted(len(coco.labels), "object", "objects")
+    return f"{counted(len(coco.images), 'image', 'images')} ({objects}{shrunk})"
 
 
 NOTES = {
@@ -211,7 +212,7 @@ def describe(coco: CocoFile) -> str:
     """The counts in a line; of what training does not take as it is, those above 0."""
     counts = count(coco)
     notes = [f"{what}: {counts[name]:,}" for name, what in NOTES.items() if counts[name]]
-    return "; ".join([f"{shown_size(coco)}, {counts['classes']} classes", *notes])
+    return "; ".join([f"{shown_size(coco)}, {counted(counts['classes'], 'class', 'classes')}", *notes])
 
 
 class Survey(NamedTuple):
@@ -223,6 +224,7 @@ class Survey(NamedTuple):
     files: list[ImageFile]  # in the order of the records
     defects: list[Defect]  # the data set is refused because of these
     warnings: list[Defect]  # not refused, but somebody should look
+    is_whole: bool = False  # `coco` holds all records, as none has a defect; those of images do not count
 
 
 # ---- reading and checking an annotation file ----------------------------------------------------------
@@ -279,9 +281,11 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
     except DatasetError as error:
         short_side = None
         defects.append(Defect(images_dir / SHRUNK, "", str(error)))
+    is_whole = not defects
     files = _find_files(lists["images"] or [], images_dir, short_side, found)
     if what := _implausible(lists["annotations"] or [], image_of or {}):
         defects.insert(0, Defect(annotations_path, "", what))  # it explains those of single records
+        is_whole = False
     if defects:  # what belongs to a defective image or class goes with it
         known = {name: {record["id"] for record in sound[name]} for name in ("images", "categories")}
         sound["annotations"] = [
@@ -290,7 +294,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
             if annotation["image_id"] in known["images"] and annotation["category_id"] in known["categories"]
         ]
     coco = _build(annotations_path, images_dir, short_side, sha256, **sound)
-    return Survey(annotations_path, images_dir, coco, files, defects, [])
+    return Survey(annotations_path, images_dir, coco, files, defects, [], is_whole)
 
 
 def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:
@@ -495,7 +499,7 @@ def _why_unknown(value: Any, known: dict[int, dict]) -> str:
     try:
         number = int(float(value))
     except (TypeError, ValueError, OverflowError):
-        return f"no such id{hint}"
+        return "no such id; it is text where a number is expected: write the id of a record"
     return f"id {number} is {'there' if number in known else 'not there either'}{hint}"
 
 

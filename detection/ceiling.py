@@ -9,6 +9,7 @@ import numpy as np
 
 from detection.annotations import CocoFile
 from detection.evaluation import MOST_DETECTIONS, quick_scores
+from engine.terminal import counted
 
 
 def ceiling_warning(coco: CocoFile) -> str | None:
@@ -16,18 +17,20 @@ def ceiling_warning(coco: CocoFile) -> str | None:
     per_image = np.repeat(np.arange(len(coco.images)), np.diff(coco.first_object))
     pairs, counts = np.unique(np.stack([per_image, coco.labels])[:, ~coco.is_crowd], axis=1, return_counts=True)
     crowded = len(np.unique(pairs[0, counts > MOST_DETECTIONS]))
-    reasons = {
-        f"{coco.num_left_out:,} boxes without area count as missed": coco.num_left_out,
-        f"{crowded:,} images hold more than {MOST_DETECTIONS} objects of a class, and COCO's protocol looks at no more "
-        f"than {MOST_DETECTIONS} detections of a class in an image": crowded,
-        f"{coco.num_cut:,} boxes reach over the edge of their image, where detections end": coco.num_cut,
-    }
-    if not any(reasons.values()):
+    most = MOST_DETECTIONS
+    limit = f"more than {most} objects of a class, and COCO's protocol counts at most {most} detections of these"
+    reasons = (
+        (coco.num_left_out, "box without area counts as missed", "boxes without area count as missed"),
+        (crowded, f"image holds {limit}", f"images hold {limit}"),
+        (coco.num_cut, "box reaches over the edge of its image", "boxes reach over the edge of their image"),
+    )
+    found = [counted(*reason) for reason in reasons if reason[0]]
+    if not found:
         return None
     best = highest_map(coco)
     if best is None or best > 0.9995:  # shown as 1.000
         return None
-    return f"{'; '.join(reason for reason, number in reasons.items() if number)}: mAP cannot exceed {best:.3f}"
+    return f"{'; '.join(found)}: mAP cannot exceed {best:.3f}"
 
 
 def highest_map(coco: CocoFile) -> float | None:

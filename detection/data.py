@@ -128,7 +128,7 @@ def parse_check(words: Sequence[str]) -> argparse.Namespace:
     if kind not in YAML and arguments.overrides:
         parser.error(f"{arguments.overrides[0]}: only a CONFIG has values to replace, got {source}")
     if kind != ".json" and arguments.images:
-        parser.error(f"--images is for an ANNOTATIONS file; {source} tells the folders itself")
+        parser.error(f"--images is for an ANNOTATIONS file; {source} names the folders itself")
     return arguments
 
 
@@ -171,7 +171,9 @@ def parse_split(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--val-share", type=float, default=0.2, metavar="SHARE", help="of the images in val (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another one, another split (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="a different seed gives a different split (default: %(default)s)"
+    )
     parser.add_argument(
         "--groups", metavar="REGEX",
         help="a pattern found in each file name, whose first group (in parentheses) names what belongs together, such "

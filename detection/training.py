@@ -64,13 +64,15 @@ def warn_of_ceilings(task: "DetectionTask") -> None:
 
     from detection.ceiling import ceiling_warning
     from engine.logbook import logger
+    from engine.terminal import counted
 
     if (warning := ceiling_warning(task.val)) is not None:
         logger.warning("%s: %s", task.val.annotations_path, warning)
     most = task.config.eval.max_detections
     if number := int(np.sum(np.diff(task.val.first_object) > most)):
-        what = "%s: %s images hold more objects than eval.max_detections, %d: raise it, or some are never reported"
-        logger.warning(what, task.val.annotations_path, f"{number:,}", most)
+        images = counted(number, "image holds", "images hold")
+        what = "%s: %s more objects than eval.max_detections, %d: raise it, or some are never reported"
+        logger.warning(what, task.val.annotations_path, images, most)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

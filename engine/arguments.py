@@ -48,11 +48,11 @@ def parse_training(module: str, description: str, example: str, words: Sequence[
     parser.add_argument("--resume", type=Path, metavar="EXPERIMENT", help="go on after its newest checkpoint")
     parser.add_argument(
         "--experiment", type=Path, metavar="DIRECTORY",
-        help="an existing directory to train in, instead of the next free number; goes on if it has a checkpoint",
+        help="an existing directory to train in, instead of the next free number; resumes if it has a checkpoint",
     )  # fmt: skip
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
     parser.add_argument(
-        "--dry-run", action="store_true", help="take two steps, tell seconds and memory, and make no experiment"
+        "--dry-run", action="store_true", help="take two steps, report seconds and memory, and make no experiment"
     )
     arguments = parser.parse_intermixed_args(words)
     arguments.module = module
@@ -62,7 +62,7 @@ def parse_training(module: str, description: str, example: str, words: Sequence[
     if arguments.config and Path(arguments.config).is_dir():
         parser.error(f"{arguments.config} is a folder; name a CONFIG, or go on with an experiment: --resume FOLDER")
     if arguments.experiment and arguments.resume:
-        parser.error("--experiment goes on by itself where it can; leave out --resume")
+        parser.error("--experiment resumes by itself if it can; leave out --resume")
     if arguments.experiment and not arguments.experiment.is_dir():
         parser.error(f"--experiment {arguments.experiment}: no such directory")
     if not arguments.config and not arguments.resume:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from engine.storage.files import write_whole
+from engine.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,17 +22,18 @@ def shorten(names: Iterable[str]) -> dict[str, str]:
     """Class names as they fit beside a chart, each by the whole name, no two of them alike.
 
     They are cut at the end; in the middle where that makes two alike; and numbered where they differ nowhere else."""
-    short = {name: name for name in names}
+    short = {name: printable(name) for name in names}
     for cut in (
         lambda name: name[: NAME_LENGTH - 1].rstrip() + "…",
         lambda name: f"{name[: NAME_LENGTH // 2 - 1]}…{name[-NAME_LENGTH // 2 :]}",
     ):
         taken = Counter(short.values())
-        short |= {name: cut(name) for name, shown in short.items() if len(shown) > NAME_LENGTH or taken[shown] > 1}
+        long = [name for name, shown in short.items() if len(shown) > NAME_LENGTH or taken[shown] > 1]
+        short |= {name: cut(printable(name)) for name in long}
     taken = Counter(short.values())
     for position, (name, shown) in enumerate(short.items()):
         if taken[shown] > 1:
-            numbered = (f"{name[: NAME_LENGTH - 6]}… {number}" for number in count(position))
+            numbered = (f"{printable(name)[: NAME_LENGTH - 6]}… {number}" for number in count(position))
             short[name] = next(text for text in numbered if text not in taken)
             taken[short[name]] = 1
     return short

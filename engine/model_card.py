@@ -29,6 +29,7 @@ from engine.statistics.image_statistics import Matches, Statistics, load_statist
 from engine.storage.files import file_sha256, write_text, writing
 from engine.storage.release import PUBLISHED_WEIGHTS, local_paths, release_facts, renamed, save_release
 from engine.storage.strict_yaml import ConfigError, dump_yaml, listed
+from engine.terminal import printable
 
 UNKNOWN = "unknown"  # licence; the hub's word for it
 CARD, CONFIG, SUMS = "README.md", "config.yaml", "SHA256SUMS"
@@ -332,7 +333,7 @@ def class_table(per_class: dict[str, dict]) -> str:
 
 def plain(name: str) -> str:
     """A class name as text in Markdown and its tables, on one line, whatever is in it."""
-    return html.escape(" ".join(name.split()), quote=False).replace("|", "\\|")
+    return html.escape(printable(" ".join(name.split())), quote=False).replace("|", "\\|")
 
 
 def limits(results: dict[str, Any]) -> Iterator[str]:

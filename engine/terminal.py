@@ -21,5 +21,10 @@ def printable_lines(text: str) -> str:
     return _CONTROL_IN_LINES.sub(_escape, text)
 
 
+def counted(number: int, singular: str, plural: str) -> str:
+    """Return a number with what it counts: '1 class', '1,200 classes', '0 classes'."""
+    return f"{number:,} {singular if number == 1 else plural}"
+
+
 def _escape(match: re.Match) -> str:
     return ascii(match[0])[1:-1]

@@ -32,6 +32,7 @@ from engine.statistics.image_statistics import Matches, load_statistics
 from engine.statistics.precision_recall import counts_by_score, precision_by_recall
 from engine.storage.files import file_sha256, write_text
 from engine.storage.strict_yaml import read_yaml
+from engine.terminal import printable
 
 TrackerName = Literal["tensorboard", "wandb"]
 
@@ -175,7 +176,7 @@ class TensorBoard:
             right, wrong = counts_by_score(matches, label, scores)
             precision = np.where(right + wrong > 0, right / np.maximum(right + wrong, 1), 1)  # of none, by convention
             self.writer.add_pr_curve_raw(
-                f"precision by recall/{name}", right, wrong, np.zeros_like(right), objects - right,
+                f"precision by recall/{printable(name)}", right, wrong, np.zeros_like(right), objects - right,
                 precision, right / max(objects, 1), step, SCORE_THRESHOLDS,
             )  # fmt: skip
 
@@ -218,7 +219,7 @@ class Wandb:
     def draw_precision(self, matches: Matches, step: int) -> None:
         precision = precision_by_recall(matches)[0]  # (101, C) at IoU 0.5
         rows = [
-            [name, recall, value]
+            [printable(name), recall, value]
             for name, values in zip(matches.class_names.tolist(), precision.T, strict=True)
             for recall, value in zip(RECALL_THRESHOLDS, values, strict=True)
             if not np.isnan(value)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from engine.logbook import progress_bar
 from engine.storage.files import write_whole
+from engine.terminal import printable
 
 PANEL_INCHES = 4.0  # width of one panel
 DOTS_PER_INCH = 100
@@ -128,7 +129,7 @@ def draw_classes(path: Path, names: Sequence[str], counts: Sequence[int], recall
     left.set_title("objects", loc="left", fontsize=10)
     left.set_xscale("log" if max(counts) > 50 * max(1, min(counts)) else "linear")
     left.margins(x=0.15)
-    left.set_yticks(rows, names, fontsize=8, parse_math=False)
+    left.set_yticks(rows, list(map(printable, names)), fontsize=8, parse_math=False)
     left.set_ylim(len(names) - 0.4, -0.6)
     shares = np.array([recall or 0.0 for recall in recalls])
     missing = np.array([0.0 if recall is None else 1 - recall for recall in recalls])
@@ -294,7 +295,7 @@ def _lay_out(
         axes.set_anchor("N")
     for axes, (image, caption) in zip(grid.flat, shown, strict=False):
         axes.imshow(image, interpolation="bilinear")
-        axes.set_title(caption, loc="left", fontsize=9, parse_math=False)
+        axes.set_title(printable(caption), loc="left", fontsize=9, parse_math=False)
     if key:
         handles = [Line2D([], [], color=colour, linewidth=4) for colour in key.values()]
         figure.legend(handles, key, loc="outside upper left", ncols=len(key), fontsize=9, facecolor="0.75")
@@ -322,7 +323,7 @@ def _set_label(axes: Axes, box_xyxy: np.ndarray, label: str, colour: Colour, tak
     taken: their places (4,) xyxy; the new one is added."""
     luminance = np.dot(colour, (0.299, 0.587, 0.114))
     text = axes.text(
-        0, 0, label, fontsize=8, color="black" if luminance > 0.5 else "white", verticalalignment="bottom",
+        0, 0, printable(label), fontsize=8, color="black" if luminance > 0.5 else "white", verticalalignment="bottom",
         parse_math=False, bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
     )  # fmt: skip
     text.set_in_layout(False)

@@ -49,15 +49,19 @@ def main(arguments: argparse.Namespace) -> None:
     Raises DatasetError, at the end, if there are defects."""
     surveys = read_surveys(arguments)
     if len(surveys) == 2 and all(survey.coco for survey in surveys):
-        for defect in pair_defects(*(survey.coco for survey in surveys)):
-            next(s for s in surveys if s.annotations_path == defect.file).defects.append(defect)
+        train, val = surveys
+        for defect in pair_defects(train.coco, val.coco):
+            if defect.file == val.annotations_path:
+                val.defects.append(defect)
+            elif train.is_whole:  # else it may follow from the records that were left out for their defects
+                train.defects.append(defect)
     for survey in surveys:
         images = with_bar(survey.files, arguments.workers, survey.annotations_path.name)
         for found in filter(None, images):
             (survey.warnings if found.is_warning else survey.defects).append(found)
 
     for survey in surveys if len(surveys) == 1 else surveys[1:]:  # nothing is scored on train
-        if not survey.defects and (what := ceiling_warning(survey.coco)):
+        if survey.is_whole and (what := ceiling_warning(survey.coco)):
             survey.warnings.append(Defect(survey.annotations_path, "", what, is_warning=True))
 
     found = find_repeats(surveys)
@@ -66,7 +70,7 @@ def main(arguments: argparse.Namespace) -> None:
         print(table([{"file": shown_path(d.file), "record": d.record, "defect": d.what} for d in defects]))
     for survey in surveys:
         if survey.coco:
-            aside = " (records with defects aside)" if survey.defects else ""
+            aside = "" if survey.is_whole else " (records with defects aside)"
             print(f"{shown_path(survey.annotations_path)}: {describe(survey.coco)}{aside}")
         for repeats in found[survey.annotations_path]:
             print(f"warning: {shown_path(survey.annotations_path)}: {repeats}")

@@ -1,4 +1,4 @@
-"""Images that are there twice: in both halves of a data set, or twice in one of them."""
+"""Images that a data set holds twice: in both halves, or twice in one of them."""
 
 import os
 from collections import defaultdict
@@ -7,30 +7,33 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from engine.storage.inputs import MOST_MEASURED, content_sha256
+from engine.storage.strict_yaml import listed
+from engine.terminal import counted
 
 TAIL = 4096  # bytes at the end of a file: those of two images of one size differ, except in formats without compression
 
 
 class Repeats(NamedTuple):
-    """Images that are there more than once."""
+    """Images that a data set holds more than once."""
 
     kind: str  # for programs: "file names", "bytes", "halves"
     count: int
-    total: int  # of so many
+    total: int  # images that were compared
     examples: list[str]  # names of the first three
 
     def __str__(self) -> str:
-        such = f"such as {', '.join(self.examples)}"
+        such = f"such as {listed(self.examples)}"
         if self.kind == "halves":
+            shared = f"of {counted(self.total, 'validation image', 'validation images')}"
+            shared = counted(self.count, f"{shared} is also a training image", f"{shared} are also training images")
             return (
-                f"{self.count:,} of {self.total:,} validation images are also training images (same file or same "
-                f"bytes), {such}: the score is too high, because these were trained on; take them out of one half"
+                f"{shared} (same file or same bytes), {such}: the score is too high, because the model was trained on "
+                "what it is scored on; take them out of one half"
             )
         if self.kind == "bytes":
-            return (
-                f"{self.count:,} of {self.total:,} images have the same bytes as another one, {such}; keep one of each"
-            )
-        names = "1 file name occurs" if self.count == 1 else f"{self.count:,} file names occur"
+            copied = counted(self.count, f"of {self.total:,} images has", f"of {self.total:,} images have")
+            return f"{copied} the same bytes as another one, {such}; keep one of each"
+        names = counted(self.count, "file name occurs", "file names occur")
         return f"{names} twice or more, {such}; give each image one record"
 
 

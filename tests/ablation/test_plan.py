@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -418,3 +419,33 @@ def test_a_grid_knows_which_fields_it_sets_itself(grid):
     assert grid.sets("model.neck")
     assert grid.sets("train.epochs")
     assert not grid.sets("train.precision")
+
+
+def grid_of_roots(tmp_path, *roots) -> Path:
+    config, path = tmp_path / "base.yaml", tmp_path / "grid_test.yaml"
+    config.write_text("data: {root: here, val: {images: val, annotations: val.json}}\n")
+    rows = "".join(f"  - {{name: '{root.name}', config: {config}, overrides: [data.root={root}]}}\n" for root in roots)
+    path.write_text(f"task: detection.training\nseeds: [0]\nrows:\n{rows}columns:\n  - {{name: none}}\n")
+    return path
+
+
+def test_rows_of_a_grid_may_differ_in_their_data_alone(two_modalities, tmp_path):
+    rgb, thermal = read_grid(grid_of_roots(tmp_path, tmp_path / "rgb", tmp_path / "thermal")).jobs
+    experiments = {}
+    for job in (rgb, thermal):
+        experiments[job.row] = new_experiment(tmp_path / "experiments")
+        remember(job, experiments[job.row])
+        finish_on(tmp_path / job.row, experiments[job.row])
+    known = read_cells(tmp_path / "experiments")
+    assert [state_of(job, known).experiment for job in (rgb, thermal)] == list(experiments.values())
+    for name in experiments:  # as in a clone without the data
+        (tmp_path / name).rename(tmp_path / f"{name}_elsewhere")
+    assert [state_of(job, known).experiment for job in (rgb, thermal)] == list(experiments.values())
+
+
+def test_rows_of_a_grid_on_the_same_data_are_refused(two_modalities, tmp_path):
+    shutil.copytree(tmp_path / "rgb", tmp_path / "copy")
+    (tmp_path / "link").symlink_to(tmp_path / "rgb")
+    for name in ("copy", "link"):
+        with pytest.raises(ConfigError, match=f"rgb x none, seed 0 and {name} x none, seed 0 .*the same data"):
+            read_grid(grid_of_roots(tmp_path, tmp_path / "rgb", tmp_path / name))

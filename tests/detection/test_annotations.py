@@ -378,7 +378,7 @@ def test_what_explains_the_defects_of_the_records_comes_first(folder, content):
         ("image_id", "20", ["'20'", "id 20 is there", "text where a number is expected"]),
         ("image_id", "5", ["'5'", "id 5 is not there either", "text where a number is expected"]),
         ("image_id", 20.0, ["20.0", "id 20 is there", "without the point"]),
-        ("image_id", "a.png", ["'a.png'", "no such id", "text where a number is expected"]),
+        ("image_id", "a.png", ["'a.png'", "no such id", "text where a number is expected: write the id"]),
         ("image_id", "inf", ["'inf'", "no such id", "text"]),
         ("image_id", 5, ["image_id 5: no such image"]),
         ("image_id", True, ["image_id True: no such image"]),

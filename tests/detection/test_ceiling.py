@@ -61,11 +61,11 @@ def by_pycocotools(coco):
     ("annotations", "parts"),
     [
         ([*grid(5, 1, 6), EMPTY, EMPTY], ["2 boxes without area count as missed"]),
-        ([*grid(5, 1, 6), (9, 4, [10, 10, 0, 30], {})], ["1 boxes without area"]),
-        ([*grid(5, 1, 150), *grid(9, 4, 7)], ["1 images hold more than 100 objects of a class"]),
-        ([*grid(5, 1, 150), *grid(9, 1, 101), EMPTY], ["2 images hold more than 100 objects", "1 boxes without area"]),
-        ([*grid(5, 1, 60), *grid(5, 4, 60), EMPTY, (9, 4, [0, 0, 90, 90], {"iscrowd": 1})], ["1 boxes without area"]),
-        ([*grid(5, 1, 3), (9, 1, [600, 100, 60, 60], {})], ["1 boxes reach over the edge"]),
+        ([*grid(5, 1, 6), (9, 4, [10, 10, 0, 30], {})], ["1 box without area"]),
+        ([*grid(5, 1, 150), *grid(9, 4, 7)], ["1 image holds more than 100 objects of a class"]),
+        ([*grid(5, 1, 150), *grid(9, 1, 101), EMPTY], ["2 images hold more than 100 objects", "1 box without area"]),
+        ([*grid(5, 1, 60), *grid(5, 4, 60), EMPTY, (9, 4, [0, 0, 90, 90], {"iscrowd": 1})], ["1 box without area"]),
+        ([*grid(5, 1, 3), (9, 1, [600, 100, 60, 60], {})], ["1 box reaches over the edge"]),
     ],
     ids=["empty", "a class of empty boxes", "150 of a class", "both", "100 of two classes, a crowd", "over the edge"],
 )

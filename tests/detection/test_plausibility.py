@@ -21,6 +21,10 @@ def as_corners(boxes):
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
+def as_centres(boxes):
+    return np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], axis=1)
+
+
 def what(boxes, size=SIZE):
     return what_boxes_are(boxes, np.tile(size, (len(boxes), 1)))
 
@@ -42,8 +46,7 @@ def test_large_objects_that_reach_a_little_over_the_edge_are_not_suspected(boxes
 
 def test_fractions_are_recognised(boxes):
     fractions = boxes / np.tile(SIZE, 2)
-    centred = np.concatenate([fractions[:, :2] + fractions[:, 2:] / 2, fractions[:, 2:]], axis=1)
-    for spoiled in (fractions, fractions[:1], centred, as_corners(fractions)):
+    for spoiled in (fractions, fractions[:1], as_centres(fractions), as_corners(fractions)):
         assert "are these fractions" in what(spoiled)
 
 
@@ -66,7 +69,21 @@ def test_small_objects_are_no_fractions(boxes):
 def test_corners_are_recognised(boxes):
     found = what(as_corners(boxes))
     assert "[x1, y1, x2, y2]" in found
-    assert "subtract" in found
+    assert "Subtract" in found
+
+
+def test_centres_are_recognised(boxes):
+    found = what(as_centres(boxes))
+    assert "[cx, cy, width, height]" in found
+    assert "half the width" in found
+
+
+def test_fractions_that_are_corners_or_centres_are_called_so(boxes):
+    for spoiled, form in ((as_corners(boxes), "[x1, y1, x2, y2]"), (as_centres(boxes), "[cx, cy, width, height]")):
+        found = what(spoiled / np.tile(SIZE, 2))
+        assert "are these fractions" in found
+        assert form in found
+    assert "are these [" not in what(boxes / np.tile(SIZE, 2))
 
 
 def test_a_few_boxes_prove_nothing(boxes):

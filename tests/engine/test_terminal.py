@@ -3,18 +3,25 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
 
+from ablation import plots
+from ablation.page import escape
 from ablation.tables import Table, to_latex, to_markdown
 from data import DatasetError, read_image
 from detection.annotations import Defect
 from detection.detections import Detections
+from detection.drawing import pictures
+from engine.charts import shorten
 from engine.experiment import table
-from engine.loading import listed
 from engine.logbook import logger, start_logging
+from engine.model_card import plain
+from engine.statistics.bootstrap import Interval
+from engine.storage.strict_yaml import listed
 from engine.terminal import printable, printable_lines
 
 EVIL = "cat\nerror: fake\x1b[2J\x9b31m\r\u202egod"
@@ -41,15 +48,34 @@ def test_names_in_any_script_stay_as_they_are(name):
         lambda: to_markdown(Table(EVIL[:3], ["class", EVIL], [[EVIL, "0.5"]], notes=[EVIL])),
         lambda: to_latex(Table(EVIL[:3], ["class", EVIL], [[EVIL, "0.5"]], notes=[EVIL])),
         lambda: listed([EVIL, EVIL]),
+        lambda: plain(EVIL),
+        lambda: escape(EVIL),
+        lambda: shorten([EVIL])[EVIL],
+        lambda: "".join(
+            shorten([f"{k} {EVIL} {EVIL}" for k in range(3)] + [f"{EVIL * 9}{k}" for k in range(3)]).values()
+        ),
         lambda: str(Defect(Path(EVIL), "images[0]", "no such file")),
         lambda: repr(Detections(np.zeros((1, 4)), np.ones(1), np.ones(1), [EVIL], np.ones(1))),
     ],
-    ids=["table", "markdown", "latex", "listed", "defect", "detections"],
+    ids=["table", "markdown", "latex", "listed", "card", "page", "chart", "charts", "defect", "detections"],
 )
 def test_names_are_harmless_where_they_are_shown(shown):
     text = shown()
     assert "fake" in text
     assert is_harmless(text)
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib prints the signs that its font lacks
+def test_names_are_harmless_in_pictures(tmp_path):
+    image, box = np.zeros((40, 40, 3), np.uint8), np.array([[2.0, 2, 20, 20]])
+    panel = pictures.Panel(image, EVIL, [pictures.Mark(box[0], (1, 0, 0), EVIL)])
+    pictures.draw_panels(tmp_path / "panels.png", [panel], columns=1, inches=3)
+    pictures.draw_classes(tmp_path / "classes.png", [EVIL, "dog"], [1, 2], [0.5, 1.0])
+    interval = Interval(0.1, 0.0, 0.2, 0.5, 0.1)
+    figure = plots.draw_classes({("a", "b"): {EVIL: interval}}, {("a", "b"): plots.Look("k", "o")}, EVIL[:3])
+    svg = plots.to_svg(figure, "classes", "AP of each class")
+    assert "fake" in svg
+    ElementTree.fromstring(svg)
 
 
 def test_a_file_name_is_harmless_in_an_error(tmp_path):
@@ -67,14 +93,15 @@ def test_messages_reach_terminal_and_log_file_without_escape_codes(tmp_path, cap
 
 
 def test_an_error_reaches_the_terminal_without_escape_codes(run_in_process, capsys):
-    def main(_: torch.device):
+    def main(*_):
         raise ValueError("class \x1b[2Jcat")
 
-    assert run_in_process(main) == (2, "", ["error: class \\x1b[2Jcat"])
+    command = SimpleNamespace(__name__="command", parse_arguments=list, main=main)
+    assert run_in_process(command) == (2, "", ["error: class \\x1b[2Jcat"])
 
 
 def test_classes_of_a_data_set_are_harmless_in_what_commands_print(tmp_path, run_in_process):
-    from detection.data import main
+    from detection import data
     from detection.shapes import generate
 
     root = generate(tmp_path / "sample", num_train=2, num_val=1, image_size=64)
@@ -83,7 +110,7 @@ def test_classes_of_a_data_set_are_harmless_in_what_commands_print(tmp_path, run
         content = json.loads(path.read_text())
         content["categories"][0]["name"] = name
         path.write_text(json.dumps(content))
-    code, printed, errors = run_in_process(main, "check", root)
+    code, printed, errors = run_in_process(data, "check", root)
     assert code == 2
     assert any("fake" in line for line in [printed, *errors])
     assert is_harmless(printed)
