@@ -334,6 +334,8 @@ def test_a_loss_that_is_not_finite_is_no_overflow(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler_cache")
 def test_a_compiled_run_ends_near_the_eager_one(tmp_path):
     ends = []
     for compiled in (False, True):

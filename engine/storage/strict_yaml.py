@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from engine.terminal import printable
+
 MAX_BYTES = 100_000  # a data set's JSON is YAML too, and PyYAML would chew on it for minutes
 MAX_DEPTH = 32
 
@@ -260,5 +262,5 @@ def shown(value: Any) -> str:
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:
-    """Return the first few names in one line."""
-    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
+    """Return the first few names in one line, without control characters."""
+    return ", ".join(map(printable, names[:most])) + ", ..." * (len(names) > most)

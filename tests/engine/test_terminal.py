@@ -3,18 +3,18 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from ablation.tables import Table, to_latex, to_markdown
 from data import DatasetError, read_image
 from detection.annotations import Defect
 from detection.detections import Detections
 from engine.experiment import table
-from engine.loading import listed
 from engine.logbook import logger, start_logging
+from engine.storage.strict_yaml import listed
 from engine.terminal import printable, printable_lines
 
 EVIL = "cat\nerror: fake\x1b[2J\x9b31m\r\u202egod"
@@ -67,14 +67,15 @@ def test_messages_reach_terminal_and_log_file_without_escape_codes(tmp_path, cap
 
 
 def test_an_error_reaches_the_terminal_without_escape_codes(run_in_process, capsys):
-    def main(_: torch.device):
+    def main(*_):
         raise ValueError("class \x1b[2Jcat")
 
-    assert run_in_process(main) == (2, "", ["error: class \\x1b[2Jcat"])
+    command = SimpleNamespace(__name__="command", parse_arguments=list, main=main)
+    assert run_in_process(command) == (2, "", ["error: class \\x1b[2Jcat"])
 
 
 def test_classes_of_a_data_set_are_harmless_in_what_commands_print(tmp_path, run_in_process):
-    from detection.data import main
+    from detection import data
     from detection.shapes import generate
 
     root = generate(tmp_path / "sample", num_train=2, num_val=1, image_size=64)
@@ -83,7 +84,7 @@ def test_classes_of_a_data_set_are_harmless_in_what_commands_print(tmp_path, run
         content = json.loads(path.read_text())
         content["categories"][0]["name"] = name
         path.write_text(json.dumps(content))
-    code, printed, errors = run_in_process(main, "check", root)
+    code, printed, errors = run_in_process(data, "check", root)
     assert code == 2
     assert any("fake" in line for line in [printed, *errors])
     assert is_harmless(printed)
