@@ -132,7 +132,7 @@ def test_an_interrupt_while_importing_ends_the_command_silently(start, config_pa
     job = start(*command, processes=processes, python=sys.executable)
     job.wait_for(lambda: f"/{module}/" in Path(f"/proc/{job.process.pid}/maps").read_text())
     job.send(signal.SIGINT)
-    assert job.end() == -signal.SIGINT
+    assert job.end() in (130, -signal.SIGINT)  # by the signal itself until the command line is read
     assert job.text == ""
 
 
