@@ -146,8 +146,16 @@ def config_path(tmp_path_factory) -> Path:
 
 def train_here(config_path: Path, experiments: Path, *overrides: str, processes: int) -> Path:
     """The experiment of a run outside of Slurm."""
-    launcher = [os.environ["PYTHON_EXEC"], "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    command = [*launcher, "detection.training", config_path, "--experiments", experiments, *overrides]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    command = [
+        os.environ["PYTHON_EXEC"],
+        *launcher,
+        "detection.training",
+        config_path,
+        "--experiments",
+        experiments,
+        *overrides,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return experiments / "experiment_1"
