@@ -147,15 +147,8 @@ def config_path(tmp_path_factory) -> Path:
 def train_here(config_path: Path, experiments: Path, *overrides: str, processes: int) -> Path:
     """The experiment of a run outside of Slurm."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    command = [
-        os.environ["PYTHON_EXEC"],
-        *launcher,
-        "detection.training",
-        config_path,
-        "--experiments",
-        experiments,
-        *overrides,
-    ]
+    words = [*launcher, "detection.training", config_path, "--experiments", experiments, *overrides]
+    command = [os.environ["PYTHON_EXEC"], *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return experiments / "experiment_1"
