@@ -27,7 +27,7 @@ from training import TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
 HOLD = "import os, sys, time, pathlib; from engine.experiment import occupied\n"
-HOLD += "with occupied(pathlib.Path(sys.argv[1])): print(os.getpid(), flush=True); time.sleep(60)"
+HOLD += "with occupied(pathlib.Path(sys.argv[1])): print(os.getpid(), flush=True); time.sleep(600)"
 
 
 @pytest.fixture

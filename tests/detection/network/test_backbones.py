@@ -283,6 +283,7 @@ def test_one_set_of_weights_serves_every_input_size(name):
 
 
 @pytest.mark.filterwarnings("error:Dynamo detected")
+@pytest.mark.slow
 def test_compiles_as_one_graph():
     torch._dynamo.reset()
     backbone = build_backbone("ResNet18SlimBackbone_B").eval()
