@@ -1,5 +1,6 @@
 # make demo   set up, then train a small grid of detectors on a drawn data set and compare them (2 CPU cores will do)
-# make test   set up, then lint and run every test
+# make test   set up, lint, and run all tests but the slow ones, two at a time (2 CPU cores will do)
+# make test-slow  the slow ones: Slurm, kills at random moments, a browser, compilers, benchmarks
 # make stress kill small runs fifty times and see that nothing is lost (about 15 minutes)
 # make bench  every benchmark beside its peers, one thread, and all their ratios (about 15 minutes)
 # make setup  only the virtual environment in .venv
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint stress bench setup
+.PHONY: demo test test-slow lint stress bench setup
 BENCHMARKS := evaluation postprocess loss data_pipeline training_step onnx scaling threads gpu
 .DEFAULT_GOAL := demo
 
@@ -33,8 +34,14 @@ demo: setup
 	$(RUN) -m ablation.grid table configs/grid_quickstart.yaml --format html
 	$(RUN) -m ablation.grid table configs/grid_quickstart.yaml
 
+# A worker that crashes ends the run: a new one would not know which test it died of.
+PYTEST := $(RUN) -m pytest --numprocesses 2 --max-worker-restart 0 --durations 15
+
 test: lint
-	$(RUN) -m pytest
+	$(PYTEST) --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) --dist loadfile -m slow
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -131,6 +131,12 @@ def cifar10_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def compiler_cache(tmp_path, monkeypatch):
+    """torch.compile's files of this test alone: those that a killed process has left half-written crash the next."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+
+
+@pytest.fixture
 def run_in_process(monkeypatch, capsys):
     """Runs a command's module here as `python -m` would; gives its exit code, what it printed and its errors."""
     from engine.start import start

@@ -325,6 +325,7 @@ def test_bfloat16_autocast_stays_near_float32():
 
 
 @pytest.mark.filterwarnings("error:Dynamo detected")
+@pytest.mark.slow
 def test_compiles_as_one_graph():
     torch._dynamo.reset()
     model = SwinTransformer(**TINY).eval()

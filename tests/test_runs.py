@@ -241,12 +241,12 @@ def test_a_root_that_can_be_no_path_is_one_line_that_names_the_field(run_in_proc
     import train_clf_imagenet
     from detection import training
 
-    config, main = {
-        "detection": (start.folder.parent / "config.yaml", training.main),
-        "classification": (ROOT / "configs/swin_slim_mnist.yaml", train_clf_imagenet.main),
-        "diffusion": (ROOT / "configs/diffusion_mnist_small.yaml", diffusion.training.main),
+    config, module = {
+        "detection": (start.folder.parent / "config.yaml", training),
+        "classification": (ROOT / "configs/swin_slim_mnist.yaml", train_clf_imagenet),
+        "diffusion": (ROOT / "configs/diffusion_mnist_small.yaml", diffusion.training),
     }[command]
-    code, _, errors = run_in_process(main, config, f"data.root={root}")
+    code, _, errors = run_in_process(module, config, f"data.root={root}")
     assert code == 2
     assert len(errors) == 1
     assert "data.root" in errors[0]
@@ -257,7 +257,7 @@ def test_a_root_that_can_be_no_path_is_one_line_that_names_the_field(run_in_proc
 def test_weights_that_can_be_no_path_are_one_line_that_names_the_field(run_in_process, start, field, value):
     from detection import training
 
-    code, _, errors = run_in_process(training.main, start.folder.parent / "config.yaml", f"{field}={value}")
+    code, _, errors = run_in_process(training, start.folder.parent / "config.yaml", f"{field}={value}")
     assert code == 2
     assert len(errors) == 1
     assert field in errors[0]

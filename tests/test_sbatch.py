@@ -24,6 +24,7 @@ from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.experiment import read_environments
 from engine.logbook import read_metrics
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 STEPS = 30  # of an epoch of two processes
 CONFIG = """
@@ -66,7 +67,7 @@ class Cluster:
         path = self.folder / f"{job}.out"
         return path.read_text() if path.exists() else ""
 
-    def wait(self, job: str, *states: str, seconds: float = 120) -> str:
+    def wait(self, job: str, *states: str, seconds: float = 600) -> str:
         """Until the job is in one of these states; returns its log."""
         until(lambda: self.show(job, "JobState") in states, seconds, lambda: self.describe(job))
         return self.log(job)
@@ -123,12 +124,13 @@ def cluster(running_cluster, tmp_path, monkeypatch) -> Iterator[Cluster]:
     for name in [name for name in os.environ if name.startswith("SBATCH_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("PYTHON_EXEC")  # the fork server's processes are not on the cluster's nodes
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on it
     yield Cluster(tmp_path)
     jobs = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True, check=True).stdout.split()
     if jobs:
         subprocess.run(["scancel", "-f", *jobs], check=False)
-    until(lambda: not processes_of_jobs(), 20, lambda: "\n".join(processes_of_jobs()))
+    until(lambda: not processes_of_jobs(), 120, lambda: "\n".join(processes_of_jobs()))
     assert not jobs
 
 
@@ -144,8 +146,9 @@ def config_path(tmp_path_factory) -> Path:
 
 def train_here(config_path: Path, experiments: Path, *overrides: str, processes: int) -> Path:
     """The experiment of a run outside of Slurm."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    command = [*launcher, "detection.training", config_path, "--experiments", experiments, *overrides]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    words = [*launcher, "detection.training", config_path, "--experiments", experiments, *overrides]
+    command = [os.environ["PYTHON_EXEC"], *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return experiments / "experiment_1"
@@ -233,7 +236,7 @@ def test_a_diffusion_job_trains_on_two_processes(cluster, mnist_root):
 def test_a_requeued_job_goes_on_in_its_experiment(cluster, config_path, uninterrupted):
     experiment = cluster.folder / "experiment_1"
     job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--nodes=2",))
-    until(at_step(experiment, 10), 60, lambda: cluster.describe(job))
+    until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
     call("scontrol", "requeue", job)
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert cluster.show(job, "Restarts") == "1"
@@ -283,7 +286,7 @@ def preempt(cluster: Cluster) -> None:
 def test_a_warning_of_preemption_saves_the_very_step(cluster, config_path, uninterrupted):
     experiment = cluster.folder / "experiment_1"
     job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--gpus-per-node=2",))
-    until(at_step(experiment, 10), 60, lambda: cluster.describe(job))
+    until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
     preempt(cluster)
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert "stopped: SIGUSR1" in log
@@ -298,7 +301,7 @@ def test_preemption_without_a_warning_saves_the_very_step_too(cluster, config_pa
     script.write_text("".join(line for line in lines if "--signal" not in line))
     experiment = cluster.folder / "experiment_1"
     job = cluster.submit(script, config_path, *to(cluster), options=("--nodes=2",))
-    until(at_step(experiment, 10), 60, lambda: cluster.describe(job))
+    until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
     preempt(cluster)
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert "stopped: SIGTERM" in log
@@ -309,7 +312,7 @@ def test_preemption_without_a_warning_saves_the_very_step_too(cluster, config_pa
 def test_a_job_killed_without_warning_goes_on_from_its_last_checkpoint(cluster, config_path, uninterrupted):
     experiment = cluster.folder / "experiment_1"
     job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--nodes=2",))
-    until(at_step(experiment, 10), 60, lambda: cluster.describe(job))
+    until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
     call("scontrol", "update", "nodename=node2", "state=down", "reason=test")
     # Refused if the node's own daemon has reported in the meantime, and so brought it back.
     subprocess.run(["scontrol", "update", "nodename=node2", "state=resume"], check=False)
@@ -324,10 +327,10 @@ def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_
     experiment = cluster.folder / "experiment_1"
     arguments = (config_path, *to(cluster), "train.epochs=100", "train.eval_every_epochs=100")
     job = cluster.submit("sbatch/train_det_ddp.sbatch", *arguments)
-    until(at_step(experiment, 10), 60, lambda: cluster.describe(job))
+    until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
     end = datetime.now() + timedelta(seconds=100)  # less than what --signal asks for
     call("scontrol", "update", f"JobId={job}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
-    until(lambda: "resumed after step" in cluster.log(job), 90, lambda: cluster.describe(job))
+    until(lambda: "resumed after step" in cluster.log(job), 600, lambda: cluster.describe(job))
     assert "stopped: SIGUSR1" in cluster.log(job)
     assert cluster.show(job, "Restarts") == "1"
     call("scancel", "--batch", "--signal=USR1", job)
@@ -382,13 +385,13 @@ def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
     assert "4 of 4 runs are missing" in told
     assert "0 of 4 runs are missing and not in the queue" in submit(grid_path)
     second = grid_path.parent / "runs/experiment_2"
-    until(lambda: len(list(grid_path.parent.glob("runs/experiment_*"))) == 2, 60)
+    until(lambda: len(list(grid_path.parent.glob("runs/experiment_*"))) == 2, 600)
     assert sum("PENDING" in state for state in states(grid_path)) == 2
-    until(lambda: (second / "checkpoints").exists(), 60)
+    until(lambda: (second / "checkpoints").exists(), 600)
     requeued = json.loads((second / "environment.json").read_text())[0]["slurm"]["job"]
     call("scontrol", "requeue", requeued)
 
-    cluster.wait(table, "COMPLETED", "FAILED", seconds=180)
+    cluster.wait(table, "COMPLETED", "FAILED", seconds=600)
     assert re.search(r"none: done .*(?s:.*)fpn: done .*(?s:.*)pan: done .*(?s:.*)", "\n".join(states(grid_path)))
     assert re.search(rf"broken: failed .*/nowhere.pth.*; Slurm: {array}_3 FAILED see .*_3.out", states(grid_path)[3])
     starts = {
@@ -406,7 +409,7 @@ def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
 def test_a_cell_that_fails_the_smoke_test_stops_the_array_before_it_starts(cluster, grid_path):
     told = submit(grid_path, "--after-smoke")
     smoke, array, table = re.findall(r"job (\d+):", told)
-    cluster.wait(table, "COMPLETED", "FAILED", seconds=180)
+    cluster.wait(table, "COMPLETED", "FAILED", seconds=600)
     assert cluster.show(array, "JobState") == "CANCELLED"
     folder = grid_path.parent / "runs/slurm/grid_test-1"
     assert "slim x fpn, seed 0: trains" in (folder / f"smoke_{smoke}_1.out").read_text()

@@ -367,6 +367,7 @@ def crowded_text(comparison_maker, tmp_path_factory) -> str:
     return report(comparison, tmp_path_factory.mktemp("report"))
 
 
+@pytest.mark.slow
 def test_a_browser_finds_no_error_in_it(open_in_browser, text, tmp_path):
     (tmp_path / "report.html").write_text(text, encoding="utf-8")
     shown, console = open_in_browser(tmp_path / "report.html")
@@ -374,6 +375,7 @@ def test_a_browser_finds_no_error_in_it(open_in_browser, text, tmp_path):
     assert console == []
 
 
+@pytest.mark.slow
 def test_an_error_in_a_page_would_be_found(open_in_browser, text, tmp_path):
     flaw = "<script>console.error('one'); undefinedName()</script>"
     (tmp_path / "broken.html").write_text(text.replace("</main>", f"</main>{flaw}"), encoding="utf-8")
@@ -381,18 +383,22 @@ def test_an_error_in_a_page_would_be_found(open_in_browser, text, tmp_path):
     assert ["one" in console[0], "undefinedName is not defined" in console[1]] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_phone_need_not_scroll_sideways(open_in_browser, crowded_text, tmp_path):
     assert width_on_a_phone(open_in_browser, crowded_text, tmp_path) == 390
 
 
+@pytest.mark.slow
 def test_no_table_of_a_small_grid_is_cut_off_on_a_desk(open_in_browser, text, tmp_path):
     assert measured(open_in_browser, text, tmp_path, 1280, CUT_OFF) == ""
 
 
+@pytest.mark.slow
 def test_tables_that_a_phone_cuts_off_say_that_they_scroll(open_in_browser, text, tmp_path):
     assert set(measured(open_in_browser, text, tmp_path, 390, CUT_OFF).split(",")) == {'"scroll sideways for more"'}
 
 
+@pytest.mark.slow
 def test_a_page_too_wide_for_a_phone_would_be_found(open_in_browser, crowded_text, tmp_path):
     flawed = crowded_text.replace(".box { overflow: auto;", ".box {")
     assert width_on_a_phone(open_in_browser, flawed, tmp_path) > 390

@@ -31,7 +31,7 @@ def encoder(name: str = "swin_t", **arguments) -> segmentation_models.SwinEncode
 # --------------------------------------------------------------------------------------------------- decoders
 
 
-@pytest.mark.parametrize("size", [224, 512])
+@pytest.mark.parametrize("size", [224, pytest.param(512, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("architecture", "arguments"), [(smp.PAN, {"encoder_output_stride": 32}), (smp.Unet, {}), (smp.FPN, {})]
 )

@@ -6,6 +6,7 @@ from benchmarks import scaling
 from detection.shapes import generate
 
 
+@pytest.mark.slow
 def test_two_processes_exchange_gradients_and_are_timed(tmp_path):
     size = scaling.ON_CPU
     generate(tmp_path, num_train=2 * size.batch_size, num_val=1, image_size=size.image_size)
@@ -23,6 +24,7 @@ def test_the_page_has_the_efficiency_and_what_the_exchange_moves():
     assert "gradients are 10 MB" in page
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_fails_the_benchmark(tmp_path):
     with pytest.raises(scaling.RunError, match="instances_train"):
         scaling.start(1, tmp_path)

@@ -6,6 +6,7 @@ from benchmarks import threads
 from detection.shapes import generate
 
 
+@pytest.mark.slow
 def test_a_process_trains_whenever_it_is_asked(tmp_path):
     generate(tmp_path, num_train=threads.BATCH_SIZE, num_val=1, image_size=threads.IMAGE_SIZE)
     with threads.Trainer(tmp_path, 1, threads.PASSIVE) as trainer, threads.busy_neighbour():

@@ -64,7 +64,8 @@ def test_a_run_leaves_its_whole_record(experiment, colours_root):
 
 
 def test_colours_are_learned(config_path, tmp_path):
-    scores = json.loads((train(config_path, tmp_path, "train.epochs=20") / "results.json").read_text())["scores"]
+    experiment = train(config_path, tmp_path, "train.epochs=12", "train.eval_every_epochs=12")
+    scores = json.loads((experiment / "results.json").read_text())["scores"]
     assert scores["top1"] > 0.9
 
 
@@ -184,7 +185,7 @@ def test_a_grid_of_classifiers_is_run_and_compared(config_path, tmp_path):
         "columns: [{name: none, overrides: [model.position=none]}, {name: abs, overrides: [model.position=abs]}]\n"
     )
     folder = tmp_path / "experiments"
-    for words in (("run", grid), ("table", grid, "--columns", "top5")):
+    for words in (("run", grid, "--launcher", os.environ["PYTHON_EXEC"]), ("table", grid, "--columns", "top5")):
         done = subprocess.run(
             [os.environ["PYTHON_EXEC"], "-m", "ablation.grid", *map(str, words), "--experiments", str(folder)],
             cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,

@@ -36,6 +36,7 @@ PAIRS = [
     ("torchscript", "SwinSlimBackbone_B", "dense_fpn"),
 ]
 ONNX, TORCH_EXPORT, TORCHSCRIPT = PAIRS[0], PAIRS[2], PAIRS[3]
+SLOW = PAIRS[1]  # ten times as long as the others
 
 
 def detector(backbone: str, neck: str) -> SSD:
@@ -68,7 +69,9 @@ def exported_detections(exported):
     return formats.save_onnx(proto, FACTS)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize(
+    "pair", [pytest.param(pair, marks=pytest.mark.slow) if pair == SLOW else pair for pair in PAIRS], ids="-".join
+)
 def test_the_file_says_of_one_image_and_of_several_what_the_model_says(pair, exported, images):
     line = verify(detector(*pair[1:]), FORMATS[pair[0]].load(exported(*pair)), images)
     assert "of 3 images, one alone and all in a batch: " in line

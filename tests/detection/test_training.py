@@ -50,8 +50,8 @@ def config_path(tmp_path_factory) -> Path:
 # Learns its training images by heart and is scored on 7 of them, so that scores are not 0; neither 2 nor 3 divides 7.
 BY_HEART = (
     "data.val={images: images/train, annotations: annotations/seven.json}", "augment.photometric=false",
-    "augment.zoom_out=1.0", "augment.crop_min_scale=1.0", "optim.learning_rate=2e-3", "train.epochs=40",
-    "train.eval_every_epochs=40", "train.keep_checkpoints=1",
+    "augment.zoom_out=1.0", "augment.crop_min_scale=1.0", "optim.learning_rate=2e-3", "train.epochs=25",
+    "train.eval_every_epochs=25", "train.keep_checkpoints=1",
 )  # fmt: skip
 
 

@@ -153,7 +153,7 @@ def test_a_grid_of_generators_is_run_and_compared(config_path, tmp_path):
         "columns: [{name: window 2}, {name: window 4, overrides: [model.window_size=4]}]\n"
     )
     folder = tmp_path / "experiments"
-    for words in (("run", grid), ("table", grid)):
+    for words in (("run", grid, "--launcher", os.environ["PYTHON_EXEC"]), ("table", grid)):
         done = subprocess.run(
             [os.environ["PYTHON_EXEC"], "-m", "ablation.grid", *map(str, words), "--experiments", str(folder)],
             cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,

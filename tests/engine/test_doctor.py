@@ -58,6 +58,7 @@ def config(sample_root, tmp_path, monkeypatch) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", os.environ["PYTHON_EXEC"])  # of the runs that the doctor tries
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return path
 

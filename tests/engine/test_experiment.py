@@ -27,7 +27,7 @@ from training import TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
 HOLD = "import os, sys, time, pathlib; from engine.experiment import occupied\n"
-HOLD += "with occupied(pathlib.Path(sys.argv[1])): print(os.getpid(), flush=True); time.sleep(60)"
+HOLD += "with occupied(pathlib.Path(sys.argv[1])): print(os.getpid(), flush=True); time.sleep(600)"
 
 
 @pytest.fixture
@@ -77,13 +77,14 @@ def test_a_root_that_is_no_folder_is_named_with_the_cure(tmp_path):
         new_experiment(tmp_path / "file")
 
 
-def test_every_start_adds_its_own_environment(tmp_path):
+def test_every_start_adds_its_own_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "detection.training", "config.yaml"])
     for hosts in (["node1"], ["node1", "node2"]):
         append_environment(tmp_path, describe_environment(hosts, torch.device("cpu")))
     starts = json.loads((tmp_path / "environment.json").read_text())
     assert [start["processes"] for start in starts] == [1, 2]
     assert torch.__version__.startswith(starts[0]["versions"]["torch"])
-    assert "pytest" in starts[0]["command"]
+    assert starts[0]["command"] == "python -m detection.training config.yaml"
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"started": 1}', "[1]", "[" * 100_000])

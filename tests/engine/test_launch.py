@@ -23,7 +23,7 @@ if end == "wait":
     signal.signal(signal.SIGUSR1, lambda *_: leave(75))
     signal.signal(signal.SIGINT, lambda *_: leave(130))
     Path(f"{rank}.waiting").touch()
-    time.sleep(60)
+    time.sleep(600)
 if end == "kill" and rank == "1":
     os.kill(os.getpid(), signal.SIGKILL)
 if end == "2" and rank == "1":
@@ -36,7 +36,7 @@ if end == "hang" and rank == "0":
     leave_word(LastWord(1, "error: another process hangs", True))
     sys.exit(1)
 if end != "0":
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -66,7 +66,7 @@ def launch(tmp_path):
 )
 def test_it_ends_with_the_exit_code_and_the_words_of_the_run(launch, end, code, said):
     process = launch(end)
-    assert process.communicate(timeout=60)[1] == said
+    assert process.communicate(timeout=600)[1] == said
     assert process.returncode == code
 
 
@@ -76,5 +76,5 @@ def test_signals_reach_the_run_and_end_it_with_its_exit_code(launch, tmp_path, n
     while len(list(tmp_path.glob("*.waiting"))) < 2:
         time.sleep(0.1)
     process.send_signal(number)
-    assert process.communicate(timeout=60)[1] == ""
+    assert process.communicate(timeout=600)[1] == ""
     assert process.returncode == code

@@ -13,7 +13,7 @@ import pytest
 from detection.shapes import generate
 
 ROOT = Path(__file__).parent.parent.parent
-LIMIT_SECONDS = 120  # for what takes a few on a quiet machine
+LIMIT_SECONDS = 600  # for what takes a few on a quiet machine; only against hanging
 
 CONFIG = """
 data:
@@ -29,18 +29,19 @@ eval: {{score_threshold: 0.01}}
 
 
 class Job:
-    """A command in a session of its own, as a terminal starts it; its processes inherit a mark."""
+    """A command in a session of its own, as a terminal starts it; its processes print to its log.
 
-    def __init__(self, words: list[str], log: Path) -> None:
+    python: $PYTHON_EXEC of the ranks, and what the command itself is started with; see tests/forkserver.py."""
+
+    def __init__(self, python: str, words: list[str], log: Path) -> None:
         self.log = log
-        self.mark = f"FAULTS_JOB={log}"
         environment = os.environ | {
-            "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "FAULTS_JOB": str(log),
+            "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "PYTHON_EXEC": python,
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",
         }  # fmt: skip
         with open(log, "w") as file:
             self.process = subprocess.Popen(
-                words, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+                [python, *words], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
             )
 
     @property
@@ -55,7 +56,7 @@ class Job:
             ended = self.process.poll() is not None and isinstance(what, str)
             assert not ended, f"ended without {what!r}; it said: {self.text}"
             assert time.monotonic() < deadline, f"not within {seconds} s; it said: {self.text}"
-            time.sleep(0.005)
+            time.sleep(0.01)
         return found
 
     def send(self, *numbers: int) -> None:
@@ -69,32 +70,56 @@ class Job:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still at work after {seconds} s; it said: {self.text}") from None
-        self.wait_for(lambda: not self.processes(), 30)
+        self.wait_for(lambda: not self.processes())
         return code
 
-    def processes(self) -> dict[int, list[str]]:
-        """Every process of the job that is alive, with its command line."""
-        found = {}
+    def processes(self) -> set[int]:
+        """Return every process of the job that is alive, without those that wait for one of the fork server's."""
+        found = set()
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has ended meanwhile
-                if self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found[int(folder.name)] = (folder / "cmdline").read_text().split("\0")
+                words = (folder / "cmdline").read_text().split("\0")
+                waits = any(word.endswith("forkserver.py") for word in words) and "serve" not in words
+                if os.readlink(folder / "fd/1") == str(self.log) and not waits:
+                    found.add(int(folder.name))
         return found
 
-    def ranks(self) -> list[int]:
-        """The processes that the launcher started, without itself and their loader workers, oldest first."""
-        return sorted(
-            pid
-            for pid in self.processes()
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1] == str(self.process.pid)
+    def children(self) -> list[int]:
+        """Return the processes of the job that others of it have started, oldest first.
+
+        That is the loader processes of the fork server's; without it the ranks, too."""
+        processes = self.processes()
+        return sorted(pid for pid in processes if parent(pid) in processes)
+
+    def rank(self, number: int) -> int:
+        """Return the process of a rank that the fork server has started, once there is one."""
+        name = f"rank{number}\n"
+        return self.wait_for(
+            lambda: next((pid for pid in self.processes() - {*self.children()} if command_name(pid) == name), None)
         )
 
     def kill(self) -> None:
         """Leave nothing behind."""
-        for pid in self.processes():
+        for pid in self.processes() | {self.process.pid} if self.process.poll() is None else self.processes():
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+
+
+def parent(pid: int) -> int | None:
+    """Return the parent of a process, or None if the process has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    except OSError:
+        return None
+
+
+def command_name(pid: int) -> str:
+    """Return the name of a process, which the fork server sets for ranks; "" if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
 
 
 @pytest.fixture(scope="session")
@@ -111,14 +136,15 @@ def config_path(tmp_path_factory) -> Path:
 def start(tmp_path_factory) -> Iterator[Callable[..., Job]]:
     """Starts `python WORDS`, by `launcher` where there is more than one process; kills what is left of it at the end.
 
-    WORDS: as on a command line. launcher: engine.launch, or torchrun's module."""
+    WORDS: as on a command line. launcher: engine.launch, or torchrun's module. python: where the start of Python
+    itself, or the death of a rank's parent, is the subject: sys.executable."""
     jobs: list[Job] = []
     folder = tmp_path_factory.mktemp("jobs")
 
-    def start(*words: object, processes: int = 1, launcher: str = "engine.launch") -> Job:
+    def start(*words: object, processes: int = 1, launcher: str = "engine.launch", python: str | None = None) -> Job:
         start = ["-m", launcher, "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-        command = [os.environ["PYTHON_EXEC"], *start, *map(str, words)]
-        jobs.append(Job(command, folder / f"{len(jobs)}.log"))
+        python = python or os.environ["PYTHON_EXEC"]
+        jobs.append(Job(python, [*start, *map(str, words)], folder / f"{len(jobs)}.log"))
         return jobs[-1]
 
     yield start

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from detection.shapes import generate
+from engine import distributed
 
-# Ranks that meet again and again, and wait for each other no longer than some seconds.
+pytestmark = pytest.mark.slow
+
+# Ranks that meet again and again, and wait for each other no longer than 20 seconds.
 MEET = """
 import sys, time
 from datetime import timedelta
@@ -27,7 +30,7 @@ def main(device):
         sys.stdout.flush()
         time.sleep(0.05)
 
-distributed.TIMEOUT = timedelta(seconds=3)
+distributed.TIMEOUT = timedelta(seconds=20)
 run_command(main)
 """
 
@@ -49,15 +52,17 @@ def hung(start, tmp_path_factory) -> tuple:
     """A job with a rank that hangs since the given time. It takes long to end: the other tests run meanwhile."""
     job = start(write(tmp_path_factory.mktemp("hung") / "meet.py", MEET), 10_000, processes=2)
     job.wait_for("met 3")
-    os.kill(job.ranks()[-1], signal.SIGSTOP)
+    os.kill(job.rank(1), signal.SIGSTOP)
     return job, time.monotonic()
 
 
-def test_a_rank_that_is_killed_in_mid_epoch_takes_the_job_with_it_within_30_seconds(start, config_path, tmp_path):
+def test_a_rank_that_is_killed_in_mid_epoch_takes_the_job_with_it_before_a_collective_times_out(
+    start, config_path, tmp_path
+):
     job = start("-m", "detection.training", config_path, "--experiment", tmp_path, processes=2)
     job.wait_for("first step")
-    os.kill(job.ranks()[-1], signal.SIGKILL)
-    assert job.end(30) == 1
+    os.kill(job.rank(1), signal.SIGKILL)
+    assert job.end(distributed.TIMEOUT.total_seconds() / 2) == 1
     assert re.findall(r"^error.*", job.text, re.MULTILINE) == ["error: rank 1 was killed by SIGKILL; out of memory?"]
 
 
@@ -95,14 +100,14 @@ def test_a_loader_process_that_freezes_ends_the_run(start, config_path, tmp_path
         tmp_path / "train.py",
         "import data, detection.training\n"
         "from engine.start import start\n"
-        "data.LOADER_TIMEOUT_SECONDS, data.LOADER_GRACE_SECONDS = 2, 2\n"
+        "data.LOADER_TIMEOUT_SECONDS, data.LOADER_GRACE_SECONDS = 10, 10\n"
         "start(detection.training.parse_arguments, detection.training.main)\n",
     )
     job = start(script, config_path, "--experiment", tmp_path, "data.workers=1", "train.epochs=500")
     job.wait_for("first step")
-    [worker] = job.processes().keys() - {job.process.pid}
+    [worker] = job.children()
     os.kill(worker, signal.SIGSTOP)
-    assert job.end(30) == 1
+    assert job.end() == 1
     [line] = re.findall(r"^error.*", job.text, re.MULTILINE)
     assert "Lower data.workers" in line
     assert "Traceback" not in job.text
@@ -147,7 +152,7 @@ def test_the_score_of_a_checkpoint_is_the_same_to_the_last_byte_on_1_5_and_8_pro
 
 def test_a_rank_that_hangs_ends_the_job_after_the_timeout_and_the_30_seconds_that_torchrun_gives_it(hung):
     job, began = hung
-    assert job.end(began + 120 - time.monotonic()) == 1
-    assert time.monotonic() - began > 3
+    assert job.end() == 1
+    assert time.monotonic() - began > 20
     assert "another process of this run has died or hangs" in job.text
     assert "a bug" not in job.text

@@ -10,6 +10,8 @@ import pytest
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.logbook import read_metrics
 
+pytestmark = pytest.mark.slow
+
 # Trains as `python -m detection.training` does, but for the fault that the first argument names; tells which image it
 # struck, and the weights that each rank ends with.
 SCRIPT = """

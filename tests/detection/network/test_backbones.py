@@ -194,7 +194,7 @@ def test_layer_norm_of_an_extra_level_is_over_channels():
 
 def test_drop_path_rate_reaches_the_swin_trunk():
     backbone = build_backbone("SwinSlimBackbone_B", drop_path_rate=0.0)
-    assert all(block.drop_path.p == 0 for layer in backbone.trunk.layers for block in layer.blocks)
+    assert all(block.drop_path.probability == 0 for layer in backbone.trunk.layers for block in layer.blocks)
 
 
 # ----------------------------------------------------------------------------------------- public checkpoints
@@ -283,6 +283,7 @@ def test_one_set_of_weights_serves_every_input_size(name):
 
 
 @pytest.mark.filterwarnings("error:Dynamo detected")
+@pytest.mark.slow
 def test_compiles_as_one_graph():
     torch._dynamo.reset()
     backbone = build_backbone("ResNet18SlimBackbone_B").eval()

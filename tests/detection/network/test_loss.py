@@ -224,6 +224,8 @@ def test_matching_and_loss_ask_the_device_for_no_value():
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # a CPU's numbers of rows break the graph, and the compiler says so
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler_cache")
 def test_compiled_matching_and_loss_are_the_same_whatever_the_padding():
     def total(batch):
         losses = losses_of(batch)

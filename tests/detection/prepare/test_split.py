@@ -40,11 +40,11 @@ def export(tmp_path):
 
     def export(annotations="annotations/instances_default.json", images="images/default", content=None, folder="set"):
         root, content = tmp_path / folder, content or content_of()
-        pixels = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
+        rng = np.random.default_rng(0)
         for image in content["images"]:
             path = root / images / image["file_name"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
+            Image.fromarray(rng.integers(0, 256, (30, 40), dtype=np.uint8)).save(path)
         (root / annotations).parent.mkdir(parents=True, exist_ok=True)
         (root / annotations).write_text(json.dumps(content))
         return root
