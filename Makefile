@@ -35,13 +35,13 @@ demo: setup
 	$(RUN) -m ablation.grid table configs/grid_quickstart.yaml
 
 # A worker that crashes ends the run: a new one would not know which test it died of.
-PYTEST := $(RUN) -m pytest --numprocesses 2 --max-worker-restart 0 --durations 15
+PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 --durations 15
 
 test: lint
-	$(PYTEST) --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(PYTEST) --dist loadfile -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
