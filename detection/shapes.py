@@ -6,7 +6,8 @@ under one box, `iscrowd` 1); category ids and image ids have gaps. As in COCO, b
 is *visible*: outlines (polygons) where all of an object is, run lengths (RLE) where part is hidden, and for crowds.
 At least half of every object is visible.
 
-The `easy` style, which the demo uses, has three classes, at most three large shapes in an image, and no crowds.
+The `easy` style, which the demo uses, has three classes and no crowds, and at most three shapes in an image, which
+hardly hide each other.
 
 Each image depends on the seed, its split and its position only, so a larger set begins with the images of a smaller
 one; equal versions of NumPy and Pillow give equal bytes.
@@ -23,7 +24,6 @@ from PIL import Image, ImageColor, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 FINE = 4  # outlines are filled on a canvas this much finer: smooth edges, boxes to a quarter of a pixel
-MIN_VISIBLE = 0.5  # of an object's area, once everything is drawn
 DESCRIPTION = "Drawn shapes, made by detection/sample.py"
 VERSION = "1"  # raise it whenever other pixels or boxes come out
 
@@ -76,6 +76,7 @@ class Style(NamedTuple):
     stretch: float  # largest, as the logarithm of a factor
     turns: tuple[float, float]  # smallest and largest, radians
     most_objects: int  # in an image
+    visible: float  # of every object's area, at least
     small: float  # share of objects that are drawn small, 8 to 13% of the image's side
     empty: float  # share of images without objects
     crowds: float  # share of images with a crowd
@@ -83,12 +84,12 @@ class Style(NamedTuple):
 
 STYLES = {
     "full": Style(
-        SHAPES, stretch=0.18, turns=(0, 2 * np.pi), most_objects=5, small=0.12, empty=0.04, crowds=0.06
+        SHAPES, stretch=0.18, turns=(0, 2 * np.pi), most_objects=5, visible=0.5, small=0.12, empty=0.04, crowds=0.06
     ),
     # For the demo: a small detector learns it in two minutes on one core.
     "easy": Style(
-        {name: SHAPES[name]._replace(diameters=(0.35, 0.65)) for name in ("triangle", "ring", "cross")},
-        stretch=0.1, turns=(-0.2, 0.2), most_objects=3, small=0.0, empty=0.04, crowds=0.0,
+        {name: SHAPES[name]._replace(diameters=(0.3, 0.5)) for name in ("triangle", "ring", "cross")},
+        stretch=0.1, turns=(-0.2, 0.2), most_objects=3, visible=0.9, small=0.0, empty=0.04, crowds=0.0,
     ),
 }  # fmt: skip
 
@@ -175,7 +176,7 @@ def _arrange(style: Style, side: int, rng: Generator) -> tuple[list[Thing], np.n
             candidate = np.where(_fill(thing.outlines, side), len(things) + 1, visible).astype(np.uint8)
             areas = np.bincount(candidate.ravel(), minlength=len(things) + 2)[1:] / FINE**2
             full = [_full_area(t.outlines) for t in [*things, thing]]
-            if np.all(areas >= MIN_VISIBLE * np.array(full)):
+            if np.all(areas >= style.visible * np.array(full)):
                 things.append(thing)
                 visible = candidate
                 break

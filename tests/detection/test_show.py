@@ -22,6 +22,7 @@ from detection.transforms import distort_colours, eval_transform
 from engine.config import load_config
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
+OVERRIDES = ("model.input_size=128", "augment.photometric=true")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def task(sample_root):
-    return inspection.build_task(load_config(QUICKSTART, [f"data.root={sample_root}"], DetectionConfig))
+    return inspection.build_task(load_config(QUICKSTART, [f"data.root={sample_root}", *OVERRIDES], DetectionConfig))
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def command(run_in_process, monkeypatch, tmp_path, sample_root):
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
 
     return lambda *words: run_in_process(
-        show, QUICKSTART, f"data.root={sample_root}", *words, "--output", tmp_path / "show"
+        show, QUICKSTART, f"data.root={sample_root}", *OVERRIDES, *words, "--output", tmp_path / "show"
     )
 
 
