@@ -22,7 +22,6 @@ from detection.transforms import distort_colours, eval_transform
 from engine.config import load_config
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
-OVERRIDES = ("model.input_size=128", "augment.photometric=true")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def task(sample_root):
-    return inspection.build_task(load_config(QUICKSTART, [f"data.root={sample_root}", *OVERRIDES], DetectionConfig))
+    return inspection.build_task(
+        load_config(QUICKSTART, [f"data.root={sample_root}", "augment.photometric=true"], DetectionConfig)
+    )
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def command(run_in_process, monkeypatch, tmp_path, sample_root):
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
 
     return lambda *words: run_in_process(
-        show, QUICKSTART, f"data.root={sample_root}", *OVERRIDES, *words, "--output", tmp_path / "show"
+        show, QUICKSTART, f"data.root={sample_root}", *words, "--output", tmp_path / "show"
     )
 
 
@@ -158,7 +159,10 @@ def test_an_object_that_a_default_box_fits_is_shown_with_its_boxes(task):
 def test_an_object_that_none_fits_is_red_and_tells_the_best_overlap(task):
     box, item = match(task, [0.5, 0.5, 0.52, 0.52]).marks
     assert item.colour == UNMATCHED
-    assert item.label == f"circle x1, {0.02**2 * 128**2 / np.prod(box.box_xyxy[2:] - box.box_xyxy[:2]):.2f}"
+    assert (
+        item.label
+        == f"circle x1, {0.02**2 * task.model.input_size**2 / np.prod(box.box_xyxy[2:] - box.box_xyxy[:2]):.2f}"
+    )
 
 
 def test_an_image_without_objects_has_no_matches(task):
@@ -176,7 +180,8 @@ def test_without_augmentation_every_epoch_shows_the_same(command, panels):
 
 
 def test_an_epoch_is_shown_with_the_colours_of_training(command, panels, task):
-    assert command("--what", "augment", "--ids", task.train.images[3].id)[0] == 0
+    words = ("--what", "augment", "--ids", task.train.images[3].id, "augment.photometric=true")
+    assert command(*words)[0] == 0
     batch = collate([task.train_set[4, 3]])
     images = distort_colours(batch["images"], batch["colours"])
     assert np.array_equal(panels[5].image, images[0].permute(1, 2, 0))
@@ -189,8 +194,8 @@ def test_the_images_asked_for_are_shown_in_that_order(command, panels, task):
 
 
 def test_overrides_may_follow_the_ids(command, panels, task):
-    assert command("--what", "augment", "--ids", task.train.images[3].id, "model.input_size=96")[0] == 0
-    assert panels[1].image.shape == (96, 96, 3)
+    assert command("--what", "augment", "--ids", task.train.images[3].id, "model.input_size=128")[0] == 0
+    assert panels[1].image.shape == (128, 128, 3)
 
 
 # ---- the command ----------------------------------------------------------------------------------------------
