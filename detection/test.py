@@ -30,6 +30,7 @@ from engine.storage.strict_yaml import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from detection.annotations import CocoFile
     from detection.network.postprocess import PostprocessConfig
     from detection.task import DetectionConfig
 
@@ -105,6 +106,8 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     layout = torch.channels_last if base.train.channels_last else torch.preserve_format
     model = task.model.to(device, memory_format=layout)
     logger.info("scoring %s, step %d, on %d images", path, detector.step, len(task.val.images))
+    if distributed.is_main():
+        warn_of_other_data(arguments.experiment, val)
     results = task.detect_all(model, device, settings)
     if results is None:
         return
@@ -116,6 +119,8 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
         "checkpoint": path.name,
         "step": detector.step,
         "annotations": task.val.annotations_path.name,
+        "annotations_sha256": task.val.sha256,
+        "images": len(task.val.images),
         "precision": base.train.precision,
         "settings": rows,
         "per_class": scores["per_class"] if len(rows) == 1 else None,
@@ -137,6 +142,24 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
         )
         save_release(arguments.release, detector.weights, facts)
         print(f"released as {arguments.release}")
+
+
+def warn_of_other_data(experiment: Path, val: "CocoFile") -> None:
+    """Log if the annotations are not those of the training, and if images to score were trained on."""
+    from engine.logbook import logger
+    from engine.storage.inputs import read_inputs
+
+    inputs = read_inputs(experiment)
+    if inputs is None:
+        return
+    if val.sha256 not in inputs.files.values():
+        logger.warning("%s: not the annotations of the training; its scores are not comparable", val.annotations_path)
+    train = inputs.images["train"]
+    if Path(train.folder).resolve() == val.images_dir.resolve():
+        shared = sorted({image.file_name for image in val.images} & set(train.names))
+        if shared:
+            what = "at least %d of %d images to score were trained on, such as %s: the score is too high"
+            logger.warning(what, len(shared), len(val.images), shared[0])
 
 
 def find_checkpoint(experiment: Path, which: str) -> Path:

@@ -39,6 +39,7 @@ def announce(task: "DetectionTask") -> None:
     from detection.leaks import leak_warnings
     from engine import distributed
     from engine.logbook import logger
+    from engine.terminal import counted
 
     model = task.config.model
     logger.info("%s with neck %s", model.backbone, model.neck)
@@ -48,7 +49,8 @@ def announce(task: "DetectionTask") -> None:
         logger.info("%s: %s", coco.annotations_path, describe(coco))
     ids = task.val.category_ids
     unused = ids[-1] - ids[0] + 1 - len(ids)
-    logger.info("%d classes, category ids %d to %d, %d of them unused", len(ids), ids[0], ids[-1], unused)
+    classes = counted(len(ids), "class", "classes")
+    logger.info("%s, category ids %d to %d, of which %d are unused", classes, ids[0], ids[-1], unused)
     if distributed.is_main():
         report_fit(task.anchor_fit, task.train, task.model, model)
         for line in leak_warnings(task.train, task.val):

@@ -52,7 +52,7 @@ def test_a_dry_run_tells_of_data_seconds_and_memory(start, caplog):
     caplog.set_level("INFO")
     start("--dry-run")
     text = caplog.text
-    assert "6 classes, category ids 1 to 18, 12 of them unused" in text
+    assert "6 classes, category ids 1 to 18, of which 12 are unused" in text
     assert "first step: total" in text
     assert "no experiment was made" in caplog.messages[-1]
 

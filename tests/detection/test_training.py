@@ -14,7 +14,8 @@ import torch
 from detection.annotations import describe, read_coco, read_split
 from detection.network.ssd import build_ssd
 from detection.shapes import generate
-from detection.task import DetectionConfig, DetectionTask
+from detection.task import DetectionConfig, DetectionTask, inputs_of
+from detection.test import warn_of_other_data
 from detection.training import announce, build_task
 from engine.checkpoint import load_checkpoint
 from engine.config import load_config
@@ -473,3 +474,22 @@ def test_training_says_what_the_scores_cannot_exceed(config_path, tmp_path, capl
     ceiling, most = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert ceiling.startswith(f"{path}: 2 boxes without area count as missed: mAP cannot exceed 0.")
     assert "eval.max_detections, 1: raise it" in most
+
+
+@pytest.mark.parametrize(
+    ("scored", "expected"),
+    [
+        ("val", []),
+        ("seven", ["not the annotations of the training", "at least 7 of 7 images to score were trained on"]),
+    ],
+)
+def test_images_that_were_trained_on_are_reported_when_they_are_scored(
+    config_path, seven, tmp_path, caplog, scored, expected
+):
+    config = load_config(config_path, (), DetectionConfig)
+    train, val = (read_split(config.data, half) for half in ("train", "val"))
+    inputs_of(config.data, train, val).write(tmp_path)
+    with caplog.at_level("WARNING", logger="workbench"):
+        warn_of_other_data(tmp_path, val if scored == "val" else read_coco(seven, train.images_dir))
+    assert len(caplog.messages) == len(expected)
+    assert all(part in message for part, message in zip(expected, caplog.messages, strict=True))
