@@ -41,7 +41,8 @@ test: lint
 	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --ignore tests/test_sbatch.py
+	$(RUN) -m pytest --durations 15 -m slow tests/test_sbatch.py  # its ranks and their loaders fill both cores
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
