@@ -146,7 +146,7 @@ def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
         if run and (state.kind == "done" or state.same_recipe):
             cell.runs.append(run)
             detail = detail.partition("; ")[2]  # without the score, which is in the table
-        elif run:  # another recipe or other data: its score is told, and counts for nothing
+        elif run:  # another recipe or other data: its score is shown, but not counted
             detail += "; left out"
         if state.kind != "done":
             cell.notes.append(Note(job.seed, state.kind, detail))
