@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from engine import distributed
+from engine.files import file_sha256, user_path
+from engine.inputs import Inputs, identify_images
 from engine.logbook import logger
+from engine.repeats import Repeats, repeats, shared_between
 from engine.signals import SIGNALS
-from engine.storage.files import file_sha256, user_path
-from engine.storage.inputs import Inputs, identify_images
-from engine.storage.repeats import Repeats, repeats, shared_between
 from engine.terminal import printable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue, as fractions of full brightness

@@ -29,7 +29,12 @@ from engine.compute.cost import FLOPS_COUNTER, peak_memory_mib
 from engine.compute.machine import memory_limit
 from engine.compute.precision import describe_device, is_in_hardware, resolve_precision
 from engine.config import Config, changed_fields, dump_config, load_config
-from engine.experiment import (
+from engine.files import write_text
+from engine.logbook import STOPPED, logger, read_metrics, start_logging, warnings_counted, write_metrics
+from engine.optim import scaled_learning_rate
+from engine.signals import Stopped
+from engine.strict_yaml import ConfigError
+from records.experiment import (
     FREE_FIELDS,
     append_environment,
     describe_environment,
@@ -40,14 +45,9 @@ from engine.experiment import (
     requeued_experiment,
     shown_score,
 )
-from engine.logbook import STOPPED, logger, read_metrics, start_logging, warnings_counted, write_metrics
-from engine.optim import scaled_learning_rate
-from engine.signals import Stopped
-from engine.storage.files import write_text
-from engine.storage.release import commit_of
-from engine.storage.strict_yaml import ConfigError
-from engine.trackers import Trackers, check_installed
+from records.trackers import Trackers, check_installed
 from training import Task, check_feasible, emulation_factor, fit, rehearse
+from weights.release import commit_of
 
 EDITED = "config_edited.yaml"  # what somebody made of config.yaml while the run trained
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.arguments import parse_training, positive
+from engine.files import user_path
 from engine.start import start
-from engine.storage.files import user_path
 
 if TYPE_CHECKING:
     import torch

@@ -43,7 +43,6 @@ from engine.checkpoint import (
 from engine.command import RunError
 from engine.compute.precision import Precision, autocast, resolve_precision
 from engine.config import Config
-from engine.experiment import shown_score
 from engine.loading import load_exactly
 from engine.logbook import draw_curves, logger, read_metrics, restore_metrics, training_bar, write_metrics
 from engine.optim import (
@@ -55,7 +54,8 @@ from engine.optim import (
     update_average,
 )
 from engine.signals import StopRequest
-from engine.trackers import TrackerName
+from records.experiment import shown_score
+from records.trackers import TrackerName
 
 FIRST_LOSS_SCALE = 2.0**10  # of fp16; a loss is a sum over a batch until its gradient is divided
 MOST_WAITING = 0.2  # of the time of an epoch, for data

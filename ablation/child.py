@@ -17,9 +17,9 @@ from ablation.plan import Job, last_error, was_stopped
 from engine.command import INTERRUPTED
 from engine.compute.machine import usable_cores, visible_gpus
 from engine.compute.threads import CHOSEN_THREADS, THREADS
-from engine.experiment import shown_score
 from engine.logbook import STATUS_SECONDS, progress_bar, read_metrics, read_status
 from engine.signals import SIGNALS
+from records.experiment import shown_score
 
 
 class Child:

@@ -6,7 +6,7 @@
 
 Experiments with the same recipe but for the seed share a cell of the table. Every difference comes with a 95%
 interval and a p value from a paired bootstrap over the validation images, with what the seeds add to it, corrected
-for the number of differences looked at (engine/statistics/bootstrap.py).
+for the number of differences looked at (stats/bootstrap.py).
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from ablation.columns import COLUMNS
 from engine.arguments import check_config, check_experiment
 from engine.start import start
-from engine.storage.strict_yaml import did_you_mean, nearest
+from engine.strict_yaml import did_you_mean, nearest
 
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ablation.plan import Grid, read_cells, read_grid, state_of
-from ablation.records import Cell, Comparison, Note, Place, Run, read_run
 from ablation.tables import (
     class_table,
     column_table,
@@ -21,10 +20,11 @@ from ablation.tables import (
 )
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
-from engine.experiment import FREE_FIELDS
-from engine.storage.files import write_text
-from engine.storage.strict_yaml import did_you_mean, listed, nearest, shown
+from engine.files import write_text
+from engine.strict_yaml import did_you_mean, listed, nearest, shown
 from engine.terminal import printable_lines
+from records.experiment import FREE_FIELDS
+from records.results import Cell, Comparison, Note, Place, Run, read_run
 
 LONG_HASH = re.compile("([0-9a-f]{8})[0-9a-f]{56}")
 MOST_DIFFERENCES = 4  # of recipes, in a warning

@@ -23,13 +23,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ablation.records import Place, read_object, read_results
 from engine.config import Config, changed_values, load_config, read_overridden
-from engine.experiment import FREE_FIELDS, is_running, list_experiments, shown_score
+from engine.files import user_path, write_text
+from engine.inputs import Inputs, content_sha256, holds_sample_of, read_inputs
 from engine.logbook import STOPPED, read_metrics
-from engine.storage.files import user_path, write_text
-from engine.storage.inputs import Inputs, content_sha256, holds_sample_of, read_inputs
-from engine.storage.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
+from engine.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
+from records.experiment import FREE_FIELDS, is_running, list_experiments, shown_score
+from records.results import Place, read_object, read_results
 
 PROJECT = Path(__file__).parent.parent
 CELL = ("grid", "task", "row", "column", "seed", "recipe", "code")  # what cell.json has
@@ -253,7 +253,7 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
 def claimed(experiment: Path) -> Iterator[None]:
     """Hold the experiment's cell.lock inside: a grid is about to start it, is at it, or is done in a moment.
 
-    Not the lock of the run itself (engine.experiment.occupied), which the run takes only when it has read its data."""
+    Not the lock of the run itself (records.experiment.occupied), which the run takes only when it has read its data."""
     with open(experiment / "cell.lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,9 +18,9 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
-from ablation.records import Cell, Comparison, Difference, Place
-from engine.statistics.bootstrap import Interval
 from engine.terminal import printable
+from records.results import Cell, Comparison, Difference, Place
+from stats.bootstrap import Interval
 
 WIDTH = 4.6  # inches
 # For matplotlib.rc_context: text stays text (any browser's sans serif is narrower than the one laid out with), ids do

@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 
 from ablation import page, plots
 from ablation.page import Section
-from ablation.records import Cell, Comparison, Difference, Place, with_minus
 from ablation.tables import FLOPS_NOTE
-from engine.statistics.bootstrap import Interval
-from engine.storage.files import write_text
-from engine.storage.release import commit_of
+from engine.files import write_text
 from engine.terminal import printable
+from records.results import Cell, Comparison, Difference, Place, with_minus
+from stats.bootstrap import Interval
+from weights.release import commit_of
 
 # Name in a run's cost -> what a reader calls it, by what to multiply it, how it is written, whether more is better.
 COSTS = {

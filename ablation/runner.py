@@ -16,8 +16,8 @@ from ablation.plan import Job, State, claimed, last_error, last_of_each, read_ce
 from engine.checkpoint import list_checkpoints
 from engine.command import INTERRUPTED, STOPPED, RunError
 from engine.compute.machine import memory_limit, usable_cores, visible_gpus
-from engine.experiment import new_experiment
 from engine.signals import Stopped
+from records.experiment import new_experiment
 
 BAD_INPUT = 2  # the exit code that says so
 POLL_SECONDS = 0.1  # between two looks at the processes

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ablation.plan import Job, changed_recipe, is_same_data, job_of
-from ablation.records import read_object
 from engine.command import RunError
-from engine.storage.files import write_text
+from engine.files import write_text
+from records.results import read_object
 
 SUBMISSION = ("grid", "experiments", "rerun_stale", "jobs", "smoke", "array", "table")  # what submission.json has
 FINAL = (  # states that a task does not leave by itself

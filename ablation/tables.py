@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ablation.columns import COLUMNS
-from ablation.records import Cell, Comparison, Difference, with_minus
-from engine.statistics.bootstrap import Interval
 from engine.terminal import printable
+from records.results import Cell, Comparison, Difference, with_minus
+from stats.bootstrap import Interval
 
 FLOPS_NOTE = (
     "GFLOPs: one forward pass of one image; matrix products, convolutions and attention, two per multiply-add. "

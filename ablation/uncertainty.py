@@ -1,7 +1,7 @@
 """How sure the differences between cells are: what a Comparison says beyond its scores.
 
 Validation images are resampled with replacement, the same for every run, and every score is computed again on each
-resample (engine/statistics/bootstrap.py); what another seed would change comes on top. Differences, main effects and
+resample (stats/bootstrap.py); what another seed would change comes on top. Differences, main effects and
 interactions are all contrasts of the cells' scores, so they all get their intervals in the same way.
 """
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ablation.records import Cell, Comparison, Difference, Place
 from engine.logbook import progress_bar
-from engine.statistics.bootstrap import Interval, cell_replicates, holm, image_weights, interval, resampled_scores
-from engine.statistics.image_statistics import load_statistics
+from records.results import Cell, Comparison, Difference, Place
+from stats.bootstrap import Interval, cell_replicates, holm, image_weights, interval, resampled_scores
+from stats.image_statistics import load_statistics
 
 SEED = 0  # of the resamples: the same experiments give the same intervals
 FEWEST_IMAGES = 10  # resamples of fewer hold the same few images over and over

@@ -23,7 +23,7 @@ from segmentation_models_pytorch.encoders._base import EncoderMixin
 from torch import Tensor, nn
 
 from adapters.stages import SwinStages, trunk_weights
-from engine.registry import entry_named, read_registry
+from weights.registry import entry_named, read_registry
 
 ENCODERS = ("swin_t", "swin_s", "swin_b", "swin_l")
 DATA_SETS = {"imagenet": "imagenet1k", "imagenet22k": "imagenet22k"}  # smp's name for pretrained weights, and ours

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from engine.logbook import logger
-from engine.registry import find_weights, read_weights
-from engine.storage.strict_yaml import listed
+from engine.strict_yaml import listed
 from model import SWIN_VARIANTS, ChannelLayerNorm, SwinTransformer, load_swin_weights
+from weights.registry import find_weights, read_weights
 
 
 def trunk_weights(named: str, trunk: str) -> dict[str, Tensor]:

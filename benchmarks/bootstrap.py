@@ -1,4 +1,4 @@
-"""Do the intervals of engine/statistics/bootstrap.py cover what they should, and how fast are they?
+"""Do the intervals of stats/bootstrap.py cover what they should, and how fast are they?
 
     OMP_NUM_THREADS=1 python benchmarks/bootstrap.py
 
@@ -28,11 +28,11 @@ import numpy as np
 import torch
 
 from engine.command import RunError, run_command
-from engine.experiment import describe_environment
 from engine.logbook import start_logging
-from engine.statistics import bootstrap
-from engine.statistics.bootstrap import Interval, average_precision, cell_replicates, image_weights, interval
-from engine.statistics.image_statistics import Matches
+from records.experiment import describe_environment
+from stats import bootstrap
+from stats.bootstrap import Interval, average_precision, cell_replicates, image_weights, interval
+from stats.image_statistics import Matches
 
 ONE_RUN_TRIALS, SEVERAL_RUNS_TRIALS, REPLICATES = 1000, 400, 1000
 PROCESSES = 2
@@ -324,7 +324,7 @@ def several_runs_table(outcomes_of: dict[float, list[Outcome]]) -> list[str]:
 
 
 def outside(outcomes_of: dict, ways: tuple[str, ...]) -> list[str]:
-    """What of the ways that engine/statistics/bootstrap.py offers is not as asked."""
+    """What of the ways that stats/bootstrap.py offers is not as asked."""
     found = []
     for name, outcomes in outcomes_of.items():
         for way in ways:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from engine.experiment import describe_environment
-from engine.storage.release import commit_of
+from records.experiment import describe_environment
+from weights.release import commit_of
 
 COLUMNS = ("what", "peer", "theirs", "ours", "", "ratio", "asked")
 

@@ -9,7 +9,7 @@ SanitizeBoundingBoxes, Resize to 300 x 300, RandomHorizontalFlip. Ours is CocoDe
 
 The same results: the numbers that our samples were drawn by are given to torchvision's functions, one after the other,
 and the images and boxes that come out are compared. That those numbers have torchvision's chances is tested in
-tests/detection/test_transforms.py.
+tests/detection/coco/test_transforms.py.
 
 Asked: 4.5 times the peer's throughput with colour on the CPU, 6 with colour on the device, 8 with shrunken images.
 Without a data set in COCO's format, one is drawn: 64 images of about the size of COCO's. Takes a minute.
@@ -29,11 +29,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from benchmarks.comparison import Row, turn_by_turn, write_page
-from detection.annotations import CocoFile, read_coco
-from detection.dataset import CocoDetection, collate, read_image
-from detection.prepare.shrink import shrink
-from detection.shapes import generate
-from detection.transforms import (
+from detection.coco.annotations import CocoFile, read_coco
+from detection.coco.dataset import CocoDetection, collate, read_image
+from detection.coco.transforms import (
     MEAN_COLOUR,
     AugmentConfig,
     distort_colours,
@@ -41,6 +39,8 @@ from detection.transforms import (
     train_transform,
     zoom_out,
 )
+from detection.prepare.shrink import shrink
+from detection.shapes import generate
 from engine.command import RunError, run_command
 
 IMAGES, DRAWN, BATCH_SIZE, SIDE, SHORT_SIDE, ROUNDS = 192, 64, 32, 300, 400, 7

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.comparison import Row, write_page
-from detection.evaluation import GroundTruth, quick_scores
+from detection.coco.evaluation import GroundTruth, quick_scores
 from engine.command import RunError, run_command
 
 IMAGES, CLASSES, DETECTIONS, WIDTH, HEIGHT = 5000, 80, 100, 640, 480

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
-from detection.annotations import DataConfig, SplitConfig, read_coco, read_split
-from detection.evaluation import as_dicts, coco_scores
+from detection.coco.annotations import DataConfig, SplitConfig, read_coco, read_split
+from detection.coco.evaluation import as_dicts, coco_scores
+from detection.coco.transforms import AugmentConfig
 from detection.network.ssd import ModelConfig
 from detection.task import DetectionConfig, DetectionTask
-from detection.transforms import AugmentConfig
 from engine.command import RunError, run_command
-from engine.experiment import describe_environment
 from engine.logbook import start_logging
 from engine.optim import OptimConfig
+from records.experiment import describe_environment
 from training import TrainConfig, fit
 
 IMAGES, MOST_OBJECTS = 16, 8

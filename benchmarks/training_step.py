@@ -26,8 +26,8 @@ from torchvision.models.detection.ssd import SSDHead
 
 from benchmarks.comparison import Row, turn_by_turn, write_page
 from data import IMAGENET_MEAN, IMAGENET_STD, batch_to
-from detection.annotations import DataConfig, SplitConfig, read_split
-from detection.dataset import collate
+from detection.coco.annotations import DataConfig, SplitConfig, read_split
+from detection.coco.dataset import collate
 from detection.network.anchors import ASPECT_RATIOS, BOXES_PER_CELL
 from detection.network.backbones import BACKBONES, build_backbone
 from detection.network.ssd import ModelConfig

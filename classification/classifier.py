@@ -13,11 +13,11 @@ from data import DatasetError, Transform
 from engine.checkpoint import newest_checkpoint
 from engine.compute.precision import Precision
 from engine.config import load_config
-from engine.experiment import read_experiment_config
-from engine.registry import find_weights, read_registry, read_safetensors
-from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX, released_config
-from engine.storage.strict_yaml import ConfigError, did_you_mean, nearest
+from engine.strict_yaml import ConfigError, did_you_mean, nearest
 from model import SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_arguments
+from records.experiment import read_experiment_config
+from weights.registry import find_weights, read_registry, read_safetensors
+from weights.release import PUBLISHED_WEIGHTS, SUFFIX, released_config
 
 PIXELS_PER_WINDOW = 32  # image side over window side of the published Swins: 224 / 7, 384 / 12
 
@@ -65,7 +65,7 @@ class Classifier:
 def load_classifier(named: str, overrides: Sequence[str] = ()) -> Classifier:
     """Build and fill the classifier that a user names.
 
-    named: an experiment or one of its checkpoints, a folder made by engine.publish or its weights, a config whose
+    named: an experiment or one of its checkpoints, a folder made by weights.publish or its weights, a config whose
     `model.weights` says where to take them from, a name of saved_weights/registry.yaml, or a public file of a Swin.
     overrides: of the config of an experiment, or of the config that is named.
     Raises ValueError if there is no such thing, or if it is no classifier."""
@@ -121,8 +121,7 @@ def _of_public_file(named: str) -> Classifier:
     if named not in swins and not Path(named).is_file():
         names = did_you_mean(nearest(named, swins)) or f", such as {', '.join(list(swins)[:3])}"
         raise ValueError(
-            f"{named}: no file, experiment or config, nor the name of a public Swin{names} "
-            "(python -m engine.weights list)"
+            f"{named}: no file, experiment or config, nor the name of a public Swin{names} (python -m weights list)"
         )
     file = find_weights(named, swins[named].trunk if named in swins else "")
     weights, class_ids, _ = read_classifier(file)

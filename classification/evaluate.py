@@ -21,11 +21,11 @@ from classification.record import per_class
 from classification.task import guess_all, scores_of
 from data import CIFAR10_FOLDER, MNIST_FOLDER, LabelledImages, eval_loader
 from engine.compute.precision import inference_precision
-from engine.experiment import shown_score
+from engine.files import write_text
 from engine.logbook import logger
-from engine.storage.files import write_text
-from engine.storage.strict_yaml import ConfigError
+from engine.strict_yaml import ConfigError
 from engine.terminal import printable
+from records.experiment import shown_score
 
 LISTED_CLASSES = 50  # printed; of more of them, as many of the worst
 

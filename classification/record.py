@@ -1,6 +1,6 @@
 """What a finished classification run leaves in its experiment directory.
 
-image_statistics.npz  whether each image was guessed right (engine.statistics.image_statistics)
+image_statistics.npz  whether each image was guessed right (stats.image_statistics)
 predictions.csv       the best guesses for every image, with their probabilities
 confusion.png         which classes were taken for which
 examples.png          guesses for a few validation images
@@ -19,10 +19,10 @@ import numpy as np
 from classification.task import ClassificationTask, Guesses, scores_of
 from data import LabelledImages
 from engine.compute.cost import forward_gflops
-from engine.experiment import write_readme
-from engine.statistics.image_statistics import Hits
-from engine.storage.files import write_text
+from engine.files import write_text
+from records.experiment import write_readme
 from runs import common_facts, common_record, recipe_fact, started_fact
+from stats.image_statistics import Hits
 
 if TYPE_CHECKING:
     from classification.pictures import Example

@@ -32,10 +32,10 @@ from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
-from engine.registry import find_weights, identified, read_safetensors, read_weights_with_note
-from engine.storage.release import SUFFIX
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
 from training import TrainConfig
+from weights.registry import find_weights, identified, read_safetensors, read_weights_with_note
+from weights.release import SUFFIX
 
 GUESSES = 5  # kept of each image, best first
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from detection.annotations import CocoFile
+from detection.coco.annotations import CocoFile
 from detection.network.anchors import ANCHOR_SCALES, default_boxes
 from detection.network.matching import pairwise_iou
 from detection.network.ssd import SSD, ModelConfig

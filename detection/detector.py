@@ -25,17 +25,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from data import IMAGENET_MEAN, IMAGENET_STD, DatasetError, as_rgb, normalize_images, read_image
-from detection.detections import Detections
+from detection.coco.detections import Detections
+from detection.coco.transforms import eval_transform
 from detection.network.postprocess import postprocess
 from detection.network.ssd import SSD, build_ssd
 from detection.task import DetectionConfig, read_detector
-from detection.transforms import eval_transform
 from engine.checkpoint import CheckpointError
 from engine.compute.precision import autocast, inference_precision
-from engine.experiment import read_experiment_config
 from engine.loading import load_exactly
 from engine.logbook import logger
-from engine.storage.release import PUBLISHED_WEIGHTS, SUFFIX, released_config, weights_in
+from records.experiment import read_experiment_config
+from weights.release import PUBLISHED_WEIGHTS, SUFFIX, released_config, weights_in
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor  # a single one, see `rgb_pixels`
 
@@ -187,7 +187,7 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
     """Build and fill the detector that a user names, with the weights that were scored.
 
     named: an experiment directory (its newest checkpoint is taken), a checkpoint in one, released weights
-    (*.safetensors), or a folder made by engine.publish. device: None for a GPU if there is one, else the CPU. The
+    (*.safetensors), or a folder made by weights.publish. device: None for a GPU if there is one, else the CPU. The
     network computes in the precision it was trained in, or in fp32 if the device does not have that in hardware.
     Raises ValueError, in one line, if there is no such thing, if it is damaged, or if it is no detector."""
     path = weights_file(Path(named))
@@ -237,7 +237,7 @@ def _config_beside(checkpoint: Path) -> DetectionConfig:
     if not (experiment / "config.yaml").is_file():
         raise CheckpointError(
             f"{checkpoint}: a checkpoint does not say what model it is of, its experiment's config.yaml does, which is "
-            f"not at {experiment / 'config.yaml'}; to pass weights on, python -m engine.publish EXPERIMENT"
+            f"not at {experiment / 'config.yaml'}; to pass weights on, python -m weights.publish EXPERIMENT"
         )
     return read_experiment_config(experiment, DetectionConfig)
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from data import DatasetError, normalize_images
-from detection.annotations import read_split
+from detection.coco.annotations import read_split
 from detection.detector import Detector, load, model_input, rgb_pixels
 from detection.network.boxes import decode_boxes
 from detection.network.postprocess import Detections, PostprocessConfig, postprocess
 from detection.network.ssd import SSD
 from engine.command import RunError
+from engine.files import write_whole, writing
 from engine.logbook import logger
-from engine.storage.files import write_whole, writing
 
 if TYPE_CHECKING:
     import onnx

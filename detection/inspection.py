@@ -14,8 +14,9 @@ from torchvision.ops import box_convert
 
 from data import DatasetError, Key
 from detection.anchor_fit import best_boxes
-from detection.annotations import CocoFile, describe, read_split
-from detection.dataset import CocoDetection, collate, read_image
+from detection.coco.annotations import CocoFile, describe, read_split
+from detection.coco.dataset import CocoDetection, collate, read_image
+from detection.coco.transforms import distort_colours, eval_transform
 from detection.drawing.pictures import (
     UNMATCHED,
     Mark,
@@ -31,10 +32,9 @@ from detection.network.anchors import BOXES_PER_CELL
 from detection.network.matching import NO_OBJECT
 from detection.network.ssd import SSD, build_ssd
 from detection.task import DetectionConfig, DetectionTask
-from detection.transforms import distort_colours, eval_transform
 from engine.config import load_config
-from engine.experiment import table
 from engine.logbook import logger, progress_bar
+from records.experiment import table
 
 EPOCHS = 7  # that show an image augmented
 LARGEST_SIDE = 1200  # pixels of an image in a picture

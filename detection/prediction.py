@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from data import IMAGE_SUFFIXES, DatasetError, read_image
-from detection.detections import Detections
+from detection.coco.detections import Detections
 from detection.detector import BATCH_SIZE, Detector, load, weights_file
 from detection.drawing.overlay import LEAST_SIDE, draw_found, undrawable
 from detection.drawing.pictures import MADE_BY, is_ours
+from engine.files import write_text, write_whole, writing
 from engine.logbook import logger, progress_bar
-from engine.storage.files import write_text, write_whole, writing
-from engine.storage.strict_yaml import ConfigError, listed
+from engine.strict_yaml import ConfigError, listed
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 X264_OPTIONS = {"crf": "20"}  # a good picture

@@ -1,6 +1,6 @@
 """What a finished detection run leaves in its experiment directory.
 
-image_statistics.npz  which detection found an object at which IoU, per image (engine.statistics.image_statistics)
+image_statistics.npz  which detection found an object at which IoU, per image (stats.image_statistics)
 detections.json       every detection in COCO's results format: the very list that was scored
 detections.png        ground truth beside detections on a few validation images
 precision_recall.png  precision by recall, at each IoU and of each class
@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from detection.annotations import shown_size
-from detection.errors import confusion_matrix, error_breakdown
-from detection.evaluation import METRICS, as_dicts, evaluate_coco, image_statistics, summary_of
+from detection.coco.annotations import shown_size
+from detection.coco.errors import confusion_matrix, error_breakdown
+from detection.coco.evaluation import METRICS, as_dicts, evaluate_coco, image_statistics, summary_of
 from detection.task import SHOWN_SCORE, DetectionTask, example_pictures
 from engine.compute.cost import forward_gflops
-from engine.experiment import write_readme
-from engine.storage.files import write_text
+from engine.files import write_text
+from records.experiment import write_readme
 from runs import common_facts, common_record, recipe_fact, started_fact
 
 

@@ -14,26 +14,26 @@ from torch.utils.data import DataLoader
 
 from data import build_loader, eval_batches, normalize_images
 from detection.anchor_fit import AnchorFit, fit_anchors
-from detection.annotations import CocoFile, DataConfig, dataset_error, pair_defects
-from detection.dataset import CocoDetection, collate, read_image
-from detection.evaluation import GroundTruth, as_dicts, by_image, detect, quick_scores
+from detection.coco.annotations import CocoFile, DataConfig, dataset_error, pair_defects
+from detection.coco.dataset import CocoDetection, collate, read_image
+from detection.coco.evaluation import GroundTruth, as_dicts, by_image, detect, quick_scores
+from detection.coco.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
 from detection.network.backbones import BACKBONES, load_backbone_weights
 from detection.network.loss import LossConfig, constant_predictor_loss, multibox_loss
 from detection.network.matching import match_anchors
 from detection.network.postprocess import PostprocessConfig
 from detection.network.ssd import SSD, ModelConfig, build_ssd
-from detection.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
 from engine import distributed
 from engine.checkpoint import CheckpointError, load_checkpoint, trained_weights
 from engine.config import Config
+from engine.files import user_path
+from engine.inputs import Inputs, identify_images
 from engine.loading import load_exactly
 from engine.optim import OptimConfig
-from engine.registry import find_weights, identified, read_weights_with_note
-from engine.storage.files import user_path
-from engine.storage.inputs import Inputs, identify_images
-from engine.storage.release import SUFFIX, load_release, weights_in
-from engine.storage.strict_yaml import listed
+from engine.strict_yaml import listed
 from training import TrainConfig
+from weights.registry import find_weights, identified, read_weights_with_note
+from weights.release import SUFFIX, load_release, weights_in
 
 if TYPE_CHECKING:
     from detection.drawing.pictures import Picture

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def build_task(config: "DetectionConfig", from_checkpoint: bool) -> "DetectionTask":
     """The task that a config describes, its data checked. Raises DatasetError for what is wrong with that."""
-    from detection.annotations import read_split
+    from detection.coco.annotations import read_split
     from detection.prepare.images import check_images
     from detection.task import DetectionTask
 
@@ -35,8 +35,8 @@ def build_task(config: "DetectionConfig", from_checkpoint: bool) -> "DetectionTa
 def announce(task: "DetectionTask") -> None:
     """Log what is trained, on what."""
     from detection.anchor_fit import report_fit
-    from detection.annotations import describe
-    from detection.leaks import leak_warnings
+    from detection.coco.annotations import describe
+    from detection.coco.leaks import leak_warnings
     from engine import distributed
     from engine.logbook import logger
     from engine.terminal import counted
@@ -64,7 +64,7 @@ def warn_of_ceilings(task: "DetectionTask") -> None:
     """Log why the scores cannot reach 1, if the annotations or the config keep them from it."""
     import numpy as np
 
-    from detection.ceiling import ceiling_warning
+    from detection.coco.ceiling import ceiling_warning
     from engine.logbook import logger
     from engine.terminal import counted
 

@@ -13,8 +13,8 @@ from diffusion.sampling import SamplingConfig, generate
 from diffusion.task import DiffusionConfig, build_unet
 from engine.checkpoint import load_checkpoint, newest_checkpoint, trained_weights
 from engine.compute.precision import inference_precision
-from engine.experiment import read_experiment_config
 from engine.loading import load_exactly
+from records.experiment import read_experiment_config
 
 
 class TrainedGenerator(NamedTuple):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine.storage.files import write_whole
+from engine.files import write_whole
 
 GAP = 2  # pixels between images
 SMALLEST_SIDE = 64  # in pixels; smaller images are shown enlarged by a whole number

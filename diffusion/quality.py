@@ -1,4 +1,4 @@
-"""What `python -m diffusion.score` does: make samples, and measure how good they are by a classifier."""
+"""What `python -m diffusion.evaluate` does: make samples, and measure how good they are by a classifier."""
 
 import argparse
 import json
@@ -18,10 +18,10 @@ from diffusion.generator import TrainedGenerator, load_generator
 from diffusion.pictures import draw_grid
 from diffusion.sampling import SamplingConfig
 from engine.compute.precision import autocast, inference_precision
-from engine.experiment import shown_score
+from engine.files import write_text
 from engine.logbook import logger, progress_bar
-from engine.storage.files import write_text
 from engine.terminal import printable
+from records.experiment import shown_score
 
 INCEPTION = Path("saved_weights/weights-inception-2015-12-05-6726825d.pth")  # torch-fidelity's name of it
 MISSING = "{} is not installed: pip install -e '.[diffusion]'"

@@ -1,6 +1,6 @@
 """What a finished diffusion run leaves in its experiment directory.
 
-image_statistics.npz  the loss on each validation image (engine.statistics.image_statistics)
+image_statistics.npz  the loss on each validation image (stats.image_statistics)
 samples/              epoch_010.png, ...: a grid of samples for every epoch that was scored, always from the same noise
 samples.png           the last of them
 results.json          the loss, per class too, with the protocol it was taken under and what it cost; written last
@@ -18,10 +18,10 @@ from diffusion.data import CHANNELS
 from diffusion.pictures import draw_grid
 from diffusion.task import DiffusionTask, Evaluation
 from engine.compute.cost import forward_gflops
-from engine.experiment import write_readme
-from engine.statistics.image_statistics import Losses
-from engine.storage.files import write_text
+from engine.files import write_text
+from records.experiment import write_readme
 from runs import common_facts, common_record, recipe_fact, started_fact
+from stats.image_statistics import Losses
 
 
 def write_record(experiment: Path, task: DiffusionTask) -> dict:

@@ -43,7 +43,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Options of this command and of `diffusion.score`."""
+    """Options of this command and of `diffusion.evaluate`."""
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default: ddim")
     parser.add_argument("--steps", type=positive, default=50, help="of the sampler (50)")
     parser.add_argument(

@@ -23,9 +23,9 @@ from engine.compute.precision import autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
-from engine.registry import find_weights, identified, read_weights_with_note
 from model import SWIN_VARIANTS
 from training import TrainConfig
+from weights.registry import find_weights, identified, read_weights_with_note
 
 EVAL_SEED = 0  # of what validation images are mixed with: the same for every run, so that losses can be compared
 

@@ -1,6 +1,6 @@
 """Write docs/configs.md: every field of every config, out of the typed classes that read them.
 
-    python -m docs.configs
+    python docs/configs.py
 
 tests/test_documentation.py holds that the page is what this writes.
 """
@@ -9,9 +9,12 @@ import argparse
 import importlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from ablation.plan import GridConfig
 from classification.task import ClassificationConfig
@@ -24,7 +27,7 @@ TABLE = re.compile(r"row of ([\w.]+)\.([A-Z_]+)")  # in a description: module an
 OPENING = """\
 # Configs
 
-<!-- written by `python -m docs.configs`; change the classes it reads, not this page -->
+<!-- written by `python docs/configs.py`; change the classes it reads, not this page -->
 
 A config is a YAML file, one for each row of a results table; `configs/` has them. Any field can be replaced on the
 command line as `section.field=value`, where the value is YAML, too: `train.epochs=3`, `model.neck=fpn`,
@@ -52,9 +55,9 @@ TASKS = {
 def main() -> None:
     """Write the page."""
     argparse.ArgumentParser(
-        prog="python -m docs.configs",
+        prog="python docs/configs.py",
         description=f"Write {PAGE.name}, every field of every config, anew.",
-        epilog="example: python -m docs.configs",
+        epilog="example: python docs/configs.py",
     ).parse_args()
     PAGE.write_text(page())
     print(f"wrote {PAGE}")

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.storage.strict_yaml import ConfigError, did_you_mean, missing_file, nearest
+from engine.strict_yaml import ConfigError, did_you_mean, missing_file, nearest
 
 
 def positive(text: str) -> int:
@@ -35,7 +35,7 @@ def check_experiment(path: Path, wanted: str = "an experiment directory, experim
 def parse_training(module: str, description: str, example: str, words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line of a training command; `config` is None when an experiment is resumed with its own.
 
-    module: that is started, such as "detection.training". example: CONFIG and overrides, for --help."""
+    module: that is started. example: CONFIG and overrides, for --help."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=f"{description} Each run becomes experiments/experiment_N.",

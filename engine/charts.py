@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from engine.storage.files import write_whole
+from engine.files import write_whole
 from engine.terminal import printable
 
 if TYPE_CHECKING:

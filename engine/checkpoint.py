@@ -21,8 +21,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from engine.files import set_aside, write_whole, writing
 from engine.logbook import logger
-from engine.storage.files import set_aside, write_whole, writing
 
 STEP_FILE = re.compile(r"step_(\d+)\.pt")
 MARK = b"sha256:"

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine.storage.strict_yaml import (
+from engine.strict_yaml import (
     COMMAND_LINE,
     DID_YOU_MEAN,
     NOWHERE,

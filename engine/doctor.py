@@ -60,7 +60,7 @@ REMEDIES = {  # what the error of a dry run speaks of -> what to do; the first t
     r"^(a bug: )?(ModuleNotFound|Import)Error": INSTALL_AGAIN,
     r"^a bug: ": "report it, with what this page says",
     r"^batch_size ": "lower train.batch_size or train.accumulation_steps as it says",
-    r"^model\.(weights|start_from)": "python -m engine.weights list shows what can be fetched; null is a random start",
+    r"^model\.(weights|start_from)": "python -m weights list shows what can be fetched; null is a random start",
     r"^train\.trackers": "pip install -e '.[NAME]', or train.trackers=[]",
     r"\.ya?ml: |^(data|model|augment|loss|optim|train|eval|diffusion)\.": "mend the config, or the command line; "
     "docs/configs.md lists every field",
@@ -383,7 +383,7 @@ CHECKS: dict[str, Check] = {
 def check_config(path: str, overrides: Sequence[str]) -> Iterator[Finding]:
     """The config is one of a task, and that task can train with it here: data, weights, memory."""
     from engine.config import read_overridden
-    from engine.storage.strict_yaml import ConfigError
+    from engine.strict_yaml import ConfigError
 
     try:
         data = read_overridden(path, overrides)

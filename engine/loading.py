@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from engine.storage.strict_yaml import listed
+from engine.strict_yaml import listed
 
 LISTED_PROBLEMS = 4  # of each kind, in the message about weights that do not fit
 
@@ -46,7 +46,7 @@ def load_matching(
         )
         raise ValueError(
             f"weights do not fit {type(module).__name__}, nothing was loaded: {found}. "
-            "Use a checkpoint of exactly this variant (`python -m engine.weights inspect FILE` tells what one is)."
+            "Use a checkpoint of exactly this variant (`python -m weights inspect FILE` tells what one is)."
         )
     module.load_state_dict({**state_dict, **{key: expected[key] for key in left_out}})
     return [key for key in state_dict if key not in left_out], [misshaped[key] for key in left_out]

@@ -24,8 +24,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from engine.files import set_aside, write_text
 from engine.ranks import is_first
-from engine.storage.files import set_aside, write_text
 from engine.terminal import printable_lines
 
 logger = logging.getLogger("workbench")

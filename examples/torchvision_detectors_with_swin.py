@@ -11,7 +11,7 @@ image = torch.rand(3, 128, 128) / 2
 image[:, 32:96, 48:112] = 1.0  # one white square
 targets = [{"boxes": torch.tensor([[48.0, 32.0, 112.0, 96.0]]), "labels": torch.tensor([1])}]
 
-# backbone("swin_t", "imagenet1k") starts from the file that `python -m engine.weights fetch torchvision_swin_t` brings.
+# backbone("swin_t", "imagenet1k") starts from the file that `python -m weights fetch torchvision_swin_t` brings.
 pyramid = backbone("swin_t", stages=(2, 3, 4), extra_blocks=LastLevelP6P7(256, 256))
 for model in (
     FasterRCNN(backbone("swin_t"), num_classes=2, min_size=128),

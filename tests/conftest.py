@@ -74,7 +74,7 @@ def finished_detector(tmp_path_factory) -> Path:
     """A finished experiment of a detector that learned nothing but is sure of much: detections of all scores.
 
     Scored on 12 images of 160 x 160 pixels; its annotation file's category ids have gaps."""
-    from detection.annotations import read_split
+    from detection.coco.annotations import read_split
     from detection.record import write_record
     from detection.shapes import generate
     from detection.task import DetectionConfig, DetectionTask

@@ -1,121 +1,105 @@
-"""The floors of the house: a module imports only from its own floor or from those below it."""
+"""Imports point downwards, without a circle, and tasks do not know each other."""
 
 import ast
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-
-FLOORS = (
-    {
-        "engine.signals", "engine.ranks", "engine.terminal", "engine.storage.strict_yaml", "engine.compute.machine",
-        "ablation.columns",
-    },
-    {
-        "model", "engine.config", "engine.loading", "engine.distributed", "engine.optim", "engine.arguments",
-        "engine.charts", "engine.storage.files", "engine.storage.inputs", "engine.storage.repeats",
-        "engine.statistics.image_statistics",
-        "engine.compute.precision", "engine.compute.inference", "engine.compute.threads",
-        "detection.network.boxes", "detection.network.necks", "detection.detections", "detection.shapes",
-        "detection.plausibility",
-        "detection.prepare.processes",
-    },
-    {
-        "data", "engine.checkpoint", "engine.logbook", "engine.experiment",
-        "engine.trackers", "engine.compute.cost", "engine.storage.release", "engine.storage.download",
-        "engine.statistics.bootstrap", "engine.statistics.precision_recall",
-        "detection.network.backbones", "detection.network.anchors", "detection.network.matching",
-        "detection.network.postprocess",
-        "detection.transforms", "detection.drawing.pictures", "detection.annotations",
-        "diffusion.model", "diffusion.schedule", "diffusion.pictures",
-    },
-    {
-        "engine.command", "engine.doctor", "training", "engine.registry", "engine.model_card",
-        "detection.drawing.charts",
-        "detection.drawing.overlay", "detection.network.ssd", "detection.network.loss", "detection.dataset",
-        "detection.evaluation", "detection.errors", "detection.leaks",
-        "diffusion.sampling", "diffusion.data",
-    },
-    {
-        "engine.start", "runs", "detection.anchor_fit", "detection.ceiling", "detection.prepare.layouts",
-        "detection.prepare.images", "adapters.stages", "classification.data", "classification.pictures",
-    },
-    {
-        "detection.prepare.check", "detection.prepare.shrink", "detection.prepare.labels", "detection.prepare.fetch",
-        "detection.prepare.voc", "detection.prepare.yolo", "detection.prepare.convert", "detection.prepare.split",
-        "classification.transforms",
-        "adapters.segmentation_models", "adapters.torchvision_detection",
-        "engine.launch", "engine.weights", "engine.publish", "detection.sample",
-    },
-    {
-        "detection.data", "detection.task", "detection.record", "detection.training", "detection.test",
-        "detection.detector", "detection.prediction", "detection.predict", "detection.inspection", "detection.show",
-        "detection.formats", "detection.export",
-        "classification.task", "classification.record", "classification.classifier", "classification.evaluate",
-        "classification.predict", "train_clf_imagenet",
-        "diffusion.task", "diffusion.record", "diffusion.generator", "diffusion.training", "diffusion.sample",
-    },
-    {"diffusion.quality", "diffusion.score"},
-    {"ablation.records"},
-    {
-        "ablation.tables", "ablation.plan", "ablation.plots", "ablation.page", "ablation.report",
-        "ablation.uncertainty",
-    },
-    {"ablation.comparison", "ablation.compare", "ablation.child"},
-    {"ablation.runner"},
-    {"ablation.slurm"},
-    {"ablation.grid"},
-)  # fmt: skip
-FOLDERS = ("engine", "detection", "classification", "diffusion", "ablation", "adapters")
 TASKS = ("classification", "detection", "diffusion")
-JUDGE = "diffusion/quality.py"  # the one file of a task that may use another: a classifier judges samples
-NOT_FOR_ABLATION = (
-    "detection", "classification", "diffusion", "train_clf_imagenet", "runs", "training", "model", "data",
-)  # fmt: skip
-FLOOR = {module: number for number, modules in enumerate(FLOORS, start=1) for module in modules}
+# The floors, from the ground up. A module imports from its own floor and from those below.
+FLOORS = (
+    ("engine",),
+    ("model", "data", "stats"),
+    ("records", "weights", "training"),
+    ("runs",),
+    ("ablation", *TASKS, "train_clf_imagenet"),
+    ("adapters",),
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+# Inside detection: the network knows no COCO files and no commands, COCO code knows no commands.
+DETECTION = ("detection.network", "detection.coco")
+JUDGE = "diffusion.quality"  # the one module of a task that uses another task: a classifier judges samples
 
 
-def source(module: str) -> Path:
-    return ROOT / f"{module.replace('.', '/')}.py"
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path) -> set[str]:
-    """Every dotted name that a file imports."""
+SOURCES = {
+    module_name(path): path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.relative_to(ROOT).parts[0].removesuffix(".py") in FLOOR
+}
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """Every module of the project that a module imports, at its top or inside a function."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return frozenset(names & SOURCES.keys())
 
 
-def test_every_module_has_a_floor():
-    files = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
-    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files if path.stem != "__init__"}
-    assert modules == FLOOR.keys()
+def room(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("module", sorted(FLOOR))
-def test_imports_go_downward(module):
-    upward = {name for name in imported(source(module)) & FLOOR.keys() if FLOOR[name] > FLOOR[module]}
-    assert not upward
+def test_every_top_level_module_and_folder_has_a_floor():
+    found = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert found == FLOOR.keys()
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_point_downwards(module):
+    assert not [name for name in imported(module) if FLOOR[room(name)] > FLOOR[room(module)]]
+
+
+def test_no_circle():
+    TopologicalSorter({module: imported(module) - {module, *TASKS} for module in SOURCES}).prepare()
 
 
 def test_ablation_knows_experiments_not_tasks():
-    for path in (ROOT / "ablation").rglob("*.py"):
-        assert not any(name.split(".")[0] in NOT_FOR_ABLATION for name in imported(path)), path
+    not_for_ablation = {*TASKS, "train_clf_imagenet", "runs", "training", "model", "data"}
+    for module in SOURCES:
+        assert room(module) != "ablation" or not not_for_ablation & {room(name) for name in imported(module)}, module
 
 
 def test_tasks_do_not_import_each_other():
-    owner = {path: path.relative_to(ROOT).parts[0] for folder in TASKS for path in (ROOT / folder).rglob("*.py")}
-    for path, own in (owner | {ROOT / "train_clf_imagenet.py": "classification"}).items():
-        allowed = {own, "classification"} if path == ROOT / JUDGE else {own}
-        others = {*TASKS, "train_clf_imagenet"} - allowed - {path.stem}
-        assert not others & {name.split(".")[0] for name in imported(path)}, path
+    for module in SOURCES:
+        if room(module) in TASKS:
+            allowed = {room(module), *(["classification"] if module == JUDGE else [])}
+            assert not (set(TASKS) - allowed) & {room(name) for name in imported(module)}, module
 
 
-@pytest.mark.parametrize("module", sorted(FLOOR.keys() - {"engine.distributed", "engine.launch"}))
-def test_only_one_module_communicates(module):
-    assert not any(name.startswith("torch.distributed") for name in imported(source(module)))
+def test_network_and_coco_code_know_no_command():
+    for module in SOURCES:
+        for below in DETECTION:
+            if module.startswith(f"{below}."):
+                above = [name for name in imported(module) if name.startswith("detection.")]
+                allowed = DETECTION[: DETECTION.index(below) + 1]
+                assert not [name for name in above if not name.startswith(allowed)], module
+
+
+def test_engine_names_no_task():
+    for module in SOURCES:
+        if room(module) == "engine" and module != "engine.doctor":
+            tree = ast.parse(SOURCES[module].read_text())
+            texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            assert not [t for t in texts for task in (*TASKS, "train_clf_imagenet") if f"{task}." in t], module
+
+
+def test_only_one_module_communicates_between_processes():
+    for module, path in SOURCES.items():
+        if module not in {"engine.distributed", "engine.launch"}:
+            lines = [line.strip() for line in path.read_text().splitlines()]
+            assert not [x for x in lines if x.startswith(("import torch.distributed", "from torch.distributed"))], (
+                module
+            )

@@ -408,7 +408,7 @@ def test_a_checkpoint_that_fits_in_part_is_refused_whole_with_all_that_is_wrong(
         "weights do not fit SwinTransformer, nothing was loaded: 1 missing: norm.weight; "
         "1 unexpected: layers.0.blocks.7.norm1.weight; "
         "1 of another shape: head.weight (1000, 64) instead of (5, 64). "
-        "Use a checkpoint of exactly this variant (`python -m engine.weights inspect FILE` tells what one is)."
+        "Use a checkpoint of exactly this variant (`python -m weights inspect FILE` tells what one is)."
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

@@ -15,9 +15,9 @@ from detection.training import main, parse_arguments
 from engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 from engine.command import RunError
 from engine.config import dump_config, load_config
-from engine.experiment import read_experiment_config
-from engine.storage.strict_yaml import ConfigError
-from engine.trackers import metadata
+from engine.strict_yaml import ConfigError
+from records.experiment import read_experiment_config
+from records.trackers import metadata
 from runs import TrainCommand, memory_need, train
 
 CPU = torch.device("cpu")
@@ -184,7 +184,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(s
     def version(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("engine.trackers.metadata.version", version)
+    monkeypatch.setattr("records.trackers.metadata.version", version)
     with pytest.raises(ValueError, match="wandb is not installed"):
         start("train.trackers=[wandb]")
     assert not list(start.folder.iterdir())

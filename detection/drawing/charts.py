@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from engine.charts import save_chart, shorten
-from engine.statistics.bootstrap import RECALL_THRESHOLDS
-from engine.statistics.image_statistics import Matches
-from engine.statistics.precision_recall import precision_by_recall
+from stats.bootstrap import RECALL_THRESHOLDS
+from stats.image_statistics import Matches
+from stats.precision_recall import precision_by_recall
 
 WIDTH = 5.6  # inches
 DOTS_PER_INCH = 110

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
-from detection.detections import Detections
+from detection.coco.detections import Detections
 from detection.drawing.pictures import palette_colour, place_label
 
 LEAST_SIDE, MOST_SIDE = 800, 8192  # pixels, of the longer side: smaller and larger images are resized to these

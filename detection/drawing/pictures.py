@@ -19,8 +19,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
+from engine.files import write_whole
 from engine.logbook import progress_bar
-from engine.storage.files import write_whole
 from engine.terminal import printable
 
 PANEL_INCHES = 4.0  # width of one panel

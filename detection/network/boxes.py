@@ -23,7 +23,7 @@ def encode_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> Tensor:
     """Express boxes as offsets from anchors: the regression targets; decode_boxes inverts it.
 
     boxes_xyxy: (..., 4) float, fractions of the image side, each with an area: the logarithm of an empty side
-        is -inf. That is not checked here, where a look at the values would make a GPU wait: detection.annotations does.
+        is -inf. That is not checked here, where a look at the values would make a GPU wait.
     anchors_cxcywh: (..., 4) float, fractions of the image side; broadcast against the boxes.
     Returns box_deltas (..., 4) float: centre x, centre y, log width, log height, each over its variance.
     """

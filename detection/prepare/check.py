@@ -4,7 +4,7 @@
     python -m detection.data check /datasets/bccd
     python -m detection.data check annotations/instances_val2017.json --images val2017 --json defects.json
 
-Annotations are read by the rules of detection/annotations.py, images by those of detection/dataset.py. Training itself
+Annotations are read by the rules of detection/coco. Training itself
 looks whether the images are there; `data.check_images=true` makes it decode them all before it starts.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data import DatasetError
-from detection.annotations import (
+from detection.coco.annotations import (
     DataConfig,
     Defect,
     Survey,
@@ -25,14 +25,14 @@ from detection.annotations import (
     summarised,
     survey_coco,
 )
-from detection.ceiling import ceiling_warning
-from detection.leaks import named_twice
+from detection.coco.ceiling import ceiling_warning
+from detection.coco.leaks import named_twice
 from detection.prepare.images import with_bar
 from detection.prepare.layouts import HALVES, Layout, find_data, image_folder, not_split
 from engine.config import Config, load_config
-from engine.experiment import table
-from engine.storage.files import write_text
-from engine.storage.repeats import Repeats, repeated_bytes, shared_between
+from engine.files import write_text
+from engine.repeats import Repeats, repeated_bytes, shared_between
+from records.experiment import table
 
 YAML = (".yaml", ".yml")
 

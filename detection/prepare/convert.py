@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from data import DatasetError
-from detection.annotations import SplitConfig, shown_path, survey_coco
+from detection.coco.annotations import SplitConfig, shown_path, survey_coco
 from detection.prepare.labels import Findings, LabelledImage, Labels, full_path
 from detection.prepare.layouts import HALVES, MADE_BY, Layout, summary
 from detection.prepare.voc import read_voc
 from detection.prepare.yolo import read_yolo
-from engine.experiment import table
-from engine.storage.files import write_text
+from engine.files import write_text
+from records.experiment import table
 
 FORMATS = {"voc": "Pascal VOC", "yolo": "YOLO"}
 DIGITS = 3  # of a pixel

@@ -3,7 +3,7 @@
     python -m detection.data fetch coco2017 datasets/coco
 
 makes ROOT/annotations/instances_{train,val}2017.json, ROOT/val2017 and ROOT/train2017 out of three archives of 20.4 GB.
-They come one after the other into ROOT/downloads (engine/storage/download.py: whole, of the right size and SHA-256, or
+They come one after the other into ROOT/downloads (weights/download.py: whole, of the right size and SHA-256, or
 not there) and are removed once they are unpacked. Archives that lie in ROOT itself, from another machine say, are used
 in their stead, and left there.
 
@@ -25,11 +25,11 @@ from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 from data import DatasetError
-from detection.annotations import SplitConfig, Survey, dataset_error, survey_coco
+from detection.coco.annotations import SplitConfig, Survey, dataset_error, survey_coco
 from detection.prepare.layouts import HALVES, Layout, layout_of, summary
+from engine.files import file_sha256, writing
 from engine.logbook import progress_bar
-from engine.storage.download import download
-from engine.storage.files import file_sha256, writing
+from weights.download import download
 
 HOST = "http://images.cocodataset.org"  # its certificate for https is another's; the checksums stand for the bytes
 DOWNLOADS = "downloads"

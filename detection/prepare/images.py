@@ -1,6 +1,6 @@
 """What is wrong with the images of a data set, found by decoding every one of them.
 
-Images are read by the rules of detection/dataset.py: before training, with `data.check_images=true`, and by `python -m
+Images are read as by detection/coco/dataset.py: before training, with `data.check_images=true`, and by `python -m
 detection.data check`.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from data import DatasetError
-from detection.annotations import CocoFile, Defect, ImageFile, dataset_error, image_defect, summarised
-from detection.dataset import decode_image
+from detection.coco.annotations import CocoFile, Defect, ImageFile, dataset_error, image_defect, summarised
+from detection.coco.dataset import decode_image
 from detection.prepare.processes import process_pool
 from engine import distributed
 from engine.logbook import logger, progress_bar

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import ExifTags
 
 from data import IMAGE_SUFFIXES, DatasetError, opened_image
-from detection.annotations import Defect
+from detection.coco.annotations import Defect
 
 Box = tuple[float, float, float, float]  # x and y of two corners, pixels
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from data import DatasetError
-from detection.annotations import (
+from detection.coco.annotations import (
     SplitConfig,
     Survey,
     dataset_error,
@@ -23,8 +23,8 @@ from detection.annotations import (
     shown_path,
     survey_coco,
 )
-from detection.leaks import leak_warnings
-from engine.storage.strict_yaml import read_value
+from detection.coco.leaks import leak_warnings
+from engine.strict_yaml import read_value
 
 HALVES = ("train", "val")
 PROJECT = Path(__file__).parent.parent.parent

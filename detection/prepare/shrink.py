@@ -24,12 +24,12 @@ from pathlib import Path
 from PIL import Image
 
 from data import DatasetError
-from detection.annotations import SHRUNK, CocoFile, ImageFile, read_coco, read_short_side, shrunk_size
-from detection.dataset import read_file
+from detection.coco.annotations import SHRUNK, CocoFile, ImageFile, read_coco, read_short_side, shrunk_size
+from detection.coco.dataset import read_file
 from detection.prepare.layouts import image_folder
 from detection.prepare.processes import process_pool
+from engine.files import file_sha256, write_text, writing
 from engine.logbook import progress_bar
-from engine.storage.files import file_sha256, write_text, writing
 
 JPEG_QUALITY = 92
 
@@ -103,7 +103,7 @@ def shrink_image(short_side: int, file: ImageFile, copy: Path) -> None:
 
 
 def _replace(write: Callable[[Path], object], path: Path) -> None:
-    """As engine.storage.files.write_whole does, but without waiting for the disk: that is too long for each image."""
+    """As engine.files.write_whole does, but without waiting for the disk: that is too long for each image."""
     temporary = path.with_name(path.name + ".tmp")
     with writing(path):
         write(temporary)

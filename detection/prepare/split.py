@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from data import DatasetError
-from detection.annotations import CocoFile, SplitConfig, dataset_error, shown_path, survey_coco
+from detection.coco.annotations import CocoFile, SplitConfig, dataset_error, shown_path, survey_coco
 from detection.prepare.convert import below
 from detection.prepare.labels import full_path
 from detection.prepare.layouts import HALVES, SPLIT_BY, Layout, Whole, find_wholes, is_half, root_of, summary, whole_at
-from engine.experiment import table
-from engine.storage.files import write_text
+from engine.files import write_text
+from records.experiment import table
 
 
 def main(arguments: argparse.Namespace) -> None:

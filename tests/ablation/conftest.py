@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablation.records import Cell, Comparison, Difference, Run, read_run
-from engine.statistics.bootstrap import Interval
-from engine.statistics.image_statistics import Hits
+from records.results import Cell, Comparison, Difference, Run, read_run
+from stats.bootstrap import Interval
+from stats.image_statistics import Hits
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 ANIMALS = ("ant", "bee", "cat", "dog", "elk", "fox")

@@ -11,10 +11,10 @@ import pytest
 
 from ablation import compare as command
 from ablation.comparison import compare
-from ablation.records import Comparison
 from ablation.report import scores_section, write_report
 from ablation.tables import to_csv
-from engine.statistics.image_statistics import load_statistics
+from records.results import Comparison
+from stats.image_statistics import load_statistics
 
 MODELS, POSITIONS = {"no_shift": 0.45, "shift": 0.75}, ("none", "rel")
 OF_DETECTION = r"mAP|\bAP|\bAR_|detect(?!able)|\bobject|\bbox|IoU|NMS|coco|ground truth"

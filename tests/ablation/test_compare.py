@@ -13,7 +13,6 @@ import pytest
 from ablation import compare as command
 from ablation.comparison import compare, mixed_precisions
 from ablation.plan import State
-from ablation.records import Comparison, Note, read_run
 from ablation.tables import (
     Table,
     column_table,
@@ -24,8 +23,9 @@ from ablation.tables import (
     to_latex,
     to_markdown,
 )
-from engine.statistics.bootstrap import average_precision, holm, mean_average_precision
-from engine.statistics.image_statistics import Matches
+from records.results import Comparison, Note, read_run
+from stats.bootstrap import average_precision, holm, mean_average_precision
+from stats.image_statistics import Matches
 
 IMAGES, CLASSES, THRESHOLDS = 60, ("cat", "dog"), 10
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")

@@ -10,11 +10,11 @@ from PIL import Image
 
 from ablation import plots
 from ablation.comparison import compare
-from ablation.records import Comparison
 from ablation.report import write_report
 from ablation.tables import class_table, difference_table, score_table
-from engine.statistics.bootstrap import image_weights, resampled_scores
-from engine.statistics.image_statistics import Losses, load_statistics
+from records.results import Comparison
+from stats.bootstrap import image_weights, resampled_scores
+from stats.image_statistics import Losses, load_statistics
 
 DIFFICULTIES = {"small": 0.30, "large": 0.20}  # mean loss; large is better, and dearer
 

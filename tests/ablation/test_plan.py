@@ -22,10 +22,10 @@ from ablation.plan import (
     remember,
     state_of,
 )
-from engine.experiment import new_experiment, occupied
-from engine.storage.files import file_sha256
-from engine.storage.inputs import Inputs, identify_images
-from engine.storage.strict_yaml import ConfigError
+from engine.files import file_sha256
+from engine.inputs import Inputs, identify_images
+from engine.strict_yaml import ConfigError
+from records.experiment import new_experiment, occupied
 
 GRID = """
 task: detection.training
@@ -379,12 +379,12 @@ def test_the_newest_experiment_of_a_cell_counts(job, experiment):
     assert state(job, experiment).experiment == newer
 
 
-@pytest.mark.parametrize("name", ["training.py", "engine/optim.py", "engine/statistics/bootstrap.py"])
+@pytest.mark.parametrize("name", ["training.py", "engine/optim.py", "stats/bootstrap.py"])
 def test_code_is_read_anew_when_a_file_of_the_project_was_written_to(tmp_path, monkeypatch, name):
     for folder in ("engine", "engine/statistics"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
-    modules = ["training.py", "engine/optim.py", "engine/statistics/bootstrap.py"]
+    modules = ["training.py", "engine/optim.py", "stats/bootstrap.py"]
     for module in modules:
         (tmp_path / module).touch()
     imports = "".join(f"import {module.removesuffix('.py').replace('/', '.')}\n" for module in modules[1:])
@@ -400,7 +400,7 @@ def test_the_code_of_a_task_is_what_its_module_imports():
     files = code_hashes("detection.training")
     expected = {"training.py", "model.py", "engine/optim.py", "detection/network/ssd.py", "detection/training.py"}
     assert expected <= files.keys()
-    assert not {"ablation/plan.py", "detection/test.py", "detection/sample.py"} & files.keys()
+    assert not {"ablation/plan.py", "detection/evaluate.py", "detection/sample.py"} & files.keys()
 
 
 def test_an_unknown_task_is_named():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ablation.comparison import compare
-from detection.errors import error_breakdown
-from detection.evaluation import coco_scores, evaluate_coco, image_statistics
-from engine.storage.files import file_sha256
+from detection.coco.errors import error_breakdown
+from detection.coco.evaluation import coco_scores, evaluate_coco, image_statistics
+from engine.files import file_sha256
 
 
 @pytest.fixture(scope="module")

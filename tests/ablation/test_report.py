@@ -14,9 +14,9 @@ from matplotlib import rc_context
 from PIL import Image
 
 from ablation import page, plots
-from ablation.records import Comparison, Difference, Note
 from ablation.report import classes_section, costs_section, write_report
-from engine.statistics.bootstrap import Interval
+from records.results import Comparison, Difference, Note
+from stats.bootstrap import Interval
 
 EVERY_SECTION = [
     "scores", "differences", "effects", "costs", "curves", "classes", "sizes", "errors", "examples", "experiments",

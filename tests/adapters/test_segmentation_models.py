@@ -127,7 +127,7 @@ def test_imagenet_is_the_file_in_saved_weights(tmp_path, monkeypatch):
 
 
 def test_absent_weights_are_refused_with_the_way_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.registry.FOLDER", tmp_path)
+    monkeypatch.setattr("weights.registry.FOLDER", tmp_path)
     with pytest.raises(ValueError, match=r"weights 'imagenet1k' of swin_t: .*fetch torchvision_swin_t"):
         smp.Unet(encoder_name="swin_t", encoder_weights="imagenet")
 

@@ -50,6 +50,6 @@ def test_unknown_stage_is_refused():
 
 
 def test_absent_weights_are_refused_with_the_way_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.registry.FOLDER", tmp_path)
+    monkeypatch.setattr("weights.registry.FOLDER", tmp_path)
     with pytest.raises(ValueError, match=r"weights 'imagenet1k' of swin_t: .*fetch torchvision_swin_t"):
         trunk_weights("imagenet1k", "swin_t")

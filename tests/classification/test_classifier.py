@@ -12,7 +12,7 @@ from classification.task import ClassificationConfig, build_swin
 from data import DatasetError
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
-from engine.storage.strict_yaml import ConfigError
+from engine.strict_yaml import ConfigError
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_names_that_are_of_no_swin_are_refused_before_anything_is_fetched(here, 
 
 
 def test_a_registered_file_that_is_not_here_is_told_how_to_get(here):
-    with pytest.raises(ValueError, match=re.escape("`python -m engine.weights fetch torchvision_swin_t`")):
+    with pytest.raises(ValueError, match=re.escape("`python -m weights fetch torchvision_swin_t`")):
         load_classifier("torchvision_swin_t")
 
 

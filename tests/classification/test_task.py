@@ -19,8 +19,8 @@ from classification.task import (
 from data import normalize_images
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
-from engine.storage.files import file_sha256
-from engine.storage.strict_yaml import ConfigError
+from engine.files import file_sha256
+from engine.strict_yaml import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")

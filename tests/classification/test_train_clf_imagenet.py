@@ -17,7 +17,7 @@ from detection import load as load_detector
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.config import load_config
 from engine.logbook import read_metrics
-from engine.statistics.image_statistics import Hits
+from stats.image_statistics import Hits
 
 ROOT = Path(__file__).parent.parent.parent
 FIRST_STEP = re.compile(r"first step: total (\S+), classification \S+, gradient norm (\S+)")
@@ -137,7 +137,7 @@ def test_predictions_are_names_with_probabilities(experiment, colours_root):
 
 def test_a_published_folder_classifies_as_its_experiment_does(experiment, colours_root, tmp_path):
     folder = tmp_path / "colours"
-    words = [os.environ["PYTHON_EXEC"], "-m", "engine.publish", experiment, "--output", folder]
+    words = [os.environ["PYTHON_EXEC"], "-m", "weights.publish", experiment, "--output", folder]
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
     image = colours_root / "val/n01440764/0.png"
     of_the_experiment, of_the_folder = run("predict", experiment, image), run("predict", folder, image)
@@ -161,7 +161,7 @@ def test_an_image_that_cannot_be_read_is_told_and_the_others_are_predicted(exper
 
 
 def test_a_trained_classifier_starts_the_trunk_of_a_detector(experiment, sample_root):
-    from detection.annotations import read_split
+    from detection.coco.annotations import read_split
     from detection.task import DetectionConfig, DetectionTask
 
     overrides = [

@@ -10,7 +10,7 @@ from torchvision.ops import box_convert, box_iou
 
 from detection import anchor_fit
 from detection.anchor_fit import fit_anchors, object_boxes, report_fit, sampled, try_settings
-from detection.annotations import read_coco
+from detection.coco.annotations import read_coco
 from detection.network.ssd import ModelConfig, build_ssd
 from detection.shapes import generate
 

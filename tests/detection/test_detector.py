@@ -16,13 +16,13 @@ from pycocotools.coco import COCO
 
 from data import DatasetError
 from detection import Detections, load
-from detection.annotations import read_split
+from detection.coco.annotations import read_split
 from detection.task import DetectionConfig
-from engine import model_card
 from engine.checkpoint import load_checkpoint, newest_checkpoint
-from engine.experiment import read_experiment_config
-from engine.storage.release import release_facts, save_release
-from engine.storage.strict_yaml import ConfigError
+from engine.strict_yaml import ConfigError
+from records.experiment import read_experiment_config
+from weights import model_card
+from weights.release import release_facts, save_release
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +265,7 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(finished_detector, tmp_path,
     wanted = {
         "experiments/nowhere": "no such file or folder; name an experiment directory",
         "": "neither config.yaml nor model.safetensors in it",
-        "weights.pt": "its experiment's config.yaml does.*engine.publish",
+        "weights.pt": "its experiment's config.yaml does.*weights.publish",
         "model.safetensors": "no DetectionConfig in its metadata",
     }[name]
     with pytest.raises(ValueError, match=wanted) as error:

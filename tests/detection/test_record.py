@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from data import DatasetError
-from detection.annotations import read_split
-from detection.evaluation import GroundTruth, coco_scores, quick_scores
+from detection.coco.annotations import read_split
+from detection.coco.evaluation import GroundTruth, coco_scores, quick_scores
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
-from engine.statistics.image_statistics import Matches
+from stats.image_statistics import Matches
 
 SPLITS = {
     split: {"images": f"images/{split}", "annotations": f"annotations/instances_{split}.json"}

@@ -12,13 +12,13 @@ from torchvision.ops import box_convert
 
 from detection import inspection, show
 from detection.anchor_fit import best_boxes
-from detection.annotations import read_coco
-from detection.dataset import CocoDetection, collate
+from detection.coco.annotations import read_coco
+from detection.coco.dataset import CocoDetection, collate
+from detection.coco.transforms import distort_colours, eval_transform
 from detection.drawing.pictures import UNMATCHED, Panel, draw_panels
 from detection.inspection import Fit, find_levels, fit_objects, match_panel, truth_panel
 from detection.network.ssd import ModelConfig, build_ssd
 from detection.task import DetectionConfig
-from detection.transforms import distort_colours, eval_transform
 from engine.config import load_config
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"

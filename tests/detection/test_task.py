@@ -7,14 +7,14 @@ import torch
 import torchvision
 from torch import nn
 
-from detection.annotations import read_coco
+from detection.coco.annotations import read_coco
 from detection.network.backbones import TRUNKS
 from detection.network.ssd import ModelConfig, build_ssd
 from detection.task import DetectionConfig, DetectionTask, read_detector, start_from, start_trunk
 from engine.checkpoint import CheckpointError, save_checkpoint
-from engine.storage.files import file_sha256
-from engine.storage.release import PUBLISHED_WEIGHTS, save_release
+from engine.files import file_sha256
 from model import SwinTransformer
+from weights.release import PUBLISHED_WEIGHTS, save_release
 
 CLASSES = ["cat", "dog", "horse"]
 MODEL = {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn", "neck_channels": 16, "input_size": 96}

@@ -1,4 +1,4 @@
-"""The commands as users start them: detection.training and detection.test, on one process and on several."""
+"""The commands as users start them: detection.training and detection.evaluate, on one process and on several."""
 
 import functools
 import json
@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from detection.annotations import describe, read_coco, read_split
+from detection.coco.annotations import describe, read_coco, read_split
+from detection.evaluate import warn_of_other_data
 from detection.network.ssd import build_ssd
 from detection.shapes import generate
 from detection.task import DetectionConfig, DetectionTask, inputs_of
-from detection.test import warn_of_other_data
 from detection.training import announce, build_task
 from engine.checkpoint import load_checkpoint
 from engine.config import load_config
 from engine.logbook import read_metrics
-from engine.storage.release import commit_of, load_release
-from engine.storage.strict_yaml import read_yaml
+from engine.strict_yaml import read_yaml
+from weights.release import commit_of, load_release
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -213,7 +213,7 @@ def learned(config_path, seven, tmp_path_factory) -> Path:
 
 
 def test_a_run_on_two_processes_reports_the_score_of_the_checkpoint_it_saved(learned):
-    done = run("detection.test", learned)
+    done = run("detection.evaluate", learned)
     assert done.returncode == 0, done.stderr
     settings = json.loads((learned / "test.json").read_text())["settings"]
     scores = json.loads((learned / "results.json").read_text())["scores"]
@@ -224,7 +224,7 @@ def test_a_run_on_two_processes_reports_the_score_of_the_checkpoint_it_saved(lea
 def test_the_score_is_the_same_to_the_last_digit_on_1_2_and_3_processes(learned):
     texts = []
     for processes in (1, 2, 3):
-        done = run("detection.test", learned, "eval.score_threshold=0.01,0.05", processes=processes)
+        done = run("detection.evaluate", learned, "eval.score_threshold=0.01,0.05", processes=processes)
         assert done.returncode == 0, done.stderr
         texts.append((learned / "test.json").read_text())
     assert texts[0] == texts[1] == texts[2]
@@ -267,7 +267,7 @@ def test_resuming_and_testing_need_no_pretrained_file(experiment, tmp_path, fiel
     starts = json.loads((copy / "environment.json").read_text())
     starts[-1]["config"]["model"][field] = "/gone/resnet.pth"
     (copy / "environment.json").write_text(json.dumps(starts))
-    for command in (("detection.test", copy), ("detection.training", "--resume", copy)):
+    for command in (("detection.evaluate", copy), ("detection.training", "--resume", copy)):
         done = run(*command)
         assert done.returncode == 0, done.stderr
 
@@ -276,7 +276,7 @@ def test_resuming_and_testing_need_no_pretrained_file(experiment, tmp_path, fiel
 def released(experiment, tmp_path_factory) -> Path:
     """Its weights after the last epoch."""
     path = tmp_path_factory.mktemp("released") / "detector.safetensors"
-    done = run("detection.test", experiment, "--release", path)
+    done = run("detection.evaluate", experiment, "--release", path)
     assert done.returncode == 0, done.stderr
     return path
 
@@ -295,7 +295,7 @@ def test_released_weights_say_what_they_are(experiment, released):
 
 
 def test_released_weights_score_as_the_checkpoint_they_are_of(experiment, released):
-    done = run("detection.test", experiment, "--checkpoint", released)
+    done = run("detection.evaluate", experiment, "--checkpoint", released)
     assert done.returncode == 0, done.stderr
     found = json.loads((experiment / "test.json").read_text())
     assert found["checkpoint"] == "detector.safetensors"
@@ -305,15 +305,15 @@ def test_released_weights_score_as_the_checkpoint_they_are_of(experiment, releas
 
 @pytest.fixture(scope="module")
 def published(experiment, config_path, tmp_path_factory) -> Path:
-    """The same in a folder of engine.publish."""
+    """The same in a folder of weights.publish."""
     path = tmp_path_factory.mktemp("published") / "cells"
-    done = run("engine.publish", experiment, "--output", path)
+    done = run("weights.publish", experiment, "--output", path)
     assert done.returncode == 0, done.stderr
     return path
 
 
 def test_a_published_folder_scores_as_its_experiment(experiment, published, config_path):
-    done = run("detection.test", published, f"data.root={config_path.parent / 'sample'}")
+    done = run("detection.evaluate", published, f"data.root={config_path.parent / 'sample'}")
     assert done.returncode == 0, done.stderr
     scores = json.loads((experiment / "results.json").read_text())["scores"]
     assert json.loads((published / "test.json").read_text())["settings"][0].items() >= scores.items()
@@ -321,7 +321,7 @@ def test_a_published_folder_scores_as_its_experiment(experiment, published, conf
 
 def test_a_published_folder_is_not_released_again(published, config_path, tmp_path):
     data = f"data.root={config_path.parent / 'sample'}"
-    done = run("detection.test", published, data, "--release", tmp_path / "a.safetensors")
+    done = run("detection.evaluate", published, data, "--release", tmp_path / "a.safetensors")
     assert done.returncode == 2
     assert "model.safetensors are released weights already; copy them" in done.stderr
 
@@ -343,7 +343,7 @@ def test_released_weights_are_fine_tuned_on_other_classes(config_path, released,
 
 
 def test_a_sweep_is_not_released(experiment, tmp_path):
-    done = run("detection.test", experiment, "eval.nms_iou=0.4,0.5", "--release", tmp_path / "a.safetensors")
+    done = run("detection.evaluate", experiment, "eval.nms_iou=0.4,0.5", "--release", tmp_path / "a.safetensors")
     assert done.returncode == 2
     assert "error: --release: scores of one setting are released, not of 2" in done.stderr
 
@@ -363,7 +363,7 @@ def test_a_broken_image_is_one_line_even_from_a_loader_process(config_path, tmp_
 
 
 def test_several_thresholds_make_a_sweep(experiment):
-    done = run("detection.test", experiment, "eval.score_threshold=0.01,0.9", "eval.nms_iou=0.45,0.5")
+    done = run("detection.evaluate", experiment, "eval.score_threshold=0.01,0.9", "eval.nms_iou=0.45,0.5")
     assert done.returncode == 0, done.stderr
     rows = json.loads((experiment / "test.json").read_text())["settings"]
     assert [(row["score_threshold"], row["nms_iou"]) for row in rows] == [
@@ -393,7 +393,7 @@ def test_bad_input_is_one_line_and_leaves_no_experiment(config_path, tmp_path, o
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_what_differs(experiment):
-    done = run("detection.test", experiment, "model.neck=fpn")
+    done = run("detection.evaluate", experiment, "model.neck=fpn")
     assert done.returncode == 2
     assert "missing: neck." in done.stderr
 
@@ -403,13 +403,13 @@ def test_scoring_on_other_classes_is_refused(experiment, config_path, tmp_path):
     shutil.copytree(config_path.parent / "sample", root)
     path = root / "annotations/instances_val.json"
     path.write_text(path.read_text().replace('"ring"', '"torus"'))
-    done = run("detection.test", experiment, f"data.root={root}")
+    done = run("detection.evaluate", experiment, f"data.root={root}")
     assert done.returncode == 2
     assert "'torus'" in done.stderr
 
 
 def test_a_folder_that_is_no_experiment_is_refused_untouched(tmp_path):
-    for command in (("detection.test", tmp_path), ("detection.training", "--resume", tmp_path)):
+    for command in (("detection.evaluate", tmp_path), ("detection.training", "--resume", tmp_path)):
         done = run(*command)
         assert done.returncode == 2
         assert "name an experiment directory" in done.stderr
@@ -417,7 +417,7 @@ def test_a_folder_that_is_no_experiment_is_refused_untouched(tmp_path):
 
 
 def test_a_file_in_place_of_an_experiment_is_refused_with_the_cure(released):
-    done = run("detection.test", released)
+    done = run("detection.evaluate", released)
     assert done.returncode == 2
     assert f"error: {released}: a file; name the experiment's directory, weights by --checkpoint FILE" in done.stderr
 
@@ -433,7 +433,7 @@ def test_an_experiment_without_checkpoints_is_refused_untouched(experiment, tmp_
 
 
 def test_help_is_there_for_both_commands():
-    for module in ("detection.training", "detection.test"):
+    for module in ("detection.training", "detection.evaluate"):
         done = run(module, "--help")
         assert done.returncode == 0
         assert "example: python -m detection." in done.stdout

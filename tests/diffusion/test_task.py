@@ -9,7 +9,7 @@ from diffusion.data import CHANNELS, read_split, to_unit
 from diffusion.task import DiffusionConfig, DiffusionTask, build_unet, fixed_noise, mean_square
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
-from engine.storage.strict_yaml import ConfigError
+from engine.strict_yaml import ConfigError
 from model import SWIN_VARIANTS, SwinTransformer
 
 ROOT = Path(__file__).parent.parent.parent

@@ -18,7 +18,7 @@ from diffusion.training import build_task
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.logbook import read_metrics
 from engine.signals import Stopped
-from engine.statistics.image_statistics import Losses
+from stats.image_statistics import Losses
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}

@@ -115,7 +115,7 @@ def test_a_process_killed_while_writing_leaves_the_previous_file(tmp_path):
     code = (
         "import os, signal, sys, torch, pathlib\n"
         "from engine import checkpoint\n"
-        "from engine.storage import files\n"
+        "from engine import files\n"
         "files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "checkpoint.save_checkpoint(pathlib.Path(sys.argv[1]), {'step': 8})\n"
     )

@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field, field_validator, model_validator
 
 from engine.config import Config, changed_fields, dump_config, load_config
-from engine.storage.strict_yaml import ConfigError
+from engine.strict_yaml import ConfigError
 
 KNOWN_BACKBONES = ("resnet", "swin")
 

@@ -316,7 +316,7 @@ def test_a_dry_run_that_does_not_tell_its_memory_is_a_warning():
     ("error", "cure"),
     [
         ("train.batch_size 8 does not fit the memory: lower it (error: 12)", "train.accumulation_steps"),
-        ("model.weights 'a.pth': no such file", "engine.weights list"),
+        ("model.weights 'a.pth': no such file", "weights.__main__ list"),
         ("a.yaml: 2 problems\n  line 3, model.neck: neck 'fnp': expected one of none", "mend the config"),
         ("train.trackers: wandb is not installed", "pip install"),
         ("/nowhere/a.json: cannot be read: No such file; is data.root the folder?", "docs/data.md"),

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 HEAVY = {"torch", "torchvision", "numpy", "pydantic", "matplotlib", "PIL", "safetensors"}
 COMMANDS = {  # module: words of which something is wrong, and what the answer names
     "detection.training": (["configs/bcd.yaml"], "configs/bccd.yaml"),
-    "detection.test": (["experiments/experimnt_1"], "experiments/experiment_1"),
+    "detection.evaluate": (["experiments/experimnt_1"], "experiments/experiment_1"),
     "detection.predict": (["nowhere.pt", "photo.jpg"], "nowhere.pt"),
     "detection.show": (["configs/bccd.yaml", "--what", "nothing"], "anchors"),
     "detection.export": (["nowhere", "--format", "onx"], "onnx"),
@@ -32,15 +32,15 @@ COMMANDS = {  # module: words of which something is wrong, and what the answer n
     "ablation.compare": (["experiments/experiment_1", "--columns", "gflop"], "gflops"),
     "engine.doctor": (["--nope"], "--nope"),
     "engine.launch": (["--standalone", "-m", "detection.trainig"], "detection.training"),
-    "engine.weights": (["fech"], "fetch"),
-    "engine.publish": (["experiments/experiment_1", "--license", "mitt"], "mit"),
+    "weights": (["fech"], "fetch"),
+    "weights.publish": (["experiments/experiment_1", "--license", "mitt"], "mit"),
     "train_clf_imagenet": (["--resume", "experiments/experimnt_1"], "experiments/experiment_1"),
     "diffusion.training": (["--nope", "x.yaml"], "--nope"),
     "diffusion.sample": (["experiments/experiment_1", "--sampler", "ddmi"], "ddim"),
-    "diffusion.score": (["experiments/experiment_1"], "--classifier"),
+    "diffusion.evaluate": (["experiments/experiment_1"], "--classifier"),
 }
 ACTIONS = [["train_clf_imagenet", "evaluate"], ["train_clf_imagenet", "predict"], ["detection.data", "check"],
-           ["ablation.grid", "run"], ["engine.weights", "fetch"]]  # fmt: skip
+           ["ablation.grid", "run"], ["weights", "fetch"]]  # fmt: skip
 
 # Runs a command as `python -m` does, and tells which modules it has imported by its end.
 PROGRAM = """
@@ -88,12 +88,14 @@ def test_what_is_wrong_with_the_command_line_is_told_before_anything_heavy_is_im
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_every_command_runs_in_this_process(module, run_in_process):
-    assert run_in_process(importlib.import_module(module), "--help")[0] == 0
+    assert (
+        run_in_process(importlib.import_module("weights.__main__" if module == "weights" else module), "--help")[0] == 0
+    )
 
 
 def test_modules_import_no_more_of_the_heavy_packages_than_they_need():
     nothing = ["ablation.comparison", "ablation.slurm", "detection.shapes"]
-    torch = ["training", "runs", "diffusion.task", "engine.model_card"]
+    torch = ["training", "runs", "diffusion.task", "weights.model_card"]
     torchvision = ["detection.task", "classification.record"]
     program = (
         "import importlib, json, sys\n"

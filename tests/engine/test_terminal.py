@@ -13,16 +13,16 @@ from ablation import plots
 from ablation.page import escape
 from ablation.tables import Table, to_latex, to_markdown
 from data import DatasetError, read_image
-from detection.annotations import Defect
-from detection.detections import Detections
+from detection.coco.annotations import Defect
+from detection.coco.detections import Detections
 from detection.drawing import pictures
 from engine.charts import shorten
-from engine.experiment import table
 from engine.logbook import logger, start_logging
-from engine.model_card import plain
-from engine.statistics.bootstrap import Interval
-from engine.storage.strict_yaml import listed
+from engine.strict_yaml import listed
 from engine.terminal import printable, printable_lines
+from records.experiment import table
+from stats.bootstrap import Interval
+from weights.model_card import plain
 
 EVIL = "cat\nerror: fake\x1b[2J\x9b31m\r\u202egod"
 

@@ -143,7 +143,7 @@ def test_the_score_of_a_checkpoint_is_the_same_to_the_last_byte_on_1_5_and_8_pro
     for count in (1, 5, 8):
         experiment = tmp_path / str(count)
         shutil.copytree(learned, experiment)
-        job = start("-m", "detection.test", experiment, "train.batch_size=1", processes=count)
+        job = start("-m", "detection.evaluate", experiment, "train.batch_size=1", processes=count)
         assert job.end() == 0, job.text
         texts.append((experiment / "test.json").read_text())
     assert texts[0] == texts[1] == texts[2]

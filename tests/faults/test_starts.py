@@ -3,7 +3,7 @@
 import multiprocessing
 from pathlib import Path
 
-from engine.experiment import new_experiment
+from records.experiment import new_experiment
 
 STARTS, ROUNDS = 16, 20
 

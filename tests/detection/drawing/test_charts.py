@@ -15,7 +15,7 @@ from detection.drawing.charts import (
     draw_confusion,
     draw_precision,
 )
-from engine.statistics.image_statistics import Matches
+from stats.image_statistics import Matches
 
 COLUMN = round(WIDTH * DOTS_PER_INCH)
 ROW = 14  # pixels that a line of text of 8 points takes, and a little

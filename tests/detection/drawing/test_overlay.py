@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detection.detections import Detections
+from detection.coco.detections import Detections
 from detection.drawing.overlay import LEAST_SIDE, MOST_SIDE, draw_found, undrawable
 
 

@@ -259,7 +259,7 @@ def test_a_partial_resnet_checkpoint_is_refused():
     assert str(error.value) == (
         "weights do not fit ResNetTrunk, nothing was loaded: 1 missing: layer1.0.conv1.weight; "
         "1 of another shape: bn1.bias (32,) instead of (64,). "
-        "Use a checkpoint of exactly this variant (`python -m engine.weights inspect FILE` tells what one is)."
+        "Use a checkpoint of exactly this variant (`python -m weights inspect FILE` tells what one is)."
     )
     assert torch.equal(backbone.trunk.conv1.weight, before)
 

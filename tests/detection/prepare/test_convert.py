@@ -6,7 +6,7 @@ import os
 import pytest
 from PIL import Image
 
-from engine.storage import files
+from engine import files
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from data import DatasetError
-from detection.annotations import read_coco
+from detection.coco.annotations import read_coco
 from detection.data import parse_arguments
 from detection.prepare import fetch as module
 from detection.prepare.fetch import Archive, fetch
 from detection.shapes import SHAPES
-from engine.storage.download import DownloadError
+from weights.download import DownloadError
 
 NAMES = {"train": "train2017.zip", "val": "val2017.zip"}
 JSONS = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
@@ -68,7 +68,7 @@ def archives(drawn):
 @pytest.fixture
 def server(monkeypatch, archives):
     """The server of COCO 2017, in small; `cuts`: the bytes at which the next connections end; `asked`: what was."""
-    monkeypatch.setattr("engine.storage.download.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("weights.download.WAIT_SECONDS", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.archives, server.asked, server.cuts = dict(archives), [], []

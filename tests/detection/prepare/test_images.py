@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from ablation.plan import PROJECT, code_hashes
-from detection.annotations import read_coco
-from detection.dataset import decode_image
+from detection.coco.annotations import read_coco
+from detection.coco.dataset import decode_image
 from detection.prepare import images
 from detection.prepare.images import find_defects
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import DatasetError
-from detection.annotations import read_coco
+from detection.coco.annotations import read_coco
 from detection.prepare.check import DataSection
 from detection.prepare.layouts import EXAMPLE, MADE_BY, PROJECT, find_layout, image_folder, overrides
 from engine.config import load_config

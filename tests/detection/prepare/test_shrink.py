@@ -11,12 +11,12 @@ from PIL import Image
 
 import detection.prepare.shrink
 from data import DatasetError
-from detection.annotations import ImageFile, read_coco, shrunk_size
-from detection.dataset import CocoDetection, read_image
+from detection.coco.annotations import ImageFile, read_coco, shrunk_size
+from detection.coco.dataset import CocoDetection, read_image
+from detection.coco.transforms import eval_transform
 from detection.prepare.images import find_defects
 from detection.prepare.shrink import shrink, shrink_image
 from detection.shapes import generate
-from detection.transforms import eval_transform
 
 TRAIN, IMAGES = "annotations/instances_train.json", "images/train"
 

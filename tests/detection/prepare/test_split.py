@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.annotations import read_coco
+from detection.coco.annotations import read_coco
 from detection.prepare.check import DataSection
 from detection.prepare.layouts import EXAMPLE
 from engine.config import load_config

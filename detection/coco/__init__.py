@@ -1,0 +1,1 @@
+"""COCO data and scores: annotations, data set, transforms, evaluation, error types."""

@@ -1,0 +1,192 @@
+"""Score a finished experiment on its validation images, or sweep the post-processing thresholds.
+
+    python -m detection.evaluate experiments/experiment_3
+    python -m detection.evaluate experiments/experiment_3 eval.score_threshold=0.01,0.05 eval.nms_iou=0.45,0.5
+    python -m engine.launch --standalone --nproc_per_node=4 -m detection.evaluate EXPERIMENT --checkpoint best
+
+Several values for a threshold, separated by commas, mean every combination; the network runs once for all of
+them. The scores go to test.json in the experiment directory. A folder made by weights.publish will do for one: its
+config.yaml counts, with data.root=FOLDER where that knows the data by their name only.
+
+    python -m detection.evaluate experiments/experiment_3 --release saved_weights/blood_cells.safetensors
+    python -m detection.evaluate experiments/experiment_3 --checkpoint saved_weights/blood_cells.safetensors
+
+A release is a safetensors file of the weights that were scored. Its metadata holds, as text, the `task`, the `config`
+that they were scored with (YAML; paths of this machine are cut to their last part), the `classes`, their `category_ids`
+and the `scores` just found (JSON), the `step`, and the `commit` that trained them: as weights.publish has it.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.arguments import check_experiment
+from engine.start import start
+from engine.strict_yaml import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from detection.coco.annotations import CocoFile
+    from detection.network.postprocess import PostprocessConfig
+    from detection.task import DetectionConfig
+
+SUFFIX = ".safetensors"  # of released weights
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m detection.evaluate",
+        description="Score an experiment with COCO mAP; several values for a threshold make a sweep.",
+        epilog="example: python -m detection.evaluate experiments/experiment_3 eval.nms_iou=0.45,0.5,0.6",
+    )
+    parser.add_argument("experiment", type=Path, help="directory of the experiment, or a published folder")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value[,value...]",
+        help="eval.score_threshold, eval.nms_iou, eval.max_detections: one value or several; data.root and others: one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        metavar="last|best|FILE",
+        help="which weights, of its own or not (default: last)",
+    )
+    parser.add_argument(
+        "--release",
+        type=Path,
+        metavar=f"FILE{SUFFIX}",
+        help="write the weights there, with their scores and the config",
+    )
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.experiment.is_file():
+        parser.error(f"{arguments.experiment}: a file; name the experiment's directory, weights by --checkpoint FILE")
+    release = arguments.release
+    if release and (release.suffix != SUFFIX or not release.parent.is_dir() or release.is_dir()):
+        parser.error(f"--release {arguments.release}: expected a file *{SUFFIX} in a directory that exists")
+    if arguments.release and arguments.checkpoint not in ("last", "best"):
+        parser.error("--release: weights of the experiment's own are released; leave out --checkpoint FILE")
+    check_experiment(arguments.experiment)
+    return arguments
+
+
+def main(arguments: argparse.Namespace, device: "torch.device") -> None:
+    """Score as the command line says, print the table, keep test.json."""
+    import torch
+
+    from data import DatasetError
+    from detection.coco.annotations import read_split
+    from detection.coco.evaluation import METRICS, as_dicts, coco_scores
+    from detection.task import DetectionTask, read_detector
+    from engine import distributed
+    from engine.compute.precision import inference_precision
+    from engine.files import write_text
+    from engine.logbook import logger
+    from records.experiment import table
+    from weights.release import release_facts, save_release
+
+    base, settings = read_settings(arguments.experiment, arguments.overrides)
+    if not any(override.startswith("train.precision=") for override in arguments.overrides):
+        precision = distributed.broadcast(inference_precision(base.train.precision, device))
+        base = base.model_copy(update={"train": base.train.model_copy(update={"precision": precision})})
+    if arguments.release and len(settings) > 1:
+        raise ConfigError(f"--release: scores of one setting are released, not of {len(settings)}; leave out the sweep")
+    path = find_checkpoint(arguments.experiment, arguments.checkpoint)
+    detector = read_detector(path)
+    if arguments.release and detector.facts is not None:
+        raise ConfigError(f"--release: {path} are released weights already; copy them")
+    val = read_split(base.data, "val")
+    if detector.class_names not in (None, val.class_names):
+        raise DatasetError(f"{val.annotations_path}: classes {val.class_names}, but {path} has {detector.class_names}")
+    task = DetectionTask(base, val, from_checkpoint=True)
+    task.load_weights(detector.weights, path)
+    layout = torch.channels_last if base.train.channels_last else torch.preserve_format
+    model = task.model.to(device, memory_format=layout)
+    logger.info("scoring %s, step %d, on %d images", path, detector.step, len(task.val.images))
+    if distributed.is_main():
+        warn_of_other_data(arguments.experiment, val)
+    results = task.detect_all(model, device, settings)
+    if results is None:
+        return
+    rows = []
+    for setting, found in zip(settings, results, strict=True):
+        scores = coco_scores(task.truth, as_dicts(found))
+        rows.append(setting.model_dump() | {name: scores[name] for name in METRICS})
+    record = {
+        "checkpoint": path.name,
+        "step": detector.step,
+        "annotations": task.val.annotations_path.name,
+        "annotations_sha256": task.val.sha256,
+        "images": len(task.val.images),
+        "precision": base.train.precision,
+        "settings": rows,
+        "per_class": scores["per_class"] if len(rows) == 1 else None,
+    }
+    print(table(rows))
+    if record["per_class"]:
+        print(table([{"class": name, **values} for name, values in record["per_class"].items()]))
+    write_text(arguments.experiment / "test.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    print(f"written to {arguments.experiment / 'test.json'}")
+    if arguments.release:
+        facts = release_facts(
+            arguments.experiment,
+            base.model_dump(mode="json"),
+            task="detection",
+            classes=val.class_names,
+            category_ids=val.category_ids,
+            scores={name: scores[name] for name in METRICS},
+            step=detector.step,
+        )
+        save_release(arguments.release, detector.weights, facts)
+        print(f"released as {arguments.release}")
+
+
+def warn_of_other_data(experiment: Path, val: "CocoFile") -> None:
+    """Log if the annotations are not those of the training, and if images to score were trained on."""
+    from engine.inputs import read_inputs
+    from engine.logbook import logger
+
+    inputs = read_inputs(experiment)
+    if inputs is None:
+        return
+    if val.sha256 not in inputs.files.values():
+        logger.warning("%s: not the annotations of the training; its scores are not comparable", val.annotations_path)
+    train = inputs.images["train"]
+    if Path(train.folder).resolve() == val.images_dir.resolve():
+        shared = sorted({image.file_name for image in val.images} & set(train.names))
+        if shared:
+            what = "at least %d of %d images to score were trained on, such as %s: the score is too high"
+            logger.warning(what, len(shared), len(val.images), shared[0])
+
+
+def find_checkpoint(experiment: Path, which: str) -> Path:
+    """The file of the experiment's, or published folder's, "last" or "best" weights, or else the file that `which`
+    names."""
+    from weights.release import weights_in
+
+    if which == "last":
+        return weights_in(experiment)
+    return experiment / "checkpoints/best.pt" if which == "best" else Path(which)
+
+
+def read_settings(experiment: Path, overrides: list[str]) -> tuple["DetectionConfig", list["PostprocessConfig"]]:
+    """The experiment's config, and every combination of the post-processing values asked for.
+
+    Raises ConfigError for a bad or repeated override, or a folder that is no experiment."""
+    from detection.task import DetectionConfig
+    from records.experiment import read_experiment_config
+
+    choices = []
+    for override in overrides:
+        name, _, values = override.partition("=")
+        split = values.split(",") if name.startswith("eval.") else [values]
+        choices.append([f"{name}={value}" for value in split])
+    configs = [read_experiment_config(experiment, DetectionConfig, row) for row in itertools.product(*choices)]
+    return configs[0], [config.eval for config in configs]
+
+
+if __name__ == "__main__":
+    start(parse_arguments, main)

@@ -1,1 +1,0 @@
-"""The pages of documentation, and what writes docs/configs.md."""

@@ -1,1 +1,0 @@
-"""From per-image results to scores, curves and intervals, for every task."""

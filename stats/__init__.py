@@ -1,0 +1,1 @@
+"""Statistics as pure functions: bootstrap, intervals, precision and recall."""

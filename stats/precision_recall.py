@@ -1,0 +1,45 @@
+"""Precision by recall, from the matches of a finished run: the curves whose areas are the average precisions."""
+
+import numpy as np
+
+from stats.bootstrap import RECALL_THRESHOLDS
+from stats.image_statistics import Matches
+
+
+def precision_by_recall(matches: Matches) -> np.ndarray:
+    """The best precision at each of the recalls 0, 0.01, ..., 1 or at a higher one, as pycocotools has it.
+
+    Returns (T, 101, C) float64 from 0 to 1, for objects of any size and at most 100 detections per image and class;
+    nan for a class without objects. The mean over the recalls is the AP."""
+    thresholds, classes = len(matches.iou_thresholds), len(matches.class_names)
+    precision = np.full((thresholds, len(RECALL_THRESHOLDS), classes), np.nan)
+    for label in range(classes):
+        num_objects = np.count_nonzero(matches.object_classes == label)
+        if not num_objects:
+            continue
+        rows = _ranked(matches, label)
+        hits = np.cumsum(matches.true_positives[rows], axis=0, dtype=np.float64)  # (D, T)
+        misses = np.cumsum(~matches.true_positives[rows] & ~matches.ignored[rows], axis=0)
+        for t in range(thresholds):
+            envelope = hits[:, t] / (hits[:, t] + misses[:, t] + np.spacing(1))  # pycocotools' own way not to be 0 / 0
+            envelope = np.append(np.maximum.accumulate(envelope[::-1])[::-1], 0)  # 0 where recall is never reached
+            precision[t, :, label] = envelope[np.searchsorted(hits[:, t] / num_objects, RECALL_THRESHOLDS)]
+    return precision
+
+
+def counts_by_score(matches: Matches, label: int, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many detections of a class are right, and how many wrong, at IoU 0.5, if those below a score are left out.
+
+    scores: (K,). Returns two arrays (K,) of integers."""
+    own = (matches.detection_classes == label) & ~matches.ignored[:, 0]
+    of_either = (
+        np.sort(matches.scores[own & (matches.true_positives[:, 0] == is_right)]) for is_right in (True, False)
+    )
+    right, wrong = (len(ranked) - np.searchsorted(ranked, scores) for ranked in of_either)
+    return right, wrong
+
+
+def _ranked(matches: Matches, label: int) -> np.ndarray:
+    """Rows of the detections of a class, best first, equal scores as the evaluator had them."""
+    rows = np.flatnonzero(matches.detection_classes == label)
+    return rows[np.argsort(-matches.scores[rows], kind="stable")]

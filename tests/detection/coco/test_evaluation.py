@@ -1,0 +1,459 @@
+"""Detections come out in the file's own terms, and COCO's scores of them are pycocotools' on the untouched file."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from detection.coco.annotations import ImageRecord
+from detection.coco.evaluation import (
+    METRICS,
+    as_dicts,
+    coco_scores,
+    detect,
+    evaluate_coco,
+    image_statistics,
+    quick_scores,
+    to_coco_results,
+)
+from detection.network.postprocess import Detections, PostprocessConfig
+
+CPU = torch.device("cpu")
+
+PUBLISHED_NAMES = {
+    "AP": "mAP", "AP50": "AP50", "AP75": "AP75", "APs": "AP_small", "APm": "AP_medium", "APl": "AP_large",
+    "AR1": "AR_1", "AR10": "AR_10", "AR100": "AR_100", "ARs": "AR_small", "ARm": "AR_medium", "ARl": "AR_large",
+}  # fmt: skip
+
+
+# ---- scores ------------------------------------------------------------------------------------------------
+
+
+def write_annotations(path, annotations, categories=((1, "cat"), (7, "dog"))):
+    """An annotation file of two images, 5 and 9, and of annotations (image_id, category_id, bbox, further fields)."""
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "width": width, "height": height}
+            for i, width, height in ((5, 640, 480), (9, 100, 50))
+        ],
+        "categories": [{"id": i, "name": name} for i, name in categories],
+        "annotations": [
+            {"id": number, "image_id": image_id, "category_id": category_id, "bbox": box} | further
+            for number, (image_id, category_id, box, further) in enumerate(annotations, start=1)
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def perfect_results(annotations_path):
+    annotations = json.loads(annotations_path.read_text())["annotations"]
+    return [
+        {key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+        for a in annotations
+        if not a.get("iscrowd")
+    ]
+
+
+@pytest.fixture
+def two_objects(tmp_path):
+    return write_annotations(tmp_path / "two.json", [(5, 1, [10, 10, 50, 40], {}), (9, 7, [20, 5, 60, 40], {})])
+
+
+def test_scores_of_the_coco_sample_are_the_published_ones(shared_data):
+    folder = shared_data / "cocoeval100"
+    published = json.loads((folder / "expected_bbox.json").read_text())
+    results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
+
+    scores = coco_scores(folder / "instances_val2014_100.json", results)
+
+    assert {PUBLISHED_NAMES[name]: score for name, score in published.items()} == {
+        name: round(scores[name], 3) for name in METRICS
+    }
+
+
+def test_class_scores_average_to_the_overall_scores(shared_data):
+    folder = shared_data / "cocoeval100"
+    results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
+
+    scores = coco_scores(folder / "instances_val2014_100.json", results)
+
+    for overall, metric in (("mAP", "AP"), ("AP50", "AP50")):
+        defined = [value[metric] for value in scores["per_class"].values() if value[metric] is not None]
+        assert sum(defined) / len(defined) == pytest.approx(scores[overall], abs=1e-12)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_perfect_detections_score_one(sample_root, split):
+    path = sample_root / "annotations" / f"instances_{split}.json"
+    scores = coco_scores(path, perfect_results(path))
+    assert scores["mAP"] == pytest.approx(1.0)
+    assert scores["AR_100"] == pytest.approx(1.0)
+
+
+def test_no_detections_score_zero(two_objects):
+    scores = coco_scores(two_objects, [])
+    assert scores["mAP"] == 0.0
+    assert scores["per_class"] == {"cat": {"AP": 0.0, "AP50": 0.0}, "dog": {"AP": 0.0, "AP50": 0.0}}
+
+
+@pytest.mark.parametrize("annotations", [[], [(5, 1, [10, 10, 50, 40], {"iscrowd": 1})]], ids=["none", "only crowds"])
+def test_without_ground_truth_every_score_is_undefined(tmp_path, annotations):
+    path = write_annotations(tmp_path / "empty.json", annotations)
+    found = [{"image_id": 5, "category_id": 1, "bbox": [300, 300, 50, 40], "score": 0.9}]
+    for results in ([], found):
+        scores = coco_scores(path, results)
+        assert {scores[name] for name in METRICS} == {None}
+        assert scores["per_class"]["cat"] == {"AP": None, "AP50": None}
+
+
+def test_a_class_without_objects_is_undefined_and_left_out_of_the_mean(tmp_path):
+    path = write_annotations(tmp_path / "cats.json", [(5, 1, [10, 10, 50, 40], {})])
+    scores = coco_scores(path, perfect_results(path))
+    assert scores["per_class"]["dog"] == {"AP": None, "AP50": None}
+    assert scores["mAP"] == pytest.approx(1.0)
+
+
+def test_a_size_without_objects_is_undefined(two_objects):
+    scores = coco_scores(two_objects, perfect_results(two_objects))
+    assert scores["AP_small"] is None
+    assert scores["AP_medium"] == pytest.approx(1.0)
+
+
+def test_scores_are_plain_numbers_that_json_can_write(two_objects):
+    scores = coco_scores(two_objects, perfect_results(two_objects))
+    assert json.loads(json.dumps(scores)) == scores
+    assert type(scores["mAP"]) is float
+
+
+def test_missing_iscrowd_and_area_mean_no_crowd_and_the_area_of_the_box(tmp_path):
+    objects = [(5, 1, [10, 10, 50, 40]), (5, 1, [100, 10, 20, 20]), (9, 7, [0, 0, 100, 50])]
+    bare = write_annotations(tmp_path / "bare.json", [(*o, {}) for o in objects])
+    full = write_annotations(tmp_path / "full.json", [(*o, {"iscrowd": 0, "area": o[2][2] * o[2][3]}) for o in objects])
+    results = perfect_results(bare)[:2]
+    assert coco_scores(bare, results) == coco_scores(full, results)
+
+
+def test_an_annotation_with_id_zero_is_found(two_objects):
+    """pycocotools takes a match with id 0 for none."""
+    content = json.loads(two_objects.read_text())
+    for annotation in content["annotations"]:
+        annotation["id"] -= 1
+    two_objects.write_text(json.dumps(content))
+    assert coco_scores(two_objects, perfect_results(two_objects))["mAP"] == pytest.approx(1.0)
+
+
+def test_what_is_found_in_a_crowd_does_no_harm(tmp_path):
+    path = write_annotations(
+        tmp_path / "crowd.json",
+        [(5, 1, [10, 10, 50, 40], {}), (5, 1, [200, 200, 200, 200], {"iscrowd": 1, "area": 9000})],
+    )
+    in_crowd = {"image_id": 5, "category_id": 1, "bbox": [210, 210, 40, 40], "score": 0.99}
+    assert coco_scores(path, [*perfect_results(path), in_crowd])["mAP"] == pytest.approx(1.0)
+
+
+def test_sizes_go_by_the_area_in_the_file_not_by_the_box(tmp_path):
+    path = write_annotations(tmp_path / "thin.json", [(5, 1, [10, 10, 200, 200], {"area": 100})])
+    scores = coco_scores(path, perfect_results(path))
+    assert scores["AP_small"] == pytest.approx(1.0)
+    assert scores["AP_large"] is None
+
+
+def test_a_file_that_changed_is_read_again(two_objects):
+    results = perfect_results(two_objects)
+    assert coco_scores(two_objects, results)["mAP"] == pytest.approx(1.0)
+    write_annotations(two_objects, [(5, 1, [300, 300, 50, 40], {}), (9, 7, [20, 5, 6, 4], {})])
+    assert coco_scores(two_objects, results)["mAP"] == 0.0
+
+
+def test_scoring_is_silent_and_leaves_the_results_alone(two_objects, capsys):
+    results = perfect_results(two_objects)
+    before = json.dumps(results)
+    coco_scores(two_objects, results)
+    assert capsys.readouterr().out == ""
+    assert json.dumps(results) == before
+
+
+@pytest.mark.parametrize("foreign", [{"image_id": 6}, {"category_id": 2}])
+def test_results_of_another_data_set_are_refused(two_objects, foreign):
+    result = perfect_results(two_objects)[0] | foreign
+    [(key, value)] = foreign.items()
+    with pytest.raises(ValueError, match=f"{key} {value}: detected, but not in .*two.json"):
+        coco_scores(two_objects, [result])
+
+
+# ---- statistics per image ----------------------------------------------------------------------------------
+
+
+def average_precision(matches, class_position):
+    """AP of a class from its matches, one threshold after the other; None without objects."""
+    num_objects = int((matches.object_classes == class_position).sum())
+    if num_objects == 0:
+        return None
+    rows = np.flatnonzero(matches.detection_classes == class_position)
+    rows = rows[np.argsort(-matches.scores[rows], kind="stable")]
+    precisions = []
+    for t in range(len(matches.iou_thresholds)):
+        curve, found, wrong = [], 0, 0
+        for row in rows:
+            if matches.ignored[row, t]:
+                continue
+            found, wrong = found + matches.true_positives[row, t], wrong + (not matches.true_positives[row, t])
+            curve.append((found / num_objects, found / (found + wrong)))
+        for recall in np.linspace(0, 1, 101):
+            precisions.append(max((precision for reached, precision in curve if reached >= recall), default=0.0))
+    return np.mean(precisions)
+
+
+def assert_statistics_hold_the_scores(annotations_path, results):
+    matches = image_statistics(evaluate_coco(annotations_path, results))
+    per_class = coco_scores(annotations_path, results)["per_class"]
+    assert matches.class_names.tolist() == list(per_class)
+    for position, name in enumerate(matches.class_names):
+        assert average_precision(matches, position) == pytest.approx(per_class[name]["AP"], abs=1e-12)
+
+
+def test_the_scores_of_the_coco_sample_follow_from_its_statistics(shared_data):
+    folder = shared_data / "cocoeval100"
+    results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
+    assert_statistics_hold_the_scores(folder / "instances_val2014_100.json", results)
+
+
+def test_scores_among_crowds_and_other_mistakes_follow_from_the_statistics(tmp_path):
+    rng = np.random.default_rng(0)
+    objects, results = [], []
+    for _ in range(60):
+        image_id, category_id = int(rng.choice([5, 9])), int(rng.choice([1, 7]))
+        box = [float(value) for value in rng.uniform((0, 0, 20, 20), (60, 60, 40, 40))]
+        objects.append((image_id, category_id, box, {"iscrowd": int(rng.random() < 0.2)}))
+        shifted = [value + float(rng.normal(0, 3)) for value in box]
+        score = round(float(rng.random()), 1)  # many are equal
+        results.append({"image_id": image_id, "category_id": category_id, "bbox": shifted, "score": score})
+    assert_statistics_hold_the_scores(write_annotations(tmp_path / "crowds.json", objects), results)
+
+
+def test_statistics_without_detections_still_count_the_objects(two_objects):
+    matches = image_statistics(evaluate_coco(two_objects, []))
+    assert matches.true_positives.shape == matches.ignored.shape == (0, 10)
+    assert matches.object_images.tolist() == [0, 1]
+    assert matches.object_classes.tolist() == [0, 1]
+
+
+def test_statistics_of_a_file_without_objects_have_every_image(tmp_path):
+    result = {"image_id": 9, "category_id": 7, "bbox": [10, 10, 50, 40], "score": 0.5}
+    matches = image_statistics(evaluate_coco(write_annotations(tmp_path / "none.json", []), [result]))
+    assert matches.image_ids.tolist() == [5, 9]
+    assert matches.object_images.shape == (0,)
+    assert not matches.true_positives.any()
+    nothing = image_statistics(evaluate_coco(tmp_path / "none.json", []))
+    assert nothing.scores.shape == (0,)
+
+
+def test_detections_are_ordered_by_class_then_image_then_score(two_objects):
+    box = [10, 10, 50, 40]
+    results = [
+        {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+        for image_id, category_id, score in ((9, 1, 0.9), (5, 7, 0.2), (5, 1, 0.3), (5, 1, 0.6))
+    ]
+    matches = image_statistics(evaluate_coco(two_objects, results))
+    assert matches.image_ids.tolist() == [5, 9]
+    assert matches.detection_classes.tolist() == [0, 0, 0, 1]
+    assert matches.detection_images.tolist() == [0, 0, 1, 0]
+    assert matches.scores.tolist() == [0.6, 0.3, 0.9, 0.2]
+
+
+def test_images_are_in_the_order_of_their_ids_not_of_the_file(two_objects):
+    content = json.loads(two_objects.read_text())
+    content["images"].reverse()
+    two_objects.write_text(json.dumps(content))
+    assert image_statistics(evaluate_coco(two_objects, [])).image_ids.tolist() == [5, 9]
+
+
+def test_what_is_found_in_a_crowd_is_ignored_and_the_crowd_no_object(tmp_path):
+    path = write_annotations(
+        tmp_path / "crowd.json", [(5, 1, [10, 10, 50, 40], {}), (5, 1, [200, 200, 200, 200], {"iscrowd": 1})]
+    )
+    in_crowd = {"image_id": 5, "category_id": 1, "bbox": [210, 210, 40, 40], "score": 0.99}
+    matches = image_statistics(evaluate_coco(path, [*perfect_results(path), in_crowd]))
+    assert matches.ignored.all(axis=1).tolist() == [True, False]
+    assert matches.true_positives.all(axis=1).tolist() == [False, True]
+    assert matches.object_images.tolist() == [0]
+
+
+def test_only_the_best_hundred_detections_of_a_class_in_an_image_count(two_objects):
+    [result] = perfect_results(two_objects)[:1]
+    matches = image_statistics(evaluate_coco(two_objects, [result | {"score": k / 200} for k in range(150)]))
+    assert len(matches.scores) == 100
+    assert matches.scores.min() == 0.25
+
+
+def test_detections_of_another_data_set_are_refused(two_objects):
+    with pytest.raises(ValueError, match=r"image_id 6: detected, but not in .*two\.json"):
+        evaluate_coco(two_objects, [perfect_results(two_objects)[0] | {"image_id": 6}])
+
+
+# ---- the same by hotcoco -------------------------------------------------------------------------------------
+
+
+def as_array(results):
+    return np.array([[r["image_id"], *r["bbox"], r["score"], r["category_id"]] for r in results]).reshape(-1, 7)
+
+
+def assert_quick_scores_are_the_same(annotations_path, results):
+    slow, quick = coco_scores(annotations_path, results), quick_scores(annotations_path, as_array(results))
+    assert quick == {name: pytest.approx(slow[name], abs=1e-12) if slow[name] is not None else None for name in METRICS}
+
+
+def test_quick_scores_of_the_coco_sample_are_the_same(shared_data):
+    folder = shared_data / "cocoeval100"
+    path, annotations_path = (
+        folder / "instances_val2014_fakebbox100_results.json",
+        folder / "instances_val2014_100.json",
+    )
+    results = json.loads(path.read_text())
+    assert_quick_scores_are_the_same(annotations_path, results)
+    assert quick_scores(annotations_path, str(path)) == quick_scores(annotations_path, as_array(results))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_quick_scores_are_the_same_among_crowds_ties_missing_fields_and_empty_images(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    objects, results = [], []
+    for _ in range(int(rng.integers(0, 60))):
+        image_id, category_id = int(rng.choice([5, 9])), int(rng.choice([1, 7]))
+        box = [round(float(value), 2) for value in rng.uniform((0, 0, 5, 5), (60, 60, 140, 140))]
+        further = {} if rng.random() < 0.3 else {"iscrowd": int(rng.random() < 0.2), "area": float(rng.uniform(1, 2e4))}
+        if rng.random() < 0.8:
+            objects.append((image_id, category_id, box, further))
+        if rng.random() < 0.8:
+            shifted = [round(max(value + float(rng.normal(0, 3)), 0), 3) for value in box]
+            score = round(float(rng.random()), 1)  # many are equal
+            results.append({"image_id": image_id, "category_id": category_id, "bbox": shifted, "score": score})
+    assert_quick_scores_are_the_same(write_annotations(tmp_path / f"{seed}.json", objects), results)
+
+
+def test_quick_scores_without_detections_or_without_objects_are_zero_or_undefined(two_objects, tmp_path):
+    assert quick_scores(two_objects, np.empty((0, 7)))["mAP"] == 0
+    nothing = write_annotations(tmp_path / "none.json", [])
+    assert set(quick_scores(nothing, np.empty((0, 7))).values()) == {None}
+    assert set(quick_scores(nothing, as_array(perfect_results(two_objects))).values()) == {None}
+
+
+def test_quick_scores_of_more_than_a_hundred_detections_in_an_image_are_the_same(two_objects):
+    rng = np.random.default_rng(0)
+    results = [
+        {
+            "image_id": 5,
+            "category_id": 1,
+            "bbox": [10.0 + float(rng.normal()), 10, 50, 40],
+            "score": float(rng.random()),
+        }
+        for _ in range(250)
+    ]
+    assert_quick_scores_are_the_same(two_objects, results)
+
+
+def test_quick_scores_notice_that_the_file_has_changed(two_objects):
+    results = perfect_results(two_objects)
+    assert quick_scores(two_objects, as_array(results))["mAP"] == pytest.approx(1)
+    write_annotations(two_objects, [(5, 1, [10, 10, 50, 40], {}), (9, 7, [60, 5, 30, 40], {})])
+    assert quick_scores(two_objects, as_array(results))["mAP"] == pytest.approx(0.5)
+
+
+# ---- detections --------------------------------------------------------------------------------------------
+
+
+def test_boxes_come_out_in_pixels_of_the_original_under_the_ids_of_the_file():
+    found = Detections(torch.tensor([[0.25, 0.5, 0.75, 1.0]]), torch.tensor([0.5]), torch.tensor([2]))
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+    results = to_coco_results([found, nothing], [5, 9], [(640, 480), (100, 50)], category_ids=[1, 7])
+
+    assert as_dicts(results) == [{"image_id": 5, "category_id": 7, "bbox": [160.0, 240.0, 320.0, 240.0], "score": 0.5}]
+
+
+def test_boxes_keep_three_decimals_and_scores_six():
+    found = Detections(torch.tensor([[0.0, 0.0, 1 / 3, 1.0]]), torch.tensor([2 / 3]), torch.tensor([1]))
+    [result] = as_dicts(to_coco_results([found], [5], [(100, 50)], category_ids=[1]))
+    assert result["bbox"] == [0.0, 0.0, 33.333, 50.0]
+    assert result["score"] == 0.666667
+
+
+class TwoAnchors(nn.Module):
+    """Finds label 1 at the left anchor and, with less confidence, label 2 at the right one, in every image."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("anchors_cxcywh", torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.5, 0.5]]))
+        self.frozen = nn.BatchNorm2d(3).eval()
+        self.calls = 0
+
+    def forward(self, images):
+        assert not self.training
+        assert images.dtype == torch.float32
+        self.calls += 1
+        logits = torch.tensor([[0.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
+        return torch.zeros(len(images), 2, 4), logits.expand(len(images), 2, 3)
+
+
+COCO_FILE = SimpleNamespace(
+    images=[ImageRecord(9, "9.jpg", 100, 50), ImageRecord(5, "5.jpg", 640, 480)], category_ids=[1, 7]
+)
+
+
+def loader(*image_ids):
+    """A batch for each of image_ids."""
+    return [{"images": torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "image_ids": torch.tensor([i])} for i in image_ids]
+
+
+def test_detect_scales_each_image_by_its_own_size_and_sorts_by_image_then_score():
+    [results] = detect(
+        TwoAnchors(), loader(9, 5), COCO_FILE, device=CPU, settings=[PostprocessConfig(score_threshold=0.3)]
+    )
+    assert [(r["image_id"], r["category_id"], r["bbox"]) for r in as_dicts(results)] == [
+        (5, 1, [0.0, 0.0, 320.0, 480.0]),
+        (5, 7, [320.0, 120.0, 320.0, 240.0]),
+        (9, 1, [0.0, 0.0, 50.0, 50.0]),
+        (9, 7, [50.0, 12.5, 50.0, 25.0]),
+    ]
+
+
+def test_a_sweep_of_thresholds_runs_the_network_once():
+    model = TwoAnchors()
+    settings = [PostprocessConfig(score_threshold=threshold) for threshold in (0.3, 0.9)]
+    loose, tight = detect(model, loader(5), COCO_FILE, device=CPU, settings=settings)
+    assert model.calls == 1
+    assert loose[:, 6].tolist() == [1, 7]
+    assert tight[:, 6].tolist() == [1]
+
+
+def test_a_process_without_images_finds_nothing():
+    settings = [PostprocessConfig(), PostprocessConfig()]
+    assert [found.shape for found in detect(TwoAnchors(), loader(), COCO_FILE, device=CPU, settings=settings)] == [
+        (0, 7), (0, 7)
+    ]  # fmt: skip
+
+
+def test_detect_leaves_every_module_in_its_former_mode():
+    model = TwoAnchors().train()
+    model.frozen.eval()
+    detect(model, loader(5), COCO_FILE, device=CPU, settings=[PostprocessConfig()])
+    assert model.training
+    assert not model.frozen.training
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)]
+)
+def test_the_network_runs_in_the_given_precision(precision, dtype):
+    class Convolution(TwoAnchors):
+        def forward(self, images):
+            self.dtype = nn.functional.conv2d(images, torch.zeros(1, 3, 1, 1)).dtype
+            return super().forward(images)
+
+    model = Convolution()
+    detect(model, loader(5), COCO_FILE, device=CPU, settings=[PostprocessConfig()], precision=precision)
+    assert model.dtype == dtype

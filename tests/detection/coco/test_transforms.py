@@ -1,0 +1,394 @@
+"""Augmentation: boxes and labels move with the pixels, by torchvision's chances; colours by its operations."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from detection.coco.transforms import (
+    BRIGHTNESS,
+    CONTRAST,
+    CROP_ASPECT_RATIOS,
+    CROP_IOUS,
+    CROP_TRIALS,
+    HUE,
+    SATURATION,
+    AugmentConfig,
+    distort_colours,
+    draw_colours,
+    eval_transform,
+    iou_crop,
+    train_transform,
+    zoom_out,
+)
+
+OFF = {"photometric": False, "zoom_out": 1.0, "crop_min_scale": 1.0, "horizontal_flip": 0.0}
+BOXES = [[10, 10, 30, 40], [35, 20, 75, 55], [60, 2, 70, 10]]  # in an image of 80 x 60 pixels
+NEUTRAL = (1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 2.0)
+
+
+def picture_of(boxes, labels, height=60, width=80):
+    """Grey, with each object filled in the brightness of ten times its label."""
+    pixels = np.full((height, width, 3), 128, np.uint8)
+    for (x0, y0, x1, y1), label in zip(boxes, labels, strict=True):
+        pixels[y0:y1, x0:x1] = 10 * label
+    return pixels
+
+
+def look(transform, boxes, labels, seed=0, height=60, width=80):
+    """What is seen of `picture_of`: image (3, S, S), boxes (k, 4) in pixels of the square, labels."""
+    pixels = picture_of(boxes, labels, height, width)
+    view = transform((width, height), np.float32(boxes).reshape(-1, 4), np.random.default_rng(seed))
+    left, top, right, bottom = view.part
+    image = view.render(pixels[top:bottom, left:right])
+    return image, view.boxes_xyxy * view.side, np.array(labels, int)[view.objects].tolist()
+
+
+# ---- what is seen, and where ----------------------------------------------------------------------------------
+
+
+def test_with_all_augmentation_off_training_equals_evaluation():
+    trained = look(train_transform(AugmentConfig(**OFF), 128), [[8, 6, 40, 30]], [1])
+    scored = look(eval_transform(128), [[8, 6, 40, 30]], [1])
+    assert torch.equal(trained[0], scored[0])
+    assert np.array_equal(trained[1], scored[1])
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (480, 640), (333, 500), (7, 5)])
+def test_evaluation_resizes_as_torchvision_does(height, width):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    view = eval_transform(96)((width, height), np.zeros((0, 4)), np.random.default_rng())
+    expected = v2.Resize((96, 96), antialias=True)(tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)))
+    assert view.reduction == 1
+    assert torch.equal(view.render(pixels), expected.as_subclass(torch.Tensor))
+
+
+def test_resizing_to_the_square_scales_boxes_along_each_side():
+    image, boxes, _ = look(eval_transform(120), [[8, 6, 40, 30]], [1])
+    assert image.shape == (3, 120, 120)
+    assert image.dtype == torch.uint8
+    np.testing.assert_allclose(boxes, [[12, 12, 60, 60]], rtol=1e-6)
+
+
+def test_a_horizontal_flip_mirrors_x():
+    transform = train_transform(AugmentConfig(**{**OFF, "horizontal_flip": 1.0}), 80)
+    image, boxes, _ = look(transform, [[0, 10, 20, 30]], [1], height=80)
+    np.testing.assert_allclose(boxes, [[60, 10, 80, 30]], rtol=1e-6)
+    assert (image[:, 10:30, 60:80] == 10).all()
+
+
+def test_a_vertical_flip_mirrors_y():
+    transform = train_transform(AugmentConfig(**OFF, vertical_flip=1.0), 80)
+    image, boxes, _ = look(transform, [[0, 10, 20, 30]], [1], height=80)
+    np.testing.assert_allclose(boxes, [[0, 50, 20, 70]], rtol=1e-6)
+    assert (image[:, 50:70, 0:20] == 10).all()
+
+
+def test_zooming_out_keeps_every_object_and_its_share_of_the_picture_shrinks():
+    transform = train_transform(AugmentConfig(**{**OFF, "zoom_out": 4.0}), 100)
+    areas = []
+    for seed in range(50):
+        _, boxes, labels = look(transform, [[0, 0, 80, 60]], [1], seed)
+        assert labels == [1]
+        areas.append(np.prod(boxes[0, 2:] - boxes[0, :2]) / 100**2)
+    assert min(areas) >= 1 / 16.8
+    assert 10 < sum(area > 0.999 for area in areas) < 40  # about half are left alone
+
+
+def test_labels_stay_with_their_boxes_through_everything():
+    boxes = [[4, 4, 20, 20], [40, 4, 56, 20], [4, 40, 20, 56], [40, 40, 56, 56]]
+    transform = train_transform(AugmentConfig(photometric=False, vertical_flip=0.5), 240)
+    seen = set()
+    for seed in range(60):
+        image, found, labels = look(transform, boxes, [1, 2, 3, 4], seed)
+        for (x0, y0, x1, y1), label in zip(found.round().astype(int), labels, strict=True):
+            assert abs(int(image[0, (y0 + y1) // 2, (x0 + x1) // 2]) - 10 * label) <= 1
+            seen.add(label)
+    assert seen == {1, 2, 3, 4}
+
+
+def test_boxes_end_where_their_objects_end():
+    transform = train_transform(AugmentConfig(photometric=False, vertical_flip=0.5), 200)
+    for seed in range(60):
+        image, boxes, labels = look(transform, [[13, 11, 50, 44]], [1], seed)
+        if labels:
+            ys, xs = np.nonzero(image[0].numpy() < 64)
+            np.testing.assert_allclose(boxes[0], [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=1.01)
+
+
+def test_boxes_stay_inside_the_picture_and_have_an_area():
+    transform = train_transform(AugmentConfig(), 96)
+    for seed in range(60):
+        _, boxes, _ = look(transform, [[0, 0, 30, 30], [50, 20, 80, 60]], [1, 2], seed)
+        assert (boxes >= 0).all()
+        assert (boxes <= 96.001).all()  # rounding
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_a_box_with_a_side_below_one_pixel_goes():
+    boxes = [[10, 10, 10.9, 40], [10, 10, 11.1, 40], [10, 10, 40, 10.9]]
+    view = train_transform(AugmentConfig(**OFF), 300)((80, 60), np.float32(boxes), np.random.default_rng(0))
+    assert view.objects.tolist() == [1]
+
+
+def test_an_image_without_objects_passes_through():
+    for seed in range(20):
+        image, boxes, labels = look(train_transform(AugmentConfig(), 64), [], [], seed)
+        assert boxes.shape == (0, 4)
+        assert labels == []
+        assert image.shape == (3, 64, 64)
+
+
+def test_the_smallest_image_passes_through():
+    for seed in range(20):
+        image, _, _ = look(train_transform(AugmentConfig(), 32), [[0, 0, 1, 1]], [1], seed, height=1, width=1)
+        assert image.shape == (3, 32, 32)
+
+
+def test_a_crop_is_resampled_as_torchvision_does():
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    transform = train_transform(AugmentConfig(**{**OFF, "crop_min_scale": 0.3}), 50)
+    for seed in range(20):
+        view = transform((80, 60), np.float32(BOXES), np.random.default_rng(seed))
+        left, top, right, bottom = view.part
+        whole = torch.from_numpy(pixels).permute(2, 0, 1)
+        expected = functional.resized_crop(whole, top, left, bottom - top, right - left, [50, 50], antialias=True)
+        assert torch.equal(view.render(pixels[top:bottom, left:right]), expected)
+
+
+def test_zooming_out_in_one_go_looks_as_padding_and_resizing_does():
+    ramp = np.add.outer(3 * np.arange(60), np.arange(80))
+    pixels = np.stack([ramp, ramp[::-1], ramp[:, ::-1]], axis=2).astype(np.uint8)
+    transform = train_transform(AugmentConfig(**{**OFF, "zoom_out": 4.0}), 100)
+    for seed in range(20):
+        view = transform((80, 60), np.zeros((0, 4)), np.random.default_rng(seed))
+        (left, top), (right, bottom) = zoom_out((80, 60), 4.0, np.random.default_rng(seed)).tolist()
+        whole = torch.from_numpy(pixels).permute(2, 0, 1)
+        canvas = functional.pad(whole, [-left, -top, right - 80, bottom - 60], fill=[124, 116, 104])
+        expected = functional.resize(canvas, [100, 100], antialias=True)
+        left, top, right, bottom = view.part
+        # The edge of the picture falls on whole pixels here, and in between there: at most one row is blended.
+        assert (view.render(pixels[top:bottom, left:right]).float() - expected).abs().mean() < 3
+
+
+def test_no_more_is_reduced_than_is_shown():
+    transform, reductions = train_transform(AugmentConfig(), 64), set()
+    for seed in range(200):
+        view = transform((333, 250), np.float32([[20, 30, 200, 220]]), np.random.default_rng(seed))
+        part, shown = np.reshape(view.part, (2, 2)), np.reshape(view.place, (2, 2))
+        assert (part % view.reduction == 0).all()
+        assert ((part[1] - part[0]) // view.reduction >= shown[1] - shown[0]).all()
+        reductions.add(view.reduction)
+    assert reductions == {1, 2, 4, 8}
+
+
+def test_a_view_depends_on_the_generator_only():
+    transform = train_transform(AugmentConfig(), 64)
+    one, other = (transform((80, 60), np.float32(BOXES), np.random.default_rng(5)) for _ in range(2))
+    for mine, yours in zip(one, other, strict=True):
+        np.testing.assert_array_equal(mine, yours)
+
+
+# ---- chances, compared with torchvision's: two samples, Kolmogorov and Smirnov's test at 0.1 % --------------------
+
+
+def assert_alike(values, expected):
+    """That two samples may be of one distribution: the largest distance of their distribution functions."""
+    values, expected = np.sort(values), np.sort(expected)
+    points = np.concatenate([values, expected])
+    shares = [np.searchsorted(sample, points, side="right") / len(sample) for sample in (values, expected)]
+    distance = np.abs(shares[0] - shares[1]).max()
+    assert distance < 1.95 * np.sqrt(1 / len(values) + 1 / len(expected))
+
+
+@pytest.fixture
+def tensors():
+    torch.manual_seed(0)
+    boxes = tv_tensors.BoundingBoxes(torch.tensor(BOXES, dtype=torch.float32), format="XYXY", canvas_size=(60, 80))
+    return [tv_tensors.Image(torch.from_numpy(picture_of(BOXES, [1, 2, 3])).permute(2, 0, 1)), boxes]
+
+
+def test_zoom_out_is_distributed_as_torchvision_s(tensors):
+    rng = np.random.default_rng(0)
+    windows = [zoom_out((80, 60), 4.0, rng) for _ in range(3000)]
+    zoomed = np.array([window for window in windows if (window != [[0, 0], [80, 60]]).any()])
+    assert len(zoomed) / len(windows) == pytest.approx(0.5, abs=0.03)
+    paddings = np.array([v2.RandomZoomOut(side_range=(1, 4)).make_params(tensors)["padding"] for _ in range(1500)])
+    ours = np.concatenate([-zoomed[:, 0], zoomed[:, 1] - (80, 60)], axis=1)  # left, top, right, bottom
+    for side in range(4):
+        assert_alike(ours[:, side], paddings[:, side])
+    assert_alike(ours[:, 0] + ours[:, 2], paddings[:, 0] + paddings[:, 2])
+
+
+def test_crops_are_distributed_as_torchvision_s(tensors):
+    rng, corners = np.random.default_rng(0), np.float64(BOXES).reshape(-1, 2, 2)
+    whole = np.array([[0, 0], [80, 60]])
+    rows, expected = [], []
+    for _ in range(6000):
+        (start, end), is_kept = iou_crop(whole, corners, 0.3, rng)
+        rows.append((*start, *(end - start), is_kept.sum()))
+    for _ in range(2000):
+        crop = v2.RandomIoUCrop().make_params(tensors)
+        kept = crop["is_within_crop_area"].sum().item() if crop else 3
+        expected.append((*(crop.get(name, 0) for name in ("left", "top")), crop.get("width", 80),
+                         crop.get("height", 60), kept))  # fmt: skip
+    (left, top, width, height, kept), theirs = np.array(rows).T, np.array(expected).T
+    assert_alike(left / (80.5 - width), theirs[0] / (80.5 - theirs[2]))
+    assert_alike(top / (60.5 - height), theirs[1] / (60.5 - theirs[3]))
+    assert_alike(width * height, theirs[2] * theirs[3])
+    assert_alike(width / height, theirs[2] / theirs[3])
+    assert_alike(kept, theirs[4])
+
+
+def test_boxes_at_the_end_are_distributed_as_torchvision_s(tensors):
+    fill = [124, 116, 104]
+    chain = v2.Compose(
+        [
+            v2.RandomZoomOut(fill), v2.RandomIoUCrop(), v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(),
+            v2.Resize((100, 100)), v2.RandomHorizontalFlip(),
+        ]
+    )  # fmt: skip
+    transform, theirs, ours = train_transform(AugmentConfig(photometric=False), 100), [], []
+    for seed in range(2000):
+        view = transform((80, 60), np.float32(BOXES), np.random.default_rng(seed))
+        ours.append((len(view.objects), *view.boxes_xyxy[:1].flatten() * 100))
+    for _ in range(500):
+        found = chain({"image": tensors[0], "boxes": tensors[1], "labels": torch.tensor([1, 2, 3])})
+        theirs.append((len(found["labels"]), *found["boxes"][:1].flatten().tolist()))
+    assert_alike([row[0] for row in ours], [row[0] for row in theirs])
+    (_, *ours), (_, *theirs) = (np.array([row for row in rows if row[0]]).T for rows in (ours, theirs))
+    for box in (ours, theirs):
+        box.append((box[2] - box[0]) * (box[3] - box[1]))  # area
+    for values, expected in zip(ours, theirs, strict=True):
+        assert_alike(values.round(3), expected.round(3))
+
+
+def test_colours_are_drawn_as_torchvision_draws_them(tensors):
+    rng, theirs = np.random.default_rng(0), []
+    ours = np.array([draw_colours(rng) for _ in range(8000)]).T
+    for _ in range(4000):
+        params = v2.RandomPhotometricDistort().make_params(tensors)
+        brightness, contrast, saturation, hue = (
+            neutral if params[f"{name}_factor"] is None else params[f"{name}_factor"]
+            for name, neutral in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0))
+        )
+        contrasts = (contrast, 1) if params["contrast_before"] else (1, contrast)
+        order = [0, 1, 2] if params["channel_permutation"] is None else params["channel_permutation"].tolist()
+        theirs.append((brightness, contrasts[0], saturation, hue, contrasts[1], *order))
+    for values, expected, neutral in zip(ours, np.float32(theirs).T, NEUTRAL, strict=True):
+        assert (values != neutral).mean() == pytest.approx((expected != neutral).mean(), abs=0.03)
+        assert_alike(values[values != neutral], expected[expected != neutral])
+
+
+def test_ranges_and_trials_are_torchvision_s():
+    crop, colours = v2.RandomIoUCrop(), v2.RandomPhotometricDistort()
+    assert [*CROP_IOUS[:-1], 1.0] == crop.options
+    assert crop.trials == CROP_TRIALS
+    assert (crop.min_aspect_ratio, crop.max_aspect_ratio) == CROP_ASPECT_RATIOS
+    assert crop.min_scale == AugmentConfig().crop_min_scale
+    assert (colours.brightness, colours.contrast, colours.saturation) == (BRIGHTNESS, CONTRAST, SATURATION)
+    assert colours.hue == HUE
+    assert v2.RandomZoomOut().side_range[1] == AugmentConfig().zoom_out
+
+
+def test_pixels_are_distributed_as_torchvision_s(photo):
+    """The mean and the spread of an image's pixels: of their own means and spreads 1.5 levels and a tenth at most.
+
+    A level of difference is torchvision's, which cuts decimals off after each operation."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    ours = torch.cat([distort_colours(photo, torch.from_numpy(draw_colours(rng))[None]) for _ in range(500)])
+    theirs = torch.cat([v2.RandomPhotometricDistort()(photo) for _ in range(500)])
+    for statistic in (lambda x: x.mean((2, 3)), lambda x: x.std((2, 3)), lambda x: x.mean((1, 2, 3))[:, None]):
+        values, expected = statistic(ours.float()), statistic(theirs.float())
+        error = 3 * (expected.std(0) ** 2 * 2 / 500) ** 0.5  # three standard errors of a difference
+        assert ((values.mean(0) - expected.mean(0)).abs() < 1.5 + error).all()
+        assert ((values.std(0) / expected.std(0) - 1).abs() < 0.1).all()
+
+
+# ---- colours --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photo():
+    """(1, 3, 40, 48) uint8: all hues, greys, black, white, and noise."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 40, 48), dtype=torch.uint8, generator=generator)
+    image[..., :8] = image[:, :1, :, :8]  # grey
+    image[:, 2, :, 8:16] = image[:, 1, :, 8:16]  # two channels alike
+    image[..., 16:20], image[..., 20:24] = 0, 255
+    return image
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "reference"),
+    [
+        (0, (0.875, 1.125), functional.adjust_brightness),
+        (1, (0.5, 0.9, 1.5), functional.adjust_contrast),
+        (2, (0.5, 0.9, 1.5), functional.adjust_saturation),
+        (3, (-1 / 6, -0.05, -0.001, 0.02, 0.05, 1 / 6), functional.adjust_hue),
+        (4, (0.5, 0.9, 1.5), functional.adjust_contrast),
+    ],
+    ids=["brightness", "contrast", "saturation", "hue", "late contrast"],
+)
+def test_a_distortion_is_torchvision_s_to_one_level(photo, column, values, reference):
+    for value in values:
+        colours = torch.tensor([NEUTRAL])
+        colours[0, column] = value
+        difference = distort_colours(photo, colours).int() - reference(photo, value).int()
+        assert difference.abs().max() <= 1
+
+
+def test_all_distortions_together_are_torchvision_s_to_four_levels(photo):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        colours = draw_colours(rng)
+        brightness, first, saturation, hue, last = colours[:5].tolist()
+        expected = functional.adjust_brightness(photo, brightness)
+        expected = functional.adjust_saturation(functional.adjust_contrast(expected, first), saturation)
+        expected = functional.adjust_contrast(functional.adjust_hue(expected, hue), last)
+        expected = functional.permute_channels(expected, colours[5:].astype(int).tolist())
+        difference = distort_colours(photo, torch.from_numpy(colours)[None]).int() - expected.int()
+        assert difference.abs().max() <= 4
+        assert difference.float().mean().abs() < 2
+
+
+def test_neutral_colours_change_nothing(photo):
+    assert torch.equal(distort_colours(photo, torch.tensor([NEUTRAL])), photo)
+
+
+def test_an_image_is_distorted_by_its_own_row(photo):
+    images = torch.cat([photo, photo.flip(3), photo])
+    rng = np.random.default_rng(3)
+    colours = torch.from_numpy(np.stack([draw_colours(rng) for _ in range(3)]))
+    together = distort_colours(images, colours)
+    for row in range(3):
+        assert torch.equal(together[row : row + 1], distort_colours(images[row : row + 1], colours[row : row + 1]))
+
+
+def test_a_batch_on_a_gpu_looks_as_on_the_cpu(photo):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    rng = np.random.default_rng(3)
+    images, colours = photo.repeat(8, 1, 1, 1), torch.from_numpy(np.stack([draw_colours(rng) for _ in range(8)]))
+    difference = distort_colours(images.cuda(), colours.cuda()).cpu().int() - distort_colours(images, colours).int()
+    assert difference.abs().max() <= 1
+
+
+def test_distorting_leaves_the_images_given_as_they_were(photo):
+    before = photo.clone()
+    distort_colours(photo, torch.tensor([[1.1, 1.2, 0.8, 0.03, 0.9, 2, 0, 1]]))
+    assert torch.equal(photo, before)
+
+
+def test_without_photometric_distortion_there_are_no_colours():
+    view = train_transform(AugmentConfig(photometric=False), 32)((80, 60), np.float32(BOXES), np.random.default_rng(0))
+    assert view.colours is None
+
+
+@pytest.mark.parametrize("field", [{"zoom_out": 0.5}, {"crop_min_scale": 0.0}, {"horizontal_flip": 1.5}])
+def test_a_value_out_of_range_is_refused(field):
+    with pytest.raises(ValueError, match=next(iter(field))):
+        AugmentConfig(**field)

@@ -1,0 +1,196 @@
+"""records/experiment.py: numbering, environment, front page."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from records.experiment import (
+    append_environment,
+    describe_environment,
+    is_running,
+    new_experiment,
+    occupied,
+    read_experiment_config,
+    requeued_experiment,
+    slurm_job,
+    table,
+    write_readme,
+)
+from training import TrainConfig
+
+ROOT = Path(__file__).parent.parent.parent
+HOLD = "import os, sys, time, pathlib; from records.experiment import occupied\n"
+HOLD += "with occupied(pathlib.Path(sys.argv[1])): print(os.getpid(), flush=True); time.sleep(600)"
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """Another process that is at work in tmp_path, and its id."""
+    command = [os.environ["PYTHON_EXEC"], "-c", HOLD, tmp_path]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        yield process, int(process.stdout.readline())
+        process.kill()
+
+
+def test_two_runs_cannot_be_at_work_in_one_experiment(tmp_path, other_run):
+    assert is_running(tmp_path)
+    with pytest.raises(ValueError, match="another process is at work in it"), occupied(tmp_path):
+        pass
+
+
+def test_a_run_that_was_killed_is_no_longer_running(tmp_path, other_run):
+    process, pid = other_run
+    os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert not is_running(tmp_path)
+
+
+def test_an_experiment_that_nobody_works_in_is_not_running(tmp_path):
+    assert not is_running(tmp_path)
+    with occupied(tmp_path):
+        pass
+    assert not is_running(tmp_path)
+
+
+def test_numbers_go_on_after_the_highest(tmp_path):
+    (tmp_path / "experiment_9").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert new_experiment(tmp_path).name == "experiment_10"
+
+
+def test_starts_at_the_same_instant_never_share_a_directory(tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        paths = list(pool.map(lambda _: new_experiment(tmp_path / "experiments"), range(64)))
+    assert len(set(paths)) == 64
+
+
+def test_a_root_that_is_no_folder_is_named_with_the_cure(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file: no experiment can be made there .* see --experiments"):
+        new_experiment(tmp_path / "file")
+
+
+def test_every_start_adds_its_own_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "detection.training", "config.yaml"])
+    for hosts in (["node1"], ["node1", "node2"]):
+        append_environment(tmp_path, describe_environment(hosts, torch.device("cpu")))
+    starts = json.loads((tmp_path / "environment.json").read_text())
+    assert [start["processes"] for start in starts] == [1, 2]
+    assert torch.__version__.startswith(starts[0]["versions"]["torch"])
+    assert starts[0]["command"] == "python -m detection.training config.yaml"
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"started": 1}', "[1]", "[" * 100_000])
+def test_a_damaged_environment_is_kept_aside_when_a_run_is_started_again(tmp_path, caplog, content):
+    path = tmp_path / "environment.json"
+    path.write_text(content)
+    append_environment(tmp_path, {"processes": 1})
+    assert json.loads(path.read_text()) == [{"processes": 1}]
+    assert (tmp_path / "environment.json.damaged").read_text() == content
+    assert "environment.json" in caplog.text
+
+
+def test_an_experiment_that_lost_its_config_says_how_to_get_it_back(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step_000000003.pt").touch()
+    for started in ((), [{"command": "python -m detection.training configs/bccd.yaml model.neck=fpn"}]):
+        for start in started:
+            append_environment(tmp_path, start)
+        with pytest.raises(ValueError, match=r"config\.yaml: lost") as error:
+            read_experiment_config(tmp_path, TrainConfig)
+        assert f"--resume {tmp_path}" in str(error.value)
+    assert "configs/bccd.yaml model.neck=fpn" in str(error.value)
+
+
+@pytest.fixture
+def job(monkeypatch) -> dict[str, str]:
+    """Settings of a Slurm job that has trained in experiment_2 and is on its second start now."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    settings = {"SLURM_JOB_ID": "7", "SLURM_CLUSTER_NAME": "tower", "SLURM_RESTART_COUNT": "1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "detection.training", "a.yaml"])
+    return settings
+
+
+@pytest.fixture
+def begun(job, tmp_path) -> Path:
+    """experiment_1 to 3, of which this job has begun the second."""
+    for number, job_id in ((1, "6"), (2, "7"), (3, "8")):
+        path = tmp_path / f"experiment_{number}"
+        path.mkdir()
+        environment = describe_environment(["node1"], torch.device("cpu"))
+        append_environment(path, environment | {"slurm": environment["slurm"] | {"job_id": job_id, "restarts": 0}})
+    return tmp_path
+
+
+def test_a_requeued_job_finds_the_experiment_that_it_began(begun):
+    assert requeued_experiment(begun) == begun / "experiment_2"
+
+
+def test_a_damaged_environment_of_another_experiment_does_not_stop_a_requeued_job(begun, caplog):
+    (begun / "experiment_3/environment.json").write_text("{")
+    assert requeued_experiment(begun) == begun / "experiment_2"
+    assert "experiment_3/environment.json" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("SLURM_RESTART_COUNT", "0"), ("SLURM_JOB_ID", "9"), ("SLURM_CLUSTER_NAME", "cellar")],
+)
+def test_a_job_that_was_not_requeued_begins_anew(begun, monkeypatch, setting, value):
+    monkeypatch.setenv(setting, value)
+    assert requeued_experiment(begun) is None
+
+
+def test_another_command_of_the_same_job_begins_anew(begun, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "detection.training", "b.yaml"])
+    assert requeued_experiment(begun) is None
+
+
+def test_the_command_counts_however_many_processes_run_it(begun, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "detection.training", "a.yaml"])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert requeued_experiment(begun) == begun / "experiment_2"
+
+
+def test_a_job_goes_by_its_name_in_the_queue(job, monkeypatch):
+    assert slurm_job()["job"] == "7"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    assert slurm_job()["job"] == "5_0"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert slurm_job() is None
+
+
+def test_a_table_has_text_on_the_left_and_numbers_on_the_right_of_its_columns():
+    rows = [{"class": "RBC", "AP": 0.25, "n": 5}, {"class": "Platelets", "AP": None, "n": 12}]
+    assert table(rows).splitlines() == [
+        "class             AP   n",
+        "RBC           0.2500   5",
+        "Platelets  undefined  12",
+    ]
+
+
+def test_front_page_shows_facts_scores_and_only_existing_pictures(tmp_path):
+    (tmp_path / "curves.png").touch()
+    write_readme(
+        tmp_path,
+        "title",
+        {"Model": "x"},
+        {"mAP": 0.25, "AP_large": None},
+        {"curves.png": "c", "none.png": "n"},
+    )
+    text = (tmp_path / "README.md").read_text()
+    assert "| 0.2500 | undefined |" in text
+    assert "- **Model**: x" in text
+    assert "![c](curves.png)" in text
+    assert "none.png" not in text

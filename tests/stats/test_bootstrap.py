@@ -1,0 +1,435 @@
+"""The bootstrap's scores are those of physically repeated images; intervals and p values are right."""
+
+import json
+
+import numpy as np
+import pytest
+
+from detection.coco.evaluation import coco_scores, evaluate_coco, image_statistics
+from stats.bootstrap import (
+    Interval,
+    average_precision,
+    cell_replicates,
+    class_means,
+    drawn_mean,
+    holm,
+    image_weights,
+    interval,
+    mean_average_precision,
+    resampled_scores,
+)
+from stats.image_statistics import Hits
+
+CATEGORIES = [{"id": number, "name": name} for number, name in ((2, "cat"), (3, "dog"), (7, "owl"), (9, "yak"))]
+
+
+# ---- sets of boxes -----------------------------------------------------------------------------------------
+
+
+def random_set(seed, score_decimals, images=14):
+    """Annotations with crowds and a rare class, and detections of them: shifted, confused, doubled, missed.
+
+    At 1 decimal most scores are equal to others, within an image, too."""
+    generator = np.random.default_rng(seed)
+    annotations, results = [], []
+    for image_id in range(1, images + 1):
+        for _ in range(generator.integers(0, 7)):
+            category_id = int(generator.choice([2, 3, 7], p=[0.6, 0.3, 0.1]))
+            box = np.concatenate([generator.uniform(0, 60, 2), generator.uniform(15, 40, 2)])
+            crowd = int(generator.random() < 0.15)
+            annotations.append(
+                {"image_id": image_id, "category_id": category_id, "bbox": box.tolist(), "iscrowd": crowd}
+            )
+            for _ in range(generator.integers(0, 4)):
+                found = (box + generator.normal(0, 3, 4)).tolist()
+                score = round(float(generator.beta(2, 2)), score_decimals)
+                category_id = int(generator.choice([category_id, 2, 9], p=[0.8, 0.1, 0.1]))
+                results.append({"image_id": image_id, "category_id": category_id, "bbox": found, "score": score})
+    image_records = [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in range(1, images + 1)]
+    return {"images": image_records, "categories": CATEGORIES, "annotations": annotations}, results
+
+
+def cocoeval100(shared_data):
+    folder = shared_data / "cocoeval100"
+    content = json.loads((folder / "instances_val2014_100.json").read_text())
+    results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
+    return content, results
+
+
+def repeat_images(content, results, weights):
+    """A data set in which image i, in order of id, is there weights[i] times, the copies side by side."""
+    image_ids = sorted(image["id"] for image in content["images"])
+    copies, number = {}, 0
+    for image_id, weight in zip(image_ids, weights, strict=True):
+        copies[image_id] = range(number + 1, number + 1 + weight)
+        number += weight
+
+    def repeated(records, key):
+        return [record | {key: copy} for record in records for copy in copies[record[key]]]
+
+    repeated_content = content | {
+        "images": repeated(content["images"], "id"),
+        "annotations": repeated(content["annotations"], "image_id"),
+    }
+    return repeated_content, repeated(results, "image_id")
+
+
+def pycocotools_scores(tmp_path, content, results):
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    return coco_scores(path, results)
+
+
+def statistics(tmp_path, content, results):
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    return image_statistics(evaluate_coco(path, results))
+
+
+def assert_equals_pycocotools(tmp_path, content, results, weights):
+    per_class = average_precision(statistics(tmp_path, content, results), weights)
+    for row, mean, weight in zip(per_class, mean_average_precision(per_class), weights, strict=True):
+        expected = pycocotools_scores(tmp_path, *repeat_images(content, results, weight))
+        expected_row = [np.nan if v["AP"] is None else v["AP"] for v in expected["per_class"].values()]
+        np.testing.assert_allclose(row, expected_row, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(mean, np.nan if expected["mAP"] is None else expected["mAP"], rtol=0, atol=1e-12)
+
+
+def perturbed(results, seed, shift):
+    """The same detections, moved by about a share of the box's size."""
+    generator = np.random.default_rng(seed)
+    moved = []
+    for result in results:
+        x, y, width, height = result["bbox"]
+        dx, dy = shift * generator.standard_normal(2)
+        moved.append(result | {"bbox": [x + dx * width, y + dy * height, width, height]})
+    return moved
+
+
+def compare(statistics_a, statistics_b, weights):
+    """Interval of mAP of b minus mAP of a."""
+    ones = np.ones((1, weights.shape[1]), dtype=int)
+    scores = [
+        mean_average_precision(np.concatenate([average_precision(m, ones), average_precision(m, weights)]))
+        for m in (statistics_a, statistics_b)
+    ]
+    difference = scores[1] - scores[0]
+    return interval(difference[0], difference[1:])
+
+
+# ---- scores on resamples -----------------------------------------------------------------------------------
+
+
+def test_a_resample_has_as_many_images_as_the_set():
+    weights = image_weights(50, 20, seed=0)
+    assert weights.shape == (20, 50)
+    assert (weights.sum(axis=1) == 50).all()
+    assert weights.max() > 1
+
+
+def test_resamples_depend_on_the_seed_alone():
+    np.testing.assert_array_equal(image_weights(50, 20, seed=3), image_weights(50, 20, seed=3))
+    assert (image_weights(50, 20, seed=3) != image_weights(50, 20, seed=4)).any()
+
+
+def test_every_image_is_drawn_equally_often():
+    drawn = image_weights(20, 20_000, seed=0)
+    np.testing.assert_allclose(drawn.mean(axis=0), 1.0, atol=0.05)
+    np.testing.assert_allclose(drawn.var(axis=0), 19 / 20, atol=0.05)
+
+
+@pytest.mark.parametrize("score_decimals", [6, 1, 0], ids=["few ties", "many ties", "all tied"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_resample_scores_as_pycocotools_on_the_repeated_images(tmp_path, seed, score_decimals):
+    content, results = random_set(seed, score_decimals)
+    assert_equals_pycocotools(tmp_path, content, results, image_weights(14, 6, seed))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_full_set_scores_as_pycocotools(tmp_path, seed):
+    content, results = random_set(seed, score_decimals=1)
+    assert_equals_pycocotools(tmp_path, content, results, np.ones((1, 14), dtype=int))
+
+
+def test_real_detections_score_as_pycocotools_on_the_repeated_images(tmp_path, shared_data):
+    content, results = cocoeval100(shared_data)
+    weights = image_weights(len(content["images"]), 3, seed=1)
+    assert_equals_pycocotools(tmp_path, content, results, weights)
+
+
+def test_a_class_that_is_not_in_a_resample_is_undefined_and_left_out_of_the_mean(tmp_path):
+    content, results = random_set(0, score_decimals=6)
+    owls = {a["image_id"] for a in content["annotations"] if a["category_id"] == 7 and not a["iscrowd"]}
+    assert owls
+    weights = np.array([[0 if i in owls else 1 for i in range(1, 15)]])
+    per_class = average_precision(statistics(tmp_path, content, results), weights)
+    assert np.isnan(per_class[0]).tolist() == [False, False, True, True]
+    assert mean_average_precision(per_class)[0] == per_class[0, :2].mean()
+
+
+def test_a_resample_without_objects_is_undefined(tmp_path):
+    content, results = random_set(0, score_decimals=6)
+    per_class = average_precision(statistics(tmp_path, content, results), np.zeros((1, 14), dtype=int))
+    assert np.isnan(per_class).all()
+    assert np.isnan(mean_average_precision(per_class)).all()
+
+
+def test_a_class_that_is_never_detected_scores_zero(tmp_path):
+    content, results = random_set(0, score_decimals=6)
+    results = [result for result in results if result["category_id"] != 2]
+    per_class = average_precision(statistics(tmp_path, content, results), np.ones((1, 14), dtype=int))
+    assert per_class[0, 0] == 0.0
+
+
+def test_chunks_do_not_change_the_scores(tmp_path, monkeypatch):
+    matches = statistics(tmp_path, *random_set(0, score_decimals=1))
+    weights = image_weights(14, 50, seed=0)
+    at_once = average_precision(matches, weights)
+    monkeypatch.setattr("stats.bootstrap.CHUNK_ELEMENTS", 1)
+    np.testing.assert_array_equal(average_precision(matches, weights), at_once)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones((2, 13), dtype=int), r"shape \(2, 13\), expected \(replicates, 14\)"),
+        (np.ones(14, dtype=int), r"shape \(14,\)"),
+        (np.ones((2, 14)), "float64"),
+        (np.full((2, 14), -1), "from -1"),
+    ],
+)
+def test_weights_that_are_none_are_refused(tmp_path, weights, message):
+    matches = statistics(tmp_path, *random_set(0, score_decimals=1))
+    with pytest.raises(ValueError, match=message):
+        average_precision(matches, weights)
+
+
+# ---- accuracy ----------------------------------------------------------------------------------------------
+
+
+def random_hits(seed, images=40, classes=4, top1=0.6):
+    """Guesses of a classifier, right at random, of classes of different sizes: the last one has no image."""
+    generator = np.random.default_rng(seed)
+    hits = generator.random(images) < top1
+    return Hits(
+        image_ids=np.array([f"{number}.jpg" for number in range(images)]),
+        class_names=np.array([f"class {number}" for number in range(classes)]),
+        labels=generator.integers(0, classes - 1, images).astype(np.int16),
+        hits=hits,
+        in_top5=hits | (generator.random(images) < 0.7),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_resample_has_the_accuracy_of_the_repeated_images(seed):
+    hits, weights = random_hits(seed), image_weights(40, 6, seed)
+    scores, by_class = resampled_scores(hits, weights)
+    for row, weight in enumerate(weights):
+        repeated = np.repeat(np.arange(40), weight)
+        assert scores["top1"][row] == np.mean(hits.hits[repeated])
+        assert scores["top5"][row] == np.mean(hits.in_top5[repeated])
+        for label in range(3):
+            of_class = [hits.hits[image] for image in repeated if hits.labels[image] == label]
+            assert by_class[row, label] == np.mean(of_class)
+
+
+def test_accuracy_is_of_images_and_not_the_mean_over_classes():
+    hits = Hits(np.array(list("abcd")), np.array(["cat", "dog"]), np.array([0, 0, 0, 1]), np.array([1, 1, 1, 0]) > 0,
+                np.ones(4, bool))  # fmt: skip
+    scores, by_class = resampled_scores(hits, np.ones((1, 4), int))
+    assert by_class.tolist() == [[1.0, 0.0]]
+    assert scores["top1"].tolist() == [0.75]
+
+
+def test_a_class_without_an_image_in_a_resample_has_no_accuracy():
+    hits = random_hits(0)
+    weights = np.array([hits.labels != 1], dtype=int)
+    assert np.isnan(class_means(hits.hits, hits, weights)).tolist() == [[False, True, False, True]]
+
+
+def test_no_image_drawn_is_no_accuracy():
+    assert np.isnan(drawn_mean(np.array([True, False]), np.zeros((1, 2), int))).all()
+
+
+def test_weights_of_other_images_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(3, 39\), expected \(replicates, 40\)"):
+        class_means(random_hits(0).hits, random_hits(0), image_weights(39, 3, seed=0))
+
+
+def test_resamples_of_accuracy_spread_as_the_binomial_law_says():
+    hits = random_hits(0, images=500).hits
+    spread = drawn_mean(hits, image_weights(500, 4000, seed=0)).std()
+    assert spread == pytest.approx(np.sqrt(hits.mean() * (1 - hits.mean()) / 500), rel=0.04)
+
+
+def test_intervals_of_a_difference_in_accuracy_hold_the_truth_as_often_as_they_say():
+    """Two classifiers right on 70% and 62% of all images there are, often on the same ones; 600 validation sets."""
+    generator, covered = np.random.default_rng(0), []
+    for trial in range(600):
+        ease = generator.random(150)
+        a, b = (np.where(generator.random(150) < 0.6, ease, generator.random(150)) < top1 for top1 in (0.7, 0.62))
+        weights = np.concatenate([np.ones((1, 150), int), image_weights(150, 300, seed=trial)])
+        difference = drawn_mean(a, weights) - drawn_mean(b, weights)
+        found = interval(difference[0], difference[1:])
+        covered.append(found.low <= 0.08 <= found.high)
+    assert 0.92 < np.mean(covered) < 0.97
+
+
+# ---- differences of real detections ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real_pair(shared_data, tmp_path_factory):
+    """Statistics of real detections, and of the same with boxes moved by about a tenth of their size."""
+    folder = tmp_path_factory.mktemp("pair")
+    content, results = cocoeval100(shared_data)
+    return statistics(folder, content, results), statistics(folder, content, perturbed(results, seed=0, shift=0.1))
+
+
+def test_clearly_worse_detections_are_found_worse(real_pair):
+    found = compare(*real_pair, image_weights(len(real_pair[0].image_ids), 400, seed=0))
+    assert found.high < 0
+    assert found.p < 0.01
+
+
+def test_identical_detections_differ_by_exactly_nothing(real_pair):
+    found = compare(real_pair[0], real_pair[0], image_weights(len(real_pair[0].image_ids), 100, seed=0))
+    assert found == Interval(0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def test_pairing_makes_the_interval_narrower(real_pair):
+    images = len(real_pair[0].image_ids)
+    a, b, other = (
+        mean_average_precision(average_precision(m, image_weights(images, 400, seed)))
+        for m, seed in ((real_pair[0], 0), (real_pair[1], 0), (real_pair[1], 1))
+    )
+    assert np.std(b - a) < 0.8 * np.std(other - a)
+
+
+def test_dropping_repeated_images_makes_the_interval_too_narrow(tmp_path):
+    """Why they are kept: the 63% of images that are drawn at all, each once, vary less than a new set would."""
+    content, results = random_set(0, score_decimals=6, images=200)
+    pair = [statistics(tmp_path, content, found) for found in (results, perturbed(results, seed=0, shift=0.1))]
+    weights = image_weights(200, 400, seed=0)
+    kept, dropped = (compare(*pair, drawn) for drawn in (weights, np.minimum(weights, 1)))
+    assert dropped.standard_error < 0.9 * kept.standard_error
+
+
+# ---- seeds -------------------------------------------------------------------------------------------------
+
+FLAT = np.zeros((3, 50_000))  # replicates of three runs that images do not move
+
+
+def test_one_run_per_cell_keeps_the_image_replicates():
+    replicates = [np.array([[1.0, 2.0, 3.0]]), np.array([[4.0, np.nan, 6.0]])]
+    result = cell_replicates([[1.0], [2.0]], replicates, seed=0)
+    np.testing.assert_array_equal(result, np.concatenate(replicates))
+
+
+def test_equal_runs_give_the_mean_of_their_image_replicates():
+    replicates = np.random.default_rng(0).normal(size=(1, 100)).repeat(3, axis=0)
+    result = cell_replicates([[0.3, 0.3, 0.3]], [replicates], seed=0)
+    np.testing.assert_allclose(result, replicates[:1], atol=1e-7)
+
+
+def test_seed_noise_follows_students_t_with_the_pooled_spread():
+    estimates = [[1.0, 2.0, 3.0], [1.0, 5.0, 9.0]]  # variances 1 and 16, pooled 8.5 with 4 degrees of freedom
+    result = cell_replicates(estimates, [FLAT, FLAT], seed=0)
+    difference = (result[1] - result[0]) / np.sqrt(8.5 * (1 / 3 + 1 / 3))
+    np.testing.assert_allclose(np.quantile(difference, [0.025, 0.5, 0.975]), [-2.776, 0, 2.776], atol=0.06)
+
+
+def test_cells_have_seed_noise_of_their_own():
+    result = cell_replicates([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], [FLAT, FLAT], seed=0)
+    assert abs(np.corrcoef(result)[0, 1]) < 0.05
+
+
+def test_a_cell_with_one_run_borrows_the_spread_of_the_others():
+    estimates = [[1.0, 2.0, 3.0], [5.0], [2.0, 3.0, 4.0]]
+    result = cell_replicates(estimates, [FLAT, FLAT[:1], FLAT], seed=0)
+    low, high = np.quantile(result[1], [0.025, 0.975])
+    assert (high - low) / 2 == pytest.approx(2.776, rel=0.03)  # variance 1, 4 degrees of freedom, one run
+
+
+def test_noise_that_the_images_explain_is_not_counted_twice():
+    """Twelve cells of three runs that differ only by erring on other images: nothing is left for the seeds."""
+    generator = np.random.default_rng(0)
+    estimates = generator.normal(0, 1, (12, 3))
+    replicates = estimates[:, :, None] + generator.normal(0, 1, (12, 3, 20_000))
+    result = cell_replicates(estimates.tolist(), list(replicates), seed=0)
+    assert np.mean(result.std(axis=1)) == pytest.approx(np.sqrt(1 / 3), rel=0.15)  # twice: sqrt(2 / 3)
+
+
+def test_undefined_replicates_of_a_cell_stay_undefined():
+    replicates = np.zeros((2, 10))
+    replicates[1, 3] = np.nan
+    result = cell_replicates([[1.0, 2.0]], [replicates], seed=0)
+    assert np.flatnonzero(np.isnan(result[0])).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("estimates", "replicates", "message"),
+    [
+        ([[1.0]], [], "got 0 cells, expected 1"),
+        (
+            [[1.0], [1.0, 2.0]],
+            [np.zeros((1, 9)), np.zeros((1, 9))],
+            r"cell 1: got replicates of shape \(1, 9\), expected \(2, 9\)",
+        ),
+        ([[1.0], [1.0]], [np.zeros((1, 9)), np.zeros((1, 8))], r"cell 1: got .*\(1, 8\), expected \(1, 9\)"),
+    ],
+)
+def test_replicates_that_do_not_fit_the_runs_are_refused(estimates, replicates, message):
+    with pytest.raises(ValueError, match=message):
+        cell_replicates(estimates, replicates, seed=0)
+
+
+# ---- intervals and p values --------------------------------------------------------------------------------
+
+
+def test_interval_of_normal_replicates():
+    found = interval(1.0, np.random.default_rng(0).normal(1.0, 0.5, 200_000))
+    assert (found.low, found.high) == pytest.approx((0.02, 1.98), abs=0.02)
+    assert found.standard_error == pytest.approx(0.5, rel=0.01)
+    assert found.p == pytest.approx(0.0455, abs=0.002)
+
+
+def test_p_is_never_zero():
+    assert interval(5.0, np.full(999, 5.0)).p == pytest.approx(2 / 1000)
+
+
+def test_few_undefined_replicates_are_left_out():
+    replicates = np.random.default_rng(0).normal(size=1000)
+    with_nan = np.append(replicates, [np.nan] * 40)
+    assert interval(0.0, with_nan) == interval(0.0, replicates)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "replicates"),
+    [(0.5, [0.5] * 90 + [np.nan] * 10), (np.nan, [0.5] * 100), (0.5, [np.nan] * 100), (0.5, [])],
+    ids=["too many undefined", "no estimate", "all undefined", "none"],
+)
+def test_an_interval_that_nothing_supports_is_undefined(estimate, replicates):
+    found = interval(estimate, np.array(replicates))
+    assert np.isnan([found.low, found.high, found.p, found.standard_error]).all()
+
+
+def test_holm_by_hand():
+    # sorted 0.01 0.02 0.03 0.04, times 4 3 2 1: 0.04 0.06 0.06 0.04, never falling: 0.04 0.06 0.06 0.06
+    np.testing.assert_allclose(holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
+
+
+def test_holm_is_at_most_one():
+    np.testing.assert_array_equal(holm([0.6, 0.9]), [1.0, 1.0])
+
+
+def test_holm_of_one_is_itself():
+    np.testing.assert_array_equal(holm([0.03]), [0.03])
+
+
+def test_holm_of_none_is_none():
+    assert holm([]).size == 0
+
+
+def test_holm_does_not_count_what_was_not_tested():
+    np.testing.assert_allclose(holm([0.02, np.nan, 0.04]), [0.04, np.nan, 0.04])

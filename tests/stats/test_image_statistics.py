@@ -1,0 +1,80 @@
+"""Statistics come back as they were saved, or say why not."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from stats.image_statistics import FILE_NAME, Hits, Matches, load_statistics
+
+MATCHES = Matches(
+    image_ids=np.array([5, 9], np.int64),
+    class_names=np.array(["cat", "Hündin"]),
+    iou_thresholds=np.array([0.5, 0.75]),
+    detection_images=np.array([0, 1, 1], np.int32),
+    detection_classes=np.array([0, 0, 1], np.int16),
+    scores=np.array([0.9, 0.8, 0.1]),
+    true_positives=np.array([[True, False], [False, False], [True, True]]),
+    ignored=np.array([[False, False], [True, True], [False, False]]),
+    object_images=np.array([0, 1], np.int32),
+    object_classes=np.array([0, 1], np.int16),
+)
+HITS = Hits(
+    image_ids=np.array(["cat/1.jpg", "Hündin/1.jpg", "Hündin/2.jpg"]),
+    class_names=np.array(["cat", "Hündin"]),
+    labels=np.array([0, 1, 1], np.int16),
+    hits=np.array([True, False, True]),
+    in_top5=np.array([True, True, True]),
+)
+both = pytest.mark.parametrize("statistics", [MATCHES, HITS], ids=["matches", "hits"])
+
+
+@both
+def test_statistics_come_back_as_they_were_saved(tmp_path, statistics):
+    statistics.save(tmp_path)
+    loaded = load_statistics(tmp_path)
+    assert type(loaded) is type(statistics)
+    for field in fields(statistics):
+        saved, read = getattr(statistics, field.name), getattr(loaded, field.name)
+        assert saved.dtype == read.dtype
+        assert np.array_equal(saved, read)
+
+
+@both
+def test_a_kind_is_loaded_by_its_name(tmp_path, statistics):
+    statistics.save(tmp_path)
+    assert np.array_equal(type(statistics).load(tmp_path).image_ids, statistics.image_ids)
+
+
+def test_the_statistics_of_another_task_are_refused(tmp_path):
+    HITS.save(tmp_path)
+    with pytest.raises(ValueError, match=r"image_statistics\.npz: cannot be read \(it holds image_ids, .*in_top5\)"):
+        Matches.load(tmp_path)
+
+
+@both
+def test_saving_leaves_one_file(tmp_path, statistics):
+    statistics.save(tmp_path)
+    statistics.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_an_unfinished_run_has_none(tmp_path):
+    with pytest.raises(ValueError, match=r"image_statistics\.npz: no such file; the task writes it"):
+        load_statistics(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 20, -40])
+@both
+def test_a_broken_file_is_named(tmp_path, statistics, keep):
+    statistics.save(tmp_path)
+    path = tmp_path / FILE_NAME
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"image_statistics\.npz: cannot be read"):
+        load_statistics(tmp_path)
+
+
+def test_a_file_with_other_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / FILE_NAME, scores=np.zeros(3))
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_statistics(tmp_path)

@@ -1,0 +1,1 @@
+"""Weights in and out: the registry of public checkpoints, releases, publishing."""
