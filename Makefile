@@ -10,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test test-slow lint stress bench setup
-BENCHMARKS := evaluation postprocess loss data_pipeline training_step onnx scaling threads gpu
+BENCHMARKS := evaluation postprocess loss data_pipeline training_step onnx scaling gpu
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.installed
@@ -55,4 +55,4 @@ bench: setup
 		echo; $(RUN) -m benchmarks.comparison; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 stress: setup
-	$(RUN) benchmarks/stress.py
+	$(RUN) -m benchmarks.stress

@@ -160,30 +160,18 @@ class Outcome:
     error: float  # estimate - truth
     interval: Interval
 
-    @property
-    def covers(self) -> bool:
-        return self.interval.low <= self.truth <= self.interval.high
-
 
 def one_run_trial(trial: int, size: tuple[int, int], truths: list[float]) -> list[Outcome]:
     """Detectors with one run each, compared with the first of them."""
     generator = np.random.default_rng([trial, *size])
     scene = simulate_scene(*size, generator)
     weights = image_weights(scene.num_images, REPLICATES, trial)
-    runs = [simulate_runs(scene, [skill], generator)[0] for skill in SKILLS]
-    kept = [scores_and_replicates(run, weights) for run in runs]
-    dropped = [scores_of(run, np.minimum(weights, 1)) for run in runs]
+    runs = [scores_and_replicates(simulate_runs(scene, [skill], generator)[0], weights) for skill in SKILLS]
     outcomes = []
     for k, contrast in enumerate(("equal", "better", "much better"), start=1):
-        estimate, replicates = kept[k][0] - kept[0][0], kept[k][1] - kept[0][1]
-        truth = truths[k] - truths[0]
-        for way, drawn in (
-            ("percentile", replicates),
-            ("centred", replicates - replicates.mean() + estimate),
-            ("reversed", 2 * estimate - replicates),
-            ("dropped", dropped[k] - dropped[0]),
-        ):
-            outcomes.append(Outcome(way, contrast, truth, estimate - truth, interval(estimate, drawn)))
+        estimate, truth = runs[k][0] - runs[0][0], truths[k] - truths[0]
+        drawn = interval(estimate, runs[k][1] - runs[0][1])
+        outcomes.append(Outcome("percentile", contrast, truth, estimate - truth, drawn))
     return outcomes
 
 
@@ -198,23 +186,15 @@ def several_runs_trial(trial: int, spread: float, truths: list[float]) -> list[O
         scores = [scores_and_replicates(run, weights) for run in runs]
         estimates.append([score for score, _ in scores])
         replicates.append(np.stack([drawn for _, drawn in scores]))
-
-    means = [np.broadcast_to(part.mean(axis=0), part.shape) for part in replicates]  # as if runs erred alike
-    literal = [
-        np.take_along_axis(part, generator.integers(RUNS, size=part.shape), axis=0).mean(axis=0) for part in replicates
-    ]
     grid = cell_replicates(estimates, replicates, trial)
     outcomes = []
     for k, contrast in ((1, "equal"), (2, "better")):
         pair = cell_replicates([estimates[0], estimates[k]], [replicates[0], replicates[k]], trial)
-        twice = cell_replicates([estimates[0], estimates[k]], [means[0], means[k]], trial)
         estimate, truth = np.mean(estimates[k]) - np.mean(estimates[0]), truths[k] - truths[0]
         for way, drawn in (
             ("pair", pair[1] - pair[0]),
             ("grid", grid[k] - grid[0]),
-            ("images only", means[k][0] - means[0][0]),
-            ("literal", literal[k] - literal[0]),
-            ("twice", twice[1] - twice[0]),
+            ("images only", replicates[k].mean(axis=0) - replicates[0].mean(axis=0)),
         ):
             outcomes.append(Outcome(way, contrast, truth, estimate - truth, interval(estimate, drawn)))
     return outcomes
@@ -249,92 +229,28 @@ def one_thread() -> None:
 
 # ---- tables ------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Summary:
-    """All trials of one way to make intervals, for one contrast."""
-
-    truth: float
-    coverage: float
-    significant: float  # share of trials with p < 0.05
-    mean_error: float  # of the estimates
-    deviation: float  # standard deviation of the estimates, what the standard error estimates
-    standard_error: float  # mean over trials
-
-    @classmethod
-    def of(cls, outcomes: list[Outcome], way: str, contrast: str) -> "Summary":
-        chosen = [outcome for outcome in outcomes if (outcome.way, outcome.contrast) == (way, contrast)]
-        return cls(
-            chosen[0].truth,
-            float(np.mean([outcome.covers for outcome in chosen])),
-            float(np.mean([outcome.interval.p < 0.05 for outcome in chosen])),
-            float(np.mean([outcome.error for outcome in chosen])),
-            float(np.std([outcome.error for outcome in chosen])),
-            float(np.mean([outcome.interval.standard_error for outcome in chosen])),
-        )
+COLUMNS = ("simulated", "against", "interval", "true difference", "covered", "p < 0.05", "mean error of the estimate",
+           "its deviation", "mean standard error")  # fmt: skip
 
 
-def percent(*shares: float) -> str:
-    return " | ".join(f"{100 * share:.1f}%" for share in shares)
-
-
-def standard_error(trials: int) -> float:
-    """Of a share of 95%, in percentage points."""
-    return 100 * math.sqrt(0.95 * 0.05 / trials)
-
-
-def one_run_table(outcomes_of: dict[str, list[Outcome]]) -> list[str]:
-    lines = [
-        "| set | against | true difference | covered | p < 0.05 | estimates: mean error | deviation | standard error "
-        "| covered: centred | reversed | dropped | standard error: dropped |",
-        "|---" * 12 + "|",
-    ]
+def table(outcomes_of: dict[str, list[Outcome]]) -> tuple[str, list[str]]:
+    """Return the table of all trials, and what of it is not as asked."""
+    lines, unmet = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"], []
     for name, outcomes in outcomes_of.items():
-        for contrast in ("equal", "better", "much better"):
-            found, centred, reverse, dropped = (
-                Summary.of(outcomes, way, contrast) for way in ("percentile", "centred", "reversed", "dropped")
-            )
+        for way, contrast in dict.fromkeys((outcome.way, outcome.contrast) for outcome in outcomes):
+            chosen = [outcome for outcome in outcomes if (outcome.way, outcome.contrast) == (way, contrast)]
+            covered = np.mean([each.interval.low <= each.truth <= each.interval.high for each in chosen])
+            significant = np.mean([each.interval.p < 0.05 for each in chosen])
+            errors = [each.error for each in chosen]
+            standard_error = np.mean([each.interval.standard_error for each in chosen])
             lines.append(
-                f"| {name} | {contrast} | {found.truth:.4f} | {percent(found.coverage, found.significant)} "
-                f"| {found.mean_error:.4f} | {found.deviation:.4f} | {found.standard_error:.4f} "
-                f"| {percent(centred.coverage, reverse.coverage, dropped.coverage)} | {dropped.standard_error:.4f} |"
+                f"| {name} | {contrast} | {way} | {chosen[0].truth:.4f} | {covered:.1%} | {significant:.1%} "
+                f"| {np.mean(errors):.4f} | {np.std(errors):.4f} | {standard_error:.4f} |"
             )
-    return lines
-
-
-def several_runs_table(outcomes_of: dict[float, list[Outcome]]) -> list[str]:
-    lines = [
-        "| spread of skill | against | true difference | covered: pair | p < 0.05 | covered: grid | p < 0.05 "
-        "| estimates: mean error | deviation | standard error: pair | grid | covered: images only | literal | twice |",
-        "|---" * 14 + "|",
-    ]
-    for spread, outcomes in outcomes_of.items():
-        for contrast in ("equal", "better"):
-            pair, grid, images, literal, twice = (
-                Summary.of(outcomes, way, contrast) for way in ("pair", "grid", "images only", "literal", "twice")
-            )
-            lines.append(
-                f"| {spread:g} | {contrast} | {pair.truth:.4f} "
-                f"| {percent(pair.coverage, pair.significant, grid.coverage, grid.significant)} "
-                f"| {pair.mean_error:.4f} | {pair.deviation:.4f} "
-                f"| {pair.standard_error:.4f} | {grid.standard_error:.4f} "
-                f"| {percent(images.coverage, literal.coverage, twice.coverage)} |"
-            )
-    return lines
-
-
-def outside(outcomes_of: dict, ways: tuple[str, ...]) -> list[str]:
-    """What of the ways that stats/bootstrap.py offers is not as asked."""
-    found = []
-    for name, outcomes in outcomes_of.items():
-        for way in ways:
-            for contrast in dict.fromkeys(outcome.contrast for outcome in outcomes):
-                summary = Summary.of(outcomes, way, contrast)
-                if not COVERAGE[0] <= summary.coverage <= COVERAGE[1]:
-                    found.append(f"{name}, {way}, {contrast}: covered {percent(summary.coverage)}")
-                if contrast == "equal" and not FALSE_ALARMS[0] <= summary.significant <= FALSE_ALARMS[1]:
-                    found.append(f"{name}, {way}, {contrast}: p < 0.05 in {percent(summary.significant)}")
-    return found
+            is_false = contrast == "equal" and not FALSE_ALARMS[0] <= significant <= FALSE_ALARMS[1]
+            if way != "images only" and (is_false or not COVERAGE[0] <= covered <= COVERAGE[1]):
+                unmet.append(f"{name}, {way}, {contrast}: covered {covered:.1%}, p < 0.05 in {significant:.1%}")
+    return "\n".join(lines), unmet
 
 
 def main(device: torch.device) -> None:
@@ -362,41 +278,40 @@ def main(device: torch.device) -> None:
         for spread in SEED_SPREADS:
             truths = truths_of(SEED_SET[1], CELL_SKILLS, spread)
             call = partial(several_runs_trial, spread=spread, truths=truths)
-            several_runs[spread] = list(chain.from_iterable(pool.map(call, range(SEVERAL_RUNS_TRIALS))))
+            several_runs[f"{RUNS} runs, spread {spread:g}"] = list(
+                chain.from_iterable(pool.map(call, range(SEVERAL_RUNS_TRIALS)))
+            )
 
     environment = describe_environment([platform.node()], device)
-    unmet = outside(one_run, ("percentile",)) + outside(several_runs, ("pair", "grid"))
+    (one_table, unmet), (several_table, more) = table(one_run), table(several_runs)
+    unmet += more
     text = f"""# Are the intervals right, and how fast are they?
 
 `python benchmarks/bootstrap.py`, {date.today()}, commit {environment["commit"]}, {environment["cpu"]}, {PROCESSES} \
 processes, numpy {np.__version__}; {(time.perf_counter() - started) / 60:.0f} minutes.
 
 Detectors are simulated (see the script), so that their true difference of mAP is known, to \
-{truth_error:.4f} or better; {REPLICATES:,} resamples. Asked: 95% intervals cover it in {percent(COVERAGE[0])} to \
-{percent(COVERAGE[1])} of trials, and p < 0.05 in {percent(FALSE_ALARMS[0])} to {percent(FALSE_ALARMS[1])} of them \
+{truth_error:.4f} or better; {REPLICATES:,} resamples. Asked: 95% intervals cover it in {COVERAGE[0]:.0%} to \
+{COVERAGE[1]:.0%} of trials, and p < 0.05 in {FALSE_ALARMS[0]:.0%} to {FALSE_ALARMS[1]:.0%} of them \
 for equal detectors.
 
 Not as asked: {"; ".join(unmet) or "none"}.
 
 ## One run per detector, {ONE_RUN_TRIALS} trials
 
-{chr(10).join(one_run_table(one_run))}
+{one_table}
 
-Covered: by the percentile interval, which is what `interval` gives. Centred: the same, shifted so that the mean \
-of the replicates is the estimate. Reversed: 2 estimate - replicates. Dropped: every drawn image counts once, \
-however often it was drawn. A share of 95% is known to {standard_error(ONE_RUN_TRIALS):.1f} percentage points (one \
-standard error). On few objects of a class AP differs less between detectors than on many, which shortens the largest \
-differences and costs their intervals coverage (mean error); the much better detector shows where that begins.
+On few objects of a class AP differs less between detectors than on many, which shortens the largest differences and \
+costs their intervals coverage (mean error); the much better detector shows where that begins.
 
 ## {RUNS} runs per detector, {SEED_SET[0]} images, {SEED_SET[1]} classes, {SEVERAL_RUNS_TRIALS} trials
 
-{chr(10).join(several_runs_table(several_runs))}
+{several_table}
 
-Spread of skill: standard deviation between the runs of a cell; 0.2 of skill is what the better detector has \
-more. Pair: `cell_replicates` of the two cells, 4 degrees of freedom. Grid: of all four cells, 8 degrees of \
-freedom. Images only: no seed part. Literal: the runs of a cell resampled as the images are. Twice: the seed \
-part without taking out what the images already explain. A share of 95% is known to \
-{standard_error(SEVERAL_RUNS_TRIALS):.1f} percentage points.
+Spread: standard deviation of skill between the runs of a cell; the better detector has 0.2 more skill. Pair: \
+`cell_replicates` of the two cells, 4 degrees of freedom. Grid: of all four cells, 8 degrees of freedom. Images only: \
+no seed part. A share of 95% has a standard error of {100 * math.sqrt(0.95 * 0.05 / ONE_RUN_TRIALS):.1f} (one run) and \
+{100 * math.sqrt(0.95 * 0.05 / SEVERAL_RUNS_TRIALS):.1f} (several runs) percentage points.
 
 ## Time
 

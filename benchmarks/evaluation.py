@@ -1,4 +1,4 @@
-"""COCO evaluation as after each epoch of training, beside pycocotools, faster-coco-eval and torchmetrics.
+"""COCO evaluation as after each epoch of training, beside pycocotools and faster-coco-eval.
 
     python -m benchmarks.evaluation
 
@@ -30,7 +30,7 @@ from detection.coco.evaluation import GroundTruth, quick_scores
 from engine.command import RunError, run_command
 
 IMAGES, CLASSES, DETECTIONS, WIDTH, HEIGHT = 5000, 80, 100, 640, 480
-ROUNDS = 3  # of the quick ones; pycocotools and torchmetrics have one
+ROUNDS = 3  # of the quick ones; pycocotools has one
 TOLERANCE = 1e-9
 
 Evaluate = Callable[[str, str], list[float]]  # annotations, results -> the twelve numbers
@@ -51,49 +51,22 @@ def by_pycocotools(annotations: str, results: str) -> list[float]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    return _usual_steps(COCO, COCOeval, annotations, results)
+    ground_truth = COCO(annotations)
+    return summarize(COCOeval(ground_truth, ground_truth.loadRes(results), "bbox"))
 
 
 def by_faster_coco_eval(annotations: str, results: str) -> list[float]:
     from faster_coco_eval import COCO, COCOeval_faster
 
-    return _usual_steps(COCO, COCOeval_faster, annotations, results)
+    ground_truth = COCO(annotations)
+    return summarize(COCOeval_faster(ground_truth, ground_truth.loadRes(results), "bbox"))
 
 
-def _usual_steps(coco: type, evaluator: type, annotations: str, results: str) -> list[float]:
-    ground_truth = coco(annotations)
-    evaluation = evaluator(ground_truth, ground_truth.loadRes(results), "bbox")
+def summarize(evaluation) -> list[float]:
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     return list(evaluation.stats[:12])
-
-
-def by_torchmetrics(annotations: str, results: str) -> list[float]:
-    from torchmetrics.detection import MeanAveragePrecision
-
-    content, found = json.loads(Path(annotations).read_text()), json.loads(Path(results).read_text())
-    targets, predictions = ({image["id"]: [] for image in content["images"]} for _ in range(2))
-    for objects, records in ((targets, content["annotations"]), (predictions, found)):
-        for record in records:
-            objects[record["image_id"]].append(record)
-    metric = MeanAveragePrecision(box_format="xywh", backend="faster_coco_eval")
-    for image_id, objects in targets.items():
-        prediction = columns(predictions[image_id], {"scores": "score"})
-        metric.update([prediction], [columns(objects, {"iscrowd": "iscrowd", "area": "area"})])
-    scores = metric.compute()
-    names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
-    names += ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large")
-    return [float(scores[name]) for name in names]
-
-
-def columns(records: list[dict], further: dict[str, str]) -> dict[str, torch.Tensor]:
-    """One image's records as torchmetrics wants them."""
-    return {
-        "boxes": torch.tensor([record["bbox"] for record in records]).reshape(-1, 4),
-        "labels": torch.tensor([record["category_id"] for record in records], dtype=torch.int64),
-        **{name: torch.tensor([record[key] for record in records]) for name, key in further.items()},
-    }
 
 
 def by_ours(annotations: str | GroundTruth, results: str | np.ndarray) -> list[float]:
@@ -188,14 +161,12 @@ def main(device: torch.device) -> None:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 return pool.submit(run, *arguments, *paths).result()
 
-        peers = {"pycocotools": alone(run_alone, by_pycocotools), "torchmetrics": alone(run_alone, by_torchmetrics)}
+        pycocotools = alone(run_alone, by_pycocotools)
         turns = [
             (alone(run_alone, by_faster_coco_eval), alone(run_alone, by_ours), alone(run_in_training))
             for _ in range(ROUNDS)
         ]
-    peers["faster-coco-eval"], ours, training = (min(outcomes) for outcomes in zip(*turns, strict=True))
-
-    pycocotools = peers["pycocotools"]
+    faster, ours, training = (min(outcomes) for outcomes in zip(*turns, strict=True))
     for found in (ours, training):
         worst = np.abs(np.subtract(found.stats, pycocotools.stats)).max()
         if worst > TOLERANCE:
@@ -204,17 +175,14 @@ def main(device: torch.device) -> None:
         Row("JSON to the 12 numbers", "pycocotools", pycocotools.seconds, ours.seconds, "s", 50),
         Row("the same in training, objects known", "pycocotools", pycocotools.seconds, training.seconds, "s"),
         Row("peak memory of the first", "pycocotools", pycocotools.mib, ours.mib, "MiB", 4),
+        Row("JSON to the 12 numbers", "faster-coco-eval", faster.seconds, ours.seconds, "s"),
     ]
-    for name in ("faster-coco-eval", "torchmetrics"):
-        rows.append(Row("JSON to the 12 numbers", name, peers[name].seconds, ours.seconds, "s"))
-    differences = {name: np.abs(np.subtract(peer.stats, pycocotools.stats)).max() for name, peer in peers.items()}
     write_page(
         __file__,
         f"""# COCO evaluation
 
 {IMAGES:,} drawn images, {DETECTIONS} detections in each; process time, memory beyond the imports. The twelve numbers \
-are pycocotools' to {TOLERANCE:g}. Other peers' differ from them by up to \
-{differences["faster-coco-eval"]:.0e} (faster-coco-eval) and {differences["torchmetrics"]:.0e} (torchmetrics).
+are pycocotools' to {TOLERANCE:g}.
 
 {{rows}}
 """,

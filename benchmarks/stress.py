@@ -1,6 +1,6 @@
 """Is anything lost when a run is killed? Kill a small run over and over, and compare where it ends.
 
-    python benchmarks/stress.py [--kills 50] [--seed 0]        (make stress)
+    python -m benchmarks.stress [--kills 50] [--seed 0]        (make stress)
 
 Each variant is trained once in peace, then again and again under fire: started, ended after a random while by a random
 signal (SIGKILL twice as often as the others), started again with the same command, until it is through. What counts
@@ -11,7 +11,6 @@ optimizer, schedule, epoch means, metrics.jsonl (but for times) and detections.j
 import argparse
 import hashlib
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -22,17 +21,16 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.comparison import write_page
 from detection.shapes import generate
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.command import RunError, run_command
 from engine.logbook import progress_bar, read_metrics, start_logging
-from records.experiment import describe_environment
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -165,45 +163,35 @@ def stress(name: str, kills: int, chance: random.Random, folder: Path) -> Result
     return result
 
 
-def report(results: dict[str, Result], seed: int, device: torch.device) -> str:
-    """The table."""
-    environment = describe_environment([platform.node()], device)
-    kills = sum((result.kills for result in results.values()), Counter())
-    lines = [
-        "# Killed, resumed, and the same to the last bit?",
-        "",
-        f"`python benchmarks/stress.py --kills {kills.total()} --seed {seed}`, {date.today()}, commit "
-        f"{environment['commit']}, {environment['cpu']}, one thread per process, torch "
-        f"{environment['versions']['torch']}.",
-        "Kills: " + ", ".join(f"{count} by {name}" for name, count in sorted(kills.items())) + ".",
-        "",
-        "| variant | kills | runs ended | of these bit-identical to one in peace | seconds |",
-        "|---|---|---|---|---|",
-    ]
-    for name, result in results.items():
-        lines.append(f"| {name} | {result.kills.total()} | {result.runs} | {result.identical} | {result.seconds:.0f} |")
-    return "\n".join(lines) + "\n"
-
-
 def main(device: torch.device) -> None:
-    """Stress every variant and write the table. Raises RunError if one ends elsewhere than in peace."""
+    """Stress every variant, and write the page. Raises RunError if one ends differently from an undisturbed run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50, help="interruptions of all variants together (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the signals")
     arguments = parser.parse_args()
     start_logging(None, verbose=True)
-    chance = random.Random(arguments.seed)
-    results = {}
+    chance, lines, different, signals = random.Random(arguments.seed), [], [], Counter()
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder) / "sample", num_train=24, num_val=6, image_size=96)
         (Path(folder) / "config.yaml").write_text(CONFIG.format(root=Path(folder) / "sample"))
         for index, name in enumerate(progress_bar(list(VARIANTS), desc="variants")):
             kills = arguments.kills // len(VARIANTS) + (index < arguments.kills % len(VARIANTS))
-            results[name] = stress(name, kills, chance, Path(folder) / str(index))
-    text = report(results, arguments.seed, device)
-    Path(__file__).with_suffix(".md").write_text(text)
-    print(text)
-    if different := [name for name, result in results.items() if result.identical < result.runs]:
+            result = stress(name, kills, chance, Path(folder) / str(index))
+            lines.append(
+                f"| {name} | {result.kills.total()} | {result.runs} | {result.identical} | {result.seconds:.0f} |"
+            )
+            different += [name] * (result.identical < result.runs)
+            signals += result.kills
+    text = f"""# Killed, resumed, and the same to the last bit?
+
+{signals.total()} kills: {", ".join(f"{count} by {name}" for name, count in sorted(signals.items()))}.
+
+| variant | kills | runs ended | of these bit-identical to an undisturbed one | seconds |
+|---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+    write_page(__file__, text, [], device)
+    if different:
         raise RunError(f"not as without interruption: {'; '.join(different)}")
 
 
