@@ -305,4 +305,4 @@ def test_in_a_list_what_is_no_image_is_named_by_its_place(detector, pixels, thin
 
 def test_an_experiment_of_another_task_is_told_to_be_one_even_without_weights():
     with pytest.raises(ConfigError, match=r"experiment_47/config\.yaml: a config of another kind"):
-        load(Path(__file__).parents[2] / "experiments/experiment_47")
+        load(Path(__file__).parents[2] / "experiments/published/experiment_47")
