@@ -37,6 +37,7 @@ from engine.strict_yaml import ConfigError
 from records.experiment import (
     FREE_FIELDS,
     append_environment,
+    commit_of,
     describe_environment,
     new_experiment,
     occupied,
@@ -47,7 +48,6 @@ from records.experiment import (
 )
 from records.trackers import Trackers, check_installed
 from training import Task, check_feasible, emulation_factor, fit, rehearse
-from weights.release import commit_of
 
 EDITED = "config_edited.yaml"  # what somebody made of config.yaml while the run trained
 

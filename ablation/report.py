@@ -20,9 +20,9 @@ from ablation.page import Section
 from ablation.tables import FLOPS_NOTE
 from engine.files import write_text
 from engine.terminal import printable
+from records.experiment import commit_of
 from records.results import Cell, Comparison, Difference, Place, with_minus
 from stats.bootstrap import Interval
-from weights.release import commit_of
 
 # Name in a run's cost -> what a reader calls it, by what to multiply it, how it is written, whether more is better.
 COSTS = {

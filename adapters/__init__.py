@@ -1,4 +1,4 @@
-"""The Swin trunk in other people's models: encoders for segmentation_models_pytorch, backbones for torchvision."""
+"""The Swin trunk as a backbone in other libraries' models."""
 
 from engine.signals import interrupt_imports_silently
 

@@ -1,6 +1,4 @@
-"""The maps of a Swin's stages as a pyramid, which is what dense predictors elsewhere are built on."""
-
-from collections.abc import Mapping
+"""The maps of a Swin's stages, for detectors and segmentation models of other libraries (docs/extending.md)."""
 
 from torch import Tensor, nn
 
@@ -10,28 +8,27 @@ from model import SWIN_VARIANTS, ChannelLayerNorm, SwinTransformer, load_swin_we
 from weights.registry import find_weights, read_weights
 
 
-def trunk_weights(named: str, trunk: str) -> dict[str, Tensor]:
-    """What a detection config's `model.weights` would name: imagenet1k, a name of the registry, a file, an experiment.
-
-    Raises ValueError if it is not on this machine, with the way to get it. Downloads nothing."""
-    try:
-        return read_weights(find_weights(named, trunk))
-    except ValueError as error:
-        raise ValueError(f"weights {named!r} of {trunk}: {error}") from error
-
-
 class SwinStages(nn.Module):
-    """A Swin trunk whose chosen stages each end in a LayerNorm over the channels.
+    """A Swin trunk with a LayerNorm over the channels after each chosen stage.
 
-    Blocks normalise what they read and not what they add up, so that sums grow from block to block. A classifier has
-    a norm behind the last; Microsoft's code for detection and segmentation puts a new one on every map, and so do we.
-    The new norms are no part of a classifier's checkpoint and start as plain normalisations.
+    Blocks add to their input without normalising the sum, so values grow from block to block. Microsoft's code for
+    detection and segmentation normalises each map for this reason, and so does this class. These norms are not part of
+    a classifier's checkpoint.
 
     name: a key of SWIN_VARIANTS. stages: among 1, 2, 3 and 4, with strides of 4, 8, 16 and 32 pixels.
-    out_channels: channels of each map. Raises ValueError for an unknown name or stage.
+    weights: of the trunk, named as `model.weights` of a detection config names them; None: random. Nothing is
+    downloaded.
+    out_channels: channels of each map.
+    Raises ValueError for an unknown name or stage, and for weights that are missing or do not fit.
     """
 
-    def __init__(self, name: str, stages: tuple[int, ...], drop_path_rate: float = 0.2):
+    def __init__(
+        self,
+        name: str,
+        stages: tuple[int, ...] = (1, 2, 3, 4),
+        weights: str | None = None,
+        drop_path_rate: float = 0.2,
+    ):
         super().__init__()
         if name not in SWIN_VARIANTS:
             raise ValueError(f"Swin {name!r}: expected one of {', '.join(SWIN_VARIANTS)}")
@@ -39,16 +36,20 @@ class SwinStages(nn.Module):
         self.trunk = SwinTransformer(**SWIN_VARIANTS[name], drop_path_rate=drop_path_rate).cut(self.taps)
         self.out_channels = [self.trunk.out_channels(tap) for tap in self.taps]
         self.norms = nn.ModuleList(ChannelLayerNorm(channels) for channels in self.out_channels)
+        if weights is not None:
+            self._load(name, weights)
 
-    def load_trunk(self, weights: Mapping[str, Tensor]) -> None:
-        """Load a classifier's weights, as `load_swin_weights` does. Raises ValueError if they do not fit."""
-        resized, _ = load_swin_weights(self.trunk, weights)
+    def _load(self, name: str, weights: str) -> None:
+        try:
+            resized, _ = load_swin_weights(self.trunk, read_weights(find_weights(weights, name)))
+        except ValueError as error:
+            raise ValueError(f"weights {weights!r} of {name}: {error}") from error
         if resized:
             logger.warning("weights of other windows or images, %d tables resized: %s", len(resized), listed(resized))
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """images: (B, 3, H, W) float, normalised, of any size. Returns a (B, C, H / stride, W / stride) map per stage.
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return a map per stage, "0", "1", ..., as torchvision's detectors name them.
 
-        Sides are rounded up."""
-        maps = self.trunk.features(images, self.taps)
-        return [norm(x) for norm, x in zip(self.norms, maps.values(), strict=True)]
+        images: (B, 3, H, W) float, normalised, of any size. Maps: (B, C, H / stride, W / stride), sides rounded up."""
+        maps = self.trunk.features(images, self.taps).values()
+        return {str(index): norm(x) for index, (norm, x) in enumerate(zip(self.norms, maps, strict=True))}

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from records.experiment import describe_environment
-from weights.release import commit_of
+from records.experiment import commit_of, describe_environment
 
 COLUMNS = ("what", "peer", "theirs", "ours", "", "ratio", "asked")
 

@@ -219,6 +219,12 @@ def read_environments(experiment: Path) -> list[dict]:
     return starts
 
 
+def commit_of(start: dict) -> str:
+    """Return the commit that a start in environment.json ran: '1a2b3c4d5e6f', perhaps with uncommitted changes."""
+    commit = (start.get("commit") or "unknown")[:12]
+    return f"{commit}, with uncommitted changes" if start.get("uncommitted_changes") else commit
+
+
 def write_readme(
     experiment: Path,
     title: str,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fileserver import FileServer
 from tests.forkserver import write_executable
 
 ROOT = Path(__file__).parent.parent
@@ -128,6 +129,17 @@ def cifar10_root(tmp_path_factory) -> Path:
         pixels = rng.integers(0, 256, (2, 3072), dtype=np.uint8)
         (folder / file).write_bytes(pickle.dumps({"data": pixels, "labels": [3, 9]}))
     return root
+
+
+@pytest.fixture
+def file_server(monkeypatch):
+    """A local server of files; downloads from it are tried again at once."""
+    monkeypatch.setattr("weights.download.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("weights.download.TIMEOUT_SECONDS", 5.0)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = FileServer()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

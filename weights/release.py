@@ -20,7 +20,7 @@ from engine.checkpoint import CheckpointError, DamagedCheckpointError, newest_ch
 from engine.config import ConfigClass
 from engine.files import write_whole
 from engine.strict_yaml import dump_yaml, read_value
-from records.experiment import read_environments
+from records.experiment import commit_of, read_environments
 
 SUFFIX = ".safetensors"
 PUBLISHED_WEIGHTS = f"model{SUFFIX}"  # in a folder made by weights.publish
@@ -49,12 +49,6 @@ def release_facts(
         "commit": commit_of((read_environments(experiment) or [{}])[-1]),
     }
     return facts | ({"category_ids": json.dumps(category_ids)} if category_ids else {})
-
-
-def commit_of(start: dict[str, Any]) -> str:
-    """The code that a start of environment.json ran: '1a2b3c4d5e6f', or '1a2b3c4d5e6f, with uncommitted changes'."""
-    commit = (start.get("commit") or "unknown")[:12]
-    return f"{commit}, with uncommitted changes" if start.get("uncommitted_changes") else commit
 
 
 def local_paths(config: dict[str, Any]) -> dict[str, str]:

@@ -1,20 +1,17 @@
-"""COCO 2017 as its authors publish it: downloaded, checked, unpacked where the configs look for it.
+"""Download COCO 2017, check it, and unpack it where the configs look for it.
 
     python -m detection.data fetch coco2017 datasets/coco
 
-makes ROOT/annotations/instances_{train,val}2017.json, ROOT/val2017 and ROOT/train2017 out of three archives of 20.4 GB.
-They come one after the other into ROOT/downloads (weights/download.py: whole, of the right size and SHA-256, or
-not there) and are removed once they are unpacked. Archives that lie in ROOT itself, from another machine say, are used
-in their stead, and left there.
+makes ROOT/annotations/instances_{train,val}2017.json, ROOT/val2017 and ROOT/train2017 from three archives, 20.4 GB.
+They are downloaded one after the other to ROOT/downloads (weights/download.py) and removed once they are unpacked.
+Archives in ROOT itself, copied from another machine, are used instead, and kept.
 
-Called again, it does what is missing: images are those that the annotation files list, each is there whole or not at
-all, and only those that are not there are unpacked. So a folder in another of the usual layouts
-(detection/prepare/layouts.py) is taken as it is, or filled up.
+Called again, it does what is missing: only images that the annotation files list and that are not there are unpacked,
+each completely or not at all. A folder in another of the usual layouts (detection/prepare/layouts.py) is completed
+where it is.
 """
 
 import argparse
-import fcntl
-import os
 import re
 import shutil
 import zlib
@@ -27,14 +24,14 @@ from zipfile import BadZipFile, ZipFile
 from data import DatasetError
 from detection.coco.annotations import SplitConfig, Survey, dataset_error, survey_coco
 from detection.prepare.layouts import HALVES, Layout, layout_of, summary
-from engine.files import file_sha256, writing
+from engine.files import file_sha256, write_whole, writing
 from engine.logbook import progress_bar
 from weights.download import download
 
-HOST = "http://images.cocodataset.org"  # its certificate for https is another's; the checksums stand for the bytes
+HOST = "http://images.cocodataset.org"  # not https: its certificate is for a different name; checksums are checked
 DOWNLOADS = "downloads"
 RECIPE = "configs/detection_ssd_resnet50.yaml"  # for COCO
-SMALL_FIRST = ("val", "train")  # whatever is wrong shows early
+SMALL_FIRST = ("val", "train")  # so that errors show early
 GB = 1e9
 
 
@@ -78,18 +75,16 @@ COCO_NAME = re.compile(r"\d{12}\.jpg")  # of an image; nothing else is unpacked,
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Fetch as the command line after `fetch` says; print what is there then, and how to train on it.
-
-    Raises DatasetError, or DownloadError, saying what to do."""
+    """Run `fetch` of the command line; print what is there afterwards, and how to train on it."""
     print(summary(*fetch(arguments.root), RECIPE))
 
 
 def fetch(root: Path) -> tuple[Layout, list[Survey]]:
-    """Bring what `root` lacks of COCO 2017, in whatever layout that lies there.
+    """Download what `root` lacks of COCO 2017, in the layout that is there.
 
-    Returns where it lies, and what is in train and val.
-    Raises DatasetError if there is no room, if what lies there is damaged or another data set;
-    DownloadError if an archive cannot be had."""
+    Returns the layout, and what is in train and val.
+    Raises DatasetError if there is no room, or if what is there is corrupt or a different data set; DownloadError if
+    an archive cannot be downloaded."""
     layout = layout_of(root)
     print(f"{root}: {layout.name if layout else 'no whole data set yet'}")
     layout = layout or _new_layout(root)
@@ -111,13 +106,13 @@ def fetch(root: Path) -> tuple[Layout, list[Survey]]:
             with _archive(root, IMAGES[half]) as archive:
                 _unpack(archive, {f"{folder}/{name}": images_dir / name for name in missing[half]})
             surveys[half] = _survey(layout, half)
-    for archive in (ANNOTATIONS, *IMAGES.values()):  # of a call that was killed after its last file
+    for archive in (ANNOTATIONS, *IMAGES.values()):  # left by a call that was killed after its last file
         _remove(root, archive)
     return layout, [surveys[half] for half in HALVES]
 
 
 def _new_layout(root: Path) -> Layout:
-    """Where things go; a YOLO distribution, which has annotations of val alone, keeps its images where they are."""
+    """Return where to put things. A YOLO distribution, which lacks annotations of train, keeps its images in place."""
     is_yolo = any((root / f"images/{half}2017").is_dir() for half in HALVES)
     halves = {
         half: SplitConfig(
@@ -130,23 +125,23 @@ def _new_layout(root: Path) -> Layout:
 
 
 def _survey(layout: Layout, half: str) -> Survey:
-    """What lies there of a half. Raises DatasetError if its annotations cannot be read, or are not COCO 2017's."""
+    """Return what is there of a half. Raises DatasetError if its annotations are unreadable, or not COCO 2017's."""
     annotations_path, images_dir = layout.paths(half)
     print(f"reading {annotations_path}", flush=True)  # of train, half a minute
     survey = survey_coco(annotations_path, images_dir)
     if survey.coco is None:
         raise DatasetError(f"{dataset_error(survey.defects)}; remove the file, and it will be downloaded")
-    found, expected = (len(survey.coco.images), len(survey.coco.class_names)), (NUM_IMAGES[half], NUM_CLASSES)
-    if found != expected:
+    images, classes = len(survey.coco.images), len(survey.coco.class_names)
+    if (images, classes) != (NUM_IMAGES[half], NUM_CLASSES):
         raise DatasetError(
-            "{}: {:,} images of {} classes, expected COCO 2017's {:,} of {}: {} holds another data set; choose another "
-            "folder".format(annotations_path, *found, *expected, layout.root)
+            f"{annotations_path}: {images:,} images of {classes} classes, expected COCO 2017's {NUM_IMAGES[half]:,} of "
+            f"{NUM_CLASSES}: {layout.root} holds another data set; choose another folder"
         )
     return survey
 
 
 def _missing_images(survey: Survey) -> list[str]:
-    """The images that an annotation file lists and its folder has not, or has empty.
+    """Return the images that an annotation file lists and that are missing from its folder, or empty.
 
     Raises DatasetError if these are not COCO's, or cannot be mixed with what is there."""
     there = {file.path for file in survey.files}
@@ -166,21 +161,19 @@ def _missing_images(survey: Survey) -> list[str]:
 
 
 def _check_room(root: Path, archives: Mapping[Archive, float]) -> None:
-    """Say what is to come, if anything; each archive goes before the next one comes.
+    """Print what will be downloaded, if anything; each archive is removed before the next one is downloaded.
 
-    archives: with the share of each that is to be unpacked. Raises DatasetError if the disk cannot hold it."""
+    archives: with the share of each that will be unpacked. Raises DatasetError if the disk cannot hold it."""
     if not archives:
         return
-    needed, kept, shown = 0, 0, []
+    needed = unpacked = 0.0
     for archive, share in archives.items():
-        brought, *downloads = [path.stat().st_size if path.is_file() else 0 for path in _places(root, archive)]
-        there = max(brought, *downloads)
-        needed = max(needed, kept + archive.size - there + share * archive.unpacked)
-        kept += share * archive.unpacked - (0 if brought else there)
-        shown.append(f"{archive.name} ({archive.size / GB:.1f} GB{f', {there / GB:.1f} are there' if there else ''})")
+        unpacked += share * archive.unpacked
+        needed = max(needed, unpacked + archive.size - _bytes_there(root, archive))
     existing = next(folder for folder in [root.absolute(), *root.absolute().parents] if folder.is_dir())
     free = shutil.disk_usage(existing).free
-    print(f"to come: {', '.join(shown)}; room needed {needed / GB:.1f} GB, free {free / GB:.1f} GB", flush=True)
+    shown = ", ".join(f"{archive.name} ({archive.size / GB:.1f} GB)" for archive in archives)
+    print(f"needed: {shown}; disk space needed {needed / GB:.1f} GB, free {free / GB:.1f} GB", flush=True)
     if free < needed:
         raise DatasetError(
             f"{root}: no space left for COCO 2017: {needed / GB:.1f} GB are needed, {free / GB:.1f} GB are free; make "
@@ -188,29 +181,26 @@ def _check_room(root: Path, archives: Mapping[Archive, float]) -> None:
         )
 
 
-def _places(root: Path, archive: Archive) -> tuple[Path, Path, Path]:
-    """Where an archive may lie: brought by the user, downloaded, downloaded in part."""
-    downloaded = root / DOWNLOADS / archive.name
-    return root / archive.name, downloaded, downloaded.with_name(f"{archive.name}.part")
+def _bytes_there(root: Path, archive: Archive) -> int:
+    """Return how much of an archive is on the disk: provided by the user, or downloaded, perhaps in part."""
+    downloads = root / DOWNLOADS
+    places = (root / archive.name, downloads / archive.name, downloads / f"{archive.name}.part")
+    return max(path.stat().st_size if path.is_file() else 0 for path in places)
 
 
 @contextmanager
 def _archive(root: Path, archive: Archive) -> Iterator[Path]:
-    """The file of an archive, downloaded unless it is there; what was downloaded is removed after use."""
-    brought, downloaded, _ = _places(root, archive)
-    if brought.is_file():
-        if brought.stat().st_size != archive.size:
-            raise DatasetError(
-                f"{brought}: {brought.stat().st_size:,} bytes, expected {archive.size:,}; remove it, and it will be "
-                "downloaded"
-            )
-        print(f"checking the SHA-256 of {brought}", flush=True)  # of train, a minute or more
-        if (digest := file_sha256(brought)) != archive.sha256:
-            raise DatasetError(
-                f"{brought}: damaged: its SHA-256 is {digest}, expected {archive.sha256}; remove it, and it will be "
-                "downloaded"
-            )
-        yield brought
+    """Yield the file of an archive, downloaded unless it is there; remove it afterwards if it was downloaded."""
+    provided, downloaded = root / archive.name, root / DOWNLOADS / archive.name
+    if provided.is_file():
+        if provided.stat().st_size != archive.size:
+            problem = f"{provided.stat().st_size:,} bytes, expected {archive.size:,}"
+            raise DatasetError(f"{provided}: {problem}; remove it, and it will be downloaded")
+        print(f"checking the SHA-256 of {provided}", flush=True)  # of train, a minute or more
+        if (digest := file_sha256(provided)) != archive.sha256:
+            problem = f"SHA-256 is {digest}, expected {archive.sha256}"
+            raise DatasetError(f"{provided}: corrupt: {problem}; remove it, and it will be downloaded")
+        yield provided
         return
     if not downloaded.is_file():
         download(f"{HOST}/{archive.url_path}", downloaded, size=archive.size, sha256=archive.sha256)
@@ -220,53 +210,28 @@ def _archive(root: Path, archive: Archive) -> Iterator[Path]:
 
 def _remove(root: Path, archive: Archive) -> None:
     """Remove what was downloaded of an archive."""
-    folder = root / DOWNLOADS
-    for name in (archive.name, f"{archive.name}.part", f"{archive.name}.part.version"):
-        (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):  # there is no such folder, or it holds another archive
-        folder.rmdir()
-
-
-@contextmanager
-def _occupied(archive: Path) -> Iterator[None]:
-    """Keep a second process from unpacking an archive; the lock ends with the process, however it ends.
-
-    Raises DatasetError if another process is at it."""
-    with open(archive, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"{archive}: another process is unpacking it; wait for it, or stop it") from None
-        except OSError:  # a file system without locks keeps no two processes apart
-            pass
-        yield
+    for name in (archive.name, f"{archive.name}.part"):
+        (root / DOWNLOADS / name).unlink(missing_ok=True)
+    with suppress(OSError):  # there is no such folder, or another archive is in it
+        (root / DOWNLOADS).rmdir()
 
 
 def _unpack(archive: Path, targets: Mapping[str, Path]) -> None:
-    """Write members of a zip file, each whole or not at all.
+    """Write members of a zip file, each complete and of the right CRC-32, or not at all.
 
-    targets: where each member goes; no path comes from the archive itself.
-    Raises DatasetError if the archive is damaged or lacks one."""
+    targets: member name to path; no path comes from the archive itself.
+    Raises DatasetError if the archive is corrupt or lacks one."""
     try:
-        with _occupied(archive), ZipFile(archive) as file:
-            if lacking := targets.keys() - set(file.namelist()):
-                raise DatasetError(f"{archive}: {min(lacking)!r} is not in it, so it is not COCO's archive; remove it")
+        with ZipFile(archive) as file:
+            if missing := targets.keys() - set(file.namelist()):
+                raise DatasetError(f"{archive}: {min(missing)!r} is not in it, so it is not COCO's archive; remove it")
             for folder in {target.parent for target in targets.values()}:
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
             for member in progress_bar(targets, desc=f"unpacking {archive.name}", unit="file", leave=False):
-                _unpack_member(file, member, targets[member])
+                with file.open(member) as source:
+                    write_whole(
+                        targets[member], lambda copy, source=source: shutil.copyfileobj(source, copy), sync=False
+                    )
     except (BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise DatasetError(f"{archive}: damaged ({error}); remove it, and call this again") from error
-
-
-def _unpack_member(file: ZipFile, member: str, target: Path) -> None:
-    """Raises BadZipFile if the CRC-32 of what came out is not the archive's."""
-    part = target.with_name(f"{target.name}.part")  # one that a killed call left is written over: its image is missing
-    try:
-        with writing(target):
-            with file.open(member) as source, open(part, "wb") as copy:
-                shutil.copyfileobj(source, copy, 2**20)
-            os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+        raise DatasetError(f"{archive}: corrupt ({error}); remove it, and run this again") from error

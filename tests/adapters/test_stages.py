@@ -1,55 +1,104 @@
-"""The pyramid of a Swin's stages: shapes, norms, and weights into its trunk."""
+"""The maps of a Swin's stages: shapes, norms, weights, and the models of other libraries in docs/extending.md."""
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from adapters.stages import SwinStages, trunk_weights
+from adapters.stages import SwinStages
 from model import SWIN_VARIANTS, SwinTransformer
+
+PAGE = Path(__file__).parents[2] / "docs/extending.md"
+
+
+def documented(word: str) -> dict:
+    """The names that the page's block of Python with `word` in it defines, of the smallest Swin."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    (code,) = [block for block in blocks if word in block]
+    names = {}
+    exec(code.replace("swin_t", "swin_slim"), names)
+    return names
+
+
+@pytest.fixture
+def classifier_file(tmp_path):
+    """A file of a classifier's weights, and these."""
+
+    def save(**changes):
+        classifier = SwinTransformer(**SWIN_VARIANTS["swin_slim"] | changes)
+        torch.save(classifier.state_dict(), tmp_path / "slim.pth")
+        return str(tmp_path / "slim.pth"), classifier.state_dict()
+
+    return save
 
 
 def test_maps_have_the_strides_and_channels_of_their_stages():
     stages = SwinStages("swin_slim", (2, 4))
     maps = stages(torch.randn(2, 3, 64, 100))
     assert stages.out_channels == [64, 256]
-    assert [tuple(x.shape) for x in maps] == [(2, 64, 8, 13), (2, 256, 2, 4)]
+    assert {name: tuple(x.shape) for name, x in maps.items()} == {"0": (2, 64, 8, 13), "1": (2, 256, 2, 4)}
 
 
 def test_every_map_ends_in_a_norm_over_its_channels():
-    for x in SwinStages("swin_slim", (1, 2, 3, 4)).eval()(5 * torch.randn(1, 3, 64, 64)):
+    for x in SwinStages("swin_slim").eval()(5 * torch.randn(1, 3, 64, 64)).values():
         assert x.mean(dim=1).abs().max() < 1e-4
         torch.testing.assert_close(x.var(dim=1, correction=0), torch.ones(1, *x.shape[2:]), atol=0.05, rtol=0)
 
 
-def test_what_lies_behind_the_last_stage_is_not_built():
+def test_layers_after_the_last_stage_are_not_built():
     assert len(SwinStages("swin_slim", (1, 2)).trunk.layers) == 2
 
 
-def test_a_classifiers_weights_load_into_the_trunk():
-    classifier, stages = SwinTransformer(**SWIN_VARIANTS["swin_slim"]), SwinStages("swin_slim", (1, 2, 3, 4))
-    stages.load_trunk(classifier.state_dict())
-    assert all(torch.equal(tensor, classifier.state_dict()[key]) for key, tensor in stages.trunk.state_dict().items())
+def test_a_classifiers_weights_load_into_the_trunk(classifier_file):
+    path, weights = classifier_file()
+    trunk = SwinStages("swin_slim", weights=path).trunk.state_dict()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in trunk.items())
 
 
-def test_it_is_said_that_tables_of_other_windows_were_resized(caplog):
-    classifier = SwinTransformer(**SWIN_VARIANTS["swin_slim"] | {"window_size": 8})
+def test_resized_tables_are_reported(classifier_file, caplog):
+    path, _ = classifier_file(window_size=8)
     with caplog.at_level(logging.WARNING):
-        SwinStages("swin_slim", (1, 2)).load_trunk(classifier.state_dict())
+        SwinStages("swin_slim", (1, 2), path)
     assert "4 tables resized: layers.0.blocks.0.attn.relative_position_bias_table (225, 1) to (49, 1)" in caplog.text
 
 
-def test_unknown_swin_is_refused():
-    with pytest.raises(ValueError, match="Swin 'swin_x': expected one of swin_t, swin_s"):
-        SwinStages("swin_x", (1, 2))
-
-
-def test_unknown_stage_is_refused():
-    with pytest.raises(ValueError, match="tap 'stage5': expected one of stage1"):
-        SwinStages("swin_slim", (4, 5))
-
-
-def test_absent_weights_are_refused_with_the_way_to_get_them(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("swin_x",), "Swin 'swin_x': expected one of swin_t, swin_s"),
+        (("swin_slim", (4, 5)), "tap 'stage5': expected one of stage1"),
+        (("swin_t", (1, 2), "imagenet1k"), "weights 'imagenet1k' of swin_t: .*fetch torchvision_swin_t"),
+    ],
+)
+def test_unknown_names_and_missing_weights_are_refused(tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr("weights.registry.FOLDER", tmp_path)
-    with pytest.raises(ValueError, match=r"weights 'imagenet1k' of swin_t: .*fetch torchvision_swin_t"):
-        trunk_weights("imagenet1k", "swin_t")
+    with pytest.raises(ValueError, match=message):
+        SwinStages(*arguments)
+
+
+def test_weights_of_a_different_swin_are_refused(classifier_file):
+    with pytest.raises(ValueError, match="weights do not fit SwinTransformer"):
+        SwinStages("swin_t", weights=classifier_file()[0])
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "retina_net"])
+def test_torchvisions_detectors_train_and_detect_as_the_page_says(name):
+    model = documented("torchvision.models.detection")[name]
+    images = [torch.rand(3, 128, 128), torch.rand(3, 100, 130)]
+    targets = {"boxes": torch.tensor([[16.0, 16.0, 80.0, 80.0]]), "labels": torch.tensor([2])}
+    model.transform.min_size, model.transform.max_size = (128,), 160
+    sum(model(images, [targets] * 2).values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    with torch.no_grad():
+        assert [found.keys() for found in model.eval()(images)] == [{"boxes", "scores", "labels"}] * 2
+
+
+def test_a_segmentation_model_trains_as_the_page_says():
+    pytest.importorskip("segmentation_models_pytorch")
+    model = documented("segmentation_models_pytorch")["model"]
+    masks = model(torch.rand(2, 3, 64, 96))
+    assert masks.shape == (2, 21, 64, 96)
+    masks.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

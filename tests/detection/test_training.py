@@ -21,7 +21,8 @@ from engine.checkpoint import load_checkpoint
 from engine.config import load_config
 from engine.logbook import read_metrics
 from engine.strict_yaml import read_yaml
-from weights.release import commit_of, load_release
+from records.experiment import commit_of
+from weights.release import load_release
 
 ROOT = Path(__file__).parent.parent.parent
 

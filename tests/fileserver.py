@@ -1,0 +1,47 @@
+"""A local HTTP server of files for the tests of downloads; it cuts connections and fails as it is told."""
+
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class FileServer(ThreadingHTTPServer):
+    """Serves `files` (name to content) at `url`/NAME and records (name, Range header) of each request in `requests`."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.files: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        self.supports_ranges = True
+        self.failures: list[int] = []  # status codes of the next answers
+        self.cuts: list[int] = []  # byte of the file at which the next connections end
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def handle_error(self, *_) -> None:
+        """Ignore clients that close the connection early."""
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        self.thread.join()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server, name, wanted = self.server, self.path.rpartition("/")[2], self.headers.get("Range")
+        server.requests.append((name, wanted))
+        if server.failures:
+            return self.send_error(server.failures.pop(0))
+        content = server.files[name]
+        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.supports_ranges else 0
+        if start and start >= len(content):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start : server.cuts.pop(0) if server.cuts else len(content)])
+
+    def log_message(self, *_) -> None:
+        pass
