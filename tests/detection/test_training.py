@@ -19,8 +19,8 @@ from detection.task import DetectionConfig, DetectionTask, inputs_of
 from detection.training import announce, build_task
 from engine.checkpoint import load_checkpoint
 from engine.config import load_config
-from engine.logbook import read_metrics
 from engine.strict_yaml import read_yaml
+from records.metrics import read_metrics
 from weights.release import commit_of, load_release
 
 ROOT = Path(__file__).parent.parent.parent
