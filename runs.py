@@ -15,7 +15,7 @@ import shlex
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -30,7 +30,7 @@ from engine.compute.machine import memory_limit
 from engine.compute.precision import describe_device, is_in_hardware, resolve_precision
 from engine.config import Config, changed_fields, dump_config, load_config
 from engine.files import write_text
-from engine.logbook import STOPPED, logger, read_metrics, start_logging, warnings_counted, write_metrics
+from engine.logbook import logger, start_logging, warnings_counted
 from engine.optim import scaled_learning_rate
 from engine.signals import Stopped
 from engine.strict_yaml import ConfigError
@@ -40,12 +40,13 @@ from records.experiment import (
     commit_of,
     describe_environment,
     new_experiment,
-    occupied,
     read_environments,
     read_experiment_config,
     requeued_experiment,
     shown_score,
 )
+from records.metrics import read_metrics, write_metrics
+from records.status import at_work
 from records.trackers import Trackers, check_installed
 from training import Task, check_feasible, emulation_factor, fit, rehearse
 
@@ -74,18 +75,22 @@ def train(command: TrainCommand, arguments: argparse.Namespace, device: torch.de
         dry_run(command, arguments, device)
         return
     find_begun(arguments)
-    if arguments.experiment:  # made for this run: even what is wrong with its config is written there
-        start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
-    config = with_precision(read_config(arguments, command), device)
-    resume = arguments.resume is not None
-    if resume:
-        newest_checkpoint(arguments.resume / "checkpoints")  # there must be one, before anything is written
-    task = command.build_task(config, resume)
-    folder = arguments.resume or arguments.experiment
-    check_installed(config.train.trackers)
-    check_feasible(task, config.train, config.optim, folder or arguments.experiments, device)
-    experiment = folder or distributed.broadcast(distributed.is_main() and new_experiment(arguments.experiments))
-    with occupied(experiment) if distributed.is_main() else nullcontext():
+    with ExitStack() as stack:
+        if arguments.experiment:  # made for this run: even what is wrong with its config is written there
+            start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
+            if distributed.is_main():
+                stack.enter_context(at_work(arguments.experiment))
+        config = with_precision(read_config(arguments, command), device)
+        resume = arguments.resume is not None
+        if resume:
+            newest_checkpoint(arguments.resume / "checkpoints")  # there must be one, before anything is written
+        task = command.build_task(config, resume)
+        folder = arguments.resume or arguments.experiment
+        check_installed(config.train.trackers)
+        check_feasible(task, config.train, config.optim, folder or arguments.experiments, device)
+        experiment = folder or distributed.broadcast(distributed.is_main() and new_experiment(arguments.experiments))
+        if distributed.is_main() and not arguments.experiment:
+            stack.enter_context(at_work(experiment))
         train_and_record(command, task, experiment, device, resume)
 
 
@@ -119,7 +124,7 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
             if distributed.is_main() and (saved := list_checkpoints(experiment / "checkpoints")):
                 why = str(stop) if isinstance(stop, Stopped) else "interrupted from the keyboard"
                 cure = f"to go on: --resume {experiment} in place of CONFIG"
-                logger.warning("%s%s; %s is saved; %s", STOPPED, why, saved[-1].name, cure)
+                logger.warning("stopped: %s; %s is saved; %s", why, saved[-1].name, cure)
             raise
         if distributed.broadcast(task.results is None):
             logger.info("all %d epochs were trained before; scoring their weights for the record", config.train.epochs)

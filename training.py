@@ -44,7 +44,7 @@ from engine.command import RunError
 from engine.compute.precision import Precision, autocast, resolve_precision
 from engine.config import Config
 from engine.loading import load_exactly
-from engine.logbook import draw_curves, logger, read_metrics, restore_metrics, training_bar, write_metrics
+from engine.logbook import logger
 from engine.optim import (
     STATES_PER_WEIGHT,
     OptimConfig,
@@ -55,6 +55,8 @@ from engine.optim import (
 )
 from engine.signals import StopRequest
 from records.experiment import shown_score
+from records.metrics import draw_curves, read_metrics, restore_metrics, write_metrics
+from records.status import training_bar
 from records.trackers import TrackerName
 
 FIRST_LOSS_SCALE = 2.0**10  # of fp16; a loss is a sum over a batch until its gradient is divided

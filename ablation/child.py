@@ -17,9 +17,11 @@ from ablation.plan import Job, last_error, was_stopped
 from engine.command import INTERRUPTED
 from engine.compute.machine import usable_cores, visible_gpus
 from engine.compute.threads import CHOSEN_THREADS, THREADS
-from engine.logbook import STATUS_SECONDS, progress_bar, read_metrics, read_status
+from engine.logbook import progress_bar
 from engine.signals import SIGNALS
 from records.experiment import shown_score
+from records.metrics import read_metrics
+from records.status import STATUS_SECONDS, Status, read_status
 
 
 class Child:
@@ -103,12 +105,12 @@ class RunProgress:
             return
         self.updated = time.monotonic()
         status = read_status(self.experiment)
-        if status:
+        if status and status.total_steps:
             if self.bar.total is None:  # at its first step; the time before that says nothing about the time left
-                self.bar.total, self.bar.initial, self.bar.n = status["total_steps"], status["step"], status["step"]
-                self.bar.last_print_n, self.bar.start_t = status["step"], time.time()
+                self.bar.total, self.bar.initial, self.bar.n = status.total_steps, status.step, status.step
+                self.bar.last_print_n, self.bar.start_t = status.step, time.time()
             self.bar.set_postfix_str(self._epoch_and_score(status), refresh=False)
-            self.bar.update(status["step"] - self.bar.n)
+            self.bar.update(status.step - self.bar.n)
         if sys.stderr.isatty():
             self.bar.refresh()  # the clock keeps running while a run starts or is scored
 
@@ -116,8 +118,8 @@ class RunProgress:
         """Remove the line."""
         self.bar.close()
 
-    def _epoch_and_score(self, status: dict) -> str:
-        text, metric = f"epoch {status['epoch']}/{status['epochs']}", status["metric"]
+    def _epoch_and_score(self, status: Status) -> str:
+        text, metric = f"epoch {status.epoch}/{status.epochs}", status.metric
         with suppress(ValueError):  # a damaged file is reported when the run is read as a whole
             scores = [line[metric] for line in read_metrics(self.experiment) if metric in line]
             text += f", {metric} {shown_score(scores[-1])}" if scores else ""

@@ -5,15 +5,13 @@ becomes an ordinary numbered experiment. The experiment remembers which job it i
 recipe and the hashes of the code it was started with, so there is no second book to keep, and none to lose.
 """
 
-import fcntl
 import fnmatch
 import hashlib
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from itertools import combinations
@@ -26,10 +24,11 @@ from pydantic import Field, model_validator
 from engine.config import Config, changed_values, load_config, read_overridden
 from engine.files import user_path, write_text
 from engine.inputs import Inputs, content_sha256, holds_sample_of, read_inputs
-from engine.logbook import STOPPED, read_metrics
 from engine.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
-from records.experiment import FREE_FIELDS, is_running, list_experiments, shown_score
+from records.experiment import FREE_FIELDS, list_experiments, shown_score
+from records.metrics import read_metrics
 from records.results import Place, read_object, read_results
+from records.status import read_status
 
 PROJECT = Path(__file__).parent.parent
 CELL = ("grid", "task", "row", "column", "seed", "recipe", "code")  # what cell.json has
@@ -233,7 +232,7 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
         (path, cell) for path, cell in same_task if (cell["grid"], cell["row"], cell["column"], cell["seed"]) == place
     ]
     for path, cell in reversed(same_recipe or same_place):
-        if is_running(path) or is_claimed(path):
+        if (status := read_status(path)) and status.state == "running":
             return State("running", path, progress(path))
         if (path / "results.json").is_file():
             results = read_results(path / "results.json")
@@ -247,33 +246,6 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
             error = last_error(path)
             return State("failed", path, error) if error else State("interrupted", path, progress(path))
     return State("waiting")
-
-
-@contextmanager
-def claimed(experiment: Path) -> Iterator[None]:
-    """Hold the experiment's cell.lock inside: a grid is about to start it, is at it, or is done in a moment.
-
-    Not the lock of the run itself (records.experiment.occupied), which the run takes only when it has read its data."""
-    with open(experiment / "cell.lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # a file system without locks keeps no two grids apart
-            pass
-        yield
-
-
-def is_claimed(experiment: Path) -> bool:
-    """Whether a grid holds the experiment's cell.lock."""
-    try:
-        with open(experiment / "cell.lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such file, or a file system without locks
-        return False
-    return False
 
 
 def changed_recipe(cell: dict, recipe: dict) -> list[str]:
@@ -396,7 +368,7 @@ def last_error(experiment: Path) -> str | None:
 
 def was_stopped(experiment: Path) -> bool:
     """Whether the last thing that the run's log says is that it was asked to end, and has saved."""
-    return _last_record(experiment)[1].startswith(STOPPED)
+    return _last_record(experiment)[1].startswith("stopped: ")
 
 
 def _last_record(experiment: Path) -> tuple[str, str]:

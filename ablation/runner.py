@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ablation.child import Child, passed_on_to, say
-from ablation.plan import Job, State, claimed, last_error, last_of_each, read_cells, remember, state_of, was_stopped
+from ablation.plan import Job, State, last_error, last_of_each, read_cells, remember, state_of, was_stopped
 from engine.checkpoint import list_checkpoints
 from engine.command import INTERRUPTED, STOPPED, RunError
 from engine.compute.machine import memory_limit, usable_cores, visible_gpus
+from engine.files import locked
 from engine.signals import Stopped
 from records.experiment import new_experiment
+from records.status import GRID_LOCK
 
 BAD_INPUT = 2  # the exit code that says so
 POLL_SECONDS = 0.1  # between two looks at the processes
@@ -125,7 +127,7 @@ def claim_experiment(job: Job, experiments: Path, rerun_stale: bool) -> tuple[St
         if not is_wanted(state, rerun_stale):
             return state, None, claim
         experiment = choose_experiment(job, state, experiments)
-        claim.enter_context(claimed(experiment))
+        claim.enter_context(locked(experiment / GRID_LOCK))
     return state, experiment, claim
 
 

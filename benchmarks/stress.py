@@ -30,7 +30,8 @@ from benchmarks.comparison import write_page
 from detection.shapes import generate
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.command import RunError, run_command
-from engine.logbook import progress_bar, read_metrics, start_logging
+from engine.logbook import progress_bar, start_logging
+from records.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """

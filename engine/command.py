@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
@@ -58,29 +58,50 @@ def run_command(main: Callable[["torch.device | None"], None], on_device: bool =
             start_logging(None, verbose=is_first())
             main(device)
         _kill_children()
-    except (ValueError, OSError, EOFError) as error:
-        if isinstance(error, (ConnectionError, EOFError)) and _is_from_loader(error):  # it died handing over a batch
-            _fail(RunError(f"a loader process has died ({error}). {LOADER_CURE}"), 1)
-        if isinstance(error, BrokenPipeError):  # who read what is printed, such as `head`, has enough
+    except (Stopped, KeyboardInterrupt, Exception) as error:
+        ending = explain(error)
+        if isinstance(error, BrokenPipeError) and ending.code == BAD_INPUT:  # the reader, such as `head`, has enough
             os._exit(128 + signal.SIGPIPE)
-        _fail(error, BAD_INPUT)
-    except RunError as error:
-        _fail(error, 1)
-    except Stopped:
-        leave_word(LastWord(STOPPED))
-        _leave(STOPPED)
-    except KeyboardInterrupt:
-        leave_word(LastWord(INTERRUPTED))
-        _leave(INTERRUPTED)
-    except Exception as error:
-        if LOADER_FAILURE.match(str(error)):  # PyTorch raises it wherever the main thread happens to be
-            _fail(RunError(f"{str(error).splitlines()[0].rstrip('.')}. {LOADER_CURE}"), 1)
-        if _tells_of_another_rank(error):
-            what = str(error).splitlines()[0].rstrip(".")
-            text = f"another process of this run has died or hangs ({what}). {RANK_CURE}"
-            _fail(RunError(text), 1, of_another=True)
-        traceback.print_exc()
-        _fail(RunError(f"a bug: {type(error).__name__}: {error}"), 1)
+        if ending.code in (STOPPED, INTERRUPTED):
+            leave_word(LastWord(ending.code))
+            _leave(ending.code)
+        if ending.is_bug:
+            traceback.print_exc()
+        _fail(error, ending)
+
+
+class Ending(NamedTuple):
+    """How a command ends because of an exception."""
+
+    code: int  # exit code
+    message: str
+    of_another: bool = False  # another process is to blame, and may say more
+    is_bug: bool = False
+
+
+def explain(error: BaseException) -> Ending:
+    """Return the exit code and the message of an exception that ends a command."""
+    message = str(error)
+    if isinstance(error, Stopped):
+        return Ending(STOPPED, message)
+    if isinstance(error, KeyboardInterrupt):
+        return Ending(INTERRUPTED, "interrupted from the keyboard")
+    if isinstance(error, SystemExit):
+        return Ending(error.code if isinstance(error.code, int) else int(error.code is not None), message)
+    first_line = (message.splitlines() or [""])[0].rstrip(".")
+    if isinstance(error, (ConnectionError, EOFError)) and _is_from_loader(error):  # it died handing over a batch
+        return Ending(1, f"a loader process has died ({error}). {LOADER_CURE}")
+    if "Original Traceback" in message:  # raised in a loader process, whose traceback PyTorch put into the message
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    if isinstance(error, (ValueError, OSError, EOFError)):
+        return Ending(BAD_INPUT, message)
+    if isinstance(error, RunError):
+        return Ending(1, message)
+    if LOADER_FAILURE.match(message):  # PyTorch raises it wherever the main thread happens to be
+        return Ending(1, f"{first_line}. {LOADER_CURE}")
+    if _tells_of_another_rank(error):
+        return Ending(1, f"another process of this run has died or hangs ({first_line}). {RANK_CURE}", of_another=True)
+    return Ending(1, f"a bug: {type(error).__name__}: {message}", is_bug=True)
 
 
 def repair_streams() -> None:
@@ -120,24 +141,19 @@ def _is_from_loader(error: BaseException) -> bool:
     return any("torch/utils/data" in frame.filename or "multiprocessing" in frame.filename for frame in frames)
 
 
-def _fail(error: Exception, code: int, of_another: bool = False) -> NoReturn:
-    """Write the error to the log file, say it or have it said, and leave.
-
-    of_another: another process is to blame, and may say more."""
-    message = str(error)
-    if "Original Traceback" in message:  # raised in a loader process, whose traceback PyTorch put into the message
-        message = message.strip().splitlines()[-1].partition(": ")[2]
+def _fail(error: BaseException, ending: Ending) -> NoReturn:
+    """Write the error to the log file, say it or have it said, and leave."""
     rank = os.environ.get("RANK", "0")
-    message = printable_lines(message)
+    message = printable_lines(ending.message)
     line = f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}"
     logger.debug("traceback", exc_info=error)
     logger.error(line)  # to the log file; see start_logging
-    if not leave_word(LastWord(code, line, of_another)):
+    if not leave_word(LastWord(ending.code, line, ending.of_another)):
         if rank != "0":
             time.sleep(RANK_0_FIRST_SECONDS)
         with contextlib.suppress(OSError):
             tqdm.write(line, file=sys.stderr)
-    _leave(code)
+    _leave(ending.code)
 
 
 def _kill_children() -> None:

@@ -1,8 +1,10 @@
-"""Files that are written whole or not at all, and errors that name them."""
+"""Files that are written whole or not at all, locks on files, and errors that name them."""
 
 import errno
+import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,6 +46,65 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], sync: bool = Tr
 def write_text(path: Path, text: str, sync: bool = True) -> None:
     """`write_whole` of a text in UTF-8."""
     write_whole(path, lambda file: file.write(text.encode()), sync)
+
+
+_locks: set[int] = set()  # descriptors of the locks that this process holds
+
+
+def _release_in_child() -> None:
+    """Close inherited locks: a loader process that outlives its killed parent must not hold them."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock on a file inside; the file is made if there is none.
+
+    The system releases it when the process ends, however it ends. A file system without locks excludes nobody.
+    wait: for whoever holds it; otherwise raises BlockingIOError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    _locks.add(descriptor)
+    try:
+        _lock(descriptor, wait)
+        yield
+    finally:
+        if descriptor in _locks:  # not in a forked child
+            _locks.remove(descriptor)
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool) -> None:
+    for last_try in (False, True):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return
+        except BlockingIOError:
+            if last_try:
+                raise
+            time.sleep(0.1)  # `is_locked` in another process holds it for an instant
+        except OSError:  # no locks on this file system
+            return
+
+
+def is_locked(path: Path) -> bool | None:
+    """Return whether a process holds the lock on a file; None on a file system without locks."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:  # no such file, so nobody has locked it
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def user_path(text: str, field: str) -> Path:

@@ -14,15 +14,14 @@ experiments/experiment_7/
   status.json  output.log                       git-ignored: where a run is while it trains; what it printed
 """
 
-import fcntl
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic")
 EXTRAS = ("diffusers",)  # what a run rests on if its task needs it
 NAME = re.compile(r"experiment_(\d+)")
-LOCK = "running.lock"
 # Fields of a config that may differ within an experiment: where the data lies, how it is fed, what is kept, how often
 # it is scored and who is told; not what is learned.
 FREE_FIELDS = {
@@ -76,33 +74,6 @@ def new_experiment(root: Path) -> Path:
             number += 1
     except OSError as error:
         raise ValueError(f"{root}: no experiment can be made there ({error.strerror}); see --experiments") from error
-
-
-@contextmanager
-def occupied(experiment: Path) -> Iterator[None]:
-    """Hold the experiment's lock inside, so that no second run writes into it and others see that it is running.
-
-    The system lets go of the lock when the process dies, however it dies. Raises ValueError if a run has it."""
-    with open(experiment / LOCK, "a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise ValueError(f"{experiment}: another process is at work in it; wait for it, or stop it") from None
-        except OSError:  # a file system without locks keeps no two runs apart
-            pass
-        yield
-
-
-def is_running(experiment: Path) -> bool:
-    """Whether a process, on any machine that shares the file system, holds the experiment's lock."""
-    try:
-        with open(experiment / LOCK, "r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def read_experiment_config(

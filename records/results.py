@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engine.logbook import read_metrics
 from engine.strict_yaml import read_yaml
+from records.metrics import read_metrics
 from stats.bootstrap import Interval
 
 Place = tuple[str, str]  # row and column of a table

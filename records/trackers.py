@@ -26,10 +26,11 @@ import numpy as np
 from PIL import Image
 
 from engine.files import file_sha256, write_text
-from engine.logbook import logger, read_metrics
+from engine.logbook import logger
 from engine.strict_yaml import read_yaml
 from engine.terminal import printable
 from records.experiment import slurm_job
+from records.metrics import read_metrics
 from stats.bootstrap import RECALL_THRESHOLDS
 from stats.image_statistics import Matches, load_statistics
 from stats.precision_recall import counts_by_score, precision_by_recall

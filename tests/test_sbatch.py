@@ -21,8 +21,8 @@ from ablation import grid as grid_command
 from ablation.plan import read_grid
 from detection.shapes import generate
 from engine.checkpoint import list_checkpoints, load_checkpoint
-from engine.logbook import read_metrics
 from records.experiment import read_environments
+from records.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent

@@ -20,9 +20,9 @@ from engine.checkpoint import (
     trained_weights,
 )
 from engine.command import RunError
-from engine.logbook import read_metrics
 from engine.optim import OptimConfig
 from engine.signals import Stopped
+from records.metrics import read_metrics
 from training import TrainConfig, check_feasible, emulation_factor, fit, rehearse
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from classification.data import read_folders
 from detection import load as load_detector
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.config import load_config
-from engine.logbook import read_metrics
+from records.metrics import read_metrics
 from stats.image_statistics import Hits
 
 ROOT = Path(__file__).parent.parent.parent

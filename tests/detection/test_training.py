@@ -19,9 +19,9 @@ from detection.task import DetectionConfig, DetectionTask, inputs_of
 from detection.training import announce, build_task
 from engine.checkpoint import load_checkpoint
 from engine.config import load_config
-from engine.logbook import read_metrics
 from engine.strict_yaml import read_yaml
 from records.experiment import commit_of
+from records.metrics import read_metrics
 from weights.release import load_release
 
 ROOT = Path(__file__).parent.parent.parent

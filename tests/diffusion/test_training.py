@@ -16,8 +16,8 @@ from diffusion.generator import load_generator
 from diffusion.task import DiffusionTask
 from diffusion.training import build_task
 from engine.checkpoint import list_checkpoints, load_checkpoint
-from engine.logbook import read_metrics
 from engine.signals import Stopped
+from records.metrics import read_metrics
 from stats.image_statistics import Losses
 
 ROOT = Path(__file__).parent.parent.parent

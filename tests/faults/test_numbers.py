@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint import list_checkpoints, load_checkpoint
-from engine.logbook import read_metrics
+from records.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +12,7 @@ import torch
 from records.experiment import (
     append_environment,
     describe_environment,
-    is_running,
     new_experiment,
-    occupied,
     read_experiment_config,
     requeued_experiment,
     slurm_job,
@@ -24,39 +20,6 @@ from records.experiment import (
     write_readme,
 )
 from training import TrainConfig
-
-ROOT = Path(__file__).parent.parent.parent
-HOLD = "import os, sys, time, pathlib; from records.experiment import occupied\n"
-HOLD += "with occupied(pathlib.Path(sys.argv[1])): print(os.getpid(), flush=True); time.sleep(600)"
-
-
-@pytest.fixture
-def other_run(tmp_path):
-    """Another process that is at work in tmp_path, and its id."""
-    command = [os.environ["PYTHON_EXEC"], "-c", HOLD, tmp_path]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
-        yield process, int(process.stdout.readline())
-        process.kill()
-
-
-def test_two_runs_cannot_be_at_work_in_one_experiment(tmp_path, other_run):
-    assert is_running(tmp_path)
-    with pytest.raises(ValueError, match="another process is at work in it"), occupied(tmp_path):
-        pass
-
-
-def test_a_run_that_was_killed_is_no_longer_running(tmp_path, other_run):
-    process, pid = other_run
-    os.kill(pid, signal.SIGKILL)
-    process.wait()
-    assert not is_running(tmp_path)
-
-
-def test_an_experiment_that_nobody_works_in_is_not_running(tmp_path):
-    assert not is_running(tmp_path)
-    with occupied(tmp_path):
-        pass
-    assert not is_running(tmp_path)
 
 
 def test_numbers_go_on_after_the_highest(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.logbook import read_metrics, write_metrics
 from records import trackers
+from records.metrics import read_metrics, write_metrics
 from records.trackers import Trackers, check_installed, grouped, run_id
 from stats.image_statistics import Matches
 

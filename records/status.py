@@ -1,0 +1,165 @@
+"""status.json: how far a run is, and how it ended.
+
+Whoever runs an experiment replaces the file as a whole. A process that is killed leaves "running" in it; `read_status`
+recognises that, because the system releases the locks of a process however it ends.
+"""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+from tqdm import tqdm
+
+from engine.command import INTERRUPTED, STOPPED, explain
+from engine.files import is_locked, locked, write_text
+from engine.logbook import progress_bar
+from records.experiment import slurm_job
+
+STATUS = "status.json"
+RUN_LOCK, GRID_LOCK = "running.lock", "cell.lock"  # held by the run; by the grid that starts it
+STATUS_SECONDS = 1  # at least, between two writes of a run's progress
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _job() -> str | None:
+    return (slurm_job() or {}).get("job")
+
+
+@dataclass(frozen=True)
+class Status:
+    """What status.json says."""
+
+    state: Literal["running", "done", "stopped", "failed", "killed"]  # stopped: asked to end, and saved
+    step: int | None = None  # optimizer steps taken
+    total_steps: int | None = None
+    epoch: int | None = None  # the one at work, from 1
+    epochs: int | None = None
+    metric: str | None = None  # name of the score that judges the run
+    exit_code: int | None = None  # of the process, None while it runs; negative: the signal that killed it
+    reason: str = ""  # why it ended: the error's message, or the signal
+    host: str = field(default_factory=platform.node)
+    pid: int = field(default_factory=os.getpid)
+    job: str | None = field(default_factory=_job)  # Slurm's name of the job, such as 12 or 12_3
+    started: str = field(default_factory=_now)  # UTC, of the newest start
+    updated: str = field(default_factory=_now)
+
+
+def write_status(experiment: Path, status: Status) -> None:
+    """Replace status.json. No run ends because its status cannot be written."""
+    with suppress(OSError):
+        write_text(experiment / STATUS, json.dumps(asdict(status)) + "\n", sync=status.state != "running")
+
+
+def update_status(experiment: Path, **changes: Any) -> None:
+    """Replace some fields of status.json, and the time of `updated`."""
+    write_status(experiment, replace(_read(experiment) or Status("running"), updated=_now(), **changes))
+
+
+def begin_status(experiment: Path) -> None:
+    """Say that this process is at work now; the progress of an earlier start remains."""
+    start = Status("running")
+    whose = {"host": start.host, "pid": start.pid, "job": start.job, "started": start.started}
+    update_status(experiment, state="running", exit_code=None, reason="", **whose)
+
+
+def read_status(experiment: Path) -> Status | None:
+    """Return the status of an experiment; None if it has none, or a power failure has emptied the file.
+
+    Its state is "running" whenever a process holds a lock of the experiment, and "killed" where the file says running
+    and no process is at work."""
+    status = _read(experiment)
+    locks = [is_locked(experiment / name) for name in (RUN_LOCK, GRID_LOCK)]
+    if True in locks:
+        return replace(status or Status("running", host="", pid=0, job=None), state="running")
+    if status and status.state == "running" and not _is_alive(status, has_locks=None not in locks):
+        return replace(status, state="killed")
+    return status
+
+
+def _read(experiment: Path) -> Status | None:
+    try:
+        return TypeAdapter(Status).validate_json((experiment / STATUS).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _is_alive(status: Status, has_locks: bool) -> bool:
+    """Whether the process of a status that says running is there, though no lock is seen to be held.
+
+    On its own machine the lock decides, if there are locks. Elsewhere it may not be visible, so Slurm is asked."""
+    if status.host == platform.node():
+        return not has_locks and Path(f"/proc/{status.pid}").exists()
+    if status.job in (None, _job()):  # a requeued job looks for its own earlier start
+        return False
+    command = ["squeue", "--noheader", f"--jobs={status.job}", "--states=RUNNING,COMPLETING"]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return bool(subprocess.run(command, capture_output=True, timeout=60, check=False).stdout.strip())
+    return False
+
+
+@contextmanager
+def at_work(experiment: Path) -> Iterator[None]:
+    """Hold the experiment's lock inside and keep its status: running; at the end done, stopped or failed.
+
+    Raises ValueError if another process is at work in it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(experiment / RUN_LOCK))
+        except BlockingIOError:
+            raise ValueError(f"{experiment}: another process is at work in it; wait for it, or stop it") from None
+        begin_status(experiment)
+        try:
+            yield
+        except BaseException as error:
+            ending = explain(error)
+            state = "stopped" if ending.code in (STOPPED, INTERRUPTED) else "failed"
+            update_status(experiment, state=state, exit_code=ending.code, reason=ending.message)
+            raise
+        update_status(experiment, state="done", exit_code=0)
+
+
+def training_bar(experiment: Path, step: int, steps_per_epoch: int, epochs: int, metric: str) -> tqdm:
+    """Return the progress bar of a training run, which on rank 0 also keeps the progress in status.json.
+
+    step: optimizer steps done before this start. metric: name of the score that judges the run."""
+    total = steps_per_epoch * epochs
+    bar = progress_bar(bar_class=_TrainingBar, total=total, initial=step, unit="step", smoothing=0.02)
+    bar.experiment, bar.steps_per_epoch, bar.epochs, bar.metric = experiment, steps_per_epoch, epochs, metric
+    bar.write_progress()
+    return bar
+
+
+class _TrainingBar(tqdm):
+    """A progress bar that writes status.json at most once a second, and when it is closed."""
+
+    def update(self, n: float = 1) -> bool | None:
+        shown = super().update(n)
+        if time.monotonic() - self.written >= STATUS_SECONDS:
+            self.write_progress()
+        return shown
+
+    def close(self) -> None:
+        if not self.disable:
+            self.write_progress()
+        super().close()
+
+    def write_progress(self) -> None:
+        """Write step and epoch, on rank 0."""
+        self.written = time.monotonic()
+        if not self.disable:
+            epoch = max(1, math.ceil(self.n / self.steps_per_epoch))
+            progress = {"step": self.n, "total_steps": self.total, "epoch": epoch, "epochs": self.epochs}
+            update_status(self.experiment, **progress, metric=self.metric)
