@@ -93,7 +93,7 @@ def column_names(text: str) -> Sequence[str]:
 
 def main(arguments: argparse.Namespace, _: None) -> None:
     """Compare as the command line says."""
-    from ablation.comparison import compare, show
+    from ablation.cells import compare, show
 
     comparison = compare(
         arguments.what,

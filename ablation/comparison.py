@@ -1,312 +1,242 @@
-"""What `python -m ablation.compare` does: read experiments, check that they can be compared, show the comparison."""
+"""What a comparison holds: cells of finished experiments, differences between them with intervals, and warnings."""
 
-import argparse
-import json
+import math
 import re
-import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import statistics
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from ablation.plan import Grid, read_cells, read_grid, state_of
-from ablation.tables import (
-    class_table,
-    column_table,
-    difference_table,
-    error_table,
-    score_table,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
-from ablation.uncertainty import add_uncertainty
-from engine.config import changed_values
-from engine.files import write_text
-from engine.strict_yaml import did_you_mean, listed, nearest, shown
-from engine.terminal import printable_lines
-from records.experiment import FREE_FIELDS
-from records.results import Cell, Comparison, Note, Place, Run, read_run
+from records.results import Place, Run
+from stats.bootstrap import Interval
 
-LONG_HASH = re.compile("([0-9a-f]{8})[0-9a-f]{56}")
-MOST_DIFFERENCES = 4  # of recipes, in a warning
+NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
 
 
-def show(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Print or write the comparison in the format asked for."""
-    if arguments.format == "html":
-        from ablation.report import write_report  # imports matplotlib
+class Note(NamedTuple):
+    """What is not as it should be with one seed of a cell."""
 
-        path = arguments.output or Path("comparison.html")
-        write_report(path, comparison)
-        print(f"written to {path}")
-        return
-    text = to_csv(comparison) if arguments.format == "csv" else as_text(comparison, arguments)
-    if arguments.output:
-        write_text(arguments.output, text)
-        print(f"written to {arguments.output}")
-    else:
-        sys.stdout.write(printable_lines(text))
-        if arguments.format == "md" and (picture := best_picture(comparison)):
-            print(f"what the best cell finds: {picture}")
+    seed: int
+    kind: str  # waiting, running, interrupted, failed, stale
+    detail: str
+
+    def __str__(self) -> str:
+        return f"seed {self.seed} {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        return f"{self.kind}: {self.detail}".removesuffix(": ")
 
 
-def best_picture(comparison: Comparison) -> Path | None:
-    """Return the picture of detections of the cell with the best score, None if there is none."""
-    picture = comparison.best and comparison.best.runs[0].path / "detections.png"
-    return picture if picture and picture.is_file() else None
+@dataclass
+class Cell:
+    """One place of the table."""
+
+    row: str
+    column: str
+    runs: list[Run] = field(default_factory=list)  # one per seed
+    notes: list[Note] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{self.row} x {self.column}"
+
+    @property
+    def status(self) -> str:
+        """What is not as it should be, in short: 'failed, stale'; empty where all is well."""
+        return ", ".join(sorted({note.kind for note in self.notes}))
+
+    @property
+    def scored(self) -> list[Run]:
+        """The runs whose score is defined."""
+        return [run for run in self.runs if run.score is not None]
+
+    @property
+    def scores(self) -> list[float]:
+        return [run.score for run in self.scored]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean score over seeds, None without any."""
+        return statistics.fmean(self.scores) if self.scores else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation of the score over seeds, None below two."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+    def mean_of(self, section: str, name: str) -> float | None:
+        """Mean over seeds of a number in results.json, such as ("scores", "AP50"); None where a run has none."""
+        values = [
+            getattr(run.results.cost, name) if section == "cost" else run.results.scores.get(name) for run in self.runs
+        ]
+        return statistics.fmean(values) if values and None not in values else None
 
 
-def as_text(comparison: Comparison, arguments: argparse.Namespace) -> str:
-    """The tables as Markdown or LaTeX."""
-    tables = [score_table(comparison)]
-    if arguments.columns:
-        tables.append(column_table(comparison, arguments.columns))
-    families = (
-        ("Differences", comparison.differences),
-        (f"What each {comparison.column_name} adds, mean over {comparison.row_name}s", comparison.column_effects),
-        (f"What each {comparison.row_name} adds, mean over {comparison.column_name}s", comparison.row_effects),
-        ("Interactions", comparison.interactions),
-    )
-    differences = [difference_table(title, family, comparison.difference_in) for title, family in families if family]
-    if differences:
-        differences[0].notes.append(
-            f"Paired bootstrap over {comparison.images} images, {comparison.replicates:,} resamples; "
-            f"{comparison.seeds} per cell. p (Holm) is corrected for the differences in one table. Detectable: a true "
-            "difference that would be found significant four times out of five."
+@dataclass(frozen=True)
+class Difference:
+    """A contrast of scores with its uncertainty, and its p value corrected for how many were looked at together."""
+
+    label: str
+    interval: Interval
+    p_holm: float
+    together: int  # how many that is
+
+    @property
+    def significant(self) -> bool:
+        return self.p_holm < 0.05
+
+    @property
+    def smallest_detectable(self) -> float:
+        """The true difference that would be found significant (5%, after the correction) in 80% of such experiments.
+
+        Taken as if it were the only one there is, which Holm's correction tests as strictly as Bonferroni's. nan where
+        the difference is the same on every resample, as between two models that get nothing right."""
+        if self.interval.standard_error == 0:
+            return math.nan
+        normal = statistics.NormalDist()
+        return (normal.inv_cdf(1 - 0.025 / self.together) + normal.inv_cdf(0.8)) * self.interval.standard_error
+
+
+@dataclass
+class Comparison:
+    """Scores side by side. Rows and columns are in the order in which they are shown."""
+
+    title: str
+    metric: str
+    row_name: str  # "backbone"
+    column_name: str  # "neck"
+    rows: list[str]
+    columns: list[str]
+    cells: dict[Place, Cell]  # every (row, column) that was asked for; without runs where there is none yet
+    baseline: Place
+    replicates: int  # resamples behind each interval
+    differences: list[Difference] = field(default_factory=list)  # from the baseline, or of every pair
+    row_effects: list[Difference] = field(default_factory=list)  # empty where the grid is too small for effects
+    column_effects: list[Difference] = field(default_factory=list)
+    interactions: list[Difference] = field(default_factory=list)
+    # name of a score to its interval, for those that can be computed on a resample
+    intervals: dict[Place, dict[str, Interval]] = field(default_factory=dict)
+    # class name to its score, and to its change against the baseline; only the choice of images is uncertain in these
+    per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
+    per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def reasons(self, of_scored: bool) -> list[str]:
+        """What is not as it should be, a line for all runs that share it; of the runs that count, or of the others."""
+        shared: dict[str, list[tuple[Cell, Note]]] = {}
+        for cell in self.cells.values():
+            for note in cell.notes:
+                if of_scored == any(run.seed == note.seed for run in cell.runs):
+                    shared.setdefault(note.reason, []).append((cell, note))
+        runs = sum(len({each.seed for each in (*cell.runs, *cell.notes)}) for cell in self.cells.values())
+        lines = []
+        for reason, noted in shared.items():
+            (cell, note), names = noted[0], few(dict.fromkeys(cell.name for cell, _ in noted))
+            who = f"all {runs} runs" if len(noted) == runs else f"{len(noted)} runs ({names})"
+            lines.append(f"{who} {reason}" if len(noted) > 1 else f"{cell.name}: {note}")
+        return lines
+
+    @property
+    def filled(self) -> list[Cell]:
+        """Cells with a score, row by row."""
+        return [cell for cell in self.cells.values() if cell.mean is not None]
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the score is a loss."""
+        return any(run.results.lower_is_better for cell in self.cells.values() for run in cell.runs)
+
+    @property
+    def best(self) -> Cell | None:
+        """The cell with the best mean score."""
+        return min(self.filled, key=lambda cell: self.as_loss(cell.mean), default=None)
+
+    @property
+    def difference_in(self) -> str:
+        """What differences are in, and whether they are good below zero."""
+        return f"{self.metric} (below zero is better)" if self.lower_is_better else self.metric
+
+    def as_loss(self, score: float) -> float:
+        """The score as something to be made small."""
+        return score if self.lower_is_better else -score
+
+    @property
+    def images(self) -> int:
+        """Validation images behind the scores."""
+        return self.filled[0].runs[0].results.protocol.images
+
+    @property
+    def class_metric(self) -> str:
+        """What the score of one class is called: the first in results.json's per_class, such as AP of mAP."""
+        classes = self.filled[0].runs[0].results.per_class
+        return next(iter(next(iter(classes.values()), {})), self.metric)
+
+    @property
+    def seeds(self) -> str:
+        """'3 seeds', or '1 to 3 seeds' where the filled cells have different numbers."""
+        counts = sorted({len(cell.scores) for cell in self.filled}) or [0]
+        return f"{' to '.join(map(str, [counts[0], counts[-1]][-len(counts) :]))} seed{'s' * (counts[-1] > 1)}"
+
+    @property
+    def detectable(self) -> float:
+        """The true difference that this many images and seeds would have shown four times out of five, typically."""
+        each = [difference.smallest_detectable for difference in self.differences]
+        return statistics.median([value for value in each if not math.isnan(value)] or [math.nan])
+
+    @property
+    def seeds_are_uncertain(self) -> bool:
+        """Whether the intervals hold for other seeds too: some cell has several, to tell how much they differ."""
+        return any(len(cell.scores) > 1 for cell in self.filled)
+
+    @property
+    def conclusion(self) -> str:
+        """What the differences say, in words."""
+        if not self.differences:
+            return "No difference was computed."
+        if math.isnan(self.detectable):
+            return (
+                f"No difference can be tested: {self.images} validation images are too few, or hold too little to "
+                "score, or all score the same on them."
+            )
+        shown, effects = significant(self.differences), significant([*self.row_effects, *self.column_effects])
+        whose = "" if self.seeds_are_uncertain else " for these very weights (one seed per cell)"
+        sentences = [
+            f"{len(shown)} of {len(self.differences)} differences significant at 5% after Holm{whose}: {told(shown)}."
+            if shown
+            else f"No difference shown{whose}: none of {len(self.differences)} is significant at 5% after Holm."
+        ]
+        if self.lower_is_better and (shown or effects):
+            sentences.append("Below zero is better.")
+        if self.row_effects:
+            over = "averaged over the rest of the grid"
+            sentences.append(f"Significant {over}: {told(effects)}." if effects else f"None is, {over}.")
+        sentences.append(
+            f"{self.images} validation images and {self.seeds} per cell would have shown a true difference of about "
+            f"{self.detectable:.2g} four times out of five; not much smaller ones."
+            + ("" if self.seeds_are_uncertain else " What another seed would change comes on top and is not known.")
         )
-    tables += differences
-    if arguments.per_class and comparison.per_class:
-        tables.append(class_table(comparison))
-    if arguments.errors and any("errors" in run.results for cell in comparison.filled for run in cell.runs):
-        tables.append(error_table(comparison))
-    latex = arguments.format == "latex"
-    warnings = [f"WARNING: {warning}" for warning in comparison.warnings]
-    prose = [*warnings, comparison.conclusion]
-    if latex:
-        tables[0].notes = [*warnings, *tables[0].notes]  # into the caption: a comment would not be printed
-        head = [*prose, r"In the preamble: \usepackage{booktabs}"]
-        return "\n".join([*(f"% {line}" for line in head), *map(to_latex, tables)])
-    tables = [to_markdown(table) for table in tables]
-    return "\n".join([f"## {comparison.title}", "", *(f"{line}\n" for line in prose), *tables])
+        return " ".join(sentences)
 
 
-# ---- from experiments to cells -----------------------------------------------------------------------------
+def significant(differences: Sequence[Difference]) -> list[Difference]:
+    return [difference for difference in differences if difference.significant]
 
 
-def compare(
-    what: Sequence[Path], experiments: Path, baseline: str | None, pairs: bool, replicates: int, force: bool
-) -> Comparison:
-    """Read, check and compare a grid or a list of experiments.
-
-    Raises ValueError where they cannot be read, or not be compared and `force` is not set."""
-    if len(what) > 1 and any(path.suffix == ".yaml" for path in what):
-        raise ValueError(f"{what[0]}, ...: a grid file is compared alone; name one grid, or experiments only")
-    if len(what) == 1 and what[0].suffix == ".yaml":
-        grid = read_grid(what[0])
-        cells, title = cells_of_grid(grid, experiments), grid.path.stem
-        rows, columns = ([entry.name for entry in entries] for entries in (grid.config.rows, grid.config.columns))
-    else:
-        cells, title = cells_of_experiments(what), f"{len(what)} experiment{'s' * (len(what) > 1)}"
-        rows, columns = (list(dict.fromkeys(place[axis] for place in cells)) for axis in (0, 1))
-    runs = [run for cell in cells.values() for run in cell.runs]
-    if not runs:
-        kinds = [note.kind for cell in cells.values() for note in cell.notes]
-        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-        cure = "`ablation.grid status` says why; `ablation.grid run` goes on, with --rerun-stale also for what is stale"
-        raise ValueError(f"{what[0]}: nothing to compare, of its runs are {counts}; {cure}")
-    unlike = list(unlike_runs(runs))
-    if len({run.metric for run in runs}) > 1:
-        raise ValueError(f"{unlike[0]}; they cannot be compared, not with --force either: scores of different kinds")
-    if unlike and not force:
-        raise ValueError(f"{unlike[0]}; they cannot be compared (--force shows them all the same)")
-    row_name, column_name = runs[0].results["variant"]
-    comparison = Comparison(
-        title, runs[0].metric, row_name, column_name, rows, columns, cells,
-        find_baseline(baseline, cells), replicates, warnings=[f"not comparable: {text}" for text in unlike],
-    )  # fmt: skip
-    comparison.warnings += mixed_batches(cells.values())
-    if len(what) > 1:
-        comparison.warnings += unnamed_differences(cells)
-    elif what[0].suffix == ".yaml" and not grid.sets("train.precision"):
-        comparison.warnings += mixed_precisions(runs)
-    comparison.warnings += comparison.reasons(of_scored=True)
-    if comparison.filled and not unlike:
-        add_uncertainty(comparison, pairs)
-    return comparison
+def told(differences: Sequence[Difference]) -> str:
+    """Return 'fpn against none: −0.0101 (95%: −0.0174 to −0.0023); pan against none: ...'."""
+    return "; ".join(
+        f"{' against '.join(each.label.rsplit(' - ', 1))}: {with_minus(f'{each.interval.estimate:+.4f}')} "
+        f"(95%: {with_minus(f'{each.interval.low:+.4f} to {each.interval.high:+.4f}')})"
+        for each in differences
+    )
 
 
-def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
-    """Every cell of a grid with the runs that are done or stale, and a note on each that is not done."""
-    known = read_cells(experiments)
-    cells: dict[Place, Cell] = {}
-    for job in sorted(grid.jobs, key=lambda job: [row.name for row in grid.config.rows].index(job.row)):
-        cell = cells.setdefault(job.place, Cell(*job.place))
-        state = state_of(job, known)
-        run = read_run(state.experiment) if state.kind in ("done", "stale") else None
-        detail = state.detail
-        if run and (state.kind == "done" or state.same_recipe):
-            cell.runs.append(run)
-            detail = detail.partition("; ")[2]  # without the score, which is in the table
-        elif run:  # another recipe or other data: its score is shown, but not counted
-            detail += "; left out"
-        if state.kind != "done":
-            cell.notes.append(Note(job.seed, state.kind, detail))
-    return cells
+def with_minus(text: str) -> str:
+    """The same with a minus sign, not a hyphen, before negative numbers; for people."""
+    return NEGATIVE.sub("\N{MINUS SIGN}", text)
 
 
-def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
-    """Experiments by what they are: those that differ in nothing but their seed share a cell.
-
-    If two recipes have the same row and column, the name of the row says what differs, which may be the data alone.
-    Raises ValueError if two experiments are the same run, or differ in nothing but the content of their data."""
-    recipes: dict[str, list[Run]] = {}
-    runs = [read_run(path) for path in paths]
-    for run in runs:
-        known = recipes.setdefault(json.dumps([recipe_and_inputs(run), images_as_known(run, runs)], sort_keys=True), [])
-        same = next((other for other in known if other.seed == run.seed), None)
-        if same:
-            raise ValueError(f"{same.path} and {run.path}: the same recipe and seed {run.seed}; name one of them")
-        known.append(run)
-    cells: dict[Place, Cell] = {}
-    for runs in recipes.values():
-        row, column = runs[0].variant
-        namesakes = [others[0] for others in recipes.values() if others[0].variant == (row, column)]
-        changes = {
-            name for other in namesakes for name in changed_values(recipe_but_seed(other), recipe_but_seed(runs[0]))
-        }
-        if sum(recipe_but_seed(other) == recipe_but_seed(runs[0]) for other in namesakes) > 1:
-            changes.add("data.root")
-        labels = [f"{name} {value_of(runs[0].config, name)}" for name in sorted(changes)]
-        labels += other_images(runs[0], namesakes)
-        if labels:
-            row += f" ({', '.join(labels)})"
-        if (row, column) in cells:
-            one, other = cells[row, column].runs[0], runs[0]
-            kinds = ({name: run.results.get(name, {}) for name in ("inputs", "image_sets")} for run in (one, other))
-            data = LONG_HASH.sub(r"\1...", next(iter(changed_values(*kinds).values())))
-            raise ValueError(f"{one.path} and {other.path}: the same recipe on other data, {data}; train both on one")
-        cells[row, column] = Cell(row, column, runs)
-    return cells
-
-
-def recipe_and_inputs(run: Run) -> list:
-    """Return what runs that differ only in their seed have in common, and that runs of every version record."""
-    return [run.variant, recipe_but_seed(run), sorted(run.results["inputs"].values())]
-
-
-def images_as_known(run: Run, runs: Sequence[Run]) -> dict[str, str]:
-    """Return the SHA-256 of the images that the run has read, by half.
-
-    Runs of an earlier version did not record it. They count as having read the images of the other runs with the same
-    recipe and annotations, if those have all read the same."""
-    if images := run.results.get("image_sets"):
-        return images
-    others = [other for other in runs if recipe_and_inputs(other) == recipe_and_inputs(run)]
-    known = [images for other in others if (images := other.results.get("image_sets"))]
-    return known[0] if known and all(images == known[0] for images in known) else {}
-
-
-def other_images(run: Run, namesakes: Sequence[Run]) -> list[str]:
-    """Return ['val images 1a2b3c4d'], the start of their SHA-256, if a run on the same folder has read other images."""
-    same = [other for other in namesakes if value_of(other.config, "data.root") == value_of(run.config, "data.root")]
-    same = [other for other in same if recipe_but_seed(other) == recipe_but_seed(run)]
-    halves = run.results.get("image_sets", {})
-    return [
-        f"{half} images {digest[:8]}" for half, digest in halves.items()
-        if any(other.results.get("image_sets", {}).get(half, digest) != digest for other in same)
-    ]  # fmt: skip
-
-
-def mixed_batches(cells: Iterable[Cell]) -> Iterable[str]:
-    """A line for each cell whose runs took different numbers of steps, as other numbers of processes make them."""
-    for cell in cells:
-        steps = {run.results.get("steps", 0): run for run in cell.runs}
-        if len(steps) > 1:
-            runs = ", ".join(f"{count:,} in {run.path}" for count, run in sorted(steps.items()))
-            yield f"{cell.name}: its runs took other numbers of steps ({runs}), so of other batches: no one recipe"
-
-
-def mixed_precisions(runs: Sequence[Run]) -> Iterable[str]:
-    """Yield a line if `train.precision: auto` became different precisions, as it does on different hardware."""
-    found = {run.config["train"].get("precision"): run.path for run in runs}
-    found.pop(None, None)
-    if len(found) > 1:
-        values = ", ".join(f"{precision} in {path}" for precision, path in sorted(found.items()))
-        yield f"runs were trained in different precisions ({values}); set train.precision to train all in one"
-
-
-def unnamed_differences(cells: dict[Place, Cell]) -> Iterable[str]:
-    """A line if the recipes differ in more than rows and columns tell."""
-    first, *others = [cell.runs[0] for cell in cells.values()]
-    labels = " ".join(name for place in cells for name in place)
-    found: dict[str, str] = {}
-    for run in others:
-        for name in changed_values(recipe_but_seed(first), recipe_but_seed(run)):
-            values = [value_of(each.config, name) for each in (first, run)]
-            if not (set(values) <= set(map(shown, first.variant + run.variant)) or name in labels):
-                found.setdefault(name, f"{name} is {values[0]} in {first.path}, {values[1]} in {run.path}")
-    if found:
-        yield f"rows and columns do not tell all that differs: {listed(list(found.values()), MOST_DIFFERENCES)}"
-
-
-def recipe_but_seed(run: Run) -> dict:
-    """The config without what makes no difference, and without the seed."""
-    config = json.loads(json.dumps(run.config))
-    for name in [*FREE_FIELDS, "train.seed"]:
-        section, _, key = name.partition(".")
-        config.get(section, {}).pop(key, None)
-    return config
-
-
-def value_of(config: dict, name: str) -> str:
-    """The value at 'section.field', as it would be typed."""
-    for key in name.split("."):
-        config = (config or {}).get(key)
-    return shown(config)
-
-
-def unlike_runs(runs: Sequence[Run]) -> Iterable[str]:
-    """What keeps runs from being compared with the first: 'protocol.nms_iou is 0.45 in ..., 0.5 in ...'."""
-    first = runs[0]
-    for run in runs[1:]:
-        one, other = ({key: r.results[key] for key in ("task", "metric", "protocol")} for r in (first, run))
-        for name in changed_values(one, other):
-            if name == "protocol.annotations":
-                continue  # what the file is called; protocol.annotations_sha256 is what it says
-            values = [value_of(each, name) for each in (one, other)]
-            if name == "protocol.annotations_sha256" and "null" not in values:
-                yield f"another annotation file: {annotations_of(first)} against {annotations_of(run)}"
-            elif name == "protocol.images_sha256" and "null" not in values:
-                yield f"other validation images: {images_of(first)} against {images_of(run)}"
-            else:
-                was, now = (LONG_HASH.sub(r"\1...", value) for value in values)
-                yield f"{name} is {was} in {first.path}, {now} in {run.path}"
-
-
-def annotations_of(run: Run) -> str:
-    """'coco/annotations/instances_val2017.json (sha256 a899906f) in experiments/experiment_2'."""
-    protocol = run.results["protocol"]
-    digest = protocol["annotations_sha256"]
-    path = next((path for path, its in run.results["inputs"].items() if its == digest), protocol["annotations"])
-    return f"{path} (sha256 {digest[:8]}) in {run.path}"
-
-
-def images_of(run: Run) -> str:
-    """'500 of datasets/tiny_images (sha256 6b936668) in experiments/experiment_14'."""
-    protocol = run.results["protocol"]
-    number, digest = protocol["images"], protocol["images_sha256"]
-    return f"{number} of {value_of(run.config, 'data.root')} (sha256 {digest[:8]}) in {run.path}"
-
-
-def find_baseline(name: str | None, cells: dict[Place, Cell]) -> Place:
-    """The cell that an experiment's path or 'row x column' names; without a name the first that has a score."""
-    if name is None:
-        return next((place for place, cell in cells.items() if cell.mean is not None), next(iter(cells)))
-    for place, cell in cells.items():
-        paths = [path for run in cell.runs for path in (str(run.path), run.path.name, str(run.path.resolve()))]
-        if name == cell.name or name in paths or str(Path(name).resolve()) in paths:
-            if cell.mean is None:
-                raise ValueError(f"--baseline {name}: has no score")
-            return place
-    names = [cell.name for cell in cells.values()]
-    cure = did_you_mean(nearest(name, names)) or f"; expected one of these experiments, or of {', '.join(names)}"
-    raise ValueError(f"--baseline {name!r}: not among them{cure}")
+def few(names: Collection[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join([*names][:3]) + f" and {len(names) - 3} more" * (len(names) > 3)

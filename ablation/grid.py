@@ -190,7 +190,7 @@ def print_status(arguments: argparse.Namespace) -> None:
 
 def print_table(arguments: argparse.Namespace) -> None:
     """The scores side by side."""
-    from ablation.comparison import compare, show
+    from ablation.cells import compare, show
 
     comparison = compare(
         [arguments.grid], arguments.experiments, arguments.baseline, arguments.pairs, arguments.replicates,

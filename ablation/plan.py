@@ -27,7 +27,7 @@ from engine.inputs import Inputs, content_sha256, holds_sample_of, read_inputs
 from engine.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
 from records.experiment import FREE_FIELDS, list_experiments, shown_score
 from records.metrics import read_metrics
-from records.results import Place, read_object, read_results
+from records.results import Place, Results, read_object, read_results
 from records.status import read_status
 
 PROJECT = Path(__file__).parent.parent
@@ -236,7 +236,7 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
             return State("running", path, progress(path))
         if (path / "results.json").is_file():
             results = read_results(path / "results.json")
-            score = f"{results['metric']} {shown_score(results['scores'][results['metric']])}"
+            score = f"{results.metric} {shown_score(results.score)}"
             changes = [*changed_recipe(cell, recipe), *changed_inputs(path, results, recipe)]
             if changes or changed_code(cell):
                 why = "; ".join([score, *changes, *changed_code(cell)])
@@ -306,13 +306,13 @@ def changed_code(cell: dict) -> list[str]:
     return [f"the code has changed since ({shown})"] if changed else []
 
 
-def changed_inputs(experiment: Path, results: dict, recipe: dict) -> list[str]:
+def changed_inputs(experiment: Path, results: Results, recipe: dict) -> list[str]:
     """Return ['data: .../instances_val.json'] for files and images that differ from what the run has read.
 
     They are looked for in the recipe's data.root. Missing ones are not a change: a clone may lack the data."""
     config, _ = read_yaml(experiment / "config.yaml")
     root, root_now = _data_root(config), _data_root(recipe)
-    inputs = read_inputs(experiment) or Inputs(str(root), results["inputs"], {})
+    inputs = read_inputs(experiment) or Inputs(str(root), results.inputs, {})
     return [f"data: {change.path}" for change in inputs.changes(root_now) if not change.is_gone]
 
 

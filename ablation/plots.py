@@ -18,8 +18,9 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
+from ablation.comparison import Cell, Comparison, Difference
 from engine.terminal import printable
-from records.results import Cell, Comparison, Difference, Place
+from records.results import Place
 from stats.bootstrap import Interval
 
 WIDTH = 4.6  # inches

@@ -16,12 +16,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ablation import page, plots
+from ablation.comparison import Cell, Comparison, Difference, with_minus
 from ablation.page import Section
 from ablation.tables import FLOPS_NOTE
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
-from records.results import Cell, Comparison, Difference, Place, with_minus
+from records.results import Place
 from stats.bootstrap import Interval
 
 # Name in a run's cost -> what a reader calls it, by what to multiply it, how it is written, whether more is better.
@@ -63,10 +64,10 @@ def what_was_scored(comparison: Comparison) -> str:
     if not comparison.filled:
         return ""
     results = comparison.filled[0].runs[0].results
-    facts = {"task": results["task"], "score": comparison.metric, "seeds": f"{comparison.seeds} per cell"}
+    facts = {"task": results.task, "score": comparison.metric, "seeds": f"{comparison.seeds} per cell"}
     if comparison.differences:
         facts["intervals"] = f"95%, from {comparison.replicates:,} resamples of the images"
-    for name, value in results["protocol"].items():
+    for name, value in results.protocol.model_dump(exclude_unset=True).items():
         facts[name.replace("_", " ")] = listed(value) if isinstance(value, list) else str(value)
     return page.details("What was scored, and how", page.facts(facts), is_open=True)
 
@@ -89,7 +90,7 @@ def scores_section(comparison: Comparison) -> Section:
     content = page.table(comparison.metric, [corner, *comparison.columns], rows)
     content += "".join(map(page.note, comparison.reasons(of_scored=False)))
     cells = comparison.filled
-    names = dict.fromkeys(name for cell in cells for run in cell.runs for name in run.results["scores"])
+    names = dict.fromkeys(name for cell in cells for run in cell.runs for name in run.results.scores)
     names = [name for name in names if any(cell.mean_of("scores", name) is not None for cell in cells)]
     if len(names) > 1:
         rows = [(cell.name, [other_score_cell(comparison, cell, name) for name in names]) for cell in cells]
@@ -210,7 +211,7 @@ def costs_section(comparison: Comparison) -> Section:
         (cell.name, [page.cell(text) for text in (number(cell.mean), *(each.get(cell.name, "-") for each in columns))])
         for cell in comparison.filled
     ]
-    devices = sorted({run.cost.get("device") or "unknown" for cell in comparison.filled for run in cell.runs})
+    devices = sorted({run.results.cost.device or "unknown" for cell in comparison.filled for run in cell.runs})
     how = (
         "Filled points, joined by the dashed line, are the Pareto front: no other cell is both cheaper and better. "
         "Vertical lines are the spread between seeds, and neighbours on the front may differ by chance alone. "
@@ -278,7 +279,7 @@ def class_scores(comparison: Comparison) -> Mapping[Place, Mapping[str, Interval
         return comparison.per_class
     scores: dict[Place, dict[str, Interval]] = {}
     for cell in comparison.filled:
-        tables = [run.results.get("per_class", {}) for run in cell.runs]
+        tables = [run.results.per_class for run in cell.runs]
         scores[cell.row, cell.column] = {
             name: bare(mean([next(iter(each[name].values())) for each in tables]))
             for name in tables[0]
@@ -339,16 +340,14 @@ def sizes_section(comparison: Comparison) -> Section:
 
 def errors_section(comparison: Comparison) -> Section:
     """What goes wrong, by kind, where a task tells it: {"delta_<score>": {kind: rise}, "counts": {kind: number}}."""
-    cells = [cell for cell in comparison.filled if all("errors" in run.results for run in cell.runs)]
+    cells = [cell for cell in comparison.filled if all(run.results.errors for run in cell.runs)]
     if not cells:
         return Section("errors", "", "", "")
-    first = cells[0].runs[0].results["errors"]
-    delta = next(name for name in first if name.startswith("delta_"))
-    score, kinds = delta.removeprefix("delta_"), list(first[delta])
+    score, kinds = "AP50", list(cells[0].runs[0].results.errors.delta_AP50)
 
     def rows_of(name: str, shown: Callable, changed: Callable) -> list[tuple[str, list[str]]]:
         values = {
-            cell.name: {kind: mean([run.results["errors"][name][kind] for run in cell.runs]) for kind in kinds}
+            cell.name: {kind: mean([getattr(run.results.errors, name)[kind] for run in cell.runs]) for kind in kinds}
             for cell in cells
         }
         return bar_rows(values, comparison.cells[comparison.baseline].name, shown, changed)
@@ -358,7 +357,7 @@ def errors_section(comparison: Comparison) -> Section:
         "2008.08115); below the bar the change against the baseline: less is better. The gains do not add up, and no "
         "interval was computed for them."
     )
-    content = page.table(f"{score} lost to errors", ["", *kinds], rows_of(delta, number, signed))
+    content = page.table(f"{score} lost to errors", ["", *kinds], rows_of("delta_AP50", number, signed))
     counts = rows_of("counts", count, "{:+,.0f}".format)
     content += page.details("How many errors of each kind", page.table("number of errors", ["", *kinds], counts))
     return Section("errors", "What goes wrong", how, content)

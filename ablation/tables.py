@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ablation.columns import COLUMNS
+from ablation.comparison import Cell, Comparison, Difference, with_minus
 from engine.terminal import printable
-from records.results import Cell, Comparison, Difference, with_minus
 from stats.bootstrap import Interval
 
 FLOPS_NOTE = (
@@ -150,10 +150,10 @@ def shown_interval(interval: Interval, form: str) -> str:
 
 def error_table(comparison: Comparison) -> Table:
     """What mending each kind of error would add to AP50, and its change against the baseline."""
-    cells = [cell for cell in comparison.filled if all("errors" in run.results for run in cell.runs)]
+    cells = [cell for cell in comparison.filled if all(run.results.errors for run in cell.runs)]
     baseline = comparison.cells[comparison.baseline]
     baseline = baseline if baseline in cells else None
-    kinds = list(cells[0].runs[0].results["errors"]["delta_AP50"]) if cells else []
+    kinds = list(cells[0].runs[0].results.errors.delta_AP50) if cells else []
     rows = []
     for cell in cells:
         row = [cell.name]
@@ -171,7 +171,7 @@ def error_table(comparison: Comparison) -> Table:
 
 def mean_error(cell: Cell, kind: str) -> float | None:
     """Mean over seeds of what an error costs; None where it is undefined for one."""
-    values = [run.results["errors"]["delta_AP50"][kind] for run in cell.runs]
+    values = [run.results.errors.delta_AP50[kind] for run in cell.runs]
     return None if None in values else sum(values) / len(values)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ablation.comparison import Cell, Comparison, Difference
 from engine.logbook import progress_bar
-from records.results import Cell, Comparison, Difference, Place
+from records.results import Place
 from stats.bootstrap import Interval, cell_replicates, holm, image_weights, interval, resampled_scores
 from stats.image_statistics import load_statistics
 
@@ -39,10 +40,10 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
         if not np.array_equal(statistics.image_ids, image_ids):
             raise ValueError(f"{run.path}: its image_statistics.npz is of other images than {runs[0].path}'s")
         scores[run.path], classes[run.path] = resampled_scores(statistics, weights)
-        score = scores[run.path][run.metric][0]
+        score = scores[run.path][run.results.metric][0]
         if abs(score - run.score) > 1e-6:
             raise ValueError(
-                f"{run.path}: image_statistics.npz gives {run.metric} {score:.6f}, results.json says "
+                f"{run.path}: image_statistics.npz gives {run.results.metric} {score:.6f}, results.json says "
                 f"{run.score:.6f}; they are not of the same run"
             )
     replicates = add_intervals(comparison, cells, scores)
@@ -72,7 +73,7 @@ def add_intervals(
     runs = [run for cell in cells.values() for run in cell.scored]
     result = {}
     for name in scores[runs[0].path]:
-        if any(run.results["scores"].get(name) is None for run in runs):
+        if any(run.results.scores.get(name) is None for run in runs):
             continue
         values = [np.stack([scores[run.path][name] for run in cell.scored]) for cell in cells.values()]
         result[name] = cell_replicates([each[:, 0] for each in values], [each[:, 1:] for each in values], SEED)

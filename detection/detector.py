@@ -35,6 +35,7 @@ from engine.compute.precision import autocast, inference_precision
 from engine.loading import load_exactly
 from engine.logbook import logger
 from records.experiment import read_experiment_config
+from records.results import Results, read_results
 from weights.release import PUBLISHED_WEIGHTS, SUFFIX, released_config, weights_in
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor  # a single one, see `rgb_pixels`
@@ -246,17 +247,24 @@ def _category_ids(experiment: Path, config: DetectionConfig, class_names: Sequen
     """Those of the annotation file that an experiment was trained with, by label.
 
     From its results.json, else from the file itself; None where neither is at hand, or has other classes by now."""
-    for find, read in (
-        (lambda: experiment / "results.json", lambda record: (record["protocol"]["classes"], record["category_ids"])),
-        (lambda: config.data.paths("val")[0], _named_ids),
+    for read in (
+        lambda: _recorded_ids(read_results(experiment / "results.json")),
+        lambda: _named_ids(json.loads(config.data.paths("val")[0].read_bytes())),
     ):
         try:
-            names, category_ids = read(json.loads(find().read_bytes()))
+            names, category_ids = read()
         except (OSError, ValueError, LookupError, TypeError):
             continue
         if names == class_names:
             return category_ids
     return None
+
+
+def _recorded_ids(results: Results) -> tuple[list[str], list[int]]:
+    """Names and ids of the categories that an experiment recorded. Raises LookupError if it recorded no ids."""
+    if results.category_ids is None:
+        raise LookupError("category_ids")
+    return results.protocol.classes, results.category_ids
 
 
 def _named_ids(annotations: dict) -> tuple[list[str], list[int]]:

@@ -45,7 +45,7 @@ class Job(NamedTuple):
 
 
 @dataclass
-class Results:
+class Findings:
     """What was found so far, in COCO's words, too, if these are to be written."""
 
     with_json: bool
@@ -94,7 +94,7 @@ def predict(arguments: argparse.Namespace, device: torch.device) -> None:
         logger.warning("the labels' font, DejaVu Sans, lacks letters of these classes: %s", listed(names))
     with writing(arguments.output):
         arguments.output.mkdir(parents=True, exist_ok=True)
-    results, started = Results(arguments.json, arguments.output), time.perf_counter()
+    results, started = Findings(arguments.json, arguments.output), time.perf_counter()
     unread = predict_images(detector, [job for job in jobs if not job.is_video], arguments.score, results)
     for job in jobs:
         if job.is_video:
@@ -109,7 +109,7 @@ def predict(arguments: argparse.Namespace, device: torch.device) -> None:
         )
 
 
-def summary(results: Results, arguments: argparse.Namespace, seconds: float) -> str:
+def summary(results: Findings, arguments: argparse.Namespace, seconds: float) -> str:
     """What was done, for the terminal."""
     objects, images = results.counts.total(), results.num_images
     classes = [f"{count} {name}" for name, count in results.counts.most_common()]
@@ -129,7 +129,7 @@ def summary(results: Results, arguments: argparse.Namespace, seconds: float) -> 
     return "\n".join(lines)
 
 
-def write_json(folder: Path, results: Results, detector: Detector) -> None:
+def write_json(folder: Path, results: Findings, detector: Detector) -> None:
     """images.json and detections.json: see detection/predict.py. The former is marked, for `_is_ours`."""
     classes = zip(detector.category_ids, detector.class_names, strict=True)
     categories = [{"id": number, "name": name} for number, name in classes]
@@ -214,7 +214,7 @@ def _files(source: str) -> Iterator[tuple[Path, Path]]:
 # ---- images ---------------------------------------------------------------------------------------------------
 
 
-def predict_images(detector: Detector, jobs: Sequence[Job], score_threshold: float, results: Results) -> list[Path]:
+def predict_images(detector: Detector, jobs: Sequence[Job], score_threshold: float, results: Findings) -> list[Path]:
     """Find objects in images and write the pictures; returns those that cannot be read, which are told."""
     unread = []
     bar = progress_bar(total=len(jobs), desc="images", unit="image", leave=False)
@@ -262,7 +262,7 @@ def _write_picture(read: tuple[Job, np.ndarray, bytes], found: Detections) -> No
 # ---- videos ---------------------------------------------------------------------------------------------------
 
 
-def predict_video(detector: Detector, job: Job, score_threshold: float, results: Results) -> list[Path]:
+def predict_video(detector: Detector, job: Job, score_threshold: float, results: Findings) -> list[Path]:
     """Find objects in every frame of a video, and write it with them, without its sound.
 
     Returns the file if it cannot be read to its end, which is told; nothing is kept of it then."""

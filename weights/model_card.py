@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import html
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from engine.logbook import logger
 from engine.strict_yaml import ConfigError, dump_yaml, listed
 from engine.terminal import printable
 from records.experiment import shown_score
+from records.results import Results, read_results
 from stats.bootstrap import (
     Interval,
     average_precision,
@@ -36,7 +36,6 @@ CARD, CONFIG, SUMS = "README.md", "config.yaml", "SHA256SUMS"
 FACTS = ("Model", "Data", "Recipe", "Scored", "Time", "Code")  # of the experiment's README that belong on the card
 MOST_CLASSES, LISTED_CLASSES = 100, 20  # in a table, in a sentence
 RESAMPLES, SEED = 1000, 0  # those of ablation.compare
-RECORD = ("variant", "scores", "per_class", "protocol", "metric", "steps", "seed")  # of results.json, for the card
 FEWEST_IMAGES = 10  # resamples of fewer hold the same few images over and over
 
 
@@ -82,7 +81,7 @@ class Published:
 
     weights: dict[str, Tensor]
     config: dict[str, Any]  # without paths of this machine
-    results: dict[str, Any]  # results.json
+    results: Results
     facts: dict[str, str]  # lines of the experiment's README, label to sentence
     intervals: dict[str, Interval]  # of some of the scores
     release: dict[str, str]  # metadata of the weights
@@ -115,10 +114,9 @@ def publish(arguments: argparse.Namespace) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write(folder, published, arguments.license)
-    metric = published.results["metric"]
-    print(
-        f"{metric} {shown_score(published.results['scores'][metric])} (95%: {published.interval(metric) or 'unknown'})"
-    )
+    results = published.results
+    known = published.interval(results.metric) or "unknown"
+    print(f"{results.metric} {shown_score(results.score)} (95%: {known})")
     print(f"written to {folder}/; {CARD} is the model card")
 
 
@@ -130,9 +128,9 @@ def read(experiment: Path) -> Published:
     results = _read_results(experiment)
     path = newest_checkpoint(experiment / "checkpoints")
     state = load_checkpoint(path)
-    if state["step"] != results["steps"]:
+    if state["step"] != results.steps:
         raise CheckpointError(
-            f"{path}: of step {state['step']}, but results.json scored step {results['steps']}; end the run (--resume)"
+            f"{path}: of step {state['step']}, but results.json scored step {results.steps}; end the run (--resume)"
         )
     weights = trained_weights(state)
     if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
@@ -145,32 +143,25 @@ def read(experiment: Path) -> Published:
     release = release_facts(
         experiment,
         config,
-        task=results["task"],
+        task=results.task,
         classes=state["data"]["classes"],
-        category_ids=results.get("category_ids"),
-        scores=results["scores"],
-        step=results["steps"],
+        category_ids=results.category_ids,
+        scores=results.scores,
+        step=results.steps,
     )
-    found = intervals(load_statistics(experiment), results["scores"])
+    found = intervals(load_statistics(experiment), results.scores)
     return Published(weights, renamed(config, local), results, facts, found, release)
 
 
-def _read_results(experiment: Path) -> dict[str, Any]:
+def _read_results(experiment: Path) -> Results:
     """results.json of a finished experiment of a task that can be published."""
     path = experiment / "results.json"
     if not path.is_file():
         what = "no results.json in it, so it is not finished (--resume)" if experiment.is_dir() else "no such folder"
         raise ValueError(f"{experiment}: {what}; name a finished experiment, experiments/experiment_N")
-    try:
-        results = json.loads(path.read_bytes())
-        if results["task"] not in KINDS:
-            raise ValueError(f"{experiment}: its task is {results['task']}; expected one of {', '.join(KINDS)}")
-        missing = [key for key in RECORD if key not in results]
-        missing += [f"protocol.{key}" for key in ("classes", "images") if key not in results.get("protocol", ())]
-        if missing:
-            raise ValueError(f"{path}: lacks {missing[0]!r}, which a card needs; --resume {experiment} writes it anew")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged, no record of an experiment ({error!r}); score it again") from None
+    results = read_results(path)
+    if results.task not in KINDS:
+        raise ValueError(f"{experiment}: its task is {results.task}; expected one of {', '.join(KINDS)}")
     return results
 
 
@@ -233,7 +224,7 @@ def find_edited(folder: Path) -> list[str]:
 def write(folder: Path, published: Published, license_name: str) -> None:
     """Fill the folder. Raises OSError where it cannot be."""
     texts = {CARD: card(folder.resolve().name, published, license_name), CONFIG: published.release["config"]}
-    if published.results["task"] == "detection" and "category_ids" not in published.release:
+    if published.results.task == "detection" and "category_ids" not in published.release:
         logger.warning("results.json of an older version lacks the classes' category_ids: they will be 1, 2, ...")
     sums = "".join(f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in texts.items())
     earlier = (folder / SUMS).read_text() if (folder / SUMS).is_file() else ""
@@ -246,14 +237,14 @@ def write(folder: Path, published: Published, license_name: str) -> None:
 
 def card(name: str, published: Published, license_name: str) -> str:
     """The model card: front matter for the hub, then what a person wants to know."""
-    results, kind = published.results, KINDS[published.results["task"]]
+    results, kind = published.results, KINDS[published.results.task]
     sections = {
         "How to use it": kind.usage.format(folder=name),
         "What it was trained on, and how": "\n".join(
             f"- **{label}**: {sentence}" for label, sentence in published.facts.items()
         ),
         "How good it is": f"{score_table(published)}\n\n{caveat(published)}",
-        "By class": class_table(results["per_class"]),
+        "By class": class_table(results.per_class),
         "Limits": "\n".join(f"- {limit}" for limit in limits(results)),
         "Licence": f"{licence(license_name)} The images they were learned from have licences of their own, which this "
         "page does not know; ask where they came from before you build on it.",
@@ -261,7 +252,7 @@ def card(name: str, published: Published, license_name: str) -> str:
         "`config.yaml` repeats the experiment, given the data at `data.root`. "
         f"`sha256sum --check {SUMS}` verifies all.",
     }
-    title = f"{' + '.join(map(str, results['variant'].values()))} on {published.dataset}"
+    title = f"{' + '.join(map(str, results.variant.values()))} on {published.dataset}"
     text = "\n\n".join(f"## {heading}\n\n{content}" for heading, content in sections.items() if content)
     return f"---\n{dump_yaml(front_matter(name, published, license_name))}---\n\n# {title}\n\n{text}\n"
 
@@ -275,10 +266,10 @@ def licence(name: str) -> str:
 
 def front_matter(name: str, published: Published, license_name: str) -> dict[str, Any]:
     """Metadata as the hub reads them (huggingface.co/docs/hub/model-cards#model-card-metadata)."""
-    results, kind = published.results, KINDS[published.results["task"]]
+    results, kind = published.results, KINDS[published.results.task]
     metrics = [
         {"type": metric.lower(), "name": metric, "value": round(value, 4)}
-        for metric, value in results["scores"].items()
+        for metric, value in results.scores.items()
         if value is not None
     ]
     evaluated = {
@@ -290,7 +281,7 @@ def front_matter(name: str, published: Published, license_name: str) -> dict[str
         "license": license_name,
         "library_name": "ssd-workbench",
         "pipeline_tag": kind.pipeline,
-        "tags": ["pytorch", *map(str, results["variant"].values())],
+        "tags": ["pytorch", *map(str, results.variant.values())],
         "model-index": [{"name": name, "results": [evaluated]}],
     }
 
@@ -298,14 +289,14 @@ def front_matter(name: str, published: Published, license_name: str) -> dict[str
 def score_table(published: Published) -> str:
     """Every score, with its interval where there is one."""
     lines = ["| score | value | 95% interval |", "|---|---|---|"]
-    for name, value in published.results["scores"].items():
+    for name, value in published.results.scores.items():
         lines.append(f"| {name} | {shown_score(value)} | {published.interval(name)} |")
     return "\n".join(lines)
 
 
 def caveat(published: Published) -> str:
     """What the scores and their intervals hold for."""
-    images, inputs = published.results["protocol"]["images"], published.results.get("inputs", {})
+    images, inputs = published.results.protocol.images, published.results.inputs
     sentences = [f"On {images:,} validation image{'s' * (images != 1)}."]
     if inputs and len(set(inputs.values())) == 1:
         sentences.append("It was trained on these, too: expect less on any others.")
@@ -336,16 +327,16 @@ def plain(name: str) -> str:
     return html.escape(printable(" ".join(name.split())), quote=False).replace("|", "\\|")
 
 
-def limits(results: dict[str, Any]) -> Iterator[str]:
+def limits(results: Results) -> Iterator[str]:
     """What not to expect, a sentence each."""
-    classes = results["protocol"]["classes"]
+    classes = results.protocol.classes
     number = f"{len(classes)} class{'es' * (len(classes) != 1)}"
     yield f"It knows {number} and nothing else: {listed([*map(plain, classes)], LISTED_CLASSES)}."
-    scores = {name: next(iter(values.values())) for name, values in results["per_class"].items()}
+    scores = {name: next(iter(values.values())) for name, values in results.per_class.items()}
     defined = [name for name, value in scores.items() if value is not None]
     if len(defined) > 1:
         worst = min(defined, key=scores.__getitem__)
         yield f"It is weakest at {plain(worst)}, {scores[worst]:.3f}."
-    yield from KINDS[results["task"]].limits
+    yield from KINDS[results.task].limits
     yield "Images from elsewhere, of another camera, place or season, were not tested; expect less on them."
-    yield f"One training, with seed {results['seed']}: another gives other scores."
+    yield f"One training, with seed {results.seed}: another gives other scores."

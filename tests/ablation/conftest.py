@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from records.results import Cell, Comparison, Difference, Run, read_run
+from ablation.comparison import Cell, Comparison, Difference
+from records.results import Run, read_run
 from stats.bootstrap import Interval
 from stats.image_statistics import Hits
 
@@ -167,7 +168,7 @@ def make_comparison(
     baseline = next(iter(cells))
 
     def intervals(place: tuple[str, str], zero: float) -> dict[str, Interval]:
-        scores, base = (cells[p].runs[0].results["per_class"] for p in (place, baseline))
+        scores, base = (cells[p].runs[0].results.per_class for p in (place, baseline))
         return {
             name: made_up(each["AP"] - zero * base[name]["AP"], 0.02 + 0.03 * abs(math.sin(k)))
             for k, (name, each) in enumerate(scores.items())

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
-from ablation.comparison import compare
+from ablation.cells import compare
+from ablation.comparison import Comparison
 from ablation.report import scores_section, write_report
 from ablation.tables import to_csv
-from records.results import Comparison
 from stats.image_statistics import load_statistics
 
 MODELS, POSITIONS = {"no_shift": 0.45, "shift": 0.75}, ("none", "rel")
@@ -74,7 +74,7 @@ def test_top5_has_an_interval_too(comparison):
 
 def test_the_score_of_a_class_is_the_accuracy_on_its_images(comparison):
     runs = comparison.cells["shift", "rel"].runs
-    recorded = np.mean([run.results["per_class"]["elk"]["top1"] for run in runs])
+    recorded = np.mean([run.results.per_class["elk"]["top1"] for run in runs])
     assert comparison.per_class["shift", "rel"]["elk"].estimate == pytest.approx(recorded)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
-from ablation.comparison import compare, mixed_precisions
+from ablation.cells import compare, mixed_precisions
+from ablation.comparison import Comparison, Note
 from ablation.plan import State
 from ablation.tables import (
     Table,
@@ -23,7 +24,7 @@ from ablation.tables import (
     to_latex,
     to_markdown,
 )
-from records.results import Comparison, Note, read_run
+from records.results import read_run
 from stats.bootstrap import average_precision, holm, mean_average_precision
 from stats.image_statistics import Matches
 
@@ -336,7 +337,7 @@ def two_cell_grid(experiments, tmp_path, monkeypatch) -> dict[str, State]:
     rows = f"rows: [{{name: a, config: {tmp_path / 'base.yaml'}}}]"
     (tmp_path / "grid_two.yaml").write_text(f"task: detection.training\nseeds: [0]\n{rows}\n{columns}\n")
     states = {column: State("done", experiments.add("a", column)) for column in ("none", "fpn")}
-    monkeypatch.setattr("ablation.comparison.state_of", lambda job, cells: states[job.column])
+    monkeypatch.setattr("ablation.cells.state_of", lambda job, cells: states[job.column])
     monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "grid_two.yaml"), "--replicates", "100"])
     return states
 

@@ -78,7 +78,7 @@ if end in ("stop", "checkpoint"):
 if end == "interrupt":
     sys.exit(130)
 results = {"task": "fake", "variant": {"row": "row", "column": "x"}, "seed": 0, "metric": "mAP", "scores": {"mAP": 0.5}}
-results |= {"protocol": {}, "inputs": {}, "cost": {}}
+results |= {"protocol": {"images": 9, "classes": ["a"]}, "inputs": {}, "cost": {}}
 (experiment / "config.yaml").write_text("train: {epochs: 1}")
 (experiment / "results.json").write_text(json.dumps(results))
 """

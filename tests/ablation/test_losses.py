@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from ablation import plots
-from ablation.comparison import compare
+from ablation.cells import compare
+from ablation.comparison import Comparison
 from ablation.report import write_report
 from ablation.tables import class_table, difference_table, score_table
-from records.results import Comparison
 from stats.bootstrap import image_weights, resampled_scores
 from stats.image_statistics import Losses, load_statistics
 
@@ -27,7 +27,7 @@ def write_run(path: Path, model: str, classification_writer) -> None:
     labels = (np.arange(120) // 60).astype(np.int16)
     names = np.array(["cat", "dog"])
     Losses(np.array("val_loss"), np.arange(120).astype(str), names, labels, losses).save(path)
-    results = run.results | {
+    results = run.results.model_dump() | {
         "task": "diffusion",
         "metric": "val_loss",
         "lower_is_better": True,

@@ -72,7 +72,7 @@ def finish(experiment: Path, inputs: dict[str, str] | None = None) -> None:
         "seed": 0,
         "metric": "mAP",
         "scores": {"mAP": 0.25},
-        "protocol": {},
+        "protocol": {"images": 9, "classes": ["a"]},
     }
     results |= {"inputs": inputs or {}, "cost": {}}
     (experiment / "config.yaml").write_text("data: {root: here}\ntrain: {epochs: 3}\n")
@@ -381,7 +381,7 @@ def test_the_newest_experiment_of_a_cell_counts(job, experiment):
 
 @pytest.mark.parametrize("name", ["training.py", "engine/optim.py", "stats/bootstrap.py"])
 def test_code_is_read_anew_when_a_file_of_the_project_was_written_to(tmp_path, monkeypatch, name):
-    for folder in ("engine", "engine/statistics"):
+    for folder in ("engine", "stats"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
     modules = ["training.py", "engine/optim.py", "stats/bootstrap.py"]

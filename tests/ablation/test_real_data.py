@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablation.comparison import compare
+from ablation.cells import compare
 from detection.coco.errors import error_breakdown
 from detection.coco.evaluation import coco_scores, evaluate_coco, image_statistics
 from engine.files import file_sha256
@@ -51,7 +51,8 @@ def record(experiment: Path, annotations: Path, results: list[dict], variant: st
     content = {
         "task": "detection", "metric": "mAP", "variant": {"backbone": variant, "neck": "none"}, "seed": 0,
         "scores": scores, "per_class": per_class, "errors": error_breakdown(evaluation),
-        "protocol": {"annotations": annotations.name, "annotations_sha256": file_sha256(annotations), "images": 100},
+        "protocol": {"annotations": annotations.name, "annotations_sha256": file_sha256(annotations), "images": 100,
+                     "classes": list(per_class)},
         "cost": {}, "inputs": {},
     }  # fmt: skip
     (experiment / "results.json").write_text(json.dumps(content))

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,8 +15,9 @@ from matplotlib import rc_context
 from PIL import Image
 
 from ablation import page, plots
+from ablation.comparison import Comparison, Difference, Note
 from ablation.report import classes_section, costs_section, write_report
-from records.results import Comparison, Difference, Note
+from records.results import Run
 from stats.bootstrap import Interval
 
 EVERY_SECTION = [
@@ -40,6 +42,11 @@ def whole(comparison_maker) -> Comparison:
 def text(whole, tmp_path_factory) -> str:
     """The report of it."""
     return report(whole, tmp_path_factory.mktemp("report"))
+
+
+def changed(run: Run, **fields: object) -> Run:
+    """The same run with other results."""
+    return replace(run, results=run.results.model_copy(update=fields))
 
 
 def tree_of(text: str) -> ElementTree.Element:
@@ -169,9 +176,10 @@ def test_sections_without_data_are_left_out(comparison, tmp_path):
         for run in cell.runs:
             shutil.rmtree(run.path / "examples")
             run.curve.clear()
-            del run.results["errors"], run.results["per_class"]
-            for name in ("AP_small", "AP_medium", "AP_large"):
-                del run.results["scores"][name]
+        cell.runs[:] = [
+            changed(run, errors=None, per_class={}, scores={name: run.results.scores[name] for name in ("mAP", "AP50")})
+            for run in cell.runs
+        ]
     assert sections_of(report(comparison, tmp_path)) == ["scores", "differences", "costs", "experiments"]
 
 
@@ -181,14 +189,15 @@ def test_another_task_with_other_scores_is_shown_too(comparison, tmp_path):
     for cell in comparison.cells.values():
         for run in cell.runs:
             score = run.score
-            del run.results["errors"]
-            run.results.update(
+            run.curve[:] = [{"epoch": 1, "top1": score}, {"epoch": 2, "top1": score}]
+            cell.runs[cell.runs.index(run)] = changed(
+                run,
+                errors=None,
                 task="classification",
                 metric="top1",
                 scores={"top1": score, "top5": 2 * score},
                 per_class={"cat": {"accuracy": score}, "dog": {"accuracy": None}},
             )
-            run.curve[:] = [{"epoch": 1, "top1": score}, {"epoch": 2, "top1": score}]
     text = report(comparison, tmp_path)
     assert sections_of(text) == [name for name in EVERY_SECTION if name not in ("sizes", "errors")]
     assert "mAP" not in text_of(text)
@@ -206,8 +215,8 @@ def test_undefined_numbers_are_dashes(comparison, tmp_path):
     comparison.per_class["SwinTBackbone_B", "fpn"]["RBC"] = undefined
     comparison.per_class_change["SwinTBackbone_B", "fpn"]["RBC"] = undefined
     for cell in comparison.cells.values():
-        cell.runs[0].results["errors"]["delta_AP50"]["missed"] = None
-        cell.runs[0].results["scores"]["AP_small"] = None
+        cell.runs[0].results.errors.delta_AP50["missed"] = None
+        cell.runs[0].results.scores["AP_small"] = None
     text = report(comparison, tmp_path)
     assert "nan" not in re.findall(r"[a-z]+", text_of(text))
     assert 'cx="nan"' not in text
@@ -243,7 +252,9 @@ def test_every_experiment_can_be_found_and_run_again(whole, text):
 
 
 def test_speeds_of_different_devices_come_with_a_warning(comparison, text):
-    comparison.filled[0].runs[0].results["cost"]["device"] = "NVIDIA H200"
+    run = comparison.filled[0].runs[0]
+    cost = run.results.cost.model_copy(update={"device": "NVIDIA H200"})
+    comparison.filled[0].runs[0] = changed(run, cost=cost)
     assert "different devices" in costs_section(comparison).content
     assert "different devices" not in text
 

@@ -15,6 +15,7 @@ import weights.model_card
 import weights.publish
 from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from engine.config import read_overridden
+from records.results import Protocol, Results
 from stats.bootstrap import image_weights, interval, resampled_scores
 from stats.image_statistics import Matches, load_statistics
 from weights.model_card import class_table, intervals, limits
@@ -100,8 +101,9 @@ def test_a_class_name_stays_text_on_one_line_of_the_card():
     name, shown = "<b>red |\nblood & cell", "&lt;b&gt;red \\| blood &amp; cell"
     per_class = {name: {"AP": 0.25}, "b": {"AP": 0.5}}
     assert f"| {shown} | 0.2500 |" in class_table(per_class).splitlines()
-    protocol = {"classes": [name, "b"]}
-    known, weakest, *_ = limits({"protocol": protocol, "per_class": per_class, "task": "detection", "seed": 0})
+    protocol = Protocol(classes=[name, "b"], images=1)
+    results = Results.model_construct(protocol=protocol, per_class=per_class, task="detection", seed=0)
+    known, weakest, *_ = limits(results)
     assert known.endswith(f": {shown}, b.")
     assert weakest == f"It is weakest at {shown}, 0.250."
 
@@ -164,8 +166,8 @@ def test_statistics_of_another_run_are_refused(publish, experiment):
         (lambda path: shutil.rmtree(path / "checkpoints"), "no checkpoint in it"),
         (lambda path: edit(path / "results.json", steps=4), "of step 3, but results.json scored step 4"),
         (lambda path: edit(path / "results.json", task="diffusion"), "task is diffusion; expected one of detection"),
-        (lambda path: without(path / "results.json", "seed"), r"results\.json: lacks 'seed', which a card needs"),
-        (lambda path: edit(path / "results.json", protocol={"classes": ["a"]}), "lacks 'protocol.images'"),
+        (lambda path: without(path / "results.json", "seed"), r"results\.json: .*: seed: Field required"),
+        (lambda path: edit(path / "results.json", protocol={"classes": ["a"]}), r"results\.json: .*protocol\.images"),
     ],
 )
 def test_what_cannot_be_published_is_refused_and_nothing_written(publish, experiment, tmp_path, spoil, message):
