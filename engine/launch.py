@@ -21,7 +21,7 @@ from engine.compute.threads import CHOSEN_THREADS, THREADS
 from engine.ranks import LAST_WORDS, LAUNCHER, LastWord
 from engine.signals import SIGNALS
 from engine.start import start
-from engine.strict_yaml import did_you_mean, nearest
+from engine.text import did_you_mean, nearest
 
 # torchrun's options, of which this module only checks the names: its own parser takes seconds to import.
 WITH_VALUE = (
