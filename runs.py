@@ -50,6 +50,7 @@ from records.status import at_work
 from records.trackers import Trackers, check_installed
 from training import Task, check_feasible, emulation_factor, fit, rehearse
 
+MOST_OF_MEMORY = 0.9  # more is too close, because some batches have more objects than others
 EDITED = "config_edited.yaml"  # what somebody made of config.yaml while the run trained
 
 
@@ -152,9 +153,7 @@ def restore_config(experiment: Path, config: Config) -> None:
 
 
 def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.device) -> None:
-    """Build all that training needs and take two steps on real images, to see whether they can be; leave nothing.
-
-    The last line that it prints is for engine.doctor, too."""
+    """Build all that training needs and take two steps on real images, to see whether they can be; leave nothing."""
     config = with_precision(read_config(arguments, command), device)
     task = command.build_task(config, False)
     check_installed(config.train.trackers)
@@ -166,6 +165,8 @@ def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.
     needs = distributed.gather(memory_need(device))  # of several processes, the one that is shortest of it
     if needs:
         used, total = max(needs, key=lambda need: need[0] / need[1])
+        if used > MOST_OF_MEMORY * total:
+            logger.warning("nearly all memory is used: lower train.batch_size, raise train.accumulation_steps")
         logger.info(
             "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; warnings: %d; "
             "no experiment was made",

@@ -22,8 +22,8 @@ from ablation.tables import (
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
 from engine.files import write_text
-from engine.strict_yaml import did_you_mean, listed, nearest, shown
 from engine.terminal import printable_lines
+from engine.text import did_you_mean, listed, nearest, shown
 from records.experiment import FREE_FIELDS
 from records.results import Place, Run, read_run
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ablation.columns import COLUMNS
 from engine.arguments import check_config, check_experiment
 from engine.start import start
-from engine.strict_yaml import did_you_mean, nearest
+from engine.text import did_you_mean, nearest
 
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 

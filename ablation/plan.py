@@ -24,7 +24,8 @@ from pydantic import Field, model_validator
 from engine.config import Config, changed_values, load_config, read_overridden
 from engine.files import user_path, write_text
 from engine.inputs import Inputs, content_sha256, holds_sample_of, read_inputs
-from engine.strict_yaml import ConfigError, did_you_mean, nearest, read_yaml
+from engine.strict_yaml import ConfigError, read_yaml
+from engine.text import UnknownNameError, did_you_mean, nearest
 from records.experiment import FREE_FIELDS, list_experiments, shown_score
 from records.metrics import read_metrics
 from records.results import Place, Results, read_object, read_results
@@ -71,7 +72,7 @@ class GridConfig(Config):
         for row in self.rows:
             for name in row.columns or ():
                 if name not in columns:
-                    raise ValueError(f"row {row.name}: {name!r} is no column, expected one of {', '.join(columns)}")
+                    raise UnknownNameError(f"row {row.name}: column", name, columns)
         return self
 
 

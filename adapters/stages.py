@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from engine.logbook import logger
-from engine.strict_yaml import listed
+from engine.text import listed
 from model import SWIN_VARIANTS, ChannelLayerNorm, SwinTransformer, load_swin_weights
 from weights.registry import find_weights, read_weights
 

@@ -13,7 +13,8 @@ from data import DatasetError, Transform
 from engine.checkpoint import newest_checkpoint
 from engine.compute.precision import Precision
 from engine.config import load_config
-from engine.strict_yaml import ConfigError, did_you_mean, nearest
+from engine.strict_yaml import ConfigError
+from engine.text import did_you_mean, nearest
 from model import SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_arguments
 from records.experiment import read_experiment_config
 from weights.registry import find_weights, read_registry, read_safetensors

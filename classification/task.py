@@ -32,6 +32,7 @@ from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
+from engine.text import UnknownNameError
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
 from training import TrainConfig
 from weights.registry import find_weights, identified, read_safetensors, read_weights_with_note
@@ -62,7 +63,7 @@ class ModelConfig(Config):
     def _names_a_row(cls, name: str, info: ValidationInfo) -> str:
         rows = {"name": SWIN_VARIANTS, "position": POSITIONS}[info.field_name]
         if name not in rows:
-            raise ValueError(f"{info.field_name} {name!r}: expected one of {', '.join(rows)}")
+            raise UnknownNameError(info.field_name, name, rows)
         return name
 
 

@@ -2,8 +2,8 @@
 
 An object that no default box overlaps with an IoU of `loss.match_iou` or more is trained on one box, its best, however
 little the two overlap. The recall of the default boxes is the share of the others. Where it is low, the score stays
-low whatever is trained, so training, the dry run and `engine.doctor` report it; `detection.show --what matches` draws
-it. Crowds do not count, and images are as they are scored: the whole image as a square, without augmentation.
+low whatever is trained, so training and the dry run report it; `detection.show --what matches` draws it. Crowds do not
+count, and images are as they are scored: the whole image as a square, without augmentation.
 """
 
 import math

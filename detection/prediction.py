@@ -25,7 +25,8 @@ from detection.drawing.overlay import LEAST_SIDE, draw_found, undrawable
 from detection.drawing.pictures import MADE_BY, is_ours
 from engine.files import write_text, write_whole, writing
 from engine.logbook import logger, progress_bar
-from engine.strict_yaml import ConfigError, listed
+from engine.strict_yaml import ConfigError
+from engine.text import listed
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 X264_OPTIONS = {"crf": "20"}  # a good picture

@@ -30,7 +30,7 @@ from engine.files import user_path
 from engine.inputs import Inputs, identify_images
 from engine.loading import load_exactly
 from engine.optim import OptimConfig
-from engine.strict_yaml import listed
+from engine.text import listed
 from training import TrainConfig
 from weights.registry import find_weights, identified, read_weights_with_note
 from weights.release import SUFFIX, load_release, weights_in

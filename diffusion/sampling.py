@@ -18,6 +18,7 @@ from engine.compute.inference import evaluation_mode
 from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.logbook import progress_bar
+from engine.text import UnknownNameError
 
 # The image that a step predicts is cut to -1 to 1; DDIM's noise has to be what then remains. Taken from the prediction
 # before the cut, as diffusers does if not told, it carries what guidance overdoes from step to step, and many steps mix
@@ -38,7 +39,7 @@ class SamplingConfig(Config):
     @classmethod
     def _names_a_sampler(cls, name: str) -> str:
         if name not in SAMPLERS:
-            raise ValueError(f"sampler {name!r}: expected one of {', '.join(SAMPLERS)}")
+            raise UnknownNameError("sampler", name, SAMPLERS)
         return name
 
 

@@ -23,6 +23,7 @@ from engine.compute.precision import autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
+from engine.text import UnknownNameError
 from model import SWIN_VARIANTS
 from training import TrainConfig
 from weights.registry import find_weights, identified, read_weights_with_note
@@ -48,7 +49,7 @@ class ModelConfig(Config):
     @classmethod
     def _names_a_row(cls, name: str) -> str:
         if name not in SWIN_VARIANTS:
-            raise ValueError(f"name {name!r}: expected one of {', '.join(SWIN_VARIANTS)}")
+            raise UnknownNameError("name", name, SWIN_VARIANTS)
         return name
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_origin
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -20,10 +20,19 @@ from ablation.plan import GridConfig
 from classification.task import ClassificationConfig
 from detection.task import DetectionConfig
 from diffusion.task import DiffusionConfig
-from engine.config import Config, fields_of, wanted_of
+from engine.config import Config, nested_class, sections
 
 PAGE = Path(__file__).parent / "configs.md"
 TABLE = re.compile(r"row of ([\w.]+)\.([A-Z_]+)")  # in a description: module and name of a table
+KINDS = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false", "null": "null",
+         "array": "a list"}  # fmt: skip
+LIMITS = {
+    "exclusiveMinimum": ">",
+    "minimum": ">=",
+    "exclusiveMaximum": "<",
+    "maximum": "<=",
+    "minItems": "of length >=",
+}
 OPENING = """\
 # Configs
 
@@ -64,11 +73,11 @@ def main() -> None:
 
 
 def page() -> str:
-    """The whole page, in Markdown."""
+    """Return the whole page, in Markdown."""
     headings: dict[type[Config], str] = {}  # of each class, where it comes first
     for task, (_, cls) in TASKS.items():
         for path, section in sections(cls):
-            headings.setdefault(section, f"{task}: `{path}`" if path else task)
+            headings.setdefault(section, f"{task}: `{'.'.join(path)}`" if path else task)
     lines = [OPENING]
     for cls, heading in headings.items():
         commands = [command for command, top in TASKS.values() if top is cls]
@@ -78,40 +87,37 @@ def page() -> str:
     return "\n".join(lines)
 
 
-def sections(cls: type[Config], path: str = "") -> Iterator[tuple[str, type[Config]]]:
-    """A config class and every one nested in it, each with its dotted path, in the order of declaration."""
-    yield path, cls
+def rows(cls: type[Config], headings: dict[type[Config], str]) -> Iterator[str]:
+    """Yield the line of the table for each field; a section's links to its own table."""
+    schema = cls.model_json_schema()["properties"]
     for name, field in cls.model_fields.items():
         if nested := nested_class(field.annotation):
-            yield from sections(nested, f"{path}.{name}".lstrip("."))
-
-
-def nested_class(annotation: Any) -> type[Config] | None:
-    """The config class that a field holds: itself, optional, or in a list."""
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        return annotation
-    return next(filter(None, map(nested_class, get_args(annotation))), None)
-
-
-def rows(cls: type[Config], headings: dict[type[Config], str]) -> Iterator[str]:
-    """The line of the table for each field; a section's links to its own table."""
-    schemas = fields_of(cls)
-    for name, field in cls.model_fields.items():
-        nested = nested_class(field.annotation)
-        description = field.description or " ".join(((nested and nested.__doc__) or "").split()).rstrip(".")
-        if nested:
             kind = "sections" if get_origin(field.annotation) is tuple else "section"
             takes, default = f"[{kind}](#{anchor(headings[nested])})", "as it says there"
         else:
-            takes, default = wanted_of(schemas[(name,)]), f"`{json.dumps(field.default, default=str)}`"
+            takes, default = taken(schema[name]), f"`{json.dumps(field.default, default=str)}`"
+        description = field.description or " ".join(((nested and nested.__doc__) or "").split()).rstrip(".")
         for module, table in TABLE.findall(description):
             description += ": " + ", ".join(f"`{row}`" for row in getattr(importlib.import_module(module), table))
         cells = f"`{name}`", takes, "required" if field.is_required() else default, description
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
+def taken(schema: dict[str, Any]) -> str:
+    """Return what a field takes, by its JSON schema, in words: 'a number > 0 and <= 1 or null'."""
+    if "anyOf" in schema:
+        return " or ".join(map(taken, schema["anyOf"]))
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if "prefixItems" in schema:
+        return f"a list ({', '.join(map(taken, schema['prefixItems']))})"
+    limits = " and ".join(f"{words} {schema[key]:.10g}" for key, words in LIMITS.items() if key in schema)
+    each = f", each {taken(schema['items'])}" if "items" in schema else ""
+    return f"{KINDS[schema['type']]} {limits}".rstrip() + each
+
+
 def anchor(heading: str) -> str:
-    """The name under which GitHub links to a heading."""
+    """Return the name under which GitHub links to a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 

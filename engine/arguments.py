@@ -5,7 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.strict_yaml import ConfigError, did_you_mean, missing_file, nearest
+from engine.strict_yaml import ConfigError, missing_file
+from engine.text import did_you_mean, nearest
 
 
 def positive(text: str) -> int:

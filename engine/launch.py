@@ -1,6 +1,6 @@
 """torchrun, but for how it ends: with the exit code of the run, and without a report beside the run's own words.
 
-    python -m engine.launch --standalone --nproc_per_node=4 -m detection.training CONFIG
+    python -m engine.launch --standalone --nproc_per_node=4 -m TASK.training CONFIG
 
 All options are torchrun's. It passes SIGUSR1 on as well, which torchrun dies of unless told otherwise. torchrun itself
 will do; it ends with 1 whatever has happened, and prints a traceback after every failure and every signal.
@@ -21,7 +21,7 @@ from engine.compute.threads import CHOSEN_THREADS, THREADS
 from engine.ranks import LAST_WORDS, LAUNCHER, LastWord
 from engine.signals import SIGNALS
 from engine.start import start
-from engine.strict_yaml import did_you_mean, nearest
+from engine.text import did_you_mean, nearest
 
 # torchrun's options, of which this module only checks the names: its own parser takes seconds to import.
 WITH_VALUE = (
@@ -39,7 +39,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         prog="python -m engine.launch",
         description="Start a command as several processes that train together: torchrun with the exit code of the run. "
         "`torchrun --help` says what its options mean.",
-        epilog="example: python -m engine.launch --standalone --nproc_per_node=4 -m detection.training CONFIG",
+        epilog="example: python -m engine.launch --standalone --nproc_per_node=4 -m TASK.training CONFIG",
     )
     for name in WITH_VALUE:
         parser.add_argument(*_spellings(name), metavar="VALUE")

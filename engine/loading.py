@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from engine.strict_yaml import listed
+from engine.text import listed
 
 LISTED_PROBLEMS = 4  # of each kind, in the message about weights that do not fit
 

@@ -7,8 +7,8 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from engine.inputs import MOST_MEASURED, content_sha256
-from engine.strict_yaml import listed
 from engine.terminal import counted
+from engine.text import listed
 
 TAIL = 4096  # bytes at the end of a file: those of two images of one size differ, except in formats without compression
 

@@ -3,8 +3,6 @@
 The first one is only noted, so that the loop can finish its step and save; see `StopRequest`.
 """
 
-from __future__ import annotations  # the doctor is also for a Python that is too old
-
 import signal
 import sys
 from collections.abc import Iterator

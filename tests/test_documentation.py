@@ -10,13 +10,13 @@ from unittest import mock
 
 import pytest
 import torch
-import yaml
 
 from detection.coco.annotations import read_split
 from detection.network.backbones import BACKBONES
 from detection.network.necks import NECKS
 from detection.task import DetectionConfig, DetectionTask
 from engine.config import load_config
+from engine.strict_yaml import read_yaml
 from records.experiment import FREE_FIELDS
 from training import rehearse
 
@@ -94,7 +94,7 @@ def test_to_ask_for_help_writes_no_page(tmp_path, monkeypatch, capsys):
 
 
 def test_the_citation_is_of_this_version():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation = read_yaml(ROOT / "CITATION.cff")[0]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (str(citation["version"]), citation["license"]) == (project["version"], project["license"])
 

@@ -57,6 +57,12 @@ def test_a_dry_run_tells_of_data_seconds_and_memory(start, caplog):
     assert "no experiment was made" in caplog.messages[-1]
 
 
+def test_a_dry_run_that_takes_nearly_all_of_the_memory_warns(start, monkeypatch, caplog):
+    monkeypatch.setattr("runs.memory_need", lambda device: (95.0, 100.0))
+    start("--dry-run")
+    assert "lower train.batch_size" in caplog.text
+
+
 def test_a_dry_run_leaves_nothing(start):
     start("--dry-run")
     assert not list(start.folder.iterdir())

@@ -16,8 +16,9 @@ from engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoin
 from engine.config import read_overridden
 from engine.files import file_sha256, write_text, writing
 from engine.logbook import logger
-from engine.strict_yaml import ConfigError, dump_yaml, listed
+from engine.strict_yaml import ConfigError, dump_yaml
 from engine.terminal import printable
+from engine.text import listed
 from records.experiment import shown_score
 from records.results import Results, read_results
 from stats.bootstrap import (

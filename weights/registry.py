@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.checkpoint import is_checkpoint, load_checkpoint, trained_weights
 from engine.config import Config, load_config
 from engine.files import file_sha256, user_path
-from engine.strict_yaml import did_you_mean, nearest
+from engine.text import did_you_mean, nearest
 from model import SWIN_VARIANTS, swin_arguments
 from weights.download import download
 from weights.release import SUFFIX, load_release, weights_in

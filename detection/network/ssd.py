@@ -15,6 +15,7 @@ from detection.network.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_box
 from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, build_backbone
 from detection.network.necks import NECKS, build_neck
 from engine.config import Config
+from engine.text import UnknownNameError
 
 # Share of the probability that an untrained head gives to all foreground classes together.
 FOREGROUND_PRIOR = 0.01
@@ -50,7 +51,7 @@ class ModelConfig(Config):
     def _names_a_row(cls, name: str, info: ValidationInfo) -> str:
         table = {"backbone": BACKBONES, "neck": NECKS, "anchor_scales": ANCHOR_SCALES}[info.field_name]
         if name not in table:
-            raise ValueError(f"{info.field_name} {name!r}: expected one of {', '.join(table)}")
+            raise UnknownNameError(info.field_name, name, table)
         return name
 
     @model_validator(mode="after")

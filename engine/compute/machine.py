@@ -1,14 +1,14 @@
-"""What this process may use of the machine that it runs on: cores and memory, as far as Linux tells, and GPUs.
+"""What this process may use of its machine: cores, memory and GPUs.
 
-A container or a Slurm job sees all of its node's cores and memory, and is held to less: by its affinity, and by the
-limits of its control group (cgroup, of version 1 or 2) and of the groups that this one is in.
+A container or a Slurm job sees all of its node's cores and memory, but is limited by its affinity, and by its control
+group (cgroup, version 1 or 2) and the groups above that one. psutil does not know those limits.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-CGROUPS, OWN_CGROUPS, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/meminfo")
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def allowed_cores() -> int:
@@ -17,7 +17,7 @@ def allowed_cores() -> int:
 
 
 def usable_cores() -> float:
-    """Cores that this process may be busy on at a time: those it may run on, or what a quota leaves of them."""
+    """Return how many cores this process may use at a time: those it may run on, or what a quota leaves of them."""
     quotas = [
         float(quota) / float(period)
         for quota, period in (text.split() for text in _limits("cpu.max"))  # version 2: both in one file
@@ -37,22 +37,13 @@ def visible_gpus() -> list[str]:
 
 
 def memory_limit() -> int:
-    """Bytes that this process may hold before it is killed: all that there is, or what its cgroups leave of it."""
+    """Return the bytes that this process may hold: all of the machine, or what its cgroups allow."""
     limits = [int(text) for name in ("memory.max", "memory.limit_in_bytes") for text in _limits(name) if text != "max"]
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits])
 
 
-def free_memory() -> int:
-    """Bytes that no process holds, or that the system would give back, of the whole machine."""
-    try:
-        lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # another system
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def _limits(name: str) -> Iterator[str]:
-    """What a file of that name says in this process's cgroup and in each group that it is in."""
+    """Yield the content of the file `name` in this process's cgroup and in each group above it."""
     try:
         lines = OWN_CGROUPS.read_text().splitlines()
     except OSError:

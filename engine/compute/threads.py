@@ -3,8 +3,6 @@
 PyTorch's wheels for Linux bring GCC's OpenMP, which obeys OMP_WAIT_POLICY (unless GOMP_SPINCOUNT is set) and ignores
 LLVM's KMP_BLOCKTIME. LLVM's OpenMP obeys OMP_WAIT_POLICY, too."""
 
-from __future__ import annotations  # the doctor is also for a Python that is too old
-
 import os
 from collections.abc import Mapping
 

@@ -226,7 +226,7 @@ def test_a_selection_of_nothing_is_refused(grid, only, seeds, named):
     ("old", "new", "named"),
     [
         ("name: large", "name: small", "rows: small is there twice"),
-        ("columns: [fpn]", "columns: [fnp]", "'fnp' is no column"),
+        ("columns: [fpn]", "columns: [fnp]", "column 'fnp': expected one of"),
         ("seeds: [0, 1]", "seeds: [1, 1]", "seeds: 1 is there twice"),
         ("seeds: [0, 1]", "seed: [0]", "did you mean 'seeds'"),
         ("CONFIG, overrides", "nowhere.yaml, overrides", "nowhere.yaml: no such file"),

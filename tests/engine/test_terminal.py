@@ -18,8 +18,8 @@ from detection.coco.detections import Detections
 from detection.drawing import pictures
 from engine.charts import shorten
 from engine.logbook import logger, start_logging
-from engine.strict_yaml import listed
 from engine.terminal import printable, printable_lines
+from engine.text import listed
 from records.experiment import table
 from stats.bootstrap import Interval
 from weights.model_card import plain
