@@ -1,18 +1,15 @@
-"""What `python -m detection.export` does: write a detector into a file of another format, and verify that file."""
+"""The formats that `python -m detection.export` writes, and the comparison with the PyTorch model."""
 
 import argparse
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from data import DatasetError, normalize_images
 from detection.coco.annotations import read_split
@@ -21,7 +18,7 @@ from detection.network.boxes import decode_boxes
 from detection.network.postprocess import Detections, PostprocessConfig, postprocess
 from detection.network.ssd import SSD
 from engine.command import RunError
-from engine.files import write_whole, writing
+from engine.files import write_whole
 from engine.logbook import logger
 
 if TYPE_CHECKING:
@@ -37,47 +34,38 @@ DETECTION_OUTPUTS = {
     "labels": "(B, N) int64, k for the k-th of `classes`",
     "num_detections": "(B,) int64, how many of the N places count; the others are 0",
 }
-FACTS_FILE = "detector.json"  # in the formats of PyTorch
+FACTS_FILE = "detector.json"  # in torch.export's archive
 OPSET = 18  # of ONNX: the one that PyTorch's exporter is written in; for onnxruntime from 1.18
 TOLERANCE = 1e-4  # largest difference of a box, as a fraction of the image's sides, and of a score
-IOU_TOLERANCE = 0.01  # what that makes of the overlap of small boxes
+MOST_UNLIKE = 0.01  # share of detections that may differ: rounding decides which of two equally good boxes NMS keeps
 VERIFIED_IMAGES = 8  # of the validation images
 
 Network = Callable[[Tensor], Sequence[Tensor]]
 
 
-# ---- the command ----------------------------------------------------------------------------------------------
-
-
 def run_export(arguments: argparse.Namespace) -> None:
     """Export as the command line says, on the CPU."""
-    with writing(arguments.output), TemporaryFile(dir=arguments.output.parent):
-        pass  # or that it cannot be written would show at the end
     detector = load(arguments.detector, "cpu")
     images = read_images(detector, arguments.images)
-    detector.model.to(memory_format=torch.contiguous_format)  # whatever was faster in training
+    model = detector.model.to(memory_format=torch.contiguous_format)  # training may have chosen channels_last
     settings = detector.config.eval if arguments.postprocess else None
     logger.info("exporting %s, step %d, in float32; this may take a minute", detector.path, detector.step)
-    content = export(detector.model, arguments.format, facts_of(detector, settings), settings)
-    logger.info("comparing what it finds with what the PyTorch model finds")
-    print(verify(detector.model, FORMATS[arguments.format].load(content), images, settings))
+    content = export(model, arguments.format, facts_of(detector, settings), settings)
+    print(verify(model, FORMATS[arguments.format].load(content), images, settings))
     write_whole(arguments.output, lambda file: file.write(content))
-    side = detector.model.input_size
+    side = model.input_size
     print(f"written to {arguments.output}: {len(content) / 1e6:.1f} MB, for any number of images of {side} x {side}")
 
 
 def read_images(detector: Detector, files: Sequence[str]) -> Tensor:
-    """The files, or else some of the detector's validation images, as its model takes them: (n, 3, S, S) float32.
+    """Return the files, or some of the detector's validation images, as its model takes them: (n, 3, S, S) float32.
 
-    Raises DatasetError if one cannot be read, or if none is named and the validation images are not there."""
+    Raises DatasetError if one cannot be read, or if none is named and the validation images are missing."""
     if not files:
         try:
             val = read_split(detector.config.data, "val")
         except DatasetError as error:
-            what = str(error).partition(";")[0]  # the cures are for training
-            raise DatasetError(
-                f"no images to verify on, name some on the command line; of those it knows: {what}"
-            ) from None
+            raise DatasetError(f"no images to compare on, name some on the command line: {error}") from None
         chosen = np.linspace(0, len(val.images) - 1, min(VERIFIED_IMAGES, len(val.images))).round().astype(int)
         files = [val.file(index).path for index in chosen]
     side = detector.model.input_size
@@ -85,7 +73,7 @@ def read_images(detector: Detector, files: Sequence[str]) -> Tensor:
 
 
 def facts_of(detector: Detector, settings: PostprocessConfig | None) -> dict[str, Any]:
-    """What the file says of itself. settings: of the post-processing in it; None if there is none."""
+    """Return the metadata of the file. settings: of the post-processing in it; None if there is none."""
     return {
         "classes": detector.class_names,
         "category_ids": detector.category_ids,
@@ -97,18 +85,18 @@ def facts_of(detector: Detector, settings: PostprocessConfig | None) -> dict[str
     }
 
 
-# ---- writing --------------------------------------------------------------------------------------------------
+# ---- writing and reading ----------------------------------------------------------------------------------------
 
 
 class DecodedSSD(nn.Module):
-    """A detector whose outputs need no default boxes to be understood."""
+    """A detector that returns boxes and probabilities, so that its users need no default boxes."""
 
     def __init__(self, model: SSD) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images: (B, 3, S, S) float32, normalised. Returns what ALL_OUTPUTS says."""
+        """images: (B, 3, S, S) float32, normalised. Returns ALL_OUTPUTS."""
         box_deltas, class_logits = self.model(images)
         boxes_xyxy = decode_boxes(box_deltas, self.model.anchors_cxcywh).clamp(0, 1)
         return boxes_xyxy, class_logits.softmax(dim=-1)[..., 1:]  # (B, A, 4), (B, A, C)
@@ -116,11 +104,11 @@ class DecodedSSD(nn.Module):
 
 @torch.no_grad()
 def export(model: SSD, format_name: str, facts: dict[str, Any], settings: PostprocessConfig | None = None) -> bytes:
-    """The content of the file.
+    """Return the content of the file.
 
-    model: in evaluation mode, on the CPU. format_name: a row of FORMATS. facts: plain data, stored in the file.
-    settings: for post-processing inside, in ONNX only."""
-    images = torch.zeros(2, 3, model.input_size, model.input_size)  # one would be taken for a batch of always one
+    model: in evaluation mode, on the CPU. format_name: a key of FORMATS. facts: plain data, stored in the file.
+    settings: for post-processing inside (ONNX only)."""
+    images = torch.zeros(2, 3, model.input_size, model.input_size)  # a batch of 1 would be exported as a constant
     program = FORMATS[format_name].trace(DecodedSSD(model).eval(), images)
     if settings:
         add_postprocessing(program, len(model.anchors_cxcywh), model.num_classes, settings)
@@ -128,14 +116,13 @@ def export(model: SSD, format_name: str, facts: dict[str, Any], settings: Postpr
 
 
 def trace_onnx(model: DecodedSSD, images: Tensor) -> "onnx.ModelProto":
-    """By PyTorch's exporter, which is built on torch.export."""
     program = torch.onnx.export(
         model, (images,), dynamic_shapes=({0: "batch"},), input_names=["images"], output_names=list(ALL_OUTPUTS),
         opset_version=OPSET, verbose=False,
     )  # fmt: skip
     proto = program.model_proto
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        part.ClearField("metadata_props")  # what it was in the source code
+        part.ClearField("metadata_props")  # paths of the source code
     return proto
 
 
@@ -147,10 +134,20 @@ def save_onnx(proto: "onnx.ModelProto", facts: dict[str, Any]) -> bytes:
     return proto.SerializeToString()
 
 
+def load_onnx(content: bytes) -> Network:
+    """Load into onnxruntime, with as many threads as PyTorch uses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda images: [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
+
+
 def trace_torch_export(model: DecodedSSD, images: Tensor) -> torch.export.ExportedProgram:
     program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # whose folders the source code lies in
+        node.meta.pop("stack_trace", None)  # paths of the source code
     return program
 
 
@@ -160,22 +157,26 @@ def save_torch_export(program: torch.export.ExportedProgram, facts: dict[str, An
     return file.getvalue()
 
 
-def trace_torchscript(model: DecodedSSD, images: Tensor) -> torch.jit.ScriptModule:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the format is old, and that another batch might need another trace
-        return torch.jit.trace(model, images, check_trace=False)
+class Format(NamedTuple):
+    """How a network becomes a program, the program the content of a file, and that a network again."""
+
+    trace: Callable[[DecodedSSD, Tensor], Any]
+    save: Callable[[Any, dict[str, Any]], bytes]
+    load: Callable[[bytes], Network]
 
 
-def save_torchscript(program: torch.jit.ScriptModule, facts: dict[str, Any]) -> bytes:
-    file = BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(program, file, _extra_files={FACTS_FILE: json.dumps(facts, ensure_ascii=False)})
-    return file.getvalue()
+FORMATS = {
+    "onnx": Format(trace_onnx, save_onnx, load_onnx),
+    "torch-export": Format(
+        trace_torch_export, save_torch_export, lambda content: torch.export.load(BytesIO(content)).module()
+    ),
+}
 
 
-# From all boxes to detections, in ONNX's own notation. Suppressed pairs of box and class get a score of -1 in a table
-# of all pairs; the best of that are the detections, equal scores in the order of box, then class, as TopK has them.
+# ---- post-processing in ONNX ------------------------------------------------------------------------------------
+
+# Suppressed pairs of box and class get a score of -1 in a table of all pairs. The best of the table are the detections;
+# TopK returns equal scores in the order of box, then class.
 POSTPROCESSING = """
 postprocessing (float[batch, boxes, 4] all_boxes_xyxy, float[batch, boxes, classes] all_scores) => (
     float[batch, {places}, 4] boxes_xyxy, float[batch, {places}] scores,
@@ -209,14 +210,14 @@ postprocessing (float[batch, boxes, 4] all_boxes_xyxy, float[batch, boxes, class
 def add_postprocessing(
     proto: "onnx.ModelProto", num_anchors: int, num_classes: int, settings: PostprocessConfig
 ) -> None:
-    """Let a graph that gives ALL_OUTPUTS give DETECTION_OUTPUTS, as `detection.network.postprocess` has them."""
+    """Make a graph that returns ALL_OUTPUTS return DETECTION_OUTPUTS, as `detection.network.postprocess` does."""
     import onnx
 
     places = min(settings.max_detections, num_anchors * num_classes)
     constants = {
         "places": np.array([places]),
         "nms_iou": np.float32(settings.nms_iou),
-        # NonMaxSuppression takes scores above its threshold, we from ours on.
+        # NonMaxSuppression takes scores above its threshold; ours are from the threshold up.
         "largest_dropped_score": np.nextafter(np.float32(settings.score_threshold), np.float32(-1)),
         "image_box_class": np.array([0, 2, 1]),
         "dropped": np.float32(-1),
@@ -235,111 +236,53 @@ def add_postprocessing(
     graph.output.extend(part.output)
 
 
-# ---- reading --------------------------------------------------------------------------------------------------
-
-
-def load_onnx(content: bytes) -> Network:
-    """By onnxruntime, on as many threads as PyTorch."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
-
-
-def load_torch_export(content: bytes) -> Network:
-    return torch.export.load(BytesIO(content)).module()
-
-
-def load_torchscript(content: bytes) -> Network:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.jit.load(BytesIO(content))
-
-
-class Format(NamedTuple):
-    """A kind of file: how a network becomes a program, a program the content of a file, and that a network again."""
-
-    trace: Callable[[DecodedSSD, Tensor], Any]
-    save: Callable[[Any, dict[str, Any]], bytes]
-    load: Callable[[bytes], Network]
-
-
-FORMATS = {
-    "onnx": Format(trace_onnx, save_onnx, load_onnx),
-    "torch-export": Format(trace_torch_export, save_torch_export, load_torch_export),
-    "torchscript": Format(trace_torchscript, save_torchscript, load_torchscript),
-}
-
-
-# ---- verifying ------------------------------------------------------------------------------------------------
+# ---- comparing with the PyTorch model ---------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def verify(model: SSD, exported: Network, images: Tensor, settings: PostprocessConfig | None = None) -> str:
-    """Run both on `images` (n, 3, S, S): on the first alone, then on all and the first once more. Says what differs.
+    """Run both on `images` (n, 3, S, S), on the first alone and on all with the first once more; return a summary.
 
     settings: of the post-processing in `exported`; None if there is none.
-    Raises RunError if anything differs by more than TOLERANCE, or is missing for no reason of rounding."""
+    Raises RunError if a box or score differs by more than TOLERANCE; of detections, more than MOST_UNLIKE of them."""
+    compare = _compare_detections if settings else _compare_boxes
     batches = (images[:1], torch.cat([images, images[:1]]))
-    if settings is None:
-        what, compared = "boxes", [_compare_boxes(model, exported, batch) for batch in batches]
-    else:
-        what, compared = "detections", [_compare_detections(model, exported, batch, settings) for batch in batches]
-    differences, may_be_missing = (torch.cat(column) for column in zip(*compared, strict=True))
+    differences = torch.cat([compare(model, exported, batch, settings) for batch in batches])  # (n, 2)
     if not len(differences):
-        logger.warning("nothing is detected on these images, which verifies little; name others")
-    is_near = (differences <= TOLERANCE).all(dim=1)  # not if NaN
+        logger.warning("nothing is detected on these images, so little is compared; name other images")
+    is_near = (differences <= TOLERANCE).all(dim=1)  # False if NaN
     box, score = F.pad(differences[is_near], (0, 0, 0, 1)).amax(dim=0).tolist()
-    ties, far = int((~is_near & may_be_missing).sum()), int((~is_near & ~may_be_missing).sum())
-    of = f"{len(images)} images, one alone and all in a batch" if len(images) > 1 else "an image, alone and in a batch"
-    line = (
-        f"{len(differences):,} {what} compared with PyTorch's, of {of}: largest difference "
-        f"{box:.2g} of the image's side in boxes, {score:.2g} in scores; {far:,} differ by more than {TOLERANCE:g}"
-        + (f"; {ties:,} more where rounding decides" if ties else "")
+    far = int((~is_near).sum())
+    summary = (
+        f"compared {len(differences):,} {'detections' if settings else 'boxes'} of {len(images)} image(s) with "
+        f"PyTorch's: largest difference {box:.2g} of the image's side in boxes, {score:.2g} in scores; "
+        f"{far:,} differ by more than {TOLERANCE:g}"
     )
-    if far:
-        raise RunError(f"{line}. Nothing is written; another --format may do")
-    return line
+    if far > (MOST_UNLIKE * len(differences) if settings else 0):
+        raise RunError(f"{summary}. Nothing is written; try another --format")
+    return summary
 
 
-def _compare_boxes(model: SSD, exported: Network, images: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much each box differs from PyTorch's, and the most of its scores, (B * A, 2); none may be missing."""
+def _compare_boxes(model: SSD, exported: Network, images: Tensor, _: None) -> Tensor:
+    """Return the difference of each box, and the largest of its scores: (B * A, 2)."""
     pairs = zip(exported(images), DecodedSSD(model)(images), strict=True)
-    differences = torch.stack([(found - expected).abs().amax(dim=-1).flatten() for found, expected in pairs], dim=1)
-    return differences, torch.zeros(len(differences), dtype=torch.bool)
+    return torch.stack([(found - expected).abs().amax(dim=-1).flatten() for found, expected in pairs], dim=1)
 
 
-def _compare_detections(
-    model: SSD, exported: Network, images: Tensor, settings: PostprocessConfig
-) -> tuple[Tensor, Tensor]:
-    """PyTorch's detections among the file's, and the file's among PyTorch's, see `account_for`."""
+def _compare_detections(model: SSD, exported: Network, images: Tensor, settings: PostprocessConfig) -> Tensor:
+    """Compare PyTorch's detections with the file's, and the file's with PyTorch's: (n, 2), see `_differences`."""
     expected = postprocess(*model(images), model.anchors_cxcywh, **settings.model_dump())
     *columns, counts = exported(images)
     found = [Detections(*(column[image, :count] for column in columns)) for image, count in enumerate(counts.tolist())]
     pairs = list(zip(expected, found, strict=True))
-    accounts = [account_for(*pair, settings) for pair in (*pairs, *(pair[::-1] for pair in pairs))]
-    differences, may_be_missing = (torch.cat(column) for column in zip(*accounts, strict=True))
-    return differences, may_be_missing
+    return torch.cat([_differences(*pair) for pair in (*pairs, *(pair[::-1] for pair in pairs))])
 
 
-def account_for(these: Detections, those: Detections, settings: PostprocessConfig) -> tuple[Tensor, Tensor]:
-    """Look for each of these n detections among those, which another program has on the same image.
-
-    Returns by how much box and score differ from the nearest of its class, (n, 2), inf if there is none; and whether
-    it may be missing, (n,) bool, for it is rounding that decides: its score is hardly the threshold's, or the last
-    place's where all are taken, or one that is as good suppresses it."""
-    is_other_class = these.labels[:, None] != those.labels  # (n, m)
-    box = (these.boxes_xyxy[:, None] - those.boxes_xyxy).abs().amax(dim=-1)
+def _differences(these: Detections, those: Detections) -> Tensor:
+    """Return how far box and score of each of n detections are from the nearest of its class: (n, 2), inf if none."""
+    box = (these.boxes_xyxy[:, None] - those.boxes_xyxy).abs().amax(dim=-1)  # (n, m)
     score = (these.scores[:, None] - those.scores).abs()
+    is_other_class = these.labels[:, None] != those.labels
     both = torch.stack([box, score], dim=-1).masked_fill(is_other_class[..., None], torch.inf)
-    both = F.pad(both, (0, 0, 0, 1), value=torch.inf)  # (n, m + 1, 2), for m may be 0
-    nearest = both.amax(dim=-1).argmin(dim=1)
-
-    is_full = len(those.scores) == settings.max_detections
-    least_score = those.scores[-1].item() if is_full else settings.score_threshold
-    overlap = box_iou(these.boxes_xyxy, those.boxes_xyxy).masked_fill(is_other_class, 0)
-    is_as_good = those.scores >= these.scores[:, None] - TOLERANCE
-    is_suppressed = (is_as_good & (overlap >= settings.nms_iou - IOU_TOLERANCE)).any(dim=1)
-    return both[torch.arange(len(both)), nearest], is_suppressed | (these.scores <= least_score + TOLERANCE)
+    both = F.pad(both, (0, 0, 0, 1), value=torch.inf)  # (n, m + 1, 2), because m may be 0
+    return both[torch.arange(len(both)), both.amax(dim=-1).argmin(dim=1)]
