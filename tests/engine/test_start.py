@@ -22,22 +22,22 @@ ROOT = Path(__file__).parent.parent.parent
 HEAVY = {"torch", "torchvision", "numpy", "pydantic", "matplotlib", "PIL", "safetensors"}
 COMMANDS = {  # module: words of which something is wrong, and what the answer names
     "detection.training": (["configs/bcd.yaml"], "configs/bccd.yaml"),
-    "detection.evaluate": (["experiments/experimnt_1"], "experiments/experiment_1"),
+    "detection.evaluate": (["experiments/published/experimnt_1"], "experiments/published/experiment_1"),
     "detection.predict": (["nowhere.pt", "photo.jpg"], "nowhere.pt"),
     "detection.show": (["configs/bccd.yaml", "--what", "nothing"], "anchors"),
     "detection.export": (["nowhere", "--format", "onx"], "onnx"),
     "detection.data": (["shrnk"], "shrink"),
     "detection.sample": (["folder", "--seed", "x"], "--seed"),
     "ablation.grid": (["status", "configs/grid_cco.yaml"], "configs/grid_coco.yaml"),
-    "ablation.compare": (["experiments/experiment_1", "--columns", "gflop"], "gflops"),
+    "ablation.compare": (["experiments/published/experiment_1", "--columns", "gflop"], "gflops"),
     "engine.doctor": (["--nope"], "--nope"),
     "engine.launch": (["--standalone", "-m", "detection.trainig"], "detection.training"),
     "weights": (["fech"], "fetch"),
-    "weights.publish": (["experiments/experiment_1", "--license", "mitt"], "mit"),
-    "train_clf_imagenet": (["--resume", "experiments/experimnt_1"], "experiments/experiment_1"),
+    "weights.publish": (["experiments/published/experiment_1", "--license", "mitt"], "mit"),
+    "train_clf_imagenet": (["--resume", "experiments/published/experimnt_1"], "experiments/published/experiment_1"),
     "diffusion.training": (["--nope", "x.yaml"], "--nope"),
-    "diffusion.sample": (["experiments/experiment_1", "--sampler", "ddmi"], "ddim"),
-    "diffusion.evaluate": (["experiments/experiment_1"], "--classifier"),
+    "diffusion.sample": (["experiments/published/experiment_1", "--sampler", "ddmi"], "ddim"),
+    "diffusion.evaluate": (["experiments/published/experiment_1"], "--classifier"),
 }
 ACTIONS = [["train_clf_imagenet", "evaluate"], ["train_clf_imagenet", "predict"], ["detection.data", "check"],
            ["ablation.grid", "run"], ["weights", "fetch"]]  # fmt: skip
