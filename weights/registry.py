@@ -183,7 +183,7 @@ def read_weights_with_note(path: Path, average: bool = True) -> tuple[dict[str, 
 def _read(path: Path, average: bool = True) -> _Content:
     if path.suffix == SUFFIX:
         weights, facts = read_safetensors(path)
-        if not facts:
+        if facts is None:
             return _Content(*without_prefix(weights), "public checkpoint, safetensors")
         step = f", step {facts['step']}" if "step" in facts else ""
         return _Content(weights, "", f"release of this project{step}; its metadata: {', '.join(sorted(facts))}")

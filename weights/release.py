@@ -75,8 +75,8 @@ def save_release(path: Path, weights: dict[str, Tensor], facts: dict[str, str]) 
     write_whole(path, lambda file: file.write(content))
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors in a file, on the CPU, and the verified facts of a release; {} if it is not a release.
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    """Return the tensors in a file, on the CPU, and the verified facts of a release; None if it is not a release.
 
     Raises CheckpointError if the file is missing or unreadable, DamagedCheckpointError if it is corrupt."""
     try:
@@ -91,7 +91,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if "sha256" not in facts:
-        return weights, {}
+        return weights, None
     if facts.pop("sha256") != _sha256(weights, facts):
         raise DamagedCheckpointError(f"{path}: corrupt: checksum mismatch; download or copy it again")
     return weights, facts
@@ -100,7 +100,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def load_release(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return released weights, on the CPU, and their facts. Raises CheckpointError if they are not such, or corrupt."""
     weights, facts = read_safetensors(path)
-    if not facts:
+    if facts is None:
         raise CheckpointError(f"{path}: no checksum in its metadata, so it was not released by this project")
     return weights, facts
 
