@@ -17,8 +17,8 @@ from engine.strict_yaml import ConfigError
 from engine.text import did_you_mean, nearest
 from model import SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_arguments
 from records.experiment import read_experiment_config
-from weights.registry import find_weights, read_registry, read_safetensors
-from weights.release import PUBLISHED_WEIGHTS, SUFFIX, released_config
+from weights.registry import find_weights, read_registry
+from weights.release import PUBLISHED_WEIGHTS, SUFFIX, read_safetensors, released_config
 
 PIXELS_PER_WINDOW = 32  # image side over window side of the published Swins: 224 / 7, 384 / 12
 

@@ -35,8 +35,8 @@ from engine.optim import OptimConfig
 from engine.text import UnknownNameError
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
 from training import TrainConfig
-from weights.registry import find_weights, identified, read_safetensors, read_weights_with_note
-from weights.release import SUFFIX
+from weights.registry import find_weights, identified, read_weights_with_note
+from weights.release import SUFFIX, read_safetensors
 
 GUESSES = 5  # kept of each image, best first
 

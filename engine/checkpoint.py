@@ -1,12 +1,12 @@
-"""Checkpoints: written whole or not at all, verified when read.
+"""Checkpoints: written completely or not at all, verified when read.
 
 A checkpoint is a `torch.save` file of plain tensors, numbers, strings, lists and dicts, so that it loads with
-`weights_only=True` and no code in it can run. torch.save writes a zip archive, torch.load does not notice a flipped
-bit; so the archive's comment, which is the end of the file, holds the SHA-256 of all that comes before it.
+`weights_only=True` and no code in it can run. torch.save writes a zip archive, and torch.load does not notice a flipped
+bit, so the archive's comment, which is the end of the file, holds the SHA-256 of everything before it.
 
     checkpoints/step_000001234.pt             the last few, by optimizer step
     checkpoints/best.pt                       the best by the task's metric
-    checkpoints/step_000001300.pt.damaged     one that was not whole when it was to be gone on from
+    checkpoints/step_000001300.pt.damaged     one that was corrupt when a run was resumed
 """
 
 import hashlib
@@ -34,16 +34,16 @@ class CheckpointError(ValueError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """One that is not whole, or not as it was written."""
+    """A checkpoint that is truncated or corrupt."""
 
 
 def step_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` optimizer steps lives."""
+    """Return the path of the checkpoint after `step` optimizer steps."""
     return folder / f"step_{step:09d}.pt"
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Write `state` to `path` atomically. Raises CheckpointError where there is no room, or no right to write."""
+    """Write `state` to `path` atomically. Raises CheckpointError if it cannot be written."""
 
     def write(file: BinaryIO) -> None:
         torch.save(state, file)
@@ -60,10 +60,10 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """The state in `path`, on the CPU, after its checksum was verified.
+    """Return the state in `path`, on the CPU, after verifying its checksum.
 
-    Raises DamagedCheckpointError if it is not whole, CheckpointError if the file is missing, cannot be read, or holds
-    anything but plain data."""
+    Raises DamagedCheckpointError if it is truncated or corrupt, CheckpointError if the file is missing, cannot be read,
+    or holds anything but plain data."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END) - SEAL_SIZE
@@ -72,7 +72,7 @@ def load_checkpoint(path: Path) -> dict:
             if not seal.startswith(MARK):
                 raise DamagedCheckpointError(f"{path}: truncated, or not a checkpoint of this program")
             if seal != MARK + _sha256(file, size):
-                raise DamagedCheckpointError(f"{path}: damaged (its checksum is another)")
+                raise DamagedCheckpointError(f"{path}: damaged: checksum mismatch")
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -86,21 +86,21 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether `save_checkpoint` wrote the file, by its end; `load_checkpoint` verifies the rest."""
+    """Return whether `save_checkpoint` wrote the file, by its end; `load_checkpoint` verifies the rest."""
     with open(path, "rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - SEAL_SIZE, 0))
         return file.read(len(MARK)) == MARK
 
 
 def trained_weights(state: dict, average: bool = True) -> dict[str, Tensor]:
-    """The weights in a run's checkpoint: those that were scored, which is the moving average if it kept one.
+    """Return the weights in a run's checkpoint that were scored: the moving average if it has one.
 
     average: False for the raw weights."""
     return state["ema"]["weights"] if average and state["ema"] else state["model"]
 
 
 def _sha256(file: BinaryIO, size: int) -> bytes:
-    """Of the first `size` bytes, as text; the file is left behind them."""
+    """Hash the first `size` bytes, and leave the file's position after them. Returns hexadecimal digits."""
     digest = hashlib.sha256()
     file.seek(0)
     while size > 0:
@@ -111,9 +111,9 @@ def _sha256(file: BinaryIO, size: int) -> bytes:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Refuse a folder that cannot be written to, or has no room for two checkpoints of `size` bytes.
+    """Raise CheckpointError if a folder is not writable, or has no room for two checkpoints of `size` bytes.
 
-    It need not exist yet, and is not made. Raises CheckpointError."""
+    It need not exist yet, and is not created."""
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=nearest):
@@ -129,7 +129,7 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The step checkpoints in `folder`, oldest step first."""
+    """Return the step checkpoints in `folder`, lowest step first."""
     found = [(int(match[1]), path) for path in folder.glob("*.pt") if (match := STEP_FILE.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
@@ -141,7 +141,7 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The step checkpoint of the highest step. Raises CheckpointError if there is none."""
+    """Return the checkpoint of the highest step. Raises CheckpointError if there is none."""
     paths = list_checkpoints(folder)
     if not paths:
         raise CheckpointError(
@@ -152,10 +152,9 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def load_newest_whole(folder: Path) -> tuple[Path, dict]:
-    """The newest step checkpoint that is whole, and its state. The damaged ones above it are put aside and reported.
+    """Return the newest step checkpoint that is not damaged, and its state; rename and report damaged ones after it.
 
-    Raises CheckpointError if there is none, or none is whole, or the newest whole one cannot be used; nothing is
-    changed then."""
+    Raises CheckpointError, and changes nothing, if there is none, or if it cannot be used."""
     newest_checkpoint(folder)
     damaged = []
     for path in reversed(list_checkpoints(folder)):
@@ -174,6 +173,6 @@ def load_newest_whole(folder: Path) -> tuple[Path, dict]:
 
 
 def sweep_temporaries(experiment: Path) -> None:
-    """Delete what a process left that was killed while it wrote. Only for the one that holds the experiment's lock."""
+    """Delete what a process left when it was killed while writing. Call it only while holding the experiment's lock."""
     for path in (*experiment.glob("*.tmp"), *experiment.glob("checkpoints/*.tmp")):
         path.unlink()

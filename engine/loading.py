@@ -1,4 +1,4 @@
-"""Weights into a module: all of them, or none and the list of what differs."""
+"""Load weights into a module: all of them, or none and the list of what differs."""
 
 from collections.abc import Mapping
 
@@ -10,10 +10,10 @@ LISTED_PROBLEMS = 4  # of each kind, in the message about weights that do not fi
 
 
 def load_exactly(module: nn.Module, state_dict: Mapping[str, Tensor], may_be_left_over: tuple[str, ...] = ()) -> None:
-    """Load weights, all of them or none.
+    """Load all weights, or none.
 
-    may_be_left_over: prefixes of keys that the module does not want.
-    Raises ValueError naming the keys that are missing, unexpected or of another shape.
+    may_be_left_over: prefixes of keys that the module may lack.
+    Raises ValueError naming the keys that are missing, unexpected or of a different shape.
     """
     given = {key: value for key, value in state_dict.items() if not key.startswith(may_be_left_over)}
     load_matching(module, given, may_be_misshaped=())
@@ -22,14 +22,14 @@ def load_exactly(module: nn.Module, state_dict: Mapping[str, Tensor], may_be_lef
 def load_matching(
     module: nn.Module, state_dict: Mapping[str, Tensor], may_be_misshaped: tuple[str, ...]
 ) -> tuple[list[str], list[str]]:
-    """Load weights, all but those of another shape where that may be; or none.
+    """Load all weights, except those of a different shape under the given prefixes; or none.
 
-    may_be_misshaped: prefixes of keys whose weights stay as they are in the module if their shape is another.
+    may_be_misshaped: prefixes of keys whose weights stay as they are in the module if the shapes differ.
     Returns the keys that were loaded, and those that were not, with both shapes.
-    Raises ValueError naming the keys that are missing, unexpected, or of another shape elsewhere.
+    Raises ValueError naming the keys that are missing, unexpected, or of a different shape elsewhere.
     """
     expected = module.state_dict()
-    # BatchNorm's step counter is younger than some public checkpoints; PyTorch fills it in.
+    # Some public checkpoints are older than BatchNorm's step counter; PyTorch fills it in.
     missing = [key for key in expected if key not in state_dict and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in state_dict if key not in expected]
     misshaped = {

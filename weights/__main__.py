@@ -1,11 +1,8 @@
-"""Weights to start from: what they are called, where they lie, how they come here and what they hold.
+"""List and download public weights, and describe a file of weights.
 
-    python -m weights list                           the public ones that saved_weights/registry.yaml knows
-    python -m weights fetch torchvision_swin_t       download one of them into saved_weights/
-    python -m weights inspect FILE                   what a file holds, public or of one's own
-
-A config names weights as `imagenet1k` or `imagenet22k` (the registry's default for its trunk), as an entry of the
-registry, as a file, or as an experiment (its newest checkpoint). Nothing is downloaded but by `fetch`.
+python -m weights list                           the public ones in saved_weights/registry.yaml
+python -m weights fetch torchvision_swin_t       download one of them to saved_weights/
+python -m weights inspect FILE                   what a file holds, public or your own
 """
 
 import argparse
@@ -28,7 +25,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     list_ = commands.add_parser("list", help="the public weights that are known, and which are here")
-    fetch_ = commands.add_parser("fetch", help="download one of them; goes on where it was interrupted")
+    fetch_ = commands.add_parser("fetch", help="download one of them")
     fetch_.add_argument("name", metavar="NAME", help="as `list` shows it")
     for command in (list_, fetch_):
         command.add_argument(
@@ -36,17 +33,28 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
             help="where they are kept (default: saved_weights, where `model.weights` looks)",
         )  # fmt: skip
     inspect = commands.add_parser("inspect", help="what a file holds")
-    inspect.add_argument(
-        "file", type=Path, metavar="FILE", help="of weights, a name that `list` shows, or an experiment"
-    )
+    inspect.add_argument("file", metavar="FILE", help="of weights, a name that `list` shows, or an experiment")
     return parser.parse_args(words)
 
 
 def main(arguments: argparse.Namespace, _: "torch.device") -> None:
-    """List, fetch or inspect, as the command line says."""
-    from weights.registry import run
+    """List, fetch or inspect."""
+    from weights.registry import describe, fetch, fetched_file, listing, read_registry
+    from weights.release import weights_in
 
-    run(arguments)
+    if arguments.command == "list":
+        print(listing(arguments.folder))
+        return
+    if arguments.command == "fetch":
+        path = fetch(arguments.name, arguments.folder)
+    else:
+        entries = {entry.name: entry for entry in read_registry().weights}
+        entry = entries.get(arguments.file)
+        path = fetched_file(entry) if entry else weights_in(Path(arguments.file))
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file")
+    for label, value in describe(path).items():
+        print(f"{label + ':':<10}{value}")
 
 
 if __name__ == "__main__":

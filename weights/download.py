@@ -50,7 +50,9 @@ def download(url: str, path: Path, *, size: int | None = None, sha256: str | Non
             _receive(url, path, file, size)
             file.flush()
             os.fsync(file.fileno())
-            _check(part, url, size, sha256)
+            if problem := mismatch(part, size, sha256):
+                part.unlink()
+                raise DownloadError(f"{url}: corrupt, or another version: {problem}. Run the command again")
             os.replace(part, path)
 
 
@@ -124,14 +126,11 @@ def _read(response: BinaryIO) -> bytes:
         raise _Interrupted(str(error) or type(error).__name__) from error
 
 
-def _check(part: Path, url: str, size: int | None, sha256: str | None) -> None:
-    """Compare what was received with what was expected. Remove it and raise DownloadError if they differ."""
-    found, digest = part.stat().st_size, file_sha256(part) if sha256 else ""
+def mismatch(path: Path, size: int | None, sha256: str | None) -> str:
+    """Return how a file differs from what was expected, for a message; nothing if it does not."""
+    found = path.stat().st_size
     if size not in (None, found):
-        problem = f"received {found:,} bytes, expected {size:,}"
-    elif sha256 and not digest.startswith(sha256.lower()):
-        problem = f"SHA-256 is {digest}, expected {sha256}"
-    else:
-        return
-    part.unlink()
-    raise DownloadError(f"{url}: corrupt, or another version: {problem}; it was removed. Download it again")
+        return f"{found:,} bytes, expected {size:,}"
+    if sha256 and not (digest := file_sha256(path)).startswith(sha256.lower()):
+        return f"SHA-256 is {digest}, expected {sha256}"
+    return ""

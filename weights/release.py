@@ -1,12 +1,12 @@
-"""Released weights: a safetensors file of the tensors, with what a stranger must know in its metadata.
+"""Released weights: a safetensors file with what a stranger must know in its metadata.
 
-Safetensors (https://huggingface.co/docs/safetensors) cannot hold code, and other programs read it, but it keeps no
-checksum: ours is one more entry of the metadata, over the tensors and all other entries.
+Safetensors (https://huggingface.co/docs/safetensors) cannot contain code, and other programs read it, but it has no
+checksum. The metadata entry `sha256` is one, over the tensors and all other entries.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,12 @@ def release_facts(
     scores: dict[str, float | None],
     step: int,
 ) -> dict[str, str]:
-    """What weights of an experiment say of themselves, as text: for `save_release`.
+    """Return the metadata of an experiment's weights, for `save_release`.
 
-    config: with which they were scored; in it paths of this machine are cut to their last part. category_ids: of a
-    detector's classes, by label; None leaves them out. scores: name to value."""
+    config: with which they were scored. category_ids: of a detector's classes, by label; None leaves them out."""
     facts = {
         "task": task,
-        "config": dump_yaml(renamed(config, local_paths(config))),
+        "config": dump_yaml(without_local_paths(config)),
         "classes": json.dumps(classes, ensure_ascii=False),
         "scores": json.dumps(scores),
         "step": str(step),
@@ -51,66 +50,63 @@ def release_facts(
     return facts | ({"category_ids": json.dumps(category_ids)} if category_ids else {})
 
 
-def local_paths(config: dict[str, Any]) -> dict[str, str]:
-    """The paths of this machine among the texts of a config, each with its last part: what others may know of it."""
-    return {text: Path(text).name for text in _texts(config) if text.startswith(("/", "~", ".."))}
-
-
-def renamed(data: Any, names: dict[str, str]) -> Any:
-    """Nested plain data with some of its texts replaced."""
+def without_local_paths(data: Any) -> Any:
+    """Return nested plain data with each path of this machine cut to its last part."""
     if isinstance(data, dict):
-        return {key: renamed(value, names) for key, value in data.items()}
-    return [renamed(value, names) for value in data] if isinstance(data, list) else names.get(data, data)
-
-
-def _texts(data: Any) -> Iterator[str]:
-    """Every text in nested plain data."""
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, dict | list):
-        for value in data.values() if isinstance(data, dict) else data:
-            yield from _texts(value)
+        return {key: without_local_paths(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [without_local_paths(value) for value in data]
+    return Path(data).name if isinstance(data, str) and data.startswith(("/", "~", "..")) else data
 
 
 def weights_in(path: Path) -> Path:
-    """The file of weights that a user names: of a published folder its own, of an experiment the newest checkpoint.
+    """Return a published folder's weights, an experiment's newest checkpoint, or else `path`, which need not exist.
 
-    Anything else, there or not, is taken for a file. Raises CheckpointError if a folder holds no weights."""
+    Raises CheckpointError if a folder holds no weights."""
     if (path / PUBLISHED_WEIGHTS).is_file():
         return path / PUBLISHED_WEIGHTS
     return newest_checkpoint(path / "checkpoints") if path.is_dir() else path
 
 
 def save_release(path: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
-    """Write `weights` to `path` atomically, `facts` in its metadata. Raises OSError where it cannot be."""
-    weights = {name: tensor.contiguous() for name, tensor in weights.items()}  # training may have had channels_last
+    """Write `weights` to `path` atomically, `facts` in its metadata. Raises OSError if it cannot be written."""
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}  # training may use channels_last
     content = save(weights, facts | {"sha256": _sha256(weights, facts)})
     write_whole(path, lambda file: file.write(content))
 
 
-def load_release(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights in `path`, on the CPU, and the facts, after their checksum was verified.
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    """Return the tensors in a file, on the CPU, and the verified facts of a release; None if it is not a release.
 
-    Raises CheckpointError if the file is missing or damaged, or was not written by `save_release`."""
+    Raises CheckpointError if the file is missing or unreadable, DamagedCheckpointError if it is corrupt."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file of weights") from None
     except SafetensorError as error:
-        raise DamagedCheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
+        problem = f"truncated or not a safetensors file ({error})"
+        raise DamagedCheckpointError(f"{path}: {problem}; download or copy it again") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if "sha256" not in facts:
-        raise CheckpointError(f"{path}: no checksum in its metadata, so it was not released by this project")
+        return weights, None
     if facts.pop("sha256") != _sha256(weights, facts):
-        raise DamagedCheckpointError(f"{path}: damaged (its checksum is another); get it again")
+        raise DamagedCheckpointError(f"{path}: corrupt: checksum mismatch; download or copy it again")
+    return weights, facts
+
+
+def load_release(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return released weights, on the CPU, and their facts. Raises CheckpointError if they are not such, or corrupt."""
+    weights, facts = read_safetensors(path)
+    if facts is None:
+        raise CheckpointError(f"{path}: no checksum in its metadata, so it was not released by this project")
     return weights, facts
 
 
 def released_config(path: Path, facts: dict[str, str], config_class: type[ConfigClass]) -> ConfigClass:
-    """The config that the released weights in `path` were trained with.
+    """Return the config that the released weights in `path` were trained with.
 
     Raises CheckpointError if the facts hold no config of this class."""
     try:
@@ -118,13 +114,13 @@ def released_config(path: Path, facts: dict[str, str], config_class: type[Config
     except (KeyError, ValidationError) as error:
         what = f"{error.error_count()} fields unknown or wrong" if isinstance(error, ValidationError) else "none"
         raise CheckpointError(
-            f"{path}: no {config_class.__name__} in its metadata ({what}): it is of task "
+            f"{path}: no {config_class.__name__} in its metadata ({what}): its task is "
             f"{facts.get('task', 'unknown')}, or another version released it"
         ) from None
 
 
 def _sha256(weights: dict[str, Tensor], facts: dict[str, str]) -> str:
-    """Of names, shapes, types and values, and of the facts, in an order of their own."""
+    """Hash names, shapes, types, values and facts, in sorted order."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

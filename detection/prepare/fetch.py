@@ -24,9 +24,9 @@ from zipfile import BadZipFile, ZipFile
 from data import DatasetError
 from detection.coco.annotations import SplitConfig, Survey, dataset_error, survey_coco
 from detection.prepare.layouts import HALVES, Layout, layout_of, summary
-from engine.files import file_sha256, write_whole, writing
+from engine.files import write_whole, writing
 from engine.logbook import progress_bar
-from weights.download import download
+from weights.download import download, mismatch
 
 HOST = "http://images.cocodataset.org"  # not https: its certificate is for a different name; checksums are checked
 DOWNLOADS = "downloads"
@@ -193,12 +193,8 @@ def _archive(root: Path, archive: Archive) -> Iterator[Path]:
     """Yield the file of an archive, downloaded unless it is there; remove it afterwards if it was downloaded."""
     provided, downloaded = root / archive.name, root / DOWNLOADS / archive.name
     if provided.is_file():
-        if provided.stat().st_size != archive.size:
-            problem = f"{provided.stat().st_size:,} bytes, expected {archive.size:,}"
-            raise DatasetError(f"{provided}: {problem}; remove it, and it will be downloaded")
-        print(f"checking the SHA-256 of {provided}", flush=True)  # of train, a minute or more
-        if (digest := file_sha256(provided)) != archive.sha256:
-            problem = f"SHA-256 is {digest}, expected {archive.sha256}"
+        print(f"checking {provided}", flush=True)  # the SHA-256 of train takes a minute or more
+        if problem := mismatch(provided, archive.size, archive.sha256):
             raise DatasetError(f"{provided}: corrupt: {problem}; remove it, and it will be downloaded")
         yield provided
         return

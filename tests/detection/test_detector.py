@@ -21,7 +21,7 @@ from detection.task import DetectionConfig
 from engine.checkpoint import load_checkpoint, newest_checkpoint
 from engine.strict_yaml import ConfigError
 from records.experiment import read_experiment_config
-from weights import model_card
+from weights import publish
 from weights.release import release_facts, save_release
 
 
@@ -216,9 +216,9 @@ def test_released_weights_are_loaded_wherever_they_lie(released, detector, pixel
     assert (again.category_ids, again.step) == (detector.category_ids, 3)
 
 
-def test_a_published_folder_is_loaded(finished_detector, detector, pixels, tmp_path):
-    model_card.write(tmp_path, model_card.read(finished_detector), "mit")
-    again = load(tmp_path, "cpu")
+def test_a_published_folder_is_loaded(finished_detector, detector, pixels, tmp_path, run_in_process):
+    run_in_process(publish, finished_detector, "--output", tmp_path / "cells")
+    again = load(tmp_path / "cells", "cpu")
     assert same(again(pixels), detector(pixels))
     assert again.category_ids == detector.category_ids
 

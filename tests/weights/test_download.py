@@ -102,7 +102,7 @@ def test_a_busy_server_is_asked_again(server, path):
 def test_a_file_with_a_different_checksum_is_removed(server, path, part):
     server.files["weights.pth"] = b"x" + CONTENT[1:]
     found = hashlib.sha256(server.files["weights.pth"]).hexdigest()
-    with pytest.raises(DownloadError, match=rf"SHA-256 is {found}, expected {SHA256}.* Download it again"):
+    with pytest.raises(DownloadError, match=rf"SHA-256 is {found}, expected {SHA256}"):
         download(server.url, path, sha256=SHA256)
     assert not path.exists()
     assert not part.exists()

@@ -1,25 +1,26 @@
-"""A published folder: whole, honest about the scores, and as a hub wants it."""
+"""weights/publish.py, weights/model_card.py: a folder that is complete and says what is known."""
 
 import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-import weights.model_card
 import weights.publish
 from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from engine.config import read_overridden
-from records.results import Protocol, Results
 from stats.bootstrap import image_weights, interval, resampled_scores
 from stats.image_statistics import Matches, load_statistics
-from weights.model_card import class_table, intervals, limits
+from weights.model_card import card, class_rows, intervals, read, weakest_class
 from weights.release import load_release
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def publish(tmp_path, monkeypatch, run_in_process):
 
 @pytest.fixture
 def experiment(finished_detector, tmp_path):
-    """A copy that may be spoilt."""
+    """A copy that a test may change."""
     return shutil.copytree(finished_detector, tmp_path / "experiments/experiment_7")
 
 
@@ -70,9 +71,8 @@ def test_the_weights_are_those_that_were_scored(publish, experiment, tmp_path):
 
 
 def test_the_hub_reads_the_card(publish, experiment, tmp_path):
-    hub = pytest.importorskip("huggingface_hub")
     publish(experiment, "--output", "cells", "--license", "cc-by-4.0")
-    data = hub.ModelCard.load(tmp_path / "cells/README.md").data
+    data = huggingface_hub.ModelCard.load(tmp_path / "cells/README.md").data
     results = json.loads((experiment / "results.json").read_text())
     assert (data.license, data.pipeline_tag, data.library_name) == ("cc-by-4.0", "object-detection", "ssd-workbench")
     assert data.model_name == "cells"
@@ -80,38 +80,63 @@ def test_the_hub_reads_the_card(publish, experiment, tmp_path):
     assert found == {name: round(value, 4) for name, value in results["scores"].items() if value is not None}
 
 
-def test_the_card_says_what_the_experiment_says(publish, experiment, tmp_path):
-    publish(experiment, "--output", "a")
-    card = (tmp_path / "a/README.md").read_text()
-    for label in ("Model", "Recipe", "Scored", "Code"):
-        (line,) = re.findall(rf"^- \*\*{label}\*\*: .*$", (experiment / "README.md").read_text(), re.MULTILINE)
-        assert line in card
-    for heading in ("How to use it", "How good it is", "By class", "Limits", "Licence"):
-        assert f"\n## {heading}\n" in card
+def test_the_card_has_the_facts_of_the_experiment(finished_detector):
+    published = read(finished_detector)
+    text = card("cells", published, "unknown")
+    for fact in (
+        "backbone ResNet18SlimBackbone_B, neck fpn", "`sample`", "epochs 1 (3 steps), batch 8", "seed 0", "commit abc",
+        "weights as after the last step", "score_threshold 0.3", "On 12 validation images", "| AP_large | undefined |",
+        'load("cells")', "detection.predict cells photo.jpg", "model.start_from=cells/model.safetensors",
+        "license: unknown", "No licence was named", *published.results.protocol.classes,
+    ):  # fmt: skip
+        assert fact in text
+    score, found = published.results.scores["mAP"], published.intervals["mAP"]
+    assert f"| mAP | {score:.4f} | {found.low:.4f} to {found.high:.4f} |" in text
+    assert "trained on the same images" not in text
+    assert re.findall(r"\n\n\n|[^\n]\n#", text) == []
 
 
-def test_without_a_licence_the_card_claims_none(publish, experiment, tmp_path):
-    publish(experiment, "--output", "a")
-    card = (tmp_path / "a/README.md").read_text()
-    assert "\nlicense: unknown\n" in card
-    assert "No licence was named when the weights were published" in card
+def test_the_card_says_that_scores_are_of_the_training_images_or_of_few(finished_detector):
+    published = read(finished_detector)
+    protocol = published.results.protocol.model_copy(update={"images": 9})
+    inputs = {"train.json": "1a2b", "val.json": "1a2b"}
+    results = published.results.model_copy(update={"inputs": inputs, "protocol": protocol})
+    text = card("cells", replace(published, results=results, intervals={}), "mit")
+    assert "trained on the same images" in text
+    assert "too few to estimate intervals" in text
+    assert "bootstrap" not in text
+
+
+def test_a_classifiers_card_says_how_to_use_it(finished_detector):
+    published = read(finished_detector)
+    results = published.results.model_copy(
+        update={"task": "classification", "per_class": {"a": {"top1": None, "images": 3}}}
+    )
+    text = card("cells", replace(published, results=results), "mit")
+    assert "pipeline_tag: image-classification" in text
+    assert "train_clf_imagenet.py predict cells photo.jpg" in text
+    assert "By class" not in text
+    assert re.findall(r"\n\n\n|[^\n]\n#", text) == []
+
+
+def test_without_huggingface_hub_the_error_names_the_install_command(publish, experiment, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    code, _, [error] = publish(experiment)
+    assert code == 2
+    assert "pip install -e '.[publish]'" in error
+    assert not (tmp_path / "saved_weights").exists()
 
 
 def test_a_class_name_stays_text_on_one_line_of_the_card():
     name, shown = "<b>red |\nblood & cell", "&lt;b&gt;red \\| blood &amp; cell"
-    per_class = {name: {"AP": 0.25}, "b": {"AP": 0.5}}
-    assert f"| {shown} | 0.2500 |" in class_table(per_class).splitlines()
-    protocol = Protocol(classes=[name, "b"], images=1)
-    results = Results.model_construct(protocol=protocol, per_class=per_class, task="detection", seed=0)
-    known, weakest, *_ = limits(results)
-    assert known.endswith(f": {shown}, b.")
-    assert weakest == f"It is weakest at {shown}, 0.250."
+    per_class = {name: {"AP": 0.25, "images": 3}, "b": {"AP": 0.5, "images": 4}}
+    assert list(class_rows(per_class))[:2] == [["class", "AP", "images"], [shown, "0.2500", "3"]]
+    assert weakest_class(per_class) == f"{shown}, 0.250"
 
 
 def test_paths_of_this_machine_are_cut_to_their_last_part(publish, experiment, finished_detector, tmp_path):
     root = str(finished_detector.parent.parent / "sample")
     assert root in (experiment / "config.yaml").read_text()
-    assert root in (experiment / "README.md").read_text()
     publish(experiment, "--output", "a")
     config = read_overridden(tmp_path / "a/config.yaml", ())
     assert config == read_overridden(experiment / "config.yaml", ["data.root=sample"])
@@ -129,16 +154,6 @@ def test_the_interval_is_that_of_the_bootstrap(finished_detector):
     assert found["mAP"] == interval(found["mAP"].estimate, replicates["mAP"])
     assert found["mAP"].estimate == pytest.approx(scores["mAP"])
     assert found["AP50"].low <= scores["AP50"] <= found["AP50"].high
-
-
-def test_a_card_tells_of_scores_on_the_training_images_and_of_few_of_them(publish, experiment, tmp_path):
-    publish(experiment, "--output", "a")
-    card = (tmp_path / "a/README.md").read_text()
-    assert "On 12 validation images. The intervals come from a bootstrap" in card
-    edit(experiment / "results.json", inputs={"train.json": "1a2b", "val.json": "1a2b"})
-    publish(experiment, "--output", "b")
-    card = (tmp_path / "b/README.md").read_text()
-    assert "On 12 validation images. It was trained on these, too: expect less on any others. The intervals" in card
 
 
 def test_a_handful_of_images_has_no_interval():
@@ -166,7 +181,7 @@ def test_statistics_of_another_run_are_refused(publish, experiment):
         (lambda path: shutil.rmtree(path / "checkpoints"), "no checkpoint in it"),
         (lambda path: edit(path / "results.json", steps=4), "of step 3, but results.json scored step 4"),
         (lambda path: edit(path / "results.json", task="diffusion"), "task is diffusion; expected one of detection"),
-        (lambda path: without(path / "results.json", "seed"), r"results\.json: .*: seed: Field required"),
+        (lambda path: without(path / "results.json", "seed"), r"results\.json: .*seed: Field required"),
         (lambda path: edit(path / "results.json", protocol={"classes": ["a"]}), r"results\.json: .*protocol\.images"),
     ],
 )
@@ -187,7 +202,7 @@ def test_weights_that_are_not_finite_are_refused(publish, experiment):
     assert "not finite: class_head.0.bias" in error
 
 
-def test_another_s_folder_is_left_alone(publish, experiment, tmp_path):
+def test_a_folder_of_other_files_is_left_alone(publish, experiment, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/README.md").write_text("mine")
     code, _, [error] = publish(experiment, "--output", "notes")
@@ -196,35 +211,25 @@ def test_another_s_folder_is_left_alone(publish, experiment, tmp_path):
     assert (tmp_path / "notes/README.md").read_text() == "mine"
 
 
-def test_a_folder_of_its_own_is_written_anew(publish, experiment, tmp_path):
-    publish(experiment, "--output", "a")
-    assert publish(experiment, "--output", "a", "--license", "apache-2.0")[0] == 0
-    assert "license: apache-2.0" in (tmp_path / "a/README.md").read_text()
-
-
 @pytest.mark.parametrize("name", ["README.md", "config.yaml"])
-def test_a_folder_edited_by_hand_is_left_as_it_is(publish, experiment, tmp_path, name):
+def test_edited_files_are_kept_and_may_be_moved_away(publish, experiment, tmp_path, name):
+    folder = tmp_path / "a"
     publish(experiment, "--output", "a")
-    (tmp_path / "a" / name).write_text("mine")
-    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    (folder / name).write_text("mine")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
     code, _, (error,) = publish(experiment, "--output", "a", "--license", "mit")
     assert code == 2
-    assert f"a: {name} edited by hand, so nothing is written" in error
-    assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
-
-
-def test_an_edited_card_that_was_moved_away_is_written_anew(publish, experiment, tmp_path):
-    publish(experiment, "--output", "a")
-    (tmp_path / "a/README.md").write_text("mine")
-    (tmp_path / "a/README.md").rename(tmp_path / "a/mine.md")
+    assert f"a: {name} edited by hand" in error
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / name).rename(folder / "mine")
     assert publish(experiment, "--output", "a")[0] == 0
-    assert (tmp_path / "a/mine.md").read_text() == "mine"
-    assert (tmp_path / "a/README.md").is_file()
+    assert (folder / "mine").read_text() == "mine"
+    assert (folder / name).is_file()
 
 
 @pytest.mark.parametrize("exists", [True, False])
 @pytest.mark.parametrize("writes", range(5))
-def test_after_a_kill_on_the_way_it_can_be_called_again(publish, experiment, tmp_path, monkeypatch, exists, writes):
+def test_after_a_kill_the_command_can_be_called_again(publish, experiment, tmp_path, monkeypatch, exists, writes):
     if exists:
         publish(experiment, "--output", "a")
     left = iter(range(writes))
@@ -235,11 +240,13 @@ def test_after_a_kill_on_the_way_it_can_be_called_again(publish, experiment, tmp
         write(*arguments)
 
     with monkeypatch.context() as patch:
-        for name in ("write_text", "save_release"):
-            patch.setattr(f"weights.model_card.{name}", partial(or_killed, getattr(weights.model_card, name)))
-        patch.setattr("sys.argv", ["weights.publish", str(experiment), "--output", "a", "--license", "mit"])
+        for name in ("weights.publish.write_text", "weights.release.save_release"):
+            module, function = name.rsplit(".", 1)
+            patch.setattr(name, partial(or_killed, getattr(sys.modules[module], function)))
         with pytest.raises(KeyboardInterrupt):
-            weights.publish.main(weights.publish.parse_arguments(sys.argv[1:]), None)
+            weights.publish.main(
+                weights.publish.parse_arguments([str(experiment), "--output", "a", "--license", "mit"]), None
+            )
     assert publish(experiment, "--output", "a", "--license", "cc-by-4.0")[0] == 0
     assert "license: cc-by-4.0" in (tmp_path / "a/README.md").read_text()
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "a", check=True)
