@@ -10,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test test-slow lint stress bench setup
-BENCHMARKS := evaluation postprocess loss data_pipeline training_step onnx scaling gpu
+BENCHMARKS := evaluation postprocess loss data_pipeline training_step scaling gpu
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.installed
