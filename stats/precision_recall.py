@@ -27,18 +27,6 @@ def precision_by_recall(matches: Matches) -> np.ndarray:
     return precision
 
 
-def counts_by_score(matches: Matches, label: int, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many detections of a class are right, and how many wrong, at IoU 0.5, if those below a score are left out.
-
-    scores: (K,). Returns two arrays (K,) of integers."""
-    own = (matches.detection_classes == label) & ~matches.ignored[:, 0]
-    of_either = (
-        np.sort(matches.scores[own & (matches.true_positives[:, 0] == is_right)]) for is_right in (True, False)
-    )
-    right, wrong = (len(ranked) - np.searchsorted(ranked, scores) for ranked in of_either)
-    return right, wrong
-
-
 def _ranked(matches: Matches, label: int) -> np.ndarray:
     """Rows of the detections of a class, best first, equal scores as the evaluator had them."""
     rows = np.flatnonzero(matches.detection_classes == label)

@@ -1,27 +1,26 @@
 """engine/charts.py: names beside charts fit, and stay apart; files are small and whole."""
 
+import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from engine.charts import NAME_LENGTH, save_chart, shorten
 
 
-def test_a_short_name_stays_as_it_is():
-    assert shorten(["tench"]) == {"tench": "tench"}
-
-
-def test_a_long_name_is_cut_at_its_end_spaces_or_not():
-    assert shorten(["n02109961_Eskimo_dog_husky_of_the_north"]).popitem()[1] == "n02109961_Eskimo_dog_…"
-
-
-def test_names_that_differ_at_their_end_keep_it():
-    shown = shorten([f"black-and-tan coonhound of the {place}" for place in ("mountains", "valleys")])
-    assert list(shown.values()) == ["black-and-…e mountains", "black-and-…the valleys"]
-
-
-def test_names_that_differ_in_their_middle_alone_are_numbered():
-    shown = shorten([f"{30 * 'a'}{letter}{30 * 'b'}" for letter in "xyz"])
-    assert list(shown.values()) == [f"{16 * 'a'}… {number}" for number in range(3)]
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["tench"], ["tench"]),
+        (["n02109961_Eskimo_dog_husky_of_the_north"], ["n02109961_Eskimo_dog_…"]),
+        (
+            [f"black-and-tan coonhound of the {place}" for place in ("mountains", "valleys")],
+            ["black-and-…e mountains", "black-and-…the valleys"],
+        ),
+        ([f"{30 * 'a'}{letter}{30 * 'b'}" for letter in "xyz"], [f"{16 * 'a'}… {number}" for number in range(3)]),
+    ],
+)
+def test_names_are_cut_where_they_do_not_differ_or_numbered(names, shown):
+    assert list(shorten(names).values()) == shown
 
 
 def test_a_number_that_makes_another_name_is_passed_over():

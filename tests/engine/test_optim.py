@@ -50,12 +50,8 @@ def test_only_kernels_and_matrices_decay():
         id(p) for p in (net.conv.bias, net.norm.weight, net.norm.bias, net.relative_position_bias_table)
     }
     assert free["weight_decay"] == 0.0
-
-
-def test_frozen_parameters_are_in_no_group():
-    net = Net()
     net.norm.requires_grad_(False)
-    assert sum(len(group["params"]) for group in parameter_groups(net, 0.1)) == 3
+    assert sum(len(group["params"]) for group in parameter_groups(net, 0.1)) == 3  # frozen ones are in no group
 
 
 def test_learning_rate_follows_the_global_batch():
@@ -68,6 +64,8 @@ def test_steps_schedule_warms_up_linearly_then_drops_at_the_epochs():
     rates = learning_rates(config, 8, steps_per_epoch=5, epochs=8)
     expected = [(i + 1) / 10 for i in range(10)] + [1.0] * 10 + [0.1] * 10 + [0.01] * 10
     assert rates == pytest.approx(expected)
+    config = OptimConfig(learning_rate=1.0, reference_batch_size=8, warmup_epochs=0)
+    assert learning_rates(config, 8, steps_per_epoch=2, epochs=2) == [1.0] * 4
 
 
 def test_cosine_schedule_warms_up_then_falls_to_the_minimum():
@@ -77,11 +75,6 @@ def test_cosine_schedule_warms_up_then_falls_to_the_minimum():
     rates = learning_rates(config, 16, steps_per_epoch=10, epochs=6)
     cosine = [0.04 + (2 - 0.04) * (1 + math.cos(math.pi * i / 50)) / 2 for i in range(50)]
     assert rates == pytest.approx([2 * (i + 1) / 10 for i in range(10)] + cosine)
-
-
-def test_no_warmup_starts_at_the_peak():
-    config = OptimConfig(learning_rate=1.0, reference_batch_size=8, warmup_epochs=0)
-    assert learning_rates(config, 8, steps_per_epoch=2, epochs=2) == [1.0] * 4
 
 
 def test_schedule_continues_from_its_state_dict():

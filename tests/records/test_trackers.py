@@ -1,17 +1,17 @@
-"""records/trackers.py: who is told what, and that none of them is worth a run."""
+"""records/trackers.py: what each tracker gets, and that no run ends because one fails."""
 
-import numpy as np
+import os
+
 import pytest
 from PIL import Image
 
 from records import trackers
 from records.metrics import read_metrics, write_metrics
 from records.trackers import Trackers, check_installed, grouped, run_id
-from stats.image_statistics import Matches
 
 
 class Recorder:
-    """A tracker that remembers what it is told; the calls named in `failing` fail."""
+    """A tracker that remembers its calls; those named in `failing` fail."""
 
     failing: tuple[str, ...] = ()
 
@@ -25,10 +25,7 @@ class Recorder:
         self.calls.append(call)
 
     def log(self, numbers, pictures, step):
-        self.note("log", dict(numbers), sorted(pictures), step)
-
-    def draw_precision(self, matches, step):
-        self.note("draw_precision", step)
+        self.note("log", numbers, sorted(pictures), step)
 
     def close(self, failed):
         self.note("close", failed)
@@ -49,111 +46,79 @@ def recorder(monkeypatch):
 
 
 def line(epoch):
-    return {
-        "epoch": epoch,
-        "step": 10 * epoch,
-        "train_loss_total": 1 / epoch,
-        "mAP": None if epoch == 1 else 0.1 * epoch,
-    }
+    score = None if epoch == 1 else 0.1 * epoch
+    return {"epoch": epoch, "step": 10 * epoch, "train_loss_total": 1 / epoch, "mAP": score}
 
 
-def epoch(told, number):
-    write_metrics(told.experiment, [*read_metrics(told.experiment), line(number)])
-    told.log(line(number))
+def epoch(opened, number):
+    write_metrics(opened.experiment, [*read_metrics(opened.experiment), line(number)])
+    opened.log(line(number))
 
 
-def picture(path, grey):
-    Image.new("RGB", (4, 4), (grey, grey, grey)).save(path)
-
-
-def statistics(experiment):
-    """One object, found."""
-    Matches(
-        np.array([1]), np.array(["cat"]), np.array([0.5]), np.zeros(1, np.int32), np.zeros(1, np.int16),
-        np.array([0.9]), np.ones((1, 1), bool), np.zeros((1, 1), bool), np.zeros(1, np.int32), np.zeros(1, np.int16),
-    ).save(experiment)  # fmt: skip
+def picture(path, time):
+    Image.new("RGB", (4, 4)).save(path)
+    os.utime(path, (time, time))
 
 
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
         ("train_loss_total", "train/loss_total"), ("learning_rate", "train/learning_rate"),
-        ("epoch_seconds", "speed/epoch_seconds"), ("images_per_second", "speed/images_per_second"),
-        ("mAP", "validation/mAP"), ("val_loss", "validation/val_loss"),
+        ("images_per_second", "speed/images_per_second"), ("mAP", "validation/mAP"),
     ],
 )  # fmt: skip
-def test_numbers_stand_in_groups(name, shown):
+def test_numbers_have_groups(name, shown):
     assert grouped(name) == shown
 
 
-def test_numbers_that_nothing_defines_are_left_out(experiment, recorder):
-    with Trackers(["tensorboard"], experiment) as told:
-        told.start()
-        epoch(told, 1)
-        calls = told.open["tensorboard"].calls
-    assert calls[1] == ("log", {"train/epoch": 1, "train/loss_total": 1.0}, [], 10)
-
-
-def test_a_picture_is_sent_when_it_is_new_and_curves_never_are(experiment, recorder):
-    picture(experiment / "old.png", 0)
-    with Trackers(["tensorboard"], experiment) as told:
-        told.start()
-        picture(experiment / "samples.png", 10)
-        picture(experiment / "curves.png", 10)
-        epoch(told, 1)
-        epoch(told, 2)
-        picture(experiment / "samples.png", 20)
-        epoch(told, 3)
-        calls = told.open["tensorboard"].calls
-    assert [call[2] for call in calls if call[0] == "log"] == [["samples"], [], ["samples"]]
-
-
-def test_the_end_of_a_detector_tells_its_precision(experiment, recorder):
-    with Trackers(["tensorboard"], experiment) as told:
-        told.start()
-        epoch(told, 1)
-        statistics(experiment)
-        told.finish()
-        calls = told.open["tensorboard"].calls
-    assert calls[-2:] == [("draw_precision", 10), ("close", False)]
+def test_every_epoch_is_logged_with_the_pictures_that_are_new(experiment, recorder):
+    picture(experiment / "old.png", 1)
+    with Trackers(["tensorboard"], experiment) as opened:
+        opened.start()
+        calls = opened.open["tensorboard"].calls
+        picture(experiment / "samples.png", 1)
+        picture(experiment / "curves.png", 1)
+        for number in (1, 2):
+            epoch(opened, number)
+        picture(experiment / "samples.png", 2)
+        opened.finish()
+    assert calls == [
+        ("open", 0),
+        ("log", {"train/epoch": 1, "train/loss_total": 1.0}, ["samples"], 10),
+        ("log", {"train/epoch": 2, "train/loss_total": 0.5, "validation/mAP": 0.2}, [], 20),
+        ("log", {}, ["samples"], 20),
+        ("close", False),
+    ]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_a_run_that_ends_early_is_told_as_such(experiment, recorder, error):
-    told = Trackers(["tensorboard"], experiment)
+def test_a_run_that_ends_early_is_closed_as_failed(experiment, recorder, error):
+    opened = Trackers(["tensorboard"], experiment)
 
     def run():
-        with told:
-            told.start()
+        with opened:
+            opened.start()
             raise error
 
     with pytest.raises(error):
         run()
-    assert told.open["tensorboard"].calls[-1] == ("close", True)
+    assert opened.open["tensorboard"].calls[-1] == ("close", True)
 
 
-@pytest.mark.parametrize("failing", ["open", "log", "draw_precision", "close"])
-def test_a_tracker_that_fails_is_warned_of_once_and_left_out(experiment, recorder, monkeypatch, caplog, failing):
+@pytest.mark.parametrize("failing", ["open", "log", "close"])
+def test_a_tracker_that_fails_is_left_out_with_one_warning(experiment, recorder, monkeypatch, caplog, failing):
     recorder.failing = (failing,)
-    other = type("Other", (Recorder,), {})
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", other)
-    with Trackers(["tensorboard", "wandb"], experiment) as told:
-        told.start()
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", type("Other", (Recorder,), {}))
+    with Trackers(["tensorboard", "wandb"], experiment) as opened:
+        opened.start()
         for number in (1, 2):
-            epoch(told, number)
-        statistics(experiment)
-        told.finish()
-        survivor = told.open["wandb"]
-    assert caplog.messages == ["train.trackers: tensorboard fails and is left out from here on (no space left)"]
-    assert [call[0] for call in survivor.calls] == ["open", "log", "log", "log", "draw_precision", "close"]
-
-
-def test_without_names_nothing_is_opened(experiment):
-    with Trackers((), experiment) as told:
-        told.start()
-        epoch(told, 1)
-        told.finish()
-        assert not told.open
+            epoch(opened, number)
+        opened.finish()
+        other = opened.open["wandb"]
+    [message] = caplog.messages
+    assert "tensorboard" in message
+    assert "no space left" in message
+    assert [call[0] for call in other.calls] == ["open", "log", "log", "log", "close"]
 
 
 def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypatch):
@@ -168,60 +133,29 @@ def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypa
 # ---- TensorBoard -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def events(experiment):
-    """Reads what TensorBoard would show."""
+def test_tensorboard_shows_numbers_and_pictures_by_step_and_each_step_once_after_a_resume(experiment):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    def read():
-        found = EventAccumulator(str(experiment / "tensorboard"), {"scalars": 0, "images": 0, "tensors": 0})
-        return found.Reload()
-
-    return read
-
-
-def test_tensorboard_shows_numbers_and_pictures_by_step(experiment, events):
-    with Trackers(["tensorboard"], experiment) as told:
-        told.start()
-        epoch(told, 1)
-        picture(experiment / "samples.png", 10)
-        epoch(told, 2)
-    assert [(each.step, each.value) for each in events().Scalars("train/loss_total")] == [(10, 1.0), (20, 0.5)]
-    assert [(each.step, each.value) for each in events().Scalars("validation/mAP")] == [(20, pytest.approx(0.2))]
-    assert [(each.step, each.width) for each in events().Images("samples")] == [(20, 4)]
-
-
-def test_tensorboard_forgets_what_a_resumed_run_tells_again(experiment, events):
-    with Trackers(["tensorboard"], experiment) as told:
-        told.start()
+    with Trackers(["tensorboard"], experiment) as opened:
+        opened.start()
         for number in (1, 2, 3):
-            epoch(told, number)
+            picture(experiment / "samples.png", number)
+            epoch(opened, number)
     write_metrics(experiment, [line(1)])
-    with Trackers(["tensorboard"], experiment) as told:
-        told.start()
-        epoch(told, 2)
-    assert [each.step for each in events().Scalars("train/loss_total")] == [10, 20]
+    with Trackers(["tensorboard"], experiment) as opened:
+        opened.start()
+        epoch(opened, 2)
+    events = EventAccumulator(str(experiment / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
+    assert [(each.step, each.value) for each in events.Scalars("train/loss_total")] == [(10, 1.0), (20, 0.5)]
+    assert [(each.step, each.value) for each in events.Scalars("validation/mAP")] == [(20, pytest.approx(0.2))]
+    assert [(each.step, each.width) for each in events.Images("samples")] == [(10, 4)]
 
 
-def test_tensorboard_has_the_precision_of_each_class(experiment, events):
-    from tensorboard.util.tensor_util import make_ndarray
-
-    statistics(experiment)
-    with Trackers(["tensorboard"], experiment) as told:
-        told.start()
-        epoch(told, 1)
-        told.finish()
-    curves = make_ndarray(events().Tensors("precision by recall/cat")[0].tensor_proto)
-    right, wrong, _, missed, precision, recall = curves[:, [0, -1]].T.tolist()[0]  # at score 0
-    assert (right, wrong, missed, precision, recall) == (1, 0, 0, 1, 1)
-    assert (curves[0, -1], curves[4, -1]) == (0, 1)  # at score 1: nothing found, and nothing wrong
-
-
-def test_tensorboard_without_a_folder_to_write_in_does_not_end_the_run(experiment, events, caplog):
+def test_tensorboard_without_a_folder_to_write_in_does_not_end_the_run(experiment, caplog):
     (experiment / "tensorboard").write_text("in its way")
-    with Trackers(["tensorboard"], experiment) as told:
-        told.start()
-        epoch(told, 1)
+    with Trackers(["tensorboard"], experiment) as opened:
+        opened.start()
+        epoch(opened, 1)
     assert len(caplog.messages) == 1
 
 
@@ -247,23 +181,22 @@ def starts(experiment):
     return [path.name.split("-")[3] for path in sorted(experiment.glob("wandb/offline-run-*"))]
 
 
-def test_wandb_is_offline_where_no_key_is_known_and_a_resumed_run_keeps_its_id(experiment, wandb):
+def test_wandb_is_offline_if_no_key_is_known_and_a_resumed_run_keeps_its_id(experiment, wandb):
     for number in (1, 2):
-        with Trackers(["wandb"], experiment) as told:
-            told.start()
-            epoch(told, number)
+        with Trackers(["wandb"], experiment) as opened:
+            opened.start()
             picture(experiment / "samples.png", number)
-            statistics(experiment)
-            told.finish()
-            assert told.open
+            epoch(opened, number)
+            opened.finish()
+            assert opened.open
     assert set(starts(experiment)) == {run_id(experiment)}
 
 
 def test_wandb_is_offline_under_slurm_even_with_a_key(experiment, wandb, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    with Trackers(["wandb"], experiment) as told:
-        told.start()
+    with Trackers(["wandb"], experiment) as opened:
+        opened.start()
     assert starts(experiment) == [run_id(experiment)]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from detection.coco.evaluation import evaluate_coco, image_statistics
 from stats.image_statistics import Matches
-from stats.precision_recall import counts_by_score, precision_by_recall
+from stats.precision_recall import precision_by_recall
 
 # Class 0: right, wrong, right, and one in a crowd, of four objects. Class 1 has no object.
 MATCHES = Matches(
@@ -45,9 +45,3 @@ def test_precision_is_1_up_to_the_first_miss_and_0_where_recall_is_never_reached
 
 def test_a_class_without_objects_has_no_precision():
     assert np.isnan(precision_by_recall(MATCHES)[:, :, 1]).all()
-
-
-def test_detections_below_a_score_are_left_out_and_so_are_those_in_crowds():
-    right, wrong = counts_by_score(MATCHES, 0, np.array([0.0, 0.5, 0.7, 0.85, 1.0]))
-    assert right.tolist() == [2, 2, 1, 1, 0]
-    assert wrong.tolist() == [1, 1, 1, 0, 0]

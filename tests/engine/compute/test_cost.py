@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.compute.cost import (
     ATTENTION_KERNELS,
-    FLOPS_COUNTER,
     attention_flops,
     forward_gflops,
     peak_memory_mib,
@@ -25,14 +24,15 @@ def swin():
     return SwinTransformer(embed_dim=8, depths=(2, 2), num_heads=(1, 2), num_classes=10)
 
 
-def test_a_convolution_costs_two_per_multiply_add():
-    layer = nn.Conv2d(3, 8, kernel_size=5, stride=2, padding=2)
-    assert forward_gflops(layer, 32) * 1e9 == pytest.approx(2 * (16 * 16) * 8 * (3 * 5 * 5))
-
-
-def test_a_linear_layer_costs_two_per_weight():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10), nn.ReLU())
-    assert forward_gflops(model, 8) * 1e9 == pytest.approx(2 * 3 * 8 * 8 * 10)
+@pytest.mark.parametrize(
+    ("model", "multiply_adds"),
+    [
+        (nn.Conv2d(3, 8, kernel_size=5, stride=2, padding=2), (16 * 16) * 8 * (3 * 5 * 5)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10), nn.ReLU()), 3 * 32 * 32 * 10),
+    ],
+)
+def test_a_layer_costs_two_per_multiply_add(model, multiply_adds):
+    assert forward_gflops(model, 32) * 1e9 == pytest.approx(2 * multiply_adds)
 
 
 def test_resnet50_costs_twice_its_published_multiply_adds():
@@ -102,22 +102,12 @@ def test_a_transformer_encoder_is_counted_though_it_has_a_fast_path_of_its_own()
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_the_record_says_how_operations_were_counted():
-    assert torch.__version__ in FLOPS_COUNTER
-    assert "sdpa" in FLOPS_COUNTER
-
-
 def test_counting_restores_the_mode_of_every_module_and_moves_no_statistics():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4).eval())
     forward_gflops(model, 8)
     assert [module.training for module in model] == [True, True, False]
     assert model[1].num_batches_tracked == 0
-
-
-def test_a_model_can_be_trained_after_counting():
-    model = swin()
-    forward_gflops(model, 64)
-    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    model(torch.randn(2, 3, 8, 8)).sum().backward()  # it can be trained afterwards
 
 
 def test_the_peak_of_memory_is_that_of_the_process_and_never_falls():
