@@ -12,8 +12,10 @@ from detection.drawing.charts import (
     WIDTH,
     _largest,
     draw_class_scores,
+    draw_classes,
     draw_confusion,
     draw_precision,
+    draw_sizes,
 )
 from stats.image_statistics import Matches
 
@@ -124,6 +126,19 @@ def test_many_classes_make_lists_of_what_is_most_frequent(tmp_path):
 def test_without_detections_or_objects_the_lists_are_empty(tmp_path):
     draw_confusion(tmp_path / "chart.png", np.zeros((41, 41), np.int64), names(40), 0.3)
     assert not coloured(pixels(tmp_path / "chart.png"), ORANGE).any()
+
+
+@pytest.mark.parametrize("classes", [3, 300])
+def test_each_of_the_most_frequent_classes_has_a_bar_in_red_where_no_default_box_fits(tmp_path, classes):
+    draw_classes(tmp_path / "chart.png", names(classes), [5] * classes, [0.5] * classes)
+    red = coloured(pixels(tmp_path / "chart.png"), (230, 26, 26)).any(axis=1)
+    assert np.count_nonzero(np.diff(red.astype(int)) == 1) == min(classes, MOST_BARS)
+
+
+def test_sizes_are_drawn_even_if_augmentation_left_no_object(tmp_path):
+    objects = {"all": (np.array([5.0, 50.0]), np.array([False, True])), "none": (np.empty(0), np.empty(0, bool))}
+    draw_sizes(tmp_path / "chart.png", objects, [(10.0, 40.0), (30.0, 100.0)])
+    assert coloured(pixels(tmp_path / "chart.png"), (230, 26, 26)).any()
 
 
 def test_the_largest_counts_come_first_and_none_is_0():
