@@ -14,7 +14,6 @@ from detection.network.backbones import (
     KEEP,
     VALID,
     BackboneSpec,
-    Extra,
     L2Norm,
     build_backbone,
     load_backbone_weights,
@@ -260,7 +259,7 @@ def test_compiles_as_one_graph():
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 NEW_ROWS = {
     "ResNet101Backbone_C5": (
-        BackboneSpec("resnet101", 300, taps=("layer4",), extras=(Extra(256, 512, HALVE),) * 5),
+        BackboneSpec("resnet101", 300, taps=("layer4",), extras=((256, 512),) * 5, steps=(HALVE,) * 5),
         [2048, 512, 512, 512, 512, 512],
         [10, 5, 3, 2, 1, 1],
     ),
@@ -270,7 +269,7 @@ NEW_ROWS = {
         [42, 21, 11, 6, 3, 1],
     ),
     "SwinTBackbone_stages": (
-        BackboneSpec("swin_t", 224, STAGES, extras=(Extra(128, 256, HALVE), Extra(128, 256, HALVE_INSIDE))),
+        BackboneSpec("swin_t", 224, STAGES, extras=((128, 256), (128, 256)), steps=(HALVE, HALVE_INSIDE)),
         [96, 192, 384, 768, 256, 256],
         [56, 28, 14, 7, 4, 1],
     ),
