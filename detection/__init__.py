@@ -1,7 +1,7 @@
-"""Single-shot detectors: the parts, the training task and its commands.
+"""Single-shot detectors: the network, the training task and its commands.
 
-`from detection import load` is the door for Python (detection/detector.py); it is not opened before it is asked for,
-because the commands and the parts do without it.
+`from detection import load` is the API for Python (detection/detector.py). It is imported on first use, because it
+imports PyTorch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ interrupt_imports_silently()
 
 
 def __getattr__(name: str) -> Any:
-    """The names of detection.detector that belong to the package, when they are first used."""
+    """Import `__all__` from detection.detector on first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from detection import detector

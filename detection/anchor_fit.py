@@ -1,9 +1,9 @@
 """How the default boxes fit the objects that are trained on.
 
-An object that no default box overlaps with an IoU of `loss.match_iou` or more is trained on one box, its best, however
-little the two overlap. The recall of the default boxes is the share of the others. Where it is low, the score stays
-low whatever is trained, so training and the dry run report it; `detection.show --what matches` draws it. Crowds do not
-count, and images are as they are scored: the whole image as a square, without augmentation.
+The recall of the default boxes is the share of objects that one of them overlaps with an IoU of `loss.match_iou` or
+more. Any other object is trained on its best box alone, however little the two overlap, or on none if another object
+has that box. Low recall keeps the score low, so training and the dry run report it;
+`detection.show --what matches` draws it. Crowds do not count. Images are whole and square, without augmentation.
 """
 
 import math
@@ -42,21 +42,21 @@ class AnchorFit(NamedTuple):
 
 
 def object_boxes(coco: CocoFile) -> Tensor:
-    """Every object to train on, crowds aside: boxes_xyxy (N, 4) float32, fractions of its image's sides."""
+    """Return every object that is not a crowd: boxes_xyxy (N, 4) float32, fractions of its image's sides."""
     sizes = np.array([(record.width, record.height) for record in coco.images], np.float32)
     sizes = np.repeat(sizes, np.diff(coco.first_object), axis=0)  # (objects, 2)
     return torch.from_numpy((coco.boxes_xyxy / np.tile(sizes, 2))[~coco.is_crowd])
 
 
 def sampled(boxes_xyxy: Tensor, most: int) -> Tensor:
-    """At most so many of the boxes (N, 4), drawn at random, the same ones each time."""
+    """Return at most so many of the boxes (N, 4), drawn at random, the same ones each time."""
     if len(boxes_xyxy) <= most:
         return boxes_xyxy
     return boxes_xyxy[np.sort(np.random.default_rng(0).choice(len(boxes_xyxy), most, replace=False))]
 
 
 def best_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest IoU of each box (N, 4) with a default box (A, 4), (N,) float, and with which, (N,) int64."""
+    """Return the largest IoU of each box (N, 4) with a default box (A, 4), (N,) float, and which one, (N,) int64."""
     anchors_xyxy = box_convert(anchors_cxcywh, "cxcywh", "xyxy")
     parts = boxes_xyxy.split(max(1, IOUS_AT_ONCE // len(anchors_xyxy)))
     bar = progress_bar(parts, desc="measuring overlaps", leave=False)
@@ -65,12 +65,12 @@ def best_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> tuple[Tensor, Tens
 
 
 def recall_of(boxes_xyxy: Tensor, anchors_cxcywh: Tensor, iou_threshold: float) -> float:
-    """Share of the boxes (N, 4) that a default box (A, 4) overlaps with at least that IoU; N is at least 1."""
+    """Return the share of boxes (N, 4), N > 0, that a default box (A, 4) overlaps with at least that IoU."""
     return float((best_boxes(boxes_xyxy, anchors_cxcywh)[0] >= iou_threshold).double().mean())
 
 
 def fit_anchors(coco: CocoFile, model: SSD, iou_threshold: float) -> AnchorFit:
-    """How the default boxes of a detector fit the objects of a file that has some."""
+    """Return how the default boxes of a detector fit the objects of a file that has some."""
     boxes_xyxy = object_boxes(coco)
     measured = sampled(boxes_xyxy, MOST_MEASURED)
     sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1).sqrt() * model.input_size
@@ -95,7 +95,7 @@ def report_fit(fit: AnchorFit, coco: CocoFile, model: SSD, config: ModelConfig) 
 
 
 def try_settings(coco: CocoFile, model: SSD, config: ModelConfig, iou_threshold: float) -> dict[str, float]:
-    """The recall, on a few objects, with other scales and with twice the input size, the highest first."""
+    """Return the recall on a few objects with other scales and with twice the input size, the highest first."""
     boxes_xyxy = sampled(object_boxes(coco), MOST_TRIED)
     tried = {}
     for side in (model.input_size, 2 * model.input_size):

@@ -7,14 +7,13 @@
     for box_xyxy, name, score in zip(found.boxes_xyxy, found.class_names, found.scores):
         print(name, score, box_xyxy)
 
-The network sees what it saw when the experiment was scored, and what leaves it is treated as it was then: upright 8-bit
-RGB, the whole picture resized to the model's square, ImageNet's statistics, the experiment's own post-processing.
-
-A `Detector` also has what it takes to use the network elsewhere: the module, its classes, its preprocessing.
+Images are prepared, and outputs post-processed, as when the experiment was scored: upright 8-bit RGB, the whole picture
+resized to the model's square, ImageNet's statistics, the experiment's own thresholds.
 """
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -35,7 +34,7 @@ from engine.compute.precision import autocast, inference_precision
 from engine.loading import load_exactly
 from engine.logbook import logger
 from records.experiment import read_experiment_config
-from records.results import Results, read_results
+from records.results import read_results
 from weights.release import PUBLISHED_WEIGHTS, SUFFIX, released_config, weights_in
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor  # a single one, see `rgb_pixels`
@@ -50,10 +49,9 @@ EXPECTED = (
 
 @dataclass(frozen=True, eq=False)
 class Detector:
-    """A trained detector and how it wants to be asked; `load` makes one.
+    """A trained detector with all that is needed to use it elsewhere; `load` makes one.
 
-    path: the file of its weights. model: in evaluation mode, (B, 3, S, S) normalised images -> box_deltas,
-    class_logits; the buffer anchors_cxcywh decodes the former. config: that it was trained with; `config.eval` are the
+    path: the file of its weights. model: in evaluation mode, see SSD. config: of its training; `config.eval` has the
     thresholds. class_names, category_ids: of label k at k - 1. step: optimizer steps behind the weights."""
 
     path: Path
@@ -65,12 +63,12 @@ class Detector:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, and the images are taken to."""
+        """The device of the model, to which images are moved."""
         return self.model.anchors_cxcywh.device
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """From a picture to what the model takes, for other programs: plain data, in the order of the steps."""
+        """How to make the model's input from a picture, for other programs: plain data, in the order of the steps."""
         return {
             "colour": "RGB, 8 bits, upright",
             "resize": "bilinear, antialiased, the whole picture to a square whatever its shape",
@@ -91,7 +89,7 @@ class Detector:
         """Find the objects in an image, or in each of several.
 
         images: see `rgb_pixels`, of any size. score_threshold: smallest score reported; None: the experiment's.
-        Raises DatasetError, naming the file or the position, if an image cannot be read; TypeError if it is none."""
+        Raises DatasetError, naming the file or position, if an image cannot be read; TypeError if it is not one."""
         if isinstance(images, ImageLike) or not isinstance(images, Sequence) or isinstance(images, bytes):
             return self.detect([rgb_pixels(images)], score_threshold)[0]
         found = []
@@ -107,7 +105,7 @@ class Detector:
 
     @torch.inference_mode()
     def detect(self, pictures: Sequence[np.ndarray], score_threshold: float | None = None) -> list[Detections]:
-        """The same of one batch, at least one of (H, W, 3) uint8 RGB, whose sizes may differ."""
+        """Find the objects in one batch of pictures (H, W, 3) uint8 RGB, at least one; sizes may differ."""
         images = torch.stack([model_input(pixels, self.model.input_size) for pixels in pictures])
         images = normalize_images(images.to(self.device), self.config.train.channels_last)
         with autocast(self.device, inference_precision(self.config.train.precision, self.device)):
@@ -118,32 +116,27 @@ class Detector:
         results = []
         for pixels, found in zip(pictures, postprocess(*outputs, self.model.anchors_cxcywh, **settings), strict=True):
             height, width, _ = pixels.shape
+            boxes_xyxy = found.boxes_xyxy.double().cpu().numpy() * (width, height, width, height)
             labels = found.labels.cpu().numpy()
-            results.append(
-                Detections(
-                    boxes_xyxy=found.boxes_xyxy.double().cpu().numpy() * (width, height, width, height),
-                    scores=found.scores.double().cpu().numpy(),
-                    labels=labels,
-                    class_names=[self.class_names[label - 1] for label in labels],
-                    category_ids=np.array(self.category_ids, np.int64)[labels - 1],
-                )
-            )
+            names = [self.class_names[label - 1] for label in labels]
+            category_ids = np.array(self.category_ids, np.int64)[labels - 1]
+            results.append(Detections(boxes_xyxy, found.scores.double().cpu().numpy(), labels, names, category_ids))
         return results
 
 
 def model_input(pixels: np.ndarray, input_size: int) -> Tensor:
-    """A picture (H, W, 3) uint8 as it is scored: resized to (3, input_size, input_size) uint8, not yet normalised."""
+    """Resize a picture (H, W, 3) uint8 as for scoring, to (3, input_size, input_size) uint8, not yet normalised."""
     height, width, _ = pixels.shape
     view = eval_transform(input_size)((width, height), np.empty((0, 4)), np.random.default_rng(0))
     return view.render(pixels)
 
 
 def rgb_pixels(image: ImageLike) -> np.ndarray:
-    """Any picture as (H, W, 3) uint8 RGB, upright: grey, 16-bit, palette, CMYK and transparent ones, too.
+    """Return any picture as (H, W, 3) uint8 RGB, upright; it may be grey, 16-bit, palette, CMYK or transparent.
 
-    image: a path; a PIL image; an array, (H, W, 3) RGB, or (H, W) or (H, W, 4), of uint8, or of uint16 if grey; a
-    tensor (3, H, W) as torchvision has them, uint8 or float from 0 to 1.
-    Raises DatasetError, naming the file or the shape, if it cannot be read as one; TypeError if it is none of these."""
+    image: a path; a PIL image; an array (H, W, 3), (H, W, 4) or (H, W) uint8, or (H, W) uint16; a tensor (3, H, W),
+    uint8 or float from 0 to 1.
+    Raises DatasetError, naming the file or the shape, if it cannot be read; TypeError if it is none of these."""
     if not isinstance(image, ImageLike):
         kind = type(image).__name__
         raise TypeError(f"got {kind}, expected a path, a PIL image, an array, a tensor, or a list of such")
@@ -166,7 +159,7 @@ def rgb_pixels(image: ImageLike) -> np.ndarray:
 
 
 def _tensor_pixels(image: Tensor) -> np.ndarray:
-    """(3, H, W) uint8, or float from 0 to 1, as (H, W, 3) uint8. Raises DatasetError if it is neither."""
+    """Return (3, H, W) uint8, or float from 0 to 1, as (H, W, 3) uint8. Raises DatasetError if it is neither."""
     wanted = "expected (3, height, width), RGB, uint8 or float from 0 to 1"
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         cure = "; of a batch, give list(batch)" if image.ndim == 4 else ""
@@ -185,12 +178,12 @@ def _tensor_pixels(image: Tensor) -> np.ndarray:
 
 
 def load(named: str | Path, device: str | torch.device | None = None) -> Detector:
-    """Build and fill the detector that a user names, with the weights that were scored.
+    """Load the detector that a user names, with the weights that were scored.
 
-    named: an experiment directory (its newest checkpoint is taken), a checkpoint in one, released weights
-    (*.safetensors), or a folder made by weights.publish. device: None for a GPU if there is one, else the CPU. The
-    network computes in the precision it was trained in, or in fp32 if the device does not have that in hardware.
-    Raises ValueError, in one line, if there is no such thing, if it is damaged, or if it is no detector."""
+    named: an experiment directory (its newest checkpoint), a checkpoint in one, released weights (*.safetensors), or a
+    folder made by weights.publish. device: None for a GPU if there is one, else the CPU. The network computes in the
+    precision of its training, or in fp32 if the device lacks that in hardware.
+    Raises ValueError, in one line, if it is missing, corrupt, or not a detector."""
     path = weights_file(Path(named))
     trained = read_detector(path)
     if trained.facts is not None:
@@ -219,55 +212,41 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
 
 
 def weights_file(path: Path) -> Path:
-    """The file with the weights of what a user names, see `load`. Raises CheckpointError if there is none."""
+    """Return the file of weights of what a user names, see `load`. Raises CheckpointError if there is none."""
     if path.is_dir() and not (path / PUBLISHED_WEIGHTS).is_file():
         if not (path / "config.yaml").is_file():
             raise CheckpointError(f"{path}: neither config.yaml nor {PUBLISHED_WEIGHTS} in it; {EXPECTED}")
-        read_experiment_config(path, DetectionConfig)  # raises where it is of another task
+        read_experiment_config(path, DetectionConfig)  # raises if it is of another task
     file = weights_in(path)
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file or folder; {EXPECTED}")
     if file.suffix not in WEIGHT_NAMES:
-        raise CheckpointError(f"{file}: no file of weights, by its name; {EXPECTED}")
+        raise CheckpointError(f"{file}: its name is not that of weights; {EXPECTED}")
     return file
 
 
 def _config_beside(checkpoint: Path) -> DetectionConfig:
-    """The config of the experiment that a checkpoint lies in. Raises CheckpointError if it lies elsewhere."""
+    """Return the config of the experiment that a checkpoint is in. Raises CheckpointError if it is elsewhere."""
     experiment = checkpoint.parent.parent
     if not (experiment / "config.yaml").is_file():
         raise CheckpointError(
-            f"{checkpoint}: a checkpoint does not say what model it is of, its experiment's config.yaml does, which is "
-            f"not at {experiment / 'config.yaml'}; to pass weights on, python -m weights.publish EXPERIMENT"
+            f"{checkpoint}: its experiment's config, which describes the model, is not at "
+            f"{experiment / 'config.yaml'}; to pass weights on, python -m weights.publish EXPERIMENT"
         )
     return read_experiment_config(experiment, DetectionConfig)
 
 
 def _category_ids(experiment: Path, config: DetectionConfig, class_names: Sequence[str] | None) -> list[int] | None:
-    """Those of the annotation file that an experiment was trained with, by label.
+    """Return the ids, by label, of the annotation file that an experiment was trained with.
 
-    From its results.json, else from the file itself; None where neither is at hand, or has other classes by now."""
-    for read in (
-        lambda: _recorded_ids(read_results(experiment / "results.json")),
-        lambda: _named_ids(json.loads(config.data.paths("val")[0].read_bytes())),
-    ):
-        try:
-            names, category_ids = read()
-        except (OSError, ValueError, LookupError, TypeError):
-            continue
-        if names == class_names:
-            return category_ids
+    From its results.json, else from the file itself; None if neither is there, or has other classes by now."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        results = read_results(experiment / "results.json")
+        if results.protocol.classes == class_names and results.category_ids is not None:
+            return results.category_ids
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        annotations = json.loads(config.data.paths("val")[0].read_bytes())
+        categories = sorted(annotations["categories"], key=lambda category: category["id"])
+        if [category["name"] for category in categories] == class_names:
+            return [category["id"] for category in categories]
     return None
-
-
-def _recorded_ids(results: Results) -> tuple[list[str], list[int]]:
-    """Names and ids of the categories that an experiment recorded. Raises LookupError if it recorded no ids."""
-    if results.category_ids is None:
-        raise LookupError("category_ids")
-    return results.protocol.classes, results.category_ids
-
-
-def _named_ids(annotations: dict) -> tuple[list[str], list[int]]:
-    """Names and ids of the categories of an annotation file, in the order of the labels."""
-    categories = sorted(annotations["categories"], key=lambda category: category["id"])
-    return [category["name"] for category in categories], [category["id"] for category in categories]

@@ -17,27 +17,20 @@ from detection.anchor_fit import best_boxes
 from detection.coco.annotations import CocoFile, describe, read_split
 from detection.coco.dataset import CocoDetection, collate, read_image
 from detection.coco.transforms import distort_colours, eval_transform
-from detection.drawing.pictures import (
-    UNMATCHED,
-    Mark,
-    Panel,
-    draw_classes,
-    draw_panels,
-    draw_sizes,
-    is_ours,
-    level_colour,
-    palette_colour,
-)
+from detection.drawing.boxes import UNMATCHED, Mark, level_colour, palette_colour
+from detection.drawing.charts import draw_classes, draw_sizes
+from detection.drawing.pictures import Panel, box_area, draw_panels
 from detection.network.anchors import BOXES_PER_CELL
 from detection.network.matching import NO_OBJECT
 from detection.network.ssd import SSD, build_ssd
 from detection.task import DetectionConfig, DetectionTask
+from engine.charts import is_ours
 from engine.config import load_config
 from engine.logbook import logger, progress_bar
 from records.experiment import table
 
 EPOCHS = 7  # that show an image augmented
-LARGEST_SIDE = 1200  # pixels of an image in a picture
+LARGEST_SIDE = 1200  # pixels of an image that is kept to be drawn
 GREY, WHITE = (128, 128, 128), (1.0, 1.0, 1.0)
 
 
@@ -55,7 +48,7 @@ class Level(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """How the default boxes fit n objects, as the network is shown these."""
+    """How the default boxes fit n objects, as the network sees these."""
 
     sizes: np.ndarray  # (n,) pixels of the input
     labels: np.ndarray  # (n,) int64, from 1
@@ -63,26 +56,25 @@ class Fit(NamedTuple):
     best_level: np.ndarray  # (n,) int64, of that box, from 0
 
     def of_class(self, label: int) -> "Fit":
+        """Return the part of the objects that has this label."""
         return Fit(*(values[self.labels == label] for values in self))
 
     def recall(self, iou_threshold: float) -> float | None:
-        """Share of the objects that a default box overlaps with at least that IoU; None without objects."""
+        """Return the share of objects that a default box overlaps with at least that IoU; None without objects."""
         return float((self.best_iou >= iou_threshold).mean()) if len(self.best_iou) else None
 
 
 def find_levels(model: SSD, iou_threshold: float) -> tuple[list[Level], Tensor]:
-    """The levels of a detector, and which of them each of its default boxes belongs to, (A,) int64 from 0.
+    """Return the levels of a detector, and the level of each of its default boxes, (A,) int64 from 0.
 
     Boxes of areas a < b have at most an IoU of a / b, so matching sizes differ by the root of the threshold."""
     side = model.input_size
-    with torch.no_grad():
-        maps = model.eval().neck(model.backbone(torch.zeros(1, 3, side, side)))
-    shapes = [(*m.shape[-2:], boxes) for m, boxes in zip(maps, BOXES_PER_CELL, strict=True)]
-    counts = [rows * columns * boxes for rows, columns, boxes in shapes]
+    grid_sizes = model.grid_sizes(side)
+    counts = [rows * columns * boxes for (rows, columns), boxes in zip(grid_sizes, BOXES_PER_CELL, strict=True)]
     anchors_xyxy = (box_convert(model.anchors_cxcywh, "cxcywh", "xyxy") * side).split(counts)
     levels = []
-    for (rows, columns, boxes), level_xyxy in zip(shapes, anchors_xyxy, strict=True):
-        cell_xyxy = level_xyxy.view(rows, columns, boxes, 4)[rows // 2, columns // 2].numpy()
+    for (rows, columns), level_xyxy in zip(grid_sizes, anchors_xyxy, strict=True):
+        cell_xyxy = level_xyxy.view(rows, columns, -1, 4)[rows // 2, columns // 2].numpy()
         sizes = np.sqrt(np.prod(cell_xyxy[:, 2:] - cell_xyxy[:, :2], axis=1))
         smallest, largest = float(sizes.min()), float(sizes.max())
         object_sizes = (smallest * iou_threshold**0.5, min(largest / iou_threshold**0.5, float(side)))
@@ -91,7 +83,7 @@ def find_levels(model: SSD, iou_threshold: float) -> tuple[list[Level], Tensor]:
 
 
 def fit_objects(dataset: CocoDetection, anchors_cxcywh: Tensor, level_of_anchor: Tensor, side: int) -> Fit:
-    """How the default boxes fit every object of the first epoch. side: of the network's input, pixels."""
+    """Return how the default boxes fit every object of the first epoch. side: of the network's input, pixels."""
     bar = progress_bar(range(len(dataset)), desc="placing objects", unit="image", leave=False)
     plans = [dataset.plan((0, index)) for index in bar]
     boxes_xyxy = torch.from_numpy(np.concatenate([view.boxes_xyxy for view, _ in plans]))
@@ -102,7 +94,7 @@ def fit_objects(dataset: CocoDetection, anchors_cxcywh: Tensor, level_of_anchor:
 
 
 def level_rows(levels: Sequence[Level], fits: dict[str, Fit]) -> list[dict]:
-    """The levels as a table: their boxes, what these can match, and how many objects overlap them most."""
+    """Return a table of the levels: their boxes, what these can match, and how many objects fit them best."""
     return [
         {
             "level": number + 1,
@@ -117,7 +109,7 @@ def level_rows(levels: Sequence[Level], fits: dict[str, Fit]) -> list[dict]:
 
 
 def class_rows(names: Sequence[str], fits: dict[str, Fit], iou_threshold: float) -> list[dict]:
-    """The classes, and last all together, as a table: how many objects, and the recall of the default boxes."""
+    """Return a table of the classes and of all together: how many objects, and the recall of the default boxes."""
     rows = [{"class": name} for name in [*names, "(all)"]]
     for title, fit in fits.items():
         parts = [*(fit.of_class(label) for label in range(1, len(names) + 1)), fit]
@@ -130,18 +122,18 @@ def class_rows(names: Sequence[str], fits: dict[str, Fit], iou_threshold: float)
 
 
 def show_data(config: DetectionConfig, options: argparse.Namespace) -> list[Path]:
-    """Images of both halves of the data set with their objects, as training reads them."""
+    """Draw images of both splits with their objects, as training reads them."""
     cocos = [read_split(config.data, split) for split in ("train", "val")]
     drawn = []
-    for name, coco, indices in zip(("data_train.png", "data_val.png"), cocos, choose(cocos, options), strict=True):
+    for name, coco, indices in zip(DRAWN["data"][1], cocos, choose(cocos, options), strict=True):
         if indices:
             drawn.append(options.output / name)
-            draw_panels(drawn[-1], [truth_panel(coco, index) for index in indices], columns=3, inches=6)
+            draw_panels(drawn[-1], [truth_panel(coco, index) for index in indices], columns=3, side=600)
     return drawn
 
 
 def show_augment(config: DetectionConfig, options: argparse.Namespace) -> list[Path]:
-    """Training images as they are, and as they come in the first epochs."""
+    """Draw training images as they are, and as they are in the first epochs."""
     task = build_task(config)
     panels = []
     for index in choose([task.train], options)[0]:
@@ -149,14 +141,14 @@ def show_augment(config: DetectionConfig, options: argparse.Namespace) -> list[P
         samples = load_samples(task.train_set, [(epoch, index) for epoch in range(EPOCHS)])
         for epoch, (image, boxes_xyxy, labels) in enumerate(samples, start=1):
             marks = object_marks(task.train, boxes_xyxy.numpy() * len(image), labels.tolist())
-            panels.append(Panel(image, f"epoch {epoch}" + ", no objects" * (not marks), marks))
+            panels.append(panel(image, f"epoch {epoch}", marks))
     path = options.output / "augment.png"
-    draw_panels(path, panels, columns=4, inches=4.5)
+    draw_panels(path, panels, columns=4, side=450)
     return [path]
 
 
 def show_anchors(config: DetectionConfig, options: argparse.Namespace) -> list[Path]:
-    """The default boxes of one cell of each level, and the centres of all cells."""
+    """Draw the default boxes of one cell of each level, and the centres of all cells."""
     model = build_ssd(config.model, num_classes=1)
     side = model.input_size
     if options.blank:
@@ -177,12 +169,12 @@ def show_anchors(config: DetectionConfig, options: argparse.Namespace) -> list[P
             marks = [Mark(box_xyxy, level_colour(number)) for box_xyxy in level.cell_xyxy]
             panels.append(Panel(dimmed(image), caption, marks, dots_xy))
     path = options.output / "anchors.png"
-    draw_panels(path, panels, columns=3, inches=5)
+    draw_panels(path, panels, columns=3, side=500)
     return [path]
 
 
 def show_matches(config: DetectionConfig, options: argparse.Namespace) -> list[Path]:
-    """Which default boxes answer for which objects of some images; how they fit those of all, as tables, too."""
+    """Draw which default boxes match which objects of some images, and print how they fit those of all."""
     task = build_task(config)
     train, side, iou_threshold = task.train, task.model.input_size, config.loss.match_iou
     levels, level_of_anchor = find_levels(task.model, iou_threshold)
@@ -196,7 +188,7 @@ def show_matches(config: DetectionConfig, options: argparse.Namespace) -> list[P
     key = {f"boxes of level {number + 1}": level_colour(number) for number in range(len(levels))}
     key |= {"object x its boxes": WHITE, f"object x its box, best IoU below {iou_threshold:g}": UNMATCHED}
     paths = [options.output / name for name in DRAWN["matches"][1]]
-    draw_panels(paths[0], panels, columns=4, inches=4.5, key=key)
+    draw_panels(paths[0], panels, columns=4, side=450, key=key)
 
     fits = {
         title: fit_objects(dataset, task.model.anchors_cxcywh, level_of_anchor, side)
@@ -204,8 +196,8 @@ def show_matches(config: DetectionConfig, options: argparse.Namespace) -> list[P
     }
     classes = class_rows(train.class_names, fits, iou_threshold)
     objects, recalls = ([row[f"{column}, unaugmented"] for row in classes[:-1]] for column in ("objects", "recall"))
-    fitted = {title: (fit.sizes, fit.best_iou >= iou_threshold) for title, fit in fits.items()}
     draw_classes(paths[1], train.class_names, objects, recalls)
+    fitted = {title: (fit.sizes, fit.best_iou >= iou_threshold) for title, fit in fits.items()}
     draw_sizes(paths[2], fitted, [level.object_sizes for level in levels])
     print(f"{train.annotations_path}: {describe(train)}")
     print(f"\n{table(level_rows(levels, fits))}\n\n{table(classes)}\n")
@@ -213,7 +205,7 @@ def show_matches(config: DetectionConfig, options: argparse.Namespace) -> list[P
 
 
 def choose(cocos: Sequence[CocoFile], options: argparse.Namespace) -> list[list[int]]:
-    """Indices of the images to show of each annotation file: those of --ids, or some spread evenly over it.
+    """Return indices of the images to show of each annotation file: those of --ids, or some spread evenly over it.
 
     Raises DatasetError for an id that is in none."""
     if not options.ids:
@@ -227,7 +219,7 @@ def choose(cocos: Sequence[CocoFile], options: argparse.Namespace) -> list[list[
 
 
 def build_task(config: DetectionConfig) -> DetectionTask:
-    """The task as training builds it, but with random weights, and without decoding all images now."""
+    """Build the task as training does, but with random weights, and without decoding all images now."""
     config = config.model_copy(update={"data": config.data.model_copy(update={"cache_images": False})})
     train, val = read_split(config.data, "train"), read_split(config.data, "val")
     return DetectionTask(config, val, train, from_checkpoint=True)
@@ -237,7 +229,7 @@ Sample = tuple[np.ndarray, Tensor, Tensor]  # image (S, S, 3) uint8, boxes_xyxy 
 
 
 def load_samples(dataset: CocoDetection, keys: Sequence[Key]) -> Iterator[Sample]:
-    """Images as the network is shown them, but for the normalisation, with their objects."""
+    """Yield images as the network sees them, except for the normalisation, with their objects."""
     batch = collate(dataset.__getitems__(keys))
     images = distort_colours(batch["images"], batch["colours"]) if "colours" in batch else batch["images"]
     for image, boxes_xyxy, labels in zip(images, batch["boxes_xyxy"], batch["labels"], strict=True):
@@ -247,26 +239,31 @@ def load_samples(dataset: CocoDetection, keys: Sequence[Key]) -> Iterator[Sample
 def object_marks(
     coco: CocoFile, boxes_xyxy: np.ndarray, labels: Sequence[int], is_crowd: Sequence[bool] | None = None
 ) -> list[Mark]:
-    """Boxes (n, 4) in the colours and with the names of their classes; crowds are dashed."""
+    """Return boxes (n, 4) in the colours and with the names of their classes; crowds are dashed."""
     return [
         Mark(box_xyxy, palette_colour(label - 1), coco.class_names[label - 1] + " (crowd)" * crowd, crowd)
         for box_xyxy, label, crowd in zip(boxes_xyxy, labels, is_crowd or [False] * len(labels), strict=True)
     ]
 
 
+def panel(image: np.ndarray, caption: str, marks: Sequence[Mark]) -> Panel:
+    """Return a panel with small boxes over large ones and boxes without a label below both."""
+    marks = sorted(marks, key=lambda mark: (not mark.label, box_area(mark)))
+    return Panel(image, caption + ", no objects" * (not marks), marks)
+
+
 def truth_panel(coco: CocoFile, index: int) -> Panel:
-    """An image as it is, with its objects and crowds."""
+    """Return an image as it is, with its objects and crowds."""
     record = coco.images[index]
     image = Image.fromarray(read_image(coco, index))
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     boxes_xyxy, labels, is_crowd = coco.objects(index)
     marks = object_marks(coco, boxes_xyxy * (image.width / record.width), labels.tolist(), is_crowd.tolist())
-    caption = f"id {record.id}: {record.file_name[-40:]}"  # its end: long names begin with folders
-    return Panel(np.asarray(image), caption + ", no objects" * (not marks), marks)
+    return panel(np.asarray(image), f"id {record.id}: {record.file_name[-40:]}", marks)  # long names begin with folders
 
 
 def match_panel(task: DetectionTask, sample: Sample, level_of_anchor: Tensor, caption: str) -> Panel:
-    """An image with its objects, red where no default box fits, and with the boxes that answer for them."""
+    """Return an image with its objects, red where no default box fits, and with the boxes that match them."""
     image, boxes_xyxy, labels = sample
     side, anchors_cxcywh, iou_threshold = len(image), task.model.anchors_cxcywh, task.config.loss.match_iou
     best_iou = best_boxes(boxes_xyxy, anchors_cxcywh)[0].tolist()
@@ -280,19 +277,18 @@ def match_panel(task: DetectionTask, sample: Sample, level_of_anchor: Tensor, ca
         name = f"{task.train.class_names[label - 1]} x{int((matched == index).sum())}"
         fits = best_iou[index] >= iou_threshold
         marks.append(Mark(box_xyxy, WHITE if fits else UNMATCHED, name if fits else f"{name}, {best_iou[index]:.2f}"))
-    return Panel(dimmed(image), caption + ", no objects" * (not len(labels)), marks)
+    return panel(dimmed(image), caption, marks)
 
 
 def dimmed(image: np.ndarray) -> np.ndarray:
-    """Darker, for thin lines to show."""
+    """Return a darker image, on which thin lines show."""
     return (0.6 * image).astype(np.uint8)
 
 
 # ---- the command ----------------------------------------------------------------------------------------------
 
 
-# What draws it and returns the files, and the files' names.
-DRAWN = {
+DRAWN = {  # a function that draws and returns the files, and the names of the files
     "data": (show_data, ("data_train.png", "data_val.png")),
     "augment": (show_augment, ("augment.png",)),
     "anchors": (show_anchors, ("anchors.png",)),
@@ -301,7 +297,7 @@ DRAWN = {
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """Draw what the command line asks for. Raises OSError where another program's file would be overwritten."""
+    """Draw what the command line asks for. Raises OSError if another program's file would be overwritten."""
     draw, names = DRAWN[arguments.what]
     for path in (arguments.output / name for name in names):
         if path.exists() and not is_ours(path):

@@ -4,17 +4,17 @@
     python -m detection.predict experiments/experiment_3 photos/ 'more/**/*.png' --json --score 0.05
     python -m detection.predict saved_weights/blood_cells.safetensors clip.mp4
 
-In the output folder then lie, under the names of the originals, *.jpg with the detections drawn in, and *.mp4 of videos
-(which take `pip install -e '.[video]'`). Of a folder, images and videos count by the ends of their names, those in its
-subfolders, too. With --json there are also
+The output folder gets, under the names of the originals, *.jpg with the detections drawn in, and *.mp4 of videos (they
+need `pip install -e '.[video]'`). Of a folder and its subfolders, all files with the suffix of an image or video are
+taken. With --json there are also
 
 detections.json  what was found, in COCO's results format: pixels of the upright originals, the classes' own ids
-images.json      which image an id stands for, and the classes, as in an annotation file: {"images": [...],
-                 "categories": [...]}; `file_name` is the original as it was named, `picture` where in the output
-                 folder it is drawn; each frame of a video is an image
+images.json      the image of each id, and the classes, as in an annotation file: {"images": [...],
+                 "categories": [...]}; `file_name` is the original as it was named, `picture` the drawn one in the
+                 output folder; each frame of a video is an image
 
-What cannot be read is told in a line each and left out; the others go on, and the exit code is 2. Otherwise it is 0.
-Files of these names that an earlier start wrote are replaced; if one is another's, nothing is done.
+Unreadable files are reported, one line each, and skipped; the exit code is then 2. Files of an earlier run are
+replaced; if a file of that name was made by another program, nothing is done.
 """
 
 import argparse
@@ -34,26 +34,23 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m detection.predict",
         description="Find objects in images and videos: pictures of them, and COCO results.\n"
-        "What cannot be read is told and left out; the exit code is 2 then, else 0.",
+        "Unreadable files are reported and skipped; the exit code is then 2.",
         formatter_class=argparse.RawDescriptionHelpFormatter,  # an example to be pasted
         epilog="example: python -m detection.predict experiments/experiment_3 photo.jpg photos/ --json",
     )
-    parser.add_argument(
-        "detector", metavar="EXPERIMENT|WEIGHTS",
-        help=DETECTORS,
-    )  # fmt: skip
+    parser.add_argument("detector", metavar="EXPERIMENT|WEIGHTS", help=DETECTORS)
     parser.add_argument(
         "sources", nargs="+", metavar="IMAGE|FOLDER|GLOB|VIDEO", help="of any format and size; one or several"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), metavar="DIR", help="folder to write to (predictions)"
     )
-    parser.add_argument("--json", action="store_true", help="write detections.json and images.json, too")
-    parser.add_argument("--score", type=score, default=0.3, help="smallest score that counts, in both (0.3)")
+    parser.add_argument("--json", action="store_true", help="also write detections.json and images.json")
+    parser.add_argument("--score", type=score, default=0.3, help="smallest score to draw and write (0.3)")
     arguments = parser.parse_intermixed_args(words)
     check_experiment(Path(arguments.detector), f"{DETECTORS}; images come after it")
     if arguments.output.exists() and not arguments.output.is_dir():
-        parser.error(f"--output {arguments.output}: a file; expected a folder, which need not exist")
+        parser.error(f"--output {arguments.output}: a file; expected a folder")
     return arguments
 
 

@@ -1,16 +1,16 @@
-"""A small detection data set in COCO's format, drawn by code: no download, all of the format from day one.
+"""A small detection data set in COCO's format, drawn by code, so that nothing need be downloaded.
 
-Six kinds of shapes in any colour, turned and stretched, lie with soft shadows on textured, noisy grounds among stray
-lines. They hide each other and run over the edge; some images are empty, some hold a crowd (a heap of small shapes
-under one box, `iscrowd` 1); category ids and image ids have gaps. As in COCO, box, area and segmentation are of what
-is *visible*: outlines (polygons) where all of an object is, run lengths (RLE) where part is hidden, and for crowds.
-At least half of every object is visible.
+Six kinds of shapes in any colour, turned and stretched, with soft shadows on textured, noisy grounds among stray lines.
+They hide each other and cross the edge; some images are empty, some have a crowd (a heap of small shapes under one
+box, `iscrowd` 1); category ids and image ids have gaps. As in COCO, box, area and segmentation are of what is
+*visible*: polygons of whole objects, run lengths (RLE) of partly hidden ones and of crowds. At least half of every
+object is visible.
 
-The `easy` style, which the demo uses, has three classes and no crowds, and at most three shapes in an image, which
-hardly hide each other.
+The `easy` style, which the demo uses, has three classes, no crowds, and at most three shapes in an image, which hardly
+hide each other.
 
 Each image depends on the seed, its split and its position only, so a larger set begins with the images of a smaller
-one; equal versions of NumPy and Pillow give equal bytes.
+one; the same versions of NumPy and Pillow give the same bytes.
 """
 
 import json
@@ -106,7 +106,7 @@ class Thing(NamedTuple):
 
 
 def _place(style: Style, shape: Shape, diameter: float, centre: np.ndarray, rng: Generator) -> Outline:
-    """The shape's outline at a place (all in pixels), stretched along a random axis and turned at random."""
+    """Return the shape's outline at a place, all in pixels, stretched and turned at random."""
     stretch = np.exp(rng.uniform(-style.stretch, style.stretch))
     angle = rng.uniform(*style.turns)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -119,30 +119,24 @@ def _object(style: Style, side: int, rng: Generator) -> Thing:
     diameter = side * np.exp(rng.uniform(low, high))
     if rng.random() < style.small:
         diameter = side * rng.uniform(0.08, 0.13)
-    return Thing(
-        shape.category_id,
-        [_place(style, shape, diameter, rng.uniform(0.06, 0.94, 2) * side, rng)],
-        False,
-    )
+    outline = _place(style, shape, diameter, rng.uniform(0.06, 0.94, 2) * side, rng)
+    return Thing(shape.category_id, [outline], is_crowd=False)
 
 
 def _crowd(style: Style, side: int, rng: Generator) -> Thing:
-    """A heap of eight to fourteen small shapes of one class."""
+    """Return a heap of eight to fourteen small shapes of one class."""
     shape = list(style.shapes.values())[rng.integers(len(style.shapes))]
     middle = rng.uniform(0.25, 0.75, 2) * side
     spread = rng.uniform(0.06, 0.1, 2) * side
-    return Thing(
-        shape.category_id,
-        [
-            _place(style, shape, side * rng.uniform(0.07, 0.11), rng.normal(middle, spread), rng)
-            for _ in range(rng.integers(8, 15))
-        ],
-        True,
-    )
+    outlines = [
+        _place(style, shape, side * rng.uniform(0.07, 0.11), rng.normal(middle, spread), rng)
+        for _ in range(rng.integers(8, 15))
+    ]
+    return Thing(shape.category_id, outlines, is_crowd=True)
 
 
 def _fill(outlines: list[Outline], side: int) -> np.ndarray:
-    """Which pixels of the fine canvas the outlines cover, (FINE * side, FINE * side) bool."""
+    """Return which pixels of the fine canvas the outlines cover, (FINE * side, FINE * side) bool."""
     canvas = Image.new("1", (side * FINE, side * FINE))
     for outline in outlines:
         # Pillow counts from the middle of the first pixel, COCO from its corner.
@@ -151,7 +145,7 @@ def _fill(outlines: list[Outline], side: int) -> np.ndarray:
 
 
 def _full_area(outlines: list[Outline]) -> float:
-    """Area in pixels by the shoelace formula, overlaps counted again."""
+    """Return the sum of the outlines' areas in pixels, by the shoelace formula."""
     return sum(abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2 for x, y in (o.T for o in outlines))
 
 
@@ -184,7 +178,7 @@ def _arrange(style: Style, side: int, rng: Generator) -> tuple[list[Thing], np.n
 
 
 def _smooth_noise(cells: int, side: int, rng: Generator) -> np.ndarray:
-    """Random values on a coarse grid, interpolated: (side, side) float between about -1 and 1."""
+    """Return random values on a coarse grid, interpolated: (side, side) float between about -1 and 1."""
     grid = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC))
 
@@ -195,16 +189,14 @@ def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _ramp(side: int, rng: Generator) -> np.ndarray:
-    """(side, side) float: distance along a random direction, -0.5 to 0.5 about."""
+    """Return the distance along a random direction: (side, side) float, about -0.5 to 0.5."""
     y, x = np.mgrid[:side, :side] / side - 0.5
     angle = rng.uniform(0, 2 * np.pi)
     return x * np.cos(angle) + y * np.sin(angle)
 
 
 def _ground(side: int, rng: Generator) -> np.ndarray:
-    """A background without objects: two pale tints in clouds, a weave or a grain, and stray lines.
-
-    Returns (side, side, 3) float RGB."""
+    """Return a background of two pale tints, a texture and stray lines: (side, side, 3) float RGB."""
     hue, value = rng.random(), rng.uniform(0.25, 0.8)
     tints = [_hsv(hue + rng.normal(0, 0.08), rng.uniform(0.08, 0.35), v) for v in (value, value + 0.15)]
     clouds = (_smooth_noise(int(rng.integers(3, 7)), side, rng) + 1) / 2
@@ -253,14 +245,14 @@ def _paint(things: list[Thing], side: int, rng: Generator) -> Image.Image:
 
 
 def _rle(mask: np.ndarray) -> dict:
-    """COCO's uncompressed run lengths of a (height, width) bool mask: column by column, zeros first."""
+    """Return COCO's uncompressed run lengths of a (height, width) bool mask: column by column, zeros first."""
     pixels = np.concatenate([[False], mask.ravel(order="F")])  # the first run may then be of length 0
     starts = np.flatnonzero(np.diff(pixels))
     return {"counts": np.diff([0, *starts, mask.size]).tolist(), "size": list(mask.shape)}
 
 
 def _annotate(thing: Thing, visible: np.ndarray) -> dict:
-    """The visible part of a thing as a COCO annotation, without its ids.
+    """Return the visible part of a thing as a COCO annotation, without its ids.
 
     visible: (FINE * side, FINE * side) bool."""
     side = len(visible) // FINE
@@ -284,26 +276,25 @@ def _annotate(thing: Thing, visible: np.ndarray) -> dict:
 
 
 def _paths(root: Path, split: str) -> tuple[Path, Path]:
-    """The folder of images and the annotation file of a split."""
+    """Return the folder of images and the annotation file of a split."""
     return root / "images" / split, root / "annotations" / f"instances_{split}.json"
 
 
 def _is_finished(root: Path, split: str, info: dict) -> bool:
-    """Whether the split described by `info` lies there whole.
+    """Return whether the split described by `info` is complete.
 
-    Raises FileExistsError if another data set does, which must not be overwritten."""
+    Raises FileExistsError if another data set is there."""
     images_dir, annotations_path = _paths(root, split)
     if not annotations_path.exists():
         return False
     try:
         found = json.loads(annotations_path.read_text())
-        ours = found["info"]["description"] == DESCRIPTION
+        is_ours = found["info"]["description"] == DESCRIPTION
     except (ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
+        is_ours = False
+    if not is_ours:
         raise FileExistsError(f"{annotations_path}: not made by detection.sample; choose another folder")
-    file_names = {record["file_name"] for record in found["images"]}
-    return found["info"] == info and images_dir.is_dir() and file_names <= set(os.listdir(images_dir))
+    return found["info"] == info and all((images_dir / record["file_name"]).is_file() for record in found["images"])
 
 
 def generate(
@@ -316,15 +307,14 @@ def generate(
 ) -> Path:
     """Draw the sample set into root/images/{train,val} and root/annotations/instances_{train,val}.json.
 
-    image_size: side of the square images in pixels, 32 or more. style: a key of STYLES. Does nothing where the same
-    set is already finished: the annotations are written last, so a set that was interrupted is drawn again.
-    Returns the root. Raises ValueError for a number out of range, FileExistsError if other annotations are there; then
-    nothing is drawn."""
-    for name, number, least in (("seed", seed, 0), ("num_train", num_train, 1), ("num_val", num_val, 1)):
+    image_size: side of the square images in pixels. style: a key of STYLES. Does nothing if the same set is complete;
+    the annotations are written last, so an interrupted set is drawn again.
+    Returns the root. Raises, before anything is drawn, ValueError for a number out of range and FileExistsError if
+    other annotations are there."""
+    smallest = {"seed": (seed, 0), "num_train": (num_train, 1), "num_val": (num_val, 1), "image_size": (image_size, 32)}
+    for name, (number, least) in smallest.items():
         if number < least:
             raise ValueError(f"{name} {number}: expected {least} or more")
-    if image_size < 32:
-        raise ValueError(f"image_size {image_size}: expected 32 or more pixels, smaller shapes cannot be told apart")
     root = Path(root)
     recipe = {"description": DESCRIPTION, "version": VERSION, "seed": seed, "image_size": image_size}
     if style != "full":

@@ -1,18 +1,15 @@
-"""Look at what a detector is trained on, before it is.
+"""Look at what a detector is trained on, before training.
 
     python -m detection.show configs/bccd.yaml --what data       images with their objects, crowds dashed
     python -m detection.show configs/bccd.yaml --what augment    the same image in each of the first epochs
     python -m detection.show configs/bccd.yaml --what anchors    default boxes of one cell of each level, to scale
-    python -m detection.show configs/bccd.yaml --what matches    which default boxes answer for which objects
+    python -m detection.show configs/bccd.yaml --what matches    which default boxes match which objects
 
 Images, views and boxes are those of training with the same config: epoch 1 here is epoch 1 there. (With
-`data.cache_images` a pixel may differ by a level or two.) With a display, DISPLAY or WAYLAND_DISPLAY set, the pictures
-are opened, too.
+`data.cache_images` a pixel may differ by a level or two.) If DISPLAY or WAYLAND_DISPLAY is set, the pictures are
+opened.
 
-`matches` also measures, over all training images, the recall of the default boxes: the share of objects that one of
-them overlaps with an IoU of `loss.match_iou` or more. Each of the others is trained on one box, its best, however
-little the two overlap, or on none ("x0") if another object has that box; where these are many, try another
-`model.input_size` or `model.anchor_scales`.
+`matches` also measures the recall of the default boxes over all training images, see detection/anchor_fit.py.
 """
 
 import argparse
@@ -44,7 +41,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--what", choices=SHOWS, required=True,
         help="images with their objects; the same image in several epochs; default boxes of each level to scale; "
-        "default boxes that answer for objects, with statistics of the training images",
+        "default boxes that match objects, with statistics of the training images",
     )  # fmt: skip
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -65,14 +62,14 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     if (count := max(options.images or 0, len(options.ids or ()))) > MOST_IMAGES:
         parser.error(f"{count} images asked for by --images or --ids: expected at most {MOST_IMAGES} at once")
     if options.output.exists() and not options.output.is_dir():
-        parser.error(f"--output {options.output}: expected a folder, to be made or there already")
+        parser.error(f"--output {options.output}: expected a folder")
     options.images = options.images or SHOWS[options.what]
     check_config(options.config)
     return options
 
 
 def image_ids(text: str) -> list[int]:
-    """Image ids with commas between them, for argparse."""
+    """Parse image ids with commas between them, for argparse."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:

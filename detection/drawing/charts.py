@@ -1,7 +1,7 @@
-"""Charts of how well a detector does: precision by recall, the AP of each class, and which class is taken for which.
+"""Charts: how well a detector does, and how its default boxes fit the training objects.
 
-All are as narrow as a column of `ablation.compare`'s page, which shows them side by side, and are read there at about
-their own size. Of many classes they show those that stand out, by name.
+The former are as narrow as a column of `ablation.compare`'s page, which shows them side by side. Of many classes they
+show those that stand out, by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from detection.drawing.boxes import UNMATCHED, level_colour
 from engine.charts import save_chart, shorten
+from engine.terminal import printable
 from stats.bootstrap import RECALL_THRESHOLDS
 from stats.image_statistics import Matches
 from stats.precision_recall import precision_by_recall
@@ -24,6 +26,7 @@ NAMED_CURVES = 8  # with more classes, half of them are the best and half the wo
 MOST_BARS = 100  # with more classes, half of them are the best and half the worst
 MATRIX_CLASSES = 12  # with more, a list of what is most frequent
 MOST_FREQUENT = 15
+SIZE_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # pixels
 # Okabe and Ito's colours that all kinds of eyes can tell apart, without the yellow, which is lost on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 BLUE, PALE, RED = COLOURS[0], "#b9d6e8", COLOURS[1]
@@ -160,6 +163,60 @@ def _largest(counts: np.ndarray) -> list[tuple[int, int, int]]:
     order = np.argsort(-counts, axis=None, kind="stable")[:MOST_FREQUENT]
     places = np.stack(np.unravel_index(order, counts.shape), axis=1).tolist()
     return [(row, column, int(counts[row, column])) for row, column in places if counts[row, column]]
+
+
+def draw_classes(path: Path, names: Sequence[str], counts: Sequence[int], recalls: Sequence[float | None]) -> None:
+    """Write a PNG: of each class how many objects it has, and the share of these that a default box fits.
+
+    Of more than MOST_BARS classes, the most frequent."""
+    order = sorted(range(len(names)), key=lambda index: -counts[index])[:MOST_BARS]
+    names, counts, recalls = ([values[index] for index in order] for values in (names, counts, recalls))
+    figure = Figure((10, 1.0 + 0.2 * len(names)), DOTS_PER_INCH, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    rows = range(len(names))
+    left.bar_label(left.barh(rows, counts, color="0.6"), [f"{count:,}" for count in counts], padding=3, fontsize=8)
+    left.set_title("objects", loc="left", fontsize=10)
+    left.set_xscale("log" if max(counts) > 50 * max(1, min(counts)) else "linear")
+    left.margins(x=0.15)
+    left.set_yticks(rows, list(map(printable, names)), fontsize=8, parse_math=False)
+    left.set_ylim(len(names) - 0.4, -0.6)
+    shares = np.array([recall or 0.0 for recall in recalls])
+    missing = np.array([0.0 if recall is None else 1 - recall for recall in recalls])
+    right.barh(rows, shares, color="0.6")
+    rest = right.barh(rows, missing, left=shares, color=UNMATCHED)
+    right.bar_label(rest, ["" if r is None else f"{r:.3f}" for r in recalls], padding=3, fontsize=8)
+    right.set_title("recall of the default boxes; red: objects that none fits", loc="left", fontsize=10)
+    right.set(xlim=(0, 1.15), xticks=np.linspace(0, 1, 6))  # room for the numbers
+    save_chart(path, figure)
+
+
+def draw_sizes(
+    path: Path, objects: Mapping[str, tuple[np.ndarray, np.ndarray]], levels: Sequence[tuple[float, float]]
+) -> None:
+    """Write a PNG: how large the objects are, in red those that no default box fits, over what each level can match.
+
+    objects: by title, sides (n,) in pixels and whether a box fits (n,) bool. levels: smallest and largest side of
+    each, pixels. The side of a box is the square root of its area."""
+    figure = Figure((10, 3 * len(objects) + 2.5), DOTS_PER_INCH, layout="constrained")
+    *histograms, spans = figure.subplots(len(objects) + 1, 1, sharex=True, height_ratios=[3] * len(objects) + [2])
+    every_side = np.concatenate([sides for sides, _ in objects.values()] + [np.ravel(levels)])
+    bins = np.geomspace(every_side.min(), every_side.max(), 61)
+    for axes, (title, (sides, is_matched)) in zip(histograms, objects.items(), strict=True):
+        axes.hist([sides[is_matched], sides[~is_matched]], bins, stacked=True, color=["0.6", UNMATCHED])
+        axes.set_title(f"objects, {title}; red: no default box fits", loc="left", fontsize=10)
+        axes.set_ylabel("objects")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    for row, (smallest, largest) in enumerate(levels):
+        spans.barh(row, largest - smallest, left=smallest, color=level_colour(row))
+    spans.set_yticks(range(len(levels)), [f"level {number + 1}" for number in range(len(levels))])
+    spans.invert_yaxis()
+    spans.set_title("sizes that the default boxes of each level can match", loc="left", fontsize=10)
+    spans.set_xscale("log")
+    spans.set_xlabel("square root of the area, pixels of the network's input")
+    ticks = [tick for tick in SIZE_TICKS if every_side.min() <= tick <= every_side.max()]
+    spans.set_xticks(ticks, [str(tick) for tick in ticks])
+    spans.minorticks_off()
+    save_chart(path, figure)
 
 
 def _legend(axes: Axes, title: str, columns: int) -> None:

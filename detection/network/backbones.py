@@ -37,7 +37,7 @@ MIN_INPUT_SIZE = 96
 
 
 class ResNetTrunk(nn.Module):
-    """The part of a ResNet v1.5 that the taps need, under torchvision's parameter names.
+    """The part of a ResNet v1.5 that the taps need, with torchvision's parameter names.
 
     block: torchvision's BasicBlock or Bottleneck. depths: blocks per layer. taps: among "layer1".."layer4".
     width: channels of the stem and of layer1's 3x3 convolutions; doubles from layer to layer.
@@ -155,25 +155,14 @@ VALID = Convolution(stride=1, padding=0)
 KEEP = Convolution(stride=1, padding=1)
 
 
-class Extra(NamedTuple):
-    """An extra level: channels after its 1x1 and after its 3x3 convolution, and the step at the reference size."""
-
-    mid_channels: int
-    out_channels: int
-    step: Convolution
-
-
 @eager_cache
 def plan_extras(side: int, steps: tuple[Convolution, ...]) -> tuple[tuple[Convolution, ...], int]:
     """Choose stride and padding of every extra level so that the last map has side 1.
 
     side: of the map before the extra levels. steps: those of the row, for the reference input size.
-
     Each level may take, in this order of preference: its own step, stride 2 with padding, stride 2 without, stride 1
-    without. Of all plans that end at the smallest side (1, unless the input is huge) the first is taken: the row's
-    own where that leads to 1, and otherwise one that changes the late levels rather than the early ones. Once a map
-    has side 1, the following keep it.
-
+    without. The first plan that ends at the smallest side (1, unless the input is huge) is taken; it changes late
+    levels rather than early ones. Once a map has side 1, the following keep it.
     Returns the plan and the side that it ends at.
     """
     if side == 1 or not steps:
@@ -191,14 +180,14 @@ def plan_extras(side: int, steps: tuple[Convolution, ...]) -> tuple[tuple[Convol
 
 
 class ExtraLevel(nn.Module):
-    """1x1 convolution, then a 3x3 one whose stride and padding are told at call time; norm and ReLU after each."""
+    """1x1 and 3x3 convolution, each with norm and ReLU; stride and padding are arguments of `forward`."""
 
-    def __init__(self, in_channels: int, extra: Extra, norm: type[nn.Module]):
+    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, norm: type[nn.Module]):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, extra.mid_channels, kernel_size=1, bias=False)
-        self.norm1 = norm(extra.mid_channels)
-        self.conv2 = nn.Conv2d(extra.mid_channels, extra.out_channels, kernel_size=3, bias=False)
-        self.norm2 = norm(extra.out_channels)
+        self.conv1 = nn.Conv2d(in_channels, mid_channels, kernel_size=1, bias=False)
+        self.norm1 = norm(mid_channels)
+        self.conv2 = nn.Conv2d(mid_channels, out_channels, kernel_size=3, bias=False)
+        self.norm2 = norm(out_channels)
         for conv in (self.conv1, self.conv2):
             nn.init.xavier_uniform_(conv.weight)
 
@@ -215,16 +204,17 @@ class ExtraLevel(nn.Module):
 class BackboneSpec:
     """One backbone: where its maps come from, from high to low resolution.
 
-    trunk: a key of TRUNKS. input_size: reference side of the input in pixels, at which the extra levels take their
-    own steps. taps: maps of the trunk. extras: the levels after the last tap. norm: of the extra levels, made from a
-    number of channels. first: module for the first map alone, made from its channels.
-    unstrided: layers of a ResNet that keep the resolution of the layer before them.
+    trunk: a key of TRUNKS. input_size: reference side of the input in pixels. taps: maps of the trunk. extras: channels
+    of each level after the last tap, after its 1x1 and its 3x3 convolution. steps: of these levels at the reference
+    size. norm: of these levels, made from a number of channels. first: module for the first map alone, made from its
+    channels. unstrided: layers of a ResNet that keep the resolution of the layer before them.
     """
 
     trunk: str
     input_size: int
     taps: tuple[str, ...]
-    extras: tuple[Extra, ...]
+    extras: tuple[tuple[int, int], ...]
+    steps: tuple[Convolution, ...]
     norm: type[nn.Module] = nn.BatchNorm2d
     first: type[L2Norm] | type[PatchExpanding] | None = None
     unstrided: tuple[str, ...] = ()
@@ -236,26 +226,23 @@ BACKBONES = {
         input_size=300,
         taps=("layer2", "layer3", "layer4"),
         first=L2Norm,
-        extras=(Extra(256, 512, HALVE), Extra(128, 256, HALVE), Extra(128, 256, VALID)),
+        extras=((256, 512), (128, 256), (128, 256)),
+        steps=(HALVE, HALVE, VALID),
     ),
     "ResNet50Backbone_B": BackboneSpec(
         trunk="resnet50",
         input_size=300,
         taps=("layer3",),
         unstrided=("layer3",),
-        extras=(
-            Extra(256, 512, HALVE),
-            Extra(256, 512, HALVE),
-            Extra(128, 256, HALVE),
-            Extra(128, 256, VALID),
-            Extra(128, 256, VALID),
-        ),
+        extras=((256, 512), (256, 512), (128, 256), (128, 256), (128, 256)),
+        steps=(HALVE, HALVE, HALVE, VALID, VALID),
     ),
     "SwinTBackbone_A": BackboneSpec(
         trunk="swin_t",
         input_size=336,
         taps=("merge1", "merge2", "merge3"),
-        extras=(Extra(512, 512, HALVE), Extra(256, 256, HALVE), Extra(128, 256, VALID)),
+        extras=((512, 512), (256, 256), (128, 256)),
+        steps=(HALVE, HALVE, VALID),
     ),
     "SwinTBackbone_B": BackboneSpec(
         trunk="swin_t",
@@ -263,13 +250,8 @@ BACKBONES = {
         taps=("stage3",),
         first=PatchExpanding,
         norm=ChannelLayerNorm,
-        extras=(
-            Extra(512, 512, HALVE),
-            Extra(256, 512, HALVE),
-            Extra(256, 256, HALVE),
-            Extra(128, 256, HALVE),
-            Extra(128, 256, VALID),
-        ),
+        extras=((512, 512), (256, 512), (256, 256), (128, 256), (128, 256)),
+        steps=(HALVE, HALVE, HALVE, HALVE, VALID),
     ),
     # Half the widths of the rows above: for the demo, and for small data on a CPU.
     "ResNet18SlimBackbone_A": BackboneSpec(
@@ -277,20 +259,16 @@ BACKBONES = {
         input_size=128,
         taps=("layer2", "layer3", "layer4"),
         first=L2Norm,
-        extras=(Extra(128, 256, HALVE), Extra(64, 128, HALVE), Extra(64, 128, VALID)),
+        extras=((128, 256), (64, 128), (64, 128)),
+        steps=(HALVE, HALVE, VALID),
     ),
     "ResNet18SlimBackbone_B": BackboneSpec(
         trunk="resnet18_slim",
         input_size=128,
         taps=("layer3",),
         unstrided=("layer3",),
-        extras=(
-            Extra(128, 256, HALVE),
-            Extra(128, 256, HALVE),
-            Extra(64, 128, HALVE),
-            Extra(64, 128, HALVE),
-            Extra(64, 128, VALID),
-        ),
+        extras=((128, 256), (128, 256), (64, 128), (64, 128), (64, 128)),
+        steps=(HALVE, HALVE, HALVE, HALVE, VALID),
     ),
     "SwinSlimBackbone_B": BackboneSpec(
         trunk="swin_slim",
@@ -298,13 +276,8 @@ BACKBONES = {
         taps=("stage3",),
         first=PatchExpanding,
         norm=ChannelLayerNorm,
-        extras=(
-            Extra(256, 256, HALVE),
-            Extra(128, 256, HALVE),
-            Extra(128, 128, HALVE),
-            Extra(64, 128, HALVE),
-            Extra(64, 128, VALID),
-        ),
+        extras=((256, 256), (128, 256), (128, 128), (64, 128), (64, 128)),
+        steps=(HALVE, HALVE, HALVE, HALVE, VALID),
     ),
 }
 
@@ -331,11 +304,11 @@ class Backbone(nn.Module):
             self.first = spec.first(self.out_channels[0])
             self.out_channels[0] = self.first.out_channels
 
-        self.steps = tuple(extra.step for extra in spec.extras)
+        self.steps = spec.steps
         self.extras = nn.ModuleList()
-        for extra in spec.extras:
-            self.extras.append(ExtraLevel(self.out_channels[-1], extra, spec.norm))
-            self.out_channels.append(extra.out_channels)
+        for mid_channels, out_channels in spec.extras:
+            self.extras.append(ExtraLevel(self.out_channels[-1], mid_channels, out_channels, spec.norm))
+            self.out_channels.append(out_channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images: (B, 3, S, S) float, normalised, S of any value from 96 up.
@@ -357,9 +330,7 @@ class Backbone(nn.Module):
 
 
 def build_backbone(name: str, drop_path_rate: float = 0.2) -> Backbone:
-    """Make a row of BACKBONES, with random weights. Raises ValueError for an unknown name."""
-    if name not in BACKBONES:
-        raise ValueError(f"backbone {name!r}: expected one of {', '.join(BACKBONES)}")
+    """Make a row of BACKBONES, with random weights."""
     return Backbone(BACKBONES[name], drop_path_rate)
 
 

@@ -110,7 +110,7 @@ def _background_cross_entropy(class_logits: Tensor) -> Tensor:
 
 
 def constant_predictor_loss(class_counts: Sequence[int] | Tensor, negatives_per_positive: int) -> float:
-    """Return the classification loss per positive of the best predictor that tells no two anchors apart.
+    """Return the classification loss per positive of the best constant predictor.
 
     It is the plateau on which a network that learns nothing settles; training has begun to work when the logged
     loss falls below it. Derivation: let every anchor get the same probabilities p. Of the positives, a fraction

@@ -1,4 +1,4 @@
-"""Which default box answers for which object (SSD, arXiv 1512.02325, section 2.2, "Matching strategy").
+"""Which default box matches which object (SSD, arXiv 1512.02325, section 2.2, "Matching strategy").
 
 The rule of torchvision's SSDMatcher, for the whole batch at once: the number of operators does not grow with
 the batch, and none of them needs a value on the host, so a GPU never waits and a compiler sees one graph.
@@ -17,10 +17,11 @@ CPU_PIECES = 4
 
 @torch.no_grad()
 def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, iou_threshold: float = 0.5) -> Tensor:
-    """Give each anchor the object it overlaps most, if by iou_threshold; and each object its best anchor.
+    """Match each anchor to the object with the highest IoU, if that is at least iou_threshold, and each object to its
+    best anchor.
 
-    The second rule wins over the first, whatever the overlap, so that no object goes untrained. Where several
-    objects claim one anchor, the last of them has it. Among equal overlaps the first object, the first anchor wins.
+    The second rule overrides the first, whatever the IoU, so that no object goes untrained. If several objects claim
+    one anchor, the last one gets it. Among equal IoUs the first object, the first anchor wins.
 
     boxes_xyxy: (B, M, 4) float, fractions of the image side, M the largest number of objects in the batch, at least 1.
     labels: (B, M) int64, 0 = padding. Padding and boxes without an area match nothing.

@@ -98,7 +98,5 @@ NECKS = {"none": NoNeck, "fpn": FPN, "pan": PAN, "dense_fpn": DenseFPN}
 
 
 def build_neck(name: str, in_channels: Sequence[int], out_channels: int = 256) -> nn.Module:
-    """Make a neck for maps of these channels, from high to low resolution. Raises ValueError for an unknown name."""
-    if name not in NECKS:
-        raise ValueError(f"neck {name!r}: expected one of {', '.join(NECKS)}")
+    """Make a row of NECKS for maps of these channels, from high to low resolution."""
     return NECKS[name](in_channels, out_channels)

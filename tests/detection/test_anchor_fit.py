@@ -64,11 +64,8 @@ def test_recall_is_that_of_every_iou(model, sample, threshold):
     assert fit.objects == fit.measured == len(iou)
 
 
-def test_an_object_that_only_has_a_best_box_does_not_count(model, objects_of):
-    assert fit_anchors(objects_of(1, 1, 1), model, 0.5).recall == 0
-
-
 def test_crowds_do_not_count_and_sizes_are_in_pixels_of_the_input(model, objects_of):
+    assert fit_anchors(objects_of(1, 1, 1), model, 0.5).recall == 0
     fit = fit_anchors(objects_of(10, 10, 20), model, 0.5)
     assert fit.objects == 3
     assert fit.median_size == pytest.approx(160 * 10 / (40 * 30) ** 0.5)
@@ -95,18 +92,9 @@ def test_tiny_objects_are_warned_of_with_their_size_and_the_settings_that_would_
     coco = objects_of(*[2] * 40, *[3] * 5)  # 9 to 14 pixels of the input; the smallest box has 16
     report_fit(fit_anchors(coco, model, 0.5), coco, model, CONFIG)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    for text in (
-        "of 45 training objects",
-        "9 pixels wide",
-        "smallest default box 16",
-        "model.anchor_scales",
-        "input_size",
-    ):
+    for text in ("of 45 training objects", "9 pixels", "default box 16", "model.anchor_scales", "input_size"):
         assert text in caplog.text
-
-
-def test_a_recall_just_below_the_bar_is_not_rounded_up_to_it(model, sample):
-    assert "79% of" in str(fit_anchors(sample, model, 0.5)._replace(recall=0.7999))
+    assert "79% of" in str(fit_anchors(coco, model, 0.5)._replace(recall=0.7999))  # not rounded up to the bar
 
 
 def test_what_is_said_of_other_settings_is_what_a_model_with_them_has(model, sample):
@@ -116,8 +104,7 @@ def test_what_is_said_of_other_settings_is_what_a_model_with_them_has(model, sam
         assert fit_anchors(sample, build_ssd(CONFIG.model_copy(update=changes), 2), 0.6).recall == recall
 
 
-@pytest.mark.parametrize("size", [96, 128, 256])
-def test_the_default_boxes_fit_the_sample_set(tmp_path, size, model):
-    generate(tmp_path, num_train=40, num_val=1, image_size=size)
+def test_the_default_boxes_fit_the_sample_set(tmp_path, model):
+    generate(tmp_path, num_train=40, num_val=1, image_size=96)
     coco = read_coco(tmp_path / "annotations/instances_train.json", tmp_path / "images/train")
     assert fit_anchors(coco, model, 0.5).recall >= anchor_fit.LEAST_RECALL

@@ -3,10 +3,7 @@
 import contextlib
 import io
 import json
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,22 +41,20 @@ def test_a_larger_set_begins_with_the_images_of_a_smaller_one(tmp_path):
     small = contents(generate(tmp_path / "small", num_train=2, num_val=1))
     large = contents(generate(tmp_path / "large", num_train=4, num_val=1))
     images = {name: data for name, data in small.items() if name.endswith(".jpg")}
-    assert len(images) == 3
+    assert len(set(images.values())) == 3  # images of training and validation differ, too
     assert images.items() <= large.items()
 
 
-def test_training_and_validation_images_differ(sample_root):
-    files = contents(sample_root)
-    images = [data for name, data in files.items() if name.endswith(".jpg")]
-    assert len(set(images)) == len(images) == 20
-
-
-def test_what_is_finished_is_not_drawn_again(tmp_path):
-    generate(tmp_path, num_train=2, num_val=1)
-    image = tmp_path / "images/train/000001.jpg"
+def test_a_complete_set_is_not_drawn_again_but_one_of_another_seed_or_style_is(tmp_path):
+    size = {"num_train": 2, "num_val": 1, "image_size": 64}
+    before = contents(generate(tmp_path / "set", **size))
+    image = tmp_path / "set/images/train/000001.jpg"
     image.write_bytes(b"mine")
-    generate(tmp_path, num_train=2, num_val=1)
+    generate(tmp_path / "set", **size)
     assert image.read_bytes() == b"mine"
+    for number, change in enumerate(({"seed": 1}, {"style": "easy"})):
+        fresh = contents(generate(tmp_path / f"fresh_{number}", **size, **change))
+        assert contents(generate(tmp_path / "set", **size, **change)) == fresh != before
 
 
 @pytest.mark.parametrize("lost", ["annotations/instances_train.json", "images/train/000001.jpg"])
@@ -69,13 +64,6 @@ def test_what_was_interrupted_is_drawn_again(tmp_path, lost):
     (tmp_path / lost).unlink()
     generate(tmp_path, num_train=2, num_val=1)
     assert contents(tmp_path) == before
-
-
-def test_another_seed_replaces_the_set(tmp_path):
-    generate(tmp_path / "there", seed=1, num_train=2, num_val=1)
-    generate(tmp_path / "there", seed=2, num_train=2, num_val=1)
-    generate(tmp_path / "fresh", seed=2, num_train=2, num_val=1)
-    assert contents(tmp_path / "there") == contents(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("text", ['{"info": {"description": "COCO 2017"}}', "[]", "not json"])
@@ -88,29 +76,25 @@ def test_someone_else_s_annotations_are_not_overwritten(tmp_path, text):
     assert path.read_text() == text
 
 
-@pytest.mark.parametrize(("field", "number"), [("num_train", 0), ("num_val", 0), ("seed", -1)])
+@pytest.mark.parametrize(("field", "number"), [("num_train", 0), ("num_val", 0), ("seed", -1), ("image_size", 31)])
 def test_a_number_out_of_range_is_refused_and_nothing_is_drawn(tmp_path, field, number):
     with pytest.raises(ValueError, match=f"{field} {number}: expected {number + 1} or more"):
         generate(tmp_path / "set", **{field: number})
     assert not (tmp_path / "set").exists()
 
 
+def test_the_command_draws_and_says_so(tmp_path, run_in_process):
+    code, out, _ = run_in_process(sample, tmp_path, "--num-train", 2, "--num-val", 1)
+    assert code == 0
+    assert "2 training and 1 validation images" in out
+    assert len(json.loads((tmp_path / "annotations/instances_train.json").read_text())["images"]) == 2
+
+
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, run_in_process):
     (tmp_path / "file").touch()
     code, _, [error] = run_in_process(sample, tmp_path / "file")
-    path = tmp_path / "file/annotations/instances_train.json"
-    assert (code, error) == (2, f"error: {path}: cannot be written: not a directory")
-
-
-def test_help_has_an_example(run_in_process):
-    code, out, _ = run_in_process(sample, "--help")
-    assert code == 0
-    assert "example: python -m detection.sample datasets/sample" in out
-
-
-def test_shapes_need_some_pixels(tmp_path):
-    with pytest.raises(ValueError, match="image_size 8"):
-        generate(tmp_path, image_size=8)
+    assert code == 2
+    assert "file/annotations/instances_train.json: cannot be written: not a directory" in error
 
 
 def test_the_set_has_all_that_coco_has(coco):
@@ -123,9 +107,6 @@ def test_the_set_has_all_that_coco_has(coco):
     assert {a["category_id"] for a in coco.anns.values()} == {shape.category_id for shape in SHAPES.values()}
     assert np.diff(sorted(coco.imgs)).min() > 1
     assert max(coco.cats) > len(coco.cats)
-
-
-def test_images_are_as_recorded(coco):
     for record in coco.imgs.values():
         with Image.open(coco.root / "images/train" / record["file_name"]) as image:
             assert (image.width, image.height, image.mode) == (record["width"], record["height"], "RGB")
@@ -134,6 +115,10 @@ def test_images_are_as_recorded(coco):
 def test_pycocotools_reads_masks_that_agree_with_boxes_and_areas(coco):
     errors = []
     for annotation in coco.anns.values():
+        x, y, width, height = annotation["bbox"]
+        assert min(x, y) >= 0
+        assert min(width, height) > 0
+        assert max(x + width, y + height) <= 64
         rle = coco.annToRLE(annotation)
         mask_box, box = (np.array([x, y, x + w, y + h]) for x, y, w, h in (coco_mask.toBbox(rle), annotation["bbox"]))
         outside = np.concatenate([box[:2] - mask_box[:2], mask_box[2:] - box[2:]])
@@ -141,21 +126,6 @@ def test_pycocotools_reads_masks_that_agree_with_boxes_and_areas(coco):
         errors.append(-outside.min())
         assert coco_mask.area(rle) == pytest.approx(annotation["area"], rel=0.15, abs=8)
     assert np.mean(np.array(errors) < 3) > 0.95  # the rest: slivers and tips thinner than half a pixel
-
-
-def test_boxes_lie_within_the_image(coco):
-    for annotation in coco.anns.values():
-        x, y, width, height = annotation["bbox"]
-        assert min(x, y) >= 0
-        assert max(x + width, y + height) <= 64
-        assert min(width, height) > 0
-
-
-def test_the_command_draws_and_says_so(tmp_path):
-    command = [sys.executable, "-m", "detection.sample", str(tmp_path), "--num-train", "2", "--num-val", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    assert "2 training and 1 validation images" in done.stdout
-    assert len(json.loads((tmp_path / "annotations/instances_train.json").read_text())["images"]) == 2
 
 
 def test_the_easy_style_has_three_classes_of_few_and_large_shapes(tmp_path):
@@ -167,11 +137,6 @@ def test_the_easy_style_has_three_classes_of_few_and_large_shapes(tmp_path):
     assert not any(annotation["iscrowd"] for annotation in content["annotations"])
     whole = [a["bbox"] for a in content["annotations"] if isinstance(a["segmentation"], list)]
     assert min(max(width, height) for _, _, width, height in whole) > 0.2 * 64
-
-
-def test_a_set_of_another_style_is_drawn_anew(tmp_path):
-    full = contents(generate(tmp_path, num_train=2, num_val=1, image_size=64))
-    assert contents(generate(tmp_path, num_train=2, num_val=1, image_size=64, style="easy")) != full
 
 
 @pytest.mark.parametrize(("style", "expected"), [("full", (600, 150, 128)), ("easy", (1000, 300, 96))])

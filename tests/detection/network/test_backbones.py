@@ -14,7 +14,6 @@ from detection.network.backbones import (
     KEEP,
     VALID,
     BackboneSpec,
-    Extra,
     L2Norm,
     build_backbone,
     load_backbone_weights,
@@ -86,14 +85,6 @@ def test_maps_shrink_to_one_cell_at_other_inputs(name, input_size, expected):
     assert sides(build_shapes_only(name), input_size) == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "boxes"), [("ResNet50Backbone_A", 8732), ("ResNet50Backbone_B", 8732), ("SwinTBackbone_B", 10684)]
-)
-def test_grids_carry_the_published_number_of_default_boxes(name, boxes):
-    grids = sides(build_shapes_only(name), BACKBONES[name].input_size)
-    assert sum(n * side**2 for n, side in zip((4, 6, 6, 6, 4, 4), grids, strict=True)) == boxes
-
-
 @pytest.mark.parametrize("name", ["ResNet18SlimBackbone_B", "SwinSlimBackbone_B"])
 def test_real_maps_have_the_shapes_of_the_meta_device(name):
     backbone = build_backbone(name).eval()
@@ -109,11 +100,6 @@ def test_small_and_oblong_images_are_refused(height, width):
     message = f"images of {width}x{height} pixels: expected square ones of 96 pixels or more"
     with pytest.raises(ValueError, match=message):
         backbone(torch.empty(1, 3, height, width, device="meta"))
-
-
-def test_unknown_backbone_is_refused():
-    with pytest.raises(ValueError, match="backbone 'ResNet50': expected one of ResNet50Backbone_A, ResNet50"):
-        build_backbone("ResNet50")
 
 
 # -------------------------------------------------------------------------------------------------- planning
@@ -154,14 +140,6 @@ def test_every_parameter_gets_a_gradient(name):
     assert [key for key, parameter in backbone.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize(("name", "is_normalised"), [("ResNet50Backbone_A", True), ("ResNet50Backbone_B", False)])
-def test_only_row_a_of_resnet_normalises_its_first_map(name, is_normalised):
-    with torch.no_grad():
-        first = build_backbone(name).eval()(torch.randn(1, 3, 96, 96))[0]
-    lengths = first.norm(dim=1)
-    assert torch.allclose(lengths, torch.full_like(lengths, 20.0)) == is_normalised
-
-
 def test_l2_norm_scales_each_channel_by_its_own_factor():
     norm = L2Norm(2)
     norm.scale.data = torch.tensor([10.0, 100.0])
@@ -181,15 +159,6 @@ def test_extra_levels_have_the_norm_of_their_row_and_xavier_weights_without_bias
             fan = (conv.in_channels + conv.out_channels) * conv.kernel_size[0] ** 2
             assert conv.bias is None
             assert conv.weight.abs().max().item() == pytest.approx((6 / fan) ** 0.5, rel=0.01)
-
-
-def test_layer_norm_of_an_extra_level_is_over_channels():
-    norm = build_shapes_only("SwinTBackbone_B").extras[0].norm1.to_empty(device="cpu")
-    nn.init.ones_(norm.weight)
-    nn.init.zeros_(norm.bias)
-    x = norm(3 + 2 * torch.randn(1, 512, 2, 3))
-    torch.testing.assert_close(x.mean(dim=1), torch.zeros(1, 2, 3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(x.std(dim=1, correction=0), torch.ones(1, 2, 3), atol=1e-4, rtol=0)
 
 
 def test_drop_path_rate_reaches_the_swin_trunk():
@@ -248,27 +217,17 @@ def test_checkpoints_from_before_batch_norm_counted_steps_load():
     load_backbone_weights(build_backbone("ResNet50Backbone_B"), old)
 
 
-def test_a_partial_resnet_checkpoint_is_refused():
+def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing():
     backbone = build_backbone("ResNet50Backbone_B")
     before = backbone.trunk.conv1.weight.clone()
-    weights = torchvision.models.resnet50(weights=None).state_dict()
+    weights = torchvision.models.resnet101(weights=None).state_dict()
     del weights["layer1.0.conv1.weight"]
     weights["bn1.bias"] = torch.zeros(32)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r"missing: layer1\.0\.conv1\.weight") as error:
         load_backbone_weights(backbone, weights)
-    assert str(error.value) == (
-        "weights do not fit ResNetTrunk, nothing was loaded: 1 missing: layer1.0.conv1.weight; "
-        "1 of another shape: bn1.bias (32,) instead of (64,). "
-        "Use a checkpoint of exactly this variant (`python -m weights inspect FILE` tells what one is)."
-    )
+    assert "bn1.bias (32,) instead of (64,)" in str(error.value)
+    assert "unexpected: layer3.6.conv1.weight" in str(error.value)
     assert torch.equal(backbone.trunk.conv1.weight, before)
-
-
-def test_the_checkpoint_of_another_depth_is_refused():
-    with pytest.raises(ValueError, match=r"unexpected: layer3\.6\.conv1\.weight"):
-        load_backbone_weights(
-            build_backbone("ResNet50Backbone_B"), torchvision.models.resnet101(weights=None).state_dict()
-        )
 
 
 @pytest.mark.parametrize("name", ["ResNet18SlimBackbone_B", "SwinSlimBackbone_B"])
@@ -297,14 +256,10 @@ def test_compiles_as_one_graph():
 
 # ------------------------------------------------------------------------------------- rows a user might add
 
+STAGES = ("stage1", "stage2", "stage3", "stage4")
 NEW_ROWS = {
-    "ResNet101Backbone_A": (
-        dataclasses.replace(BACKBONES["ResNet50Backbone_A"], trunk="resnet101"),
-        [512, 1024, 2048, 512, 256, 256],
-        [38, 19, 10, 5, 3, 1],
-    ),
     "ResNet101Backbone_C5": (
-        BackboneSpec("resnet101", 300, taps=("layer4",), extras=(Extra(256, 512, HALVE),) * 5),
+        BackboneSpec("resnet101", 300, taps=("layer4",), extras=((256, 512),) * 5, steps=(HALVE,) * 5),
         [2048, 512, 512, 512, 512, 512],
         [10, 5, 3, 2, 1, 1],
     ),
@@ -314,12 +269,7 @@ NEW_ROWS = {
         [42, 21, 11, 6, 3, 1],
     ),
     "SwinTBackbone_stages": (
-        BackboneSpec(
-            "swin_t",
-            224,
-            taps=("stage1", "stage2", "stage3", "stage4"),
-            extras=(Extra(128, 256, HALVE), Extra(128, 256, HALVE_INSIDE)),
-        ),
+        BackboneSpec("swin_t", 224, STAGES, extras=((128, 256), (128, 256)), steps=(HALVE, HALVE_INSIDE)),
         [96, 192, 384, 768, 256, 256],
         [56, 28, 14, 7, 4, 1],
     ),

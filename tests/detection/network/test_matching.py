@@ -5,9 +5,7 @@ from torchvision.ops import box_convert, box_iou
 
 from detection.network.anchors import ANCHOR_SCALES, default_boxes
 from detection.network.matching import match_anchors
-
-GRIDS = [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
-ANCHORS = default_boxes(GRIDS, ANCHOR_SCALES["ssd"])
+from tests.detection.network.peers import ANCHORS
 
 
 def random_batch(generator, batch_size, max_objects, quantum=None):
@@ -51,41 +49,34 @@ def test_matching_equals_torchvision_at_8732_anchors():
     assert torch.equal(matched, torchvision_matches(boxes_xyxy, labels, anchors, 0.5))
 
 
-def test_matching_by_hand():
-    anchors = torch.tensor([[0.2, 0.2, 0.4, 0.4], [0.25, 0.2, 0.4, 0.4], [0.8, 0.8, 0.4, 0.4], [0.5, 0.5, 1, 1]])
-    boxes_xyxy = torch.tensor([[[0.0, 0.0, 0.4, 0.4], [0.7, 0.7, 0.8, 0.8]]])
-    # The first object overlaps anchors 0 (IoU 1) and 1 (0.78); the second, small, none by half: its best is anchor 2.
-    assert match_anchors(boxes_xyxy, torch.tensor([[1, 1]]), anchors).tolist() == [[0, 0, 1, -1]]
+@pytest.mark.parametrize(
+    ("anchors_cxcywh", "boxes_xyxy", "matched"),
+    [
+        # The first object overlaps anchors 0 (IoU 1) and 1 (0.78); the second none by half: its best is anchor 2.
+        (
+            [[0.2, 0.2, 0.4, 0.4], [0.25, 0.2, 0.4, 0.4], [0.8, 0.8, 0.4, 0.4], [0.5, 0.5, 1, 1]],
+            [[0.0, 0.0, 0.4, 0.4], [0.7, 0.7, 0.8, 0.8]],
+            [0, 0, 1, -1],
+        ),
+        ([[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 1.0]], [[0.0, 0.0, 0.5, 1.0]], [0, 0]),
+        ([[0.5, 0.5, 0.5, 0.5]], [[0.25, 0.25, 0.75, 0.75], [0.3, 0.3, 0.4, 0.4]], [1]),
+    ],
+    ids=["both rules", "an IoU equal to the threshold", "of two objects that claim an anchor the later one"],
+)
+def test_matching_by_hand(anchors_cxcywh, boxes_xyxy, matched):
+    labels = torch.ones(1, len(boxes_xyxy), dtype=torch.int64)
+    assert match_anchors(torch.tensor([boxes_xyxy]), labels, torch.tensor(anchors_cxcywh)).tolist() == [matched]
 
 
-def test_an_overlap_equal_to_the_threshold_matches():
-    anchors = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 1.0]])
-    boxes_xyxy = torch.tensor([[[0.0, 0.0, 0.5, 1.0]]])
-    assert match_anchors(boxes_xyxy, torch.tensor([[1]]), anchors, 0.5).tolist() == [[0, 0]]
-
-
-def test_of_two_objects_that_claim_one_anchor_the_later_has_it():
-    anchors = torch.tensor([[0.5, 0.5, 0.5, 0.5]])
-    boxes_xyxy = torch.tensor([[[0.25, 0.25, 0.75, 0.75], [0.3, 0.3, 0.4, 0.4]]])
-    assert match_anchors(boxes_xyxy, torch.tensor([[1, 1]]), anchors).tolist() == [[1]]
-
-
-def test_an_image_without_objects_matches_nothing():
-    boxes_xyxy, labels = torch.zeros(2, 1, 4), torch.zeros(2, 1, dtype=torch.int64)
-    assert (match_anchors(boxes_xyxy, labels, ANCHORS) == -1).all()
-
-
-def test_padding_matches_nothing_even_if_it_has_an_area():
-    boxes_xyxy = torch.tensor([[[0.1, 0.1, 0.5, 0.5], [0.0, 0.0, 1.0, 1.0]]])
-    matched = match_anchors(boxes_xyxy, torch.tensor([[1, 0]]), ANCHORS)
-    assert set(matched.unique().tolist()) == {-1, 0}
-
-
-@pytest.mark.parametrize("empty_box", [[0.5, 0.5, 0.5, 0.9], [0.9, 0.5, 0.5, 0.9]], ids=["flat", "reversed"])
-def test_an_object_without_an_area_matches_nothing(empty_box):
-    boxes_xyxy = torch.tensor([[[0.1, 0.1, 0.5, 0.5], empty_box]])
-    matched = match_anchors(boxes_xyxy, torch.tensor([[1, 1]]), ANCHORS)
-    assert set(matched.unique().tolist()) == {-1, 0}
+@pytest.mark.parametrize(
+    ("box", "label"),
+    [([0.5, 0.5, 0.5, 0.9], 1), ([0.9, 0.5, 0.5, 0.9], 1), ([0.0, 0.0, 1.0, 1.0], 0)],
+    ids=["flat", "reversed", "padding"],
+)
+def test_a_box_without_an_area_and_padding_match_nothing(box, label):
+    boxes_xyxy = torch.tensor([[[0.1, 0.1, 0.5, 0.5], box]])
+    assert set(match_anchors(boxes_xyxy, torch.tensor([[1, label]]), ANCHORS).unique().tolist()) == {-1, 0}
+    assert (match_anchors(boxes_xyxy[:, 1:], torch.tensor([[label]]), ANCHORS) == -1).all()
 
 
 def test_padding_does_not_change_the_matches():

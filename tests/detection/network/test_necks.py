@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from detection.network.necks import NECKS, build_neck
+from detection.network.necks import build_neck
 
 CHANNELS = [12, 16, 20, 16, 8, 8]
 SIDES = {
@@ -35,10 +35,12 @@ def make_transparent(neck: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
 @pytest.mark.parametrize("name", ["fpn", "pan", "dense_fpn"])
 def test_sides_are_kept_and_channels_are_made_equal(name, sides):
-    neck = build_neck(name, CHANNELS, out_channels=32)
-    maps = neck(random_maps(sides))
+    neck, given = build_neck(name, CHANNELS, out_channels=32), random_maps(sides)
+    before = list(given)
+    maps = neck(given)
     assert neck.out_channels == [32] * 6
     assert [tuple(x.shape) for x in maps] == [(2, 32, side, side) for side in sides]
+    assert all(a is b for a, b in zip(given, before, strict=True))  # the list is not changed
 
 
 def test_no_neck_returns_the_maps_themselves():
@@ -47,14 +49,6 @@ def test_no_neck_returns_the_maps_themselves():
     assert all(a is b for a, b in zip(neck(maps), maps, strict=True))
     assert neck.out_channels == CHANNELS
     assert not list(neck.parameters())
-
-
-@pytest.mark.parametrize("name", NECKS)
-def test_the_list_of_maps_is_not_changed(name):
-    maps = random_maps(SIDES["128"])
-    before = list(maps)
-    build_neck(name, CHANNELS, out_channels=8)(maps)
-    assert all(a is b for a, b in zip(maps, before, strict=True))
 
 
 @pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
@@ -74,11 +68,6 @@ def test_convolutions_start_xavier_uniform_with_zero_bias(name):
             fan = (conv.in_channels + conv.out_channels) * conv.kernel_size[0] ** 2
             assert conv.weight.abs().max().item() == pytest.approx((6 / fan) ** 0.5, rel=0.01)
             assert not conv.bias.any()
-
-
-def test_unknown_neck_is_refused():
-    with pytest.raises(ValueError, match="neck 'fnp': expected one of none, fpn, pan, dense_fpn"):
-        build_neck("fnp", CHANNELS)
 
 
 # ------------------------------------------------------------------------------------------------- by hand
@@ -138,9 +127,3 @@ def test_dense_fpn_sums_up_all_coarser_fused_maps():
     assert coarse.unique().tolist() == [100.0]
     assert middle.unique().tolist() == [110.0]  # its own 10, and 100
     assert fine.unique().tolist() == [211.0]  # its own 1, and 110, and 100
-
-
-def test_dense_fpn_fuses_i_plus_one_maps_where_i_are_coarser():
-    neck = build_neck("dense_fpn", CHANNELS, out_channels=256)
-    assert [conv.in_channels // 256 for conv in neck.fuses] == [6, 5, 4, 3, 2]
-    assert {conv.kernel_size for conv in neck.fuses} == {(3, 3)}

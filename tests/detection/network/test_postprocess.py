@@ -1,38 +1,18 @@
 import pytest
 import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_convert, nms
 
-from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
 from detection.network.boxes import decode_boxes, encode_boxes
 from detection.network.postprocess import FIRST_PAIRS, Detections, PostprocessConfig, postprocess
+from tests.detection.network.peers import ANCHORS, NUM_CLASSES, OperatorCount, torchvision_ssd
 
-NUM_CLASSES = 5
-ANCHORS = default_boxes([(16, 16), (8, 8), (4, 4), (2, 2), (1, 1), (1, 1)], ANCHOR_SCALES["ssd"])
 DEFAULTS = PostprocessConfig().model_dump()
 IMAGE_SIZE = 320  # torchvision works in pixels
 
 
-class OperatorCount(TorchDispatchMode):
-    """Counts the operators that reach the device."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
 def torchvision_detections(box_deltas, class_logits, score_threshold, nms_iou, max_detections):
-    ssd = TorchvisionSSD(
-        nn.Identity(),
-        DefaultBoxGenerator([list(ratios) for ratios in ASPECT_RATIOS]),
-        size=(IMAGE_SIZE, IMAGE_SIZE),
-        num_classes=NUM_CLASSES + 1,
-        head=nn.Identity(),
+    ssd = torchvision_ssd(
+        IMAGE_SIZE,
         score_thresh=score_threshold,
         nms_thresh=nms_iou,
         detections_per_img=max_detections,
@@ -45,22 +25,14 @@ def torchvision_detections(box_deltas, class_logits, score_threshold, nms_iou, m
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(
-    ("score_threshold", "nms_iou", "max_detections"), [(0.05, 0.45, 200), (0.3, 0.6, 20), (0.01, 0.3, 1000)]
-)
-def test_detections_equal_torchvision(seed, score_threshold, nms_iou, max_detections):
+@pytest.mark.parametrize("settings", [(0.05, 0.45, 200), (0.3, 0.6, 20), (0.01, 0.3, 1000)])
+def test_detections_equal_torchvision(seed, settings):
     generator = torch.Generator().manual_seed(seed)
     box_deltas = torch.randn(3, len(ANCHORS), 4, generator=generator) * 2
     class_logits = torch.randn(3, len(ANCHORS), NUM_CLASSES + 1, generator=generator) * 2
-    ours = postprocess(
-        box_deltas,
-        class_logits,
-        ANCHORS,
-        score_threshold=score_threshold,
-        nms_iou=nms_iou,
-        max_detections=max_detections,
-    )
-    theirs = torchvision_detections(box_deltas, class_logits, score_threshold, nms_iou, max_detections)
+    settings = dict(zip(("score_threshold", "nms_iou", "max_detections"), settings, strict=True))
+    ours = postprocess(box_deltas, class_logits, ANCHORS, **settings)
+    theirs = torchvision_detections(box_deltas, class_logits, **settings)
     for detections, expected in zip(ours, theirs, strict=True):
         assert torch.equal(detections.labels, expected["labels"])
         torch.testing.assert_close(detections.scores, expected["scores"])
@@ -161,20 +133,6 @@ def test_detections_by_hand():
 def test_a_score_equal_to_the_threshold_is_reported():
     box_deltas, class_logits = torch.zeros(1, len(ANCHORS), 4), torch.zeros(1, len(ANCHORS), 2)
     assert len(postprocess(box_deltas, class_logits, ANCHORS, **DEFAULTS | {"score_threshold": 0.5})[0].scores) > 0
-
-
-def test_the_best_are_kept():
-    boxes_xyxy = torch.tensor([[0.0, 0.0, 0.1, 0.1], [0.2, 0.2, 0.3, 0.3], [0.4, 0.4, 0.5, 0.5]])
-    probabilities = torch.tensor([[0.4, 0.6], [0.1, 0.9], [0.3, 0.7]])
-    [detections] = postprocess(*outputs_of(boxes_xyxy, probabilities), ANCHORS, **DEFAULTS | {"max_detections": 2})
-    torch.testing.assert_close(detections.scores, torch.tensor([0.9, 0.7]))
-
-
-def test_boxes_are_clipped_to_the_image():
-    [detections] = postprocess(
-        *outputs_of(torch.tensor([[-0.5, 0.2, 1.5, 0.6]]), torch.tensor([[0.1, 0.9]])), ANCHORS, **DEFAULTS
-    )
-    torch.testing.assert_close(detections.boxes_xyxy, torch.tensor([[0.0, 0.2, 1.0, 0.6]]))
 
 
 def test_an_image_without_detections_gives_empty_tensors():

@@ -1,0 +1,156 @@
+"""Boxes with labels over an image: the one way in which all pictures of detectors draw them.
+
+Lines and letters grow with the image. A label looks for a place beside its box where it hides no other label.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont
+
+from detection.coco.detections import Detections
+from engine.terminal import printable
+
+LEAST_SIDE, MOST_SIDE = 800, 8192  # pixels, of the longer side: draw_found resizes smaller and larger images to these
+LINE_PER_SIDE, LETTERS_PER_SIDE = 1 / 260, 1 / 52  # sizes, as shares of the longer side
+LEAST_LETTERS = 11  # pixels
+# DejaVu, which comes with matplotlib and has the letters of most alphabets, but not those of East Asia.
+FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+MOST_HIDDEN = 0.3  # share of its area that other labels may take from one; beyond that it is left out, the box stays
+
+Colour = tuple[float, float, float]  # red, green, blue, each 0 to 1
+UNMATCHED: Colour = (0.9, 0.1, 0.1)  # of objects that no default box fits
+LEVEL_HUES = (0.83, 0.72, 0.58, 0.48, 0.33, 0.15)  # turns of the colour wheel; none is like UNMATCHED
+
+
+class Mark(NamedTuple):
+    """A box over an image, in its pixels. One without a label gets a thin line."""
+
+    box_xyxy: np.ndarray  # (4,)
+    colour: Colour
+    label: str = ""
+    is_dashed: bool = False
+
+
+def draw_found(pixels: np.ndarray, found: Detections) -> Image.Image:
+    """Return an image (H, W, 3) uint8 RGB with the detections on it, large enough for labels to be legible."""
+    marks = [
+        Mark(box_xyxy, palette_colour(label - 1), f"{name} {score:.2f}")
+        for box_xyxy, label, name, score in zip(
+            found.boxes_xyxy, found.labels, found.class_names, found.scores, strict=True
+        )
+    ]
+    return draw_marks(pixels, marks, min(max(*pixels.shape[:2], LEAST_SIDE), MOST_SIDE))
+
+
+def draw_marks(pixels: np.ndarray, marks: Sequence[Mark], side: int) -> Image.Image:
+    """Return an image with marks on it, the first on top; the first also have the first choice of a place for a label.
+
+    pixels: (H, W, 3) uint8 RGB. side: to which the longer side is resized, pixels."""
+    picture = Image.fromarray(pixels)
+    scale = side / max(picture.size)
+    if scale != 1:
+        picture = picture.resize([max(1, round(length * scale)) for length in picture.size], Image.Resampling.LANCZOS)
+    canvas = ImageDraw.Draw(picture, "RGBA")
+    boxes_xyxy = [(np.asarray(mark.box_xyxy) * scale).round().astype(int).tolist() for mark in marks]
+    for mark, box_xyxy in zip(reversed(marks), reversed(boxes_xyxy), strict=True):
+        line = max(2, round(side * LINE_PER_SIDE)) if mark.label else 1
+        _outline(canvas, box_xyxy, rgb(mark.colour), line, mark.is_dashed)
+
+    font, labels, taken = _font(max(LEAST_LETTERS, round(side * LETTERS_PER_SIDE))), [], []
+    for mark, box_xyxy in zip(marks, boxes_xyxy, strict=True):
+        if mark.label:
+            text = printable(mark.label)
+            size = font.getlength(text) + 0.6 * font.size, 1.35 * font.size
+            place, hidden = place_label(box_xyxy, size, (0, 0, *picture.size), taken)
+            if hidden <= MOST_HIDDEN:
+                labels.append((text, place, rgb(mark.colour)))
+                taken.append(place)
+    for text, (x0, y0, x1, y1), colour in reversed(labels):
+        canvas.rounded_rectangle((x0, y0, x1, y1), radius=0.25 * font.size, fill=(*colour, 225))
+        ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 128 else "white"
+        canvas.text((x0 + 0.3 * font.size, (y0 + y1) / 2), text, fill=ink, font=font, anchor="lm")
+    return picture
+
+
+def _outline(canvas: ImageDraw.ImageDraw, box_xyxy: list[int], colour: tuple, line: int, is_dashed: bool) -> None:
+    """Draw a line around a box, over a darker one for light images."""
+    x0, y0, x1, y1 = box_xyxy
+    x1, y1 = max(x0, x1 - 1), max(y0, y1 - 1)  # the last pixel inside
+    canvas.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(0, 0, 0, 120), width=line + 2)
+    if not is_dashed:
+        canvas.rectangle((x0, y0, x1, y1), outline=colour, width=line)
+        return
+    for start in range(x0, x1, 6 * line):
+        for y in (y0, y1 - line + 1):
+            canvas.rectangle((start, y, min(start + 4 * line, x1), y + line - 1), fill=colour)
+    for start in range(y0, y1, 6 * line):
+        for x in (x0, x1 - line + 1):
+            canvas.rectangle((x, start, x + line - 1, min(start + 4 * line, y1)), fill=colour)
+
+
+def place_label(
+    box_xyxy: Sequence[float],
+    label_size: Sequence[float],
+    image_xyxy: Sequence[float],
+    taken: Sequence[np.ndarray],
+) -> tuple[np.ndarray, float]:
+    """Choose the place of a label that overlaps least with the places of other labels.
+
+    Over the box, in its upper corners, under it, in its lower corners; always on the image. label_size: width, height;
+    taken: places (4,) xyxy; all in the same unit. Returns (4,) xyxy, and the share of it that overlaps."""
+    (x0, y0, x1, y1), (width, height) = box_xyxy, label_size
+    first, last = np.split(np.asarray(image_xyxy, float), 2)
+    corners = np.array([(left, top) for top in (y0 - height, y0, y1, y1 - height) for left in (x0, x1 - width)], float)
+    corners = corners.clip(first, np.maximum(first, last - label_size))
+    places = np.concatenate([corners, corners + label_size], axis=1)  # (8, 4)
+    others = np.reshape(taken, (-1, 4))
+    sides = np.minimum(places[:, None, 2:], others[:, 2:]) - np.maximum(places[:, None, :2], others[:, :2])
+    hidden = sides.clip(0).prod(axis=2).sum(axis=1) / (width * height)  # (8,)
+    best = hidden.argmin()
+    return places[best], hidden[best]
+
+
+def palette_colour(index: int) -> Colour:
+    """Return the colour of a class, by its label - 1. Up to some eighty can be told apart.
+
+    Vivid, pale and dark take turns; the hues of each advance by the golden angle, which spreads any number evenly."""
+    turn, kind = divmod(int(index), 3)
+    hue = (turn * (math.sqrt(5) - 1) / 2 + kind / 3) % 1
+    saturation, value = ((0.95, 1.0), (0.5, 1.0), (0.95, 0.6))[kind]
+    return tuple(hsv_to_rgb((hue, saturation, value)))
+
+
+def level_colour(level: int) -> Colour:
+    """Return the colour of a level of default boxes, counted from 0."""
+    return tuple(hsv_to_rgb((LEVEL_HUES[level], 0.6, 1.0)))
+
+
+def undrawable(names: Sequence[str]) -> list[str]:
+    """Return those names that have letters which the font lacks."""
+    drawn = FT2Font(FONT).get_charmap()
+    return [name for name in map(printable, names) if any(ord(letter) not in drawn for letter in name)]
+
+
+def draw_text(picture: Image.Image, xy: tuple[float, float], text: str) -> float:
+    """Write a line on a picture and return where it ends. xy: its left end, at half its height."""
+    font, text = _font(13), printable(text)
+    ImageDraw.Draw(picture).text(xy, text, fill="black", font=font, anchor="lm")
+    return xy[0] + font.getlength(text)
+
+
+def rgb(colour: Colour) -> tuple[int, int, int]:
+    """Return a colour in Pillow's numbers, 0 to 255."""
+    return tuple(round(255 * value) for value in colour)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(FONT, size)
