@@ -66,14 +66,16 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         if name == "submit":
             action.add_argument("--max-running", type=positive, metavar="N", help="tasks at a time (default: no limit)")
             action.add_argument(
-                "--after-smoke", action="store_true", help="first train each cell for a minute; go on if all can"
+                "--after-smoke",
+                action="store_true",
+                help="first take two steps of each cell; go on if all can",
             )
             action.add_argument("--dry-run", action="store_true", help="show what would be sent, and what Slurm says")
     task = actions.add_parser("task", description="one task of what `submit` has sent off")  # for sbatch/grid.sbatch
     task.set_defaults(do=run_task)
     task.add_argument("folder", type=Path, help="of the submission")
     task.add_argument("--index", type=int, required=True, help="of the task in the array")
-    task.add_argument("--smoke", action="store_true", help="for a minute, outside of all experiments")
+    task.add_argument("--smoke", action="store_true", help="two steps, without an experiment")
     add_launcher(task)
     arguments = parser.parse_args(words)
     if arguments.action != "task":
@@ -104,7 +106,7 @@ def seed_list(text: str) -> Sequence[int]:
 
 def run_grid(arguments: argparse.Namespace) -> None:
     """Train every job that is not done. Raises RunError at the end if any has failed."""
-    from ablation.plan import read_grid
+    from ablation.plan import UNFINISHED, read_grid
     from ablation.runner import default_parallel, run
     from engine.command import RunError
 
@@ -115,7 +117,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
     bad: dict[str, list[str]] = {}
     for job, state in states.items():
-        if state.kind in ("failed", "interrupted"):
+        if state.kind in UNFINISHED:
             bad.setdefault(state.detail, []).append(job.name)
     if bad:
         told = [f"{names[0] if len(names) == 1 else f'{len(names)} runs'}: {why}" for why, names in bad.items()]
@@ -159,7 +161,7 @@ def submit_grid(arguments: argparse.Namespace) -> None:
             return
         submission = slurm.submit(submission, arguments.max_running, arguments.after_smoke, earlier)
     if submission.smoke:
-        print(f"job {submission.smoke}: {len(submission.smoke_jobs)} cells for a minute each")
+        print(f"job {submission.smoke}: {len(submission.smoke_jobs)} cells for two steps each")
     print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: the table, in {submission.folder}")
     print(f"to see how far it is: {command('status', arguments)}")
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ablation.plan import Job, changed_recipe, is_same_data, job_of
+from ablation.plan import Job, job_of
+from ablation.staleness import changed_recipe, is_same_data
 from engine.command import RunError
 from engine.files import write_text
 from records.results import read_object
@@ -116,7 +117,7 @@ def rehearse(submission: Submission, max_running: int | None, after_smoke: bool,
 
 
 def smoke_command(submission: Submission) -> list[str]:
-    """What tries every cell for a minute; the array job waits until all have passed."""
+    """Return the command that takes two steps of every cell; the array job waits until all have passed."""
     folder = submission.folder
     return [
         "sbatch", "--parsable", f"--job-name=smoke-{folder.name}", f"--array=0-{len(submission.smoke_jobs) - 1}",
@@ -170,10 +171,10 @@ def run_task(folder: Path, index: int, smoke: bool, launcher: Sequence[str]) -> 
     submission = read_submission(folder)
     entry = (submission.smoke_jobs if smoke else submission.jobs)[index]
     job = job_of(entry)
-    if changes := changed_recipe(entry, job.recipe()):
+    if changes := changed_recipe(entry["recipe"], job.recipe()):
         raise ValueError(f"{job.config}: edited since this was submitted: {'; '.join(changes)}; submit the grid again")
     if smoke:
-        try_out(job, folder / f"smoke_{index}", launcher)
+        try_out(job, Path(submission.experiments), launcher)
         return
     state = run([job], Path(submission.experiments), submission.rerun_stale, launcher)[job]
     if state.kind != "done":  # a task that was left to another process must not look done, either
@@ -228,7 +229,7 @@ def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job
 def is_of(entry: dict, job: Job) -> bool:
     """Whether what was submitted trains the job as it is now."""
     recipe = job.recipe()
-    return not changed_recipe(entry, recipe) and is_same_data(entry["recipe"], recipe)
+    return not changed_recipe(entry["recipe"], recipe) and is_same_data(entry["recipe"], recipe)
 
 
 def _tasks(submissions: Sequence[Submission]) -> dict[str, Task]:

@@ -10,8 +10,8 @@ experiments/experiment_7/
                                                 is needed to compute the score again on other choices of images
   detections.json  detections.png  examples/    the same for people and other programs (names are the task's)
   cell.json         which place of which grid this is, if a grid started it
-  checkpoints/  running.lock                    git-ignored, as is what trackers keep: tensorboard/  wandb/
-  status.json  output.log                       git-ignored: where a run is while it trains; what it printed
+  status.json       how far the run is, or how it ended (records/status.py)
+  checkpoints/  running.lock  output.log        git-ignored, as is what trackers keep: tensorboard/  wandb/
 """
 
 import json

@@ -75,6 +75,13 @@ def begin_status(experiment: Path) -> None:
     update_status(experiment, state="running", exit_code=None, reason="", **whose)
 
 
+def end_status(experiment: Path, state: Literal["stopped", "killed", "failed"], exit_code: int, reason: str) -> None:
+    """Say how a process ended that could not say so itself."""
+    status = _read(experiment)
+    if status is None or status.state == "running":
+        update_status(experiment, state=state, exit_code=exit_code, reason=reason)
+
+
 def read_status(experiment: Path) -> Status | None:
     """Return the status of an experiment; None if it has none, or a power failure has emptied the file.
 

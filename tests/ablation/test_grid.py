@@ -16,7 +16,7 @@ import pytest
 
 from ablation import child, runner, slurm
 from ablation import grid as grid_command
-from ablation.plan import Grid, State, claimed, read_grid
+from ablation.plan import Grid, read_grid
 from engine.command import RunError
 from engine.logbook import progress_bar
 from engine.signals import Stopped
@@ -25,62 +25,70 @@ ROOT = Path(__file__).parent.parent.parent
 
 # Trains nothing; behaves as the override fake.end says, and counts its starts.
 TASK = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 from pathlib import Path
 
-overrides = dict(word.split("=") for word in sys.argv[2:-2])
-experiment, end = Path(sys.argv[-1]), overrides["fake.end"]
-starts = experiment / "starts.txt"
-starts.write_text((starts.read_text() if starts.exists() else "") + "x")
-names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
-(experiment / "environment.json").write_text(json.dumps([os.environ.get(name) for name in names]))
-(experiment / "overrides.json").write_text(json.dumps(sys.argv[2:-2]))
-print("said by", experiment, flush=True)
-log = experiment / "train.log"
-if end == "fail":
-    log.write_text("2026-01-01 00:00:00,000 ERROR error: no such thing\\n")
-    sys.exit(2)
-if end == "kill_once" and starts.read_text() == "x":
-    (experiment / "checkpoints").mkdir()
-    (experiment / "checkpoints/step_000000003.pt").touch()
-    os.kill(os.getpid(), signal.SIGKILL)
-if end == "wordless":
-    sys.exit(3)
-if end == "usage":
-    print("usage: fake_task ...\\nfake_task: error: no such option --x\\n", file=sys.stderr)
-    sys.exit(2)
-if end == "meet":  # as many others as there are cells
-    import time
-    for _ in range(6000):
-        if len(list(experiment.parent.glob("*/starts.txt"))) == 2:
-            break
-        time.sleep(0.01)
-    else:
+COMPUTES = {"stub": ("fake_task.py",)}
+
+
+def main():
+    overrides = dict(word.split("=") for word in sys.argv[2:] if "=" in word)
+    end = overrides["fake.end"]
+    if "--dry-run" in sys.argv:
+        sys.exit(2 if end == "fail" else 0)
+    experiment = Path(sys.argv[-1])
+    starts = experiment / "starts.txt"
+    starts.write_text((starts.read_text() if starts.exists() else "") + "x")
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+    (experiment / "environment.json").write_text(json.dumps([os.environ.get(name) for name in names]))
+    (experiment / "overrides.json").write_text(json.dumps(sys.argv[2:-2]))
+    print("said by", experiment, flush=True)
+
+    def leave(state, code, reason="", status_code=None):
+        status = {"state": state, "exit_code": status_code or code, "reason": reason}
+        (experiment / "status.json").write_text(json.dumps(status))
+        sys.exit(code)
+
+    def wait_for(found):
+        for _ in range(6000):
+            if found():
+                return
+            time.sleep(0.01)
         sys.exit(1)
-if end == "wait":
-    import time
-    (experiment / "waiting").touch()
-    while not (experiment / "go").exists():
-        time.sleep(0.01)
-if end == "saved":
-    log.write_text("2026-01-01 00:00:00,000 WARNING stopped: SIGTERM; step_000000022.pt is saved\\n")
-    sys.exit(1)
-if end in ("stop", "checkpoint"):
-    import time
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, lambda *_: (experiment / "stopped").touch() or sys.exit(75))
-    (experiment / "waiting").touch()
-    if end == "checkpoint":
+
+    if end == "fail":
+        leave("failed", 2, "no such thing")
+    if end == "kill_once" and starts.read_text() == "x":
         (experiment / "checkpoints").mkdir()
-        (experiment / "checkpoints/step_000000010.pt").touch()
-    while not (experiment / "stopped").exists():
-        time.sleep(0.01)
-if end == "interrupt":
-    sys.exit(130)
-results = {"task": "fake", "variant": {"row": "row", "column": "x"}, "seed": 0, "metric": "mAP", "scores": {"mAP": 0.5}}
-results |= {"protocol": {}, "inputs": {}, "cost": {}}
-(experiment / "config.yaml").write_text("train: {epochs: 1}")
-(experiment / "results.json").write_text(json.dumps(results))
+        (experiment / "checkpoints/step_000000003.pt").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if end == "wordless":
+        sys.exit(3)
+    if end == "usage":
+        print("usage: fake_task ...\\nfake_task: error: no such option --x\\n", file=sys.stderr)
+        sys.exit(2)
+    if end == "meet":  # as many others as there are cells
+        wait_for(lambda: len(list(experiment.parent.glob("*/starts.txt"))) == 2)
+    if end == "wait":
+        wait_for((experiment / "go").exists)
+    if end == "saved":  # as a launcher that has an exit code of its own
+        leave("stopped", 1, "SIGTERM", status_code=75)
+    if end == "stop":
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, lambda *_: (experiment / "stopped").touch() or sys.exit(75))
+        (experiment / "waiting").touch()
+        wait_for((experiment / "stopped").exists)
+    if end == "interrupt":
+        sys.exit(130)
+    results = {"task": "fake", "variant": {"row": "row", "column": "x"}, "seed": 0, "metric": "mAP"}
+    results |= {"scores": {"mAP": 0.5}, "protocol": {}, "inputs": {}, "cost": {}}
+    (experiment / "config.yaml").write_text("train: {epochs: 1}")
+    (experiment / "results.json").write_text(json.dumps(results))
+    leave("done", 0)
+
+
+if __name__ == "__main__":
+    main()
 """
 
 GRID = """
@@ -101,7 +109,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "base.yaml").write_text("fake: {end: well}\n")
     (tmp_path / "grid_fake.yaml").write_text(GRID)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ablation.plan.PROJECT", tmp_path)
+    monkeypatch.setattr("ablation.staleness.PROJECT", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 
@@ -151,7 +160,7 @@ def test_the_rest_is_run_after_a_cell_fails_and_the_end_says_which_and_why(grid,
         run(grid)
     assert Path("experiments/experiment_1/results.json").exists()
     assert [starts(number) for number in (1, 2, 3)] == [1, 1, 1]
-    assert "1 done, 1 failed, 1 interrupted" in capsys.readouterr().out
+    assert "1 done, 1 failed, 1 killed" in capsys.readouterr().out
 
 
 TWO_ROWS = """
@@ -197,18 +206,17 @@ def test_a_run_interrupted_from_the_keyboard_ends_the_grid(folder, capsys):
     with pytest.raises(KeyboardInterrupt):
         run(read_grid(folder / "grid_fake.yaml"))
     assert not Path("experiments/experiment_2").exists()
-    assert "interrupted in experiments/experiment_1; the same command goes on" in capsys.readouterr().out
+    assert "stopped in experiments/experiment_1; the same command resumes" in capsys.readouterr().out
 
 
 def test_what_is_stale_is_left_alone_unless_asked_for(folder, capsys):
     run(read_grid(folder / "grid_fake.yaml"), only="* x good")
-    (folder / "fake_task.py").write_text(TASK + "# another\n")
+    (folder / "fake_task.py").write_text(TASK + "another = 1\n")
     changed = read_grid(folder / "grid_fake.yaml")
     run(changed, only="* x good")
-    assert (
-        "row x good, seed 0: stale, experiments/experiment_1 (mAP 0.5000; the code has changed since (fake_task.py))"
-        in capsys.readouterr().out
-    )
+    told = capsys.readouterr().out
+    assert "row x good, seed 0: stale, experiments/experiment_1 (mAP 0.5000; " in told
+    assert "stub: fake_task.py" in told
     assert not Path("experiments/experiment_2").exists()
     run(changed, only="* x good", rerun_stale=True)
     assert starts(1) == starts(2) == 1
@@ -217,35 +225,35 @@ def test_what_is_stale_is_left_alone_unless_asked_for(folder, capsys):
 def test_a_run_that_goes_on_keeps_the_code_it_was_started_with(folder, grid):
     with pytest.raises(RunError):
         run(grid, only="* x killed")
-    before = json.loads(Path("experiments/experiment_1/cell.json").read_text())["code"]
-    (folder / "fake_task.py").write_text(TASK + "# another\n")
+    before = json.loads(Path("experiments/experiment_1/cell.json").read_text())["computes"]
+    (folder / "fake_task.py").write_text(TASK + "another = 1\n")
     run(grid, only="* x killed")
     assert starts(1) == 2
-    assert json.loads(Path("experiments/experiment_1/cell.json").read_text())["code"] == before
+    assert json.loads(Path("experiments/experiment_1/cell.json").read_text())["computes"] == before
 
 
 def test_code_that_changes_while_a_grid_runs_is_recorded_as_it_was_at_each_start(grid, folder, monkeypatch):
     class EditingChild(child.Child):
         def close(self, asked_to_end: bool) -> int:
-            (folder / "fake_task.py").write_text(TASK + "# another\n")
+            (folder / "fake_task.py").write_text(TASK + "another = 1\n")
             return super().close(asked_to_end)
 
     monkeypatch.setattr(runner, "Child", EditingChild)
     with pytest.raises(RunError):
         run(grid)
-    first, second = (json.loads(Path(f"experiments/experiment_{n}/cell.json").read_text())["code"] for n in (1, 2))
+    first, second = (json.loads(Path(f"experiments/experiment_{n}/cell.json").read_text())["computes"] for n in (1, 2))
     assert first != second
 
 
 def test_a_task_that_ends_without_a_word_has_failed_with_its_exit_code(folder, capsys):
     (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=wordless"))
-    with pytest.raises(RunError, match="exit code 3 without a word"):
+    with pytest.raises(RunError, match="exit code 3: see the terminal"):
         run(read_grid(folder / "grid_fake.yaml"), only="* x good")
 
 
 def test_two_grids_at_once_do_not_train_the_same_cell(grid, capsys):
-    experiment = runner.choose_experiment(grid.jobs[0], State("waiting"), Path("experiments"))
-    with claimed(experiment):  # as by another grid
+    _, experiment, claim = runner.claim_experiment(grid.jobs[0], Path("experiments"), rerun_stale=False)
+    with claim:  # as by another grid
         run(grid, only="* x good")
     assert "row x good, seed 0: running, experiments/experiment_1" in capsys.readouterr().out
     assert [path.name for path in experiment.iterdir() if "lock" not in path.name] == ["cell.json"]
@@ -273,7 +281,7 @@ def test_a_signal_goes_to_the_run_and_ends_the_grid(folder):
         run(grid)
     assert Path("experiments/experiment_1/stopped").exists()
     assert not Path("experiments/experiment_2").exists()
-    assert grid_command.status(grid, grid.jobs, Path("experiments")).splitlines()[0].split()[5] == "interrupted"
+    assert grid_command.status(grid, grid.jobs, Path("experiments")).splitlines()[0].split()[5] == "stopped"
 
 
 # ---- several runs at once ------------------------------------------------------------------------------------
@@ -335,7 +343,7 @@ def test_a_signal_to_the_grid_ends_all_runs_after_a_save_and_starts_no_other(fol
             run(grid, parallel=2)
     finally:
         signal.signal(number, before)
-    assert kinds(grid) == ["interrupted", "interrupted", "waiting"]
+    assert kinds(grid) == ["stopped", "stopped", "waiting"]
     if number != signal.SIGHUP:  # this stub does not save for it
         assert Path("experiments/experiment_1/stopped").exists()
         assert Path("experiments/experiment_2/stopped").exists()
@@ -346,7 +354,7 @@ def test_a_run_interrupted_from_the_keyboard_ends_the_others_too(folder):
     grid = cells(folder, "stop", "interrupt", "well")
     with pytest.raises(KeyboardInterrupt):
         run(grid, parallel=2)
-    assert kinds(grid) == ["interrupted", "interrupted", "waiting"]
+    assert kinds(grid) == ["stopped", "stopped", "waiting"]
 
 
 def test_runs_that_were_interrupted_at_once_go_on_where_they_were(folder):
@@ -355,7 +363,7 @@ def test_runs_that_were_interrupted_at_once_go_on_where_they_were(folder):
         try:
             run(grid, parallel=2)
         except RunError:
-            assert kinds(grid) == ["interrupted", "interrupted"]
+            assert kinds(grid) == ["killed", "killed"]
     assert kinds(grid) == ["done", "done"]
     assert [starts(number) for number in (1, 2)] == [2, 2]
     assert not Path("experiments/experiment_3").exists()
@@ -463,7 +471,7 @@ def test_the_progress_of_a_run_is_read_from_its_files(tmp_path, monkeypatch, cap
     line = child.RunProgress("row x good, seed 0", tmp_path, 0)
     line.update()
     assert "starting" in capsys.readouterr().err
-    status = {"step": 4, "total_steps": 12, "epoch": 1, "epochs": 3, "metric": "mAP"}
+    status = {"state": "running", "step": 4, "total_steps": 12, "epoch": 1, "epochs": 3, "metric": "mAP"}
     (tmp_path / "status.json").write_text(json.dumps(status))
     line.update()
     (tmp_path / "status.json").write_text(json.dumps(status | {"step": 6, "epoch": 2}))
@@ -505,24 +513,16 @@ def test_a_run_that_torchrun_ends_with_1_after_a_save_was_interrupted_and_has_no
     grid = read_grid(folder / "grid_fake.yaml")
     with pytest.raises(RunError):
         run(grid, only="* x good")
-    assert grid_command.status(grid, grid.jobs, Path("experiments")).splitlines()[0].split()[5] == "interrupted"
+    assert grid_command.status(grid, grid.jobs, Path("experiments")).splitlines()[0].split()[5] == "stopped"
 
 
-def test_a_smoke_test_leaves_nothing_behind_unless_it_fails(folder, monkeypatch):
-    (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=checkpoint"))
-    grid = read_grid(folder / "grid_fake.yaml")
+def test_a_smoke_test_takes_two_steps_of_a_cell_and_leaves_nothing_behind(grid, capfd):
     submission = submitted(grid)
-    monkeypatch.setattr(runner, "SMOKE_SECONDS", 0)
-    run_task(submission, 0, smoke=True)  # goes on for ever if it is not stopped
-    with pytest.raises(RunError, match="row x bad, seed 0: no such thing"):
+    run_task(submission, 0, smoke=True)
+    assert "row x good, seed 0: trains" in capfd.readouterr().out
+    with pytest.raises(RunError, match="row x bad, seed 0: the dry run ended with exit code 2"):
         run_task(submission, 1, smoke=True)
-    with pytest.raises(RunError, match="row x killed, seed 0: exit code -9"):
-        run_task(submission, 2, smoke=True)
-    monkeypatch.setattr(runner, "SMOKE_LIMIT_SECONDS", 0)
-    (folder / "grid_fake.yaml").write_text(GRID.replace("end=well", "end=stop"))
-    with pytest.raises(RunError, match=r"row x good, seed 0: no checkpoint after \d+ s"):
-        runner.try_out(read_grid(folder / "grid_fake.yaml").jobs[0], submission / "smoke_0", [sys.executable])
-    assert sorted(path.name for path in submission.iterdir() if path.is_dir()) == ["smoke_0", "smoke_1", "smoke_2"]
+    assert [path.name for path in submission.iterdir()] == ["submission.json"]
     assert not list(Path("experiments").glob("experiment_*"))
 
 
@@ -587,7 +587,7 @@ def test_status_has_a_line_for_each_cell_with_how_far_it_is(grid):
         run(grid)
     Path("experiments/experiment_1/results.json").unlink()
     lines = grid_command.status(grid, grid.jobs, Path("experiments")).splitlines()
-    assert [line.split()[5] for line in lines] == ["interrupted", "failed", "interrupted"]
+    assert [line.split()[5] for line in lines] == ["killed", "failed", "killed"]
     assert lines[1].endswith("experiments/experiment_2  no such thing")
 
 

@@ -14,7 +14,7 @@ from engine.command import RunError
 from engine.files import locked
 from engine.signals import Stopped
 from records import status as module
-from records.status import GRID_LOCK, RUN_LOCK, Status, at_work, read_status, training_bar, write_status
+from records.status import GRID_LOCK, Status, at_work, read_status, training_bar, write_status
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = """
