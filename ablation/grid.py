@@ -5,10 +5,10 @@
     python -m ablation.grid status configs/grid_coco.yaml
     python -m ablation.grid table  configs/grid_coco.yaml [options of ablation.compare]
 
-`run` works through what is missing, on a CPU with several runs at a time, goes on with what was interrupted, skips what
-is finished, and goes on after a cell fails, unless row after row fails of the same bad input. A run that is stale (its
-recipe, data or code is another now) is left alone unless --rerun-stale is given.
-`submit` sends all that to Slurm, as one array job (ablation/slurm.py, sbatch/grid.sbatch).
+`run` trains what is missing, on a CPU several runs at a time; it resumes what was stopped, killed or failed, and skips
+what is done. After a cell fails it continues, unless row after row fails with the same bad input. A stale run (its
+recipe, data or code has changed) is left alone unless --rerun-stale is given.
+`submit` has Slurm do that, as one array job (ablation/slurm.py, sbatch/grid.sbatch).
 """
 
 import argparse
@@ -55,7 +55,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         action.add_argument("--seeds", type=seed_list, metavar="0,1,2", help="these seeds alone")
         action.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
         if name in ("run", "submit"):
-            action.add_argument("--rerun-stale", action="store_true", help="train stale cells anew")
+            action.add_argument("--rerun-stale", action="store_true", help="train stale cells again")
         if name == "run":
             action.add_argument(
                 "--parallel", type=positive, metavar="N",
@@ -86,7 +86,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """The option that says how runs are started."""
+    """Add the option that says how runs are started."""
     parser.add_argument(
         "--launcher", type=shlex.split, default=[sys.executable], metavar="COMMAND",
         help="starts the module of a run, such as 'python -m engine.launch --standalone --nproc_per_node=4' "
@@ -95,7 +95,7 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
 
 
 def seed_list(text: str) -> Sequence[int]:
-    """'0,1,2' as numbers."""
+    """Parse '0,1,2'."""
     if not all(part.isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r}: expected seeds, such as 0,1,2")
     return [int(part) for part in text.split(",")]
@@ -124,14 +124,14 @@ def run_grid(arguments: argparse.Namespace) -> None:
         count = sum(map(len, bad.values()))
         raise RunError("\n  ".join([f"{count} of {len(jobs)} runs did not finish", *told]))
     if "stale" in kinds:
-        print("stale runs were left alone; to train them anew, as new experiments: --rerun-stale")
+        print("stale runs were left alone; to train them again, as new experiments: --rerun-stale")
 
 
 # ---- under Slurm -------------------------------------------------------------------------------------------
 
 
 def submit_grid(arguments: argparse.Namespace) -> None:
-    """Send off what is missing and not in the queue already."""
+    """Submit what is missing and not in the queue already."""
     from ablation import slurm
     from ablation.plan import read_cells, read_grid, state_of
     from ablation.runner import is_wanted, one_at_a_time
@@ -152,7 +152,7 @@ def submit_grid(arguments: argparse.Namespace) -> None:
         if not missing:
             print(f"nothing to submit; the table: {command('table', arguments)}")
             if any(state_of(job, cells).kind == "stale" for job in jobs):
-                print("stale runs were left alone; to train them anew, as new experiments: --rerun-stale")
+                print("stale runs were left alone; to train them again, as new experiments: --rerun-stale")
             return
         submission = slurm.prepare(arguments.grid, experiments, missing, arguments.rerun_stale)
         earlier = sorted({task.name.partition("_")[0] for task in live.values()})
@@ -167,13 +167,13 @@ def submit_grid(arguments: argparse.Namespace) -> None:
 
 
 def command(action: str, arguments: argparse.Namespace) -> str:
-    """What to type for another look at the same grid."""
+    """Return what to type for another look at the same grid."""
     elsewhere = [] if arguments.experiments == Path("experiments") else ["--experiments", str(arguments.experiments)]
     return shlex.join(["python", "-m", "ablation.grid", action, str(arguments.grid), *elsewhere])
 
 
 def run_task(arguments: argparse.Namespace) -> None:
-    """One task of what was sent off."""
+    """Run one task of a submission."""
     from ablation import slurm
 
     slurm.run_task(arguments.folder, arguments.index, arguments.smoke, arguments.launcher)
@@ -183,7 +183,7 @@ def run_task(arguments: argparse.Namespace) -> None:
 
 
 def print_status(arguments: argparse.Namespace) -> None:
-    """How far each job is."""
+    """Print how far each job is."""
     from ablation.plan import read_grid
 
     grid = read_grid(arguments.grid)
@@ -191,7 +191,7 @@ def print_status(arguments: argparse.Namespace) -> None:
 
 
 def print_table(arguments: argparse.Namespace) -> None:
-    """The scores side by side."""
+    """Print or write the scores side by side."""
     from ablation.comparison import compare, show
 
     comparison = compare(
@@ -202,23 +202,20 @@ def print_table(arguments: argparse.Namespace) -> None:
 
 
 def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
-    """A line for each job: cell, seed, how far it is, and where; for what is not done, what Slurm says of it."""
+    """Return a table of all jobs: how far each is, where, and for what is not done, what Slurm says of it."""
     from ablation import slurm
     from ablation.plan import read_cells, state_of
+    from records.experiment import table
 
     cells, tasks = read_cells(experiments), slurm.tasks_of(jobs, slurm.read_submissions(experiments))
     rows = []
     for job in sorted(jobs, key=lambda job: [row.name for row in grid.config.rows].index(job.row)):
         state, task = state_of(job, cells), tasks.get(job)
         details = [state.detail, f"Slurm: {task}" if task and state.kind != "done" else ""]
-        where = str(state.experiment or "")
-        rows.append(
-            [f"{job.row} x {job.column}", f"seed {job.seed}", state.kind, where, "; ".join(filter(None, details))]
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+        where, cell = str(state.experiment or ""), f"{job.row} x {job.column}"
+        detail = "; ".join(filter(None, details))
+        rows.append({"cell": cell, "seed": str(job.seed), "state": state.kind, "experiment": where, "detail": detail})
+    return table(rows)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
-from ablation.child import Child, passed_on_to, say
+from ablation.child import Child, say
 from ablation.plan import UNFINISHED, Job, State, read_cells, remember, state_of
 from engine.checkpoint import list_checkpoints
 from engine.command import BAD_INPUT, INTERRUPTED, RunError
 from engine.compute.machine import memory_limit, usable_cores, visible_gpus
 from engine.files import locked
-from engine.signals import Stopped
+from engine.signals import SIGNALS, Stopped
 from records.experiment import new_experiment
 from records.status import GRID_LOCK
 
@@ -127,14 +128,29 @@ def claim_experiment(job: Job, experiments: Path, rerun_stale: bool) -> tuple[St
 
 @contextmanager
 def supervised(running: dict[int, Child]) -> Iterator[list[signal.Signals]]:
-    """Inside, signals go to all that run, as by `passed_on_to`; after an exception all are ended and waited for."""
-    with passed_on_to(lambda: [child.process for child in running.values()]) as signals:
-        try:
-            yield signals
-        finally:
-            terminate(running.values())
-            for child in running.values():
-                child.close(asked_to_end=True)
+    """Pass signals that ask to end on to all runs, and yield the list of those that came; at the end, end all runs.
+
+    Ctrl-C is passed on as SIGTERM: a terminal has sent the runs SIGINT already, and a second one would keep them from
+    saving. A second Ctrl-C raises KeyboardInterrupt."""
+    came: list[signal.Signals] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and number in came:
+            raise KeyboardInterrupt
+        came.append(signal.Signals(number))
+        for child in running.values():
+            child.process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in handled}
+    try:
+        yield came
+    finally:
+        terminate(running.values())
+        for child in running.values():
+            child.close(asked_to_end=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def terminate(children: Iterable[Child]) -> None:
