@@ -108,7 +108,7 @@ def is_wanted(state: State, rerun_stale: bool) -> bool:
 def one_at_a_time(experiments: Path) -> Iterator[None]:
     """Inside, no other grid chooses what to train."""
     experiments.mkdir(parents=True, exist_ok=True)
-    with locked(experiments / "grid.lock", wait=True):
+    with locked(experiments / "grid.lock"):
         yield
 
 
@@ -122,7 +122,7 @@ def claim_experiment(job: Job, experiments: Path, rerun_stale: bool) -> tuple[St
         experiment = state.experiment if state.kind in UNFINISHED else new_experiment(experiments)
         if not list_checkpoints(experiment / "checkpoints"):  # nothing to resume: it starts with the present code
             remember(job, experiment)
-        claim.enter_context(locked(experiment / GRID_LOCK))
+        claim.enter_context(locked(experiment / GRID_LOCK, ValueError(f"{experiment}: another grid is at work in it")))
     return state, experiment, claim
 
 

@@ -83,7 +83,7 @@ def main():
     if end == "interrupt":
         sys.exit(130)
     results = {"task": "fake", "variant": {"row": "row", "column": "x"}, "seed": 0, "metric": "mAP"}
-    results |= {"scores": {"mAP": 0.5}, "protocol": {}, "inputs": {}, "cost": {}}
+    results |= {"scores": {"mAP": 0.5}, "protocol": {"images": 9, "classes": ["a"]}, "inputs": {}, "cost": {}}
     (experiment / "config.yaml").write_text("train: {epochs: 1}")
     (experiment / "results.json").write_text(json.dumps(results))
     leave("done", 0)

@@ -59,7 +59,7 @@ def begun(job: Job, folder: Path) -> Path:
 def finish(experiment: Path, inputs: dict[str, str] | None = None, root: str = "here") -> None:
     results = {
         "task": "detection", "variant": {"backbone": "a", "neck": "b"}, "seed": 0, "metric": "mAP",
-        "scores": {"mAP": 0.25}, "protocol": {}, "inputs": inputs or {}, "cost": {},
+        "scores": {"mAP": 0.25}, "protocol": {"images": 9, "classes": ["a"]}, "inputs": inputs or {}, "cost": {},
     }  # fmt: skip
     (experiment / "config.yaml").write_text(json.dumps({"data": {"root": root}, "train": {"epochs": 3}}))
     (experiment / "results.json").write_text(json.dumps(results))
