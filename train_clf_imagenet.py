@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
     from classification.task import ClassificationConfig, ClassificationTask
 
+# The files that compute weights and scores, beside those of the loop (ablation/staleness.py): a change of any makes
+# earlier results stale.
+COMPUTES = {
+    "network": ("model.py",),
+    "data": ("classification/data.py", "classification/transforms.py"),
+    "task": ("classification/task.py",),
+}
 GUESSES = 5  # classes that `predict` prints at most
 
 

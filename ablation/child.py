@@ -5,23 +5,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
 
 from tqdm import tqdm
 
-from ablation.plan import Job, last_error, was_stopped
-from engine.command import INTERRUPTED
+from ablation.plan import Job
+from engine.command import INTERRUPTED, STOPPED
 from engine.compute.machine import usable_cores, visible_gpus
 from engine.compute.threads import CHOSEN_THREADS, THREADS
 from engine.logbook import progress_bar
-from engine.signals import SIGNALS
+from engine.terminal import printable_lines
 from records.experiment import shown_score
 from records.metrics import read_metrics
-from records.status import STATUS_SECONDS, Status, read_status
+from records.status import STATUS_SECONDS, begin_status, end_status, read_status
 
 
 class Child:
@@ -37,7 +35,7 @@ class Child:
         self.job, self.heading, self.experiment, self.claim = job, heading, experiment, claim
         self.output = experiment / "output.log" if slots > 1 else None
         self.progress = RunProgress(job.name, experiment, slot) if slots > 1 else None
-        (experiment / "status.json").unlink(missing_ok=True)  # of an earlier start that was killed
+        begin_status(experiment)
         command = job.command(experiment, launcher)
         if self.output is None:
             self.process = subprocess.Popen(command)
@@ -54,26 +52,27 @@ class Child:
         return self.process.poll() is not None
 
     def close(self, asked_to_end: bool) -> int:
-        """Wait for the process and let go of the experiment; return the exit code.
+        """Wait for the process, complete its status if it could not, and release the experiment; return the exit code.
 
-        A failure that is not in train.log, such as a wrong argument, is added to it if the run ended by itself."""
+        asked_to_end: by a signal that the grid passed on."""
         code = self.process.wait()
         if self.progress:
-            self.progress.close()
-        is_logged = asked_to_end or code == INTERRUPTED or was_stopped(self.experiment) or last_error(self.experiment)
-        if code > 0 and not is_logged:
-            moment = datetime.now().isoformat(sep=" ", timespec="seconds")
-            with open(self.experiment / "train.log", "a", encoding="utf-8") as log:
-                log.write(f"{moment} ERROR error: exit code {code}{self._last_words()}\n")
+            self.progress.bar.close()
+        if asked_to_end or code in (STOPPED, INTERRUPTED, -signal.SIGINT):
+            end_status(self.experiment, "stopped", code, "")
+        elif code < 0:
+            end_status(self.experiment, "killed", code, signal.Signals(-code).name)
+        elif code > 0:
+            end_status(self.experiment, "failed", code, f"exit code {code}: {self._last_words()}")
         self.claim.close()
         return code
 
     def _last_words(self) -> str:
-        """Return what to add to the exit code of a run that left no error in train.log."""
+        """Return the last line of output of a run that could not write a status."""
         if self.output is None:
-            return " without a word in train.log; see the terminal"
+            return "see the terminal"
         lines = [line.strip() for line in self.output.read_text(errors="replace").splitlines() if line.strip()]
-        return f": {lines[-1]}" if lines else " without a word in train.log or output.log"
+        return lines[-1] if lines else "it printed nothing"
 
 
 def slot_environment(slot: int, slots: int) -> dict[str, str]:
@@ -107,50 +106,19 @@ class RunProgress:
         status = read_status(self.experiment)
         if status and status.total_steps:
             if self.bar.total is None:  # at its first step; the time before that says nothing about the time left
-                self.bar.total, self.bar.initial, self.bar.n = status.total_steps, status.step, status.step
-                self.bar.last_print_n, self.bar.start_t = status.step, time.time()
-            self.bar.set_postfix_str(self._epoch_and_score(status), refresh=False)
+                self.bar.reset(status.total_steps)
+                self.bar.initial = self.bar.n = self.bar.last_print_n = status.step
+            text = f"epoch {status.epoch}/{status.epochs}"
+            with suppress(ValueError):  # a damaged file is reported when the run is read as a whole
+                scores = [line[status.metric] for line in read_metrics(self.experiment) if status.metric in line]
+                text += f", {status.metric} {shown_score(scores[-1])}" if scores else ""
+            self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(status.step - self.bar.n)
         if sys.stderr.isatty():
             self.bar.refresh()  # the clock keeps running while a run starts or is scored
 
-    def close(self) -> None:
-        """Remove the line."""
-        self.bar.close()
-
-    def _epoch_and_score(self, status: Status) -> str:
-        text, metric = f"epoch {status.epoch}/{status.epochs}", status.metric
-        with suppress(ValueError):  # a damaged file is reported when the run is read as a whole
-            scores = [line[metric] for line in read_metrics(self.experiment) if metric in line]
-            text += f", {metric} {shown_score(scores[-1])}" if scores else ""
-        return text
-
 
 def say(text: str) -> None:
     """Print a line above all progress lines."""
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(printable_lines(text), file=sys.stdout)
     sys.stdout.flush()
-
-
-@contextmanager
-def passed_on_to(processes: Callable[[], Sequence[subprocess.Popen]]) -> Iterator[list[signal.Signals]]:
-    """Inside, signals that ask to end go to what `processes` returns; yields the list of those that have come.
-
-    Ctrl-C is passed on as SIGTERM: a terminal has sent the processes SIGINT already, and a second one would keep them
-    from saving. A second Ctrl-C raises KeyboardInterrupt."""
-    came: list[signal.Signals] = []
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT and number in came:
-            raise KeyboardInterrupt
-        came.append(signal.Signals(number))
-        for process in processes():
-            process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
-
-    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, pass_on) for number in handled}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -17,7 +17,7 @@ class Note(NamedTuple):
     """What is not as it should be with one seed of a cell."""
 
     seed: int
-    kind: str  # waiting, running, interrupted, failed, stale
+    kind: str  # waiting, running, stopped, killed, failed, stale
     detail: str
 
     def __str__(self) -> str:

@@ -5,10 +5,10 @@
     python -m ablation.grid status configs/grid_coco.yaml
     python -m ablation.grid table  configs/grid_coco.yaml [options of ablation.compare]
 
-`run` works through what is missing, on a CPU with several runs at a time, goes on with what was interrupted, skips what
-is finished, and goes on after a cell fails, unless row after row fails of the same bad input. A run that is stale (its
-recipe, data or code is another now) is left alone unless --rerun-stale is given.
-`submit` sends all that to Slurm, as one array job (ablation/slurm.py, sbatch/grid.sbatch).
+`run` trains what is missing, on a CPU several runs at a time; it resumes what was stopped, killed or failed, and skips
+what is done. After a cell fails it continues, unless row after row fails with the same bad input. A stale run (its
+recipe, data or code has changed) is left alone unless --rerun-stale is given.
+`submit` has Slurm do that, as one array job (ablation/slurm.py, sbatch/grid.sbatch).
 """
 
 import argparse
@@ -55,7 +55,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         action.add_argument("--seeds", type=seed_list, metavar="0,1,2", help="these seeds alone")
         action.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
         if name in ("run", "submit"):
-            action.add_argument("--rerun-stale", action="store_true", help="train stale cells anew")
+            action.add_argument("--rerun-stale", action="store_true", help="train stale cells again")
         if name == "run":
             action.add_argument(
                 "--parallel", type=positive, metavar="N",
@@ -66,14 +66,16 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         if name == "submit":
             action.add_argument("--max-running", type=positive, metavar="N", help="tasks at a time (default: no limit)")
             action.add_argument(
-                "--after-smoke", action="store_true", help="first train each cell for a minute; go on if all can"
+                "--after-smoke",
+                action="store_true",
+                help="first take two steps of each cell; go on if all can",
             )
             action.add_argument("--dry-run", action="store_true", help="show what would be sent, and what Slurm says")
     task = actions.add_parser("task", description="one task of what `submit` has sent off")  # for sbatch/grid.sbatch
     task.set_defaults(do=run_task)
     task.add_argument("folder", type=Path, help="of the submission")
     task.add_argument("--index", type=int, required=True, help="of the task in the array")
-    task.add_argument("--smoke", action="store_true", help="for a minute, outside of all experiments")
+    task.add_argument("--smoke", action="store_true", help="two steps, without an experiment")
     add_launcher(task)
     arguments = parser.parse_args(words)
     if arguments.action != "task":
@@ -84,7 +86,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """The option that says how runs are started."""
+    """Add the option that says how runs are started."""
     parser.add_argument(
         "--launcher", type=shlex.split, default=[sys.executable], metavar="COMMAND",
         help="starts the module of a run, such as 'python -m engine.launch --standalone --nproc_per_node=4' "
@@ -93,7 +95,7 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
 
 
 def seed_list(text: str) -> Sequence[int]:
-    """'0,1,2' as numbers."""
+    """Parse '0,1,2'."""
     if not all(part.isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r}: expected seeds, such as 0,1,2")
     return [int(part) for part in text.split(",")]
@@ -104,7 +106,7 @@ def seed_list(text: str) -> Sequence[int]:
 
 def run_grid(arguments: argparse.Namespace) -> None:
     """Train every job that is not done. Raises RunError at the end if any has failed."""
-    from ablation.plan import read_grid
+    from ablation.plan import UNFINISHED, read_grid
     from ablation.runner import default_parallel, run
     from engine.command import RunError
 
@@ -115,21 +117,21 @@ def run_grid(arguments: argparse.Namespace) -> None:
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
     bad: dict[str, list[str]] = {}
     for job, state in states.items():
-        if state.kind in ("failed", "interrupted"):
+        if state.kind in UNFINISHED:
             bad.setdefault(state.detail, []).append(job.name)
     if bad:
         told = [f"{names[0] if len(names) == 1 else f'{len(names)} runs'}: {why}" for why, names in bad.items()]
         count = sum(map(len, bad.values()))
         raise RunError("\n  ".join([f"{count} of {len(jobs)} runs did not finish", *told]))
     if "stale" in kinds:
-        print("stale runs were left alone; to train them anew, as new experiments: --rerun-stale")
+        print("stale runs were left alone; to train them again, as new experiments: --rerun-stale")
 
 
 # ---- under Slurm -------------------------------------------------------------------------------------------
 
 
 def submit_grid(arguments: argparse.Namespace) -> None:
-    """Send off what is missing and not in the queue already."""
+    """Submit what is missing and not in the queue already."""
     from ablation import slurm
     from ablation.plan import read_cells, read_grid, state_of
     from ablation.runner import is_wanted, one_at_a_time
@@ -150,7 +152,7 @@ def submit_grid(arguments: argparse.Namespace) -> None:
         if not missing:
             print(f"nothing to submit; the table: {command('table', arguments)}")
             if any(state_of(job, cells).kind == "stale" for job in jobs):
-                print("stale runs were left alone; to train them anew, as new experiments: --rerun-stale")
+                print("stale runs were left alone; to train them again, as new experiments: --rerun-stale")
             return
         submission = slurm.prepare(arguments.grid, experiments, missing, arguments.rerun_stale)
         earlier = sorted({task.name.partition("_")[0] for task in live.values()})
@@ -159,19 +161,19 @@ def submit_grid(arguments: argparse.Namespace) -> None:
             return
         submission = slurm.submit(submission, arguments.max_running, arguments.after_smoke, earlier)
     if submission.smoke:
-        print(f"job {submission.smoke}: {len(submission.smoke_jobs)} cells for a minute each")
+        print(f"job {submission.smoke}: {len(submission.smoke_jobs)} cells for two steps each")
     print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: the table, in {submission.folder}")
     print(f"to see how far it is: {command('status', arguments)}")
 
 
 def command(action: str, arguments: argparse.Namespace) -> str:
-    """What to type for another look at the same grid."""
+    """Return what to type for another look at the same grid."""
     elsewhere = [] if arguments.experiments == Path("experiments") else ["--experiments", str(arguments.experiments)]
     return shlex.join(["python", "-m", "ablation.grid", action, str(arguments.grid), *elsewhere])
 
 
 def run_task(arguments: argparse.Namespace) -> None:
-    """One task of what was sent off."""
+    """Run one task of a submission."""
     from ablation import slurm
 
     slurm.run_task(arguments.folder, arguments.index, arguments.smoke, arguments.launcher)
@@ -181,7 +183,7 @@ def run_task(arguments: argparse.Namespace) -> None:
 
 
 def print_status(arguments: argparse.Namespace) -> None:
-    """How far each job is."""
+    """Print how far each job is."""
     from ablation.plan import read_grid
 
     grid = read_grid(arguments.grid)
@@ -189,7 +191,7 @@ def print_status(arguments: argparse.Namespace) -> None:
 
 
 def print_table(arguments: argparse.Namespace) -> None:
-    """The scores side by side."""
+    """Print or write the scores side by side."""
     from ablation.cells import compare, show
 
     comparison = compare(
@@ -200,23 +202,20 @@ def print_table(arguments: argparse.Namespace) -> None:
 
 
 def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
-    """A line for each job: cell, seed, how far it is, and where; for what is not done, what Slurm says of it."""
+    """Return a table of all jobs: how far each is, where, and for what is not done, what Slurm says of it."""
     from ablation import slurm
     from ablation.plan import read_cells, state_of
+    from records.experiment import table
 
     cells, tasks = read_cells(experiments), slurm.tasks_of(jobs, slurm.read_submissions(experiments))
     rows = []
     for job in sorted(jobs, key=lambda job: [row.name for row in grid.config.rows].index(job.row)):
         state, task = state_of(job, cells), tasks.get(job)
         details = [state.detail, f"Slurm: {task}" if task and state.kind != "done" else ""]
-        where = str(state.experiment or "")
-        rows.append(
-            [f"{job.row} x {job.column}", f"seed {job.seed}", state.kind, where, "; ".join(filter(None, details))]
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+        where, cell = str(state.experiment or ""), f"{job.row} x {job.column}"
+        detail = "; ".join(filter(None, details))
+        rows.append({"cell": cell, "seed": str(job.seed), "state": state.kind, "experiment": where, "detail": detail})
+    return table(rows)
 
 
 if __name__ == "__main__":

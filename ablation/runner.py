@@ -1,31 +1,26 @@
 """Training the runs of a grid on this machine, one or several at a time, each as a command of its own."""
 
-import fcntl
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
-from ablation.child import Child, passed_on_to, say
-from ablation.plan import Job, State, last_error, last_of_each, read_cells, remember, state_of, was_stopped
+from ablation.child import Child, say
+from ablation.plan import UNFINISHED, Job, State, read_cells, remember, state_of
 from engine.checkpoint import list_checkpoints
-from engine.command import INTERRUPTED, STOPPED, RunError
+from engine.command import BAD_INPUT, INTERRUPTED, RunError
 from engine.compute.machine import memory_limit, usable_cores, visible_gpus
 from engine.files import locked
-from engine.signals import Stopped
+from engine.signals import SIGNALS, Stopped
 from records.experiment import new_experiment
 from records.status import GRID_LOCK
 
-BAD_INPUT = 2  # the exit code that says so
 POLL_SECONDS = 0.1  # between two looks at the processes
 MEMORY_PER_RUN = 2 * 2**30  # bytes, for the default number of runs at a time
-SMOKE_SECONDS = 60  # that a smoke test trains
-SMOKE_LIMIT_SECONDS = 900  # within which it must have come to a checkpoint
 
 
 def run(
@@ -73,8 +68,8 @@ def run(
                     give_up = reason_to_give_up(alike, waiting, states[job].detail)
                     waiting.sort(key=lambda other: other.row == job.row)  # the other rows may be good
     if signal.SIGINT in signals:
-        stopped = [f"in {state.experiment}" for state in states.values() if state.kind == "interrupted"]
-        say(f"\ninterrupted {', '.join(stopped)}; the same command goes on from the last checkpoint")
+        stopped = [f"in {state.experiment}" for state in states.values() if state.kind == "stopped"]
+        say(f"\nstopped {', '.join(stopped)}; the same command resumes from the last checkpoint")
         raise KeyboardInterrupt
     if signals:
         raise Stopped(signals[0].name)
@@ -105,17 +100,15 @@ def reason_to_give_up(alike: Sequence[Job], waiting: Sequence[Job], detail: str)
 
 
 def is_wanted(state: State, rerun_stale: bool) -> bool:
-    """Whether a job is to be trained, or gone on with."""
-    return state.kind in ("waiting", "interrupted", "failed") or (state.kind == "stale" and rerun_stale)
+    """Whether a job is to be trained or resumed."""
+    return state.kind in ("waiting", *UNFINISHED) or (state.kind == "stale" and rerun_stale)
 
 
 @contextmanager
 def one_at_a_time(experiments: Path) -> Iterator[None]:
     """Inside, no other grid chooses what to train."""
     experiments.mkdir(parents=True, exist_ok=True)
-    with open(experiments / "grid.lock", "a") as file:
-        with suppress(OSError):  # a file system without locks keeps no two grids apart
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(experiments / "grid.lock"):
         yield
 
 
@@ -126,30 +119,38 @@ def claim_experiment(job: Job, experiments: Path, rerun_stale: bool) -> tuple[St
         state = state_of(job, read_cells(experiments))
         if not is_wanted(state, rerun_stale):
             return state, None, claim
-        experiment = choose_experiment(job, state, experiments)
-        claim.enter_context(locked(experiment / GRID_LOCK))
+        experiment = state.experiment if state.kind in UNFINISHED else new_experiment(experiments)
+        if not list_checkpoints(experiment / "checkpoints"):  # nothing to resume: it starts with the present code
+            remember(job, experiment)
+        claim.enter_context(locked(experiment / GRID_LOCK, ValueError(f"{experiment}: another grid is at work in it")))
     return state, experiment, claim
-
-
-def choose_experiment(job: Job, state: State, experiments: Path) -> Path:
-    """Where to train a job: where it was interrupted or failed, else in a new experiment, which remembers the job."""
-    goes_on = state.kind in ("interrupted", "failed")
-    experiment = state.experiment if goes_on else new_experiment(experiments)
-    if not list_checkpoints(experiment / "checkpoints"):  # nothing to go on from: it starts with the present code
-        remember(job, experiment)
-    return experiment
 
 
 @contextmanager
 def supervised(running: dict[int, Child]) -> Iterator[list[signal.Signals]]:
-    """Inside, signals go to all that run, as by `passed_on_to`; after an exception all are ended and waited for."""
-    with passed_on_to(lambda: [child.process for child in running.values()]) as signals:
-        try:
-            yield signals
-        finally:
-            terminate(running.values())
-            for child in running.values():
-                child.close(asked_to_end=True)
+    """Pass signals that ask to end on to all runs, and yield the list of those that came; at the end, end all runs.
+
+    Ctrl-C is passed on as SIGTERM: a terminal has sent the runs SIGINT already, and a second one would keep them from
+    saving. A second Ctrl-C raises KeyboardInterrupt."""
+    came: list[signal.Signals] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and number in came:
+            raise KeyboardInterrupt
+        came.append(signal.Signals(number))
+        for child in running.values():
+            child.process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in handled}
+    try:
+        yield came
+    finally:
+        terminate(running.values())
+        for child in running.values():
+            child.close(asked_to_end=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def terminate(children: Iterable[Child]) -> None:
@@ -158,29 +159,9 @@ def terminate(children: Iterable[Child]) -> None:
         child.process.terminate()
 
 
-def try_out(job: Job, folder: Path, launcher: Sequence[str]) -> None:
-    """Train a job for a minute, in a folder that is deleted if all goes well. Raises RunError if it fails."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    overrides = last_of_each([*job.overrides, "train.checkpoint_every_steps=10"])  # a checkpoint shows that it trains
-    process = subprocess.Popen(replace(job, overrides=overrides).command(folder, launcher))
-    began, seconds, told = time.monotonic(), 0.0, False
-    with passed_on_to(lambda: [process]) as signals:
-        while process.poll() is None:
-            seconds = time.monotonic() - began
-            trains = seconds > SMOKE_SECONDS and list_checkpoints(folder / "checkpoints")
-            if not told and (trains or seconds > SMOKE_LIMIT_SECONDS):
-                process.send_signal(signal.SIGUSR1)
-                told = True
-            time.sleep(1)
-    error = last_error(folder)
-    if not error and signals:
-        error = f"ended by {signals[0].name}"
-    if not error and not list_checkpoints(folder / "checkpoints"):
-        error = f"no checkpoint after {seconds:.0f} s, exit code {process.returncode}"
-    if not error and process.returncode not in (0, STOPPED) and not was_stopped(folder):
-        error = f"exit code {process.returncode}"
-    if error:
-        raise RunError(f"{job.name}: {error}")
+def try_out(job: Job, experiments: Path, launcher: Sequence[str]) -> None:
+    """Take two steps of a job, without an experiment. Raises RunError if it cannot."""
+    code = subprocess.run(job.dry_run_command(experiments, launcher), check=False).returncode
+    if code:
+        raise RunError(f"{job.name}: the dry run ended with exit code {code}")
     print(f"{job.name}: trains")
-    shutil.rmtree(folder)

@@ -1,8 +1,8 @@
-"""Grids under Slurm: sending them off, and what the queue says of them.
+"""Grids under Slurm: submit them, and read their state from the queue.
 
-A submission is one array job over the runs that a grid lacks, the job behind it that writes the table, and before it
-the smoke test, if there is one. It has a folder, experiments/slurm/<grid>-<n>/: submission.json says which run each
-task of the array is; the logs lie beside it, and in the end the table.
+A submission is one array job over the runs that a grid lacks, a job after it that writes the table, and optionally a
+smoke test before it. Its folder, experiments/slurm/<grid>-<n>/, holds submission.json, which says what run each task of
+the array is, the logs, and in the end the table.
 """
 
 import json
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ablation.plan import Job, changed_recipe, is_same_data, job_of
+from ablation.plan import Job, job_of
+from ablation.staleness import changed_recipe, is_same_data
 from engine.command import RunError
 from engine.files import write_text
 from records.results import read_object
@@ -27,7 +28,7 @@ FINAL = (  # states that a task does not leave by itself
 
 @dataclass(frozen=True)
 class Submission:
-    """What was sent off together. Task i of the array trains jobs[i], task i of the smoke test tries smoke_jobs[i]."""
+    """What was submitted together. Task i of the array trains jobs[i]; of the smoke test it tries smoke_jobs[i]."""
 
     folder: Path
     grid: str  # path of the grid file
@@ -40,18 +41,18 @@ class Submission:
 
     @property
     def smoke_jobs(self) -> list[dict]:
-        """The first run of every cell."""
+        """Return the first run of every cell."""
         first = {(entry["row"], entry["column"]): entry for entry in reversed(self.jobs)}
         return [entry for entry in self.jobs if first[entry["row"], entry["column"]] is entry]
 
     def write(self) -> None:
-        """Into its folder."""
+        """Write submission.json into its folder."""
         content = {key: value for key, value in asdict(self).items() if key != "folder"}
         write_text(self.folder / "submission.json", json.dumps(content, indent=2) + "\n")
 
 
 def prepare(grid: Path, experiments: Path, jobs: Sequence[Job], rerun_stale: bool) -> Submission:
-    """A submission in the next free folder; nothing is written yet."""
+    """Return a submission in the next free folder; nothing is written yet."""
     numbers = [path.name.rpartition("-") for path in (experiments / "slurm").glob("*-*")]
     last = max((int(number) for name, _, number in numbers if name == grid.stem and number.isdecimal()), default=0)
     entries = tuple(asdict(job) | {"recipe": job.recipe()} for job in jobs)
@@ -61,7 +62,7 @@ def prepare(grid: Path, experiments: Path, jobs: Sequence[Job], rerun_stale: boo
 
 
 def read_submission(folder: Path) -> Submission:
-    """What was submitted from `folder`. Raises ValueError if it holds no such thing."""
+    """Read a submission. Raises ValueError if the folder holds none."""
     path = folder / "submission.json"
     if not path.is_file():
         raise ValueError(f"{folder}: no submission.json in it; `ablation.grid submit` makes such folders")
@@ -70,7 +71,7 @@ def read_submission(folder: Path) -> Submission:
 
 
 def read_submissions(experiments: Path) -> list[Submission]:
-    """All of them, oldest first."""
+    """Return all submissions, oldest first."""
     paths = experiments.glob("slurm/*/submission.json")
     return [read_submission(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
 
@@ -79,10 +80,10 @@ def read_submissions(experiments: Path) -> list[Submission]:
 
 
 def submit(submission: Submission, max_running: int | None, after_smoke: bool, earlier: Sequence[str]) -> Submission:
-    """Send off the array job, and what goes before and after it; returns the record of it, which is in its folder.
+    """Submit the array job, the smoke test before it and the table after it; return the submission with job ids.
 
     earlier: array jobs of this grid that are still at work; the table waits for them, too.
-    If one of the jobs is refused the others are taken back. Raises ValueError with what sbatch said."""
+    If one of the jobs is refused the others are cancelled. Raises ValueError with what sbatch said."""
     submission.folder.mkdir(parents=True)
     submission.write()
     try:
@@ -101,7 +102,7 @@ def submit(submission: Submission, max_running: int | None, after_smoke: bool, e
 
 
 def rehearse(submission: Submission, max_running: int | None, after_smoke: bool, earlier: Sequence[str]) -> str:
-    """What `submit` would send off, and what Slurm says to it (sbatch --test-only); nothing is written."""
+    """Return what `submit` would submit, and what Slurm says to it (sbatch --test-only); write nothing."""
     submission = replace(submission, smoke="SMOKE_JOB" if after_smoke else None, array="ARRAY_JOB")
     commands = [smoke_command(submission)] if after_smoke else []
     commands += [array_command(submission, max_running), table_command(submission, earlier)]
@@ -116,7 +117,7 @@ def rehearse(submission: Submission, max_running: int | None, after_smoke: bool,
 
 
 def smoke_command(submission: Submission) -> list[str]:
-    """What tries every cell for a minute; the array job waits until all have passed."""
+    """Return the command that takes two steps of every cell; the array job waits until all have passed."""
     folder = submission.folder
     return [
         "sbatch", "--parsable", f"--job-name=smoke-{folder.name}", f"--array=0-{len(submission.smoke_jobs) - 1}",
@@ -125,7 +126,7 @@ def smoke_command(submission: Submission) -> list[str]:
 
 
 def array_command(submission: Submission, max_running: int | None) -> list[str]:
-    """What trains every run, `max_running` at a time."""
+    """Return the command that trains every run, `max_running` at a time."""
     folder, limit = submission.folder, f"%{max_running}" if max_running else ""
     after = [f"--dependency=afterok:{submission.smoke}", "--kill-on-invalid-dep=yes"] if submission.smoke else []
     return [
@@ -135,7 +136,7 @@ def array_command(submission: Submission, max_running: int | None) -> list[str]:
 
 
 def table_command(submission: Submission, earlier: Sequence[str]) -> list[str]:
-    """What writes the comparison, without GPUs, when the array job has ended, however it has."""
+    """Return the command that writes the comparison, without GPUs, after the array job has ended in any way."""
     folder = submission.folder
     return [
         "sbatch", "--parsable", f"--job-name=table-{folder.name}", f"--output={folder}/table_%j.out",
@@ -145,7 +146,7 @@ def table_command(submission: Submission, earlier: Sequence[str]) -> list[str]:
 
 
 def _sbatch(command: Sequence[str]) -> str:
-    """Submit; returns the job's number. Raises ValueError with what sbatch said."""
+    """Submit a job; return its number. Raises ValueError with what sbatch said."""
     return _run(command).partition(";")[0]  # a cluster's name may follow
 
 
@@ -164,16 +165,16 @@ def _run(command: Sequence[str]) -> str:
 
 
 def run_task(folder: Path, index: int, smoke: bool, launcher: Sequence[str]) -> None:
-    """Train one run of a submission, or try it. Raises RunError if it fails, ValueError if its config has changed."""
+    """Train one run of a submission, or try it. Raises RunError if it fails, ValueError if its config was edited."""
     from ablation.runner import run, try_out  # imports torch
 
     submission = read_submission(folder)
     entry = (submission.smoke_jobs if smoke else submission.jobs)[index]
     job = job_of(entry)
-    if changes := changed_recipe(entry, job.recipe()):
+    if changes := changed_recipe(entry["recipe"], job.recipe()):
         raise ValueError(f"{job.config}: edited since this was submitted: {'; '.join(changes)}; submit the grid again")
     if smoke:
-        try_out(job, folder / f"smoke_{index}", launcher)
+        try_out(job, Path(submission.experiments), launcher)
         return
     state = run([job], Path(submission.experiments), submission.rerun_stale, launcher)[job]
     if state.kind != "done":  # a task that was left to another process must not look done, either
@@ -200,15 +201,15 @@ class Task:
 
 
 def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job, Task]:
-    """The task of the newest submission that trains a job's recipe, as far as Slurm still knows it.
+    """Return the task of the newest submission that trains a job's recipe, if Slurm still knows it.
 
-    Where a smoke test has kept it from starting, that is what is told."""
+    If a failed smoke test has kept it from starting, its reason says so."""
     known = _tasks([each for each in submissions if each.array])
     tasks = {}
     for submission in submissions:
         smoke = {index: known.get(f"{submission.smoke}_{index}") for index in range(len(submission.smoke_jobs))}
-        failed = {index: task for index, task in smoke.items() if task and task.state not in ("COMPLETED", "CANCELLED")}
-        failed = {index: task for index, task in failed.items() if task.ended}
+        passed = ("COMPLETED", "CANCELLED")
+        failed = {i: task for i, task in smoke.items() if task and task.ended and task.state not in passed}
         for index, entry in enumerate(submission.jobs):
             task = known.get(f"{submission.array}_{index}")
             job = next((job for job in jobs if is_of(entry, job)), None)
@@ -228,11 +229,11 @@ def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job
 def is_of(entry: dict, job: Job) -> bool:
     """Whether what was submitted trains the job as it is now."""
     recipe = job.recipe()
-    return not changed_recipe(entry, recipe) and is_same_data(entry["recipe"], recipe)
+    return not changed_recipe(entry["recipe"], recipe) and is_same_data(entry["recipe"], recipe)
 
 
 def _tasks(submissions: Sequence[Submission]) -> dict[str, Task]:
-    """All tasks of these submissions that Slurm still knows, by their name."""
+    """Return all tasks of these submissions that Slurm still knows, by name."""
     lines = _lines("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%F_%K|%T|%R")
     known = {name: Task(name, state, reason) for name, state, reason in lines}
     job_ids = [job_id for each in submissions for job_id in (each.smoke, each.array) if job_id]
@@ -244,7 +245,7 @@ def _tasks(submissions: Sequence[Submission]) -> dict[str, Task]:
 
 
 def _lines(*command: str) -> list[list[str]]:
-    """What a command of Slurm lists, by its bars; nothing where there is no Slurm, or no accounts."""
+    """Return what a Slurm command lists, split at its bars; nothing if there is no Slurm, or no accounting."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

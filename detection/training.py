@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 
     from detection.task import DetectionConfig, DetectionTask
 
+# The files that compute weights and scores, beside those of the loop (ablation/staleness.py): a change of any makes
+# earlier results stale. The first part that names a file counts.
+COMPUTES = {
+    "loss": ("detection/network/loss.py", "detection/network/matching.py", "detection/network/boxes.py"),
+    "network": ("model.py", "detection/network/*.py"),
+    "data": ("detection/coco/annotations.py", "detection/coco/dataset.py", "detection/coco/transforms.py"),
+    "score": ("detection/coco/evaluation.py", "detection/coco/errors.py"),
+    "task": ("detection/task.py",),
+}
+
 
 def build_task(config: "DetectionConfig", from_checkpoint: bool) -> "DetectionTask":
     """The task that a config describes, its data checked. Raises DatasetError for what is wrong with that."""

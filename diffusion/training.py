@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
     from diffusion.task import DiffusionConfig, DiffusionTask
 
+# The files that compute weights and scores, beside those of the loop (ablation/staleness.py): a change of any makes
+# earlier results stale.
+COMPUTES = {
+    "network": ("model.py", "diffusion/model.py"),
+    "noise": ("diffusion/schedule.py",),
+    "data": ("diffusion/data.py",),
+    "task": ("diffusion/task.py",),
+}
+
 
 def build_task(config: "DiffusionConfig", from_checkpoint: bool) -> "DiffusionTask":
     """The task that a config describes. Raises DatasetError for what is wrong with its data."""

@@ -61,15 +61,16 @@ os.register_at_fork(after_in_child=_release_in_child)
 
 
 @contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, busy: Exception | None = None) -> Iterator[None]:
     """Hold an exclusive lock on a file inside; the file is made if there is none.
 
     The system releases it when the process ends, however it ends. A file system without locks excludes nobody.
-    wait: for whoever holds it; otherwise raises BlockingIOError."""
+    busy: raised if another process holds the lock; None: wait for it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _locks.add(descriptor)
     try:
-        _lock(descriptor, wait)
+        if not _lock(descriptor, wait=busy is None):
+            raise busy
         yield
     finally:
         if descriptor in _locks:  # not in a forked child
@@ -77,17 +78,17 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _lock(descriptor: int, wait: bool) -> None:
-    for last_try in (False, True):
+def _lock(descriptor: int, wait: bool) -> bool:
+    """Lock an open file; return whether nobody else holds the lock."""
+    for _ in range(2):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            return
+            return True
         except BlockingIOError:
-            if last_try:
-                raise
             time.sleep(0.1)  # `is_locked` in another process holds it for an instant
         except OSError:  # no locks on this file system
-            return
+            return True
+    return False
 
 
 def is_locked(path: Path) -> bool | None:

@@ -36,9 +36,8 @@ def identify_images(folder: Path, names: Iterable[str]) -> ImageSet:
     """Identify a set of images by the names and sizes of all and the content of some, in a second or so for COCO.
 
     Up to MOST_READ images and MOST_BYTES bytes, the content of all images counts; in larger sets that of SAMPLE of
-    them, evenly spread over the sorted names. So in a larger set, a few images that are replaced by others of exactly
-    the same size may go unnoticed; of more than MOST_MEASURED images only the sizes of the sample count. Modification
-    times do not count: a copied folder holds the same images.
+    them, evenly spread over the sorted names, so a few images replaced by others of the same size may go unnoticed.
+    Of more than MOST_MEASURED images only the sizes of the sample count. Modification times do not count.
 
     names: file names relative to the folder. Raises OSError naming the file if one is missing."""
     names = sorted(set(names))
@@ -58,24 +57,15 @@ def _spread(names: list[str], count: int) -> list[str]:
 
 
 def contents_sha256(folder: Path, names: Iterable[str]) -> str:
-    """The SHA-256 over the names and contents of files in a folder. Raises OSError if one is missing."""
+    """Return the SHA-256 over the names and contents of files in a folder. Raises OSError if one is missing."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{json.dumps(name)} {content_sha256(folder / name)}\n".encode())
     return digest.hexdigest()
 
 
-def holds_sample_of(folder: Path, copy: Path) -> bool:
-    """Whether a sample of the files in a folder and below it is also in its copy, with the same content."""
-    files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names if not name.startswith("."))
-    sample = _spread(sorted(str(file.relative_to(folder)) for file in files), SAMPLE)
-    return all(
-        (copy / name).is_file() and content_sha256(folder / name) == content_sha256(copy / name) for name in sample
-    )
-
-
 def content_sha256(path: Path) -> str:
-    """The SHA-256 of a file, kept until the file is written to: a grid asks for the same files in every cell."""
+    """Return the SHA-256 of a file, cached until it is written to: a grid asks for the same files in every cell."""
     stat = os.stat(path)
     return _content_sha256(path, stat.st_size, stat.st_mtime_ns)
 
@@ -86,7 +76,7 @@ def _content_sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 class Change(NamedTuple):
-    """A file or folder that is not as a run read it."""
+    """A file or folder that differs from what a run has read."""
 
     path: Path
     what: str
@@ -111,7 +101,7 @@ class Inputs:
         write_text(experiment / INPUTS, json.dumps(content) + "\n")
 
     def changes(self, root: Path | None = None) -> Iterator[Change]:
-        """Every file and set of images that is different now, or that is gone.
+        """Yield every file and set of images that differs now, or that is gone.
 
         root: where the data set is now, if not in `self.root`."""
         for name, digest in self.files.items():
@@ -135,9 +125,7 @@ class Inputs:
 
 
 def read_inputs(experiment: Path) -> Inputs | None:
-    """The inputs.json of an experiment; None if it has none, as those of earlier versions.
-
-    Raises ValueError naming the file if it is damaged."""
+    """Read the inputs.json of an experiment; None if it has none. Raises ValueError if it is damaged."""
     path = experiment / INPUTS
     if not path.is_file():
         return None

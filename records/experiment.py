@@ -10,8 +10,8 @@ experiments/experiment_7/
                                                 is needed to compute the score again on other choices of images
   detections.json  detections.png  examples/    the same for people and other programs (names are the task's)
   cell.json         which place of which grid this is, if a grid started it
-  checkpoints/  running.lock                    git-ignored, as is what trackers keep: tensorboard/  wandb/
-  status.json  output.log                       git-ignored: where a run is while it trains; what it printed
+  status.json       how far the run is, or how it ended (records/status.py)
+  checkpoints/  running.lock  output.log        git-ignored, as is what trackers keep: tensorboard/  wandb/
 """
 
 import json
@@ -36,8 +36,7 @@ from engine.terminal import printable
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic")
-EXTRAS = ("diffusers",)  # what a run rests on if its task needs it
+PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic", "diffusers")
 NAME = re.compile(r"experiment_(\d+)")
 # Fields of a config that may differ within an experiment: where the data lies, how it is fed, what is kept, how often
 # it is scored and who is told; not what is learned.
@@ -79,29 +78,22 @@ def new_experiment(root: Path) -> Path:
 def read_experiment_config(
     experiment: Path, config_class: type[ConfigClass], overrides: Sequence[str] = ()
 ) -> ConfigClass:
-    """The config an experiment was trained with. Raises ConfigError if the folder is no experiment, or lost it."""
+    """Return the config of an experiment. Raises ConfigError if the folder is not an experiment, or has lost it."""
     path = experiment / "config.yaml"
     if not path.is_file():
         if not experiment.is_dir():
             raise ConfigError(f"{experiment}: no such folder; name an experiment directory, experiments/experiment_N")
         if list((experiment / "checkpoints").glob("*.pt")):
-            raise ConfigError(f"{path}: lost, though there are checkpoints; {_config_cure(experiment)}")
+            raise ConfigError(
+                f"{path}: lost, though there are checkpoints; copy the CONFIG of the `command` in environment.json "
+                f"there, with the fields that the command replaced, then --resume {experiment}"
+            )
         raise ConfigError(f"{experiment}: no config.yaml in it; name an experiment directory, experiments/experiment_N")
     return load_config(path, overrides, config_class)
 
 
-def _config_cure(experiment: Path) -> str:
-    """How to get back the config.yaml of an experiment: from the command that started it, if that is known."""
-    try:
-        command = read_environments(experiment)[0]["command"]
-    except (ValueError, LookupError):
-        command = None
-    source = f"`{command}` started it: copy that CONFIG there" if command else "copy the CONFIG of its command there"
-    return f"{source}, with the fields that the command replaced, then --resume {experiment}"
-
-
 def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
-    """What a reader needs to judge or repeat this start: time, command, commit, versions, hardware.
+    """Return what a reader needs to judge or repeat this start: time, command, commit, versions, hardware.
 
     hosts: name of the machine of every process, by rank."""
     import torch
@@ -109,13 +101,10 @@ def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(),
+        "argv": _argv(),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
-            **{name: _version_if_installed(name) for name in EXTRAS},
-        },
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "processes": len(hosts),
         "hosts": list(hosts),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -128,8 +117,9 @@ def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
 
 
 def slurm_job() -> dict | None:
-    """The Slurm job that this process runs in: its name among jobs ("12", "12_3" in an array), the number that it
-    keeps when it is requeued, how often it was; None outside Slurm."""
+    """Return the Slurm job of this process; None outside Slurm.
+
+    job: its name, "12" or in an array "12_3". job_id: its number, which a requeued job keeps. restarts: requeues."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     if "SLURM_JOB_ID" not in os.environ:
         return None
@@ -142,11 +132,11 @@ def slurm_job() -> dict | None:
 
 
 def requeued_experiment(root: Path) -> Path | None:
-    """Where this very command trained before its Slurm job was requeued; None if it was not, or had not begun to.
+    """Return where this very command trained before its Slurm job was requeued; None if it did not.
 
-    The cluster counts, as another may have had a job of this number, and so does the command, as a job may run
+    The cluster counts because another one may have had a job of this number; the command because a job may run
     several."""
-    job, command = slurm_job(), _command()
+    job = slurm_job()
     if job is None or not job["restarts"]:
         return None
     for path in reversed(list_experiments(root)):
@@ -158,7 +148,7 @@ def requeued_experiment(root: Path) -> Path | None:
         for start in starts:
             then = start.get("slurm") or {}
             same_job = (then.get("job_id"), then.get("cluster")) == (job["job_id"], job["cluster"])
-            if same_job and _module(start["command"]) == _module(command):
+            if same_job and start.get("argv") == _argv():
                 return path
     return None
 
@@ -175,9 +165,7 @@ def append_environment(experiment: Path, environment: dict) -> None:
 
 
 def read_environments(experiment: Path) -> list[dict]:
-    """What environment.json says of every start, oldest first; nothing if there was none yet.
-
-    Raises ValueError naming the file if it is damaged."""
+    """Return what environment.json says of every start, oldest first. Raises ValueError if it is damaged."""
     path = experiment / "environment.json"
     if not path.exists():
         return []
@@ -203,7 +191,7 @@ def write_readme(
     scores: dict[str, float | None],
     pictures: dict[str, str],
 ) -> None:
-    """The experiment's front page.
+    """Write the experiment's front page.
 
     facts: label to sentence, e.g. {"Model": "..."}; scores: name to value, None where undefined;
     pictures: file name to caption, shown where the file exists."""
@@ -219,13 +207,14 @@ def write_readme(
 
 
 def shown_score(value: float | None) -> str:
-    """A score as people read it; None is one that nothing defines, such as the AP of a class without objects."""
+    """Return a score as text; None is undefined, such as the AP of a class without objects."""
     return "undefined" if value is None else f"{value:.4f}"
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows of equal keys as aligned columns for a terminal: text to the left, numbers to the right; fractions, and
-    None, as `shown_score` writes them."""
+    """Return rows of equal keys as aligned columns for a terminal: text to the left, numbers to the right.
+
+    Floats and None are written as by `shown_score`."""
     columns = []
     for name in rows[0]:
         values = [row[name] for row in rows]
@@ -235,7 +224,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
-def _version_if_installed(name: str) -> str | None:
+def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -243,7 +232,7 @@ def _version_if_installed(name: str) -> str | None:
 
 
 def _command() -> str:
-    """What was typed: torchrun starts its processes by a command of its own."""
+    """Return what was typed; torchrun starts its processes by a command of its own."""
     arguments = sys.orig_argv[1:]
     if "LOCAL_WORLD_SIZE" not in os.environ:
         return " ".join(["python", *arguments])
@@ -253,13 +242,13 @@ def _command() -> str:
     return " ".join([*launcher, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module])
 
 
-def _module(command: str) -> str:
-    """A command without what starts its processes, which may have counted them differently."""
-    return re.sub(r"^(python|torchrun)( -(?!m )\S+)* ", "", command)
+def _argv() -> list[str]:
+    """Return the program and its command line, which is the same however many processes run it."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command in the project's folder, None outside a repository."""
+    """Return the output of a git command in the project's folder, None outside a repository."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
@@ -270,7 +259,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    """The processor's model name where Linux tells it."""
+    """Return the processor's model name, if Linux knows it."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

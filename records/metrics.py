@@ -22,7 +22,7 @@ def write_metrics(experiment: Path, lines: Sequence[dict]) -> None:
 
 
 def read_metrics(experiment: Path) -> list[dict]:
-    """Every epoch written so far, oldest first. Raises ValueError naming the file if it is damaged."""
+    """Return every epoch written so far, oldest first. Raises ValueError naming the file if it is damaged."""
     path = experiment / "metrics.jsonl"
     if not path.exists():
         return []
@@ -38,25 +38,23 @@ def read_metrics(experiment: Path) -> list[dict]:
 
 
 def restore_metrics(experiment: Path, lines: Sequence[dict]) -> None:
-    """Have metrics.jsonl hold the epochs of a checkpoint, and none after it: a resumed run writes them again.
+    """Reduce metrics.jsonl to the epochs of a checkpoint: a resumed run writes the later ones again.
 
-    A file that lacks one of them, or has another in its place, is kept aside and reported."""
+    A file that lacks one of them, or has different content in its place, is kept aside and reported."""
     path = experiment / "metrics.jsonl"
     try:
         found = read_metrics(experiment)[: len(lines)]
-        damage = f"{path}: {len(found)} of {len(lines)} epochs in it, or others than in the checkpoint"
+        damage = f"{path}: {len(found)} of {len(lines)} epochs in it, or they differ from the checkpoint's"
     except (OSError, ValueError) as error:
         found, damage = None, str(error)
     if found is None or list(map(json.dumps, found)) != list(map(json.dumps, lines)):
         kept = f"; kept as {set_aside(path).name}" if path.exists() else ""
-        logger.warning("%s%s, and written again from the checkpoint", damage, kept)
+        logger.warning("%s%s; written again from the checkpoint", damage, kept)
     write_metrics(experiment, lines)
 
 
 def _write_table(experiment: Path, lines: Sequence[dict]) -> None:
-    """metrics.csv anew, for an epoch may bring columns that those before it do not have, such as scores.
-
-    Without lines there is none."""
+    """Write metrics.csv as a whole: an epoch may have columns that earlier ones lack. Without lines, remove it."""
     if not lines:
         (experiment / "metrics.csv").unlink(missing_ok=True)
         return
@@ -68,9 +66,9 @@ def _write_table(experiment: Path, lines: Sequence[dict]) -> None:
 
 
 def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict[str, float]) -> None:
-    """curves.png from metrics.jsonl: training losses, validation metrics, the learning rate, over epochs.
+    """Draw curves.png from metrics.jsonl: training losses, validation metrics, the learning rate, over epochs.
 
-    reference_losses: name of a loss to the value that a model which learned nothing reaches, drawn dashed."""
+    reference_losses: name of a loss to that of a model that learned nothing, drawn dashed."""
     lines = read_metrics(experiment)
     if not lines:
         return

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,6 +75,13 @@ def begin_status(experiment: Path) -> None:
     update_status(experiment, state="running", exit_code=None, reason="", **whose)
 
 
+def end_status(experiment: Path, state: Literal["stopped", "killed", "failed"], exit_code: int, reason: str) -> None:
+    """Say how a process ended that could not say so itself."""
+    status = _read(experiment)
+    if status is None or status.state == "running":
+        update_status(experiment, state=state, exit_code=exit_code, reason=reason)
+
+
 def read_status(experiment: Path) -> Status | None:
     """Return the status of an experiment; None if it has none, or a power failure has emptied the file.
 
@@ -115,18 +122,15 @@ def at_work(experiment: Path) -> Iterator[None]:
     """Hold the experiment's lock inside and keep its status: running; at the end done, stopped or failed.
 
     Raises ValueError if another process is at work in it."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(experiment / RUN_LOCK))
-        except BlockingIOError:
-            raise ValueError(f"{experiment}: another process is at work in it; wait for it, or stop it") from None
+    busy = ValueError(f"{experiment}: another process is at work in it; wait for it, or stop it")
+    with locked(experiment / RUN_LOCK, busy):
         begin_status(experiment)
         try:
             yield
         except BaseException as error:
-            ending = explain(error)
-            state = "stopped" if ending.code in (STOPPED, INTERRUPTED) else "failed"
-            update_status(experiment, state=state, exit_code=ending.code, reason=ending.message)
+            code, reason, *_ = explain(error)
+            state = "stopped" if code in (STOPPED, INTERRUPTED) else "failed"
+            update_status(experiment, state=state, exit_code=code, reason=reason)
             raise
         update_status(experiment, state="done", exit_code=0)
 

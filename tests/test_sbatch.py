@@ -369,8 +369,8 @@ def submit(grid_path: Path, *options: str) -> str:
 
 def states(grid_path: Path) -> list[str]:
     grid = read_grid(grid_path)
-    lines = grid_command.status(grid, grid.jobs, grid_path.parent / "runs").splitlines()
-    return [re.sub(r"^slim x (\w+) +seed 0 +", r"\1: ", line) for line in lines]
+    lines = grid_command.status(grid, grid.jobs, grid_path.parent / "runs").splitlines()[1:]
+    return [re.sub(r"^slim x (\w+) +0 +", r"\1: ", line) for line in lines]
 
 
 def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):

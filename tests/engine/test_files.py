@@ -1,11 +1,11 @@
-"""engine/files.py: paths that users write."""
+"""engine/files.py: paths that users write, and locks."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from engine.files import set_aside, user_path
+from engine.files import is_locked, locked, set_aside, user_path
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch):
@@ -53,3 +53,23 @@ def test_a_damaged_file_takes_the_place_of_one_that_was_put_aside_before(tmp_pat
         aside = set_aside(tmp_path / "a.json")
     assert aside == tmp_path / "a.json.damaged"
     assert [path.read_text() for path in tmp_path.iterdir()] == ["second"]
+
+
+def test_a_lock_excludes_a_second_holder_until_it_is_released(tmp_path):
+    path = tmp_path / "x.lock"
+    assert is_locked(path) is False
+    with locked(path, ValueError("busy")):
+        assert is_locked(path)
+        with pytest.raises(ValueError, match="busy"), locked(path, ValueError("busy")):
+            pass
+        assert is_locked(path)
+    assert is_locked(path) is False
+
+
+def test_a_file_system_without_locks_excludes_nobody(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("engine.files.fcntl.flock", flock)
+    with locked(tmp_path / "x.lock", ValueError("busy")), locked(tmp_path / "x.lock", ValueError("busy")):
+        assert is_locked(tmp_path / "x.lock") is None

@@ -1,9 +1,15 @@
-"""Runs that start at the same instant."""
+"""Runs that start at the same instant, and runs that are killed and started again."""
 
 import multiprocessing
 from pathlib import Path
 
-from records.experiment import new_experiment
+import pytest
+
+from ablation.grid import status
+from ablation.plan import read_grid
+from engine.checkpoint import list_checkpoints
+from records.experiment import new_experiment, read_environments
+from records.status import read_status
 
 STARTS, ROUNDS = 16, 20
 
@@ -26,3 +32,38 @@ def test_sixteen_starts_at_one_instant_get_sixteen_experiments_twenty_times(tmp_
         process.join(600)
     numbers = range(1, STARTS + 1)
     assert found == sorted((number, f"experiment_{n}") for number in range(ROUNDS) for n in numbers)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_is_reported_as_killed_and_then_resumed(start, config_path, tmp_path):
+    options = "train.epochs=1, train.eval_every_epochs=1, train.checkpoint_every_steps=20"
+    text = f"task: detection.training\nseeds: [0]\noverrides: [{options}]\ncolumns: [{{name: column}}]\n"
+    (tmp_path / "grid.yaml").write_text(f"{text}rows: [{{name: row, config: {config_path}}}]\n")
+    grid, experiments = read_grid(tmp_path / "grid.yaml"), tmp_path / "experiments"
+    experiment = experiments / "experiment_1"
+
+    def state() -> str:
+        return status(grid, grid.jobs, experiments).splitlines()[1].split()[4]
+
+    def step() -> int:
+        found = read_status(experiment)
+        return found.step or 0 if found else 0
+
+    for moment in (
+        (experiment / "status.json").exists,  # it imports
+        (experiment / "train.log").exists,  # it reads its config and data
+        lambda: step() > 3,
+        lambda: list_checkpoints(experiment / "checkpoints"),
+        lambda: step() == 240,  # it is scored
+    ):
+        job = start("-m", "ablation.grid", "run", grid.path, "--experiments", experiments, "--parallel", 1)
+        job.wait_for(moment)
+        job.kill()  # the grid, the run and its loader processes
+        job.wait_for(lambda: state() == "killed")
+    job = start("-m", "ablation.grid", "run", grid.path, "--experiments", experiments, "--parallel", 1)
+    assert job.end() == 0
+    assert "resumed after step 240" in job.text
+    assert state() == "done"
+    assert read_status(experiment).state == "done"
+    assert len(read_environments(experiment)) > 3
+    assert list(experiments.glob("experiment_*")) == [experiment]

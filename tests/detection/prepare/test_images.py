@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablation.plan import PROJECT, code_hashes
+from ablation.staleness import PROJECT
 from detection.coco.annotations import read_coco
 from detection.coco.dataset import decode_image
 from detection.prepare import images
@@ -142,8 +142,3 @@ def test_training_checks_every_image_first_if_asked_to(config):
     assert f"{root}/images/val/000005.jpg: image id 5: cannot be decoded" in done.stderr
     assert "DatasetError" not in done.stderr  # a traceback of theirs would say it; torchrun has one of its own
     assert not (config.parent / "experiments").exists()
-
-
-def test_a_change_of_the_commands_makes_no_experiment_stale():
-    commands = {f"detection/prepare/{name}.py" for name in ("check", "layouts", "fetch", "convert", "shrink")}
-    assert not commands & code_hashes("detection.training").keys()

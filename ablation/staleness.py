@@ -1,0 +1,149 @@
+"""What has changed since a run was started: its recipe, its data, or the code that computes weights and scores.
+
+A task's training module lists that code in COMPUTES: the name of a part to file patterns of the project. LOOP is what
+all tasks share. Comments, docstrings and all other files may change without making a result stale.
+"""
+
+import ast
+import hashlib
+import importlib
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from engine.config import changed_values
+from engine.files import user_path
+from engine.inputs import Inputs, read_inputs
+from engine.strict_yaml import read_yaml
+from records.experiment import FREE_FIELDS
+from records.results import read_results
+
+PROJECT = Path(__file__).parent.parent
+LOOP = {
+    "training loop": (
+        "training.py", "engine/optim.py", "engine/loading.py", "engine/distributed.py", "engine/compute/precision.py",
+        "engine/compute/inference.py",
+    ),
+    "data": ("data.py",),
+}  # fmt: skip
+
+
+# ---- recipe and data -----------------------------------------------------------------------------------------
+
+
+def changed_recipe(then: dict, now: dict) -> list[str]:
+    """Return fields of a recipe that differ from what an experiment was started with.
+
+    `train.precision: auto`, which is the default, accepts a run in any precision: the hardware decided."""
+    changes = changed_values(then, now)
+    if now.get("train", {}).get("precision", "auto") == "auto":
+        changes.pop("train.precision", None)
+    return [text for name, text in changes.items() if name not in FREE_FIELDS]
+
+
+def is_same_data(then: dict, now: dict, experiment: Path | None = None) -> bool:
+    """Return whether two recipes mean the same data: in one folder, or the same content in another.
+
+    experiment: was started with the recipe `then`; its record says what it read. Without a record, or without data to
+    compare with, the folder decides; where both folders are gone, as in a clone without data, it does not count."""
+    old, new = data_folder(then), data_folder(now)
+    if old == new or not (old.exists() or new.exists()):
+        return True
+    inputs = recorded_inputs(experiment) if experiment else None
+    return inputs is not None and not any(inputs.changes(new))
+
+
+def changed_data(experiment: Path, recipe: dict) -> list[str]:
+    """Return ['data: .../instances_val.json'] for files and images that differ from what the run has read.
+
+    They are looked for in the recipe's data.root. Missing ones are not a change: a clone may lack the data."""
+    inputs = recorded_inputs(experiment)
+    changes = inputs.changes(_data_root(recipe)) if inputs else ()
+    return [f"data: {change.path}" for change in changes if not change.is_gone]
+
+
+def recorded_inputs(experiment: Path) -> Inputs | None:
+    """Return what a run has read; of runs of earlier versions the annotation files alone; None if that is not known."""
+    inputs = read_inputs(experiment)
+    if inputs is None and (experiment / "results.json").is_file():
+        config, _ = read_yaml(experiment / "config.yaml")
+        inputs = Inputs(str(_data_root(config)), read_results(experiment / "results.json")["inputs"], {})
+    return inputs
+
+
+def data_folder(recipe: dict) -> Path:
+    """Return the folder of a recipe's data, absolute and without links."""
+    return Path(os.path.realpath(_data_root(recipe)))
+
+
+def _data_root(recipe: dict) -> Path:
+    """Return the folder of a recipe's data; as it is written if it can be a path only on another machine."""
+    root = recipe.get("data", {}).get("root", "")
+    try:
+        return user_path(root, "data.root")
+    except ValueError:
+        return Path(root.replace("\0", ""))
+
+
+# ---- code ----------------------------------------------------------------------------------------------------
+
+
+def changed_code(cell: dict) -> list[str]:
+    """Return ['the code has changed since (loss: detection/network/loss.py)'] for a cell.json, [] if it has not."""
+    if "computes" not in cell:
+        return ["its code was hashed by an earlier version"]
+    then, now = cell["computes"], code_hashes(cell["task"])
+    parts = {path: part for part, paths in code_of(cell["task"]).items() for path in paths}
+    changed = sorted(name for name in then | now if then.get(name) != now.get(name))
+    shown = ", ".join(f"{parts.get(name, 'removed')}: {name}" for name in changed[:3])
+    more = f" and {len(changed) - 3} more files" if len(changed) > 3 else ""
+    return [f"the code has changed since ({shown}{more})"] if changed else []
+
+
+def code_hashes(task: str) -> dict[str, str]:
+    """Return a hash of every file that computes weights and scores of a task, by its path. Raises ValueError."""
+    paths = [path for paths in code_of(task).values() for path in paths]
+    return {path: _code_hash(PROJECT / path, (PROJECT / path).stat().st_mtime_ns) for path in sorted(paths)}
+
+
+def code_of(task: str) -> dict[str, list[str]]:
+    """Return the files that compute weights and scores of a task, by part; a file belongs to the first that names it.
+
+    Raises ValueError if there is no such task."""
+    source = PROJECT / f"{task.replace('.', '/')}.py"
+    if not source.is_file():
+        raise ValueError(f"task {task!r}: no module {source.relative_to(PROJECT)} in the project")
+    computes = getattr(importlib.import_module(task), "COMPUTES", None)
+    if computes is None:
+        raise ValueError(f"task {task!r}: no COMPUTES in {source.name}, which lists the files that compute its scores")
+    found: dict[str, list[str]] = {}
+    known: set[str] = set()
+    for part, patterns in [*computes.items(), *LOOP.items()]:
+        paths = {str(path.relative_to(PROJECT)) for pattern in patterns for path in PROJECT.glob(pattern)}
+        found.setdefault(part, []).extend(sorted(paths - known))
+        known |= paths
+    return found
+
+
+@lru_cache(maxsize=2**10)
+def _code_hash(path: Path, mtime_ns: int) -> str:
+    """Return the start of the SHA-256 of a file's code, computed again when it was written to: a grid runs for days."""
+    return hashlib.sha256(repr(outline(ast.parse(path.read_bytes()))).encode()).hexdigest()[:16]
+
+
+def outline(node: Any) -> Any:
+    """Return what code does as nested lists: no comments, docstrings, descriptions of config fields, or positions.
+
+    Empty fields are left out, because versions of Python differ in them."""
+    if isinstance(node, ast.AST):
+        fields = [(name, outline(value)) for name, value in ast.iter_fields(node)]
+        return [type(node).__name__, *(each for each in fields if each[1] not in (None, []))]
+    if isinstance(node, list):
+        return [outline(each) for each in node if not _is_text(each)]
+    return node if node is None else repr(node)
+
+
+def _is_text(node: Any) -> bool:
+    is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_docstring or (isinstance(node, ast.keyword) and node.arg == "description")
