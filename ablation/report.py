@@ -13,7 +13,7 @@ import mimetypes
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ COSTS = {
     "peak_memory_mib": ("peak memory (MiB)", 1, "{:,.0f}", False),
 }
 SIZES = {"AP_small": "small", "AP_medium": "medium", "AP_large": "large"}
+ClassScores = Mapping[Place, Mapping[str, Interval]]
 CLASS_PLOT_DOTS = 60  # with more of them a table reads better than the plot
 
 
@@ -53,6 +54,7 @@ def write_report(path: Path, comparison: Comparison) -> None:
     pages.filters |= {
         "number": number, "signed": signed, "between": between, "p_value": p_value, "defined": is_defined,
         "breakable": breakable, "data_uri": data_uri, "largest": largest, "status": status_of, "commit": commit_of,
+        "without_zero": without_zero,
     }  # fmt: skip
     with rc_context(plots.STYLE):
         write_text(path, pages.get_template("report.html.jinja").render(contents(comparison)).lstrip())
@@ -129,19 +131,8 @@ def differences(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-@dataclass
-class CostColumn:
-    """One kind of cost: how each cell's is written, and a plot of the score against it."""
-
-    name: str
-    label: str
-    shown: dict[Place, str]
-    drawing: Markup | None  # None if fewer than two cells have this cost
-    caption: str
-
-
-def costs(comparison: Comparison) -> list[CostColumn]:
-    """Return each kind of cost that some cell has."""
+def costs(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return each kind of cost that some cell has: how each cell's is written, and a plot if two cells have it."""
     columns = []
     for name, (label, factor, form, more_is_better) in COSTS.items():
         found = {cell.place: cell.mean_of("cost", name) for cell in comparison.filled}
@@ -153,7 +144,7 @@ def costs(comparison: Comparison) -> list[CostColumn]:
             drawing = svg(drawing, f"cost-{name}", f"{comparison.metric} against {label}: {caption}")
         if found:
             shown = {place: form.format(cost) for place, cost in found.items()}
-            columns.append(CostColumn(name, label, shown, drawing, caption))
+            columns.append({"name": name, "label": label, "shown": shown, "drawing": drawing, "caption": caption})
     return columns
 
 
@@ -172,36 +163,28 @@ def curves(comparison: Comparison) -> dict[str, Markup]:
 # ---- what the score is made of -----------------------------------------------------------------------------
 
 
-@dataclass
-class ClassChanges:
-    """The change of each class in one cell against the baseline."""
-
-    cell: Cell
-    values: Mapping[str, Interval]
-    order: list[str]  # class names, the largest rise first
-    shown: list[str]  # of intervals without zero
-    is_best: bool  # the best of the cells but for the baseline
-    reach: float  # of the scale of all cells
-    scale: str
-
-
 def classes(comparison: Comparison) -> dict[str, Any]:
-    """Return the score of each class by cell, its changes, and a plot if it is not too crowded."""
+    """Return the score of each class by cell, its changes on one scale, and a plot if it is not too crowded."""
     scores = class_scores(comparison)
     caption, drawing = "score of each class" + ", with its 95% interval" * bool(comparison.per_class), None
     if scores and sum(map(len, scores.values())) <= CLASS_PLOT_DOTS:
         drawing = plots.draw_classes(scores, plots.looks(comparison), "score of the class")
         drawing = svg(drawing, "classes-plot", caption)
+    changes = class_changes(comparison, scores)
+    ends = [abs(end) for each in changes.values() for i in each.values() for end in (i.estimate, i.low, i.high)]
+    reach = max((end for end in ends if end > 0), default=1.0)
     return {
         "classes": scores,
-        "changes": class_changes(comparison, scores),
         "class_caption": caption,
         "class_drawing": drawing,
-        "cell_names": lambda places: [comparison.cells[place].name for place in places],
+        "changes": changes,
+        "best_changed": best_of([comparison.cells[place] for place in changes], comparison.lower_is_better),
+        "reach": reach,
+        "scale": with_minus(f"from {-reach:+.2g} to {reach:+.2g}"),
     }
 
 
-def class_scores(comparison: Comparison) -> Mapping[Place, Mapping[str, Interval]]:
+def class_scores(comparison: Comparison) -> ClassScores:
     """Return the score of each class by cell; without intervals, and of the classes that all cells have, if none were
     computed."""
     if comparison.per_class:
@@ -216,38 +199,34 @@ def class_scores(comparison: Comparison) -> Mapping[Place, Mapping[str, Interval
     return {cell.place: {name: mean(cell, name) for name in names} for cell in comparison.filled} if names else {}
 
 
-def class_changes(comparison: Comparison, scores: Mapping[Place, Mapping[str, Interval]]) -> list[ClassChanges]:
-    """Return the changes of each cell but the baseline, all on one scale."""
+def class_changes(comparison: Comparison, scores: ClassScores) -> ClassScores:
+    """Return the changes against the baseline of each other cell, the largest rise first."""
     base = scores.get(comparison.baseline, {})
     changes = comparison.per_class_change or {
         place: {name: bare(each[name].estimate - base[name].estimate) for name in base}
         for place, each in scores.items()
     }
-    changes = {place: each for place, each in changes.items() if each and place != comparison.baseline}
-    ends = [abs(end) for each in changes.values() for i in each.values() for end in (i.estimate, i.low, i.high)]
-    reach = max((end for end in ends if end > 0), default=1.0)
-    scale = with_minus(f"from {-reach:+.2g} to {reach:+.2g}")
-    best = best_of([comparison.cells[place] for place in changes], comparison.lower_is_better)
 
-    def rank(change: Interval) -> float:
-        return math.inf if math.isnan(change.estimate) else -change.estimate
+    def rank(item: tuple[str, Interval]) -> float:
+        return math.inf if math.isnan(item[1].estimate) else -item[1].estimate
 
-    found = []
-    for place, each in changes.items():
-        order = sorted(each, key=lambda name, each=each: rank(each[name]))
-        shown = [name for name in order if each[name].low > 0 or each[name].high < 0]
-        cell = comparison.cells[place]
-        found.append(ClassChanges(cell, each, order, shown, cell is best, reach, scale))
-    return found
+    return {
+        place: dict(sorted(each.items(), key=rank))
+        for place, each in changes.items()
+        if each and place != comparison.baseline
+    }
+
+
+def without_zero(changes: Mapping[str, Interval]) -> list[str]:
+    """Return the names of changes whose interval does not hold zero."""
+    return [name for name, change in changes.items() if change.low > 0 or change.high < 0]
 
 
 def sizes(comparison: Comparison) -> dict[str, dict[str, float | None]]:
     """Return the score by the size of objects, where a task records it."""
     cells = comparison.filled
-    names = {
-        name: size for name, size in SIZES.items() if any(cell.mean_of("scores", name) is not None for cell in cells)
-    }
-    return means(cells, "scores", names) if names else {}
+    known = [name for name in SIZES if any(cell.mean_of("scores", name) is not None for cell in cells)]
+    return means(cells, "scores", {name: SIZES[name] for name in known}) if known else {}
 
 
 def means(cells: Sequence[Cell], section: str, columns: Mapping[str, str]) -> dict[str, dict[str, float | None]]:
