@@ -1,23 +1,11 @@
 """The columns that a table can have beside the score. Imports nothing, as command lines name them."""
 
-# Further columns on request: name -> where it stands in results.json, its heading, how it is written.
+SCORES = (
+    "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "top1", "top5", "val_loss",
+)  # fmt: skip
+# Name -> section and key of results.json, heading, format.
 COLUMNS = {
-    **{
-        name: ("scores", name, name, "{:.4f}")
-        for name in (
-            "AP50",
-            "AP75",
-            "AP_small",
-            "AP_medium",
-            "AP_large",
-            "AR_1",
-            "AR_10",
-            "AR_100",
-            "top1",
-            "top5",
-            "val_loss",
-        )
-    },
+    **{name: ("scores", name, name, "{:.4f}") for name in SCORES},
     "parameters": ("cost", "parameters", "parameters", "{:,.0f}"),
     "gflops": ("cost", "gflops", "GFLOPs", "{:.2f}"),
     "images_per_second": ("cost", "images_per_second", "images/s", "{:.0f}"),

@@ -10,6 +10,7 @@ for the number of differences looked at (stats/bootstrap.py).
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,28 +62,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def replicate_count(text: str) -> int:
-    """A number of resamples that 95% intervals can be read from."""
+    """Parse --replicates: at least 100, so that 95% intervals can be read from them."""
     if not text.isdecimal() or int(text) < 100:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 100 up")
     return int(text)
 
 
 def check_output(arguments: argparse.Namespace) -> None:
-    """Take the format from --output's suffix where it tells. Raises ValueError, before any work, for a file that cannot
-    be written, or that is called what it would not be."""
+    """Choose the format by --output's suffix if --format is not given.
+
+    Raises ValueError, before any work, if the file cannot be written or its suffix contradicts --format."""
     path, chosen = arguments.output, arguments.format
     if path and (not path.parent.is_dir() or path.is_dir()):
         raise ValueError(f"--output {path}: expected a file in a folder that exists")
-    told = next((name for name, suffix in SUFFIXES.items() if path and path.suffix == suffix), None)
-    if path and not chosen and not told:
+    by_suffix = next((name for name, suffix in SUFFIXES.items() if path and path.suffix == suffix), None)
+    if path and not chosen and not by_suffix:
         raise ValueError(f"--output {path}: end it in {', '.join(SUFFIXES.values())}, or give --format")
-    if chosen and told and chosen != told:
+    if chosen and by_suffix and chosen != by_suffix:
         raise ValueError(f"--output {path}: not {chosen}; end it in {SUFFIXES[chosen]}, or leave out --format")
-    arguments.format = chosen or told or "md"
+    arguments.format = chosen or by_suffix or "md"
 
 
 def column_names(text: str) -> Sequence[str]:
-    """'AP50,gflops' as names of COLUMNS; 'all', what the runs have of them, stays as it is."""
+    """Parse --columns: 'AP50,gflops', names of COLUMNS, or 'all'."""
     names = text.split(",")
     for name in names:
         if name not in (*COLUMNS, "all"):
@@ -93,17 +95,33 @@ def column_names(text: str) -> Sequence[str]:
 
 def main(arguments: argparse.Namespace, _: None) -> None:
     """Compare as the command line says."""
-    from ablation.cells import compare, show
+    show(arguments.what, arguments)
 
-    comparison = compare(
-        arguments.what,
-        arguments.experiments,
-        arguments.baseline,
-        arguments.pairs,
-        arguments.replicates,
-        arguments.force,
-    )
-    show(comparison, arguments)
+
+def show(what: Sequence[Path], arguments: argparse.Namespace) -> None:
+    """Compare a grid or experiments, and print or write the comparison in the format asked for."""
+    from ablation import tables
+    from ablation.cells import compare
+    from engine.files import write_text
+    from engine.terminal import printable_lines
+
+    options = {name: getattr(arguments, name) for name in ("baseline", "pairs", "replicates", "force")}
+    comparison, path = compare(what, arguments.experiments, **options), arguments.output
+    if arguments.format == "html":
+        from ablation.report import write_report  # imports matplotlib
+
+        path = path or Path("comparison.html")
+        write_report(path, comparison)
+    else:
+        text = tables.as_text(comparison, arguments)
+        if path:
+            write_text(path, text)
+        else:
+            sys.stdout.write(printable_lines(text))
+            if arguments.format == "md" and (picture := tables.best_picture(comparison)):
+                print(f"what the best cell finds: {picture}")
+    if path:
+        print(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -1,36 +1,41 @@
-"""What a comparison holds: cells of finished experiments, differences between them with intervals, and warnings."""
+"""What a comparison holds: cells of finished experiments, differences between them with intervals, and warnings.
+
+Data only: ablation/tables.py, sentences.py and report.py say how they are shown.
+"""
 
 import math
-import re
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from records.results import Place, Run
 from stats.bootstrap import Interval
-
-NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
+from stats.contrasts import detectable_difference
 
 
 class Note(NamedTuple):
-    """What is not as it should be with one seed of a cell."""
+    """Why one seed of a cell has no score, or a score that deserves a warning."""
 
     seed: int
     kind: str  # waiting, running, stopped, killed, failed, stale
     detail: str
-
-    def __str__(self) -> str:
-        return f"seed {self.seed} {self.reason}"
 
     @property
     def reason(self) -> str:
         return f"{self.kind}: {self.detail}".removesuffix(": ")
 
 
+class Caveat(NamedTuple):
+    """A warning about a comparison, as data: its kind is a key of ablation.sentences.WARNINGS."""
+
+    kind: str
+    facts: dict[str, Any]
+
+
 @dataclass
 class Cell:
-    """One place of the table."""
+    """One place of the table: a way to train, such as a backbone with a neck."""
 
     row: str
     column: str
@@ -38,13 +43,12 @@ class Cell:
     notes: list[Note] = field(default_factory=list)
 
     @property
-    def name(self) -> str:
-        return f"{self.row} x {self.column}"
+    def place(self) -> Place:
+        return self.row, self.column
 
     @property
-    def status(self) -> str:
-        """What is not as it should be, in short: 'failed, stale'; empty where all is well."""
-        return ", ".join(sorted({note.kind for note in self.notes}))
+    def name(self) -> str:
+        return f"{self.row} x {self.column}"
 
     @property
     def scored(self) -> list[Run]:
@@ -66,21 +70,28 @@ class Cell:
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def mean_of(self, section: str, name: str) -> float | None:
-        """Mean over seeds of a number in results.json, such as ("scores", "AP50"); None where a run has none."""
-        values = [
-            getattr(run.results.cost, name) if section == "cost" else run.results.scores.get(name) for run in self.runs
-        ]
+        """Mean over seeds of a number in results.json, such as ("scores", "AP50"); None where a run has none.
+
+        section: scores, cost, or the name of a dict in errors, such as delta_AP50."""
+        values = [_number_of(run, section, name) for run in self.runs]
         return statistics.fmean(values) if values and None not in values else None
+
+
+def _number_of(run: Run, section: str, name: str) -> float | None:
+    if section == "cost":
+        return getattr(run.results.cost, name)
+    numbers = run.results.scores if section == "scores" else getattr(run.results.errors, section, {})
+    return numbers.get(name)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A contrast of scores with its uncertainty, and its p value corrected for how many were looked at together."""
+    """A contrast of scores with its uncertainty."""
 
     label: str
     interval: Interval
-    p_holm: float
-    together: int  # how many that is
+    p_holm: float  # corrected for the differences that were tested together
+    together: int  # how many these were
 
     @property
     def significant(self) -> bool:
@@ -88,14 +99,8 @@ class Difference:
 
     @property
     def smallest_detectable(self) -> float:
-        """The true difference that would be found significant (5%, after the correction) in 80% of such experiments.
-
-        Taken as if it were the only one there is, which Holm's correction tests as strictly as Bonferroni's. nan where
-        the difference is the same on every resample, as between two models that get nothing right."""
-        if self.interval.standard_error == 0:
-            return math.nan
-        normal = statistics.NormalDist()
-        return (normal.inv_cdf(1 - 0.025 / self.together) + normal.inv_cdf(0.8)) * self.interval.standard_error
+        """The true difference that would be significant in 80% of such experiments; nan where nothing varies."""
+        return detectable_difference(self.interval.standard_error, self.together)
 
 
 @dataclass
@@ -120,27 +125,35 @@ class Comparison:
     # class name to its score, and to its change against the baseline; only the choice of images is uncertain in these
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    caveats: list[Caveat] = field(default_factory=list)
 
-    def reasons(self, of_scored: bool) -> list[str]:
-        """What is not as it should be, a line for all runs that share it; of the runs that count, or of the others."""
+    def warn(self, kind: str, **facts: Any) -> None:
+        """Add a caveat."""
+        self.caveats.append(Caveat(kind, facts))
+
+    def noted(self, counted: bool) -> dict[str, list[tuple[Cell, Note]]]:
+        """Reason to the cells and notes that share it; of the runs whose scores count, or of all others."""
         shared: dict[str, list[tuple[Cell, Note]]] = {}
         for cell in self.cells.values():
             for note in cell.notes:
-                if of_scored == any(run.seed == note.seed for run in cell.runs):
+                if counted == any(run.seed == note.seed for run in cell.runs):
                     shared.setdefault(note.reason, []).append((cell, note))
-        runs = sum(len({each.seed for each in (*cell.runs, *cell.notes)}) for cell in self.cells.values())
-        lines = []
-        for reason, noted in shared.items():
-            (cell, note), names = noted[0], few(dict.fromkeys(cell.name for cell, _ in noted))
-            who = f"all {runs} runs" if len(noted) == runs else f"{len(noted)} runs ({names})"
-            lines.append(f"{who} {reason}" if len(noted) > 1 else f"{cell.name}: {note}")
-        return lines
+        return shared
+
+    @property
+    def num_runs(self) -> int:
+        """How many runs were asked for, whatever became of them."""
+        return sum(len({each.seed for each in (*cell.runs, *cell.notes)}) for cell in self.cells.values())
 
     @property
     def filled(self) -> list[Cell]:
         """Cells with a score, row by row."""
         return [cell for cell in self.cells.values() if cell.mean is not None]
+
+    @property
+    def base(self) -> Cell:
+        """The cell that differences are measured from."""
+        return self.cells[self.baseline]
 
     @property
     def lower_is_better(self) -> bool:
@@ -150,16 +163,7 @@ class Comparison:
     @property
     def best(self) -> Cell | None:
         """The cell with the best mean score."""
-        return min(self.filled, key=lambda cell: self.as_loss(cell.mean), default=None)
-
-    @property
-    def difference_in(self) -> str:
-        """What differences are in, and whether they are good below zero."""
-        return f"{self.metric} (below zero is better)" if self.lower_is_better else self.metric
-
-    def as_loss(self, score: float) -> float:
-        """The score as something to be made small."""
-        return score if self.lower_is_better else -score
+        return best_of(self.filled, self.lower_is_better)
 
     @property
     def images(self) -> int:
@@ -168,15 +172,9 @@ class Comparison:
 
     @property
     def class_metric(self) -> str:
-        """What the score of one class is called: the first in results.json's per_class, such as AP of mAP."""
+        """Name of the score of one class: the first in results.json's per_class, such as AP of mAP."""
         classes = self.filled[0].runs[0].results.per_class
         return next(iter(next(iter(classes.values()), {})), self.metric)
-
-    @property
-    def seeds(self) -> str:
-        """'3 seeds', or '1 to 3 seeds' where the filled cells have different numbers."""
-        counts = sorted({len(cell.scores) for cell in self.filled}) or [0]
-        return f"{' to '.join(map(str, [counts[0], counts[-1]][-len(counts) :]))} seed{'s' * (counts[-1] > 1)}"
 
     @property
     def detectable(self) -> float:
@@ -186,57 +184,10 @@ class Comparison:
 
     @property
     def seeds_are_uncertain(self) -> bool:
-        """Whether the intervals hold for other seeds too: some cell has several, to tell how much they differ."""
+        """Whether the intervals hold for other seeds too, because some cell has several."""
         return any(len(cell.scores) > 1 for cell in self.filled)
 
-    @property
-    def conclusion(self) -> str:
-        """What the differences say, in words."""
-        if not self.differences:
-            return "No difference was computed."
-        if math.isnan(self.detectable):
-            return (
-                f"No difference can be tested: {self.images} validation images are too few, or hold too little to "
-                "score, or all score the same on them."
-            )
-        shown, effects = significant(self.differences), significant([*self.row_effects, *self.column_effects])
-        whose = "" if self.seeds_are_uncertain else " for these very weights (one seed per cell)"
-        sentences = [
-            f"{len(shown)} of {len(self.differences)} differences significant at 5% after Holm{whose}: {told(shown)}."
-            if shown
-            else f"No difference shown{whose}: none of {len(self.differences)} is significant at 5% after Holm."
-        ]
-        if self.lower_is_better and (shown or effects):
-            sentences.append("Below zero is better.")
-        if self.row_effects:
-            over = "averaged over the rest of the grid"
-            sentences.append(f"Significant {over}: {told(effects)}." if effects else f"None is, {over}.")
-        sentences.append(
-            f"{self.images} validation images and {self.seeds} per cell would have shown a true difference of about "
-            f"{self.detectable:.2g} four times out of five; not much smaller ones."
-            + ("" if self.seeds_are_uncertain else " What another seed would change comes on top and is not known.")
-        )
-        return " ".join(sentences)
 
-
-def significant(differences: Sequence[Difference]) -> list[Difference]:
-    return [difference for difference in differences if difference.significant]
-
-
-def told(differences: Sequence[Difference]) -> str:
-    """Return 'fpn against none: −0.0101 (95%: −0.0174 to −0.0023); pan against none: ...'."""
-    return "; ".join(
-        f"{' against '.join(each.label.rsplit(' - ', 1))}: {with_minus(f'{each.interval.estimate:+.4f}')} "
-        f"(95%: {with_minus(f'{each.interval.low:+.4f} to {each.interval.high:+.4f}')})"
-        for each in differences
-    )
-
-
-def with_minus(text: str) -> str:
-    """The same with a minus sign, not a hyphen, before negative numbers; for people."""
-    return NEGATIVE.sub("\N{MINUS SIGN}", text)
-
-
-def few(names: Collection[str]) -> str:
-    """The first three, and how many more there are."""
-    return ", ".join([*names][:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+def best_of(cells: Sequence[Cell], lower_is_better: bool) -> Cell | None:
+    """The cell with the best mean score, None without any."""
+    return min(cells, key=lambda cell: cell.mean if lower_is_better else -cell.mean, default=None)

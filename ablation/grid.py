@@ -192,13 +192,7 @@ def print_status(arguments: argparse.Namespace) -> None:
 
 def print_table(arguments: argparse.Namespace) -> None:
     """Print or write the scores side by side."""
-    from ablation.cells import compare, show
-
-    comparison = compare(
-        [arguments.grid], arguments.experiments, arguments.baseline, arguments.pairs, arguments.replicates,
-        arguments.force,
-    )  # fmt: skip
-    show(comparison, arguments)
+    compare.show([arguments.grid], arguments)
 
 
 def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:

@@ -1,7 +1,7 @@
 """The report's plots: what each shows, and how a cell looks in all of them.
 
 Figures are made without pyplot, as narrow as a phone's page, with text of 9 points and more. A cell keeps its colour
-and marker from plot to plot; the names that go with them stand beside the plots, in HTML, where they can wrap.
+and marker from plot to plot; their names are beside the plots, in HTML, where they can wrap.
 """
 
 import html
@@ -14,9 +14,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-from matplotlib.transforms import Bbox
 
 from ablation.comparison import Cell, Comparison, Difference
 from engine.terminal import printable
@@ -38,13 +36,12 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.3,
 }
-# Okabe and Ito's colours that all kinds of eyes can tell apart, without the yellow, which is lost on white.
+# Okabe and Ito's colours, which all kinds of eyes can tell apart, without the yellow, which is lost on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Markers, each with the character that stands for it in the legend; U+FE0E asks for text, not for an emoji.
+SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖\ufe0e", "*": "★"}
+MARKERS = tuple(SIGNS)
 INK = "#333333"
-# Where a name may stand by its point: points to the right, points up, which end of the name is there.
-LABEL_PLACES = [(8, 0, "left"), (-8, 0, "right")]
-LABEL_PLACES += [(0, up, side) for up in (8, -8) for side in ("center", "left", "right")]
 
 
 class Look(NamedTuple):
@@ -59,8 +56,14 @@ def is_crowded(comparison: Comparison) -> bool:
     return len(comparison.cells) > len(COLOURS) and len(comparison.rows) > 1 and len(comparison.columns) > 1
 
 
+def _has_pattern(comparison: Comparison) -> bool:
+    """Whether there are colours for the columns of a crowded grid, and markers for its rows."""
+    fits = len(comparison.columns) <= len(COLOURS) and len(comparison.rows) <= len(MARKERS)
+    return fits and is_crowded(comparison)
+
+
 def looks(comparison: Comparison) -> dict[Place, Look]:
-    """A look for every cell, different for up to 56 of them."""
+    """Return a look for every cell, different for up to 56 of them."""
     if _has_pattern(comparison):
         return {
             (row, column): Look(COLOURS[comparison.columns.index(column)], MARKERS[comparison.rows.index(row)])
@@ -72,82 +75,52 @@ def looks(comparison: Comparison) -> dict[Place, Look]:
     }
 
 
-def _has_pattern(comparison: Comparison) -> bool:
-    """Whether there are colours for the columns of a crowded grid, and markers for its rows."""
-    fits = len(comparison.columns) <= len(COLOURS) and len(comparison.rows) <= len(MARKERS)
-    return fits and is_crowded(comparison)
-
-
-def legend(comparison: Comparison) -> list[tuple[str, str]]:
-    """Small SVG drawings with the names they stand for: cells, or the columns and rows of a crowded grid."""
+def legend(comparison: Comparison) -> dict[str, Look]:
+    """Return the names that looks stand for: cells, or the columns (without a marker) and rows of a crowded grid."""
     if _has_pattern(comparison):
-        names = {name: Look(colour, "") for name, colour in zip(comparison.columns, COLOURS, strict=False)}
-        names |= {name: Look(INK, marker) for name, marker in zip(comparison.rows, MARKERS, strict=False)}
-    else:
-        names = {comparison.cells[place].name: look for place, look in looks(comparison).items()}
-    return [(_key(look), name) for name, look in names.items()]
-
-
-def _key(look: Look) -> str:
-    """A look as a small SVG; one without a marker is a thick line."""
-    if not look.marker:
-        return (
-            f'<svg class="key" viewBox="-11 -6 22 12" aria-hidden="true"><path d="M-11 0H11" stroke="{look.colour}" '
-            'stroke-width="5"/></svg>'
-        )
-    marker = MarkerStyle(look.marker)
-    outline = marker.get_path().transformed(marker.get_transform()).to_polygons()[0]
-    points = " ".join(f"{10 * x:.1f},{-10 * y:.1f}" for x, y in outline)
-    return (
-        f'<svg class="key" viewBox="-11 -6 22 12" aria-hidden="true"><path d="M-11 0H11" stroke="{look.colour}" '
-        f'stroke-width="2"/><polygon points="{points}" fill="{look.colour}"/></svg>'
-    )
+        columns = {name: Look(colour, "") for name, colour in zip(comparison.columns, COLOURS, strict=False)}
+        return columns | {name: Look(INK, marker) for name, marker in zip(comparison.rows, MARKERS, strict=False)}
+    return {comparison.cells[place].name: look for place, look in looks(comparison).items()}
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an SVG element to stand in a page: `name` keeps its ids apart from those of other figures."""
+    """Return the figure as an SVG element of a page: `name` keeps its ids apart from those of other figures."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub("<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :])
-    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(printable(description))}" ', 1)
 
 
-def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look], what: str) -> Figure:
+def _new_figure(height: float) -> tuple[Figure, Axes]:
+    """A figure of `height` inches with one plot."""
+    figure = Figure((WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look], unit: str) -> Figure:
     """Dots and 95% intervals, each under its label; filled and thick where significant.
 
-    looks: by label, for those that are a cell's. what: they are differences in."""
-    labels = [_lines(difference.label, 58) for difference in differences]
-    lines = max(map(len, labels))
-    step = 0.26 + 0.14 * lines  # inches
-    figure = Figure((WIDTH, 0.65 + step * len(differences)), layout="constrained")
-    axes = figure.subplots()
+    looks: by label, for those that are a cell's. unit: what differences are in."""
+    labels = [textwrap.wrap(printable(difference.label), 58) for difference in differences]
+    step = 0.26 + 0.14 * max(map(len, labels))  # inches
+    figure, axes = _new_figure(0.65 + step * len(differences))
     axes.axvline(0, color=INK, lw=1)
-    for place, difference in enumerate(differences):
+    for place, (difference, lines) in enumerate(zip(differences, labels, strict=True)):
         colour, marker = looks.get(difference.label, Look(INK, "o"))
-        interval = difference.interval
+        interval, fill = difference.interval, colour if difference.significant else "white"
         axes.plot([interval.low, interval.high], [place, place], color=colour, lw=3 if difference.significant else 1.2)
-        axes.plot(
-            interval.estimate, place, marker, ms=8, color=colour, mfc=colour if difference.significant else "white"
-        )
+        axes.plot(interval.estimate, place, marker, ms=8, color=colour, mfc=fill)
         text = axes.text(
-            0, place - 0.1 / step, "\n".join(map(printable, labels[place])), transform=axes.get_yaxis_transform(),
+            0, place - 0.1 / step, "\n".join(lines), transform=axes.get_yaxis_transform(),
             linespacing=1.1, verticalalignment="bottom",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
         text.set_in_layout(False)
-    axes.set(yticks=[], ylim=(len(differences) - 1 + 0.15 / step, -1), xlabel=f"difference in {what}")
+    axes.set(yticks=[], ylim=(len(differences) - 1 + 0.15 / step, -1), xlabel=f"difference in {unit}")
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.spines["left"].set_visible(False)
     return figure
-
-
-def _lines(label: str, width: int) -> list[str]:
-    """A label in lines no longer than `width`, broken before the last minus where that helps."""
-    if len(label) <= width:
-        return [label]
-    minuend, minus, subtrahend = label.rpartition(" - ")
-    return [line for part in (minuend, f"{minus}{subtrahend}".strip()) for line in textwrap.wrap(part, width)]
 
 
 def draw_classes(values: Mapping[Place, Mapping[str, Interval]], looks: Mapping[Place, Look], label: str) -> Figure:
@@ -156,12 +129,11 @@ def draw_classes(values: Mapping[Place, Mapping[str, Interval]], looks: Mapping[
     values: for each cell, class name to score; every cell has the same classes."""
     names = list(next(iter(values.values())))
     step = len(values) + 1.6
-    figure = Figure((WIDTH, 0.7 + 0.15 * step * len(names)), layout="constrained")
-    axes = figure.subplots()
-    for place, (look, scores) in enumerate(zip(map(looks.get, values), values.values(), strict=True)):
-        colour, marker = look
+    figure, axes = _new_figure(0.7 + 0.15 * step * len(names))
+    for number, (place, scores) in enumerate(values.items(), start=1):
+        colour, marker = looks[place]
         for group, name in enumerate(names):
-            y = group * step + place + 1
+            y = group * step + number
             axes.plot([scores[name].low, scores[name].high], [y, y], color=colour, lw=1.4)
             axes.plot(scores[name].estimate, y, marker, ms=5, color=colour)
     for group, name in enumerate(names):
@@ -175,9 +147,9 @@ def draw_classes(values: Mapping[Place, Mapping[str, Interval]], looks: Mapping[
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the Pareto front: points (cost, score) than which no other is as cheap and as good, and better in one.
+    """Return indices of the Pareto front, the cheapest first.
 
-    The cheapest comes first."""
+    points: (cost, score) each. A point is on the front if no other is as cheap and as good, and better in one."""
 
     def beaten(cost: float, score: float) -> bool:
         return any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points)
@@ -186,90 +158,49 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(kept, key=lambda index: points[index])
 
 
-def draw_costs(
-    costs: Sequence[float],
-    cells: Sequence[Cell],
-    looks: Sequence[Look],
-    label: str,
-    metric: str,
-    more_is_better: bool,
-    lower_is_better: bool = False,
-) -> Figure:
-    """Score against one kind of cost; filled and joined by a line are the cells of the Pareto front.
+def draw_costs(comparison: Comparison, costs: Mapping[Place, float], label: str, more_is_better: bool) -> Figure:
+    """Score against one kind of cost; the cells of the Pareto front are filled and joined by a line.
 
-    more_is_better: of the cost, such as a speed. lower_is_better: of the score, such as a loss."""
-    figure = Figure((WIDTH, 3.4), layout="constrained")
-    axes = figure.subplots()
-    scores = [-cell.mean if lower_is_better else cell.mean for cell in cells]
-    best = front([(-cost if more_is_better else cost, score) for cost, score in zip(costs, scores, strict=True)])
+    costs: of the cells to draw. more_is_better: of the cost, such as a speed."""
+    figure, axes = _new_figure(3.4)
+    cells, look = {place: comparison.cells[place] for place in costs}, looks(comparison)
+    scores = {place: -cell.mean if comparison.lower_is_better else cell.mean for place, cell in cells.items()}
+    places = list(costs)
+    best = front([(-costs[place] if more_is_better else costs[place], scores[place]) for place in places])
+    best = [places[index] for index in best]
     axes.plot(
-        [costs[index] for index in best], [cells[index].mean for index in best], color=INK, lw=1, ls="--", zorder=1
+        [costs[place] for place in best], [cells[place].mean for place in best], color=INK, lw=1, ls="--", zorder=1
     )
-    for index, (cost, cell, (colour, marker)) in enumerate(zip(costs, cells, looks, strict=True)):
-        axes.errorbar(cost, cell.mean, yerr=cell.spread or 0, color=colour, lw=1, alpha=0.6)
-        axes.plot(cost, cell.mean, marker, ms=8, color=colour, mfc=colour if index in best else "white")
-    axes.set(xlabel=label, ylabel=metric)
+    for place, cell in cells.items():
+        colour, marker = look[place]
+        axes.errorbar(costs[place], cell.mean, yerr=cell.spread or 0, color=colour, lw=1, alpha=0.6)
+        axes.plot(costs[place], cell.mean, marker, ms=8, color=colour, mfc=colour if place in best else "white")
+    axes.set(xlabel=label, ylabel=comparison.metric)
     axes.margins(x=0.12, y=0.12)
-    if max(costs) > 10 * min(costs) > 0:
+    if max(costs.values()) > 10 * min(costs.values()) > 0:
         axes.set_xscale("log")
         _plain_log(axes.xaxis)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    others = sorted(set(range(len(cells))) - set(best), key=lambda index: -scores[index])
-    _label_points(axes, [cells[index] for index in (*best, *others)], [costs[index] for index in (*best, *others)])
     return figure
 
 
-def _label_points(axes: Axes, cells: Sequence[Cell], costs: Sequence[float]) -> None:
-    """Write each cell's name by its point, the first ones first, where it covers neither a point nor another name.
-
-    A name for which there is no room is left out: the legend has it."""
-    axes.figure.draw_without_rendering()  # from here on the axes have their place, and a text's size is known
-    taken = []
-    for cell, cost in zip(cells, costs, strict=True):
-        (x, bottom), (_, top) = axes.transData.transform(
-            [(cost, cell.mean - (cell.spread or 0)), (cost, cell.mean + (cell.spread or 0))]
-        )
-        taken.append(
-            Bbox.from_extents(x - 7, min(bottom, (bottom + top) / 2 - 7), x + 7, max(top, (bottom + top) / 2 + 7))
-        )
-    for cell, cost in zip(cells, costs, strict=True):
-        text = axes.annotate(
-            f"{printable(cell.row)}\n{printable(cell.column)}", (cost, cell.mean),
-            textcoords="offset points", xytext=(0, 0), linespacing=1.0,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2, "alpha": 0.75}, zorder=1.5,
-        )  # fmt: skip
-        text.set_in_layout(False)
-        for across, up, side in LABEL_PLACES:
-            text.set_position((across, up))
-            text.set(
-                horizontalalignment=side, verticalalignment={-1: "top", 0: "center", 1: "bottom"}[(up > 0) - (up < 0)]
-            )
-            extent = text.get_window_extent()
-            inside = axes.bbox.contains(*extent.min) and axes.bbox.contains(*extent.max)
-            if inside and not extent.count_overlaps(taken):
-                taken.append(extent)
-                break
-        else:
-            text.remove()
-
-
-def draw_curves(comparison: Comparison, looks: Mapping[Place, Look], name: str, label: str, log: bool) -> Figure | None:
+def draw_curves(comparison: Comparison, name: str, label: str, log: bool) -> Figure | None:
     """A number of metrics.jsonl by epoch: a thick line for the mean over a cell's seeds, thin ones for the seeds.
 
-    A crowded grid has a panel for each row. None where no run has the number."""
+    A crowded grid has a panel for each row. Returns None if no run has the number."""
     curves = {place: _seed_curves(cell, name) for place, cell in comparison.cells.items()}
     curves = {place: seeds for place, seeds in curves.items() if seeds}
     if not curves:
         return None
-    rows = [row for row in comparison.rows if any(place[0] == row for place in curves)]
+    rows, look = [row for row in comparison.rows if any(place[0] == row for place in curves)], looks(comparison)
     panels = [[row] for row in rows] if is_crowded(comparison) else [rows]
     figure = Figure((WIDTH, 3.2 if len(panels) == 1 else 0.4 + 2.1 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, panel in zip(grid, panels, strict=True):
         for place, seeds in curves.items():
             if place[0] in panel:
-                _draw_cell_curves(axes, seeds, looks[place])
+                _draw_cell_curves(axes, seeds, look[place])
         if len(panels) > 1:
             axes.set_title(panel[0])
         axes.set_ylabel(label)

@@ -1,14 +1,17 @@
 """Comparisons as tables: Markdown to read, LaTeX (booktabs) to paste into a paper, CSV for other programs."""
 
+import argparse
 import csv
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ablation.columns import COLUMNS
-from ablation.comparison import Cell, Comparison, Difference, with_minus
+from ablation.comparison import Cell, Comparison, Difference
+from ablation.sentences import conclusion_of, missing_runs, seeds_of, unit_of, warnings_of, with_minus
 from engine.terminal import printable
 from stats.bootstrap import Interval
 
@@ -32,6 +35,53 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
+def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
+    """Return a comparison as Markdown, LaTeX or CSV. options: format, columns, per_class and errors of the command."""
+    if options.format == "csv":
+        return to_csv(comparison)
+    tables = [score_table(comparison)]
+    if options.columns:
+        tables.append(column_table(comparison, options.columns))
+    differences = [
+        difference_table(title, family, unit_of(comparison)) for title, family in families(comparison) if family
+    ]
+    if differences:
+        differences[0].notes.append(
+            f"Paired bootstrap over {comparison.images} images, {comparison.replicates:,} resamples; "
+            f"{seeds_of(comparison)} per cell. p (Holm) is corrected for the differences in one table. Detectable: a "
+            "true difference that would be found significant four times out of five."
+        )
+    tables += differences
+    if options.per_class and comparison.per_class:
+        tables.append(class_table(comparison))
+    if options.errors and cells_with_errors(comparison):
+        tables.append(error_table(comparison))
+    warnings = [f"WARNING: {warning}" for warning in warnings_of(comparison)]
+    prose = [*warnings, conclusion_of(comparison)]
+    if options.format == "latex":
+        tables[0].notes = [*warnings, *tables[0].notes]  # into the caption: a comment would not be printed
+        head = [*prose, r"In the preamble: \usepackage{booktabs}"]
+        return "\n".join([*(f"% {line}" for line in head), *map(to_latex, tables)])
+    return "\n".join([f"## {comparison.title}", "", *(f"{line}\n" for line in prose), *map(to_markdown, tables)])
+
+
+def families(comparison: Comparison) -> list[tuple[str, list[Difference]]]:
+    """Return the differences that are looked at together, each with its title."""
+    row, column = comparison.row_name, comparison.column_name
+    return [
+        ("Differences", comparison.differences),
+        (f"What each {column} adds, mean over {row}s", comparison.column_effects),
+        (f"What each {row} adds, mean over {column}s", comparison.row_effects),
+        ("Interactions", comparison.interactions),
+    ]
+
+
+def best_picture(comparison: Comparison) -> Path | None:
+    """Return the picture of detections of the cell with the best score, None if there is none."""
+    picture = comparison.best and comparison.best.runs[0].path / "detections.png"
+    return picture if picture and picture.is_file() else None
+
+
 # ---- what is in them ---------------------------------------------------------------------------------------
 
 
@@ -40,27 +90,32 @@ def score_table(comparison: Comparison) -> Table:
     best, bold, rows = comparison.best, set(), []
     for i, row in enumerate(comparison.rows):
         cells = [comparison.cells.get((row, column)) for column in comparison.columns]
-        rows.append([row, *(shown_cell(cell) for cell in cells)])
+        rows.append([row, *map(shown_cell, cells)])
         bold |= {(i, j) for j, cell in enumerate(cells, start=1) if cell is not None and cell is best}
-    lower = ", lower is better" * comparison.lower_is_better
-    over = "one seed" if comparison.seeds == "1 seed" else f"mean ± standard deviation over {comparison.seeds}"
-    title = f"{comparison.metric}, {over}{lower}"
+    seeds = seeds_of(comparison)
+    over = "one seed" if seeds == "1 seed" else f"mean ± standard deviation over {seeds}"
+    lower = ", lower is better" if comparison.lower_is_better else ""
     header = [f"{comparison.row_name} \\ {comparison.column_name}", *comparison.columns]
-    return Table(title, header, rows, bold, comparison.reasons(of_scored=False))
+    return Table(f"{comparison.metric}, {over}{lower}", header, rows, bold, missing_runs(comparison))
 
 
 def shown_cell(cell: Cell | None) -> str:
-    """'0.5531 ± 0.0042', with what is not as it should be in brackets; '-' where nothing was asked for."""
+    """Return '0.5531 ± 0.0042', with the kinds of its notes in brackets; '-' where nothing was asked for."""
     if cell is None:
         return "-"
     score = "" if cell.mean is None else f"{cell.mean:.4f}"
     spread = "" if cell.spread is None else f" ± {cell.spread:.4f}"
-    status = f"({cell.status})" if cell.status and score else cell.status
-    return " ".join(filter(None, [score + spread, status])) or "undefined"
+    status = status_of(cell)
+    return " ".join(filter(None, [score + spread, f"({status})" if status and score else status])) or "undefined"
+
+
+def status_of(cell: Cell) -> str:
+    """Return the kinds of a cell's notes, 'failed, stale'; empty where all runs are done."""
+    return ", ".join(sorted({note.kind for note in cell.notes}))
 
 
 def recorded_columns(comparison: Comparison) -> list[str]:
-    """The keys of COLUMNS that some cell has a number for; the others are of other tasks."""
+    """Return the keys of COLUMNS that some cell has a number for; the others are of other tasks."""
     return [
         name
         for name, (section, key, _, _) in COLUMNS.items()
@@ -82,97 +137,83 @@ def column_table(comparison: Comparison, names: Sequence[str]) -> Table:
 
 
 def shown_column(comparison: Comparison, cell: Cell, name: str) -> str:
-    """What a cell has in a column of COLUMNS, with its 95% interval where one was computed."""
+    """Return what a cell has in a column of COLUMNS, with its 95% interval where one was computed."""
     section, key, _, form = COLUMNS[name]
-    value, interval = cell.mean_of(section, key), comparison.intervals.get((cell.row, cell.column), {}).get(key)
+    value, interval = cell.mean_of(section, key), comparison.intervals.get(cell.place, {}).get(key)
     if value is None:
         return "undefined"
-    return shown_interval(interval, form) if interval else form.format(value)
+    return shown_interval(interval, form.format) if interval else form.format(value)
 
 
-def difference_table(title: str, differences: Sequence[Difference], what: str) -> Table:
-    """Estimates with their uncertainty; what is significant after Holm is bold. what: they are differences in."""
+def difference_table(title: str, differences: Sequence[Difference], unit: str) -> Table:
+    """Estimates with their uncertainty; what is significant after Holm is bold. unit: what differences are in."""
     rows = []
-    for difference in differences:
-        interval = difference.interval
-        rows.append(
-            [
-                difference.label,
-                f"{interval.estimate:+.4f}",
-                *(
-                    ["undefined"] * 5
-                    if math.isnan(interval.low)
-                    else [
-                        f"{interval.low:+.4f} to {interval.high:+.4f}",
-                        f"{interval.p:.3f}",
-                        f"{difference.p_holm:.3f}",
-                        "yes" if difference.significant else "no",
-                        "undefined"
-                        if math.isnan(difference.smallest_detectable)
-                        else f"{difference.smallest_detectable:.4f}",
-                    ]
-                ),
+    for each in differences:
+        interval, numbers = each.interval, ["undefined"] * 5
+        if not math.isnan(interval.low):
+            detectable = each.smallest_detectable
+            numbers = [
+                f"{interval.low:+.4f} to {interval.high:+.4f}",
+                f"{interval.p:.3f}",
+                f"{each.p_holm:.3f}",
+                "yes" if each.significant else "no",
+                "undefined" if math.isnan(detectable) else f"{detectable:.4f}",
             ]
-        )
-    bold = {(i, 1) for i, difference in enumerate(differences) if difference.significant}
-    header = ["", f"difference in {what}", "95% interval", "p", "p (Holm)", "significant", "detectable"]
+        rows.append([each.label, f"{interval.estimate:+.4f}", *numbers])
+    bold = {(i, 1) for i, each in enumerate(differences) if each.significant}
+    header = ["", f"difference in {unit}", "95% interval", "p", "p (Holm)", "significant", "detectable"]
     return Table(title, header, rows, bold)
 
 
 def class_table(comparison: Comparison) -> Table:
     """The score of every class and its change against the baseline."""
-    names, digits = list(comparison.per_class[comparison.baseline]), 4 if comparison.lower_is_better else 3
-    header, rows = ["class"], [[name] for name in names]
+    digits = 4 if comparison.lower_is_better else 3
+    header, rows = ["class"], [[name] for name in comparison.per_class[comparison.baseline]]
     for cell in comparison.filled:
-        place = (cell.row, cell.column)
         header.append(cell.name)
-        for row, name in zip(rows, names, strict=True):
-            text = shown_interval(comparison.per_class[place][name], f"{{:.{digits}f}}")
-            if place != comparison.baseline:
-                text += f", {shown_interval(comparison.per_class_change[place][name], f'{{:+.{digits}f}}')}"
+        for row in rows:
+            text = shown_interval(comparison.per_class[cell.place][row[0]], f"{{:.{digits}f}}".format)
+            if cell.place != comparison.baseline:
+                change = comparison.per_class_change[cell.place][row[0]]
+                text += f", {shown_interval(change, f'{{:+.{digits}f}}'.format)}"
             row.append(text)
     notes = [
-        f"After the comma: change against {' x '.join(comparison.baseline)}. In brackets: 95% intervals over the "
-        "choice of validation images alone, not corrected for the number of classes."
+        f"After the comma: change against {comparison.base.name}. In brackets: 95% intervals over the choice of "
+        "validation images alone, not corrected for the number of classes."
     ]
     return Table(f"{comparison.class_metric} by class", header, rows, notes=notes)
 
 
-def shown_interval(interval: Interval, form: str) -> str:
-    """'0.553 [0.531, 0.574]'."""
+def shown_interval(interval: Interval, shown: Callable[[float], str]) -> str:
+    """Return '0.553 [0.531, 0.574]'."""
     if math.isnan(interval.estimate):
         return "undefined"
     if math.isnan(interval.low):
-        return form.format(interval.estimate)
-    low, high = form.format(interval.low), form.format(interval.high)
-    return f"{form.format(interval.estimate)} [{low}, {high}]"
+        return shown(interval.estimate)
+    return f"{shown(interval.estimate)} [{shown(interval.low)}, {shown(interval.high)}]"
+
+
+def cells_with_errors(comparison: Comparison) -> list[Cell]:
+    """Return the cells whose runs all recorded errors by kind."""
+    return [cell for cell in comparison.filled if all(run.results.errors for run in cell.runs)]
 
 
 def error_table(comparison: Comparison) -> Table:
-    """What mending each kind of error would add to AP50, and its change against the baseline."""
-    cells = [cell for cell in comparison.filled if all(run.results.errors for run in cell.runs)]
-    baseline = comparison.cells[comparison.baseline]
-    baseline = baseline if baseline in cells else None
-    kinds = list(cells[0].runs[0].results.errors.delta_AP50) if cells else []
-    rows = []
+    """What correcting each kind of error would add to AP50, and its change against the baseline."""
+    cells, baseline = cells_with_errors(comparison), comparison.base
+    kinds, rows = list(cells[0].runs[0].results.errors.delta_AP50), []
     for cell in cells:
         row = [cell.name]
         for kind in kinds:
-            value, before = mean_error(cell, kind), baseline and mean_error(baseline, kind)
+            value, before = (each.mean_of("delta_AP50", kind) for each in (cell, baseline))
             change = "" if cell is baseline or None in (value, before) else f" ({value - before:+.4f})"
             row.append("undefined" if value is None else f"{value:.4f}{change}")
         rows.append(row)
     notes = [
-        "AP50 that would be gained if all errors of one kind were mended (Bolya et al. 2020, arXiv 2008.08115); in "
-        f"brackets the change against {' x '.join(comparison.baseline)}: below zero, fewer such errors."
+        "AP50 that would be gained if all errors of one kind were corrected (Bolya et al. 2020, arXiv 2008.08115); in "
+        f"brackets the change against {baseline.name}: below zero, fewer such errors."
     ]
     return Table("Errors by kind", ["", *kinds], rows, notes=notes)
-
-
-def mean_error(cell: Cell, kind: str) -> float | None:
-    """Mean over seeds of what an error costs; None where it is undefined for one."""
-    values = [run.results.errors.delta_AP50[kind] for run in cell.runs]
-    return None if None in values else sum(values) / len(values)
 
 
 # ---- how they are written ----------------------------------------------------------------------------------
@@ -180,6 +221,9 @@ def mean_error(cell: Cell, kind: str) -> float | None:
 
 def to_markdown(table: Table) -> str:
     """A GitHub table with its title above and its notes below."""
+
+    def line(texts: Sequence[str]) -> str:
+        return f"| {' | '.join(texts)} |"
 
     def text(value: str) -> str:
         return printable(value).replace("|", "\\|")
@@ -189,8 +233,8 @@ def to_markdown(table: Table) -> str:
         return f"**{value}**" if (i, j) in table.bold else value
 
     width = len(table.header)
-    lines = [f"### {table.title}", "", "| " + " | ".join(map(text, table.header)) + " |", "|" + " --- |" * width]
-    lines += ["| " + " | ".join(cell(i, j) for j in range(width)) + " |" for i in range(len(table.rows))]
+    lines = [f"### {table.title}", "", line([text(name) for name in table.header]), "|" + " --- |" * width]
+    lines += [line([cell(i, j) for j in range(width)]) for i in range(len(table.rows))]
     lines += [""] * bool(table.notes) + [f"- {printable(note)}" for note in table.notes]
     return "\n".join(lines) + "\n"
 
@@ -233,14 +277,15 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def csv_lines(comparison: Comparison) -> Iterator[dict]:
+    """Yield the line of each cell, column to value."""
     changes = {difference.label: difference for difference in comparison.differences}
     for cell in comparison.cells.values():
         line = {comparison.row_name: cell.row, comparison.column_name: cell.column, "seeds": len(cell.scores)}
-        line |= {comparison.metric: cell.mean, "spread": cell.spread, "status": cell.status}
-        change = changes.get(f"{cell.name} - {' x '.join(comparison.baseline)}")
+        line |= {comparison.metric: cell.mean, "spread": cell.spread, "status": status_of(cell)}
+        change = changes.get(f"{cell.name} - {comparison.base.name}")
         for name in ("estimate", "low", "high", "p"):
-            line[f"difference_{name}"] = getattr(change.interval, name) if change else None
-        line["difference_p_holm"] = change.p_holm if change else None
-        line["smallest_detectable"] = change.smallest_detectable if change else None
+            line[f"difference_{name}"] = change and getattr(change.interval, name)
+        line |= {"difference_p_holm": change and change.p_holm}
+        line |= {"smallest_detectable": change and change.smallest_detectable}
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
-        yield line | {"warnings": " / ".join(comparison.warnings)}
+        yield line | {"warnings": " / ".join(warnings_of(comparison))}

@@ -1,11 +1,11 @@
-"""How sure the differences between cells are: what a Comparison says beyond its scores.
+"""How sure the differences between cells are: what a Comparison holds beyond its scores.
 
 Validation images are resampled with replacement, the same for every run, and every score is computed again on each
 resample (stats/bootstrap.py); what another seed would change comes on top. Differences, main effects and
-interactions are all contrasts of the cells' scores, so they all get their intervals in the same way.
+interactions are all contrasts of the cells' scores (stats/contrasts.py), so they get their intervals in the same way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import numpy as np
 from ablation.comparison import Cell, Comparison, Difference
 from engine.logbook import progress_bar
 from records.results import Place
-from stats.bootstrap import Interval, cell_replicates, holm, image_weights, interval, resampled_scores
+from stats.bootstrap import Interval, cell_replicates, image_weights, interval, resampled_scores
+from stats.contrasts import Contrast, contrast_intervals, mean_difference
 from stats.image_statistics import load_statistics
 
 SEED = 0  # of the resamples: the same experiments give the same intervals
@@ -23,7 +24,7 @@ FEWEST_IMAGES = 10  # resamples of fewer hold the same few images over and over
 
 def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
     """Resample the images (and what the seeds add), and fill in intervals, differences, effects and classes."""
-    cells = {(cell.row, cell.column): cell for cell in comparison.filled}
+    cells = {cell.place: cell for cell in comparison.filled}
     weights, scores, classes = None, {}, {}
     runs = [run for cell in cells.values() for run in cell.scored]
     for run in progress_bar(runs, desc="resampling", unit="run", leave=False):
@@ -31,19 +32,17 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
         if weights is None:
             image_ids = statistics.image_ids
             if len(image_ids) < FEWEST_IMAGES:
-                comparison.warnings.append(
-                    f"{len(image_ids)} validation images: too few to say anything about others, no differences computed"
-                )
+                comparison.warn("few_images", images=len(image_ids))
                 return
             drawn = image_weights(len(image_ids), comparison.replicates, SEED)
             weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # first of all, the images as they are
         if not np.array_equal(statistics.image_ids, image_ids):
             raise ValueError(f"{run.path}: its image_statistics.npz is of other images than {runs[0].path}'s")
         scores[run.path], classes[run.path] = resampled_scores(statistics, weights)
-        score = scores[run.path][run.results.metric][0]
+        score = scores[run.path][comparison.metric][0]
         if abs(score - run.score) > 1e-6:
             raise ValueError(
-                f"{run.path}: image_statistics.npz gives {run.results.metric} {score:.6f}, results.json says "
+                f"{run.path}: image_statistics.npz gives {comparison.metric} {score:.6f}, results.json says "
                 f"{run.score:.6f}; they are not of the same run"
             )
     replicates = add_intervals(comparison, cells, scores)
@@ -52,24 +51,23 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
     add_classes(comparison, cells, classes, statistics.class_names)
     lowest_p = 2 / (comparison.replicates + 1)
     if lowest_p * len(comparison.differences) >= 0.05:
-        comparison.warnings.append(
-            f"{comparison.replicates} resamples: p cannot fall below {lowest_p:.4f}, too coarse for "
-            f"{len(comparison.differences)} differences after Holm; raise --replicates"
+        comparison.warn(
+            "few_replicates",
+            replicates=comparison.replicates,
+            lowest_p=lowest_p,
+            differences=len(comparison.differences),
         )
-    if all(len(cell.scores) == 1 for cell in cells.values()):
-        comparison.warnings.append(
-            "one seed per cell: the intervals hold for these very weights and other images; training again with "
-            "another seed would move the scores too, by how much is not known"
-        )
+    if not comparison.seeds_are_uncertain:
+        comparison.warn("one_seed")
 
 
 def add_intervals(
     comparison: Comparison, cells: dict[Place, Cell], scores: dict[Path, dict[str, np.ndarray]]
 ) -> np.ndarray:
-    """The interval of every score of every cell; returns (K, R), the replicates of the score that is compared.
+    """Add the interval of every score of every cell; return (K, R), the replicates of the score that is compared.
 
-    scores: for each run, name to (1 + R,), the first on the images as they are. One that results.json
-    has no number for, such as top-5 accuracy among five classes, is left out."""
+    scores: for each run, name to (1 + R,), the first on the images as they are. A score that results.json has no
+    number for, such as top-5 accuracy among five classes, is left out."""
     runs = [run for cell in cells.values() for run in cell.scored]
     result = {}
     for name in scores[runs[0].path]:
@@ -83,54 +81,43 @@ def add_intervals(
 
 
 def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates: np.ndarray, pairs: bool) -> None:
-    """Differences between cells, and the effects of rows and columns.
+    """Add differences between cells, and the effects of rows and columns.
 
     replicates: (K, R) of the cells' scores."""
-    index = {place: number for number, place in enumerate(cells)}
-    means = np.array([cell.mean for cell in cells.values()])
+    means = {place: cell.mean for place, cell in cells.items()}
 
-    def family(contrasts: dict[str, dict[Place, float]]) -> list[Difference]:
-        """Contrasts that are looked at together: label -> factor of each cell in it."""
-        intervals = []
-        for factors in contrasts.values():
-            vector = np.zeros(len(cells))
-            for place, factor in factors.items():
-                vector[index[place]] += factor
-            intervals.append(interval(vector @ means, vector @ replicates))
-        corrected = holm([each.p for each in intervals])
-        triples = zip(contrasts, intervals, corrected.tolist(), strict=True)
-        return [Difference(*each, together=len(contrasts)) for each in triples]
+    def family(contrasts: dict[str, Contrast]) -> list[Difference]:
+        found = contrast_intervals(list(contrasts.values()), means, replicates)
+        return [Difference(label, *each, len(contrasts)) for label, each in zip(contrasts, found, strict=True)]
 
     base = comparison.baseline
-    others = [place for place in cells if place != base]
-    chosen = combinations([base, *others], 2) if pairs else ((base, place) for place in others)
-    comparison.differences = family({f"{cells[b].name} - {cells[a].name}": {b: 1, a: -1} for a, b in chosen})
+    places = [base, *(place for place in cells if place != base)]
+    chosen = combinations(places, 2) if pairs else ((base, place) for place in places[1:])
+    comparison.differences = family(
+        {f"{cells[one].name} - {cells[zero].name}": mean_difference([one], [zero]) for zero, one in chosen}
+    )
 
     rows = [row for row in comparison.rows if all((row, column) in cells for column in comparison.columns)]
     columns = comparison.columns
     if len(rows) < 2 or len(columns) < 2:
         return
     if len(rows) < len(comparison.rows):
-        comparison.warnings.append(f"main effects and interactions are of the complete rows alone: {', '.join(rows)}")
-    row0 = base[0] if base[0] in rows else rows[0]
-    column0 = base[1]
-    other_rows, other_columns = (
-        [name for name in names if name != zero] for names, zero in ((rows, row0), (columns, column0))
-    )
+        comparison.warn("incomplete_rows", rows=rows)
+    row0, column0 = base[0] if base[0] in rows else rows[0], base[1]
+    other_rows = [row for row in rows if row != row0]
+    other_columns = [column for column in columns if column != column0]
 
-    def mean_change(
-        one: Callable[[str], Place], zero: Callable[[str], Place], over: Sequence[str]
-    ) -> dict[Place, float]:
-        return {one(name): 1 / len(over) for name in over} | {zero(name): -1 / len(over) for name in over}
+    def in_row(row: str) -> list[Place]:
+        return [(row, column) for column in columns]
+
+    def in_column(column: str) -> list[Place]:
+        return [(row, column) for row in rows]
 
     comparison.row_effects = family(
-        {f"{row} - {row0}": mean_change(lambda c, r=row: (r, c), lambda c: (row0, c), columns) for row in other_rows}
+        {f"{row} - {row0}": mean_difference(in_row(row), in_row(row0)) for row in other_rows}
     )
     comparison.column_effects = family(
-        {
-            f"{column} - {column0}": mean_change(lambda r, c=column: (r, c), lambda r: (r, column0), rows)
-            for column in other_columns
-        }
+        {f"{column} - {column0}": mean_difference(in_column(column), in_column(column0)) for column in other_columns}
     )
     comparison.interactions = family(
         {
@@ -145,7 +132,7 @@ def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates
 def add_classes(
     comparison: Comparison, cells: dict[Place, Cell], classes: dict[Path, np.ndarray], names: Sequence[str]
 ) -> None:
-    """The score of each class with its interval, and its change against the baseline, over the choice of images."""
+    """Add the score of each class with its interval, and its change against the baseline, over the choice of images."""
     means = {place: np.mean([classes[run.path] for run in cell.scored], axis=0) for place, cell in cells.items()}
 
     def intervals(values: np.ndarray) -> dict[str, Interval]:

@@ -4,10 +4,8 @@ A task writes image_statistics.npz into its experiment once; whoever asks how su
 (stats.bootstrap). Arrays only, no pickles.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -23,11 +21,6 @@ class Saved:
         """Write image_statistics.npz into an experiment directory."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         write_whole(experiment / FILE_NAME, lambda file: np.savez_compressed(file, **arrays))
-
-    @classmethod
-    def load(cls, experiment: Path) -> Self:
-        """Read them back. Raises ValueError naming the file if it is absent or not what `save` wrote."""
-        return load_statistics(experiment, (cls,))
 
 
 @dataclass(frozen=True)
@@ -99,15 +92,15 @@ class Losses(Saved):
 Statistics = Matches | Hits | Losses
 
 
-def load_statistics(experiment: Path, kinds: Sequence[type[Saved]] = (Matches, Hits, Losses)) -> Statistics:
-    """Read image_statistics.npz of an experiment, as the one of `kinds` whose arrays are in it.
+def load_statistics(experiment: Path) -> Statistics:
+    """Read image_statistics.npz of an experiment, as the class whose arrays are in it.
 
-    Raises ValueError naming the file if it is absent, or none of them."""
+    Raises ValueError naming the file if it is missing, or holds other arrays."""
     path = experiment / FILE_NAME
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        for kind in kinds:
+        for kind in (Matches, Hits, Losses):
             if arrays.keys() == {field.name for field in fields(kind)}:
                 return kind(**arrays)
         raise ValueError(f"it holds {', '.join(arrays)}")

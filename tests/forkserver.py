@@ -28,7 +28,7 @@ PRELOADED = (
     "torch", "torch.distributed.run", "torchvision", "numpy", "PIL.Image", "pydantic", "yaml", "tqdm", "hotcoco",
     "matplotlib.figure", "matplotlib.backends.backend_agg", "torch.utils.flop_counter", "torch.optim.swa_utils",
     "detection.record", "detection.detector", "classification.record", "classification.classifier",
-    "diffusion.record", "runs", "ablation.report", "ablation.uncertainty",
+    "diffusion.record", "runs", "ablation.report", "ablation.cells",
 )  # fmt: skip
 
 

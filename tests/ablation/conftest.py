@@ -1,4 +1,4 @@
-"""Made-up experiments and comparisons of them."""
+"""Made-up experiments of every task, and comparisons of them."""
 
 import json
 import math
@@ -9,228 +9,161 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablation.comparison import Cell, Comparison, Difference
-from records.results import Run, read_run
-from stats.bootstrap import Interval
-from stats.image_statistics import Hits
+from ablation.cells import compare
+from ablation.comparison import Comparison
+from stats.bootstrap import average_precision, mean_average_precision
+from stats.image_statistics import Hits, Losses, Matches
 
-KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+IMAGES, THRESHOLDS = 60, 10
 ANIMALS = ("ant", "bee", "cat", "dog", "elk", "fox")
+KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 
 
-def write_experiment(
-    path: Path,
-    row: str = "ResNet50Backbone_B",
-    column: str = "none",
-    seed: int = 0,
-    score: float = 0.25,
-    classes: Sequence[str] = ("Platelets", "RBC", "WBC"),
-    epochs: int = 12,
-    gflops: float = 4.5,
-) -> Run:
-    """A finished experiment whose numbers follow from the arguments."""
-    path.mkdir(parents=True)
-    scores = {"mAP": score, "AP50": 1.6 * score, "AP75": 0.9 * score}
-    scores |= {"AP_small": 0.5 * score, "AP_medium": 0.9 * score, "AP_large": 1.2 * score}
-    spread = [1 + 0.6 * math.sin(3 * place + 40 * score) for place in range(len(classes))]
-    results = {
-        "task": "detection",
-        "metric": "mAP",
-        "variant": {"backbone": row, "neck": column},
-        "seed": seed,
-        "scores": scores,
-        "per_class": {name: {"AP": score * by, "AP50": score} for name, by in zip(classes, spread, strict=True)},
-        "errors": {
-            "AP50": 1.6 * score,
-            "delta_AP50": {kind: 0.02 * place + 0.1 * score for place, kind in enumerate(KINDS)},
-            "counts": {kind: 40 * place + int(100 * score) for place, kind in enumerate(KINDS)},
-        },
-        "epochs": epochs,
-        "inputs": {},
-        "protocol": {
-            "annotations": "instances_val.json",
-            "annotations_sha256": "a899906f7a105f3a4b3cb33b961d853d79ea9f5fa06205cb4b37b27983f3d5ef",
-            "images": 72,
-            "classes": list(classes),
-            "nms_iou": 0.45,
-        },
-        "cost": cost(gflops),
-    }
-    (path / "results.json").write_text(json.dumps(results))
-    (path / "config.yaml").write_text(f"train:\n  seed: {seed}\n")
-    command = f"python -m detection.training configs/bccd.yaml model.neck={column} train.seed={seed}"
-    write_course(path, command, "mAP", score, seed, epochs)
-    (path / "examples").mkdir()
-    for name in ("7", "12"):
-        for suffix in ("", "_truth"):
-            colour = (int(255 * score), 90, 180 if suffix else 60)
-            Image.new("RGB", (32, 24), colour).save(path / "examples" / f"{name}{suffix}.jpg")
-    return read_run(path)
+class Experiments:
+    """A folder of made-up finished experiments."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-def write_classification(
-    path: Path,
-    row: str = "swin_slim",
-    column: str = "rel",
-    seed: int = 0,
-    top1: float = 0.6,
-    classes: Sequence[str] = ANIMALS,
-    images: int = 120,
-    gflops: float = 0.3,
-) -> Run:
-    """A finished experiment of a classifier that is right on about the share `top1` of the images, and its guesses:
-    the images that one finds easy are often easy for others too."""
-    path.mkdir(parents=True)
-    labels = (np.arange(images) * len(classes) // images).astype(np.int16)
-    ease, draw = np.random.default_rng(0).random(images), np.random.default_rng([seed, *f"{row} {column}".encode()])
-    hits = np.where(draw.random(images) < 0.6, ease, draw.random(images)) < top1
-    in_top5 = hits | (draw.random(images) < 0.8) | (len(classes) <= 5)
-    Hits(
-        image_ids=np.array([f"{classes[label]}/{number}.jpg" for number, label in enumerate(labels)]),
-        class_names=np.array(classes),
-        labels=labels,
-        hits=hits,
-        in_top5=in_top5,
-    ).save(path)
-    by_class = {name: hits[labels == label] for label, name in enumerate(classes)}
-    results = {
-        "task": "classification",
-        "metric": "top1",
-        "variant": {"model": row, "position": column},
-        "seed": seed,
-        "scores": {"top1": float(hits.mean()), "top5": float(in_top5.mean()) if len(classes) > 5 else None},
-        "per_class": {name: {"top1": float(each.mean()), "images": len(each)} for name, each in by_class.items()},
-        "protocol": {"data": "animals/val", "images": images, "classes": list(classes), "input_size": 64},
-        "inputs": {"animals/train": "c" * 8},
-        "cost": cost(gflops),
-    }
-    (path / "results.json").write_text(json.dumps(results))
-    (path / "config.yaml").write_text(f"model: {{name: {row}, position: {column}}}\ntrain: {{seed: {seed}}}\n")
-    command = f"python train_clf_imagenet.py configs/{row}.yaml model.position={column} train.seed={seed}"
-    write_course(path, command, "top1", top1, seed, epochs=12)
-    Image.new("RGB", (40, 40), (int(255 * top1), 90, 60)).save(path / "confusion.png")
-    return read_run(path)
+    def compare(self, **options: object) -> Comparison:
+        """Compare all of them."""
+        arguments = {"baseline": None, "pairs": False, "replicates": 200, "force": False} | options
+        return compare(sorted(self.folder.iterdir()), self.folder, **arguments)
 
+    def add(
+        self,
+        row: str,
+        column: str = "none",
+        seed: int = 0,
+        quality: float = 0.6,
+        classes: Sequence[str] = ("cat", "dog"),
+        **changes: object,
+    ) -> Path:
+        """Add a detector that finds the share `quality` of the objects; `changes`: see `_add`."""
+        matches = made_up_matches(quality, self._next, classes)
+        per_class = average_precision(matches, np.ones((1, IMAGES), int))
+        score = float(mean_average_precision(per_class)[0])
+        results = {
+            "task": "detection", "metric": "mAP", "variant": {"backbone": row, "neck": column},
+            "scores": {"mAP": score, "AP50": 0.75, "AP_small": score / 2, "AP_medium": score, "AP_large": score},
+            "per_class": {name: {"AP": float(ap), "AP50": 0.5} for name, ap in zip(classes, per_class[0], strict=True)},
+            "errors": {"AP50": 0.7, "delta_AP50": dict.fromkeys(KINDS, 0.1 * quality),
+                       "counts": dict.fromkeys(KINDS, 9)},
+            "protocol": {"annotations": "val.json", "annotations_sha256": "a" * 8, "images": IMAGES,
+                         "classes": list(classes), "nms_iou": 0.45},
+        }  # fmt: skip
+        path = self._add(results, {"backbone": row, "neck": column}, seed, score, changes)
+        matches.save(path)
+        (path / "examples").mkdir()
+        for name in ("7", "7_truth", "12", "12_truth"):
+            Image.new("RGB", (32, 24), (int(255 * quality), 90, 60)).save(path / f"examples/{name}.jpg")
+        return path
 
-def cost(gflops: float) -> dict:
-    """What results.json says that a run has cost, for a model of this size."""
-    return {
-        "parameters": int(2e6 * gflops),
-        "gflops": gflops,
-        "train_seconds": 900 * gflops,
-        "images_per_second": 150 / gflops,
-        "peak_memory_mib": 600 + 100 * gflops,
-        "processes": 1,
-        "device": "cpu",
-    }
-
-
-def write_course(path: Path, command: str, metric: str, score: float, seed: int, epochs: int) -> None:
-    """environment.json and metrics.jsonl of a run that ends near `score`."""
-    start = {
-        "started": "2026-11-20T10:15:00+00:00",
-        "command": command,
-        "commit": "c87c5e7aa7e6a7bb3e1b6f8d0c94f9a4b6c5d201",
-        "uncommitted_changes": seed == 1,
-        "processes": 1,
-        "device": "cpu",
-        "cpu": "AMD EPYC",
-    }
-    (path / "environment.json").write_text(json.dumps([start]))
-    lines = []
-    for epoch in range(1, epochs + 1):
-        lines.append({"epoch": epoch, "step": 18 * epoch, "train_loss_total": 1 + 6 / epoch - score + 0.02 * seed})
-        if epoch % 2 == 0:
-            lines[-1][metric] = score * (1 - 0.8**epoch) + 0.01 * math.sin(epoch + seed)
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def make_comparison(
-    root: Path,
-    rows: Sequence[str] = ("ResNet50Backbone_B", "SwinTBackbone_B"),
-    columns: Sequence[str] = ("none", "fpn"),
-    seeds: Sequence[int] = (0, 1, 2),
-    classes: Sequence[str] = ("Platelets", "RBC", "WBC"),
-) -> Comparison:
-    """A comparison of experiments that it writes under `root`, with invented intervals; of each family of differences
-    the second is significant."""
-    cells, number = {}, 0
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            cells[row, column] = Cell(row, column)
-            for seed in seeds:
-                number += 1
-                score = 0.25 + 0.02 * j - 0.013 * i + 0.015 * ((i * j) % 3) + 0.004 * math.sin(5 * number)
-                run = write_experiment(
-                    root / f"experiment_{number}", row, column, seed, score, classes, gflops=4 + 1.3 * i + 0.7 * j
-                )
-                cells[row, column].runs.append(run)
-    baseline = next(iter(cells))
-
-    def intervals(place: tuple[str, str], zero: float) -> dict[str, Interval]:
-        scores, base = (cells[p].runs[0].results.per_class for p in (place, baseline))
-        return {
-            name: made_up(each["AP"] - zero * base[name]["AP"], 0.02 + 0.03 * abs(math.sin(k)))
-            for k, (name, each) in enumerate(scores.items())
+    def add_classifier(
+        self, row: str, column: str = "rel", seed: int = 0, top1: float = 0.6, classes: Sequence[str] = ANIMALS
+    ) -> Path:
+        """Add a classifier that is right on about the share `top1` of 120 images, often the same ones as others."""
+        labels = (np.arange(120) * len(classes) // 120).astype(np.int16)
+        ease, draw = np.random.default_rng(0).random(120), np.random.default_rng([seed, *f"{row} {column}".encode()])
+        hits = np.where(draw.random(120) < 0.6, ease, draw.random(120)) < top1
+        in_top5 = hits | (draw.random(120) < 0.8) | (len(classes) <= 5)
+        names = [f"{classes[label]}/{number}.jpg" for number, label in enumerate(labels)]
+        by_class = {name: hits[labels == label] for label, name in enumerate(classes)}
+        results = {
+            "task": "classification",
+            "metric": "top1",
+            "variant": {"model": row, "position": column},
+            "scores": {"top1": float(hits.mean()), "top5": float(in_top5.mean()) if len(classes) > 5 else None},
+            "per_class": {name: {"top1": float(each.mean()), "images": len(each)} for name, each in by_class.items()},
+            "protocol": {"images_sha256": "e" * 8, "images": 120, "classes": list(classes)},
         }
+        path = self._add(results, {"name": row, "position": column}, seed, top1, {})
+        Hits(np.array(names), np.array(classes), labels, hits, in_top5).save(path)
+        Image.new("RGB", (40, 40), (int(255 * top1), 90, 60)).save(path / "confusion.png")
+        return path
 
-    base, contrasts = cells[baseline], [cell for place, cell in cells.items() if place != baseline]
-    differences = family({f"{cell.name} - {base.name}": cell.mean - base.mean for cell in contrasts})
-    full = len(rows) > 1 and len(columns) > 1
-    return Comparison(
-        title="Grid bccd",
-        metric="mAP",
-        row_name="backbone",
-        column_name="neck",
-        rows=list(rows),
-        columns=list(columns),
-        cells=cells,
-        baseline=baseline,
-        replicates=1000,
-        differences=differences,
-        row_effects=family({f"{row} - {rows[0]}": -0.01 for row in rows[1:]}) if full else [],
-        column_effects=family({f"{column} - {columns[0]}": 0.015 for column in columns[1:]}) if full else [],
-        interactions=family(
-            {f"({c} - {columns[0]}) on {r} - on {rows[0]}": 0.004 for r in rows[1:] for c in columns[1:]}
-        )
-        if full
-        else [],
-        per_class={place: intervals(place, 0) for place in cells},
-        per_class_change={place: intervals(place, 1) for place in cells},
-        warnings=["one seed per cell: the intervals hold for these very weights"] if len(seeds) == 1 else [],
+    def add_generator(self, model: str, loss: float, gflops: float) -> Path:
+        """Add a diffusion model with about this loss on each of 120 images."""
+        ease = np.random.default_rng(0).normal(0, 0.05, 120)
+        losses = loss + ease + np.random.default_rng([1, *model.encode()]).normal(0, 0.01, 120)
+        labels = (np.arange(120) // 60).astype(np.int16)
+        results = {
+            "task": "diffusion", "metric": "val_loss", "lower_is_better": True,
+            "variant": {"model": model, "encoder from": "random weights"}, "scores": {"val_loss": float(losses.mean())},
+            "per_class": {name: {"val_loss": float(losses[labels == k].mean())} for k, name in enumerate(ANIMALS[:2])},
+            "protocol": {"images": 120, "classes": list(ANIMALS[:2])},
+        }  # fmt: skip
+        path = self._add(results, {"name": model}, 0, loss, {"cost": {"gflops": gflops}})
+        Losses(np.array("val_loss"), np.arange(120).astype(str), np.array(ANIMALS[:2]), labels, losses).save(path)
+        Image.new("L", (40, 40), 128).save(path / "samples.png")
+        return path
+
+    @property
+    def _next(self) -> int:
+        return sum(1 for _ in self.folder.iterdir()) + 1
+
+    def _add(self, results: dict, model: dict, seed: int, score: float, changes: dict) -> Path:
+        """Write the records of an experiment. changes: to results.json, and under "config" to train of config.yaml."""
+        path = self.folder / f"experiment_{self._next}"
+        path.mkdir()
+        config = {"model": model, "train": {"seed": seed, "epochs": 3} | changes.pop("config", {})}
+        if "data" in changes:
+            config["data"] = changes.pop("data")
+        (path / "config.yaml").write_text(json.dumps(config))
+        cost = {"parameters": 2_000_000, "gflops": 1.5, "train_seconds": 1800.0, "images_per_second": 60.0,
+                "peak_memory_mib": 900.0, "processes": 4, "device": "cpu"}  # fmt: skip
+        results = {"seed": seed, "inputs": {"train.json": "c" * 8}, "cost": cost} | results
+        for name, value in changes.items():
+            results[name] = results.get(name, {}) | value if isinstance(value, dict) else value
+        (path / "results.json").write_text(json.dumps(results))
+        start = {"started": "2026-11-20T10:15:00+00:00", "command": f"python -m task my.yaml train.seed={seed}",
+                 "commit": "c87c5e7aa7e6a7bb", "uncommitted_changes": seed == 1, "processes": 1, "device": "cpu",
+                 "cpu": "AMD EPYC"}  # fmt: skip
+        (path / "environment.json").write_text(json.dumps([start]))
+        lines = [
+            {"epoch": epoch, "step": 18 * epoch, "train_loss_total": 1 + 6 / epoch + 0.02 * seed}
+            | ({results["metric"]: score * (1 - 0.8**epoch) + 0.01 * math.sin(epoch + seed)} if epoch % 2 == 0 else {})
+            for epoch in range(1, 13)
+        ]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return path
+
+
+def made_up_matches(quality: float, seed: int, classes: Sequence[str] = ("cat", "dog")) -> Matches:
+    """Detections of one object of each class per image: the share `quality` of them right at every threshold."""
+    draw, number = np.random.default_rng(seed), len(classes) * IMAGES
+    images, labels = np.tile(np.arange(IMAGES), len(classes)), np.repeat(np.arange(len(classes)), IMAGES)
+    right = draw.random(number) < quality
+    return Matches(
+        image_ids=np.arange(IMAGES),
+        class_names=np.array(classes),
+        iou_thresholds=np.linspace(0.5, 0.95, THRESHOLDS),
+        detection_images=images.astype(np.int32),
+        detection_classes=labels.astype(np.int16),
+        scores=draw.random(number),
+        true_positives=np.repeat(right[:, None], THRESHOLDS, axis=1),
+        ignored=np.zeros((number, THRESHOLDS), bool),
+        object_images=images.astype(np.int32),
+        object_classes=labels.astype(np.int16),
     )
 
 
-def family(estimates: dict[str, float]) -> list[Difference]:
-    return [
-        Difference(label, made_up(estimate, 0.01), 0.012 if place == 1 else 0.4, 3)
-        for place, (label, estimate) in enumerate(estimates.items())
-    ]
-
-
-def made_up(estimate: float, error: float) -> Interval:
-    return Interval(estimate, estimate - 1.96 * error, estimate + 1.96 * error, 0.2, error)
+@pytest.fixture(scope="session")
+def new_experiments(tmp_path_factory) -> Callable[[], Experiments]:
+    """A function that makes an empty folder of experiments."""
+    return lambda: Experiments(tmp_path_factory.mktemp("experiments"))
 
 
 @pytest.fixture
-def experiment_writer() -> Callable[..., Run]:
-    """write_experiment, for tests that need experiments of their own."""
-    return write_experiment
-
-
-@pytest.fixture(scope="session")
-def classification_writer() -> Callable[..., Run]:
-    """write_classification, for tests that need experiments of a classifier."""
-    return write_classification
-
-
-@pytest.fixture(scope="session")
-def comparison_maker(tmp_path_factory) -> Callable[..., Comparison]:
-    """make_comparison in a new folder."""
-    return lambda **options: make_comparison(tmp_path_factory.mktemp("experiments"), **options)
+def experiments(new_experiments) -> Experiments:
+    return new_experiments()
 
 
 @pytest.fixture
-def comparison(comparison_maker) -> Comparison:
-    """2 x 2 cells of 3 seeds, 3 classes; a test may change it."""
-    return comparison_maker()
+def grid(experiments) -> Experiments:
+    """Two rows, two columns, two seeds; only the row makes a difference."""
+    for row, quality in (("weak", 0.3), ("strong", 0.9)):
+        for column in ("none", "fpn"):
+            for seed in (0, 1):
+                experiments.add(row, column, seed, quality)
+    return experiments

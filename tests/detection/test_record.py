@@ -15,7 +15,7 @@ from detection.coco.annotations import read_split
 from detection.coco.evaluation import GroundTruth, coco_scores, quick_scores
 from detection.record import write_record
 from detection.task import DetectionConfig, DetectionTask
-from stats.image_statistics import Matches
+from stats.image_statistics import load_statistics
 
 SPLITS = {
     split: {"images": f"images/{split}", "annotations": f"annotations/instances_{split}.json"}
@@ -174,7 +174,7 @@ def test_the_errors_are_of_the_detections_that_were_scored(recorded):
 
 def test_the_statistics_lie_beside_the_scores(recorded):
     experiment, task, record = recorded
-    matches = Matches.load(experiment)
+    matches = load_statistics(experiment)
     assert matches.image_ids.tolist() == sorted(image.id for image in task.val.images)
     assert matches.class_names.tolist() == record["protocol"]["classes"]
 

@@ -18,7 +18,7 @@ from diffusion.training import build_task
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.signals import Stopped
 from records.metrics import read_metrics
-from stats.image_statistics import Losses
+from stats.image_statistics import load_statistics
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
@@ -38,7 +38,7 @@ def test_a_run_leaves_its_whole_record(experiment):
     assert record["lower_is_better"]
     assert record["cost"]["gflops"] > 0
     assert record["per_class"]["3"]["images"] == 2
-    losses = Losses.load(experiment).losses
+    losses = load_statistics(experiment).losses
     assert read_metrics(experiment)[-1]["val_loss"] == record["scores"]["val_loss"] == losses.mean()
     assert "![Samples, a row for each class](samples.png)" in (experiment / "README.md").read_text()
 
@@ -70,7 +70,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     for weights in ([state["model"] for state in states], [state["ema"]["weights"] for state in states]):
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert (one / "samples.png").read_bytes() == (other / "samples.png").read_bytes()
-    assert np.array_equal(Losses.load(one).losses, Losses.load(other).losses)
+    assert np.array_equal(load_statistics(one).losses, load_statistics(other).losses)
 
 
 def test_a_run_resumed_after_an_epoch_ends_as_the_uninterrupted_one(experiment, run_training, tmp_path):

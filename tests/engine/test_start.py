@@ -94,7 +94,7 @@ def test_every_command_runs_in_this_process(module, run_in_process):
 
 
 def test_modules_import_no_more_of_the_heavy_packages_than_they_need():
-    nothing = ["ablation.comparison", "ablation.slurm", "detection.shapes"]
+    nothing = ["ablation.cells", "ablation.slurm", "detection.shapes"]
     torch = ["training", "runs", "diffusion.task", "weights.model_card"]
     torchvision = ["detection.task", "classification.record"]
     program = (

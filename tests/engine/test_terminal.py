@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ablation import plots
-from ablation.page import escape
+from ablation.report import breakable
 from ablation.tables import Table, to_latex, to_markdown
 from data import DatasetError, read_image
 from detection.coco.annotations import Defect
@@ -49,7 +49,7 @@ def test_names_in_any_script_stay_as_they_are(name):
         lambda: to_latex(Table(EVIL[:3], ["class", EVIL], [[EVIL, "0.5"]], notes=[EVIL])),
         lambda: listed([EVIL, EVIL]),
         lambda: plain(EVIL),
-        lambda: escape(EVIL),
+        lambda: str(breakable(EVIL)),
         lambda: shorten([EVIL[:16]])[EVIL[:16]],
         lambda: str(Defect(Path(EVIL), "images[0]", "no such file")),
         lambda: repr(Detections(np.zeros((1, 4)), np.ones(1), np.ones(1), [EVIL], np.ones(1))),

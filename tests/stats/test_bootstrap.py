@@ -18,7 +18,7 @@ from stats.bootstrap import (
     mean_average_precision,
     resampled_scores,
 )
-from stats.image_statistics import Hits
+from stats.image_statistics import Hits, Losses
 
 CATEGORIES = [{"id": number, "name": name} for number, name in ((2, "cat"), (3, "dog"), (7, "owl"), (9, "yak"))]
 
@@ -120,16 +120,13 @@ def compare(statistics_a, statistics_b, weights):
 # ---- scores on resamples -----------------------------------------------------------------------------------
 
 
-def test_a_resample_has_as_many_images_as_the_set():
-    weights = image_weights(50, 20, seed=0)
+def test_a_resample_has_as_many_images_as_the_set_and_depends_on_the_seed_alone():
+    weights = image_weights(50, 20, seed=3)
     assert weights.shape == (20, 50)
     assert (weights.sum(axis=1) == 50).all()
     assert weights.max() > 1
-
-
-def test_resamples_depend_on_the_seed_alone():
-    np.testing.assert_array_equal(image_weights(50, 20, seed=3), image_weights(50, 20, seed=3))
-    assert (image_weights(50, 20, seed=3) != image_weights(50, 20, seed=4)).any()
+    np.testing.assert_array_equal(weights, image_weights(50, 20, seed=3))
+    assert (weights != image_weights(50, 20, seed=4)).any()
 
 
 def test_every_image_is_drawn_equally_often():
@@ -142,13 +139,8 @@ def test_every_image_is_drawn_equally_often():
 @pytest.mark.parametrize("seed", range(4))
 def test_a_resample_scores_as_pycocotools_on_the_repeated_images(tmp_path, seed, score_decimals):
     content, results = random_set(seed, score_decimals)
-    assert_equals_pycocotools(tmp_path, content, results, image_weights(14, 6, seed))
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_full_set_scores_as_pycocotools(tmp_path, seed):
-    content, results = random_set(seed, score_decimals=1)
-    assert_equals_pycocotools(tmp_path, content, results, np.ones((1, 14), dtype=int))
+    weights = np.concatenate([np.ones((1, 14), dtype=int), image_weights(14, 5, seed)])
+    assert_equals_pycocotools(tmp_path, content, results, weights)
 
 
 def test_real_detections_score_as_pycocotools_on_the_repeated_images(tmp_path, shared_data):
@@ -167,18 +159,14 @@ def test_a_class_that_is_not_in_a_resample_is_undefined_and_left_out_of_the_mean
     assert mean_average_precision(per_class)[0] == per_class[0, :2].mean()
 
 
-def test_a_resample_without_objects_is_undefined(tmp_path):
-    content, results = random_set(0, score_decimals=6)
-    per_class = average_precision(statistics(tmp_path, content, results), np.zeros((1, 14), dtype=int))
-    assert np.isnan(per_class).all()
-    assert np.isnan(mean_average_precision(per_class)).all()
-
-
-def test_a_class_that_is_never_detected_scores_zero(tmp_path):
+def test_a_class_never_detected_scores_zero_and_a_resample_without_objects_is_undefined(tmp_path):
     content, results = random_set(0, score_decimals=6)
     results = [result for result in results if result["category_id"] != 2]
-    per_class = average_precision(statistics(tmp_path, content, results), np.ones((1, 14), dtype=int))
-    assert per_class[0, 0] == 0.0
+    matches = statistics(tmp_path, content, results)
+    full, empty = average_precision(matches, np.array([[1] * 14, [0] * 14]))
+    assert full[0] == 0.0
+    assert np.isnan(empty).all()
+    assert np.isnan(mean_average_precision(empty[None])).all()
 
 
 def test_chunks_do_not_change_the_scores(tmp_path, monkeypatch):
@@ -233,21 +221,22 @@ def test_a_resample_has_the_accuracy_of_the_repeated_images(seed):
             assert by_class[row, label] == np.mean(of_class)
 
 
-def test_accuracy_is_of_images_and_not_the_mean_over_classes():
-    hits = Hits(np.array(list("abcd")), np.array(["cat", "dog"]), np.array([0, 0, 0, 1]), np.array([1, 1, 1, 0]) > 0,
-                np.ones(4, bool))  # fmt: skip
-    scores, by_class = resampled_scores(hits, np.ones((1, 4), int))
-    assert by_class.tolist() == [[1.0, 0.0]]
-    assert scores["top1"].tolist() == [0.75]
+@pytest.mark.parametrize("seed", range(2))
+def test_a_resample_has_the_mean_loss_of_the_repeated_images(seed):
+    labels, values = np.arange(40) % 2, np.random.default_rng(seed).random(40)
+    losses = Losses(np.array("val_loss"), np.arange(40).astype(str), np.array(["cat", "dog"]), labels, values)
+    weights = image_weights(40, 5, seed)
+    scores, by_class = resampled_scores(losses, weights)
+    for row, weight in enumerate(weights):
+        repeated = np.repeat(np.arange(40), weight)
+        assert scores["val_loss"][row] == pytest.approx(values[repeated].mean())
+        assert by_class[row, 1] == pytest.approx(values[repeated[labels[repeated] == 1]].mean())
 
 
-def test_a_class_without_an_image_in_a_resample_has_no_accuracy():
+def test_no_image_drawn_of_a_class_or_at_all_is_no_accuracy():
     hits = random_hits(0)
     weights = np.array([hits.labels != 1], dtype=int)
     assert np.isnan(class_means(hits.hits, hits, weights)).tolist() == [[False, True, False, True]]
-
-
-def test_no_image_drawn_is_no_accuracy():
     assert np.isnan(drawn_mean(np.array([True, False]), np.zeros((1, 2), int))).all()
 
 
@@ -414,22 +403,16 @@ def test_an_interval_that_nothing_supports_is_undefined(estimate, replicates):
     assert np.isnan([found.low, found.high, found.p, found.standard_error]).all()
 
 
-def test_holm_by_hand():
-    # sorted 0.01 0.02 0.03 0.04, times 4 3 2 1: 0.04 0.06 0.06 0.04, never falling: 0.04 0.06 0.06 0.06
-    np.testing.assert_allclose(holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
-
-
-def test_holm_is_at_most_one():
-    np.testing.assert_array_equal(holm([0.6, 0.9]), [1.0, 1.0])
-
-
-def test_holm_of_one_is_itself():
-    np.testing.assert_array_equal(holm([0.03]), [0.03])
-
-
-def test_holm_of_none_is_none():
-    assert holm([]).size == 0
-
-
-def test_holm_does_not_count_what_was_not_tested():
-    np.testing.assert_allclose(holm([0.02, np.nan, 0.04]), [0.04, np.nan, 0.04])
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        # sorted 0.01 0.02 0.03 0.04, times 4 3 2 1: 0.04 0.06 0.06 0.04, never falling: 0.04 0.06 0.06 0.06
+        ([0.04, 0.01, 0.03, 0.02], [0.06, 0.04, 0.06, 0.06]),
+        ([0.6, 0.9], [1.0, 1.0]),
+        ([0.03], [0.03]),
+        ([], []),
+        ([0.02, np.nan, 0.04], [0.04, np.nan, 0.04]),  # what was not tested does not count
+    ],
+)
+def test_holm_by_hand(p_values, adjusted):
+    np.testing.assert_allclose(holm(p_values), adjusted)
