@@ -68,7 +68,7 @@ def recorded_inputs(experiment: Path) -> Inputs | None:
     inputs = read_inputs(experiment)
     if inputs is None and (experiment / "results.json").is_file():
         config, _ = read_yaml(experiment / "config.yaml")
-        inputs = Inputs(str(_data_root(config)), read_results(experiment / "results.json")["inputs"], {})
+        inputs = Inputs(str(_data_root(config)), read_results(experiment / "results.json").inputs, {})
     return inputs
 
 

@@ -24,7 +24,7 @@ UNRELATED = {
     "runs": "from the command line to the record",
     "engine.arguments": "command lines", "engine.start": "command lines", "engine.command": "exit codes",
     "engine.config": "reading configs: the recipe is compared by value", "engine.strict_yaml": "reading configs",
-    "engine.charts": "pictures", "engine.logbook": "messages", "engine.terminal": "messages",
+    "engine.charts": "pictures", "engine.logbook": "messages", "engine.terminal": "messages", "engine.text": "messages",
     "engine.checkpoint": "saving: a resumed run is bit-identical", "engine.files": "files and locks",
     "engine.inputs": "data are compared by content", "engine.repeats": "warnings",
     "engine.ranks": "which process prints", "engine.signals": "how a run is asked to end",
