@@ -25,4 +25,6 @@ def test_a_chart_has_a_palette_and_its_own_size(tmp_path):
     save_chart(tmp_path / "chart.png", Figure((3, 2), 50))
     with Image.open(tmp_path / "chart.png") as picture:
         assert (picture.mode, picture.size) == ("P", (150, 100))
-    assert is_ours(tmp_path / "chart.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    assert [is_ours(tmp_path / f"{name}.png") for name in ("chart", "other", "text")] == [True, False, False]
