@@ -3,19 +3,13 @@
     python -m detection.export experiments/experiment_3 --format onnx --postprocess
     python -m detection.export saved_weights/cells.safetensors photo.jpg --output cells.pt2
 
-The program in the file takes `images` (B, 3, S, S) float32, prepared as its `preprocessing` says. The batch size B is
-free; the side S is fixed, because the default boxes depend on it. It computes in float32 and returns
+The program in the file takes `images` (B, 3, S, S) float32, any number of them, and returns in float32
+all_boxes_xyxy (B, A, 4), all_scores (B, A, C): every default box decoded and clipped, and its class probabilities;
+with --postprocess (ONNX only) boxes_xyxy (B, N, 4), scores (B, N), labels (B, N) int64, num_detections (B,) int64: the
+detections, best first, in N = max_detections places. Boxes are fractions of the image's sides.
 
-all_boxes_xyxy (B, A, 4), all_scores (B, A, C)   every default box decoded and clipped, its probability of each class
-
-or, with --postprocess (ONNX only), what detection/network/postprocess.py reports with the experiment's thresholds,
-best first, in N = max_detections places per image:
-
-boxes_xyxy (B, N, 4), scores (B, N), labels (B, N) int64, num_detections (B,) int64   unused places are 0
-
-Boxes are fractions of the image's sides. Label k, column k - 1 of all_scores, is the k-th of `classes` and of
-`category_ids`. The file has these facts as JSON: `classes`, `category_ids`, `input_size`, `preprocessing`, `outputs`,
-`postprocessing`, `step`; ONNX in metadata_props, torch.export together in the extra file detector.json.
+How images are prepared and what the outputs mean is in the file as JSON, see `detection.formats.facts_of`; in ONNX in
+metadata_props, in torch.export in the extra file detector.json. docs/detection.md has examples.
 
 Before it is written, the program is run on real images, alone and in a batch, and compared with the PyTorch model. If
 they differ, nothing is written and the exit code is 1.

@@ -17,9 +17,9 @@ from detection.anchor_fit import best_boxes
 from detection.coco.annotations import CocoFile, describe, read_split
 from detection.coco.dataset import CocoDetection, collate, read_image
 from detection.coco.transforms import distort_colours, eval_transform
-from detection.drawing.boxes import UNMATCHED, Mark, level_colour, palette_colour
+from detection.drawing.boxes import UNMATCHED, Mark, level_colour
 from detection.drawing.charts import draw_classes, draw_sizes
-from detection.drawing.pictures import Panel, box_area, draw_panels
+from detection.drawing.pictures import Panel, class_colours, draw_panels, object_marks, small_first
 from detection.network.anchors import BOXES_PER_CELL
 from detection.network.matching import NO_OBJECT
 from detection.network.ssd import SSD, build_ssd
@@ -140,8 +140,8 @@ def show_augment(config: DetectionConfig, options: argparse.Namespace) -> list[P
         panels.append(truth_panel(task.train, index))
         samples = load_samples(task.train_set, [(epoch, index) for epoch in range(EPOCHS)])
         for epoch, (image, boxes_xyxy, labels) in enumerate(samples, start=1):
-            marks = object_marks(task.train, boxes_xyxy.numpy() * len(image), labels.tolist())
-            panels.append(panel(image, f"epoch {epoch}", marks))
+            boxes_xyxy = boxes_xyxy.numpy() * len(image)
+            panels.append(object_panel(task.train, image, f"epoch {epoch}", boxes_xyxy, labels))
     path = options.output / "augment.png"
     draw_panels(path, panels, columns=4, side=450)
     return [path]
@@ -236,20 +236,23 @@ def load_samples(dataset: CocoDetection, keys: Sequence[Key]) -> Iterator[Sample
         yield image.permute(1, 2, 0).numpy(), boxes_xyxy[labels > 0], labels[labels > 0]
 
 
-def object_marks(
-    coco: CocoFile, boxes_xyxy: np.ndarray, labels: Sequence[int], is_crowd: Sequence[bool] | None = None
-) -> list[Mark]:
-    """Return boxes (n, 4) in the colours and with the names of their classes; crowds are dashed."""
-    return [
-        Mark(box_xyxy, palette_colour(label - 1), coco.class_names[label - 1] + " (crowd)" * crowd, crowd)
-        for box_xyxy, label, crowd in zip(boxes_xyxy, labels, is_crowd or [False] * len(labels), strict=True)
-    ]
-
-
 def panel(image: np.ndarray, caption: str, marks: Sequence[Mark]) -> Panel:
-    """Return a panel with small boxes over large ones and boxes without a label below both."""
-    marks = sorted(marks, key=lambda mark: (not mark.label, box_area(mark)))
-    return Panel(image, caption + ", no objects" * (not marks), marks)
+    """Return a panel whose caption says if there is nothing to mark."""
+    return Panel(image, caption + ", no objects" * (not marks), small_first(marks))
+
+
+def object_panel(
+    coco: CocoFile,
+    image: np.ndarray,
+    caption: str,
+    boxes_xyxy: np.ndarray,
+    labels: Sequence[int],
+    is_crowd: np.ndarray | None = None,
+) -> Panel:
+    """Return an image with its objects. boxes_xyxy: (n, 4) pixels. is_crowd: n, of no object if None."""
+    names = [coco.class_names[label - 1] for label in labels]
+    crowds = [False] * len(names) if is_crowd is None else is_crowd
+    return panel(image, caption, object_marks(boxes_xyxy, names, crowds, class_colours(coco.class_names)))
 
 
 def truth_panel(coco: CocoFile, index: int) -> Panel:
@@ -258,8 +261,9 @@ def truth_panel(coco: CocoFile, index: int) -> Panel:
     image = Image.fromarray(read_image(coco, index))
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     boxes_xyxy, labels, is_crowd = coco.objects(index)
-    marks = object_marks(coco, boxes_xyxy * (image.width / record.width), labels.tolist(), is_crowd.tolist())
-    return panel(np.asarray(image), f"id {record.id}: {record.file_name[-40:]}", marks)  # long names begin with folders
+    boxes_xyxy = boxes_xyxy * (image.width / record.width)
+    caption = f"id {record.id}: {record.file_name[-40:]}"  # its end, because long names begin with folders
+    return object_panel(coco, np.asarray(image), caption, boxes_xyxy, labels, is_crowd)
 
 
 def match_panel(task: DetectionTask, sample: Sample, level_of_anchor: Tensor, caption: str) -> Panel:

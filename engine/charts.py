@@ -39,7 +39,8 @@ def save_png(path: Path, image: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = PngInfo()
     metadata.add_text("Software", MADE_BY)
-    write_whole(path, lambda file: image.save(file, "PNG", optimize=True, pnginfo=metadata))
+    optimize = image.mode == "P"  # of true colours it takes seconds, and saves little
+    write_whole(path, lambda file: image.save(file, "PNG", optimize=optimize, pnginfo=metadata))
 
 
 def is_ours(path: Path) -> bool:

@@ -31,10 +31,8 @@ class Picture(NamedTuple):
     caption: str = ""
 
     def truth(self, colours: Mapping[str, Colour]) -> list[Mark]:
-        """The objects, small ones first; crowds are dashed. colours: of the classes."""
-        objects = zip(self.true_boxes_xyxy, self.true_names, self.true_is_crowd, strict=True)
-        marks = [Mark(box, colours[name], name + " (crowd)" * bool(crowd), bool(crowd)) for box, name, crowd in objects]
-        return sorted(marks, key=box_area)
+        """The objects. colours: of the classes."""
+        return object_marks(self.true_boxes_xyxy, self.true_names, self.true_is_crowd, colours)
 
     def found(self, colours: Mapping[str, Colour]) -> list[Mark]:
         """The detections, best first."""
@@ -51,9 +49,19 @@ class Panel(NamedTuple):
     dots_xy: np.ndarray = np.empty((0, 2))  # (m, 2) pixels
 
 
-def box_area(mark: Mark) -> float:
-    """Return the area of a mark's box, for small boxes to be sorted on top of large ones."""
-    return float(np.prod(mark.box_xyxy[2:] - mark.box_xyxy[:2]))
+def object_marks(
+    boxes_xyxy: np.ndarray, names: Sequence[str], is_crowd: Sequence[bool], colours: Mapping[str, Colour]
+) -> list[Mark]:
+    """Return boxes (n, 4) with their class names and colours, small ones on top; crowds are dashed."""
+    objects = zip(boxes_xyxy, names, is_crowd, strict=True)
+    return small_first(
+        Mark(box, colours[name], name + " (crowd)" * bool(crowd), bool(crowd)) for box, name, crowd in objects
+    )
+
+
+def small_first(marks: Iterable[Mark]) -> list[Mark]:
+    """Return marks with small boxes on top of large ones, and boxes without a label below both."""
+    return sorted(marks, key=lambda mark: (not mark.label, np.prod(mark.box_xyxy[2:] - mark.box_xyxy[:2])))
 
 
 def class_colours(class_names: Sequence[str]) -> dict[str, Colour]:

@@ -101,11 +101,6 @@ def test_unreadable_files_are_reported_and_skipped(predict, photos, tmp_path):
     assert [image["id"] for image in json.loads((tmp_path / "predictions/images.json").read_text())["images"]] == [1, 2]
 
 
-def test_an_image_by_the_name_of_something_else_is_read(predict, photos):
-    (photos / "a.jpg").rename(photos / "a.txt")
-    assert predict(photos / "a.txt")[0] == 0
-
-
 def test_arguments_in_the_wrong_order_are_an_error_that_says_the_right_one(
     photos, tmp_path, monkeypatch, run_in_process
 ):

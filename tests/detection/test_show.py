@@ -119,19 +119,16 @@ def test_objects_are_measured_as_training_shows_them(task):
 # ---- what is shown --------------------------------------------------------------------------------------------
 
 
-def test_crowds_are_dashed_and_say_so(content, folder):
+def test_crowds_are_dashed_and_boxes_follow_an_image_that_is_shown_smaller(content, folder, monkeypatch):
+    monkeypatch.setattr(inspection, "LARGEST_SIDE", 20)
     content["annotations"][2]["iscrowd"] = 1
     (folder / "a.json").write_text(json.dumps(content))
-    marks = truth_panel(read_coco(folder / "a.json", folder / "images"), 1).marks
-    assert [(mark.label, mark.is_dashed) for mark in marks] == [("Kätzchen 猫", False), ("dog (crowd)", True)]
-
-
-def test_boxes_follow_an_image_that_is_shown_smaller(content, folder, monkeypatch):
-    monkeypatch.setattr(inspection, "LARGEST_SIDE", 20)
-    (folder / "a.json").write_text(json.dumps(content))
-    panel = truth_panel(read_coco(folder / "a.json", folder / "images"), 0)
+    coco = read_coco(folder / "a.json", folder / "images")
+    panel = truth_panel(coco, 0)
     assert panel.image.shape == (15, 20, 3)
     assert panel.marks[0].box_xyxy.tolist() == [5.25, 5, 15.25, 10]
+    marks = truth_panel(coco, 1).marks
+    assert [(mark.label, mark.is_dashed) for mark in marks] == [("Kätzchen 猫", False), ("dog (crowd)", True)]
 
 
 def match(task, *boxes_xyxy):
@@ -142,6 +139,8 @@ def match(task, *boxes_xyxy):
 
 
 def test_an_object_that_a_default_box_fits_is_shown_with_its_boxes(task):
+    panel = match(task)
+    assert (panel.caption, panel.marks) == ("id 1, no objects", [])
     item, *boxes = match(task, [0.34, 0.34, 0.54, 0.54]).marks
     assert item.colour == inspection.WHITE
     assert item.label == f"circle x{len(boxes)}"
@@ -155,11 +154,6 @@ def test_an_object_that_none_fits_is_red_and_tells_the_best_overlap(task):
         item.label
         == f"circle x1, {0.02**2 * task.model.input_size**2 / np.prod(box.box_xyxy[2:] - box.box_xyxy[:2]):.2f}"
     )
-
-
-def test_an_image_without_objects_has_no_matches(task):
-    panel = match(task)
-    assert (panel.caption, panel.marks) == ("id 1, no objects", [])
 
 
 def test_an_epoch_is_shown_with_the_colours_of_training(command, panels, task):
@@ -244,11 +238,3 @@ def test_pictures_are_opened_with_a_display(command, panels, monkeypatch, displa
     monkeypatch.setenv("DISPLAY", display)
     assert command("--what", "anchors", "--blank", *option)[0] == 0
     assert [url.rpartition("/")[2] for url in urls] == ["anchors.png"] * opened
-
-
-def test_the_colours_of_80_real_classes_stay_the_same_from_image_to_image(shared_data):
-    root = shared_data / "coco80"
-    coco = read_coco(root / "annotations/instances_val.json", root / "images/val")
-    marks = [mark for index in range(12) for mark in truth_panel(coco, index).marks]
-    colours = {(mark.label.removesuffix(" (crowd)"), mark.colour) for mark in marks}
-    assert len(colours) == len({name for name, _ in colours}) == len({colour for _, colour in colours}) > 10

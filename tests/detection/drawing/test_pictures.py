@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from detection.drawing import pictures
-from detection.drawing.boxes import Mark, palette_colour
+from detection.drawing.boxes import Mark
 from detection.drawing.pictures import (
     LINE,
     Panel,
@@ -58,12 +58,9 @@ def test_an_image_without_objects_or_detections_is_drawn_without_boxes(tmp_path)
     assert (drawn.max(axis=2) - drawn.min(axis=2)).max() < 8  # grey
 
 
-def test_crowds_are_dashed_and_say_so():
+def test_the_best_detection_comes_first_and_crowds_are_dashed():
     (crowd,) = picture()._replace(true_is_crowd=[True]).truth(class_colours(CLASSES))
     assert (crowd.label, crowd.is_dashed) == ("cat (crowd)", True)
-
-
-def test_the_best_detection_comes_first_and_names_stay_as_they_are():
     sample = picture(names=("cat", "dog", r"$a_$"))._replace(scores=[0.5, 0.9, 0.3])
     found = sample.found(class_colours([*CLASSES, r"$a_$"]))
     assert [mark.label for mark in found] == ["dog 0.90", "cat 0.50", r"$a_$ 0.30"]
@@ -94,17 +91,6 @@ def test_dots_and_a_key_are_drawn(tmp_path):
     assert drawn[2 * LINE + 100, 50].tolist() == [255, 255, 255]
 
 
-def test_files_of_this_project_are_told_from_others(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
-    (tmp_path / "text.png").write_text("not a picture")
-    assert not is_ours(tmp_path / "other.png")
-    assert not is_ours(tmp_path / "text.png")
-
-
-def test_a_class_has_the_colour_of_its_label():
-    assert class_colours(["cat", "dog"])["dog"] == palette_colour(1)
-
-
 @pytest.mark.parametrize(
     ("shape", "size"), [((427, 640), (320, 214)), ((640, 427), (214, 320)), ((64, 64), (320, 320))]
 )
@@ -128,5 +114,6 @@ def test_an_example_has_its_boxes_where_they_are(tmp_path):
 def test_examples_of_an_earlier_record_are_removed(tmp_path):
     draw_examples(tmp_path / "examples", {"1": picture(), "2": picture()}, CLASSES)
     draw_examples(tmp_path / "examples", {"2": picture(), "3": picture()}, CLASSES)
-    names = {path.name for path in (tmp_path / "examples").iterdir()}
-    assert names == {"2.jpg", "2_truth.jpg", "3.jpg", "3_truth.jpg"}
+    files = list((tmp_path / "examples").iterdir())
+    assert {path.name for path in files} == {"2.jpg", "2_truth.jpg", "3.jpg", "3_truth.jpg"}
+    assert all(map(is_ours, files))

@@ -51,16 +51,6 @@ def test_no_neck_returns_the_maps_themselves():
     assert not list(neck.parameters())
 
 
-@pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
-@pytest.mark.parametrize("name", ["fpn", "pan", "dense_fpn"])
-def test_every_parameter_gets_a_gradient(name, sides):
-    neck = build_neck(name, CHANNELS, out_channels=8)
-    sum(x.square().sum() for x in neck(random_maps(sides))).backward()
-    for key, parameter in neck.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.abs().sum() > 0, key
-
-
 @pytest.mark.parametrize("name", ["fpn", "pan", "dense_fpn"])
 def test_convolutions_start_xavier_uniform_with_zero_bias(name):
     for conv in build_neck(name, [64] * 6, out_channels=64).modules():
@@ -91,20 +81,6 @@ def test_fpn_equals_torchvisions_where_resizing_does_not_matter():
             conv.load_state_dict(block[0].state_dict())
     maps = [torch.randn(2, x.shape[1], 1, 1).expand(x.shape) for x in random_maps(SIDES["300"])]
     expected = peer(OrderedDict(enumerate(maps))).values()
-    for a, b in zip(neck(maps), expected, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_fpn_is_the_published_formula():
-    torch.manual_seed(0)
-    neck = build_neck("fpn", CHANNELS, out_channels=8)
-    maps = random_maps(SIDES["300"])
-    merged = neck.laterals[5](maps[5])
-    expected = [neck.smooths[5](merged)]
-    for level in (4, 3, 2, 1, 0):
-        above = nn.functional.interpolate(merged, maps[level].shape[-2:], mode="bilinear", align_corners=False)
-        merged = neck.laterals[level](maps[level]) + above
-        expected.insert(0, neck.smooths[level](merged))
     for a, b in zip(neck(maps), expected, strict=True):
         torch.testing.assert_close(a, b)
 
