@@ -168,17 +168,41 @@ def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) 
     return [[(0, index) for index in range(start, min(start + batch_size, num_samples))] for start in starts]
 
 
+class Loader(DataLoader):
+    """Batches of a data set. `load_seconds` sums what those yielded so far took of one core's time.
+
+    Its timeout also holds for a worker that freezes while it hands over a batch: there PyTorch would wait for ever, so
+    such workers are killed."""
+
+    load_seconds = 0.0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        batches = super().__iter__()
+        while True:
+            watch = threading.Timer(LOADER_TIMEOUT_SECONDS + LOADER_GRACE_SECONDS, _kill_workers)
+            watch.daemon = True
+            if self.num_workers:
+                watch.start()
+            try:
+                batch, seconds = next(batches)
+            except StopIteration:
+                return
+            finally:
+                watch.cancel()
+            self.load_seconds += seconds
+            yield batch
+
+
 def build_loader(
     dataset: Dataset,
     batches: Iterable[list[Key]],
     collate: Callable[[list], dict[str, Tensor]],
     workers: int,
     device: torch.device,
-) -> DataLoader:
-    """A loader of `batches`, by `workers` processes that live as long as it does, or in this one if 0.
+) -> Loader:
+    """Return a loader of `batches`, by `workers` processes that live as long as it does, or in this one if 0.
 
-    The workers draw no random numbers of their own: see the top of this module. Batches for a GPU are pinned. Each has
-    one entry more, "load_seconds": () float64, what it took of one core's time.
+    The workers draw no random numbers of their own: see the top of this module. Batches for a GPU are pinned.
     Raises RuntimeError from its iterator when no batch came for LOADER_TIMEOUT_SECONDS."""
     parallel = {}
     if workers > 0:
@@ -189,12 +213,12 @@ def build_loader(
             "persistent_workers": True,
             "timeout": LOADER_TIMEOUT_SECONDS,
             "multiprocessing_context": "fork" if sys.platform == "linux" else None,
-            "worker_init_fn": _follow_the_run,
+            "worker_init_fn": _ignore_signals,
         }
-    return _WatchedLoader(
+    return Loader(
         _Batches(dataset, collate),
         batch_sampler=batches,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         **parallel,
@@ -202,40 +226,20 @@ def build_loader(
 
 
 class _Batches(Dataset):
-    """A data set by the batch, each with the time that it took."""
+    """A data set by the batch: each batch, and the seconds of one core that loading it took."""
 
     def __init__(self, dataset: Dataset, collate: Callable[[list], dict[str, Tensor]]) -> None:
         self.dataset, self.collate = dataset, collate
 
-    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+    def __getitems__(self, keys: list[Key]) -> tuple[dict[str, Tensor], float]:
         started = time.thread_time()
         together = getattr(self.dataset, "__getitems__", None)  # a data set's own way, if it has one
         batch = self.collate(together(keys) if together else [self.dataset[key] for key in keys])
-        return batch | {"load_seconds": torch.tensor(time.thread_time() - started, dtype=torch.float64)}
+        return batch, time.thread_time() - started
 
 
-def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unchanged(batch: tuple[dict[str, Tensor], float]) -> tuple[dict[str, Tensor], float]:
     return batch
-
-
-class _WatchedLoader(DataLoader):
-    """A loader whose timeout also holds for a worker that freezes while it hands over a batch: there PyTorch waits
-    for ever, so such workers are killed."""
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        batches = super().__iter__()
-        while True:
-            watch = threading.Timer(LOADER_TIMEOUT_SECONDS + LOADER_GRACE_SECONDS, _kill_workers)
-            watch.daemon = True
-            if self.num_workers:
-                watch.start()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            finally:
-                watch.cancel()
-            yield batch
 
 
 def _kill_workers() -> None:
@@ -244,17 +248,17 @@ def _kill_workers() -> None:
         process.kill()
 
 
-def _follow_the_run(worker: int) -> None:
-    """Leave signals for the run to it: a worker that dies takes the run with it before it has saved.
+def _ignore_signals(worker: int) -> None:
+    """Leave signals to the training process: a worker that dies would take the run with it before it has saved.
 
     Torchrun and terminals send them to whole process groups, `killall` to every process."""
     os.setpgrp()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # But not for ever: this is also how a process that ends has its children end, before it waits for them.
+    # Not for ever: a process that ends sends SIGTERM to its children, and waits for them.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SAVING_SECONDS))
-    told = sys.excepthook  # of the thread, too, that hands tensors over and finds the run gone
-    sys.excepthook = lambda kind, *rest: None if issubclass(kind, OSError) else told(kind, *rest)
+    default = sys.excepthook  # the thread that hands over tensors raises OSError when the training process is gone
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, OSError) else default(kind, *rest)
 
 
 def batch_to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -290,10 +294,20 @@ class LabelledImages:
         return os.fsdecode(self.images[index]) if self.images.dtype.kind == "S" else str(index)
 
     def read(self, index: int) -> Image.Image:
-        """One image, upright, 8-bit RGB. Raises DatasetError naming the file if it cannot be decoded."""
+        """Return an image, upright, 8-bit RGB. Raises DatasetError naming the file if it cannot be decoded."""
         if self.images.dtype.kind == "S":
             return read_image(self.place / self.name(index))
         return as_rgb(Image.fromarray(self.images[index]))
+
+    def mean_by_class(self, name: str, values: np.ndarray) -> dict[str, dict[str, float | None]]:
+        """Return by class the mean, called `name`, and the number of its "images"; the mean of none is None.
+
+        values: (N,) of all images."""
+        found = {}
+        for label, class_name in enumerate(self.class_names):
+            own = values[self.labels == label]
+            found[class_name] = {name: float(own.mean()) if len(own) else None, "images": len(own)}
+        return found
 
 
 def read_image(path: Path) -> Image.Image:
@@ -323,8 +337,16 @@ def inputs_of(root: str, train: LabelledImages, val: LabelledImages) -> Inputs:
     )
 
 
+def announce_images(train: LabelledImages, val: LabelledImages) -> None:
+    """Log the size of both halves; warn if validation images are also training images."""
+    for images in (train, val):
+        logger.info("%s: %d images, %d classes", images.place, len(images), len(images.class_ids))
+    if distributed.is_main() and (shared := shared_images(train, val)):
+        logger.warning(shared)
+
+
 def shared_images(train: LabelledImages, val: LabelledImages) -> Repeats | None:
-    """Validation images that are also training images: files with the same bytes, or the same pixels in memory."""
+    """Find validation images that are also training images: files with the same bytes, or the same pixels in memory."""
     if train.images.dtype.kind == "S":
         return shared_between(*([each.place / each.name(index) for index in range(len(each))] for each in (train, val)))
     known = {image.tobytes() for image in train.images}

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu [--seconds 570]
 
-Training is training.Run's whole step: colours, forward, matching, losses, backward, clipping, update. Inference is
+Training is training.Trainer's whole step: colours, forward, matching, losses, backward, clipping, update. Inference is
 forward and post-processing. Both repeat one batch that lies on the device, in bf16, convnets in channels_last, eager
 and compiled. Then the same step fed from JPEG files of the size of COCO's, decoded by one loader process for each CPU
 core, colours on the device.
@@ -61,7 +61,7 @@ from detection.network.postprocess import PostprocessConfig, postprocess
 from engine.command import RunError, run_command
 from engine.compute.cost import forward_gflops, peak_memory_mib
 from engine.compute.precision import autocast
-from training import Run
+from training import Trainer
 
 PROFILE_ROWS = 15  # operators
 PICTURE_SIZE = (640, 480)  # of COCO's images, most of them
@@ -259,7 +259,7 @@ class Bench:
         copy = seconds_of(lambda: target.copy_(block), self.plan, device)
         return {"TFLOP/s": 2 * side**3 / product / 1e12, "GB/s": 2 * block.nbytes / copy / 1e9}
 
-    def run(self, cell: Cell, *, compiled: bool = False, workers: int = 0) -> Run:
+    def run(self, cell: Cell, *, compiled: bool = False, workers: int = 0) -> Trainer:
         """Of a cell, on the set of JPEGs."""
         return make_run(
             self.root, self.device, backbone=cell.backbone, neck=cell.neck, workers=workers,
@@ -283,7 +283,7 @@ class Bench:
             figures[f"{cell}, GFLOP"] = 3 * forward_gflops(run.task.model, run.task.model.input_size)
             if cell in self.plan.asked:
                 self.profiles[str(cell)] = profile_table(lambda: run.train_step([batch]), self.device)
-        run.check()
+        run.finite.check()
         return figures
 
     def inference(self, cell: Cell, mode: str) -> dict[str, float]:
@@ -348,7 +348,7 @@ class Bench:
     def peer_training(self, name: str, model: TorchvisionSSD) -> dict[str, float]:
         """Images/s of torchvision's step, on the batch of the first cell asked for."""
         run = self.run(next(iter(self.plan.asked)))
-        step = torchvision_step(model, first_batch(run), run.optim, self.device)
+        step = torchvision_step(model, first_batch(run), run.task.config.optim, self.device)
         return {f"{name}, training": self.plan.train_batch / seconds_of(step, self.plan, self.device)}
 
     def peer_inference(self) -> dict[str, float]:

@@ -74,13 +74,13 @@ def overfit(backbone: str, root: Path, annotations: Path, work: Path, device: to
     experiment = work / backbone
     experiment.mkdir()
     started = time.perf_counter()
-    fit(task, config.train, config.optim, experiment, device, resume=False)
+    _, evaluation = fit(task, experiment, device, resume=False)
     seconds = time.perf_counter() - started
     return {
         "side": side,
         "epochs": epochs,
         "seconds": seconds,
-        **coco_scores(task.truth, as_dicts(task.results)),
+        **coco_scores(task.truth, as_dicts(evaluation.predictions)),
     }
 
 

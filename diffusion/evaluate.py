@@ -37,7 +37,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="of diffusion.training, or its checkpoint")
     parser.add_argument(
-        "--classifier", required=True, metavar="EXPERIMENT|WEIGHTS", help="as train_clf_imagenet.py evaluate takes it"
+        "--classifier", required=True, metavar="EXPERIMENT|WEIGHTS", help="as classification.evaluate takes it"
     )
     parser.add_argument("--samples", type=several, default=500, help="how many to make, of all classes in turn (500)")
     parser.add_argument("--data", metavar="ROOT", help="where the real images lie now (default: the config's)")

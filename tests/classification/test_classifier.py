@@ -68,7 +68,7 @@ def test_a_config_without_weights_is_told_to_name_some(config_path):
 
 def test_weights_that_are_no_classifier_are_refused_with_the_field(here, config_path):
     torch.save({"conv1.weight": torch.zeros(1)}, here / "r18.pth")
-    with pytest.raises(ValueError, match=r"model\.weights 'r18\.pth': r18\.pth: no classifier, it has no head"):
+    with pytest.raises(ValueError, match=r"model\.weights 'r18\.pth': r18\.pth: not a classifier"):
         load_classifier(str(config_path), ["model.weights=r18.pth"])
 
 

@@ -115,9 +115,9 @@ from engine.command import run_command
 def main(device):
     generator = load_generator(Path(sys.argv[1]))
     task = build_task(generator.config, True)
-    score = task.evaluate(generator.model, device, lambda: None)["val_loss"]
+    scores, found = task.evaluate(generator.model, device)
     if distributed.is_main():
-        np.savez(sys.argv[2], score=score, losses=task.results.losses, samples=task.results.samples)
+        np.savez(sys.argv[2], score=scores["val_loss"], losses=found.losses, samples=found.samples)
 
 if __name__ == "__main__":
     run_command(main)
@@ -133,16 +133,11 @@ def test_losses_and_samples_are_the_same_on_1_and_2_processes(experiment, tmp_pa
     assert done.returncode == 0, done.stderr
     generator = load_generator(experiment)
     task: DiffusionTask = build_task(generator.config, True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the other two have: sums depend on it
-    try:
-        score = task.evaluate(generator.model, torch.device("cpu"), lambda: None)["val_loss"]
-    finally:
-        torch.set_num_threads(threads)
+    scores, found = task.evaluate(generator.model, torch.device("cpu"))
     two = np.load(tmp_path / "two.npz")
-    assert two["score"] == score
-    assert np.array_equal(two["losses"], task.results.losses)
-    assert np.array_equal(two["samples"], task.results.samples)
+    assert two["score"] == scores["val_loss"]
+    assert np.array_equal(two["losses"], found.losses)
+    assert np.array_equal(two["samples"], found.samples)
 
 
 def test_a_grid_of_generators_is_run_and_compared(config_path, tmp_path):
