@@ -9,7 +9,6 @@ A task brings a `TrainCommand`; its training module passes it to `train`. engine
 """
 
 import argparse
-import copy
 import json
 import platform
 import shlex
@@ -22,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from data import EpochBatchSampler, batch_to
+from data import EpochBatchSampler
 from engine import distributed
 from engine.checkpoint import check_room, list_checkpoints, newest_checkpoint, sweep_temporaries
 from engine.command import RunError
 from engine.compute.cost import peak_memory_mib
 from engine.compute.machine import memory_limit
-from engine.compute.placement import BATCH_NORMS, place_model, set_train_mode
-from engine.compute.precision import autocast, describe_device, is_in_hardware, resolve_precision
+from engine.compute.placement import BATCH_NORMS, set_train_mode
+from engine.compute.precision import describe_device, is_in_hardware, resolve_precision
 from engine.config import Config, changed_fields, dump_config, load_config
 from engine.files import write_text
 from engine.logbook import STOPPED, logger, start_logging, warnings_counted, write_metrics
@@ -134,13 +132,11 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
 def restore_config(experiment: Path, config: Config) -> None:
     """Restore config.yaml to what was trained if it was edited meanwhile; keep the edited one beside it."""
     path, text = experiment / "config.yaml", dump_config(config)
-    found = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-    if found == text:
-        return
-    if found is not None:
+    if not path.is_file():
+        logger.warning("%s was removed while the run trained; restored", path)
+    elif (found := path.read_text(encoding="utf-8", errors="replace")) != text:
         write_text(experiment / EDITED, found)
-    what = "removed" if found is None else f"edited (now in {EDITED})"
-    logger.warning("%s was %s while the run trained; restored: it says what was trained", path, what)
+        logger.warning("%s was edited while the run trained; restored, the edited one is in %s", path, EDITED)
     write_text(path, text)
 
 
@@ -243,8 +239,8 @@ def announce(command: TrainCommand, task: Task, device: torch.device) -> None:
         logger.warning(warning)
     if not is_in_hardware(config.precision, device):
         logger.warning(
-            "train.precision %s: %s emulates it, a step takes %.1f times as long as in fp32; use auto or fp32",
-            config.precision, describe_device(device), emulation_factor(task, device),
+            "train.precision %s: %s emulates it, a step takes many times as long as in fp32; use auto or fp32",
+            config.precision, describe_device(device),
         )  # fmt: skip
 
 
@@ -254,28 +250,6 @@ def with_precision(config: Config, device: torch.device) -> Config:
     requested = f" (train.precision auto, on {describe_device(device)})" if config.train.precision == "auto" else ""
     logger.info("precision: %s%s", precision, requested)
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
-
-
-def emulation_factor(task: Task, device: torch.device) -> float:
-    """Time two steps in the config's precision and in fp32; return how many times slower the former is.
-
-    A step is a forward and backward pass of a copy of the model over the first training images, so neither the model
-    nor the random numbers of the run change. The second step of each counts: the first one includes set-up."""
-    config = task.config.train
-    count = min(config.batch_size, len(task.train_set))
-    batch = batch_to(task.collate([task.train_set[0, index] for index in range(count)]), device)
-    model: nn.Module = place_model(copy.deepcopy(task.model), device, config.batch_norm, config.channels_last)
-    set_train_mode(model, config.batch_norm)
-    seconds = {}
-    with torch.random.fork_rng():
-        for precision in (config.precision, "fp32"):
-            for _ in range(2):
-                started = time.perf_counter()
-                with autocast(device, precision):
-                    sums, _ = task.losses(model, dict(batch))
-                sum(sums.values()).backward()
-                seconds[precision] = time.perf_counter() - started
-    return seconds[config.precision] / seconds["fp32"]
 
 
 def memory_need(device: torch.device) -> tuple[float, float]:

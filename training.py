@@ -210,7 +210,6 @@ class Trainer:
         self.batches.epoch = epoch
         self.batches.first_batch = (first_step - epoch * self.steps_per_epoch) * config.accumulation_steps
         set_train_mode(self.parallel_model, config.batch_norm)
-        self.loader.load_seconds = 0.0
         loaded = iter(self.loader)
         while True:
             wait_started = time.perf_counter()
@@ -237,7 +236,6 @@ class Trainer:
                 "waiting", f"training waits for data {waiting:.0%} of its time: raise data.workers, or store smaller "
                 "images (docs/performance.md)",
             )  # fmt: skip
-        images = steps * config.accumulation_steps * config.batch_size  # on this rank
         return {
             "epoch": epoch + 1,
             "step": state.step,
@@ -247,7 +245,6 @@ class Trainer:
             "epoch_seconds": round(earlier_seconds + seconds, 3),
             "images_per_second": round(steps * self.global_batch_size / seconds, 2),
             "data_wait_seconds": round(sum(waits), 3),
-            "images_loaded_per_core_second": round(images / max(self.loader.load_seconds, 1e-9), 2),
         }
 
     def train_step(self, batches: list[dict[str, Tensor]]) -> float:
@@ -344,7 +341,7 @@ class Trainer:
 
 
 def epoch_summary(line: dict, epochs: int, metric: str) -> str:
-    """Return the line that a person reads after each epoch."""
+    """Return the line of the log after each epoch."""
     text = f"epoch {line['epoch']:>3}/{epochs}  loss {line['train_loss_total']:.3f}  lr {line['learning_rate']:.2e}"
     if metric in line:
         text += f"  {metric} {shown_score(line[metric])}"

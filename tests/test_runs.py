@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import math
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +19,8 @@ from engine.config import dump_config, load_config
 from engine.strict_yaml import ConfigError
 from records.experiment import read_experiment_config
 from records.trackers import metadata
-from runs import TrainCommand, check_feasible, emulation_factor, memory_need, rehearse, train
-from tests.test_training import CONFIG, PlaneTask, assert_equal, changed
+from runs import TrainCommand, check_feasible, memory_need, rehearse, train
+from tests.test_training import PlaneTask, changed
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -201,26 +199,11 @@ def test_auto_precision_is_resolved_once_logged_and_recorded(start, monkeypatch,
     assert read_experiment_config(experiment, DetectionConfig).train.precision == precision
 
 
-def test_an_emulated_precision_works_and_is_reported_once_with_its_factor(start, monkeypatch, caplog):
+def test_an_emulated_precision_works_and_is_reported_once(start, monkeypatch, caplog):
     monkeypatch.setattr("engine.compute.precision._cpu_has_bf16", lambda: False)
     start("--dry-run", "train.precision=bf16")
     (warning,) = [message for message in caplog.messages if "emulates" in message]
     assert "train.precision bf16" in warning
-    assert re.search(r"\d+\.\d times", warning)
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_timing_an_emulated_precision_changes_neither_the_model_nor_the_random_numbers(precision):
-    task = PlaneTask(changed(CONFIG, precision=precision))
-    before = {name: value.clone() for name, value in task.model.state_dict().items()}
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    assert 0 < emulation_factor(task, CPU) < math.inf
-    assert task.calls == 4  # two steps in each precision
-    assert torch.rand(1) == expected
-    assert_equal(task.model.state_dict(), before)
-    assert all(parameter.grad is None for parameter in task.model.parameters())
 
 
 # ---- resuming ----------------------------------------------------------------------------------------------------
@@ -236,7 +219,7 @@ def test_a_config_that_is_edited_while_the_run_trains_is_restored_and_kept_besid
     experiment = start()
     assert yaml.safe_load((experiment / "config.yaml").read_text())["train"]["epochs"] == 1
     assert (experiment / "config_edited.yaml").read_text() == "train: {epochs: 500}\n"
-    assert "config.yaml was edited (now in config_edited.yaml)" in (experiment / "train.log").read_text()
+    assert "config.yaml was edited while the run trained" in (experiment / "train.log").read_text()
 
 
 def test_a_run_is_not_resumed_by_a_config_that_was_edited_since(start):

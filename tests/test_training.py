@@ -149,7 +149,6 @@ def test_the_loop_learns_and_logs_every_epoch(tmp_path):
     lines = read_metrics(tmp_path)
     assert [line["epoch"] for line in lines] == list(range(1, 31))
     assert lines[-1]["step"] == 150
-    assert all(line["images_loaded_per_core_second"] > 0 for line in lines)
     assert lines[-1]["train_loss_square"] < 0.5 * lines[0]["train_loss_square"]
     assert (tmp_path / "curves.png").exists()
 
