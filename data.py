@@ -38,8 +38,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # By these ends of their names, images are found in a folder.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
 
-LOADER_TIMEOUT_SECONDS = 120  # without a batch for so long, a worker is taken for dead or hung
-SAVING_SECONDS = 20  # for a run whose processes were all told to end
+LOADER_TIMEOUT_SECONDS = 120  # without a batch, after which a worker counts as dead or hung
+SAVING_SECONDS = 20  # after which a loader process ends by itself
 LOADER_GRACE_SECONDS = 10  # in which PyTorch should have noticed
 
 Key = tuple[int, int]  # (epoch, index): what a data set is asked for

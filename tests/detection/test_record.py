@@ -16,7 +16,6 @@ from detection.coco.evaluation import GroundTruth, coco_scores, quick_scores
 from detection.record import record
 from detection.task import DetectionConfig, DetectionTask
 from records.record import write_record
-from stats.image_statistics import Matches
 from training import Evaluation
 
 CPU = torch.device("cpu")
@@ -156,13 +155,6 @@ def test_annotations_that_change_between_check_and_start_are_refused(sample_root
     spoilt(add_class, path)
     with pytest.raises(DatasetError, match=r"instances_val\.json: was changed after it was checked"):
         GroundTruth(path, digest)
-
-
-def test_the_statistics_lie_beside_the_scores(recorded):
-    experiment, task, record = recorded
-    matches = Matches.load(experiment)
-    assert matches.image_ids.tolist() == sorted(image.id for image in task.val.images)
-    assert matches.class_names.tolist() == record["protocol"]["classes"]
 
 
 def test_four_images_spread_over_the_set_are_examples_and_small(recorded):

@@ -168,12 +168,6 @@ def test_a_trunk_starts_from_a_wrapped_resnet_and_the_log_says_what_was_taken_of
     assert (f"{prefix!r}" in line) == bool(prefix)
 
 
-def test_the_moving_average_is_what_is_read(tmp_path):
-    average = {"weight": torch.ones(1)}
-    save_checkpoint(tmp_path / "a.pt", {"step": 7, "model": {"weight": torch.zeros(1)}, "ema": {"weights": average}})
-    assert read_detector(tmp_path / "a.pt").weights == average
-
-
 def test_a_release_and_a_published_folder_are_read_with_their_step_and_classes(tmp_path):
     for path in (tmp_path / "a.safetensors", tmp_path / PUBLISHED_WEIGHTS):
         save_release(path, {"weight": torch.ones(1)}, {"step": "7", "classes": '["dog"]'})

@@ -128,15 +128,6 @@ def test_the_encoder_starts_from_a_classifiers_average(config_path, tmp_path):
     assert task.started_from.startswith("encoder started from")
 
 
-def test_weights_that_are_not_there_are_named_with_the_field(config_path):
-    with pytest.raises(ValueError, match=r"model\.weights '/gone/swin\.pth': no such file"):
-        make_task(config_path, "model.weights=/gone/swin.pth")
-
-
-def test_a_task_that_a_checkpoint_will_fill_needs_no_weights(config_path):
-    assert make_task(config_path, "model.weights=/gone/swin.pth", from_checkpoint=True).started_from is None
-
-
 def test_more_steps_than_there_are_are_refused_before_training(config_path):
     with pytest.raises(ValueError, match=r"eval\.steps 50: expected at most the 20"):
         make_task(config_path, "eval.steps=50")
