@@ -1,4 +1,4 @@
-"""What tasks' data share: which images a process gets and when, loaders, pixels ready for a network, labelled images.
+"""Loading that all tasks share: samplers, workers, transfer to the device, decoding; and labelled images.
 
 A data set here is indexed by `(epoch, index)`, so that its random augmentation can be a function of the seed, the
 epoch and the image alone. The samplers below yield such pairs; what a process draws then depends neither on how
@@ -14,8 +14,7 @@ import re
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +38,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # By these ends of their names, images are found in a folder.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
 
-LOADER_TIMEOUT_SECONDS = 120  # without a batch for so long, a worker is taken for dead or hung
-SAVING_SECONDS = 20  # for a run whose processes were all told to end
+LOADER_TIMEOUT_SECONDS = 120  # without a batch, after which a worker counts as dead or hung
+SAVING_SECONDS = 20  # after which a loader process ends by itself
 LOADER_GRACE_SECONDS = 10  # in which PyTorch should have noticed
 
 Key = tuple[int, int]  # (epoch, index): what a data set is asked for
@@ -88,9 +87,7 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def opened_image(path: Path) -> Iterator[Image.Image]:
-    """An image file, to be decoded inside.
-
-    Raises DatasetError, saying why but not where, if that cannot be done."""
+    """Open an image file, to be decoded inside. Raises DatasetError, saying why but not where, if that fails."""
     try:
         with Image.open(path) as image:
             if image.format == "EPS":
@@ -108,7 +105,7 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
 
 @functools.cache
 def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of 8-bit pixels, (3, 1, 1) each; kept, for a copy would stall a GPU each step."""
+    """Return mean and standard deviation of 8-bit pixels, (3, 1, 1) each; cached, because a copy would stall a GPU."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
     return mean, std
 
@@ -125,7 +122,7 @@ def normalize_images(images: Tensor, channels_last: bool = False) -> Tensor:
 
 
 class EpochBatchSampler:
-    """Batches of one process for one epoch of training; iterate again for the same epoch, set `epoch` for another.
+    """Batches of one process for one epoch of training; set `epoch` for the next one.
 
     The images of an epoch are shuffled by (seed, epoch) and cut into global batches of batch_size * world_size;
     rank r takes every world_size-th image of each, from its r-th. So a global batch is the same set of images on
@@ -160,7 +157,7 @@ class EpochBatchSampler:
 
 
 def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
-    """The batches that rank scores: every image in exactly one batch of exactly one rank, in order.
+    """Return the batches that a rank scores: every image in exactly one batch of exactly one rank, in order.
 
     Batch k holds the same images on any number of processes, so that a score is the same to the last digit: rank
     r takes batches r, r + world_size, ... and, where there are fewer batches than processes, perhaps none."""
@@ -175,10 +172,9 @@ def build_loader(
     workers: int,
     device: torch.device,
 ) -> DataLoader:
-    """A loader of `batches`, by `workers` processes that live as long as it does, or in this one if 0.
+    """Return a loader of `batches`, by `workers` processes that live as long as it does, or in this one if 0.
 
-    The workers draw no random numbers of their own: see the top of this module. Batches for a GPU are pinned. Each has
-    one entry more, "load_seconds": () float64, what it took of one core's time.
+    The workers draw no random numbers of their own: see the top of this module. Batches for a GPU are pinned.
     Raises RuntimeError from its iterator when no batch came for LOADER_TIMEOUT_SECONDS."""
     parallel = {}
     if workers > 0:
@@ -189,38 +185,18 @@ def build_loader(
             "persistent_workers": True,
             "timeout": LOADER_TIMEOUT_SECONDS,
             "multiprocessing_context": "fork" if sys.platform == "linux" else None,
-            "worker_init_fn": _follow_the_run,
+            "worker_init_fn": _ignore_signals,
         }
+    pin_memory = device.type == "cuda"
     return _WatchedLoader(
-        _Batches(dataset, collate),
-        batch_sampler=batches,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        **parallel,
+        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=pin_memory, **parallel
     )
 
 
-class _Batches(Dataset):
-    """A data set by the batch, each with the time that it took."""
-
-    def __init__(self, dataset: Dataset, collate: Callable[[list], dict[str, Tensor]]) -> None:
-        self.dataset, self.collate = dataset, collate
-
-    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
-        started = time.thread_time()
-        together = getattr(self.dataset, "__getitems__", None)  # a data set's own way, if it has one
-        batch = self.collate(together(keys) if together else [self.dataset[key] for key in keys])
-        return batch | {"load_seconds": torch.tensor(time.thread_time() - started, dtype=torch.float64)}
-
-
-def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return batch
-
-
 class _WatchedLoader(DataLoader):
-    """A loader whose timeout also holds for a worker that freezes while it hands over a batch: there PyTorch waits
-    for ever, so such workers are killed."""
+    """A loader whose timeout also holds for a worker that freezes while it hands over a batch.
+
+    There PyTorch would wait for ever, so such workers are killed."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         batches = super().__iter__()
@@ -244,21 +220,21 @@ def _kill_workers() -> None:
         process.kill()
 
 
-def _follow_the_run(worker: int) -> None:
-    """Leave signals for the run to it: a worker that dies takes the run with it before it has saved.
+def _ignore_signals(worker: int) -> None:
+    """Leave signals to the training process: a worker that dies would take the run with it before it has saved.
 
     Torchrun and terminals send them to whole process groups, `killall` to every process."""
     os.setpgrp()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # But not for ever: this is also how a process that ends has its children end, before it waits for them.
+    # Not for ever: a process that ends sends SIGTERM to its children, and waits for them.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SAVING_SECONDS))
-    told = sys.excepthook  # of the thread, too, that hands tensors over and finds the run gone
-    sys.excepthook = lambda kind, *rest: None if issubclass(kind, OSError) else told(kind, *rest)
+    default = sys.excepthook  # the thread that hands over tensors raises OSError when the training process is gone
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, OSError) else default(kind, *rest)
 
 
 def batch_to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on `device`; copies of pinned tensors do not wait."""
+    """Return the batch on `device`; copies of pinned tensors do not wait."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
@@ -269,10 +245,10 @@ def batch_to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor
 class LabelledImages:
     """One split of a data set.
 
-    place: where it lies. images: (N,) bytes, files below `place`, or (N, H, W, 3) uint8, the pixels, or (N, H, W) grey
-    ones: arrays, which loader processes share. labels: (N,) int64. class_ids, class_names: by label, what the data set
-    calls the classes, and what people do. digest: SHA-256 of the labels and the files' names, or the pixels.
-    inputs: the data set's own files, if they are few, and their SHA-256s."""
+    place: its folder. images: (N,) bytes, files below `place`, or (N, H, W[, 3]) uint8, pixels; arrays, which loader
+    processes share. labels: (N,) int64. class_ids, class_names: by label, as in the data set, and for people.
+    digest: SHA-256 of the labels and the files' names, or the pixels. inputs: the data set's own files, if they are
+    few, and their SHA-256s."""
 
     place: Path
     images: np.ndarray
@@ -286,14 +262,24 @@ class LabelledImages:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """What to call an image: its file below `place`, or its number."""
+        """Return the name of an image: its file below `place`, or its number."""
         return os.fsdecode(self.images[index]) if self.images.dtype.kind == "S" else str(index)
 
     def read(self, index: int) -> Image.Image:
-        """One image, upright, 8-bit RGB. Raises DatasetError naming the file if it cannot be decoded."""
+        """Return an image, upright, 8-bit RGB. Raises DatasetError naming the file if it cannot be decoded."""
         if self.images.dtype.kind == "S":
             return read_image(self.place / self.name(index))
         return as_rgb(Image.fromarray(self.images[index]))
+
+    def mean_by_class(self, name: str, values: np.ndarray) -> dict[str, dict[str, float | None]]:
+        """Return by class the mean, called `name`, and the number of its "images"; the mean of none is None.
+
+        values: (N,) of all images."""
+        found = {}
+        for label, class_name in enumerate(self.class_names):
+            own = values[self.labels == label]
+            found[class_name] = {name: float(own.mean()) if len(own) else None, "images": len(own)}
+        return found
 
 
 def read_image(path: Path) -> Image.Image:
@@ -310,7 +296,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def inputs_of(root: str, train: LabelledImages, val: LabelledImages) -> Inputs:
-    """What a run reads: the data set's own files, or the image files of both halves."""
+    """Return what a run reads: the data set's own files, or the image files of both halves."""
     halves = {"train": train, "val": val}
     return Inputs(
         root,
@@ -323,8 +309,16 @@ def inputs_of(root: str, train: LabelledImages, val: LabelledImages) -> Inputs:
     )
 
 
+def announce_images(train: LabelledImages, val: LabelledImages) -> None:
+    """Log the size of both halves; warn if validation images are also training images."""
+    for images in (train, val):
+        logger.info("%s: %d images, %d classes", images.place, len(images), len(images.class_ids))
+    if distributed.is_main() and (shared := shared_images(train, val)):
+        logger.warning(shared)
+
+
 def shared_images(train: LabelledImages, val: LabelledImages) -> Repeats | None:
-    """Validation images that are also training images: files with the same bytes, or the same pixels in memory."""
+    """Find validation images that are also training images: files with the same bytes, or the same pixels in memory."""
     if train.images.dtype.kind == "S":
         return shared_between(*([each.place / each.name(index) for index in range(len(each))] for each in (train, val)))
     known = {image.tobytes() for image in train.images}
@@ -332,7 +326,7 @@ def shared_images(train: LabelledImages, val: LabelledImages) -> Repeats | None:
 
 
 def digest_of(images: np.ndarray, labels: np.ndarray) -> str:
-    """The SHA-256 of a split: of its files' names or its pixels, and its labels."""
+    """Return the SHA-256 of a split: of its files' names or its pixels, and its labels."""
     digest = hashlib.sha256(images.tobytes())
     digest.update(labels)
     return digest.hexdigest()
@@ -342,11 +336,11 @@ CIFAR10_FOLDER, MNIST_FOLDER = "cifar-10-batches-py", "MNIST/raw"  # below the r
 
 
 def read_cifar10(root: Path, train: bool) -> LabelledImages:
-    """One half of CIFAR-10. Raises DatasetError if its files are not there, or cannot be read."""
+    """Read one half of CIFAR-10. Raises DatasetError if its files are missing or cannot be read."""
     from torchvision.datasets import CIFAR10  # here, because torchvision takes seconds
 
     class AnyCifar10(CIFAR10):
-        """A reader of files that need not be the original's byte for byte, such as a part of it."""
+        """A reader of files that may differ from the original, such as a part of it."""
 
         train_list = [[name, None] for name, _ in CIFAR10.train_list]  # noqa: RUF012 (as in the base)
         test_list = [[name, None] for name, _ in CIFAR10.test_list]  # noqa: RUF012
@@ -360,34 +354,32 @@ def read_cifar10(root: Path, train: bool) -> LabelledImages:
     except Exception as error:  # of unpickling
         raise DatasetError(f"{folder}: cannot be read ({error}); get CIFAR-10 again") from None
     files = [folder / name for name, _ in (found.train_list if train else found.test_list)]
-    return _in_memory(folder, found.data, found.targets, found.classes, files)
+    return _in_memory(folder, found.data, np.array(found.targets, np.int64), found.classes, files)
 
 
 def read_mnist(root: Path, train: bool) -> LabelledImages:
-    """One half of MNIST. Raises DatasetError if its files are not there, or cannot be read."""
+    """Read one half of MNIST. Raises DatasetError if its files are missing or cannot be read."""
     from torchvision.datasets import MNIST  # here, because torchvision takes seconds
 
     folder = root / MNIST_FOLDER
-    halves = [
+    train_files, test_files = (
         [folder / f"{half}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")] for half in ("train", "t10k")
-    ]
-    missing = [file.name for half in halves for file in half if not file.is_file()]
-    if missing:
-        raise DatasetError(
-            f"{folder}: no {', '.join(missing)}; MNIST's four files belong there, unpacked (gunzip -k *.gz)"
-        )
-    images, labels = files = halves[0 if train else 1]
+    )
+    if missing := [file.name for file in (*train_files, *test_files) if not file.is_file()]:
+        raise DatasetError(f"{folder}: no {', '.join(missing)}; unpack MNIST's four files there (gunzip -k *.gz)")
+    files = train_files if train else test_files
     try:
         found = MNIST(root, train=train)
     except Exception as error:  # of parsing
-        raise DatasetError(f"{images} or {labels.name}: not MNIST's, or cut off ({error}); get them again") from None
-    return _in_memory(folder, found.data.numpy(), found.targets.numpy(), [str(digit) for digit in range(10)], files)
+        raise DatasetError(
+            f"{files[0]} or {files[1].name}: not MNIST's, or cut off ({error}); get them again"
+        ) from None
+    return _in_memory(folder, found.data.numpy(), found.targets.numpy(), list("0123456789"), files)
 
 
 def _in_memory(
-    folder: Path, pixels: np.ndarray, labels: Sequence[int] | np.ndarray, classes: list[str], files: list[Path]
+    folder: Path, pixels: np.ndarray, labels: np.ndarray, classes: list[str], files: list[Path]
 ) -> LabelledImages:
-    labels = np.array(labels, np.int64)
     if len(pixels) != len(labels):
         raise DatasetError(f"{folder}: {len(pixels)} images with {len(labels)} labels; get the files again")
     if len(labels) == 0 or not 0 <= labels.min() <= labels.max() < len(classes):
@@ -401,7 +393,7 @@ READERS = {"mnist": read_mnist, "cifar10": read_cifar10}  # by data.format
 
 
 def data_folder(root: str) -> Path:
-    """The folder that data.root names. Raises DatasetError if there is none."""
+    """Return the folder that data.root names. Raises DatasetError if there is none."""
     folder = user_path(root, "data.root")
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "no such folder"
@@ -419,7 +411,7 @@ def image_tensor(image: Image.Image) -> Tensor:
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed for torch that differs wherever any of these does."""
+    """Return a seed for torch that differs if any of the numbers does."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -455,14 +447,14 @@ def collate(samples: list[dict]) -> dict[str, Tensor]:
 def eval_loader(
     images: LabelledImages, transform: Transform, batch_size: int, workers: int, device: torch.device
 ) -> DataLoader:
-    """This rank's batches of a split that is to be scored."""
+    """Return a loader of this rank's batches of a split to score."""
     dataset = LabelledSamples(images, transform, seed=0)
     batches = eval_batches(len(dataset), batch_size, distributed.rank(), distributed.world_size())
     return build_loader(dataset, batches, collate, workers, device)
 
 
 def in_order(found: list[tuple[np.ndarray, ...]]) -> list[np.ndarray] | None:
-    """What all ranks found of their images, by image; None but on rank 0.
+    """Gather what all ranks found, in the order of the images; None except on rank 0.
 
     found: for each batch of this rank the images' numbers, (B,), and other arrays, (B, ...).
     Returns these, each over all images, (N, ...)."""

@@ -151,7 +151,7 @@ class Bench:
         run = self.run(cell, mode)
         batch = first_batch(run)
         rate = self.rate(lambda: run.train_step([batch]), self.plan.train_batch)
-        run.check()
+        run.finite.check()
         self.figures[f"{cell}, GiB, {mode}"] = peak_memory_mib(self.device) / 1024
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -166,7 +166,7 @@ class Bench:
         for batch in batches:
             run.train_step([batch])
             images += len(batch["images"])
-        run.check()  # waits for the device
+        run.finite.check()  # waits for the device
         return images / (time.perf_counter() - started)
 
     def inference(self, cell: str, mode: str) -> float:
@@ -191,7 +191,8 @@ class Bench:
 
     def peer_training(self) -> float:
         run = self.run(next(iter(self.plan.asked)), "eager")
-        return self.rate(torchvision_step(self.vgg(), first_batch(run), run.optim, self.device), self.plan.train_batch)
+        step = torchvision_step(self.vgg(), first_batch(run), run.task.config.optim, self.device)
+        return self.rate(step, self.plan.train_batch)
 
     def peer_inference(self) -> float:
         model = self.vgg().to(self.device).eval()

@@ -71,9 +71,9 @@ def overfit(backbone: str, root: Path, annotations: Path, device: torch.device) 
     task = DetectionTask(config, coco, coco)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as experiment:
-        fit(task, config.train, config.optim, Path(experiment), device, resume=False)
+        _, evaluation = fit(task, Path(experiment), device, resume=False)
     minutes = (time.perf_counter() - started) / 60
-    return {"minutes": minutes, **coco_scores(task.truth, as_dicts(task.results))}
+    return {"minutes": minutes, **coco_scores(task.truth, as_dicts(evaluation.predictions))}
 
 
 def main(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.training_step
 
-Whole steps as training.Run takes them, on one batch of drawn images in memory: forward, losses, backward, clipping,
+Whole steps as training.Trainer takes them, on one batch of drawn images in memory: forward, losses, backward, clipping,
 update. The bf16 step of the convnet has channels_last. torchvision's SSD has our trunk and extra levels as its
 backbone, head, matching and losses of its own, and the same optimizer, clipping, images and boxes; it and ours beside
 it are in fp32. Colours, which its loaders distort and our step does, are left out of both. timm's Swin-T is the
@@ -35,9 +35,10 @@ from detection.shapes import generate
 from detection.task import DetectionConfig, DetectionTask
 from engine import distributed
 from engine.command import RunError, run_command
+from engine.compute.placement import set_train_mode
 from engine.optim import OptimConfig, build_optimizer
 from model import SWIN_VARIANTS, SwinTransformer, load_swin_weights
-from training import Run, TrainConfig, set_train_mode
+from training import TrainConfig, Trainer
 
 BACKBONE_NAMES = ("ResNet50Backbone_B", "SwinTBackbone_B")
 BATCH_SIZE, ROUNDS = 8, 3
@@ -47,7 +48,7 @@ MOST_DIFFERENCE = 1e-4  # of timm's logits
 
 def make_run(
     root: Path, device: torch.device, *, backbone: str, neck: str = "none", workers: int = 0, **train: object
-) -> Run:
+) -> Trainer:
     """A run in training mode, on the images of root/images/train, by the recipe's optimizer.
 
     train: fields of TrainConfig; channels_last is on for a convnet in bf16. Its checkpoints, if any, go to the root."""
@@ -60,12 +61,12 @@ def make_run(
         train=TrainConfig(epochs=1, channels_last=is_convnet and train["precision"] == "bf16", **train),
     )
     coco = read_split(config.data, "train")
-    run = Run(DetectionTask(config, coco, coco), config.train, config.optim, root, device)
+    run = Trainer(DetectionTask(config, coco, coco), root, device)
     set_train_mode(run.parallel_model, config.train.batch_norm)
     return run
 
 
-def first_batch(run: Run) -> dict[str, Tensor]:
+def first_batch(run: Trainer) -> dict[str, Tensor]:
     """The first images of its data set that are this process's, as `collate` puts them together, on its device."""
     first, size = distributed.rank() * run.config.batch_size, run.config.batch_size
     return batch_to(collate([run.task.train_set[0, index] for index in range(first, first + size)]), run.device)
@@ -145,7 +146,7 @@ def main(_: torch.device) -> None:
             del batch["colours"]
             steps = [lambda run=run, batch=batch: run.train_step([batch]) for run in runs]
             model = torchvision_ssd(backbone, runs[0].task.model.num_classes)
-            steps.append(torchvision_step(model, batch, runs[0].optim, device))
+            steps.append(torchvision_step(model, batch, runs[0].task.config.optim, device))
             for step in steps:
                 step()
             bf16, fp32, torchvision = turn_by_turn(steps, ROUNDS)

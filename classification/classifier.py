@@ -1,4 +1,4 @@
-"""A trained classifier with all that it takes to use it: from an experiment, a release, a config or a public file."""
+"""A trained classifier, ready for use: from an experiment, a release, a config or a public file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ PIXELS_PER_WINDOW = 32  # image side over window side of the published Swins: 22
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model, on the CPU, and how it wants to be asked."""
+    """A model, on the CPU, and how its images are prepared."""
 
     path: Path  # of its weights
     model: SwinTransformer
-    class_ids: list[str]  # of its outputs: names of folders, or numbers where the file does not tell
+    class_ids: list[str]  # of its outputs: names of folders, or numbers where the file does not say
     input_size: int
-    resize_size: int  # of the shorter side, before the middle is taken
+    resize_size: int  # of the shorter side, before the center crop
     precision: Precision = "fp32"
     channels_last: bool = False
     experiment: Path | None = None  # that it was trained in
@@ -48,9 +48,9 @@ class Classifier:
         return eval_transform(self.input_size, self.resize_size)
 
     def outputs_of(self, class_ids: Sequence[str]) -> np.ndarray:
-        """Which output stands for each of these classes, (len(class_ids),) int64: the one of that name.
+        """Return the output of each of these classes, found by name, (len(class_ids),) int64.
 
-        Where the classifier has numbers for names, the k-th if there are as many. Raises DatasetError otherwise."""
+        If the outputs have no names, they are taken in order. Raises DatasetError for a class that is not found."""
         index = {name: output for output, name in enumerate(self.class_ids)}
         unknown = [name for name in class_ids if name not in index]
         if unknown and self.class_ids == list(map(str, range(len(class_ids)))):
@@ -64,12 +64,12 @@ class Classifier:
 
 
 def load_classifier(named: str, overrides: Sequence[str] = ()) -> Classifier:
-    """Build and fill the classifier that a user names.
+    """Load the classifier that a user names.
 
-    named: an experiment or one of its checkpoints, a folder made by weights.publish or its weights, a config whose
-    `model.weights` says where to take them from, a name of saved_weights/registry.yaml, or a public file of a Swin.
+    named: an experiment or one of its checkpoints, a folder made by weights.publish or its weights, a config with
+    `model.weights`, a name of saved_weights/registry.yaml, or a public file of a Swin.
     overrides: of the config of an experiment, or of the config that is named.
-    Raises ValueError if there is no such thing, or if it is no classifier."""
+    Raises ValueError if there is no such thing, or if it is not a classifier."""
     path = Path(named)
     if path.suffix in (".yaml", ".yml"):
         return _of_config(path, overrides)
@@ -81,9 +81,7 @@ def load_classifier(named: str, overrides: Sequence[str] = ()) -> Classifier:
         checkpoint = newest_checkpoint(path / "checkpoints") if path.is_dir() else path
         return _configured(config, checkpoint, average=True, experiment=experiment)
     if overrides:
-        raise ConfigError(
-            f"{overrides[0]}: {named} has no config file in which to replace it; name an experiment or a config"
-        )
+        raise ConfigError(f"{overrides[0]}: {named} has no config to replace it in; name an experiment or a config")
     if facts:
         return _configured(released_config(published, facts, ClassificationConfig), published, average=True)
     return _of_public_file(named)
@@ -108,12 +106,12 @@ def _configured(config: ClassificationConfig, file: Path, average: bool, experim
         file,
         model.eval(),
         class_ids or _numbers(model),
-        input_size=config.model.input_size,
-        resize_size=config.resize_size,
-        precision=config.train.precision,
-        channels_last=config.train.channels_last,
-        experiment=experiment,
-        data=config.data,
+        config.model.input_size,
+        config.resize_size,
+        config.train.precision,
+        config.train.channels_last,
+        experiment,
+        config.data,
     )
 
 
@@ -139,5 +137,5 @@ def _of_public_file(named: str) -> Classifier:
 
 
 def _numbers(model: SwinTransformer) -> list[str]:
-    """What to call outputs that nobody has named."""
+    """Return names for outputs without names."""
     return list(map(str, range(model.head.out_features)))

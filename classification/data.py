@@ -41,13 +41,13 @@ class DataConfig(Config):
 
 @functools.cache
 def imagenet_classes() -> dict[str, str]:
-    """WordNet id to English name of the classes of ImageNet-1k, in the order of public classifiers' outputs."""
+    """Return WordNet id to English name of ImageNet-1k's classes, in the order of public classifiers' outputs."""
     lines = IMAGENET_CLASSES.read_text(encoding="utf-8").splitlines()
     return dict(line.split("\t") for line in lines if not line.startswith("#"))
 
 
 def shown_names(class_ids: Sequence[str]) -> list[str]:
-    """Folders' names as people call them: those of ImageNet-1k in English, others as they are."""
+    """Return names of classes for people: WordNet ids of ImageNet-1k in English, others unchanged."""
     return [imagenet_classes().get(class_id, class_id) for class_id in class_ids]
 
 
@@ -55,7 +55,7 @@ def shown_names(class_ids: Sequence[str]) -> list[str]:
 
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:
-    """One half of the data set that a config names. Raises DatasetError if it is not there or not of its format."""
+    """Read one half of the data set that a config names. Raises DatasetError if it is missing or not of its format."""
     root = data_folder(config.root)
     if config.format == "folders":
         return read_folders(root / getattr(config, split))
@@ -63,7 +63,7 @@ def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledIm
 
 
 def read_folders(folder: Path) -> LabelledImages:
-    """A folder with a folder of images for each class.
+    """Read a folder with a folder of images for each class.
 
     Raises DatasetError if there are none, or if one of them is empty."""
     if not folder.is_dir():
@@ -85,7 +85,7 @@ def read_folders(folder: Path) -> LabelledImages:
 
 
 def check_pair(train: LabelledImages, val: LabelledImages) -> None:
-    """Raises DatasetError if both halves do not have the same classes."""
+    """Raise DatasetError if the halves do not have the same classes."""
     if train.class_ids != val.class_ids:
         differing = [
             f"{', '.join(some[:LISTED])}{', ...' * (len(some) > LISTED)} only in {split.place}"

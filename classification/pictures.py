@@ -1,4 +1,4 @@
-"""Pictures of what a classifier does: which classes it takes for which, and its guesses on a few images."""
+"""Pictures of a classifier: its confusion matrix, and its guesses on a few images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,8 +64,8 @@ def _pairs(labels: np.ndarray, guesses: np.ndarray, names: list[str]) -> Figure:
     bars = axes.barh(range(len(pairs)), counts, color="#4878b0")
     images = np.bincount(labels)[pairs[:, 0]]  # of the true class
     axes.bar_label(bars, [f"{n:,} of {of:,}" for n, of in zip(counts, images, strict=True)], fontsize=8, padding=2)
-    told = [f"{names[true]} → {names[guessed]}" for true, guessed in pairs]
-    axes.set_yticks(range(len(pairs)), told, parse_math=False)
+    labels = [f"{names[true]} → {names[guessed]}" for true, guessed in pairs]
+    axes.set_yticks(range(len(pairs)), labels, parse_math=False)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.margins(x=0.2)
     axes.set_xticks([])  # the bars are labelled

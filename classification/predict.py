@@ -1,25 +1,47 @@
-"""Ask a classifier what is on images.
+"""Print the likeliest classes of images.
 
-python train_clf_imagenet.py predict torchvision_swin_t photo.jpg
-python train_clf_imagenet.py predict experiments/experiment_3 photos/*.jpg --top 3
+python -m classification.predict torchvision_swin_t photo.jpg
+python -m classification.predict experiments/experiment_3 photos/*.jpg --top 3
 """
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from engine.arguments import CLASSIFIERS
+from engine.start import start
 
-from classification.classifier import load_classifier
-from classification.task import guess
-from data import DatasetError, image_tensor, normalize_images, read_image
-from engine.compute.precision import autocast, inference_precision
-from engine.logbook import logger
-from engine.terminal import printable
+if TYPE_CHECKING:
+    import torch
+
+GUESSES = 5  # classes printed at most
 
 
-def predict(arguments: argparse.Namespace, device: torch.device) -> None:
-    """Print the likeliest classes of each image. What cannot be read is told, and the others go on.
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m classification.predict",
+        description="Print the likeliest classes of images, with their probabilities.",
+        epilog="example: python -m classification.predict torchvision_swin_t photo.jpg",
+    )
+    parser.add_argument("classifier", metavar="EXPERIMENT|CONFIG|WEIGHTS", help=CLASSIFIERS)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files of any format and size")
+    parser.add_argument("--top", type=int, choices=range(1, GUESSES + 1), default=GUESSES, help="how many classes (5)")
+    return parser.parse_args(words)
+
+
+def main(arguments: argparse.Namespace, device: "torch.device") -> None:
+    """Print the likeliest classes of each image. Unreadable files are reported, one line each, and skipped.
 
     Raises DatasetError at the end if there was such a file."""
+    from classification.classifier import load_classifier
+    from classification.task import guess
+    from data import DatasetError, image_tensor, normalize_images, read_image
+    from engine.compute.precision import autocast, inference_precision
+    from engine.logbook import logger
+    from engine.terminal import printable
+
     classifier = load_classifier(arguments.classifier)
     names, model = classifier.class_names, classifier.model.to(device)
     unread = []
@@ -34,11 +56,12 @@ def predict(arguments: argparse.Namespace, device: torch.device) -> None:
         with autocast(device, inference_precision(classifier.precision, device)):
             classes, probabilities = guess(model, images)
         print(path)
-        for output, probability in list(zip(classes[0].tolist(), probabilities[0].tolist(), strict=True))[
-            : arguments.top
-        ]:
+        best = zip(classes[0, : arguments.top].tolist(), probabilities[0].tolist(), strict=False)
+        for output, probability in best:
             print(f"  {probability:6.1%}  {printable(names[output])}")
     if unread:
-        raise DatasetError(
-            f"{len(unread)} of {len(arguments.images)} images left out, as told above: {', '.join(map(str, unread))}"
-        )
+        raise DatasetError(f"{len(unread)} of {len(arguments.images)} images skipped: {', '.join(map(str, unread))}")
+
+
+if __name__ == "__main__":
+    start(parse_arguments, main)

@@ -1,28 +1,25 @@
-"""What a finished classification run leaves in its experiment directory.
+"""What a finished classification run leaves in its experiment directory, besides what records/record.py writes.
 
 image_statistics.npz  whether each image was guessed right (stats.image_statistics)
 predictions.csv       the best guesses for every image, with their probabilities
 confusion.png         which classes were taken for which
 examples.png          guesses for a few validation images
-results.json          scores, per class too, with the protocol they were taken under and what they cost; written last
-README.md             what was trained, on what, how, how well and how long, for people
 """
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from classification.task import ClassificationTask, Guesses, scores_of
+from classification.task import ClassificationTask, Guesses
 from data import LabelledImages
 from engine.compute.cost import forward_gflops
 from engine.files import write_text
-from records.experiment import write_readme
-from runs import common_facts, common_record, recipe_fact, started_fact
+from records.record import TaskRecord
 from stats.image_statistics import Hits
+from training import Evaluation
 
 if TYPE_CHECKING:
     from classification.pictures import Example
@@ -31,108 +28,65 @@ EXAMPLES = 12
 EXAMPLE_GUESSES = 3
 
 
-def write_record(experiment: Path, task: ClassificationTask) -> dict:
-    """Write all this from what `task` evaluated last; returns what results.json holds.
-
-    Called on rank 0, after `environment.json` and `metrics.jsonl` are complete."""
+def record(experiment: Path, task: ClassificationTask, evaluation: Evaluation) -> TaskRecord:
+    """Write the files above; return what results.json and README.md hold of this task."""
     from classification.pictures import draw_confusion, draw_examples  # imports matplotlib
 
-    config, val, guesses = task.config, task.val, task.results
-    record = {
-        "task": "classification",
-        "variant": {"model": model_name(task), "position": config.model.position},
-        "scores": scores_of(guesses, val.labels, len(val.class_ids)),
-        "per_class": per_class(guesses, val),
-        "protocol": {
-            "images_sha256": val.digest,
-            "images": len(val),
-            "classes": val.class_names,
-        },
-        **common_record(experiment, task, forward_gflops(task.model, config.model.input_size)),
-    }
-    hits(guesses, val).save(experiment)
+    config, model, val, guesses = task.config, task.config.model, task.val, evaluation.predictions
+    right = guesses.classes == val.labels[:, None]
+    hits = Hits(
+        image_ids=np.array([val.name(image) for image in guesses.image_ids]),
+        class_names=np.array(val.class_names),
+        labels=val.labels.astype(np.int16),
+        hits=right[:, 0],
+        in_top5=right.any(axis=1),
+    )
+    hits.save(experiment)
     write_text(experiment / "predictions.csv", predictions_csv(guesses, val))
     draw_confusion(experiment / "confusion.png", val.labels, guesses.classes[:, 0], val.class_names)
     draw_examples(experiment / "examples.png", examples(guesses, val))
-    write_readme(
-        experiment,
-        title=f"{model_name(task)} with position {config.model.position}",
-        facts=facts(experiment, task, record),
-        scores=record["scores"],
+    name = model.name if model.shift else f"{model.name}, no shift"
+    return TaskRecord(
+        module="classification.training",
+        results={
+            "task": "classification",
+            "variant": {"model": name, "position": model.position},
+            "scores": evaluation.scores,
+            "per_class": val.mean_by_class("top1", right[:, 0]),
+            "protocol": {"images_sha256": val.digest, "images": len(val), "classes": val.class_names},
+        },
+        gflops=forward_gflops(task.model, model.input_size),
+        title=f"{name} with position {model.position}",
+        model=f"{model.name}, {model.input_size} pixels, patches of {model.patch_size}, "
+        f"{'shifted windows' if model.shift else 'windows not shifted'}, position {model.position}",
+        data=f"{len(task.train):,} images to train on, {len(val):,} to validate, {len(val.class_ids)} classes",
+        scored=f"all {len(val)} images, each once, resized to a shorter side of {config.resize_size} pixels, center "
+        "crop",
+        facts={},
         pictures={
             "confusion.png": "Which classes were taken for which",
             "examples.png": "Guesses for a few validation images",
-            "curves.png": "Training loss, validation scores and learning rate by epoch",
         },
-    )
-    # Last: it says that the experiment is finished.
-    write_text(experiment / "results.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    return record
-
-
-def model_name(task: ClassificationTask) -> str:
-    """The row of a table that a run belongs to."""
-    model = task.config.model
-    return model.name if model.shift else f"{model.name}, no shift"
-
-
-def facts(experiment: Path, task: ClassificationTask, record: dict) -> dict[str, str]:
-    """The bullet list of the experiment's README: label to sentence."""
-    config = task.config
-    model = config.model
-    return {
-        "Model": f"{model.name}, {model.input_size} pixels, patches of {model.patch_size}, "
-        f"{'shifted windows' if model.shift else 'windows not shifted'}, position {model.position}, "
-        f"{record['cost']['parameters'] / 1e6:.2f} M parameters; {started_fact(experiment, model.weights)}",
-        "Data": f"`{config.data.root}`: {len(task.train):,} images to train on, {len(task.val):,} to validate, "
-        f"{len(task.val.class_ids)} classes",
-        "Recipe": recipe_fact(experiment, config),
-        "Scored": f"weights: {record['weights']}; all {len(task.val)} images, each once, resized to a shorter side of "
-        f"{config.resize_size} pixels, its middle taken",
-        **common_facts(experiment, record, "train_clf_imagenet"),
-    }
-
-
-def per_class(guesses: Guesses, images: LabelledImages) -> dict[str, dict[str, float | None]]:
-    """Top-1 of the images of each class, and how many these are; None where there are none."""
-    right = guesses.classes[:, 0] == images.labels
-    scores = {}
-    for label, name in enumerate(images.class_names):
-        own = right[images.labels == label]
-        scores[name] = {"top1": float(own.mean()) if len(own) else None, "images": len(own)}
-    return scores
-
-
-def hits(guesses: Guesses, images: LabelledImages) -> Hits:
-    """What a comparison needs to compute the scores again on other choices of images."""
-    right = guesses.classes == images.labels[:, None]
-    return Hits(
-        image_ids=np.array([images.name(image) for image in guesses.image_ids]),
-        class_names=np.array(images.class_names),
-        labels=images.labels.astype(np.int16),
-        hits=right[:, 0],
-        in_top5=right.any(axis=1),
     )
 
 
 def predictions_csv(guesses: Guesses, images: LabelledImages) -> str:
-    """A line per image: its name, its true class, and the guesses with their probabilities, best first."""
+    """Return a line per image: its name, its true class, and the guesses with their probabilities, best first."""
     names = images.class_names
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     ranks = range(1, guesses.classes.shape[1] + 1)
     writer.writerow(["image", "true", *(name for rank in ranks for name in (f"guess_{rank}", f"probability_{rank}"))])
-    for image, label, classes, probabilities in zip(
-        guesses.image_ids, images.labels, guesses.classes, guesses.probabilities, strict=True
-    ):
+    rows = zip(guesses.image_ids, images.labels, guesses.classes, guesses.probabilities, strict=True)
+    for image, label, classes, probabilities in rows:
         pairs = zip(classes, probabilities, strict=True)
-        told = (text for guess, probability in pairs for text in (names[guess], f"{probability:.4f}"))
-        writer.writerow([images.name(image), names[label], *told])
+        cells = (text for guess, probability in pairs for text in (names[guess], f"{probability:.4f}"))
+        writer.writerow([images.name(image), names[label], *cells])
     return output.getvalue()
 
 
 def examples(guesses: Guesses, images: LabelledImages) -> list["Example"]:
-    """A few images spread evenly over the split, with their best guesses."""
+    """Return a few images spread evenly over the split, with their best guesses."""
     from classification.pictures import Example
 
     names = images.class_names

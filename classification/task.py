@@ -1,15 +1,15 @@
-"""The classification task: a Swin, its loss and its accuracy, as the training loop asks for them."""
+"""The classification task: a Swin, its loss and its accuracy; and reading trained classifiers."""
 
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -32,9 +32,8 @@ from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
-from engine.text import UnknownNameError
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
-from training import TrainConfig
+from training import Evaluation, TrainConfig
 from weights.registry import find_weights, identified, read_weights_with_note
 from weights.release import SUFFIX, read_safetensors
 
@@ -44,12 +43,12 @@ GUESSES = 5  # kept of each image, best first
 class ModelConfig(Config):
     """Which Swin to build."""
 
-    name: str = Field("swin_t", description="row of model.SWIN_VARIANTS")
+    name: Literal[*SWIN_VARIANTS] = Field("swin_t", description="variant, see model.SWIN_VARIANTS")
     input_size: int = Field(224, ge=1, description="side in pixels of the square input")
     patch_size: int = Field(4, ge=1, description="side of a patch in pixels")
     window_size: int | None = Field(None, ge=1, description="side of a window in patches; null takes the variant's")
     shift: bool = Field(True, description="shift the windows of every second block")
-    position: str = Field("rel", description="how positions are told: none, abs, rel or abs+rel")
+    position: Literal[*POSITIONS] = Field("rel", description="position embedding")
     drop_path_rate: float = Field(0.2, ge=0, lt=1, description="stochastic depth of the last block")
     weights: str | None = Field(
         None,
@@ -57,14 +56,6 @@ class ModelConfig(Config):
         "experiment; null: random weights. A head of other classes is left out",
     )
     average_weights: bool = Field(True, description="of an experiment, its moving average if it kept one")
-
-    @field_validator("name", "position")
-    @classmethod
-    def _names_a_row(cls, name: str, info: ValidationInfo) -> str:
-        rows = {"name": SWIN_VARIANTS, "position": POSITIONS}[info.field_name]
-        if name not in rows:
-            raise UnknownNameError(info.field_name, name, rows)
-        return name
 
 
 class LossConfig(Config):
@@ -97,7 +88,7 @@ class ClassificationConfig(Config):
 
 
 def build_swin(config: ModelConfig, num_classes: int) -> SwinTransformer:
-    """The classifier that a config names, with random weights."""
+    """Return the classifier that a config names, with random weights."""
     sizes = SWIN_VARIANTS[config.name] | ({"window_size": config.window_size} if config.window_size else {})
     return SwinTransformer(
         **sizes,
@@ -114,14 +105,14 @@ class TrainedClassifier(NamedTuple):
     """What a file of weights holds."""
 
     weights: dict[str, Tensor]  # under Microsoft's names
-    classes: list[str] | None  # of their outputs, where the file tells them
-    note: str  # what was taken off around weights that another program saved
+    classes: list[str] | None  # of their outputs; None where the file does not say
+    note: str  # the wrapping that was removed from weights that another program saved
 
 
 def read_classifier(path: Path, average: bool = True) -> TrainedClassifier:
-    """The weights in a file, and their classes.
+    """Read a classifier's weights and classes from a file.
 
-    average: of a run that kept a moving average, that. Raises ValueError if it holds no classifier."""
+    average: take the moving average of a run that kept one. Raises ValueError if the file holds no classifier."""
     classes, note = None, ""
     if is_checkpoint(path):
         state = load_checkpoint(path)
@@ -132,16 +123,18 @@ def read_classifier(path: Path, average: bool = True) -> TrainedClassifier:
         if path.suffix == SUFFIX and (facts := read_safetensors(path)[1]):
             classes = json.loads(facts["classes"])
     if "head.weight" not in weights:
-        raise ValueError(f"{path}: no classifier, it has no head; expected an experiment of classification or a Swin")
+        raise ValueError(
+            f"{path}: not a classifier, it has no head; expected an experiment of classification or a Swin"
+        )
     if classes is None and len(weights["head.weight"]) == len(imagenet_classes()):
         classes = list(imagenet_classes())
     return TrainedClassifier(weights, classes, note)
 
 
 def start_from(model: SwinTransformer, config: ModelConfig, class_ids: list[str]) -> str:
-    """Load the weights that a config names, but for a head of other classes. Returns a line that says so.
+    """Load the weights that a config names, without the head if its classes differ. Return a line that says so.
 
-    Raises ValueError, naming the field, if they are not there or do not fit."""
+    Raises ValueError, naming the field, if they are missing or do not fit."""
     try:
         path = find_weights(config.weights, config.name)
         weights, classes, note = read_classifier(path, config.average_weights)
@@ -151,15 +144,15 @@ def start_from(model: SwinTransformer, config: ModelConfig, class_ids: list[str]
         resized, _ = load_swin_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    told = [f"started from {identified(path)}{note}"]
+    parts = [f"started from {identified(path)}{note}"]
     if resized:
-        told.append(f"{len(resized)} position tables resized, such as {resized[0]}")
-    told.append("its head, too" if is_same else "the head from random weights, for it is of other classes")
-    return "; ".join(told)
+        parts.append(f"{len(resized)} position tables resized, such as {resized[0]}")
+    parts.append("with its head" if is_same else "the head from random weights, because its classes differ")
+    return "; ".join(parts)
 
 
 class Guesses(NamedTuple):
-    """What a classifier says of N images: the best min(5, C) classes each, best first."""
+    """The best min(5, C) classes of each of N images, best first."""
 
     image_ids: np.ndarray  # (N,) int64
     classes: np.ndarray  # (N, K) int64
@@ -168,7 +161,7 @@ class Guesses(NamedTuple):
 
 @torch.inference_mode()
 def guess(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The best min(5, C) classes of each image and their probabilities, best first.
+    """Return the best min(5, C) classes of each image and their probabilities, best first.
 
     images: (B, 3, S, S) normalised. Returns (B, K) int64 and (B, K) float32."""
     probabilities = model(images).float().softmax(dim=1)
@@ -177,35 +170,32 @@ def guess(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scores_of(guesses: Guesses, labels: np.ndarray, num_classes: int) -> dict[str, float | None]:
-    """Shares of the images whose class is the first guess, and is among the first five.
+    """Return the share of images whose class is the first guess, and is among the first five.
 
-    labels: (N,) of the images in their order. Of five classes or fewer the latter says nothing: None."""
+    labels: (N,) of the images in their order. With five classes or fewer the latter means nothing: None."""
     right = guesses.classes == labels[:, None]
     top5 = float(right.any(axis=1).mean()) if num_classes > GUESSES else None
     return {"top1": float(right[:, 0].mean()), "top5": top5}
 
 
 def constant_predictor_loss(labels: np.ndarray, num_classes: int, label_smoothing: float) -> float:
-    """The mean loss of the best prediction that looks at no image: the entropy of the targets' mean, in nats."""
+    """Return the mean loss of the best constant predictor: the entropy of the targets' mean, in nats."""
     shares = np.bincount(labels, minlength=num_classes) / len(labels)
     shares = (1 - label_smoothing) * shares + label_smoothing / num_classes
     return -sum(share * math.log(share) for share in shares.tolist() if share > 0)
 
 
 class ClassificationTask:
-    """What `training.fit` asks of a task, for a Swin."""
+    """A Swin, its cross-entropy and its accuracy; see training.Task."""
 
     metrics = ("top1", "top5")
     lower_is_better = False
-    loading_cure = "more data.workers, or images shrunk beforehand"
     collate = staticmethod(collate)
 
     def __init__(
-        self, config: ClassificationConfig, train: LabelledImages, val: LabelledImages, from_checkpoint: bool = False
+        self, config: ClassificationConfig, train: LabelledImages, val: LabelledImages, *, from_checkpoint: bool = False
     ) -> None:
-        """from_checkpoint: a checkpoint will fill the model, so model.weights need not be there any more.
-
-        Raises DatasetError if train and val do not fit together, ValueError if the weights cannot be used."""
+        """Raises DatasetError if train and val do not fit together, ValueError if model.weights cannot be used."""
         check_pair(train, val)
         self.config, self.train, self.val = config, train, val
         self.workers = config.data.workers
@@ -218,7 +208,7 @@ class ClassificationTask:
         }
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_swin(config.model, num_classes)
-        self.started_from: str | None = None  # a line for the log
+        self.started_from: str | None = None
         if config.model.weights is not None and not from_checkpoint:
             self.started_from = start_from(self.model, config.model, train.class_ids)
         self.train_set = LabelledSamples(
@@ -226,13 +216,12 @@ class ClassificationTask:
         )
         self.batch_augment = BatchAugment(config.augment, num_classes)
         self.val_loader: DataLoader | None = None
-        self.results: Guesses | None = None  # of the last evaluation, by image, on rank 0
 
     def compile(self) -> None:
-        """Nothing: besides the model there is one cross-entropy."""
+        """Do nothing: besides the model there is one cross-entropy."""
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Cross-entropy summed over the images of a batch, and their number."""
+        """Return the cross-entropy summed over the images of a batch, and their number."""
         config = self.config
         images = normalize_images(batch["images"], config.train.channels_last)
         images, targets = self.batch_augment(images, batch["labels"])
@@ -241,23 +230,19 @@ class ClassificationTask:
         return {"classification": loss}, torch.full((), len(images), device=images.device)
 
     def evaluate(
-        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
-    ) -> dict[str, float | None]:
-        """Top-1 and top-5 over every validation image, each counted once, the same on every rank.
-
-        The guesses stay in `self.results`, for the record."""
-        config = self.config
+        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
+    ) -> Evaluation:
+        """Return top-1 and top-5 over every validation image, each counted once, and the Guesses behind them."""
+        train = self.config.train
         if self.val_loader is None:
-            transform = eval_transform(config.model.input_size, config.resize_size)
-            self.val_loader = eval_loader(self.val, transform, config.train.batch_size, self.workers, device)
-        self.results = guess_all(
-            model, self.val_loader, device, config.train.precision, config.train.channels_last, stop_if_asked
-        )
-        scores = self.results and scores_of(self.results, self.val.labels, len(self.val.class_ids))
-        return distributed.broadcast(scores)
+            transform = eval_transform(self.config.model.input_size, self.config.resize_size)
+            self.val_loader = eval_loader(self.val, transform, train.batch_size, self.workers, device)
+        guesses = guess_all(model, self.val_loader, device, train.precision, train.channels_last, stop_if_asked)
+        scores = guesses and scores_of(guesses, self.val.labels, len(self.val.class_ids))
+        return Evaluation(distributed.broadcast(scores), guesses)
 
-    def draw(self, experiment: Path, epoch: int) -> None:
-        """Nothing: the record shows what the last weights guess."""
+    def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:
+        """Draw nothing: the record shows the guesses of the final weights."""
 
 
 def guess_all(
@@ -268,7 +253,7 @@ def guess_all(
     channels_last: bool = False,
     stop_if_asked: Callable[[], None] = lambda: None,
 ) -> Guesses | None:
-    """Guess the classes of every image that the loaders of all ranks yield, by image; None but on rank 0.
+    """Guess the classes of every image that the loaders of all ranks yield, by image; None except on rank 0.
 
     precision, channels_last: arithmetic and memory layout. stop_if_asked: called between batches."""
     found = []

@@ -101,7 +101,7 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     val = read_split(base.data, "val")
     if detector.class_names not in (None, val.class_names):
         raise DatasetError(f"{val.annotations_path}: classes {val.class_names}, but {path} has {detector.class_names}")
-    task = DetectionTask(base, val, from_checkpoint=True)
+    task = DetectionTask(base, None, val, from_checkpoint=True)
     task.load_weights(detector.weights, path)
     layout = torch.channels_last if base.train.channels_last else torch.preserve_format
     model = task.model.to(device, memory_format=layout)

@@ -222,7 +222,7 @@ def build_task(config: DetectionConfig) -> DetectionTask:
     """Build the task as training does, but with random weights, and without decoding all images now."""
     config = config.model_copy(update={"data": config.data.model_copy(update={"cache_images": False})})
     train, val = read_split(config.data, "train"), read_split(config.data, "val")
-    return DetectionTask(config, val, train, from_checkpoint=True)
+    return DetectionTask(config, train, val, from_checkpoint=True)
 
 
 Sample = tuple[np.ndarray, Tensor, Tensor]  # image (S, S, 3) uint8, boxes_xyxy (n, 4) fractions, labels (n,)

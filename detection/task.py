@@ -1,4 +1,4 @@
-"""The detection task: an SSD, its losses and its COCO scores, as the training loop asks for them."""
+"""The detection task: an SSD, its losses and its COCO scores; and starting it from trained weights."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from engine.inputs import Inputs, identify_images
 from engine.loading import load_exactly
 from engine.optim import OptimConfig
 from engine.text import listed
-from training import TrainConfig
+from training import Evaluation, TrainConfig
 from weights.registry import find_weights, identified, read_weights_with_note
 from weights.release import SUFFIX, load_release, weights_in
 
@@ -59,16 +59,16 @@ class TrainedDetector(NamedTuple):
     """What a file of trained weights holds."""
 
     weights: dict[str, Tensor]
-    step: int | None  # optimizer steps behind them; None where the file does not say
+    step: int | None  # optimizer steps; None where the file does not say
     class_names: list[str] | None  # None where the file does not say
     facts: dict[str, str] | None = None  # metadata of released weights, verified
-    note: str = ""  # what was taken off around weights that another program saved
+    note: str = ""  # the wrapping that was removed from weights that another program saved
 
 
 def read_detector(path: Path, others: bool = False) -> TrainedDetector:
-    """The weights that were scored (the moving average if there is one), from a checkpoint or from released weights.
+    """Read the weights that were scored (the moving average if there is one) from a checkpoint or a release.
 
-    path: see weights_in. others: take weights that another program saved, too, which tell neither step nor classes.
+    path: see weights_in. others: accept weights that another program saved, too, which have neither step nor classes.
     Raises CheckpointError if the file is missing, damaged, or something else, or if a weight is not finite."""
     path = weights_in(path)
     try:
@@ -98,7 +98,7 @@ def _read_detector(path: Path) -> TrainedDetector:
 
 
 def _detector_of_others(path: Path) -> TrainedDetector | None:
-    """A detector's weights that are no checkpoint or release of this project; None where no weights can be read.
+    """Read a detector's weights from another program's file; None if it cannot be read.
 
     Raises CheckpointError if they are weights of something else."""
     try:
@@ -115,7 +115,7 @@ def _detector_of_others(path: Path) -> TrainedDetector | None:
 def start_trunk(model: SSD, config: ModelConfig) -> str:
     """Load the weights that `config.weights` names into the trunk of the detector.
 
-    Returns what was loaded. Raises ValueError if they are missing, cannot be read or do not fit the trunk."""
+    Returns a line on what was loaded. Raises ValueError if they are missing, cannot be read or do not fit the trunk."""
     try:
         path = find_weights(config.weights, BACKBONES[config.backbone].trunk)
         weights, note = read_weights_with_note(path, config.average_weights)
@@ -129,53 +129,48 @@ def start_trunk(model: SSD, config: ModelConfig) -> str:
 
 
 def start_from(model: SSD, path: Path, class_names: Sequence[str]) -> str:
-    """Load a trained detector; its class heads only if they tell these very classes, in this order.
+    """Load a trained detector; its class heads only if it has the same classes in the same order.
 
-    Returns what was loaded and what was not. Raises CheckpointError, listing what differs, if anything else does."""
+    Returns a line on what was loaded. Raises CheckpointError, listing what differs, if anything else does."""
     detector = read_detector(path, others=True)
-    told = f"started from {path}" + (f", step {detector.step}" if detector.step is not None else detector.note)
+    origin = f"started from {path}" + (f", step {detector.step}" if detector.step is not None else detector.note)
     heads = {key: own for key, own in model.state_dict().items() if key.startswith("class_head.")}
     is_same = detector.class_names == list(class_names)
     try:
         load_exactly(model, detector.weights if is_same else detector.weights | heads)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    loaded = len(detector.weights) - (0 if is_same else len(heads))
-    rest = (
-        "all there are, the class heads too"
-        if is_same
-        else f"the {len(heads)} of the class heads not: they start from random weights, for its classes are others, or "
-        f"in another order: {listed(detector.class_names or ['not told'], LISTED_CLASSES)}"
+    if is_same:
+        return f"{origin}: all {len(detector.weights)} weights loaded, with the class heads"
+    classes = listed(detector.class_names or ["unknown"], LISTED_CLASSES)
+    return (
+        f"{origin}: {len(detector.weights) - len(heads)} weights loaded; the {len(heads)} of the class heads start at "
+        f"random, because its classes are others or in another order: {classes}"
     )
-    return f"{told}: {loaded} weights loaded, {rest}"
 
 
 class DetectionTask:
-    """What `training.fit` asks of a task, for an SSD."""
+    """An SSD, its losses and its COCO scores; see training.Task."""
 
     metrics = ("mAP", "AP50")
     lower_is_better = False
-    loading_cure = (
-        "more data.workers, data.cache_images=true, or a shrunken copy of the data (python -m detection.data shrink)"
-    )
     collate = staticmethod(collate)
     match_anchors = staticmethod(match_anchors)
     multibox_loss = staticmethod(multibox_loss)
 
     def __init__(
-        self, config: DetectionConfig, val: CocoFile, train: CocoFile | None = None, *, from_checkpoint: bool = False
+        self, config: DetectionConfig, train: CocoFile | None, val: CocoFile, *, from_checkpoint: bool = False
     ) -> None:
-        """val, train: checked annotations; `train` only where it is to be trained on.
+        """train, val: checked annotations; train is None for a task that only scores.
 
-        from_checkpoint: a checkpoint will fill the model, so the files that `model.weights` and `model.start_from`
-        name need not be there any more.
-        Raises DatasetError if val and train do not fit together, ValueError if one of those files cannot be used."""
-        self.config, self.val, self.train = config, val, train
+        Raises DatasetError if train and val do not fit together, ValueError if model.weights or model.start_from
+        cannot be used."""
+        self.config, self.train, self.val = config, train, val
         self.workers = config.data.workers
         self.reference_losses: dict[str, float] = {}
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_ssd(config.model, len(val.class_names))
-        self.started_from: str | None = None  # a line for the log
+        self.started_from: str | None = None
         if config.model.weights is not None and not from_checkpoint:
             self.started_from = start_trunk(self.model, config.model)
         if config.model.start_from is not None and not from_checkpoint:
@@ -185,8 +180,7 @@ class DetectionTask:
             except (ValueError, OSError) as error:
                 raise CheckpointError(f"model.start_from: {error}") from error
         self.val_loader: DataLoader | None = None
-        self.results: np.ndarray | None = None  # of the last evaluation, on rank 0
-        # Kept: the file may be replaced while the run trains.
+        # In memory, because the file may be replaced while the run trains.
         self.truth = GroundTruth(val.annotations_path, val.sha256) if distributed.is_main() else None
         if train:
             if defects := list(pair_defects(train, val)):
@@ -207,16 +201,16 @@ class DetectionTask:
 
     @cached_property
     def anchor_fit(self) -> AnchorFit:
-        """How the default boxes fit the training objects; of a task that trains."""
+        """How the default boxes fit the training objects; for a task that trains."""
         return fit_anchors(self.train, self.model, self.config.loss.match_iou)
 
     def compile(self) -> None:
-        """Compile matching and loss; the largest number of objects differs from batch to batch, hence `dynamic`."""
+        """Compile matching and loss; `dynamic`, because the largest number of objects differs from batch to batch."""
         self.match_anchors = torch.compile(match_anchors, dynamic=True)
         self.multibox_loss = torch.compile(multibox_loss, dynamic=True)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """MultiBox losses summed over the positive boxes of a batch, and the number of these."""
+        """Return MultiBox losses summed over the positive boxes of a batch, and the number of these."""
         config, anchors = self.config, self.model.anchors_cxcywh
         images, boxes_xyxy, labels = batch["images"], batch["boxes_xyxy"], batch["labels"]
         if "colours" in batch:
@@ -230,7 +224,7 @@ class DetectionTask:
         return losses, sums["num_positives"]
 
     def load_weights(self, weights: dict[str, Tensor], path: Path) -> None:
-        """Put trained weights into the model. Raises CheckpointError, listing what differs, if they are another's."""
+        """Load trained weights into the model. Raises CheckpointError, listing what differs, if they do not fit."""
         try:
             load_exactly(self.model, weights)
         except ValueError as error:
@@ -238,20 +232,18 @@ class DetectionTask:
 
     def evaluate(
         self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
-    ) -> dict[str, float | None]:
-        """The twelve COCO scores of `model` over every validation image, the same on every rank.
-
-        The detections stay in `self.results`, for the record."""
+    ) -> Evaluation:
+        """Return the twelve COCO scores over every validation image, and the detections behind them, (N, 7)."""
         results = self.detect_all(model, device, [self.config.eval], stop_if_asked)
-        self.results = results and results[0]
-        return distributed.broadcast(results and quick_scores(self.truth, results[0]))
+        scores = results and quick_scores(self.truth, results[0])
+        return Evaluation(distributed.broadcast(scores), results and results[0])
 
-    def draw(self, experiment: Path, epoch: int) -> None:
-        """detections.png, where a tracker shows it epoch by epoch; the record has what the last weights find."""
+    def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:
+        """Draw detections.png if a tracker shows it epoch by epoch; the record shows those of the final weights."""
         if self.config.train.trackers:
             from detection.drawing.pictures import draw_detections  # imports matplotlib
 
-            pictures = list(example_pictures(self.val, self.results).values())
+            pictures = list(example_pictures(self.val, evaluation.predictions).values())
             draw_detections(experiment / "detections.png", pictures, self.val.class_names, SHOWN_SCORE)
 
     def detect_all(
@@ -261,7 +253,7 @@ class DetectionTask:
         settings: list[PostprocessConfig],
         stop_if_asked: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray] | None:
-        """Results (N, 7) over every validation image, for each post-processing setting; None but on rank 0.
+        """Return detections (N, 7) on every validation image, for each post-processing setting; None except on rank 0.
 
         Neither the batches nor the order of the results depend on the number of ranks."""
         if self.val_loader is None:
@@ -287,7 +279,7 @@ class DetectionTask:
 
 
 def inputs_of(config: DataConfig, train: CocoFile, val: CocoFile) -> Inputs:
-    """What a run reads: both annotation files and all images that they list."""
+    """Return what a run reads: both annotation files and all images that they list."""
     halves = {"train": train, "val": val}
     return Inputs(
         config.root,
@@ -300,7 +292,7 @@ def inputs_of(config: DataConfig, train: CocoFile, val: CocoFile) -> Inputs:
 
 
 def example_pictures(coco: CocoFile, results: np.ndarray) -> dict[str, "Picture"]:
-    """Ground truth and detections of a few images spread evenly over the set, by image id.
+    """Return ground truth and detections of a few images spread evenly over the set, by image id.
 
     results: (N, 7), as from to_coco_results."""
     from detection.drawing.pictures import Picture  # imports matplotlib

@@ -4,7 +4,7 @@ python -m detection.training configs/quickstart.yaml
 python -m detection.training configs/detection_ssd_SwinT.yaml model.neck=fpn data.root=/datasets/coco
 python -m engine.launch --standalone --nproc_per_node=4 -m detection.training configs/detection_ssd_resnet50.yaml
 python -m detection.training --resume experiments/experiment_3
-python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # starts there, or goes on there
+python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # starts or resumes there
 """
 
 import argparse
@@ -31,7 +31,7 @@ COMPUTES = {
 
 
 def build_task(config: "DetectionConfig", from_checkpoint: bool) -> "DetectionTask":
-    """The task that a config describes, its data checked. Raises DatasetError for what is wrong with that."""
+    """Return the task that a config describes, its data checked. Raises DatasetError for what is wrong with them."""
     from detection.coco.annotations import read_split
     from detection.prepare.images import check_images
     from detection.task import DetectionTask
@@ -39,7 +39,7 @@ def build_task(config: "DetectionConfig", from_checkpoint: bool) -> "DetectionTa
     train_split, val_split = read_split(config.data, "train"), read_split(config.data, "val")
     if config.data.check_images:
         check_images([train_split, val_split], max(1, config.data.workers))
-    return DetectionTask(config, val_split, train_split, from_checkpoint=from_checkpoint)
+    return DetectionTask(config, train_split, val_split, from_checkpoint=from_checkpoint)
 
 
 def announce(task: "DetectionTask") -> None:
@@ -53,8 +53,6 @@ def announce(task: "DetectionTask") -> None:
 
     model = task.config.model
     logger.info("%s with neck %s", model.backbone, model.neck)
-    if task.started_from:
-        logger.info(task.started_from)
     for coco in (task.train, task.val):
         logger.info("%s: %s", coco.annotations_path, describe(coco))
     ids = task.val.category_ids
@@ -71,7 +69,7 @@ def announce(task: "DetectionTask") -> None:
 
 
 def warn_of_ceilings(task: "DetectionTask") -> None:
-    """Log why the scores cannot reach 1, if the annotations or the config keep them from it."""
+    """Log why the scores cannot reach 1, if the annotations or the config prevent it."""
     import numpy as np
 
     from detection.coco.ceiling import ceiling_warning
@@ -99,12 +97,12 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     """Train as the command line says, then score and record."""
-    from detection.record import write_record
+    from detection.record import record
     from detection.task import DetectionConfig
     from runs import TrainCommand, train
 
     start_from = "model.weights=null model.start_from={experiment}"
-    train(TrainCommand(DetectionConfig, build_task, announce, write_record, start_from), arguments, device)
+    train(TrainCommand(DetectionConfig, build_task, announce, record, start_from), arguments, device)
 
 
 if __name__ == "__main__":

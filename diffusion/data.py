@@ -1,4 +1,4 @@
-"""Images to learn to make: MNIST's own files, grey, or CIFAR-10's, in colour, resized to the model's input."""
+"""Training images of generators: MNIST's own files, grey, or CIFAR-10's, in colour, resized to the model's input."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,13 +24,13 @@ class DataConfig(Config):
 
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:
-    """One half of the data set that a config names. Raises DatasetError if it is not there."""
+    """Read one half of the data set that a config names. Raises DatasetError if it is not there."""
     return READERS[config.format](data_folder(config.root), split == "train")
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """From an RGB image of any size to the one to learn, input_size pixels on each side, grey where the data set is."""
+    """Resize an RGB image to input_size pixels on each side, grey if the data set is, perhaps flipped."""
 
     input_size: int
     is_grey: bool
@@ -52,10 +52,10 @@ def build_transform(config: DataConfig, input_size: int, train: bool) -> ImageTr
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Bytes, uint8, as the network sees them: float32 from -1 to 1."""
+    """Return bytes, uint8, as the network sees them: float32 from -1 to 1."""
     return images.float() / 127.5 - 1
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Inverts `to_unit`; what lies beyond is cut off."""
+    """Return the inverse of `to_unit`; values beyond -1 and 1 are clamped."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

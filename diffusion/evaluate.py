@@ -1,18 +1,18 @@
-"""How good samples are, judged by a classifier: one of this project, trained on the same classes.
+"""Score samples by a classifier of this project, trained on the same classes.
 
 python -m diffusion.evaluate experiments/experiment_12 --classifier experiments/experiment_13 --samples 500
 
-agreement         share of the samples that the classifier takes for the class that was asked for
+agreement         share of the samples that the classifier assigns to the class that was asked for
 frechet_distance  between samples and real validation images, in the classifier's last features: between two normal
                   distributions of their mean and covariance (Heusel et al., arXiv 1706.08500)
 kernel_distance   the same by the unbiased squared maximum mean discrepancy with a cubic kernel, which fewer samples
                   do not make larger (Binkowski et al., arXiv 1801.01401)
 fid               the Frechet distance in the features of the standard Inception network, if its weights are here
 
-Each but fid stands beside what real images get: the classifier's agreement with the true classes, and the distances
-between as many training and validation images. Samples may agree more often than these do, for guidance makes them
-clearer. Frechet distances depend on the number of images and on the network: compare them for the same numbers of both
-and the same classifier only.
+Each except fid is reported beside that of real images: the classifier's agreement with the true classes, and the
+distances between as many training and validation images. Samples may agree more often, because guidance makes them
+clearer. Frechet distances depend on the number of images and on the network: compare them only for the same number and
+the same classifier.
 """
 
 import argparse
@@ -37,10 +37,10 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="of diffusion.training, or its checkpoint")
     parser.add_argument(
-        "--classifier", required=True, metavar="EXPERIMENT|WEIGHTS", help="as train_clf_imagenet.py evaluate takes it"
+        "--classifier", required=True, metavar="EXPERIMENT|WEIGHTS", help="as classification.evaluate takes it"
     )
     parser.add_argument("--samples", type=several, default=500, help="how many to make, of all classes in turn (500)")
-    parser.add_argument("--data", metavar="ROOT", help="where the real images lie now (default: the config's)")
+    parser.add_argument("--data", metavar="ROOT", help="folder of the real images (default: the config's)")
     add_sampling(parser)
     arguments = parser.parse_args(words)
     check_experiment(arguments.experiment)

@@ -1,4 +1,4 @@
-"""A trained diffusion model with all that it takes to use it, from its experiment."""
+"""A trained diffusion model, ready for use, from its experiment."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,21 +26,18 @@ class TrainedGenerator(NamedTuple):
     model: SwinUNet
 
     def labels_of(self, names: Sequence[str]) -> list[int]:
-        """The labels that are so called or so numbered. Raises ValueError naming one that is unknown."""
-        unknown = [name for name in names if name not in self.class_ids and name not in self.numbers]
-        if unknown:
-            known = f"expected some of {', '.join(self.class_ids[:20])}{', ...' * (len(self.class_ids) > 20)}"
-            raise ValueError(f"class {unknown[0]!r}: not among those of {self.checkpoint}; {known}")
-        return [(self.class_ids if name in self.class_ids else self.numbers).index(name) for name in names]
-
-    @property
-    def numbers(self) -> list[str]:
-        return [str(label) for label in range(len(self.class_ids))]
+        """Return the labels of classes given by name or number. Raises ValueError naming one that is unknown."""
+        numbers = [str(label) for label in range(len(self.class_ids))]
+        for name in names:
+            if name not in self.class_ids and name not in numbers:
+                known = f"expected some of {', '.join(self.class_ids[:20])}{', ...' * (len(self.class_ids) > 20)}"
+                raise ValueError(f"class {name!r}: not among those of {self.checkpoint}; {known}")
+        return [(self.class_ids if name in self.class_ids else numbers).index(name) for name in names]
 
     def generate(
         self, sampling: SamplingConfig, labels: Tensor, seed: int, batch_size: int, frames: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As diffusion.sampling.generate, on one process. labels: (N,) int64, on the model's device."""
+        """Call diffusion.sampling.generate on one process. labels: (N,) int64, on the device of the model."""
         return generate(
             self.model,
             self.config.diffusion,
@@ -55,10 +52,10 @@ class TrainedGenerator(NamedTuple):
 
 
 def load_generator(path: Path) -> TrainedGenerator:
-    """Build and fill the model of an experiment, or of one of its checkpoints, with the weights that were scored.
+    """Load the model of an experiment, or of one of its checkpoints, with the weights that were scored.
 
-    Raises ValueError if it is no experiment of this task, or has no checkpoint."""
-    experiment = path.parent.parent if path.is_file() else path  # of a path that is not there the name is told
+    Raises ValueError if it is not an experiment of this task, or has no checkpoint."""
+    experiment = path.parent.parent if path.is_file() else path
     config = read_experiment_config(experiment, DiffusionConfig)
     checkpoint = path if path.is_file() else newest_checkpoint(path / "checkpoints")
     state = load_checkpoint(checkpoint)

@@ -7,7 +7,7 @@
       -> output      patch expanding to the pixels, a convolution that begins with zeros
 
 The time embedding is added, by a linear layer of its own, to what enters every stage (Ho et al., arXiv 2006.11239). The
-class is told by further input channels: a learned vector per class, the same at every pixel; one more of them stands
+class enters by further input channels: a learned vector per class, the same at every pixel; one more vector stands
 for no class (Ho and Salimans, arXiv 2207.12598).
 
 Any image size works, by the padding of model.py; maps that grew in the decoder are cropped to those beside them.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from model import PatchExpanding, SwinBlock, SwinTransformer, load_swin_weights, swin_state_dict
 
 MAX_PERIOD = 10_000  # of the slowest wave of the time embedding, nearly, in steps / 2 pi
-CLASS_CHANNELS = 4  # length of the vector that tells the class
+CLASS_CHANNELS = 4  # length of the class vector
 FIRST_CONVOLUTION = "patch_embed.proj.weight"
 
 

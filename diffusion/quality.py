@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from classification.classifier import Classifier, load_classifier
 from data import LabelledImages, LabelledSamples, as_rgb, image_tensor, normalize_images
@@ -24,14 +23,13 @@ from engine.terminal import printable
 from records.experiment import shown_score
 
 INCEPTION = Path("saved_weights/weights-inception-2015-12-05-6726825d.pth")  # torch-fidelity's name of it
-MISSING = "{} is not installed: pip install -e '.[diffusion]'"
 COLUMNS = 10  # of the grid
 
 
 class Seen(NamedTuple):
-    """What a classifier makes of N images."""
+    """What a classifier computes for N images."""
 
-    features: Tensor  # (N, D) float32, what its last layer is given
+    features: Tensor  # (N, D) float32, input of its last layer
     guesses: np.ndarray  # (N,) int64, its outputs
 
 
@@ -91,7 +89,7 @@ def score(arguments: argparse.Namespace, device: torch.device) -> None:
 
 
 def some_of(images: LabelledImages, generator: TrainedGenerator, count: int) -> tuple[Tensor, np.ndarray]:
-    """Real images, spread evenly over a split, as the generator was shown them, and their labels.
+    """Return real images, spread evenly over a split, as the generator was trained on them, and their labels.
 
     Returns (N, C, S, S) uint8 and (N,) int64; N is count, or all there are."""
     config = generator.config
@@ -101,7 +99,7 @@ def some_of(images: LabelledImages, generator: TrainedGenerator, count: int) -> 
 
 
 def by_class(samples: np.ndarray, classes: int) -> np.ndarray:
-    """The first samples of each class as rows, for a grid; samples: (N, C, S, S), the classes in turn."""
+    """Return the first samples of each class as rows, for a grid. samples: (N, C, S, S), the classes in turn."""
     classes = min(classes, len(samples))
     columns = min(COLUMNS, len(samples) // classes)
     return samples[: columns * classes].reshape(columns, classes, *samples.shape[1:]).swapaxes(0, 1)
@@ -109,7 +107,7 @@ def by_class(samples: np.ndarray, classes: int) -> np.ndarray:
 
 @torch.inference_mode()
 def look(classifier: Classifier, images: Tensor, batch_size: int, device: torch.device) -> Seen:
-    """Show the classifier images. images: (N, C, S, S) uint8, C 1 or 3."""
+    """Classify images. images: (N, C, S, S) uint8, C 1 or 3."""
     features, guesses = [], []
     hook = classifier.model.head.register_forward_pre_hook(lambda _, given: features.append(given[0].float().cpu()))
     for batch in progress_bar(images.split(batch_size), desc="judging", unit="batch", leave=False):
@@ -122,7 +120,7 @@ def look(classifier: Classifier, images: Tensor, batch_size: int, device: torch.
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """An RGB image. image: (C, S, S) uint8, C 1 or 3."""
+    """Return an RGB image. image: (C, S, S) uint8, C 1 or 3."""
     pixels = image.permute(1, 2, 0).numpy()
     return as_rgb(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
 
@@ -130,57 +128,51 @@ def to_pil(image: Tensor) -> Image.Image:
 # ---- distances -----------------------------------------------------------------------------------------------
 
 
-class Given(nn.Identity):
-    """A network whose input are the features: what torchmetrics wants instead of its own."""
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.num_features = num_features
-
-
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """Between two sets of features, (N, D) and (M, D) float. Raises ValueError where torchmetrics is not installed."""
-    frechet, _ = distance_metrics()
-    metric = frechet(feature=Given(real.shape[1]))
-    metric.update(real, real=True)
-    metric.update(fake, real=False)
-    return float(metric.compute())
+    """Return the Frechet distance of two sets of features, (N, D) and (M, D) float (arXiv 1706.08500, eq. 6)."""
+    real, fake = real.double(), fake.double()
+    covariances = real.T.cov(), fake.T.cov()
+    # The trace of the square root of the product is the sum of the roots of its eigenvalues.
+    root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
+    mean = (real.mean(0) - fake.mean(0)).square().sum()
+    return float(mean + covariances[0].trace() + covariances[1].trace() - 2 * root)
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """The same by the kernel; of the larger set as many are taken, at random, as the smaller one has."""
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # that it keeps all the features
-        torch.manual_seed(0)
-        _, kernel = distance_metrics()
-        metric = kernel(feature=Given(real.shape[1]), subsets=1, subset_size=min(len(real), len(fake)))
-        metric.update(real, real=True)
-        metric.update(fake, real=False)
-        return float(metric.compute()[0])
+    """Return the unbiased squared maximum mean discrepancy with a cubic kernel (arXiv 1801.01401, eq. 3).
+
+    Of the larger set as many features are taken, at random, as the smaller one has."""
+    count, generator = min(len(real), len(fake)), torch.Generator().manual_seed(0)
+    real, fake = (x.double()[torch.randperm(len(x), generator=generator)[:count]] for x in (real, fake))
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    within = sum((k.sum() - k.trace()) / (count * (count - 1)) for k in (kernel(real, real), kernel(fake, fake)))
+    return float(within - 2 * kernel(real, fake).mean())
 
 
+@torch.inference_mode()
 def inception_distance(real: Tensor, fake: Tensor, batch_size: int, device: torch.device) -> float | None:
-    """FID, if the standard network is here; it is never downloaded. real, fake: (N, C, S, S) uint8."""
+    """Return FID, if the standard network is here; it is never downloaded. real, fake: (N, C, S, S) uint8.
+
+    Raises ValueError if torch-fidelity is not installed."""
     if not INCEPTION.is_file():
         logger.info("no fid: the weights of its network are not at %s", INCEPTION)
         return None
-    frechet, _ = distance_metrics()
     try:
-        metric = frechet(2048, feature_extractor_weights_path=str(INCEPTION))
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError:
-        raise ValueError(MISSING.format("torch-fidelity")) from None
-    metric.to(device)
-    for images, is_real in ((real, True), (fake, False)):
-        for batch in images.split(batch_size):
-            metric.update(batch.expand(-1, 3, -1, -1).to(device), real=is_real)
-    return float(metric.compute())
+        raise ValueError("torch-fidelity is not installed: pip install -e '.[diffusion]'") from None
+    network = (
+        FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(INCEPTION))
+        .to(device)
+        .eval()
+    )
 
+    def features(images: Tensor) -> Tensor:
+        return torch.cat(
+            [network(batch.expand(-1, 3, -1, -1).to(device))[0].cpu() for batch in images.split(batch_size)]
+        )
 
-def distance_metrics() -> tuple[type, type]:
-    """The Frechet and the kernel distance of torchmetrics. Raises ValueError where it is not installed."""
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-        from torchmetrics.image.kid import KernelInceptionDistance
-    except ModuleNotFoundError:
-        raise ValueError(MISSING.format("torchmetrics")) from None
-    return FrechetInceptionDistance, KernelInceptionDistance
+    return frechet_distance(features(real), features(fake))

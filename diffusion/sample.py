@@ -1,4 +1,4 @@
-"""Make images with a trained diffusion model: a grid of them, and an animation of how they came about.
+"""Make images with a trained diffusion model: a grid of them, and an animation of the sampler's steps.
 
 python -m diffusion.sample experiments/experiment_12 --classes 0,1,2 --steps 50 --guidance 2.0 --seed 0
 python -m diffusion.sample experiments/experiment_12 --sampler dpm++ --steps 20 --output digits.png
@@ -84,12 +84,8 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     from diffusion.sampling import SamplingConfig
 
     generator = load_generator(arguments.experiment)
-    chosen = (
-        generator.labels_of(arguments.classes.split(","))
-        if arguments.classes is not None
-        else range(len(generator.class_ids))
-    )
-    labels = torch.tensor(list(chosen)).repeat_interleave(arguments.per_class)
+    chosen = generator.labels_of(generator.class_ids if arguments.classes is None else arguments.classes.split(","))
+    labels = torch.tensor(chosen).repeat_interleave(arguments.per_class)
     generator.model.to(device)
     sampling = SamplingConfig(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
     parts = generator.generate(sampling, labels.to(device), arguments.seed, arguments.batch_size, FRAMES)
@@ -103,11 +99,11 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     animation = output.with_suffix(".gif")
     draw_animation(animation, np.stack([in_rows(frame, len(chosen)) for frame in np.concatenate(frames, axis=1)]))
     print(f"{len(labels)} images, a row for each of {', '.join(generator.class_ids[label] for label in chosen)}")
-    print(f"made with {generator.checkpoint}; written to {output}; how they came about: {animation}")
+    print(f"made with {generator.checkpoint}; written to {output}; steps: {animation}")
 
 
 def default_output(arguments: argparse.Namespace, checkpoint: Path) -> Path:
-    """In samples/ of the experiment, under a name that says what was asked for, and of which weights."""
+    """Return a path in samples/ of the experiment that names the weights and the options."""
     classes = f"classes_{arguments.classes.replace(',', '_')}_" if arguments.classes else ""
     asked = f"{classes}{arguments.per_class}_each_{arguments.sampler}_{arguments.steps}"
     name = f"{checkpoint.stem}_{asked}_guidance_{arguments.guidance:g}_seed_{arguments.seed}.png"
@@ -115,7 +111,7 @@ def default_output(arguments: argparse.Namespace, checkpoint: Path) -> Path:
 
 
 def in_rows(images: "np.ndarray", rows: int) -> "np.ndarray":
-    """(N, C, S, S), class by class, as (rows, columns, C, S, S)."""
+    """Return images (N, C, S, S), class by class, as (rows, columns, C, S, S)."""
     return images.reshape(rows, -1, *images.shape[1:])
 
 

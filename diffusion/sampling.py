@@ -21,7 +21,7 @@ from engine.logbook import progress_bar
 from engine.text import UnknownNameError
 
 # The image that a step predicts is cut to -1 to 1; DDIM's noise has to be what then remains. Taken from the prediction
-# before the cut, as diffusers does if not told, it carries what guidance overdoes from step to step, and many steps mix
+# before the cut, as is diffusers' default, it carries what guidance overdoes from step to step, and many steps mix
 # up the classes.
 STEP_OPTIONS = {"ddim": {"use_clipped_model_output": True}}
 

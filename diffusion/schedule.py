@@ -38,7 +38,7 @@ class NoiseConfig(Config):
     schedule: Literal["cosine", "linear"] = Field("cosine", description="how fast the noise grows")
     objective: Literal["epsilon", "v"] = Field("epsilon", description="what is predicted")
     label_dropout: float = Field(
-        0.1, ge=0, le=1, description="share of the training images whose class is not told; guidance needs some"
+        0.1, ge=0, le=1, description="share of the training images without their class; guidance needs some"
     )
 
 

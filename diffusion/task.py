@@ -1,13 +1,13 @@
-"""The diffusion task: a Swin-UNet, its denoising loss and its samples, as the training loop asks for them."""
+"""The diffusion task: a Swin-UNet, its denoising loss and its samples."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -23,9 +23,8 @@ from engine.compute.precision import autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
-from engine.text import UnknownNameError
 from model import SWIN_VARIANTS
-from training import TrainConfig
+from training import Evaluation, TrainConfig
 from weights.registry import find_weights, identified, read_weights_with_note
 
 EVAL_SEED = 0  # of what validation images are mixed with: the same for every run, so that losses can be compared
@@ -34,7 +33,7 @@ EVAL_SEED = 0  # of what validation images are mixed with: the same for every ru
 class ModelConfig(Config):
     """Which Swin-UNet to build."""
 
-    name: str = Field("swin_t", description="row of model.SWIN_VARIANTS, of the encoder")
+    name: Literal[*SWIN_VARIANTS] = Field("swin_t", description="variant of the encoder, see model.SWIN_VARIANTS")
     input_size: int = Field(224, ge=1, description="side in pixels of the images, which are resized to it")
     patch_size: int = Field(4, ge=1, description="side of a patch in pixels")
     window_size: int | None = Field(None, ge=1, description="side of a window in patches; null takes the variant's")
@@ -45,22 +44,15 @@ class ModelConfig(Config):
     )
     average_weights: bool = Field(True, description="of an experiment, its moving average if it kept one")
 
-    @field_validator("name")
-    @classmethod
-    def _names_a_row(cls, name: str) -> str:
-        if name not in SWIN_VARIANTS:
-            raise UnknownNameError("name", name, SWIN_VARIANTS)
-        return name
-
 
 class DiffusionTrainConfig(TrainConfig):
-    """As of every task, but that the moving average is on: samples of the last weights alone are much worse."""
+    """As in every task, except that the moving average is on: samples of the last weights alone are much worse."""
 
     ema_decay: float | None = Field(0.999, gt=0, lt=1, description="sample and score a moving average of the weights")
 
 
 class EvalConfig(SamplingConfig):
-    """What is looked at after an epoch: the loss on validation images, and some samples."""
+    """What an evaluation does: the loss on validation images, and some samples."""
 
     samples_per_class: int = Field(8, ge=1, description="columns of the grid of samples")
 
@@ -77,7 +69,7 @@ class DiffusionConfig(Config):
 
 
 def build_unet(config: ModelConfig, image_channels: int, num_classes: int) -> SwinUNet:
-    """The model that a config names, with random weights."""
+    """Return the model that a config names, with random weights."""
     sizes = SWIN_VARIANTS[config.name] | ({"window_size": config.window_size} if config.window_size else {})
     return SwinUNet(
         **sizes,
@@ -88,21 +80,21 @@ def build_unet(config: ModelConfig, image_channels: int, num_classes: int) -> Sw
 
 
 def start_from(model: SwinUNet, config: ModelConfig) -> str:
-    """Load the weights that a config names into the encoder. Returns a line that says so.
+    """Load the weights that a config names into the encoder. Return a line that says so.
 
-    Raises ValueError, naming the field, if they are not there or do not fit."""
+    Raises ValueError, naming the field, if they are missing or do not fit."""
     try:
         path = find_weights(config.weights, config.name)
         weights, note = read_weights_with_note(path, config.average_weights)
         resized = load_encoder_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    told = f"; {len(resized)} position tables resized, such as {resized[0]}" if resized else ""
-    return f"encoder started from {identified(path)}{note}{told}"
+    note += f"; {len(resized)} position tables resized, such as {resized[0]}" if resized else ""
+    return f"encoder started from {identified(path)}{note}"
 
 
-class Evaluation(NamedTuple):
-    """What a model does: its loss on each of N validation images, and the images that it makes."""
+class Generated(NamedTuple):
+    """What an evaluation finds: the loss on each of N validation images, and samples."""
 
     image_ids: np.ndarray  # (N,) int64, in order
     losses: np.ndarray  # (N,) float64
@@ -110,19 +102,16 @@ class Evaluation(NamedTuple):
 
 
 class DiffusionTask:
-    """What `training.fit` asks of a task, for a Swin-UNet."""
+    """A Swin-UNet, its denoising loss and its samples; see training.Task."""
 
     metrics = ("val_loss",)
     lower_is_better = True
-    loading_cure = "more data.workers"
     collate = staticmethod(collate)
 
     def __init__(
-        self, config: DiffusionConfig, train: LabelledImages, val: LabelledImages, from_checkpoint: bool = False
+        self, config: DiffusionConfig, train: LabelledImages, val: LabelledImages, *, from_checkpoint: bool = False
     ) -> None:
-        """from_checkpoint: a checkpoint will fill the model, so model.weights need not be there any more.
-
-        Raises ValueError if the weights cannot be used, or the samples cannot be made."""
+        """Raises ValueError if model.weights cannot be used, or samples cannot be made as `eval` says."""
         try:
             check_sampling(config.diffusion, config.eval)
         except ValueError as error:
@@ -135,30 +124,29 @@ class DiffusionTask:
         self.reference_losses = {"denoising": self.schedule.zero_loss(mean_square(train.images))}
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_unet(config.model, CHANNELS[config.data.format], len(train.class_ids))
-        self.started_from: str | None = None  # a line for the log
+        self.started_from: str | None = None
         if config.model.weights is not None and not from_checkpoint:
             self.started_from = start_from(self.model, config.model)
         transform = build_transform(config.data, config.model.input_size, train=True)
         self.train_set = LabelledSamples(train, transform, config.train.seed)
         self.val_loader: DataLoader | None = None
-        self.results: Evaluation | None = None  # of the last evaluation, on rank 0
 
     def compile(self) -> None:
-        """Nothing: besides the model there is a sum of squares."""
+        """Do nothing: besides the model there is a sum of squares."""
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Squared errors, the mean over an image's pixels summed over the images of a batch, and their number."""
+        """Return squared errors, the mean over an image's pixels summed over the images, and the number of images."""
         config = self.config.diffusion
         images, labels = to_unit(batch["images"]), batch["labels"]
         timesteps = torch.randint(config.timesteps, labels.shape, device=images.device)
         noise = torch.randn_like(images)
-        untold = torch.rand(labels.shape, device=images.device) < config.label_dropout
-        labels = torch.where(untold, self.model.no_class, labels)
+        is_dropped = torch.rand(labels.shape, device=images.device) < config.label_dropout
+        labels = torch.where(is_dropped, self.model.no_class, labels)
         errors = self.errors(model, images, noise, timesteps, labels)
         return {"denoising": errors.sum()}, torch.full((), len(images), device=images.device)
 
     def errors(self, model: nn.Module, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        """Mean squared error of the prediction for each image, (B,) float32.
+        """Return the mean squared error of the prediction for each image, (B,) float32.
 
         images, noise: (B, C, S, S) float32, images from -1 to 1. timesteps, labels: (B,) int64."""
         prediction = model(self.schedule.add_noise(images, noise, timesteps), timesteps, labels).float()
@@ -166,21 +154,21 @@ class DiffusionTask:
         return F.mse_loss(prediction, target, reduction="none").mean(dim=(1, 2, 3))
 
     def evaluate(
-        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
-    ) -> dict[str, float | None]:
-        """The mean loss over every validation image, the same on every rank and on any number of ranks.
+        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
+    ) -> Evaluation:
+        """Return the mean loss over every validation image, the same on any number of ranks, and what was Generated.
 
-        Each image meets the same noise at the same timesteps whenever it is looked at. The losses stay in
-        `self.results`, with samples of every class, for the record."""
+        Each image has the same noise at the same timestep in every evaluation."""
         losses = self.val_losses(model, device, stop_if_asked)
         samples = self.sample(model, device, stop_if_asked)
-        self.results = losses and Evaluation(*losses, samples)
-        return distributed.broadcast(self.results and {"val_loss": float(self.results.losses.mean())})
+        generated = losses and Generated(*losses, samples)
+        scores = generated and {"val_loss": float(generated.losses.mean())}
+        return Evaluation(distributed.broadcast(scores), generated)
 
     def val_losses(
         self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
     ) -> list[np.ndarray] | None:
-        """Numbers, (N,) int64, and losses, (N,) float64, of the validation images; None but on rank 0."""
+        """Return numbers, (N,) int64, and losses, (N,) float64, of the validation images; None except on rank 0."""
         config = self.config
         if self.val_loader is None:
             transform = build_transform(config.data, config.model.input_size, train=False)
@@ -201,8 +189,8 @@ class DiffusionTask:
         return in_order(found)
 
     def sample(self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]) -> np.ndarray | None:
-        """Samples of every class, (classes, samples_per_class, C, S, S) uint8, always from the same noise; None but on
-        rank 0."""
+        """Return samples of every class, (classes, samples_per_class, C, S, S) uint8, always from the same noise; None
+        except on rank 0."""
         config = self.config
         labels = torch.arange(len(self.train.class_ids), device=device).repeat_interleave(config.eval.samples_per_class)
         batches = eval_batches(len(labels), config.train.batch_size, distributed.rank(), distributed.world_size())
@@ -215,22 +203,22 @@ class DiffusionTask:
         together = in_order(found)
         return together and together[1].reshape(len(self.train.class_ids), -1, *together[1].shape[1:])
 
-    def draw(self, experiment: Path, epoch: int) -> None:
-        """The samples as samples/epoch_010.png, a row for each class."""
+    def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:
+        """Draw the samples as samples/epoch_010.png, a row for each class."""
         (experiment / "samples").mkdir(exist_ok=True)
-        draw_grid(experiment / f"samples/epoch_{epoch:03d}.png", self.results.samples)
+        draw_grid(experiment / f"samples/epoch_{epoch:03d}.png", evaluation.predictions.samples)
 
 
 def mean_square(images: np.ndarray) -> float:
-    """Of the pixels of (N, ...) uint8 images, as the network sees them."""
-    # In parts, for bincount takes eight bytes for each pixel.
+    """Return the mean square of the pixels of (N, ...) uint8 images, as the network sees them."""
+    # In parts, because bincount takes eight bytes for each pixel.
     counts = sum(np.bincount(part.ravel(), minlength=256) for part in np.array_split(images, -(-len(images) // 1000)))
     values = to_unit(torch.arange(256, dtype=torch.uint8)).double().numpy()
     return float(counts @ values**2 / images.size)
 
 
 def fixed_noise(image_ids: list[int], timesteps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """What validation images are mixed with, a function of the image alone.
+    """Return timesteps and noise for validation images, each a function of the image alone.
 
     shape: of an image. Returns timesteps (B,) int64, below `timesteps`, and noise (B, *shape) float32."""
     generators = [image_generator(EVAL_SEED, image_id) for image_id in image_ids]

@@ -28,17 +28,17 @@ COMPUTES = {
 
 
 def build_task(config: "DiffusionConfig", from_checkpoint: bool) -> "DiffusionTask":
-    """The task that a config describes. Raises DatasetError for what is wrong with its data."""
+    """Return the task that a config describes. Raises DatasetError for what is wrong with its data."""
     from diffusion.data import read_split
     from diffusion.task import DiffusionTask
 
-    return DiffusionTask(config, read_split(config.data, "train"), read_split(config.data, "val"), from_checkpoint)
+    train, val = read_split(config.data, "train"), read_split(config.data, "val")
+    return DiffusionTask(config, train, val, from_checkpoint=from_checkpoint)
 
 
 def announce(task: "DiffusionTask") -> None:
     """Log what is trained, on what."""
-    from data import shared_images
-    from engine import distributed
+    from data import announce_images
     from engine.logbook import logger
 
     model, noise = task.config.model, task.config.diffusion
@@ -46,12 +46,7 @@ def announce(task: "DiffusionTask") -> None:
         "Swin-UNet %s, %d pixels, predicts %s, %d timesteps, %s schedule",
         model.name, model.input_size, noise.objective, noise.timesteps, noise.schedule,
     )  # fmt: skip
-    if task.started_from:
-        logger.info(task.started_from)
-    for images in (task.train, task.val):
-        logger.info("%s: %d images, %d classes", images.place, len(images), len(images.class_ids))
-    if distributed.is_main() and (shared := shared_images(task.train, task.val)):
-        logger.warning(shared)
+    announce_images(task.train, task.val)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -66,11 +61,11 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     """Train as the command line says, then score and record."""
-    from diffusion.record import write_record
+    from diffusion.record import record
     from diffusion.task import DiffusionConfig
     from runs import TrainCommand, train
 
-    train(TrainCommand(DiffusionConfig, build_task, announce, write_record), arguments, device)
+    train(TrainCommand(DiffusionConfig, build_task, announce, record), arguments, device)
 
 
 if __name__ == "__main__":

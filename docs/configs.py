@@ -51,7 +51,7 @@ code, and [a new row](extending.md) is a few lines.
 """
 TASKS = {
     "detection": ("`python -m detection.training CONFIG`: one row of a results table.", DetectionConfig),
-    "classification": ("`python train_clf_imagenet.py CONFIG`: one row of a results table.", ClassificationConfig),
+    "classification": ("`python -m classification.training CONFIG`: one row of a results table.", ClassificationConfig),
     "diffusion": ("`python -m diffusion.training CONFIG`: one row of a results table.", DiffusionConfig),
     "grid": (
         "`python -m ablation.grid run GRID`: many rows, and [what is better](comparison.md). Where an override is "

@@ -17,6 +17,7 @@ def positive(text: str) -> int:
 
 
 DETECTORS = "an experiment directory, a checkpoint in one, released weights, or a published folder"
+CLASSIFIERS = "an experiment, its checkpoint, a published folder, a config with weights, a public file or its name"
 
 
 def check_config(path: str | Path) -> None:

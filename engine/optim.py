@@ -48,6 +48,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 STATES_PER_WEIGHT = {"sgd": 1, "adamw": 2}  # numbers that the optimizer keeps for each weight
 
 
+def schedule_warnings(optim: OptimConfig, epochs: int) -> list[str]:
+    """Return what of a schedule never takes effect in so many epochs."""
+    found = []
+    if optim.schedule == "steps" and any(epoch >= epochs for epoch in optim.drop_epochs):
+        found.append(f"optim.drop_epochs {optim.drop_epochs}: the last epoch is {epochs}")
+    if optim.warmup_epochs >= epochs:
+        found.append(
+            f"optim.warmup_epochs {optim.warmup_epochs:g}: all of the {epochs} epochs, so the learning rate rises to "
+            "the end; lower it"
+        )
+    return found
+
+
 def scaled_learning_rate(config: OptimConfig, global_batch_size: int) -> float:
     """The peak learning rate for `global_batch_size` images per step."""
     return config.learning_rate * global_batch_size / config.reference_batch_size

@@ -26,5 +26,10 @@ def counted(number: int, singular: str, plural: str) -> str:
     return f"{number:,} {singular if number == 1 else plural}"
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _escape(match: re.Match) -> str:
     return ascii(match[0])[1:-1]

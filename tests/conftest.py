@@ -76,11 +76,12 @@ def finished_detector(tmp_path_factory) -> Path:
 
     Scored on 12 images of 160 x 160 pixels; its annotation file's category ids have gaps."""
     from detection.coco.annotations import read_split
-    from detection.record import write_record
+    from detection.record import record
     from detection.shapes import generate
     from detection.task import DetectionConfig, DetectionTask
     from engine.checkpoint import save_checkpoint, step_path
     from engine.config import dump_config
+    from records.record import write_record
 
     root = tmp_path_factory.mktemp("finished")
     generate(root / "sample", num_train=2, num_val=12, image_size=160)
@@ -97,7 +98,7 @@ def finished_detector(tmp_path_factory) -> Path:
             "eval": {"score_threshold": 0.3, "max_detections": 50},
         }
     )
-    task = DetectionTask(config, read_split(config.data, "val"), read_split(config.data, "train"))
+    task = DetectionTask(config, read_split(config.data, "train"), read_split(config.data, "val"))
     for convolution in task.model.class_head:
         torch.nn.init.normal_(convolution.weight, std=0.05, generator=torch.Generator().manual_seed(0))
         torch.nn.init.zeros_(convolution.bias)
@@ -111,8 +112,7 @@ def finished_detector(tmp_path_factory) -> Path:
     (experiment / "environment.json").write_text(json.dumps([start | {"versions": versions, "started_from": None}]))
     line = {"epoch": 1, "step": 3, "epoch_seconds": 2.0, "images_per_second": 6.0, "mAP": 0.0}
     (experiment / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    task.evaluate(task.model, torch.device("cpu"))
-    write_record(experiment, task)
+    write_record(experiment, task, record(experiment, task, task.evaluate(task.model, torch.device("cpu"))))
     return experiment
 
 

@@ -18,7 +18,7 @@ from detection.task import DetectionConfig, DetectionTask
 from engine.config import load_config
 from engine.strict_yaml import read_yaml
 from records.experiment import FREE_FIELDS
-from training import rehearse
+from runs import rehearse
 
 ROOT = Path(__file__).parent.parent
 config_page = SourceFileLoader("configs_page", str(ROOT / "docs/configs.py")).load_module()
@@ -110,7 +110,7 @@ def test_a_detector_with_the_row_and_the_neck_of_the_short_example_learns(exampl
     assert len([line for line in example.splitlines() if line.strip()]) < 30
     overrides = (f"data.root={sample_root}", "model.backbone=SwinSlimBackbone_C", "model.neck=weighted_fpn")
     config = load_config(ROOT / "configs/quickstart.yaml", (*overrides, "train.batch_size=4"), DetectionConfig)
-    task = DetectionTask(config, read_split(config.data, "val"), read_split(config.data, "train"))
+    task = DetectionTask(config, read_split(config.data, "train"), read_split(config.data, "val"))
     shares = task.model.neck.shares.detach().clone()
-    rehearse(task, config.train, config.optim, torch.device("cpu"))
+    rehearse(task, torch.device("cpu"))
     assert not torch.equal(task.model.neck.shares, shares)

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from classification.training import main, parse_arguments
 
 # Two of them named as in ImageNet.
 COLOURS = {
@@ -55,3 +58,11 @@ def config_path(colours_root, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("config") / "colours.yaml"
     path.write_text(CONFIG.format(root=colours_root))
     return path
+
+
+@pytest.fixture(scope="session")
+def experiment(config_path, tmp_path_factory) -> Path:
+    """A finished run of two epochs; not to be changed."""
+    folder = tmp_path_factory.mktemp("experiments")
+    main(parse_arguments([str(config_path), "--experiments", str(folder)]), torch.device("cpu"))
+    return folder / "experiment_1"

@@ -5,12 +5,6 @@ from PIL import Image
 from classification.pictures import Example, draw_confusion, draw_examples
 
 
-def test_a_few_classes_make_a_matrix(tmp_path):
-    draw_confusion(tmp_path / "few.png", np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2]), ["a", "b", "$c_d$"])
-    width, height = Image.open(tmp_path / "few.png").size
-    assert width == height
-
-
 @pytest.mark.parametrize("guesses", [np.arange(40), (np.arange(40) + 1) % 40], ids=["all right", "all wrong"])
 def test_many_classes_make_a_list_of_confusions(tmp_path, guesses):
     draw_confusion(tmp_path / "many.png", np.arange(40), guesses, [f"class {number}" for number in range(40)])
@@ -37,14 +31,6 @@ def test_of_examples_with_long_names_nothing_is_cut_off(tmp_path, guesses):
     names = [f"Staphylococcus aureus, kind {number}" for number in range(guesses)]
     draw_examples(tmp_path / "long.png", [Example(Image.new("RGB", (64, 64)), names[0], names, [0.2] * guesses)] * 8)
     assert margin(tmp_path / "long.png").min() > 200
-
-
-def test_examples_stand_four_in_a_row(tmp_path):
-    example = Example(Image.new("RGB", (64, 64)), "tench", ["tench", "goldfish"], [0.75, 0.25])
-    draw_examples(tmp_path / "four.png", [example] * 4)
-    draw_examples(tmp_path / "five.png", [example] * 5)
-    four, five = (Image.open(tmp_path / name).size for name in ("four.png", "five.png"))
-    assert five == (four[0], 2 * four[1])
 
 
 def test_an_example_is_seen_with_its_guesses(tmp_path):

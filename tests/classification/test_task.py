@@ -1,4 +1,3 @@
-import math
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,8 @@ CPU = torch.device("cpu")
 
 def make_task(config_path, *overrides, from_checkpoint=False) -> ClassificationTask:
     config = load_config(config_path, overrides, ClassificationConfig)
-    return ClassificationTask(config, read_split(config.data, "train"), read_split(config.data, "val"), from_checkpoint)
+    train, val = read_split(config.data, "train"), read_split(config.data, "val")
+    return ClassificationTask(config, train, val, from_checkpoint=from_checkpoint)
 
 
 def batch_of(task, count=8) -> dict:
@@ -39,11 +39,7 @@ def test_scores_are_the_shares_of_images_whose_class_is_guessed_first_and_among_
     classes = np.array([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [5, 4, 3, 2, 1], [2, 1, 0, 4, 5]])
     guesses = Guesses(np.arange(4), classes, np.zeros((4, 5), np.float32))
     assert scores_of(guesses, np.array([0, 0, 0, 2]), num_classes=6) == {"top1": 0.5, "top5": 0.75}
-
-
-def test_of_five_classes_top5_is_undefined():
-    guesses = Guesses(np.arange(2), np.array([[0, 1], [1, 0]]), np.zeros((2, 2), np.float32))
-    assert scores_of(guesses, np.array([0, 0]), num_classes=2) == {"top1": 0.5, "top5": None}
+    assert scores_of(guesses, np.array([0, 0, 0, 2]), num_classes=5)["top5"] is None
 
 
 def test_guesses_are_the_likeliest_classes_best_first():
@@ -51,10 +47,6 @@ def test_guesses_are_the_likeliest_classes_best_first():
     classes, probabilities = guess(lambda images: logits, torch.zeros(1, 3, 8, 8))
     assert classes.tolist() == [[1, 3, 2, 0, 4]]
     torch.testing.assert_close(probabilities, logits.softmax(1)[:, [1, 3, 2, 0, 4]])
-
-
-def test_the_constant_predictors_loss_is_the_log_of_the_number_of_balanced_classes():
-    assert constant_predictor_loss(np.arange(10) % 5, 5, label_smoothing=0.1) == pytest.approx(math.log(5))
 
 
 def test_no_constant_prediction_has_a_lower_loss_than_the_constant_predictor():
@@ -91,27 +83,20 @@ def test_mixed_images_have_a_loss_too(config_path):
     assert all(parameter.grad is not None for parameter in task.model.parameters())
 
 
-def test_every_validation_image_is_scored_once_in_order(config_path):
-    task = make_task(config_path)
-    scores = task.evaluate(task.model, CPU, lambda: None)
-    assert task.results.image_ids.tolist() == list(range(14))
-    right = task.results.classes[:, 0] == task.val.labels
-    assert scores["top1"] == pytest.approx(right.mean())
-
-
-def test_evaluation_leaves_the_model_in_training_mode(config_path):
+def test_every_validation_image_is_scored_once_in_order_and_the_model_stays_in_training_mode(config_path):
     task = make_task(config_path)
     task.model.train()
-    task.evaluate(task.model, CPU, lambda: None)
+    scores, guesses = task.evaluate(task.model, CPU)
+    assert guesses.image_ids.tolist() == list(range(14))
+    assert scores["top1"] == pytest.approx((guesses.classes[:, 0] == task.val.labels).mean())
     assert all(module.training for module in task.model.modules())
 
 
 def test_a_stop_is_heeded_between_batches(config_path):
-    task = make_task(config_path)
-
     def stop() -> None:
         raise KeyboardInterrupt
 
+    task = make_task(config_path)
     with pytest.raises(KeyboardInterrupt):
         task.evaluate(task.model, CPU, stop)
 
@@ -134,7 +119,7 @@ def test_a_task_starts_from_a_runs_average_but_for_a_head_of_other_classes(confi
     assert not any(weight.any() for name, weight in task.model.state_dict().items() if not name.startswith("head."))
     assert task.model.head.weight.any()
     assert task.started_from.startswith(f"started from {checkpoint} (SHA-256 {file_sha256(checkpoint)[:8]})")
-    assert task.started_from.endswith("the head from random weights, for it is of other classes")
+    assert "the head from random weights" in task.started_from
 
 
 @pytest.mark.parametrize("is_same", [True, False], ids=["the same", "other"])
@@ -145,12 +130,7 @@ def test_a_head_for_as_many_classes_is_taken_if_they_are_the_same_ones(config_pa
     save_checkpoint(tmp_path / "six.pt", {"model": zeros, "ema": None, "data": {"classes": classes}})
     task = make_task(config_path, f"model.weights={tmp_path / 'six.pt'}")
     assert bool(task.model.head.weight.any()) == (not is_same)
-    assert task.started_from.endswith("its head, too" if is_same else "for it is of other classes")
-
-
-def test_a_task_starts_from_the_raw_weights_if_asked_to(config_path, checkpoint):
-    task = make_task(config_path, f"model.weights={checkpoint}", "model.average_weights=false")
-    assert task.model.patch_embed.proj.weight.any()
+    assert ("with its head" in task.started_from) == is_same
 
 
 def test_weights_that_are_not_there_are_named_with_the_field(config_path):
@@ -186,17 +166,3 @@ def test_facts_that_a_resumed_run_must_share_are_the_classes_and_the_images(conf
     task = make_task(config_path)
     assert task.data["classes"] == task.val.class_ids
     assert task.data["validation images"] == read_folders(colours_root / "val").digest
-
-
-@pytest.mark.parametrize("name", ["bccd", "grid_swin_ablation"])
-def test_a_config_of_another_command_is_said_to_be_one(name):
-    with pytest.raises(
-        ConfigError, match=rf"/{name}\.yaml: a config of another kind: a ClassificationConfig has no \w+"
-    ):
-        load_config(ROOT / f"configs/{name}.yaml", [], ClassificationConfig)
-
-
-def test_many_typos_on_the_command_line_make_no_config_of_another_kind():
-    typos = ["model.nme=x", "train.batchsize=3", "train.epoch=1", "optim.lr=1", "data.rot=x", "eval.crop=1", "xyz=1"]
-    with pytest.raises(ConfigError, match="7 problems"):
-        load_config(ROOT / "configs/swin_slim_tiny_images.yaml", typos, ClassificationConfig)

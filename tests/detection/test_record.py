@@ -13,10 +13,12 @@ from PIL import Image
 from data import DatasetError
 from detection.coco.annotations import read_split
 from detection.coco.evaluation import GroundTruth, coco_scores, quick_scores
-from detection.record import write_record
+from detection.record import record
 from detection.task import DetectionConfig, DetectionTask
-from stats.image_statistics import load_statistics
+from records.record import write_record
+from training import Evaluation
 
+CPU = torch.device("cpu")
 SPLITS = {
     split: {"images": f"images/{split}", "annotations": f"annotations/instances_{split}.json"}
     for split in ("train", "val")
@@ -46,8 +48,8 @@ def recorded(sample_root, tmp_path_factory):
     (experiment / "examples").mkdir()
     (experiment / "examples" / "77.jpg").write_bytes(b"of another data set")
     task = make_task(sample_root)
-    task.evaluate(task.model, torch.device("cpu"))
-    return experiment, task, write_record(experiment, task)
+    evaluation = task.evaluate(task.model, CPU)
+    return experiment, task, write_record(experiment, task, record(experiment, task, evaluation))
 
 
 def make_task(root):
@@ -58,19 +60,21 @@ def make_task(root):
             "train": {"epochs": 1, "batch_size": 4, "seed": 5},
         }
     )
-    return DetectionTask(config, read_split(config.data, "val"), read_split(config.data, "train"))
+    return DetectionTask(config, read_split(config.data, "train"), read_split(config.data, "val"))
 
 
-def test_the_file_holds_what_is_returned(recorded):
+def test_the_record_is_that_of_this_variant_seed_cost_and_scores(recorded, sample_root):
     experiment, _, record = recorded
     assert json.loads((experiment / "results.json").read_text()) == record
-
-
-def test_the_record_says_which_variant_and_seed(recorded):
-    record = recorded[2]
-    assert record["variant"] == {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn"}
-    assert list(record["variant"]) == ["backbone", "neck"]
+    assert list(record["variant"].items()) == [("backbone", "ResNet18SlimBackbone_B"), ("neck", "fpn")]
     assert record["seed"] == 5
+    assert (record["cost"]["processes"], record["cost"]["device"]) == (2, "cpu")  # of the last start
+    assert 0.01 < record["cost"]["gflops"] < 10
+    assert record["cost"]["peak_memory_mib"] > 100
+    assert record["errors"]["AP50"] == pytest.approx(record["scores"]["AP50"], abs=1e-12)
+    paths = [sample_root / SPLITS[split]["annotations"] for split in ("train", "val")]
+    assert record["inputs"] == {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    assert record["protocol"]["annotations_sha256"] == record["inputs"][str(paths[1])]
 
 
 def spoilt(change, path):
@@ -120,14 +124,15 @@ def test_a_run_whose_annotations_and_images_change_is_recorded_as_it_started(rec
     experiment, _, before = recorded
     root = shutil.copytree(sample_root, tmp_path / "sample")
     task, path = make_task(root), root / SPLITS["val"]["annotations"]
-    task.evaluate(task.model, torch.device("cpu"))
+    evaluation = task.evaluate(task.model, CPU)
     spoilt(add_class, path)
     first, second, *_ = sorted((root / "images/train").iterdir())
     first.write_bytes(second.read_bytes())
-    record = write_record(shutil.copytree(experiment, tmp_path / "experiment_1"), task)
+    experiment = shutil.copytree(experiment, tmp_path / "experiment_1")
+    after = write_record(experiment, task, record(experiment, task, evaluation))
     for name in ("scores", "per_class", "protocol", "image_sets"):
-        assert record[name] == before[name]
-    assert list(record["inputs"].values()) == list(before["inputs"].values())
+        assert after[name] == before[name]
+    assert list(after["inputs"].values()) == list(before["inputs"].values())
     for changed in (f"{path} has other content", f"{root / 'images/train'} has other train images"):
         assert f"{changed} since the run started" in caplog.text
 
@@ -138,7 +143,7 @@ def test_an_image_that_vanishes_while_the_run_trains_is_one_line_that_names_it(s
     image = sorted((root / "images/val").iterdir())[0]
     image.unlink()
     with pytest.raises(DatasetError) as error:
-        task.evaluate(task.model, torch.device("cpu"))
+        task.evaluate(task.model, CPU)
     assert str(image) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -152,38 +157,15 @@ def test_annotations_that_change_between_check_and_start_are_refused(sample_root
         GroundTruth(path, digest)
 
 
-def test_both_annotation_files_are_recorded_by_the_path_they_were_read_from(recorded, sample_root):
-    record = recorded[2]
-    paths = [sample_root / SPLITS[split]["annotations"] for split in ("train", "val")]
-    assert record["inputs"] == {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    assert record["protocol"]["annotations_sha256"] == record["inputs"][str(paths[1])]
-
-
-def test_the_cost_is_of_this_model_on_the_machine_of_the_last_start(recorded):
-    cost = recorded[2]["cost"]
-    assert cost["processes"] == 2
-    assert cost["device"] == "cpu"
-    assert 0.01 < cost["gflops"] < 10
-    assert cost["peak_memory_mib"] > 100
-
-
-def test_the_errors_are_of_the_detections_that_were_scored(recorded):
-    _, _, record = recorded
-    assert record["errors"]["AP50"] == pytest.approx(record["scores"]["AP50"], abs=1e-12)
-
-
-def test_the_statistics_lie_beside_the_scores(recorded):
-    experiment, task, record = recorded
-    matches = load_statistics(experiment)
-    assert matches.image_ids.tolist() == sorted(image.id for image in task.val.images)
-    assert matches.class_names.tolist() == record["protocol"]["classes"]
-
-
-def test_four_images_spread_over_the_set_are_examples_and_no_others(recorded):
+def test_four_images_spread_over_the_set_are_examples_and_small(recorded):
     experiment, task, _ = recorded
     ids = [task.val.images[index].id for index in (0, 2, 5, 7)]
     names = {path.name for path in (experiment / "examples").iterdir()}
     assert names == {f"{image_id}{suffix}.jpg" for image_id in ids for suffix in ("", "_truth")}
+    for name in names:
+        assert (experiment / "examples" / name).stat().st_size < 60_000
+        with Image.open(experiment / "examples" / name) as image:
+            assert max(image.size) == 320
 
 
 def test_the_charts_lie_beside_the_scores_and_the_readme_shows_them(recorded):
@@ -196,23 +178,17 @@ def test_the_charts_lie_beside_the_scores_and_the_readme_shows_them(recorded):
 
 def test_detections_are_drawn_in_the_course_of_training_only_where_a_tracker_shows_them(recorded, tmp_path):
     _, task, _ = recorded
-    task.draw(tmp_path, 1)
+    found = Evaluation({}, np.zeros((0, 7)))
+    task.draw(tmp_path, 1, found)
     assert not list(tmp_path.iterdir())
     tracked = copy.copy(task)
     train = task.config.train.model_copy(update={"trackers": ("tensorboard",)})
     tracked.config = task.config.model_copy(update={"train": train})
-    tracked.draw(tmp_path, 1)
+    tracked.draw(tmp_path, 1, found)
     assert [path.name for path in tmp_path.iterdir()] == ["detections.png"]
 
 
-def test_examples_are_small(recorded):
-    experiment, _, _ = recorded
-    for path in (experiment / "examples").iterdir():
-        assert path.stat().st_size < 60_000
-        with Image.open(path) as image:
-            assert max(image.size) == 320
-
-
-def test_the_readme_tells_what_the_trunk_started_from_as_the_first_start_found_it(recorded):
-    experiment, _, _ = recorded
-    assert "default boxes; trunk from swin_t.pth (SHA-256 704ceda3)\n" in (experiment / "README.md").read_text()
+def test_the_readme_says_what_the_trunk_started_from_as_the_first_start_found_it(recorded):
+    experiment, _, record = recorded
+    assert record["facts"]["Model"].endswith("; trunk from swin_t.pth (SHA-256 704ceda3)")
+    assert record["facts"]["Model"] in (experiment / "README.md").read_text()

@@ -18,7 +18,8 @@ CPU = torch.device("cpu")
 
 def make_task(config_path, *overrides, from_checkpoint=False) -> DiffusionTask:
     config = load_config(config_path, overrides, DiffusionConfig)
-    return DiffusionTask(config, read_split(config.data, "train"), read_split(config.data, "val"), from_checkpoint)
+    train, val = read_split(config.data, "train"), read_split(config.data, "val")
+    return DiffusionTask(config, train, val, from_checkpoint=from_checkpoint)
 
 
 @pytest.fixture
@@ -74,18 +75,23 @@ def test_mean_square_is_that_of_what_the_network_sees():
 # ---- evaluation ----------------------------------------------------------------------------------------------
 
 
-def test_every_validation_image_has_a_loss_in_order_and_every_class_its_samples(task):
-    scores = task.evaluate(task.model, CPU, lambda: None)
-    assert task.results.image_ids.tolist() == list(range(20))
-    assert scores == {"val_loss": task.results.losses.mean()}
-    assert task.results.samples.shape == (10, 2, 1, 16, 16)
+def test_every_validation_image_has_a_loss_in_order_and_every_class_its_samples(task, tmp_path):
+    task.model.train()
+    scores, found = evaluation = task.evaluate(task.model, CPU)
+    assert found.image_ids.tolist() == list(range(20))
+    assert scores == {"val_loss": found.losses.mean()}
+    assert found.samples.shape == (10, 2, 1, 16, 16)
+    assert all(module.training for module in task.model.modules())
+    task.draw(tmp_path, 7, evaluation)
+    assert (tmp_path / "samples/epoch_007.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_scores_and_samples_do_not_depend_on_what_was_drawn_before(task):
-    first = task.evaluate(task.model, CPU, lambda: None), task.results
+    first = task.evaluate(task.model, CPU)
     torch.rand(7)
-    assert task.evaluate(task.model, CPU, lambda: None) == first[0]
-    assert np.array_equal(task.results.samples, first[1].samples)
+    again = task.evaluate(task.model, CPU)
+    assert again.scores == first.scores
+    assert np.array_equal(again.predictions.samples, first.predictions.samples)
 
 
 def test_an_image_is_mixed_with_the_same_noise_in_any_batch():
@@ -100,24 +106,12 @@ def test_the_timesteps_of_the_images_are_spread_over_all_of_them():
     assert set(timesteps.tolist()) == set(range(20))
 
 
-def test_evaluation_leaves_the_model_in_training_mode(task):
-    task.model.train()
-    task.evaluate(task.model, CPU, lambda: None)
-    assert all(module.training for module in task.model.modules())
-
-
 def test_a_stop_is_heeded_between_batches(task):
     def stop() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         task.evaluate(task.model, CPU, stop)
-
-
-def test_the_samples_of_an_epoch_are_drawn(task, tmp_path):
-    task.evaluate(task.model, CPU, lambda: None)
-    task.draw(tmp_path, 7)
-    assert (tmp_path / "samples/epoch_007.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ---- config --------------------------------------------------------------------------------------------------
@@ -132,15 +126,6 @@ def test_the_encoder_starts_from_a_classifiers_average(config_path, tmp_path):
     assert (kernel[:, :1] == 1.5).all()  # 0.5 of each colour
     assert not kernel[:, 1:].any()
     assert task.started_from.startswith("encoder started from")
-
-
-def test_weights_that_are_not_there_are_named_with_the_field(config_path):
-    with pytest.raises(ValueError, match=r"model\.weights '/gone/swin\.pth': no such file"):
-        make_task(config_path, "model.weights=/gone/swin.pth")
-
-
-def test_a_task_that_a_checkpoint_will_fill_needs_no_weights(config_path):
-    assert make_task(config_path, "model.weights=/gone/swin.pth", from_checkpoint=True).started_from is None
 
 
 def test_more_steps_than_there_are_are_refused_before_training(config_path):

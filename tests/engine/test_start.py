@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import train_clf_imagenet
-from classification.task import GUESSES
 from detection import export
 from detection.formats import FORMATS
 from diffusion import sample
@@ -35,6 +33,9 @@ COMMANDS = {  # module: words of which something is wrong, and what the answer n
     "weights": (["fech"], "fetch"),
     "weights.publish": (["experiments/published/experiment_1", "--license", "mitt"], "mit"),
     "train_clf_imagenet": (["--resume", "experiments/published/experimnt_1"], "experiments/published/experiment_1"),
+    "classification.training": (["configs/swin_slim_mnst.yaml"], "configs/swin_slim_mnist.yaml"),
+    "classification.evaluate": (["experiments/published/experiment_1", "--batch-size", "0"], "--batch-size"),
+    "classification.predict": (["experiments/published/experiment_1", "x.jpg", "--top", "9"], "--top"),
     "diffusion.training": (["--nope", "x.yaml"], "--nope"),
     "diffusion.sample": (["experiments/published/experiment_1", "--sampler", "ddmi"], "ddim"),
     "diffusion.evaluate": (["experiments/published/experiment_1"], "--classifier"),
@@ -136,4 +137,3 @@ def test_of_several_ranks_only_the_first_tells_what_is_wrong(parse, monkeypatch,
 def test_command_lines_know_what_the_modules_behind_them_know():
     assert FORMATS.keys() == export.FORMATS.keys()
     assert tuple(SAMPLERS) == sample.SAMPLERS
-    assert train_clf_imagenet.GUESSES == GUESSES

@@ -34,15 +34,15 @@ def faulty(self, model, batch):
         sums["box"] = sums["box"] * float("nan") if fault == "gradient" else sums["box"] + float("inf")
     return sums, count
 
-def fit_and_tell(task, *arguments):
-    model = fit(task, *arguments)
+def fit_and_print(task, *arguments):
+    found = fit(task, *arguments)
     weights = b"".join(value.numpy().tobytes() for value in task.model.state_dict().values())
     sys.stdout.write(f"weights {hashlib.sha256(weights).hexdigest()}\\n")  # at once, for ranks share the file
-    return model
+    return found
 
 if fault != "none":
     DetectionTask.losses = faulty
-runs.fit = fit_and_tell
+runs.fit = fit_and_print
 start(detection.training.parse_arguments, detection.training.main)
 """
 

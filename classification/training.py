@@ -1,0 +1,69 @@
+"""Train a Swin classifier on a folder of class folders, such as ImageNet, score it and record the experiment.
+
+python -m classification.training configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet
+python -m engine.launch --standalone --nproc_per_node=4 -m classification.training configs/SwinT_clf_300e_default.yaml
+python -m classification.training --resume experiments/experiment_3
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from engine.arguments import parse_training
+from engine.start import start
+
+if TYPE_CHECKING:
+    import torch
+
+    from classification.task import ClassificationConfig, ClassificationTask
+
+# The files that compute weights and scores, beside those of the loop (ablation/staleness.py): a change of any makes
+# earlier results stale.
+COMPUTES = {
+    "network": ("model.py",),
+    "data": ("classification/data.py", "classification/transforms.py"),
+    "task": ("classification/task.py",),
+}
+
+
+def build_task(config: "ClassificationConfig", from_checkpoint: bool) -> "ClassificationTask":
+    """Return the task that a config describes. Raises DatasetError for what is wrong with its data."""
+    from classification.data import read_split
+    from classification.task import ClassificationTask
+
+    train, val = read_split(config.data, "train"), read_split(config.data, "val")
+    return ClassificationTask(config, train, val, from_checkpoint=from_checkpoint)
+
+
+def announce(task: "ClassificationTask") -> None:
+    """Log what is trained, on what."""
+    from data import announce_images
+    from engine.logbook import logger
+
+    model = task.config.model
+    logger.info("%s, position %s, shift %s", model.name, model.position, model.shift)
+    announce_images(task.train, task.val)
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    return parse_training(
+        "classification.training",
+        description="Train a Swin classifier and score it with top-1 and top-5 accuracy.",
+        example="configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet train.batch_size=64",
+        words=words,
+    )
+
+
+def main(arguments: argparse.Namespace, device: "torch.device") -> None:
+    """Train as the command line says, then score and record."""
+    from classification.record import record
+    from classification.task import ClassificationConfig
+    from runs import TrainCommand, train
+
+    start_from = "model.weights={experiment}"
+    train(TrainCommand(ClassificationConfig, build_task, announce, record, start_from), arguments, device)
+
+
+if __name__ == "__main__":
+    start(parse_arguments, main)

@@ -1,0 +1,163 @@
+"""What changes while training, and the checkpoints that hold it."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from engine import distributed
+from engine.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_newest_whole,
+    prune_checkpoints,
+    save_checkpoint,
+    step_path,
+)
+from engine.command import RunError
+from engine.loading import load_exactly
+from engine.logbook import logger
+
+KEYS = (
+    "processes", "data", "step", "model", "ema", "optimizer", "scheduler", "scaler", "overflows", "loss_sums",
+    "epoch_seconds", "line", "best",
+)  # fmt: skip
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    scaler: GradScaler  # of losses; enabled in fp16 only
+    ema: AveragedModel | None
+    data: dict  # facts of the training data; a run resumes on the same data only
+    step: int = 0  # optimizer steps, including those that fp16 skipped
+    overflows: int = 0  # steps of this epoch that were skipped because their gradient overflowed fp16
+    overflows_in_a_row: int = 0
+    loss_sums: dict[str, Tensor] = field(default_factory=dict)  # over the steps of this epoch so far, on this rank
+    epoch_seconds: float = 0.0  # spent on this epoch so far
+    line: dict | None = None  # of metrics.jsonl, for an epoch that is trained but not scored or logged yet
+    lines: list[dict] | None = field(default_factory=list)  # of earlier epochs; None in checkpoints without them
+    best: dict = field(default_factory=dict)  # {"epoch": ..., "score": ...}
+
+    @property
+    def scored_model(self) -> nn.Module:
+        """The weights to evaluate: the moving average if there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def note_score(self, epoch: int, score: float | None, lower_is_better: bool) -> bool:
+        """Keep the score as `best` if it is the best so far; return whether it is."""
+        if score is None or not math.isfinite(score):
+            return False
+        if self.best and not (score < self.best["score"] if lower_is_better else score > self.best["score"]):
+            return False
+        self.best = {"epoch": epoch, "score": score}
+        return True
+
+    def state_dict(self) -> dict | None:
+        """Return plain data for `save_checkpoint` on rank 0, None on the others; all ranks call it together."""
+        loss_sums = distributed.gather({name: float(value) for name, value in self.loss_sums.items()})
+        if loss_sums is None:
+            return None
+        return {
+            "processes": distributed.world_size(),
+            "data": self.data,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema and {"count": int(self.ema.n_averaged), "weights": self.ema.module.state_dict()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "overflows": [self.overflows, self.overflows_in_a_row],
+            "loss_sums": loss_sums,
+            "epoch_seconds": self.epoch_seconds,
+            "line": self.line,
+            "lines": self.lines,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Return to where `state_dict` was taken. Raises CheckpointError if it is the state of a different run."""
+        if missing := [name for name in KEYS if not isinstance(state, dict) or name not in state]:
+            raise CheckpointError(
+                f"not the state of a run, or of a different version: {', '.join(missing)} missing. Start a new run "
+                "from the experiment's config.yaml"
+            )
+        if state["processes"] != distributed.world_size():
+            raise CheckpointError(
+                f"made by {state['processes']} processes, this run has {distributed.world_size()}: start as many, "
+                "because the batch and the schedule depend on it"
+            )
+        # Checkpoints of earlier versions lack some of the facts, which are not compared.
+        if changed := [name for name, value in self.data.items() if state["data"].get(name, value) != value]:
+            differences = "; ".join(
+                f"{name} {state['data'].get(name)!r:.200}, now {self.data[name]!r:.200}" for name in changed
+            )
+            raise CheckpointError(f"made on other data: {differences}. Resume on the same data, or start a new run")
+        load_exactly(self.model, state["model"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"]["weights"])
+            self.ema.n_averaged.fill_(state["ema"]["count"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = True  # load_state_dict restores this flag, too
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.overflows, self.overflows_in_a_row = state["overflows"]
+        self.step, self.epoch_seconds = state["step"], state["epoch_seconds"]
+        # Python's float holds a float32 exactly: the epoch's means come out as if never interrupted.
+        self.loss_sums = {
+            name: torch.tensor(value, device=next(self.model.parameters()).device)
+            for name, value in state["loss_sums"][distributed.rank()].items()
+        }
+        self.line, self.best, self.lines = state["line"], state["best"], state.get("lines")
+
+
+def mean_losses(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
+    """Return the mean over steps and ranks of each loss, and of their total as "total"; all ranks call it together."""
+    names = list(sums)
+    values = torch.stack([sums[name] for name in names]).double() / steps
+    values = distributed.sum_over_ranks(values) / distributed.world_size()
+    means = dict(zip(names, values.tolist(), strict=True))
+    return {"total": sum(means.values()), **means}
+
+
+class Checkpoints:
+    """The checkpoints of a run: `state`, by step, in a folder."""
+
+    def __init__(self, folder: Path, keep: int, state: TrainState) -> None:
+        """keep: how many of the newest to keep."""
+        self.folder, self.keep, self.state = folder, keep, state
+
+    def load_newest(self) -> None:
+        """Load the newest undamaged checkpoint into the state. Raises CheckpointError if there is none that fits."""
+        path, state = load_newest_whole(self.folder) if distributed.is_main() else (None, None)
+        path = distributed.broadcast(path)
+        try:
+            self.state.load_state_dict(state or load_checkpoint(path))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        logger.info("resumed after step %d from %s", self.state.step, path)
+
+    def save(self, name: str | None = None) -> None:
+        """Write the state, by default as a step's checkpoint, and delete step checkpoints too old to keep.
+
+        Raises RunError on all ranks, without writing, if weights are not finite."""
+        if not torch.stack([weight.isfinite().all() for weight in self.state.model.parameters()]).all():
+            raise RunError(
+                f"step {self.state.step}: its update made weights that are not finite; the checkpoints are older. "
+                "Lower optim.learning_rate"
+            )
+        state = self.state.state_dict()
+        if state is not None:
+            save_checkpoint(self.folder / name if name else step_path(self.folder, self.state.step), state)
+            prune_checkpoints(self.folder, self.keep)

@@ -1,0 +1,95 @@
+"""classification.evaluate and classification.predict, also on published weights."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from classification import evaluate, predict
+from classification.classifier import load_classifier
+from classification.data import read_folders
+from detection import load as load_detector
+from tests.classification.test_training import launch
+from weights import publish
+
+
+def test_a_score_is_the_recorded_one_on_1_2_and_3_processes(experiment, run_in_process, tmp_path):
+    found = set()
+    words = (experiment, "--output", tmp_path, "--batch-size", 4, "--workers", 0)
+    for processes in (1, 2, 3):
+        if processes == 1:
+            assert run_in_process(evaluate, *words)[0] == 0
+        else:
+            launch(*words, module="classification.evaluate", processes=processes)
+        found.add((tmp_path / "evaluation.json").read_text())
+    assert len(found) == 1
+    assert json.loads(found.pop())["scores"] == json.loads((experiment / "results.json").read_text())["scores"]
+
+
+def test_evaluating_some_of_the_classes_finds_them_by_name(experiment, colours_root, run_in_process, tmp_path):
+    for name in ("white", "blue"):
+        shutil.copytree(colours_root / "val" / name, tmp_path / "some" / name)
+    words = (experiment, tmp_path / "some", "--output", tmp_path, "--workers", 0)
+    assert run_in_process(evaluate, *words)[0] == 0
+    per_class = json.loads((tmp_path / "evaluation.json").read_text())["per_class"]
+    recorded = json.loads((experiment / "results.json").read_text())["per_class"]
+    assert per_class == {name: recorded[name] for name in ("blue", "white")}
+    assert (tmp_path / "evaluation_confusion.png").is_file()
+
+
+def test_classes_that_the_classifier_does_not_have_are_refused_in_one_line(
+    experiment, colours_root, run_in_process, tmp_path
+):
+    shutil.copytree(colours_root / "val/white", tmp_path / "some/violet")
+    code, _, errors = run_in_process(evaluate, experiment, tmp_path / "some")
+    assert code == 2
+    assert len(errors) == 1
+    assert "violet" in errors[0]
+
+
+def test_a_batch_of_none_is_refused_in_the_command_line(experiment, run_in_process):
+    code, _, errors = run_in_process(evaluate, experiment, "--batch-size", 0)
+    assert code == 2
+    assert "--batch-size: '0'" in errors[0]
+
+
+def test_predictions_are_names_with_probabilities(experiment, colours_root, run_in_process):
+    image = colours_root / "val/n01440764/0.png"
+    code, output, _ = run_in_process(predict, experiment, image, "--top", 2)
+    assert code == 0
+    path, *guesses = output.splitlines()
+    assert path == str(image)
+    shown = [re.fullmatch(r" +(\d+\.\d)%  (.+)", line).groups() for line in guesses]
+    assert len(shown) == 2
+    assert {name for _, name in shown} <= set(read_folders(colours_root / "val").class_names)
+    assert float(shown[0][0]) >= float(shown[1][0])
+
+
+def test_an_image_that_cannot_be_read_is_reported_and_the_others_are_predicted(
+    experiment, colours_root, run_in_process, tmp_path
+):
+    (tmp_path / "broken.jpg").write_text("<html>")
+    code, output, errors = run_in_process(
+        predict, experiment, tmp_path / "broken.jpg", colours_root / "val/white/0.png"
+    )
+    assert code == 2
+    assert "white/0.png" in output
+    assert "broken.jpg: cannot be decoded" in output
+    (error,) = errors
+    assert "1 of 2 images" in error
+    assert "broken.jpg" in error
+
+
+def test_a_published_folder_classifies_as_its_experiment_does(experiment, colours_root, run_in_process, tmp_path):
+    folder = tmp_path / "colours"
+    assert run_in_process(publish, experiment, "--output", folder)[0] == 0
+    image = colours_root / "val/n01440764/0.png"
+    of_the_experiment, of_the_folder = (run_in_process(predict, path, image) for path in (experiment, folder))
+    assert of_the_folder == of_the_experiment
+    assert of_the_folder[0] == 0
+    own, public = load_classifier(str(experiment)), load_classifier(str(folder / "model.safetensors"))
+    assert public.class_ids == own.class_ids
+    assert (public.input_size, public.resize_size) == (own.input_size, own.resize_size) == (32, 32)
+    with pytest.raises(ValueError, match="no DetectionConfig in its metadata"):
+        load_detector(folder)

@@ -1,0 +1,162 @@
+"""classification.training: its record, exact resumption, several processes, grids; and the name train_clf_imagenet."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_clf_imagenet
+from classification import training
+from classification.task import GUESSES
+from detection.coco.annotations import read_split
+from detection.task import DetectionConfig, DetectionTask
+from engine.checkpoint import list_checkpoints, load_checkpoint
+from engine.config import load_config
+from records.metrics import read_metrics
+from stats.image_statistics import Hits
+
+ROOT = Path(__file__).parent.parent.parent
+FIRST_STEP = re.compile(r"first step: total (\S+), classification \S+, gradient norm (\S+)")
+
+
+@pytest.fixture
+def train(run_in_process, tmp_path):
+    """Trains in this process; returns the new experiment."""
+
+    def run(*words, folder=tmp_path) -> Path:
+        code, _, errors = run_in_process(training, *words, "--experiments", folder)
+        assert code == 0, errors
+        return max(folder.iterdir(), key=lambda path: int(path.name.partition("_")[2]))
+
+    return run
+
+
+def test_a_run_leaves_its_whole_record(experiment):
+    names = {path.name for path in experiment.iterdir()}
+    assert names == {
+        "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl", "metrics.csv",
+        "curves.png",
+        "results.json", "image_statistics.npz", "predictions.csv", "confusion.png", "examples.png",
+        "checkpoints", "running.lock",
+    }  # fmt: skip
+    record = json.loads((experiment / "results.json").read_text())
+    assert record["task"] == "classification"
+    assert record["variant"] == {"model": "swin_slim", "position": "rel"}
+    assert record["protocol"]["images"] == 14
+    assert record["per_class"]["tench"]["images"] == 2
+    assert read_metrics(experiment)[-1]["top1"] == record["scores"]["top1"] == Hits.load(experiment).hits.mean()
+    lines = list(csv.DictReader((experiment / "predictions.csv").open()))
+    assert [line["image"] for line in lines][:4] == ["black/0.png", "black/1.png", "black/2.png", "blue/0.png"]
+    assert sum(line["true"] == line["guess_1"] for line in lines) == round(14 * record["scores"]["top1"])
+    readme = (experiment / "README.md").read_text()
+    assert "![Which classes were taken for which](confusion.png)" in readme
+    assert all(f"- **{label}**: {sentence}\n" in readme for label, sentence in record["facts"].items())
+    assert record["facts"]["Again"] == f"`python -m classification.training {experiment}/config.yaml`"
+
+
+def test_colours_are_learned(config_path, train):
+    experiment = train(config_path, "train.epochs=12", "train.eval_every_epochs=12")
+    assert json.loads((experiment / "results.json").read_text())["scores"]["top1"] > 0.9
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one(experiment, run_in_process, tmp_path):
+    part = shutil.copytree(experiment, tmp_path / "experiment_1")
+    *_, middle, last = list_checkpoints(part / "checkpoints")
+    last.unlink()
+    code, output, _ = run_in_process(training, "--resume", part)
+    assert code == 0
+    assert f"resumed after step {load_checkpoint(middle)['step']}" in output
+    whole, resumed = load_checkpoint(experiment / "checkpoints" / last.name), load_checkpoint(last)
+    assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
+    assert (part / "predictions.csv").read_text() == (experiment / "predictions.csv").read_text()
+
+
+def test_the_first_step_depends_only_on_the_global_batch(config_path, train, tmp_path):
+    steps = []
+    for processes, batch, accumulation in ((1, 8, 1), (1, 4, 2), (2, 4, 1), (2, 2, 2)):
+        words = [config_path, f"train.batch_size={batch}", f"train.accumulation_steps={accumulation}",
+                 "train.epochs=1", "model.drop_path_rate=0.0"]  # fmt: skip
+        folder = tmp_path / f"{processes}-{accumulation}"
+        if processes == 1:
+            train(*words, folder=folder)
+        else:
+            launch(*words, "--experiments", folder, module="classification.training", processes=processes)
+        log = (folder / "experiment_1/train.log").read_text()
+        steps.append([float(value) for value in FIRST_STEP.search(log).groups()])
+    for step in steps[1:]:
+        assert step == pytest.approx(steps[0], rel=1e-5)
+
+
+def launch(*words: object, module: str, processes: int) -> None:
+    """Start a command as several processes on the CPU, of one thread each, since sums depend on their number."""
+    launcher = ("-m", "engine.launch", "--standalone", f"--nproc_per_node={processes}", "-m", module)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [os.environ["PYTHON_EXEC"], *launcher, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_trained_classifier_starts_the_trunk_of_a_detector(experiment, sample_root):
+    overrides = [
+        f"data.root={sample_root}", f"model.weights={experiment}", "model.backbone=SwinSlimBackbone_B",
+        "model.input_size=96",
+    ]  # fmt: skip
+    config = load_config(ROOT / "configs/quickstart.yaml", overrides, DetectionConfig)
+    task = DetectionTask(config, None, read_split(config.data, "val"))
+    trained = load_checkpoint(list_checkpoints(experiment / "checkpoints")[-1])["ema"]["weights"]
+    trunk = task.model.backbone.trunk.state_dict()
+    assert len(trunk) > 100
+    assert all(torch.equal(weight, trained[name]) for name, weight in trunk.items())
+    assert str(experiment) in task.started_from
+
+
+def test_a_grid_of_classifiers_is_run_and_compared(config_path, tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "task: classification.training\nseeds: [0]\noverrides: [train.epochs=1]\n"
+        f"rows: [{{name: swin_slim, config: {config_path}}}]\n"
+        "columns: [{name: none, overrides: [model.position=none]}, {name: abs, overrides: [model.position=abs]}]\n"
+    )
+    folder = tmp_path / "experiments"
+    for words in (("run", grid, "--launcher", os.environ["PYTHON_EXEC"]), ("table", grid, "--columns", "top5")):
+        done = subprocess.run(
+            [os.environ["PYTHON_EXEC"], "-m", "ablation.grid", *map(str, words), "--experiments", str(folder)],
+            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert "### top1, one seed" in done.stdout
+    assert "swin_slim x abs - swin_slim x none" in done.stdout
+
+
+def test_a_config_that_is_wrong_is_refused_in_one_line(config_path, run_in_process, tmp_path):
+    code, _, errors = run_in_process(training, config_path, "model.name=swin_tt", "--experiments", tmp_path)
+    assert code == 2
+    (error,) = errors
+    assert "swin_tt" in error
+    assert "swin_t" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_and_scoring_on_the_same_images_is_reported(config_path, train):
+    log = train(config_path, "data.val=train", "train.epochs=1") / "train.log"
+    assert "validation images are also training images" in log.read_text()
+
+
+@pytest.mark.parametrize("action", ["training", "evaluate", "predict"])
+def test_train_clf_imagenet_is_a_name_of_each_command(run_in_process, action):
+    words = [] if action == "training" else [action]
+    code, output, _ = run_in_process(train_clf_imagenet, *words, "--help")
+    assert code == 0
+    assert f"example: python -m classification.{action}" in output
+
+
+def test_predict_prints_no_more_guesses_than_are_made():
+    from classification import predict
+
+    assert predict.GUESSES == GUESSES
