@@ -23,7 +23,7 @@ PROJECT = Path(__file__).parent.parent
 LOOP = {
     "training loop": (
         "training.py", "engine/optim.py", "engine/loading.py", "engine/distributed.py", "engine/train_state.py",
-        "engine/compute/inference.py", "engine/compute/placement.py", "engine/compute/precision.py",
+        "engine/finite.py", "engine/compute/inference.py", "engine/compute/placement.py", "engine/compute/precision.py",
     ),
     "data": ("data.py",),
 }  # fmt: skip

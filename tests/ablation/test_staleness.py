@@ -30,7 +30,7 @@ UNRELATED = {
     "engine.ranks": "which process prints", "engine.signals": "how a run is asked to end",
     "engine.compute.cost": "measurements", "engine.compute.machine": "measurements",
     "engine.compute.threads": "speed",
-    "detection.training": "command line and messages", "detection.record": "what is written about a run",
+    "detection.training": "command line and messages", "classification.training": "command line and messages", "detection.record": "what is written about a run",
     "detection.anchor_fit": "a report", "detection.coco.ceiling": "warnings", "detection.coco.leaks": "warnings",
     "detection.coco.plausibility": "warnings", "detection.coco.detections": "found boxes for other programs",
     "detection.detector": "use of a trained detector",

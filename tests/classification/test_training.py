@@ -19,7 +19,7 @@ from detection.task import DetectionConfig, DetectionTask
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.config import load_config
 from records.metrics import read_metrics
-from stats.image_statistics import Hits
+from stats.image_statistics import load_statistics
 
 ROOT = Path(__file__).parent.parent.parent
 FIRST_STEP = re.compile(r"first step: total (\S+), classification \S+, gradient norm (\S+)")
@@ -43,14 +43,14 @@ def test_a_run_leaves_its_whole_record(experiment):
         "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl", "metrics.csv",
         "curves.png",
         "results.json", "image_statistics.npz", "predictions.csv", "confusion.png", "examples.png",
-        "checkpoints", "running.lock",
+        "checkpoints", "running.lock", "status.json",
     }  # fmt: skip
     record = json.loads((experiment / "results.json").read_text())
     assert record["task"] == "classification"
     assert record["variant"] == {"model": "swin_slim", "position": "rel"}
     assert record["protocol"]["images"] == 14
     assert record["per_class"]["tench"]["images"] == 2
-    assert read_metrics(experiment)[-1]["top1"] == record["scores"]["top1"] == Hits.load(experiment).hits.mean()
+    assert read_metrics(experiment)[-1]["top1"] == record["scores"]["top1"] == load_statistics(experiment).hits.mean()
     lines = list(csv.DictReader((experiment / "predictions.csv").open()))
     assert [line["image"] for line in lines][:4] == ["black/0.png", "black/1.png", "black/2.png", "blue/0.png"]
     assert sum(line["true"] == line["guess_1"] for line in lines) == round(14 * record["scores"]["top1"])
