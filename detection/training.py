@@ -36,7 +36,7 @@ def announce(task: "DetectionTask") -> None:
     """Log what is trained, on what."""
     from detection.anchor_fit import report_fit
     from detection.coco.annotations import describe
-    from detection.coco.leaks import leak_warnings
+    from detection.coco.warnings import leak_warnings
     from engine import distributed
     from engine.logbook import logger
     from engine.terminal import counted
@@ -64,7 +64,7 @@ def warn_of_ceilings(task: "DetectionTask") -> None:
     """Log why the scores cannot reach 1, if the annotations or the config keep them from it."""
     import numpy as np
 
-    from detection.coco.ceiling import ceiling_warning
+    from detection.coco.warnings import ceiling_warning
     from engine.logbook import logger
     from engine.terminal import counted
 

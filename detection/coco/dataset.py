@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data import DatasetError, Key, as_rgb, is_deep, opened_image
-from detection.coco.annotations import CocoFile, ImageFile, dataset_error, image_defect
+from detection.coco.annotations import CocoFile
+from detection.coco.defects import dataset_error
+from detection.coco.image_files import ImageFile
 from detection.coco.transforms import Transform, View
 from engine.logbook import logger, progress_bar
 
@@ -41,7 +43,7 @@ def read_file(file: ImageFile, part: tuple[int, int, int, int] | None = None, re
     try:
         return decode_image(file, part, reduction)
     except DatasetError as error:
-        raise dataset_error([image_defect(file, str(error))]) from None
+        raise dataset_error([file.defect(str(error))]) from None
 
 
 def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None, reduction: int = 1) -> np.ndarray:

@@ -11,8 +11,9 @@ from PIL import Image
 
 import detection.prepare.shrink
 from data import DatasetError
-from detection.coco.annotations import ImageFile, read_coco, shrunk_size
+from detection.coco.annotations import read_coco
 from detection.coco.dataset import CocoDetection, read_image
+from detection.coco.image_files import ImageFile, shrunk_size
 from detection.coco.transforms import eval_transform
 from detection.prepare.images import find_defects
 from detection.prepare.shrink import shrink, shrink_image

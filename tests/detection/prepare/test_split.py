@@ -187,12 +187,12 @@ def test_annotations_of_others_are_never_overwritten(export, command):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--val-share", "0"], ["--val-share 0.0", "between 0 and 1"]),
-        (["--val-share", "1"], ["--val-share 1.0", "between 0 and 1"]),
-        (["--val-share", "nan"], ["--val-share nan"]),
-        (["--seed", "-1"], ["--seed -1"]),
-        (["--groups", "p[0-9]"], ["--groups p[0-9]", "parentheses"]),
-        (["--groups", "(p"], ["--groups (p", "not a regular expression"]),
+        (["--val-share", "0"], ["--val-share", "got 0, ", "between 0 and 1"]),
+        (["--val-share", "1"], ["--val-share", "got 1, "]),
+        (["--val-share", "nan"], ["--val-share", "got nan"]),
+        (["--seed", "-1"], ["--seed", "got -1"]),
+        (["--groups", "p[0-9]"], ["--groups", "p[0-9]", "parentheses"]),
+        (["--groups", "(p"], ["--groups", "(p", "not a regular expression"]),
         (["--groups", "^(p[0-3])_"], ["--groups ^(p[0-3])_", "4 of 20 file names", "'p4_4.png'"]),
         (["--groups", "^(p)"], ["one group, 'p'"]),
     ],
