@@ -15,7 +15,6 @@ from detection.coco.dataset import decode_image
 from detection.prepare import images
 from detection.prepare.images import find_defects
 
-
 PROJECT = Path(__file__).parents[3]
 
 
