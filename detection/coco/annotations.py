@@ -30,7 +30,7 @@ from engine.terminal import counted
 
 
 class SplitConfig(Config):
-    """Where one half of a data set lies."""
+    """Where one half of a data set is."""
 
     images: str = Field(description="folder that file_name in the annotations is relative to; relative to root")
     annotations: str = Field(description="COCO instances JSON; relative to root")
@@ -60,7 +60,7 @@ class DataConfig(Config):
         return self.cache_limit_mib if self.cache_images else 0
 
     def paths(self, split: Literal["train", "val"]) -> tuple[Path, Path]:
-        """The annotation file and the image folder of one half."""
+        """Return the annotation file and the image folder of one half."""
         root, paths = user_path(self.root, "data.root"), getattr(self, split)
         for field in ("annotations", "images"):
             user_path(str(root / getattr(paths, field)), f"data.{split}.{field}")
@@ -80,8 +80,8 @@ class ImageRecord(NamedTuple):
 class CocoFile:
     """A checked annotation file.
 
-    The objects of all images lie in a few arrays, image after image: loader processes can share these, whereas
-    a million small objects would be copied into each as soon as it looks at them."""
+    The objects of all images are in a few arrays, image after image: loader processes can share these, whereas a
+    million small objects would be copied into each process that reads them."""
 
     annotations_path: Path
     images_dir: Path
@@ -94,16 +94,16 @@ class CocoFile:
     first_object: np.ndarray  # (images + 1,) int64: image i has objects first_object[i] to first_object[i + 1] - 1
     num_cut: int  # boxes that reached over the edge of their image by a pixel or more
     num_left_out: int  # boxes without area
-    short_side: int | None = None  # of shrunken copies, pixels; None where the images are the originals
+    short_side: int | None = None  # of shrunken copies, pixels; None if the images are the originals
     sha256: str = ""  # of the annotation file, as it was read
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """boxes_xyxy, labels and is_crowd of the objects in images[index]."""
+        """Return boxes_xyxy, labels and is_crowd of the objects in images[index]."""
         span = slice(self.first_object[index], self.first_object[index + 1])
         return self.boxes_xyxy[span], self.labels[span], self.is_crowd[span]
 
     def file(self, index: int) -> ImageFile:
-        """Where images[index] lies."""
+        """Return the file of images[index]."""
         image_id, file_name, *size = self.images[index]
         return image_file(image_id, self.images_dir / file_name, tuple(size), self.short_side)
 
@@ -128,7 +128,8 @@ class CocoFile:
 
 
 def count(coco: CocoFile) -> dict[str, int]:
-    """What is there, and what training does not take as it is."""
+    """Return the numbers of what is there, and of what training changes or leaves out."""
+    num_with_objects = len(np.unique(coco.image_indices[~coco.is_crowd]))
     return {
         "images": len(coco.images),
         "objects": len(coco.labels),
@@ -136,12 +137,12 @@ def count(coco: CocoFile) -> dict[str, int]:
         "boxes_cut": coco.num_cut,
         "boxes_left_out": coco.num_left_out,
         "crowds": int(coco.is_crowd.sum()),
-        "images_without_objects": len(coco.images) - len(np.unique(coco.image_indices[~coco.is_crowd])),
+        "images_without_objects": len(coco.images) - num_with_objects,
     }
 
 
 def shown_size(coco: CocoFile) -> str:
-    """'292 images (3,941 objects)'."""
+    """Return such as '292 images (3,941 objects)'."""
     shrunk = f", shrunk to a short side of {coco.short_side}" if coco.short_side else ""
     objects = counted(len(coco.labels), "object", "objects")
     return f"{counted(len(coco.images), 'image', 'images')} ({objects}{shrunk})"
@@ -156,21 +157,21 @@ NOTES = {
 
 
 def describe(coco: CocoFile) -> str:
-    """The counts in a line; of what training does not take as it is, those above 0."""
+    """Return the counts in a line; of what training changes or leaves out, those above 0."""
     counts = count(coco)
     notes = [f"{what}: {counts[name]:,}" for name, what in NOTES.items() if counts[name]]
     return "; ".join([f"{shown_size(coco)}, {counted(counts['classes'], 'class', 'classes')}", *notes])
 
 
 class Survey(NamedTuple):
-    """All that an annotation file and the list of its images tell."""
+    """The content of an annotation file, and all that is wrong with it and with the list of its images."""
 
     annotations_path: Path
     images_dir: Path
-    coco: CocoFile | None  # of the records without a defect; None where the file holds no such lists
+    coco: CocoFile | None  # of the records without a defect; None if the file holds no such lists
     files: list[ImageFile]  # in the order of the records
     defects: list[Defect]  # the data set is refused because of these
-    warnings: list[Defect]  # not refused, but somebody should look
+    warnings: list[Defect]  # not refused
     is_whole: bool = False  # `coco` holds all records, as none has a defect; those of images do not count
 
 
@@ -178,10 +179,9 @@ class Survey(NamedTuple):
 
 
 def read_coco(annotations_path: str | Path, images_dir: str | Path) -> CocoFile:
-    """Read an annotation file and check all of it, and that every image is there (but not what is in it).
+    """Read an annotation file and check all of it, and that every image exists (but not its content).
 
-    Raises DatasetError if anything is wrong: its first line names the file, the first defect and how many there are;
-    up to nine more defects follow, a line each."""
+    Raises DatasetError if anything is wrong, see `dataset_error`."""
     survey = survey_coco(annotations_path, images_dir)
     if survey.defects:
         raise dataset_error(survey.defects)
@@ -189,7 +189,7 @@ def read_coco(annotations_path: str | Path, images_dir: str | Path) -> CocoFile:
 
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> CocoFile:
-    """`read_coco` of one half of a configured data set."""
+    """Run `read_coco` for one half of a configured data set."""
     return read_coco(*config.paths(split))
 
 
@@ -235,7 +235,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
 
 
 def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:
-    """What keeps two files, each sound by itself, from being trained and scored on."""
+    """Yield what keeps two files, each sound by itself, from being trained and scored on."""
     if train.classes != val.classes:
         what = f"categories {val.classes} differ from {train.classes} in {train.annotations_path}"
         yield Defect(val.annotations_path, "", f"{what}; both files must list the same classes")
@@ -255,7 +255,7 @@ def _build(
     images: list[dict],
     annotations: list[dict],
 ) -> CocoFile:
-    """The CocoFile of records without defects."""
+    """Return the CocoFile of records without defects."""
     records = [ImageRecord(r["id"], r["file_name"], r["width"], r["height"]) for r in images]
     categories = sorted(categories, key=lambda category: category["id"])
     index_of_image = {record.id: index for index, record in enumerate(records)}
@@ -293,9 +293,9 @@ def _build(
 
 
 def _read_json(path: Path) -> tuple[dict, str]:
-    """The object that a file holds, and the file's SHA-256.
+    """Return the object that a file holds, and the file's SHA-256.
 
-    Raises DatasetError, saying why not but not where, if there is none."""
+    Raises DatasetError, saying why but not where, if there is none."""
     try:
         text = path.read_bytes()
         content = json.loads(text)
@@ -303,7 +303,7 @@ def _read_json(path: Path) -> tuple[dict, str]:
         where = "" if path.is_absolute() else f", relative to {Path.cwd()}"
         raise DatasetError(
             f"cannot be read: {error.strerror}{where}; give data.root=FOLDER, the data set's (`python -m "
-            "detection.data layout FOLDER` tells what lies in one)"
+            "detection.data layout FOLDER` shows what is in one)"
         ) from None
     except (ValueError, RecursionError) as error:  # ValueError: of json, and of bytes that are no UTF-8
         raise DatasetError(f"not JSON: {error}") from None

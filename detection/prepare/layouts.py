@@ -54,13 +54,13 @@ class Layout(NamedTuple):
     val: SplitConfig
 
     def paths(self, half: str) -> tuple[Path, Path]:
-        """The annotation file and the image folder of "train" or "val"."""
+        """Return the annotation file and the image folder of "train" or "val"."""
         split = getattr(self, half)
         return self.root / split.annotations, self.root / split.images
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Say what lies in the folder that the command line after `layout` names, and how to train on it.
+    """Print the layout of the folder that the command line after `layout` names, and how to train on it.
 
     Raises DatasetError if nothing is recognised, or if training would not read it."""
     layout = find_layout(arguments.folder)

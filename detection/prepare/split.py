@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _source(source: Path, images_dir: Path | None) -> Whole:
-    """The annotation file to split. Raises DatasetError if there is none, or more than one."""
+    """Return the annotation file to split. Raises DatasetError if there is none, or more than one."""
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder")
     wholes = find_wholes(source) if source.is_dir() else [whole for whole in [whole_at(source)] if whole]
@@ -73,7 +73,7 @@ def _source(source: Path, images_dir: Path | None) -> Whole:
 
 
 def _target(whole: Whole, to: Path | None) -> Layout:
-    """Where the halves go. Raises DatasetError if anything else is there."""
+    """Return where the halves go. Raises DatasetError if anything else is there."""
     root = to or root_of(whole.annotations_path)
     images = below(full_path(whole.images_dir), root)
     splits = {half: SplitConfig(images=images, annotations=f"annotations/instances_{half}.json") for half in HALVES}
