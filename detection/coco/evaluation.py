@@ -117,7 +117,7 @@ def to_coco_results(
 
 
 def by_image(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return results (N, 7) of several batches or processes, sorted by image id, then best first, else in the order given."""
+    """Return results (N, 7) of several batches or processes, sorted by image id, then best first."""
     results = np.concatenate(parts)
     return results[np.lexsort((-results[:, 5], results[:, 0]))]
 

@@ -116,13 +116,14 @@ def grouped(root: Path, paths: Iterable[Path]) -> dict[str, list[Path]]:
     So train/images/a.jpg, images/train/a.jpg and images/train/more/a.jpg belong to `train`."""
     groups: dict[str, list[Path]] = {}
     for path in paths:
-        groups.setdefault(group_of(path.parent.relative_to(root)), []).append(path)
+        groups.setdefault(group_of(path, root), []).append(path)
     return groups
 
 
-def group_of(folder: Path) -> str:
-    """Return the first part of a folder's path that is not a CONTAINER."""
-    return next((part for part in folder.parts if part != ".." and part.lower() not in CONTAINERS), ".")
+def group_of(path: Path, root: Path) -> str:
+    """Return the first folder of a path below the root that is not a CONTAINER; "." if there is none."""
+    folders = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
+    return next((folder for folder in folders if folder.lower() not in CONTAINERS), ".")
 
 
 def files_at(
@@ -134,7 +135,7 @@ def files_at(
     if name in groups:
         return groups[name]
     place = next((path for path in (base / name for base in bases) if path.exists()), None)
-    return read(place) if place else groups.get(group_of(Path(name)), [])
+    return read(place) if place else groups.get(group_of(Path("/", name.removeprefix("../"), "*"), Path("/")), [])
 
 
 def choose_halves(
@@ -167,7 +168,9 @@ def choose_halves(
     names = "|".join(others) or "FOLDER_OR_LIST"
     cure = f"give {' and '.join(f'--{half} {names}' for half in missing or ['val'])}"
     if missing:
-        raise DatasetError(f"{source}: no {' and no '.join(given[half] or half for half in missing)} found; {cure}")
+        raise DatasetError(
+            f"{source}: no {' and no '.join(given[half] or half for half in missing)} found, or it is empty; {cure}"
+        )
     raise DatasetError(
         f"{source}: all {len(found['val'])} files of val are also in train; {cure}, or name no val: then all are "
         "converted into one annotation file, which `python -m detection.data split` divides"

@@ -64,23 +64,19 @@ def read_voc(source: Path, given: Mapping[str, str | None], zero_based: bool, fi
     whole_dir = folders.get(".", next(iter(folders.values())))[0].parent
 
     def read(place: Path) -> list[Path]:
-        paths = (
-            visible(place, "**/*.xml") if place.is_dir() else [_xml_path(whole_dir, n) for _, n in read_lines(place)]
-        )
-        if not paths:
-            raise DatasetError(f"{place}: {'no XML files in it' if place.is_dir() else 'names no image'}")
-        return list(map(full_path, paths))
+        if place.is_dir():
+            return [full_path(path) for path in visible(place, "**/*.xml")]
+        return [_xml_path(whole_dir, line) for _, line in read_lines(place)]
 
     # VOC's lists of a class, such as dog_train, have a _ in their names.
     lists = {path.stem: read(path) for path in visible(source, f"{LISTS}/*.txt") if "_" not in path.stem}
     chosen = choose_halves(source, given, dict.fromkeys(HALVES), lists or folders, read)
     halves = {}
     for half, xml_paths in chosen.items():
-        group = group_of(xml_paths[0].parent.relative_to(source))
-        there = images.get(group, images.get(".", []))
-        halves[half] = _read_half(half, xml_paths, there, zero_based, findings)
+        halves[half] = _read_half(half, source, xml_paths, images, zero_based, findings)
         if not lists:
-            findings.notes[NO_XML] += len(there) - len(halves[half])
+            there = [images.get(group, images.get(".", [])) for group in grouped(source, xml_paths)]
+            findings.notes[NO_XML] += sum(map(len, there)) - len(halves[half])
     names = sorted({thing.class_name for images in halves.values() for image in images for thing in image.objects})
     return Labels(dict(enumerate(names, start=1)), halves)
 
@@ -97,15 +93,23 @@ def _xml_path(folder: Path, line: str) -> Path:
 
 
 def _read_half(
-    half: str, xml_paths: Sequence[Path], images: Sequence[Path], zero_based: bool, findings: Findings
+    half: str,
+    source: Path,
+    xml_paths: Sequence[Path],
+    images: Mapping[str, Sequence[Path]],
+    zero_based: bool,
+    findings: Findings,
 ) -> list[LabelledImage]:
-    by_stem, by_name = {path.stem: path for path in images}, {path.name: path for path in images}
+    """Read the XML files of a half. images: those in `source`, by group; an XML file belongs to one of its own group,
+    or of no group."""
+    by_name = {(group, name): path for group in images for path in images[group] for name in (path.name, path.stem)}
     read: dict[Path, LabelledImage] = {}
     for xml_path in progress_bar(xml_paths, desc=f"reading {half}", unit="file", leave=False):
         try:
             annotation = _parse(xml_path)
-            name = Path(annotation.findtext("filename", "").strip()).name
-            path = by_stem.get(xml_path.stem) or by_name.get(name)
+            names = (xml_path.stem, Path(annotation.findtext("filename", "").strip()).name)
+            keys = [(group, name) for name in names for group in (group_of(xml_path, source), ".")]
+            path = next((by_name[key] for key in keys if key in by_name), None)
             if path is None:
                 raise DatasetError("no image of this name")
             if path in read:

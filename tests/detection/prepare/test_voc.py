@@ -191,17 +191,31 @@ def test_a_data_set_without_halves_is_converted_into_one_file_to_split(kit, comm
 def test_a_half_that_is_not_found_is_answered_with_what_could_be_it(kit, refused):
     (kit / "ImageSets/Main/val.txt").rename(kit / "ImageSets/Main/test.txt")
     (kit / "ImageSets/Main/trainval.txt").write_text("000005\n000012\n000007")
-    assert refused("voc", kit).endswith("no val found; give --val test")  # not trainval, which holds train
-    assert "no nope found; give --train " in refused("voc", kit, "--train", "nope", "--val", "test")
+    assert refused("voc", kit).endswith(
+        "no val found, or it is empty; give --val test"
+    )  # not trainval, which holds train
+    assert "no nope found, or it is empty; give --train " in refused("voc", kit, "--train", "nope", "--val", "test")
 
 
 def test_one_list_for_both_halves_is_refused(kit, refused):
     assert "all 2 files of val are also in train" in refused("voc", kit, "--val", "train")
 
 
-def test_an_empty_list_is_named(kit, refused):
+def test_a_folder_of_all_images_can_be_named_if_its_folders_are_no_halves(kit, command, objects):
+    shutil.rmtree(kit / "ImageSets")
+    for name, folder in (("000005", "a"), ("000012", "b"), ("000007", "b")):
+        for kind, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+            (kit / kind / folder).mkdir(exist_ok=True)
+            (kit / f"{kind}/{name}.{suffix}").rename(kit / f"{kind}/{folder}/{name[-2:]}.{suffix}")
+    assert "give --train a|b and --val a|b" in command("convert", "voc", kit)[2][0]
+    assert command("convert", "voc", kit, "--train", "Annotations")[0] == 0
+    names = [name for name, *_ in objects(kit / "annotations/instances_all.json")]
+    assert names == ["a/05.jpg", "b/07.jpg", "b/12.jpg", "b/12.jpg"]
+
+
+def test_an_empty_list_is_no_half(kit, refused):
     (kit / "ImageSets/Main/val.txt").write_text("\n")
-    assert "ImageSets/Main/val.txt: names no image" in refused("voc", kit)
+    assert "no val found, or it is empty" in refused("voc", kit)
 
 
 # ---- images and sizes ---------------------------------------------------------------------------------------------

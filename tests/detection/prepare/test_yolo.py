@@ -275,8 +275,8 @@ def test_a_half_that_is_not_found_is_answered_with_what_could_be_it(yolo, refuse
         (yolo / folder / "val").rename(yolo / folder / "part")
     for line in ("val: images/val", "val: images/gone", ""):
         (yolo / "data.yaml").write_text(DATA.replace("val: images/val", line))
-        assert refused("yolo", yolo).endswith("no val found; give --val part")  # not train
-    assert "no nope found; give --val part" in refused("yolo", yolo, "--val", "nope")
+        assert refused("yolo", yolo).endswith("no val found, or it is empty; give --val part")  # not train
+    assert "no nope found, or it is empty; give --val part" in refused("yolo", yolo, "--val", "nope")
 
 
 # ---- what cannot be converted -------------------------------------------------------------------------------------
