@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from data import DatasetError
 from detection.coco.defects import Defect, has_size, leads_out
 
-NO_FOLDER = "its image folder {}: no such folder"
+WHERE = "say where it is: by data.train.images and data.val.images, or to the check of a file by --images"
 SHRUNK = "shrunk.json"  # marks a folder of shrunken copies: {"short_side": pixels}
 
 
@@ -66,7 +66,7 @@ def find_files(
 ) -> list[ImageFile]:
     """Return the image files that are in their folder and not empty; report(record, what) gets the others."""
     if records and not os.path.isdir(images_dir):
-        report("", NO_FOLDER.format(images_dir))
+        report("", f"its image folder {images_dir}: no such folder; {WHERE}")
         return []
     listings: dict[Path, dict[str, int]] = {}
     files = []

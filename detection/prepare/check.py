@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from data import DatasetError
 from detection.coco.annotations import DataConfig, Survey, count, describe, pair_defects, survey_coco
 from detection.coco.defects import Defect, shown_path, summarised
-from detection.coco.image_files import NO_FOLDER
 from detection.coco.warnings import ceiling_warning
 from detection.prepare.images import with_bar
 from detection.prepare.labels import HALVES
@@ -87,12 +86,7 @@ def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
     if source.suffix.lower() in YAML:
         config = load_config(source, arguments.overrides, DataSection).data
         return [survey_coco(*config.paths(half)) for half in HALVES]
-    images_dir = arguments.images or image_folder(source)
-    survey = survey_coco(source, images_dir)
-    for index, defect in enumerate(survey.defects):
-        if defect.what == NO_FOLDER.format(images_dir):
-            survey.defects[index] = defect._replace(what=f"{defect.what}; say where it is by --images")
-    return [survey]
+    return [survey_coco(source, arguments.images or image_folder(source))]
 
 
 def set_warnings(surveys: Sequence[Survey]) -> Iterator[tuple[Survey, str | Repeats]]:

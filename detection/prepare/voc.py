@@ -149,17 +149,16 @@ def is_one_for_all(path: Path) -> bool:
 def _image_size(annotation: ElementTree.Element, path: Path, findings: Findings) -> tuple[int, int]:
     """Return width and height that the boxes are in. Raises DatasetError if the image has a different size."""
     try:
-        stored, upright = image_sizes(path)
+        sizes = image_sizes(path)
     except DatasetError as error:
         raise DatasetError(f"its image {path}: {error}") from None
-    said = tuple(annotation.findtext(f"size/{side}", "").strip() for side in ("width", "height"))
-    if all(side in ("", "0") for side in said):
-        findings.notes[NO_SIZE] += 1
-        return upright
-    for size in (upright, stored):
-        if said == tuple(map(str, size)):
-            return size
-    raise DatasetError(f"says {said[0]} x {said[1]} pixels, but {path.name} has {stored[0]} x {stored[1]}")
+    said = tuple(annotation.findtext(f"size/{side}", "").strip() or "0" for side in ("width", "height"))
+    findings.notes[NO_SIZE] += said == ("0", "0")
+    if said == ("0", "0"):
+        return sizes[1]
+    if size := next((size for size in reversed(sizes) if said == tuple(map(str, size))), None):
+        return size
+    raise DatasetError(f"says {said[0]} x {said[1]} pixels, but {path.name} has {sizes[0][0]} x {sizes[0][1]}")
 
 
 def _objects(

@@ -306,17 +306,3 @@ def test_boxes_go_to_the_network_and_back_unchanged(shared_data):
         back = sample["boxes_xyxy"] * torch.tensor([record.width, record.height] * 2)
         np.testing.assert_allclose(back, boxes_xyxy[~is_crowd], atol=0.01)
         assert sample["labels"].tolist() == labels[~is_crowd].tolist()
-
-
-def test_real_photographs_survive_augmentation(shared_data):
-    root = shared_data / "coco80"
-    coco = read_coco(root / "annotations/instances_train.json", root / "images/train")
-    dataset = CocoDetection(coco, train_transform(AugmentConfig(), 128))
-    batch = collate([dataset[0, index] for index in range(16)])
-    has_object = batch["labels"] > 0
-    boxes_xyxy = batch["boxes_xyxy"][has_object]
-    assert batch["images"].shape == (16, 3, 128, 128)
-    assert len(boxes_xyxy) > 16
-    assert (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all()
-    assert (boxes_xyxy >= 0).all()
-    assert (boxes_xyxy <= 1).all()

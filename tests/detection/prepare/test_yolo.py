@@ -112,15 +112,6 @@ def test_the_size_is_that_of_the_image_turned_upright(yolo, command):
     assert (record["width"], record["height"]) == (20, 40)
 
 
-@pytest.mark.parametrize("suffix", [".avif", ".ppm"])
-def test_an_image_of_a_rarer_kind_belongs_to_its_labels(yolo, command, train, suffix):
-    path = yolo / "images/train/b.png"
-    Image.open(path).save(path.with_suffix(suffix))
-    path.unlink()
-    assert command("convert", "yolo", yolo)[0] == 0
-    assert train()[1] == (f"b{suffix}", "cat", [8, 8, 4, 4], 0)
-
-
 # ---- where things are ---------------------------------------------------------------------------------------------
 
 
