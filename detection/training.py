@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 COMPUTES = {
     "loss": ("detection/network/loss.py", "detection/network/matching.py", "detection/network/boxes.py"),
     "network": ("model.py", "detection/network/*.py"),
-    "data": ("detection/coco/annotations.py", "detection/coco/dataset.py", "detection/coco/transforms.py"),
+    "data": (
+        "detection/coco/annotations.py",
+        "detection/coco/image_files.py",
+        "detection/coco/dataset.py",
+        "detection/coco/transforms.py",
+    ),
     "score": ("detection/coco/evaluation.py", "detection/coco/errors.py"),
     "task": ("detection/task.py",),
 }
@@ -46,7 +51,7 @@ def announce(task: "DetectionTask") -> None:
     """Log what is trained, on what."""
     from detection.anchor_fit import report_fit
     from detection.coco.annotations import describe
-    from detection.coco.leaks import leak_warnings
+    from detection.coco.warnings import leak_warnings
     from engine import distributed
     from engine.logbook import logger
     from engine.terminal import counted
@@ -72,7 +77,7 @@ def warn_of_ceilings(task: "DetectionTask") -> None:
     """Log why the scores cannot reach 1, if the annotations or the config prevent it."""
     import numpy as np
 
-    from detection.coco.ceiling import ceiling_warning
+    from detection.coco.warnings import ceiling_warning
     from engine.logbook import logger
     from engine.terminal import counted
 

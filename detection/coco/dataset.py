@@ -1,13 +1,13 @@
 """Detection data image by image: decoding, samples, batches.
 
-- An image is turned as its EXIF orientation says, unless only the unturned one has the width and height that the
-  annotation file gives. Another size is a defect, found before any pixel is decoded.
+- An image is turned as its EXIF orientation says, unless only the unturned one has the width and height of the
+  annotation file. A different size is a defect, found before any pixel is decoded.
 - Grey, CMYK, palette, transparent and deep images become 8-bit RGB (data.to_8_bits says how those of 16 and 32 bits
   are scaled); of an animation the first picture counts.
 - An image of more than some 179 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`, twice) is refused by its header.
 
-`CocoDetection` plans what is to be seen of an image, decodes that and resamples it; `collate` makes the batch. Of a
-JPEG that is shown at half its size or less, no more pixels are decoded than that takes.
+`CocoDetection` plans which part of an image is seen, decodes and resamples it; `collate` makes the batch. A JPEG that
+is shown at half its size or less is decoded to fewer pixels.
 """
 
 import math
@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data import DatasetError, Key, as_rgb, is_deep, opened_image
-from detection.coco.annotations import CocoFile, ImageFile, dataset_error, image_defect
+from detection.coco.annotations import CocoFile
+from detection.coco.defects import dataset_error
+from detection.coco.image_files import ImageFile
 from detection.coco.transforms import Transform, View
 from engine.logbook import logger, progress_bar
 
@@ -28,7 +30,8 @@ from engine.logbook import logger, progress_bar
 def read_image(coco: CocoFile, index: int) -> np.ndarray:
     """Decode coco.images[index] to (height, width, 3) uint8 RGB, turned the way its boxes see it.
 
-    A shrunken copy is enlarged to the recorded size. Raises DatasetError if it cannot be decoded or has another."""
+    A shrunken copy is enlarged to the recorded size.
+    Raises DatasetError if it cannot be decoded or its size differs."""
     record = coco.images[index]
     pixels = read_file(coco.file(index))
     if pixels.shape[:2] == (record.height, record.width):
@@ -37,30 +40,30 @@ def read_image(coco: CocoFile, index: int) -> np.ndarray:
 
 
 def read_file(file: ImageFile, part: tuple[int, int, int, int] | None = None, reduction: int = 1) -> np.ndarray:
-    """`decode_image`, with errors that say where, and how to find all such."""
+    """Run `decode_image`, with errors that name the file and the command that finds all such."""
     try:
         return decode_image(file, part, reduction)
     except DatasetError as error:
-        raise dataset_error([image_defect(file, str(error))]) from None
+        raise dataset_error([file.defect(str(error))]) from None
 
 
 def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None, reduction: int = 1) -> np.ndarray:
     """Decode an image to (height, width, 3) uint8 RGB, turned so that it has file.size, or upright without that.
 
-    part: left, top, right, bottom of what is wanted, in pixels; all of it if None.
+    part: left, top, right, bottom in pixels; None for the whole image.
     reduction: 1, 2, 4 or 8, which divides these: a JPEG that needs no turning may be decoded to so many times
     fewer pixels on each side.
 
-    By Pillow: torchvision's decoder can take the process down with a broken PNG.
-    Raises DatasetError, saying why but not where, if it cannot be decoded or has another size."""
+    Pillow decodes, because torchvision's decoder can crash the process on a broken PNG.
+    Raises DatasetError, saying why but not where, if it cannot be decoded or has a different size."""
     with opened_image(file.path) as image:
-        # Before anything else: to ask a PNG for its orientation is to decode it.
+        # Before anything else, because asking a PNG for its orientation decodes it.
         if file.size and file.size not in (image.size, image.size[::-1]):
-            raise _another_size(image, file)
+            raise _wrong_size(image, file)
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         upright_size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
         if file.size and file.size not in (image.size, upright_size):
-            raise _another_size(image, file)
+            raise _wrong_size(image, file)
         if orientation != 1 and (file.size or upright_size) == upright_size:
             image = ImageOps.exif_transpose(image)
         elif reduction > 1 and image.format == "JPEG":
@@ -73,7 +76,7 @@ def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None,
         return np.array(as_rgb(image))
 
 
-def _another_size(image: Image.Image, file: ImageFile) -> DatasetError:
+def _wrong_size(image: Image.Image, file: ImageFile) -> DatasetError:
     (width, height), recorded = image.size, f"{file.size[0]} x {file.size[1]}"
     shrunk = " once shrunk" if file.is_shrunk else ""
     swapped = ": width and height are swapped" if file.size == (height, width) else ""
@@ -83,13 +86,12 @@ def _another_size(image: Image.Image, file: ImageFile) -> DatasetError:
 class CocoDetection(Dataset):
     """Images and their objects, by (epoch, index): the same pair always gives the same sample.
 
-    (A JPEG that is shown at half its size or less looks a little different if it is cached.)"""
+    (A JPEG that is shown at half its size or less differs a little if it is cached.)"""
 
     def __init__(self, coco: CocoFile, transform: Transform, seed: int = 0, cache_mib: float = 0) -> None:
         """transform: see detection/coco/transforms.py. seed: of the augmentation, 0 or more.
 
-        cache_mib: decode now and keep the first images, as many as fit; forked loader processes share them. Kept
-        whole, they differ by a level or two from what a JPEG shown at half its size is decoded to."""
+        cache_mib: decode now and keep the first images, as many as fit; forked loader processes share them."""
         self.coco, self.transform, self.seed = coco, transform, seed
         self.cached: list[np.ndarray] = []
         if cache_mib:
@@ -118,13 +120,13 @@ class CocoDetection(Dataset):
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Tensor | int]]:
         """The samples of a batch, as loaders ask for them.
 
-        All are planned before any is loaded: after a JPEG, a plan would take twice as long, its code and tables gone
-        from the processor's cache."""
+        All are planned before any is loaded, because a plan takes twice as long after a JPEG was decoded: its code
+        and tables have left the processor's cache."""
         plans = [self.plan(key) for key in keys]
         return [self._load(index, plan) for (_, index), plan in zip(keys, plans, strict=True)]
 
     def plan(self, key: Key) -> tuple[View, np.ndarray]:
-        """What is to be seen, and the labels of that: drawn from (seed, epoch, index) alone, so that neither the
+        """Return what is seen, and the labels of that: drawn from (seed, epoch, index) alone, so that neither the
         process that loads a sample nor what it loaded before makes a difference."""
         epoch, index = key
         record, size = self.coco.images[index], self.coco.file(index).size
@@ -152,11 +154,11 @@ class CocoDetection(Dataset):
 
 
 def collate(samples: list[dict]) -> dict[str, Tensor]:
-    """Stack samples of CocoDetection; those with fewer objects than others are filled up with zeros.
+    """Stack samples of CocoDetection; those with fewer objects are padded with zeros.
 
-    Returns images (B, 3, S, S) uint8, boxes_xyxy (B, M, 4) float32 fractions, labels (B, M) int64, 0 where there
-    is no object, and image_ids (B,) int64; M is the largest number of objects, at least 1. If the samples have
-    colours, also these, (B, 8) float32: distort_colours(images, colours) makes the images to train on."""
+    Returns images (B, 3, S, S) uint8, boxes_xyxy (B, M, 4) float32 fractions, labels (B, M) int64, 0 for no object,
+    and image_ids (B,) int64; M is the largest number of objects, at least 1. If the samples have colours, also these,
+    (B, 8) float32: distort_colours(images, colours) makes the images to train on."""
     max_objects = max(1, *(len(sample["labels"]) for sample in samples))
     boxes_xyxy = torch.zeros(len(samples), max_objects, 4)
     labels = torch.zeros(len(samples), max_objects, dtype=torch.int64)

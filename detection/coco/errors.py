@@ -1,19 +1,19 @@
 """Why detections lose AP50: six kinds of errors (TIDE, Bolya et al., arXiv 2008.08115, section 2), by hotcoco.
 
-A detection that matches no object at IoU 0.5 is of the first kind that fits:
+A detection that matches no object at IoU 0.5 is of the first kind that fits. The last column is its correction:
 
-localisation    IoU of 0.1 to 0.5 with an object of its class; mended: it lies as it should
-classification  IoU of 0.5 or more with an object of another class; mended: it has that object's class
-duplicate       IoU of 0.5 or more with an object that a surer detection has found; mended: left out
-background      no IoU above 0.1 with any object; mended: left out
-both            what remains: an object of another class, and poorly; mended: left out
+localisation    IoU of 0.1 to 0.5 with an object of its class: moved to that object
+classification  IoU of 0.5 or more with an object of another class: given that object's class
+duplicate       IoU of 0.5 or more with an object that a detection of higher score has found: left out
+background      no IoU above 0.1 with any object: left out
+both            the rest: an object of another class, and poorly localised: left out
 
-and an object is missed if it is neither found nor would be by mending class or place; mended: not asked for.
+An object is missed if it is neither found nor would be by a correction of class or place; corrected, it is removed.
 
-The delta of a kind is what AP50 would rise by if all its errors, and no others, were mended; the deltas do not add up
-to 1 - AP50. Of several detections that would be mended to one object, the surest is and the others are left out.
+The delta of a kind is the rise of AP50 if all its errors, and no others, were corrected; the deltas do not add up to
+1 - AP50. If several detections would be corrected to one object, the one of highest score is; the others are left out.
 
-`confusion_matrix` says which class is taken for which, in the same terms.
+`confusion_matrix` counts which class is taken for which, in the same terms.
 """
 
 from collections import defaultdict
@@ -35,8 +35,8 @@ def error_breakdown(evaluation: PycocotoolsEvaluation) -> dict:
     """Count the errors of each kind and what they cost. evaluation: of evaluate_coco.
 
     Returns "AP50", "delta_AP50": {kind: 0 to 1} and "counts": {kind: number}, the kinds being those of KINDS.
-    AP50 and its deltas are None where no object counts. So is the delta of `missed` where every object is missed: not
-    asking for them leaves nothing to score. (Hence a class of which all is missed adds nothing to that delta.)"""
+    AP50 and its deltas are None if no object counts. So is the delta of `missed` if every object is missed, because
+    nothing is left to score without them. (So a class whose objects are all missed adds nothing to that delta.)"""
     objects, found = _what_counts(evaluation)
     dataset = {
         "images": [{"id": number} for number in range(len(evaluation.params.imgIds))],
@@ -55,13 +55,13 @@ def error_breakdown(evaluation: PycocotoolsEvaluation) -> dict:
 def confusion_matrix(evaluation: PycocotoolsEvaluation, score_threshold: float) -> np.ndarray:
     """Count which class the objects are taken for. evaluation: of evaluate_coco.
 
-    Detections below score_threshold are left out. On the diagonal are the matches that AP50 counts as right. What is
-    left over is matched across classes: the surest detection first, to the object that it overlaps most, by an IoU of
-    0.5 or more, each object once. Crowds, and what is found in them, are left out. (hotcoco 1.3 matches across classes
-    at once, so that its diagonal is not AP50's, and takes what is found in a crowd for an error.)
+    Detections below score_threshold are left out. The diagonal has the matches that AP50 counts as right. The rest is
+    matched across classes: the highest score first, to the object with the highest IoU, if that is at least 0.5, each
+    object once. Crowds and detections in them are left out. (hotcoco 1.3 matches across classes at once, so its
+    diagonal is not AP50's, and it counts detections in a crowd as errors.)
 
-    Returns (C + 1, C + 1) int64, classes in the order of their ids, rows what it is, columns what it is taken for; the
-    last row is nothing (a duplicate lies on nothing, too), the last column nothing found."""
+    Returns (C + 1, C + 1) int64, classes in the order of their ids, rows true, columns detected; the last row is no
+    object (also for a duplicate), the last column not found."""
     class_number = {category_id: number for number, category_id in enumerate(evaluation.params.catIds)}
     nothing = len(class_number)
     counts = np.zeros((nothing + 1, nothing + 1), np.int64)
@@ -99,10 +99,10 @@ def confusion_matrix(evaluation: PycocotoolsEvaluation, score_threshold: float) 
 
 
 def _what_counts(evaluation: PycocotoolsEvaluation) -> tuple[list[dict], list[dict]]:
-    """The objects and detections that AP50 is made of: no crowds, and nothing that was found in one.
+    """Return the objects and detections that AP50 is computed from: no crowds, and no detections in one.
 
-    hotcoco 1.3 would call a detection at the edge of a crowd poorly localised, and mend it to the crowd. It takes no
-    negative ids either, so images and classes are numbered anew, in the evaluator's order."""
+    hotcoco 1.3 would call a detection at the edge of a crowd poorly localised, and move it to the crowd. It takes no
+    negative ids either, so images and classes are renumbered, in the evaluator's order."""
     image_number = {image_id: number for number, image_id in enumerate(evaluation.params.imgIds)}
     class_number = {category_id: number for number, category_id in enumerate(evaluation.params.catIds)}
     objects, found = [], []

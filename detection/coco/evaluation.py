@@ -1,10 +1,10 @@
 """Detections of a data set, and their COCO scores: AP over IoU 0.50 to 0.95 (cocodataset.org/#detection-eval).
 
 `detect` runs a model over a loader and writes what it finds as COCO results: in the pixels of the original images,
-under the annotation file's own ids. `coco_scores` compares such results with the untouched annotation file by
-pycocotools. What the file says about crowds and areas counts, not what training made of it. `quick_scores` gets the
+with the ids of the annotation file. `coco_scores` compares such results with the untouched annotation file by
+pycocotools: crowds and areas are those of the file, not those of training. `quick_scores` gets the
 same numbers by hotcoco in a fiftieth of the time (benchmarks/evaluation.md), after each epoch of training.
-`image_statistics` keeps what the score was made of, image by image.
+`image_statistics` keeps what the score was computed from, image by image.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ def detect(
     model: (B, 3, S, S) normalised images -> box_deltas, class_logits; with the buffer anchors_cxcywh, as SSD has.
     coco: the annotation file of these images, for their sizes and the categories' ids.
     settings: the network runs once, however many thresholds are to be compared.
-    stop_if_asked: called between batches, to raise where the run is to end.
+    stop_if_asked: called between batches; raises if the run is to end.
     precision, channels_last: arithmetic and memory layout of the network, those of training for equal numbers.
 
     Returns for each of the settings its results (see to_coco_results) by image id, best first within an image.
@@ -117,13 +117,13 @@ def to_coco_results(
 
 
 def by_image(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Results (N, 7) of several batches or processes, sorted by image id, then best first, else in the order given."""
+    """Return results (N, 7) of several batches or processes, sorted by image id, then best first."""
     results = np.concatenate(parts)
     return results[np.lexsort((-results[:, 5], results[:, 0]))]
 
 
 def as_dicts(results: np.ndarray) -> list[dict]:
-    """Results (N, 7) as records for JSON and pycocotools: image_id, category_id, bbox, score."""
+    """Return results (N, 7) as records for JSON and pycocotools: image_id, category_id, bbox, score."""
     return [
         {"image_id": int(image_id), "category_id": int(category_id), "bbox": bbox, "score": score}
         for image_id, *bbox, score, category_id in results.tolist()
@@ -134,7 +134,7 @@ def as_dicts(results: np.ndarray) -> list[dict]:
 
 
 class GroundTruth:
-    """An annotation file as it was when it was read: what detections are scored against, whatever becomes of the file.
+    """An annotation file as it was when it was read: detections are scored against this, even if the file changes.
 
     path: of the file, to name it. coco: its records for pycocotools, annotations numbered from 1."""
 
@@ -145,7 +145,7 @@ class GroundTruth:
         self.path = Path(path)
         text = self.path.read_bytes()
         if sha256 and hashlib.sha256(text).hexdigest() != sha256:
-            raise DatasetError(f"{path}: was changed after it was checked, a moment ago; start again")
+            raise DatasetError(f"{path}: was changed after it was checked; start again")
         try:
             content = json.loads(text)
         except ValueError as error:
@@ -160,14 +160,14 @@ class GroundTruth:
 
     @functools.cached_property
     def hotcoco(self) -> hotcoco.COCO:
-        """The same records as pycocotools gets: hotcoco has other ideas of what missing fields mean."""
+        """The same records as pycocotools gets: hotcoco interprets missing fields differently."""
         dataset = self.coco.dataset
         images = [{key: image[key] for key in ("id", "width", "height")} for image in dataset["images"]]
         return hotcoco.COCO(dataset | {"images": images})
 
 
 def _completed(annotation: dict) -> dict:
-    """The fields that are scored, `iscrowd` and `area` filled in where the file has none."""
+    """Return the fields that are scored, `iscrowd` and `area` filled in where the file has none."""
     bbox = annotation["bbox"]
     return {
         "image_id": annotation["image_id"],
@@ -181,19 +181,18 @@ def _completed(annotation: dict) -> dict:
 def coco_scores(truth: GroundTruth | str | Path, results: Sequence[dict]) -> dict:
     """Score detections by COCO's protocol on every image of an annotation file.
 
-    truth: what is right; a path is read now.
-
+    truth: the ground truth; a path is read now.
     results: {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"} each, for the whole file.
 
-    Returns the twelve METRICS, from 0 to 1, and "per_class": {name: {"AP", "AP50"}}. A score is None where nothing
-    defines it: no object of that class or size, crowds aside.
+    Returns the twelve METRICS, from 0 to 1, and "per_class": {name: {"AP", "AP50"}}. A score is None if it is
+    undefined: no object of that class or size, crowds aside.
     Raises ValueError if a result names an image or category that the file does not have.
     """
     return summary_of(evaluate_coco(truth, results))
 
 
 def summary_of(evaluation: COCOeval) -> dict:
-    """The scores of coco_scores, of what evaluate_coco has matched."""
+    """Return the scores of coco_scores for an evaluation of evaluate_coco."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
         evaluation.summarize()
@@ -209,7 +208,7 @@ def summary_of(evaluation: COCOeval) -> dict:
 
 
 def quick_scores(truth: GroundTruth | str | Path, results: np.ndarray | str) -> dict[str, float | None]:
-    """The twelve METRICS of coco_scores, by hotcoco.
+    """Return the twelve METRICS of coco_scores, computed by hotcoco.
 
     results: (N, 7) as from to_coco_results, of images and classes that the file has; or the path of a results JSON."""
     ground_truth = _read(truth).hotcoco
@@ -235,7 +234,7 @@ def _class_names(evaluation: COCOeval) -> list[str]:
 
 
 def image_statistics(evaluation: COCOeval) -> Matches:
-    """Which detection found an object at which IoU: what AP over objects of any size is computed from.
+    """Return which detection found an object at which IoU: AP over objects of any size is computed from this.
 
     evaluation: of evaluate_coco. At most 100 detections per image and class, as in AP."""
     image_ids, category_ids = evaluation.params.imgIds, evaluation.params.catIds
@@ -269,7 +268,7 @@ def image_statistics(evaluation: COCOeval) -> Matches:
 
 
 def evaluate_coco(truth: GroundTruth | str | Path, results: Sequence[dict]) -> COCOeval:
-    """pycocotools' evaluation of results, matched but not yet accumulated; arguments and errors as in coco_scores.
+    """Return pycocotools' evaluation of results, matched but not accumulated; arguments and errors as in coco_scores.
 
     Ground truth and detections, `cocoGt` and `cocoDt`, are numbered from 1, the latter in the order of `results`."""
     truth = _read(truth)
@@ -287,16 +286,16 @@ def evaluate_coco(truth: GroundTruth | str | Path, results: Sequence[dict]) -> C
 
 
 def matched(evaluation: COCOeval) -> list[dict]:
-    """What evaluate_coco has matched, of objects of any size: class by class, an entry for each image where there are
+    """Return the matches of evaluate_coco for objects of any size: class by class, an entry for each image that has
     objects or detections of it."""
     any_size = evaluation.params.areaRng[0]
     return [entry for entry in evaluation.evalImgs if entry and entry["aRng"] == any_size]
 
 
 def _index(dataset: dict) -> COCO:
-    """A COCO object of records in memory, its annotations numbered from 1.
+    """Return a COCO object of records in memory, its annotations numbered from 1.
 
-    COCOeval marks an unmatched detection by a match with id 0, so that an annotation 0 would never be found."""
+    COCOeval marks an unmatched detection by the id 0, so an annotation 0 would never be found."""
     for number, annotation in enumerate(dataset["annotations"], start=1):
         annotation["id"] = number
     coco = COCO()

@@ -1,9 +1,9 @@
 """Augmentation as for SSD (arXiv 1512.02325, sections 2.2 and 3.6), planned from the boxes before a pixel is decoded.
 
-A transform is a plan: `transform(size, boxes_xyxy, rng)` says which part of a picture fills which place of the
-network's square and where its objects are then, a `View`. So an image is decoded once, no finer than it is needed,
-and resampled once. Colours change last: `distort_colours` works on the finished batch, on the device that trains,
-by numbers that belong to the image; so a sample depends neither on its batch nor on where it is distorted.
+A transform is a plan: `transform(size, boxes_xyxy, rng)` returns a `View`: which part of a picture fills which place
+of the network's square, and where its objects are then. So an image is decoded once, no finer than needed, and
+resampled once. Colours change last: `distort_colours` works on the finished batch, on the training device, by numbers
+that belong to the image; so a sample depends neither on its batch nor on where it is distorted.
 
 Chances and order are torchvision's: RandomZoomOut, RandomIoUCrop, SanitizeBoundingBoxes, Resize, the flips,
 RandomPhotometricDistort. Colour coming last differs from the paper in that the contrast pivots on the mean of what is
@@ -51,10 +51,10 @@ class AugmentConfig(Config):
 
 
 class View(NamedTuple):
-    """What the network sees of a picture."""
+    """The part of a picture that the network sees, and where."""
 
     part: tuple[int, int, int, int]  # left, top, right, bottom in the picture, whole multiples of `reduction`
-    place: tuple[int, int, int, int]  # the same in the square; what lies around it is ImageNet's mean colour
+    place: tuple[int, int, int, int]  # the same in the square; around it is ImageNet's mean colour
     side: int  # of the square, pixels
     reduction: int  # the part has enough pixels even if each stands for so many by so many
     flips: tuple[bool, bool]  # left-right, upside-down; of the whole square
@@ -63,7 +63,7 @@ class View(NamedTuple):
     colours: np.ndarray | None  # (8,) float32, see distort_colours
 
     def render(self, pixels: np.ndarray) -> Tensor:
-        """The square, (3, side, side) uint8, from the pixels of `part`, (h, w, 3) uint8, reduced or not."""
+        """Return the square, (3, side, side) uint8, from the pixels of `part`, (h, w, 3) uint8, reduced or not."""
         left, top, right, bottom = self.place
         picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         image = interpolate(picture, (bottom - top, right - left), mode="bilinear", antialias=True)[0]
@@ -78,15 +78,15 @@ Transform = Callable[[tuple[int, int], np.ndarray, np.random.Generator], View]
 
 
 def train_transform(config: AugmentConfig, input_size: int) -> Transform:
-    """Random views of input_size x input_size pixels.
+    """Return a transform to random views of input_size x input_size pixels.
 
-    Boxes are cut to what is seen; those that lost their centre to the crop, or have a side below one pixel, go. A
-    view may be left without any."""
+    Boxes are cut to what is seen; those that lost their centre to the crop, or have a side below one pixel, are
+    removed. A view may have none left."""
     return partial(_train_view, config, input_size)
 
 
 def eval_transform(input_size: int) -> Transform:
-    """The whole picture, resized to input_size x input_size pixels, and nothing else."""
+    """Return a transform that resizes the whole picture to input_size x input_size pixels."""
     return partial(_eval_view, input_size)
 
 
@@ -111,7 +111,7 @@ def _eval_view(side: int, size: tuple[int, int], boxes_xyxy: np.ndarray, rng: np
 
 
 def zoom_out(size: tuple[int, int], most: float, rng: np.random.Generator) -> np.ndarray:
-    """A window around the picture, its corners in the picture's pixels: RandomZoomOut(side_range=(1, most))."""
+    """Return a window around the picture, corners in its pixels: RandomZoomOut(side_range=(1, most))."""
     picture = np.array(size)
     if rng.random() >= 0.5:
         return np.stack([0 * picture, picture])
@@ -123,7 +123,7 @@ def zoom_out(size: tuple[int, int], most: float, rng: np.random.Generator) -> np
 def iou_crop(
     window: np.ndarray, corners: np.ndarray, min_scale: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A window inside `window` that holds the centre of an object and has a random IoU with it, or `window` itself.
+    """Return a window inside `window` that holds the centre of an object and has a random IoU with it, or `window`.
 
     RandomIoUCrop(min_scale), all trials of an IoU in one go. corners: (n, 2, 2) of the objects.
     Returns the window and which objects have their centres in it, (n,) bool."""
@@ -159,9 +159,9 @@ def _view(
     flips: tuple[bool, bool],
     colours: np.ndarray | None,
 ) -> View:
-    """The view through a window of a picture, which may reach over its edges; `reductions`: which may be chosen.
+    """Return the view through a window of a picture, which may reach over its edges; `reductions`: the choice.
 
-    The picture's place is rounded to whole pixels of the square, and the boxes follow the place it has then."""
+    The picture's place is rounded to whole pixels of the square, and the boxes follow."""
     (columns, xs), (rows, ys) = (_span(*along, side) for along in zip(*window.tolist(), size, strict=True))
     for reduction in reductions:
         (left, right), (top, bottom) = ((-(-first // reduction), last // reduction) for first, last in (columns, rows))
@@ -181,7 +181,7 @@ def _view(
 
 
 def _span(start: int, end: int, length: int, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Along one axis: what a window from start to end holds of a picture of that length, and where in the square."""
+    """Return, along one axis, what a window from start to end holds of a picture, and where that is in the square."""
     first, last = max(start, 0), min(end, length)
     low, high = (round((edge - start) * side / (end - start)) for edge in (first, last))
     low = min(low, side - 1)
@@ -192,7 +192,7 @@ def _span(start: int, end: int, length: int, side: int) -> tuple[tuple[int, int]
 
 
 def draw_colours(rng: np.random.Generator) -> np.ndarray:
-    """How to distort the colours of one image, (8,) float32 for distort_colours, as RandomPhotometricDistort draws it.
+    """Draw colours for one image, (8,) float32 for distort_colours, as RandomPhotometricDistort does.
 
     Each of brightness, contrast, saturation, hue and channel order changes with probability 0.5."""
     is_on = rng.random(5) < 0.5
@@ -207,9 +207,9 @@ def distort_colours(images: Tensor, colours: Tensor) -> Tensor:
     """Change the colours of each image of a batch as its row of `colours` says.
 
     images: (B, 3, H, W) uint8. colours: (B, 8) float32 on the same device: brightness, contrast, saturation (factors),
-    hue (turns, at most a sixth), contrast (once more, for it may come last) and the channels' new order.
+    hue (turns, at most a sixth), contrast (again, because it may come last) and the channels' new order.
     Returns (B, 3, H, W) uint8: torchvision's operations but for rounding, which happens once, to the nearest."""
-    if images.device.type == "cpu":  # one by one they stay in the processor's cache, and can be asked what is to do
+    if images.device.type == "cpu":  # one by one they stay in the cache, and neutral steps can be skipped
         return torch.cat([_distort(*one) for one in zip(images.split(1), colours.split(1), strict=True)])
     return _distort(images, colours)
 
@@ -217,7 +217,7 @@ def distort_colours(images: Tensor, colours: Tensor) -> Tensor:
 def _distort(images: Tensor, colours: Tensor) -> Tensor:
     pixels = images.float()
     for (distort, neutral), amount in zip(_DISTORTIONS, colours[:, :5].T, strict=True):
-        if amount.is_cuda or bool((amount != neutral).any()):  # to look at a number on a GPU would wait for it
+        if amount.is_cuda or bool((amount != neutral).any()):  # reading a number from a GPU would wait for it
             pixels = distort(pixels, amount.view(-1, 1, 1, 1))
     pixels = pixels.round_().to(torch.int16).to(torch.uint8)  # on a CPU a third of the time of the direct way
     first_channels = 3 * torch.arange(len(images), device=images.device)[:, None]
@@ -245,7 +245,7 @@ def _grey(pixels: Tensor) -> Tensor:
 
 
 def _turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue in HSV space, without going there.
+    """Turn the hue as in HSV space, without the conversion.
 
     Along the wheel a channel is a trapezoid between the least and the largest of the three: a straight line of slope
     6 (largest - least) per turn, cut off at both. With the middle one, 2 channel - middle continues that line beyond

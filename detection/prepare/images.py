@@ -1,11 +1,19 @@
-"""What is wrong with the images of a data set, found by decoding every one of them.
+"""What is wrong with the images of a data set, found by decoding every one of them in several processes.
 
 Images are read as by detection/coco/dataset.py: before training, with `data.check_images=true`, and by `python -m
 detection.data check`.
 """
 
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 
@@ -13,14 +21,15 @@ import numpy as np
 from PIL import Image
 
 from data import DatasetError
-from detection.coco.annotations import CocoFile, Defect, ImageFile, dataset_error, image_defect, summarised
+from detection.coco.annotations import CocoFile
 from detection.coco.dataset import decode_image
-from detection.prepare.processes import process_pool
+from detection.coco.defects import Defect, dataset_error, summarised
+from detection.coco.image_files import ImageFile
 from engine import distributed
 from engine.logbook import logger, progress_bar
 
 DARK = 15  # of 255: 12 bits that were taken for 16 are no brighter
-ROUND = 512  # images that a pool of processes checks; whichever kills a process is among so many
+ROUND = 512  # images that a pool of processes checks; an image that kills a process is among so many
 
 
 def check_images(cocos: Sequence[CocoFile], workers: int) -> None:
@@ -40,15 +49,15 @@ def check_images(cocos: Sequence[CocoFile], workers: int) -> None:
 
 
 def with_bar(files: Sequence[ImageFile], workers: int, title: str) -> Iterator[Defect | None]:
-    """`find_defects` under a progress bar."""
+    """Run `find_defects` under a progress bar."""
     return progress_bar(find_defects(files, workers), total=len(files), desc=title, unit="image", leave=False)
 
 
 def find_defects(files: Sequence[ImageFile], workers: int) -> Iterator[Defect | None]:
-    """Decode every image in `workers` processes; yields what is wrong with each, None where nothing is, in order.
+    """Decode every image in `workers` processes; yield the defect of each, None if it has none, in order.
 
-    A decoder that takes its process down is a defect of that image: those without an answer by then are tried
-    again, each in a process of its own."""
+    A decoder that kills its process is a defect of that image: those without an answer by then are tried again, each in
+    a process of its own."""
     for start in range(0, len(files), ROUND):
         left = deque(files[start : start + ROUND])
         try:
@@ -61,7 +70,7 @@ def find_defects(files: Sequence[ImageFile], workers: int) -> Iterator[Defect | 
 
 
 def find_defect(file: ImageFile) -> Defect | None:
-    """Decode an image and, of a PNG, compare the checksums, which Pillow does not do on the way.
+    """Decode an image and, of a PNG, compare the checksums, which Pillow does not do while decoding.
 
     An image that shows nothing is a warning."""
     try:
@@ -70,20 +79,13 @@ def find_defect(file: ImageFile) -> Defect | None:
             if image.format == "PNG":
                 image.verify()
     except DatasetError as error:
-        return image_defect(file, str(error))
+        return file.defect(str(error))
     except Exception as error:
-        return image_defect(file, f"damaged: {error}")
-    if (what := _why_blank(pixels)) is not None:
-        return image_defect(file, what, is_warning=True)
-    return None
-
-
-def _why_blank(pixels: np.ndarray) -> str | None:
-    """Why nobody would see anything in an image, (H, W, 3) uint8; None if that is not so."""
+        return file.defect(f"damaged: {error}")
     if pixels.max() <= DARK:
-        return f"black once decoded to 8 bits: no value is above {DARK} of 255"
-    if (pixels == pixels[0, 0]).all():
-        return "all pixels have the same colour"
+        return file.defect(f"black once decoded to 8 bits: no value is above {DARK} of 255", is_warning=True)
+    if np.all(pixels == pixels[0, 0]):
+        return file.defect("all pixels have the same colour", is_warning=True)
     return None
 
 
@@ -92,4 +94,24 @@ def _find_defect_alone(file: ImageFile) -> Defect | None:
         with process_pool(1) as pool:
             return pool.submit(find_defect, file).result()
     except BrokenProcessPool:
-        return image_defect(file, "the process that decoded it died")
+        return file.defect("the process that decoded it died")
+
+
+def process_pool(count: int) -> ProcessPoolExecutor:
+    """Return processes for work on images, which leave signals to this one and end with it."""
+    # Forked, they start at once; see data.build_loader.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    return ProcessPoolExecutor(count, context, initializer=_start_process, initargs=(os.getpid(),))
+
+
+def _start_process(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end when it ends, however it does: an idle process would wait forever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # of Pillow, about images that it decodes all the same
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,16 +1,23 @@
-"""Labelled images as the converters hand them on, whatever format they come from, and what is found on the way."""
+"""What the converters of all formats share: labelled images, the files of a folder, the choice of the halves."""
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import ExifTags
 
 from data import IMAGE_SUFFIXES, DatasetError, opened_image
-from detection.coco.annotations import Defect
+from detection.coco.defects import Defect
+
+HALVES = ("train", "val")
+WHOLE = "all"  # the name of a data set that is not split into halves
+# What the halves are called. Tried in this order.
+SPLITS = {"train": ("train2017", "train2014", "train"), "val": ("val2017", "val2014", "val", "validation", "valid")}
+CONTAINERS = ("annotations", "images", "jpegimages", "labels")  # folders that are not named after a half
+CUT = "boxes cut at the edge of their image"
 
 Box = tuple[float, float, float, float]  # x and y of two corners, pixels
 
@@ -25,7 +32,7 @@ class LabelledObject(NamedTuple):
 
 
 class LabelledImage(NamedTuple):
-    """An image with what is in it."""
+    """An image with its objects."""
 
     path: Path  # a `full_path`
     size: tuple[int, int]  # width and height in pixels, as its boxes see it
@@ -36,86 +43,149 @@ class Labels(NamedTuple):
     """A data set."""
 
     categories: dict[int, str]  # category id to name
-    halves: dict[str, list[LabelledImage]]  # of "train" and "val"
+    halves: dict[str, list[LabelledImage]]  # of "train" and "val", or of "all"
 
 
 class Findings:
-    """What cannot be converted, and how often something was converted, but not as it stands there."""
+    """What cannot be converted, and how often something was converted with a change."""
 
     def __init__(self) -> None:
         self.defects: list[Defect] = []
-        self.notes: Counter[str] = Counter()  # by what was done, said of many
+        self.notes: Counter[str] = Counter()  # by what was changed
 
-    def defect(self, path: Path, line: int | None, what: str) -> None:
-        """line: where in the file, from 1; None for the file as a whole."""
-        self.defects.append(Defect(path, f"line {line}" if line else "", what))
+    def defect(self, path: Path, place: str, what: str) -> None:
+        """place: where in the file; empty for the file as a whole."""
+        self.defects.append(Defect(path, place, what))
+
+
+# ---- the files of a folder ----------------------------------------------------------------------------------------
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """Return what matches in a folder, 2 before 10; hidden files and folders (.ipynb_checkpoints, ._*) are left out."""
+    found = [
+        path
+        for path in folder.glob(pattern)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    return sorted(found, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", str(path))])
+
+
+def images_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """Return the image files that match in a folder."""
+    paths = map(full_path, visible(folder, pattern))
+    return [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
 
 
 def full_path(path: Path) -> Path:
-    """Absolute and without `..`, so that it tells which folders it lies below; links are not followed."""
+    """Return a path that is absolute and without `..`, to compare with folders; links are not followed."""
     return Path(os.path.normpath(path.absolute()))
 
 
 def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Width and height of an image as it is stored, and as its EXIF orientation turns it; from its header alone.
+    """Return width and height of an image as stored, and as its EXIF orientation turns it; from its header alone.
 
     Raises DatasetError, saying why but not where, if it is no image, or one that JSON cannot name."""
     if os.fsencode(path).decode(errors="ignore") != str(path):
         raise DatasetError("its name is not UTF-8 text, as JSON needs it; rename it")
     with opened_image(path) as image:
-        # To ask a PNG for its orientation is to decode it.
+        # Asking a PNG for its orientation decodes it.
         orientation = 1 if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation, 1)
         return image.size, image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Every image file in a folder and its subfolders, in the order of people: 2 before 10."""
-    return sorted(filter(is_image, folder.rglob("*")), key=in_order)
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a text file that are not blank, with their numbers, from 1.
+
+    Raises DatasetError, naming the file, if it cannot be read as text."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8 text, see byte {error.start}") from None
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file is called an image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+# ---- what formats have in common ----------------------------------------------------------------------------------
 
 
-def in_order(path: Path) -> list:
-    """A key to sort paths by, in the order of people."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+def grouped(root: Path, paths: Iterable[Path]) -> dict[str, list[Path]]:
+    """Return files by the half that their folder is named after; "." for those in no such folder.
+
+    So train/images/a.jpg, images/train/a.jpg and images/train/more/a.jpg belong to `train`."""
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(group_of(path, root), []).append(path)
+    return groups
+
+
+def group_of(path: Path, root: Path) -> str:
+    """Return the first folder of a path below the root that is not a CONTAINER; "." if there is none."""
+    folders = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
+    return next((folder for folder in folders if folder.lower() not in CONTAINERS), ".")
+
+
+def files_at(
+    name: str, bases: Iterable[Path], groups: Mapping[str, list[Path]], read: Callable[[Path], list[Path]]
+) -> list[Path]:
+    """Return the files of a group, a folder or a text file; empty if there is no such thing. read: for the latter two.
+
+    A folder that is not there is taken by its group: Roboflow's exports say ../train/images and mean train/images."""
+    if name in groups:
+        return groups[name]
+    place = next((path for path in (base / name for base in bases) if path.exists()), None)
+    return read(place) if place else groups.get(group_of(Path("/", name.removeprefix("../"), "*"), Path("/")), [])
+
+
+def choose_halves(
+    source: Path,
+    given: Mapping[str, str | None],
+    named: Mapping[str, list[Path] | None],
+    groups: Mapping[str, list[Path]],
+    read: Callable[[Path], list[Path]],
+) -> dict[str, list[Path]]:
+    """Return the files of train and val; or all files, under WHOLE, if there is only one group that could be a half.
+
+    given: on the command line, see `files_at`. named: by the data set itself, None for the usual names.
+    Raises DatasetError, naming the options to give, if a half is not found, or val has no file of its own."""
+    found: dict[str, list[Path]] = {}
+    for half in HALVES:
+        if name := given[half]:
+            found[half] = files_at(name, (source, Path()), groups, read)
+        elif named[half] is not None:
+            found[half] = named[half]
+        else:
+            found[half] = next((groups[name] for name in SPLITS[half] if name in groups), [])
+    used = set().union(*found.values())
+    others = {name: paths for name, paths in groups.items() if used.isdisjoint(paths)}
+    missing = [half for half in HALVES if not found[half]]
+    if not missing and not set(found["val"]) <= set(found["train"]):
+        return found
+    candidates = [paths for paths in found.values() if paths] + list(others.values())
+    if missing and len(candidates) == 1 and not any(given[half] for half in missing):
+        return {WHOLE: candidates[0]}
+    names = "|".join(others) or "FOLDER_OR_LIST"
+    cure = f"give {' and '.join(f'--{half} {names}' for half in missing or ['val'])}"
+    if missing:
+        raise DatasetError(
+            f"{source}: no {' and no '.join(given[half] or half for half in missing)} found, or it is empty; {cure}"
+        )
+    raise DatasetError(
+        f"{source}: all {len(found['val'])} files of val are also in train; {cure}, or name no val: then all are "
+        "converted into one annotation file, which `python -m detection.data split` divides"
+    )
 
 
 def cut_to_image(box_xyxy: Box, size: tuple[int, int], notes: Counter[str]) -> Box:
-    """The part of a box that is within its image; notes: counts those that lose a pixel or more.
+    """Return the part of a box that is within its image; notes: counts boxes that lose a pixel or more.
 
-    Raises ValueError if no part is."""
+    Raises ValueError if there is none."""
     left, top, right, bottom = box_xyxy
     width, height = size
     if left >= width or top >= height or right <= 0 or bottom <= 0:
         shown = ", ".join(f"{edge:g}" for edge in box_xyxy)
-        raise ValueError(f"a box from corner to corner of {shown} pixels lies outside its image of {width} x {height}")
+        raise ValueError(f"a box from corner to corner of {shown} pixels is outside its image of {width} x {height}")
     cut = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
-    if any(abs(after - before) >= 1 for after, before in zip(cut, box_xyxy, strict=True)):
-        notes["boxes cut at the edge of their image"] += 1
+    notes[CUT] += any(abs(after - before) >= 1 for after, before in zip(cut, box_xyxy, strict=True))
     return cut
-
-
-def read_list(path: Path) -> list[tuple[int, str]]:
-    """`lines_of` a file of images or classes, with errors that say where."""
-    try:
-        return list(lines_of(path))
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {error}") from None
-
-
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers, from 1.
-
-    Raises DatasetError, saying why but not where, if it cannot be read as text."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DatasetError(f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"not UTF-8 text, see byte {error.start}") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            yield number, line.strip()

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from data import DatasetError
-from detection.coco.annotations import CocoFile, SplitConfig, dataset_error, shown_path, survey_coco
+from detection.coco.annotations import CocoFile, SplitConfig, read_coco, survey_coco
+from detection.coco.defects import shown_path
 from detection.prepare.convert import below
-from detection.prepare.labels import full_path
-from detection.prepare.layouts import HALVES, SPLIT_BY, Layout, Whole, find_wholes, is_half, root_of, summary, whole_at
+from detection.prepare.labels import HALVES, full_path
+from detection.prepare.layouts import SPLIT_BY, Layout, Whole, find_wholes, is_half, root_of, summary, whole_at
 from engine.files import write_text
 from records.experiment import table
 
@@ -37,30 +38,28 @@ def main(arguments: argparse.Namespace) -> None:
 
     Raises DatasetError, with nothing written, if there is no such file or it cannot be split."""
     whole = _source(arguments.source, arguments.images)
-    survey = survey_coco(*whole)
-    if survey.defects:
-        raise dataset_error(survey.defects)
+    coco = read_coco(*whole)
     layout = _target(whole, arguments.to)
-    groups = group_images(survey.coco, arguments.groups)
-    val = choose_val(groups, classes_of(survey.coco, groups), arguments.val_share, arguments.seed)
-    val_images = sorted(index for name in val for index in groups[name])
-    how = {"val_share": arguments.val_share, "seed": arguments.seed, "groups": arguments.groups}
-    _write(survey.coco, val_images, layout, {name: value for name, value in how.items() if value is not None})
+    groups = group_images(coco, arguments.groups)
+    val = choose_val(groups, classes_of(coco, groups), arguments.val_share, arguments.seed)
+    val_ids = {coco.images[index].id for name in val for index in groups[name]}
+    how = {"val_share": arguments.val_share, "seed": arguments.seed}
+    _write(coco, val_ids, layout, how | ({"groups": arguments.groups} if arguments.groups else {}))
 
     surveys = [survey_coco(*layout.paths(half)) for half in HALVES]
     train_coco, val_coco = (survey.coco for survey in surveys)
     print(table(class_rows(train_coco, val_coco)))
-    for name, *counts in zip(survey.coco.class_names, train_coco.class_counts, val_coco.class_counts, strict=True):
+    for name, *counts in zip(coco.class_names, train_coco.class_counts, val_coco.class_counts, strict=True):
         if (counts[0] == 0) != (counts[1] == 0):
             print(f"warning: no object of class {name!r} in {HALVES[counts.index(0)]}")
-    share = len(val_images) / len(survey.coco.images)
+    share = len(val_ids) / len(coco.images)
     of_groups = f", {len(val)} of {len(groups)} groups" if arguments.groups else ""
     print(f"{share:.0%} of the images are in val{of_groups}")
     print(summary(layout, surveys))
 
 
 def _source(source: Path, images_dir: Path | None) -> Whole:
-    """The annotation file to split. Raises DatasetError if there is none, or more than one."""
+    """Return the annotation file to split. Raises DatasetError if there is none, or more than one."""
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder")
     wholes = find_wholes(source) if source.is_dir() else [whole for whole in [whole_at(source)] if whole]
@@ -74,7 +73,7 @@ def _source(source: Path, images_dir: Path | None) -> Whole:
 
 
 def _target(whole: Whole, to: Path | None) -> Layout:
-    """Where the halves go. Raises DatasetError if anything else is there."""
+    """Return where the halves go. Raises DatasetError if anything else is there."""
     root = to or root_of(whole.annotations_path)
     images = below(full_path(whole.images_dir), root)
     splits = {half: SplitConfig(images=images, annotations=f"annotations/instances_{half}.json") for half in HALVES}
@@ -95,18 +94,13 @@ def group_images(coco: CocoFile, pattern: str | None) -> dict[str, list[int]]:
     """Return the positions of the images of each group, by its name; without a pattern an image is a group.
 
     Raises DatasetError if the pattern does not fit a file name, or if there is only one group."""
-    groups: dict[str, list[int]] = {}
-    unnamed = []
+    groups: dict[str | None, list[int]] = {}
     for index, image in enumerate(coco.images):
-        found = re.search(pattern, image.file_name) if pattern else None
-        name = (found and found[1]) if pattern else image.file_name
-        if name is None:
-            unnamed.append(image.file_name)
-        else:
-            groups.setdefault(name, []).append(index)
+        found = re.search(pattern or "(?s)(.*)", image.file_name)
+        groups.setdefault(found and found[1], []).append(index)
     path = shown_path(coco.annotations_path)
-    if unnamed:
-        number = f"{len(unnamed):,} of {len(coco.images):,} file names, such as {unnamed[0]!r}"
+    if unnamed := groups.get(None):
+        number = f"{len(unnamed):,} of {len(coco.images):,} file names, such as {coco.images[unnamed[0]].file_name!r}"
         raise DatasetError(f"{path}: --groups {pattern} names no group in {number}; expected one in each")
     if len(groups) < 2:
         kind = f"all images are of one group, {next(iter(groups))!r}" if pattern else "only one image"
@@ -159,29 +153,26 @@ def choose_val(
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
-def _write(coco: CocoFile, val_images: Sequence[int], layout: Layout, how: Mapping[str, Any]) -> None:
+def _write(coco: CocoFile, val_ids: set[int], layout: Layout, how: Mapping[str, Any]) -> None:
     content = json.loads(coco.annotations_path.read_bytes())
-    is_val = {coco.images[index].id for index in val_images}
+    content.pop("split", None)
+    description = f"split from {coco.annotations_path.name} {SPLIT_BY}"
+    # First, where `layouts.mark_of` looks for it.
+    mark = {"split": {"description": description, "image_folder": layout.train.images} | how}
     (layout.root / "annotations").mkdir(parents=True, exist_ok=True)
     for half in HALVES:
-        # First, where `layouts` looks for it.
-        mark = {
-            "description": f"split from {coco.annotations_path.name} {SPLIT_BY}",
-            "image_folder": layout.train.images,
+        lists = {
+            name: [record for record in content[name] if (record[key] in val_ids) == (half == "val")]
+            for name, key in (("images", "id"), ("annotations", "image_id"))
         }
-        images = [image for image in content["images"] if (image["id"] in is_val) == (half == "val")]
-        annotations = [each for each in content["annotations"] if (each["image_id"] in is_val) == (half == "val")]
-        rest = {key: value for key, value in content.items() if key != "split"}
-        text = json.dumps({"split": mark | how} | rest | {"images": images, "annotations": annotations})
-        write_text(layout.paths(half)[0], text)
+        write_text(layout.paths(half)[0], json.dumps(mark | content | lists))
 
 
 def class_rows(train: CocoFile, val: CocoFile) -> list[dict[str, object]]:
     """Return the images and objects of each class in both halves, crowds aside."""
     columns: dict[str, Sequence[object]] = {"class": train.class_names}
     for half, coco in zip(HALVES, (train, val), strict=True):
-        image_of = np.repeat(np.arange(len(coco.images)), np.diff(coco.first_object))
-        pairs = np.unique(np.stack([image_of, coco.labels])[:, ~coco.is_crowd], axis=1)
+        pairs = np.unique(np.stack([coco.image_indices, coco.labels])[:, ~coco.is_crowd], axis=1)
         columns[f"{half} images"] = np.bincount(pairs[1], minlength=len(coco.class_names) + 1)[1:].tolist()
         columns[f"{half} objects"] = coco.class_counts.tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -4,11 +4,13 @@
 
 - A line is `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, the outline of an object, as fractions of the image's
   sides; the class counts from 0. Of an outline the box around it is taken, and the outline kept as `segmentation`.
-- The labels of images/a/b.jpg are labels/a/b.txt, or beside the image where no folder is called images. An image
-  without such a file shows none of the classes, as Ultralytics has it. So does one whose file is empty.
-- A line that stands there twice counts once. Category ids are YOLO's own, from 0, for all classes that data.yaml lists.
+- The labels of images/a/b.jpg are labels/a/b.txt, or beside the image if no folder is called images. An image without
+  such a file shows none of the classes, as in Ultralytics. So does one whose file is empty.
+- A repeated line counts once. Category ids are YOLO's own, from 0, for all classes that data.yaml lists.
 - `train` and `val` of data.yaml may be a folder, a text file of images, or a list of such. Without them the usual
   folders are tried. Without data.yaml, classes.txt has a name on each line.
+- Darknet's obj.data (`train = data/train.txt`, `names = data/obj.names`) is read like data.yaml; the `data/` of its
+  paths is the folder itself.
 """
 
 import itertools
@@ -16,73 +18,92 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML, YAMLError
 
 from data import DatasetError
 from detection.prepare.labels import (
+    HALVES,
     Findings,
     LabelledImage,
     LabelledObject,
     Labels,
+    choose_halves,
     cut_to_image,
+    files_at,
     full_path,
+    grouped,
     image_sizes,
-    images_below,
-    is_image,
-    lines_of,
-    read_list,
+    images_in,
+    read_lines,
+    visible,
 )
-from detection.prepare.layouts import HALVES, SPLITS
 from engine.logbook import progress_bar
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-MAX_YAML_BYTES = 1_000_000
-CLASSES = "classes.txt"
-FOLDERS = ("images/{}", "{}/images", "{}")  # of the images of a half
+CLASSES = ("classes.txt", "labels/classes.txt", "obj.names")
 ROUNDING = 1e-3  # by which fractions may leave 0 to 1
-OUTLINES = "outlines of which the box around them was taken"
+OUTLINES = "outlines, replaced by the box around them"
 NO_LABELS = "images without a file of labels, taken for images without objects"
-TWICE = "lines that stand twice in a file, taken once"
+UNLABELLED = "images in folders without labels, left out unless a half names them"
+TWICE = "repeated lines in a file, taken once"
 
 
 def read_yolo(source: Path, given: Mapping[str, str | None], findings: Findings) -> Labels:
-    """Read both halves of a data set.
+    """Read a data set.
 
     source: its folder, or its YAML file. given: for train and val, a folder or a text file of images; None for what
     the YAML file says, or the usual ones. Raises DatasetError if the names of the classes, or a half, are not found."""
-    yaml_path = source if source.is_file() else _find_yaml(source)
-    root = source.parent if source.is_file() else source
-    settings = _read_settings(yaml_path) if yaml_path else {}
-    names = _class_names(settings, yaml_path, root)
-    halves = {}
+    root, settings_path = (source.parent, source) if source.is_file() else (source, _find_settings(source))
+    root = full_path(root)
+    settings = _read_settings(settings_path) if settings_path else {}
+    names = _class_names(settings, settings_path, root)
+    groups = grouped(root, images_in(root, "**/*"))
+    labelled = {name: paths for name, paths in groups.items() if any(labels_path(path).is_file() for path in paths)}
+    findings.notes[UNLABELLED] += sum(len(paths) for name, paths in groups.items() if name not in labelled)
+
+    def read(place: Path) -> list[Path]:
+        images = images_in(place, "**/*") if place.is_dir() else _listed_images(place, root)
+        if not images:
+            raise DatasetError(f"{place}: no images in it")
+        return images
+
+    base = root / next(iter(_listed(settings, "path", settings_path)), ".")
+    named = {}
     for half in HALVES:
-        wanted = [given[half]] if given[half] else _places_in(settings, half, yaml_path)
-        paths = _find_images(root, half, wanted, *_places_in(settings, "path", yaml_path)[:1])
-        halves[half] = _read_half(half, paths, names, findings)
-    return Labels(dict(enumerate(names)), halves)
+        places = [_in_root(place) for place in _listed(settings, half, settings_path)]
+        found = itertools.chain.from_iterable(files_at(place, (base, root), groups, read) for place in places)
+        named[half] = list(dict.fromkeys(found)) if places else None
+    halves = choose_halves(root, given, named, labelled or groups, read)
+    read_halves = {half: _read_half(half, paths, names, findings) for half, paths in halves.items()}
+    return Labels(dict(enumerate(names)), read_halves)
 
 
-# ---- finding the files ----------------------------------------------------------------------------------------
+# ---- settings -----------------------------------------------------------------------------------------------------
 
 
-def _find_yaml(folder: Path) -> Path | None:
-    there = [folder / name for name in YAML_NAMES if (folder / name).is_file()]
-    if not there:  # it may be called after the data set
-        there = [path for path in sorted(folder.glob("*.y*ml")) if "names" in _read_settings(path)]
-    return there[0] if there else None
+def _find_settings(folder: Path) -> Path | None:
+    """Return the YAML file of a data set, whatever it is called, or darknet's; None if there is neither."""
+    if there := [folder / name for name in YAML_NAMES if (folder / name).is_file()]:
+        return there[0]
+    there = [path for path in visible(folder, "*.y*ml") if "names" in _read_settings(path)]
+    return next(iter([*there, *visible(folder, "*.data")]), None)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """What a YAML file says, with every value as text: to YAML 1.1 a class called `no` is False, and one `010` is 8.
+    """Return what a settings file says, every value as text: a class may be called `no` or `010`.
 
     Raises DatasetError if it cannot be read."""
+    if path.suffix == ".data":
+        lines = [line.partition("=") for _, line in read_lines(path)]
+        settings = {name.strip(): value.strip() for name, _, value in lines}
+        names_path = path.parent / _in_root(settings.pop("names", "obj.names"))
+        val = {"val": settings["valid"]} if "valid" in settings else {}
+        return settings | val | {"names": [name for _, name in read_lines(names_path)]}
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise DatasetError(f"{path}: {path.stat().st_size / 1e6:.0f} MB, expected a short YAML file")
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)  # which runs no code
+        content = YAML(typ="base", pure=True).load(path.read_text(encoding="utf-8-sig"))  # runs no code
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: expected lines of `name: value`, with the classes as `names`")
@@ -91,92 +112,58 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return content
 
 
-def _class_names(settings: Mapping[str, Any], yaml_path: Path | None, root: Path) -> list[str]:
-    """The names of classes 0, 1, ... Raises DatasetError if there are none, or not one for each number."""
-    classes_path = next((path for path in (root / CLASSES, root / "labels" / CLASSES) if path.is_file()), None)
-    if "names" in settings:
-        place, names = yaml_path, settings["names"]
-        if isinstance(names, dict):
-            if sorted(names) != sorted(map(str, range(len(names)))):
-                raise DatasetError(
-                    f"{place}: names: expected the numbers 0 to {len(names) - 1}, got {', '.join(names)}"
-                )
-            names = [names[str(index)] for index in range(len(names))]
-    elif classes_path:
-        place, names = classes_path, [name for _, name in read_list(classes_path)]
-    else:
-        raise DatasetError(f"{root}: no names of classes: expected `names` in data.yaml, or a {CLASSES}")
+def _class_names(settings: Mapping[str, Any], path: Path | None, root: Path) -> list[str]:
+    """Return the names of classes 0, 1, ... Raises DatasetError if there are none, or not one for each number."""
+    names = settings.get("names")
+    if names is None:
+        path = next((root / name for name in CLASSES if (root / name).is_file()), None)
+        if path is None:
+            raise DatasetError(f"{root}: no names of classes: expected `names` in data.yaml, or a {CLASSES[0]}")
+        names = [name for _, name in read_lines(path)]
+    if isinstance(names, dict):
+        if sorted(names) != sorted(map(str, range(len(names)))):
+            raise DatasetError(f"{path}: names: expected the numbers 0 to {len(names) - 1}, got {', '.join(names)}")
+        names = [names[str(index)] for index in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise DatasetError(f"{place}: names: expected a list of the classes' names")
+        raise DatasetError(f"{path}: names: expected a list of the classes' names")
     if twice := [name for name in names if names.count(name) > 1]:
-        raise DatasetError(f"{place}: names: {twice[0]!r} is the name of more than one class")
-    if settings.get("nc", str(len(names))) != str(len(names)):
-        raise DatasetError(f"{place}: nc: {settings['nc']} classes, but {len(names)} names")
+        raise DatasetError(f"{path}: names: {twice[0]!r} is the name of more than one class")
+    for field in ("nc", "classes"):
+        if settings.get(field, str(len(names))) != str(len(names)):
+            raise DatasetError(f"{path}: {field}: {settings[field]} classes, but {len(names)} names")
     return names
 
 
-def _places_in(settings: Mapping[str, Any], field: str, yaml_path: Path | None) -> list[str]:
-    """The folders or files that a field names: one, several, or none. Raises DatasetError if it holds anything else."""
+def _listed(settings: Mapping[str, Any], field: str, path: Path | None) -> list[str]:
+    """Return the folders or files that a field names: one, several, or none. Raises DatasetError for anything else."""
     value = settings.get(field) or []
     places = [value] if isinstance(value, str) else value
     if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
-        raise DatasetError(f"{yaml_path}: {field}: expected a folder, a text file, or a list of such")
+        raise DatasetError(f"{path}: {field}: expected a folder, a text file, or a list of such")
     return places
 
 
-def _find_images(root: Path, half: str, wanted: Sequence[str], base: str = ".") -> list[Path]:
-    """The images of a half.
-
-    wanted: folders or text files, relative to `base` or to the root; the usual folders if empty.
-    Raises DatasetError if one of them is not there, or has no image in it."""
-    if wanted:
-        places = [_place(root, name, base, half) for name in wanted]
-    else:
-        usual = [pattern.format(split) for split in SPLITS[half] for pattern in FOLDERS]
-        places = [root / name for name in usual if (root / name).is_dir()][:1]
-        if not places:
-            raise DatasetError(
-                f"{root}: no {half} in data.yaml, and none of the folders {', '.join(usual)}; {_there(root, half)}"
-            )
-    images = list(itertools.chain.from_iterable(_images_of(place) for place in places))
-    if not images:
-        raise DatasetError(f"{', '.join(map(str, places))}: no images in it")
-    return list({full_path(path): path for path in images}.values())  # each once, however it is spelled
+# ---- finding the files ----------------------------------------------------------------------------------------
 
 
-def _place(root: Path, name: str, base: str, half: str) -> Path:
-    """Where a folder or file lies that data.yaml names. Raises DatasetError if nowhere."""
-    below = name.removeprefix("../")  # Roboflow's exports say ../train/images and mean train/images
-    tried = [root / base / name, root / name, root / below, root / "images" / name, Path(name)]
-    place = next((path for path in tried if path.exists()), None)
-    if place is None:
-        all_tried = ", ".join(dict.fromkeys(map(str, tried)))
-        raise DatasetError(f"{half}: {name}: no such folder or file; tried {all_tried}; {_there(root, half)}")
-    return place
-
-
-def _there(root: Path, half: str) -> str:
-    """What to give for a half that is not found: one of the folders of images, if there are any."""
-    folders = [folder for pattern in FOLDERS for folder in sorted(root.glob(pattern.format("*"))) if folder.is_dir()]
-    names = [str(folder.relative_to(root)) for folder in folders if any(map(is_image, folder.iterdir()))]
-    return f"give --{half} {'|'.join(dict.fromkeys(names)) or 'FOLDER, with images in it'}"
-
-
-def _images_of(place: Path) -> list[Path]:
-    """The images in a folder, or those that a text file names, relative to where it lies."""
-    if place.is_dir():
-        return images_below(place)
+def _listed_images(list_path: Path, root: Path) -> list[Path]:
+    """Return the images that a text file names, relative to its folder."""
     paths = []
-    for number, line in read_list(place):
-        path = place.parent / line
-        if not path.is_file():
-            raise DatasetError(f"{place}: line {number}: {line}: no such image")
-        paths.append(path)
-    return paths
+    for number, line in read_lines(list_path):
+        tried = (list_path.parent / line, root / _in_root(line))
+        if not (path := next(filter(Path.is_file, tried), None)):
+            raise DatasetError(f"{list_path}: line {number}: {line}: no such image")
+        paths.append(full_path(path))
+    return list(dict.fromkeys(paths))
+
+
+def _in_root(name: str) -> str:
+    """Return a path of darknet's relative to the data set."""
+    return name.removeprefix("data/")
 
 
 def labels_path(image_path: Path) -> Path:
-    """Where the labels of an image lie: the last folder called images becomes labels."""
+    """Return where the labels of an image are: the last folder called images becomes labels."""
     parts = list(image_path.with_suffix(".txt").parts)
     if "images" in parts[:-1]:
         parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
@@ -195,53 +182,51 @@ def _read_half(half: str, paths: Sequence[Path], names: Sequence[str], findings:
     read = []
     for path in progress_bar(paths, desc=f"reading {half}", unit="image", leave=False):
         try:
-            _, size = image_sizes(full_path(path))
+            _, size = image_sizes(path)
         except DatasetError as error:
-            findings.defect(path, None, str(error))
+            findings.defect(path, "", str(error))
             continue
-        if label_paths[path].is_file():
-            objects = _read_labels(label_paths[path], size, names, findings)
-        else:
-            objects = []
-            findings.notes[NO_LABELS] += 1
-        read.append(LabelledImage(full_path(path), size, objects))
+        has_labels = label_paths[path].is_file()
+        objects = _read_labels(label_paths[path], size, names, findings) if has_labels else []
+        findings.notes[NO_LABELS] += not has_labels
+        read.append(LabelledImage(path, size, objects))
     return read
 
 
 def _find_strays(label_paths: Mapping[Path, Path], findings: Findings) -> None:
-    """Labels without an image are a defect, where labels have folders of their own and the half is all of it."""
+    """Labels without an image are a defect if labels have folders of their own and the half is all of the folder."""
     expected = set(label_paths.values())
-    for folder in {path.parent for path in expected} - {path.parent for path in label_paths}:
-        images_dir = next(image.parent for image, labels in label_paths.items() if labels.parent == folder)
-        if any(path not in label_paths for path in images_below(images_dir)):  # listed one by one
+    folders = {labels.parent: image.parent for image, labels in label_paths.items() if labels.parent != image.parent}
+    for folder, images_dir in folders.items():
+        if any(path not in label_paths for path in images_in(images_dir)):  # listed one by one
             continue
-        for path in sorted(folder.glob("*.txt")):
-            if path not in expected and path.name != CLASSES:
-                findings.defect(path, None, f"no image of this name in {images_dir}")
+        for path in visible(folder, "*.txt"):
+            if path not in expected and path.name != "classes.txt":
+                findings.defect(path, "", f"no image of this name in {images_dir}")
 
 
 def _read_labels(path: Path, size: tuple[int, int], names: Sequence[str], findings: Findings) -> list[LabelledObject]:
-    """The objects of one image that can be converted; the others go to the findings."""
-    objects, seen = [], set()
+    """Return the objects of one image that can be converted; the others go to the findings."""
     try:
-        lines = list(lines_of(path))
+        lines = read_lines(path)
     except DatasetError as error:
-        findings.defect(path, None, str(error))
+        findings.defect(path, "", str(error).removeprefix(f"{path}: "))
         return []
+    numbers: dict[str, int] = {}
     for number, line in lines:
-        if line in seen:
-            findings.notes[TWICE] += 1
-            continue
-        seen.add(line)
+        numbers.setdefault(line, number)
+    findings.notes[TWICE] += len(lines) - len(numbers)
+    objects = []
+    for line, number in numbers.items():
         try:
             objects.append(_read_line(line, size, names, findings))
         except ValueError as error:
-            findings.defect(path, number, str(error))
+            findings.defect(path, f"line {number}", str(error))
     return objects
 
 
 def _read_line(line: str, size: tuple[int, int], names: Sequence[str], findings: Findings) -> LabelledObject:
-    """An object of an image of `size`. Raises ValueError saying what is wrong with it."""
+    """Return an object of an image of `size`. Raises ValueError saying what is wrong with it."""
     try:
         index, *values = map(float, line.split())
     except ValueError:
@@ -250,19 +235,19 @@ def _read_line(line: str, size: tuple[int, int], names: Sequence[str], findings:
         with_score = " (the last may be a score; it belongs to detections)" if len(values) == 5 else ""
         raise ValueError(f"{len(values) + 1} numbers, expected 5: class cx cy w h, or an outline of pairs{with_score}")
     if index not in range(len(names)):
-        raise ValueError(f"class {index:g}, expected 0 to {len(names) - 1}, for there are {len(names)} names")
+        raise ValueError(f"class {index:g}, expected 0 to {len(names) - 1}: there are {len(names)} names")
     if outside := [value for value in values if not -ROUNDING <= value <= 1 + ROUNDING]:
         raise ValueError(f"{outside[0]:g}, expected fractions of the image's sides, from 0 to 1; are these pixels?")
     width, height = size
-    outline = ()
-    if len(values) == 4:
+    if len(values) > 4:
+        findings.notes[OUTLINES] += 1
+        outline = tuple(value * side for value, side in zip(values, itertools.cycle(size), strict=False))
+        xs, ys = outline[::2], outline[1::2]
+        box_xyxy = (min(xs), min(ys), max(xs), max(ys))
+    else:
         cx, cy, w, h = values
         if min(w, h) < 0:
             raise ValueError(f"width {w:g}, height {h:g}, expected 0 to 1")
+        outline = ()
         box_xyxy = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-    else:
-        findings.notes[OUTLINES] += 1
-        xs, ys = ([value * side for value in values[start::2]] for start, side in enumerate(size))
-        box_xyxy = (min(xs), min(ys), max(xs), max(ys))
-        outline = tuple(itertools.chain.from_iterable(zip(xs, ys, strict=True)))
     return LabelledObject(names[int(index)], cut_to_image(box_xyxy, size, findings.notes), outline=outline)

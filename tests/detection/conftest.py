@@ -1,5 +1,6 @@
 """A data set of two images for tests of annotations and of images."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 import detection.data
+from detection.coco.annotations import read_coco
 
 
 @pytest.fixture
@@ -42,3 +44,14 @@ def folder(tmp_path) -> Path:
 def command(run_in_process):
     """Run `python -m detection.data ...`; returns its exit code, what it printed and its errors."""
     return partial(run_in_process, detection.data)
+
+
+@pytest.fixture
+def read(folder):
+    """Write annotations beside the images of `folder`; returns them as `read_coco` reads them."""
+
+    def read(annotations):
+        (folder / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
+        return read_coco(folder / "annotations.json", folder / "images")
+
+    return read

@@ -1,4 +1,4 @@
-"""Reading and checking annotation files."""
+"""detection/coco/annotations.py and image_files.py: what is read of an annotation file, and which images are there."""
 
 import json
 import os
@@ -7,90 +7,59 @@ import numpy as np
 import pytest
 
 from data import DatasetError
-from detection.coco.annotations import (
-    DataConfig,
-    SplitConfig,
-    pair_defects,
-    read_coco,
-    read_split,
-    survey_coco,
-)
-
-
-def read(folder, annotations):
-    (folder / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
-    return read_coco(folder / "annotations.json", folder / "images")
-
-
-def survey(folder, annotations):
-    (folder / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
-    return survey_coco(folder / "annotations.json", folder / "images")
-
-
-def first_line(folder, annotations):
-    with pytest.raises(DatasetError) as raised:
-        read(folder, annotations)
-    assert str(folder / "annotations.json") in str(raised.value)
-    return str(raised.value).splitlines()[0]
-
+from detection.coco.annotations import DataConfig, SplitConfig, pair_defects, read_coco, read_split, survey_coco
 
 # ---- what a good file gives -------------------------------------------------------------------------------------
 
 
-def test_labels_follow_the_order_of_the_category_ids(folder, content):
-    coco = read(folder, content)
+def test_labels_follow_the_order_of_the_category_ids(read, content):
+    coco = read(content)
     assert coco.category_ids == [3, 7]
     assert coco.class_names == ["Kätzchen 猫", "dog"]
 
 
-def test_objects_come_with_their_image(folder, content):
-    coco = read(folder, content)
-    boxes_xyxy, labels, is_crowd = coco.objects(0)
-    assert coco.images[0].id == 50
-    assert boxes_xyxy.tolist() == [[10.5, 10, 30.5, 20]]
-    assert labels.tolist() == [2]
-    boxes_xyxy, labels, is_crowd = coco.objects(1)
-    assert coco.images[1].file_name == "more/b.png"
-    assert boxes_xyxy.tolist() == [[1, 2, 4, 6], [0, 0, 40, 30]]
-    assert labels.tolist() == [1, 2]
-    assert is_crowd.tolist() == [False, False]
+def test_objects_come_with_their_image(read, content):
+    coco = read(content)
+    assert [(image.id, image.file_name) for image in coco.images] == [(50, "a.png"), (20, "more/b.png")]
+    (one, labels, _), (two, two_labels, is_crowd) = coco.objects(0), coco.objects(1)
+    assert (one.tolist(), labels.tolist()) == ([[10.5, 10, 30.5, 20]], [2])
+    assert (two.tolist(), two_labels.tolist()) == ([[1, 2, 4, 6], [0, 0, 40, 30]], [1, 2])
+    assert not is_crowd.any()
+    assert coco.image_indices.tolist() == [0, 1, 1]
 
 
-def test_optional_keys_change_nothing(folder, content):
-    annotations = content
-    for annotation in annotations["annotations"]:
-        annotation |= {"iscrowd": 0, "area": 12.5, "segmentation": [[1, 2, 3, 4, 5, 6]]}
-    plain, full = read(folder, content), read(folder, annotations | {"info": {}, "licenses": []})
+def test_optional_keys_change_nothing(read, content):
+    plain = read(content)
+    for annotation in content["annotations"]:
+        annotation |= {"iscrowd": False, "area": 12.5, "segmentation": [[1, 2, 3, 4, 5, 6]]}
+    full = read(content | {"info": {}, "licenses": []})
     assert np.array_equal(plain.boxes_xyxy, full.boxes_xyxy)
     assert np.array_equal(plain.is_crowd, full.is_crowd)
 
 
-def test_a_box_over_the_edge_is_cut_and_counted(folder, content):
-    annotations = content
-    annotations["annotations"][0]["bbox"] = [-5, 20, 10, 50]
-    annotations["annotations"][1]["bbox"] = [30, 20, 10.25, 10]  # within a pixel: cut without a word
-    coco = read(folder, annotations)
+def test_a_box_over_the_edge_is_cut_and_counted(read, content):
+    content["annotations"][0]["bbox"] = [-5, 20, 10, 50]
+    content["annotations"][1]["bbox"] = [30, 20, 10.25, 10]  # less than a pixel: cut, not counted
+    coco = read(content)
     assert coco.objects(1)[0][0].tolist() == [0, 20, 5, 30]
     assert coco.objects(0)[0].tolist() == [[30, 20, 40, 30]]
     assert coco.num_cut == 1
 
 
-def test_a_box_without_area_is_left_out_and_counted(folder, content):
-    annotations = content
-    annotations["annotations"][0]["bbox"] = [8, 9, 1.03, 0]  # as annotation 918 of COCO's train2017
-    coco = read(folder, annotations)
+def test_a_box_without_area_is_left_out_and_counted(read, content):
+    content["annotations"][0]["bbox"] = [8, 9, 1.03, 0]  # as annotation 918 of COCO's train2017
+    coco = read(content)
     assert coco.objects(1)[1].tolist() == [2]
     assert coco.num_left_out == 1
 
 
-def test_class_counts_leave_crowds_out(folder, content):
-    annotations = content
-    annotations["annotations"][1]["iscrowd"] = 1
-    assert read(folder, annotations).class_counts.tolist() == [1, 1]
+def test_class_counts_leave_crowds_out(read, content):
+    content["annotations"][1]["iscrowd"] = 1
+    assert read(content).class_counts.tolist() == [1, 1]
 
 
-def test_a_file_without_any_objects_is_read(folder, content):
-    coco = read(folder, content | {"annotations": []})
+def test_a_file_without_any_objects_is_read(read, content):
+    coco = read(content | {"annotations": []})
     assert coco.objects(1)[0].shape == (0, 4)
     assert coco.class_counts.tolist() == [0, 0]
 
@@ -101,321 +70,7 @@ def test_read_split_finds_the_half_that_is_asked_for(sample_root):
         for name in ("train", "val")
     }
     config = DataConfig(root=str(sample_root), **splits)
-    assert len(read_split(config, "train").images) == 12
-    assert len(read_split(config, "val").images) == 8
-
-
-# ---- what is wrong with a bad one -------------------------------------------------------------------------------
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DatasetError, match=r"nothing\.json: cannot be read: No such file"):
-        read_coco(tmp_path / "nothing.json", tmp_path)
-
-
-def test_a_missing_file_is_told_what_its_path_is_relative_to(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DatasetError, match=rf"^none\.json: .*, relative to {tmp_path}; give data\.root=FOLDER"):
-        read_coco("none.json", "images")
-
-
-def test_an_error_of_many_records_names_the_command_that_lists_all(folder, content):
-    del content["images"][0]["width"]
-    assert first_line(folder, content).endswith("; `python -m detection.data check` lists all that is wrong")
-
-
-def test_a_missing_image_folder_is_said_once(folder, content):
-    (folder / "annotations.json").write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match=r"image folder .*elsewhere: no such folder"):
-        read_coco(folder / "annotations.json", folder / "elsewhere")
-
-
-@pytest.mark.parametrize("data", [b"", b'{"images": [', b"<html>", b"\xff\xfe\xfa", b"[" * 100_000])
-def test_what_is_not_json_is_refused(folder, data):
-    (folder / "annotations.json").write_bytes(data)
-    with pytest.raises(DatasetError, match=r"annotations\.json: not JSON"):
-        read_coco(folder / "annotations.json", folder / "images")
-
-
-@pytest.mark.parametrize("annotations", [[], 3, None, "text"])
-def test_json_that_is_no_object_is_refused(folder, annotations):
-    assert "expected an object with the lists" in first_line(folder, annotations)
-
-
-@pytest.mark.parametrize("name", ["categories", "images", "annotations"])
-def test_a_missing_list_is_named(folder, content, name):
-    annotations = content
-    del annotations[name]
-    assert f"no list '{name}'" in first_line(folder, annotations)
-    assert f"no list '{name}'" in first_line(folder, annotations | {name: {}})
-
-
-@pytest.mark.parametrize("name", ["categories", "images"])
-def test_an_empty_list_is_named(folder, content, name):
-    assert f"'{name}' is empty" in first_line(folder, content | {"annotations": [], name: []})
-
-
-NAN, INFINITY = float("nan"), float("inf")
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("categories", {"id": None}, "categories[1] (id None): expected a whole number"),
-        ("categories", {"id": 7}, "categories[1] (id 7): an earlier one has this id"),
-        ("categories", {"name": "dog"}, "name 'dog' is that of category 7, too"),
-        ("categories", {"name": 5}, "name 5, expected text"),
-        ("images", {"id": 50}, "images[1] (id 50): an earlier one has this id"),
-        ("images", {"id": "20"}, "images[1] (id '20'): expected a whole number"),
-        ("images", {"width": 0}, "images[1] (id 20): width 0, height 30"),
-        ("images", {"height": 30.5}, "height 30.5, expected whole numbers"),
-        ("images", {"file_name": 7}, "file_name 7, expected text"),
-        ("images", {"file_name": "caf\udce9.png"}, "file_name 'caf\\udce9.png', expected text"),
-        ("images", {"file_name": "c.png"}, "images[1] (id 20): file_name 'c.png': no such file in"),
-        ("images", {"file_name": "nowhere/a.png"}, "no such file"),
-        ("images", {"file_name": ""}, "no such file"),
-        ("images", {"file_name": "a\0.png"}, "no such file"),
-        ("images", {"file_name": "../a.json"}, "images[1] (id 20): file_name '../a.json' leads out"),
-        ("images", {"file_name": "more/../../annotations.json"}, "leads out"),
-        ("images", {"file_name": "/etc/passwd"}, "leads out"),
-        ("annotations", {"id": 1}, "annotations[1] (id 1): an earlier one has this id"),
-        ("annotations", {"id": True}, "expected a whole number"),
-        ("annotations", {"image_id": 99}, "annotations[1] (id 2): image_id 99: no such image"),
-        ("annotations", {"image_id": [50]}, "image_id [50]: no such image"),
-        ("annotations", {"category_id": 0}, "annotations[1] (id 2): category_id 0: no such category"),
-        ("annotations", {"bbox": [0, 0, -1, 5]}, "annotations[1] (id 2): bbox [0, 0, -1, 5], expected"),
-        ("annotations", {"bbox": [NAN, 0, 1, 5]}, "bbox [nan, 0, 1, 5], expected"),
-        ("annotations", {"bbox": [0, 0, INFINITY, 5]}, "bbox [0, 0, inf, 5], expected"),
-        ("annotations", {"bbox": [0, 0, 10**400, 5]}, "bbox [0, 0, 1000"),
-        ("annotations", {"bbox": [0, 0, 5]}, "bbox [0, 0, 5], expected"),
-        ("annotations", {"bbox": ["0", 0, 5, 5]}, "bbox ['0', 0, 5, 5], expected"),
-        ("annotations", {"bbox": None}, "bbox None, expected"),
-        ("annotations", {"bbox": [40, 0, 5, 5]}, "bbox [40, 0, 5, 5] lies outside image 50 of 40 x 30 pixels"),
-        ("annotations", {"bbox": [-9, 0, 5, 5]}, "lies outside"),
-        ("annotations", {"iscrowd": 2}, "iscrowd 2, expected 0 or 1"),
-        ("annotations", {"area": -5}, "area -5, expected 0 to 1e+10 square pixels"),
-        ("annotations", {"area": 1e11}, "area 100000000000.0, expected 0 to 1e+10"),
-        ("categories", {"name": "half \ud83d"}, "name 'half \\ud83d', expected text"),
-        ("annotations", {"area": NAN}, "area nan, expected 0 to 1e+10 square pixels"),
-    ],
-)
-def test_a_bad_value_is_named_with_its_record(folder, content, name, change, message):
-    annotations = content
-    annotations[name][1] |= change
-    assert message in first_line(folder, annotations)
-
-
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("categories", "id"),
-        ("categories", "name"),
-        ("images", "file_name"),
-        ("images", "width"),
-        ("annotations", "id"),
-        ("annotations", "image_id"),
-        ("annotations", "category_id"),
-        ("annotations", "bbox"),
-    ],
-)
-def test_a_missing_key_is_named_with_its_record(folder, content, name, key):
-    annotations = content
-    del annotations[name][1][key]
-    line = first_line(folder, annotations)
-    assert f"{name}[1] (id " in line
-    assert f"no '{key}'" in line
-
-
-def test_a_record_that_is_no_object_is_named(folder, content):
-    annotations = content
-    annotations["annotations"].append(None)
-    assert "annotations[3]: expected an object, got None" in first_line(folder, annotations)
-
-
-def test_a_broken_image_record_does_not_make_its_annotations_unknown(folder, content):
-    annotations = content
-    del annotations["images"][0]["width"]
-    assert "defects" not in first_line(folder, annotations)
-
-
-def test_all_defects_are_found_at_once_and_ten_are_shown(folder, content):
-    annotations = content
-    annotations["images"][0]["height"] = None
-    for number in range(20):
-        annotations["annotations"].append({"id": 100 + number, "image_id": 50, "category_id": 3})
-    with pytest.raises(DatasetError) as raised:
-        read(folder, annotations)
-    lines = str(raised.value).splitlines()
-    assert "images[0] (id 50)" in lines[0]
-    assert "(the first of 21 defects); " in lines[0]
-    assert len(lines) == 11
-    assert lines[-1].strip() == "... and 11 more"
-    assert "annotations[3] (id 100): no 'bbox'" in lines[1]
-
-
-def test_every_defect_of_a_record_is_found(folder, content):
-    del content["annotations"][1]["image_id"]
-    content["annotations"][1] |= {"category_id": 9, "iscrowd": 5}
-    with pytest.raises(DatasetError) as raised:
-        read(folder, content)
-    assert [line.split(": ")[-1][:16] for line in str(raised.value).splitlines()] == [
-        "no 'image_id' (t", "no such category", "iscrowd 5, expec",
-    ]  # fmt: skip
-
-
-def test_a_missing_list_hides_no_other_defect(folder, content):
-    del content["categories"]
-    content["annotations"][2]["bbox"] = [1, 2]
-    with pytest.raises(DatasetError) as raised:
-        read(folder, content)
-    lines = str(raised.value).splitlines()
-    assert len(lines) == 2
-    assert "annotations[2] (id 3): bbox [1, 2]" in lines[1]
-
-
-# ---- the images on the disk -------------------------------------------------------------------------------------
-
-
-def test_an_empty_image_file_is_named_before_it_is_opened(folder, content):
-    (folder / "images/more/b.png").write_bytes(b"")
-    assert "images[1] (id 20): file_name 'more/b.png': empty, 0 bytes" in first_line(folder, content)
-
-
-@pytest.mark.timeout(20)
-def test_a_pipe_is_no_image(folder, content):
-    os.mkfifo(folder / "images/pipe.png")
-    content["images"][0]["file_name"] = "pipe.png"
-    assert "file_name 'pipe.png': no such file" in first_line(folder, content)
-
-
-def test_a_folder_is_no_image(folder, content):
-    content["images"][0]["file_name"] = "more"
-    assert "file_name 'more': no such file" in first_line(folder, content)
-
-
-def test_a_link_to_nothing_is_a_missing_image(folder, content):
-    (folder / "images/a.png").unlink()
-    (folder / "images/a.png").symlink_to(folder / "gone.png")
-    assert "file_name 'a.png': no such file" in first_line(folder, content)
-
-
-def test_a_folder_of_links_into_a_store_is_read(folder, content):
-    (folder / "images").rename(folder / "store")
-    (folder / "links/more").mkdir(parents=True)
-    for name in ("a.png", "more/b.png"):
-        (folder / "links" / name).symlink_to(folder / "store" / name)
-    (folder / "images").symlink_to(folder / "links")
-    assert len(read(folder, content).images) == 2
-
-
-def test_what_leads_out_of_the_folder_is_not_among_the_files_to_open(folder, content):
-    (folder / "outside.png").write_bytes((folder / "images/a.png").read_bytes())
-    content["images"][0]["file_name"] = "more/../../outside.png"
-    content["images"][1]["file_name"] = str(folder / "outside.png")
-    (folder / "annotations.json").write_text(json.dumps(content))
-    assert survey_coco(folder / "annotations.json", folder / "images").files == []
-
-
-def test_a_survey_keeps_what_is_sound(folder, content):
-    content["images"][0]["width"] = -1
-    (folder / "annotations.json").write_text(json.dumps(content))
-    survey = survey_coco(folder / "annotations.json", folder / "images")
-    assert [record.id for record in survey.coco.images] == [20]
-    assert survey.coco.labels.tolist() == [1, 2]
-    assert [(file.id, file.size) for file in survey.files] == [(50, None), (20, (40, 30))]
-
-
-# ---- two files of one data set ----------------------------------------------------------------------------------
-
-
-def test_two_files_of_other_classes_do_not_go_together(folder, content):
-    train = read(folder, content)
-    content["categories"][0]["name"] = "wolf"
-    (defect,) = pair_defects(train, read(folder, content))
-    assert "'wolf'" in defect.what
-    assert "'dog'" in defect.what
-
-
-def test_nothing_can_be_learned_from_crowds_alone(folder, content):
-    val = read(folder, content)
-    for annotation in content["annotations"]:
-        annotation["iscrowd"] = 1
-    (defect,) = pair_defects(read(folder, content), val)
-    assert "no object is left to learn from (3 crowds)" in defect.what
-
-
-def test_nothing_can_be_learned_from_boxes_without_area(folder, content):
-    val = read(folder, content)
-    for annotation in content["annotations"]:
-        annotation["bbox"] = [0, 0, 0, 0]
-    (defect,) = pair_defects(read(folder, content), val)
-    assert "no object is left to learn from (3 without area)" in defect.what
-
-
-def test_boxes_as_fractions_are_one_defect_that_names_the_cure(folder, content):
-    for annotation in content["annotations"]:
-        annotation["bbox"] = [0.1, 0.2, 0.5, 0.25]
-    (defect,) = survey(folder, content).defects
-    assert defect.record == ""
-    for part in ("fractions of the image?", "in pixels", "multiply"):
-        assert part in defect.what
-
-
-def test_what_explains_the_defects_of_the_records_comes_first(folder, content):
-    content["images"] = [image | {"width": 30, "height": 300} for image in content["images"]]
-    content["annotations"] = [
-        {"id": k, "image_id": 20, "category_id": 3, "bbox": [60 * k, 2, 50, 20]} for k in range(5)
-    ]
-    first, *others = survey(folder, content).defects
-    assert "width and height of the images are swapped" in first.what
-    assert all("lies outside image" in defect.what for defect in others)
-    assert len(others) == 4
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "parts"),
-    [
-        ("image_id", "20", ["'20'", "id 20 is there", "text where a number is expected"]),
-        ("image_id", "5", ["'5'", "id 5 is not there either", "text where a number is expected"]),
-        ("image_id", 20.0, ["20.0", "id 20 is there", "without the point"]),
-        ("image_id", "a.png", ["'a.png'", "no such id", "text where a number is expected: write the id"]),
-        ("image_id", "inf", ["'inf'", "no such id", "text"]),
-        ("image_id", 5, ["image_id 5: no such image"]),
-        ("image_id", True, ["image_id True: no such image"]),
-        ("category_id", "3", ["'3'", "id 3 is there", "text where a number is expected"]),
-        ("category_id", 3.0, ["3.0", "id 3 is there", "without the point"]),
-        ("id", "1", ["whole number as id", "text where a number is expected"]),
-        ("id", 1.0, ["whole number as id", "without the point"]),
-        ("bbox", ["1", "2", "3", "4"], ["expected [x, y, width, height]", "text in it where numbers are expected"]),
-        ("bbox", "1 2 3 4", ["expected [x, y, width, height]", "text"]),
-        ("iscrowd", "0", ["expected 0 or 1", "text where a number is expected"]),
-        ("area", "12", ["square pixels", "text where a number is expected"]),
-    ],
-)
-def test_numbers_written_as_something_else_are_called_so(folder, content, key, value, parts):
-    content["annotations"][0][key] = value
-    (defect,) = survey(folder, content).defects
-    for part in parts:
-        assert part in defect.what
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "value", "part"),
-    [
-        ("images", "width", "40", "text where a number is expected"),
-        ("images", "height", 30.0, "without the point"),
-        ("images", "id", "50", "text where a number is expected"),
-        ("images", "file_name", 5, "expected text"),
-        ("categories", "id", "7", "text where a number is expected"),
-        ("categories", "name", 7, "expected text"),
-    ],
-)
-def test_images_and_categories_likewise(folder, content, name, key, value, part):
-    content[name][0][key] = value
-    assert part in survey(folder, content).defects[0].what
-
-
-# ---- real data ----------------------------------------------------------------------------------------------------
+    assert [len(read_split(config, half).images) for half in ("train", "val")] == [12, 8]
 
 
 @pytest.mark.parametrize(("split", "images", "objects", "crowds"), [("train", 223, 1935, 21), ("val", 117, 1076, 13)])
@@ -427,3 +82,131 @@ def test_coco_is_read_whole(shared_data, split, images, objects, crowds):
     assert (coco.category_ids[0], coco.category_ids[-1]) == (1, 90)
     assert (coco.num_cut, coco.num_left_out) == (0, 0)
     assert coco.class_counts.sum() == objects - crowds
+
+
+# ---- files that cannot be read ------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_named_with_what_its_path_is_relative_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=rf"^none\.json: .*, relative to {tmp_path}; give data\.root=FOLDER"):
+        read_coco("none.json", "images")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (b"", "not JSON"),
+        (b'{"images": [', "not JSON"),
+        (b"<html>", "not JSON"),
+        (b"\xff\xfe\xfa", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "expected an object with the lists"),
+        (b"null", "expected an object with the lists"),
+        (b'{"a": 1}', "holds none of the lists"),
+    ],
+)
+def test_what_is_no_annotation_file_is_refused(folder, text, what):
+    (folder / "annotations.json").write_bytes(text)
+    with pytest.raises(DatasetError, match=rf"annotations\.json: .*{what}"):
+        read_coco(folder / "annotations.json", folder / "images")
+
+
+@pytest.mark.parametrize("name", ["categories", "images", "annotations"])
+def test_a_missing_or_empty_list_is_named(read, content, name):
+    for lists in ({}, {name: {}}, *([] if name == "annotations" else [{name: [], "annotations": []}])):
+        broken = {key: value for key, value in content.items() if key != name} | lists
+        with pytest.raises(DatasetError, match=f"no list '{name}'|'{name}' is empty"):
+            read(broken)
+
+
+def test_ten_of_all_defects_are_shown_with_the_command_that_lists_all(read, content):
+    content["images"][0]["height"] = None
+    content["annotations"] += [{"id": 100 + number, "image_id": 50, "category_id": 3} for number in range(20)]
+    with pytest.raises(DatasetError) as raised:
+        read(content)
+    lines = str(raised.value).splitlines()
+    assert "images[0] (id 50)" in lines[0]
+    assert "(the first of 21 defects); `python -m detection.data check`" in lines[0]
+    assert "annotations[3] (id 100): no 'bbox'" in lines[1]
+    assert (len(lines), lines[-1].strip()) == (11, "... and 11 more")
+
+
+def test_a_survey_keeps_what_is_sound(folder, content):
+    content["images"][0]["width"] = -1
+    (folder / "annotations.json").write_text(json.dumps(content))
+    survey = survey_coco(folder / "annotations.json", folder / "images")
+    assert [record.id for record in survey.coco.images] == [20]
+    assert survey.coco.labels.tolist() == [1, 2]
+    assert [(file.id, file.size) for file in survey.files] == [(50, None), (20, (40, 30))]
+
+
+# ---- the images on the disk -------------------------------------------------------------------------------------
+
+
+def test_a_missing_image_folder_is_reported_once(folder, content):
+    (folder / "annotations.json").write_text(json.dumps(content))
+    (defect,) = survey_coco(folder / "annotations.json", folder / "elsewhere").defects
+    assert f"{folder}/elsewhere: no such folder" in defect.what
+
+
+def link_to_nothing(folder):
+    (folder / "images/a.png").unlink()
+    (folder / "images/a.png").symlink_to(folder / "gone.png")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("name", "spoil", "what"),
+    [
+        ("a.png", lambda folder: (folder / "images/a.png").write_bytes(b""), "empty, 0 bytes"),
+        ("pipe.png", lambda folder: os.mkfifo(folder / "images/pipe.png"), "no such file"),
+        ("a.png", link_to_nothing, "no such file"),
+        *[(name, lambda _: None, "no such file") for name in ("more", "c.png", "nowhere/a.png", "", "a\0.png")],
+    ],
+)
+def test_an_image_that_is_no_file_with_content_is_named(read, folder, content, name, spoil, what):
+    content["images"][0]["file_name"] = name
+    spoil(folder)
+    with pytest.raises(DatasetError) as raised:
+        read(content)
+    assert f"images[0] (id 50): file_name {name!r}: {what}" in str(raised.value)
+
+
+def test_a_folder_of_links_into_a_store_is_read(read, folder, content):
+    (folder / "images").rename(folder / "store")
+    (folder / "links/more").mkdir(parents=True)
+    for name in ("a.png", "more/b.png"):
+        (folder / "links" / name).symlink_to(folder / "store" / name)
+    (folder / "images").symlink_to(folder / "links")
+    assert len(read(content).images) == 2
+
+
+def test_what_leads_out_of_the_folder_is_not_among_the_files_to_open(folder, content):
+    (folder / "outside.png").write_bytes((folder / "images/a.png").read_bytes())
+    content["images"][0]["file_name"] = "more/../../outside.png"
+    content["images"][1]["file_name"] = str(folder / "outside.png")
+    (folder / "annotations.json").write_text(json.dumps(content))
+    survey = survey_coco(folder / "annotations.json", folder / "images")
+    assert survey.files == []
+    assert ["leads out" in defect.what for defect in survey.defects] == [True, True]
+
+
+# ---- two files of one data set ----------------------------------------------------------------------------------
+
+
+def test_two_files_of_other_classes_do_not_go_together(read, content):
+    train = read(content)
+    content["categories"][0]["name"] = "wolf"
+    (defect,) = pair_defects(train, read(content))
+    assert "'wolf'" in defect.what
+    assert "'dog'" in defect.what
+
+
+@pytest.mark.parametrize(("change", "what"), [({"iscrowd": 1}, "3 crowds"), ({"bbox": [0, 0, 0, 0]}, "3 without area")])
+def test_nothing_can_be_learned_from_crowds_or_boxes_without_area_alone(read, content, change, what):
+    val = read(content)
+    for annotation in content["annotations"]:
+        annotation |= change
+    (defect,) = pair_defects(read(content), val)
+    assert f"no object is left to learn from ({what})" in defect.what

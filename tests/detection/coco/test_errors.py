@@ -18,7 +18,7 @@ FAR_OFF = [400, 400, 40, 40]
 HALF = 51 / 101  # AP where one of two objects is found and nothing else
 
 
-def annotate(path, objects, categories=(CAT, DOG)):
+def annotate(path, objects, categories):
     """An annotation file of the images 5 and 9; objects: (category_id, bbox) or with further fields, in image 5."""
     content = {
         "images": [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in (5, 9)],
@@ -32,125 +32,84 @@ def annotate(path, objects, categories=(CAT, DOG)):
     return path
 
 
-def breakdown(tmp_path, objects, detections, **further):
+def evaluation(tmp_path, objects, detections, categories=(CAT, DOG), image_id=5):
     """Of detections (category_id, bbox, score) in image 5."""
-    results = [{"image_id": 5, "category_id": c, "bbox": box, "score": score} for c, box, score in detections]
-    return error_breakdown(evaluate_coco(annotate(tmp_path / "annotations.json", objects, **further), results))
+    results = [{"image_id": image_id, "category_id": c, "bbox": box, "score": score} for c, box, score in detections]
+    return evaluate_coco(annotate(tmp_path / "annotations.json", objects, categories), results)
 
 
-def assert_only(errors, delta, **counts):
-    """The counts are these, the rest is 0, and so are the deltas of what does not occur."""
+CASES = {
+    "perfect": ([(CAT, BOX), (DOG, OTHER_BOX)], [(CAT, BOX, 0.9), (DOG, OTHER_BOX, 0.8)], 1.0, {}, {}),
+    # The dog is called a cat, surer than the cat: cats have precision 1/2, dogs nothing. Corrected, all is right, and
+    # so the dog is not missed.
+    "right box, wrong class": (
+        [(CAT, BOX), (DOG, OTHER_BOX)], [(CAT, OTHER_BOX, 0.9), (CAT, BOX, 0.8)],
+        0.25, {"classification": 0.75}, {"classification": 1},
+    ),
+    # One of two cats is found, the other box, surer, is half beside it: precision 1/2 up to recall 1/2.
+    "poor box, right class": (
+        [(CAT, BOX), (CAT, OTHER_BOX)], [(CAT, HALF_OFF, 0.9), (CAT, OTHER_BOX, 0.8)],
+        HALF / 2, {"localisation": 1 - HALF / 2}, {"localisation": 1},
+    ),
+    # It does not lead to the cat, which is missed. Without it the dog is found with precision 1 rather than 1/2; the
+    # class of cats, at 0, stays in the mean.
+    "poor box, wrong class": (
+        [(CAT, BOX), (DOG, OTHER_BOX)], [(DOG, HALF_OFF, 0.9), (DOG, OTHER_BOX, 0.8)],
+        0.25, {"both": 0.25}, {"both": 1, "missed": 1},
+    ),
+    # Right, wrong, right makes precision 1 up to recall 1/2, and 2/3 after it.
+    "second box on a found object": (
+        [(CAT, BOX), (CAT, OTHER_BOX)], [(CAT, BOX, 0.9), (CAT, [10, 10, 40, 38], 0.8), (CAT, OTHER_BOX, 0.7)],
+        (51 + 50 * 2 / 3) / 101, {"duplicate": 1 - (51 + 50 * 2 / 3) / 101}, {"duplicate": 1},
+    ),
+    "box on nothing": (
+        [(CAT, BOX)], [(CAT, FAR_OFF, 0.9), (CAT, BOX, 0.8)], 0.5, {"background": 0.5}, {"background": 1}
+    ),
+    "object without detection": (
+        [(CAT, BOX), (CAT, OTHER_BOX)], [(CAT, BOX, 0.9)], HALF, {"missed": 1 - HALF}, {"missed": 1}
+    ),
+    # Both boxes are half beside the cat. Corrected, the surer one is right and the other gone: AP 1.
+    "two detections to be corrected to one object": (
+        [(CAT, BOX)], [(CAT, HALF_OFF, 0.9), (CAT, [30, 10, 40, 40], 0.8)],
+        0.0, {"localisation": 1.0}, {"localisation": 2},
+    ),
+    "found in a crowd": (
+        [(CAT, BOX), (CAT, [200, 200, 200, 200], {"iscrowd": 1})], [(CAT, [210, 210, 40, 40], 0.9), (CAT, BOX, 0.8)],
+        1.0, {}, {},
+    ),
+    # Its IoU with the crowd is 1/3, and less than half of it is inside.
+    "found at the edge of a crowd": (
+        [(CAT, BOX), (CAT, [200, 200, 100, 100], {"iscrowd": 1})],
+        [(CAT, [255, 200, 100, 100], 0.9), (CAT, BOX, 0.8)],
+        0.5, {"background": 0.5}, {"background": 1},
+    ),
+    "repeated annotation ids": (
+        [(CAT, BOX, {"id": 3}), (CAT, OTHER_BOX, {"id": 3})], [(CAT, BOX, 0.9)],
+        HALF, {"missed": 1 - HALF}, {"missed": 1},
+    ),
+    "no detections": ([(CAT, BOX), (DOG, OTHER_BOX)], [], 0.0, {"missed": None}, {"missed": 2}),
+    "no objects": ([], [(CAT, BOX, 0.9)], None, dict.fromkeys(KINDS), {"background": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_errors_are_counted_and_priced(tmp_path, case):
+    objects, detections, ap50, delta, counts = CASES[case]
+    errors = error_breakdown(evaluation(tmp_path, objects, detections))
+    assert errors["AP50"] == (ap50 if ap50 is None else pytest.approx(ap50))
     assert errors["counts"] == dict.fromkeys(KINDS, 0) | counts
-    assert errors["delta_AP50"] == pytest.approx(dict.fromkeys(KINDS, 0.0) | delta)
-
-
-def test_perfect_detections_have_no_errors(tmp_path):
-    errors = breakdown(tmp_path, [(CAT, BOX), (DOG, OTHER_BOX)], [(CAT, BOX, 0.9), (DOG, OTHER_BOX, 0.8)])
-    assert errors["AP50"] == pytest.approx(1.0)
-    assert_only(errors, {})
-
-
-def test_a_right_box_of_the_wrong_class_is_a_classification_error(tmp_path):
-    """The dog is called a cat, surer than the cat: cats have precision 1/2, dogs nothing. Mended, all is right, and
-    so the dog is not missed."""
-    errors = breakdown(tmp_path, [(CAT, BOX), (DOG, OTHER_BOX)], [(CAT, OTHER_BOX, 0.9), (CAT, BOX, 0.8)])
-    assert errors["AP50"] == pytest.approx(0.25)
-    assert_only(errors, {"classification": 0.75}, classification=1)
-
-
-def test_a_poor_box_of_the_right_class_is_a_localisation_error(tmp_path):
-    """One of two cats is found, the other box, surer, lies half beside it: precision 1/2 up to recall 1/2."""
-    errors = breakdown(tmp_path, [(CAT, BOX), (CAT, OTHER_BOX)], [(CAT, HALF_OFF, 0.9), (CAT, OTHER_BOX, 0.8)])
-    assert errors["AP50"] == pytest.approx(HALF / 2)
-    assert_only(errors, {"localisation": 1 - HALF / 2}, localisation=1)
-
-
-def test_a_poor_box_of_the_wrong_class_is_both(tmp_path):
-    """It does not lead to the cat, which is missed. Without it the dog is found with precision 1 rather than 1/2;
-    without the cat no class but dogs has objects, but the class of cats, at 0, stays in the mean."""
-    errors = breakdown(tmp_path, [(CAT, BOX), (DOG, OTHER_BOX)], [(DOG, HALF_OFF, 0.9), (DOG, OTHER_BOX, 0.8)])
-    assert errors["AP50"] == pytest.approx(0.25)
-    assert_only(errors, {"both": 0.25}, both=1, missed=1)
-
-
-def test_a_second_box_on_a_found_object_is_a_duplicate(tmp_path):
-    """Cats: right, wrong, right makes precision 1 up to recall 1/2, and 2/3 after it."""
-    errors = breakdown(
-        tmp_path, [(CAT, BOX), (CAT, OTHER_BOX)], [(CAT, BOX, 0.9), (CAT, [10, 10, 40, 38], 0.8), (CAT, OTHER_BOX, 0.7)]
-    )
-    assert errors["AP50"] == pytest.approx((51 + 50 * 2 / 3) / 101)
-    assert_only(errors, {"duplicate": 1 - (51 + 50 * 2 / 3) / 101}, duplicate=1)
-
-
-def test_a_box_on_nothing_is_background(tmp_path):
-    errors = breakdown(tmp_path, [(CAT, BOX)], [(CAT, FAR_OFF, 0.9), (CAT, BOX, 0.8)])
-    assert errors["AP50"] == pytest.approx(0.5)
-    assert_only(errors, {"background": 0.5}, background=1)
-
-
-def test_an_object_without_any_detection_is_missed(tmp_path):
-    errors = breakdown(tmp_path, [(CAT, BOX), (CAT, OTHER_BOX)], [(CAT, BOX, 0.9)])
-    assert errors["AP50"] == pytest.approx(HALF)
-    assert_only(errors, {"missed": 1 - HALF}, missed=1)
-
-
-def test_of_two_detections_to_be_mended_to_one_object_the_surest_is(tmp_path):
-    """Both boxes lie half beside the cat. Mended, the surer one is right and the other gone: AP 1, not 1 after a
-    duplicate."""
-    errors = breakdown(tmp_path, [(CAT, BOX)], [(CAT, HALF_OFF, 0.9), (CAT, [30, 10, 40, 40], 0.8)])
-    assert errors["AP50"] == 0.0
-    assert_only(errors, {"localisation": 1.0}, localisation=2)
-
-
-def test_what_is_found_in_a_crowd_is_no_error(tmp_path):
-    crowd = (CAT, [200, 200, 200, 200], {"iscrowd": 1})
-    errors = breakdown(tmp_path, [(CAT, BOX), crowd], [(CAT, [210, 210, 40, 40], 0.9), (CAT, BOX, 0.8)])
-    assert errors["AP50"] == pytest.approx(1.0)
-    assert_only(errors, {})
-
-
-def test_what_is_found_at_the_edge_of_a_crowd_is_background(tmp_path):
-    """Its IoU with the crowd is 1/3, and less than half of it lies inside."""
-    crowd = (CAT, [200, 200, 100, 100], {"iscrowd": 1})
-    errors = breakdown(tmp_path, [(CAT, BOX), crowd], [(CAT, [255, 200, 100, 100], 0.9), (CAT, BOX, 0.8)])
-    assert errors["AP50"] == pytest.approx(0.5)
-    assert_only(errors, {"background": 0.5}, background=1)
-
-
-def test_without_detections_everything_is_missed_and_not_asking_leaves_nothing_to_score(tmp_path):
-    errors = breakdown(tmp_path, [(CAT, BOX), (DOG, OTHER_BOX)], [])
-    assert errors["AP50"] == 0.0
-    assert_only(errors, {"missed": None}, missed=2)
-
-
-def test_without_objects_nothing_but_the_counts_is_defined(tmp_path):
-    errors = breakdown(tmp_path, [], [(CAT, BOX, 0.9)])
-    assert errors["AP50"] is None
-    assert errors["delta_AP50"] == dict.fromkeys(KINDS)
-    assert errors["counts"] == dict.fromkeys(KINDS, 0) | {"background": 1}
+    expected = dict.fromkeys(KINDS, 0.0) | delta
+    for kind, value in errors["delta_AP50"].items():
+        assert value == (None if expected[kind] is None else pytest.approx(expected[kind]))
+    assert json.loads(json.dumps(errors)) == errors
 
 
 @pytest.mark.parametrize("categories", [(0, 90), (-3, 2**40)])
 def test_category_ids_may_be_any_whole_numbers(tmp_path, categories):
-    first, second = categories
-    errors = breakdown(
-        tmp_path,
-        [(first, BOX), (second, OTHER_BOX)],
-        [(first, OTHER_BOX, 0.9), (first, BOX, 0.8)],
-        categories=categories,
-    )
-    assert_only(errors, {"classification": 0.75}, classification=1)
-
-
-def test_ids_of_annotations_may_be_repeated(tmp_path):
-    errors = breakdown(tmp_path, [(CAT, BOX, {"id": 3}), (CAT, OTHER_BOX, {"id": 3})], [(CAT, BOX, 0.9)])
-    assert_only(errors, {"missed": 1 - HALF}, missed=1)
-
-
-def test_the_breakdown_can_be_written_as_json(tmp_path):
-    errors = breakdown(tmp_path, [(CAT, BOX)], [(CAT, BOX, 0.9)])
-    assert json.loads(json.dumps(errors)) == errors
-    assert list(errors["counts"]) == list(errors["delta_AP50"]) == list(KINDS)
+    one, two = categories
+    found = [(one, OTHER_BOX, 0.9), (one, BOX, 0.8)]
+    errors = error_breakdown(evaluation(tmp_path, [(one, BOX), (two, OTHER_BOX)], found, categories))
+    assert errors["delta_AP50"]["classification"] == pytest.approx(0.75)
 
 
 def test_ap50_of_the_coco_sample_is_that_of_pycocotools(shared_data):
@@ -161,63 +120,41 @@ def test_ap50_of_the_coco_sample_is_that_of_pycocotools(shared_data):
     assert found["AP50"] == pytest.approx(coco_scores(path, results)["AP50"], abs=1e-12)
 
 
-def test_results_of_another_data_set_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"category_id 2: detected, but not in .*annotations\.json"):
-        breakdown(tmp_path, [(CAT, BOX)], [(2, BOX, 0.9)])
-
-
 # ---- which class is taken for which: rows cat, dog, nothing; columns cat, dog, not found ---------------------
 
-
-def confusions(tmp_path, objects, detections, score_threshold=0.3, **further):
-    """Of detections (category_id, bbox, score) in image 5."""
-    results = [{"image_id": 5, "category_id": c, "bbox": box, "score": score} for c, box, score in detections]
-    evaluation = evaluate_coco(annotate(tmp_path / "a.json", objects, **further), results)
-    return confusion_matrix(evaluation, score_threshold).tolist()
-
-
-def test_what_is_found_missed_confused_and_made_up_each_has_its_place(tmp_path):
-    """A cat is found, a dog taken for a cat, another dog missed, and a dog found where nothing is."""
-    objects = [(CAT, BOX), (DOG, OTHER_BOX), (DOG, [300, 10, 40, 40])]
-    found = confusions(tmp_path, objects, [(CAT, BOX, 0.9), (CAT, OTHER_BOX, 0.8), (DOG, FAR_OFF, 0.7)])
-    assert found == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
-
-
-def test_an_object_is_found_once(tmp_path):
-    """The second cat on it, and the dog, lie on nothing."""
-    found = confusions(tmp_path, [(CAT, BOX)], [(CAT, BOX, 0.9), (CAT, BOX, 0.8), (DOG, BOX, 0.95)])
-    assert found == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
+LOW = [10, 20, 40, 40]  # IoU of 0.6 with BOX
+CROWD = (CAT, [200, 200, 200, 200], {"iscrowd": 1})
+CONFUSIONS = {
+    "a cat found, a dog taken for a cat, a dog missed, a dog found where nothing is": (
+        [(CAT, BOX), (DOG, OTHER_BOX), (DOG, [300, 10, 40, 40])],
+        [(CAT, BOX, 0.9), (CAT, OTHER_BOX, 0.8), (DOG, FAR_OFF, 0.7)],
+        [[1, 0, 0], [1, 0, 1], [0, 1, 0]],
+    ),
+    "an object is found once": (
+        [(CAT, BOX)], [(CAT, BOX, 0.9), (CAT, BOX, 0.8), (DOG, BOX, 0.95)], [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
+    ),
+    "a detection goes to its own class, though another is nearer": (
+        [(CAT, BOX), (DOG, LOW)], [(CAT, [10, 19, 40, 40], 0.9), (DOG, LOW, 0.8)], [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    ),
+    "below the score": ([(CAT, BOX)], [(CAT, BOX, 0.29), (DOG, BOX, 0.3)], [[0, 1, 0], [0, 0, 0], [0, 0, 0]]),
+    "in a crowd": ([CROWD], [(CAT, [210, 210, 40, 40], 0.9)], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
+}  # fmt: skip
 
 
-def test_a_detection_goes_to_its_own_class_even_where_another_lies_nearer(tmp_path):
-    """The cat's detection overlaps the dog more, by far; both are right, as they are for AP50."""
-    low = [10, 20, 40, 40]  # IoU of 0.6 with BOX
-    found = confusions(tmp_path, [(CAT, BOX), (DOG, low)], [(CAT, [10, 19, 40, 40], 0.9), (DOG, low, 0.8)])
-    assert found == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+@pytest.mark.parametrize("case", CONFUSIONS)
+def test_objects_are_counted_by_what_they_are_taken_for(tmp_path, case):
+    objects, detections, expected = CONFUSIONS[case]
+    assert confusion_matrix(evaluation(tmp_path, objects, detections), 0.3).tolist() == expected
 
 
 def test_of_two_objects_of_other_classes_the_nearer_is_the_one_that_is_confused(tmp_path):
-    objects = [(CAT, BOX), (7, [10, 20, 40, 40])]
-    results = [{"image_id": 5, "category_id": 9, "bbox": [10, 19, 40, 40], "score": 0.9}]
-    found = confusion_matrix(
-        evaluate_coco(annotate(tmp_path / "a.json", objects, categories=(CAT, 7, 9)), results), 0.3
-    )
-    assert found.tolist() == [[0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-
-
-def test_detections_below_the_score_are_as_if_they_were_not_there(tmp_path):
-    assert confusions(tmp_path, [(CAT, BOX)], [(CAT, BOX, 0.29), (DOG, BOX, 0.3)]) == [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
-
-
-def test_crowds_and_what_is_found_in_them_are_in_no_place(tmp_path):
-    crowd = (CAT, [200, 200, 200, 200], {"iscrowd": 1})
-    assert confusions(tmp_path, [crowd], [(CAT, [210, 210, 40, 40], 0.9)]) == [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    found = evaluation(tmp_path, [(CAT, BOX), (DOG, LOW)], [(9, [10, 19, 40, 40], 0.9)], categories=(CAT, DOG, 9))
+    assert confusion_matrix(found, 0.3).tolist() == [[0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
 def test_a_detection_of_another_image_finds_nothing(tmp_path):
-    results = [{"image_id": 9, "category_id": CAT, "bbox": BOX, "score": 0.9}]
-    found = confusion_matrix(evaluate_coco(annotate(tmp_path / "a.json", [(CAT, BOX)]), results), 0.3)
-    assert found.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    found = evaluation(tmp_path, [(CAT, BOX)], [(CAT, BOX, 0.9)], image_id=9)
+    assert confusion_matrix(found, 0.3).tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("score_threshold", [0.0, 0.5])

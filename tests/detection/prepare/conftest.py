@@ -49,6 +49,19 @@ def objects():
 
 
 @pytest.fixture
+def refused(command):
+    """Convert; returns the defects and the error of a conversion that fails and writes nothing."""
+
+    def refused(format_name, folder, *arguments):
+        code, printed, errors = command("convert", format_name, folder, *arguments)
+        assert (code, len(errors)) == (2, 1)
+        assert not (folder / "annotations").exists()
+        return " ".join(f"{printed} {errors[0]}".split())
+
+    return refused
+
+
+@pytest.fixture
 def config(tmp_path):
     """A config and the data set it names: 3 images to train on, 2 to validate."""
     generate(tmp_path / "sample", num_train=3, num_val=2, image_size=64)

@@ -1,6 +1,5 @@
 """detection/prepare/images.py: what is wrong with each image, found in processes that end with their parent."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -12,20 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablation.staleness import PROJECT
-from detection.coco.annotations import read_coco
 from detection.coco.dataset import decode_image
 from detection.prepare import images
 from detection.prepare.images import find_defects
 
+PROJECT = Path(__file__).parents[3]
+
 
 def halve(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def read(folder, annotations):
-    (folder / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
-    return read_coco(folder / "annotations.json", folder / "images")
 
 
 def spoil_checksum(path):
@@ -46,8 +40,8 @@ def spoil_checksum(path):
     ],
     ids=["half", "checksum", "html", "size", "gone"],
 )
-def test_the_check_finds_a_broken_image(folder, content, spoil, message):
-    coco = read(folder, content)
+def test_the_check_finds_a_broken_image(read, folder, content, spoil, message):
+    coco = read(content)
     spoil(folder / "images/a.png")
     broken, sound = find_defects([coco.file(0), coco.file(1)], workers=2)
     assert broken.file == folder / "images/a.png"
@@ -56,12 +50,12 @@ def test_the_check_finds_a_broken_image(folder, content, spoil, message):
     assert sound is None
 
 
-def test_the_check_leaves_kinds_of_images_alone_that_training_reads(folder):
+def test_the_check_leaves_kinds_of_images_alone_that_training_reads(read, folder):
     turned = Image.Exif()
     turned[0x0112] = 8
     Image.linear_gradient("L").resize((30, 40)).convert("CMYK").save(folder / "images/x.jpg", exif=turned)
     record = {"id": 5, "file_name": "x.jpg", "width": 40, "height": 30}
-    coco = read(folder, {"categories": [{"id": 1, "name": "thing"}], "images": [record], "annotations": []})
+    coco = read({"categories": [{"id": 1, "name": "thing"}], "images": [record], "annotations": []})
     assert list(find_defects([coco.file(0)], workers=1)) == [None]
 
 
@@ -75,37 +69,37 @@ def test_the_check_leaves_kinds_of_images_alone_that_training_reads(folder):
     ],
     ids=["black", "12 bits taken for 16", "white", "float"],
 )
-def test_an_image_that_shows_nothing_is_a_warning(folder, content, image, what):
+def test_an_image_that_shows_nothing_is_a_warning(read, folder, content, image, what):
     content["images"][0]["file_name"] = "x.tif"
     image.save(folder / "images/x.tif")
-    blank, sound = find_defects([read(folder, content).file(index) for index in (0, 1)], workers=1)
+    blank, sound = find_defects([read(content).file(index) for index in (0, 1)], workers=1)
     assert blank.is_warning
     assert blank.file == folder / "images/x.tif"
     assert what in blank.what
     assert sound is None
 
 
-def test_a_decoder_that_takes_its_process_down_is_a_defect_of_that_image_alone(folder, content, monkeypatch):
+def test_a_decoder_that_takes_its_process_down_is_a_defect_of_that_image_alone(read, content, monkeypatch):
     def decode(file):
         if file.id == 50:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode_image(file)
 
     monkeypatch.setattr(images, "decode_image", decode)
-    coco = read(folder, content)
+    coco = read(content)
     found = list(find_defects([coco.file(i % 2) for i in range(7)], workers=2))
     assert [defect and defect.what for defect in found] == ["the process that decoded it died", None] * 3 + [
         "the process that decoded it died"
     ]
 
 
-def test_the_check_s_processes_end_with_a_parent_that_is_killed(folder, content, monkeypatch):
+def test_the_check_s_processes_end_with_a_parent_that_is_killed(read, folder, content, monkeypatch):
     def decode(file):
         (folder / "pid").write_text(str(os.getpid()))
         time.sleep(600)
 
     monkeypatch.setattr(images, "decode_image", decode)
-    files = [read(folder, content).file(0)]
+    files = [read(content).file(0)]
     parent = multiprocessing.get_context("fork").Process(target=lambda: list(find_defects(files, workers=1)))
     parent.start()
     wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text())

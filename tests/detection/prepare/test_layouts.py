@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -48,24 +47,6 @@ def test_a_layout_is_recognised_and_training_reads_it(
     assert [len(read_coco(*data.paths(half)).images) for half in ("train", "val")] == [6, 3]
 
 
-def test_the_config_in_the_command_is_there_wherever_one_stands(lay_out, command, monkeypatch):
-    root = lay_out("images/{}", "annotations/instances_{}.json")
-    monkeypatch.chdir(root)
-    _, printed, _ = command("layout", root)
-    assert Path(shlex.split(printed.splitlines()[-1].partition("detection.training ")[2])[0]).is_file()
-
-
-def test_the_config_in_the_command_is_short_in_the_project_s_folder(lay_out, command, monkeypatch):
-    monkeypatch.chdir(PROJECT)
-    assert f"detection.training {EXAMPLE} " in command("layout", lay_out("{}", "annotations/instances_{}.json"))[1]
-
-
-def test_a_yolo_distribution_with_cocos_annotations_is_called_one(lay_out):
-    root = lay_out("images/{}", "annotations/instances_{}.json", "train2017", "val2017")
-    (root / "labels").mkdir()
-    assert "YOLO" in find_layout(root).name
-
-
 @pytest.fixture
 def converted(lay_out):
     """A data set whose annotation files begin as `convert` has them begin; {} in its image_folder is the half."""
@@ -81,55 +62,6 @@ def converted(lay_out):
     return converted
 
 
-def test_images_lie_where_convert_says(converted):
-    root = converted("{}/images")
-    assert find_layout(root).val.images == "val/images"
-    assert image_folder(root / "annotations/instances_val.json") == root / "val/images"
-
-
-@pytest.mark.parametrize("outside", ["../set/{}/images", "/{}/images"])
-def test_an_annotation_file_names_no_folder_outside_the_data_set(converted, outside):
-    assert find_layout(converted(outside)).train.images == "train"  # where one of the usual layouts has them
-
-
-def test_the_only_data_set_below_a_folder_is_found(lay_out):
-    root = lay_out("{}/data", "{}/labels.json", folder="fiftyone/coco-2017")
-    assert find_layout(root.parent).root == root
-
-
-def test_of_several_data_sets_below_a_folder_one_is_to_be_named(lay_out):
-    one, other = (lay_out("images/{}", "annotations/instances_{}.json", folder=f"sets/{name}") for name in "ab")
-    with pytest.raises(DatasetError, match=f"holds several data sets; name one: {one}, {other}"):
-        find_layout(one.parent)
-
-
-def test_a_folder_with_none_is_told_all_that_was_looked_for(tmp_path, command):
-    code, _, errors = command("layout", tmp_path)
-    assert (code, len(errors)) == (2, 1)
-    with pytest.raises(DatasetError) as error:
-        find_layout(tmp_path)
-    for part in ("annotations/instances_SPLIT.json", "SPLIT/labels.json", "_annotations.coco.json", "valid"):
-        assert part in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("file", "cure"),
-    [("Annotations/1.xml", "convert voc"), ("data.yaml", "convert yolo"), ("labels/x", "convert yolo")],
-)
-def test_another_format_is_told_its_converter(tmp_path, file, cure):
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).touch()
-    with pytest.raises(DatasetError, match=f"{cure} {tmp_path}"):
-        find_layout(tmp_path)
-
-
-def test_half_a_data_set_is_told_the_command_that_splits_it(lay_out):
-    root = lay_out("{}", "{}/_annotations.coco.json")
-    shutil.rmtree(root / "val")
-    with pytest.raises(DatasetError, match=f"detection.data split {root}/train/_annotations.coco.json`"):
-        find_layout(root)
-
-
 @pytest.mark.parametrize("folder", ["my data", "it's", "a: b", "2017", "[x]", "naïve"])
 def test_odd_names_reach_the_config_as_they_are(lay_out, configured, monkeypatch, folder):
     root = lay_out("images/{}", "annotations/instances_{}.json", folder=folder)
@@ -138,21 +70,77 @@ def test_odd_names_reach_the_config_as_they_are(lay_out, configured, monkeypatch
     assert configured(shlex.split(" ".join(overrides(layout)))).root == folder
 
 
-def test_an_image_that_is_missing_is_an_error(lay_out, command):
+def test_the_config_in_the_command_exists_wherever_one_is(lay_out, command, monkeypatch):
     root = lay_out("images/{}", "annotations/instances_{}.json")
+    monkeypatch.chdir(root)
+    _, printed, _ = command("layout", root)
+    assert Path(shlex.split(printed.splitlines()[-1].partition("detection.training ")[2])[0]).is_file()
+    monkeypatch.chdir(PROJECT)
+    assert f"detection.training {EXAMPLE} " in command("layout", root)[1]
+
+
+def test_a_yolo_distribution_with_cocos_annotations_is_called_one(lay_out):
+    root = lay_out("images/{}", "annotations/instances_{}.json", "train2017", "val2017")
+    (root / "labels").mkdir()
+    assert "YOLO" in find_layout(root).name
+
+
+@pytest.mark.parametrize(
+    ("image_folder_given", "found"), [("{}/images", "val/images"), ("../set/{}/images", "val"), ("/{}/images", "val")]
+)
+def test_images_are_where_convert_says_but_never_outside_the_data_set(converted, image_folder_given, found):
+    root = converted(image_folder_given)
+    assert find_layout(root).val.images == found
+    assert image_folder(root / "annotations/instances_val.json") == root / found
+
+
+def test_the_only_data_set_below_a_folder_is_found_and_of_several_one_is_to_be_named(lay_out):
+    one = lay_out("{}/data", "{}/labels.json", folder="sets/coco-2017")
+    lay_out("{}/data", "{}/labels.json", folder="sets/.hidden")
+    assert find_layout(one.parent).root == one
+    other = lay_out("{}/data", "{}/labels.json", folder="sets/other")
+    with pytest.raises(DatasetError, match=f"holds several data sets; name one: {one}, {other}"):
+        find_layout(one.parent)
+
+
+@pytest.mark.parametrize(
+    ("file", "parts"),
+    [
+        ("x", ["annotations/instances_SPLIT.json", "SPLIT/labels.json", "_annotations.coco.json", "valid"]),
+        ("Annotations/1.xml", ["convert voc {}"]),
+        ("data.yaml", ["convert yolo {}"]),
+        ("labels/x", ["convert yolo {}"]),
+        ("obj.names", ["darknet", "convert yolo {}"]),
+    ],
+)
+def test_a_folder_with_none_is_answered_with_the_cure_or_all_that_was_looked_for(tmp_path, file, parts):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(DatasetError) as error:
+        find_layout(tmp_path)
+    for part in parts:
+        assert part.format(tmp_path) in str(error.value)
+
+
+def remove_image(root):
     (root / "images/train/000001.jpg").unlink()
-    code, printed, errors = command("layout", root)
-    assert (code, len(errors)) == (2, 1)
-    assert "images/ and annotations/" in printed
-    assert "file_name '000001.jpg': no such file" in errors[0]
 
 
-def test_halves_of_other_classes_are_an_error(lay_out, command):
-    root = lay_out("images/{}", "annotations/instances_{}.json")
+def rename_class(root):
     path = root / "annotations/instances_val.json"
     content = json.loads(path.read_text())
     content["categories"][0]["name"] = "disc"
     path.write_text(json.dumps(content))
-    code, _, errors = command("layout", root)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(remove_image, "file_name '000001.jpg': no such file"), (rename_class, "both files must list the same classes")],
+)
+def test_what_training_would_refuse_is_an_error(lay_out, command, spoil, message):
+    root = lay_out("images/{}", "annotations/instances_{}.json")
+    spoil(root)
+    code, printed, errors = command("layout", root)
     assert (code, len(errors)) == (2, 1)
-    assert "both files must list the same classes" in errors[0]
+    assert "images/ and annotations/" in printed
+    assert message in errors[0]

@@ -11,8 +11,9 @@ from PIL import Image
 
 import detection.prepare.shrink
 from data import DatasetError
-from detection.coco.annotations import ImageFile, read_coco, shrunk_size
+from detection.coco.annotations import read_coco
 from detection.coco.dataset import CocoDetection, read_image
+from detection.coco.image_files import ImageFile, shrunk_size
 from detection.coco.transforms import eval_transform
 from detection.prepare.images import find_defects
 from detection.prepare.shrink import shrink, shrink_image
@@ -44,18 +45,15 @@ def test_the_short_side_shrinks_and_the_other_with_it(size, expected):
     assert shrunk_size(size, 400) == expected
 
 
-def test_annotations_are_copied_byte_for_byte(root, target):
+def test_annotations_are_copied_byte_for_byte_and_images_with_the_short_side(root, target):
     shrink(root, target, 48, workers=2)
     for name in (TRAIN, "annotations/instances_val.json"):
         assert (target / name).read_bytes() == (root / name).read_bytes()
-
-
-def test_every_copy_has_the_short_side_and_passes_the_check(root, target):
-    shrink(root, target, 48, workers=2)
     coco = read(target)
     files = [coco.file(index) for index in range(6)]
     assert {Image.open(file.path).size for file in files} == {(48, 48)}
     assert list(find_defects(files, workers=1)) == [None] * 6
+    assert read_image(coco, 0).shape == (96, 96, 3)  # to look at
 
 
 def test_boxes_are_the_same_fractions_of_a_copy(root, target):
@@ -66,11 +64,6 @@ def test_boxes_are_the_same_fractions_of_a_copy(root, target):
         torch.testing.assert_close(one["boxes_xyxy"], other["boxes_xyxy"])
         assert torch.equal(one["labels"], other["labels"])
         assert (one["image"].float() - other["image"].float()).abs().mean() < 8
-
-
-def test_an_image_to_look_at_has_the_recorded_size(root, target):
-    shrink(root, target, 48, workers=1)
-    assert read_image(read(target), 0).shape == (96, 96, 3)
 
 
 def test_a_small_image_is_copied_as_it_is(root, target):
@@ -92,26 +85,32 @@ def test_an_image_turned_by_its_exif_orientation_is_stored_upright(root, target)
         assert not copy.getexif()
 
 
-def test_another_size_than_a_copy_should_have_is_an_error(root, target):
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root, target: shutil.copy(root / IMAGES / "000001.jpg", target / IMAGES), "96 x 96 .* 48 x 48 once"),
+        (lambda root, target: (target / IMAGES / "shrunk.json").unlink(), "48 x 48 pixels, .* says 96 x 96"),
+        *[
+            (lambda root, target, text=text: (target / IMAGES / "shrunk.json").write_text(text), r"shrunk\.json: ")
+            for text in ("", "[]", "{}", '{"short_side": "48"}', '{"short_side": 0}')
+        ],
+    ],
+)
+def test_a_copy_that_is_not_as_it_was_made_is_an_error(root, target, spoil, message):
     shrink(root, target, 48, workers=1)
-    shutil.copy(root / IMAGES / "000001.jpg", target / IMAGES)
-    with pytest.raises(DatasetError, match="96 x 96 pixels, the annotation file says 48 x 48 once shrunk"):
+    spoil(root, target)
+    with pytest.raises(DatasetError, match=message):
         CocoDetection(read(target), eval_transform(32))[0, 0]
 
 
-def test_small_images_without_the_mark_are_an_error(root, target):
+def test_nothing_else_is_overwritten_or_mixed_with(root, target):
+    with pytest.raises(DatasetError, match=r"not empty, and no shrunk\.json in it"):
+        shrink(root, root, 48, workers=1)
     shrink(root, target, 48, workers=1)
-    (target / IMAGES / "shrunk.json").unlink()
-    with pytest.raises(DatasetError, match="48 x 48 pixels, the annotation file says 96 x 96"):
-        CocoDetection(read(target), eval_transform(32))[0, 0]
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"short_side": "48"}', '{"short_side": 0}'])
-def test_a_damaged_mark_is_an_error_that_names_it(root, target, text):
-    shrink(root, target, 48, workers=1)
-    (target / IMAGES / "shrunk.json").write_text(text)
-    with pytest.raises(DatasetError, match=r"shrunk\.json: "):
-        read(target)
+    with pytest.raises(DatasetError, match="short side of 48, asked was 40"):
+        shrink(root, target, 40, workers=1)
+    with pytest.raises(DatasetError, match="short side of 48; shrink the originals"):
+        shrink(target, root.parent / "third", 40, workers=1)
 
 
 def test_started_again_it_goes_on_where_it_stopped(root, target, monkeypatch):
@@ -144,11 +143,6 @@ def test_a_broken_image_is_named_and_leaves_no_copy(root, target):
     assert not list(target.rglob("000001.jpg*"))
 
 
-def test_the_originals_are_never_overwritten(root):
-    with pytest.raises(DatasetError, match=r"not empty, and no shrunk\.json in it"):
-        shrink(root, root, 48, workers=1)
-
-
 def test_a_full_disk_is_told_with_the_file(root, target, monkeypatch):
     def save(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -159,52 +153,35 @@ def test_a_full_disk_is_told_with_the_file(root, target, monkeypatch):
         shrink_image(48, ImageFile(1, image, (96, 96)), target / image.name)
 
 
-def test_a_copy_of_another_size_is_not_mixed_with(root, target):
-    shrink(root, target, 48, workers=1)
-    with pytest.raises(DatasetError, match="short side of 48, asked was 40"):
-        shrink(root, target, 40, workers=1)
-
-
-def test_a_copy_is_not_shrunk_once_more(root, target):
-    shrink(root, target, 48, workers=1)
-    with pytest.raises(DatasetError, match="short side of 48; shrink the originals"):
-        shrink(target, root.parent / "third", 40, workers=1)
-
-
-@pytest.fixture
-def shrink_command(command):
-    """Run `python -m detection.data shrink ...`; returns its exit code, what it printed and its errors."""
-    return lambda *arguments: command("shrink", *arguments, "--workers", "1")
-
-
-def test_the_copy_lies_beside_the_original_unless_told_otherwise(root, shrink_command):
-    code, printed, _ = shrink_command(root, "--short-side", 48)
+def test_the_copy_is_beside_the_original_unless_another_place_is_given(root, command, monkeypatch):
+    words = ["shrink", root, "--short-side", 48, "--workers", 1]
+    monkeypatch.setattr(detection.prepare.shrink, "_mark", None)  # the first to write
+    where = f"8 images, their short sides 48 pixels at most, go to {root}_48 (or where --to says)\n"
+    assert command(*words)[1] == where
+    monkeypatch.undo()
+    code, printed, _ = command(*words)
     assert code == 0
     assert f"train with data.root={root}_48" in printed
     assert len(read(root.with_name("original_48")).images) == 6
 
 
-def test_it_says_where_it_will_write_before_it_does(root, shrink_command, monkeypatch):
-    monkeypatch.setattr(detection.prepare.shrink, "_mark", None)  # the first to write
-    _, printed, _ = shrink_command(root, "--short-side", 48)
-    assert printed == f"8 images, their short sides 48 pixels at most, go to {root}_48 (or where --to says)\n"
-
-
-def test_images_that_are_not_where_they_should_be_are_told_where(root, shrink_command):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--short-side"),
+        (["--short-side", "0"], "--short-side"),
+        (["--short-side", "x"], "--short-side"),
+        (["--short-side", 48], "instances_train.json: there is no folder {}/train with its images; put them there"),
+    ],
+)
+def test_a_bad_command_line_or_missing_images_are_one_line(root, command, words, message):
     (root / "images/train").rename(root / "photos")
-    code, _, errors = shrink_command(root, "--short-side", 48)
+    code, _, errors = command("shrink", root, *words)
     assert (code, len(errors)) == (2, 1)
-    assert f"instances_train.json: there is no folder {root}/train with its images; put them there" in errors[0]
+    assert message.format(root) in errors[0]
 
 
-def test_a_folder_that_is_no_data_set_is_one_line(tmp_path, shrink_command):
-    code, _, errors = shrink_command(tmp_path, "--short-side", 48)
+def test_a_folder_that_is_no_data_set_is_one_line(tmp_path, command):
+    code, _, errors = command("shrink", tmp_path, "--short-side", 48)
     assert (code, len(errors)) == (2, 1)
     assert "no annotations/instances_*.json in it" in errors[0]
-
-
-@pytest.mark.parametrize("arguments", [[], ["--short-side", "0"], ["--short-side", "x"]])
-def test_a_short_side_that_is_none_is_one_line(root, shrink_command, arguments):
-    code, _, errors = shrink_command(root, *arguments)
-    assert (code, len(errors)) == (2, 1)
-    assert "--short-side" in errors[0]

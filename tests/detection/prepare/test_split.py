@@ -147,8 +147,7 @@ def test_groups_are_never_divided(export, command):
 
 def test_a_file_listed_twice_is_in_one_half(export, command):
     content = content_of(6)
-    for k in range(6):
-        content["images"].append(content["images"][k] | {"id": 1000 + k})
+    content["images"] += [image | {"id": 1000 + k} for k, image in enumerate(content["images"])]
     root = export(content=content)
     command("split", root, "--val-share", "0.5")
     train, val = halves(root)
@@ -173,26 +172,15 @@ def test_a_class_that_one_half_lacks_is_a_warning(export, command):
     assert "unseen" not in printed.partition("warning")[2].splitlines()[0]
 
 
-def test_annotations_of_others_are_never_overwritten(export, command):
-    root = export()
-    other = root / "annotations/instances_val.json"
-    other.write_text("{}")
-    code, _, errors = command("split", root)
-    assert code == 2
-    assert f"{other}: not made by detection.data split; choose another folder by --to" in errors[0]
-    assert other.read_text() == "{}"
-    assert not (root / "annotations/instances_train.json").exists()
-
-
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--val-share", "0"], ["--val-share 0.0", "between 0 and 1"]),
-        (["--val-share", "1"], ["--val-share 1.0", "between 0 and 1"]),
-        (["--val-share", "nan"], ["--val-share nan"]),
-        (["--seed", "-1"], ["--seed -1"]),
-        (["--groups", "p[0-9]"], ["--groups p[0-9]", "parentheses"]),
-        (["--groups", "(p"], ["--groups (p", "not a regular expression"]),
+        (["--val-share", "0"], ["--val-share", "got 0, ", "between 0 and 1"]),
+        (["--val-share", "1"], ["--val-share", "got 1, "]),
+        (["--val-share", "nan"], ["--val-share", "got nan"]),
+        (["--seed", "-1"], ["--seed", "got -1"]),
+        (["--groups", "p[0-9]"], ["--groups", "p[0-9]", "parentheses"]),
+        (["--groups", "(p"], ["--groups", "(p", "not a regular expression"]),
         (["--groups", "^(p[0-3])_"], ["--groups ^(p[0-3])_", "4 of 20 file names", "'p4_4.png'"]),
         (["--groups", "^(p)"], ["one group, 'p'"]),
     ],
@@ -206,29 +194,33 @@ def test_a_bad_command_line_writes_nothing(export, command, words, parts):
         assert part in errors[-1]
 
 
-def test_a_file_with_defects_is_not_split(export, command):
+def test_what_cannot_be_split_writes_nothing(export, command):
     content = content_of()
     content["annotations"][3]["image_id"] = 5000
-    root = export(content=content)
-    code, _, errors = command("split", root)
+    code, _, errors = command("split", root := export(content=content))
     assert code == 2
     assert "image_id 5000: no such image" in errors[0]
     assert not (root / "annotations/instances_train.json").exists()
+    root = export(folder="other")
+    others = root / "annotations/instances_val.json"
+    others.write_text("{}")
+    code, _, errors = command("split", root)
+    assert code == 2
+    assert f"{others}: not made by detection.data split; choose another folder by --to" in errors[0]
+    assert others.read_text() == "{}"
+    assert not (root / "annotations/instances_train.json").exists()
 
 
-def test_of_several_files_one_is_to_be_named(export, command):
+def test_of_several_files_one_is_to_be_named_but_other_json_is_none(export, command):
     root = export()
     path = root / "annotations/instances_default.json"
+    for number, text in enumerate(['{"categories": [], "info": {}}', "[]", "{", '{"images": [], "annotations": []}']):
+        (root / f"{number}.json").write_text(text)
+    shutil.copy(path, path.with_name("._instances_default.json"))
+    assert command("check", root)[0] == 0
     shutil.copy(path, path.with_name("more.json"))
     for name in ("layout", "split", "check"):
         code, _, errors = command(name, root)
         assert code == 2
         assert str(path) in errors[0]
     assert command("split", path)[0] == 0
-
-
-@pytest.mark.parametrize("text", ['{"categories": [], "info": {}}', "[]", "{", '{"images": [], "annotations": []}'])
-def test_other_json_is_no_data_set(export, command, text):
-    root = export()
-    (root / "notes.json").write_text(text)
-    assert command("split", root)[0] == 0

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -34,41 +37,61 @@ def train(yolo, objects):
     return lambda: objects(yolo / "annotations/instances_train.json")
 
 
-@pytest.fixture
-def refused(yolo, command):
-    """Converts; the defects that it lists, having written nothing."""
-
-    def refused(*arguments):
-        code, printed, errors = command("convert", "yolo", yolo, *arguments)
-        assert (code, len(errors)) == (2, 1)
-        assert not (yolo / "annotations").exists()
-        return printed + errors[0]
-
-    return refused
-
-
 def write(yolo, text, name="train/a"):
     (yolo / f"labels/{name}.txt").write_text(text)
+
+
+def move(yolo, **names):
+    """Give each half folders of its own, as in NAME/images and NAME/labels."""
+    for half, name in names.items():
+        (yolo / name).mkdir()
+        for folder in ("images", "labels"):
+            (yolo / folder / half).rename(yolo / name / folder)
 
 
 # ---- boxes and outlines -------------------------------------------------------------------------------------------
 
 
-def test_centres_and_sides_become_corners_in_pixels(yolo, command, train):
-    assert command("convert", "yolo", yolo)[0] == 0
-    assert train() == [("a.png", "dog", [10, 5, 20, 10], 0), ("b.png", "cat", [8, 8, 4, 4], 0)]
+@pytest.mark.parametrize(
+    ("text", "expected", "note"),
+    [
+        ("1 0.5 0.5 0.5 0.5", [[10, 5, 20, 10]], ""),
+        ("0 0.1 0.2 0.6 0.2 0.3 0.8", [[4, 4, 20, 12]], "outlines, replaced by the box around them: 1"),
+        ("0 0.1 0.2 0.6 0.2 0.3 0.8\n1 0.5 0.5 0.5 0.5", [[4, 4, 20, 12], [10, 5, 20, 10]], "outlines"),
+        ("0 0.0 0.5 0.5 0.5", [[0, 5, 10, 10]], "boxes cut at the edge of their image: 2"),  # and that of c
+        ("0 0.5 0.5 1.000001 1.000001", [[0, 0, 40, 20]], "boxes cut at the edge of their image: 1"),  # that of c
+        ("0 0.5 0.5 0.5 0.5\n" * 2, [[10, 5, 20, 10]], "repeated lines in a file, taken once: 1"),
+        ("", [], ""),
+        ("\n \n", [], ""),
+        ("\ufeff", [], ""),
+        (None, [], "images without a file of labels, taken for images without objects: 1"),
+        ("\ufeff0 0.5 0.5 0.5 0.5\r\n1 0.5 0.5 0.25 0.25\r\n", [[10, 5, 20, 10], [15, 7.5, 10, 5]], ""),
+    ],
+)
+def test_a_box_is_where_it_was_and_a_change_is_counted(yolo, command, train, text, expected, note):
+    (yolo / "labels/train/a.txt").unlink()
+    if text is not None:
+        write(yolo, text)
+    code, printed, _ = command("convert", "yolo", yolo)
+    assert code == 0
+    assert note in printed
+    assert [box for name, _, box, _ in train() if name == "a.png"] == expected
+    assert len(json.loads((yolo / "annotations/instances_train.json").read_text())["images"]) == 2
 
 
-@pytest.mark.parametrize("words", [["layout"], ["check"], ["shrink", "--short-side", 8]], ids=lambda words: words[0])
-def test_halves_with_images_and_labels_each_are_a_data_set_once_converted(yolo, command, words):
-    for half, name in (("train", "train"), ("val", "valid")):  # as Roboflow's exports have them
-        for folder in ("images", "labels"):
-            (yolo / name).mkdir(exist_ok=True)
-            (yolo / folder / half).rename(yolo / name / folder)
-    (yolo / "data.yaml").write_text(DATA.replace("images/train", "train/images").replace("images/val", "valid/images"))
+def test_an_outline_is_kept_as_segmentation(yolo, command):
+    write(yolo, "0 0.1 0.2 0.6 0.2 0.3 0.8\n")
     command("convert", "yolo", yolo)
-    code, _, errors = command(words[0], yolo, *words[1:])
-    assert (code, errors) == (0, [])
+    record = json.loads((yolo / "annotations/instances_train.json").read_text())["annotations"][0]
+    assert record["segmentation"] == [[4, 4, 24, 4, 12, 16]]
+
+
+def test_what_was_converted_is_a_data_set_to_the_other_commands(yolo, command):
+    move(yolo, train="train", val="valid")  # as Roboflow's exports have them
+    (yolo / "data.yaml").write_text(DATA.replace("images/train", "train/images").replace("images/val", "valid/images"))
+    for words in (["convert", "yolo", yolo], ["layout", yolo], ["check", yolo], ["shrink", yolo, "--short-side", 8]):
+        code, _, errors = command(*words)
+        assert (code, errors) == (0, [])
 
 
 def test_category_ids_are_yolos_own_for_all_classes(yolo, command):
@@ -77,63 +100,6 @@ def test_category_ids_are_yolos_own_for_all_classes(yolo, command):
     content = json.loads((yolo / "annotations/instances_val.json").read_text())
     assert [(c["id"], c["name"]) for c in content["categories"]] == [(0, "cat"), (1, "dog"), (2, "no"), (3, "010")]
     assert [a["category_id"] for a in content["annotations"]] == [1]
-
-
-def test_an_outline_gives_the_box_around_it_and_is_kept(yolo, command):
-    write(yolo, "0 0.1 0.2 0.6 0.2 0.3 0.8\n")
-    code, printed, _ = command("convert", "yolo", yolo)
-    assert code == 0
-    assert "outlines of which the box around them was taken: 1" in printed
-    record = json.loads((yolo / "annotations/instances_train.json").read_text())["annotations"][0]
-    assert record["bbox"] == [4, 4, 20, 12]
-    assert record["segmentation"] == [[4, 4, 24, 4, 12, 16]]
-
-
-def test_boxes_and_outlines_may_stand_in_one_file(yolo, command, train):
-    write(yolo, "0 0.1 0.2 0.6 0.2 0.3 0.8\n1 0.5 0.5 0.5 0.5\n")
-    assert command("convert", "yolo", yolo)[0] == 0
-    assert [box for name, _, box, _ in train() if name == "a.png"] == [[4, 4, 20, 12], [10, 5, 20, 10]]
-
-
-def test_a_box_over_the_edge_is_cut_and_counted(yolo, command, train):
-    write(yolo, "0 0.0 0.5 0.5 0.5\n")
-    code, printed, _ = command("convert", "yolo", yolo)
-    assert code == 0
-    assert "boxes cut at the edge of their image: 2" in printed  # and that of c
-    assert train()[0][2] == [0, 5, 10, 10]
-
-
-def test_rounding_at_the_edge_is_no_defect(yolo, command, train):
-    write(yolo, "0 0.5 0.5 1.000001 1.000001\n")
-    assert command("convert", "yolo", yolo)[0] == 0
-    assert train()[0][2] == [0, 0, 40, 20]
-
-
-def test_a_line_that_stands_twice_counts_once(yolo, command, train):
-    write(yolo, "0 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.5 0.5\n")
-    code, printed, _ = command("convert", "yolo", yolo)
-    assert code == 0
-    assert "lines that stand twice in a file, taken once: 1" in printed
-    assert len(train()) == 2
-
-
-@pytest.mark.parametrize("text", ["", "\n \n", "\ufeff", None])
-def test_an_image_without_lines_is_one_without_objects(yolo, command, train, text):
-    if text is None:
-        (yolo / "labels/train/a.txt").unlink()
-    else:
-        write(yolo, text)
-    code, printed, _ = command("convert", "yolo", yolo)
-    assert code == 0
-    assert len(json.loads((yolo / "annotations/instances_train.json").read_text())["images"]) == 2
-    assert len(train()) == 1
-    assert ("images without a file of labels, taken for images without objects: 1" in printed) == (text is None)
-
-
-def test_windows_line_ends_and_a_byte_order_mark_are_read(yolo, command, train):
-    (yolo / "labels/train/a.txt").write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.5 0.5\r\n1 0.5 0.5 0.25 0.25\r\n")
-    assert command("convert", "yolo", yolo)[0] == 0
-    assert len(train()) == 3
 
 
 def test_the_size_is_that_of_the_image_turned_upright(yolo, command):
@@ -146,14 +112,7 @@ def test_the_size_is_that_of_the_image_turned_upright(yolo, command):
     assert (record["width"], record["height"]) == (20, 40)
 
 
-def test_the_result_passes_the_check(yolo, command):
-    assert command("convert", "yolo", yolo)[0] == 0
-    for half in ("train", "val"):
-        path = yolo / f"annotations/instances_{half}.json"
-        assert command("check", path, "--images", yolo / "images" / half, "--workers", 1)[0] == 0
-
-
-# ---- where things lie ---------------------------------------------------------------------------------------------
+# ---- where things are ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,9 +125,8 @@ def test_the_result_passes_the_check(yolo, command):
         ("train/images.jpg", "train/images.txt"),
     ],
 )
-def test_the_last_folder_called_images_becomes_labels(tmp_path, image, labels):
-    path = type(tmp_path)
-    assert labels_path(path(image)) == path(labels)
+def test_the_last_folder_called_images_becomes_labels(image, labels):
+    assert labels_path(Path(image)) == Path(labels)
 
 
 @pytest.mark.parametrize(
@@ -179,30 +137,20 @@ def test_the_last_folder_called_images_becomes_labels(tmp_path, image, labels):
         "path: ../elsewhere\ntrain: [train/images]\nval: valid\nnc: 2\nnames: [cat, dog]\ndownload: |\n  import os\n",
     ],
 )
-def test_halves_lie_where_data_yaml_says_or_in_the_usual_folders(yolo, command, train, text):
-    for half, name in (("train", "train"), ("val", "valid")):
-        (yolo / name).mkdir()
-        for folder in ("images", "labels"):
-            (yolo / folder / half).rename(yolo / name / folder)
+def test_halves_are_where_data_yaml_says_or_in_the_usual_folders(yolo, command, train, text):
+    move(yolo, train="train", val="valid")
     (yolo / "data.yaml").write_text(text)
     assert command("convert", "yolo", yolo)[0] == 0
     assert len(train()) == 2
 
 
-def test_halves_may_be_lists_of_images(yolo, command, objects):
-    (yolo / "train.txt").write_text("./images/train/a.png\n")
+def test_halves_may_be_lists_in_which_an_image_counts_once_however_it_is_spelled(yolo, command, objects):
+    (yolo / "train.txt").write_text(f"./images/train/a.png\nimages/val/../train/a.png\n{yolo}/images/train/a.png\n")
     (yolo / "val.txt").write_text("./images/train/b.png\nimages/val/c.png\n")
     (yolo / "data.yaml").write_text("path: .\ntrain: train.txt\nval: val.txt\nnames: [cat, dog]\n")
     assert command("convert", "yolo", yolo)[0] == 0
     assert [name for name, *_ in objects(yolo / "annotations/instances_train.json")] == ["a.png"]
     assert [name for name, *_ in objects(yolo / "annotations/instances_val.json")] == ["train/b.png", "val/c.png"]
-
-
-def test_an_image_that_is_listed_in_two_ways_counts_once(yolo, command, train):
-    (yolo / "train.txt").write_text(f"images/train/a.png\nimages/val/../train/a.png\n{yolo}/images/train/a.png\n")
-    (yolo / "data.yaml").write_text(DATA.replace("images/train", "train.txt"))
-    assert command("convert", "yolo", yolo)[0] == 0
-    assert len(train()) == 1
 
 
 def test_the_yaml_file_may_have_another_name_or_be_named(yolo, command, train):
@@ -213,18 +161,113 @@ def test_the_yaml_file_may_have_another_name_or_be_named(yolo, command, train):
 
 
 @pytest.mark.parametrize("place", ["classes.txt", "labels/classes.txt"])
-def test_classes_txt_names_the_classes_where_there_is_no_yaml_file(yolo, command, train, place):
+def test_classes_txt_names_the_classes_if_there_is_no_yaml_file(yolo, command, train, place):
     (yolo / "data.yaml").unlink()
     (yolo / place).write_text("cat\ndog\n")
     assert command("convert", "yolo", yolo)[0] == 0
     assert [name for _, name, *_ in train()] == ["dog", "cat"]
 
 
-def test_halves_can_be_named(yolo, command, train):
-    (yolo / "labels/train").rename(yolo / "labels/part_1")
-    (yolo / "images/train").rename(yolo / "images/part_1")
-    assert command("convert", "yolo", yolo, "--train", "images/part_1")[0] == 0
+@pytest.mark.parametrize("name", ["images/part_1", "part_1"])
+def test_a_half_can_be_named_by_its_folder(yolo, command, train, name):
+    for folder in ("images", "labels"):
+        (yolo / folder / "train").rename(yolo / folder / "part_1")
+    assert command("convert", "yolo", yolo, "--train", name)[0] == 0
     assert len(train()) == 2
+
+
+def test_hidden_files_and_folders_are_ignored(yolo, command):
+    for half, name in (("train", "a"), ("val", "c")):
+        folder = yolo / "images" / half / ".ipynb_checkpoints"
+        folder.mkdir()
+        shutil.copy(yolo / f"images/{half}/{name}.png", folder / f"{name}-checkpoint.png")
+        (yolo / f"images/{half}/._{name}.png").write_bytes(b"\0\5\x16\7")
+        (yolo / f"labels/{half}/._{name}.txt").write_bytes(b"\0\5\x16\7")
+    (yolo / "._data.yaml").write_bytes(b"\0\5\x16\7")
+    assert command("convert", "yolo", yolo)[0] == 0
+    names = [
+        [
+            image["file_name"]
+            for image in json.loads((yolo / f"annotations/instances_{half}.json").read_text())["images"]
+        ]
+        for half in ("train", "val")
+    ]
+    assert names == [["a.png", "b.png"], ["c.png"]]
+
+
+# ---- without halves -----------------------------------------------------------------------------------------------
+
+
+def draw(folder, labels):
+    """Six different images in `folder`, each with the same line of labels in `labels`."""
+    for path in (folder, labels):
+        path.mkdir(parents=True, exist_ok=True)
+    for number in range(6):
+        Image.new("RGB", (40, 20), (number, 0, 99)).save(folder / f"{number}.png")
+        (labels / f"{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+
+
+def as_tool(root):
+    draw(root / "images", root / "labels")
+    (root / "classes.txt").write_text("cat\n")
+    (root / "notes.json").write_text('{"categories": [{"id": 0, "name": "cat"}], "info": {}}')
+
+
+def as_single_half(root):
+    draw(root / "train/images", root / "train/labels")
+    (root / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnames: [cat]\n")
+
+
+def as_darknet(root):
+    draw(root / "obj_train_data", root / "obj_train_data")
+    (root / "obj.names").write_text("cat\n")
+    (root / "obj.data").write_text("classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
+    (root / "train.txt").write_text("".join(f"data/obj_train_data/{number}.png\n" for number in range(6)))
+
+
+@pytest.mark.parametrize("lay_out", [as_tool, as_single_half, as_darknet])
+def test_a_data_set_without_halves_is_recognised_converted_and_split(tmp_path, command, lay_out):
+    root = tmp_path / "export"
+    lay_out(root)
+    (error,) = command("layout", root)[2]
+    assert ("darknet" in error) == (lay_out is as_darknet)
+    for _ in range(2):  # each cure to the letter: of layout that converts, of convert that splits
+        words = shlex.split(error.partition("`python -m detection.data ")[2].partition("`")[0])
+        code, error, _ = command(*words)
+        assert code == 0
+    halves = [json.loads((root / f"annotations/instances_{half}.json").read_text()) for half in ("train", "val")]
+    assert [len(half["images"]) for half in halves] == [5, 1]
+    assert command("check", root)[0] == 0
+
+
+def test_darknets_list_of_val_is_read(tmp_path, command, objects):
+    as_darknet(tmp_path)
+    with (tmp_path / "obj.data").open("a") as file:
+        file.write("valid = data/valid.txt\n")
+    (tmp_path / "train.txt").write_text("data/obj_train_data/1.png\n")
+    (tmp_path / "valid.txt").write_text("data/obj_train_data/4.png\n")
+    assert command("convert", "yolo", tmp_path)[0] == 0
+    (row,) = objects(tmp_path / "annotations/instances_val.json")
+    assert row == ("4.png", "cat", [10, 5, 20, 10], 0)
+
+
+@pytest.mark.parametrize("words", [["--train", "images", "--val", "images"], []])
+def test_the_same_images_for_both_halves_are_refused_with_a_cure_that_splits_them(tmp_path, refused, words):
+    as_tool(tmp_path)
+    if not words:
+        (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
+    text = refused("yolo", tmp_path, *words)
+    assert "all 6 files of val are also in train" in text
+    assert "`python -m detection.data split`" in text
+
+
+def test_a_half_that_is_not_found_is_answered_with_what_could_be_it(yolo, refused):
+    for folder in ("images", "labels"):
+        (yolo / folder / "val").rename(yolo / folder / "part")
+    for line in ("val: images/val", "val: images/gone", ""):
+        (yolo / "data.yaml").write_text(DATA.replace("val: images/val", line))
+        assert refused("yolo", yolo).endswith("no val found, or it is empty; give --val part")  # not train
+    assert "no nope found, or it is empty; give --val part" in refused("yolo", yolo, "--val", "nope")
 
 
 # ---- what cannot be converted -------------------------------------------------------------------------------------
@@ -237,7 +280,7 @@ def test_halves_can_be_named(yolo, command, train):
         ("0 0.5 0.5 0.5 0.5 0.9", "6 numbers, expected 5: class cx cy w h, or an outline of pairs (the last may be a"),
         ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "8 numbers, expected 5"),
         ("cat 0.5 0.5 0.5 0.5", "cat 0.5 0.5 0.5 0.5: expected numbers"),
-        ("2 0.5 0.5 0.5 0.5", "class 2, expected 0 to 1, for there are 2 names"),
+        ("2 0.5 0.5 0.5 0.5", "class 2, expected 0 to 1: there are 2 names"),
         ("-1 0.5 0.5 0.5 0.5", "class -1, expected 0 to 1"),
         ("0.5 0.5 0.5 0.5 0.5", "class 0.5, expected 0 to 1"),
         ("0 20 10 20 10", "20, expected fractions of the image's sides, from 0 to 1; are these pixels?"),
@@ -248,19 +291,9 @@ def test_halves_can_be_named(yolo, command, train):
 )
 def test_a_bad_line_is_named_with_its_number(yolo, refused, line, message):
     write(yolo, f"0 0.5 0.5 0.5 0.5\n\n{line}\n")
-    text = refused()
-    assert "train/a.txt" in text
-    assert f"line 3  {message}" in text
+    text = refused("yolo", yolo)
+    assert f"train/a.txt line 3 {message}" in text
     assert "1 defect, listed above; nothing was written" in text
-
-
-@pytest.mark.parametrize("suffix", [".avif", ".ppm"])
-def test_an_image_of_a_rarer_kind_belongs_to_its_labels(yolo, command, train, suffix):
-    path = yolo / "images/train/b.png"
-    Image.open(path).save(path.with_suffix(suffix))
-    path.unlink()
-    assert command("convert", "yolo", yolo)[0] == 0
-    assert train()[1] == (f"b{suffix}", "cat", [8, 8, 4, 4], 0)
 
 
 def test_all_defects_come_at_once(yolo, refused):
@@ -268,14 +301,10 @@ def test_all_defects_come_at_once(yolo, refused):
     write(yolo, "0 0.5 0.5 0.5 0.5\n", name="train/gone")
     (yolo / "labels/train/b.txt").write_bytes(b"\xff\xfe")
     (yolo / "images/val/c.png").write_bytes(b"<html>")
-    text = refused()
-    assert "class 7" in text
-    assert "5, expected fractions" in text
-    assert "gone.txt" in text
-    assert "no image of this name in" in text
-    assert "not UTF-8 text" in text
-    assert "cannot be decoded" in text
-    assert "5 defects, listed above; nothing was written" in text
+    text = refused("yolo", yolo)
+    parts = ("class 7", "5, expected fractions", "gone.txt no image of this name in", "b.txt not UTF-8 text")
+    for part in (*parts, "c.png cannot be decoded", "5 defects, listed above; nothing was written"):
+        assert part in text
 
 
 @pytest.mark.parametrize(
@@ -289,18 +318,16 @@ def test_all_defects_come_at_once(yolo, refused):
         (DATA + "path: {a: b}\n", "path: expected a folder"),
         (DATA + "nc: 3\n", "nc: 3 classes, but 2 names"),
         (DATA + "kpt_shape: [17, 3]\n", "kpt_shape: labels of key points"),
-        (DATA.replace("images/val", "images/gone"), "val: images/gone: no such folder or file; tried"),
         (DATA.replace("images/val", "labels/val"), "labels/val: no images in it"),
         (DATA.replace("images/val", "none.txt"), "none.txt: no images in it"),
         ("[1, 2]", "expected lines of `name: value`"),
         ("a: [", "not YAML: while parsing"),
-        ("a: " + "x" * 2_000_000, "2 MB, expected a short YAML file"),
     ],
 )
 def test_a_bad_yaml_file_is_one_line(yolo, refused, text, message):
     (yolo / "data.yaml").write_text(text)
     (yolo / "none.txt").write_text("\n")
-    assert message in refused()
+    assert message in refused("yolo", yolo)
 
 
 def test_code_in_a_yaml_file_does_not_run(yolo, tmp_path, command):
@@ -309,27 +336,9 @@ def test_code_in_a_yaml_file_does_not_run(yolo, tmp_path, command):
     assert not (tmp_path / "ran").exists()
 
 
-def test_labels_that_lie_elsewhere_are_missed(yolo, refused):
+def test_labels_that_are_elsewhere_are_missed(yolo, refused):
     (yolo / "labels").rename(yolo / "annotations_txt")
-    assert "train: none of the 2 images has a file of labels; the first would be" in refused()
-
-
-@pytest.mark.parametrize("line", ["val: images/val", "val: images/gone", ""])
-def test_a_half_that_is_not_there_is_told_what_is(yolo, refused, line):
-    (yolo / "data.yaml").write_text(DATA.replace("val: images/val", line))
-    (yolo / "images/val").rename(yolo / "images/part")
-    assert refused().endswith("give --val images/part|images/train")
-
-
-def test_a_half_may_be_given_by_the_name_of_its_folder_alone(yolo, command, objects):
-    assert command("convert", "yolo", yolo, "--train", "val")[0] == 0
-    assert objects(yolo / "annotations/instances_train.json") == objects(yolo / "annotations/instances_val.json")
-
-
-def test_without_halves_it_says_where_it_looked(yolo, refused):
-    (yolo / "data.yaml").write_text("names: [cat, dog]\n")
-    (yolo / "images/val").rename(yolo / "images/part")
-    assert "images/val2017, val2017/images, val2017, " in refused()
+    assert "train: none of the 2 images has a file of labels; the first would be" in refused("yolo", yolo)
 
 
 # ---- real data ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The best score that a validation half allows, where that is below 1 because of its annotations.
+"""What makes the score of a sound data set mislead: images that are in it twice, and a best score below 1.
 
 COCO's protocol (cocodataset.org/#detection-eval, as pycocotools has it) looks at no more than 100 detections of a class
 in an image, however many objects of it there are. A box without area counts as an object, and nothing can match it.
@@ -9,13 +9,25 @@ import numpy as np
 
 from detection.coco.annotations import CocoFile
 from detection.coco.evaluation import MOST_DETECTIONS, quick_scores
+from engine.repeats import repeated_names, shared_between
 from engine.terminal import counted
+
+
+def leak_warnings(train: CocoFile, val: CocoFile) -> list[str]:
+    """Return a line each: validation images that are also training images, and file names repeated in a half."""
+    shared = shared_between(train.image_paths, val.image_paths)
+    lines = [str(shared)] if shared else []
+    for coco in (train, val):
+        if repeated := repeated_names([image.file_name for image in coco.images]):
+            lines.append(f"{coco.annotations_path}: {repeated}")
+    return lines
 
 
 def ceiling_warning(coco: CocoFile) -> str | None:
     """Return why mAP on a checked annotation file cannot reach 1, and what it can reach; None if it can."""
-    per_image = np.repeat(np.arange(len(coco.images)), np.diff(coco.first_object))
-    pairs, counts = np.unique(np.stack([per_image, coco.labels])[:, ~coco.is_crowd], axis=1, return_counts=True)
+    pairs, counts = np.unique(
+        np.stack([coco.image_indices, coco.labels])[:, ~coco.is_crowd], axis=1, return_counts=True
+    )
     crowded = len(np.unique(pairs[0, counts > MOST_DETECTIONS]))
     most = MOST_DETECTIONS
     limit = f"more than {most} objects of a class, and COCO's protocol counts at most {most} detections of these"
@@ -25,9 +37,7 @@ def ceiling_warning(coco: CocoFile) -> str | None:
         (coco.num_cut, "box reaches over the edge of its image", "boxes reach over the edge of their image"),
     )
     found = [counted(*reason) for reason in reasons if reason[0]]
-    if not found:
-        return None
-    best = highest_map(coco)
+    best = highest_map(coco) if found else None
     if best is None or best > 0.9995:  # shown as 1.000
         return None
     return f"{'; '.join(found)}: mAP cannot exceed {best:.3f}"
@@ -36,7 +46,7 @@ def ceiling_warning(coco: CocoFile) -> str | None:
 def highest_map(coco: CocoFile) -> float | None:
     """Return mAP if every object was detected exactly, as far as it is inside its image; None if mAP is undefined."""
     counts = ~coco.is_crowd
-    image_ids = np.repeat([image.id for image in coco.images], np.diff(coco.first_object))[counts]
+    image_ids = np.array([image.id for image in coco.images])[coco.image_indices[counts]]
     boxes_xyxy = coco.boxes_xyxy[counts].astype(np.float64)
     category_ids = np.array(coco.category_ids)[coco.labels[counts] - 1]
     scores = np.ones(len(image_ids))

@@ -1,4 +1,4 @@
-"""detection/coco/ceiling.py: the highest mAP that annotations allow is what pycocotools gives perfect detections."""
+"""detection/coco/warnings.py: the highest mAP that annotations allow is what pycocotools gives perfect detections."""
 
 import json
 
@@ -8,7 +8,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.coco.annotations import read_coco
-from detection.coco.ceiling import ceiling_warning, highest_map
+from detection.coco.warnings import ceiling_warning, highest_map
 
 EMPTY = (5, 1, [0, 0, 0, 0], {})
 
