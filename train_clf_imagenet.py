@@ -1,7 +1,7 @@
 """Train a Swin classifier on a folder of class folders, such as ImageNet; score it; ask it what is on an image.
 
 python train_clf_imagenet.py configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet
-python -m engine.launch --standalone --nproc_per_node=4 -m train_clf_imagenet configs/SwinT_clf_300e_default.yaml
+torchrun --standalone --nproc_per_node=4 -m train_clf_imagenet configs/SwinT_clf_300e_default.yaml
 python train_clf_imagenet.py --resume experiments/experiment_3
 python train_clf_imagenet.py evaluate torchvision_swin_t /datasets/imagenet
 python train_clf_imagenet.py predict torchvision_swin_t photo.jpg

@@ -65,6 +65,8 @@ def run(
                 if code in (INTERRUPTED, -signal.SIGINT) and not signals:  # the signal came to the child alone
                     signals.append(signal.SIGINT)
                     terminate(running.values())
+                if code == STOPPED and len(jobs) == 1 and not signals:  # Slurm has warned the run alone
+                    signals.append(signal.SIGUSR1)
                 alike = [other for other in alike if states[other].detail == states[job].detail]
                 alike = [*alike, job] if code == BAD_INPUT else []
                 if len(alike) > 1 and not give_up:
@@ -171,6 +173,8 @@ def try_out(job: Job, folder: Path, launcher: Sequence[str]) -> None:
                 process.send_signal(signal.SIGUSR1)
                 told = True
             time.sleep(1)
+    if process.returncode == STOPPED and not told and not signals:  # Slurm has warned the run alone
+        raise Stopped(signal.SIGUSR1.name)
     error = last_error(folder)
     if not error and signals:
         error = f"ended by {signals[0].name}"

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling
 
-Each number of processes is started by engine.launch, twice and in turn, up to the number of GPUs, or of CPU cores
+Each number of processes is started by torchrun, twice and in turn, up to the number of GPUs, or of CPU cores
 (one thread each); the figures are the least of all, for others may be at work there. Steps with and without the
 exchange of gradients alternate, and the sum of as many numbers over all processes is timed by itself. There is no peer:
 the efficiency is one process' time of a step over that of P processes. It fails if the processes, which see different
@@ -126,12 +126,10 @@ def same_weights(model: torch.nn.Module) -> bool:
 def start(processes: int, root: Path) -> Figures:
     """Start this script once for each process. Raises RunError if it fails."""
     result = root / "figures.json"
-    command = ["--standalone", f"--nproc_per_node={processes}", "-m", "benchmarks.scaling", "--measure", str(root)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*torchrun, "-m", "benchmarks.scaling", "--measure", str(root)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "engine.launch", *command], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=LIMIT_SECONDS,
-    )  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     if done.returncode:
         raise RunError(f"{processes} processes: exit code {done.returncode}\n{done.stderr}")
     figures = Figures(*json.loads(result.read_text()))

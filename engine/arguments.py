@@ -9,7 +9,7 @@ from engine.strict_yaml import ConfigError, did_you_mean, missing_file, nearest
 
 
 def positive(text: str) -> int:
-    """A number from 1 up on a command line, for argparse."""
+    """Return a number from 1 up of a command line, for argparse."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 up")
     return int(text)
@@ -40,7 +40,7 @@ def parse_training(module: str, description: str, example: str, words: Sequence[
         prog=f"python -m {module}",
         description=f"{description} Each run becomes experiments/experiment_N.",
         epilog=f"example: python -m {module} {example}\n"
-        f"several GPUs: python -m engine.launch --standalone --nproc_per_node=4 -m {module} CONFIG ...",
+        f"several GPUs: torchrun --standalone --nproc_per_node=4 -m {module} CONFIG ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", nargs="?", help="YAML file, see configs/; with --resume the experiment's own")

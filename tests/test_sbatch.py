@@ -333,10 +333,10 @@ def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_
     until(lambda: "resumed after step" in cluster.log(job), 600, lambda: cluster.describe(job))
     assert "stopped: SIGUSR1" in cluster.log(job)
     assert cluster.show(job, "Restarts") == "1"
-    call("scancel", "--batch", "--signal=USR1", job)
+    call("scancel", "--signal=USR1", job)
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert cluster.show(job, "ExitCode") == "75:0"
-    assert f"error: job {job}: not requeued, for it was 1 times (MAX_RESTARTS)" in log
+    assert f"error: job {job}: not requeued: already requeued 1 times (MAX_RESTARTS)" in log
     assert log.count("stopped: SIGUSR1") == 2
 
 

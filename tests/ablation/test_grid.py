@@ -432,7 +432,7 @@ def test_by_default_there_is_a_run_per_core_if_there_is_memory_for_it(monkeypatc
     monkeypatch.setattr(runner, "memory_limit", lambda: 64 * 2**30)
     monkeypatch.setattr(runner, "visible_gpus", lambda: [])
     assert runner.default_parallel([sys.executable]) == 5
-    assert runner.default_parallel(["python", "-m", "engine.launch", "--nproc_per_node=2"]) == 1
+    assert runner.default_parallel(["torchrun", "--nproc_per_node=2"]) == 1
     monkeypatch.setattr(runner, "memory_limit", lambda: 7 * 2**30)
     assert runner.default_parallel([sys.executable]) == 3
     monkeypatch.setattr(runner, "usable_cores", lambda: 0.5)

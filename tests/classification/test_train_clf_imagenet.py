@@ -25,7 +25,7 @@ FIRST_STEP = re.compile(r"first step: total (\S+), classification \S+, gradient 
 
 def run(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess:
     """Start the command as a user does, on the CPU; one thread, since sums depend on their number."""
-    launcher = ["-m", "engine.launch", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     command = [os.environ["PYTHON_EXEC"], *launcher, "-m", "train_clf_imagenet", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

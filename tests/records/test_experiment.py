@@ -158,6 +158,7 @@ def test_another_command_of_the_same_job_begins_anew(begun, monkeypatch):
 
 def test_the_command_counts_however_many_processes_run_it(begun, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "detection.training", "a.yaml"])
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert requeued_experiment(begun) == begun / "experiment_2"
 
