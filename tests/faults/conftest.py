@@ -53,7 +53,7 @@ class Job:
     @property
     def errors(self) -> list[str]:
         """The lines of errors so far, without torchrun's report."""
-        return re.findall(r"^(?:\S+: )?error(?: on rank \d+)?: .*", self.text, re.MULTILINE)
+        return re.findall(r"^(?:python -m \S+: )?error(?: on rank \d+)?: .*", self.text, re.MULTILINE)
 
     def wait_for(self, what: Callable[[], object] | str, seconds: float = LIMIT_SECONDS) -> object:
         """Until `what` is true, or has been said; returns what it gave."""

@@ -65,7 +65,8 @@ def test_a_number_that_is_not_finite_on_one_rank_stops_both_before_that_step(
     assert job.end() == 1
     image_id = re.search(r"^poisoned (\d+)$", job.text, re.MULTILINE)[1]
     [line] = job.errors  # of whichever rank is first
-    assert f"step 5: loss or gradient is not finite; rank 1: image ids [{image_id}]" in line
+    assert "step 5: loss or gradient is not finite; rank 1: " in line
+    assert f"image ids [{image_id}]" in line
     assert not re.search(r"^weights ", job.text, re.MULTILINE)  # no rank has come through
     newest = list_checkpoints(tmp_path / "checkpoints")[-1]
     assert newest.name == "step_000000004.pt"
