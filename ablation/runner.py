@@ -180,7 +180,8 @@ def try_out(job: Job, folder: Path, launcher: Sequence[str]) -> None:
         error = f"ended by {signals[0].name}"
     if not error and not list_checkpoints(folder / "checkpoints"):
         error = f"no checkpoint after {seconds:.0f} s, exit code {process.returncode}"
-    if not error and process.returncode not in (0, STOPPED) and not was_stopped(folder):
+    ends = (0, STOPPED, -signal.SIGUSR1, 128 + signal.SIGUSR1)  # the last two if it is scored already
+    if not error and process.returncode not in ends and not was_stopped(folder):
         error = f"exit code {process.returncode}"
     if error:
         raise RunError(f"{job.name}: {error}")

@@ -16,7 +16,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
@@ -52,20 +53,21 @@ def run_command(main: Callable[["torch.device | None"], None], on_device: bool =
     experiment, if there is one by then. Anything unforeseen is a bug and keeps its traceback. Either way the
     log file's last line of level ERROR says why the run ended."""
     repair_streams()
+    ranks = None
     try:
-        with _process_group() if on_device else contextlib.nullcontext() as device, _children_ignored_after_errors():
+        if on_device:
+            from engine import distributed as ranks  # imports torch
+        with ranks.process_group() if ranks else contextlib.nullcontext() as device:
             start_logging(None, verbose=is_first())
             main(device)
-        _kill_children()
-    except (Stopped, KeyboardInterrupt) as stop:
-        _is_first_failure()  # the processes that fail because this one leaves stay silent
-        _leave(STOPPED if isinstance(stop, Stopped) else INTERRUPTED)
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and not _is_from_loader(error):  # of the output, as to `head`
-            os._exit(128 + signal.SIGPIPE)
-        code, message = _explain(error)
-        _report(error, message)
+    except (Exception, Stopped, KeyboardInterrupt) as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise once more of each loader process that ends
+        code, message = _explain(error, ranks)
+        is_first_failure = not ranks or ranks.is_first_failure()
+        if message:
+            _report(error, message, is_first_failure)
         _leave(code)
+    _kill_children()
 
 
 def repair_streams() -> None:
@@ -76,69 +78,42 @@ def repair_streams() -> None:
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-def _process_group() -> contextlib.AbstractContextManager["torch.device"]:
-    from engine import distributed  # imports torch
+def _explain(error: BaseException, ranks: ModuleType | None) -> tuple[int, str]:
+    """Return the exit code for an error and what to print; nothing for a run that was asked to end.
 
-    return distributed.process_group()
-
-
-@contextlib.contextmanager
-def _children_ignored_after_errors() -> Iterator[None]:
-    """After an error, keep PyTorch from raising once more, wherever that may be, because a loader process has died."""
-    try:
-        yield
-    except BaseException:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        raise
-
-
-def _explain(error: Exception) -> tuple[int, str]:
-    """Return the exit code for an error and what to print."""
+    ranks: engine.distributed, if it is imported."""
+    if isinstance(error, Stopped):
+        return STOPPED, ""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, ""
     text = str(error)
     if "Original Traceback" in text:  # raised in a loader process, whose traceback PyTorch put into the message
         text = text.strip().splitlines()[-1].partition(": ")[2]
     first_line = (text.splitlines() or [""])[0].rstrip(".")
-    died_handing_over = isinstance(error, (ConnectionError, EOFError)) and _is_from_loader(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    is_from_loader = any("torch/utils/data" in each.filename or "multiprocessing" in each.filename for each in frames)
+    died_handing_over = isinstance(error, (ConnectionError, EOFError)) and is_from_loader
     if died_handing_over or LOADER_FAILURE.match(text):  # PyTorch raises it wherever the main thread happens to be
         return FAILED, f"a loader process died or hangs ({first_line}). {LOADER_CURE}"
+    if isinstance(error, BrokenPipeError):  # whoever reads the output, such as `head`, has enough
+        return 128 + signal.SIGPIPE, ""
     if isinstance(error, (ValueError, OSError, EOFError)):
         return BAD_INPUT, text
     if isinstance(error, RunError):
         return FAILED, text
-    if _is_from_another_rank(error):
+    if ranks and ranks.is_from_another_rank(error):
         return FAILED, f"another process of this run died or hangs ({first_line}). {RANK_CURE}"
     traceback.print_exception(error)
     return FAILED, f"a bug: {type(error).__name__}: {error}"
 
 
-def _is_from_loader(error: BaseException) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    return any("torch/utils/data" in frame.filename or "multiprocessing" in frame.filename for frame in frames)
-
-
-def _is_from_another_rank(error: Exception) -> bool:
-    if "torch.distributed" not in sys.modules:
-        return False
-    from engine import distributed
-
-    return distributed.is_from_another_rank(error)
-
-
-def _is_first_failure() -> bool:
-    if "RANK" not in os.environ or "torch.distributed" not in sys.modules:
-        return True
-    from engine import distributed
-
-    return distributed.is_first_failure()
-
-
-def _report(error: Exception, message: str) -> None:
+def _report(error: Exception, message: str, is_first_failure: bool) -> None:
     """Write the error to the log file; print it, unless another process has reported one."""
     message = printable_lines(message)
     line = f"error: {message}" if is_first() else f"error on rank {os.environ['RANK']}: {message}"
     logger.debug("traceback", exc_info=error)
     logger.error(line)  # to the log file; see start_logging
-    if _is_first_failure():
+    if is_first_failure:
         with contextlib.suppress(OSError):
             tqdm.write(line, file=sys.stderr)
 

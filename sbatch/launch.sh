@@ -30,18 +30,15 @@ job=$SLURM_JOB_ID
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
 run() {
-    local status
     echo "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $*"
     "$@"
-    status=$?
-    if [ "$status" = 75 ] || { [ "$status" != 0 ] && preempted; }; then
-        requeue
-    fi
+    local status=$?
+    case $status in
+        0) ;;
+        75 | 138) requeue ;; # saved; by USR1 before there was anything to save
+        *) if scontrol show job "$job" | grep -q 'PreemptTime=[0-9]'; then requeue; fi ;;
+    esac
     exit "$status"
-}
-
-preempted() { # even before there was anything to save
-    scontrol show job "$job" | grep -q 'PreemptTime=[0-9]'
 }
 
 requeue() {
