@@ -1,8 +1,8 @@
 """Grids under Slurm: submit them, and read their state in the queue.
 
 A submission is one array job over the runs that a grid lacks, a job after it that writes the table, and before it a
-smoke test, if asked for. It has a folder, experiments/slurm/<grid>-<n>/, with submission.json, which says which run each
-task of the array is, the logs, and in the end the table.
+smoke test, if asked for. It has a folder, experiments/slurm/<grid>-<n>/, with submission.json, which says which run
+each task of the array is, the logs, and in the end the table.
 """
 
 import json
