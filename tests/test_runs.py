@@ -169,7 +169,7 @@ def test_a_dry_run_does_not_go_with_an_experiment(start, capsys, words):
     with pytest.raises(SystemExit) as exit_:
         start("--dry-run", *words)
     assert exit_.value.code == 2
-    assert "--dry-run begins from a CONFIG" in capsys.readouterr().err
+    assert f"{words[0]}: not allowed with argument --dry-run" in capsys.readouterr().err
 
 
 def test_a_folder_in_place_of_a_config_is_told_from_an_experiment_to_go_on_with(start, capsys, monkeypatch):
