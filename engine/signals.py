@@ -14,15 +14,6 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
-def interrupt_imports_silently() -> None:
-    """Let Ctrl-C end a command that is still importing, which takes seconds, by the signal itself: no traceback.
-
-    For the `__init__` of a package with commands. Has an effect only in `python -m PACKAGE.MODULE`, whose name is "-m"
-    while Python imports the package."""
-    if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @contextmanager
 def interrupts(handler: Callable | signal.Handlers) -> Iterator[None]:
     """Handle Ctrl-C by `handler` inside, unless it is ignored; afterwards as before.

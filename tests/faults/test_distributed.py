@@ -90,13 +90,6 @@ def test_a_loader_process_that_freezes_ends_the_run(start, config_path, tmp_path
     assert "Traceback" not in job.text
 
 
-def test_jobs_side_by_side_do_not_interfere(start, tmp_path):
-    script = write(tmp_path / "meet.py", MEET)
-    jobs = [start(script, 3, processes=2) for _ in range(2)]
-    assert [job.end() for job in jobs] == [0, 0]
-    assert [job.text.count("met 2") for job in jobs] == [2, 2]
-
-
 @pytest.fixture(scope="module")
 def learned(start, config_path, tmp_path_factory) -> Path:
     """An experiment that is scored on the seven images it was trained on."""
