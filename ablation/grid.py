@@ -89,7 +89,7 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     """Add the option that says how runs are started."""
     parser.add_argument(
         "--launcher", type=shlex.split, default=[sys.executable], metavar="COMMAND",
-        help="starts the module of a run, such as 'python -m engine.launch --standalone --nproc_per_node=4' "
+        help="starts the module of a run, such as 'torchrun --standalone --nproc_per_node=4' "
         "(default: python, one process)",
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from types import FrameType
 from ablation.child import Child, say
 from ablation.plan import UNFINISHED, Job, State, read_cells, remember, state_of
 from engine.checkpoint import list_checkpoints
-from engine.command import BAD_INPUT, INTERRUPTED, RunError
+from engine.command import BAD_INPUT, INTERRUPTED, STOPPED, RunError
 from engine.compute.machine import memory_limit, usable_cores, visible_gpus
 from engine.files import locked
 from engine.signals import SIGNALS, Stopped
@@ -62,6 +62,8 @@ def run(
                 if code in (INTERRUPTED, -signal.SIGINT) and not signals:  # the signal came to the child alone
                     signals.append(signal.SIGINT)
                     terminate(running.values())
+                if code == STOPPED and len(jobs) == 1 and not signals:  # Slurm has warned the run alone
+                    signals.append(signal.SIGUSR1)
                 alike = [other for other in alike if states[other].detail == states[job].detail]
                 alike = [*alike, job] if code == BAD_INPUT else []
                 if len(alike) > 1 and not give_up:

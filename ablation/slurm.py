@@ -1,8 +1,8 @@
-"""Grids under Slurm: submit them, and read their state from the queue.
+"""Grids under Slurm: submit them, and read their state in the queue.
 
-A submission is one array job over the runs that a grid lacks, a job after it that writes the table, and optionally a
-smoke test before it. Its folder, experiments/slurm/<grid>-<n>/, holds submission.json, which says what run each task of
-the array is, the logs, and in the end the table.
+A submission is one array job over the runs that a grid lacks, a job after it that writes the table, and before it a
+smoke test, if asked for. It has a folder, experiments/slurm/<grid>-<n>/, with submission.json, which says which run
+each task of the array is, the logs, and in the end the table.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ FINAL = (  # states that a task does not leave by itself
 
 @dataclass(frozen=True)
 class Submission:
-    """What was submitted together. Task i of the array trains jobs[i]; of the smoke test it tries smoke_jobs[i]."""
+    """What was submitted together. Task i of the array trains jobs[i], task i of the smoke test tries smoke_jobs[i]."""
 
     folder: Path
     grid: str  # path of the grid file
@@ -62,7 +62,7 @@ def prepare(grid: Path, experiments: Path, jobs: Sequence[Job], rerun_stale: boo
 
 
 def read_submission(folder: Path) -> Submission:
-    """Read a submission. Raises ValueError if the folder holds none."""
+    """Return what was submitted from `folder`. Raises ValueError if it has no submission.json."""
     path = folder / "submission.json"
     if not path.is_file():
         raise ValueError(f"{folder}: no submission.json in it; `ablation.grid submit` makes such folders")
@@ -71,7 +71,7 @@ def read_submission(folder: Path) -> Submission:
 
 
 def read_submissions(experiments: Path) -> list[Submission]:
-    """Return all submissions, oldest first."""
+    """Return all of them, oldest first."""
     paths = experiments.glob("slurm/*/submission.json")
     return [read_submission(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
 
@@ -80,19 +80,21 @@ def read_submissions(experiments: Path) -> list[Submission]:
 
 
 def submit(submission: Submission, max_running: int | None, after_smoke: bool, earlier: Sequence[str]) -> Submission:
-    """Submit the array job, the smoke test before it and the table after it; return the submission with job ids.
+    """Submit the array job, and what goes before and after it; return the record of it, which is in its folder.
 
-    earlier: array jobs of this grid that are still at work; the table waits for them, too.
+    earlier: array jobs of this grid that have not ended; the table waits for them, too.
     If one of the jobs is refused the others are cancelled. Raises ValueError with what sbatch said."""
     submission.folder.mkdir(parents=True)
     submission.write()
+    ids: list[str] = []
+
+    def send(options: Sequence[str], words: Sequence[str]) -> str:
+        ids.append(_run(["sbatch", "--parsable", *options, *words]).partition(";")[0])  # a cluster's name may follow
+        return ids[-1]
+
     try:
-        if after_smoke:
-            submission = replace(submission, smoke=_sbatch(smoke_command(submission)))
-        submission = replace(submission, array=_sbatch(array_command(submission, max_running)))
-        submission = replace(submission, table=_sbatch(table_command(submission, earlier)))
+        submission = _send_all(submission, max_running, after_smoke, earlier, send)
     except ValueError:
-        ids = [job_id for job_id in (submission.smoke, submission.array) if job_id]
         if ids:
             subprocess.run(["scancel", *ids], check=False)
         shutil.rmtree(submission.folder)
@@ -102,52 +104,43 @@ def submit(submission: Submission, max_running: int | None, after_smoke: bool, e
 
 
 def rehearse(submission: Submission, max_running: int | None, after_smoke: bool, earlier: Sequence[str]) -> str:
-    """Return what `submit` would submit, and what Slurm says to it (sbatch --test-only); write nothing."""
-    submission = replace(submission, smoke="SMOKE_JOB" if after_smoke else None, array="ARRAY_JOB")
-    commands = [smoke_command(submission)] if after_smoke else []
-    commands += [array_command(submission, max_running), table_command(submission, earlier)]
+    """Return what `submit` would send, and what Slurm says to it (sbatch --test-only); nothing is written."""
     text = [f"{index:>5}  {job_of(entry).name}" for index, entry in enumerate(submission.jobs)]
     text += [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("SBATCH_")]
-    for command in commands:
-        known = [word for word in command[1:] if not word.startswith("--dependency")]  # on jobs that do not exist yet
-        text += ["", f"$ {shlex.join(command)}", _run(["sbatch", "--test-only", *known])]
-    for script in dict.fromkeys(word for command in commands for word in command if word.endswith(".sbatch")):
-        text += ["", f"# ---- {script}", Path(script).read_text().rstrip()]
+
+    def send(options: Sequence[str], words: Sequence[str]) -> str:
+        known = [word for word in options if not word.startswith("--dependency")]  # on jobs that do not exist yet
+        text.extend(["", f"$ {shlex.join(['sbatch', *options, *words])}"])
+        text.append(_run(["sbatch", "--test-only", *known, *words]))
+        return "JOB"
+
+    _send_all(submission, max_running, after_smoke, earlier, send)
     return "\n".join(text)
 
 
-def smoke_command(submission: Submission) -> list[str]:
-    """Return the command that takes two steps of every cell; the array job waits until all have passed."""
-    folder = submission.folder
-    return [
-        "sbatch", "--parsable", f"--job-name=smoke-{folder.name}", f"--array=0-{len(submission.smoke_jobs) - 1}",
-        f"--output={folder}/smoke_%A_%a.out", "--time=30", "sbatch/grid.sbatch", str(folder), "--smoke",
-    ]  # fmt: skip
+def _send_all(
+    submission: Submission, max_running: int | None, after_smoke: bool, earlier: Sequence[str],
+    send: Callable[[Sequence[str], Sequence[str]], str],
+) -> Submission:  # fmt: skip
+    """Call `send` with the options of each job and its script with arguments; return the record with their numbers.
 
-
-def array_command(submission: Submission, max_running: int | None) -> list[str]:
-    """Return the command that trains every run, `max_running` at a time."""
-    folder, limit = submission.folder, f"%{max_running}" if max_running else ""
-    after = [f"--dependency=afterok:{submission.smoke}", "--kill-on-invalid-dep=yes"] if submission.smoke else []
-    return [
-        "sbatch", "--parsable", f"--job-name={folder.name}", f"--array=0-{len(submission.jobs) - 1}{limit}",
-        f"--output={folder}/slurm_%A_%a.out", *after, "sbatch/grid.sbatch", str(folder),
-    ]  # fmt: skip
-
-
-def table_command(submission: Submission, earlier: Sequence[str]) -> list[str]:
-    """Return the command that writes the comparison, without GPUs, after the array job has ended in any way."""
-    folder = submission.folder
-    return [
-        "sbatch", "--parsable", f"--job-name=table-{folder.name}", f"--output={folder}/table_%j.out",
-        "--gpus-per-node=0", "--time=60", f"--dependency=afterany:{':'.join([*earlier, submission.array])}",
-        "sbatch/grid_table.sbatch", str(folder), submission.grid, "--experiments", submission.experiments,
-    ]  # fmt: skip
-
-
-def _sbatch(command: Sequence[str]) -> str:
-    """Submit a job; return its number. Raises ValueError with what sbatch said."""
-    return _run(command).partition(";")[0]  # a cluster's name may follow
+    These are a job that takes two steps of every cell, the array job, which waits until all cells have passed, and the
+    one that writes the table, without GPUs, when the array job has ended in whatever way."""
+    folder, after = submission.folder, []
+    script = ["sbatch/grid.sbatch", str(folder)]
+    if after_smoke:
+        options = [f"--array=0-{len(submission.smoke_jobs) - 1}", f"--output={folder}/smoke_%A_%a.out", "--time=30"]
+        smoke = send([f"--job-name=smoke-{folder.name}", *options], [*script, "--smoke"])
+        submission = replace(submission, smoke=smoke)
+        after = [f"--dependency=afterok:{smoke}", "--kill-on-invalid-dep=yes"]
+    tasks = f"--array=0-{len(submission.jobs) - 1}" + (f"%{max_running}" if max_running else "")
+    array = send([f"--job-name={folder.name}", tasks, f"--output={folder}/slurm_%A_%a.out", *after], script)
+    options = [f"--dependency=afterany:{':'.join([*earlier, array])}", "--gpus-per-node=0", "--time=60"]
+    table = send(
+        [f"--job-name=table-{folder.name}", f"--output={folder}/table_%j.out", *options],
+        ["sbatch/grid_table.sbatch", str(folder), submission.grid, "--experiments", submission.experiments],
+    )
+    return replace(submission, array=array, table=table)
 
 
 def _run(command: Sequence[str]) -> str:
@@ -177,7 +170,7 @@ def run_task(folder: Path, index: int, smoke: bool, launcher: Sequence[str]) -> 
         try_out(job, Path(submission.experiments), launcher)
         return
     state = run([job], Path(submission.experiments), submission.rerun_stale, launcher)[job]
-    if state.kind != "done":  # a task that was left to another process must not look done, either
+    if state.kind != "done":  # also if another process is training it
         raise RunError(f"{job.name}: {state.kind}, {state.detail}")
 
 
@@ -185,8 +178,8 @@ def run_task(folder: Path, index: int, smoke: bool, launcher: Sequence[str]) -> 
 
 
 @dataclass(frozen=True)
-class Task:
-    """What Slurm says of a task of an array."""
+class ArrayTask:
+    """A task of an array job, as Slurm reports it."""
 
     name: str  # 12_3
     state: str
@@ -200,10 +193,10 @@ class Task:
         return f"{self.name} {self.state} {self.reason}".rstrip()
 
 
-def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job, Task]:
-    """Return the task of the newest submission that trains a job's recipe, if Slurm still knows it.
+def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job, ArrayTask]:
+    """Return the task of the newest submission that trains each job's recipe, as far as Slurm still knows it.
 
-    If a failed smoke test has kept it from starting, its reason says so."""
+    If a failed smoke test has kept it from starting, the reason says so."""
     known = _tasks([each for each in submissions if each.array])
     tasks = {}
     for submission in submissions:
@@ -232,20 +225,20 @@ def is_of(entry: dict, job: Job) -> bool:
     return not changed_recipe(entry["recipe"], recipe) and is_same_data(entry["recipe"], recipe)
 
 
-def _tasks(submissions: Sequence[Submission]) -> dict[str, Task]:
-    """Return all tasks of these submissions that Slurm still knows, by name."""
+def _tasks(submissions: Sequence[Submission]) -> dict[str, ArrayTask]:
+    """Return all tasks of these submissions that Slurm still knows, by their name."""
     lines = _lines("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%F_%K|%T|%R")
-    known = {name: Task(name, state, reason) for name, state, reason in lines}
+    known = {name: ArrayTask(name, state, reason) for name, state, reason in lines}
     job_ids = [job_id for each in submissions for job_id in (each.smoke, each.array) if job_id]
     if not job_ids:
         return known
     # Ended tasks leave the queue after minutes; where there are accounts, they are kept there.
     lines = _lines("sacct", "-n", "-X", "-P", "-j", ",".join(job_ids), "-o", "JobID,State")
-    return {name: Task(name, state.partition(" ")[0]) for name, state in lines} | known  # CANCELLED by 1000
+    return {name: ArrayTask(name, state.partition(" ")[0]) for name, state in lines} | known  # CANCELLED by 1000
 
 
 def _lines(*command: str) -> list[list[str]]:
-    """Return what a Slurm command lists, split at its bars; nothing if there is no Slurm, or no accounting."""
+    """Return the fields, between bars, of what a Slurm command lists; nothing without Slurm, or without accounting."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

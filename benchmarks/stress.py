@@ -93,7 +93,7 @@ def digest(experiment: Path) -> str:
 
 def command(config: Path, experiment: Path, processes: int, overrides: Sequence[str]) -> list[str]:
     """Starts a run, or goes on with it."""
-    launcher = ["-m", "engine.launch", "--standalone", f"--nproc_per_node={processes}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return [
         sys.executable, *(launcher if processes > 1 else []), "-m", "detection.training", str(config),
         *overrides, "--experiment", str(experiment),

@@ -1,7 +1,7 @@
 """Train a Swin classifier on a folder of class folders, such as ImageNet, score it and record the experiment.
 
 python -m classification.training configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet
-python -m engine.launch --standalone --nproc_per_node=4 -m classification.training configs/SwinT_clf_300e_default.yaml
+torchrun --standalone --nproc_per_node=4 -m classification.training configs/SwinT_clf_300e_default.yaml
 python -m classification.training --resume experiments/experiment_3
 """
 

@@ -6,14 +6,10 @@ imports PyTorch.
 
 from typing import TYPE_CHECKING, Any
 
-from engine.signals import interrupt_imports_silently
-
 if TYPE_CHECKING:
     from detection.detector import Detections, Detector, load
 
 __all__ = ["Detections", "Detector", "load"]
-
-interrupt_imports_silently()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
     python -m detection.evaluate experiments/experiment_3
     python -m detection.evaluate experiments/experiment_3 eval.score_threshold=0.01,0.05 eval.nms_iou=0.45,0.5
-    python -m engine.launch --standalone --nproc_per_node=4 -m detection.evaluate EXPERIMENT --checkpoint best
+    torchrun --standalone --nproc_per_node=4 -m detection.evaluate EXPERIMENT --checkpoint best
 
 Several values for a threshold, separated by commas, mean every combination; the network runs once for all of
 them. The scores go to test.json in the experiment directory. A folder made by weights.publish will do for one: its

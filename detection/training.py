@@ -2,7 +2,7 @@
 
 python -m detection.training configs/quickstart.yaml
 python -m detection.training configs/detection_ssd_SwinT.yaml model.neck=fpn data.root=/datasets/coco
-python -m engine.launch --standalone --nproc_per_node=4 -m detection.training configs/detection_ssd_resnet50.yaml
+torchrun --standalone --nproc_per_node=4 -m detection.training configs/detection_ssd_resnet50.yaml
 python -m detection.training --resume experiments/experiment_3
 python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # starts or resumes there
 """

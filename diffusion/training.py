@@ -1,7 +1,7 @@
 """Train a class-conditional diffusion model, sample from it as it learns, and record the experiment.
 
 python -m diffusion.training configs/diffusion_mnist_small.yaml data.root=/datasets/mnist
-python -m engine.launch --standalone --nproc_per_node=4 -m diffusion.training configs/diffusion_unet_SwinT.yaml
+torchrun --standalone --nproc_per_node=4 -m diffusion.training configs/diffusion_unet_SwinT.yaml
 python -m diffusion.training --resume experiments/experiment_3
 """
 

@@ -1,4 +1,4 @@
-"""Parts of command lines that several commands share. Imports only what loads quickly, see engine/start.py."""
+"""Parts of command lines that several commands share; imports only what loads quickly (engine/start.py)."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from engine.text import did_you_mean, nearest
 
 
 def positive(text: str) -> int:
-    """A number from 1 up on a command line, for argparse."""
+    """Return a number from 1 up of a command line, for argparse."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 up")
     return int(text)
@@ -42,35 +42,32 @@ def parse_training(module: str, description: str, example: str, words: Sequence[
         prog=f"python -m {module}",
         description=f"{description} Each run becomes experiments/experiment_N.",
         epilog=f"example: python -m {module} {example}\n"
-        f"several GPUs: python -m engine.launch --standalone --nproc_per_node=4 -m {module} CONFIG ...",
+        f"several GPUs: torchrun --standalone --nproc_per_node=4 -m {module} CONFIG ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", nargs="?", help="YAML file, see configs/; with --resume the experiment's own")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config")
-    parser.add_argument("--resume", type=Path, metavar="EXPERIMENT", help="go on after its newest checkpoint")
-    parser.add_argument(
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", type=Path, metavar="EXPERIMENT", help="continue after its newest checkpoint")
+    start.add_argument(
         "--experiment", type=Path, metavar="DIRECTORY",
         help="an existing directory to train in, instead of the next free number; resumes if it has a checkpoint",
     )  # fmt: skip
-    parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
-    parser.add_argument(
+    start.add_argument(
         "--dry-run", action="store_true", help="take two steps, report seconds and memory, and make no experiment"
     )
+    parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
     arguments = parser.parse_intermixed_args(words)
     arguments.module = module
     if arguments.config and "=" in arguments.config:  # with --resume, overrides may come without a config
         arguments.overrides.insert(0, arguments.config)
         arguments.config = None
     if arguments.config and Path(arguments.config).is_dir():
-        parser.error(f"{arguments.config} is a folder; name a CONFIG, or go on with an experiment: --resume FOLDER")
-    if arguments.experiment and arguments.resume:
-        parser.error("--experiment resumes by itself if it can; leave out --resume")
+        parser.error(f"{arguments.config} is a folder; name a CONFIG, or continue an experiment: --resume FOLDER")
     if arguments.experiment and not arguments.experiment.is_dir():
         parser.error(f"--experiment {arguments.experiment}: no such directory")
     if not arguments.config and not arguments.resume:
         parser.error("name a CONFIG, or an experiment to --resume")
-    if arguments.dry_run and (arguments.resume or arguments.experiment):
-        parser.error("--dry-run begins from a CONFIG and makes no experiment; leave out --resume and --experiment")
     if arguments.resume:
         check_experiment(arguments.resume)
     # A requeued job reads its experiment's own config; what is wrong with an --experiment's goes to its log, too.

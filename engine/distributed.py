@@ -1,8 +1,8 @@
 """Processes that train together: start-up, who am I, and the few messages they exchange.
 
-The only module that communicates through torch.distributed. Under `torchrun` there is one process per GPU
-(NCCL), or several on the CPU (gloo); a plain `python -m ...` is a world of one, and every function here then
-does the obvious thing without a process group, so that the code that calls them is the same.
+The only module that communicates through torch.distributed. `torchrun`, or Slurm's `srun` (engine/ranks.py), starts one
+process per GPU (NCCL), or several on the CPU (gloo); a plain `python -m ...` is a world of one, and every function here
+then does the obvious thing without a process group, so that the code that calls them is the same.
 """
 
 import ctypes
@@ -10,27 +10,31 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from threading import Thread
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.ranks import LAUNCHER
-
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a rank that hangs
+CLAIM_SECONDS = 5  # how long is_first_failure waits for rank 0, which may hang
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: a signal to this process when its parent dies
+
+
+_store: dist.Store | None = None  # what all ranks of a run can read and write
 
 
 @contextmanager
 def process_group() -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did; yields this process's device.
+    """Join the processes that torchrun or srun started, if one did; yields this process's device.
 
     CUDA device LOCAL_RANK where there is one, else the CPU. Gloo carries CPU tensors and Python objects,
-    NCCL the CUDA tensors."""
-    _end_with_launcher()
+    NCCL the CUDA tensors. Raises ValueError if the processes cannot meet."""
+    global _store
+    _end_with_torchrun()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -43,30 +47,48 @@ def process_group() -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        _store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        dist.init_process_group(backend, store=_store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     except dist.DistNetworkError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(f"processes cannot meet at {place}: {str(error).splitlines()[0]}") from error
     yield device
     # Not after an error: other ranks may be waiting inside a collective, and so would this.
+    any_rank(False)  # leave together: srun --wait ends all ranks soon after the first, and rank 0 may still be writing
     dist.destroy_process_group()
 
 
-def tells_of_another_rank(error: Exception) -> bool:
-    """Whether it was raised here because another rank has died, or has hung for TIMEOUT."""
+def is_from_another_rank(error: Exception) -> bool:
+    """Return whether an error was raised here because another rank has died, or has hung for TIMEOUT."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)  # gloo's has no class of its own
 
 
-def _end_with_launcher() -> None:
+def is_first_failure() -> bool:
+    """Return whether this rank is the first that asks, so the one to report its error.
+
+    If rank 0 has ended, it or the launcher has reported that; if it hangs, nobody else may report it."""
+    answers: list[int] = []
+
+    def ask() -> None:
+        with suppress(dist.DistError):
+            answers.append(_store.add("failures", 1))
+
+    if _store is None:
+        return True
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(CLAIM_SECONDS)
+    return thread.is_alive() or answers == [1]
+
+
+def _end_with_torchrun() -> None:
     """Have SIGTERM, which saves, sent here when torchrun dies, as by a signal that it does not handle (SIGUSR1).
 
-    Without it the ranks would train on, with nobody to wait for them. Elsewhere than on Linux they do. A launcher
-    interrupted while it starts a rank is gone before that rank gets here."""
+    Without it the ranks would continue without a launcher. Does nothing elsewhere than on Linux."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def rank() -> int:

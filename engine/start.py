@@ -13,15 +13,15 @@ import argparse
 import contextlib
 import functools
 import io
+import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from engine.command import BAD_INPUT, RANK_0_FIRST_SECONDS, repair_streams, run_command
+from engine.command import BAD_INPUT, repair_streams, run_command
 from engine.compute.threads import fit_threads
-from engine.ranks import is_first
-from engine.signals import interrupts_silent
+from engine.ranks import is_first_on_node, read_slurm_step
+from engine.signals import interrupts
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +39,10 @@ def start(
 
     on_device: whether the command computes with torch, alone or as one of several ranks; if not, torch is not imported,
     and `main` gets None for the device. words: the command line without the program; None takes it from sys.argv."""
-    with interrupts_silent():
+    with interrupts(signal.SIG_DFL):
         repair_streams()
+        if on_device:
+            read_slurm_step()
         arguments = read_arguments(parse_arguments, sys.argv[1:] if words is None else words)
         fit_threads()
         if on_device:
@@ -49,16 +51,20 @@ def start(
 
 
 def read_arguments(parse_arguments: Parse, words: Sequence[str]) -> argparse.Namespace:
-    """Return the parsed command line, or leave with exit code 2 and one line; of several ranks only rank 0 prints."""
-    if is_first():
-        try:
-            return parse_arguments(words)
-        except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(BAD_INPUT)
+    """Return the parsed command line, or leave with exit code 2 and one line.
+
+    Of several processes the first on each machine does so. The others leave silently with 0: their command line has the
+    same mistake, and another exit code would have the launcher end the first before it prints."""
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.ExitStack() as quiet:
+            if not is_first_on_node():
+                quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
+                quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
             return parse_arguments(words)
     except (SystemExit, ValueError, OSError) as error:
-        time.sleep(RANK_0_FIRST_SECONDS)
-        sys.exit(error.code if isinstance(error, SystemExit) else BAD_INPUT)
+        if not is_first_on_node():
+            sys.exit(0)
+        if isinstance(error, SystemExit):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)

@@ -232,12 +232,12 @@ def _version(name: str) -> str | None:
 
 
 def _command() -> str:
-    """Return what was typed; torchrun starts its processes by a command of its own."""
+    """Return what was typed: torchrun starts its processes by a command of its own; srun starts the command itself."""
     arguments = sys.orig_argv[1:]
-    if "LOCAL_WORLD_SIZE" not in os.environ:
+    if "GROUP_WORLD_SIZE" not in os.environ:
         return " ".join(["python", *arguments])
     module = arguments[arguments.index("-m") :] if "-m" in arguments else arguments
-    nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
+    nodes = os.environ["GROUP_WORLD_SIZE"]
     launcher = ["torchrun", *([f"--nnodes={nodes}"] if nodes != "1" else [])]
     return " ".join([*launcher, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module])
 

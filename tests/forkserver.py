@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LAUNCHER = "WORKBENCH_LAUNCHER"  # of engine/ranks.py, which the clients do not import
 FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 PRELOADED = (
     "torch", "torch.distributed.run", "torchvision", "numpy", "PIL.Image", "pydantic", "yaml", "tqdm", "hotcoco",
@@ -115,8 +114,6 @@ def run_child(words: list[str], cwd: str, env: dict[str, str], ignored: list[int
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    if LAUNCHER in env:  # which it checks; the client ends with the real one
-        os.environ[LAUNCHER] = str(os.getppid())
     if "RANK" in env:
         Path("/proc/self/comm").write_text(f"rank{env['RANK']}")  # for tests that look for the rank's process
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
@@ -172,7 +169,7 @@ def run_words(words: list[str]) -> None:
 def main(words: list[str]) -> None:
     """Have the server run `python WORDS` on this process's streams, and end as it does."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_launcher()
+        end_with_torchrun()
     with connect() as connection:
         numbers = [signal.Signals[name] for name in FORWARDED]
         ignored = [number for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
@@ -197,13 +194,11 @@ def forward(number: int, connection: socket.socket) -> None:
         connection.send(bytes([number]))
 
 
-def end_with_launcher() -> None:
+def end_with_torchrun() -> None:
     """Get SIGTERM when torchrun dies, as the rank would if it were torchrun's child; see engine/distributed.py."""
     import ctypes
 
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
-        sys.exit(1)
 
 
 def connect() -> socket.socket:

@@ -6,10 +6,12 @@ The cluster has no GPUs but numbers of them: everything trains on the CPU, with 
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -37,6 +39,13 @@ model: {{backbone: ResNet18SlimBackbone_B, neck: none, input_size: 96}}
 optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_epochs: 1, schedule: cosine}}
 train:
   {{epochs: 2, batch_size: 2, precision: fp32, batch_norm: frozen, eval_every_epochs: 2, checkpoint_every_steps: 10}}
+"""
+CLASSIFIER = """
+data: {{root: {root}, workers: 0}}
+model: {{name: swin_slim, input_size: 32, drop_path_rate: 0.1}}
+augment: {{rand_augment: null, mixup: 0.0, cutmix: 0.0}}
+optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_epochs: 0, schedule: cosine}}
+train: {{epochs: 1, batch_size: 2, precision: fp32}}
 """
 DIFFUSION = """
 data: {{root: {root}, format: mnist, workers: 0}}
@@ -83,11 +92,11 @@ def call(*command: object, cwd: Path = ROOT) -> str:
     return done.stdout.strip()
 
 
-def until(condition: Callable[[], bool], seconds: float, told: Callable[[], str] = str) -> None:
+def until(condition: Callable[[], bool], seconds: float, describe: Callable[[], str] = str) -> None:
     """Wait for a condition."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"still waiting after {seconds} s\n{told()}"
+        assert time.monotonic() < end, f"still waiting after {seconds} s\n{describe()}"
         time.sleep(0.2)
 
 
@@ -176,13 +185,6 @@ def weights(experiment: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(list_checkpoints(experiment / "checkpoints")[-1])["model"]
 
 
-def assert_as_if_never_interrupted(experiment: Path, uninterrupted: Path) -> None:
-    ours, theirs = weights(experiment), weights(uninterrupted)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert [line["step"] for line in read_metrics(experiment)] == [STEPS, 2 * STEPS]
-    assert json.loads((experiment / "results.json").read_text())["steps"] == 2 * STEPS
-
-
 def to(cluster: Cluster) -> tuple[object, ...]:
     """Where a test keeps its experiments."""
     return "--experiments", cluster.folder
@@ -191,18 +193,6 @@ def to(cluster: Cluster) -> tuple[object, ...]:
 def at_step(experiment: Path, step: int) -> Callable[[], bool]:
     """Whether training has come to a checkpoint at or after this step."""
     return lambda: any(int(path.stem[5:]) >= step for path in list_checkpoints(experiment / "checkpoints"))
-
-
-def test_two_processes_on_a_node_train_as_one_does(cluster, config_path, first_step):
-    options = ("--gpus-per-node=2",)
-    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, "train.epochs=1", *to(cluster), options=options)
-    log = cluster.wait(job, "COMPLETED", "FAILED")
-    assert cluster.show(job, "ExitCode") == "0:0", log
-    assert "rank 1 on node1, cpu" in log
-    assert first_step_of(log)[:3] == pytest.approx(first_step[:3], rel=1e-5)
-    assert [path.name for path in cluster.folder.glob("experiment_*")] == ["experiment_1"]
-    assert len(read_environments(cluster.folder / "experiment_1")) == 1
-    assert f"- **Slurm jobs**: {job}\n" in (cluster.folder / "experiment_1/README.md").read_text()
 
 
 def test_two_nodes_train_as_one_process_does_and_a_job_may_be_sent_off_from_the_scripts_folder(
@@ -215,64 +205,27 @@ def test_two_nodes_train_as_one_process_does_and_a_job_may_be_sent_off_from_the_
     assert "rank 0 on node1, cpu\nrank 1 on node2, cpu" in log
     assert first_step_of(log)[:3] == pytest.approx(first_step[:3], rel=1e-5)
     assert first_step_of(log)[3] == pytest.approx(first_step[3], rel=1e-4)
-    assert read_environments(cluster.folder / "experiment_1")[0]["hosts"] == ["node1", "node2"]
+    assert [start["hosts"] for start in read_environments(cluster.folder / "experiment_1")] == [["node1", "node2"]]
     score = cluster.submit("sbatch/test_detection.sbatch", cluster.folder / "experiment_1", options=("--nodes=2",))
     cluster.wait(score, "COMPLETED")
     assert (cluster.folder / "experiment_1/test.json").exists()
 
 
-def test_a_diffusion_job_trains_on_two_processes(cluster, mnist_root):
-    config = cluster.folder / "digits.yaml"
-    config.write_text(DIFFUSION.format(root=mnist_root))
-    options = ("--gpus-per-node=2",)
-    job = cluster.submit("sbatch/train_diff_ddp.sbatch", config, *to(cluster), options=options)
-    log = cluster.wait(job, "COMPLETED", "FAILED")
-    assert cluster.show(job, "ExitCode") == "0:0", log
-    record = json.loads((cluster.folder / "experiment_1/results.json").read_text())
-    assert record["cost"]["processes"] == 2
-    assert f"- **Slurm jobs**: {job}\n" in (cluster.folder / "experiment_1/README.md").read_text()
-
-
-def test_a_requeued_job_goes_on_in_its_experiment(cluster, config_path, uninterrupted):
-    experiment = cluster.folder / "experiment_1"
-    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--nodes=2",))
-    until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
-    call("scontrol", "requeue", job)
-    log = cluster.wait(job, "COMPLETED", "FAILED")
-    assert cluster.show(job, "Restarts") == "1"
-    assert log.count("first step") == 1
-    assert "start 1, on node[1-2]" in log
-    assert "start 2, on node[1-2]" in log
-    assert int(re.search(r"resumed after step (\d+)", log)[1]) % STEPS
-    assert f"- **Slurm jobs**: {job} (2 starts)\n" in (experiment / "README.md").read_text()
-    assert not (cluster.folder / "experiment_2").exists()
-    assert_as_if_never_interrupted(experiment, uninterrupted)
-
-
-CLASSIFIER = """
-data: {{root: {root}, workers: 0}}
-model: {{name: swin_slim, input_size: 32, drop_path_rate: 0.1}}
-augment: {{rand_augment: null, mixup: 0.0, cutmix: 0.0}}
-optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_epochs: 0, schedule: cosine}}
-train: {{epochs: 1, batch_size: 2, precision: fp32}}
-"""
-
-
-def test_a_classifier_is_trained_on_every_process_that_is_granted(cluster, tmp_path):
+@pytest.mark.parametrize("script", ["train_clf_ddp", "train_diff_ddp"])
+def test_the_other_tasks_train_on_two_processes_too(cluster, tmp_path, mnist_root, script):
     for split, count in (("train", 4), ("val", 3)):
         for name, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
             (tmp_path / split / name).mkdir(parents=True)
             for number in range(count):
                 Image.new("RGB", (32, 32), colour).save(tmp_path / split / name / f"{number}.png")
-    (tmp_path / "config.yaml").write_text(CLASSIFIER.format(root=tmp_path))
-    job = cluster.submit(
-        "sbatch/train_clf_ddp.sbatch", tmp_path / "config.yaml", *to(cluster), options=("--gpus-per-node=2",)
-    )
+    config = CLASSIFIER.format(root=tmp_path) if "clf" in script else DIFFUSION.format(root=mnist_root)
+    (tmp_path / "config.yaml").write_text(config)
+    options = ("--gpus-per-node=2",)
+    job = cluster.submit(f"sbatch/{script}.sbatch", tmp_path / "config.yaml", *to(cluster), options=options)
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert cluster.show(job, "ExitCode") == "0:0", log
     assert "rank 1 on node1, cpu" in log
-    assert "global batch 4 (2 images x 2 processes x 1 accumulated)" in log
-    assert json.loads((cluster.folder / "experiment_1/results.json").read_text())["protocol"]["images"] == 6
+    assert json.loads((tmp_path / "experiment_1/results.json").read_text())["cost"]["processes"] == 2
 
 
 def preempt(cluster: Cluster) -> None:
@@ -283,43 +236,47 @@ def preempt(cluster: Cluster) -> None:
     cluster.wait(job, "COMPLETED")
 
 
-def test_a_warning_of_preemption_saves_the_very_step(cluster, config_path, uninterrupted):
-    experiment = cluster.folder / "experiment_1"
-    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--gpus-per-node=2",))
-    until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
-    preempt(cluster)
-    log = cluster.wait(job, "COMPLETED", "FAILED")
-    assert "stopped: SIGUSR1" in log
-    assert f"job {job}: requeued" in log
-    assert_as_if_never_interrupted(experiment, uninterrupted)
-
-
-def test_preemption_without_a_warning_saves_the_very_step_too(cluster, config_path, uninterrupted):
-    """Where Slurm sends no signal of the job's own choice, only its processes learn of it, and the script does not."""
-    script = cluster.folder / "train_det_ddp.sbatch"
-    lines = (ROOT / "sbatch/train_det_ddp.sbatch").read_text().splitlines(keepends=True)
-    script.write_text("".join(line for line in lines if "--signal" not in line))
-    experiment = cluster.folder / "experiment_1"
-    job = cluster.submit(script, config_path, *to(cluster), options=("--nodes=2",))
-    until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
-    preempt(cluster)
-    log = cluster.wait(job, "COMPLETED", "FAILED")
-    assert "stopped: SIGTERM" in log
-    assert f"job {job}: requeued" in log
-    assert_as_if_never_interrupted(experiment, uninterrupted)
-
-
-def test_a_job_killed_without_warning_goes_on_from_its_last_checkpoint(cluster, config_path, uninterrupted):
-    experiment = cluster.folder / "experiment_1"
-    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--nodes=2",))
-    until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
+def take_node_down() -> None:
     call("scontrol", "update", "nodename=node2", "state=down", "reason=test")
     # Refused if the node's own daemon has reported in the meantime, and so brought it back.
     subprocess.run(["scontrol", "update", "nodename=node2", "state=resume"], check=False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "evidence"),
+    [
+        ("requeued", "start 2, on node[1-2]"),
+        ("preempted", "stopped: SIGUSR1"),
+        ("preempted without warning", "stopped: SIGTERM"),
+        ("node down", "start 2, on node[1-2]"),
+    ],
+)
+def test_an_interrupted_job_continues_in_its_experiment_to_the_same_weights(
+    cluster, config_path, uninterrupted, fault, evidence
+):
+    experiment, script = cluster.folder / "experiment_1", cluster.folder / "train_det_ddp.sbatch"
+    text = (ROOT / "sbatch/train_det_ddp.sbatch").read_text()
+    # Without the signal of its own choice a job gets only SIGTERM.
+    script.write_text(text.replace("#SBATCH --signal", "# --signal") if "without" in fault else text)
+    job = cluster.submit(script, config_path, *to(cluster), options=("--nodes=2",))
+    until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
+    if fault == "requeued":
+        call("scontrol", "requeue", job)
+    elif fault == "node down":
+        take_node_down()
+    else:
+        preempt(cluster)
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert cluster.show(job, "Restarts") == "1"
-    assert "resumed after step" in log
-    assert_as_if_never_interrupted(experiment, uninterrupted)
+    assert log.count("first step") == 1
+    assert evidence in log
+    assert int(re.search(r"resumed after step (\d+)", log)[1]) % STEPS
+    assert f"- **Slurm jobs**: {job} (2 starts)\n" in (experiment / "README.md").read_text()
+    assert not (cluster.folder / "experiment_2").exists()
+    ours, theirs = weights(experiment), weights(uninterrupted)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [line["step"] for line in read_metrics(experiment)] == [STEPS, 2 * STEPS]
+    assert json.loads((experiment / "results.json").read_text())["steps"] == 2 * STEPS
 
 
 def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_path, monkeypatch):
@@ -331,13 +288,45 @@ def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_
     end = datetime.now() + timedelta(seconds=100)  # less than what --signal asks for
     call("scontrol", "update", f"JobId={job}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
     until(lambda: "resumed after step" in cluster.log(job), 600, lambda: cluster.describe(job))
-    assert "stopped: SIGUSR1" in cluster.log(job)
+    saved = int(re.search(r"stopped: SIGUSR1; step_(\d+)", cluster.log(job))[1])
+    until(at_step(experiment, saved + 1), 600, lambda: cluster.describe(job))
     assert cluster.show(job, "Restarts") == "1"
-    call("scancel", "--batch", "--signal=USR1", job)
+    call("scancel", "--signal=USR1", job)
     log = cluster.wait(job, "COMPLETED", "FAILED")
     assert cluster.show(job, "ExitCode") == "75:0"
-    assert f"error: job {job}: not requeued, for it was 1 times (MAX_RESTARTS)" in log
+    assert f"error: job {job}: not requeued: already requeued 1 times (MAX_RESTARTS)" in log
     assert log.count("stopped: SIGUSR1") == 2
+
+
+def test_an_error_is_reported_once_and_not_requeued(cluster, config_path):
+    arguments = (config_path, "model.neck=fnp", *to(cluster))
+    job = cluster.submit("sbatch/train_det_ddp.sbatch", *arguments, options=("--gpus-per-node=3",))
+    log = cluster.wait(job, "COMPLETED", "FAILED")
+    assert cluster.show(job, "ExitCode") == "2:0"
+    assert len(re.findall(r"^error.*fnp", log, re.MULTILINE)) == 1
+
+
+def test_a_process_that_dies_ends_the_job_within_30_seconds_and_it_is_not_requeued(cluster, config_path):
+    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--nodes=2",))
+    until(at_step(cluster.folder / "experiment_1", 10), 600, lambda: cluster.describe(job))
+    os.kill(rank_of_job(1), signal.SIGKILL)
+    log = cluster.wait(job, "COMPLETED", "FAILED", seconds=40)
+    assert cluster.show(job, "ExitCode") == "137:0"
+    assert "node2: task 1: Killed" in log
+    assert "a bug" not in log
+
+
+def rank_of_job(rank: int) -> int:
+    """The process of a rank: the oldest with its number, for its loader processes have the same."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if (
+                f"\0SLURM_PROCID={rank}\0" in (folder / "environ").read_text()
+                and b"detection.training" in (folder / "cmdline").read_bytes()
+            ):
+                found.append(int(folder.name))
+    return min(found)
 
 
 GRID = """
@@ -377,7 +366,6 @@ def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
     folder = grid_path.parent / "runs/slurm/grid_test-1"
     rehearsal = submit(grid_path, "--max-running", "2", "--dry-run")
     assert "--array=0-3%2" in rehearsal
-    assert "run python -m ablation.grid task" in rehearsal
     assert not folder.exists()
 
     told = submit(grid_path, "--max-running", "2")

@@ -95,7 +95,7 @@ def test_the_first_step_depends_only_on_the_global_batch(config_path, train, tmp
 
 def launch(*words: object, module: str, processes: int) -> None:
     """Start a command as several processes on the CPU, of one thread each, since sums depend on their number."""
-    launcher = ("-m", "engine.launch", "--standalone", f"--nproc_per_node={processes}", "-m", module)
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", module)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [os.environ["PYTHON_EXEC"], *launcher, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

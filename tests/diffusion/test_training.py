@@ -105,7 +105,7 @@ if __name__ == "__main__":
 def test_losses_and_samples_are_the_same_on_1_and_2_processes(experiment, tmp_path):
     script = tmp_path / "score.py"
     script.write_text(SCORE)
-    launcher = ("-m", "engine.launch", "--standalone", "--nproc_per_node=2")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     command = [os.environ["PYTHON_EXEC"], *launcher, str(script), str(experiment), str(tmp_path / "two.npz")]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """engine/start.py: commands answer before anything heavy is imported, and say what is wrong once."""
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from detection import export
 from detection.formats import FORMATS
 from diffusion import sample
 from diffusion.schedule import SAMPLERS
-from engine.ranks import is_first
 from engine.start import read_arguments
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,7 +27,6 @@ COMMANDS = {  # module: words of which something is wrong, and what the answer n
     "ablation.grid": (["status", "configs/grid_cco.yaml"], "configs/grid_coco.yaml"),
     "ablation.compare": (["experiments/published/experiment_1", "--columns", "gflop"], "gflops"),
     "engine.doctor": (["--nope"], "--nope"),
-    "engine.launch": (["--standalone", "-m", "detection.trainig"], "detection.training"),
     "weights": (["fech"], "fetch"),
     "weights.publish": (["experiments/published/experiment_1", "--license", "mitt"], "mit"),
     "train_clf_imagenet": (["--resume", "experiments/published/experimnt_1"], "experiments/published/experiment_1"),
@@ -87,13 +84,6 @@ def test_what_is_wrong_with_the_command_line_is_told_before_anything_heavy_is_im
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("module", COMMANDS)
-def test_every_command_runs_in_this_process(module, run_in_process):
-    assert (
-        run_in_process(importlib.import_module("weights.__main__" if module == "weights" else module), "--help")[0] == 0
-    )
-
-
 def test_modules_import_no_more_of_the_heavy_packages_than_they_need():
     nothing = ["ablation.cells", "ablation.slurm", "detection.shapes"]
     torch = ["training", "runs", "diffusion.task", "weights.model_card"]
@@ -124,13 +114,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys):
 
 
 @pytest.mark.parametrize("parse", [wrong, argparse.ArgumentParser().parse_args])
-def test_of_several_ranks_only_the_first_tells_what_is_wrong(parse, monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    assert not is_first()
+def test_only_the_first_rank_on_a_node_reports_a_mistake(parse, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit) as exit_:
         read_arguments(parse, ["--nope"])
-    assert exit_.value.code == 2
+    assert exit_.value.code == 0  # another code would have the launcher end the first before it reports
     assert capsys.readouterr() == ("", "")
 
 

@@ -1,6 +1,7 @@
 """What the tests of faults share: a tiny data set, and commands whose processes are all known."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -46,8 +47,13 @@ class Job:
 
     @property
     def text(self) -> str:
-        """What it has said so far, on both streams."""
+        """What it has printed so far, on both streams."""
         return self.log.read_text()
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of errors so far, without torchrun's report."""
+        return re.findall(r"^(?:python -m \S+: )?error(?: on rank \d+)?: .*", self.text, re.MULTILINE)
 
     def wait_for(self, what: Callable[[], object] | str, seconds: float = LIMIT_SECONDS) -> object:
         """Until `what` is true, or has been said; returns what it gave."""
@@ -134,17 +140,16 @@ def config_path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Iterator[Callable[..., Job]]:
-    """Starts `python WORDS`, by `launcher` where there is more than one process; kills what is left of it at the end.
+    """Starts `python WORDS`, by torchrun if there is more than one process; kills what is left of it at the end.
 
-    WORDS: as on a command line. launcher: engine.launch, or torchrun's module. python: where the start of Python
-    itself, or the death of a rank's parent, is the subject: sys.executable."""
+    WORDS: as on a command line. python: sys.executable where the start of Python itself is the subject."""
     jobs: list[Job] = []
     folder = tmp_path_factory.mktemp("jobs")
 
-    def start(*words: object, processes: int = 1, launcher: str = "engine.launch", python: str | None = None) -> Job:
-        start = ["-m", launcher, "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-        python = python or os.environ["PYTHON_EXEC"]
-        jobs.append(Job(python, [*start, *map(str, words)], folder / f"{len(jobs)}.log"))
+    def start(*words: object, processes: int = 1, python: str | None = None) -> Job:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        words = [*(torchrun if processes > 1 else []), *map(str, words)]
+        jobs.append(Job(python or os.environ["PYTHON_EXEC"], words, folder / f"{len(jobs)}.log"))
         return jobs[-1]
 
     yield start

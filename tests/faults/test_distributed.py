@@ -2,10 +2,8 @@
 
 import json
 import os
-import re
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -35,13 +33,6 @@ run_command(main)
 """
 
 
-LAUNCH = """
-from engine.launch import main, parse_arguments, start
-
-start(parse_arguments, main, on_device=False)
-"""
-
-
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
@@ -49,50 +40,36 @@ def write(path: Path, text: str) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def hung(start, tmp_path_factory) -> tuple:
-    """A job with a rank that hangs since the given time. It takes long to end: the other tests run meanwhile."""
+    """A job with a rank that has hung since the given time. It takes long to end: the other tests run meanwhile."""
     job = start(write(tmp_path_factory.mktemp("hung") / "meet.py", MEET), 10_000, processes=2)
     job.wait_for("met 3")
     os.kill(job.rank(1), signal.SIGSTOP)
     return job, time.monotonic()
 
 
-def test_a_rank_that_is_killed_in_mid_epoch_takes_the_job_with_it_before_a_collective_times_out(
-    start, config_path, tmp_path
-):
+def test_a_rank_that_is_killed_ends_the_job_before_a_collective_times_out(start, config_path, tmp_path):
     job = start("-m", "detection.training", config_path, "--experiment", tmp_path, processes=2)
     job.wait_for("first step")
     os.kill(job.rank(1), signal.SIGKILL)
     assert job.end(distributed.TIMEOUT.total_seconds() / 2) == 1
-    assert re.findall(r"^error.*", job.text, re.MULTILINE) == ["error: rank 1 was killed by SIGKILL; out of memory?"]
+    assert "another process of this run died" in "".join(job.errors)
+    assert "SIGKILL" in job.text  # in torchrun's report
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["model.neck=fnp"], "error: .*config.yaml: .*neck.*fnp.*"),
-        (["--nope"], ".*error: unrecognized arguments: --nope"),
-        (["data.root=/nowhere"], "error: /nowhere/.*"),
+        (["model.neck=fnp"], "fnp"),
+        (["--nope"], "--nope"),
+        (["data.root=/nowhere"], "/nowhere/"),
     ],
 )
-def test_what_is_wrong_for_all_ranks_is_said_once(start, config_path, tmp_path, words, error):
-    job = start("-m", "detection.training", config_path, "--experiments", tmp_path / "e", *words, processes=2)
-    assert job.end() == 2
-    assert re.fullmatch(error, *re.findall(r"^.*error.*$", job.text, re.MULTILINE))
-    assert "Traceback" not in job.text
+def test_an_error_of_all_ranks_is_reported_once(start, config_path, tmp_path, words, error):
+    job = start("-m", "detection.training", config_path, "--experiments", tmp_path / "e", *words, processes=3)
+    assert job.end() == 1
+    [line] = job.errors
+    assert error in line
     assert not (tmp_path / "e").exists()
-
-
-def test_a_port_in_use_is_named_in_one_line(start, tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        script = write(tmp_path / "launch.py", LAUNCH)
-        job = start(script, f"--master_port={port}", "--nproc_per_node=2", write(tmp_path / "meet.py", MEET), 3)
-        assert job.end() == 2
-    [line] = job.text.splitlines()
-    assert line.startswith("error: torchrun: ")
-    assert str(port) in line
 
 
 def test_a_loader_process_that_freezes_ends_the_run(start, config_path, tmp_path):
@@ -108,21 +85,14 @@ def test_a_loader_process_that_freezes_ends_the_run(start, config_path, tmp_path
     [worker] = job.children()
     os.kill(worker, signal.SIGSTOP)
     assert job.end() == 1
-    [line] = re.findall(r"^error.*", job.text, re.MULTILINE)
+    [line] = job.errors
     assert "Lower data.workers" in line
     assert "Traceback" not in job.text
 
 
-def test_jobs_side_by_side_do_not_get_into_each_others_way(start, tmp_path):
-    script = write(tmp_path / "meet.py", MEET)
-    jobs = [start(script, 3, processes=2) for _ in range(2)]
-    assert [job.end() for job in jobs] == [0, 0]
-    assert [job.text.count("met 2") for job in jobs] == [2, 2]
-
-
 @pytest.fixture(scope="module")
 def learned(start, config_path, tmp_path_factory) -> Path:
-    """An experiment that knows the seven images by heart on which it is scored."""
+    """An experiment that is scored on the seven images it was trained on."""
     root = tmp_path_factory.mktemp("seven")
     generate(root, num_train=7, num_val=7, image_size=96)
     same = "{images: images/train, annotations: annotations/instances_train.json}"
@@ -154,5 +124,5 @@ def test_a_rank_that_hangs_ends_the_job_after_the_timeout_and_the_30_seconds_tha
     job, began = hung
     assert job.end() == 1
     assert time.monotonic() - began > 20
-    assert "another process of this run has died or hangs" in job.text
+    assert "another process of this run died or hangs" in "".join(job.errors)
     assert "a bug" not in job.text

@@ -64,10 +64,10 @@ def test_a_number_that_is_not_finite_on_one_rank_stops_both_before_that_step(
     )  # fmt: skip
     assert job.end() == 1
     image_id = re.search(r"^poisoned (\d+)$", job.text, re.MULTILINE)[1]
-    told = re.findall(r"^error(.*): (step 5: loss or gradient is not finite; rank 1: .*)$", job.text, re.MULTILINE)
-    assert [rank for rank, _ in told] == [""]  # one line for all, said by rank 0
+    [line] = job.errors  # of whichever rank is first
+    assert "step 5: loss or gradient is not finite; rank 1: " in line
+    assert f"image ids [{image_id}]" in line
     assert not re.search(r"^weights ", job.text, re.MULTILINE)  # no rank has come through
-    assert all(f"image ids [{image_id}]; the weights are those before this step" in what for _, what in told)
     newest = list_checkpoints(tmp_path / "checkpoints")[-1]
     assert newest.name == "step_000000004.pt"
     assert_finite(load_checkpoint(newest))
@@ -77,22 +77,6 @@ def assert_finite(state: dict) -> None:
     """The weights and their moving average, in a checkpoint's state."""
     for weights in (state["model"], state["ema"]["weights"]):
         assert all(value.isfinite().all() for value in weights.values() if value.is_floating_point())
-
-
-def test_a_learning_rate_that_breaks_the_weights_ends_the_run_in_one_line_and_the_checkpoint_before_is_finite(
-    start, config_path, tmp_path
-):
-    job = start(
-        "-m", "detection.training", config_path, "--experiment", tmp_path, "data.workers=0", "optim.learning_rate=1e9",
-        "optim.warmup_epochs=0", "optim.clip_norm=null", "train.checkpoint_every_steps=1",
-    )  # fmt: skip
-    assert job.end() == 1
-    assert "Traceback" not in job.text
-    assert job.text.count("error") == 1
-    step = int(re.search(r"^error: step (\d+): .* image ids \[\d+\]", job.text, re.MULTILINE)[1])
-    state = load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1])
-    assert state["step"] == step - 1
-    assert_finite(state)
 
 
 def test_ranks_stay_in_step_through_batches_without_any_object(start, script, config_path, tmp_path):

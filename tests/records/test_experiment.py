@@ -108,6 +108,13 @@ def test_another_command_of_the_same_job_starts_a_new_experiment(begun, monkeypa
     assert requeued_experiment(begun) is None
 
 
+def test_the_command_counts_however_many_processes_run_it(begun, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "detection.training", "a.yaml"])
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert requeued_experiment(begun) == begun / "experiment_2"
+
+
 def test_a_job_goes_by_its_name_in_the_queue(job, monkeypatch):
     assert slurm_job()["job"] == "7"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")

@@ -22,7 +22,7 @@ def chosen(number: int) -> dict[str, str]:
         ({"LOCAL_WORLD_SIZE": "4"}, 8, PASSIVE | chosen(2)),
         ({"LOCAL_WORLD_SIZE": "16"}, 8, PASSIVE | chosen(1)),
         ({"SLURM_CPUS_PER_TASK": "3"}, 8, PASSIVE | chosen(3)),
-        ({"SLURM_CPUS_PER_TASK": "4", "LOCAL_WORLD_SIZE": "2"}, 8, PASSIVE | chosen(2)),
+        ({"SLURM_CPUS_PER_TASK": "4", "LOCAL_WORLD_SIZE": "2"}, 8, PASSIVE | chosen(4)),  # each rank is a task
         ({THREADS: "7"}, 2, PASSIVE),
         ({THREADS: "7", "LOCAL_WORLD_SIZE": "4"}, 2, PASSIVE),
         (chosen(7), 2, PASSIVE | chosen(2)),  # by the command that started this one

@@ -1,0 +1,73 @@
+"""engine/ranks.py: which processes of a Slurm job are ranks."""
+
+import os
+import subprocess
+
+import pytest
+
+from engine.ranks import read_slurm_step
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+STEP = {  # of task 3 of `srun --nodes=2 --ntasks=4`
+    "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+}  # fmt: skip
+BATCH = {"SLURM_JOB_ID": "12", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+@pytest.fixture
+def ranks_in(monkeypatch):
+    """Gives torchrun's variables as they are after `read_slurm_step` in an environment."""
+
+    def read(environment: dict[str, str]) -> dict[str, str]:
+        cleared = {key: value for key, value in os.environ.items() if key not in TORCHRUN and "SLURM" not in key}
+        monkeypatch.setattr("os.environ", cleared | environment)
+        read_slurm_step()
+        return {name: os.environ[name] for name in TORCHRUN if name in os.environ}
+
+    return read
+
+
+@pytest.fixture
+def scontrol(monkeypatch):
+    def run(command, **_):
+        assert command == ["scontrol", "show", "hostnames", "gpu[07-08]"]
+        return subprocess.CompletedProcess(command, 0, stdout="gpu07\ngpu08\n")
+
+    monkeypatch.setattr("subprocess.run", run)
+
+
+def test_a_task_of_a_step_is_a_rank(ranks_in, scontrol):
+    assert ranks_in(STEP) == {
+        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": "10121",
+    }  # fmt: skip
+
+
+def test_a_task_that_sees_its_own_gpu_only_takes_the_first(ranks_in, scontrol):
+    assert ranks_in(STEP | {"SLURM_GPUS_PER_TASK": "1"})["LOCAL_RANK"] == "0"
+
+
+def test_a_chosen_address_is_kept(ranks_in):
+    chosen = {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500"}
+    assert chosen.items() <= ranks_in(STEP | chosen).items()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, BATCH, BATCH | STEP | {"SLURM_STEP_NUM_TASKS": "1"}, STEP | {"SLURM_PTY_PORT": "40000"}],
+    ids=["no Slurm", "batch script", "srun of one task", "srun --pty"],
+)
+def test_other_processes_are_single(ranks_in, environment):
+    assert ranks_in(environment) == {}
+
+
+def test_ranks_of_torchrun_stay_as_they_are(ranks_in):
+    assert ranks_in(STEP | {"RANK": "0"}) == {"RANK": "0"}
+
+
+def test_a_node_without_scontrol_is_an_error_that_names_the_cure(ranks_in, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        ranks_in(STEP | {"PATH": ""})
+    assert exit_.value.code == 2
+    assert "MASTER_ADDR" in capsys.readouterr().err
