@@ -59,11 +59,11 @@ class Child:
         if self.progress:
             self.progress.bar.close()
         if asked_to_end or code in (STOPPED, INTERRUPTED, -signal.SIGINT):
-            end_status(self.experiment, "stopped", code, "")
+            code = end_status(self.experiment, "stopped", code, "")
         elif code < 0:
-            end_status(self.experiment, "killed", code, signal.Signals(-code).name)
+            code = end_status(self.experiment, "killed", code, signal.Signals(-code).name)
         elif code > 0:
-            end_status(self.experiment, "failed", code, f"exit code {code}: {self._last_words()}")
+            code = end_status(self.experiment, "failed", code, f"exit code {code}: {self._last_words()}")
         self.claim.close()
         return code
 

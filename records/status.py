@@ -75,11 +75,15 @@ def begin_status(experiment: Path) -> None:
     update_status(experiment, state="running", exit_code=None, reason="", **whose)
 
 
-def end_status(experiment: Path, state: Literal["stopped", "killed", "failed"], exit_code: int, reason: str) -> None:
-    """Say how a process ended that could not say so itself."""
+def end_status(experiment: Path, state: Literal["stopped", "killed", "failed"], exit_code: int, reason: str) -> int:
+    """Record how a run ended that could not do so itself; return the exit code that its status has now.
+
+    That of a run which did is its own, where a launcher such as torchrun has a different one."""
     status = _read(experiment)
-    if status is None or status.state == "running":
-        update_status(experiment, state=state, exit_code=exit_code, reason=reason)
+    if status and status.state != "running" and status.exit_code is not None:
+        return status.exit_code
+    update_status(experiment, state=state, exit_code=exit_code, reason=reason)
+    return exit_code
 
 
 def read_status(experiment: Path) -> Status | None:

@@ -412,7 +412,7 @@ def test_gpus_are_divided_among_the_runs_if_there_are_enough(monkeypatch):
     ("cores", "gibibytes", "gpus", "launcher", "expected"),
     [
         (5.5, 64, [], [], 5),
-        (5.5, 64, [], None, 1),
+        (5.5, 64, [], ["-m", "torch.distributed.run"], 1),
         (5.5, 7, [], [], 3),
         (0.5, 7, [], [], 1),
         (16, 64, ["0", "1"], [], 1),

@@ -72,7 +72,7 @@ def test_every_command_of_the_readme_is_tested_here():
 def test_help_is_printed_before_anything_heavy_is_imported(words):
     done = answer(*words, "--help")
     assert done.returncode == 0
-    assert done.stdout.startswith("usage: python ")
+    assert words[0].replace("train_clf_imagenet", "classification.") in done.stdout
 
 
 @pytest.mark.parametrize("module", COMMANDS)
