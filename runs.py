@@ -48,7 +48,7 @@ from records.experiment import (
 )
 from records.metrics import write_metrics
 from records.record import TaskRecord, write_record
-from records.status import at_work
+from records.status import at_work, begin_status
 from records.trackers import Trackers, check_installed
 from training import Evaluation, Task, Trainer, fit
 
@@ -81,6 +81,7 @@ def train(command: TrainCommand, arguments: argparse.Namespace, device: torch.de
             start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
             if distributed.is_main():
                 stack.enter_context(at_work(arguments.experiment))
+                begin_status(arguments.experiment)
         config = with_precision(read_config(arguments, command), device)
         resume = arguments.resume is not None
         if resume:
@@ -105,6 +106,7 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
     def begin() -> None:
         if distributed.is_main():
             sweep_temporaries(experiment)
+            begin_status(experiment)
             write_text(experiment / "config.yaml", dump_config(config))
             task.inputs.write(experiment)
             start = {"started_from": task.started_from, "config": config.model_dump(mode="json")}

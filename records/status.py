@@ -25,6 +25,7 @@ from engine.files import is_locked, locked, write_text
 from engine.logbook import progress_bar
 from records.experiment import slurm_job
 
+State = Literal["running", "done", "stopped", "failed", "killed"]  # stopped: asked to end, and saved
 STATUS = "status.json"
 RUN_LOCK, GRID_LOCK = "running.lock", "cell.lock"  # held by the run; by the grid that starts it
 STATUS_SECONDS = 1  # at least, between two writes of a run's progress
@@ -42,7 +43,7 @@ def _job() -> str | None:
 class Status:
     """What status.json says."""
 
-    state: Literal["running", "done", "stopped", "failed", "killed"]  # stopped: asked to end, and saved
+    state: State
     step: int | None = None  # optimizer steps taken
     total_steps: int | None = None
     epoch: int | None = None  # the one at work, from 1
@@ -75,14 +76,15 @@ def begin_status(experiment: Path) -> None:
     update_status(experiment, state="running", exit_code=None, reason="", **whose)
 
 
-def end_status(experiment: Path, state: Literal["stopped", "killed", "failed"], exit_code: int, reason: str) -> int:
-    """Record how a run ended that could not do so itself; return the exit code that its status has now.
+def end_status(experiment: Path, state: State, exit_code: int, reason: str) -> int:
+    """Record how a run ended that began and could not record it itself; return the exit code that its status has now.
 
-    That of a run which did is its own, where a launcher such as torchrun has a different one."""
+    A run that did has its own, where a launcher such as torchrun has a different one."""
     status = _read(experiment)
-    if status and status.state != "running" and status.exit_code is not None:
-        return status.exit_code
-    update_status(experiment, state=state, exit_code=exit_code, reason=reason)
+    if status and status.state != "running":
+        return exit_code if status.exit_code is None else status.exit_code
+    if status:
+        update_status(experiment, state=state, exit_code=exit_code, reason=reason)
     return exit_code
 
 
@@ -123,20 +125,24 @@ def _is_alive(status: Status, has_locks: bool) -> bool:
 
 @contextmanager
 def at_work(experiment: Path) -> Iterator[None]:
-    """Hold the experiment's lock inside and keep its status: running; at the end done, stopped or failed.
+    """Hold the experiment's lock inside; at the end say whether the run is done, was stopped or failed.
 
-    Raises ValueError if another process is at work in it."""
+    Only after `begin_status`: a start that is refused before leaves the status as it was.
+    Raises ValueError if another process is at work in the experiment."""
     busy = ValueError(f"{experiment}: another process is at work in it; wait for it, or stop it")
     with locked(experiment / RUN_LOCK, busy):
-        begin_status(experiment)
         try:
             yield
         except BaseException as error:
             code, reason, *_ = explain(error)
-            state = "stopped" if code in (STOPPED, INTERRUPTED) else "failed"
-            update_status(experiment, state=state, exit_code=code, reason=reason)
+            _end_own_status(experiment, "stopped" if code in (STOPPED, INTERRUPTED) else "failed", code, reason)
             raise
-        update_status(experiment, state="done", exit_code=0)
+        _end_own_status(experiment, "done", 0, "")
+
+
+def _end_own_status(experiment: Path, state: State, exit_code: int, reason: str) -> None:
+    if (status := _read(experiment)) and (status.host, status.pid) == (platform.node(), os.getpid()):
+        end_status(experiment, state, exit_code, reason)
 
 
 def training_bar(experiment: Path, step: int, steps_per_epoch: int, epochs: int, metric: str) -> tqdm:

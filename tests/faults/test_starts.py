@@ -54,7 +54,7 @@ def test_a_run_killed_at_any_moment_is_reported_as_killed_and_then_resumed(start
         (experiment / "train.log").exists,  # it reads its config and data
         lambda: step() > 3,
         lambda: list_checkpoints(experiment / "checkpoints"),
-        lambda: step() == 240,  # it is scored
+        (experiment / "checkpoints/step_000000240.pt").exists,  # it is scored
     ):
         job = start("-m", "ablation.grid", "run", grid.path, "--experiments", experiments, "--parallel", 1)
         job.wait_for(moment)

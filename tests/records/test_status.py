@@ -14,13 +14,14 @@ from engine.command import RunError
 from engine.files import locked
 from engine.signals import Stopped
 from records import status as module
-from records.status import GRID_LOCK, Status, at_work, read_status, training_bar, write_status
+from records.status import GRID_LOCK, Status, at_work, begin_status, read_status, training_bar, write_status
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = """
 import os, sys, time, pathlib
-from records.status import at_work
+from records.status import at_work, begin_status
 with at_work(pathlib.Path(sys.argv[1])):
+    begin_status(pathlib.Path(sys.argv[1]))
     child = os.fork()  # as a loader process
     if child:
         print(os.getpid(), child, flush=True)
@@ -78,6 +79,7 @@ def test_a_run_says_how_it_ended(tmp_path, raised, state, code, reason):
         if raised:
             stack.enter_context(pytest.raises(type(raised)))
         with at_work(tmp_path):
+            begin_status(tmp_path)
             if raised:
                 raise raised
     status = read_status(tmp_path)
@@ -85,9 +87,19 @@ def test_a_run_says_how_it_ended(tmp_path, raised, state, code, reason):
     assert (status.pid, status.host) == (os.getpid(), platform.node())
 
 
+@pytest.mark.parametrize("earlier", [Status("done", exit_code=0), Status("running", pid=2**22 + 1)])
+def test_a_start_that_is_refused_leaves_the_status_as_it_was(tmp_path, earlier):
+    write_status(tmp_path, earlier)
+    before = (tmp_path / "status.json").read_text()
+    with pytest.raises(ValueError, match="made on other data"), at_work(tmp_path):
+        raise ValueError("made on other data")
+    assert (tmp_path / "status.json").read_text() == before
+
+
 def test_a_run_says_how_far_it_is_and_a_later_start_remembers(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "STATUS_SECONDS", 0)
     with at_work(tmp_path):
+        begin_status(tmp_path)
         with training_bar(tmp_path, step=9, steps_per_epoch=10, epochs=3, metric="mAP") as bar:
             bar.update()
             assert read_status(tmp_path).epoch == 1  # its last step
