@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion.data import CHANNELS, read_split, to_unit
-from diffusion.task import DiffusionConfig, DiffusionTask, build_unet, fixed_noise, mean_square
+from diffusion.task import DiffusionConfig, DiffusionTask, build_unet, fixed_noise
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
 from engine.strict_yaml import ConfigError
@@ -66,11 +66,6 @@ def test_a_model_that_learned_nothing_has_the_reference_loss(config_path, object
     assert np.mean(losses) == pytest.approx(task.reference_losses["denoising"], rel=0.1)
 
 
-def test_mean_square_is_that_of_what_the_network_sees():
-    images = np.random.default_rng(0).integers(0, 256, (3, 5, 5), dtype=np.uint8)
-    assert mean_square(images) == pytest.approx(float(to_unit(torch.from_numpy(images)).square().mean()))
-
-
 # ---- evaluation ----------------------------------------------------------------------------------------------
 
 
@@ -88,22 +83,9 @@ def test_scores_and_samples_do_not_depend_on_what_was_drawn_before(task):
     assert np.array_equal(task.results.samples, first[1].samples)
 
 
-def test_an_image_is_mixed_with_the_same_noise_in_any_batch():
-    timesteps, noise = fixed_noise([3, 8, 5], 20, (1, 4, 4))
-    alone_timesteps, alone_noise = fixed_noise([8], 20, (1, 4, 4))
-    assert torch.equal(timesteps[1:2], alone_timesteps)
-    assert torch.equal(noise[1:2], alone_noise)
-
-
 def test_the_timesteps_of_the_images_are_spread_over_all_of_them():
     timesteps, _ = fixed_noise(list(range(200)), 20, (1, 1, 1))
     assert set(timesteps.tolist()) == set(range(20))
-
-
-def test_evaluation_leaves_the_model_in_training_mode(task):
-    task.model.train()
-    task.evaluate(task.model, CPU, lambda: None)
-    assert all(module.training for module in task.model.modules())
 
 
 def test_a_stop_is_heeded_between_batches(task):
@@ -112,12 +94,6 @@ def test_a_stop_is_heeded_between_batches(task):
 
     with pytest.raises(KeyboardInterrupt):
         task.evaluate(task.model, CPU, stop)
-
-
-def test_the_samples_of_an_epoch_are_drawn(task, tmp_path):
-    task.evaluate(task.model, CPU, lambda: None)
-    task.draw(tmp_path, 7)
-    assert (tmp_path / "samples/epoch_007.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ---- config --------------------------------------------------------------------------------------------------
@@ -132,20 +108,6 @@ def test_the_encoder_starts_from_a_classifiers_average(config_path, tmp_path):
     assert (kernel[:, :1] == 1.5).all()  # 0.5 of each colour
     assert not kernel[:, 1:].any()
     assert task.started_from.startswith("encoder started from")
-
-
-def test_weights_that_are_not_there_are_named_with_the_field(config_path):
-    with pytest.raises(ValueError, match=r"model\.weights '/gone/swin\.pth': no such file"):
-        make_task(config_path, "model.weights=/gone/swin.pth")
-
-
-def test_a_task_that_a_checkpoint_will_fill_needs_no_weights(config_path):
-    assert make_task(config_path, "model.weights=/gone/swin.pth", from_checkpoint=True).started_from is None
-
-
-def test_more_steps_than_there_are_are_refused_before_training(config_path):
-    with pytest.raises(ValueError, match=r"eval\.steps 50: expected at most the 20"):
-        make_task(config_path, "eval.steps=50")
 
 
 @pytest.mark.parametrize("field", ["model.name", "eval.sampler"])

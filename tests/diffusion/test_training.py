@@ -43,17 +43,6 @@ def test_a_run_leaves_its_whole_record(experiment):
     assert "![Samples, a row for each class](samples.png)" in (experiment / "README.md").read_text()
 
 
-def test_the_best_epoch_is_the_one_of_the_lowest_loss(experiment):
-    best = min(read_metrics(experiment), key=lambda line: line["val_loss"])
-    told = f"**Best epoch**: {best['epoch']} at val_loss {best['val_loss']:.4f}"
-    assert told in (experiment / "README.md").read_text()
-
-
-def test_the_readme_says_how_to_do_it_again(experiment):
-    again = f"**Again**: `python -m diffusion.training {experiment}/config.yaml`"
-    assert again in (experiment / "README.md").read_text()
-
-
 def test_images_in_colour_are_learned_and_shown_in_colour(coloured_experiment):
     record = json.loads((coloured_experiment / "results.json").read_text())
     assert [name for name, scores in record["per_class"].items() if scores["images"]] == ["cat", "truck"]

@@ -36,28 +36,20 @@ def one_image(folder, image, size, name="x.png", **options):
     ("mode", "name", "tolerance"),
     [
         ("L", "x.png", 0),
-        ("LA", "x.png", 0),
         ("RGBA", "x.png", 0),
         ("P", "x.png", 0),
         ("P", "x.gif", 0),
         ("CMYK", "x.jpg", 4),
         ("L", "x.jpg", 4),
-        ("1", "x.png", 0),
     ],
 )
 def test_every_kind_of_image_is_read_as_rgb(folder, mode, name, tolerance):
-    grey = 255 if mode == "1" else 100
+    grey = 100
     image = Image.new("RGB", (40, 30), (grey, grey, grey)).convert(mode, palette=Image.Palette.ADAPTIVE)
     pixels = read_image(one_image(folder, image, (40, 30), name), 0)
     assert pixels.shape == (30, 40, 3)
     assert pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - grey).max() <= tolerance
-
-
-def test_sixteen_bits_are_scaled_and_not_cut_off(folder):
-    ramp = np.arange(0, 60_000, 50, dtype=np.uint16).reshape(30, 40)
-    pixels = read_image(one_image(folder, Image.fromarray(ramp), (40, 30)), 0)
-    assert np.array_equal(pixels[..., 0], ramp // 256)
 
 
 GREY = np.arange(1200, dtype=np.uint8).reshape(30, 40) % 221  # 0 to 220
@@ -67,12 +59,9 @@ GREY = np.arange(1200, dtype=np.uint8).reshape(30, 40) % 221  # 0 to 220
     ("values", "name"),
     [
         ((GREY / 255).astype(np.float32), "fractions.tif"),
-        (GREY.astype(np.float32), "x.tif"),
         (GREY.astype(np.float32) * 256 + 128, "x.tif"),
-        (GREY.astype(np.int32), "x.tif"),
         (GREY.astype(np.int32) * 65536, "x.tif"),
         (GREY.astype(np.uint16), "8 bits in 16.png"),
-        (GREY.astype(np.uint16) * 16, "12 bits in 16.png"),
         (GREY.astype(np.uint16) * 64 + 5, "14 bits in 16.tif"),
         (GREY.astype(np.uint16) * 256, "16 bits.png"),
     ],
@@ -100,12 +89,6 @@ def test_deep_values_of_unknown_scale_are_refused_with_the_cure(folder, values):
         read_image(coco, 0)
 
 
-def test_swapped_width_and_height_are_called_so(folder):
-    coco = one_image(folder, Image.new("L", (30, 40)), (40, 30))
-    with pytest.raises(DatasetError, match=r"30 x 40 pixels, the annotation file says 40 x 30: .*swapped"):
-        read_image(coco, 0)
-
-
 def exif(orientation):
     data = Image.Exif()
     data[0x0112] = orientation
@@ -122,15 +105,6 @@ def test_an_image_is_turned_upright_when_the_file_gives_the_upright_size(folder)
     assert pixels[:, :20].mean() < 15
 
 
-def test_an_image_stays_as_stored_when_the_file_gives_that_size(folder):
-    stored = np.zeros((30, 40, 3), np.uint8)
-    stored[:8] = 255
-    coco = one_image(folder, Image.fromarray(stored), (40, 30), "x.jpg", exif=exif(6), quality=95)
-    pixels = read_image(coco, 0)
-    assert pixels.shape == (30, 40, 3)
-    assert pixels[:6].mean() > 240
-
-
 def test_another_size_than_recorded_is_refused_with_both(folder):
     coco = one_image(folder, Image.new("RGB", (40, 30)), (41, 30))
     with pytest.raises(DatasetError, match=r"x\.png: image id 5: 40 x 30 pixels, .* says 41 x 30"):
@@ -145,22 +119,6 @@ def test_a_file_that_is_no_image_is_refused_by_name(folder, data):
         read_image(coco, 0)
 
 
-def test_a_broken_image_is_told_with_the_command_that_finds_all(folder):
-    coco = one_image(folder, Image.new("RGB", (40, 30)), (40, 30))
-    (folder / "images/x.png").write_bytes(b"<html>")
-    with pytest.raises(DatasetError, match=r"; `python -m detection\.data check` lists all that is wrong$"):
-        read_image(coco, 0)
-
-
-def test_half_a_jpeg_is_refused_by_name(folder):
-    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    coco = one_image(folder, Image.fromarray(noise), (40, 30), "x.jpg")
-    path = folder / "images/x.jpg"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DatasetError, match=r"x\.jpg: image id 5: cannot be decoded"):
-        read_image(coco, 0)
-
-
 def test_a_part_of_half_a_jpeg_is_refused_too(folder):
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     coco = one_image(folder, Image.fromarray(noise), (40, 30), "x.jpg")
@@ -168,13 +126,6 @@ def test_a_part_of_half_a_jpeg_is_refused_too(folder):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DatasetError, match="cannot be decoded: image file is truncated"):
         decode_image(coco.file(0), (0, 0, 40, 10))
-
-
-def test_another_size_is_refused_before_a_pixel_is_decoded(folder, monkeypatch):
-    coco = one_image(folder, Image.new("RGB", (40, 30)), (4000, 3000))
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("decoded"))
-    with pytest.raises(DatasetError, match="40 x 30 pixels"):
-        read_image(coco, 0)
 
 
 def test_a_header_of_four_gigapixels_is_refused_before_a_pixel_is_decoded(folder, monkeypatch):
@@ -250,9 +201,8 @@ def test_a_sample_has_fractions_of_the_square_and_the_file_s_image_id(folder, co
 
 
 def test_crowds_are_no_targets(folder, content):
-    annotations = content
-    annotations["annotations"][2]["iscrowd"] = 1
-    sample = CocoDetection(read(folder, annotations), eval_transform(64))[0, 1]
+    content["annotations"][2]["iscrowd"] = 1
+    sample = CocoDetection(read(folder, content), eval_transform(64))[0, 1]
     assert sample["labels"].tolist() == [1]
 
 
@@ -275,22 +225,6 @@ def test_a_batch_has_the_samples_that_are_loaded_one_by_one(sample_root):
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_loading_leaves_the_random_state_alone(sample_root):
-    dataset = CocoDetection(sample_coco(sample_root), train_transform(AugmentConfig(), 64))
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    dataset[0, 0]
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_colours_depend_on_seed_epoch_and_index_only(sample_root):
-    coco, transform = sample_coco(sample_root), train_transform(AugmentConfig(), 64)
-    colours = [CocoDetection(coco, transform, seed)[epoch, 3]["colours"] for seed, epoch in ((1, 2), (1, 2), (1, 3))]
-    assert torch.equal(colours[0], colours[1])
-    assert not torch.equal(colours[0], colours[2])
-
-
 def test_the_cache_changes_pixels_only_where_a_jpeg_is_decoded_reduced(sample_root):
     coco, transform = sample_coco(sample_root), train_transform(AugmentConfig(), 32)
     plain, cached = CocoDetection(coco, transform), CocoDetection(coco, transform, cache_mib=100)
@@ -305,13 +239,6 @@ def test_the_cache_changes_pixels_only_where_a_jpeg_is_decoded_reduced(sample_ro
         reductions.add(view.reduction)
     assert len(reductions) > 1
     assert all(np.array_equal(cached.cached[i], read_image(coco, i)) for i in range(len(coco.images)))
-
-
-def test_the_cache_keeps_to_its_limit(sample_root):
-    coco = sample_coco(sample_root)
-    dataset = CocoDetection(coco, eval_transform(32), cache_mib=0.15)  # an image takes 48 KiB
-    assert len(dataset.cached) == 3
-    assert torch.equal(dataset[0, 3]["image"], CocoDetection(coco, eval_transform(32))[0, 3]["image"])
 
 
 @pytest.mark.parametrize("cache_mib", [0, 100])
@@ -352,13 +279,6 @@ def test_collate_pads_with_background():
     assert batch["image_ids"].tolist() == [12, 10, 11]
 
 
-def test_a_batch_has_a_row_of_colours_for_each_image(sample_root):
-    dataset = CocoDetection(sample_coco(sample_root), train_transform(AugmentConfig(), 32))
-    batch = collate([dataset[0, index] for index in range(3)])
-    assert batch["colours"].shape == (3, 8)
-    assert torch.equal(batch["colours"][1], dataset[0, 1]["colours"])
-
-
 def test_a_batch_without_objects_has_room_for_one():
     sample = {
         "image": torch.zeros(3, 4, 4, dtype=torch.uint8),
@@ -372,18 +292,6 @@ def test_a_batch_without_objects_has_room_for_one():
 
 
 # ---- real data ----------------------------------------------------------------------------------------------------
-
-
-def test_boxes_go_to_the_network_and_back_unchanged(shared_data):
-    root = shared_data / "coco80"
-    coco = read_coco(root / "annotations/instances_val.json", root / "images/val")
-    dataset = CocoDetection(coco, eval_transform(96))
-    for index in range(0, len(dataset), 10):
-        record, sample = coco.images[index], dataset[0, index]
-        boxes_xyxy, labels, is_crowd = coco.objects(index)
-        back = sample["boxes_xyxy"] * torch.tensor([record.width, record.height] * 2)
-        np.testing.assert_allclose(back, boxes_xyxy[~is_crowd], atol=0.01)
-        assert sample["labels"].tolist() == labels[~is_crowd].tolist()
 
 
 def test_real_photographs_survive_augmentation(shared_data):

@@ -6,7 +6,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert
 
-from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, BOXES_PER_CELL, default_boxes
+from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
 
 SSD300_GRIDS = [(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)]
 SWIN336_GRIDS = [(42, 42), (21, 21), (11, 11), (6, 6), (3, 3), (1, 1)]
@@ -25,25 +25,6 @@ def test_the_number_of_boxes_is_the_published_one(grid_sizes, count):
     assert default_boxes(grid_sizes, ANCHOR_SCALES["ssd"]).shape == (count, 4)
 
 
-def test_first_cell_by_hand():
-    # A cell of the 4x4 second level that is far from every edge: scale 0.2, next scale 0.375.
-    grids = [(1, 1), (4, 4), (1, 1), (1, 1), (1, 1), (1, 1)]
-    anchors_cxcywh = default_boxes(grids, ANCHOR_SCALES["ssd"])
-    row, column = 1, 2
-    first = BOXES_PER_CELL[0] + (row * 4 + column) * BOXES_PER_CELL[1]
-    between, two, three = math.sqrt(0.2 * 0.375), math.sqrt(2), math.sqrt(3)
-    sizes = [
-        (0.2, 0.2),
-        (between, between),
-        (0.2 * two, 0.2 / two),
-        (0.2 / two, 0.2 * two),
-        (0.2 * three, 0.2 / three),
-        (0.2 / three, 0.2 * three),
-    ]
-    expected = torch.tensor([[0.625, 0.375, width, height] for width, height in sizes])
-    torch.testing.assert_close(anchors_cxcywh[first : first + 6], expected)
-
-
 def test_a_box_across_the_edge_is_cut_there_by_hand():
     # The 1x1 last level: a lying box of scale 0.9, 1.27 wide and 0.64 high, cut to the image's full width.
     lying = default_boxes([(1, 1)] * 6, ANCHOR_SCALES["ssd"])[-2]
@@ -60,25 +41,6 @@ def test_boxes_equal_torchvisions_with_the_corners_clipped(grid_sizes, preset):
     anchors_xyxy = box_convert(default_boxes(grid_sizes, ANCHOR_SCALES[preset]), "cxcywh", "xyxy")
     expected = torchvision_default_boxes(grid_sizes, ANCHOR_SCALES[preset], clip=False).clamp(0, 1)
     torch.testing.assert_close(anchors_xyxy, expected, atol=1e-6, rtol=0)
-
-
-def test_boxes_inside_the_image_equal_torchvisions_own_clipping():
-    anchors_xyxy = box_convert(default_boxes(SSD300_GRIDS, ANCHOR_SCALES["ssd"]), "cxcywh", "xyxy")
-    theirs = torchvision_default_boxes(SSD300_GRIDS, ANCHOR_SCALES["ssd"], clip=True)
-    inside = ((theirs >= 0) & (theirs <= 1)).all(dim=1)
-    assert inside.sum() > 5000
-    assert not inside.all()
-    torch.testing.assert_close(anchors_xyxy[inside], theirs[inside], atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("preset", ANCHOR_SCALES)
-def test_every_box_lies_in_the_image_and_has_an_area(preset):
-    anchors_cxcywh = default_boxes(SWIN336_GRIDS, ANCHOR_SCALES[preset])
-    anchors_xyxy = box_convert(anchors_cxcywh, "cxcywh", "xyxy")
-    assert anchors_xyxy.min() >= -1e-6
-    assert anchors_xyxy.max() <= 1 + 1e-6
-    assert anchors_cxcywh[:, 2:].min() > 0.03
-    assert anchors_cxcywh.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("maps", "scales"), [(5, 7), (6, 6)])
