@@ -50,7 +50,6 @@ lint: $(VENV)/.installed-dev
 
 # On a CPU one thread is compared with one thread; a GPU needs its host's others to be fed.
 bench: setup
-	$(RUN) -m pip install --quiet --editable '.[bench,export]'
 	@for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(RUN) -m benchmarks.$$name || failed="$$failed $$name"; done; \
 		echo; $(RUN) -m benchmarks.comparison; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

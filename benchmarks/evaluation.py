@@ -1,15 +1,12 @@
-"""COCO evaluation as after each epoch of training, beside pycocotools and faster-coco-eval.
+"""COCO evaluation as after each epoch of training, beside pycocotools.
 
     python -m benchmarks.evaluation
 
 A drawn set of the size of COCO val2017: 5,000 images, 80 classes, some 37,000 objects, 100 detections in each image.
-From two JSON files to the twelve numbers, each contender in a process of its own, which gives its memory, too. In
-training the objects are read once, and the detections are in memory: that is the second row.
-
-Asked: 50 times pycocotools' speed, a quarter of its memory, the same twelve numbers to 1e-9. Takes 3 minutes.
+From two JSON files to the twelve numbers, which must be the same to 1e-9; each contender in a process of its own, which
+gives its memory, too. Takes 2 minutes.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -25,12 +22,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.comparison import Row, write_page
-from detection.coco.evaluation import GroundTruth, quick_scores
-from engine.command import RunError, run_command
+from benchmarks.comparison import Page, Row, run_benchmark
+from detection.coco.evaluation import quick_scores
+from engine.command import RunError
 
-IMAGES, CLASSES, DETECTIONS, WIDTH, HEIGHT = 5000, 80, 100, 640, 480
-ROUNDS = 3  # of the quick ones; pycocotools has one
+IMAGES, CLASSES, DETECTIONS = 5000, 80, 100
+PICTURE_SIZE = (640, 480)  # most of COCO's images
+ROUNDS = 3  # of ours; pycocotools has one
 TOLERANCE = 1e-9
 
 Evaluate = Callable[[str, str], list[float]]  # annotations, results -> the twelve numbers
@@ -44,58 +42,30 @@ class Outcome(NamedTuple):
     stats: list[float]
 
 
-# ---- the contenders ------------------------------------------------------------------------------------------------
-
-
 def by_pycocotools(annotations: str, results: str) -> list[float]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    ground_truth = COCO(annotations)
-    return summarize(COCOeval(ground_truth, ground_truth.loadRes(results), "bbox"))
-
-
-def by_faster_coco_eval(annotations: str, results: str) -> list[float]:
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    ground_truth = COCO(annotations)
-    return summarize(COCOeval_faster(ground_truth, ground_truth.loadRes(results), "bbox"))
-
-
-def summarize(evaluation) -> list[float]:
+    truth = COCO(annotations)
+    evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    return list(evaluation.stats[:12])
+    return list(evaluation.stats)
 
 
-def by_ours(annotations: str | GroundTruth, results: str | np.ndarray) -> list[float]:
+def by_ours(annotations: str, results: str) -> list[float]:
     return [-1 if score is None else score for score in quick_scores(annotations, results).values()]
 
 
 def run_alone(evaluate: Evaluate, annotations: str, results: str) -> Outcome:
-    """For a process that does nothing else."""
+    """Time and memory of a process that does nothing else (Linux)."""
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluate(*draw(Path(annotations).parent, images=5, name="warm"))  # its imports
-        return measure(evaluate, annotations, results)
-
-
-def run_in_training(annotations: str, results: str) -> Outcome:
-    """The second epoch and later ones."""
-    content = json.loads(Path(results).read_text())
-    table = np.array([(r["image_id"], *r["bbox"], r["score"], r["category_id"]) for r in content])
-    truth = GroundTruth(annotations)
-    with contextlib.redirect_stdout(io.StringIO()):
-        quick_scores(truth, table)
-        return measure(by_ours, truth, table)
-
-
-def measure(evaluate: Evaluate, *inputs: object) -> Outcome:
-    """Time and memory of this process, which has nothing else to do (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, started = memory_mib("VmRSS"), time.process_time()
-    stats = evaluate(*inputs)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, started = memory_mib("VmRSS"), time.process_time()
+        stats = evaluate(annotations, results)
     return Outcome(time.process_time() - started, memory_mib("VmHWM") - before, stats)
 
 
@@ -104,92 +74,85 @@ def memory_mib(name: str) -> float:
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-# ---- the set -------------------------------------------------------------------------------------------------------
-
-
 def draw(folder: Path, images: int, name: str) -> tuple[str, str]:
-    """Write annotations and results: half the detections lie near an object, most of them with its class."""
+    """Write annotations and results: half the detections are near an object, most of them with its class."""
     rng = np.random.default_rng(0)
     shares = 1 / np.arange(1, CLASSES + 1)
-    objects, found = [], []
-    for image_id in range(1, images + 1):
-        count = rng.poisson(7.3)
-        boxes, classes = draw_boxes(rng, count), rng.choice(CLASSES, count, p=shares / shares.sum()) + 1
-        for box, category_id in zip(boxes.tolist(), classes.tolist(), strict=True):
-            area, crowd = 0.6 * box[2] * box[3], int(rng.random() < 0.01)
-            objects.append(
-                record(image_id, category_id, box) | {"id": len(objects) + 1, "area": area, "iscrowd": crowd}
-            )
-        guesses, guessed = draw_boxes(rng, DETECTIONS), rng.integers(1, CLASSES + 1, DETECTIONS)
-        scores = rng.beta(1, 6, DETECTIONS)
-        if count:
-            chosen = rng.integers(0, count, DETECTIONS // 2)
-            near = boxes[chosen] + rng.normal(0, 0.1, (len(chosen), 4)) * np.tile(boxes[chosen, 2:], 2)
-            guesses[: len(chosen)] = near.clip(1)
-            guessed[: len(chosen)] = np.where(rng.random(len(chosen)) < 0.8, classes[chosen], guessed[: len(chosen)])
-            scores[: len(chosen)] = rng.beta(2, 3, len(chosen))
-        for box, category_id, score in zip(guesses.tolist(), guessed.tolist(), scores.tolist(), strict=True):
-            found.append(record(image_id, category_id, box) | {"score": round(score, 6)})
+    counts = 1 + rng.poisson(6.3, images)
+    total = counts.sum()
+    boxes, classes = draw_boxes(rng, total), rng.choice(CLASSES, total, p=shares / shares.sum()) + 1
+    area, is_crowd = 0.6 * boxes[:, 2] * boxes[:, 3], (rng.random(total) < 0.01) + 0
+    objects = records(np.repeat(np.arange(images), counts) + 1, classes, boxes, area=area, iscrowd=is_crowd)
+
+    of_image = np.repeat(np.arange(images), DETECTIONS)
+    guesses, guessed = draw_boxes(rng, len(of_image)), rng.integers(1, CLASSES + 1, len(of_image))
+    scores = rng.beta(1, 6, len(of_image))
+    half = of_image[::2]
+    chosen = counts.cumsum()[half] - 1 - rng.integers(0, counts[half])
+    noise = rng.normal(0, 0.1, (len(half), 4)) * np.tile(boxes[chosen, 2:], 2)
+    guesses[::2] = (boxes[chosen] + noise).clip(1)
+    guessed[::2] = np.where(rng.random(len(half)) < 0.8, classes[chosen], guessed[::2])
+    scores[::2] = rng.beta(2, 3, len(half))
+
     paths = folder / f"{name}.json", folder / f"{name}_results.json"
-    sizes = [{"id": i, "file_name": f"{i}.jpg", "width": WIDTH, "height": HEIGHT} for i in range(1, images + 1)]
-    names = [{"id": i, "name": f"class {i}"} for i in range(1, CLASSES + 1)]
-    paths[0].write_text(json.dumps({"images": sizes, "categories": names, "annotations": objects}))
-    paths[1].write_text(json.dumps(found))
+    write_coco(paths[0], objects, [f"{image_id}.jpg" for image_id in range(1, images + 1)])
+    paths[1].write_text(json.dumps(records(of_image + 1, guessed, guesses, score=scores.round(6))))
     return str(paths[0]), str(paths[1])
+
+
+def write_coco(path: Path, objects: list[dict], file_names: list[str]) -> None:
+    """Write objects, numbered here, of images with the ids 1, 2, ..., as an annotation file."""
+    width, height = PICTURE_SIZE
+    content = {
+        "images": [
+            {"id": number, "file_name": name, "width": width, "height": height}
+            for number, name in enumerate(file_names, start=1)
+        ],
+        "categories": [{"id": number, "name": f"class {number}"} for number in range(1, CLASSES + 1)],
+        "annotations": [record | {"id": number} for number, record in enumerate(objects, start=1)],
+    }
+    path.write_text(json.dumps(content))
 
 
 def draw_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     """(count, 4) x, y, width, height in pixels."""
     sides = np.exp(rng.normal(4, 0.9, (count, 2))).clip(4, 400)
-    return np.hstack([rng.uniform(0, 1, (count, 2)) * ((WIDTH, HEIGHT) - sides), sides])
+    return np.hstack([rng.uniform(0, 1, (count, 2)) * (PICTURE_SIZE - sides), sides])
 
 
-def record(image_id: int, category_id: int, box: list[float]) -> dict:
-    return {"image_id": image_id, "category_id": category_id, "bbox": [round(value, 3) for value in box]}
+def records(image_ids: np.ndarray, category_ids: np.ndarray, boxes: np.ndarray, **further: np.ndarray) -> list[dict]:
+    """Return a record for each box, as the COCO format has them."""
+    columns = {"image_id": image_ids, "category_id": category_ids, "bbox": boxes.round(3)} | further
+    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-# ---- the comparison ------------------------------------------------------------------------------------------------
+def measure(device: torch.device) -> Page:
+    """Compare. Raises RunError if the numbers differ from pycocotools'."""
 
+    def alone(evaluate: Evaluate) -> Outcome:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(run_alone, evaluate, *paths).result()
 
-def main(device: torch.device) -> None:
-    """Compare, and write the page. Raises RunError if the numbers differ from pycocotools'."""
-    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()  # --help measures nothing
     with TemporaryDirectory() as name:
         paths = draw(Path(name), IMAGES, "set")
-
-        def alone(run: Callable, *arguments: object) -> Outcome:
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                return pool.submit(run, *arguments, *paths).result()
-
-        pycocotools = alone(run_alone, by_pycocotools)
-        turns = [
-            (alone(run_alone, by_faster_coco_eval), alone(run_alone, by_ours), alone(run_in_training))
-            for _ in range(ROUNDS)
-        ]
-    faster, ours, training = (min(outcomes) for outcomes in zip(*turns, strict=True))
-    for found in (ours, training):
-        worst = np.abs(np.subtract(found.stats, pycocotools.stats)).max()
-        if worst > TOLERANCE:
-            raise RunError(f"the twelve numbers differ from pycocotools' by up to {worst}")
+        theirs, ours = alone(by_pycocotools), min(alone(by_ours) for _ in range(ROUNDS))
+    worst = np.abs(np.subtract(ours.stats, theirs.stats)).max()
+    if worst > TOLERANCE:
+        raise RunError(f"the twelve numbers differ from pycocotools' by up to {worst}")
     rows = [
-        Row("JSON to the 12 numbers", "pycocotools", pycocotools.seconds, ours.seconds, "s", 50),
-        Row("the same in training, objects known", "pycocotools", pycocotools.seconds, training.seconds, "s"),
-        Row("peak memory of the first", "pycocotools", pycocotools.mib, ours.mib, "MiB", 4),
-        Row("JSON to the 12 numbers", "faster-coco-eval", faster.seconds, ours.seconds, "s"),
+        Row("JSON to the 12 numbers", "pycocotools", theirs.seconds, ours.seconds, "s", 50),
+        Row("peak memory of the same", "pycocotools", theirs.mib, ours.mib, "MiB", 4),
     ]
-    write_page(
-        __file__,
-        f"""# COCO evaluation
+    text = f"""# COCO evaluation
 
 {IMAGES:,} drawn images, {DETECTIONS} detections in each; process time, memory beyond the imports. The twelve numbers \
 are pycocotools' to {TOLERANCE:g}.
 
 {{rows}}
-""",
-        rows,
-        device,
-    )
+"""
+    return Page(text, rows)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_benchmark(measure)

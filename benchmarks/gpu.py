@@ -3,10 +3,10 @@
     python -m benchmarks.gpu [--seconds 570]
 
 Training is a whole step: colours, forward, matching, losses, backward, clipping, update. Inference is forward and
-post-processing. Both repeat one batch that is in the device's memory, in bf16, convnets in channels_last, eager and
-compiled. "From files" feeds the same step from JPEG files of COCO's size, one loader process per CPU core. An untrained
-detector finds nothing or everything, so post-processing is timed on the drawn outputs of benchmarks.postprocess
-("trained"), torchvision's as well. torchvision runs in fp32, as it comes.
+post-processing, the latter of the drawn outputs of benchmarks.postprocess ("trained"), because an untrained detector
+finds nothing or everything. Both repeat one batch that is in the device's memory, in bf16, convnets in channels_last,
+eager and compiled. "From files" feeds the same step from JPEG files of COCO's size, one loader process per CPU core.
+torchvision runs in fp32, as it comes.
 
 Asked: 1,500 images/s for ResNet50Backbone_B and 1,400 for SwinTBackbone_B in training, on one H200.
 
@@ -14,9 +14,7 @@ The page is written again after every figure, the most important figures first, 
 has. Without a GPU this is a smoke test: slim backbones, single steps, no page.
 """
 
-import argparse
 import gc
-import json
 import os
 import sys
 import tempfile
@@ -31,24 +29,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.benchmark import Timer
 from torchvision.models.detection import ssd300_vgg16
-from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/gpu.py`
-
-from benchmarks.comparison import Row, table, write_page
-from benchmarks.postprocess import ANCHORS, NUM_CLASSES, draw
-from benchmarks.training_step import first_batch, make_run, torchvision_step
+from benchmarks.comparison import Page, Row, run_benchmark, table, write_page
+from benchmarks.evaluation import PICTURE_SIZE, draw_boxes, records, write_coco
+from benchmarks.peers import ANCHORS, NUM_CLASSES
+from benchmarks.postprocess import draw
+from benchmarks.training_step import first_batch, make_run
 from data import normalize_images
 from detection.network.postprocess import PostprocessConfig, postprocess
-from engine.command import RunError, run_command
-from engine.compute.cost import peak_memory_mib
+from engine.command import RunError
 from engine.compute.precision import autocast
+from engine.optim import build_optimizer
+from training import Trainer
 
-PICTURE_SIZE = (640, 480)  # most of COCO's images
-MEAN_OBJECTS = 7.3  # per image of COCO
 NECKS = ("fpn", "pan", "dense_fpn")
 SECONDS_PER_FIGURE = 60  # what a figure is assumed to need before one was measured
 UNSTEADY_BATCHES = 48  # not timed: the first ones from files are prefetched
@@ -62,9 +58,7 @@ class Plan(NamedTuple):
     train_batch: int
     eval_batch: int
     steps: int
-    files: int  # different JPEGs
     batches: int  # from files, in an epoch
-    workers: int
     modes: tuple[str, ...]
 
 
@@ -74,12 +68,11 @@ PUBLISHED = Plan(
         "ResNet50Backbone_A", "SwinTBackbone_A",
         *(f"{backbone} x {neck}" for neck in NECKS for backbone in ("ResNet50Backbone_B", "SwinTBackbone_B")),
     ),
-    train_batch=128, eval_batch=64, steps=60, files=128, batches=128, workers=os.cpu_count() or 1,
-    modes=("eager", "compiled"),
+    train_batch=128, eval_batch=64, steps=60, batches=128, modes=("eager", "compiled"),
 )  # fmt: skip
 SMOKE = Plan(
-    {"ResNet18SlimBackbone_B": 1500, "SwinSlimBackbone_B": 1400}, (), train_batch=2, eval_batch=2, steps=1, files=4,
-    batches=4, workers=1, modes=("eager",),
+    {"ResNet18SlimBackbone_B": 1500, "SwinSlimBackbone_B": 1400}, (), train_batch=2, eval_batch=2, steps=1,
+    batches=4, modes=("eager",),
 )  # fmt: skip
 
 
@@ -90,8 +83,7 @@ class Bench:
         self.plan, self.root, self.device = plan, root, device
         self.deadline = time.monotonic() + seconds
         self.figures: dict[str, float] = {}
-        self.failed: dict[str, str] = {}
-        self.missing: list[str] = []
+        self.failed: dict[str, str] = {}  # name to why
 
     def measurements(self) -> Iterable[tuple[str, Callable[[], float]]]:
         """Every figure's name and measurement, the most important first."""
@@ -100,10 +92,9 @@ class Bench:
         yield "ssd300_vgg16, training", self.peer_training
         yield from self.of_cells(self.from_files, asked, ("eager",))
         yield from self.of_cells(self.inference, asked, ("eager",))
-        yield "ssd300_vgg16, inference", self.peer_inference
-        for cells, modes in ((self.plan.others, ("eager",)), (self.plan.others, self.plan.modes[1:])):
-            yield from self.of_cells(self.training, cells, modes)
-            yield from self.of_cells(self.inference, cells, modes)
+        for modes in (("eager",), self.plan.modes[1:]):
+            yield from self.of_cells(self.training, self.plan.others, modes)
+            yield from self.of_cells(self.inference, self.plan.others, modes)
 
     def of_cells(self, measure: Callable, cells: Iterable[str], modes: Iterable[str]) -> Iterable:
         use = measure.__name__.replace("_", " ")
@@ -115,10 +106,10 @@ class Bench:
         """Measure as many figures as there is time for."""
         longest = 0.0
         for name, measure in self.measurements():
-            if self.deadline - time.monotonic() < (longest or SECONDS_PER_FIGURE):
-                self.missing.append(name)
-                continue
             started = time.monotonic()
+            if self.deadline - started < (longest or SECONDS_PER_FIGURE):
+                self.failed[name] = "no time left"
+                continue
             try:
                 self.figures[name] = measure()
             except Exception as error:  # the others may still be measured
@@ -130,7 +121,8 @@ class Bench:
                 torch.cuda.empty_cache()
             longest = max(longest, time.monotonic() - started)
             print(f"{name}: {self.failed.get(name, 'done')}, {time.monotonic() - started:.0f} s", file=sys.stderr)
-            self.write()
+            if self.device.type == "cuda":
+                write_page(__file__, self.page(), self.device)
 
     def rate(self, step: Callable[[], object], images: int) -> float:
         """Images/s of a step. The timer waits for the device."""
@@ -139,7 +131,7 @@ class Bench:
             timer.timeit(5)
         return images / timer.timeit(self.plan.steps).median
 
-    def run(self, cell: str, mode: str, workers: int = 0):
+    def run(self, cell: str, mode: str, workers: int = 0) -> Trainer:
         """Return a run of a cell on the drawn set."""
         backbone, _, neck = cell.partition(" x ")
         return make_run(
@@ -152,13 +144,10 @@ class Bench:
         batch = first_batch(run)
         rate = self.rate(lambda: run.train_step([batch]), self.plan.train_batch)
         run.finite.check()
-        self.figures[f"{cell}, GiB, {mode}"] = peak_memory_mib(self.device) / 1024
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
         return rate
 
     def from_files(self, cell: str, mode: str) -> float:
-        run = self.run(cell, mode, workers=self.plan.workers)
+        run = self.run(cell, mode, workers=os.cpu_count() or 1)
         batches = iter(run.loader)
         for batch in islice(batches, min(UNSTEADY_BATCHES, self.plan.batches // 2)):
             run.train_step([batch])
@@ -175,7 +164,9 @@ class Bench:
         forward = torch.compile(model) if mode == "compiled" else model
         images = first_batch(run)["images"]
         images = images.repeat(-(-size // len(images)), 1, 1, 1)[:size]
-        drawn, anchors = self.drawn_outputs(), ANCHORS.to(self.device)
+        outputs_of = [draw("trained", seed % 8) for seed in range(size)]
+        drawn = [torch.cat(outputs).to(self.device) for outputs in zip(*outputs_of, strict=True)]
+        anchors = ANCHORS.to(self.device)
 
         @torch.inference_mode()
         def step() -> None:
@@ -186,88 +177,51 @@ class Bench:
 
         return self.rate(step, size)
 
-    def vgg(self) -> TorchvisionSSD:
-        return ssd300_vgg16(weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1)
-
     def peer_training(self) -> float:
         run = self.run(next(iter(self.plan.asked)), "eager")
-        step = torchvision_step(self.vgg(), first_batch(run), run.task.config.optim, self.device)
-        return self.rate(step, self.plan.train_batch)
+        batch = first_batch(run)
+        model = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1).to(self.device).train()
+        images = list((batch["images"] / 255).unbind())
+        optimizer = build_optimizer(model, run.task.config.optim, len(images))
+        pairs = zip(batch["boxes_xyxy"] * images[0].shape[-1], batch["labels"], strict=True)
+        targets = [{"boxes": boxes[labels > 0], "labels": labels[labels > 0]} for boxes, labels in pairs]
 
-    def peer_inference(self) -> float:
-        model = self.vgg().to(self.device).eval()
-        model.score_thresh = PostprocessConfig().score_threshold
-        model.head = _HeadOfATrained(model.head, *self.drawn_outputs())
-        images = list(torch.rand(self.plan.eval_batch, 3, 300, 300, device=self.device).unbind())
-        return self.rate(torch.inference_mode()(lambda: model(images)), self.plan.eval_batch)
+        def step() -> None:
+            losses = model(images, targets)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            clip_grad_norm_(model.parameters(), run.task.config.optim.clip_norm)
+            optimizer.step()
 
-    def drawn_outputs(self) -> tuple[Tensor, Tensor]:
-        """Return box_deltas (B, A, 4) and class_logits (B, A, 81) like a trained detector's: eight images, repeated."""
-        images = [draw("trained", seed % 8) for seed in range(self.plan.eval_batch)]
-        box_deltas, class_logits = (torch.cat(outputs).to(self.device) for outputs in zip(*images, strict=True))
-        return box_deltas, class_logits
+        return self.rate(step, len(images))
 
-    # ---- the page --------------------------------------------------------------------------------------------------
-
-    def rows(self) -> list[Row]:
-        """Return what is asked, and the peers."""
+    def page(self) -> Page:
+        """Return what was measured, as far as it goes."""
         figures, rows = self.figures, []
         for cell, asked in self.plan.asked.items():
             best = max(figures.get(f"{cell}, training, {mode}", 0) for mode in self.plan.modes)
             if best:
                 rows.append(Row(f"{cell}, training", "asked", asked, best, "images/s", 1.0))
-            for use in ("training", "inference"):
-                ours, theirs = figures.get(f"{cell}, {use}, eager"), figures.get(f"ssd300_vgg16, {use}")
-                if ours and theirs:
-                    rows.append(Row(f"{cell}, {use}, eager", "ssd300_vgg16, fp32", theirs, ours, "images/s"))
-        return rows
-
-    def text(self) -> str:
-        """Return the page, with "{rows}" where the first table goes."""
+            ours, theirs = figures.get(f"{cell}, training, eager"), figures.get("ssd300_vgg16, training")
+            if ours and theirs:
+                rows.append(Row(f"{cell}, training, eager", "ssd300_vgg16, fp32", theirs, ours, "images/s"))
         columns = [f"{use}, {mode}" for use in ("training", "inference") for mode in self.plan.modes]
-        columns += ["from files, eager", *(f"GiB, {mode}" for mode in self.plan.modes)]
+        columns.append("from files, eager")
         lines = [f"| cell | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
         for cell in (*self.plan.asked, *self.plan.others):
-            values = [self.figures.get(f"{cell}, {column}") for column in columns]
+            values = [figures.get(f"{cell}, {column}") for column in columns]
             lines.append(f"| {cell} | {' | '.join('' if v is None else f'{v:,.4g}' for v in values)} |")
-        missing = [f"- {name}: no time left" for name in self.missing]
-        missing += [f"- {name}: {why}" for name, why in self.failed.items()]
-        return f"""# One GPU
+        text = f"""# One GPU
 
 bf16; training in batches of {self.plan.train_batch}, inference in batches of {self.plan.eval_batch}; images/s.
 
 {{rows}}
 
-## The cells
-
-Images/s, and the memory that training needs. From files: {self.plan.workers} loader processes.
+From files: {os.cpu_count()} loader processes.
 
 {chr(10).join(lines)}
-
-## Not measured
-
-{chr(10).join(missing) or "Nothing is missing."}
 """
-
-    def write(self) -> None:
-        if self.device.type == "cuda":
-            write_page(__file__, self.text(), self.rows(), self.device)
-        else:
-            print("Smoke test on a CPU: NO FIGURE BELOW IS A MEASUREMENT, and no page is written.\n")
-            print(self.text().format(rows=table(self.rows())))
-
-
-class _HeadOfATrained(nn.Module):
-    """Do a head's work, and return drawn outputs instead, as a trained detector would."""
-
-    def __init__(self, head: nn.Module, box_deltas: Tensor, class_logits: Tensor) -> None:
-        super().__init__()
-        self.head = head
-        self.outputs = {"bbox_regression": box_deltas, "cls_logits": class_logits}
-
-    def forward(self, maps: list[Tensor]) -> dict[str, Tensor]:
-        self.head(maps)
-        return self.outputs
+        return Page(text, rows, [f"{name}: {why}" for name, why in self.failed.items()])
 
 
 def draw_set(root: Path, files: int, images: int) -> None:
@@ -285,37 +239,29 @@ def draw_set(root: Path, files: int, images: int) -> None:
             picture += 150 / cells**0.5 * F.interpolate(noise, (height, width), mode="bilinear")
         pixels = picture[0].permute(1, 2, 0).clamp(0, 255).byte().numpy()
         Image.fromarray(pixels).save(root / f"images/train/{number}.jpg", quality=95)
-    annotations = []
-    for image in range(images):
-        for _ in range(rng.poisson(MEAN_OBJECTS)):
-            extent = PICTURE_SIZE * np.exp(rng.normal(-1.7, 0.8, 2)).clip(0.02, 0.95)
-            bbox = np.round([*((PICTURE_SIZE - extent) * rng.random(2)), *extent], 2).tolist()
-            category = int(rng.integers(NUM_CLASSES)) + 1
-            annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": category, "bbox": bbox})
-    content = {
-        "images": [
-            {"id": image, "file_name": f"{image % files}.jpg", "width": width, "height": height}
-            for image in range(images)
-        ],
-        "annotations": annotations,
-        "categories": [{"id": number, "name": f"class {number}"} for number in range(1, NUM_CLASSES + 1)],
-    }
-    (root / "annotations/instances_train.json").write_text(json.dumps(content))
+    image_ids = np.repeat(np.arange(images) + 1, rng.poisson(7.3, images))  # objects per image of COCO
+    objects = records(image_ids, rng.integers(1, NUM_CLASSES + 1, len(image_ids)), draw_boxes(rng, len(image_ids)))
+    names = [f"{image % files}.jpg" for image in range(images)]
+    write_coco(root / "annotations/instances_train.json", objects, names)
 
 
-def main(device: torch.device) -> None:
-    """Measure what there is time for. Raises RunError at the end if anything failed."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=570, help="start no figure that would end later (570)")
+def measure(device: torch.device, seconds: float) -> Page | None:
+    """Measure what there is time for. Raises RunError if a smoke test fails."""
     plan = PUBLISHED if device.type == "cuda" else SMOKE
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(plan, Path(name), device, parser.parse_args().seconds)
-        draw_set(bench.root, plan.files, plan.batches * plan.train_batch)
+        bench = Bench(plan, Path(name), device, seconds)
+        draw_set(bench.root, plan.train_batch, plan.batches * plan.train_batch)
         bench.measure_all()
-        bench.write()
+    page = bench.page()
+    if device.type == "cuda":
+        return page
+    print("Smoke test on a CPU: NO FIGURE BELOW IS A MEASUREMENT, and no page is written.\n")
+    print(page.text.format(rows=table(page.rows)))
     if bench.failed:
-        raise RunError("; ".join(f"{what}: {why}" for what, why in bench.failed.items()))
+        raise RunError("; ".join(page.short))
+    return None
 
 
 if __name__ == "__main__":
-    run_command(main)
+    options = {"--seconds": {"type": float, "default": 570, "help": "start no figure that would end later (570)"}}
+    run_benchmark(measure, options, on_cpu=False)

@@ -2,46 +2,35 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.postprocess
 
-One image of 8,732 default boxes and 80 classes; torchvision's thresholds (score 0.01, IoU 0.45, 200 detections) and
-this project's (score 0.05). Three kinds of drawn outputs:
+One image of 8,732 default boxes and 80 classes at torchvision's thresholds (score 0.01, IoU 0.45, 200 detections).
+Three kinds of drawn outputs:
 
 trained    objects among noise: near an object its class rises, less so a wrong one, and boxes scatter around it
 confident  the same without doubt: few pairs reach the threshold, and they lie on the objects
-untrained  random logits: at a threshold of 0.01, 270,000 pairs of anchor and class reach it
+untrained  random logits: 270,000 pairs of anchor and class reach the threshold
 
-torchvision suppresses among the best 400 boxes of each class, we among all. The detections are the same as long as no
-400th box of a class is better than the worst detection, and here they are: the number, the order and the classes
-of the detections must be equal (but for the order of equal scores, where torchvision has none), scores to 1e-6 and
-boxes to 1/100 of a pixel.
-
-Asked: 3 times torchvision's speed on trained outputs, 1.8 times on confident, 12 times on untrained ones, all at
-torchvision's thresholds. Takes a minute.
+torchvision suppresses among the best 400 boxes of each class, we among all; here the detections are the same. Their
+number, order and classes must be equal (but for the order of equal scores, where torchvision has none), scores to
+1e-6 and boxes to 1/100 of a pixel. Takes a minute.
 """
 
-import argparse
-
 import torch
-from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.ssd import SSD
-from torchvision.ops import box_convert, box_iou
+from torch import Tensor
+from torchvision.ops import box_iou
 
-from benchmarks.comparison import Row, turn_by_turn, write_page
-from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
+from benchmarks.comparison import Page, Row, run_benchmark, turn_by_turn
+from benchmarks.peers import ANCHORS, ANCHORS_XYXY, NUM_CLASSES, SIDE, torchvision_ssd
 from detection.network.boxes import encode_boxes
 from detection.network.postprocess import Detections, postprocess
-from engine.command import RunError, run_command
+from engine.command import RunError
 
-ANCHORS = default_boxes([(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)], ANCHOR_SCALES["ssd_coco"])
-NUM_CLASSES, OBJECTS, SIDE = 80, 7, 300
-NMS_IOU, MAX_DETECTIONS = 0.45, 200
+OBJECTS, SCORE_THRESHOLD, NMS_IOU, MAX_DETECTIONS = 7, 0.01, 0.45, 200
 ASKED = {"trained": 3.0, "confident": 1.8, "untrained": 12.0}
-SCORE_THRESHOLDS = {0.01: ASKED, 0.05: {}}
 SEEDS, ROUNDS = range(4), 15
 
 
 def draw(kind: str, seed: int) -> tuple[Tensor, Tensor]:
-    """box_deltas (1, A, 4) and class_logits (1, A, 81) of one image, as the module describes them."""
+    """Return box_deltas (1, A, 4) and class_logits (1, A, 81) of one image, as the module describes them."""
     generator = torch.Generator().manual_seed(seed)
     box_deltas = torch.randn(1, len(ANCHORS), 4, generator=generator) / 2
     class_logits = torch.randn(1, len(ANCHORS), NUM_CLASSES + 1, generator=generator)
@@ -53,7 +42,7 @@ def draw(kind: str, seed: int) -> tuple[Tensor, Tensor]:
     boxes_xyxy = torch.cat([corner, corner + size], dim=1)
     labels, mistaken = torch.randint(1, NUM_CLASSES + 1, (2, OBJECTS), generator=generator)
 
-    overlap, nearest = box_iou(boxes_xyxy, box_convert(ANCHORS, "cxcywh", "xyxy")).max(dim=0)
+    overlap, nearest = box_iou(boxes_xyxy, ANCHORS_XYXY).max(dim=0)
     near = (overlap > 0.25).nonzero()[:, 0]
     strength, nearest = (overlap[near] - 0.25) / 0.5, nearest[near]
     class_logits[..., 0] += background
@@ -72,60 +61,46 @@ def check_equal(ours: Detections, theirs: dict[str, Tensor], what: str) -> None:
     score_error = (ours.scores[ours_order] - theirs["scores"][theirs_order]).abs().max()
     box_error = (ours.boxes_xyxy[ours_order] * SIDE - theirs["boxes"][theirs_order]).abs().max()
     if score_error > 1e-6 or box_error > 0.01:
-        raise RunError(
-            f"{what}: scores differ from torchvision's by {score_error:.2g}, boxes by {box_error:.2g} pixels"
-        )
+        raise RunError(f"{what}: scores differ from torchvision's by {score_error:.2g}, boxes by {box_error:.2g} px")
 
 
 def best_first(scores: Tensor, labels: Tensor) -> list[int]:
-    """By falling score, equal ones by class: torchvision leaves these to an unstable sort."""
+    """Order by falling score, equal ones by class: torchvision leaves these to an unstable sort."""
     return sorted(range(len(scores)), key=lambda index: (-scores[index].item(), labels[index].item()))
 
 
-def main(device: torch.device) -> None:
-    """Compare, and write the page. Raises RunError if the detections differ."""
-    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()  # --help measures nothing
-    torch.set_num_threads(1)
-    anchors_xyxy = box_convert(ANCHORS, "cxcywh", "xyxy") * SIDE  # torchvision works in pixels
-    boxes = DefaultBoxGenerator([list(ratios) for ratios in ASPECT_RATIOS])
+def measure(device: torch.device) -> Page:
+    """Compare. Raises RunError if the detections differ."""
+    settings = {"score_threshold": SCORE_THRESHOLD, "nms_iou": NMS_IOU, "max_detections": MAX_DETECTIONS}
+    ssd = torchvision_ssd(score_thresh=SCORE_THRESHOLD, nms_thresh=NMS_IOU, detections_per_img=MAX_DETECTIONS)
     rows = []
-    for threshold, asked in SCORE_THRESHOLDS.items():
-        ssd = SSD(
-            nn.Identity(), boxes, (SIDE, SIDE), NUM_CLASSES + 1, head=nn.Identity(),
-            score_thresh=threshold, nms_thresh=NMS_IOU, detections_per_img=MAX_DETECTIONS,
-        )  # fmt: skip
-        for kind in ASKED:
-            images = [draw(kind, seed) for seed in SEEDS]
+    for kind, asked in ASKED.items():
+        images = [draw(kind, seed) for seed in SEEDS]
 
-            def by_torchvision(images=images, ssd=ssd) -> list[dict[str, Tensor]]:
-                outputs = [{"bbox_regression": deltas, "cls_logits": logits} for deltas, logits in images]
-                return [ssd.postprocess_detections(image, [anchors_xyxy], [(SIDE, SIDE)])[0] for image in outputs]
+        def by_torchvision(images=images) -> list[dict[str, Tensor]]:
+            outputs = [{"bbox_regression": deltas, "cls_logits": logits} for deltas, logits in images]
+            return [ssd.postprocess_detections(image, [ANCHORS_XYXY * SIDE], [(SIDE, SIDE)])[0] for image in outputs]
 
-            def by_us(images=images, threshold=threshold) -> list[Detections]:
-                settings = {"score_threshold": threshold, "nms_iou": NMS_IOU, "max_detections": MAX_DETECTIONS}
-                return [postprocess(*image, ANCHORS, **settings)[0] for image in images]
+        def by_us(images=images) -> list[Detections]:
+            return [postprocess(*image, ANCHORS, **settings)[0] for image in images]
 
-            pairs = sum((logits.softmax(-1)[..., 1:] >= threshold).sum().item() for _, logits in images) / len(images)
-            found = by_us()
-            for seed, ours, theirs in zip(SEEDS, found, by_torchvision(), strict=True):
-                check_equal(ours, theirs, f"{kind}, seed {seed}, threshold {threshold}")
-            detections = sum(len(image.labels) for image in found) / len(found)
-            theirs, ours = (1000 * seconds / len(images) for seconds in turn_by_turn([by_torchvision, by_us], ROUNDS))
-            what = f"{kind}, score from {threshold}: {pairs:,.0f} pairs, {detections:.0f} detections"
-            rows.append(Row(what, "torchvision", theirs, ours, "ms", asked.get(kind)))
-    write_page(
-        __file__,
-        f"""# Post-processing
+        pairs = sum((logits.softmax(-1)[..., 1:] >= SCORE_THRESHOLD).sum().item() for _, logits in images) / len(images)
+        found = by_us()
+        for seed, ours, theirs in zip(SEEDS, found, by_torchvision(), strict=True):
+            check_equal(ours, theirs, f"{kind}, seed {seed}")
+        detections = sum(len(image.labels) for image in found) / len(found)
+        theirs, ours = (1000 * seconds / len(images) for seconds in turn_by_turn([by_torchvision, by_us], ROUNDS))
+        what = f"{kind}, score from {SCORE_THRESHOLD}: {pairs:,.0f} pairs, {detections:.0f} detections"
+        rows.append(Row(what, "torchvision", theirs, ours, "ms", asked))
+    text = f"""# Post-processing
 
 One image of 8,732 boxes and {NUM_CLASSES} classes, the mean of {len(SEEDS)}; process time. The detections are \
 torchvision's: the same number, order and classes, scores to 1e-6, boxes to 1/100 of a pixel.
 
 {{rows}}
-""",
-        rows,
-        device,
-    )
+"""
+    return Page(text, rows)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_benchmark(measure)

@@ -1,27 +1,16 @@
 """benchmarks/stress.py: two kills of a run of two processes, of the fifty that `make stress` does."""
 
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
 
+from benchmarks import stress
 from detection.shapes import generate
 from engine.checkpoint import save_checkpoint
 
-ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="module")
-def stress():
-    spec = importlib.util.spec_from_file_location("stress", ROOT / "benchmarks/stress.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_ends_where_an_undisturbed_one_ends(stress, tmp_path, monkeypatch):
+def test_a_run_killed_at_random_ends_where_an_undisturbed_one_ends(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHON_EXEC")  # the kills find the processes of a run by their environment
     generate(tmp_path / "sample", num_train=24, num_val=6, image_size=96)
     (tmp_path / "config.yaml").write_text(stress.CONFIG.format(root=tmp_path / "sample"))
@@ -31,7 +20,7 @@ def test_a_run_killed_at_random_ends_where_an_undisturbed_one_ends(stress, tmp_p
     assert result.identical == result.runs >= 1
 
 
-def test_the_digest_sees_a_single_number(stress, tmp_path):
+def test_the_digest_sees_a_single_number(tmp_path):
     digests = set()
     for best in (0.5, 0.5000001):
         for seconds in (1.0, 2.0):  # which say nothing

@@ -11,7 +11,7 @@ from classification.task import ClassificationConfig, ClassificationTask
 from data import DatasetError
 from diffusion import evaluate as command
 from diffusion import quality
-from diffusion.quality import by_class, frechet_distance, inception_distance, kernel_distance
+from diffusion.quality import frechet_distance, inception_distance, kernel_distance
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
 
@@ -72,12 +72,6 @@ def test_the_agreement_is_that_of_the_guesses_with_what_was_asked_for(experiment
         (experiment / name).unlink()
 
 
-def test_one_sample_is_refused(experiment, classifier, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run(monkeypatch, experiment, "--classifier", classifier, "--samples", 1)
-    assert "argument --samples: '1': expected a number from 2 up" in capsys.readouterr().err
-
-
 def test_features_are_what_the_last_layer_is_given(classifier):
     judge = load_classifier(str(classifier))
     images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
@@ -123,11 +117,6 @@ def test_the_kernel_distance_is_the_unbiased_estimate_by_hand():
     expected = off_diagonal(kernel(real, real)) + off_diagonal(kernel(fake, fake)) - 2 * kernel(real, fake).mean()
     found = kernel_distance(torch.from_numpy(real).float(), torch.from_numpy(fake).float())
     assert found == pytest.approx(expected, rel=1e-3)
-
-
-def test_samples_of_classes_in_turn_become_rows():
-    samples = np.arange(7).reshape(7, 1, 1, 1)
-    assert by_class(samples, 3)[:, :, 0, 0, 0].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 @pytest.fixture

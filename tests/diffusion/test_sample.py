@@ -56,26 +56,9 @@ def test_an_unknown_class_is_refused_with_those_there_are(experiment, sample):
         sample(experiment, "--classes", "ten")
 
 
-def test_more_steps_than_there_are_are_refused(experiment, sample, tmp_path):
-    with pytest.raises(ValueError, match="steps 50: expected at most the 20"):
-        sample(experiment, "--output", tmp_path / "a.png")
-
-
-@pytest.mark.parametrize("words", [("--seed", "-1"), ("--guidance", "101"), ("--steps", "0")])
-def test_numbers_out_of_range_are_refused(experiment, sample, capsys, words):
-    with pytest.raises(SystemExit):
-        sample(experiment, *words)
-    assert f"argument {words[0]}: '{words[1]}': expected a number from" in capsys.readouterr().err
-
-
 def test_classes_are_found_by_name_or_by_number_in_the_order_they_are_asked_for(experiment):
     generator = load_generator(experiment)._replace(class_ids=["cat", "dog", "ship"])
     assert generator.labels_of(["ship", "cat", "1"]) == [2, 0, 1]
-
-
-def test_classes_have_names(coloured_experiment, sample, capsys, tmp_path):
-    sample(coloured_experiment, "--classes", "ship,cat", "--steps", 2, "--output", tmp_path / "a.png")
-    assert "a row for each of ship, cat" in capsys.readouterr().out
 
 
 def test_the_weights_are_those_that_were_scored(experiment):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion.data import CHANNELS, read_split, to_unit
-from diffusion.task import DiffusionConfig, DiffusionTask, build_unet, fixed_noise, mean_square
+from diffusion.task import DiffusionConfig, DiffusionTask, build_unet, fixed_noise
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
 from engine.strict_yaml import ConfigError
@@ -67,11 +67,6 @@ def test_a_model_that_learned_nothing_has_the_reference_loss(config_path, object
     assert np.mean(losses) == pytest.approx(task.reference_losses["denoising"], rel=0.1)
 
 
-def test_mean_square_is_that_of_what_the_network_sees():
-    images = np.random.default_rng(0).integers(0, 256, (3, 5, 5), dtype=np.uint8)
-    assert mean_square(images) == pytest.approx(float(to_unit(torch.from_numpy(images)).square().mean()))
-
-
 # ---- evaluation ----------------------------------------------------------------------------------------------
 
 
@@ -92,13 +87,6 @@ def test_scores_and_samples_do_not_depend_on_what_was_drawn_before(task):
     again = task.evaluate(task.model, CPU)
     assert again.scores == first.scores
     assert np.array_equal(again.predictions.samples, first.predictions.samples)
-
-
-def test_an_image_is_mixed_with_the_same_noise_in_any_batch():
-    timesteps, noise = fixed_noise([3, 8, 5], 20, (1, 4, 4))
-    alone_timesteps, alone_noise = fixed_noise([8], 20, (1, 4, 4))
-    assert torch.equal(timesteps[1:2], alone_timesteps)
-    assert torch.equal(noise[1:2], alone_noise)
 
 
 def test_the_timesteps_of_the_images_are_spread_over_all_of_them():
@@ -126,11 +114,6 @@ def test_the_encoder_starts_from_a_classifiers_average(config_path, tmp_path):
     assert (kernel[:, :1] == 1.5).all()  # 0.5 of each colour
     assert not kernel[:, 1:].any()
     assert task.started_from.startswith("encoder started from")
-
-
-def test_more_steps_than_there_are_are_refused_before_training(config_path):
-    with pytest.raises(ValueError, match=r"eval\.steps 50: expected at most the 20"):
-        make_task(config_path, "eval.steps=50")
 
 
 @pytest.mark.parametrize("field", ["model.name", "eval.sampler"])

@@ -3,11 +3,10 @@
 import json
 import os
 
-import numpy as np
 import pytest
 
 from data import DatasetError
-from detection.coco.annotations import DataConfig, SplitConfig, pair_defects, read_coco, read_split, survey_coco
+from detection.coco.annotations import pair_defects, read_coco, survey_coco
 
 # ---- what a good file gives -------------------------------------------------------------------------------------
 
@@ -28,15 +27,6 @@ def test_objects_come_with_their_image(read, content):
     assert coco.image_indices.tolist() == [0, 1, 1]
 
 
-def test_optional_keys_change_nothing(read, content):
-    plain = read(content)
-    for annotation in content["annotations"]:
-        annotation |= {"iscrowd": False, "area": 12.5, "segmentation": [[1, 2, 3, 4, 5, 6]]}
-    full = read(content | {"info": {}, "licenses": []})
-    assert np.array_equal(plain.boxes_xyxy, full.boxes_xyxy)
-    assert np.array_equal(plain.is_crowd, full.is_crowd)
-
-
 def test_a_box_over_the_edge_is_cut_and_counted(read, content):
     content["annotations"][0]["bbox"] = [-5, 20, 10, 50]
     content["annotations"][1]["bbox"] = [30, 20, 10.25, 10]  # less than a pixel: cut, not counted
@@ -51,26 +41,6 @@ def test_a_box_without_area_is_left_out_and_counted(read, content):
     coco = read(content)
     assert coco.objects(1)[1].tolist() == [2]
     assert coco.num_left_out == 1
-
-
-def test_class_counts_leave_crowds_out(read, content):
-    content["annotations"][1]["iscrowd"] = 1
-    assert read(content).class_counts.tolist() == [1, 1]
-
-
-def test_a_file_without_any_objects_is_read(read, content):
-    coco = read(content | {"annotations": []})
-    assert coco.objects(1)[0].shape == (0, 4)
-    assert coco.class_counts.tolist() == [0, 0]
-
-
-def test_read_split_finds_the_half_that_is_asked_for(sample_root):
-    splits = {
-        name: SplitConfig(images=f"images/{name}", annotations=f"annotations/instances_{name}.json")
-        for name in ("train", "val")
-    }
-    config = DataConfig(root=str(sample_root), **splits)
-    assert [len(read_split(config, half).images) for half in ("train", "val")] == [12, 8]
 
 
 @pytest.mark.parametrize(("split", "images", "objects", "crowds"), [("train", 223, 1935, 21), ("val", 117, 1076, 13)])
@@ -171,15 +141,6 @@ def test_an_image_that_is_no_file_with_content_is_named(read, folder, content, n
     with pytest.raises(DatasetError) as raised:
         read(content)
     assert f"images[0] (id 50): file_name {name!r}: {what}" in str(raised.value)
-
-
-def test_a_folder_of_links_into_a_store_is_read(read, folder, content):
-    (folder / "images").rename(folder / "store")
-    (folder / "links/more").mkdir(parents=True)
-    for name in ("a.png", "more/b.png"):
-        (folder / "links" / name).symlink_to(folder / "store" / name)
-    (folder / "images").symlink_to(folder / "links")
-    assert len(read(content).images) == 2
 
 
 def test_what_leads_out_of_the_folder_is_not_among_the_files_to_open(folder, content):

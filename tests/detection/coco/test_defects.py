@@ -80,48 +80,6 @@ def test_a_bad_value_is_named_with_its_record(defects, content, name, change, me
     assert message in str(defects(content)[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "keys"),
-    [
-        ("categories", ("id", "name")),
-        ("images", ("id", "file_name", "width", "height")),
-        ("annotations", ("id", "image_id", "category_id", "bbox")),
-    ],
-)
-def test_a_missing_key_is_named_with_its_record(defects, content, name, keys):
-    for key in keys:
-        value = content[name][1].pop(key)
-        defect = defects(content)[0]
-        assert defect.record.startswith(f"{name}[1] (id ")
-        assert defect.what == f"no {key!r}"
-        content[name][1][key] = value
-
-
-def test_a_record_that_is_no_object_is_named(defects, content):
-    content["annotations"].append(None)
-    (defect,) = defects(content)
-    assert (defect.record, defect.what) == ("annotations[3]", "expected an object, got None")
-
-
-def test_a_broken_image_record_does_not_make_its_annotations_unknown(defects, content):
-    del content["images"][0]["width"]
-    assert len(defects(content)) == 1
-
-
-def test_every_defect_of_a_record_is_found(defects, content):
-    del content["annotations"][1]["image_id"]
-    content["annotations"][1] |= {"category_id": 9, "iscrowd": 5}
-    assert [defect.what[:14] for defect in defects(content)] == ["no 'image_id'", "category_id 9:", "iscrowd 5, exp"]
-
-
-def test_a_missing_list_hides_no_other_defect(defects, content):
-    del content["categories"]
-    content["annotations"][2]["bbox"] = [1, 2]
-    missing, bad = defects(content)
-    assert "'categories'" in missing.what
-    assert "bbox [1, 2]" in bad.what
-
-
 # ---- the boxes of a file as a whole -------------------------------------------------------------------------------
 
 
@@ -186,12 +144,6 @@ def test_fractions_are_recognised(boxes):
     for spoiled in (fractions, fractions[:1], among_empty, as_centres(fractions), as_corners(fractions)):
         assert "are these fractions" in what(spoiled)
     assert "are these [" not in what(fractions)
-
-
-def test_sizes_below_a_pixel_at_places_in_pixels_are_refused(boxes):
-    boxes[:, 2:] /= SIZE
-    assert "smaller than a pixel" in what(boxes)
-    assert "fractions" not in what(boxes)
 
 
 @pytest.mark.parametrize(

@@ -104,14 +104,6 @@ def test_errors_are_counted_and_priced(tmp_path, case):
     assert json.loads(json.dumps(errors)) == errors
 
 
-@pytest.mark.parametrize("categories", [(0, 90), (-3, 2**40)])
-def test_category_ids_may_be_any_whole_numbers(tmp_path, categories):
-    one, two = categories
-    found = [(one, OTHER_BOX, 0.9), (one, BOX, 0.8)]
-    errors = error_breakdown(evaluation(tmp_path, [(one, BOX), (two, OTHER_BOX)], found, categories))
-    assert errors["delta_AP50"]["classification"] == pytest.approx(0.75)
-
-
 def test_ap50_of_the_coco_sample_is_that_of_pycocotools(shared_data):
     folder = shared_data / "cocoeval100"
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
@@ -150,11 +142,6 @@ def test_objects_are_counted_by_what_they_are_taken_for(tmp_path, case):
 def test_of_two_objects_of_other_classes_the_nearer_is_the_one_that_is_confused(tmp_path):
     found = evaluation(tmp_path, [(CAT, BOX), (DOG, LOW)], [(9, [10, 19, 40, 40], 0.9)], categories=(CAT, DOG, 9))
     assert confusion_matrix(found, 0.3).tolist() == [[0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-
-
-def test_a_detection_of_another_image_finds_nothing(tmp_path):
-    found = evaluation(tmp_path, [(CAT, BOX)], [(CAT, BOX, 0.9)], image_id=9)
-    assert confusion_matrix(found, 0.3).tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("score_threshold", [0.0, 0.5])

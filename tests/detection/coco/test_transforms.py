@@ -49,15 +49,6 @@ def look(transform, boxes, labels, seed=0, height=60, width=80):
 # ---- what is seen, and where ----------------------------------------------------------------------------------
 
 
-def test_with_all_augmentation_off_training_equals_evaluation():
-    trained = look(train_transform(AugmentConfig(**OFF), 128), [[8, 6, 40, 30]], [1])
-    scored = look(eval_transform(128), [[8, 6, 40, 30]], [1])
-    assert torch.equal(trained[0], scored[0])
-    assert np.array_equal(trained[1], scored[1])
-    view = train_transform(AugmentConfig(**OFF), 32)((80, 60), np.float32(BOXES), np.random.default_rng(0))
-    assert view.colours is None
-
-
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (480, 640), (333, 500), (7, 5)])
 def test_evaluation_resizes_as_torchvision_does(height, width):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -65,13 +56,6 @@ def test_evaluation_resizes_as_torchvision_does(height, width):
     expected = v2.Resize((96, 96), antialias=True)(tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)))
     assert view.reduction == 1
     assert torch.equal(view.render(pixels), expected.as_subclass(torch.Tensor))
-
-
-def test_resizing_to_the_square_scales_boxes_along_each_side():
-    image, boxes, _ = look(eval_transform(120), [[8, 6, 40, 30]], [1])
-    assert image.shape == (3, 120, 120)
-    assert image.dtype == torch.uint8
-    np.testing.assert_allclose(boxes, [[12, 12, 60, 60]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -172,13 +156,6 @@ def test_no_more_is_reduced_than_is_shown():
         assert ((part[1] - part[0]) // view.reduction >= shown[1] - shown[0]).all()
         reductions.add(view.reduction)
     assert reductions == {1, 2, 4, 8}
-
-
-def test_a_view_depends_on_the_generator_only():
-    transform = train_transform(AugmentConfig(), 64)
-    one, other = (transform((80, 60), np.float32(BOXES), np.random.default_rng(5)) for _ in range(2))
-    for mine, yours in zip(one, other, strict=True):
-        np.testing.assert_array_equal(mine, yours)
 
 
 # ---- chances, compared with torchvision's: two samples, Kolmogorov and Smirnov's test at 0.1 % --------------------
@@ -283,21 +260,6 @@ def test_ranges_and_trials_are_torchvision_s():
     assert v2.RandomZoomOut().side_range[1] == AugmentConfig().zoom_out
 
 
-def test_pixels_are_distributed_as_torchvision_s(photo):
-    """The mean and the spread of an image's pixels: of their own means and spreads 1.5 levels and a tenth at most.
-
-    A level of difference is torchvision's, which cuts decimals off after each operation."""
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    ours = torch.cat([distort_colours(photo, torch.from_numpy(draw_colours(rng))[None]) for _ in range(500)])
-    theirs = torch.cat([v2.RandomPhotometricDistort()(photo) for _ in range(500)])
-    for statistic in (lambda x: x.mean((2, 3)), lambda x: x.std((2, 3)), lambda x: x.mean((1, 2, 3))[:, None]):
-        values, expected = statistic(ours.float()), statistic(theirs.float())
-        error = 3 * (expected.std(0) ** 2 * 2 / 500) ** 0.5  # three standard errors of a difference
-        assert ((values.mean(0) - expected.mean(0)).abs() < 1.5 + error).all()
-        assert ((values.std(0) / expected.std(0) - 1).abs() < 0.1).all()
-
-
 # ---- colours --------------------------------------------------------------------------------------------------
 
 
@@ -368,9 +330,3 @@ def test_a_batch_on_a_gpu_looks_as_on_the_cpu(photo):
     images, colours = photo.repeat(8, 1, 1, 1), torch.from_numpy(np.stack([draw_colours(rng) for _ in range(8)]))
     difference = distort_colours(images.cuda(), colours.cuda()).cpu().int() - distort_colours(images, colours).int()
     assert difference.abs().max() <= 1
-
-
-@pytest.mark.parametrize("field", [{"zoom_out": 0.5}, {"crop_min_scale": 0.0}, {"horizontal_flip": 1.5}])
-def test_a_value_out_of_range_is_refused(field):
-    with pytest.raises(ValueError, match=next(iter(field))):
-        AugmentConfig(**field)

@@ -6,7 +6,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert
 
-from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, BOXES_PER_CELL, default_boxes
+from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
 
 SSD300_GRIDS = [(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)]
 SWIN336_GRIDS = [(42, 42), (21, 21), (11, 11), (6, 6), (3, 3), (1, 1)]
@@ -23,25 +23,6 @@ def torchvision_default_boxes(grid_sizes, scales):
 @pytest.mark.parametrize(("grid_sizes", "count"), [(SSD300_GRIDS, 8732), (SWIN336_GRIDS, 10684)])
 def test_the_number_of_boxes_is_the_published_one(grid_sizes, count):
     assert default_boxes(grid_sizes, ANCHOR_SCALES["ssd"]).shape == (count, 4)
-
-
-def test_first_cell_by_hand():
-    # A cell of the 4x4 second level that is far from every edge: scale 0.2, next scale 0.375.
-    grids = [(1, 1), (4, 4), (1, 1), (1, 1), (1, 1), (1, 1)]
-    anchors_cxcywh = default_boxes(grids, ANCHOR_SCALES["ssd"])
-    row, column = 1, 2
-    first = BOXES_PER_CELL[0] + (row * 4 + column) * BOXES_PER_CELL[1]
-    between, two, three = math.sqrt(0.2 * 0.375), math.sqrt(2), math.sqrt(3)
-    sizes = [
-        (0.2, 0.2),
-        (between, between),
-        (0.2 * two, 0.2 / two),
-        (0.2 / two, 0.2 * two),
-        (0.2 * three, 0.2 / three),
-        (0.2 / three, 0.2 * three),
-    ]
-    expected = torch.tensor([[0.625, 0.375, width, height] for width, height in sizes])
-    torch.testing.assert_close(anchors_cxcywh[first : first + 6], expected)
 
 
 def test_a_box_across_the_edge_is_cut_there_by_hand():

@@ -1,4 +1,3 @@
-import math
 import shutil
 
 import pytest
@@ -83,22 +82,6 @@ def test_loss_and_gradients_equal_torchvision(seed, negatives_per_positive):
     torch.testing.assert_close(our_gradients, their_gradients, **close)
 
 
-def test_loss_by_hand():
-    anchors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5]])
-    batch = {
-        "boxes_xyxy": torch.tensor([[[0.0, 0.0, 0.5, 0.5]]]),
-        "labels": torch.tensor([[1]]),
-        "box_deltas": torch.tensor([[[0.5, 0.0, 0.0, 3.0], [9.0, 9.0, 9.0, 9.0], [9.0, 9.0, 9.0, 9.0]]]),
-        "class_logits": torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.6, 0.4]]).log()[None],
-    }
-    losses = losses_of(batch, anchors, negatives_per_positive=1)
-    assert losses["num_positives"] == 1
-    # The positive's class, and of the two negatives the one less sure to be background.
-    torch.testing.assert_close(losses["classification"], -torch.tensor([0.8, 0.6]).log().sum())
-    # Smooth L1 of offsets 0.5 and 3 from a perfect anchor: 0.5 * 0.5^2 + (3 - 0.5).
-    torch.testing.assert_close(losses["box"], torch.tensor(0.125 + 2.5))
-
-
 @pytest.mark.usefixtures("_formulation")
 def test_without_an_object_the_loss_is_zero_and_attached():
     batch = random_batch(seed=0)
@@ -169,13 +152,6 @@ def test_compiled_matching_and_loss_are_the_same_whatever_the_padding():
         for name in ("boxes_xyxy", "labels"):
             torch._dynamo.maybe_mark_dynamic(batch[name], 1)
         torch.testing.assert_close(gradients(compiled(batch), batch), gradients(total(batch), batch))
-
-
-def test_constant_predictor_loss_by_hand():
-    # One class, one negative per positive: a coin toss, log 2 for each of the two.
-    assert constant_predictor_loss([10], 1) == pytest.approx(2 * math.log(2))
-    # A class that never occurs costs nothing.
-    assert constant_predictor_loss([3, 0, 1], 3) == pytest.approx(constant_predictor_loss(torch.tensor([3, 1]), 3))
 
 
 @pytest.mark.parametrize("negatives_per_positive", [1, 3])

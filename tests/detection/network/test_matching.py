@@ -69,12 +69,3 @@ def test_a_box_without_an_area_and_padding_match_nothing(box, label):
     boxes_xyxy = torch.tensor([[[0.1, 0.1, 0.5, 0.5], box]])
     assert set(match_anchors(boxes_xyxy, torch.tensor([[1, label]]), ANCHORS).unique().tolist()) == {-1, 0}
     assert (match_anchors(boxes_xyxy[:, 1:], torch.tensor([[label]]), ANCHORS) == -1).all()
-
-
-def test_padding_does_not_change_the_matches():
-    boxes_xyxy, labels = random_batch(torch.Generator().manual_seed(1), batch_size=4, max_objects=6)
-    padded = torch.cat([boxes_xyxy, torch.zeros(4, 9, 4)], dim=1)
-    before = padded.clone()
-    padded_labels = torch.cat([labels, torch.zeros(4, 9, dtype=torch.int64)], dim=1)
-    assert torch.equal(match_anchors(padded, padded_labels, ANCHORS), match_anchors(boxes_xyxy, labels, ANCHORS))
-    assert torch.equal(padded, before)  # the inputs are left as they were

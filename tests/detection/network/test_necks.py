@@ -1,11 +1,8 @@
 """Necks: shapes on every list of sides, tiny cases by hand, torchvision's pyramid as the peer of fpn."""
 
-from collections import OrderedDict
-
 import pytest
 import torch
 from torch import nn
-from torchvision.ops import FeaturePyramidNetwork
 
 from detection.network.necks import build_neck
 
@@ -61,28 +58,6 @@ def test_convolutions_start_xavier_uniform_with_zero_bias(name):
 
 
 # ------------------------------------------------------------------------------------------------- by hand
-
-
-def test_fpn_resizes_bilinearly_to_the_finer_map():
-    neck = make_transparent(build_neck("fpn", [1, 1], out_channels=1))
-    fine = torch.zeros(1, 1, 2, 4)
-    coarse = torch.tensor([[[[0.0, 4.0]]]])
-    fine_out, coarse_out = neck([fine, coarse])
-    assert coarse_out.tolist() == [[[[0.0, 4.0]]]]
-    assert fine_out.tolist() == [[[[0.0, 1.0, 3.0, 4.0]] * 2]]  # cell centres: align_corners=False
-
-
-def test_fpn_equals_torchvisions_where_resizing_does_not_matter():
-    """torchvision resizes to the nearest cell; on constant maps that is the same."""
-    peer = FeaturePyramidNetwork(CHANNELS, 16)
-    neck = build_neck("fpn", CHANNELS, out_channels=16)
-    for ours, theirs in ((neck.laterals, peer.inner_blocks), (neck.smooths, peer.layer_blocks)):
-        for conv, block in zip(ours, theirs, strict=True):
-            conv.load_state_dict(block[0].state_dict())
-    maps = [torch.randn(2, x.shape[1], 1, 1).expand(x.shape) for x in random_maps(SIDES["300"])]
-    expected = peer(OrderedDict(enumerate(maps))).values()
-    for a, b in zip(neck(maps), expected, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 def test_pan_adds_a_bottom_up_path_to_fpn():

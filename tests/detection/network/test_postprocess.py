@@ -4,39 +4,10 @@ from torchvision.ops import box_convert, nms
 
 from detection.network.boxes import decode_boxes, encode_boxes
 from detection.network.postprocess import FIRST_PAIRS, Detections, PostprocessConfig, postprocess
-from tests.detection.network.peers import ANCHORS, NUM_CLASSES, OperatorCount, torchvision_ssd
+from tests.detection.network.peers import ANCHORS, NUM_CLASSES, OperatorCount
 
 DEFAULTS = PostprocessConfig().model_dump()
 IMAGE_SIZE = 320  # torchvision works in pixels
-
-
-def torchvision_detections(box_deltas, class_logits, score_threshold, nms_iou, max_detections):
-    ssd = torchvision_ssd(
-        IMAGE_SIZE,
-        score_thresh=score_threshold,
-        nms_thresh=nms_iou,
-        detections_per_img=max_detections,
-        topk_candidates=len(ANCHORS),
-    )
-    outputs = {"bbox_regression": box_deltas, "cls_logits": class_logits}
-    anchors_xyxy = box_convert(ANCHORS, "cxcywh", "xyxy") * IMAGE_SIZE
-    batch_size = len(box_deltas)
-    return ssd.postprocess_detections(outputs, [anchors_xyxy] * batch_size, [(IMAGE_SIZE, IMAGE_SIZE)] * batch_size)
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("settings", [(0.05, 0.45, 200), (0.3, 0.6, 20), (0.01, 0.3, 1000)])
-def test_detections_equal_torchvision(seed, settings):
-    generator = torch.Generator().manual_seed(seed)
-    box_deltas = torch.randn(3, len(ANCHORS), 4, generator=generator) * 2
-    class_logits = torch.randn(3, len(ANCHORS), NUM_CLASSES + 1, generator=generator) * 2
-    settings = dict(zip(("score_threshold", "nms_iou", "max_detections"), settings, strict=True))
-    ours = postprocess(box_deltas, class_logits, ANCHORS, **settings)
-    theirs = torchvision_detections(box_deltas, class_logits, **settings)
-    for detections, expected in zip(ours, theirs, strict=True):
-        assert torch.equal(detections.labels, expected["labels"])
-        torch.testing.assert_close(detections.scores, expected["scores"])
-        torch.testing.assert_close(detections.boxes_xyxy * IMAGE_SIZE, expected["boxes"], atol=1e-3, rtol=0)
 
 
 def plain_postprocess(box_deltas, class_logits, score_threshold, nms_iou, max_detections):
@@ -110,29 +81,6 @@ def outputs_of(boxes_xyxy, probabilities):
     class_logits[0, :, 0] = 100
     class_logits[0, :n] = probabilities.log()
     return box_deltas, class_logits
-
-
-def test_detections_by_hand():
-    boxes_xyxy = torch.tensor(
-        [[0.1, 0.1, 0.3, 0.3], [0.12, 0.1, 0.32, 0.3], [0.12, 0.1, 0.32, 0.3], [0.6, 0.6, 0.8, 0.8]]
-    )
-    probabilities = torch.tensor(
-        [
-            [0.4, 0.57, 0.03],  # class 1; its second class is below the threshold
-            [0.2, 0.8, 0.0],  # the same object with a better score: this one stays
-            [0.3, 0.0, 0.7],  # class 2 at the same place: another class, not suppressed
-            [0.5, 0.3, 0.2],  # one anchor, two classes
-        ]
-    )
-    [detections] = postprocess(*outputs_of(boxes_xyxy, probabilities), ANCHORS, **DEFAULTS)
-    assert detections.labels.tolist() == [1, 2, 1, 2]
-    torch.testing.assert_close(detections.scores, torch.tensor([0.8, 0.7, 0.3, 0.2]))
-    torch.testing.assert_close(detections.boxes_xyxy, boxes_xyxy[[1, 2, 3, 3]])
-
-
-def test_a_score_equal_to_the_threshold_is_reported():
-    box_deltas, class_logits = torch.zeros(1, len(ANCHORS), 4), torch.zeros(1, len(ANCHORS), 2)
-    assert len(postprocess(box_deltas, class_logits, ANCHORS, **DEFAULTS | {"score_threshold": 0.5})[0].scores) > 0
 
 
 def test_an_image_without_detections_gives_empty_tensors():
