@@ -13,10 +13,9 @@ Each trial draws a validation set, simulates runs on it and asks for the 95% int
 
 import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import chain
 from multiprocessing import get_context
 from typing import NamedTuple
 
@@ -152,17 +151,8 @@ def true_scores(batch: int, case: Case) -> list[float]:
 # ---- trials ------------------------------------------------------------------------------------------------
 
 
-class Outcome(NamedTuple):
-    """What one way to make an interval said in one trial."""
-
-    way: str
-    contrast: str  # "equal" or "better", ...
-    truth: float
-    interval: Interval
-
-
-def trial(number: int, case: Case, truths: Sequence[float]) -> list[Outcome]:
-    """Compare each detector with the first, on one validation set."""
+def trial(number: int, case: Case) -> dict[tuple[str, str], Interval]:
+    """Compare each detector with the first, on one validation set, by each way to make an interval."""
     generator = np.random.default_rng([number, case.images, case.classes, round(1000 * case.spread)])
     scene = simulate_scene(case.images, case.classes, generator)
     weights = image_weights(scene.num_images, REPLICATES, number)
@@ -173,26 +163,24 @@ def trial(number: int, case: Case, truths: Sequence[float]) -> list[Outcome]:
         estimates.append(scores)
         replicates.append(np.stack(drawn))
     grid = cell_replicates(estimates, replicates, number)
-    outcomes = []
-    for k, contrast in enumerate(SKILLS):
-        if k == 0:
-            continue
+    intervals = {}
+    for k, contrast in list(enumerate(SKILLS))[1:]:
         ways = {"images only": replicates[k].mean(axis=0) - replicates[0].mean(axis=0)}
         if case.runs > 1:
             pair = cell_replicates([estimates[0], estimates[k]], [replicates[0], replicates[k]], number)
             ways |= {"pair": pair[1] - pair[0], "grid": grid[k] - grid[0]}
         for way, drawn in ways.items():
-            found = interval(np.mean(estimates[k]) - np.mean(estimates[0]), drawn)
-            outcomes.append(Outcome(way, contrast, truths[k] - truths[0], found))
-    return outcomes
+            intervals[way, contrast] = interval(np.mean(estimates[k]) - np.mean(estimates[0]), drawn)
+    return intervals
 
 
-def table(name: str, outcomes: list[Outcome], runs: int) -> tuple[list[str], list[str]]:
+def table(
+    name: str, case: Case, truths: dict[str, float], trials: list[dict[tuple[str, str], Interval]]
+) -> tuple[list[str], list[str]]:
     """Return the table's rows of these trials, and what of them is not as asked."""
     lines, short = [], []
-    for way, contrast in dict.fromkeys((outcome.way, outcome.contrast) for outcome in outcomes):
-        chosen = [outcome for outcome in outcomes if (outcome.way, outcome.contrast) == (way, contrast)]
-        intervals, truth = [outcome.interval for outcome in chosen], chosen[0].truth
+    for way, contrast in trials[0]:
+        intervals, truth = [found[way, contrast] for found in trials], truths[contrast]
         covered = np.mean([each.low <= truth <= each.high for each in intervals])
         significant = np.mean([each.p < 0.05 for each in intervals])
         errors = [each.estimate - truth for each in intervals]
@@ -202,7 +190,7 @@ def table(name: str, outcomes: list[Outcome], runs: int) -> tuple[list[str], lis
             f"| {np.mean(errors):.4f} | {np.std(errors):.4f} | {standard_error:.4f} |"
         )
         is_false = contrast == "equal" and not FALSE_ALARMS[0] <= significant <= FALSE_ALARMS[1]
-        if (runs == 1 or way != "images only") and (is_false or not COVERAGE[0] <= covered <= COVERAGE[1]):
+        if (case.runs == 1 or way != "images only") and (is_false or not COVERAGE[0] <= covered <= COVERAGE[1]):
             short.append(f"{name}, {way}, {contrast}: covered {covered:.1%}, p < 0.05 in {significant:.1%}")
     return lines, short
 
@@ -235,9 +223,10 @@ def measure(device: torch.device) -> Page:
     lines, short = [], []
     with ProcessPoolExecutor(PROCESSES, spawn, initializer=one_thread) as pool:
         for name, case in CASES.items():
-            truths = np.mean(list(pool.map(partial(true_scores, case=case), range(4))), axis=0)
-            outcomes = pool.map(partial(trial, case=case, truths=truths), range(case.trials))
-            found, unmet = table(name, list(chain.from_iterable(outcomes)), case.runs)
+            scores = np.mean(list(pool.map(partial(true_scores, case=case), range(4))), axis=0)
+            truths = dict(zip(SKILLS, scores - scores[0], strict=True))
+            trials = list(pool.map(partial(trial, case=case), range(case.trials)))
+            found, unmet = table(name, case, truths, trials)
             lines += found
             short += unmet
     text = f"""# Are the intervals right, and how fast are they?

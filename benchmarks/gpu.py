@@ -58,9 +58,7 @@ class Plan(NamedTuple):
     train_batch: int
     eval_batch: int
     steps: int
-    files: int  # different JPEGs
     batches: int  # from files, in an epoch
-    workers: int
     modes: tuple[str, ...]
 
 
@@ -70,12 +68,11 @@ PUBLISHED = Plan(
         "ResNet50Backbone_A", "SwinTBackbone_A",
         *(f"{backbone} x {neck}" for neck in NECKS for backbone in ("ResNet50Backbone_B", "SwinTBackbone_B")),
     ),
-    train_batch=128, eval_batch=64, steps=60, files=128, batches=128, workers=os.cpu_count() or 1,
-    modes=("eager", "compiled"),
+    train_batch=128, eval_batch=64, steps=60, batches=128, modes=("eager", "compiled"),
 )  # fmt: skip
 SMOKE = Plan(
-    {"ResNet18SlimBackbone_B": 1500, "SwinSlimBackbone_B": 1400}, (), train_batch=2, eval_batch=2, steps=1, files=4,
-    batches=4, workers=1, modes=("eager",),
+    {"ResNet18SlimBackbone_B": 1500, "SwinSlimBackbone_B": 1400}, (), train_batch=2, eval_batch=2, steps=1,
+    batches=4, modes=("eager",),
 )  # fmt: skip
 
 
@@ -150,7 +147,7 @@ class Bench:
         return rate
 
     def from_files(self, cell: str, mode: str) -> float:
-        run = self.run(cell, mode, workers=self.plan.workers)
+        run = self.run(cell, mode, workers=os.cpu_count() or 1)
         batches = iter(run.loader)
         for batch in islice(batches, min(UNSTEADY_BATCHES, self.plan.batches // 2)):
             run.train_step([batch])
@@ -220,7 +217,7 @@ bf16; training in batches of {self.plan.train_batch}, inference in batches of {s
 
 {{rows}}
 
-From files: {self.plan.workers} loader processes.
+From files: {os.cpu_count()} loader processes.
 
 {chr(10).join(lines)}
 """
@@ -253,7 +250,7 @@ def measure(device: torch.device, seconds: float) -> Page | None:
     plan = PUBLISHED if device.type == "cuda" else SMOKE
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(plan, Path(name), device, seconds)
-        draw_set(bench.root, plan.files, plan.batches * plan.train_batch)
+        draw_set(bench.root, plan.train_batch, plan.batches * plan.train_batch)
         bench.measure_all()
     page = bench.page()
     if device.type == "cuda":

@@ -101,13 +101,6 @@ class OperatorCount(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count(step: Callable[[], Gradients]) -> OperatorCount:
-    """Count the operators of one call."""
-    with OperatorCount() as counted:
-        step()
-    return counted
-
-
 def measure(device: torch.device) -> Page:
     """Compare. Raises RunError if the gradients differ."""
     batch = draw(seed=0)
@@ -123,7 +116,10 @@ def measure(device: torch.device) -> Page:
     theirs_ms, eager_ms, compiled_ms = (1000 * taken for taken in turn_by_turn([theirs, eager, compiled], ROUNDS))
 
     on_meta = {name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad) for name, tensor in batch.items()}
-    peer, here, there = (count(step) for step in (theirs, eager, our_step(on_meta, loss_per_positive)))
+    peer, here, there = counts = [OperatorCount() for _ in range(3)]
+    for counted, step in zip(counts, (theirs, eager, our_step(on_meta, loss_per_positive)), strict=True):
+        with counted:
+            step()
     rows = [
         Row("matching, loss, gradients", "torchvision", theirs_ms, eager_ms, "ms", 1.0),
         Row("the same, compiled", "torchvision", theirs_ms, compiled_ms, "ms", 2.5),
