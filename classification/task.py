@@ -35,7 +35,7 @@ from engine.optim import OptimConfig
 from engine.text import UnknownNameError
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
 from training import TrainConfig
-from weights.registry import find_weights, identified, read_weights_with_note
+from weights.registry import find_weights, identified, read_weights
 from weights.release import SUFFIX, read_safetensors
 
 GUESSES = 5  # kept of each image, best first
@@ -115,27 +115,25 @@ class TrainedClassifier(NamedTuple):
 
     weights: dict[str, Tensor]  # under Microsoft's names
     classes: list[str] | None  # of their outputs, where the file tells them
-    note: str  # what was taken off around weights that another program saved
 
 
 def read_classifier(path: Path, average: bool = True) -> TrainedClassifier:
     """The weights in a file, and their classes.
 
     average: of a run that kept a moving average, that. Raises ValueError if it holds no classifier."""
-    classes, note = None, ""
+    classes = None
     if is_checkpoint(path):
         state = load_checkpoint(path)
         weights, classes = trained_weights(state, average), state["data"]["classes"]
     else:
-        weights, note = read_weights_with_note(path)
-        weights = swin_state_dict(weights)
+        weights = swin_state_dict(read_weights(path))
         if path.suffix == SUFFIX and (facts := read_safetensors(path)[1]):
             classes = json.loads(facts["classes"])
     if "head.weight" not in weights:
         raise ValueError(f"{path}: no classifier, it has no head; expected an experiment of classification or a Swin")
     if classes is None and len(weights["head.weight"]) == len(imagenet_classes()):
         classes = list(imagenet_classes())
-    return TrainedClassifier(weights, classes, note)
+    return TrainedClassifier(weights, classes)
 
 
 def start_from(model: SwinTransformer, config: ModelConfig, class_ids: list[str]) -> str:
@@ -144,14 +142,14 @@ def start_from(model: SwinTransformer, config: ModelConfig, class_ids: list[str]
     Raises ValueError, naming the field, if they are not there or do not fit."""
     try:
         path = find_weights(config.weights, config.name)
-        weights, classes, note = read_classifier(path, config.average_weights)
+        weights, classes = read_classifier(path, config.average_weights)
         is_same = classes == class_ids or (classes is None and len(weights["head.weight"]) == len(class_ids))
         if not is_same:
             weights |= {f"head.{name}": own for name, own in model.head.state_dict().items()}
         resized, _ = load_swin_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    told = [f"started from {identified(path)}{note}"]
+    told = [f"started from {identified(path)}"]
     if resized:
         told.append(f"{len(resized)} position tables resized, such as {resized[0]}")
     told.append("its head, too" if is_same else "the head from random weights, for it is of other classes")
