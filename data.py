@@ -27,9 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from engine import distributed
 from engine.files import file_sha256, user_path
-from engine.inputs import Inputs, identify_images
+from engine.inputs import Inputs, Repeats, identify_images, repeats, shared_between
 from engine.logbook import logger
-from engine.repeats import Repeats, repeats, shared_between
 from engine.signals import SIGNALS
 from engine.terminal import printable
 

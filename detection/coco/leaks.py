@@ -1,7 +1,7 @@
 """Images that a data set holds twice: in both halves, or under several records of one half."""
 
 from detection.coco.annotations import CocoFile
-from engine.repeats import Repeats, repeated_names, shared_between
+from engine.inputs import Repeats, repeated_names, shared_between
 
 
 def leak_warnings(train: CocoFile, val: CocoFile) -> list[str]:

@@ -31,7 +31,7 @@ from detection.prepare.images import with_bar
 from detection.prepare.layouts import HALVES, Layout, find_data, image_folder, not_split
 from engine.config import Config, load_config
 from engine.files import write_text
-from engine.repeats import Repeats, repeated_bytes, shared_between
+from engine.inputs import Repeats, repeated_bytes, shared_between
 from records.experiment import table
 
 YAML = (".yaml", ".yml")
