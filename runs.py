@@ -30,7 +30,7 @@ from engine.compute.machine import memory_limit
 from engine.compute.precision import describe_device, is_in_hardware, resolve_precision
 from engine.config import Config, changed_fields, dump_config, load_config
 from engine.files import write_text
-from engine.logbook import logger, start_logging, warnings_counted
+from engine.logbook import logger, start_logging
 from engine.optim import scaled_learning_rate
 from engine.signals import Stopped
 from engine.strict_yaml import ConfigError
@@ -158,20 +158,17 @@ def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.
     task = command.build_task(config, False)
     check_installed(config.train.trackers)
     check_feasible(task, config.train, config.optim, arguments.experiments, device)
-    with warnings_counted() as warnings:
-        command.announce(task)
-        warn_if_emulated(task, device)
-        first, second = rehearse(task, config.train, config.optim, device)
+    command.announce(task)
+    warn_if_emulated(task, device)
+    first, second = rehearse(task, config.train, config.optim, device)
     needs = distributed.gather(memory_need(device))  # of several processes, the one that is shortest of it
     if needs:
         used, total = max(needs, key=lambda need: need[0] / need[1])
         if used > MOST_OF_MEMORY * total:
             logger.warning("nearly all memory is used: lower train.batch_size, raise train.accumulation_steps")
         logger.info(
-            "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; warnings: %d; "
-            "no experiment was made",
+            "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; no experiment was made",
             second, first, f"{used:,.0f}", f"{total:,.0f}", "" if device.type == "cuda" else " of this machine",
-            sum(warnings.values()),
         )  # fmt: skip
 
 

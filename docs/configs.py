@@ -5,7 +5,6 @@
 tests/test_documentation.py holds that the page is what this writes.
 """
 
-import argparse
 import importlib
 import json
 import re
@@ -61,17 +60,6 @@ TASKS = {
 }
 
 
-def main() -> None:
-    """Write the page."""
-    argparse.ArgumentParser(
-        prog="python docs/configs.py",
-        description=f"Write {PAGE.name}, every field of every config, anew.",
-        epilog="example: python docs/configs.py",
-    ).parse_args()
-    PAGE.write_text(page())
-    print(f"wrote {PAGE}")
-
-
 def page() -> str:
     """Return the whole page, in Markdown."""
     headings: dict[type[Config], str] = {}  # of each class, where it comes first
@@ -122,4 +110,4 @@ def anchor(heading: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(page())

@@ -105,11 +105,15 @@ def user_path(text: str, field: str) -> Path:
     """Return the path that a user wrote, `~` expanded; there need be nothing at it.
 
     field: where it was written, such as "data.root", for the message.
-    Raises ValueError if `~NAME` is nobody's home."""
+    Raises ValueError for what cannot be a path: a home of nobody, a NUL, a name too long, a folder that is a file."""
     try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{field} {text!r}: no such home folder; write the whole path") from None
+        path = Path(text).expanduser()
+        with suppress(FileNotFoundError):
+            os.stat(path)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = getattr(error, "strerror", error)
+        raise ValueError(f"{field} {text[:80]!r}: not a usable path: {reason}") from None
+    return path
 
 
 def set_aside(path: Path) -> Path:

@@ -12,9 +12,12 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
     assert user_path("~/data", "data.root") == Path("/home/ann/data")
 
 
-def test_the_home_of_nobody_is_refused_by_field_and_value():
-    with pytest.raises(ValueError, match=r"data\.root '~nosuchuser/x'"):
-        user_path("~nosuchuser/x", "data.root")
+@pytest.mark.parametrize("text", ["~nosuchuser/x", "a\0b", "x" * 300, "FILE/data"])
+def test_what_cannot_be_a_path_is_refused_in_one_line_that_names_field_and_value(tmp_path, text):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^data\.root '.*': not a usable path: ") as error:
+        user_path(text.replace("FILE", str(tmp_path / "file")), "data.root")
+    assert str(error.value).isprintable()
 
 
 def test_a_damaged_file_takes_the_place_of_one_that_was_put_aside_before(tmp_path):
