@@ -14,7 +14,6 @@ from engine.optim import (
     build_optimizer,
     build_scheduler,
     parameter_groups,
-    scaled_learning_rate,
     update_average,
 )
 
@@ -52,11 +51,6 @@ def test_only_kernels_and_matrices_decay():
     assert free["weight_decay"] == 0.0
     net.norm.requires_grad_(False)
     assert sum(len(group["params"]) for group in parameter_groups(net, 0.1)) == 3  # frozen ones are in no group
-
-
-def test_learning_rate_follows_the_global_batch():
-    config = OptimConfig(learning_rate=0.0208, reference_batch_size=256)
-    assert scaled_learning_rate(config, 32) == pytest.approx(2.6e-3)
 
 
 def test_steps_schedule_warms_up_linearly_then_drops_at_the_epochs():
