@@ -519,7 +519,7 @@ def load_swin_weights(
             if fitting is not None:
                 resized.append(f"{key} {tuple(weights[key].shape)} to {tuple(wanted.shape)}")
                 weights[key] = fitting
-    _, left_out = load_matching(model, weights, may_be_misshaped)
+    left_out = load_matching(model, weights, may_be_misshaped)
     return resized, left_out
 
 

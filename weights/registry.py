@@ -7,7 +7,6 @@ registry, as a file, or as an experiment (its newest checkpoint). Only `python -
 import functools
 import os
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -258,18 +257,11 @@ def describe(path: Path) -> dict[str, str]:
 
 
 def _family(weights: dict[str, Tensor]) -> str:
-    """Return the architecture, its sizes and its classes, from the names and shapes."""
-    blocks = Counter(match[1] for key in weights if (match := re.fullmatch(r"layer(\d)\.\d+\.conv1\.weight", key)))
-    if blocks:
-        classes = len(weights["fc.weight"]) if "fc.weight" in weights else "no"
-        return f"ResNet, depths {tuple(blocks.values())}, {classes} classes"
+    """Return the variant and the sizes of a Swin; of anything else the parts that it has."""
     try:
         arguments = swin_arguments(weights)
-    except ValueError as error:
-        parts = ", ".join(sorted({name.partition(".")[0] for name in weights}))
-        if "class_head.0.weight" in weights:
-            return f"detector of this project, with the parts {parts}"
-        return f"unknown, with the parts {parts}: {error}"
+    except ValueError:
+        return f"no Swin classifier; its parts: {', '.join(sorted({name.partition('.')[0] for name in weights}))}"
     sizes = ("embed_dim", "depths", "num_heads")
     variants = [name for name, row in SWIN_VARIANTS.items() if all(row[size] == arguments[size] for size in sizes)]
     listed = ", ".join(f"{name} {value}" for name, value in arguments.items())

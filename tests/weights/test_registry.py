@@ -272,11 +272,9 @@ def slim_swin() -> SwinTransformer:
             lambda: torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [1, 2], [5, 5], num_classes=3),
             "Swin Transformer, of no published size, embed_dim 16",
         ),
-        (lambda: torchvision.models.resnet50(), "ResNet, depths (3, 4, 6, 3), 1000 classes"),
-        (lambda: nn.ModuleDict({"neck": nn.Linear(2, 3)}), "unknown, with the parts neck: "),
         (
             lambda: nn.ModuleDict({"neck": nn.Linear(2, 3), "class_head": nn.ModuleList([nn.Linear(2, 3)])}),
-            "detector of this project, with the parts class_head, neck",
+            "no Swin classifier; its parts: class_head, neck",
         ),
     ],
 )
