@@ -8,12 +8,9 @@ resizes what depends on the window or the image. `swin_arguments` tells which mo
     logits = model(images)                                    # (B, 1000)
     maps = model.features(images, ["stage2", "merge3"])       # before and after a patch merging
 
-Any input size works, by padding with zeros at the bottom and the right, as Microsoft's detection code does:
-
-- images, up to a multiple of the patch;
-- maps, up to a multiple of the window, after the norm and before attention. The padding takes part in attention
-  (only the shift is masked), and is cropped away afterwards;
-- maps of odd side before merging, so a side of 21 merges to 11 (an implementation that drops the odd row gets 10).
+Any input size works, by padding with zeros at the bottom and the right, as Microsoft's detection code does: images to
+a multiple of the patch; maps to a multiple of the window, after the norm (the padding takes part in attention and is
+cropped away afterwards); and maps of odd side before merging, so a side of 21 merges to 11.
 
 A side that a single window covers is not shifted, as in torchvision. Where a map is both shifted and padded it is
 padded first, as in Microsoft's code and torchvision; timm shifts first. Inputs of 224 never meet either difference.

@@ -62,26 +62,24 @@ TASKS = {
 
 def page() -> str:
     """Return the whole page, in Markdown."""
-    headings: dict[type[Config], str] = {}  # of each class, where it comes first
-    for task, (_, cls) in TASKS.items():
-        for path, section in sections(cls):
-            headings.setdefault(section, f"{task}: `{'.'.join(path)}`" if path else task)
     lines = [OPENING]
-    for cls, heading in headings.items():
-        commands = [command for command, top in TASKS.values() if top is cls]
-        what = commands or [" ".join(cls.__doc__.split())]
-        lines += [f"{'##' if commands else '###'} {heading}", "", *what, ""]
-        lines += ["| field | takes | default | what it is |", "|---|---|---|---|", *rows(cls, headings), ""]
+    for task, (command, top) in TASKS.items():
+        seen = set()
+        for path, cls in sections(top):
+            if cls not in seen:  # train and val have one class
+                seen.add(cls)
+                heading = f"### {task}: `{'.'.join(path)}`" if path else f"## {task}"
+                lines += [heading, "", " ".join(cls.__doc__.split()) if path else command, ""]
+                lines += ["| field | takes | default | what it is |", "|---|---|---|---|", *rows(cls), ""]
     return "\n".join(lines)
 
 
-def rows(cls: type[Config], headings: dict[type[Config], str]) -> Iterator[str]:
-    """Yield the line of the table for each field; a section's links to its own table."""
+def rows(cls: type[Config]) -> Iterator[str]:
+    """Yield the line of the table for each field."""
     schema = cls.model_json_schema()["properties"]
     for name, field in cls.model_fields.items():
         if nested := nested_class(field.annotation):
-            kind = "sections" if get_origin(field.annotation) is tuple else "section"
-            takes, default = f"[{kind}](#{anchor(headings[nested])})", "as it says there"
+            takes, default = "sections" if get_origin(field.annotation) is tuple else "section", "see below"
         else:
             takes, default = taken(schema[name]), f"`{json.dumps(field.default, default=str)}`"
         description = field.description or " ".join(((nested and nested.__doc__) or "").split()).rstrip(".")
@@ -102,11 +100,6 @@ def taken(schema: dict[str, Any]) -> str:
     limits = " and ".join(f"{words} {schema[key]:.10g}" for key, words in LIMITS.items() if key in schema)
     each = f", each {taken(schema['items'])}" if "items" in schema else ""
     return f"{KINDS[schema['type']]} {limits}".rstrip() + each
-
-
-def anchor(heading: str) -> str:
-    """Return the name under which GitHub links to a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,13 @@ from training import rehearse
 
 ROOT = Path(__file__).parent.parent
 config_page = SourceFileLoader("configs_page", str(ROOT / "docs/configs.py")).load_module()
+
+
+def anchor(heading: str) -> str:
+    """Return the name under which GitHub links to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -34,7 +41,7 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    return {config_page.anchor(heading) for heading in HEADING.findall(prose(page))}
+    return {anchor(heading) for heading in HEADING.findall(prose(page))}
 
 
 def each_page(test):

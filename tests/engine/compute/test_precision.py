@@ -20,7 +20,6 @@ def hardware(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu_bf16)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
 
-    precision._log_once.cache_clear()
     return give
 
 
