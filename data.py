@@ -66,8 +66,7 @@ def is_deep(image: Image.Image) -> bool:
 def to_8_bits(values: np.ndarray) -> np.ndarray:
     """Scale a grey image of 16 or 32 bits to 8 bits, by its own largest value, since files do not record their range.
 
-    Whole numbers: the image has as many bits as its largest value needs, at least 8, and the top 8 of these are kept.
-    So 8 bits stored in 16 stay as they are, and 12 bits stored in 16 are divided by 16. Fractions from 0 to 1 are
+    Whole numbers: of the bits that the largest value needs, at least 8, the top 8 are kept. Fractions from 0 to 1 are
     multiplied by 255; other floats are treated as whole numbers.
     values: (H, W) integers or floats. Returns (H, W) uint8.
     Raises DatasetError for negative values, values that are not finite, and floats whose largest is from 1 to 16."""
@@ -87,9 +86,7 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def opened_image(path: Path) -> Iterator[Image.Image]:
-    """An image file, to be decoded inside.
-
-    Raises DatasetError, saying why but not where, if that cannot be done."""
+    """Open an image file, to be decoded inside. Raises DatasetError, without the path, if that cannot be done."""
     try:
         with Image.open(path) as image:
             if image.format == "EPS":
@@ -124,11 +121,11 @@ def normalize_images(images: Tensor, channels_last: bool = False) -> Tensor:
 
 
 class EpochBatchSampler:
-    """Batches of one process for one epoch of training; iterate again for the same epoch, set `epoch` for another.
+    """Batches of one process for one epoch of training.
 
     The images of an epoch are shuffled by (seed, epoch) and cut into global batches of batch_size * world_size;
-    rank r takes every world_size-th image of each, from its r-th. So a global batch is the same set of images on
-    however many processes it is spread. A last global batch that is not full is dropped.
+    rank r takes every world_size-th image of each, from its r-th, so a global batch is the same set of images on any
+    number of processes. A last global batch that is not full is dropped.
 
     epoch: which epoch to yield. first_batch: how many of its batches to leave out, to resume in mid-epoch."""
 
@@ -174,16 +171,14 @@ def build_loader(
     workers: int,
     device: torch.device,
 ) -> DataLoader:
-    """A loader of `batches`, by `workers` processes that live as long as it does, or in this one if 0.
+    """Return a loader of `batches`, by `workers` processes that live as long as it does, or in this one if 0.
 
-    The workers draw no random numbers of their own: see the top of this module. Batches for a GPU are pinned. Each has
-    one entry more, "load_seconds": () float64, what it took of one core's time.
+    Batches for a GPU are pinned. Each has one entry more, "load_seconds": () float64, its time on one core.
     Raises RuntimeError from its iterator when no batch came for LOADER_TIMEOUT_SECONDS."""
     parallel = {}
     if workers > 0:
         # Forked workers start at once and share the parent's memory, such as decoded images; elsewhere than on
-        # Linux fork is missing or unsafe. PyTorch itself gives each worker one thread, and the parent's CUDA
-        # state is not touched there.
+        # Linux fork is missing or unsafe.
         parallel = {
             "persistent_workers": True,
             "timeout": LOADER_TIMEOUT_SECONDS,

@@ -64,9 +64,6 @@ def read(experiment: Path) -> Published:
         raise CheckpointError(
             f"{path}: of step {state['step']}, but results.json scored step {results.steps}; end the run (--resume)"
         )
-    weights = trained_weights(state)
-    if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
-        raise CheckpointError(f"{path}: weights that are not finite: {listed(broken)}; not fit to be published")
     config = without_local_paths(read_overridden(experiment / "config.yaml", ()))
     release = release_facts(
         experiment,
@@ -77,19 +74,19 @@ def read(experiment: Path) -> Published:
         scores=results.scores,
         step=results.steps,
     )
-    return Published(weights, config, results, intervals(load_statistics(experiment), results.scores), release)
+    return Published(
+        trained_weights(state), config, results, intervals(load_statistics(experiment), results.scores), release
+    )
 
 
 def intervals(statistics: Statistics, scores: dict[str, float | None]) -> dict[str, Interval]:
     """Return 95% intervals, over the choice of validation images, of scores that the statistics determine.
 
-    They are of a bootstrap over images (stats/bootstrap.py); there are none for fewer than FEWEST_IMAGES.
-    Raises ValueError if the statistics give other scores, so are of another run."""
+    They are of a bootstrap over images (stats/bootstrap.py); there are none for fewer than FEWEST_IMAGES."""
     if len(statistics.image_ids) < FEWEST_IMAGES:
         return {}
     logger.info("resampling %d images %d times", len(statistics.image_ids), RESAMPLES)
-    drawn = image_weights(len(statistics.image_ids), RESAMPLES, SEED)
-    weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # the first row is the images as they are
+    weights = image_weights(len(statistics.image_ids), RESAMPLES, SEED)
     replicates, _ = resampled_scores(statistics, weights)
     if isinstance(statistics, Matches):
         for name, iou in (("AP50", 0.5), ("AP75", 0.75)):
@@ -101,17 +98,7 @@ def intervals(statistics: Statistics, scores: dict[str, float | None]) -> dict[s
                 ignored=statistics.ignored[:, one],
             )
             replicates[name] = mean_average_precision(average_precision(at_iou, weights))
-    found = {}
-    for name, values in replicates.items():
-        if scores.get(name) is None:
-            continue
-        if abs(values[0] - scores[name]) > 1e-6:
-            raise ValueError(
-                f"image_statistics.npz gives {name} {values[0]:.6f}, results.json says {scores[name]:.6f}; they are "
-                "not of the same run"
-            )
-        found[name] = interval(values[0], values[1:])
-    return found
+    return {name: interval(scores[name], values) for name, values in replicates.items() if scores.get(name) is not None}
 
 
 def card(folder: str, published: Published, license_name: str) -> str:
