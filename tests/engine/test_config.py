@@ -7,7 +7,7 @@ import pydantic
 import pytest
 from pydantic import Field, field_validator, model_validator
 
-from engine.config import Config, changed_fields, dump_config, load_config, read_overridden
+from engine.config import Config, changed_fields, dump_config, load_config
 from engine.strict_yaml import ConfigError
 from engine.text import UnknownNameError
 
@@ -207,12 +207,6 @@ def test_an_override_may_hold_any_text(write, value, text):
 def test_a_bad_override_is_explained(write, override, told):
     [line] = problems(write(DATA), override)
     assert [each for each in told if each not in line] == []
-
-
-def test_overrides_are_laid_over_plain_data(write):
-    assert read_overridden(write("a: {b: 1}\n"), ["a.c=[2]"]) == {"a": {"b": 1, "c": [2]}}
-    with pytest.raises(ConfigError, match="given twice"):
-        read_overridden(write("a: 1\n"), ["a=2", "a=3"])
 
 
 # ---- writing -----------------------------------------------------------------------------------------------
