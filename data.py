@@ -26,9 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from engine import distributed
 from engine.files import file_sha256, user_path
-from engine.inputs import Inputs, identify_images
+from engine.inputs import Inputs, Repeats, identify_images, repeats, shared_between
 from engine.logbook import logger
-from engine.repeats import Repeats, repeats, shared_between
 from engine.signals import SIGNALS
 from engine.terminal import printable
 
@@ -66,8 +65,7 @@ def is_deep(image: Image.Image) -> bool:
 def to_8_bits(values: np.ndarray) -> np.ndarray:
     """Scale a grey image of 16 or 32 bits to 8 bits, by its own largest value, since files do not record their range.
 
-    Whole numbers: the image has as many bits as its largest value needs, at least 8, and the top 8 of these are kept.
-    So 8 bits stored in 16 stay as they are, and 12 bits stored in 16 are divided by 16. Fractions from 0 to 1 are
+    Whole numbers: of the bits that the largest value needs, at least 8, the top 8 are kept. Fractions from 0 to 1 are
     multiplied by 255; other floats are treated as whole numbers.
     values: (H, W) integers or floats. Returns (H, W) uint8.
     Raises DatasetError for negative values, values that are not finite, and floats whose largest is from 1 to 16."""
@@ -125,8 +123,8 @@ class EpochBatchSampler:
     """Batches of one process for one epoch of training; set `epoch` for the next one.
 
     The images of an epoch are shuffled by (seed, epoch) and cut into global batches of batch_size * world_size;
-    rank r takes every world_size-th image of each, from its r-th. So a global batch is the same set of images on
-    however many processes it is spread. A last global batch that is not full is dropped.
+    rank r takes every world_size-th image of each, from its r-th, so a global batch is the same set of images on any
+    number of processes. A last global batch that is not full is dropped.
 
     epoch: which epoch to yield. first_batch: how many of its batches to leave out, to resume in mid-epoch."""
 
@@ -179,8 +177,7 @@ def build_loader(
     parallel = {}
     if workers > 0:
         # Forked workers start at once and share the parent's memory, such as decoded images; elsewhere than on
-        # Linux fork is missing or unsafe. PyTorch itself gives each worker one thread, and the parent's CUDA
-        # state is not touched there.
+        # Linux fork is missing or unsafe.
         parallel = {
             "persistent_workers": True,
             "timeout": LOADER_TIMEOUT_SECONDS,

@@ -8,12 +8,9 @@ resizes what depends on the window or the image. `swin_arguments` tells which mo
     logits = model(images)                                    # (B, 1000)
     maps = model.features(images, ["stage2", "merge3"])       # before and after a patch merging
 
-Any input size works, by padding with zeros at the bottom and the right, as Microsoft's detection code does:
-
-- images, up to a multiple of the patch;
-- maps, up to a multiple of the window, after the norm and before attention. The padding takes part in attention
-  (only the shift is masked), and is cropped away afterwards;
-- maps of odd side before merging, so a side of 21 merges to 11 (an implementation that drops the odd row gets 10).
+Any input size works, by padding with zeros at the bottom and the right, as Microsoft's detection code does: images to
+a multiple of the patch; maps to a multiple of the window, after the norm (the padding takes part in attention and is
+cropped away afterwards); and maps of odd side before merging, so a side of 21 merges to 11.
 
 A side that a single window covers is not shifted, as in torchvision. Where a map is both shifted and padded it is
 padded first, as in Microsoft's code and torchvision; timm shifts first. Inputs of 224 never meet either difference.
@@ -42,11 +39,19 @@ SWIN_VARIANTS = {
 
 POSITIONS = ("none", "abs", "rel", "abs+rel")
 
+STAGES = range(8)  # more than any Swin has
+# Microsoft's names by those of others, to be replaced in this order. timm's merging opens a stage and does not end one.
 TORCHVISION_NAMES = {
     "features.0.0.": "patch_embed.proj.",
     "features.0.2.": "patch_embed.norm.",
+    **{f"features.{2 * stage + 1}.": f"layers.{stage}.blocks." for stage in STAGES},
+    **{f"features.{2 * stage + 2}.": f"layers.{stage}.downsample." for stage in STAGES},
     ".mlp.0.": ".mlp.fc1.",
     ".mlp.3.": ".mlp.fc2.",
+}
+TIMM_NAMES = {
+    **{f"layers.{stage + 1}.downsample.": f"layers.{stage}.downsample." for stage in STAGES},
+    "head.fc.": "head.",
 }
 
 
@@ -426,30 +431,18 @@ def swin_state_dict(state_dict: Mapping) -> dict[str, Tensor]:
     """
     if isinstance(state_dict.get("model"), Mapping):
         state_dict = state_dict["model"]
-    # Microsoft's and torchvision's merging ends a stage; timm's opens the next one, so its first stage has none.
-    is_timm = not any(key.startswith("layers.0.downsample.") for key in state_dict)
+    names = {}
+    if any(key.startswith("features.") for key in state_dict):
+        names = TORCHVISION_NAMES
+    elif not any(key.startswith("layers.0.downsample.") for key in state_dict):
+        names = TIMM_NAMES
     renamed = {}
     for key, tensor in state_dict.items():
-        if key.endswith((".relative_position_index", ".attn_mask")):
-            continue
-        if key.startswith("features."):
-            key = _from_torchvision(key)
-        elif is_timm:
-            key = re.sub(r"^layers\.(\d+)(?=\.downsample\.)", lambda match: f"layers.{int(match[1]) - 1}", key)
-        renamed[key.replace("head.fc.", "head.")] = tensor
+        if not key.endswith((".relative_position_index", ".attn_mask")):
+            for theirs, ours in names.items():
+                key = key.replace(theirs, ours)
+            renamed[key] = tensor
     return renamed
-
-
-def _from_torchvision(key: str) -> str:
-    """features.0 is the embedding; after it blocks and mergings alternate."""
-    for theirs, ours in TORCHVISION_NAMES.items():
-        key = key.replace(theirs, ours)
-
-    def layer(match: re.Match) -> str:
-        stage, is_merging = divmod(int(match[1]) - 1, 2)
-        return f"layers.{stage}.{'downsample' if is_merging else 'blocks'}."
-
-    return re.sub(r"^features\.(\d+)\.", layer, key)
 
 
 def swin_arguments(state_dict: Mapping) -> dict:
@@ -519,7 +512,7 @@ def load_swin_weights(
             if fitting is not None:
                 resized.append(f"{key} {tuple(weights[key].shape)} to {tuple(wanted.shape)}")
                 weights[key] = fitting
-    _, left_out = load_matching(model, weights, may_be_misshaped)
+    left_out = load_matching(model, weights, may_be_misshaped)
     return resized, left_out
 
 

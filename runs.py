@@ -32,7 +32,7 @@ from engine.compute.placement import BATCH_NORMS, set_train_mode
 from engine.compute.precision import describe_device, is_in_hardware, resolve_precision
 from engine.config import Config, changed_fields, dump_config, load_config
 from engine.files import write_text
-from engine.logbook import logger, start_logging, warnings_counted
+from engine.logbook import logger, start_logging
 from engine.optim import STATES_PER_WEIGHT, scaled_learning_rate, schedule_warnings
 from engine.signals import Stopped
 from engine.strict_yaml import ConfigError
@@ -154,19 +154,16 @@ def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.
     task = command.build_task(config, False)
     check_installed(config.train.trackers)
     check_feasible(task, arguments.experiments, device)
-    with warnings_counted() as warnings:
-        announce(command, task, device)
-        first, second = rehearse(task, device)
+    announce(command, task, device)
+    first, second = rehearse(task, device)
     needs = distributed.gather(memory_need(device))
     if needs:
         used, total = max(needs, key=lambda need: need[0] / need[1])  # of the process that has the least to spare
         if used > MOST_OF_MEMORY * total:
             logger.warning("nearly all memory is used: lower train.batch_size, raise train.accumulation_steps")
         logger.info(
-            "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; warnings: %d; "
-            "no experiment was made",
+            "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; no experiment was made",
             second, first, f"{used:,.0f}", f"{total:,.0f}", "" if device.type == "cuda" else " of this machine",
-            sum(warnings.values()),
         )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def _of_config(path: Path, overrides: Sequence[str]) -> Classifier:
 
 
 def _configured(config: ClassificationConfig, file: Path, average: bool, experiment: Path | None = None) -> Classifier:
-    weights, class_ids, _ = read_classifier(file, average)
+    weights, class_ids = read_classifier(file, average)
     model = build_swin(config.model, len(weights["head.weight"]))
     load_swin_weights(model, weights)
     return Classifier(
@@ -123,7 +123,7 @@ def _of_public_file(named: str) -> Classifier:
             f"{named}: no file, experiment or config, nor the name of a public Swin{names} (python -m weights list)"
         )
     file = find_weights(named, swins[named].trunk if named in swins else "")
-    weights, class_ids, _ = read_classifier(file)
+    weights, class_ids = read_classifier(file)
     try:
         arguments = swin_arguments(weights)
     except ValueError as error:

@@ -34,7 +34,7 @@ from engine.logbook import progress_bar
 from engine.optim import OptimConfig
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
 from training import Evaluation, TrainConfig
-from weights.registry import find_weights, identified, read_weights_with_note
+from weights.registry import find_weights, identified, read_weights
 from weights.release import SUFFIX, read_safetensors
 
 GUESSES = 5  # kept of each image, best first
@@ -106,20 +106,18 @@ class TrainedClassifier(NamedTuple):
 
     weights: dict[str, Tensor]  # under Microsoft's names
     classes: list[str] | None  # of their outputs; None where the file does not say
-    note: str  # the wrapping that was removed from weights that another program saved
 
 
 def read_classifier(path: Path, average: bool = True) -> TrainedClassifier:
     """Read a classifier's weights and classes from a file.
 
     average: take the moving average of a run that kept one. Raises ValueError if the file holds no classifier."""
-    classes, note = None, ""
+    classes = None
     if is_checkpoint(path):
         state = load_checkpoint(path)
         weights, classes = trained_weights(state, average), state["data"]["classes"]
     else:
-        weights, note = read_weights_with_note(path)
-        weights = swin_state_dict(weights)
+        weights = swin_state_dict(read_weights(path))
         if path.suffix == SUFFIX and (facts := read_safetensors(path)[1]):
             classes = json.loads(facts["classes"])
     if "head.weight" not in weights:
@@ -128,7 +126,7 @@ def read_classifier(path: Path, average: bool = True) -> TrainedClassifier:
         )
     if classes is None and len(weights["head.weight"]) == len(imagenet_classes()):
         classes = list(imagenet_classes())
-    return TrainedClassifier(weights, classes, note)
+    return TrainedClassifier(weights, classes)
 
 
 def start_from(model: SwinTransformer, config: ModelConfig, class_ids: list[str]) -> str:
@@ -137,14 +135,14 @@ def start_from(model: SwinTransformer, config: ModelConfig, class_ids: list[str]
     Raises ValueError, naming the field, if they are missing or do not fit."""
     try:
         path = find_weights(config.weights, config.name)
-        weights, classes, note = read_classifier(path, config.average_weights)
+        weights, classes = read_classifier(path, config.average_weights)
         is_same = classes == class_ids or (classes is None and len(weights["head.weight"]) == len(class_ids))
         if not is_same:
             weights |= {f"head.{name}": own for name, own in model.head.state_dict().items()}
         resized, _ = load_swin_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    parts = [f"started from {identified(path)}{note}"]
+    parts = [f"started from {identified(path)}"]
     if resized:
         parts.append(f"{len(resized)} position tables resized, such as {resized[0]}")
     parts.append("with its head" if is_same else "the head from random weights, because its classes differ")

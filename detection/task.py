@@ -32,8 +32,8 @@ from engine.loading import load_exactly
 from engine.optim import OptimConfig
 from engine.text import listed
 from training import Evaluation, TrainConfig
-from weights.registry import find_weights, identified, read_weights_with_note
-from weights.release import SUFFIX, load_release, weights_in
+from weights.registry import find_weights, identified, read_weights
+from weights.release import SUFFIX, read_safetensors, weights_in
 
 if TYPE_CHECKING:
     from detection.drawing.pictures import Picture
@@ -62,7 +62,6 @@ class TrainedDetector(NamedTuple):
     step: int | None  # optimizer steps; None where the file does not say
     class_names: list[str] | None  # None where the file does not say
     facts: dict[str, str] | None = None  # metadata of released weights, verified
-    note: str = ""  # the wrapping that was removed from weights that another program saved
 
 
 def read_detector(path: Path, others: bool = False) -> TrainedDetector:
@@ -84,8 +83,8 @@ def read_detector(path: Path, others: bool = False) -> TrainedDetector:
 
 def _read_detector(path: Path) -> TrainedDetector:
     if path.suffix == SUFFIX:
-        weights, facts = load_release(path)
-        if not {"step", "classes"} <= facts.keys():
+        weights, facts = read_safetensors(path)
+        if not facts or not {"step", "classes"} <= facts.keys():
             raise CheckpointError(f"{path}: no detector; its metadata lack the step or the classes")
         return TrainedDetector(weights, int(facts["step"]), json.loads(facts["classes"]), facts)
     state = load_checkpoint(path)
@@ -102,14 +101,14 @@ def _detector_of_others(path: Path) -> TrainedDetector | None:
 
     Raises CheckpointError if they are weights of something else."""
     try:
-        weights, note = read_weights_with_note(path)
+        weights = read_weights(path)
     except (OSError, ValueError):
         return None
     if "class_head.0.weight" not in weights:
         raise CheckpointError(
             f"{path}: weights of no detector of this project; those of a trunk belong into model.weights"
         )
-    return TrainedDetector(weights, None, None, note=note)
+    return TrainedDetector(weights, None, None)
 
 
 def start_trunk(model: SSD, config: ModelConfig) -> str:
@@ -118,13 +117,13 @@ def start_trunk(model: SSD, config: ModelConfig) -> str:
     Returns a line on what was loaded. Raises ValueError if they are missing, cannot be read or do not fit the trunk."""
     try:
         path = find_weights(config.weights, BACKBONES[config.backbone].trunk)
-        weights, note = read_weights_with_note(path, config.average_weights)
+        weights = read_weights(path, config.average_weights)
         if "class_head.0.weight" in weights:
             raise ValueError(f"{path}: a whole detector, not a trunk; it belongs into model.start_from")
         resized = load_backbone_weights(model.backbone, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    line = f"trunk from {identified(path)}{note}"
+    line = f"trunk from {identified(path)}"
     return line + f", {len(resized)} tables of positions resized, as {resized[0]}" if resized else line
 
 
@@ -133,7 +132,7 @@ def start_from(model: SSD, path: Path, class_names: Sequence[str]) -> str:
 
     Returns a line on what was loaded. Raises CheckpointError, listing what differs, if anything else does."""
     detector = read_detector(path, others=True)
-    origin = f"started from {path}" + (f", step {detector.step}" if detector.step is not None else detector.note)
+    origin = f"started from {path}" + (f", step {detector.step}" if detector.step is not None else "")
     heads = {key: own for key, own in model.state_dict().items() if key.startswith("class_head.")}
     is_same = detector.class_names == list(class_names)
     try:

@@ -25,7 +25,7 @@ from engine.logbook import progress_bar
 from engine.optim import OptimConfig
 from model import SWIN_VARIANTS
 from training import Evaluation, TrainConfig
-from weights.registry import find_weights, identified, read_weights_with_note
+from weights.registry import find_weights, identified, read_weights
 
 EVAL_SEED = 0  # of what validation images are mixed with: the same for every run, so that losses can be compared
 
@@ -85,11 +85,11 @@ def start_from(model: SwinUNet, config: ModelConfig) -> str:
     Raises ValueError, naming the field, if they are missing or do not fit."""
     try:
         path = find_weights(config.weights, config.name)
-        weights, note = read_weights_with_note(path, config.average_weights)
+        weights = read_weights(path, config.average_weights)
         resized = load_encoder_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    note += f"; {len(resized)} position tables resized, such as {resized[0]}" if resized else ""
+    note = f"; {len(resized)} position tables resized, such as {resized[0]}" if resized else ""
     return f"encoder started from {identified(path)}{note}"
 
 

@@ -5,7 +5,6 @@
 tests/test_documentation.py holds that the page is what this writes.
 """
 
-import argparse
 import importlib
 import json
 import re
@@ -61,39 +60,26 @@ TASKS = {
 }
 
 
-def main() -> None:
-    """Write the page."""
-    argparse.ArgumentParser(
-        prog="python docs/configs.py",
-        description=f"Write {PAGE.name}, every field of every config, anew.",
-        epilog="example: python docs/configs.py",
-    ).parse_args()
-    PAGE.write_text(page())
-    print(f"wrote {PAGE}")
-
-
 def page() -> str:
     """Return the whole page, in Markdown."""
-    headings: dict[type[Config], str] = {}  # of each class, where it comes first
-    for task, (_, cls) in TASKS.items():
-        for path, section in sections(cls):
-            headings.setdefault(section, f"{task}: `{'.'.join(path)}`" if path else task)
     lines = [OPENING]
-    for cls, heading in headings.items():
-        commands = [command for command, top in TASKS.values() if top is cls]
-        what = commands or [" ".join(cls.__doc__.split())]
-        lines += [f"{'##' if commands else '###'} {heading}", "", *what, ""]
-        lines += ["| field | takes | default | what it is |", "|---|---|---|---|", *rows(cls, headings), ""]
+    for task, (command, top) in TASKS.items():
+        seen = set()
+        for path, cls in sections(top):
+            if cls not in seen:  # train and val have one class
+                seen.add(cls)
+                heading = f"### {task}: `{'.'.join(path)}`" if path else f"## {task}"
+                lines += [heading, "", " ".join(cls.__doc__.split()) if path else command, ""]
+                lines += ["| field | takes | default | what it is |", "|---|---|---|---|", *rows(cls), ""]
     return "\n".join(lines)
 
 
-def rows(cls: type[Config], headings: dict[type[Config], str]) -> Iterator[str]:
-    """Yield the line of the table for each field; a section's links to its own table."""
+def rows(cls: type[Config]) -> Iterator[str]:
+    """Yield the line of the table for each field."""
     schema = cls.model_json_schema()["properties"]
     for name, field in cls.model_fields.items():
         if nested := nested_class(field.annotation):
-            kind = "sections" if get_origin(field.annotation) is tuple else "section"
-            takes, default = f"[{kind}](#{anchor(headings[nested])})", "as it says there"
+            takes, default = "sections" if get_origin(field.annotation) is tuple else "section", "see below"
         else:
             takes, default = taken(schema[name]), f"`{json.dumps(field.default, default=str)}`"
         description = field.description or " ".join(((nested and nested.__doc__) or "").split()).rstrip(".")
@@ -116,10 +102,5 @@ def taken(schema: dict[str, Any]) -> str:
     return f"{KINDS[schema['type']]} {limits}".rstrip() + each
 
 
-def anchor(heading: str) -> str:
-    """Return the name under which GitHub links to a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(page())

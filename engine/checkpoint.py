@@ -12,7 +12,6 @@ bit, so the archive's comment, which is the end of the file, holds the SHA-256 o
 import hashlib
 import os
 import pickle
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,7 +23,6 @@ from torch import Tensor
 from engine.files import set_aside, write_whole, writing
 from engine.logbook import logger
 
-STEP_FILE = re.compile(r"step_(\d+)\.pt")
 MARK = b"sha256:"
 SEAL_SIZE = len(MARK) + 64  # bytes
 
@@ -78,9 +76,7 @@ def load_checkpoint(path: Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused, holds more than plain tensors and numbers: remove it and use an earlier checkpoint"
-        ) from error
+        raise CheckpointError(f"{path}: refused, holds more than plain tensors and numbers: remove it") from error
     except (OSError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
 
@@ -121,17 +117,13 @@ def check_room(folder: Path, size: int) -> None:
     except OSError as error:
         raise CheckpointError(f"{folder}: checkpoints cannot be written there: {error.strerror}") from None
     if free < 2 * size:
-        mib = 2**20
-        raise CheckpointError(
-            f"{folder}: no space left for two checkpoints, which take {2 * size // mib} MiB, {free // mib} are free: "
-            "make room or go elsewhere"
-        )
+        need = f"{2 * size >> 20} MiB, {free >> 20} are free"
+        raise CheckpointError(f"{folder}: no space left for two checkpoints, which take {need}: make room")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the step checkpoints in `folder`, lowest step first."""
-    found = [(int(match[1]), path) for path in folder.glob("*.pt") if (match := STEP_FILE.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted(folder.glob(f"step_{9 * '[0-9]'}.pt"))
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
@@ -142,13 +134,9 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 
 def newest_checkpoint(folder: Path) -> Path:
     """Return the checkpoint of the highest step. Raises CheckpointError if there is none."""
-    paths = list_checkpoints(folder)
-    if not paths:
-        raise CheckpointError(
-            f"{folder}: no checkpoint in it; a run that ends early may have none, and git keeps none: train from its "
-            "config.yaml again"
-        )
-    return paths[-1]
+    if paths := list_checkpoints(folder):
+        return paths[-1]
+    raise CheckpointError(f"{folder}: no checkpoint in it; git keeps none: train from its config.yaml again")
 
 
 def load_newest_whole(folder: Path) -> tuple[Path, dict]:
@@ -166,10 +154,7 @@ def load_newest_whole(folder: Path) -> tuple[Path, dict]:
         for broken, error in damaged:
             logger.warning("%s; kept as %s, going back to %s", error, set_aside(broken).name, path.name)
         return path, state
-    raise CheckpointError(
-        f"{damaged[0][1]}; none of the {len(damaged)} checkpoints is whole: start a new run from the experiment's "
-        "config.yaml"
-    )
+    raise CheckpointError(f"{damaged[0][1]}; none of the {len(damaged)} checkpoints is whole: start a new run")
 
 
 def sweep_temporaries(experiment: Path) -> None:

@@ -24,7 +24,7 @@ class Config(BaseModel):
 ConfigClass = TypeVar("ConfigClass", bound=Config)
 Problem = tuple[int, KeyPath, str]  # line, field, what is wrong with it
 NOWHERE, COMMAND_LINE = 0, 1 << 62  # in place of the line of a field that is not in the file
-FEWEST_UNKNOWN = 5  # unknown fields in a file that was meant for another command
+FEWEST_UNKNOWN = 4  # unknown fields in a file that was meant for another command
 WANTED = {  # by pydantic's type of error; the other types have words for users
     "bool_type": "should be true or false",
     "string_type": "should be text",
@@ -46,10 +46,12 @@ def load_config(path: str | Path, overrides: Sequence[str], cls: type[ConfigClas
         config = cls.model_validate_json(json.dumps(data))
     except ValidationError as error:
         details = error.errors(include_url=False)
-        if unknown := _fields_of_another(details, data, lines, cls):
+        paths = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
+        unknown = [".".join(map(str, path)) for path in paths if lines[path] != COMMAND_LINE]
+        if len(unknown) >= FEWEST_UNKNOWN:
             raise ConfigError(
-                f"{path}: a config of another kind: a {cls.__name__} has no {', '.join(unknown)}; its first lines, or "
-                "the README.md of its experiment, say for which command it is"
+                f"{path}: a config of another kind: a {cls.__name__} has no {', '.join(unknown[:FEWEST_UNKNOWN])}; its "
+                "first lines, or the README.md of its experiment, say for which command it is"
             ) from None
         problems += [_explain(detail, lines, cls) for detail in details]
     if problems:
@@ -125,26 +127,11 @@ def _explain(detail: dict[str, Any], lines: dict[KeyPath, int], cls: type[Config
         return line, path, "missing"
     if detail["type"] == "extra_forbidden":
         near, siblings = _near(path, cls)
-        return (
-            line,
-            path,
-            f"no such field{did_you_mean(near)}" if near else f"no such field among {', '.join(siblings)}",
-        )
+        return line, path, "no such field" + (did_you_mean(near) or f" among {', '.join(siblings)}")
     if isinstance(cause, UnknownNameError) or (cause and isinstance(value, dict)):
         return line, path, str(cause)
     wanted = str(cause or WANTED.get(detail["type"]) or detail["msg"].removeprefix("Input "))
     return line, path, f"got {shown(value)}, {wanted}"
-
-
-def _fields_of_another(
-    details: Sequence[dict[str, Any]], data: dict[str, Any], lines: dict[KeyPath, int], cls: type[Config]
-) -> list[str]:
-    """Return some unknown fields of a file that was meant for another command; none if it was meant for this one."""
-    paths = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
-    unknown = [".".join(map(str, p)) for p in paths if lines[p] != COMMAND_LINE and not _near(p, cls)[0]]
-    required = {name for name, field in cls.model_fields.items() if field.is_required()}
-    is_of_another = len(unknown) >= FEWEST_UNKNOWN or (required and not required & data.keys())
-    return unknown[:FEWEST_UNKNOWN] if is_of_another else []
 
 
 def _near(path: KeyPath, cls: type[Config]) -> tuple[list[str], list[str]]:

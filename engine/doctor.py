@@ -1,4 +1,4 @@
-"""Report what to look at first when something does not work: versions, devices, cores, memory, disk, locks.
+"""Report what to look at first when something does not work: versions, devices, memory, disk, locks.
 
     python -m engine.doctor
 
@@ -10,15 +10,13 @@ Exit codes: 0 nothing failed, though there may be warnings; 1 something did; 2 b
 
 import argparse
 import fcntl
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from engine.compute.machine import memory_limit, usable_cores
-from engine.compute.threads import THREADS
+from engine.compute.machine import memory_limit
 from engine.start import start
 
 GIB = 2**30
@@ -85,15 +83,6 @@ def check_devices() -> Iterator[Finding]:
         yield "warn", "nvidia-smi is installed, but torch sees no GPU", cure
 
 
-def check_cores() -> Iterator[Finding]:
-    """Compare PyTorch's threads with the cores; commands fit them unless the user has set a number."""
-    import torch
-
-    usable, threads = usable_cores(), torch.get_num_threads()
-    cure = f"more threads than cores slow each other down: unset {THREADS}, or export {THREADS}={max(1, int(usable))}"
-    yield "warn" if threads > usable else "ok", f"{usable:g} of {os.cpu_count()} cores, {threads} threads", cure
-
-
 def check_room() -> Iterator[Finding]:
     """Look at memory and disk, and write and lock a file where experiments are kept."""
     yield room("memory of this process", memory_limit(), 4 * GIB, "ask for more: sbatch --mem, docker --memory")
@@ -117,7 +106,7 @@ def room(what: str, free: float, least: float, cure: str) -> Finding:
     return "ok" if free >= least else "warn", f"{what}: {free / GIB:,.1f} GiB", cure
 
 
-CHECKS = (check_versions, check_devices, check_cores, check_room)
+CHECKS = (check_versions, check_devices, check_room)
 
 if __name__ == "__main__":
     start(parse_arguments, main, on_device=False)

@@ -91,42 +91,29 @@ def _lock(descriptor: int, wait: bool) -> bool:
     return False
 
 
-def is_locked(path: Path) -> bool | None:
-    """Return whether a process holds the lock on a file; None on a file system without locks."""
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock on a file."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
-    except OSError:  # no such file, so nobody has locked it
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
 
 
 def user_path(text: str, field: str) -> Path:
-    """The path that a user wrote, `~` expanded; there need be nothing at it.
+    """Return the path that a user wrote, `~` expanded; there need be nothing at it.
 
     field: where it was written, such as "data.root", for the message.
-    Raises ValueError for what can be no path: a home of nobody, a NUL, a name too long, a folder that is a file, a
-    circle of links, a folder that this user may not look into."""
+    Raises ValueError for what cannot be a path: a home of nobody, a NUL, a name too long, a folder that is a file."""
     try:
         path = Path(text).expanduser()
-        with suppress(FileNotFoundError):  # whoever uses it knows what should be there
+        with suppress(FileNotFoundError):
             os.stat(path)
-    except RuntimeError:
-        reason = f"no home folder is known for {text.partition('/')[0]}; write the whole path"
-    except ValueError:
-        reason = "a path cannot hold the character NUL"
-    except OSError as error:
-        reason = error.strerror
-    else:
-        return path
-    raise ValueError(f"{field} {text if len(text) <= 80 else text[:77] + '...'!r}: not a usable path: {reason}")
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = getattr(error, "strerror", error)
+        raise ValueError(f"{field} {text[:80]!r}: not a usable path: {reason}") from None
+    return path
 
 
 def set_aside(path: Path) -> Path:

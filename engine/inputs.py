@@ -1,4 +1,4 @@
-"""What a run reads, identified by content: annotation files and sets of images.
+"""What a run reads, identified by content: annotation files and sets of images; and images that are there twice.
 
 Two data sets are the same if their annotations and their images are, in whatever folder and whenever written. A file
 is identified by its SHA-256. A set of images is identified by the names and sizes of all its files and by the content
@@ -8,18 +8,21 @@ of some (`identify_images`).
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from engine.files import file_sha256, write_text
+from engine.text import listed
 
 INPUTS = "inputs.json"  # in an experiment directory
 MOST_READ, MOST_BYTES = 2_000, 2**28  # images, and their bytes, up to which the content of all of them is read
 SAMPLE = 64  # images whose content is read where there are more
 MOST_MEASURED = 200_000  # images up to which the size of all of them is taken
+END = 4096  # bytes: those of two images of one size differ, except in formats without compression
 
 
 class ImageSet(NamedTuple):
@@ -97,8 +100,7 @@ class Inputs:
     def write(self, experiment: Path) -> None:
         """Write inputs.json into an experiment directory."""
         images = {half: images._asdict() for half, images in self.images.items()}
-        content = {"root": self.root, "files": self.files, "images": images}
-        write_text(experiment / INPUTS, json.dumps(content) + "\n")
+        write_text(experiment / INPUTS, json.dumps(vars(self) | {"images": images}) + "\n")
 
     def changes(self, root: Path | None = None) -> Iterator[Change]:
         """Yield every file and set of images that differs now, or that is gone.
@@ -106,11 +108,10 @@ class Inputs:
         root: where the data set is now, if not in `self.root`."""
         for name, digest in self.files.items():
             path = self._moved(name, root)
-            try:
-                if content_sha256(path) != digest:
-                    yield Change(path, "has other content")
-            except OSError:
+            if not path.is_file():
                 yield Change(path, "is gone", is_gone=True)
+            elif content_sha256(path) != digest:
+                yield Change(path, "has other content")
         for half, images in self.images.items():
             folder = self._moved(images.folder, root)
             try:
@@ -120,7 +121,7 @@ class Inputs:
                 yield Change(Path(error.filename), "is gone", is_gone=not folder.is_dir())
 
     def _moved(self, name: str, root: Path | None) -> Path:
-        path, then = Path(name), Path(os.path.expanduser(self.root))
+        path, then = Path(name), Path(self.root).expanduser()
         return root / path.relative_to(then) if root is not None and path.is_relative_to(then) else path
 
 
@@ -131,7 +132,81 @@ def read_inputs(experiment: Path) -> Inputs | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        images = {half: ImageSet(**images) for half, images in content["images"].items()}
-        return Inputs(content["root"], dict(content["files"]), images)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        content["images"] = {half: ImageSet(**images) for half, images in content["images"].items()}
+        return Inputs(**content)
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error!r:.100}); without it, annotations alone are compared") from None
+
+
+# ---- images that a data set holds twice ------------------------------------------------------------------------
+
+ADVICE = {
+    "file names": "{count} of {total} file names occur more than once, such as {names}; give each image one record",
+    "bytes": "{count} of {total} images have the same bytes as another one, such as {names}; keep one of each",
+    "halves": "{count} of {total} validation images are also training images (same file or same bytes), such as "
+    "{names}: the score is too high, because the model was trained on what it is scored on; take them out of one half",
+}
+
+
+class Repeats(NamedTuple):
+    """Images that a data set holds more than once: in both halves, or twice in one of them."""
+
+    kind: str  # a key of ADVICE
+    count: int
+    total: int  # images that were compared
+    examples: list[str]  # names of the first three
+
+    def __str__(self) -> str:
+        return ADVICE[self.kind].format(count=self.count, total=f"{self.total:,}", names=listed(self.examples))
+
+
+def repeats(kind: str, names: Sequence[str], total: int) -> Repeats | None:
+    """Return the repeats of these names; None if there are none."""
+    return Repeats(kind, len(names), total, list(names[:3])) if names else None
+
+
+def repeated_names(names: Sequence[str]) -> Repeats | None:
+    """Return the file names that several records of one half have."""
+    counts = Counter(str(PurePath(name)) for name in names)
+    return repeats("file names", [name for name, count in counts.items() if count > 1], len(counts))
+
+
+def repeated_bytes(paths: Iterable[Path]) -> Repeats | None:
+    """Return the files of one half that hold the same bytes as an earlier one."""
+    paths = list(dict.fromkeys(paths))
+    found = copies(paths)
+    return repeats("bytes", [path.name for path in paths if path in found], len(paths))
+
+
+def shared_between(train: Iterable[Path], val: Iterable[Path]) -> Repeats | None:
+    """Return the validation images that are also training images: the same file, or one with the same bytes.
+
+    Content is compared among files of one size only, so that a clean COCO takes seconds."""
+    train, val = dict.fromkeys(train), dict.fromkeys(val)
+    if len(train) + len(val) > MOST_MEASURED:
+        return None
+    sizes = {path: os.stat(path).st_size for path in (train | val)}
+    common = {sizes[path] for path in train} & {sizes[path] for path in val}
+    found = copies([path for path in (train | val) if sizes[path] in common])
+    return repeats("halves", [path.name for path in val if path in train or found.get(path) in train], len(val))
+
+
+def copies(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Return for each file that holds the same bytes as an earlier one the first of these.
+
+    Files are read whole only if their sizes and ends are equal."""
+    groups = [paths]
+    for key in (_size_and_end, content_sha256):
+        by_key = defaultdict(list)
+        for number, group in enumerate(groups):
+            for path in group:
+                by_key[number, key(path)].append(path)
+        groups = [group for group in by_key.values() if len(group) > 1]
+    return {path: group[0] for group in groups for path in group[1:]}
+
+
+def _size_and_end(path: Path) -> tuple[int, bytes]:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - END))
+        return size, file.read()

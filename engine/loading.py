@@ -19,13 +19,11 @@ def load_exactly(module: nn.Module, state_dict: Mapping[str, Tensor], may_be_lef
     load_matching(module, given, may_be_misshaped=())
 
 
-def load_matching(
-    module: nn.Module, state_dict: Mapping[str, Tensor], may_be_misshaped: tuple[str, ...]
-) -> tuple[list[str], list[str]]:
+def load_matching(module: nn.Module, state_dict: Mapping[str, Tensor], may_be_misshaped: tuple[str, ...]) -> list[str]:
     """Load all weights, except those of a different shape under the given prefixes; or none.
 
     may_be_misshaped: prefixes of keys whose weights stay as they are in the module if the shapes differ.
-    Returns the keys that were loaded, and those that were not, with both shapes.
+    Returns what was not loaded, with both shapes.
     Raises ValueError naming the keys that are missing, unexpected, or of a different shape elsewhere.
     """
     expected = module.state_dict()
@@ -41,12 +39,10 @@ def load_matching(
     refused = [text for key, text in misshaped.items() if key not in left_out]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": refused}
     if any(problems.values()):
-        found = "; ".join(
-            f"{len(keys)} {kind}: {listed(keys, LISTED_PROBLEMS)}" for kind, keys in problems.items() if keys
-        )
+        found = [f"{len(keys)} {kind}: {listed(keys, LISTED_PROBLEMS)}" for kind, keys in problems.items() if keys]
         raise ValueError(
-            f"weights do not fit {type(module).__name__}, nothing was loaded: {found}. "
+            f"weights do not fit {type(module).__name__}, nothing was loaded: {'; '.join(found)}. "
             "Use a checkpoint of exactly this variant (`python -m weights inspect FILE` tells what one is)."
         )
     module.load_state_dict({**state_dict, **{key: expected[key] for key in left_out}})
-    return [key for key in state_dict if key not in left_out], [misshaped[key] for key in left_out]
+    return [misshaped[key] for key in left_out]

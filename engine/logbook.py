@@ -6,9 +6,8 @@ Messages go through the standard logging module; on the terminal they appear abo
 import logging
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +52,6 @@ def start_logging(experiment: Path | None, verbose: bool) -> None:
         file = logging.FileHandler(experiment / "train.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file)
-
-
-@contextmanager
-def warnings_counted() -> Iterator[Counter]:
-    """Inside, warnings are counted, by message."""
-    counts: Counter = Counter()
-
-    def count(record: logging.LogRecord) -> bool:
-        counts[record.getMessage()] += record.levelno == logging.WARNING
-        return True
-
-    logger.addFilter(count)
-    try:
-        yield counts
-    finally:
-        logger.removeFilter(count)
 
 
 class _Lines:

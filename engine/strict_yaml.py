@@ -49,10 +49,8 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         data, lines = _parse(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         raise missing_file(path) from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; expected a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text, see byte {error.start}; expected a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a YAML file: {error}") from None
     except UnreadableError as error:
         raise ConfigError(f"{path}: {f'line {error.line}: ' if error.line else ''}{error}") from None
     if not isinstance(data, dict):
@@ -84,14 +82,10 @@ def _parse(text: str) -> tuple[Any, dict[KeyPath, int]]:
     except MarkedYAMLError as error:
         message = ", ".join(filter(None, [error.context, error.problem]))
         raise UnreadableError(error.problem_mark.line + 1, message) from None
-    except YAMLError as error:  # a control character
+    except UnreadableError:
+        raise
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:  # a control character; too large, too deep
         raise UnreadableError(None, str(error).splitlines()[0]) from None
-    except RecursionError:
-        raise UnreadableError(None, "nested too deep") from None
-    except (ValueError, OverflowError) as error:
-        if isinstance(error, UnreadableError):
-            raise
-        raise UnreadableError(None, f"a number or an escape that is too large: {error}") from None
 
 
 def _key_lines(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:

@@ -94,10 +94,9 @@ def read_status(experiment: Path) -> Status | None:
     Its state is "running" whenever a process holds a lock of the experiment, and "killed" where the file says running
     and no process is at work."""
     status = _read(experiment)
-    locks = [is_locked(experiment / name) for name in (RUN_LOCK, GRID_LOCK)]
-    if True in locks:
+    if any(is_locked(experiment / name) for name in (RUN_LOCK, GRID_LOCK)):
         return replace(status or Status("running", host="", pid=0, job=None), state="running")
-    if status and status.state == "running" and not _is_alive(status, has_locks=None not in locks):
+    if status and status.state == "running" and not _is_alive(status):
         return replace(status, state="killed")
     return status
 
@@ -109,13 +108,11 @@ def _read(experiment: Path) -> Status | None:
         return None
 
 
-def _is_alive(status: Status, has_locks: bool) -> bool:
+def _is_alive(status: Status) -> bool:
     """Whether the process of a status that says running is there, though no lock is seen to be held.
 
-    On its own machine the lock decides, if there are locks. Elsewhere it may not be visible, so Slurm is asked."""
-    if status.host == platform.node():
-        return not has_locks and Path(f"/proc/{status.pid}").exists()
-    if status.job in (None, _job()):  # a requeued job looks for its own earlier start
+    On its own machine the lock decides. Elsewhere it may not be visible, so Slurm is asked."""
+    if status.host == platform.node() or status.job in (None, _job()):  # a requeued job looks for its own earlier start
         return False
     command = ["squeue", "--noheader", f"--jobs={status.job}", "--states=RUNNING,COMPLETING"]
     with suppress(OSError, subprocess.TimeoutExpired):

@@ -6,17 +6,17 @@ Bytes received so far are in `file.zip.part`. A later call resumes there if a ch
 would show whether both parts are of the same version of the file. torch.hub and pooch always start over.
 """
 
-import fcntl
 import os
+import ssl
 import time
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from engine.files import file_sha256, writing
+from engine.files import file_sha256, locked, writing
 from engine.logbook import progress_bar
 
 ATTEMPTS = 3  # consecutive ones without progress
@@ -24,14 +24,11 @@ WAIT_SECONDS = 1.0  # before the second attempt; twice as long before the third
 TIMEOUT_SECONDS = 30.0  # without a byte
 CHUNK = 2**18  # bytes
 TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP status codes that are worth another attempt
+INTERRUPTIONS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)
 
 
 class DownloadError(ValueError):
     """A file that cannot be downloaded; the message names the URL and the cure."""
-
-
-class _Interrupted(Exception):
-    """No connection, or one that ended early: worth another attempt."""
 
 
 def download(url: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
@@ -41,29 +38,18 @@ def download(url: str, path: Path, *, size: int | None = None, sha256: str | Non
     Raises DownloadError if the server cannot be reached, does not have the file or has a different one, or if another
     process is downloading it; OSError naming `path` if it cannot be written."""
     part = path.with_name(f"{path.name}.part")
+    busy = DownloadError(f"{part}: another process is downloading it; wait for it, or stop it")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "ab") as file:
-            _lock(file)
-            if not sha256:
-                _empty(file)
-            _receive(url, path, file, size)
-            file.flush()
-            os.fsync(file.fileno())
+        with locked(part, busy):
+            with open(part, "ab" if sha256 else "wb") as file:
+                _receive(url, path, file, size)
+                file.flush()
+                os.fsync(file.fileno())
             if problem := mismatch(part, size, sha256):
                 part.unlink()
                 raise DownloadError(f"{url}: corrupt, or another version: {problem}. Run the command again")
             os.replace(part, path)
-
-
-def _lock(file: BinaryIO) -> None:
-    """Lock the file until it is closed. Raises DownloadError if another process has locked it."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise DownloadError(f"{file.name}: another process is downloading it; wait for it, or stop it") from None
-    except OSError:  # a file system without locks
-        pass
 
 
 def _receive(url: str, path: Path, file: BinaryIO, size: int | None) -> None:
@@ -73,7 +59,9 @@ def _receive(url: str, path: Path, file: BinaryIO, size: int | None) -> None:
         before = file.tell()
         try:
             return _receive_rest(url, file, size, path.name)
-        except _Interrupted as error:
+        except INTERRUPTIONS as error:
+            if isinstance(error, HTTPError) and error.code not in TRANSIENT:
+                raise DownloadError(f"{url}: HTTP {error.code} {error.reason}: has the file moved?") from error
             failures = 1 if file.tell() > before else failures + 1
             if failures == ATTEMPTS:
                 raise DownloadError(
@@ -86,44 +74,28 @@ def _receive(url: str, path: Path, file: BinaryIO, size: int | None) -> None:
 def _receive_rest(url: str, file: BinaryIO, size: int | None, name: str) -> None:
     """Append the missing bytes, over one connection; start over if the server does not support ranges.
 
-    Raises _Interrupted if the connection ends early, DownloadError if the server has no such file."""
+    Raises one of INTERRUPTIONS if the connection ends early, DownloadError if the server has a different file."""
     headers = {"User-Agent": "ssd-workbench", "Accept-Encoding": "identity", "Range": f"bytes={file.tell()}-"}
     try:
         response = urlopen(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # nothing is missing
             return
-        if error.code in TRANSIENT:
-            raise _Interrupted(f"HTTP {error.code} {error.reason}") from error
-        raise DownloadError(f"{url}: HTTP {error.code} {error.reason}: has the file moved?") from error
-    except (OSError, HTTPException) as error:
-        raise _Interrupted(getattr(error, "reason", error)) from error
+        raise
     with response:
         if response.status != HTTPStatus.PARTIAL_CONTENT:
-            _empty(file)
+            file.truncate(0)
+            file.seek(0)
         length = response.headers.get("Content-Length")
         total = None if length is None else file.tell() + int(length)
         if None not in (total, size) and total != size:
             raise DownloadError(f"{url}: the server has {total:,} bytes, expected {size:,}; is it another version?")
         with progress_bar(total=total, initial=file.tell(), desc=name, unit="B", unit_scale=True) as bar:
-            while chunk := _read(response):
+            while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and file.tell() < total:
-        raise _Interrupted(f"the connection was cut at {file.tell():,} of {total:,} bytes")
-
-
-def _empty(file: BinaryIO) -> None:
-    file.truncate(0)
-    file.seek(0)
-
-
-def _read(response: BinaryIO) -> bytes:
-    """Return the next bytes; none at the end. Raises _Interrupted if the network fails."""
-    try:
-        return response.read(CHUNK)
-    except (OSError, HTTPException) as error:
-        raise _Interrupted(str(error) or type(error).__name__) from error
+        raise ConnectionError(f"the connection was cut at {file.tell():,} of {total:,} bytes")
 
 
 def mismatch(path: Path, size: int | None, sha256: str | None) -> str:

@@ -5,7 +5,6 @@ writes them to a folder.
 """
 
 import html
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,9 +64,6 @@ def read(experiment: Path) -> Published:
         raise CheckpointError(
             f"{path}: of step {state['step']}, but results.json scored step {results.steps}; end the run (--resume)"
         )
-    weights = trained_weights(state)
-    if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
-        raise CheckpointError(f"{path}: weights that are not finite: {listed(broken)}; not fit to be published")
     config = without_local_paths(read_overridden(experiment / "config.yaml", ()))
     release = release_facts(
         experiment,
@@ -78,45 +74,31 @@ def read(experiment: Path) -> Published:
         scores=results.scores,
         step=results.steps,
     )
-    return Published(weights, config, results, intervals(load_statistics(experiment), results.scores), release)
+    return Published(
+        trained_weights(state), config, results, intervals(load_statistics(experiment), results.scores), release
+    )
 
 
 def intervals(statistics: Statistics, scores: dict[str, float | None]) -> dict[str, Interval]:
     """Return 95% intervals, over the choice of validation images, of scores that the statistics determine.
 
-    They are of a bootstrap over images (stats/bootstrap.py); there are none for fewer than FEWEST_IMAGES.
-    Raises ValueError if the statistics give other scores, so are of another run."""
+    They are of a bootstrap over images (stats/bootstrap.py); there are none for fewer than FEWEST_IMAGES."""
     if len(statistics.image_ids) < FEWEST_IMAGES:
         return {}
     logger.info("resampling %d images %d times", len(statistics.image_ids), RESAMPLES)
-    drawn = image_weights(len(statistics.image_ids), RESAMPLES, SEED)
-    weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # the first row is the images as they are
+    weights = image_weights(len(statistics.image_ids), RESAMPLES, SEED)
     replicates, _ = resampled_scores(statistics, weights)
     if isinstance(statistics, Matches):
         for name, iou in (("AP50", 0.5), ("AP75", 0.75)):
-            replicates[name] = mean_average_precision(average_precision(_at(statistics, iou), weights))
-    found = {}
-    for name, values in replicates.items():
-        if scores.get(name) is None:
-            continue
-        if abs(values[0] - scores[name]) > 1e-6:
-            raise ValueError(
-                f"image_statistics.npz gives {name} {values[0]:.6f}, results.json says {scores[name]:.6f}; they are "
-                "not of the same run"
+            one = np.isclose(statistics.iou_thresholds, iou)
+            at_iou = replace(
+                statistics,
+                iou_thresholds=statistics.iou_thresholds[one],
+                true_positives=statistics.true_positives[:, one],
+                ignored=statistics.ignored[:, one],
             )
-        found[name] = interval(values[0], values[1:])
-    return found
-
-
-def _at(matches: Matches, iou: float) -> Matches:
-    """Return the matches at one IoU only."""
-    one = np.isclose(matches.iou_thresholds, iou)
-    return replace(
-        matches,
-        iou_thresholds=matches.iou_thresholds[one],
-        true_positives=matches.true_positives[:, one],
-        ignored=matches.ignored[:, one],
-    )
+            replicates[name] = mean_average_precision(average_precision(at_iou, weights))
+    return {name: interval(scores[name], values) for name, values in replicates.items() if scores.get(name) is not None}
 
 
 def card(folder: str, published: Published, license_name: str) -> str:
@@ -147,56 +129,33 @@ def card(folder: str, published: Published, license_name: str) -> str:
         model_name=folder,
         eval_results=evaluated or None,
     )
-    batch = config["train"]["batch_size"] * config["train"]["accumulation_steps"] * results.cost.processes
-    numbers = protocol.model_dump(exclude={"images"}).items()
-    settings = [f"{key} {value}" for key, value in numbers if isinstance(value, float | int)]
     content = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         **vars(published),
         folder=folder,
         variant=variant,
-        named_variant=", ".join(f"{key} {value}" for key, value in results.variant.items()),
         dataset=dataset,
-        started_from=config["model"].get("start_from") or config["model"]["weights"] or "random weights",
-        batch=batch,
-        settings=", ".join(settings),
-        scores=[(name, shown_score(value), shown_interval(published, name)) for name, value in results.scores.items()],
-        images=protocol.images,
+        batch=config["train"]["batch_size"] * config["train"]["accumulation_steps"] * results.cost.processes,
+        settings=[f"{k} {v}" for k, v in protocol if isinstance(v, float | int) and k != "images"],
+        protocol=protocol,
         trained_on_them=len(inputs) > 1 and len(set(inputs.values())) == 1,
         fewest_images=FEWEST_IMAGES,
         resamples=RESAMPLES,
-        class_rows=list(class_rows(results.per_class)),
-        class_names=protocol.classes,
+        most_classes=MOST_CLASSES,
         listed_classes=listed([*map(plain, protocol.classes)], LISTED_CLASSES),
-        weakest=weakest_class(results.per_class),
         weights_file=PUBLISHED_WEIGHTS,
         sums_file=SUMS,
+        shown_score=shown_score,
+        shown_interval=shown_interval,
+        plain=plain,
     )
     return f"{content}\n"
 
 
-def shown_interval(published: Published, score: str) -> str:
+def shown_interval(interval: Interval | None) -> str:
     """Return '0.5210 to 0.5831', or nothing if it is unknown."""
-    found = published.intervals.get(score)
-    return "" if found is None or np.isnan(found.low) else f"{found.low:.4f} to {found.high:.4f}"
-
-
-def class_rows(per_class: dict[str, dict]) -> Iterator[list[str]]:
-    """Yield the head and the rows of a table of each class's scores; none if there is one class, or too many."""
-    if 1 < len(per_class) <= MOST_CLASSES:
-        yield ["class", *next(iter(per_class.values()))]
-        for name, values in per_class.items():
-            cells = [f"{v:.0f}" if column == "images" else shown_score(v) for column, v in values.items()]
-            yield [plain(name), *cells]
-
-
-def weakest_class(per_class: dict[str, dict]) -> str:
-    """Return the class of the lowest score and that score; nothing if fewer than two have one."""
-    scores = {name: next(iter(values.values())) for name, values in per_class.items()}
-    defined = {name: score for name, score in scores.items() if score is not None}
-    worst = min(defined, key=defined.get, default="")
-    return f"{plain(worst)}, {defined[worst]:.3f}" if len(defined) > 1 else ""
+    return "" if interval is None or np.isnan(interval.low) else f"{interval.low:.4f} to {interval.high:.4f}"
 
 
 def plain(name: str) -> str:

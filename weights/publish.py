@@ -8,12 +8,10 @@ model.safetensors  the weights that were scored; config, classes, scores and com
 config.yaml        the config, in which paths of this machine are cut to their last part
 SHA256SUMS         of the three; `sha256sum --check SHA256SUMS` verifies them
 
-Published again, the folder is written again, unless card or config were edited by hand: then nothing is written.
-Nothing is uploaded: `hf upload USER/NAME FOLDER` does that.
+The folder must be new or empty. Nothing is uploaded: `hf upload USER/NAME FOLDER` does that.
 """
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +22,6 @@ from engine.start import start
 
 if TYPE_CHECKING:
     import torch
-
-    from weights.model_card import Published
 
 UNKNOWN = "unknown"  # the hub's word for it
 LICENSES = (
@@ -56,53 +52,26 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 def main(arguments: argparse.Namespace, _: "torch.device") -> None:
     """Publish an experiment."""
     from engine.strict_yaml import ConfigError
-    from engine.text import listed
     from records.experiment import shown_score
     from weights.model_card import SUMS, card, read, shown_interval
+    from weights.release import PUBLISHED_WEIGHTS, save_release
 
     experiment = arguments.experiment
     folder = arguments.output or Path("saved_weights") / experiment.resolve().name
-    if folder.exists() and not (folder / SUMS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: exists, and this command did not make it; name another by --output")
-    if edited := find_edited(folder / SUMS):
-        raise ConfigError(
-            f"{folder}: {listed(edited)} edited by hand, so nothing is written; name another folder by --output, or "
-            "move it away"
-        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: exists already; delete it, or name another folder by --output")
     published = read(experiment)
     text = card(folder.resolve().name, published, arguments.license)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write(folder / SUMS, text, published)
+    save_release(folder / PUBLISHED_WEIGHTS, published.weights, published.release)
+    write_text(folder / CARD, text)
+    write_text(folder / CONFIG, published.release["config"])
+    sums = [f"{file_sha256(folder / name)}  {name}\n" for name in (CARD, CONFIG, PUBLISHED_WEIGHTS)]
+    write_text(folder / SUMS, "".join(sums))
     metric, score = published.results.metric, shown_score(published.results.score)
-    print(f"{metric} {score} (95%: {shown_interval(published, metric) or 'unknown'})")
+    print(f"{metric} {score} (95%: {shown_interval(published.intervals.get(metric)) or 'unknown'})")
     print(f"written to {folder}/; {CARD} is the model card")
-
-
-def find_edited(sums: Path) -> list[str]:
-    """Return card and config if they differ from what an earlier call wrote, by its checksums."""
-    if not sums.is_file():
-        return []
-    known = sums.read_text().splitlines()
-    paths = [path for name in (CARD, CONFIG) if (path := sums.with_name(name)).is_file()]
-    return [path.name for path in paths if f"{file_sha256(path)}  {path.name}" not in known]
-
-
-def write(sums: Path, card: str, published: "Published") -> None:
-    """Fill the folder of `sums`. After a kill at any point, none of its files looks edited.
-
-    Raises OSError if it cannot be written."""
-    from weights.release import PUBLISHED_WEIGHTS, save_release
-
-    texts = {CARD: card, CONFIG: published.release["config"]}
-    lines = "".join(f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in texts.items())
-    earlier = sums.read_text() if sums.is_file() else ""
-    write_text(sums, earlier + lines)  # before the files
-    weights = sums.with_name(PUBLISHED_WEIGHTS)
-    save_release(weights, published.weights, published.release)
-    for name, text in texts.items():
-        write_text(sums.with_name(name), text)
-    write_text(sums, f"{lines}{file_sha256(weights)}  {weights.name}\n")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ registry, as a file, or as an experiment (its newest checkpoint). Only `python -
 """
 
 import functools
+import os
 import re
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +17,7 @@ from torch import Tensor
 from engine.checkpoint import is_checkpoint, load_checkpoint, trained_weights
 from engine.config import Config, load_config
 from engine.files import file_sha256, user_path
+from engine.logbook import logger
 from engine.text import did_you_mean, nearest
 from model import SWIN_VARIANTS, swin_arguments
 from records.experiment import table
@@ -139,108 +139,70 @@ def listing(folder: Path) -> str:
     rows = []
     for entry in registry.weights:
         default = [data for data, names in registry.defaults.items() if names.get(entry.trunk) == entry.name]
-        row = {
-            "name": entry.name,
-            "trunk": entry.trunk,
-            "trained on": ", ".join(entry.trained_on),
-            "pixels": str(entry.image_size),
-            "window": str(entry.window_size or "-"),
-            "top-1": "-" if entry.top1 is None else f"{entry.top1:.1f}",
-            "licence": registry.sources[entry.source].licence,
-            "default": " ".join(default) or "-",
-            "here": "yes" if (folder / entry.file).is_file() else "no",
-        }
-        rows.append(row)
+        rows.append(
+            {
+                "name": entry.name,
+                "trunk": entry.trunk,
+                "trained on": ", ".join(entry.trained_on),
+                "pixels": str(entry.image_size),
+                "window": str(entry.window_size or "-"),
+                "top-1": "-" if entry.top1 is None else f"{entry.top1:.1f}",
+                "licence": registry.sources[entry.source].licence,
+                "default": " ".join(default) or "-",
+                "here": "yes" if (folder / entry.file).is_file() else "no",
+            }
+        )
     return table(rows)
 
 
 # ---- reading a file of weights --------------------------------------------------------------------------------
 
 
-class _Content(NamedTuple):
-    weights: dict[str, Tensor]
-    note: str  # what was removed around the weights and their names
-    kind: str  # of file, for people
-
-
 def read_weights(path: Path, average: bool = True) -> dict[str, Tensor]:
-    """Return the weights in a file, on the CPU: `read_weights_with_note` without the note."""
-    return _read(path, average).weights
-
-
-def read_weights_with_note(path: Path, average: bool = True) -> tuple[dict[str, Tensor], str]:
-    """Return the weights in a file, on the CPU, by name, and a note for a log on what was removed around them.
+    """Return the weights in a file, on the CPU, by name, and log what was removed around them.
 
     path: a public checkpoint (torch.save's or safetensors), a checkpoint of a run, or released weights. Only plain
     data is loaded, so no code runs. A public checkpoint may wrap its weights in a dictionary, as in
     {"state_dict": ...}, and its names may share a prefix, as in "module.conv1.weight".
     average: return the moving average of a run that kept one.
-    The note is, for example, ", from its 'state_dict', without the prefix 'module.'"; usually it is empty.
     Raises ValueError if the file is corrupt or of another kind."""
-    return _read(path, average)[:2]
-
-
-def _read(path: Path, average: bool = True) -> _Content:
     if path.suffix == SUFFIX:
-        weights, facts = read_safetensors(path)
-        if facts is None:
-            return _Content(*without_prefix(weights), "public checkpoint, safetensors")
-        step = f", step {facts['step']}" if "step" in facts else ""
-        return _Content(weights, "", f"release of this project{step}; its metadata: {', '.join(sorted(facts))}")
+        return without_prefix(read_safetensors(path)[0])
     if is_checkpoint(path):
-        state = load_checkpoint(path)
-        if not isinstance(state, dict) or not {"model", "ema"} <= state.keys():
-            raise ValueError(f"{path}: a checkpoint of this program without a model; use another of that experiment")
-        ema = "raw weights and their moving average" if state["ema"] else "no moving average"
-        kind = f"checkpoint of a run of this project, step {state.get('step')}; {ema}"
-        return _Content(trained_weights(state, average), "", kind)
-    weights, unwrapping = unwrapped(_read_public(path), path)
-    weights, renaming = without_prefix(weights)
-    return _Content(weights, unwrapping + renaming, "public checkpoint")
-
-
-def _read_public(path: Path) -> object:
+        return trained_weights(load_checkpoint(path), average)
     promised = PROMISED.search(path.name)
     if promised and not file_sha256(path).startswith(promised[1]):
         raise ValueError(f"{path}: corrupt: its SHA-256 does not begin with {promised[1]}; download it again")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many types, from unpickling and from reading zip files
         raise ValueError(
             f"{path}: expected plain data as torch.save wrote it; the file is corrupt, of another format, or holds "
             "code: download it again, or, of a whole model, save its state_dict() instead"
         ) from error
-    if isinstance(checkpoint, dict) and {"model", "ema", "scheduler"} <= checkpoint.keys():
-        raise ValueError(f"{path}: a checkpoint of this program whose end, with its checksum, is lost; copy it again")
-    return checkpoint
+    return without_prefix(unwrapped(content, path))
 
 
-def unwrapped(content: object, path: Path) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors by name in what a training program has saved, and a note on the dictionaries around them.
+def unwrapped(content: object, path: Path) -> dict[str, Tensor]:
+    """Return the tensors by name in what a training program has saved, out of the dictionaries around them.
 
     Of several dictionaries of tensors, the one under the first key of WRAPPERS is used. Raises ValueError, with the
     cure, if there is none, or if there are several under other keys."""
-    keys = []
     while isinstance(content, dict):
         inner = [key for key, value in content.items() if isinstance(value, dict) and _has_tensors(value)]
-        found = [key for key in WRAPPERS if key in inner]
-        if not found and not any(isinstance(value, Tensor) for value in content.values()):
-            found = inner
-            if len(inner) > 1:
-                raise ValueError(
-                    f"{path}: several models, {', '.join(map(repr, inner))}; save the one you want by itself: "
-                    "torch.save(content[NAME], FILE)"
-                )
-        if not found:
+        key = next((key for key in WRAPPERS if key in inner), None)
+        if key is None and len(inner) == 1 and not any(isinstance(value, Tensor) for value in content.values()):
+            key = inner[0]
+        if key is None:
             break
-        keys.append(found[0])
-        content = content[found[0]]
+        logger.info("%s: weights of its %r", path, key)
+        content = content[key]
     wanted = "expected a dictionary of tensors by name: torch.save(model.state_dict(), FILE)"
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, {wanted}")
     if others := [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]:
         raise ValueError(f"{path}: {others[0]!r} is not a tensor; {wanted}")
-    return content, f", from its {' in '.join(map(repr, reversed(keys)))}" if keys else ""
+    return content
 
 
 def _has_tensors(value: dict) -> bool:
@@ -248,18 +210,17 @@ def _has_tensors(value: dict) -> bool:
     return any(isinstance(each, Tensor) for each in value.values()) or any(key in value for key in WRAPPERS)
 
 
-def without_prefix(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Remove the prefixes that all names share, such as "module." of DataParallel; return a note on them, too.
+def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes that all names share, such as "module." of DataParallel.
 
     The names stay as they are if this does not lead to the names of a known model (FIRST_LAYERS)."""
-    names, prefix = list(weights), ""
-    while names and not set(FIRST_LAYERS) & set(names):
-        shared = names[0].partition(".")[0] + "."
-        if not all(name.startswith(shared) for name in names):
-            return dict(weights), ""
-        prefix, names = prefix + shared, [name.removeprefix(shared) for name in names]
-    note = f", without the prefix {prefix!r} of all its names" if prefix else ""
-    return dict(zip(names, weights.values(), strict=True)), note
+    prefix = os.path.commonprefix([*weights])  # noqa: RUF071 (names, not paths)
+    prefix = prefix[: prefix.rfind(".") + 1]
+    if not any(prefix + first in weights for first in FIRST_LAYERS):
+        return weights
+    if prefix:
+        logger.info("weights without the prefix %r of all their names", prefix)
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
 
 def identified(path: Path) -> str:
@@ -272,54 +233,36 @@ def identified(path: Path) -> str:
 
 def describe(path: Path) -> dict[str, str]:
     """Return what a file of weights is, for people: label to value. Raises ValueError as `read_weights` does."""
-    weights, note, kind = _read(path)
-    digest = file_sha256(path)
+    weights, digest = read_weights(path), file_sha256(path)
+    if path.suffix == SUFFIX:
+        facts = read_safetensors(path)[1]
+        kind = (
+            f"release of this project, with {', '.join(sorted(facts))}" if facts else "public checkpoint, safetensors"
+        )
+    else:
+        kind = "checkpoint of a run of this project" if is_checkpoint(path) else "public checkpoint"
+    names = [
+        entry.name
+        for entry in read_registry().weights
+        if (digest.startswith(entry.sha256) if entry.sha256 else path.name == entry.file)  # not every publisher has one
+    ]
     return {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
         "SHA-256": digest,
-        "registry": _registered(path, digest),
-        "kind": kind + note,
-        **_architecture(weights),
+        "registry": ", ".join(names) or "not in it",
+        "kind": kind,
+        "family": _family(weights),
         "numbers": f"{sum(tensor.numel() for tensor in weights.values()):,} in {len(weights)} tensors",
     }
 
 
-def _registered(path: Path, digest: str) -> str:
-    for entry in read_registry().weights:
-        if entry.sha256 and digest.startswith(entry.sha256):
-            return entry.name
-        if entry.sha256 is None and path.name == entry.file:
-            return f"{entry.name}, by the file's name; its publisher states no checksum"
-    return "not in it"
-
-
-def _architecture(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return family, sizes, classes and the naming scheme, from the names and shapes."""
-    if "layer1.0.conv1.weight" in weights:
-        blocks = Counter(match[1] for key in weights if (match := re.fullmatch(r"layer(\d)\.\d+\.conv1\.weight", key)))
-        convolutions = 3 if "layer1.0.conv3.weight" in weights else 2  # per block; the name counts stem and fc, too
-        return {
-            "family": f"ResNet-{blocks.total() * convolutions + 2}",
-            "sizes": f"width {len(weights['conv1.weight'])}, depths {tuple(blocks[layer] for layer in sorted(blocks))}",
-            "classes": str(len(weights["fc.weight"])) if "fc.weight" in weights else "no classifier",
-            "names": "torchvision's",
-        }
+def _family(weights: dict[str, Tensor]) -> str:
+    """Return the variant and the sizes of a Swin; of anything else the parts that it has."""
     try:
         arguments = swin_arguments(weights)
-    except ValueError as error:
-        parts = ", ".join(sorted({name.partition(".")[0] for name in weights}))
-        if "class_head.0.weight" in weights:
-            return {"family": f"detector of this project, with the parts {parts}"}
-        return {"family": f"unknown, with the parts {parts}: {error}"}
+    except ValueError:
+        return f"no Swin classifier; its parts: {', '.join(sorted({name.partition('.')[0] for name in weights}))}"
     sizes = ("embed_dim", "depths", "num_heads")
     variants = [name for name, row in SWIN_VARIANTS.items() if all(row[size] == arguments[size] for size in sizes)]
-    if "features.0.0.weight" in weights:
-        naming = "torchvision's"
-    else:
-        naming = "Microsoft's, and this project's" if "layers.0.downsample.norm.weight" in weights else "timm's"
-    return {
-        "family": f"Swin Transformer, {' '.join(variants) or 'of no published size'}",
-        "sizes": ", ".join(f"{name} {value}" for name, value in arguments.items() if name != "num_classes"),
-        "classes": str(arguments["num_classes"]),
-        "names": naming,
-    }
+    listed = ", ".join(f"{name} {value}" for name, value in arguments.items())
+    return f"Swin Transformer, {' '.join(variants) or 'of no published size'}, {listed}"

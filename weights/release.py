@@ -97,14 +97,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | No
     return weights, facts
 
 
-def load_release(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return released weights, on the CPU, and their facts. Raises CheckpointError if they are not such, or corrupt."""
-    weights, facts = read_safetensors(path)
-    if facts is None:
-        raise CheckpointError(f"{path}: no checksum in its metadata, so it was not released by this project")
-    return weights, facts
-
-
 def released_config(path: Path, facts: dict[str, str], config_class: type[ConfigClass]) -> ConfigClass:
     """Return the config that the released weights in `path` were trained with.
 

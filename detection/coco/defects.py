@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import DatasetError
-from engine.repeats import Repeats
+from engine.inputs import Repeats
 from engine.terminal import printable
 
 SEE_ALL = "`python -m detection.data check` lists all that is wrong"

@@ -9,7 +9,7 @@ import numpy as np
 
 from detection.coco.annotations import CocoFile
 from detection.coco.evaluation import MOST_DETECTIONS, quick_scores
-from engine.repeats import repeated_names, shared_between
+from engine.inputs import repeated_names, shared_between
 from engine.terminal import counted
 
 

@@ -21,7 +21,7 @@ from detection.prepare.labels import HALVES
 from detection.prepare.layouts import Layout, find_data, image_folder, not_split
 from engine.config import Config, load_config
 from engine.files import write_text
-from engine.repeats import Repeats, repeated_bytes, repeated_names, shared_between
+from engine.inputs import Repeats, repeated_bytes, repeated_names, shared_between
 from engine.terminal import counted
 from records.experiment import table
 

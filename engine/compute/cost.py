@@ -24,15 +24,12 @@ FLOPS_COUNTER = f"torch {torch.__version__} + sdpa formula"
 
 @torch.inference_mode()
 def forward_gflops(model: nn.Module, input_size: int, channels: int = 3, further: Sequence[Tensor] = ()) -> float:
-    """Arithmetic of one forward pass over one image, in 10**9 operations; a multiply-add is two.
+    """Return the arithmetic of one forward pass over one image, in 10**9 operations; a multiply-add is two.
 
-    Counted by torch.utils.flop_counter: matrix products, linear layers among them, convolutions, transposed too; and
-    by `attention_flops`: scaled_dot_product_attention, which costs what the same attention costs when it is spelt out.
-    Not counted: biases, normalisation, activations, softmax, pooling, resizing and whatever comes after the model,
-    such as NMS.
+    Matrix products and convolutions, by torch.utils.flop_counter, and attention, by `attention_flops`. Not counted:
+    biases, normalisation, activations, softmax, pooling, resizing and whatever comes after the model, such as NMS.
 
-    model: takes (1, channels, input_size, input_size), and what is in `further`, on its device; afterwards each of its
-    modules is in its former mode."""
+    model: takes (1, channels, input_size, input_size), and what is in `further`, on its device."""
     parameter = next(model.parameters())
     image = torch.zeros(1, channels, input_size, input_size, dtype=parameter.dtype, device=parameter.device)
     aten = torch.ops.aten

@@ -4,18 +4,16 @@
 A CPU without bf16 instructions emulates them, which makes a training step about ten times slower than in fp32.
 """
 
-import logging
 import platform
-from functools import cache
 from typing import Literal
 
 import torch
 
+from engine.logbook import logger
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-logger = logging.getLogger("workbench")
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
@@ -30,7 +28,7 @@ def inference_precision(trained: Precision, device: torch.device) -> Precision:
     precision = resolve_precision(trained, device)
     if is_in_hardware(precision, device):
         return precision
-    _log_once(f"trained in {precision}, which {describe_device(device)} lacks: computing in fp32")
+    logger.info("trained in %s, which %s lacks: computing in fp32", precision, describe_device(device))
     return "fp32"
 
 
@@ -63,8 +61,3 @@ def _cpu_has_bf16() -> bool:
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # also false if ONEDNN_MAX_CPU_ISA excludes AVX-512
         return False
     return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported()
-
-
-@cache
-def _log_once(message: str) -> None:
-    logger.info(message)

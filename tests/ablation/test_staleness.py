@@ -26,7 +26,7 @@ UNRELATED = {
     "engine.config": "reading configs: the recipe is compared by value", "engine.strict_yaml": "reading configs",
     "engine.charts": "pictures", "engine.logbook": "messages", "engine.terminal": "messages", "engine.text": "messages",
     "engine.checkpoint": "saving: a resumed run is bit-identical", "engine.files": "files and locks",
-    "engine.inputs": "data are compared by content", "engine.repeats": "warnings",
+    "engine.inputs": "data are compared by content",
     "engine.ranks": "which process prints", "engine.signals": "how a run is asked to end",
     "engine.compute.cost": "measurements", "engine.compute.machine": "measurements",
     "engine.compute.threads": "speed",

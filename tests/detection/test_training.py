@@ -25,7 +25,7 @@ from engine.config import load_config
 from engine.strict_yaml import read_yaml
 from records.experiment import commit_of
 from records.metrics import read_metrics
-from weights.release import load_release
+from weights.release import read_safetensors
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -314,7 +314,7 @@ def released(experiment, tmp_path_factory) -> Path:
 
 
 def test_released_weights_say_what_they_are(experiment, released):
-    _, facts = load_release(released)
+    _, facts = read_safetensors(released)
     record = results(experiment)
     root = read_yaml(experiment / "config.yaml")[0]["data"]["root"]
     assert facts["config"] == (experiment / "config.yaml").read_text().replace(root, Path(root).name)

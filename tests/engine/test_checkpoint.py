@@ -4,7 +4,6 @@ import errno
 import os
 import pickle
 import resource
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -60,13 +59,6 @@ def test_a_file_cut_at_any_byte_is_found(tmp_path):
             load_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"sha256:", b"sha256:" + b"0" * 64])
-def test_another_file_is_named_as_not_a_checkpoint(tmp_path, content):
-    (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(DamagedCheckpointError, match=r"a\.pt: (truncated, or not a checkpoint|damaged)"):
-        load_checkpoint(tmp_path / "a.pt")
-
-
 def test_running_out_of_memory_is_no_damage(tmp_path, monkeypatch):
     def load(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
@@ -76,13 +68,6 @@ def test_running_out_of_memory_is_no_damage(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="cannot be loaded: DefaultCPUAllocator"):
         load_newest_whole(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000001.pt"]
-
-
-@pytest.mark.parametrize(("name", "reason"), [("folder.pt", "cannot be loaded: .*directory"), ("b.pt", "no such")])
-def test_what_is_no_file_is_named(tmp_path, name, reason):
-    (tmp_path / "folder.pt").mkdir()
-    with pytest.raises(CheckpointError, match=f"{name}: {reason}"):
-        load_checkpoint(tmp_path / name)
 
 
 class Trap:
@@ -117,9 +102,8 @@ def test_a_process_that_dies_at_any_byte_of_a_checkpoint_leaves_the_one_before(t
             os._exit(0)
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGXFSZ
         assert load_newest_whole(tmp_path)[0] == step_path(tmp_path, 1)
-    (tmp_path / "checkpoints").mkdir()
     sweep_temporaries(tmp_path)
-    assert [path.name for path in tmp_path.glob("step*")] == ["step_000000001.pt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000001.pt"]
 
 
 def test_the_newest_is_found_by_step_not_by_time_and_pruning_keeps_it_and_the_best(tmp_path):
@@ -159,6 +143,8 @@ def test_where_all_are_damaged_there_is_nothing_to_go_on_from(three):
         step_path(three, step).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"step_000000003\.pt: truncated.*; none of the 3 checkpoints is whole"):
         load_newest_whole(three)
+    with pytest.raises(CheckpointError, match="no checkpoint in it"):
+        newest_checkpoint(three / "checkpoints")
     assert list_checkpoints(three) == [step_path(three, step) for step in (1, 2, 3)]
 
 
@@ -198,32 +184,3 @@ def test_a_disk_that_really_fills_keeps_the_checkpoint_before(small_disk):
     assert load_newest_whole(small_disk)[1]["step"] == 7
     with pytest.raises(CheckpointError, match="no space left for two checkpoints, which take 7 MiB, 0 are free"):
         check_room(small_disk, 4_000_000)
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=r"file/a\.pt: cannot be written: "):
-        save_checkpoint(tmp_path / "file" / "a.pt", STATE)
-
-
-def test_too_little_room_for_two_checkpoints_is_found_before_training(tmp_path):
-    free = shutil.disk_usage(tmp_path).free
-    check_room(tmp_path / "checkpoints", free // 4)
-    with pytest.raises(
-        CheckpointError,
-        match=r"checkpoints: no space left for two checkpoints, which take \d+ MiB, \d+ are free: make room",
-    ):
-        check_room(tmp_path / "checkpoints", free)
-
-
-def test_what_killed_writers_left_is_swept(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    for name in ("results.json.tmp", "checkpoints/step_000000003.pt.77.tmp", "checkpoints/best.pt", "train.log"):
-        (tmp_path / name).touch()
-    sweep_temporaries(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["best.pt", "train.log"]
-
-
-def test_nothing_to_resume_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint in it"):
-        newest_checkpoint(tmp_path)

@@ -7,7 +7,7 @@ import pydantic
 import pytest
 from pydantic import Field, field_validator, model_validator
 
-from engine.config import Config, changed_fields, dump_config, load_config, read_overridden
+from engine.config import Config, changed_fields, dump_config, load_config
 from engine.strict_yaml import ConfigError
 from engine.text import UnknownNameError
 
@@ -102,18 +102,6 @@ def test_types_are_strict(cls, fields):
         cls(**fields)
 
 
-def test_an_integer_will_do_for_a_float():
-    assert type(EmaConfig(decay=1).decay) is float
-
-
-def test_a_bad_default_is_found():
-    class Bad(Config):
-        size: int = Field(0, gt=0)
-
-    with pytest.raises(pydantic.ValidationError):
-        Bad()
-
-
 # ---- from a file to a config -------------------------------------------------------------------------------
 
 
@@ -157,26 +145,18 @@ def test_every_bad_field_is_reported_at_once_in_the_order_of_the_file(write):
     ("text", "field", "told"),
     [
         ("model: {neck: no}", "model.neck", ["'no'", "'none', 'fpn', 'pan' or 'dense_fpn'"]),
-        ("model: {neck: null}", "model.neck", ["null", "'none', 'fpn'"]),
         ("model: {backbone: sin}", "model.backbone", ["'sin'", "resnet, swin", "did you mean 'swin'?"]),
         ("model: {scales: [1, a]}", "model.scales.1", ["'a'", "number"]),
         ("model: {scales: 0.1}", "model.scales", ["0.1", "a list"]),
-        ("model: {grid: [1]}", "model.grid.1", ["missing"]),
         ("model: {grid: [1, 2, 3]}", "model.grid", ["[1, 2, 3]", "at most 2"]),
-        ("model:", "model", ["null"]),
         ("train: {batch_size: 0}", "train.batch_size", ["got 0", "greater than 0"]),
         ("train: {batch_size: 8.0}", "train.batch_size", ["got 8.0", "integer"]),
         ("train: {amp: yes}", "train.amp", ["'yes'", "true or false"]),
         ("train: {learning_rate: .nan}", "train.learning_rate", ["NaN"]),
-        ("train: {milestones: [0]}", "train.milestones.0", ["got 0", "greater than 0"]),
         ("train: {milestones: [5, 3]}", "train", ["milestones must ascend"]),
         ("train: {ema: {decai: 1}}", "train.ema.decai", ["did you mean 'decay'?"]),
-        ("train: {ema: 3}", "train.ema", ["got 3"]),
         ("neck: fpn", "neck", ["did you mean 'model.neck'?"]),
-        ("images: x", "images", ["did you mean 'data.train.images' or 'data.extra.images'?"]),
-        ("modle: {neck: fpn}", "modle", ["did you mean 'model'?"]),
         ("xyz: 1", "xyz", ["data, model, train, seed, weights"]),
-        ("weights: {cat: heavy}", "weights.cat", ["'heavy'", "number"]),
         (f"seed: {'x' * 10_000}", "seed", ["'xxx", "xxx..."]),
     ],
 )
@@ -187,18 +167,9 @@ def test_a_bad_field_is_reported_with_its_line_the_value_and_what_is_wanted(writ
     assert len(line) < 150
 
 
-def test_a_missing_section_is_reported(write):
-    assert problems(write("seed: 1\n")) == ["data: missing"]
-
-
-def test_a_misspelt_required_section_is_a_typo(write):
-    assert "did you mean 'data'" in " ".join(problems(write("dta: {root: d}\n")))
-
-
-@pytest.mark.parametrize("text", ["zzz: {x: 1}\n", DATA + "a1: 1\nb2: 2\nc3: 3\nd4: 4\ne5: 5\n"])
-def test_a_file_that_was_meant_for_another_command_is_reported_in_one_sentence(write, text):
-    [line] = problems(write(text))
-    assert line.startswith("a config of another kind: a RunConfig has no ")
+def test_a_file_that_was_meant_for_another_command_is_reported_in_one_sentence(write):
+    [line] = problems(write(DATA + "a1: 1\nb2: 2\nc3: 3\nd4: 4\ne5: 5\n"))
+    assert line.startswith("a config of another kind: a RunConfig has no a1, b2")
 
 
 # ---- overrides ---------------------------------------------------------------------------------------------
@@ -225,14 +196,10 @@ def test_an_override_may_hold_any_text(write, value, text):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("model.neck=3", ["command line, model.neck: ", "got 3", "'none', 'fpn'"]),
         ("neck=fpn", ["command line, neck: ", "did you mean 'model.neck'?"]),
-        ("modle.neck=fpn", ["command line, modle: ", "did you mean 'model'?"]),
         ("seed=1.5", ["command line, seed: ", "got 1.5", "integer"]),
         ("seed=", ["command line, seed: ", "empty", "null for none"]),
-        ("seed=[1", ["command line, seed: ", "expected ',' or ']'"]),
         ("seed", ["command line: ", "'seed'", "section.field=value"]),
-        ("model..neck=fpn", ["'model..neck=fpn'", "section.field=value"]),
         ("=3", ["'=3'", "section.field=value"]),
         ("data.root.x=1", ["command line, data.root.x: ", "data.root is 'd'", "no fields"]),
     ],
@@ -240,16 +207,6 @@ def test_an_override_may_hold_any_text(write, value, text):
 def test_a_bad_override_is_explained(write, override, told):
     [line] = problems(write(DATA), override)
     assert [each for each in told if each not in line] == []
-
-
-def test_an_override_given_twice_is_a_mistake(write):
-    assert problems(write(DATA), "seed=1", "seed=2") == ["command line, seed: given twice"]
-
-
-def test_overrides_are_laid_over_plain_data(write):
-    assert read_overridden(write("a: {b: 1}\n"), ["a.c=[2]"]) == {"a": {"b": 1, "c": [2]}}
-    with pytest.raises(ConfigError, match="given twice"):
-        read_overridden(write("a: 1\n"), ["a=2", "a=3"])
 
 
 # ---- writing -----------------------------------------------------------------------------------------------
@@ -283,14 +240,6 @@ def test_numbers_come_back_exactly(write, number):
 def test_text_comes_back_exactly(write, text):
     config = SplitConfig(images=text, annotations="a")
     assert load_config(write(dump_config(config)), [], SplitConfig) == config
-
-
-def test_a_value_that_stands_twice_is_written_twice(write):
-    split = SplitConfig(images="i", annotations="a")
-    config = RunConfig(
-        data=DataConfig(root="d", train=split, extra=(split, split)), weights={"1": 2.0, "true": 3.0, "a.b": 1e-7}
-    )
-    assert load_config(write(dump_config(config)), [], RunConfig) == config
 
 
 # ---- comparing ---------------------------------------------------------------------------------------------

@@ -2,9 +2,7 @@
 
 from types import SimpleNamespace
 
-import pytest
 import torch
-import torchvision
 
 from engine import doctor
 
@@ -20,34 +18,15 @@ def test_where_the_tests_run_nothing_fails_and_all_versions_are_printed(run_in_p
     assert "\nok    cpu: " in printed
 
 
-@pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
-def test_the_exit_code_is_1_if_anything_failed(run_in_process, monkeypatch, level, code):
-    monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([(level, "1 GiB free", "make room"), ("ok", "", "")]),))
-    found, printed, _ = run_in_process(doctor)
-    assert found == code
-    assert ("-> make room" in printed) == (level != "ok")
-
-
 def test_a_check_that_breaks_is_a_failure_and_the_others_run(run_in_process, monkeypatch):
     def broken():
         raise OSError("libcudart.so.13: cannot open shared object file")
 
-    monkeypatch.setattr(doctor, "CHECKS", (broken, lambda: iter([("ok", "free", "")])))
+    monkeypatch.setattr(doctor, "CHECKS", (broken, lambda: iter([("warn", "1 GiB free", "make room")])))
     code, printed, _ = run_in_process(doctor)
     assert code == 1
     assert "fail  broken: OSError: libcudart.so.13" in printed
-    assert "ok    free" in printed
-
-
-def test_a_torchvision_whose_operators_do_not_load_fails(monkeypatch):
-    def nms(*_):
-        raise RuntimeError("operator torchvision::nms does not exist")
-
-    monkeypatch.setattr(torchvision.ops, "nms", nms)
-    level, what, cure = next(doctor.check_devices())
-    assert level == "fail"
-    assert "torchvision::nms does not exist" in what
-    assert "of one release" in cure
+    assert "warn  1 GiB free\n      -> make room" in printed
 
 
 def test_every_gpu_that_does_not_work_fails(monkeypatch):
@@ -97,9 +76,3 @@ def test_a_folder_without_locks_fails(monkeypatch):
     failed = [what for level, what, _ in doctor.check_room() if level == "fail"]
     assert len(failed) == 1
     assert "No locks available" in failed[0]
-
-
-def test_more_threads_than_a_quota_allows_are_a_warning(monkeypatch):
-    monkeypatch.setattr(doctor, "usable_cores", lambda: 0.5)
-    [(level, _, cure)] = doctor.check_cores()
-    assert (level, cure.endswith("export OMP_NUM_THREADS=1")) == ("warn", True)

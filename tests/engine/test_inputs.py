@@ -1,4 +1,4 @@
-"""engine/inputs.py: which data sets are the same, and which are not."""
+"""engine/inputs.py: which data sets are the same, and which images are there twice."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from engine import inputs as module
-from engine.inputs import ImageSet, Inputs, identify_images, read_inputs
+from engine.inputs import ImageSet, Inputs, copies, identify_images, read_inputs, repeated_names, shared_between
 
 NAMES = [f"{number:02}.jpg" for number in range(12)]
 
@@ -21,43 +21,30 @@ def folder(tmp_path):
     return folder
 
 
-@pytest.fixture
-def few_are_read(monkeypatch):
-    """As if twelve images were many: the content of three is read."""
-    monkeypatch.setattr(module, "MOST_READ", 11)
-    monkeypatch.setattr(module, "SAMPLE", 3)
-
-
-def test_a_copy_with_other_times_is_the_same(folder, tmp_path):
+def test_a_copy_with_other_times_is_the_same_set(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     os.utime(copy / NAMES[0], (1, 1))
     assert identify_images(copy, NAMES).sha256 == identify_images(folder, reversed(NAMES)).sha256
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_one_image_replaced_by_another_of_its_size_makes_another_set(folder, name):
-    before = identify_images(folder, NAMES)
-    (folder / name).write_bytes(b"x" * 50)
-    assert identify_images(folder, NAMES).sha256 != before.sha256
+def test_an_image_replaced_or_less_or_renamed_makes_another_set(folder):
+    found = {identify_images(folder, NAMES).sha256, identify_images(folder, NAMES[:11]).sha256}
+    (folder / NAMES[5]).write_bytes(b"x" * 50)
+    found.add(identify_images(folder, NAMES).sha256)
+    (folder / NAMES[11]).rename(folder / "other.jpg")
+    found.add(identify_images(folder, [*NAMES[:11], "other.jpg"]).sha256)
+    assert len(found) == 4
 
 
-def test_an_image_more_less_or_renamed_makes_another_set(folder):
-    whole = identify_images(folder, NAMES).sha256
-    (folder / NAMES[3]).rename(folder / "other.jpg")
-    assert len({whole, *(identify_images(folder, n).sha256 for n in (NAMES[:3], [*NAMES[:3], "other.jpg"]))}) == 3
-
-
-def test_of_many_images_some_are_read_and_all_are_measured(folder, few_are_read):
+def test_of_many_images_some_are_read_and_all_are_measured(folder, monkeypatch):
+    monkeypatch.setattr(module, "MOST_READ", 11)
+    monkeypatch.setattr(module, "SAMPLE", 3)
     before = identify_images(folder, NAMES)
     assert (before.count, before.names) == (12, ["00.jpg", "04.jpg", "08.jpg"])
     (folder / NAMES[5]).write_bytes(b"longer" * 50)
-    assert identify_images(folder, NAMES).sha256 != before.sha256
-
-
-def test_another_modality_is_seen_in_the_sample_of_many_images_of_one_size(folder, few_are_read):
-    before = identify_images(folder, NAMES)
-    for name in NAMES:
-        (folder / name).write_bytes(b"t" * 50)
+    longer = identify_images(folder, NAMES)
+    assert (longer.sha256 == before.sha256, longer.contents == before.contents) == (False, True)
+    (folder / NAMES[4]).write_bytes(b"t" * 50)
     assert identify_images(folder, NAMES).contents != before.contents
 
 
@@ -78,16 +65,12 @@ def test_inputs_are_read_back(known, tmp_path):
     assert read_inputs(tmp_path) == known
     assert isinstance(read_inputs(tmp_path).images["val"], ImageSet)
     assert read_inputs(tmp_path / "rgb") is None
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"root": "a", "files": {}, "images": {"val": {"folder": "b"}}}'])
-def test_damaged_inputs_are_named(tmp_path, text):
-    (tmp_path / "inputs.json").write_text(text)
+    (tmp_path / "inputs.json").write_text("{")
     with pytest.raises(ValueError, match=r"inputs\.json: damaged"):
         read_inputs(tmp_path)
 
 
-def test_what_has_not_changed_is_not_told_where_it_was_nor_where_it_is_now(known, tmp_path):
+def test_a_data_set_that_was_moved_has_no_changes(known, tmp_path):
     shutil.copytree(tmp_path, tmp_path.parent / "moved")
     assert not list(known.changes())
     assert not list(known.changes(tmp_path.parent / "moved"))
@@ -100,10 +83,50 @@ def test_what_has_not_changed_is_not_told_where_it_was_nor_where_it_is_now(known
         (lambda root: (root / "val.json").unlink(), "val.json is gone"),
         (lambda root: (root / "rgb/03.jpg").write_bytes(b"y" * 50), "rgb has other val images"),
         (lambda root: (root / "rgb/03.jpg").unlink(), "03.jpg is gone"),
-        (lambda root: shutil.rmtree(root / "rgb"), "00.jpg is gone"),
     ],
 )
-def test_a_change_is_told_by_its_file_or_folder(known, tmp_path, change, said):
+def test_a_change_names_its_file_or_folder(known, tmp_path, change, said):
     change(tmp_path)
     (found,) = known.changes()
     assert str(found).endswith(said)
+
+
+# ---- images that are there twice
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Makes files of these contents, in order; returns their paths."""
+
+    def make(**contents: bytes):
+        paths = [tmp_path / name for name in contents]
+        for path, content in zip(paths, contents.values(), strict=True):
+            path.write_bytes(content)
+        return paths
+
+    return make
+
+
+def test_each_copy_is_found_with_the_first_of_its_kind(files):
+    long = b"a" * 9000
+    a, b, c, d, e, f = files(a=long, b=b"short", c=b"b" + long[1:], d=long, e=b"short", f=b"other")
+    assert copies([a, b, c, d, e, f]) == {d: a, e: b}  # c differs from a in its first byte only
+
+
+def test_validation_images_that_are_training_images_are_counted_and_named(files):
+    a, b, c, d = files(a=b"one", b=b"two", c=b"one", d=b"six")
+    found = shared_between([a, b], [b, c, d])
+    assert found[1:] == (2, 3, ["b", "c"])
+    assert "2 of 3 validation images are also training images" in str(found)
+    assert "such as b, c" in str(found)
+
+
+def test_copies_within_a_half_do_not_count_as_shared_between_both(files):
+    a, b, c, d = files(a=b"one", b=b"one", c=b"two", d=b"two")
+    assert shared_between([a, b], [c, d]) is None
+
+
+def test_names_that_occur_twice_are_counted_however_they_are_spelt():
+    found = repeated_names(["a.jpg", "b.jpg", "./a.jpg", "a.jpg"])
+    assert (found.count, found.examples) == (1, ["a.jpg"])
+    assert repeated_names(["a.jpg", "x/a.jpg"]) is None

@@ -15,12 +15,6 @@ def test_a_bar_in_a_log_file_is_lines_of_plain_text(capsys):
     assert all(line.startswith(("epoch 1:", "scoring:")) for line in text.splitlines())
 
 
-def test_a_bar_in_a_log_file_waits_a_minute_before_it_says_anything(capsys):
-    for _ in progress_bar(range(5)):
-        pass
-    assert capsys.readouterr().err == ""
-
-
 def test_messages_go_to_the_log_file_of_the_experiment(tmp_path):
     start_logging(tmp_path, verbose=False)
     logger.info("learning %s", "now")

@@ -137,13 +137,6 @@ def test_what_a_grid_is_about_to_start_is_running(tmp_path):
     assert read_status(tmp_path) is None
 
 
-@pytest.mark.parametrize(("pid", "state"), [(os.getpid(), "running"), (2**22 + 1, "killed")], ids=["alive", "gone"])
-def test_without_locks_the_process_itself_is_looked_for(tmp_path, monkeypatch, pid, state):
-    monkeypatch.setattr(module, "is_locked", lambda path: None)
-    write_status(tmp_path, Status("running", pid=pid))
-    assert read_status(tmp_path).state == state
-
-
 @pytest.mark.parametrize(
     ("job", "own_job", "said", "state"),
     [("7", None, "7", "running"), ("7", None, "", "killed"), (None, None, "7", "killed"), ("7", "7", "7", "killed")],

@@ -22,7 +22,6 @@ from weights.registry import (
     identified,
     read_registry,
     read_weights,
-    read_weights_with_note,
     without_prefix,
 )
 from weights.release import save_release
@@ -206,10 +205,8 @@ def test_code_in_a_file_is_not_run(here):
     [
         ("a.pth", [ONE], "holds a list, expected a dictionary"),
         ("a.pth", {"a": 1}, "'a' is not a tensor"),
-        ("a.pth", {1: ONE["x"]}, "1 is not a tensor"),
-        ("a.pth", {"student": ONE, "teacher": TWO}, "several models, 'student', 'teacher'"),
+        ("a.pth", {"student": ONE, "teacher": TWO}, "'student' is not a tensor"),
         ("resnet18-deadbeef.pth", ONE, "SHA-256 does not begin with deadbeef"),
-        ("a.pth", {"model": ONE, "ema": None, "scheduler": {}}, "whose end, with its checksum, is lost"),
     ],
 )
 def test_a_file_without_clear_weights_is_refused(here, name, content, message):
@@ -217,40 +214,30 @@ def test_a_file_without_clear_weights_is_refused(here, name, content, message):
         read_weights(save_as(name, content))
 
 
-def test_a_checkpoint_without_a_model_is_refused(here):
-    save_checkpoint(Path("a.pt"), {"step": 7})
-    with pytest.raises(ValueError, match=r"a\.pt: a checkpoint of this program without a model"):
-        read_weights(Path("a.pt"))
-
-
 WRAPPED = [
     (lambda weights: weights, ""),
-    (lambda weights: {"state_dict": weights, "epoch": 90}, "from its 'state_dict'"),
-    (lambda weights: {"model": weights, "optimizer": {"state": {0: {"exp_avg": ONE["x"]}}}}, "from its 'model'"),
-    (lambda weights: {"model_state_dict": weights, "model_ema": weights}, "from its 'model_state_dict'"),
-    (lambda weights: {"net": weights, "step": torch.tensor(3).item()}, "from its 'net'"),
-    (lambda weights: {"state_dict": weights, "best_acc1": torch.tensor(0.7)}, "from its 'state_dict'"),
-    (lambda weights: {"model": {"state_dict": weights}}, "from its 'state_dict' in 'model'"),
+    (lambda weights: {"model": weights, "optimizer": {"state": {0: {"exp_avg": ONE["x"]}}}}, "'model'"),
+    (lambda weights: {"model_state_dict": weights, "model_ema": weights}, "'model_state_dict'"),
+    (lambda weights: {"net": weights, "step": torch.tensor(3).item()}, "'net'"),
+    (lambda weights: {"state_dict": weights, "best_acc1": torch.tensor(0.7)}, "'state_dict'"),
+    (lambda weights: {"model": {"state_dict": weights}}, "'state_dict'"),
 ]
 
 
 @pytest.mark.parametrize(("wrap", "note"), WRAPPED)
-@pytest.mark.parametrize("prefix", ["", "module.", "module.encoder.trunk."])
-@pytest.mark.parametrize("first", ["conv1.weight", "patch_embed.proj.weight", "features.0.0.weight"])
-def test_wrappers_and_prefixes_are_removed_and_noted(here, wrap, note, prefix, first):
+@pytest.mark.parametrize(
+    ("prefix", "first"),
+    [("", "conv1.weight"), ("module.", "patch_embed.proj.weight"), ("module.encoder.", "features.0.0.weight")],
+)
+def test_wrappers_and_prefixes_are_removed_and_logged(here, caplog, wrap, note, prefix, first):
+    caplog.set_level("INFO")
     weights = {first: torch.ones(2), "norm.weight": torch.zeros(2)}
     path = save_as("a.pth", wrap({prefix + name: value for name, value in weights.items()}))
-    found, noted = read_weights_with_note(path)
+    found = read_weights(path)
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name]) for name in weights)
-    assert note in noted
-    assert (f"{prefix!r}" in noted) == bool(prefix)
-
-
-def test_a_prefix_in_a_safetensors_file_is_removed_too(here):
-    weights, note = read_weights_with_note(save_as("public.safetensors", {"module.conv1.weight": torch.ones(2)}))
-    assert list(weights) == ["conv1.weight"]
-    assert "'module.'" in note
+    assert note in caplog.text
+    assert (f"{prefix!r}" in caplog.text) == bool(prefix)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +251,7 @@ def test_a_prefix_in_a_safetensors_file_is_removed_too(here):
 )
 def test_other_names_stay(names):
     weights = {name: torch.ones(1) for name in names}
-    assert without_prefix(weights) == (weights, "")
+    assert without_prefix(weights) == weights
 
 
 # ---- describing a file
@@ -274,51 +261,34 @@ def slim_swin() -> SwinTransformer:
     return SwinTransformer(**SWIN_VARIANTS["swin_slim"], num_classes=10)
 
 
-def timm_swin() -> nn.Module:
-    timm = pytest.importorskip("timm")
-    return timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, pretrained=False)
-
-
-SIZES = "embed_dim 32, depths (2, 2, 6, 2), num_heads (1, 2, 4, 8), window_size 4"
-
-
 @pytest.mark.parametrize(
-    ("make", "facts"),
+    ("make", "family"),
     [
-        (slim_swin, {"family": "Swin Transformer, swin_slim", "classes": "10", "sizes": SIZES, "names": "Microsoft's"}),
+        (
+            slim_swin,
+            "Swin Transformer, swin_slim, embed_dim 32, depths (2, 2, 6, 2), num_heads (1, 2, 4, 8), num_classes 10",
+        ),
         (
             lambda: torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [1, 2], [5, 5], num_classes=3),
-            {"names": "torchvision's"},
-        ),
-        (timm_swin, {"names": "timm's"}),
-        (lambda: torchvision.models.resnet18(num_classes=5), {"family": "ResNet-18", "classes": "5"}),
-        (lambda: torchvision.models.resnet34(), {"family": "ResNet-34", "classes": "1000"}),
-        (lambda: torchvision.models.resnet50(), {"family": "ResNet-50", "sizes": "width 64, depths (3, 4, 6, 3)"}),
-        (
-            lambda: nn.ModuleDict({"backbone": nn.Linear(2, 3), "neck": nn.Linear(2, 3)}),
-            {"family": "unknown, with the parts backbone, neck: ", "numbers": "18 in 4 tensors"},
+            "Swin Transformer, of no published size, embed_dim 16",
         ),
         (
-            lambda: nn.ModuleDict({"backbone": nn.Linear(2, 3), "class_head": nn.ModuleList([nn.Linear(2, 3)])}),
-            {"family": "detector of this project, with the parts backbone, class_head"},
+            lambda: nn.ModuleDict({"neck": nn.Linear(2, 3), "class_head": nn.ModuleList([nn.Linear(2, 3)])}),
+            "no Swin classifier; its parts: class_head, neck",
         ),
     ],
 )
-def test_an_architecture_is_recognised_by_its_names_and_shapes(here, make, facts):
-    found = describe(save_as("a.pth", make().state_dict()))
-    for label, value in facts.items():
-        assert found[label].startswith(value)
+def test_an_architecture_is_recognised_by_its_names_and_shapes(here, make, family):
+    assert describe(save_as("a.pth", make().state_dict()))["family"].startswith(family)
 
 
 def test_an_entry_is_recognised_by_its_digest_or_else_by_its_name(here, monkeypatch):
+    assert describe(save_as("swin_tiny_patch4_window7_224.pth", ONE))["registry"] == "microsoft_swin_t_224"
     path = save_as("renamed.pth", ONE)
     entry = entry_named("torchvision_swin_t").model_copy(update={"sha256": module.file_sha256(path)[:8]})
-    monkeypatch.setattr(module, "read_registry", lambda: read_registry().model_copy(update={"weights": (entry,)}))
+    monkeypatch.setattr(module, "read_registry", lambda: registry)
+    registry = read_registry().model_copy(update={"weights": (entry,)})
     assert describe(path)["registry"] == "torchvision_swin_t"
-    monkeypatch.undo()
-    monkeypatch.chdir(here)
-    found = describe(save_as("swin_tiny_patch4_window7_224.pth", ONE))["registry"]
-    assert found.startswith("microsoft_swin_t_224, by the file's name")
 
 
 # ---- the command
@@ -370,16 +340,16 @@ def test_a_web_page_instead_of_weights_is_removed(command, published):
 
 
 def test_inspect_describes_a_run_by_its_experiment(command):
-    state = {"step": 12, "model": slim_swin().state_dict(), "ema": {"weights": slim_swin().state_dict()}}
+    state = {"step": 12, "model": slim_swin().state_dict(), "ema": None}
     save_checkpoint(Path("experiments/experiment_1/checkpoints/step_000000012.pt"), state)
     _, out, _ = command("inspect", "experiments/experiment_1")
-    assert "checkpoint of a run of this project, step 12; raw weights and their moving average" in out
+    assert "checkpoint of a run of this project" in out
     assert "swin_slim" in out
 
 
 def test_inspect_describes_a_release(command):
     save_as("release.safetensors", dict(slim_swin().state_dict()))
-    assert "release of this project, step 7; its metadata: step" in command("inspect", "release.safetensors")[1]
+    assert "release of this project, with step" in command("inspect", "release.safetensors")[1]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import CheckpointError
-from weights.release import PUBLISHED_WEIGHTS, load_release, save_release, weights_in, without_local_paths
+from weights.release import PUBLISHED_WEIGHTS, read_safetensors, save_release, weights_in, without_local_paths
 
 WEIGHTS = {"head.weight": torch.arange(5000.0).view(50, 100), "norm.num_batches_tracked": torch.tensor(7)}
 FACTS = {"step": "7", "classes": '["Kätzchen 猫"]'}
@@ -18,7 +18,7 @@ def path(tmp_path):
 
 
 def test_a_release_comes_back_as_it_was(path):
-    weights, facts = load_release(path)
+    weights, facts = read_safetensors(path)
     assert facts == FACTS
     assert weights.keys() == WEIGHTS.keys()
     assert all(torch.equal(weights[name], WEIGHTS[name]) for name in WEIGHTS)
@@ -32,7 +32,7 @@ def test_other_programs_read_it(path):
 def test_weights_in_channels_last_are_released_too(tmp_path):
     weight = torch.arange(48.0).view(2, 3, 2, 4)
     save_release(tmp_path / "a.safetensors", {"weight": weight.contiguous(memory_format=torch.channels_last)}, FACTS)
-    assert torch.equal(load_release(tmp_path / "a.safetensors")[0]["weight"], weight)
+    assert torch.equal(read_safetensors(tmp_path / "a.safetensors")[0]["weight"], weight)
 
 
 @pytest.mark.parametrize("place", [-2000, 30], ids=["of a weight", "of the facts"])
@@ -42,7 +42,7 @@ def test_a_flipped_bit_is_found(path, place):
     path.write_bytes(content)
     load_file(path)  # safetensors alone sees nothing
     with pytest.raises(CheckpointError, match=r"a\.safetensors: corrupt"):
-        load_release(path)
+        read_safetensors(path)
 
 
 @pytest.mark.parametrize(
@@ -51,15 +51,14 @@ def test_a_flipped_bit_is_found(path, place):
 def test_a_truncated_or_different_file_is_named(path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=r"a\.safetensors: truncated or not a safetensors file"):
-        load_release(path)
+        read_safetensors(path)
 
 
-def test_missing_and_unverifiable_files_are_refused(tmp_path):
+def test_a_missing_file_is_refused_and_one_of_others_has_no_facts(tmp_path):
     with pytest.raises(CheckpointError, match=r"a\.safetensors: no such file of weights"):
-        load_release(tmp_path / "a.safetensors")
+        read_safetensors(tmp_path / "a.safetensors")
     save_file(WEIGHTS, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"a\.safetensors: no checksum"):
-        load_release(tmp_path / "a.safetensors")
+    assert read_safetensors(tmp_path / "a.safetensors")[1] is None
 
 
 def test_weights_in_a_folder_are_the_published_ones_or_the_newest_checkpoint(tmp_path):

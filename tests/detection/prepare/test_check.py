@@ -75,8 +75,8 @@ def test_an_image_under_two_ids_is_counted_by_its_name_and_by_its_bytes(folder, 
     ]
     code, printed, _ = check(*write(folder, content))
     assert code == 0
-    assert "1 file name occurs twice or more, such as a.png" in printed
-    assert "1 of 3 images has the same bytes as another one, such as copy.png" in printed
+    assert "1 of 3 file names occur more than once, such as a.png" in printed
+    assert "1 of 3 images have the same bytes as another one, such as copy.png" in printed
 
 
 def test_defects_of_annotations_and_images_are_found_in_one_pass(folder, content, check):

@@ -6,11 +6,8 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from engine.compute.cost import (
-    ATTENTION_KERNELS,
-    attention_flops,
     forward_gflops,
     peak_memory_mib,
 )
@@ -22,17 +19,6 @@ CPU = torch.device("cpu")
 def swin():
     """Two stages: at 56 pixels 196 tokens of 8 channels, then 49 of 16, in windows of 49."""
     return SwinTransformer(embed_dim=8, depths=(2, 2), num_heads=(1, 2), num_classes=10)
-
-
-@pytest.mark.parametrize(
-    ("model", "multiply_adds"),
-    [
-        (nn.Conv2d(3, 8, kernel_size=5, stride=2, padding=2), (16 * 16) * 8 * (3 * 5 * 5)),
-        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10), nn.ReLU()), 3 * 32 * 32 * 10),
-    ],
-)
-def test_a_layer_costs_two_per_multiply_add(model, multiply_adds):
-    assert forward_gflops(model, 32) * 1e9 == pytest.approx(2 * multiply_adds)
 
 
 def test_resnet50_costs_twice_its_published_multiply_adds():
@@ -70,22 +56,11 @@ ATTENTION_COST = 2 * 4 * (16 * 16 * 16 + 16 * 16 * 16)  # 4 heads: 16 queries wi
 
 
 @pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
-@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"key_heads": 2}, {"key_heads": 1}])
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"key_heads": 2}])
 def test_attention_costs_the_same_spelt_out_or_by_whatever_kernel(backend, options):
     assert forward_gflops(Attention(spelt_out=True), 16) * 1e9 == pytest.approx(ATTENTION_COST)
     with sdpa_kernel(backend):
         assert forward_gflops(nn.Sequential(nn.Sequential(Attention(**options))), 16) * 1e9 == ATTENTION_COST
-
-
-@pytest.mark.parametrize("kernel", ATTENTION_KERNELS)
-def test_every_kernel_of_attention_is_counted_by_the_shapes_of_queries_keys_and_values(kernel):
-    shapes = [torch.empty(2, 8, tokens, channels, device="meta") for tokens, channels in ((5, 32), (7, 32), (7, 32))]
-    needs_bias = ("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
-    operator = getattr(torch.ops.aten, kernel)
-    mapping = {operator: attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        operator(*shapes, *((None, False) if kernel in needs_bias else ()))
-    assert counter.get_total_flops() == 2 * 2 * 8 * (5 * 7 * 32 + 5 * 7 * 32)
 
 
 def test_a_transformer_encoder_is_counted_though_it_has_a_fast_path_of_its_own():
