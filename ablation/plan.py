@@ -102,11 +102,6 @@ class Job:
         """What trains it into `experiment`, or goes on there; `launcher` starts a Python module."""
         return [*launcher, "-m", self.task, self.config, *self.overrides, "--experiment", str(experiment)]
 
-    def dry_run_command(self, experiments: Path, launcher: Sequence[str]) -> list[str]:
-        """Return what takes two steps of it, to see whether it can be trained into a folder of `experiments`."""
-        options = ["--dry-run", "--experiments", str(experiments)]
-        return [*launcher, "-m", self.task, self.config, *self.overrides, *options]
-
     def recipe(self) -> dict[str, Any]:
         """The config that the task is given, as plain data. Raises ConfigError."""
         return read_overridden(self.config, self.overrides)
