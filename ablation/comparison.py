@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from records.results import Place, Run
 from stats.bootstrap import Interval
@@ -24,13 +24,6 @@ class Note(NamedTuple):
     @property
     def reason(self) -> str:
         return f"{self.kind}: {self.detail}".removesuffix(": ")
-
-
-class Caveat(NamedTuple):
-    """A warning about a comparison, as data: its kind is a key of ablation.sentences.WARNINGS."""
-
-    kind: str
-    facts: dict[str, Any]
 
 
 @dataclass
@@ -125,11 +118,7 @@ class Comparison:
     # class name to its score, and to its change against the baseline; only the choice of images is uncertain in these
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
-    caveats: list[Caveat] = field(default_factory=list)
-
-    def warn(self, kind: str, **facts: Any) -> None:
-        """Add a caveat."""
-        self.caveats.append(Caveat(kind, facts))
+    warnings: list[str] = field(default_factory=list)
 
     def noted(self, counted: bool) -> dict[str, list[tuple[Cell, Note]]]:
         """Reason to the cells and notes that share it; of the runs whose scores count, or of all others."""

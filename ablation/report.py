@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from ablation import plots
 from ablation.comparison import Cell, Comparison, Difference, best_of
-from ablation.sentences import conclusion_of, missing_runs, seeds_of, unit_of, warnings_of, with_minus
+from ablation.sentences import conclusion_of, noted_runs, seeds_of, unit_of, with_minus
 from ablation.tables import FLOPS_NOTE, cells_with_errors, families, status_of
 from engine.files import write_text
 from engine.terminal import printable
@@ -69,8 +69,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     return {
         "c": comparison,
         "conclusion": conclusion_of(comparison),
-        "warnings": warnings_of(comparison),
-        "missing": missing_runs(comparison),
+        "missing": noted_runs(comparison, counted=False),
         "facts": protocol_facts(comparison),
         "looks": plots.legend(comparison),
         "signs": plots.SIGNS,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ablation.columns import COLUMNS
 from ablation.comparison import Cell, Comparison, Difference
-from ablation.sentences import conclusion_of, missing_runs, seeds_of, unit_of, warnings_of, with_minus
+from ablation.sentences import conclusion_of, noted_runs, seeds_of, unit_of, with_minus
 from engine.terminal import printable
 from stats.bootstrap import Interval
 
@@ -56,7 +56,7 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
         tables.append(class_table(comparison))
     if options.errors and cells_with_errors(comparison):
         tables.append(error_table(comparison))
-    warnings = [f"WARNING: {warning}" for warning in warnings_of(comparison)]
+    warnings = [f"WARNING: {warning}" for warning in comparison.warnings]
     prose = [*warnings, conclusion_of(comparison)]
     if options.format == "latex":
         tables[0].notes = [*warnings, *tables[0].notes]  # into the caption: a comment would not be printed
@@ -96,7 +96,7 @@ def score_table(comparison: Comparison) -> Table:
     over = "one seed" if seeds == "1 seed" else f"mean ± standard deviation over {seeds}"
     lower = ", lower is better" if comparison.lower_is_better else ""
     header = [f"{comparison.row_name} \\ {comparison.column_name}", *comparison.columns]
-    return Table(f"{comparison.metric}, {over}{lower}", header, rows, bold, missing_runs(comparison))
+    return Table(f"{comparison.metric}, {over}{lower}", header, rows, bold, noted_runs(comparison, counted=False))
 
 
 def shown_cell(cell: Cell | None) -> str:
@@ -288,4 +288,4 @@ def csv_lines(comparison: Comparison) -> Iterator[dict]:
         line |= {"difference_p_holm": change and change.p_holm}
         line |= {"smallest_detectable": change and change.smallest_detectable}
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
-        yield line | {"warnings": " / ".join(warnings_of(comparison))}
+        yield line | {"warnings": " / ".join(comparison.warnings)}

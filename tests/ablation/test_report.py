@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ablation import plots
-from ablation.comparison import Caveat, Cell, Comparison, Difference, Note
+from ablation.comparison import Cell, Comparison, Difference, Note
 from ablation.report import breakable, write_report
 from ablation.sentences import conclusion_of
 from stats.bootstrap import Interval
@@ -21,7 +21,7 @@ from stats.bootstrap import Interval
 EVERY_SECTION = [
     "scores", "differences", "effects", "costs", "curves", "classes", "sizes", "errors", "examples", "experiments",
 ]  # fmt: skip
-WARNING = Caveat("not_comparable", {"difference": "protocol.nms_iou is 0.45 in a, 0.5 in b"})
+WARNING = "protocol.nms_iou is 0.45 in a, 0.5 in b"
 UNDEFINED = Interval(math.nan, math.nan, math.nan, math.nan, math.nan)
 
 
@@ -39,7 +39,7 @@ def whole(new_experiments) -> Comparison:
             for seed in (0, 1):
                 experiments.add(row, column, seed, quality)
     comparison = experiments.compare()
-    comparison.caveats.append(WARNING)
+    comparison.warnings.append(WARNING)
     return comparison
 
 
@@ -103,7 +103,7 @@ def test_names_are_shown_as_they_are_and_never_as_markup(experiments, tmp_path):
     experiments.add(f"B {name}", classes=("one", f"two {name}"))
     comparison = experiments.compare()
     comparison.title = f"title {name}"
-    comparison.warn("not_comparable", difference=f"warning {name}")
+    comparison.warnings.append(f"warning {name}")
     comparison.filled[0].notes.append(Note(9, "failed", f"note {name}"))
     text = report(comparison, tmp_path)
     images = [element for element in tree_of(text).iter() if element.tag == "img"]
@@ -114,7 +114,7 @@ def test_names_are_shown_as_they_are_and_never_as_markup(experiments, tmp_path):
 def test_conclusion_and_warnings_come_before_the_sections(whole, text):
     top = text_of(text.partition("<main>")[0])
     assert conclusion_of(whole) in top
-    assert WARNING.facts["difference"] in top
+    assert WARNING in top
 
 
 # ---- what is in the sections -------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def crowded_text(new_experiments, tmp_path_factory) -> str:
         for column in ("none", "fpn", "pan", "dense_fpn"):
             experiments.add(row, column, classes=classes)
     comparison = experiments.compare(replicates=100)
-    comparison.warn("not_comparable", difference="/a/path/without/a/space" * 8)
+    comparison.warnings.append("/a/path/without/a/space" * 8)
     comparison.filled[1].notes.append(Note(1, "failed", "a reason of some length " * 4))
     Image.new("RGB", (900, 900)).save(comparison.filled[0].runs[0].path / "confusion.png")
     return report(comparison, tmp_path_factory.mktemp("report"))
