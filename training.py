@@ -55,7 +55,7 @@ from engine.optim import (
 )
 from engine.signals import StopRequest
 from records.experiment import shown_score
-from records.metrics import draw_curves, read_metrics, restore_metrics, write_metrics
+from records.metrics import draw_curves, read_metrics, write_metrics
 from records.status import training_bar
 from records.trackers import TrackerName
 
@@ -87,9 +87,7 @@ class TrainConfig(Config):
     eval_every_epochs: int = Field(1, ge=1, description="epochs between scores on the validation images")
     checkpoint_every_steps: int = Field(1000, ge=1, description="optimizer steps between saves inside an epoch")
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints to keep")
-    trackers: tuple[TrackerName, ...] = Field(
-        (), description="who else is told of each epoch, besides metrics.jsonl and metrics.csv"
-    )
+    trackers: tuple[TrackerName, ...] = Field((), description="who else is told of each epoch, besides metrics.jsonl")
 
 
 class Task(Protocol):
@@ -354,7 +352,7 @@ class Run:
         if self.state.lines is None:
             self.state.lines = distributed.broadcast(distributed.is_main() and self.lines_on_disk())
         if distributed.is_main():
-            restore_metrics(self.experiment, self.state.lines)
+            write_metrics(self.experiment, self.state.lines)
 
     def lines_on_disk(self) -> list[dict]:
         """The lines of metrics.jsonl up to the step of the state, for a checkpoint that does not hold them."""

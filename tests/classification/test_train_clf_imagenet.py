@@ -46,7 +46,7 @@ def experiment(config_path, tmp_path_factory) -> Path:
 def test_a_run_leaves_its_whole_record(experiment, colours_root):
     names = {path.name for path in experiment.iterdir()}
     assert names == {
-        "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl", "metrics.csv",
+        "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl",
         "curves.png",
         "results.json", "image_statistics.npz", "predictions.csv", "confusion.png", "examples.png",
         "checkpoints", "running.lock",
