@@ -2,9 +2,8 @@
 
     python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html
 
-The page is ablation/report.html.jinja; this module computes what it shows. It shows what the experiments' records
-hold, whatever their task, and leaves out a section that they have no data for. Nothing is loaded: plots
-(ablation/plots.py) are inline SVG, pictures data URIs.
+The page is ablation/report.html.jinja; this module computes what it shows. A section without data is left out. Nothing
+is loaded: plots (ablation/plots.py) are inline SVG, pictures data URIs.
 """
 
 import base64
@@ -64,6 +63,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     """Return all that the template shows, by the names that it has there."""
     cells = comparison.filled
     score_names = dict.fromkeys(name for cell in cells for run in cell.runs for name in run.results.scores)
+    known = [name for name in score_names if any(cell.mean_of("scores", name) is not None for cell in cells)]
     errors = cells_with_errors(comparison)
     kinds = list(errors[0].runs[0].results.errors.delta_AP50) if errors else []
     return {
@@ -73,16 +73,14 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "facts": protocol_facts(comparison),
         "looks": plots.legend(comparison),
         "signs": plots.SIGNS,
-        "score_names": [
-            name for name in score_names if any(cell.mean_of("scores", name) is not None for cell in cells)
-        ],
+        "score_names": known,
         **differences(comparison),
         "costs": costs(comparison),
         "devices": sorted({run.results.cost.device or "unknown" for cell in cells for run in cell.runs}),
         "flops_note": FLOPS_NOTE,
         "curves": curves(comparison),
         **classes(comparison),
-        "sizes": sizes(comparison),
+        "sizes": means(cells, "scores", {name: shown for name, shown in SIZES.items() if name in known}),
         "errors": means(errors, "delta_AP50", {kind: kind for kind in kinds}),
         "error_counts": means(errors, "counts", {kind: kind for kind in kinds}),
         "pictures": lambda name: pictures(comparison, name),
@@ -150,8 +148,8 @@ def costs(comparison: Comparison) -> list[dict[str, Any]]:
 def curves(comparison: Comparison) -> dict[str, Markup]:
     """Return the score and the training loss by epoch, caption to drawing."""
     drawings = {}
-    metric = comparison.metric
-    for name, label, log in ((metric, metric, False), ("train_loss_total", "training loss", True)):
+    for name, label in ((comparison.metric, comparison.metric), ("train_loss_total", "training loss")):
+        log = name == "train_loss_total"
         drawing = plots.draw_curves(comparison, name, label, log)
         if drawing:
             caption = f"{label}{', on a logarithmic scale,' * log} by epoch"
@@ -221,15 +219,10 @@ def without_zero(changes: Mapping[str, Interval]) -> list[str]:
     return [name for name, change in changes.items() if change.low > 0 or change.high < 0]
 
 
-def sizes(comparison: Comparison) -> dict[str, dict[str, float | None]]:
-    """Return the score by the size of objects, where a task records it."""
-    cells = comparison.filled
-    known = [name for name in SIZES if any(cell.mean_of("scores", name) is not None for cell in cells)]
-    return means(cells, "scores", {name: SIZES[name] for name in known}) if known else {}
-
-
 def means(cells: Sequence[Cell], section: str, columns: Mapping[str, str]) -> dict[str, dict[str, float | None]]:
     """Return means over seeds: name of a cell to column to value. columns: name in the section to heading."""
+    if not columns:
+        return {}
     return {cell.name: {shown: cell.mean_of(section, name) for name, shown in columns.items()} for cell in cells}
 
 
