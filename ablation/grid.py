@@ -187,7 +187,7 @@ def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
     for job in sorted(jobs, key=lambda job: [row.name for row in grid.config.rows].index(job.row)):
         state, task = state_of(job, cells), tasks.get(job)
         detail = "; ".join(filter(None, [state.detail, f"Slurm: {task}" if task and state.kind != "done" else ""]))
-        where, cell = str(state.experiment or ""), f"{job.row} x {job.column}"
+        where, cell = str(state.experiment or ""), job.cell
         rows.append({"cell": cell, "seed": str(job.seed), "state": state.kind, "experiment": where, "detail": detail})
     return table(rows)
 

@@ -10,7 +10,6 @@ import base64
 import math
 import mimetypes
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,6 @@ from ablation.tables import FLOPS_NOTE, cells_with_errors, families, status_of
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
-from records.results import Place
 from stats.bootstrap import Interval
 
 # Name in a run's cost -> what a reader calls it, by what to multiply it, how it is written, whether more is better.
@@ -40,7 +38,6 @@ COSTS = {
     "peak_memory_mib": ("peak memory (MiB)", 1, "{:,.0f}", False),
 }
 SIZES = {"AP_small": "small", "AP_medium": "medium", "AP_large": "large"}
-ClassScores = Mapping[Place, Mapping[str, Interval]]
 CLASS_PLOT_DOTS = 60  # with more of them a table reads better than the plot
 
 
@@ -162,17 +159,18 @@ def curves(comparison: Comparison) -> dict[str, Markup]:
 
 def classes(comparison: Comparison) -> dict[str, Any]:
     """Return the score of each class by cell, its changes on one scale, and a plot if it is not too crowded."""
-    scores = class_scores(comparison)
-    caption, drawing = "score of each class" + ", with its 95% interval" * bool(comparison.per_class), None
+    scores, drawing = comparison.per_class, None
     if scores and sum(map(len, scores.values())) <= CLASS_PLOT_DOTS:
         drawing = plots.draw_classes(scores, plots.looks(comparison), "score of the class")
-        drawing = svg(drawing, "classes-plot", caption)
-    changes = class_changes(comparison, scores)
+        drawing = svg(drawing, "classes-plot", "score of each class, with its 95% interval")
+    changes = {
+        place: dict(sorted(each.items(), key=falling))
+        for place, each in comparison.per_class_change.items()
+        if place != comparison.baseline
+    }
     ends = [abs(end) for each in changes.values() for i in each.values() for end in (i.estimate, i.low, i.high)]
     reach = max((end for end in ends if end > 0), default=1.0)
     return {
-        "classes": scores,
-        "class_caption": caption,
         "class_drawing": drawing,
         "changes": changes,
         "best_changed": best_of([comparison.cells[place] for place in changes], comparison.lower_is_better),
@@ -181,37 +179,9 @@ def classes(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def class_scores(comparison: Comparison) -> ClassScores:
-    """Return the score of each class by cell; without intervals, and of the classes that all cells have, if none were
-    computed."""
-    if comparison.per_class:
-        return comparison.per_class
-    tables = [run.results.per_class for cell in comparison.filled for run in cell.runs]
-    names = [name for name in next(iter(tables), {}) if all(name in table for table in tables)]
-
-    def mean(cell: Cell, name: str) -> Interval:
-        values = [next(iter(run.results.per_class[name].values())) for run in cell.runs]
-        return bare(math.nan if None in values else statistics.fmean(values))
-
-    return {cell.place: {name: mean(cell, name) for name in names} for cell in comparison.filled} if names else {}
-
-
-def class_changes(comparison: Comparison, scores: ClassScores) -> ClassScores:
-    """Return the changes against the baseline of each other cell, the largest rise first."""
-    base = scores.get(comparison.baseline, {})
-    changes = comparison.per_class_change or {
-        place: {name: bare(each[name].estimate - base[name].estimate) for name in base}
-        for place, each in scores.items()
-    }
-
-    def rank(item: tuple[str, Interval]) -> float:
-        return math.inf if math.isnan(item[1].estimate) else -item[1].estimate
-
-    return {
-        place: dict(sorted(each.items(), key=rank))
-        for place, each in changes.items()
-        if each and place != comparison.baseline
-    }
+def falling(item: tuple[str, Interval]) -> float:
+    """Sort key of changes by class: the largest rise first, undefined ones last."""
+    return math.inf if math.isnan(item[1].estimate) else -item[1].estimate
 
 
 def without_zero(changes: Mapping[str, Interval]) -> list[str]:
@@ -298,8 +268,3 @@ def p_value(value: float) -> str:
     if math.isnan(value):
         return "-"
     return "< 0.001" if value < 0.0005 else f"{value:.3f}"
-
-
-def bare(estimate: float) -> Interval:
-    """Return an estimate without an interval."""
-    return Interval(estimate, math.nan, math.nan, math.nan, math.nan)

@@ -147,7 +147,7 @@ def test_a_run_whose_lock_is_held_is_running_with_epoch_and_time_left(job, exper
     (experiment / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with locked(experiment / lock):
         found = state(job, experiment)
-    assert (found.kind, found.detail) == ("running", "epoch 12/50, 38 min left")
+    assert (found.kind, found.detail) == ("running", "epoch 12/50, 38:00 left")
     assert state(job, experiment).kind == "killed"
 
 

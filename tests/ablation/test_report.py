@@ -161,7 +161,7 @@ def test_sections_without_data_are_left_out(experiments, tmp_path):
         (path / "metrics.jsonl").unlink()
     comparison = experiments.compare(replicates=100)
     comparison.per_class = comparison.per_class_change = {}
-    assert sections_of(report(comparison, tmp_path)) == ["scores", "differences", "costs", "classes", "experiments"]
+    assert sections_of(report(comparison, tmp_path)) == ["scores", "differences", "costs", "experiments"]
 
 
 def test_charts_of_each_cell_are_shown_where_the_runs_have_them(experiments, tmp_path):
