@@ -120,15 +120,6 @@ class Comparison:
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
-    def noted(self, counted: bool) -> dict[str, list[tuple[Cell, Note]]]:
-        """Reason to the cells and notes that share it; of the runs whose scores count, or of all others."""
-        shared: dict[str, list[tuple[Cell, Note]]] = {}
-        for cell in self.cells.values():
-            for note in cell.notes:
-                if counted == any(run.seed == note.seed for run in cell.runs):
-                    shared.setdefault(note.reason, []).append((cell, note))
-        return shared
-
     @property
     def num_runs(self) -> int:
         """How many runs were asked for, whatever became of them."""

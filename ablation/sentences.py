@@ -4,15 +4,20 @@ import math
 import re
 from collections.abc import Sequence
 
-from ablation.comparison import Comparison, Difference
+from ablation.comparison import Cell, Comparison, Difference, Note
 
 NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
 
 
 def noted_runs(comparison: Comparison, counted: bool) -> list[str]:
     """Return 'all 12 runs stale: ...' for each reason: of the runs whose scores count, or of all others."""
+    shared: dict[str, list[tuple[Cell, Note]]] = {}
+    for cell in comparison.cells.values():
+        for note in cell.notes:
+            if counted == any(run.seed == note.seed for run in cell.runs):
+                shared.setdefault(note.reason, []).append((cell, note))
     lines = []
-    for reason, noted in comparison.noted(counted).items():
+    for reason, noted in shared.items():
         names = list(dict.fromkeys(cell.name for cell, _ in noted))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         if len(noted) == 1:

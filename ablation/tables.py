@@ -5,7 +5,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,13 @@ class Table:
     rows: list[list[str]]
     bold: set[tuple[int, int]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+
+    def lines(self, text: Callable[[str], str], bold: str) -> list[list[str]]:
+        """Return the rows as `text` writes each cell; bold: the format of cells that stand out."""
+        return [
+            [bold.format(text(value)) if (i, j) in self.bold else text(value) for j, value in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
 
 
 def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
@@ -222,19 +229,12 @@ def error_table(comparison: Comparison) -> Table:
 def to_markdown(table: Table) -> str:
     """A GitHub table with its title above and its notes below."""
 
-    def line(texts: Sequence[str]) -> str:
-        return f"| {' | '.join(texts)} |"
-
     def text(value: str) -> str:
-        return printable(value).replace("|", "\\|")
+        return printable(with_minus(value)).replace("|", "\\|")
 
-    def cell(i: int, j: int) -> str:
-        value = text(with_minus(table.rows[i][j]))
-        return f"**{value}**" if (i, j) in table.bold else value
-
-    width = len(table.header)
-    lines = [f"### {table.title}", "", line([text(name) for name in table.header]), "|" + " --- |" * width]
-    lines += [line([cell(i, j) for j in range(width)]) for i in range(len(table.rows))]
+    rows = [[printable(name).replace("|", "\\|") for name in table.header], ["---"] * len(table.header)]
+    rows += table.lines(text, "**{}**")
+    lines = [f"### {table.title}", "", *(f"| {' | '.join(row)} |" for row in rows)]
     lines += [""] * bool(table.notes) + [f"- {printable(note)}" for note in table.notes]
     return "\n".join(lines) + "\n"
 
@@ -253,32 +253,18 @@ def to_latex(table: Table) -> str:
         escaped = "".join(LATEX.get(character, character) for character in printable(value))
         return re.sub(r"-(?=\d)", "$-$", escaped).replace(" x ", r" $\times$ ")
 
-    def cell(i: int, j: int) -> str:
-        value = text(table.rows[i][j])
-        return rf"\textbf{{{value}}}" if (i, j) in table.bold else value
-
-    width = len(table.header)
+    header, *rows = [
+        " & ".join(row) + r" \\" for row in [map(text, table.header), *table.lines(text, r"\textbf{{{}}}")]
+    ]
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{text('. '.join([table.title, *table.notes]))}}}"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule"]
-    lines += [" & ".join(map(text, table.header)) + r" \\", r"\midrule"]
-    lines += [" & ".join(cell(i, j) for j in range(width)) + r" \\" for i in range(len(table.rows))]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule", header, r"\midrule", *rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
 def to_csv(comparison: Comparison) -> str:
     """One line per cell, in full precision: score, spread, difference from the baseline, every recorded column."""
-    output = io.StringIO()
-    lines = list(csv_lines(comparison))
-    writer = csv.DictWriter(output, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return output.getvalue()
-
-
-def csv_lines(comparison: Comparison) -> Iterator[dict]:
-    """Yield the line of each cell, column to value."""
-    changes = {difference.label: difference for difference in comparison.differences}
+    changes, lines = {difference.label: difference for difference in comparison.differences}, []
     for cell in comparison.cells.values():
         line = {comparison.row_name: cell.row, comparison.column_name: cell.column, "seeds": len(cell.scores)}
         line |= {comparison.metric: cell.mean, "spread": cell.spread, "status": status_of(cell)}
@@ -288,4 +274,9 @@ def csv_lines(comparison: Comparison) -> Iterator[dict]:
         line |= {"difference_p_holm": change and change.p_holm}
         line |= {"smallest_detectable": change and change.smallest_detectable}
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
-        yield line | {"warnings": " / ".join(comparison.warnings)}
+        lines.append(line | {"warnings": " / ".join(comparison.warnings)})
+    output = io.StringIO()
+    writer = csv.DictWriter(output, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return output.getvalue()
