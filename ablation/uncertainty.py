@@ -6,7 +6,7 @@ interactions are all contrasts of the cells' scores (stats/contrasts.py), so the
 """
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -100,34 +100,30 @@ def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates
         {f"{cells[one].name} - {cells[zero].name}": mean_difference([one], [zero]) for zero, one in chosen}
     )
 
-    rows = [row for row in comparison.rows if all((row, column) in cells for column in comparison.columns)]
     columns = comparison.columns
+    rows = [row for row in comparison.rows if all((row, column) in cells for column in columns)]
     if len(rows) < 2 or len(columns) < 2:
         return
     if len(rows) < len(comparison.rows):
         comparison.warnings.append(f"main effects and interactions are of the complete rows only: {', '.join(rows)}")
+    in_row = {row: [(row, column) for column in columns] for row in rows}
+    in_column = {column: [(row, column) for row in rows] for column in columns}
     row0, column0 = base[0] if base[0] in rows else rows[0], base[1]
-    other_rows = [row for row in rows if row != row0]
-    other_columns = [column for column in columns if column != column0]
-
-    def in_row(row: str) -> list[Place]:
-        return [(row, column) for column in columns]
-
-    def in_column(column: str) -> list[Place]:
-        return [(row, column) for row in rows]
-
     comparison.row_effects = family(
-        {f"{row} - {row0}": mean_difference(in_row(row), in_row(row0)) for row in other_rows}
+        {f"{row} - {row0}": mean_difference(in_row[row], in_row[row0]) for row in rows if row != row0}
     )
     comparison.column_effects = family(
-        {f"{column} - {column0}": mean_difference(in_column(column), in_column(column0)) for column in other_columns}
-    )
+        {
+            f"{column} - {column0}": mean_difference(in_column[column], in_column[column0])
+            for column in columns if column != column0
+        }
+    )  # fmt: skip
     comparison.interactions = family(
         {
             f"({column} - {column0}) on {row} - on {row0}": {
                 (row, column): 1, (row, column0): -1, (row0, column): -1, (row0, column0): 1,
             }
-            for row in other_rows for column in other_columns
+            for row, column in product(rows, columns) if row != row0 and column != column0
         }
     )  # fmt: skip
 

@@ -1,10 +1,9 @@
 """How sure a score is: the paired bootstrap over images (Efron and Tibshirani, 1993, chapters 6, 13 and 16).
 
-A resample of the validation set draws as many images as it has, with replacement. It is held as how often each image
-was drawn, and two models scored on the same resamples are compared pairwise: most of the noise of a choice of images,
-easy or hard, is shared and cancels. An image that was drawn twice counts twice. `average_precision` gives what
-pycocotools would give on a data set with the image and its detections physically there twice; to count it once (63%
-of the images, each once) makes intervals too narrow. What the intervals cover was measured: benchmarks/bootstrap.md.
+A resample of the validation set draws as many images as it has, with replacement, and is held as how often each image
+was drawn. Two models are compared on the same resamples, so that the noise they share cancels. An image that was drawn
+twice counts twice, as if it were in the data set twice with its detections; to count it once makes intervals too
+narrow. What the intervals cover was measured: benchmarks/bootstrap.md.
 
     weights = image_weights(len(a.image_ids), 1000, seed=0)
     scores_a, _ = resampled_scores(a, weights)
@@ -225,33 +224,21 @@ class Interval:
 
 
 def cell_replicates(estimates: Sequence[Sequence[float]], replicates: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Replicates of the mean score of each cell of a table, of which every cell was trained from one or more seeds.
+    """Return replicates of the mean score of each cell of a table, trained from one or more seeds each.
 
     estimates: for each of K cells the scores of its n_k runs on the full set.
     replicates: for each cell (n_k, R), the runs' scores on the same resamples of one validation set.
 
-    Image part: the mean over a cell's runs on each resample. Seed part: to draw again from the two or three runs that
-    there are is not enough (it keeps (n - 1) / n of their variance, and so few runs hardly know it). Assumed instead is
-    that seeds spread equally in every cell. The sample variance s2 within cells, pooled over those with several runs,
-    has df = sum(n_k - 1). Each replicate draws a variance s2 * df / chi2(df), one for all cells, so that differences
-    follow Student's t, and takes from it what the image part already has: runs differ on one set of images also
-    because each errs on other images, and that much is seen in how their replicates differ. What is left, not below
-    0, divided by n_k, is the variance of a normal draw that is added to the cell. All this was measured, as was what
-    goes wrong without it (benchmarks/bootstrap.md).
+    Image part: the mean over a cell's runs on each resample. Seed part: resampling two or three runs would keep only
+    (n - 1) / n of their variance, so seeds are assumed to spread equally in every cell. The sample variance s2 within
+    cells, pooled over those with several runs, has df = sum(n_k - 1). Each replicate draws a variance
+    s2 * df / chi2(df), one for all cells, so that differences follow Student's t, and subtracts what the image part
+    already has: runs also differ because each errs on other images, which their replicates show. What is left, not
+    below 0, divided by n_k, is the variance of a normal draw that is added to the cell (measured in
+    benchmarks/bootstrap.md). Without several runs in any cell there is no seed part.
 
-    Where no cell has several runs there is no seed part: the intervals are then of these very runs.
-
-    Returns (K, R); nan where a run has no score on a resample. Equal arguments give equal draws.
-    Raises ValueError if the replicates do not fit the estimates."""
-    if len(estimates) != len(replicates):
-        raise ValueError(f"replicates: got {len(replicates)} cells, expected {len(estimates)}, as many as of estimates")
-    for cell, (scores, part) in enumerate(zip(estimates, replicates, strict=True)):
-        wanted = (max(1, len(scores)), np.shape(replicates[0])[-1])
-        if np.shape(part) != wanted:
-            raise ValueError(
-                f"cell {cell}: got replicates of shape {np.shape(part)}, expected {wanted}: runs, resamples"
-            )
-
+    Returns (K, R); nan where a run has no score on a resample. Equal arguments give equal draws."""
+    assert [len(scores) for scores in estimates] == [len(part) for part in replicates]
     result = np.stack([np.mean(part, axis=0) for part in replicates])
     degrees = sum(len(scores) - 1 for scores in estimates)
     if degrees == 0:
@@ -269,13 +256,9 @@ def interval(estimate: float, replicates: np.ndarray) -> Interval:
 
     p = 2 * min(P(replicate <= 0), P(replicate >= 0)), each with one more on either side, so that it is never 0.
 
-    Plain percentiles, because they were measured to be best: to shift the replicates so that their mean is the
-    estimate, or to reverse them (2 * estimate - replicate), covers about the same where classes have many objects and
-    less where some have few. There, and for very large differences, 95% intervals are a little too narrow
-    (benchmarks/bootstrap.md).
-
-    Undefined (nan) replicates are left out. With more than 5% of them the interval is undefined: what they score
-    then occurs in about three images at most, from which nothing can be learned about others."""
+    Plain percentiles, because shifted or reversed ones were measured to cover less where classes have few objects
+    (benchmarks/bootstrap.md). Undefined (nan) replicates are left out; with more than 5% of them the interval is
+    undefined."""
     replicates = np.asarray(replicates, dtype=np.float64)
     defined = replicates[~np.isnan(replicates)]
     if np.isnan(estimate) or defined.size == 0 or defined.size < 0.95 * replicates.size:

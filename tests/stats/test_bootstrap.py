@@ -356,23 +356,6 @@ def test_undefined_replicates_of_a_cell_stay_undefined():
     assert np.flatnonzero(np.isnan(result[0])).tolist() == [3]
 
 
-@pytest.mark.parametrize(
-    ("estimates", "replicates", "message"),
-    [
-        ([[1.0]], [], "got 0 cells, expected 1"),
-        (
-            [[1.0], [1.0, 2.0]],
-            [np.zeros((1, 9)), np.zeros((1, 9))],
-            r"cell 1: got replicates of shape \(1, 9\), expected \(2, 9\)",
-        ),
-        ([[1.0], [1.0]], [np.zeros((1, 9)), np.zeros((1, 8))], r"cell 1: got .*\(1, 8\), expected \(1, 9\)"),
-    ],
-)
-def test_replicates_that_do_not_fit_the_runs_are_refused(estimates, replicates, message):
-    with pytest.raises(ValueError, match=message):
-        cell_replicates(estimates, replicates, seed=0)
-
-
 # ---- intervals and p values --------------------------------------------------------------------------------
 
 
