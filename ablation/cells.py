@@ -10,7 +10,7 @@ from ablation.plan import Grid, read_cells, read_grid, state_of
 from ablation.sentences import noted_runs
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
-from engine.text import did_you_mean, listed, nearest, shown
+from engine.text import UnknownNameError, listed, shown
 from records.experiment import FREE_FIELDS
 from records.results import Place, Run, read_run
 
@@ -82,11 +82,10 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     """Return experiments by place: those that differ only in their seed share a cell.
 
     If two recipes have the same row and column, the name of the row says what differs, which may be the data alone.
-    Raises ValueError if two experiments are the same run, or differ only in the content of their data."""
+    Raises ValueError if two experiments are the same run."""
     recipes: dict[str, list[Run]] = {}
     for run in map(read_run, paths):
-        place, images = run.results.place, run.results.image_sets
-        recipe = [place, recipe_but_seed(run), sorted(run.results.inputs.values()), images]
+        recipe = [run.results.place, recipe_but_seed(run), sorted(data_of(run).items())]
         known = recipes.setdefault(json.dumps(recipe, sort_keys=True), [])
         same = next((other for other in known if other.seed == run.seed), None)
         if same:
@@ -95,17 +94,10 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     firsts = [runs[0] for runs in recipes.values()]
     cells: dict[Place, Cell] = {}
     for runs in recipes.values():
-        first, (row, column) = runs[0], runs[0].results.place
-        labels = differences_from([other for other in firsts if other.results.place == (row, column)], first)
+        row, column = runs[0].results.place
+        labels = differences_from([other for other in firsts if other.results.place == (row, column)], runs[0])
         if labels:
             row += f" ({', '.join(labels)})"
-        if (row, column) in cells:
-            other = cells[row, column].runs[0]
-            kinds = (run.results.model_dump(include={"inputs", "image_sets"}) for run in (other, first))
-            data = LONG_HASH.sub(r"\1...", next(iter(changed_values(*kinds).values())))
-            raise ValueError(
-                f"{other.path} and {first.path}: the same recipe on different data, {data}; train both on one"
-            )
         cells[row, column] = Cell(row, column, runs)
     return cells
 
@@ -113,7 +105,7 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
 def differences_from(namesakes: Sequence[Run], run: Run) -> list[str]:
     """Return what tells a run from others of the same row and column: ['train.epochs 3', 'val images 1a2b3c4d'].
 
-    Images are named, by the start of their SHA-256, where the recipes are the same and so is the folder."""
+    Data are named, by the start of their SHA-256, where the recipes are the same and so is the folder."""
     recipe = recipe_but_seed(run)
     changes = {name for other in namesakes for name in changed_values(recipe_but_seed(other), recipe)}
     same = [other for other in namesakes if recipe_but_seed(other) == recipe]
@@ -121,9 +113,16 @@ def differences_from(namesakes: Sequence[Run], run: Run) -> list[str]:
         changes.add("data.root")
     same = [other for other in same if value_of(other.config, "data.root") == value_of(run.config, "data.root")]
     return [f"{name} {value_of(run.config, name)}" for name in sorted(changes)] + [
-        f"{half} images {digest[:8]}" for half, digest in run.results.image_sets.items()
-        if any(other.results.image_sets.get(half, digest) != digest for other in same)
-    ]  # fmt: skip
+        f"{name} {digest[:8]}"
+        for name, digest in data_of(run).items()
+        if any(data_of(other).get(name) != digest for other in same)
+    ]
+
+
+def data_of(run: Run) -> dict[str, str]:
+    """Return the SHA-256 of what a run has read: of annotation files by name, of images by half."""
+    files = {Path(path).name: digest for path, digest in run.results.inputs.items()}
+    return files | {f"{half} images": digest for half, digest in run.results.image_sets.items()}
 
 
 def recipe_but_seed(run: Run) -> dict:
@@ -200,11 +199,8 @@ def find_baseline(name: str | None, cells: dict[Place, Cell]) -> Place:
     if name is None:
         return next((place for place, cell in cells.items() if cell.mean is not None), next(iter(cells)))
     for place, cell in cells.items():
-        paths = [path for run in cell.runs for path in (str(run.path), run.path.name, str(run.path.resolve()))]
-        if name == cell.name or name in paths or str(Path(name).resolve()) in paths:
+        if name == cell.name or Path(name).resolve() in (run.path.resolve() for run in cell.runs):
             if cell.mean is None:
                 raise ValueError(f"--baseline {name}: has no score")
             return place
-    names = [cell.name for cell in cells.values()]
-    cure = did_you_mean(nearest(name, names)) or f"; expected one of these experiments, or of {', '.join(names)}"
-    raise ValueError(f"--baseline {name!r}: not among them{cure}")
+    raise UnknownNameError("--baseline", name, [cell.name for cell in cells.values()])

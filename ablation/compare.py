@@ -17,7 +17,7 @@ from pathlib import Path
 from ablation.columns import COLUMNS
 from engine.arguments import check_config, check_experiment
 from engine.start import start
-from engine.text import did_you_mean, nearest
+from engine.text import UnknownNameError
 
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 
@@ -79,8 +79,7 @@ def column_names(text: str) -> Sequence[str]:
     names = text.split(",")
     for name in names:
         if name not in (*COLUMNS, "all"):
-            cure = did_you_mean(nearest(name, COLUMNS)) or f", expected some of {', '.join(COLUMNS)}"
-            raise argparse.ArgumentTypeError(f"no column {name!r}{cure}")
+            raise argparse.ArgumentTypeError(str(UnknownNameError("column", name, [*COLUMNS, "all"])))
     return names
 
 
@@ -109,8 +108,6 @@ def show(what: Sequence[Path], arguments: argparse.Namespace) -> None:
             write_text(path, text)
         else:
             sys.stdout.write(printable_lines(text))
-            if arguments.format == "md" and (picture := tables.best_picture(comparison)):
-                print(f"what the best cell finds: {picture}")
     if path:
         print(f"written to {path}")
 

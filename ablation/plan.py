@@ -28,7 +28,7 @@ from ablation.staleness import (
 from engine.config import Config, load_config, read_overridden
 from engine.files import write_text
 from engine.strict_yaml import ConfigError
-from engine.text import UnknownNameError, did_you_mean, nearest
+from engine.text import UnknownNameError
 from records.experiment import list_experiments, shown_score
 from records.metrics import read_metrics
 from records.results import Place, read_object, read_results
@@ -144,9 +144,7 @@ class Grid:
         Raises ValueError if nothing matches."""
         jobs = [job for job in self.jobs if only is None or fnmatch.fnmatchcase(job.cell, only)]
         if not jobs:
-            names = list(dict.fromkeys(job.cell for job in self.jobs))
-            cure = did_you_mean(nearest(only, names)) or f"; it has {', '.join(names)}"
-            raise ValueError(f"{self.path}: no cell {only!r}{cure}")
+            raise UnknownNameError(f"{self.path}: cell", only, dict.fromkeys(job.cell for job in self.jobs))
         unknown = set(seeds or ()) - set(self.config.seeds)
         if unknown:
             raise ValueError(f"{self.path}: no seed {min(unknown)}; it has {list(self.config.seeds)}")

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ablation.columns import COLUMNS
 from ablation.comparison import Cell, Comparison, Difference
@@ -81,12 +80,6 @@ def families(comparison: Comparison) -> list[tuple[str, list[Difference]]]:
         (f"What each {row} adds, mean over {column}s", comparison.row_effects),
         ("Interactions", comparison.interactions),
     ]
-
-
-def best_picture(comparison: Comparison) -> Path | None:
-    """Return the picture of detections of the cell with the best score, None if there is none."""
-    picture = comparison.best and comparison.best.runs[0].path / "detections.png"
-    return picture if picture and picture.is_file() else None
 
 
 # ---- what is in them ---------------------------------------------------------------------------------------

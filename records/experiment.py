@@ -217,14 +217,8 @@ def _version(name: str) -> str | None:
 
 
 def _command() -> str:
-    """Return what was typed; torchrun starts its processes by a command of its own."""
-    arguments = sys.orig_argv[1:]
-    if "LOCAL_WORLD_SIZE" not in os.environ:
-        return " ".join(["python", *arguments])
-    module = arguments[arguments.index("-m") :] if "-m" in arguments else arguments
-    nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
-    launcher = ["torchrun", *([f"--nnodes={nodes}"] if nodes != "1" else [])]
-    return " ".join([*launcher, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module])
+    """Return what was typed; under a launcher, what each of its processes runs."""
+    return " ".join(["python", *sys.orig_argv[1:]])
 
 
 def _argv() -> list[str]:

@@ -97,7 +97,11 @@ def test_cells_and_seeds_can_be_selected(grid):
 
 @pytest.mark.parametrize(
     ("only", "seeds", "named"),
-    [("small x fnp", None, "did you mean 'small x fpn'"), ("q", None, "it has small x none"), (None, [2], "no seed 2")],
+    [
+        ("small x fnp", None, "did you mean 'small x fpn'"),
+        ("q", None, "expected one of small x none"),
+        (None, [2], "no seed 2"),
+    ],
 )
 def test_a_selection_of_nothing_is_refused(grid, only, seeds, named):
     with pytest.raises(ValueError, match=named):
