@@ -71,22 +71,3 @@ def test_moved_boxes_are_shown_to_be_worse_and_noise_on_scores_is_not(tmp_path, 
     assert not noise.significant
     assert moved.significant
     assert moved.interval.high < 0
-
-
-def test_perturbed_places_show_as_errors_of_localisation(tmp_path, annotations, published):
-    before, after = (error_breakdown(evaluate_coco(annotations, perturbed(published, shift))) for shift in (0, 0.2))
-    rise = {kind: after["delta_AP50"][kind] - before["delta_AP50"][kind] for kind in before["delta_AP50"]}
-    assert max(rise, key=rise.get) == "localisation"
-
-
-def test_scores_on_another_annotation_file_are_refused_naming_both(tmp_path, annotations, published):
-    content = json.loads(annotations.read_text())
-    content["annotations"] = content["annotations"][1:]
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(content))
-    one = record(tmp_path / "experiment_1", annotations, published, "one")
-    two = record(tmp_path / "experiment_2", other, published, "two")
-    with pytest.raises(ValueError, match="annotations_sha256") as refusal:
-        compared(one, two)
-    assert all(file_sha256(path)[:8] in str(refusal.value) for path in (annotations, other))
-    assert compared(one, two, force=True).warnings[0].startswith("not comparable")
