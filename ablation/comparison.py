@@ -66,15 +66,12 @@ class Cell:
         """Mean over seeds of a number in results.json, such as ("scores", "AP50"); None where a run has none.
 
         section: scores, cost, or the name of a dict in errors, such as delta_AP50."""
-        values = [_number_of(run, section, name) for run in self.runs]
+        values = []
+        for run in self.runs:
+            owner = run.results.errors if section in ("delta_AP50", "counts") else run.results
+            numbers = getattr(owner, section, {})
+            values.append(getattr(numbers, name) if section == "cost" else numbers.get(name))
         return statistics.fmean(values) if values and None not in values else None
-
-
-def _number_of(run: Run, section: str, name: str) -> float | None:
-    if section == "cost":
-        return getattr(run.results.cost, name)
-    numbers = run.results.scores if section == "scores" else getattr(run.results.errors, section, {})
-    return numbers.get(name)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def submit_grid(arguments: argparse.Namespace) -> None:
         missing = [job for job in jobs if job not in live and is_wanted(state_of(job, cells), arguments.rerun_stale)]
         print(f"{len(missing)} of {len(jobs)} runs are missing and not in the queue")
         if not missing:
-            print(f"nothing to submit; the table: {command('table', arguments)}")
+            print(f"nothing to submit; the table: {again(arguments, 'table')}")
             if any(state_of(job, cells).kind == "stale" for job in jobs):
                 print("stale runs were left alone; to train them again, as new experiments: --rerun-stale")
             return
@@ -147,13 +147,13 @@ def submit_grid(arguments: argparse.Namespace) -> None:
             return
         submission = slurm.submit(submission, arguments.max_running, earlier)
     print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: the table, in {submission.folder}")
-    print(f"to see how far it is: {command('status', arguments)}")
+    print(f"to see how far it is: {again(arguments, 'status')}")
 
 
-def command(action: str, arguments: argparse.Namespace) -> str:
+def again(arguments: argparse.Namespace, action: str) -> str:
     """Return what to type for another look at the same grid."""
-    elsewhere = [] if arguments.experiments == Path("experiments") else ["--experiments", str(arguments.experiments)]
-    return shlex.join(["python", "-m", "ablation.grid", action, str(arguments.grid), *elsewhere])
+    words = ["python", "-m", "ablation.grid", action, arguments.grid, "--experiments", arguments.experiments]
+    return shlex.join(map(str, words))
 
 
 def run_task(arguments: argparse.Namespace) -> None:

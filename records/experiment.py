@@ -2,12 +2,11 @@
 
 experiments/experiment_7/
   README.md         what was trained, on what, how, the scores; written by the program
-  config.yaml       the resolved config: rerun it and you rerun the experiment
+  config.yaml       the resolved config
   inputs.json       which data it read, by content
   environment.json  commit, versions, hardware, command, config, one entry per start
-  train.log  metrics.jsonl                      the course of the training, drawn in curves.png
-  results.json  image_statistics.npz            what came out: scores with their protocol and cost, and all that
-                                                is needed to compute the score again on other choices of images
+  train.log  metrics.jsonl  curves.png          the course of the training
+  results.json  image_statistics.npz            scores with their protocol and cost, and what comparisons need
   detections.json  detections.png  examples/    the same for people and other programs (names are the task's)
   cell.json         which place of which grid this is, if a grid started it
   status.json       how far the run is, or how it ended (records/status.py)

@@ -42,11 +42,11 @@ def image_weights(num_images: int, replicates: int, seed: int) -> np.ndarray:
 def resampled_scores(statistics: Statistics, weights: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The scores of a model on each resample, and its main one class by class.
 
-    weights: (R, I) integers, how often each of the I images was drawn; all ones are the full set.
+    weights: (R, I) integers from 0 up, how often each of the I images was drawn; all ones are the full set.
 
     Returns name in results.json -> (R,), and (R, C), float64: mAP, and AP by class; or top1 and top5, and top1 by
     class, all from 0 to 1; or a mean loss, and the same by class. nan where a resample has nothing to score.
-    Raises ValueError if weights are not integers from 0 up, or not one per image."""
+    Raises ValueError if weights are not integers, one per image."""
     if isinstance(statistics, Hits):
         scores = {"top1": drawn_mean(statistics.hits, weights), "top5": drawn_mean(statistics.in_top5, weights)}
         return scores, class_means(statistics.hits, statistics, weights)
@@ -83,7 +83,7 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
 
     Returns (R, C) float64 from 0 to 1: what pycocotools gives on a data set in which an image drawn w times is there
     w times, one copy beside the other; nan where a class has no object in the resample.
-    Raises ValueError if weights are not integers from 0 up, or not one per image."""
+    Raises ValueError if weights are not integers, one per image."""
     weights, num_classes = _checked(weights, len(matches.image_ids)), len(matches.class_names)
     most = weights.max(axis=0, initial=0)
     result = np.full((len(weights), num_classes), np.nan)
@@ -112,12 +112,10 @@ def mean_average_precision(per_class: np.ndarray) -> np.ndarray:
 
 
 def _checked(weights: np.ndarray, num_images: int) -> np.ndarray:
-    """The weights as (R, num_images) int32. Raises ValueError if they are not integers from 0 up, one per image."""
-    weights = np.asarray(weights)
-    if weights.ndim != 2 or weights.shape[1] != num_images:
-        raise ValueError(f"weights: got shape {weights.shape}, expected (replicates, {num_images}), one per image")
-    if weights.dtype.kind not in "iu" or weights.min(initial=0) < 0:
-        raise ValueError(f"weights: got {weights.dtype} from {weights.min(initial=0)}, expected integers from 0 up")
+    """Return the weights as (R, num_images) int32. Raises ValueError if they are not integers, one per image."""
+    if weights.ndim != 2 or weights.shape[1] != num_images or weights.dtype.kind not in "iu":
+        got = f"{weights.dtype} of shape {weights.shape}"
+        raise ValueError(f"weights: got {got}, expected integers of shape (replicates, {num_images}), one per image")
     return np.ascontiguousarray(weights, dtype=np.int32)
 
 

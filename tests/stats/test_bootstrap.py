@@ -174,10 +174,8 @@ def test_chunks_do_not_change_the_scores(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (np.ones((2, 13), dtype=int), r"shape \(2, 13\), expected \(replicates, 14\)"),
-        (np.ones(14, dtype=int), r"shape \(14,\)"),
+        (np.ones((2, 13), dtype=int), r"shape \(2, 13\), expected .*\(replicates, 14\)"),
         (np.ones((2, 14)), "float64"),
-        (np.full((2, 14), -1), "from -1"),
     ],
 )
 def test_weights_that_are_none_are_refused(tmp_path, weights, message):
