@@ -132,7 +132,7 @@ def submit_grid(arguments: argparse.Namespace) -> None:
     with one_at_a_time(experiments):
         cells = read_cells(experiments)
         tasks = slurm.tasks_of(grid.jobs, slurm.read_submissions(experiments))
-        live = {job: task for job, task in tasks.items() if not task.ended}
+        live = {job for job, task in tasks.items() if not task.ended}
         missing = [job for job in jobs if job not in live and is_wanted(state_of(job, cells), arguments.rerun_stale)]
         print(f"{len(missing)} of {len(jobs)} runs are missing and not in the queue")
         if not missing:
@@ -141,11 +141,10 @@ def submit_grid(arguments: argparse.Namespace) -> None:
                 print("stale runs were left alone; to train them again, as new experiments: --rerun-stale")
             return
         submission = slurm.prepare(arguments.grid, experiments, missing, arguments.rerun_stale)
-        earlier = sorted({task.name.partition("_")[0] for task in live.values()})
         if arguments.dry_run:
-            print(slurm.rehearse(submission, arguments.max_running, earlier))
+            print(slurm.rehearse(submission, arguments.max_running))
             return
-        submission = slurm.submit(submission, arguments.max_running, earlier)
+        submission = slurm.submit(submission, arguments.max_running)
     print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: the table, in {submission.folder}")
     print(f"to see how far it is: {again(arguments, 'status')}")
 

@@ -20,7 +20,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from ablation.comparison import Comparison, Difference
 from engine.terminal import printable
 from records.results import Place
-from stats.bootstrap import Interval
 
 WIDTH = 4.6  # inches
 # For matplotlib.rc_context: text stays text (any browser's sans serif is narrower than the one laid out with), ids do
@@ -91,12 +90,6 @@ def _new_figure(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _draw_interval(axes: Axes, y: float, interval: Interval, look: Look, size: float, width: float, fill: str) -> None:
-    """Draw a dot with its 95% interval. size, width: of dot and line in points; fill: colour of the dot's inside."""
-    axes.plot([interval.low, interval.high], [y, y], color=look.colour, lw=width)
-    axes.plot(interval.estimate, y, look.marker, ms=size, color=look.colour, mfc=fill)
-
-
 def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look], unit: str) -> Figure:
     """Draw dots and 95% intervals, each under its label; filled and thick where significant.
 
@@ -106,9 +99,10 @@ def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look
     figure, axes = _new_figure(0.65 + step * len(differences))
     axes.axvline(0, color=INK, lw=1)
     for place, (difference, lines) in enumerate(zip(differences, labels, strict=True)):
-        look, shown = looks.get(difference.label, Look(INK, "o")), difference.significant
-        width, fill = (3, look.colour) if shown else (1.2, "white")
-        _draw_interval(axes, place, difference.interval, look, 8, width, fill)
+        colour, marker = looks.get(difference.label, Look(INK, "o"))
+        interval, (width, fill) = difference.interval, (3, colour) if difference.significant else (1.2, "white")
+        axes.plot([interval.low, interval.high], [place, place], color=colour, lw=width)
+        axes.plot(interval.estimate, place, marker, ms=8, color=colour, mfc=fill)
         text = axes.text(
             0, place - 0.1 / step, "\n".join(lines), transform=axes.get_yaxis_transform(),
             linespacing=1.1, verticalalignment="bottom",
@@ -117,26 +111,6 @@ def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look
         text.set_in_layout(False)
     axes.set(yticks=[], ylim=(len(differences) - 1 + 0.15 / step, -1), xlabel=f"difference in {unit}")
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.spines["left"].set_visible(False)
-    return figure
-
-
-def draw_classes(values: Mapping[Place, Mapping[str, Interval]], looks: Mapping[Place, Look], label: str) -> Figure:
-    """Draw the score of each class in each cell, with 95% intervals, one class below the other.
-
-    values: for each cell, class name to score; every cell has the same classes."""
-    names = list(next(iter(values.values())))
-    step = len(values) + 1.6
-    figure, axes = _new_figure(0.7 + 0.15 * step * len(names))
-    for number, (place, scores) in enumerate(values.items(), start=1):
-        for group, name in enumerate(names):
-            _draw_interval(axes, group * step + number, scores[name], looks[place], 5, 1.4, looks[place].colour)
-    for group, name in enumerate(names):
-        axes.text(
-            0, group * step, printable(name)[:50], weight="bold", verticalalignment="center",
-            transform=axes.get_yaxis_transform(),
-        )  # fmt: skip
-    axes.set(yticks=[], ylim=(step * len(names) - 0.5, -0.8), xlabel=label)
     axes.spines["left"].set_visible(False)
     return figure
 

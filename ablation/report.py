@@ -38,7 +38,6 @@ COSTS = {
     "peak_memory_mib": ("peak memory (MiB)", 1, "{:,.0f}", False),
 }
 SIZES = {"AP_small": "small", "AP_medium": "medium", "AP_large": "large"}
-CLASS_PLOT_DOTS = 60  # with more of them a table reads better than the plot
 
 
 def write_report(path: Path, comparison: Comparison) -> None:
@@ -158,11 +157,7 @@ def curves(comparison: Comparison) -> dict[str, Markup]:
 
 
 def classes(comparison: Comparison) -> dict[str, Any]:
-    """Return the score of each class by cell, its changes on one scale, and a plot if it is not too crowded."""
-    scores, drawing = comparison.per_class, None
-    if scores and sum(map(len, scores.values())) <= CLASS_PLOT_DOTS:
-        drawing = plots.draw_classes(scores, plots.looks(comparison), "score of the class")
-        drawing = svg(drawing, "classes-plot", "score of each class, with its 95% interval")
+    """Return the changes of each class by cell, sorted, and the scale that all are drawn to."""
     changes = {
         place: dict(sorted(each.items(), key=falling))
         for place, each in comparison.per_class_change.items()
@@ -171,7 +166,6 @@ def classes(comparison: Comparison) -> dict[str, Any]:
     ends = [abs(end) for each in changes.values() for i in each.values() for end in (i.estimate, i.low, i.high)]
     reach = max((end for end in ends if end > 0), default=1.0)
     return {
-        "class_drawing": drawing,
         "changes": changes,
         "best_changed": best_of([comparison.cells[place] for place in changes], comparison.lower_is_better),
         "reach": reach,

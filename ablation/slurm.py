@@ -69,16 +69,15 @@ def read_submissions(experiments: Path) -> list[Submission]:
     return [read_submission(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
 
 
-def submit(submission: Submission, max_running: int | None, earlier: Sequence[str]) -> Submission:
+def submit(submission: Submission, max_running: int | None) -> Submission:
     """Submit the array job and the table after it; return the submission with job ids.
 
-    earlier: array jobs of this grid that are still at work; the table waits for them, too.
     Raises ValueError with what sbatch said; if it refuses the table, the array job is cancelled."""
     submission.folder.mkdir(parents=True)
     submission.write()
     try:
         submission = replace(submission, array=_sbatch(array_command(submission, max_running)))
-        submission = replace(submission, table=_sbatch(table_command(submission, earlier)))
+        submission = replace(submission, table=_sbatch(table_command(submission)))
     except ValueError:
         if submission.array:
             subprocess.run(["scancel", submission.array], check=False)
@@ -88,12 +87,12 @@ def submit(submission: Submission, max_running: int | None, earlier: Sequence[st
     return submission
 
 
-def rehearse(submission: Submission, max_running: int | None, earlier: Sequence[str]) -> str:
+def rehearse(submission: Submission, max_running: int | None) -> str:
     """Return what `submit` would submit, and what Slurm says to it (sbatch --test-only); write nothing."""
     text = [f"{index:>5}  {job_of(entry).name}" for index, entry in enumerate(submission.jobs)]
     text += [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("SBATCH_")]
     submission = replace(submission, array="ARRAY_JOB")
-    for command in (array_command(submission, max_running), table_command(submission, earlier)):
+    for command in (array_command(submission, max_running), table_command(submission)):
         known = [word for word in command[1:] if not word.startswith("--dependency")]  # on a job that does not exist
         text += ["", f"$ {shlex.join(command)}", _run(["sbatch", "--test-only", *known])]
     return "\n".join(text)
@@ -108,12 +107,12 @@ def array_command(submission: Submission, max_running: int | None) -> list[str]:
     ]  # fmt: skip
 
 
-def table_command(submission: Submission, earlier: Sequence[str]) -> list[str]:
+def table_command(submission: Submission) -> list[str]:
     """Return the command that writes the comparison, without GPUs, after the array job has ended in any way."""
     folder = submission.folder
     return [
         "sbatch", "--parsable", f"--job-name=table-{folder.name}", f"--output={folder}/table_%j.out",
-        "--gpus-per-node=0", "--time=60", f"--dependency=afterany:{':'.join([*earlier, submission.array])}",
+        "--gpus-per-node=0", "--time=60", f"--dependency=afterany:{submission.array}",
         "sbatch/grid_table.sbatch", str(folder), submission.grid, "--experiments", submission.experiments,
     ]  # fmt: skip
 

@@ -170,14 +170,6 @@ def test_changes_by_class_are_sorted_from_the_best_to_the_worst(whole, text):
     )
 
 
-def test_eighty_classes_are_a_table_and_no_plot(experiments, tmp_path):
-    for row in "ab":
-        experiments.add(row, classes=[f"class {number}" for number in range(80)])
-    text = report(experiments.compare(replicates=100), tmp_path)
-    assert "classes-plot" not in text
-    assert text.count('<th scope="row">class 79</th>') == 2  # scores, and changes
-
-
 def test_examples_are_beside_each_other_with_the_ground_truth_first(whole, text):
     strips = [element for element in tree_of(text).iter("div") if element.get("class") == "strip"]
     captions = [[caption.text for caption in strip.iter("figcaption")] for strip in strips]
