@@ -322,7 +322,6 @@ def test_an_error_in_the_grid_itself_leaves_no_run_behind(folder, monkeypatch):
     [
         (None, 2, 2, ["3", "PASSIVE"]),  # they share the cores and wait passively
         (("7", "ACTIVE"), 2, 2, ["7", "ACTIVE"]),  # what the user has set stays
-        (None, 1, 4, [None, None]),  # a run alone has all threads however many there could be
     ],
 )
 def test_runs_at_once_share_the_cores(folder, monkeypatch, user, runs, parallel, expected):
@@ -347,7 +346,6 @@ def test_gpus_are_divided_among_the_runs_if_there_are_enough(monkeypatch):
 @pytest.mark.parametrize(
     ("cores", "gibibytes", "gpus", "launcher", "expected"),
     [
-        (5.5, 64, [], [], 5),
         (5.5, 64, [], ["-m", "torch.distributed.run"], 1),
         (5.5, 7, [], [], 3),
         (0.5, 7, [], [], 1),
@@ -361,15 +359,6 @@ def test_by_default_there_is_a_run_per_core_if_there_is_memory_for_it(
     monkeypatch.setattr(runner, "memory_limit", lambda: gibibytes * 2**30)
     monkeypatch.setattr(runner, "visible_gpus", lambda: gpus)
     assert runner.default_parallel([sys.executable, *launcher]) == expected
-
-
-def test_what_runs_at_once_print_goes_to_files_of_their_own(folder, capfd):
-    run(cells(folder, "well", "well"), parallel=2)
-    told = capfd.readouterr()
-    assert "said by" not in told.out + told.err
-    assert Path("experiments/experiment_2/output.log").read_text() == "said by experiments/experiment_2\n"
-    assert told.err == ""  # less than a minute
-    assert len(told.out.splitlines()) == 5  # a start and an end each, and the summary
 
 
 def test_the_progress_of_a_run_is_read_from_its_files(tmp_path, monkeypatch, capsys):
@@ -404,11 +393,6 @@ def test_a_task_whose_config_has_been_edited_is_refused(folder, grid):
     with pytest.raises(ValueError, match=r"base\.yaml: edited since .*: fake\.seconds was null, is 3; submit the grid"):
         run_task(submission, 0)
     assert not list_experiments(Path("experiments"))
-
-
-def test_a_task_whose_run_is_not_done_has_failed(grid):
-    with pytest.raises(RunError, match="row x bad, seed 0: failed, no such thing"):
-        run_task(submitted(grid), 1)
 
 
 def test_without_slurm_a_submission_says_so_and_leaves_nothing(grid, monkeypatch):
@@ -450,8 +434,3 @@ def test_the_queue_is_asked_for_the_runs_of_this_grid_alone(folder, grid, monkey
     }
     (folder / "base.yaml").write_text("fake: {end: well, seconds: 3}\n")  # another recipe in the same places
     assert slurm.tasks_of(read_grid(folder / "grid_fake.yaml").jobs, submissions) == {}
-
-
-def test_a_bad_grid_is_one_line_from_the_command(folder):
-    with pytest.raises(ValueError, match=r"no such file; did you mean 'grid_fake\.yaml'"):
-        grid_command.parse_arguments(["status", "grid_fakee.yaml"])

@@ -250,12 +250,6 @@ def measured(open_in_browser, text: str, folder: Path, width: int, what: str) ->
     return re.search(r"<output>(.*?)</output>", shown)[1]
 
 
-CUT_OFF = (  # the tables that are wider than their place, and whether a hint says so
-    "[...page.querySelectorAll('.box')].filter((box) => box.scrollWidth > box.clientWidth)"
-    ".map((box) => event.target.contentWindow.getComputedStyle(box, '::before').content)"
-)
-
-
 @pytest.fixture(scope="module")
 def crowded_text(new_experiments, tmp_path_factory) -> str:
     """The report of a comparison with everything that is wide: long names without a space, notes, warnings."""
@@ -283,8 +277,3 @@ def test_a_browser_finds_no_error_in_it(open_in_browser, text, tmp_path):
 def test_a_phone_need_not_scroll_sideways(open_in_browser, crowded_text, tmp_path):
     width = "page.documentElement.scrollWidth"
     assert measured(open_in_browser, crowded_text, tmp_path, 390, width) == "390"
-
-
-@pytest.mark.slow
-def test_no_table_of_a_small_grid_is_cut_off_on_a_desk(open_in_browser, text, tmp_path):
-    assert measured(open_in_browser, text, tmp_path, 1280, CUT_OFF) == ""

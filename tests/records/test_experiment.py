@@ -22,12 +22,6 @@ from records.experiment import (
 from training import TrainConfig
 
 
-def test_numbers_go_on_after_the_highest(tmp_path):
-    (tmp_path / "experiment_9").mkdir()
-    (tmp_path / "notes").mkdir()
-    assert new_experiment(tmp_path).name == "experiment_10"
-
-
 def test_a_root_that_is_no_folder_is_named_with_the_cure(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file: no experiment can be made there .* see --experiments"):

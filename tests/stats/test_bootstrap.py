@@ -261,6 +261,12 @@ def test_identical_detections_differ_by_exactly_nothing(real_pair):
     assert found == Interval(0.0, 0.0, 0.0, 1.0, 0.0)
 
 
+def test_clearly_worse_detections_are_found_worse(real_pair):
+    found = compare(*real_pair, image_weights(len(real_pair[0].image_ids), 400, seed=0))
+    assert found.high < 0
+    assert found.p < 0.01
+
+
 def test_pairing_makes_the_interval_narrower(real_pair):
     images = len(real_pair[0].image_ids)
     a, b, other = (
