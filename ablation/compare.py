@@ -5,8 +5,7 @@
     python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html
 
 Experiments with the same recipe but for the seed share a cell of the table. Every difference comes with a 95%
-interval and a p value from a paired bootstrap over the validation images, with what the seeds add to it, corrected
-for the number of differences looked at (stats/bootstrap.py).
+interval and a corrected p value from a paired bootstrap over the validation images (stats/bootstrap.py).
 """
 
 import argparse

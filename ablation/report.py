@@ -61,7 +61,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     score_names = dict.fromkeys(name for cell in cells for run in cell.runs for name in run.results.scores)
     known = [name for name in score_names if any(cell.mean_of("scores", name) is not None for cell in cells)]
     errors = cells_with_errors(comparison)
-    kinds = list(errors[0].runs[0].results.errors.delta_AP50) if errors else []
+    kinds = {kind: kind for kind in errors[0].runs[0].results.errors.delta_AP50} if errors else {}
     return {
         "c": comparison,
         "conclusion": conclusion_of(comparison),
@@ -77,8 +77,8 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "curves": curves(comparison),
         **classes(comparison),
         "sizes": means(cells, "scores", {name: shown for name, shown in SIZES.items() if name in known}),
-        "errors": means(errors, "delta_AP50", {kind: kind for kind in kinds}),
-        "error_counts": means(errors, "counts", {kind: kind for kind in kinds}),
+        "errors": means(errors, "delta_AP50", kinds),
+        "error_counts": means(errors, "counts", kinds),
         "pictures": lambda name: pictures(comparison, name),
         "examples": examples(comparison),
         "runs": [(cell, run) for cell in comparison.cells.values() for run in cell.runs],

@@ -49,7 +49,7 @@ def test_a_run_leaves_its_whole_record(experiment, colours_root):
         "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl",
         "curves.png",
         "results.json", "image_statistics.npz", "predictions.csv", "confusion.png", "examples.png",
-        "checkpoints", "running.lock",
+        "checkpoints", "running.lock", "status.json",
     }  # fmt: skip
     record = json.loads((experiment / "results.json").read_text())
     assert record["task"] == "classification"

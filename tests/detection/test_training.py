@@ -98,7 +98,7 @@ def test_a_run_leaves_its_whole_record(experiment):
     assert names == {
         "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl",
         "curves.png", "results.json", "image_statistics.npz", "detections.json", "detections.png", "examples",
-        "checkpoints", "precision_recall.png", "class_scores.png", "confusion.png", "running.lock",
+        "checkpoints", "precision_recall.png", "class_scores.png", "confusion.png", "running.lock", "status.json",
     }  # fmt: skip
     record = json.loads((experiment / "results.json").read_text())
     assert set(record["scores"]) >= {"mAP", "AP50", "AP_small"}

@@ -29,7 +29,7 @@ def test_a_run_leaves_its_whole_record(experiment):
     assert names == {
         "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl",
         "curves.png",
-        "results.json", "image_statistics.npz", "samples", "samples.png", "checkpoints", "running.lock",
+        "results.json", "image_statistics.npz", "samples", "samples.png", "checkpoints", "running.lock", "status.json",
     }  # fmt: skip
     assert sorted(path.name for path in (experiment / "samples").iterdir()) == ["epoch_001.png", "epoch_002.png"]
     assert (experiment / "samples/epoch_002.png").read_bytes() == (experiment / "samples.png").read_bytes()

@@ -7,7 +7,7 @@ from PIL import Image
 
 from records import trackers
 from records.metrics import read_metrics, write_metrics
-from records.trackers import Trackers, check_installed, grouped, run_id
+from records.trackers import Trackers, check_installed, run_id
 
 
 class Recorder:
@@ -58,17 +58,6 @@ def epoch(opened, number):
 def picture(path, time):
     Image.new("RGB", (4, 4)).save(path)
     os.utime(path, (time, time))
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("train_loss_total", "train/loss_total"), ("learning_rate", "train/learning_rate"),
-        ("images_per_second", "speed/images_per_second"), ("mAP", "validation/mAP"),
-    ],
-)  # fmt: skip
-def test_numbers_have_groups(name, shown):
-    assert grouped(name) == shown
 
 
 def test_every_epoch_is_logged_with_the_pictures_that_are_new(experiment, recorder):
