@@ -59,13 +59,15 @@ class Child:
         if self.progress:
             self.progress.bar.close()
         if asked_to_end or code in (STOPPED, INTERRUPTED, -signal.SIGINT):
-            end_status(self.experiment, "stopped", code, "")
+            code = end_status(self.experiment, "stopped", code, "")
         elif code < 0:
-            end_status(self.experiment, "killed", code, signal.Signals(-code).name)
+            code = end_status(self.experiment, "killed", code, signal.Signals(-code).name)
         elif code > 0:
             text = (self.experiment / OUTPUT).read_text(errors="replace") if self.progress else "see the terminal"
             last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
-            end_status(self.experiment, "failed", code, f"exit code {code}: {''.join(last) or 'it printed nothing'}")
+            code = end_status(
+                self.experiment, "failed", code, f"exit code {code}: {''.join(last) or 'it printed nothing'}"
+            )
         self.claim.close()
         return code
 

@@ -11,7 +11,7 @@ from types import FrameType
 from ablation.child import Child, say
 from ablation.plan import UNFINISHED, Job, State, read_cells, remember, state_of
 from engine.checkpoint import list_checkpoints
-from engine.command import INTERRUPTED
+from engine.command import INTERRUPTED, STOPPED
 from engine.compute.machine import memory_limit, usable_cores, visible_gpus
 from engine.files import locked
 from engine.signals import SIGNALS, Stopped
@@ -56,6 +56,8 @@ def run(
                 if code in (INTERRUPTED, -signal.SIGINT) and not signals:  # the signal came to the child alone
                     signals.append(signal.SIGINT)
                     terminate(running.values())
+                if code == STOPPED and len(jobs) == 1 and not signals:  # Slurm has warned the run alone
+                    signals.append(signal.SIGUSR1)
     if signal.SIGINT in signals:
         stopped = [f"in {state.experiment}" for state in states.values() if state.kind == "stopped"]
         say(f"\nstopped {', '.join(stopped)}; the same command resumes from the last checkpoint")

@@ -28,7 +28,7 @@ FINAL = (  # states that a task does not leave by itself
 
 @dataclass(frozen=True)
 class Submission:
-    """What was submitted together. Task i of the array trains jobs[i]."""
+    """What was submitted together. ArrayTask i of the array trains jobs[i]."""
 
     folder: Path
     grid: str  # path of the grid file
@@ -151,8 +151,8 @@ def run_task(folder: Path, index: int, launcher: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What Slurm says of a task of an array."""
+class ArrayTask:
+    """A task of an array job, as Slurm reports it."""
 
     name: str  # 12_3
     state: str
@@ -166,7 +166,7 @@ class Task:
         return f"{self.name} {self.state} {self.reason}".rstrip()
 
 
-def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job, Task]:
+def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job, ArrayTask]:
     """Return the task of the newest submission that trains a job's recipe, if Slurm still knows it."""
     known = _tasks([each.array for each in submissions if each.array])
     tasks = {}
@@ -186,15 +186,15 @@ def _is_of(entry: dict, recipe: dict) -> bool:
     return not changed_recipe(entry["recipe"], recipe) and is_same_data(entry["recipe"], recipe)
 
 
-def _tasks(arrays: Sequence[str]) -> dict[str, Task]:
+def _tasks(arrays: Sequence[str]) -> dict[str, ArrayTask]:
     """Return all tasks of these array jobs that Slurm still knows, by name."""
     if not arrays:
         return {}
     # Ended tasks leave the queue after minutes; where there are accounts, they are kept there.
     ended = _lines("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State")
     queued = _lines("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%F_%K|%T|%R")
-    known = {name: Task(name, state.partition(" ")[0]) for name, state in ended}  # "CANCELLED by 1000"
-    return known | {name: Task(name, state, reason) for name, state, reason in queued}
+    known = {name: ArrayTask(name, state.partition(" ")[0]) for name, state in ended}  # "CANCELLED by 1000"
+    return known | {name: ArrayTask(name, state, reason) for name, state, reason in queued}
 
 
 def _lines(*command: str) -> list[list[str]]:

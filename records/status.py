@@ -25,6 +25,7 @@ from engine.files import is_locked, locked, write_text
 from engine.logbook import progress_bar
 from records.experiment import slurm_job
 
+State = Literal["running", "done", "stopped", "failed", "killed"]  # stopped: asked to end, and saved
 STATUS = "status.json"
 RUN_LOCK, GRID_LOCK = "running.lock", "cell.lock"  # held by the run; by the grid that starts it
 START = ("state", "exit_code", "reason", "host", "pid", "job", "started")  # fields that a new start replaces
@@ -43,7 +44,7 @@ def _job() -> str | None:
 class Status:
     """What status.json says."""
 
-    state: Literal["running", "done", "stopped", "failed", "killed"]  # stopped: asked to end, and saved
+    state: State
     step: int | None = None  # optimizer steps taken
     total_steps: int | None = None
     epoch: int | None = None  # the one at work, from 1
@@ -75,11 +76,16 @@ def begin_status(experiment: Path) -> None:
     update_status(experiment, **{name: start[name] for name in START})
 
 
-def end_status(experiment: Path, state: Literal["stopped", "killed", "failed"], exit_code: int, reason: str) -> None:
-    """Say how a process ended that could not say so itself."""
+def end_status(experiment: Path, state: State, exit_code: int, reason: str) -> int:
+    """Record how a run ended that began and could not record it itself; return the exit code that its status has now.
+
+    A run that did has its own, where a launcher such as torchrun has a different one."""
     status = _read(experiment)
-    if status is None or status.state == "running":
+    if status and status.state != "running":
+        return exit_code if status.exit_code is None else status.exit_code
+    if status:
         update_status(experiment, state=state, exit_code=exit_code, reason=reason)
+    return exit_code
 
 
 def read_status(experiment: Path) -> Status | None:
