@@ -37,7 +37,7 @@ from engine.signals import StopRequest
 from engine.terminal import first_line
 from engine.train_state import Checkpoints, TrainState, mean_losses
 from records.experiment import shown_score
-from records.metrics import draw_curves, read_metrics, restore_metrics, write_metrics
+from records.metrics import draw_curves, read_metrics, write_metrics
 from records.status import training_bar
 from records.trackers import TrackerName
 
@@ -67,7 +67,7 @@ class TrainConfig(Config):
     checkpoint_every_steps: int = Field(1000, ge=1, description="optimizer steps between saves inside an epoch")
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints to keep")
     trackers: tuple[TrackerName, ...] = Field(
-        (), description="extra trackers to log each epoch to, besides metrics.jsonl and metrics.csv"
+        (), description="extra trackers to log each epoch to, besides metrics.jsonl"
     )
 
 
@@ -202,7 +202,7 @@ class Trainer:
             lines = read_metrics(self.experiment) if distributed.is_main() else []
             self.state.lines = distributed.broadcast([line for line in lines if line["step"] <= last_step])
         if distributed.is_main():
-            restore_metrics(self.experiment, self.state.lines)
+            write_metrics(self.experiment, self.state.lines)
 
     def train_epoch(self, epoch: int, bar: tqdm) -> dict:
         """Train to the end of `epoch`, from wherever in it the state is; return its line of metrics.jsonl."""

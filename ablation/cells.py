@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ablation.comparison import Cell, Comparison, Note
@@ -10,7 +10,7 @@ from ablation.plan import Grid, read_cells, read_grid, state_of
 from ablation.sentences import noted_runs
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
-from engine.text import did_you_mean, listed, nearest, shown
+from engine.text import UnknownNameError, listed, shown
 from records.experiment import FREE_FIELDS
 from records.results import Place, Run, read_run
 
@@ -37,24 +37,20 @@ def compare(
     if not runs:
         kinds = [note.kind for cell in cells.values() for note in cell.notes]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-        raise ValueError(
-            f"{what[0]}: nothing to compare, its runs are {counts}; `ablation.grid status` says why; `ablation.grid "
-            "run` continues, with --rerun-stale also what is stale"
-        )
+        cure = "`ablation.grid run` continues, with --rerun-stale also what is stale"
+        raise ValueError(f"{what[0]}: nothing to compare, its runs are {counts}; {cure}")
     unlike = list(unlike_runs(runs))
-    if len({run.results.metric for run in runs}) > 1:
-        raise ValueError(f"{unlike[0]}; they cannot be compared, not with --force either: scores of different kinds")
-    if unlike and not force:
-        raise ValueError(f"{unlike[0]}; they cannot be compared (--force shows them all the same)")
+    same_metric = len({run.results.metric for run in runs}) == 1
+    if unlike and not (force and same_metric):
+        cure = " (--force shows them all the same)" if same_metric else ""
+        raise ValueError(f"{unlike[0]}; they cannot be compared{cure}")
     comparison = Comparison(
         title, runs[0].results.metric, *runs[0].results.variant, rows, columns, cells, find_baseline(baseline, cells),
         replicates,
     )  # fmt: skip
-    for difference in unlike:
-        comparison.warn("not_comparable", difference=difference)
-    warn_of_recipes(comparison, grid)
-    for who, reason in noted_runs(comparison, counted=True):
-        comparison.warn("noted", runs=who, reason=reason)
+    comparison.warnings += [f"not comparable: {difference}" for difference in unlike]
+    comparison.warnings += recipe_warnings(comparison, grid)
+    comparison.warnings += noted_runs(comparison, counted=True)
     if comparison.filled and not unlike:
         add_uncertainty(comparison, pairs)
     return comparison
@@ -86,11 +82,11 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     """Return experiments by place: those that differ only in their seed share a cell.
 
     If two recipes have the same row and column, the name of the row says what differs, which may be the data alone.
-    Raises ValueError if two experiments are the same run, or differ only in the content of their data."""
+    Raises ValueError if two experiments are the same run."""
     recipes: dict[str, list[Run]] = {}
-    runs = [read_run(path) for path in paths]
-    for run in runs:
-        known = recipes.setdefault(json.dumps([recipe_and_inputs(run), images_as_known(run, runs)], sort_keys=True), [])
+    for run in map(read_run, paths):
+        recipe = [run.results.place, recipe_but_seed(run), sorted(data_of(run).items())]
+        known = recipes.setdefault(json.dumps(recipe, sort_keys=True), [])
         same = next((other for other in known if other.seed == run.seed), None)
         if same:
             raise ValueError(f"{same.path} and {run.path}: the same recipe and seed {run.seed}; name one of them")
@@ -98,17 +94,10 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     firsts = [runs[0] for runs in recipes.values()]
     cells: dict[Place, Cell] = {}
     for runs in recipes.values():
-        first, (row, column) = runs[0], runs[0].results.place
-        labels = differences_from([other for other in firsts if other.results.place == (row, column)], first)
+        row, column = runs[0].results.place
+        labels = differences_from([other for other in firsts if other.results.place == (row, column)], runs[0])
         if labels:
             row += f" ({', '.join(labels)})"
-        if (row, column) in cells:
-            other = cells[row, column].runs[0]
-            kinds = (run.results.model_dump(include={"inputs", "image_sets"}) for run in (other, first))
-            data = LONG_HASH.sub(r"\1...", next(iter(changed_values(*kinds).values())))
-            raise ValueError(
-                f"{other.path} and {first.path}: the same recipe on different data, {data}; train both on one"
-            )
         cells[row, column] = Cell(row, column, runs)
     return cells
 
@@ -116,7 +105,7 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
 def differences_from(namesakes: Sequence[Run], run: Run) -> list[str]:
     """Return what tells a run from others of the same row and column: ['train.epochs 3', 'val images 1a2b3c4d'].
 
-    Images are named, by the start of their SHA-256, where the recipes are the same and so is the folder."""
+    Data are named, by the start of their SHA-256, where the recipes are the same and so is the folder."""
     recipe = recipe_but_seed(run)
     changes = {name for other in namesakes for name in changed_values(recipe_but_seed(other), recipe)}
     same = [other for other in namesakes if recipe_but_seed(other) == recipe]
@@ -124,26 +113,16 @@ def differences_from(namesakes: Sequence[Run], run: Run) -> list[str]:
         changes.add("data.root")
     same = [other for other in same if value_of(other.config, "data.root") == value_of(run.config, "data.root")]
     return [f"{name} {value_of(run.config, name)}" for name in sorted(changes)] + [
-        f"{half} images {digest[:8]}" for half, digest in run.results.image_sets.items()
-        if any(other.results.image_sets.get(half, digest) != digest for other in same)
-    ]  # fmt: skip
+        f"{name} {digest[:8]}"
+        for name, digest in data_of(run).items()
+        if any(data_of(other).get(name) != digest for other in same)
+    ]
 
 
-def recipe_and_inputs(run: Run) -> list:
-    """Return what runs that differ only in their seed have in common, and that runs of every version record."""
-    return [run.results.place, recipe_but_seed(run), sorted(run.results.inputs.values())]
-
-
-def images_as_known(run: Run, runs: Sequence[Run]) -> dict[str, str]:
-    """Return the SHA-256 of the images that the run has read, by half.
-
-    Runs of an earlier version did not record it. They count as having read the images of the other runs with the same
-    recipe and annotations, if those have all read the same."""
-    if run.results.image_sets:
-        return run.results.image_sets
-    others = [other.results.image_sets for other in runs if recipe_and_inputs(other) == recipe_and_inputs(run)]
-    known = [images for images in others if images]
-    return known[0] if known and all(images == known[0] for images in known) else {}
+def data_of(run: Run) -> dict[str, str]:
+    """Return the SHA-256 of what a run has read: of annotation files by name, of images by half."""
+    files = {Path(path).name: digest for path, digest in run.results.inputs.items()}
+    return files | {f"{half} images": digest for half, digest in run.results.image_sets.items()}
 
 
 def recipe_but_seed(run: Run) -> dict:
@@ -166,61 +145,37 @@ def value_of(config: dict, name: str) -> str:
 
 
 def unlike_runs(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield what keeps runs from being compared with the first: 'protocol.nms_iou is 0.45 in ..., 0.5 in ...'."""
+    """Yield what keeps runs from being compared with the first: 'protocol.nms_iou is 0.45 in ..., 0.5 in ...'.
+
+    An annotation file counts by its content, not by its name."""
     first, *others = runs
     compared = {"task", "metric", "protocol"}
     for run in others:
         one, other = (each.results.model_dump(include=compared, exclude_unset=True) for each in (first, run))
         for name in changed_values(one, other):
-            if name == "protocol.annotations":
-                continue  # the file's name; protocol.annotations_sha256 is of its content
-            values = [value_of(each, name) for each in (one, other)]
-            if name == "protocol.annotations_sha256" and "null" not in values:
-                yield f"different annotation files: {annotations_of(first)} and {annotations_of(run)}"
-            elif name == "protocol.images_sha256" and "null" not in values:
-                yield f"different validation images: {images_of(first)} and {images_of(run)}"
-            else:
-                was, now = (LONG_HASH.sub(r"\1...", value) for value in values)
+            if name != "protocol.annotations":
+                was, now = (LONG_HASH.sub(r"\1...", value_of(each, name)) for each in (one, other))
                 yield f"{name} is {was} in {first.path}, {now} in {run.path}"
 
 
-def annotations_of(run: Run) -> str:
-    """Return 'coco/annotations/instances_val2017.json (sha256 a899906f) in experiments/experiment_2'."""
-    protocol = run.results.protocol
-    digest = protocol.annotations_sha256
-    path = next((path for path, its in run.results.inputs.items() if its == digest), protocol.annotations)
-    return f"{path} (sha256 {digest[:8]}) in {run.path}"
-
-
-def images_of(run: Run) -> str:
-    """Return '500 of datasets/tiny_images (sha256 6b936668) in experiments/experiment_14'."""
-    protocol = run.results.protocol
-    root = value_of(run.config, "data.root")
-    return f"{protocol.images} of {root} (sha256 {protocol.images_sha256[:8]}) in {run.path}"
-
-
-def warn_of_recipes(comparison: Comparison, grid: Grid | None) -> None:
-    """Warn of recipes that differ more than rows and columns say: steps, precision, other fields."""
+def recipe_warnings(comparison: Comparison, grid: Grid | None) -> Iterator[str]:
+    """Yield how recipes differ more than rows and columns say: steps, precision, other fields."""
     for cell in comparison.cells.values():
         steps = {run.results.steps: run for run in cell.runs}
         if len(steps) > 1:
-            runs = [f"{count:,} in {run.path}" for count, run in sorted(steps.items())]
-            comparison.warn("steps_differ", cell=cell.name, runs=runs)
+            runs = ", ".join(f"{count:,} in {run.path}" for count, run in sorted(steps.items()))
+            yield f"{cell.name}: runs took different numbers of steps ({runs}), so their global batch sizes differ"
     if grid is None:
         differences = unnamed_differences(comparison.cells)
         if differences:
-            comparison.warn("unnamed_differences", differences=listed(differences, MOST_DIFFERENCES))
+            yield f"rows and columns do not name all that differs: {listed(differences, MOST_DIFFERENCES)}"
     elif not grid.sets("train.precision"):
-        runs = mixed_precisions(run for cell in comparison.cells.values() for run in cell.runs)
-        if runs:
-            comparison.warn("precisions_differ", runs=runs)
-
-
-def mixed_precisions(runs: Iterable[Run]) -> list[str]:
-    """Return ['bf16 in ...', 'fp32 in ...'] if `train.precision: auto` became different precisions, else nothing."""
-    found = {run.config["train"].get("precision"): run.path for run in runs}
-    found.pop(None, None)
-    return [f"{precision} in {path}" for precision, path in sorted(found.items())] if len(found) > 1 else []
+        runs = [run for cell in comparison.cells.values() for run in cell.runs]
+        found = {run.config["train"].get("precision"): run.path for run in runs}
+        found.pop(None, None)
+        if len(found) > 1:  # what train.precision: auto became
+            runs = ", ".join(f"{precision} in {path}" for precision, path in sorted(found.items()))
+            yield f"runs were trained in different precisions ({runs}); set train.precision to train all in one"
 
 
 def unnamed_differences(cells: dict[Place, Cell]) -> list[str]:
@@ -244,11 +199,8 @@ def find_baseline(name: str | None, cells: dict[Place, Cell]) -> Place:
     if name is None:
         return next((place for place, cell in cells.items() if cell.mean is not None), next(iter(cells)))
     for place, cell in cells.items():
-        paths = [path for run in cell.runs for path in (str(run.path), run.path.name, str(run.path.resolve()))]
-        if name == cell.name or name in paths or str(Path(name).resolve()) in paths:
+        if name == cell.name or Path(name).resolve() in (run.path.resolve() for run in cell.runs):
             if cell.mean is None:
                 raise ValueError(f"--baseline {name}: has no score")
             return place
-    names = [cell.name for cell in cells.values()]
-    cure = did_you_mean(nearest(name, names)) or f"; expected one of these experiments, or of {', '.join(names)}"
-    raise ValueError(f"--baseline {name!r}: not among them{cure}")
+    raise UnknownNameError("--baseline", name, [cell.name for cell in cells.values()])

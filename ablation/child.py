@@ -21,6 +21,8 @@ from records.experiment import shown_score
 from records.metrics import read_metrics
 from records.status import STATUS_SECONDS, begin_status, end_status, read_status
 
+OUTPUT = "output.log"  # what a run beside others prints
+
 
 class Child:
     """A job at work in its experiment.
@@ -33,17 +35,15 @@ class Child:
     ) -> None:
         """claim: closed when the run has ended. slot: which of the `slots` runs at a time this is."""
         self.job, self.heading, self.experiment, self.claim = job, heading, experiment, claim
-        self.output = experiment / "output.log" if slots > 1 else None
-        self.progress = RunProgress(job.name, experiment, slot) if slots > 1 else None
+        self.progress, options = None, {}
         begin_status(experiment)
-        command = job.command(experiment, launcher)
-        if self.output is None:
-            self.process = subprocess.Popen(command)
-            return
-        with open(self.output, "wb") as file:
-            self.process = subprocess.Popen(
-                command, env=slot_environment(slot, slots), stdin=subprocess.DEVNULL, stdout=file, stderr=file
-            )
+        with ExitStack() as stack:
+            if slots > 1:
+                self.progress = RunProgress(job.name, experiment, slot)
+                output = stack.enter_context(open(experiment / OUTPUT, "wb"))
+                options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+                options["env"] = slot_environment(slot, slots)
+            self.process = subprocess.Popen(job.command(experiment, launcher), **options)
 
     def has_ended(self) -> bool:
         """Look at the process, and show how far it is."""
@@ -63,16 +63,13 @@ class Child:
         elif code < 0:
             code = end_status(self.experiment, "killed", code, signal.Signals(-code).name)
         elif code > 0:
-            code = end_status(self.experiment, "failed", code, f"exit code {code}: {self._last_words()}")
+            text = (self.experiment / OUTPUT).read_text(errors="replace") if self.progress else "see the terminal"
+            last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
+            code = end_status(
+                self.experiment, "failed", code, f"exit code {code}: {''.join(last) or 'it printed nothing'}"
+            )
         self.claim.close()
         return code
-
-    def _last_words(self) -> str:
-        """Return the last line of output of a run that could not write a status."""
-        if self.output is None:
-            return "see the terminal"
-        lines = [line.strip() for line in self.output.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else "it printed nothing"
 
 
 def slot_environment(slot: int, slots: int) -> dict[str, str]:

@@ -5,8 +5,7 @@
     python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html
 
 Experiments with the same recipe but for the seed share a cell of the table. Every difference comes with a 95%
-interval and a p value from a paired bootstrap over the validation images, with what the seeds add to it, corrected
-for the number of differences looked at (stats/bootstrap.py).
+interval and a corrected p value from a paired bootstrap over the validation images (stats/bootstrap.py).
 """
 
 import argparse
@@ -17,7 +16,7 @@ from pathlib import Path
 from ablation.columns import COLUMNS
 from engine.arguments import check_config, check_experiment
 from engine.start import start
-from engine.text import did_you_mean, nearest
+from engine.text import UnknownNameError
 
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 
@@ -41,22 +40,14 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this command and of `ablation.grid table`."""
     parser.add_argument("--baseline", help="experiment or 'row x column' to measure from (default: the first)")
-    parser.add_argument(
-        "--pairs", action="store_true", help="every pair, not only differences from the baseline (not in csv)"
-    )
+    parser.add_argument("--pairs", action="store_true", help="every pair, not only from the baseline (not in csv)")
     parser.add_argument("--format", choices=tuple(SUFFIXES), help="default: by --output's suffix, or md")
     parser.add_argument("--output", type=Path, help="file to write (default: the terminal; html: comparison.html)")
-    parser.add_argument(
-        "--columns",
-        type=column_names,
-        default=(),
-        help=f"more columns, of {','.join(COLUMNS)}, or all (csv, html: always)",
-    )
+    columns = f"more columns, of {','.join(COLUMNS)}, or all (csv, html: always)"
+    parser.add_argument("--columns", type=column_names, default=(), help=columns)
     parser.add_argument("--per-class", action="store_true", help="score of every class, and its change (html: always)")
     parser.add_argument("--errors", action="store_true", help="errors by kind, and their change (html: always)")
-    parser.add_argument(
-        "--replicates", type=replicate_count, default=1000, help="resamples of the images (default: 1000)"
-    )
+    parser.add_argument("--replicates", type=replicate_count, default=1000, help="resamples of the images")
     parser.add_argument("--force", action="store_true", help="show what cannot be compared, with a warning in it")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
 
@@ -71,16 +62,15 @@ def replicate_count(text: str) -> int:
 def check_output(arguments: argparse.Namespace) -> None:
     """Choose the format by --output's suffix if --format is not given.
 
-    Raises ValueError, before any work, if the file cannot be written or its suffix contradicts --format."""
-    path, chosen = arguments.output, arguments.format
+    Raises ValueError, before any work, if the file cannot be written or has an unknown suffix."""
+    path = arguments.output
     if path and (not path.parent.is_dir() or path.is_dir()):
         raise ValueError(f"--output {path}: expected a file in a folder that exists")
-    by_suffix = next((name for name, suffix in SUFFIXES.items() if path and path.suffix == suffix), None)
-    if path and not chosen and not by_suffix:
-        raise ValueError(f"--output {path}: end it in {', '.join(SUFFIXES.values())}, or give --format")
-    if chosen and by_suffix and chosen != by_suffix:
-        raise ValueError(f"--output {path}: not {chosen}; end it in {SUFFIXES[chosen]}, or leave out --format")
-    arguments.format = chosen or by_suffix or "md"
+    if path and not arguments.format:
+        arguments.format = next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), None)
+        if not arguments.format:
+            raise ValueError(f"--output {path}: end it in {', '.join(SUFFIXES.values())}, or give --format")
+    arguments.format = arguments.format or "md"
 
 
 def column_names(text: str) -> Sequence[str]:
@@ -88,8 +78,7 @@ def column_names(text: str) -> Sequence[str]:
     names = text.split(",")
     for name in names:
         if name not in (*COLUMNS, "all"):
-            cure = did_you_mean(nearest(name, COLUMNS)) or f", expected some of {', '.join(COLUMNS)}"
-            raise argparse.ArgumentTypeError(f"no column {name!r}{cure}")
+            raise argparse.ArgumentTypeError(str(UnknownNameError("column", name, [*COLUMNS, "all"])))
     return names
 
 
@@ -118,8 +107,6 @@ def show(what: Sequence[Path], arguments: argparse.Namespace) -> None:
             write_text(path, text)
         else:
             sys.stdout.write(printable_lines(text))
-            if arguments.format == "md" and (picture := tables.best_picture(comparison)):
-                print(f"what the best cell finds: {picture}")
     if path:
         print(f"written to {path}")
 

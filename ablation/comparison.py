@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from records.results import Place, Run
 from stats.bootstrap import Interval
@@ -24,13 +24,6 @@ class Note(NamedTuple):
     @property
     def reason(self) -> str:
         return f"{self.kind}: {self.detail}".removesuffix(": ")
-
-
-class Caveat(NamedTuple):
-    """A warning about a comparison, as data: its kind is a key of ablation.sentences.WARNINGS."""
-
-    kind: str
-    facts: dict[str, Any]
 
 
 @dataclass
@@ -73,15 +66,12 @@ class Cell:
         """Mean over seeds of a number in results.json, such as ("scores", "AP50"); None where a run has none.
 
         section: scores, cost, or the name of a dict in errors, such as delta_AP50."""
-        values = [_number_of(run, section, name) for run in self.runs]
+        values = []
+        for run in self.runs:
+            owner = run.results.errors if section in ("delta_AP50", "counts") else run.results
+            numbers = getattr(owner, section, {})
+            values.append(getattr(numbers, name) if section == "cost" else numbers.get(name))
         return statistics.fmean(values) if values and None not in values else None
-
-
-def _number_of(run: Run, section: str, name: str) -> float | None:
-    if section == "cost":
-        return getattr(run.results.cost, name)
-    numbers = run.results.scores if section == "scores" else getattr(run.results.errors, section, {})
-    return numbers.get(name)
 
 
 @dataclass(frozen=True)
@@ -125,20 +115,7 @@ class Comparison:
     # class name to its score, and to its change against the baseline; only the choice of images is uncertain in these
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
-    caveats: list[Caveat] = field(default_factory=list)
-
-    def warn(self, kind: str, **facts: Any) -> None:
-        """Add a caveat."""
-        self.caveats.append(Caveat(kind, facts))
-
-    def noted(self, counted: bool) -> dict[str, list[tuple[Cell, Note]]]:
-        """Reason to the cells and notes that share it; of the runs whose scores count, or of all others."""
-        shared: dict[str, list[tuple[Cell, Note]]] = {}
-        for cell in self.cells.values():
-            for note in cell.notes:
-                if counted == any(run.seed == note.seed for run in cell.runs):
-                    shared.setdefault(note.reason, []).append((cell, note))
-        return shared
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def num_runs(self) -> int:

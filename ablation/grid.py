@@ -1,13 +1,12 @@
 """Run a grid of experiments, see how far it is, and set its scores side by side.
 
     python -m ablation.grid run    configs/grid_coco.yaml [--only 'ResNet50Backbone_B x fpn'] [--parallel 2]
-    python -m ablation.grid submit configs/grid_coco.yaml [--max-running 4] [--after-smoke] [--dry-run]
+    python -m ablation.grid submit configs/grid_coco.yaml [--max-running 4] [--dry-run]
     python -m ablation.grid status configs/grid_coco.yaml
     python -m ablation.grid table  configs/grid_coco.yaml [options of ablation.compare]
 
 `run` trains what is missing, on a CPU several runs at a time; it resumes what was stopped, killed or failed, and skips
-what is done. After a cell fails it continues, unless row after row fails with the same bad input. A stale run (its
-recipe, data or code has changed) is left alone unless --rerun-stale is given.
+what is done. A stale run (its recipe, data or code has changed) is left alone unless --rerun-stale is given.
 `submit` has Slurm do that, as one array job (ablation/slurm.py, sbatch/grid.sbatch).
 """
 
@@ -59,23 +58,16 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         if name == "run":
             action.add_argument(
                 "--parallel", type=positive, metavar="N",
-                help="runs at a time; they share cores and GPUs (default: on a CPU one per core, with one thread each "
-                "and at least 2 GiB of memory; with GPUs or a --launcher 1)",
+                help="runs at a time (default: on a CPU one per core and 2 GiB of memory; with GPUs or --launcher 1)",
             )  # fmt: skip
             add_launcher(action)
         if name == "submit":
             action.add_argument("--max-running", type=positive, metavar="N", help="tasks at a time (default: no limit)")
-            action.add_argument(
-                "--after-smoke",
-                action="store_true",
-                help="first take two steps of each cell; go on if all can",
-            )
             action.add_argument("--dry-run", action="store_true", help="show what would be sent, and what Slurm says")
     task = actions.add_parser("task", description="one task of what `submit` has sent off")  # for sbatch/grid.sbatch
     task.set_defaults(do=run_task)
     task.add_argument("folder", type=Path, help="of the submission")
     task.add_argument("--index", type=int, required=True, help="of the task in the array")
-    task.add_argument("--smoke", action="store_true", help="two steps, without an experiment")
     add_launcher(task)
     arguments = parser.parse_args(words)
     if arguments.action != "task":
@@ -115,14 +107,11 @@ def run_grid(arguments: argparse.Namespace) -> None:
     states = run(jobs, arguments.experiments, arguments.rerun_stale, arguments.launcher, parallel)
     kinds = [state.kind for state in states.values()]
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
-    bad: dict[str, list[str]] = {}
-    for job, state in states.items():
-        if state.kind in UNFINISHED:
-            bad.setdefault(state.detail, []).append(job.name)
+    bad = {job: state.detail for job, state in states.items() if state.kind in UNFINISHED}
     if bad:
-        told = [f"{names[0] if len(names) == 1 else f'{len(names)} runs'}: {why}" for why, names in bad.items()]
-        count = sum(map(len, bad.values()))
-        raise RunError("\n  ".join([f"{count} of {len(jobs)} runs did not finish", *told]))
+        reasons = {why: [job.name for job in bad if bad[job] == why] for why in bad.values()}
+        lines = [f"{names[0] if len(names) == 1 else f'{len(names)} runs'}: {why}" for why, names in reasons.items()]
+        raise RunError("\n  ".join([f"{len(bad)} of {len(jobs)} runs did not finish", *lines]))
     if "stale" in kinds:
         print("stale runs were left alone; to train them again, as new experiments: --rerun-stale")
 
@@ -142,44 +131,35 @@ def submit_grid(arguments: argparse.Namespace) -> None:
     experiments, jobs = arguments.experiments, grid.select(arguments.only, arguments.seeds)
     with one_at_a_time(experiments):
         cells = read_cells(experiments)
-        live = {
-            job: task
-            for job, task in slurm.tasks_of(grid.jobs, slurm.read_submissions(experiments)).items()
-            if not task.ended
-        }
+        tasks = slurm.tasks_of(grid.jobs, slurm.read_submissions(experiments))
+        live = {job for job, task in tasks.items() if not task.ended}
         missing = [job for job in jobs if job not in live and is_wanted(state_of(job, cells), arguments.rerun_stale)]
         print(f"{len(missing)} of {len(jobs)} runs are missing and not in the queue")
         if not missing:
-            print(f"nothing to submit; the table: {command('table', arguments)}")
+            print(f"nothing to submit; the table: {again(arguments, 'table')}")
             if any(state_of(job, cells).kind == "stale" for job in jobs):
                 print("stale runs were left alone; to train them again, as new experiments: --rerun-stale")
             return
         submission = slurm.prepare(arguments.grid, experiments, missing, arguments.rerun_stale)
-        earlier = sorted({task.name.partition("_")[0] for task in live.values()})
         if arguments.dry_run:
-            print(slurm.rehearse(submission, arguments.max_running, arguments.after_smoke, earlier))
+            print(slurm.rehearse(submission, arguments.max_running))
             return
-        submission = slurm.submit(submission, arguments.max_running, arguments.after_smoke, earlier)
-    if submission.smoke:
-        print(f"job {submission.smoke}: {len(submission.smoke_jobs)} cells for two steps each")
+        submission = slurm.submit(submission, arguments.max_running)
     print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: the table, in {submission.folder}")
-    print(f"to see how far it is: {command('status', arguments)}")
+    print(f"to see how far it is: {again(arguments, 'status')}")
 
 
-def command(action: str, arguments: argparse.Namespace) -> str:
+def again(arguments: argparse.Namespace, action: str) -> str:
     """Return what to type for another look at the same grid."""
-    elsewhere = [] if arguments.experiments == Path("experiments") else ["--experiments", str(arguments.experiments)]
-    return shlex.join(["python", "-m", "ablation.grid", action, str(arguments.grid), *elsewhere])
+    words = ["python", "-m", "ablation.grid", action, arguments.grid, "--experiments", arguments.experiments]
+    return shlex.join(map(str, words))
 
 
 def run_task(arguments: argparse.Namespace) -> None:
     """Run one task of a submission."""
     from ablation import slurm
 
-    slurm.run_task(arguments.folder, arguments.index, arguments.smoke, arguments.launcher)
-
-
-# ---- how far it is -----------------------------------------------------------------------------------------
+    slurm.run_task(arguments.folder, arguments.index, arguments.launcher)
 
 
 def print_status(arguments: argparse.Namespace) -> None:
@@ -205,9 +185,8 @@ def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
     rows = []
     for job in sorted(jobs, key=lambda job: [row.name for row in grid.config.rows].index(job.row)):
         state, task = state_of(job, cells), tasks.get(job)
-        details = [state.detail, f"Slurm: {task}" if task and state.kind != "done" else ""]
-        where, cell = str(state.experiment or ""), f"{job.row} x {job.column}"
-        detail = "; ".join(filter(None, details))
+        detail = "; ".join(filter(None, [state.detail, f"Slurm: {task}" if task and state.kind != "done" else ""]))
+        where, cell = str(state.experiment or ""), job.cell
         rows.append({"cell": cell, "seed": str(job.seed), "state": state.kind, "experiment": where, "detail": detail})
     return table(rows)
 

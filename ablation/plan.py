@@ -2,7 +2,6 @@
 
 A grid file names rows (a task's config each), columns and seeds; `Grid.jobs` lists what there is to train. Each job
 becomes an ordinary numbered experiment, whose cell.json says which job it is, with what recipe and code it was started.
-How far it is follows from its locks, status.json and results.json (records/status.py).
 """
 
 import fnmatch
@@ -10,11 +9,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
+from tqdm import tqdm
 
 from ablation.staleness import (
     changed_code,
@@ -24,11 +24,11 @@ from ablation.staleness import (
     code_of,
     data_folder,
     is_same_data,
-)
+)  # fmt: skip
 from engine.config import Config, load_config, read_overridden
 from engine.files import write_text
 from engine.strict_yaml import ConfigError
-from engine.text import UnknownNameError, did_you_mean, nearest
+from engine.text import UnknownNameError
 from records.experiment import list_experiments, shown_score
 from records.metrics import read_metrics
 from records.results import Place, read_object, read_results
@@ -56,7 +56,7 @@ class RowConfig(ColumnConfig):
 
 
 class GridConfig(Config):
-    """Where an override is given more than once, the row's counts before the column's, and both before the grid's."""
+    """A grid file. A row's override wins over a column's, and both over the grid's."""
 
     task: str = Field(description="module that trains a cell, such as detection.training")
     seeds: tuple[int, ...] = Field(min_length=1, description="train.seed of the runs of each cell")
@@ -91,24 +91,23 @@ class Job:
     overrides: tuple[str, ...]
 
     @property
+    def cell(self) -> str:
+        return f"{self.row} x {self.column}"
+
+    @property
     def name(self) -> str:
-        return f"{self.row} x {self.column}, seed {self.seed}"
+        return f"{self.cell}, seed {self.seed}"
 
     @property
     def place(self) -> Place:
         return self.row, self.column
 
     def command(self, experiment: Path, launcher: Sequence[str] = (sys.executable,)) -> list[str]:
-        """What trains it into `experiment`, or goes on there; `launcher` starts a Python module."""
+        """Return what trains it into `experiment`, or resumes it there; `launcher` starts a Python module."""
         return [*launcher, "-m", self.task, self.config, *self.overrides, "--experiment", str(experiment)]
 
-    def dry_run_command(self, experiments: Path, launcher: Sequence[str]) -> list[str]:
-        """Return what takes two steps of it, to see whether it can be trained into a folder of `experiments`."""
-        options = ["--dry-run", "--experiments", str(experiments)]
-        return [*launcher, "-m", self.task, self.config, *self.overrides, *options]
-
     def recipe(self) -> dict[str, Any]:
-        """The config that the task is given, as plain data. Raises ConfigError."""
+        """Return the config that the task is given, as plain data. Raises ConfigError."""
         return read_overridden(self.config, self.overrides)
 
 
@@ -122,46 +121,34 @@ class Grid:
     @property
     def jobs(self) -> list[Job]:
         """Everything there is to train, the first seed of every cell before the second of any."""
-        config = self.config
-        return [
-            Job(
-                self.path.stem,
-                config.task,
-                row.name,
-                column.name,
-                seed,
-                row.config,
-                last_of_each([*config.overrides, *column.overrides, *row.overrides, f"train.seed={seed}"]),
-            )
-            for seed in config.seeds
-            for row in config.rows
-            for column in config.columns
-            if row.columns is None or column.name in row.columns
-        ]
+        config, jobs = self.config, []
+        for seed, row, column in product(config.seeds, config.rows, config.columns):
+            if row.columns is None or column.name in row.columns:
+                overrides = [*config.overrides, *column.overrides, *row.overrides, f"train.seed={seed}"]
+                last = {override.partition("=")[0]: override for override in overrides}
+                name = self.path.stem
+                jobs.append(Job(name, config.task, row.name, column.name, seed, row.config, tuple(last.values())))
+        return jobs
+
+    def overrides(self) -> list[str]:
+        """All overrides that the file names, of rows and columns too."""
+        return [o for each in (self.config, *self.config.rows, *self.config.columns) for o in each.overrides]
 
     def sets(self, field: str) -> bool:
         """Whether the grid file itself sets `field`, in a row, a column or for all cells."""
-        config = self.config
-        overrides = [o for each in (config, *config.rows, *config.columns) for o in each.overrides]
-        return any(override.partition("=")[0] == field for override in overrides)
+        return any(override.partition("=")[0] == field for override in self.overrides())
 
     def select(self, only: str | None, seeds: Sequence[int] | None) -> list[Job]:
-        """The jobs of the cells that match 'row x column' (with * and ?), and of these seeds.
+        """Return the jobs of the cells that match 'row x column' (with * and ?), and of these seeds.
 
-        Raises ValueError where nothing matches."""
-        jobs = self.jobs
-        if only is not None:
-            names = list(dict.fromkeys(f"{job.row} x {job.column}" for job in jobs))
-            jobs = [job for job in jobs if fnmatch.fnmatchcase(f"{job.row} x {job.column}", only)]
-            if not jobs:
-                cure = did_you_mean(nearest(only, names)) or f"; it has {', '.join(names)}"
-                raise ValueError(f"{self.path}: no cell {only!r}{cure}")
-        if seeds is not None:
-            unknown = set(seeds) - set(self.config.seeds)
-            if unknown:
-                raise ValueError(f"{self.path}: no seed {min(unknown)}; it has {list(self.config.seeds)}")
-            jobs = [job for job in jobs if job.seed in seeds]
-        return jobs
+        Raises ValueError if nothing matches."""
+        jobs = [job for job in self.jobs if only is None or fnmatch.fnmatchcase(job.cell, only)]
+        if not jobs:
+            raise UnknownNameError(f"{self.path}: cell", only, dict.fromkeys(job.cell for job in self.jobs))
+        unknown = set(seeds or ()) - set(self.config.seeds)
+        if unknown:
+            raise ValueError(f"{self.path}: no seed {min(unknown)}; it has {list(self.config.seeds)}")
+        return [job for job in jobs if seeds is None or job.seed in seeds]
 
 
 def read_grid(path: Path) -> Grid:
@@ -171,19 +158,12 @@ def read_grid(path: Path) -> Grid:
         code_of(grid.config.task)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
-    config = grid.config
-    for each in (config, *config.rows, *config.columns):
-        if any(override.startswith("train.seed=") for override in each.overrides):
-            raise ConfigError(f"{path}: overrides hold train.seed; the seeds of a grid are listed under `seeds`")
+    if grid.sets("train.seed"):
+        raise ConfigError(f"{path}: overrides hold train.seed; the seeds of a grid are listed under `seeds`")
     for (one, recipe), (other, its_recipe) in combinations([(job, job.recipe()) for job in grid.jobs], 2):
         if not changed_recipe(recipe, its_recipe) and data_folder(recipe) == data_folder(its_recipe):
             raise ConfigError(f"{path}: {one.name} and {other.name} have the same recipe; their overrides must differ")
     return grid
-
-
-def last_of_each(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Overrides with each field once: the last word on it."""
-    return tuple({override.partition("=")[0]: override for override in overrides}.values())
 
 
 # ---- how far it is -----------------------------------------------------------------------------------------
@@ -259,27 +239,19 @@ def finished_state(experiment: Path, cell: dict, recipe: dict) -> State:
 
 def unfinished_state(experiment: Path, status: Status | None) -> State:
     """Return how an experiment without results ended; killed if it did not say so."""
+    kind = status.state if status and status.state in UNFINISHED else "killed"
     reason = "; ".join(line.strip() for line in status.reason.splitlines()) if status else ""
-    if status and status.state == "failed":
-        return State("failed", experiment, reason)
-    kind = "stopped" if status and status.state == "stopped" else "killed"
-    return State(kind, experiment, "; ".join(filter(None, [progress(experiment, status), reason])))
+    details = [progress(experiment, status) if kind != "failed" else "", reason]
+    return State(kind, experiment, "; ".join(filter(None, details)))
 
 
 def progress(experiment: Path, status: Status | None) -> str:
-    """Return 'epoch 12/50, 3 min left'."""
+    """Return 'epoch 12/50, 38:00 left'."""
     if not status or not status.total_steps:
         return "not yet begun"
     text, lines = f"epoch {status.epoch}/{status.epochs}", read_metrics(experiment)
     if lines:
         seconds = sum(line["epoch_seconds"] + line.get("eval_seconds", 0) for line in lines)
-        text += f", {duration(seconds / lines[-1]['step'] * (status.total_steps - status.step))} left"
+        left = seconds / lines[-1]["step"] * (status.total_steps - status.step)
+        text += f", {tqdm.format_interval(left)} left"
     return text
-
-
-def duration(seconds: float) -> str:
-    """Return '40 s', '12 min', '3 h 05 min'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

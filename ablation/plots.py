@@ -6,6 +6,7 @@ and marker from plot to plot; their names are beside the plots, in HTML, where t
 
 import html
 import io
+import itertools
 import math
 import re
 import textwrap
@@ -16,10 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from ablation.comparison import Cell, Comparison, Difference
+from ablation.comparison import Comparison, Difference
 from engine.terminal import printable
 from records.results import Place
-from stats.bootstrap import Interval
 
 WIDTH = 4.6  # inches
 # For matplotlib.rc_context: text stays text (any browser's sans serif is narrower than the one laid out with), ids do
@@ -52,32 +52,24 @@ class Look(NamedTuple):
 
 
 def is_crowded(comparison: Comparison) -> bool:
-    """Whether a grid has more cells than colours, so that a colour stands for a column and a marker for a row."""
-    return len(comparison.cells) > len(COLOURS) and len(comparison.rows) > 1 and len(comparison.columns) > 1
-
-
-def _has_pattern(comparison: Comparison) -> bool:
-    """Whether there are colours for the columns of a crowded grid, and markers for its rows."""
-    fits = len(comparison.columns) <= len(COLOURS) and len(comparison.rows) <= len(MARKERS)
-    return fits and is_crowded(comparison)
+    """Whether a colour stands for a column and a marker for a row, because there are more cells than colours."""
+    rows, columns = len(comparison.rows), len(comparison.columns)
+    return len(comparison.cells) > len(COLOURS) and 1 < rows <= len(MARKERS) and 1 < columns <= len(COLOURS)
 
 
 def looks(comparison: Comparison) -> dict[Place, Look]:
     """Return a look for every cell, different for up to 56 of them."""
-    if _has_pattern(comparison):
-        return {
-            (row, column): Look(COLOURS[comparison.columns.index(column)], MARKERS[comparison.rows.index(row)])
-            for row, column in comparison.cells
-        }
-    return {
-        place: Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
-        for index, place in enumerate(comparison.cells)
-    }
+    if is_crowded(comparison):
+        colours = dict(zip(comparison.columns, COLOURS, strict=False))
+        markers = dict(zip(comparison.rows, MARKERS, strict=False))
+        return {(row, column): Look(colours[column], markers[row]) for row, column in comparison.cells}
+    pairs = zip(comparison.cells, itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
+    return {place: Look(colour, marker) for place, colour, marker in pairs}
 
 
 def legend(comparison: Comparison) -> dict[str, Look]:
     """Return the names that looks stand for: cells, or the columns (without a marker) and rows of a crowded grid."""
-    if _has_pattern(comparison):
+    if is_crowded(comparison):
         columns = {name: Look(colour, "") for name, colour in zip(comparison.columns, COLOURS, strict=False)}
         return columns | {name: Look(INK, marker) for name, marker in zip(comparison.rows, MARKERS, strict=False)}
     return {comparison.cells[place].name: look for place, look in looks(comparison).items()}
@@ -93,13 +85,13 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def _new_figure(height: float) -> tuple[Figure, Axes]:
-    """A figure of `height` inches with one plot."""
+    """Return a figure of `height` inches with one plot."""
     figure = Figure((WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
 def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look], unit: str) -> Figure:
-    """Dots and 95% intervals, each under its label; filled and thick where significant.
+    """Draw dots and 95% intervals, each under its label; filled and thick where significant.
 
     looks: by label, for those that are a cell's. unit: what differences are in."""
     labels = [textwrap.wrap(printable(difference.label), 58) for difference in differences]
@@ -108,8 +100,8 @@ def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look
     axes.axvline(0, color=INK, lw=1)
     for place, (difference, lines) in enumerate(zip(differences, labels, strict=True)):
         colour, marker = looks.get(difference.label, Look(INK, "o"))
-        interval, fill = difference.interval, colour if difference.significant else "white"
-        axes.plot([interval.low, interval.high], [place, place], color=colour, lw=3 if difference.significant else 1.2)
+        interval, (width, fill) = difference.interval, (3, colour) if difference.significant else (1.2, "white")
+        axes.plot([interval.low, interval.high], [place, place], color=colour, lw=width)
         axes.plot(interval.estimate, place, marker, ms=8, color=colour, mfc=fill)
         text = axes.text(
             0, place - 0.1 / step, "\n".join(lines), transform=axes.get_yaxis_transform(),
@@ -119,29 +111,6 @@ def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look
         text.set_in_layout(False)
     axes.set(yticks=[], ylim=(len(differences) - 1 + 0.15 / step, -1), xlabel=f"difference in {unit}")
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.spines["left"].set_visible(False)
-    return figure
-
-
-def draw_classes(values: Mapping[Place, Mapping[str, Interval]], looks: Mapping[Place, Look], label: str) -> Figure:
-    """The score of each class in each cell, with 95% intervals, one class below the other.
-
-    values: for each cell, class name to score; every cell has the same classes."""
-    names = list(next(iter(values.values())))
-    step = len(values) + 1.6
-    figure, axes = _new_figure(0.7 + 0.15 * step * len(names))
-    for number, (place, scores) in enumerate(values.items(), start=1):
-        colour, marker = looks[place]
-        for group, name in enumerate(names):
-            y = group * step + number
-            axes.plot([scores[name].low, scores[name].high], [y, y], color=colour, lw=1.4)
-            axes.plot(scores[name].estimate, y, marker, ms=5, color=colour)
-    for group, name in enumerate(names):
-        axes.text(
-            0, group * step, printable(name)[:50], weight="bold", verticalalignment="center",
-            transform=axes.get_yaxis_transform(),
-        )  # fmt: skip
-    axes.set(yticks=[], ylim=(step * len(names) - 0.5, -0.8), xlabel=label)
     axes.spines["left"].set_visible(False)
     return figure
 
@@ -159,22 +128,19 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def draw_costs(comparison: Comparison, costs: Mapping[Place, float], label: str, more_is_better: bool) -> Figure:
-    """Score against one kind of cost; the cells of the Pareto front are filled and joined by a line.
+    """Draw score against one kind of cost; the cells of the Pareto front are filled and joined by a line.
 
     costs: of the cells to draw. more_is_better: of the cost, such as a speed."""
     figure, axes = _new_figure(3.4)
-    cells, look = {place: comparison.cells[place] for place in costs}, looks(comparison)
-    scores = {place: -cell.mean if comparison.lower_is_better else cell.mean for place, cell in cells.items()}
-    places = list(costs)
-    best = front([(-costs[place] if more_is_better else costs[place], scores[place]) for place in places])
-    best = [places[index] for index in best]
-    axes.plot(
-        [costs[place] for place in best], [cells[place].mean for place in best], color=INK, lw=1, ls="--", zorder=1
-    )
-    for place, cell in cells.items():
+    look, places = looks(comparison), list(costs)
+    scores = [comparison.cells[place].mean for place in places]
+    signs = -1 if more_is_better else 1, -1 if comparison.lower_is_better else 1
+    best = front([(signs[0] * costs[place], signs[1] * score) for place, score in zip(places, scores, strict=True)])
+    axes.plot([costs[places[i]] for i in best], [scores[i] for i in best], color=INK, lw=1, ls="--", zorder=1)
+    for i, place in enumerate(places):
         colour, marker = look[place]
-        axes.errorbar(costs[place], cell.mean, yerr=cell.spread or 0, color=colour, lw=1, alpha=0.6)
-        axes.plot(costs[place], cell.mean, marker, ms=8, color=colour, mfc=colour if place in best else "white")
+        axes.errorbar(costs[place], scores[i], yerr=comparison.cells[place].spread or 0, color=colour, lw=1, alpha=0.6)
+        axes.plot(costs[place], scores[i], marker, ms=8, color=colour, mfc=colour if i in best else "white")
     axes.set(xlabel=label, ylabel=comparison.metric)
     axes.margins(x=0.12, y=0.12)
     if max(costs.values()) > 10 * min(costs.values()) > 0:
@@ -186,11 +152,15 @@ def draw_costs(comparison: Comparison, costs: Mapping[Place, float], label: str,
 
 
 def draw_curves(comparison: Comparison, name: str, label: str, log: bool) -> Figure | None:
-    """A number of metrics.jsonl by epoch: a thick line for the mean over a cell's seeds, thin ones for the seeds.
+    """Draw a number of metrics.jsonl by epoch: a thick line for a cell's mean over seeds, thin ones for the seeds.
 
     A crowded grid has a panel for each row. Returns None if no run has the number."""
-    curves = {place: _seed_curves(cell, name) for place, cell in comparison.cells.items()}
-    curves = {place: seeds for place, seeds in curves.items() if seeds}
+    curves: dict[Place, list[dict[int, float]]] = {}  # for each seed that has any, epoch to value
+    for place, cell in comparison.cells.items():
+        for run in cell.runs:
+            curve = {line["epoch"]: line[name] for line in run.curve if line.get(name) is not None}
+            if curve:
+                curves.setdefault(place, []).append(curve)
     if not curves:
         return None
     rows, look = [row for row in comparison.rows if any(place[0] == row for place in curves)], looks(comparison)
@@ -200,7 +170,7 @@ def draw_curves(comparison: Comparison, name: str, label: str, log: bool) -> Fig
     for axes, panel in zip(grid, panels, strict=True):
         for place, seeds in curves.items():
             if place[0] in panel:
-                _draw_cell_curves(axes, seeds, look[place])
+                _draw_seeds(axes, seeds, look[place])
         if len(panels) > 1:
             axes.set_title(panel[0])
         axes.set_ylabel(label)
@@ -215,26 +185,19 @@ def draw_curves(comparison: Comparison, name: str, label: str, log: bool) -> Fig
     return figure
 
 
-def _seed_curves(cell: Cell, name: str) -> list[dict[int, float]]:
-    """For each seed that has any, epoch to value."""
-    curves = [{line["epoch"]: line[name] for line in run.curve if line.get(name) is not None} for run in cell.runs]
-    return [curve for curve in curves if curve]
-
-
-def _draw_cell_curves(axes: Axes, seeds: Sequence[Mapping[int, float]], look: Look) -> None:
-    """The mean over the seeds at the epochs that all of them have, and each seed where there are several."""
+def _draw_seeds(axes: Axes, seeds: Sequence[Mapping[int, float]], look: Look) -> None:
+    """Draw the mean over the seeds at the epochs that all of them have, and each seed where there are several."""
     if len(seeds) > 1:
         for curve in seeds:
             axes.plot(list(curve), list(curve.values()), color=look.colour, lw=0.6, alpha=0.45)
     epochs = sorted(set.intersection(*map(set, seeds)))
     means = [sum(curve[epoch] for curve in seeds) / len(seeds) for epoch in epochs]
-    axes.plot(
-        epochs, means, color=look.colour, marker=look.marker, ms=5, lw=1.7, markevery=math.ceil(len(epochs) / 8) or 1
-    )
+    every = math.ceil(len(epochs) / 8) or 1
+    axes.plot(epochs, means, color=look.colour, marker=look.marker, ms=5, lw=1.7, markevery=every)
 
 
 def _plain_log(axis) -> None:
-    """Ticks of a logarithmic axis as plain numbers, enough of them however short it is."""
+    """Set ticks of a logarithmic axis as plain numbers, enough of them however short it is."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())

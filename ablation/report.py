@@ -2,16 +2,14 @@
 
     python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html
 
-The page is ablation/report.html.jinja; this module computes what it shows. It shows what the experiments' records
-hold, whatever their task, and leaves out a section that they have no data for. Nothing is loaded: plots
-(ablation/plots.py) are inline SVG, pictures data URIs.
+The page is ablation/report.html.jinja; this module computes what it shows. A section without data is left out. Nothing
+is loaded: plots (ablation/plots.py) are inline SVG, pictures data URIs.
 """
 
 import base64
 import math
 import mimetypes
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +22,11 @@ from matplotlib.figure import Figure
 
 from ablation import plots
 from ablation.comparison import Cell, Comparison, Difference, best_of
-from ablation.sentences import conclusion_of, missing_runs, seeds_of, unit_of, warnings_of, with_minus
+from ablation.sentences import conclusion_of, noted_runs, seeds_of, unit_of, with_minus
 from ablation.tables import FLOPS_NOTE, cells_with_errors, families, status_of
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
-from records.results import Place
 from stats.bootstrap import Interval
 
 # Name in a run's cost -> what a reader calls it, by what to multiply it, how it is written, whether more is better.
@@ -41,8 +38,6 @@ COSTS = {
     "peak_memory_mib": ("peak memory (MiB)", 1, "{:,.0f}", False),
 }
 SIZES = {"AP_small": "small", "AP_medium": "medium", "AP_large": "large"}
-ClassScores = Mapping[Place, Mapping[str, Interval]]
-CLASS_PLOT_DOTS = 60  # with more of them a table reads better than the plot
 
 
 def write_report(path: Path, comparison: Comparison) -> None:
@@ -64,28 +59,26 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     """Return all that the template shows, by the names that it has there."""
     cells = comparison.filled
     score_names = dict.fromkeys(name for cell in cells for run in cell.runs for name in run.results.scores)
+    known = [name for name in score_names if any(cell.mean_of("scores", name) is not None for cell in cells)]
     errors = cells_with_errors(comparison)
-    kinds = list(errors[0].runs[0].results.errors.delta_AP50) if errors else []
+    kinds = {kind: kind for kind in errors[0].runs[0].results.errors.delta_AP50} if errors else {}
     return {
         "c": comparison,
         "conclusion": conclusion_of(comparison),
-        "warnings": warnings_of(comparison),
-        "missing": missing_runs(comparison),
+        "missing": noted_runs(comparison, counted=False),
         "facts": protocol_facts(comparison),
         "looks": plots.legend(comparison),
         "signs": plots.SIGNS,
-        "score_names": [
-            name for name in score_names if any(cell.mean_of("scores", name) is not None for cell in cells)
-        ],
+        "score_names": known,
         **differences(comparison),
         "costs": costs(comparison),
         "devices": sorted({run.results.cost.device or "unknown" for cell in cells for run in cell.runs}),
         "flops_note": FLOPS_NOTE,
         "curves": curves(comparison),
         **classes(comparison),
-        "sizes": sizes(comparison),
-        "errors": means(errors, "delta_AP50", {kind: kind for kind in kinds}),
-        "error_counts": means(errors, "counts", {kind: kind for kind in kinds}),
+        "sizes": means(cells, "scores", {name: shown for name, shown in SIZES.items() if name in known}),
+        "errors": means(errors, "delta_AP50", kinds),
+        "error_counts": means(errors, "counts", kinds),
         "pictures": lambda name: pictures(comparison, name),
         "examples": examples(comparison),
         "runs": [(cell, run) for cell in comparison.cells.values() for run in cell.runs],
@@ -151,8 +144,8 @@ def costs(comparison: Comparison) -> list[dict[str, Any]]:
 def curves(comparison: Comparison) -> dict[str, Markup]:
     """Return the score and the training loss by epoch, caption to drawing."""
     drawings = {}
-    metric = comparison.metric
-    for name, label, log in ((metric, metric, False), ("train_loss_total", "training loss", True)):
+    for name, label in ((comparison.metric, comparison.metric), ("train_loss_total", "training loss")):
+        log = name == "train_loss_total"
         drawing = plots.draw_curves(comparison, name, label, log)
         if drawing:
             caption = f"{label}{', on a logarithmic scale,' * log} by epoch"
@@ -164,19 +157,15 @@ def curves(comparison: Comparison) -> dict[str, Markup]:
 
 
 def classes(comparison: Comparison) -> dict[str, Any]:
-    """Return the score of each class by cell, its changes on one scale, and a plot if it is not too crowded."""
-    scores = class_scores(comparison)
-    caption, drawing = "score of each class" + ", with its 95% interval" * bool(comparison.per_class), None
-    if scores and sum(map(len, scores.values())) <= CLASS_PLOT_DOTS:
-        drawing = plots.draw_classes(scores, plots.looks(comparison), "score of the class")
-        drawing = svg(drawing, "classes-plot", caption)
-    changes = class_changes(comparison, scores)
+    """Return the changes of each class by cell, sorted, and the scale that all are drawn to."""
+    changes = {
+        place: dict(sorted(each.items(), key=falling))
+        for place, each in comparison.per_class_change.items()
+        if place != comparison.baseline
+    }
     ends = [abs(end) for each in changes.values() for i in each.values() for end in (i.estimate, i.low, i.high)]
     reach = max((end for end in ends if end > 0), default=1.0)
     return {
-        "classes": scores,
-        "class_caption": caption,
-        "class_drawing": drawing,
         "changes": changes,
         "best_changed": best_of([comparison.cells[place] for place in changes], comparison.lower_is_better),
         "reach": reach,
@@ -184,37 +173,9 @@ def classes(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def class_scores(comparison: Comparison) -> ClassScores:
-    """Return the score of each class by cell; without intervals, and of the classes that all cells have, if none were
-    computed."""
-    if comparison.per_class:
-        return comparison.per_class
-    tables = [run.results.per_class for cell in comparison.filled for run in cell.runs]
-    names = [name for name in next(iter(tables), {}) if all(name in table for table in tables)]
-
-    def mean(cell: Cell, name: str) -> Interval:
-        values = [next(iter(run.results.per_class[name].values())) for run in cell.runs]
-        return bare(math.nan if None in values else statistics.fmean(values))
-
-    return {cell.place: {name: mean(cell, name) for name in names} for cell in comparison.filled} if names else {}
-
-
-def class_changes(comparison: Comparison, scores: ClassScores) -> ClassScores:
-    """Return the changes against the baseline of each other cell, the largest rise first."""
-    base = scores.get(comparison.baseline, {})
-    changes = comparison.per_class_change or {
-        place: {name: bare(each[name].estimate - base[name].estimate) for name in base}
-        for place, each in scores.items()
-    }
-
-    def rank(item: tuple[str, Interval]) -> float:
-        return math.inf if math.isnan(item[1].estimate) else -item[1].estimate
-
-    return {
-        place: dict(sorted(each.items(), key=rank))
-        for place, each in changes.items()
-        if each and place != comparison.baseline
-    }
+def falling(item: tuple[str, Interval]) -> float:
+    """Sort key of changes by class: the largest rise first, undefined ones last."""
+    return math.inf if math.isnan(item[1].estimate) else -item[1].estimate
 
 
 def without_zero(changes: Mapping[str, Interval]) -> list[str]:
@@ -222,15 +183,10 @@ def without_zero(changes: Mapping[str, Interval]) -> list[str]:
     return [name for name, change in changes.items() if change.low > 0 or change.high < 0]
 
 
-def sizes(comparison: Comparison) -> dict[str, dict[str, float | None]]:
-    """Return the score by the size of objects, where a task records it."""
-    cells = comparison.filled
-    known = [name for name in SIZES if any(cell.mean_of("scores", name) is not None for cell in cells)]
-    return means(cells, "scores", {name: SIZES[name] for name in known}) if known else {}
-
-
 def means(cells: Sequence[Cell], section: str, columns: Mapping[str, str]) -> dict[str, dict[str, float | None]]:
     """Return means over seeds: name of a cell to column to value. columns: name in the section to heading."""
+    if not columns:
+        return {}
     return {cell.name: {shown: cell.mean_of(section, name) for name, shown in columns.items()} for cell in cells}
 
 
@@ -306,8 +262,3 @@ def p_value(value: float) -> str:
     if math.isnan(value):
         return "-"
     return "< 0.001" if value < 0.0005 else f"{value:.3f}"
-
-
-def bare(estimate: float) -> Interval:
-    """Return an estimate without an interval."""
-    return Interval(estimate, math.nan, math.nan, math.nan, math.nan)

@@ -1,7 +1,6 @@
 """Training the runs of a grid on this machine, one or several at a time, each as a command of its own."""
 
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from types import FrameType
 from ablation.child import Child, say
 from ablation.plan import UNFINISHED, Job, State, read_cells, remember, state_of
 from engine.checkpoint import list_checkpoints
-from engine.command import BAD_INPUT, INTERRUPTED, STOPPED, RunError
+from engine.command import INTERRUPTED, STOPPED
 from engine.compute.machine import memory_limit, usable_cores, visible_gpus
 from engine.files import locked
 from engine.signals import SIGNALS, Stopped
@@ -28,55 +27,43 @@ def run(
 ) -> dict[Job, State]:
     """Train every job that is not done, at most `parallel` at a time; return the state of each afterwards.
 
-    If two runs of a row fail in a row with the same bad input, the rest of that row is put off to the end.
-    Raises ValueError if another row, or the rest of the only one left, fails the same way; KeyboardInterrupt or Stopped
-    if a signal asked to end. In both cases no run is left behind: those at work end first."""
+    Raises KeyboardInterrupt or Stopped, after all runs have saved and ended, if a signal asked to end."""
     cells = read_cells(experiments)
     missing = [job for job in jobs if is_wanted(state_of(job, cells), rerun_stale)]
     slots = range(min(parallel, len(missing)) or 1)
-    waiting, running, states, alike, give_up = list(jobs), {}, {}, [], ""
+    waiting, states = list(jobs), {}
+    running: dict[int, Child] = {}
     with supervised(running) as signals:
-        while True:
-            if waiting and len(running) < len(slots) and not signals and not give_up:
+        while running or (waiting and not signals):
+            if waiting and len(running) < len(slots) and not signals:
                 job = waiting.pop(0)
                 heading = f"[{len(jobs) - len(waiting)}/{len(jobs)}] {job.name}"
                 states[job], experiment, claim = claim_experiment(job, experiments, rerun_stale)
-                if experiment is None:
-                    say(f"{heading}: {outcome(states[job])}")
-                    continue
-                say(f"{heading}: {experiment}")
-                slot = min({*slots} - running.keys())
-                running[slot] = Child(job, heading, experiment, claim, launcher, slot, len(slots))
-                if signals:  # one may have come before the process could get it
-                    running[slot].process.terminate()
+                say(f"{heading}: {experiment or outcome(states[job])}")
+                if experiment:
+                    slot = min({*slots} - running.keys())
+                    running[slot] = Child(job, heading, experiment, claim, launcher, slot, len(slots))
+                    if signals:  # one may have come before the process could get it
+                        running[slot].process.terminate()
                 continue
-            if not running:
-                break
             time.sleep(POLL_SECONDS)
             for slot in [slot for slot, child in running.items() if child.has_ended()]:
                 child = running.pop(slot)
-                code, job = child.close(asked_to_end=bool(signals)), child.job
-                states[job] = state_of(job, read_cells(experiments))
+                code = child.close(asked_to_end=bool(signals))
+                states[child.job] = state_of(child.job, read_cells(experiments))
                 if len(slots) > 1:
-                    say(f"{child.heading}: {outcome(states[job])}")
+                    say(f"{child.heading}: {outcome(states[child.job])}")
                 if code in (INTERRUPTED, -signal.SIGINT) and not signals:  # the signal came to the child alone
                     signals.append(signal.SIGINT)
                     terminate(running.values())
                 if code == STOPPED and len(jobs) == 1 and not signals:  # Slurm has warned the run alone
                     signals.append(signal.SIGUSR1)
-                alike = [other for other in alike if states[other].detail == states[job].detail]
-                alike = [*alike, job] if code == BAD_INPUT else []
-                if len(alike) > 1 and not give_up:
-                    give_up = reason_to_give_up(alike, waiting, states[job].detail)
-                    waiting.sort(key=lambda other: other.row == job.row)  # the other rows may be good
     if signal.SIGINT in signals:
         stopped = [f"in {state.experiment}" for state in states.values() if state.kind == "stopped"]
         say(f"\nstopped {', '.join(stopped)}; the same command resumes from the last checkpoint")
         raise KeyboardInterrupt
     if signals:
         raise Stopped(signals[0].name)
-    if give_up:
-        raise ValueError(give_up)
     return states
 
 
@@ -90,15 +77,6 @@ def default_parallel(launcher: Sequence[str]) -> int:
 def outcome(state: State) -> str:
     """'done, experiments/experiment_1 (mAP 0.5000)'."""
     return f"{state.kind}, {state.experiment} ({state.detail})"
-
-
-def reason_to_give_up(alike: Sequence[Job], waiting: Sequence[Job], detail: str) -> str:
-    """Return why no more jobs are started after those in `alike` failed with the same bad input; '' if they are."""
-    rows = {job.row for job in alike}
-    if len(rows) == 1 and not all(job.row in rows for job in waiting):
-        return ""
-    left = f", and {len(waiting)} more were not started" if waiting else ""
-    return f"{len(alike)} runs in a row failed alike{left}; fix the cause and run the same command again: {detail}"
 
 
 def is_wanted(state: State, rerun_stale: bool) -> bool:
@@ -159,11 +137,3 @@ def terminate(children: Iterable[Child]) -> None:
     """Ask them to save and end."""
     for child in children:
         child.process.terminate()
-
-
-def try_out(job: Job, experiments: Path, launcher: Sequence[str]) -> None:
-    """Take two steps of a job, without an experiment. Raises RunError if it cannot."""
-    code = subprocess.run(job.dry_run_command(experiments, launcher), check=False).returncode
-    if code:
-        raise RunError(f"{job.name}: the dry run ended with exit code {code}")
-    print(f"{job.name}: trains")

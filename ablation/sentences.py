@@ -1,48 +1,23 @@
-"""What a comparison says in words: its conclusion, its warnings, and why runs are missing."""
+"""What a comparison says in words: its conclusion, and why runs are missing."""
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from ablation.comparison import Caveat, Comparison, Difference
+from ablation.comparison import Cell, Comparison, Difference, Note
 
 NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
 
-# Kind of a caveat to its sentence; lists among its facts are joined by commas.
-WARNINGS = {
-    "not_comparable": "not comparable: {difference}",
-    "steps_differ": "{cell}: runs took different numbers of steps ({runs}), so their global batch sizes differ",
-    "precisions_differ": (
-        "runs were trained in different precisions ({runs}); set train.precision to train all in one"
-    ),
-    "unnamed_differences": "rows and columns do not name all that differs: {differences}",
-    "noted": "{runs} {reason}",
-    "few_images": "{images} validation images: too few to say anything about others, no differences computed",
-    "few_replicates": (
-        "{replicates} resamples: p cannot fall below {lowest_p:.4f}, too coarse for {differences} differences after "
-        "Holm; raise --replicates"
-    ),
-    "incomplete_rows": "main effects and interactions are of the complete rows only: {rows}",
-    "one_seed": (
-        "one seed per cell: the intervals hold for these very weights and other images; training again with another "
-        "seed would change the scores too, by an unknown amount"
-    ),
-}
 
-
-def warnings_of(comparison: Comparison) -> list[str]:
-    """Return a sentence for each caveat."""
-    return [_warning(caveat) for caveat in comparison.caveats]
-
-
-def _warning(caveat: Caveat) -> str:
-    facts = {name: ", ".join(value) if isinstance(value, list) else value for name, value in caveat.facts.items()}
-    return WARNINGS[caveat.kind].format(**facts)
-
-
-def noted_runs(comparison: Comparison, counted: bool) -> Iterable[tuple[str, str]]:
-    """Yield ('all 12 runs', 'stale: ...'): who has a note, and the reason that they share (`Comparison.noted`)."""
-    for reason, noted in comparison.noted(counted).items():
+def noted_runs(comparison: Comparison, counted: bool) -> list[str]:
+    """Return 'all 12 runs stale: ...' for each reason: of the runs whose scores count, or of all others."""
+    shared: dict[str, list[tuple[Cell, Note]]] = {}
+    for cell in comparison.cells.values():
+        for note in cell.notes:
+            if counted == any(run.seed == note.seed for run in cell.runs):
+                shared.setdefault(note.reason, []).append((cell, note))
+    lines = []
+    for reason, noted in shared.items():
         names = list(dict.fromkeys(cell.name for cell, _ in noted))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         if len(noted) == 1:
@@ -51,12 +26,8 @@ def noted_runs(comparison: Comparison, counted: bool) -> Iterable[tuple[str, str
             runs = f"all {len(noted)} runs"
         else:
             runs = f"{len(noted)} runs ({', '.join(names[:3])}{more})"
-        yield runs, reason
-
-
-def missing_runs(comparison: Comparison) -> list[str]:
-    """Return a line for each reason why runs have no score that counts."""
-    return [f"{runs} {reason}" for runs, reason in noted_runs(comparison, counted=False)]
+        lines.append(f"{runs} {reason}")
+    return lines
 
 
 def seeds_of(comparison: Comparison) -> str:

@@ -1,8 +1,8 @@
-"""Grids under Slurm: submit them, and read their state in the queue.
+"""Grids under Slurm: submit them, and read their state from the queue.
 
-A submission is one array job over the runs that a grid lacks, a job after it that writes the table, and before it a
-smoke test, if asked for. It has a folder, experiments/slurm/<grid>-<n>/, with submission.json, which says which run
-each task of the array is, the logs, and in the end the table.
+A submission is one array job over the runs that a grid lacks, and a job after it that writes the table. Its folder,
+experiments/slurm/<grid>-<n>/, holds submission.json, which says what run each task of the array is, the logs, and in
+the end the table.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from engine.command import RunError
 from engine.files import write_text
 from records.results import read_object
 
-SUBMISSION = ("grid", "experiments", "rerun_stale", "jobs", "smoke", "array", "table")  # what submission.json has
+SUBMISSION = ("grid", "experiments", "rerun_stale", "jobs", "array", "table")  # what submission.json has
 FINAL = (  # states that a task does not leave by itself
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
 )  # fmt: skip
@@ -28,22 +28,15 @@ FINAL = (  # states that a task does not leave by itself
 
 @dataclass(frozen=True)
 class Submission:
-    """What was submitted together. Task i of the array trains jobs[i], task i of the smoke test tries smoke_jobs[i]."""
+    """What was submitted together. ArrayTask i of the array trains jobs[i]."""
 
     folder: Path
     grid: str  # path of the grid file
     experiments: str
     rerun_stale: bool
     jobs: tuple[dict, ...]  # a Job's fields and its recipe: grid and configs may be edited before it starts
-    smoke: str | None = None  # Slurm's job ids
-    array: str | None = None
+    array: str | None = None  # Slurm's job ids
     table: str | None = None
-
-    @property
-    def smoke_jobs(self) -> list[dict]:
-        """Return the first run of every cell."""
-        first = {(entry["row"], entry["column"]): entry for entry in reversed(self.jobs)}
-        return [entry for entry in self.jobs if first[entry["row"], entry["column"]] is entry]
 
     def write(self) -> None:
         """Write submission.json into its folder."""
@@ -62,7 +55,7 @@ def prepare(grid: Path, experiments: Path, jobs: Sequence[Job], rerun_stale: boo
 
 
 def read_submission(folder: Path) -> Submission:
-    """Return what was submitted from `folder`. Raises ValueError if it has no submission.json."""
+    """Read a submission. Raises ValueError if the folder holds none."""
     path = folder / "submission.json"
     if not path.is_file():
         raise ValueError(f"{folder}: no submission.json in it; `ablation.grid submit` makes such folders")
@@ -71,76 +64,62 @@ def read_submission(folder: Path) -> Submission:
 
 
 def read_submissions(experiments: Path) -> list[Submission]:
-    """Return all of them, oldest first."""
+    """Return all submissions, oldest first."""
     paths = experiments.glob("slurm/*/submission.json")
     return [read_submission(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
 
 
-# ---- sending off -------------------------------------------------------------------------------------------
+def submit(submission: Submission, max_running: int | None) -> Submission:
+    """Submit the array job and the table after it; return the submission with job ids.
 
-
-def submit(submission: Submission, max_running: int | None, after_smoke: bool, earlier: Sequence[str]) -> Submission:
-    """Submit the array job, and what goes before and after it; return the record of it, which is in its folder.
-
-    earlier: array jobs of this grid that have not ended; the table waits for them, too.
-    If one of the jobs is refused the others are cancelled. Raises ValueError with what sbatch said."""
+    Raises ValueError with what sbatch said; if it refuses the table, the array job is cancelled."""
     submission.folder.mkdir(parents=True)
     submission.write()
-    ids: list[str] = []
-
-    def send(options: Sequence[str], words: Sequence[str]) -> str:
-        ids.append(_run(["sbatch", "--parsable", *options, *words]).partition(";")[0])  # a cluster's name may follow
-        return ids[-1]
-
     try:
-        submission = _send_all(submission, max_running, after_smoke, earlier, send)
+        submission = replace(submission, array=_sbatch(array_command(submission, max_running)))
+        submission = replace(submission, table=_sbatch(table_command(submission)))
     except ValueError:
-        if ids:
-            subprocess.run(["scancel", *ids], check=False)
+        if submission.array:
+            subprocess.run(["scancel", submission.array], check=False)
         shutil.rmtree(submission.folder)
         raise
     submission.write()
     return submission
 
 
-def rehearse(submission: Submission, max_running: int | None, after_smoke: bool, earlier: Sequence[str]) -> str:
-    """Return what `submit` would send, and what Slurm says to it (sbatch --test-only); nothing is written."""
+def rehearse(submission: Submission, max_running: int | None) -> str:
+    """Return what `submit` would submit, and what Slurm says to it (sbatch --test-only); write nothing."""
     text = [f"{index:>5}  {job_of(entry).name}" for index, entry in enumerate(submission.jobs)]
     text += [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("SBATCH_")]
-
-    def send(options: Sequence[str], words: Sequence[str]) -> str:
-        known = [word for word in options if not word.startswith("--dependency")]  # on jobs that do not exist yet
-        text.extend(["", f"$ {shlex.join(['sbatch', *options, *words])}"])
-        text.append(_run(["sbatch", "--test-only", *known, *words]))
-        return "JOB"
-
-    _send_all(submission, max_running, after_smoke, earlier, send)
+    submission = replace(submission, array="ARRAY_JOB")
+    for command in (array_command(submission, max_running), table_command(submission)):
+        known = [word for word in command[1:] if not word.startswith("--dependency")]  # on a job that does not exist
+        text += ["", f"$ {shlex.join(command)}", _run(["sbatch", "--test-only", *known])]
     return "\n".join(text)
 
 
-def _send_all(
-    submission: Submission, max_running: int | None, after_smoke: bool, earlier: Sequence[str],
-    send: Callable[[Sequence[str], Sequence[str]], str],
-) -> Submission:  # fmt: skip
-    """Call `send` with the options of each job and its script with arguments; return the record with their numbers.
+def array_command(submission: Submission, max_running: int | None) -> list[str]:
+    """Return the command that trains every run, `max_running` at a time."""
+    folder, limit = submission.folder, f"%{max_running}" if max_running else ""
+    return [
+        "sbatch", "--parsable", f"--job-name={folder.name}", f"--array=0-{len(submission.jobs) - 1}{limit}",
+        f"--output={folder}/slurm_%A_%a.out", "sbatch/grid.sbatch", str(folder),
+    ]  # fmt: skip
 
-    These are a job that takes two steps of every cell, the array job, which waits until all cells have passed, and the
-    one that writes the table, without GPUs, when the array job has ended in whatever way."""
-    folder, after = submission.folder, []
-    script = ["sbatch/grid.sbatch", str(folder)]
-    if after_smoke:
-        options = [f"--array=0-{len(submission.smoke_jobs) - 1}", f"--output={folder}/smoke_%A_%a.out", "--time=30"]
-        smoke = send([f"--job-name=smoke-{folder.name}", *options], [*script, "--smoke"])
-        submission = replace(submission, smoke=smoke)
-        after = [f"--dependency=afterok:{smoke}", "--kill-on-invalid-dep=yes"]
-    tasks = f"--array=0-{len(submission.jobs) - 1}" + (f"%{max_running}" if max_running else "")
-    array = send([f"--job-name={folder.name}", tasks, f"--output={folder}/slurm_%A_%a.out", *after], script)
-    options = [f"--dependency=afterany:{':'.join([*earlier, array])}", "--gpus-per-node=0", "--time=60"]
-    table = send(
-        [f"--job-name=table-{folder.name}", f"--output={folder}/table_%j.out", *options],
-        ["sbatch/grid_table.sbatch", str(folder), submission.grid, "--experiments", submission.experiments],
-    )
-    return replace(submission, array=array, table=table)
+
+def table_command(submission: Submission) -> list[str]:
+    """Return the command that writes the comparison, without GPUs, after the array job has ended in any way."""
+    folder = submission.folder
+    return [
+        "sbatch", "--parsable", f"--job-name=table-{folder.name}", f"--output={folder}/table_%j.out",
+        "--gpus-per-node=0", "--time=60", f"--dependency=afterany:{submission.array}",
+        "sbatch/grid_table.sbatch", str(folder), submission.grid, "--experiments", submission.experiments,
+    ]  # fmt: skip
+
+
+def _sbatch(command: Sequence[str]) -> str:
+    """Submit a job; return its number. Raises ValueError with what sbatch said."""
+    return _run(command).partition(";")[0]  # a cluster's name may follow
 
 
 def _run(command: Sequence[str]) -> str:
@@ -154,23 +133,17 @@ def _run(command: Sequence[str]) -> str:
     return (done.stdout + done.stderr).strip()
 
 
-# ---- in the job --------------------------------------------------------------------------------------------
-
-
-def run_task(folder: Path, index: int, smoke: bool, launcher: Sequence[str]) -> None:
-    """Train one run of a submission, or try it. Raises RunError if it fails, ValueError if its config was edited."""
-    from ablation.runner import run, try_out  # imports torch
+def run_task(folder: Path, index: int, launcher: Sequence[str]) -> None:
+    """Train one run of a submission. Raises RunError if it fails, ValueError if its config was edited."""
+    from ablation.runner import run  # imports torch
 
     submission = read_submission(folder)
-    entry = (submission.smoke_jobs if smoke else submission.jobs)[index]
+    entry = submission.jobs[index]
     job = job_of(entry)
     if changes := changed_recipe(entry["recipe"], job.recipe()):
         raise ValueError(f"{job.config}: edited since this was submitted: {'; '.join(changes)}; submit the grid again")
-    if smoke:
-        try_out(job, Path(submission.experiments), launcher)
-        return
     state = run([job], Path(submission.experiments), submission.rerun_stale, launcher)[job]
-    if state.kind != "done":  # also if another process is training it
+    if state.kind != "done":  # a task that was left to another process must not look done, either
         raise RunError(f"{job.name}: {state.kind}, {state.detail}")
 
 
@@ -194,51 +167,38 @@ class ArrayTask:
 
 
 def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job, ArrayTask]:
-    """Return the task of the newest submission that trains each job's recipe, as far as Slurm still knows it.
-
-    If a failed smoke test has kept it from starting, the reason says so."""
-    known = _tasks([each for each in submissions if each.array])
+    """Return the task of the newest submission that trains a job's recipe, if Slurm still knows it."""
+    known = _tasks([each.array for each in submissions if each.array])
     tasks = {}
     for submission in submissions:
-        smoke = {index: known.get(f"{submission.smoke}_{index}") for index in range(len(submission.smoke_jobs))}
-        passed = ("COMPLETED", "CANCELLED")
-        failed = {i: task for i, task in smoke.items() if task and task.ended and task.state not in passed}
         for index, entry in enumerate(submission.jobs):
             task = known.get(f"{submission.array}_{index}")
-            job = next((job for job in jobs if is_of(entry, job)), None)
-            if not task or not job:
-                continue
-            if failed and task.state == "CANCELLED":
-                first, test = next(iter(failed.items()))
-                log = submission.folder / f"smoke_{test.name}.out"
-                cell = job_of(submission.smoke_jobs[first]).name
-                task = replace(task, reason=f"for the smoke test of {cell} failed, see {log}")
-            elif task.ended and task.state != "COMPLETED":
-                task = replace(task, reason=f"see {submission.folder}/slurm_{task.name}.out")
-            tasks[job] = task
+            job = next((job for job in jobs if _is_of(entry, job.recipe())), None)
+            if task and job:
+                failed = task.ended and task.state != "COMPLETED"
+                log = f"see {submission.folder}/slurm_{task.name}.out"
+                tasks[job] = replace(task, reason=log) if failed else task
     return tasks
 
 
-def is_of(entry: dict, job: Job) -> bool:
-    """Whether what was submitted trains the job as it is now."""
-    recipe = job.recipe()
+def _is_of(entry: dict, recipe: dict) -> bool:
+    """Whether what was submitted trains the recipe as it is now."""
     return not changed_recipe(entry["recipe"], recipe) and is_same_data(entry["recipe"], recipe)
 
 
-def _tasks(submissions: Sequence[Submission]) -> dict[str, ArrayTask]:
-    """Return all tasks of these submissions that Slurm still knows, by their name."""
-    lines = _lines("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%F_%K|%T|%R")
-    known = {name: ArrayTask(name, state, reason) for name, state, reason in lines}
-    job_ids = [job_id for each in submissions for job_id in (each.smoke, each.array) if job_id]
-    if not job_ids:
-        return known
+def _tasks(arrays: Sequence[str]) -> dict[str, ArrayTask]:
+    """Return all tasks of these array jobs that Slurm still knows, by name."""
+    if not arrays:
+        return {}
     # Ended tasks leave the queue after minutes; where there are accounts, they are kept there.
-    lines = _lines("sacct", "-n", "-X", "-P", "-j", ",".join(job_ids), "-o", "JobID,State")
-    return {name: ArrayTask(name, state.partition(" ")[0]) for name, state in lines} | known  # CANCELLED by 1000
+    ended = _lines("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State")
+    queued = _lines("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%F_%K|%T|%R")
+    known = {name: ArrayTask(name, state.partition(" ")[0]) for name, state in ended}  # "CANCELLED by 1000"
+    return known | {name: ArrayTask(name, state, reason) for name, state, reason in queued}
 
 
 def _lines(*command: str) -> list[list[str]]:
-    """Return the fields, between bars, of what a Slurm command lists; nothing without Slurm, or without accounting."""
+    """Return what a Slurm command lists, split at its bars; nothing if there is no Slurm, or no accounting."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

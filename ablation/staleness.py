@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import changed_values
-from engine.files import user_path
 from engine.inputs import Inputs, read_inputs
 from engine.strict_yaml import read_yaml
 from records.experiment import FREE_FIELDS
@@ -78,12 +77,7 @@ def data_folder(recipe: dict) -> Path:
 
 
 def _data_root(recipe: dict) -> Path:
-    """Return the folder of a recipe's data; as it is written if it can be a path only on another machine."""
-    root = recipe.get("data", {}).get("root", "")
-    try:
-        return user_path(root, "data.root")
-    except ValueError:
-        return Path(root.replace("\0", ""))
+    return Path(os.path.expanduser(recipe.get("data", {}).get("root", "")))
 
 
 # ---- code ----------------------------------------------------------------------------------------------------

@@ -5,13 +5,12 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ablation.columns import COLUMNS
 from ablation.comparison import Cell, Comparison, Difference
-from ablation.sentences import conclusion_of, missing_runs, seeds_of, unit_of, warnings_of, with_minus
+from ablation.sentences import conclusion_of, noted_runs, seeds_of, unit_of, with_minus
 from engine.terminal import printable
 from stats.bootstrap import Interval
 
@@ -33,6 +32,13 @@ class Table:
     rows: list[list[str]]
     bold: set[tuple[int, int]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+
+    def lines(self, text: Callable[[str], str], bold: str) -> list[list[str]]:
+        """Return the rows as `text` writes each cell; bold: the format of cells that stand out."""
+        return [
+            [bold.format(text(value)) if (i, j) in self.bold else text(value) for j, value in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
 
 
 def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
@@ -56,7 +62,7 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
         tables.append(class_table(comparison))
     if options.errors and cells_with_errors(comparison):
         tables.append(error_table(comparison))
-    warnings = [f"WARNING: {warning}" for warning in warnings_of(comparison)]
+    warnings = [f"WARNING: {warning}" for warning in comparison.warnings]
     prose = [*warnings, conclusion_of(comparison)]
     if options.format == "latex":
         tables[0].notes = [*warnings, *tables[0].notes]  # into the caption: a comment would not be printed
@@ -76,12 +82,6 @@ def families(comparison: Comparison) -> list[tuple[str, list[Difference]]]:
     ]
 
 
-def best_picture(comparison: Comparison) -> Path | None:
-    """Return the picture of detections of the cell with the best score, None if there is none."""
-    picture = comparison.best and comparison.best.runs[0].path / "detections.png"
-    return picture if picture and picture.is_file() else None
-
-
 # ---- what is in them ---------------------------------------------------------------------------------------
 
 
@@ -96,7 +96,7 @@ def score_table(comparison: Comparison) -> Table:
     over = "one seed" if seeds == "1 seed" else f"mean ± standard deviation over {seeds}"
     lower = ", lower is better" if comparison.lower_is_better else ""
     header = [f"{comparison.row_name} \\ {comparison.column_name}", *comparison.columns]
-    return Table(f"{comparison.metric}, {over}{lower}", header, rows, bold, missing_runs(comparison))
+    return Table(f"{comparison.metric}, {over}{lower}", header, rows, bold, noted_runs(comparison, counted=False))
 
 
 def shown_cell(cell: Cell | None) -> str:
@@ -222,19 +222,12 @@ def error_table(comparison: Comparison) -> Table:
 def to_markdown(table: Table) -> str:
     """A GitHub table with its title above and its notes below."""
 
-    def line(texts: Sequence[str]) -> str:
-        return f"| {' | '.join(texts)} |"
-
     def text(value: str) -> str:
-        return printable(value).replace("|", "\\|")
+        return printable(with_minus(value)).replace("|", "\\|")
 
-    def cell(i: int, j: int) -> str:
-        value = text(with_minus(table.rows[i][j]))
-        return f"**{value}**" if (i, j) in table.bold else value
-
-    width = len(table.header)
-    lines = [f"### {table.title}", "", line([text(name) for name in table.header]), "|" + " --- |" * width]
-    lines += [line([cell(i, j) for j in range(width)]) for i in range(len(table.rows))]
+    rows = [[printable(name).replace("|", "\\|") for name in table.header], ["---"] * len(table.header)]
+    rows += table.lines(text, "**{}**")
+    lines = [f"### {table.title}", "", *(f"| {' | '.join(row)} |" for row in rows)]
     lines += [""] * bool(table.notes) + [f"- {printable(note)}" for note in table.notes]
     return "\n".join(lines) + "\n"
 
@@ -253,32 +246,18 @@ def to_latex(table: Table) -> str:
         escaped = "".join(LATEX.get(character, character) for character in printable(value))
         return re.sub(r"-(?=\d)", "$-$", escaped).replace(" x ", r" $\times$ ")
 
-    def cell(i: int, j: int) -> str:
-        value = text(table.rows[i][j])
-        return rf"\textbf{{{value}}}" if (i, j) in table.bold else value
-
-    width = len(table.header)
+    header, *rows = [
+        " & ".join(row) + r" \\" for row in [map(text, table.header), *table.lines(text, r"\textbf{{{}}}")]
+    ]
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{text('. '.join([table.title, *table.notes]))}}}"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule"]
-    lines += [" & ".join(map(text, table.header)) + r" \\", r"\midrule"]
-    lines += [" & ".join(cell(i, j) for j in range(width)) + r" \\" for i in range(len(table.rows))]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule", header, r"\midrule", *rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
 def to_csv(comparison: Comparison) -> str:
     """One line per cell, in full precision: score, spread, difference from the baseline, every recorded column."""
-    output = io.StringIO()
-    lines = list(csv_lines(comparison))
-    writer = csv.DictWriter(output, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return output.getvalue()
-
-
-def csv_lines(comparison: Comparison) -> Iterator[dict]:
-    """Yield the line of each cell, column to value."""
-    changes = {difference.label: difference for difference in comparison.differences}
+    changes, lines = {difference.label: difference for difference in comparison.differences}, []
     for cell in comparison.cells.values():
         line = {comparison.row_name: cell.row, comparison.column_name: cell.column, "seeds": len(cell.scores)}
         line |= {comparison.metric: cell.mean, "spread": cell.spread, "status": status_of(cell)}
@@ -288,4 +267,9 @@ def csv_lines(comparison: Comparison) -> Iterator[dict]:
         line |= {"difference_p_holm": change and change.p_holm}
         line |= {"smallest_detectable": change and change.smallest_detectable}
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
-        yield line | {"warnings": " / ".join(warnings_of(comparison))}
+        lines.append(line | {"warnings": " / ".join(comparison.warnings)})
+    output = io.StringIO()
+    writer = csv.DictWriter(output, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return output.getvalue()

@@ -6,7 +6,7 @@ interactions are all contrasts of the cells' scores (stats/contrasts.py), so the
 """
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,9 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
         if weights is None:
             image_ids = statistics.image_ids
             if len(image_ids) < FEWEST_IMAGES:
-                comparison.warn("few_images", images=len(image_ids))
+                comparison.warnings.append(
+                    f"{len(image_ids)} validation images: too few to say anything about others, no differences computed"
+                )
                 return
             drawn = image_weights(len(image_ids), comparison.replicates, SEED)
             weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # first of all, the images as they are
@@ -51,14 +53,15 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
     add_classes(comparison, cells, classes, statistics.class_names)
     lowest_p = 2 / (comparison.replicates + 1)
     if lowest_p * len(comparison.differences) >= 0.05:
-        comparison.warn(
-            "few_replicates",
-            replicates=comparison.replicates,
-            lowest_p=lowest_p,
-            differences=len(comparison.differences),
+        comparison.warnings.append(
+            f"{comparison.replicates} resamples: p cannot fall below {lowest_p:.4f}, too coarse for "
+            f"{len(comparison.differences)} differences after Holm; raise --replicates"
         )
     if not comparison.seeds_are_uncertain:
-        comparison.warn("one_seed")
+        comparison.warnings.append(
+            "one seed per cell: the intervals hold for these very weights and other images; training again with "
+            "another seed would change the scores too, by an unknown amount"
+        )
 
 
 def add_intervals(
@@ -97,34 +100,30 @@ def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates
         {f"{cells[one].name} - {cells[zero].name}": mean_difference([one], [zero]) for zero, one in chosen}
     )
 
-    rows = [row for row in comparison.rows if all((row, column) in cells for column in comparison.columns)]
     columns = comparison.columns
+    rows = [row for row in comparison.rows if all((row, column) in cells for column in columns)]
     if len(rows) < 2 or len(columns) < 2:
         return
     if len(rows) < len(comparison.rows):
-        comparison.warn("incomplete_rows", rows=rows)
+        comparison.warnings.append(f"main effects and interactions are of the complete rows only: {', '.join(rows)}")
+    in_row = {row: [(row, column) for column in columns] for row in rows}
+    in_column = {column: [(row, column) for row in rows] for column in columns}
     row0, column0 = base[0] if base[0] in rows else rows[0], base[1]
-    other_rows = [row for row in rows if row != row0]
-    other_columns = [column for column in columns if column != column0]
-
-    def in_row(row: str) -> list[Place]:
-        return [(row, column) for column in columns]
-
-    def in_column(column: str) -> list[Place]:
-        return [(row, column) for row in rows]
-
     comparison.row_effects = family(
-        {f"{row} - {row0}": mean_difference(in_row(row), in_row(row0)) for row in other_rows}
+        {f"{row} - {row0}": mean_difference(in_row[row], in_row[row0]) for row in rows if row != row0}
     )
     comparison.column_effects = family(
-        {f"{column} - {column0}": mean_difference(in_column(column), in_column(column0)) for column in other_columns}
-    )
+        {
+            f"{column} - {column0}": mean_difference(in_column[column], in_column[column0])
+            for column in columns if column != column0
+        }
+    )  # fmt: skip
     comparison.interactions = family(
         {
             f"({column} - {column0}) on {row} - on {row0}": {
                 (row, column): 1, (row, column0): -1, (row0, column): -1, (row0, column0): 1,
             }
-            for row in other_rows for column in other_columns
+            for row, column in product(rows, columns) if row != row0 and column != column0
         }
     )  # fmt: skip
 

@@ -2,18 +2,18 @@
 
 experiments/experiment_7/
   README.md         what was trained, on what, how, the scores; written by the program
-  config.yaml       the resolved config: rerun it and you rerun the experiment
+  config.yaml       the resolved config
   inputs.json       which data it read, by content
   environment.json  commit, versions, hardware, command, config, one entry per start
-  train.log  metrics.jsonl  metrics.csv         the course of the training, drawn in curves.png
-  results.json  image_statistics.npz            what came out: scores with their protocol and cost, and all that
-                                                is needed to compute the score again on other choices of images
+  train.log  metrics.jsonl  curves.png          the course of the training
+  results.json  image_statistics.npz            scores with their protocol and cost, and what comparisons need
   detections.json  detections.png  examples/    the same for people and other programs (names are the task's)
   cell.json         which place of which grid this is, if a grid started it
   status.json       how far the run is, or how it ended (records/status.py)
   checkpoints/  running.lock  output.log        git-ignored, as is what trackers keep: tensorboard/  wandb/
 """
 
+import itertools
 import json
 import os
 import platform
@@ -27,9 +27,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from engine.config import ConfigClass, load_config
-from engine.files import set_aside, write_text
-from engine.logbook import logger
+from engine.files import write_text
 from engine.strict_yaml import ConfigError
 from engine.terminal import printable
 
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic", "diffusers")
 NAME = re.compile(r"experiment_(\d+)")
-# Fields of a config that may differ within an experiment: where the data lies, how it is fed, what is kept, how often
-# it is scored and who is told; not what is learned.
+# Fields of a config that may differ within an experiment, because they do not change what is learned.
 FREE_FIELDS = {
     "data.root",
     "data.workers",
@@ -64,13 +64,13 @@ def new_experiment(root: Path) -> Path:
     Raises ValueError if root is not a folder that can be written."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        number = max((int(NAME.fullmatch(path.name)[1]) for path in list_experiments(root)), default=0) + 1
-        while True:
+        for number in itertools.count(
+            max((int(path.name.split("_")[1]) for path in list_experiments(root)), default=0) + 1
+        ):
             path = root / f"experiment_{number}"
             with suppress(FileExistsError):
                 path.mkdir()
                 return path
-            number += 1
     except OSError as error:
         raise ValueError(f"{root}: no experiment can be made there ({error.strerror}); see --experiments") from error
 
@@ -80,16 +80,15 @@ def read_experiment_config(
 ) -> ConfigClass:
     """Return the config of an experiment. Raises ConfigError if the folder is not an experiment, or has lost it."""
     path = experiment / "config.yaml"
-    if not path.is_file():
-        if not experiment.is_dir():
-            raise ConfigError(f"{experiment}: no such folder; name an experiment directory, experiments/experiment_N")
-        if list((experiment / "checkpoints").glob("*.pt")):
-            raise ConfigError(
-                f"{path}: lost, though there are checkpoints; copy the CONFIG of the `command` in environment.json "
-                f"there, with the fields that the command replaced, then --resume {experiment}"
-            )
-        raise ConfigError(f"{experiment}: no config.yaml in it; name an experiment directory, experiments/experiment_N")
-    return load_config(path, overrides, config_class)
+    if path.is_file():
+        return load_config(path, overrides, config_class)
+    if list((experiment / "checkpoints").glob("*.pt")):
+        raise ConfigError(
+            f"{path}: lost, though there are checkpoints; copy the CONFIG of the `command` in environment.json "
+            f"there, with the fields that the command replaced, then --resume {experiment}"
+        )
+    what = "no config.yaml in it" if experiment.is_dir() else "no such folder"
+    raise ConfigError(f"{experiment}: {what}; name an experiment directory, experiments/experiment_N")
 
 
 def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
@@ -140,12 +139,7 @@ def requeued_experiment(root: Path) -> Path | None:
     if job is None or not job["restarts"]:
         return None
     for path in reversed(list_experiments(root)):
-        try:
-            starts = read_environments(path)
-        except ValueError as error:  # most likely of an experiment that this job has nothing to do with
-            logger.warning("%s", error)
-            continue
-        for start in starts:
+        for start in read_environments(path):
             then = start.get("slurm") or {}
             same_job = (then.get("job_id"), then.get("cluster")) == (job["job_id"], job["cluster"])
             if same_job and start.get("argv") == _argv():
@@ -155,12 +149,7 @@ def requeued_experiment(root: Path) -> Path | None:
 
 def append_environment(experiment: Path, environment: dict) -> None:
     """Add one start to environment.json: the first run and every resumption keep their own entry."""
-    try:
-        starts = [*read_environments(experiment), environment]
-    except ValueError as error:  # no reason to lose the run that it describes
-        aside = set_aside(experiment / "environment.json")
-        logger.warning("%s; kept as %s, and begun again with this start", error, aside.name)
-        starts = [environment]
+    starts = [*read_environments(experiment), environment]
     write_text(experiment / "environment.json", json.dumps(starts, indent=2) + "\n")
 
 
@@ -170,12 +159,9 @@ def read_environments(experiment: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        starts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged, not JSON ({error}); move it away") from None
-    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-        raise ValueError(f"{path}: damaged, expected a list with an object for every start; move it away")
-    return starts
+        return TypeAdapter(list[dict]).validate_json(path.read_bytes())
+    except ValueError:
+        raise ValueError(f"{path}: damaged, expected a list with an object for every start; move it away") from None
 
 
 def commit_of(start: dict) -> str:
@@ -225,21 +211,13 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _version(name: str) -> str | None:
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _command() -> str:
-    """Return what was typed: torchrun starts its processes by a command of its own; srun starts the command itself."""
-    arguments = sys.orig_argv[1:]
-    if "GROUP_WORLD_SIZE" not in os.environ:
-        return " ".join(["python", *arguments])
-    module = arguments[arguments.index("-m") :] if "-m" in arguments else arguments
-    nodes = os.environ["GROUP_WORLD_SIZE"]
-    launcher = ["torchrun", *([f"--nnodes={nodes}"] if nodes != "1" else [])]
-    return " ".join([*launcher, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module])
+    """Return what was typed; under a launcher, what each of its processes runs."""
+    return " ".join(["python", *sys.orig_argv[1:]])
 
 
 def _argv() -> list[str]:
@@ -249,20 +227,16 @@ def _argv() -> list[str]:
 
 def _git(*arguments: str) -> str | None:
     """Return the output of a git command in the project's folder, None outside a repository."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.check_output(
+            ["git", *arguments], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
+        ).strip()
 
 
 def _cpu_name() -> str:
     """Return the processor's model name, if Linux knows it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    match = re.search(r"model name\s*:\s*(.+)", text)
-    return match[1] if match else platform.machine()
+    with suppress(OSError):
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        if match:
+            return match[1]
+    return platform.processor() or platform.machine()

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.strict_yaml import read_yaml
+from records.experiment import read_environments
 from records.metrics import read_metrics
 
 Place = tuple[str, str]  # row and column of a table
@@ -119,14 +120,8 @@ def read_run(experiment: Path) -> Run:
     if not path.is_file():
         what = "not finished" if (experiment / "config.yaml").is_file() else "not an experiment"
         raise ValueError(f"{experiment}: {what}, there is no results.json in it")
-    results = read_results(path)
     config, _ = read_yaml(experiment / "config.yaml")
-    try:
-        starts = json.loads((experiment / "environment.json").read_text(encoding="utf-8"))
-        curve = read_metrics(experiment)
-    except ValueError as error:
-        raise ValueError(f"{experiment}: environment.json or metrics.jsonl is damaged ({error})") from None
-    return Run(experiment, results, config, curve, starts)
+    return Run(experiment, read_results(path), config, read_metrics(experiment), read_environments(experiment))
 
 
 def read_results(path: Path) -> Results:
@@ -134,14 +129,8 @@ def read_results(path: Path) -> Results:
     try:
         results = Results.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first, *others = error.errors()
-        place = ".".join(map(str, first["loc"]))
-        got = "" if first["type"] in ("missing", "json_invalid") else f", got {first['input']!r:.50}"
-        more = f" and {len(others)} more" if others else ""
-        raise ValueError(
-            f"{path}: damaged, or written by another version: {place}{': ' * bool(place)}{first['msg']}{got}{more}; "
-            f"{CURE}"
-        ) from None
+        faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ") for each in error.errors()]
+        raise ValueError(f"{path}: damaged, or written by another version: {'; '.join(faults)}; {CURE}") from None
     if results.metric not in results.scores:
         raise ValueError(f"{path}: damaged: metric is {results.metric!r}, which is not among the scores; {CURE}")
     return results

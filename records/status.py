@@ -28,6 +28,7 @@ from records.experiment import slurm_job
 State = Literal["running", "done", "stopped", "failed", "killed"]  # stopped: asked to end, and saved
 STATUS = "status.json"
 RUN_LOCK, GRID_LOCK = "running.lock", "cell.lock"  # held by the run; by the grid that starts it
+START = ("state", "exit_code", "reason", "host", "pid", "job", "started")  # fields that a new start replaces
 STATUS_SECONDS = 1  # at least, between two writes of a run's progress
 
 
@@ -71,9 +72,8 @@ def update_status(experiment: Path, **changes: Any) -> None:
 
 def begin_status(experiment: Path) -> None:
     """Say that this process is at work now; the progress of an earlier start remains."""
-    start = Status("running")
-    whose = {"host": start.host, "pid": start.pid, "job": start.job, "started": start.started}
-    update_status(experiment, state="running", exit_code=None, reason="", **whose)
+    start = asdict(Status("running"))
+    update_status(experiment, **{name: start[name] for name in START})
 
 
 def end_status(experiment: Path, state: State, exit_code: int, reason: str) -> int:
@@ -89,30 +89,26 @@ def end_status(experiment: Path, state: State, exit_code: int, reason: str) -> i
 
 
 def read_status(experiment: Path) -> Status | None:
-    """Return the status of an experiment; None if it has none, or a power failure has emptied the file.
+    """Return the status of an experiment; None if it has none that can be read.
 
     Its state is "running" whenever a process holds a lock of the experiment, and "killed" where the file says running
     and no process is at work."""
     status = _read(experiment)
     if any(is_locked(experiment / name) for name in (RUN_LOCK, GRID_LOCK)):
         return replace(status or Status("running", host="", pid=0, job=None), state="running")
-    if status and status.state == "running" and not _is_alive(status):
+    if status and status.state == "running" and not _is_elsewhere(status):
         return replace(status, state="killed")
     return status
 
 
 def _read(experiment: Path) -> Status | None:
-    try:
+    with suppress(OSError, ValueError):
         return TypeAdapter(Status).validate_json((experiment / STATUS).read_bytes())
-    except (OSError, ValueError):
-        return None
 
 
-def _is_alive(status: Status) -> bool:
-    """Whether the process of a status that says running is there, though no lock is seen to be held.
-
-    On its own machine the lock decides. Elsewhere it may not be visible, so Slurm is asked."""
-    if status.host == platform.node() or status.job in (None, _job()):  # a requeued job looks for its own earlier start
+def _is_elsewhere(status: Status) -> bool:
+    """Whether Slurm says that the run is at work on another machine, whose locks may not be visible here."""
+    if status.host == platform.node() or status.job in (None, _job()):  # a requeued job finds its own earlier start
         return False
     command = ["squeue", "--noheader", f"--jobs={status.job}", "--states=RUNNING,COMPLETING"]
     with suppress(OSError, subprocess.TimeoutExpired):

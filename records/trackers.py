@@ -3,13 +3,8 @@
     tensorboard --logdir experiments                                   pip install -e '.[tensorboard]'
     wandb sync experiments/experiment_3/wandb/offline-run-*            pip install -e '.[wandb]'
 
-Both keep their files in the experiment: tensorboard/ and wandb/. After each epoch they get its line of metrics.jsonl,
-under train/, speed/ and validation/, and every picture in the experiment that is new.
-
-W&B is offline under Slurm, where nodes may have no network, and if no key is known (`wandb login`); it reads
-WANDB_MODE, WANDB_PROJECT and WANDB_ENTITY. A resumed run keeps its id, which is in wandb/run_id.txt.
-
-A tracker that fails is left out with one warning; the run continues.
+After each epoch both get its line of metrics.jsonl and every new picture. W&B is offline under Slurm, where nodes may
+have no network, and if no key is known (`wandb login`). A tracker that fails is left out with one warning.
 """
 
 import os

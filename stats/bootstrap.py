@@ -1,10 +1,9 @@
 """How sure a score is: the paired bootstrap over images (Efron and Tibshirani, 1993, chapters 6, 13 and 16).
 
-A resample of the validation set draws as many images as it has, with replacement. It is held as how often each image
-was drawn, and two models scored on the same resamples are compared pairwise: most of the noise of a choice of images,
-easy or hard, is shared and cancels. An image that was drawn twice counts twice. `average_precision` gives what
-pycocotools would give on a data set with the image and its detections physically there twice; to count it once (63%
-of the images, each once) makes intervals too narrow. What the intervals cover was measured: benchmarks/bootstrap.md.
+A resample of the validation set draws as many images as it has, with replacement, and is held as how often each image
+was drawn. Two models are compared on the same resamples, so that the noise they share cancels. An image that was drawn
+twice counts twice, as if it were in the data set twice with its detections; to count it once makes intervals too
+narrow. What the intervals cover was measured: benchmarks/bootstrap.md.
 
     weights = image_weights(len(a.image_ids), 1000, seed=0)
     scores_a, _ = resampled_scores(a, weights)
@@ -43,11 +42,11 @@ def image_weights(num_images: int, replicates: int, seed: int) -> np.ndarray:
 def resampled_scores(statistics: Statistics, weights: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The scores of a model on each resample, and its main one class by class.
 
-    weights: (R, I) integers, how often each of the I images was drawn; all ones are the full set.
+    weights: (R, I) integers from 0 up, how often each of the I images was drawn; all ones are the full set.
 
     Returns name in results.json -> (R,), and (R, C), float64: mAP, and AP by class; or top1 and top5, and top1 by
     class, all from 0 to 1; or a mean loss, and the same by class. nan where a resample has nothing to score.
-    Raises ValueError if weights are not integers from 0 up, or not one per image."""
+    Raises ValueError if weights are not integers, one per image."""
     if isinstance(statistics, Hits):
         scores = {"top1": drawn_mean(statistics.hits, weights), "top5": drawn_mean(statistics.in_top5, weights)}
         return scores, class_means(statistics.hits, statistics, weights)
@@ -84,7 +83,7 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
 
     Returns (R, C) float64 from 0 to 1: what pycocotools gives on a data set in which an image drawn w times is there
     w times, one copy beside the other; nan where a class has no object in the resample.
-    Raises ValueError if weights are not integers from 0 up, or not one per image."""
+    Raises ValueError if weights are not integers, one per image."""
     weights, num_classes = _checked(weights, len(matches.image_ids)), len(matches.class_names)
     most = weights.max(axis=0, initial=0)
     result = np.full((len(weights), num_classes), np.nan)
@@ -113,12 +112,10 @@ def mean_average_precision(per_class: np.ndarray) -> np.ndarray:
 
 
 def _checked(weights: np.ndarray, num_images: int) -> np.ndarray:
-    """The weights as (R, num_images) int32. Raises ValueError if they are not integers from 0 up, one per image."""
-    weights = np.asarray(weights)
-    if weights.ndim != 2 or weights.shape[1] != num_images:
-        raise ValueError(f"weights: got shape {weights.shape}, expected (replicates, {num_images}), one per image")
-    if weights.dtype.kind not in "iu" or weights.min(initial=0) < 0:
-        raise ValueError(f"weights: got {weights.dtype} from {weights.min(initial=0)}, expected integers from 0 up")
+    """Return the weights as (R, num_images) int32. Raises ValueError if they are not integers, one per image."""
+    if weights.ndim != 2 or weights.shape[1] != num_images or weights.dtype.kind not in "iu":
+        got = f"{weights.dtype} of shape {weights.shape}"
+        raise ValueError(f"weights: got {got}, expected integers of shape (replicates, {num_images}), one per image")
     return np.ascontiguousarray(weights, dtype=np.int32)
 
 
@@ -225,33 +222,21 @@ class Interval:
 
 
 def cell_replicates(estimates: Sequence[Sequence[float]], replicates: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Replicates of the mean score of each cell of a table, of which every cell was trained from one or more seeds.
+    """Return replicates of the mean score of each cell of a table, trained from one or more seeds each.
 
     estimates: for each of K cells the scores of its n_k runs on the full set.
     replicates: for each cell (n_k, R), the runs' scores on the same resamples of one validation set.
 
-    Image part: the mean over a cell's runs on each resample. Seed part: to draw again from the two or three runs that
-    there are is not enough (it keeps (n - 1) / n of their variance, and so few runs hardly know it). Assumed instead is
-    that seeds spread equally in every cell. The sample variance s2 within cells, pooled over those with several runs,
-    has df = sum(n_k - 1). Each replicate draws a variance s2 * df / chi2(df), one for all cells, so that differences
-    follow Student's t, and takes from it what the image part already has: runs differ on one set of images also
-    because each errs on other images, and that much is seen in how their replicates differ. What is left, not below
-    0, divided by n_k, is the variance of a normal draw that is added to the cell. All this was measured, as was what
-    goes wrong without it (benchmarks/bootstrap.md).
+    Image part: the mean over a cell's runs on each resample. Seed part: resampling two or three runs would keep only
+    (n - 1) / n of their variance, so seeds are assumed to spread equally in every cell. The sample variance s2 within
+    cells, pooled over those with several runs, has df = sum(n_k - 1). Each replicate draws a variance
+    s2 * df / chi2(df), one for all cells, so that differences follow Student's t, and subtracts what the image part
+    already has: runs also differ because each errs on other images, which their replicates show. What is left, not
+    below 0, divided by n_k, is the variance of a normal draw that is added to the cell (measured in
+    benchmarks/bootstrap.md). Without several runs in any cell there is no seed part.
 
-    Where no cell has several runs there is no seed part: the intervals are then of these very runs.
-
-    Returns (K, R); nan where a run has no score on a resample. Equal arguments give equal draws.
-    Raises ValueError if the replicates do not fit the estimates."""
-    if len(estimates) != len(replicates):
-        raise ValueError(f"replicates: got {len(replicates)} cells, expected {len(estimates)}, as many as of estimates")
-    for cell, (scores, part) in enumerate(zip(estimates, replicates, strict=True)):
-        wanted = (max(1, len(scores)), np.shape(replicates[0])[-1])
-        if np.shape(part) != wanted:
-            raise ValueError(
-                f"cell {cell}: got replicates of shape {np.shape(part)}, expected {wanted}: runs, resamples"
-            )
-
+    Returns (K, R); nan where a run has no score on a resample. Equal arguments give equal draws."""
+    assert [len(scores) for scores in estimates] == [len(part) for part in replicates]
     result = np.stack([np.mean(part, axis=0) for part in replicates])
     degrees = sum(len(scores) - 1 for scores in estimates)
     if degrees == 0:
@@ -269,13 +254,9 @@ def interval(estimate: float, replicates: np.ndarray) -> Interval:
 
     p = 2 * min(P(replicate <= 0), P(replicate >= 0)), each with one more on either side, so that it is never 0.
 
-    Plain percentiles, because they were measured to be best: to shift the replicates so that their mean is the
-    estimate, or to reverse them (2 * estimate - replicate), covers about the same where classes have many objects and
-    less where some have few. There, and for very large differences, 95% intervals are a little too narrow
-    (benchmarks/bootstrap.md).
-
-    Undefined (nan) replicates are left out. With more than 5% of them the interval is undefined: what they score
-    then occurs in about three images at most, from which nothing can be learned about others."""
+    Plain percentiles, because shifted or reversed ones were measured to cover less where classes have few objects
+    (benchmarks/bootstrap.md). Undefined (nan) replicates are left out; with more than 5% of them the interval is
+    undefined."""
     replicates = np.asarray(replicates, dtype=np.float64)
     defined = replicates[~np.isnan(replicates)]
     if np.isnan(estimate) or defined.size == 0 or defined.size < 0.95 * replicates.size:

@@ -392,17 +392,3 @@ def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
     text = (folder / "table.md").read_text()
     assert re.search(r"\| slim \| \S+ \| \S+ \| \S+ \| failed \|", text.replace("*", "")), text
     assert (folder / "table.html").exists()
-
-
-def test_a_cell_that_fails_the_smoke_test_stops_the_array_before_it_starts(cluster, grid_path):
-    told = submit(grid_path, "--after-smoke")
-    smoke, array, table = re.findall(r"job (\d+):", told)
-    cluster.wait(table, "COMPLETED", "FAILED", seconds=600)
-    assert cluster.show(array, "JobState") == "CANCELLED"
-    folder = grid_path.parent / "runs/slurm/grid_test-1"
-    assert "slim x fpn, seed 0: trains" in (folder / f"smoke_{smoke}_1.out").read_text()
-    assert re.search(
-        rf"none: waiting .*{array}_0 CANCELLED for the smoke test of slim x broken, .*smoke_{smoke}_3.out",
-        states(grid_path)[0],
-    )
-    assert not list(grid_path.parent.glob("runs/experiment_*"))

@@ -1,16 +1,13 @@
 """Comparisons of classifiers, through the same commands as detectors: tables and report of finished experiments."""
 
-import csv
-import io
 import re
 
-import numpy as np
 import pytest
 
 from ablation import compare as command
 from ablation.comparison import Comparison
 from ablation.report import write_report
-from ablation.tables import column_table, to_csv
+from ablation.tables import column_table
 from stats.image_statistics import load_statistics
 from tests.ablation.conftest import Experiments
 
@@ -49,26 +46,6 @@ def words_of(text: str) -> str:
     return " ".join(re.findall(r"[^<>]+(?=<)|(?:aria-label|alt)=\"[^\"]*\"", text))
 
 
-def test_the_difference_in_accuracy_is_found_with_its_interval(comparison):
-    differences = {difference.label: difference for difference in comparison.differences}
-    shift = differences["shift x none - no_shift x none"]
-    cells = comparison.cells
-    assert shift.interval.estimate == pytest.approx(cells["shift", "none"].mean - cells["no_shift", "none"].mean)
-    assert [each.significant for each in differences.values()] == [False, True, True]
-
-
-def test_top5_has_an_interval_too(comparison):
-    for cell in comparison.filled:
-        interval = comparison.intervals[cell.place]["top5"]
-        assert interval.low < interval.estimate < interval.high
-        assert interval.estimate == pytest.approx(cell.mean_of("scores", "top5"))
-
-
-def test_the_score_of_a_class_is_the_accuracy_on_its_images(comparison):
-    recorded = np.mean([run.results.per_class["elk"]["top1"] for run in comparison.cells["shift", "rel"].runs])
-    assert comparison.per_class["shift", "rel"]["elk"].estimate == pytest.approx(recorded)
-
-
 def test_tables_and_report_speak_of_top1_and_not_of_detection(classifiers, text, run_in_process):
     options = ["--replicates", 200, "--columns", "all", "--per-class", "--errors"]
     code, out, _ = run_in_process(command, *sorted(classifiers.folder.iterdir()), *options)
@@ -78,12 +55,6 @@ def test_tables_and_report_speak_of_top1_and_not_of_detection(classifiers, text,
     assert not re.findall(OF_DETECTION, out)
     assert "top1" in words_of(text)
     assert not re.findall(OF_DETECTION, words_of(text))
-
-
-def test_csv_has_the_columns_of_the_task_alone(comparison):
-    line = next(csv.DictReader(io.StringIO(to_csv(comparison))))
-    assert {"model", "position", "top1", "top5", "gflops"} <= line.keys()
-    assert not re.findall(OF_DETECTION, " ".join(line))
 
 
 def test_five_classes_have_no_first_five(experiments, tmp_path):
@@ -105,13 +76,6 @@ def test_guesses_on_other_images_are_refused(experiments):
         experiments.compare()
 
 
-def test_a_classifier_and_a_detector_are_not_compared(experiments):
-    experiments.add_classifier("shift")
-    experiments.add("resnet")
-    with pytest.raises(ValueError, match=r"task is 'classification' in .*, 'detection' in .*cannot be compared"):
-        experiments.compare()
-
-
 def test_the_report_has_the_sections_of_the_task(text):
     assert re.findall(r'<section id="([^"]*)">', text) == [
         "scores", "differences", "effects", "costs", "curves", "classes", "confusion", "experiments",
@@ -123,9 +87,3 @@ def test_every_score_of_the_report_has_its_interval(comparison, text):
     top5 = comparison.intervals["no_shift", "none"]["top5"]
     assert f"{top5.estimate:.4f}<small>{top5.low:.4f} to {top5.high:.4f}</small>" in table
     assert table.count("<small") == 2 * len(comparison.filled)
-
-
-def test_confusion_matrices_of_all_cells_are_side_by_side(comparison, text):
-    strip = text.partition('aria-label="confusion matrix, by cell"')[2].partition("</div>")[0]
-    assert re.findall("<figcaption>(.*?)</figcaption>", strip) == [cell.name for cell in comparison.filled]
-    assert strip.count('src="data:image/png;base64,') == len(comparison.filled)

@@ -36,8 +36,6 @@ COMPUTES = {"stub": ("fake_task.py",)}
 def main():
     overrides = dict(word.split("=") for word in sys.argv[2:] if "=" in word)
     end = overrides["fake.end"]
-    if "--dry-run" in sys.argv:
-        sys.exit(2 if end == "fail" else 0)
     experiment = Path(sys.argv[-1])
     starts = experiment / "starts.txt"
     starts.write_text((starts.read_text() if starts.exists() else "") + "x")
@@ -148,8 +146,8 @@ def submitted(grid: Grid) -> Path:
     return submission.folder
 
 
-def run_task(folder: Path, index: int, *, smoke: bool = False) -> None:
-    slurm.run_task(folder, index, smoke, [sys.executable])
+def run_task(folder: Path, index: int) -> None:
+    slurm.run_task(folder, index, [sys.executable])
 
 
 def starts() -> list[int]:
@@ -189,30 +187,6 @@ def test_the_rest_is_run_after_a_cell_fails_and_a_second_call_resumes_what_is_mi
     assert "row x good, seed 0: done, experiments/experiment_1 (mAP 0.5000)" in capsys.readouterr().out
 
 
-TWO_ROWS = """
-task: fake_task
-seeds: [0]
-rows: [{name: one, config: base.yaml}, {name: other, config: base.yaml, overrides: [fake.row=other]}]
-columns: [{name: a}, {name: b, overrides: [fake.b=1]}, {name: c, overrides: [fake.c=1]}]
-"""
-
-
-@pytest.mark.parametrize("parallel", [1, 2])
-def test_where_two_rows_fail_alike_the_rest_is_not_started(folder, parallel):
-    (folder / "grid_fake.yaml").write_text(f"{TWO_ROWS}overrides: [fake.end=fail]")
-    with pytest.raises(ValueError, match=r"runs in a row failed alike, and \d more were not started.*: no such thing"):
-        run(read_grid(folder / "grid_fake.yaml"), parallel=parallel)
-    assert len(list_experiments(Path("experiments"))) < 6
-
-
-def test_where_one_row_fails_the_others_are_run_first_and_of_its_rest_nothing(folder):
-    rows = TWO_ROWS.replace("one, config: base.yaml", "one, config: base.yaml, overrides: [fake.end=fail]")
-    (folder / "grid_fake.yaml").write_text(f"{rows}overrides: [fake.end=well]")
-    with pytest.raises(RunError, match=r"(?s)3 of 6 runs did not finish\n  3 runs: no such thing$"):
-        run(read_grid(folder / "grid_fake.yaml"))
-    assert len(list(Path("experiments").glob("*/results.json"))) == 3
-
-
 def test_what_is_stale_is_left_alone_unless_asked_for(folder, capsys):
     run(read_grid(folder / "grid_fake.yaml"), only="* x good")
     (folder / "fake_task.py").write_text(TASK + "another = 1\n")
@@ -236,23 +210,10 @@ def test_a_resumed_run_keeps_the_code_it_was_started_with(folder, grid):
     assert cell_of(1)["computes"] == before
 
 
-def test_code_that_changes_while_a_grid_runs_is_recorded_as_it_was_at_each_start(grid, folder, monkeypatch):
-    class EditingChild(child.Child):
-        def close(self, asked_to_end: bool) -> int:
-            (folder / "fake_task.py").write_text(TASK + "another = 1\n")
-            return super().close(asked_to_end)
-
-    monkeypatch.setattr(runner, "Child", EditingChild)
-    with pytest.raises(RunError):
-        run(grid)
-    assert cell_of(1)["computes"] != cell_of(2)["computes"]
-
-
 @pytest.mark.parametrize(
     ("end", "parallel", "kind", "reason"),
     [
         ("wordless", 1, "failed", "exit code 3: see the terminal"),
-        ("wordless", 2, "failed", "exit code 3: said by experiments/experiment_1"),
         ("usage", 2, "failed", "exit code 2: fake_task: error: no such option --x"),
         ("kill_once", 1, "killed", "not yet begun; SIGKILL"),
         ("saved", 1, "stopped", "not yet begun; SIGTERM"),
@@ -314,7 +275,6 @@ def test_a_run_that_fails_makes_room_for_the_next_and_leaves_the_other_alone(fol
     ("number", "raised", "parallel"),
     [
         (signal.SIGUSR1, Stopped, 1),
-        (signal.SIGUSR1, Stopped, 2),
         (signal.SIGTERM, Stopped, 2),
         (signal.SIGHUP, Stopped, 2),
         (signal.SIGINT, KeyboardInterrupt, 2),
@@ -344,30 +304,6 @@ def test_a_run_interrupted_from_the_keyboard_ends_the_others_and_the_grid(folder
     assert "stopped in experiments/experiment_1" in capsys.readouterr().out
 
 
-def test_runs_that_were_killed_at_once_are_resumed(folder):
-    grid = cells(folder, "kill_once", "kill_once")
-    with pytest.raises(RunError):
-        run(grid, parallel=2)
-    assert kinds(grid) == ["killed", "killed"]
-    run(grid, parallel=2)
-    assert kinds(grid) == ["done", "done"]
-    assert starts() == [2, 2]
-
-
-def test_a_grid_that_gives_up_lets_the_runs_at_work_finish(folder, monkeypatch):
-    grid = cells(folder, "wait", "fail", "fail", "fail")
-    reason_to_give_up = runner.reason_to_give_up
-
-    def give_up_then_go(*arguments) -> str:
-        Path("experiments/experiment_1/go").touch()
-        return reason_to_give_up(*arguments)
-
-    monkeypatch.setattr(runner, "reason_to_give_up", give_up_then_go)
-    with pytest.raises(ValueError, match="2 runs in a row failed alike, and 1 more were not started"):
-        run(grid, parallel=2)
-    assert kinds(grid) == ["done", "failed", "failed", "waiting"]
-
-
 def test_an_error_in_the_grid_itself_leaves_no_run_behind(folder, monkeypatch):
     def has_ended(self: child.Child) -> bool:
         if Path("experiments/experiment_1/waiting").exists() and Path("experiments/experiment_2/waiting").exists():
@@ -386,7 +322,6 @@ def test_an_error_in_the_grid_itself_leaves_no_run_behind(folder, monkeypatch):
     [
         (None, 2, 2, ["3", "PASSIVE"]),  # they share the cores and wait passively
         (("7", "ACTIVE"), 2, 2, ["7", "ACTIVE"]),  # what the user has set stays
-        (None, 1, 4, [None, None]),  # a run alone has all threads however many there could be
     ],
 )
 def test_runs_at_once_share_the_cores(folder, monkeypatch, user, runs, parallel, expected):
@@ -411,7 +346,6 @@ def test_gpus_are_divided_among_the_runs_if_there_are_enough(monkeypatch):
 @pytest.mark.parametrize(
     ("cores", "gibibytes", "gpus", "launcher", "expected"),
     [
-        (5.5, 64, [], [], 5),
         (5.5, 64, [], ["-m", "torch.distributed.run"], 1),
         (5.5, 7, [], [], 3),
         (0.5, 7, [], [], 1),
@@ -425,15 +359,6 @@ def test_by_default_there_is_a_run_per_core_if_there_is_memory_for_it(
     monkeypatch.setattr(runner, "memory_limit", lambda: gibibytes * 2**30)
     monkeypatch.setattr(runner, "visible_gpus", lambda: gpus)
     assert runner.default_parallel([sys.executable, *launcher]) == expected
-
-
-def test_what_runs_at_once_print_goes_to_files_of_their_own(folder, capfd):
-    run(cells(folder, "well", "well"), parallel=2)
-    told = capfd.readouterr()
-    assert "said by" not in told.out + told.err
-    assert Path("experiments/experiment_2/output.log").read_text() == "said by experiments/experiment_2\n"
-    assert told.err == ""  # less than a minute
-    assert len(told.out.splitlines()) == 5  # a start and an end each, and the summary
 
 
 def test_the_progress_of_a_run_is_read_from_its_files(tmp_path, monkeypatch, capsys):
@@ -470,21 +395,6 @@ def test_a_task_whose_config_has_been_edited_is_refused(folder, grid):
     assert not list_experiments(Path("experiments"))
 
 
-def test_a_task_whose_run_is_not_done_has_failed(grid):
-    with pytest.raises(RunError, match="row x bad, seed 0: failed, no such thing"):
-        run_task(submitted(grid), 1)
-
-
-def test_a_smoke_test_takes_two_steps_of_a_cell_and_leaves_nothing_behind(grid, capfd):
-    submission = submitted(grid)
-    run_task(submission, 0, smoke=True)
-    assert "row x good, seed 0: trains" in capfd.readouterr().out
-    with pytest.raises(RunError, match="row x bad, seed 0: the dry run ended with exit code 2"):
-        run_task(submission, 1, smoke=True)
-    assert [path.name for path in submission.iterdir()] == ["submission.json"]
-    assert not list_experiments(Path("experiments"))
-
-
 def test_without_slurm_a_submission_says_so_and_leaves_nothing(grid, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     Path("sbatch").mkdir()
@@ -494,20 +404,16 @@ def test_without_slurm_a_submission_says_so_and_leaves_nothing(grid, monkeypatch
     assert not list(Path("experiments").glob("slurm/*"))
 
 
-def test_a_submission_is_read_as_it_was_written_and_tries_the_first_run_of_every_cell(folder):
-    (folder / "grid_fake.yaml").write_text(GRID.replace("seeds: [0]", "seeds: [5, 6]"))
-    grid = read_grid(folder / "grid_fake.yaml")
+def test_a_submission_is_read_as_it_was_written(grid):
     submission = slurm.read_submission(submitted(grid))
     assert [slurm.job_of(entry) for entry in submission.jobs] == grid.jobs
-    assert [slurm.job_of(entry) for entry in submission.smoke_jobs] == grid.jobs[:3]
     assert slurm.read_submissions(Path("experiments")) == [submission]
     assert submitted(grid).name == "grid_fake-2"
 
 
 SQUEUE = """#!/bin/sh
 echo '7_0|RUNNING|node1'
-echo '7_1|CANCELLED|'
-echo '6_2|FAILED|NonZeroExitCode'
+echo '7_1|FAILED|NonZeroExitCode'
 echo '5_2|PENDING|Resources'
 """
 
@@ -518,28 +424,13 @@ def test_the_queue_is_asked_for_the_runs_of_this_grid_alone(folder, grid, monkey
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     older, newer = (slurm.read_submission(submitted(grid)) for _ in range(2))
     replace(older, array="5").write()
-    replace(newer, array="7", smoke="6").write()
+    replace(newer, array="7").write()
     submissions = slurm.read_submissions(Path("experiments"))
     told = {job.column: str(task) for job, task in slurm.tasks_of(grid.jobs, submissions).items()}
     assert told == {
         "good": "7_0 RUNNING node1",
-        "bad": "7_1 CANCELLED for the smoke test of row x killed, seed 0 failed, "
-        "see experiments/slurm/grid_fake-2/smoke_6_2.out",
+        "bad": "7_1 FAILED see experiments/slurm/grid_fake-2/slurm_7_1.out",
         "killed": "5_2 PENDING Resources",
     }
     (folder / "base.yaml").write_text("fake: {end: well, seconds: 3}\n")  # another recipe in the same places
     assert slurm.tasks_of(read_grid(folder / "grid_fake.yaml").jobs, submissions) == {}
-
-
-def test_what_to_type_next_can_be_pasted():
-    arguments = argparse.Namespace(grid=Path("my grids/grid.yaml"), experiments=Path("else where"))
-    assert grid_command.command("status", arguments) == (
-        "python -m ablation.grid status 'my grids/grid.yaml' --experiments 'else where'"
-    )
-    arguments.experiments = Path("experiments")
-    assert grid_command.command("table", arguments) == "python -m ablation.grid table 'my grids/grid.yaml'"
-
-
-def test_a_bad_grid_is_one_line_from_the_command(folder):
-    with pytest.raises(ValueError, match=r"no such file; did you mean 'grid_fake\.yaml'"):
-        grid_command.parse_arguments(["status", "grid_fakee.yaml"])

@@ -40,7 +40,7 @@ def train(run_in_process, tmp_path):
 def test_a_run_leaves_its_whole_record(experiment):
     names = {path.name for path in experiment.iterdir()}
     assert names == {
-        "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl", "metrics.csv",
+        "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl",
         "curves.png",
         "results.json", "image_statistics.npz", "predictions.csv", "confusion.png", "examples.png",
         "checkpoints", "running.lock", "status.json",

@@ -137,7 +137,7 @@ def test_a_run_leaves_its_whole_record(experiment, config_path):
     assert experiment.name == "experiment_1"
     names = {path.name for path in experiment.iterdir()}
     assert names == {
-        "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl", "metrics.csv",
+        "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl",
         "curves.png", "results.json", "image_statistics.npz", "detections.json", "detections.png", "examples",
         "checkpoints", "precision_recall.png", "class_scores.png", "confusion.png", "running.lock", "status.json",
     }  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ablation import plots
+from ablation.comparison import Difference
 from ablation.report import breakable
 from ablation.tables import Table, to_latex, to_markdown
 from data import DatasetError, read_image
@@ -68,9 +69,8 @@ def test_names_are_harmless_in_pictures(tmp_path):
     panel = pictures.Panel(image, EVIL, [pictures.Mark(box[0], (1, 0, 0), EVIL)])
     pictures.draw_panels(tmp_path / "panels.png", [panel], columns=1, side=300)
     charts.draw_classes(tmp_path / "classes.png", [EVIL, "dog"], [1, 2], [0.5, 1.0])
-    interval = Interval(0.1, 0.0, 0.2, 0.5, 0.1)
-    figure = plots.draw_classes({("a", "b"): {EVIL: interval}}, {("a", "b"): plots.Look("k", "o")}, EVIL[:3])
-    svg = plots.to_svg(figure, "classes", "AP of each class")
+    difference = Difference(EVIL, Interval(0.1, 0.0, 0.2, 0.5, 0.1), 0.5, 1)
+    svg = plots.to_svg(plots.draw_differences([difference], {}, "mAP"), "differences", "differences")
     assert "fake" in svg
     ElementTree.fromstring(svg)
 

@@ -12,6 +12,7 @@ from records.experiment import (
     append_environment,
     describe_environment,
     new_experiment,
+    read_environments,
     read_experiment_config,
     requeued_experiment,
     slurm_job,
@@ -19,12 +20,6 @@ from records.experiment import (
     write_readme,
 )
 from training import TrainConfig
-
-
-def test_numbers_go_on_after_the_highest(tmp_path):
-    (tmp_path / "experiment_9").mkdir()
-    (tmp_path / "notes").mkdir()
-    assert new_experiment(tmp_path).name == "experiment_10"
 
 
 def test_a_root_that_is_no_folder_is_named_with_the_cure(tmp_path):
@@ -43,14 +38,11 @@ def test_every_start_adds_its_own_environment(tmp_path, monkeypatch):
     assert starts[0]["command"] == "python -m detection.training config.yaml"
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"started": 1}', "[1]", "[" * 100_000])
-def test_a_damaged_environment_is_kept_aside_when_a_run_is_started_again(tmp_path, caplog, content):
-    path = tmp_path / "environment.json"
-    path.write_text(content)
-    append_environment(tmp_path, {"processes": 1})
-    assert json.loads(path.read_text()) == [{"processes": 1}]
-    assert (tmp_path / "environment.json.damaged").read_text() == content
-    assert "environment.json" in caplog.text
+@pytest.mark.parametrize("content", ["", "{", '{"started": 1}', "[1]"])
+def test_a_damaged_environment_is_named(tmp_path, content):
+    (tmp_path / "environment.json").write_text(content)
+    with pytest.raises(ValueError, match=r"environment\.json: damaged"):
+        read_environments(tmp_path)
 
 
 def test_an_experiment_that_lost_its_config_says_how_to_get_it_back(tmp_path):
@@ -88,23 +80,20 @@ def test_a_requeued_job_finds_the_experiment_that_it_began(begun):
     assert requeued_experiment(begun) == begun / "experiment_2"
 
 
-def test_a_damaged_environment_of_another_experiment_does_not_stop_a_requeued_job(begun, caplog):
-    (begun / "experiment_3/environment.json").write_text("{")
-    assert requeued_experiment(begun) == begun / "experiment_2"
-    assert "experiment_3/environment.json" in caplog.text
-
-
 @pytest.mark.parametrize(
-    ("setting", "value"),
-    [("SLURM_RESTART_COUNT", "0"), ("SLURM_JOB_ID", "9"), ("SLURM_CLUSTER_NAME", "cellar")],
+    ("setting", "value", "program"),
+    [
+        ("SLURM_RESTART_COUNT", "0", "a.yaml"),
+        ("SLURM_JOB_ID", "9", "a.yaml"),
+        ("SLURM_CLUSTER_NAME", "cellar", "a.yaml"),
+        ("SLURM_JOB_ID", "7", "b.yaml"),
+    ],
 )
-def test_a_job_that_was_not_requeued_starts_a_new_experiment(begun, monkeypatch, setting, value):
+def test_a_job_that_was_not_requeued_or_runs_another_command_starts_a_new_experiment(
+    begun, monkeypatch, setting, value, program
+):
     monkeypatch.setenv(setting, value)
-    assert requeued_experiment(begun) is None
-
-
-def test_another_command_of_the_same_job_starts_a_new_experiment(begun, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/project/detection/training.py", "b.yaml"])
+    monkeypatch.setattr(sys, "argv", ["/project/detection/training.py", program])
     assert requeued_experiment(begun) is None
 
 

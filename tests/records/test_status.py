@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from engine.command import RunError
-from engine.files import locked
 from engine.signals import Stopped
 from records import status as module
-from records.status import GRID_LOCK, Status, at_work, begin_status, read_status, training_bar, write_status
+from records.status import Status, at_work, begin_status, read_status, training_bar, write_status
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = """
@@ -111,29 +110,9 @@ def test_a_run_says_how_far_it_is_and_a_later_start_remembers(tmp_path, monkeypa
         assert read_status(tmp_path).step == 11
 
 
-def test_progress_is_written_once_a_second_and_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "STATUS_SECONDS", 1000)
-    with training_bar(tmp_path, step=0, steps_per_epoch=10, epochs=1, metric="mAP") as bar:
-        bar.update()
-        assert json.loads((tmp_path / "status.json").read_text())["step"] == 0
-    assert json.loads((tmp_path / "status.json").read_text())["step"] == 1
-
-
-def test_a_status_that_cannot_be_written_ends_no_run(tmp_path):
-    with training_bar(tmp_path / "gone", step=0, steps_per_epoch=10, epochs=1, metric="mAP") as bar:
-        bar.update()
-    assert bar.n == 1
-
-
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "asleep"}', '{"state": "done", "step": "x"}'])
 def test_a_damaged_status_says_nothing(tmp_path, content):
     (tmp_path / "status.json").write_text(content)
-    assert read_status(tmp_path) is None
-
-
-def test_what_a_grid_is_about_to_start_is_running(tmp_path):
-    with locked(tmp_path / GRID_LOCK):
-        assert read_status(tmp_path).state == "running"
     assert read_status(tmp_path) is None
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from records import trackers
 from records.metrics import read_metrics, write_metrics
-from records.trackers import Trackers, check_installed, grouped, run_id
+from records.trackers import Trackers, check_installed, run_id
 
 
 class Recorder:
@@ -58,17 +58,6 @@ def epoch(opened, number):
 def picture(path, time):
     Image.new("RGB", (4, 4)).save(path)
     os.utime(path, (time, time))
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("train_loss_total", "train/loss_total"), ("learning_rate", "train/learning_rate"),
-        ("images_per_second", "speed/images_per_second"), ("mAP", "validation/mAP"),
-    ],
-)  # fmt: skip
-def test_numbers_have_groups(name, shown):
-    assert grouped(name) == shown
 
 
 def test_every_epoch_is_logged_with_the_pictures_that_are_new(experiment, recorder):
@@ -151,14 +140,6 @@ def test_tensorboard_shows_numbers_and_pictures_by_step_and_each_step_once_after
     assert [(each.step, each.width) for each in events.Images("samples")] == [(10, 4)]
 
 
-def test_tensorboard_without_a_folder_to_write_in_does_not_end_the_run(experiment, caplog):
-    (experiment / "tensorboard").write_text("in its way")
-    with Trackers(["tensorboard"], experiment) as opened:
-        opened.start()
-        epoch(opened, 1)
-    assert len(caplog.messages) == 1
-
-
 # ---- W&B ---------------------------------------------------------------------------------------------------
 
 
@@ -198,9 +179,3 @@ def test_wandb_is_offline_under_slurm_even_with_a_key(experiment, wandb, monkeyp
     with Trackers(["wandb"], experiment) as opened:
         opened.start()
     assert starts(experiment) == [run_id(experiment)]
-
-
-def test_experiments_have_different_ids(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    assert run_id(tmp_path / "a") != run_id(tmp_path / "b")
