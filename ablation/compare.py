@@ -107,6 +107,9 @@ def show(what: Sequence[Path], arguments: argparse.Namespace) -> None:
             write_text(path, text)
         else:
             sys.stdout.write(printable_lines(text))
+            picture = comparison.best and comparison.best.runs[0].path / "detections.png"
+            if arguments.format == "md" and picture and picture.is_file():
+                print(f"what the best cell finds: {picture}")
     if path:
         print(f"written to {path}")
 

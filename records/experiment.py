@@ -31,6 +31,7 @@ from pydantic import TypeAdapter
 
 from engine.config import ConfigClass, load_config
 from engine.files import write_text
+from engine.logbook import logger
 from engine.strict_yaml import ConfigError
 from engine.terminal import printable
 
@@ -139,7 +140,12 @@ def requeued_experiment(root: Path) -> Path | None:
     if job is None or not job["restarts"]:
         return None
     for path in reversed(list_experiments(root)):
-        for start in read_environments(path):
+        try:
+            starts = read_environments(path)
+        except ValueError as error:  # most likely of an experiment that has nothing to do with this job
+            logger.warning("%s", error)
+            continue
+        for start in starts:
             then = start.get("slurm") or {}
             same_job = (then.get("job_id"), then.get("cluster")) == (job["job_id"], job["cluster"])
             if same_job and start.get("argv") == _argv():
