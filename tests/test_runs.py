@@ -12,7 +12,7 @@ from torch import nn
 
 from detection.task import DetectionConfig, DetectionTask
 from detection.training import main, parse_arguments
-from engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
+from engine.checkpoint import CheckpointError
 from engine.command import RunError
 from engine.config import dump_config, load_config
 from engine.strict_yaml import ConfigError, dump_yaml, read_yaml
@@ -218,7 +218,7 @@ def test_a_config_that_is_edited_while_the_run_trains_is_restored_and_kept_besid
     experiment = start()
     assert read_yaml(experiment / "config.yaml")[0]["train"]["epochs"] == 1
     assert (experiment / "config_edited.yaml").read_text() == "train: {epochs: 500}\n"
-    assert "config.yaml was edited while the run trained" in (experiment / "train.log").read_text()
+    assert "config.yaml was edited" in (experiment / "train.log").read_text()
 
 
 def test_a_run_is_not_resumed_by_a_config_that_was_edited_since(start):
@@ -239,18 +239,6 @@ def test_a_run_is_resumed_on_copies_of_its_images_but_not_on_others(start, sampl
     second.write_bytes(first.read_bytes())
     with pytest.raises(CheckpointError, match=r"made on other data: training images '.*', now '.*'"):
         start("--resume", str(experiment), f"data.root={copy}")
-
-
-def test_a_checkpoint_of_before_images_were_identified_is_resumed(start):
-    experiment = start()
-    path = newest_checkpoint(experiment / "checkpoints")
-    state = load_checkpoint(path)
-    for half in ("training", "validation"):
-        del state["data"][f"{half} images"]
-    save_checkpoint(path, state)
-    (experiment / "results.json").unlink()
-    start("--resume", str(experiment))
-    assert (experiment / "results.json").is_file()
 
 
 @pytest.fixture

@@ -376,16 +376,6 @@ def test_metrics_that_are_lost_while_a_run_trains_are_written_again_with_the_nex
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [1, 2, 3]
 
 
-def test_a_checkpoint_of_an_earlier_version_without_the_epochs_is_resumed_by_what_is_on_the_disk(whole, tmp_path):
-    stop_after(tmp_path, 12)
-    newest = list_checkpoints(tmp_path / "checkpoints")[-1]
-    state = load_checkpoint(newest)
-    assert [line["epoch"] for line in state.pop("lines")] == [1, 2]
-    save_checkpoint(newest, state)
-    fit(PlaneTask(), tmp_path, CPU, resume=True)
-    assert_same_run(tmp_path, whole)
-
-
 # ---- numbers that are not finite --------------------------------------------------------------------------------
 
 FP16 = changed(precision="fp16")
