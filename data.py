@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from engine import distributed
+from engine.config import Config
 from engine.files import file_sha256, user_path
 from engine.inputs import Inputs, identify_images
 from engine.logbook import logger
@@ -442,6 +443,25 @@ def collate(samples: list[dict]) -> dict[str, Tensor]:
         "labels": torch.tensor([sample["label"] for sample in samples]),
         "image_ids": torch.tensor([sample["image_id"] for sample in samples]),
     }
+
+
+class LabelledTask:
+    """What tasks of labelled images have in common; see training.Task."""
+
+    collate = staticmethod(collate)
+    started_from: str | None = None
+
+    def __init__(self, config: Config, train: LabelledImages, val: LabelledImages) -> None:
+        """config: has a section `data`."""
+        self.config, self.train, self.val = config, train, val
+        self.workers = config.data.workers
+        self.inputs = inputs_of(config.data.root, train, val)
+        self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
+        self.data |= {f"content of the {half} images": images.sha256 for half, images in self.inputs.images.items()}
+        self.val_loader: DataLoader | None = None
+
+    def compile(self) -> None:
+        """Do nothing: `losses` does little besides calling the model."""
 
 
 def eval_loader(
