@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from data import READERS, DatasetError, LabelledImages, data_folder, digest_of
+from data import DatasetError, LabelledImages, data_folder, digest_of, read_own_files
 from engine.config import Config
 
 IMAGENET_CLASSES = Path(__file__).parent / "imagenet_classes.tsv"
@@ -59,7 +59,7 @@ def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledIm
     root = data_folder(config.root)
     if config.format == "folders":
         return read_folders(root / getattr(config, split))
-    return READERS[config.format](root, split == "train")
+    return read_own_files(config.format, root, split == "train")
 
 
 def read_folders(folder: Path) -> LabelledImages:

@@ -118,15 +118,15 @@ def find_images(folder: Path | None, classifier: "Classifier") -> "LabelledImage
 
     Raises DatasetError if they are missing, ConfigError if there is neither."""
     from classification.data import DataConfig, read_folders, read_split
-    from data import CIFAR10_FOLDER, MNIST_FOLDER
+    from data import FORMATS
     from engine.strict_yaml import ConfigError
 
     if folder is None:
         if classifier.data is None:
             raise ConfigError(f"{classifier.path}: has no data of its own; name a folder of images to score, too")
         return read_split(classifier.data, "val")
-    for known, name in ((CIFAR10_FOLDER, "cifar10"), (MNIST_FOLDER, "mnist")):
-        if (folder / known).is_dir():
+    for name, (own, *_) in FORMATS.items():
+        if (folder / own).is_dir():
             return read_split(DataConfig(root=str(folder), format=name), "val")
     return read_folders(folder / "val" if (folder / "val").is_dir() else folder)
 

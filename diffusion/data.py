@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from data import READERS, LabelledImages, data_folder
+from data import LabelledImages, data_folder, read_own_files
 from engine.config import Config
 
 CHANNELS = {"mnist": 1, "cifar10": 3}  # of the images of each format
@@ -25,7 +25,7 @@ class DataConfig(Config):
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:
     """Read one half of the data set that a config names. Raises DatasetError if it is not there."""
-    return READERS[config.format](data_folder(config.root), split == "train")
+    return read_own_files(config.format, data_folder(config.root), split == "train")
 
 
 @dataclass(frozen=True)

@@ -45,32 +45,24 @@ class SamplingConfig(Config):
 
 def check_sampling(noise: NoiseConfig, sampling: SamplingConfig) -> None:
     """Raises ValueError if images cannot be made so: for their number of steps, or guidance that was not learned."""
-    steps, sampler = sampling.steps, sampling.sampler
-    if steps > noise.timesteps:
-        raise ValueError(f"steps {steps}: expected at most the {noise.timesteps} of diffusion.timesteps")
-    if sampler != "dpm++" and noise.timesteps % steps:  # they go noise.timesteps // steps at a time
+    steps, sampler, timesteps = sampling.steps, sampling.sampler, noise.timesteps
+    if steps > timesteps:
+        raise ValueError(f"steps {steps}: expected at most the {timesteps} of diffusion.timesteps")
+    if sampler != "dpm++" and timesteps % steps:  # they go timesteps // steps at a time
+        divisors = [divisor for divisor in range(1, timesteps + 1) if timesteps % divisor == 0]
+        nearest = min(divisors, key=lambda divisor: abs(divisor - steps))
         raise ValueError(
-            f"steps {steps}: {sampler} takes a number that divides diffusion.timesteps, {noise.timesteps}, such as "
-            f"{nearest_divisor(noise.timesteps, steps)}"
+            f"steps {steps}: {sampler} takes a number that divides diffusion.timesteps, {timesteps}, such as {nearest}"
         )
     if sampling.guidance != 1 and noise.label_dropout == 0:
         raise ValueError(
-            f"guidance {sampling.guidance:g}: expected 1, for diffusion.label_dropout is 0 and no model without a "
-            "class was learned"
+            f"guidance {sampling.guidance:g}: expected 1, because with diffusion.label_dropout 0 no model without a "
+            "class was trained"
         )
     scheduler = build_scheduler(noise, sampler)
     scheduler.set_timesteps(steps)
-    if len(scheduler.timesteps.unique()) < steps:  # dpm++ would divide by the nothing between two of them
-        raise ValueError(
-            f"steps {steps}: {sampler} has fewer timesteps than that between image and noise, of {noise.timesteps}; "
-            "take fewer"
-        )
-
-
-def nearest_divisor(number: int, wanted: int) -> int:
-    """Of the divisors of a number the one closest to what was wanted, the larger of two."""
-    divisors = [divisor for divisor in range(number, 0, -1) if number % divisor == 0]
-    return min(divisors, key=lambda divisor: abs(divisor - wanted))
+    if len(scheduler.timesteps.unique()) < steps:  # dpm++ would divide by zero
+        raise ValueError(f"steps {steps}: {sampler} has fewer different timesteps, of {timesteps}; take fewer")
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
