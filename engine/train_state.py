@@ -107,8 +107,6 @@ class TrainState:
             self.ema.module.load_state_dict(state["ema"]["weights"])
             self.ema.n_averaged.fill_(state["ema"]["count"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["fused"] = True  # load_state_dict restores this flag, too
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.overflows, self.overflows_in_a_row = state["overflows"]
