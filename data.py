@@ -286,8 +286,7 @@ class LabelledImages:
 def read_image(path: Path) -> Image.Image:
     """Decode a file to an upright 8-bit RGB image. Raises DatasetError naming it if that cannot be done."""
     if not path.is_file():
-        what = "a folder; name the files in it" if path.is_dir() else "no such file"
-        raise DatasetError(f"{printable(str(path))}: {what}")
+        raise DatasetError(f"{printable(str(path))}: no such file")
     try:
         with opened_image(path) as image:
             return as_rgb(ImageOps.exif_transpose(image))

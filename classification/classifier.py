@@ -14,7 +14,7 @@ from engine.checkpoint import newest_checkpoint
 from engine.compute.precision import Precision
 from engine.config import load_config
 from engine.strict_yaml import ConfigError
-from engine.text import did_you_mean, nearest
+from engine.text import did_you_mean, listed, nearest
 from model import SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_arguments
 from records.experiment import read_experiment_config
 from weights.registry import find_weights, read_registry
@@ -57,8 +57,8 @@ class Classifier:
             return np.arange(len(class_ids))
         if unknown:
             raise DatasetError(
-                f"class {', '.join(unknown[:LISTED])}{', ...' * (len(unknown) > LISTED)}: not among the "
-                f"{len(self.class_ids)} of {self.path} ({', '.join(self.class_ids[:LISTED])}, ...)"
+                f"class {listed(unknown, LISTED)}: not among the {len(self.class_ids)} of {self.path} "
+                f"({listed(self.class_ids, LISTED)})"
             )
         return np.array([index[name] for name in class_ids], np.int64)
 

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from data import DatasetError, LabelledImages, data_folder, digest_of, read_own_files
 from engine.config import Config
+from engine.text import listed
 
 IMAGENET_CLASSES = Path(__file__).parent / "imagenet_classes.tsv"
 LISTED = 8  # classes named in a message
@@ -87,9 +88,9 @@ def read_folders(folder: Path) -> LabelledImages:
 def check_pair(train: LabelledImages, val: LabelledImages) -> None:
     """Raise DatasetError if the halves do not have the same classes."""
     if train.class_ids != val.class_ids:
-        differing = [
-            f"{', '.join(some[:LISTED])}{', ...' * (len(some) > LISTED)} only in {split.place}"
+        only = [
+            f"{listed(some, LISTED)} only in {split.place}"
             for split, other in ((train, val), (val, train))
             if (some := [name for name in split.class_ids if name not in other.class_ids])
         ]
-        raise DatasetError(f"not the same classes to train on and to score: {'; '.join(differing)}")
+        raise DatasetError(f"not the same classes to train on and to score: {'; '.join(only)}")
