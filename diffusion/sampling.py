@@ -5,10 +5,11 @@ batch with, but for rounding, and on a CPU it is the same to the last bit whenev
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from data import Key, seed_of
@@ -18,7 +19,6 @@ from engine.compute.inference import evaluation_mode
 from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.logbook import progress_bar
-from engine.text import UnknownNameError
 
 # The image that a step predicts is cut to -1 to 1; DDIM's noise has to be what then remains. Taken from the prediction
 # before the cut, as is diffusers' default, it carries what guidance overdoes from step to step, and many steps mix
@@ -29,18 +29,11 @@ STEP_OPTIONS = {"ddim": {"use_clipped_model_output": True}}
 class SamplingConfig(Config):
     """How images are made."""
 
-    sampler: str = Field("ddim", description="ddpm, ddim or dpm++")
+    sampler: Literal[*SAMPLERS] = Field("ddim", description="how steps are taken, see diffusion/schedule.py")
     steps: int = Field(50, ge=1, description="of the sampler, at most diffusion.timesteps")
     guidance: float = Field(
         1.0, ge=0, description="scale of the step from no class to the class (arXiv 2207.12598); 1: none is taken"
     )
-
-    @field_validator("sampler")
-    @classmethod
-    def _names_a_sampler(cls, name: str) -> str:
-        if name not in SAMPLERS:
-            raise UnknownNameError("sampler", name, SAMPLERS)
-        return name
 
 
 def check_sampling(noise: NoiseConfig, sampling: SamplingConfig) -> None:
