@@ -82,18 +82,25 @@ def train(command: TrainCommand, arguments: argparse.Namespace, device: torch.de
             if distributed.is_main():
                 stack.enter_context(at_work(arguments.experiment))
                 begin_status(arguments.experiment)
-        config = with_precision(read_config(arguments, command), device)
-        resume = arguments.resume is not None
-        if resume:
-            newest_checkpoint(arguments.resume / "checkpoints")  # there must be one, before anything is written
-        task = command.build_task(config, resume)
         folder = arguments.resume or arguments.experiment
-        check_installed(config.train.trackers)
-        check_feasible(task, folder or arguments.experiments, device)
+        task = prepare(command, arguments, device, folder or arguments.experiments)
         experiment = folder or distributed.broadcast(distributed.is_main() and new_experiment(arguments.experiments))
         if distributed.is_main() and not arguments.experiment:
             stack.enter_context(at_work(experiment))
-        train_and_record(command, task, experiment, device, resume)
+        train_and_record(command, task, experiment, device, arguments.resume is not None)
+
+
+def prepare(command: TrainCommand, arguments: argparse.Namespace, device: torch.device, folder: Path) -> Task:
+    """Return the task to train. Raises ValueError for what can be known to be wrong before anything is written.
+
+    folder: where checkpoints are to be kept."""
+    config = with_precision(read_config(arguments, command), device)
+    if arguments.resume:
+        newest_checkpoint(arguments.resume / "checkpoints")  # there must be one
+    task = command.build_task(config, arguments.resume is not None)
+    check_installed(config.train.trackers)
+    check_feasible(task, folder, device)
+    return task
 
 
 def train_and_record(command: TrainCommand, task: Task, experiment: Path, device: torch.device, resume: bool) -> None:
@@ -151,10 +158,7 @@ def restore_config(experiment: Path, config: Config) -> None:
 
 def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.device) -> None:
     """Build all that training needs and take two steps on real images; leave nothing."""
-    config = with_precision(read_config(arguments, command), device)
-    task = command.build_task(config, False)
-    check_installed(config.train.trackers)
-    check_feasible(task, arguments.experiments, device)
+    task = prepare(command, arguments, device, arguments.experiments)
     with warnings_counted() as warnings:
         announce(command, task, device)
         first, second = rehearse(task, device)
