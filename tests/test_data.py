@@ -63,8 +63,7 @@ def test_normalize_images_first_used_in_inference_mode_can_train_afterwards():
 
 def test_an_epoch_holds_each_image_at_most_once_and_only_whole_batches():
     batches = list(sampler(num_samples=50, batch_size=6))
-    assert len(batches) == len(sampler(num_samples=50, batch_size=6)) == 8
-    assert all(len(batch) == 6 for batch in batches)
+    assert [len(batch) for batch in batches] == [6] * 8
     assert len(set(indices(batches))) == 48
 
 
@@ -212,25 +211,18 @@ def samples() -> LabelledSamples:
     return LabelledSamples(images, transform, seed=3)
 
 
-def test_a_sample_is_a_function_of_epoch_and_index(samples):
-    first = samples[2, 5]["image"]
-    torch.rand(9)
-    assert torch.equal(samples[2, 5]["image"], first)
-    assert not torch.equal(samples[3, 5]["image"], first)
-    assert first.dtype == torch.uint8
-    assert first.shape == (3, 16, 16)
-
-
-def test_drawing_a_sample_leaves_the_random_numbers_of_others_alone(samples):
+def test_a_sample_is_a_function_of_epoch_and_index_and_leaves_other_random_numbers_alone(samples):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    samples[0, 0]
+    first = samples[2, 5]["image"]
     assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(samples[2, 5]["image"], first)
+    assert not torch.equal(samples[3, 5]["image"], first)
 
 
 def test_a_batch_has_labels_and_image_numbers(samples):
     batch = collate([samples[0, index] for index in (0, 47)])
-    assert batch["images"].shape == (2, 3, 16, 16)
+    assert (batch["images"].dtype, batch["images"].shape) == (torch.uint8, (2, 3, 16, 16))
     assert batch["labels"].tolist() == [0, 5]
     assert batch["image_ids"].tolist() == [0, 47]
