@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from engine import distributed
+from engine.config import Config
 from engine.files import file_sha256, user_path
 from engine.inputs import Inputs, Repeats, identify_images, repeats, shared_between
 from engine.logbook import logger
@@ -282,8 +283,7 @@ class LabelledImages:
 def read_image(path: Path) -> Image.Image:
     """Decode a file to an upright 8-bit RGB image. Raises DatasetError naming it if that cannot be done."""
     if not path.is_file():
-        what = "a folder; name the files in it" if path.is_dir() else "no such file"
-        raise DatasetError(f"{printable(str(path))}: {what}")
+        raise DatasetError(f"{printable(str(path))}: no such file")
     try:
         with opened_image(path) as image:
             return as_rgb(ImageOps.exif_transpose(image))
@@ -329,64 +329,45 @@ def digest_of(images: np.ndarray, labels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-CIFAR10_FOLDER, MNIST_FOLDER = "cifar-10-batches-py", "MNIST/raw"  # below the root, as torchvision has them
+# By data.format: the folder below the root, as torchvision has it, and the files to train on and to validate.
+FORMATS = {
+    "cifar10": ("cifar-10-batches-py", [f"data_batch_{number}" for number in range(1, 6)], ["test_batch"]),
+    "mnist": (
+        "MNIST/raw",
+        ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"],
+        ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
+    ),
+}
 
 
-def read_cifar10(root: Path, train: bool) -> LabelledImages:
-    """Read one half of CIFAR-10. Raises DatasetError if its files are missing or cannot be read."""
-    from torchvision.datasets import CIFAR10  # here, because torchvision takes seconds
+def read_own_files(kind: str, root: Path, train: bool) -> LabelledImages:
+    """Read one half of CIFAR-10 or MNIST. Raises DatasetError if its files are missing or cannot be read."""
+    from torchvision import datasets  # here, because torchvision takes seconds
 
-    class AnyCifar10(CIFAR10):
+    class AnyCifar10(datasets.CIFAR10):
         """A reader of files that may differ from the original, such as a part of it."""
 
-        train_list = [[name, None] for name, _ in CIFAR10.train_list]  # noqa: RUF012 (as in the base)
-        test_list = [[name, None] for name, _ in CIFAR10.test_list]  # noqa: RUF012
-        meta = CIFAR10.meta | {"md5": None}
+        train_list = [[name, None] for name, _ in datasets.CIFAR10.train_list]  # noqa: RUF012 (as in the base)
+        test_list = [[name, None] for name, _ in datasets.CIFAR10.test_list]  # noqa: RUF012
+        meta = datasets.CIFAR10.meta | {"md5": None}
 
-    folder = root / CIFAR10_FOLDER
+    name, *halves = FORMATS[kind]
+    folder = root / name
+    if missing := [file for half in halves for file in half if not (folder / file).is_file()]:
+        raise DatasetError(f"{folder}: no {', '.join(missing)}; unpack the archive there (tar -xf, gunzip -k)")
+    files = [folder / file for file in halves[0 if train else 1]]
     try:
-        found = AnyCifar10(root, train=train)
-    except RuntimeError:
-        raise DatasetError(f"{folder}: not all of CIFAR-10's files; unpack cifar-10-python.tar.gz in {root}") from None
-    except Exception as error:  # of unpickling
-        raise DatasetError(f"{folder}: cannot be read ({error}); get CIFAR-10 again") from None
-    files = [folder / name for name, _ in (found.train_list if train else found.test_list)]
-    return _in_memory(folder, found.data, np.array(found.targets, np.int64), found.classes, files)
-
-
-def read_mnist(root: Path, train: bool) -> LabelledImages:
-    """Read one half of MNIST. Raises DatasetError if its files are missing or cannot be read."""
-    from torchvision.datasets import MNIST  # here, because torchvision takes seconds
-
-    folder = root / MNIST_FOLDER
-    train_files, test_files = (
-        [folder / f"{half}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")] for half in ("train", "t10k")
-    )
-    if missing := [file.name for file in (*train_files, *test_files) if not file.is_file()]:
-        raise DatasetError(f"{folder}: no {', '.join(missing)}; unpack MNIST's four files there (gunzip -k *.gz)")
-    files = train_files if train else test_files
-    try:
-        found = MNIST(root, train=train)
-    except Exception as error:  # of parsing
-        raise DatasetError(
-            f"{files[0]} or {files[1].name}: not MNIST's, or cut off ({error}); get them again"
-        ) from None
-    return _in_memory(folder, found.data.numpy(), found.targets.numpy(), list("0123456789"), files)
-
-
-def _in_memory(
-    folder: Path, pixels: np.ndarray, labels: np.ndarray, classes: list[str], files: list[Path]
-) -> LabelledImages:
-    if len(pixels) != len(labels):
-        raise DatasetError(f"{folder}: {len(pixels)} images with {len(labels)} labels; get the files again")
-    if len(labels) == 0 or not 0 <= labels.min() <= labels.max() < len(classes):
-        found = f"labels from {labels.min()} to {labels.max()}" if len(labels) else "no images"
-        raise DatasetError(f"{folder}: {found}, expected labels from 0 to {len(classes) - 1}")
+        found = (AnyCifar10 if kind == "cifar10" else datasets.MNIST)(root, train=train)
+    except Exception as error:  # of parsing or unpickling
+        names = ", ".join(file.name for file in files)
+        raise DatasetError(f"{folder}: {names}: cannot be read ({error}); get them again") from None
+    pixels, labels = torch.as_tensor(found.data).numpy(), torch.as_tensor(found.targets).numpy()
+    classes = found.classes if kind == "cifar10" else list("0123456789")
+    if len(pixels) != len(labels) or not np.isin(labels, range(len(classes))).all():
+        what = f"{len(pixels)} images, {len(labels)} labels from {min(labels)} to {max(labels)}"
+        raise DatasetError(f"{folder}: damaged ({what}); get the files again")
     hashes = {file: file_sha256(file) for file in files}
     return LabelledImages(folder, pixels, labels, classes, classes, digest_of(pixels, labels), hashes)
-
-
-READERS = {"mnist": read_mnist, "cifar10": read_cifar10}  # by data.format
 
 
 def data_folder(root: str) -> Path:
@@ -439,6 +420,25 @@ def collate(samples: list[dict]) -> dict[str, Tensor]:
         "labels": torch.tensor([sample["label"] for sample in samples]),
         "image_ids": torch.tensor([sample["image_id"] for sample in samples]),
     }
+
+
+class LabelledTask:
+    """What tasks of labelled images have in common; see training.Task."""
+
+    collate = staticmethod(collate)
+    started_from: str | None = None
+
+    def __init__(self, config: Config, train: LabelledImages, val: LabelledImages) -> None:
+        """config: has a section `data`."""
+        self.config, self.train, self.val = config, train, val
+        self.workers = config.data.workers
+        self.inputs = inputs_of(config.data.root, train, val)
+        self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
+        self.data |= {f"content of the {half} images": images.sha256 for half, images in self.inputs.images.items()}
+        self.val_loader: DataLoader | None = None
+
+    def compile(self) -> None:
+        """Do nothing: `losses` does little besides calling the model."""
 
 
 def eval_loader(

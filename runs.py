@@ -82,18 +82,25 @@ def train(command: TrainCommand, arguments: argparse.Namespace, device: torch.de
             if distributed.is_main():
                 stack.enter_context(at_work(arguments.experiment))
                 begin_status(arguments.experiment)
-        config = with_precision(read_config(arguments, command), device)
-        resume = arguments.resume is not None
-        if resume:
-            newest_checkpoint(arguments.resume / "checkpoints")  # there must be one, before anything is written
-        task = command.build_task(config, resume)
         folder = arguments.resume or arguments.experiment
-        check_installed(config.train.trackers)
-        check_feasible(task, folder or arguments.experiments, device)
+        task = prepare(command, arguments, device, folder or arguments.experiments)
         experiment = folder or distributed.broadcast(distributed.is_main() and new_experiment(arguments.experiments))
         if distributed.is_main() and not arguments.experiment:
             stack.enter_context(at_work(experiment))
-        train_and_record(command, task, experiment, device, resume)
+        train_and_record(command, task, experiment, device, arguments.resume is not None)
+
+
+def prepare(command: TrainCommand, arguments: argparse.Namespace, device: torch.device, folder: Path) -> Task:
+    """Return the task to train. Raises ValueError for what can be known to be wrong before anything is written.
+
+    folder: where checkpoints are to be kept."""
+    config = with_precision(read_config(arguments, command), device)
+    if arguments.resume:
+        newest_checkpoint(arguments.resume / "checkpoints")  # there must be one
+    task = command.build_task(config, arguments.resume is not None)
+    check_installed(config.train.trackers)
+    check_feasible(task, folder, device)
+    return task
 
 
 def train_and_record(command: TrainCommand, task: Task, experiment: Path, device: torch.device, resume: bool) -> None:
@@ -138,22 +145,20 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
 
 
 def restore_config(experiment: Path, config: Config) -> None:
-    """Restore config.yaml to what was trained if it was edited meanwhile; keep the edited one beside it."""
+    """Restore config.yaml to what was trained; keep one that was edited meanwhile as config_edited.yaml."""
     path, text = experiment / "config.yaml", dump_config(config)
-    if not path.is_file():
-        logger.warning("%s was removed while the run trained; restored", path)
-    elif (found := path.read_text(encoding="utf-8", errors="replace")) != text:
+    found = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if found != text:
+        logger.warning(
+            "%s was edited or removed while the run trained: restored, the edited one is in %s", path, EDITED
+        )
         write_text(experiment / EDITED, found)
-        logger.warning("%s was edited while the run trained; restored, the edited one is in %s", path, EDITED)
-    write_text(path, text)
+        write_text(path, text)
 
 
 def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.device) -> None:
     """Build all that training needs and take two steps on real images; leave nothing."""
-    config = with_precision(read_config(arguments, command), device)
-    task = command.build_task(config, False)
-    check_installed(config.train.trackers)
-    check_feasible(task, arguments.experiments, device)
+    task = prepare(command, arguments, device, arguments.experiments)
     announce(command, task, device)
     first, second = rehearse(task, device)
     needs = distributed.gather(memory_need(device))
@@ -204,7 +209,7 @@ def check_feasible(task: Task, folder: Path, device: torch.device) -> None:
     weights = sum(tensor.nbytes for tensor in task.model.state_dict().values())
     copies = 1 + STATES_PER_WEIGHT[task.config.optim.optimizer] + (config.ema_decay is not None)
     check_room(folder, weights * copies)
-    batches = count_batches(task)
+    batches = len(EpochBatchSampler(len(task.train_set), config.batch_size, 0, distributed.world_size(), config.seed))
     if batches < config.accumulation_steps:
         raise ValueError(
             f"train.accumulation_steps {config.accumulation_steps}: an epoch has only {batches} batches of "
@@ -217,12 +222,6 @@ def check_feasible(task: Task, folder: Path, device: torch.device) -> None:
         raise ValueError("train.batch_size 1: BatchNorm needs 2 images or more, or train.batch_norm frozen")
 
 
-def count_batches(task: Task) -> int:
-    """Return the batches of an epoch on each rank. Raises ValueError if the images do not fill one."""
-    config = task.config.train
-    return len(EpochBatchSampler(len(task.train_set), config.batch_size, 0, distributed.world_size(), config.seed))
-
-
 def announce(command: TrainCommand, task: Task, device: torch.device) -> None:
     """Log what is trained on what, and what was derived from the config."""
     config, optim, world_size = task.config.train, task.config.optim, distributed.world_size()
@@ -232,10 +231,11 @@ def announce(command: TrainCommand, task: Task, device: torch.device) -> None:
     if task.started_from:
         logger.info(task.started_from)
     global_batch_size = config.batch_size * world_size * config.accumulation_steps
+    steps = len(task.train_set) // (config.batch_size * world_size) // config.accumulation_steps
     logger.info(
         "%d images, %d steps per epoch, global batch %d (%d images x %d processes x %d accumulated), "
         "peak learning rate %.3g",
-        len(task.train_set), count_batches(task) // config.accumulation_steps, global_batch_size, config.batch_size,
+        len(task.train_set), steps, global_batch_size, config.batch_size,
         world_size, config.accumulation_steps, scaled_learning_rate(optim, global_batch_size),
     )  # fmt: skip
     for name, value in task.reference_losses.items():
@@ -254,7 +254,7 @@ def with_precision(config: Config, device: torch.device) -> Config:
     precision = distributed.broadcast(resolve_precision(config.train.precision, device))
     requested = f" (train.precision auto, on {describe_device(device)})" if config.train.precision == "auto" else ""
     logger.info("precision: %s%s", precision, requested)
-    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+    return set_precision(config, precision)
 
 
 def memory_need(device: torch.device) -> tuple[float, float]:
@@ -272,52 +272,49 @@ def resolve_resume(arguments: argparse.Namespace) -> None:
     """Resume in --experiment if it has a checkpoint, or where this Slurm job trained before it was requeued.
 
     Rank 0 looks: other machines may see a shared folder as it was seconds ago."""
-    is_new = distributed.is_main() and not (arguments.experiment or arguments.resume)
-    if requeued := distributed.broadcast(is_new and requeued_experiment(arguments.experiments)):
+    requeued = resume = None
+    if distributed.is_main() and not arguments.resume:
+        requeued = None if arguments.experiment else requeued_experiment(arguments.experiments)
+        folder = arguments.experiment or requeued
+        resume = folder if folder and list_checkpoints(folder / "checkpoints") else None
+    requeued, resume = distributed.broadcast((requeued, resume))
+    if requeued:
         arguments.experiment = requeued
         arguments.config, arguments.overrides = str(requeued / "config.yaml"), []  # the other may have been edited
-    if arguments.experiment and distributed.broadcast(
-        distributed.is_main() and list_checkpoints(arguments.experiment / "checkpoints")
-    ):
-        arguments.resume = arguments.experiment
+    arguments.resume = arguments.resume or resume
 
 
 def read_config(arguments: argparse.Namespace, command: TrainCommand) -> Config:
     """Return the config to train with. Raises ConfigError if a resumed run would learn something else."""
-    config_class = command.config_class
-    if not arguments.resume:
-        return load_config(arguments.config, arguments.overrides, config_class)
-    stored = read_started_config(arguments.resume, config_class)
-    config = load_config(arguments.config or arguments.resume / "config.yaml", arguments.overrides, config_class)
+    config_class, resume = command.config_class, arguments.resume
+    path = arguments.config or str(resume / "config.yaml")
+    stored = resume and read_started_config(resume, config_class)  # first, because its error says what to do
+    config = load_config(path, arguments.overrides, config_class)
+    if not resume:
+        return config
     if config.train.precision == "auto":  # it was resolved when the experiment started
-        config = config.model_copy(
-            update={"train": config.train.model_copy(update={"precision": stored.train.precision})}
-        )
-    changed = {name: text for name, text in changed_fields(stored, config).items() if name not in FREE_FIELDS}
+        config = set_precision(config, stored.train.precision)
+    changed = [text for name, text in changed_fields(stored, config).items() if name not in FREE_FIELDS]
     if changed:
+        start = command.start_from.format(experiment=resume).split()
+        new_run = shlex.join(["python", "-m", arguments.module, path, *arguments.overrides, *start])
         edited = "" if arguments.config or arguments.overrides else " (its config.yaml was edited: undo that)"
         raise ConfigError(
-            f"{arguments.resume} was trained with another config: {'; '.join(changed.values())}. "
-            f"Resume with its own: --resume {arguments.resume}; or start a new run, {_new_run(arguments, command)}"
-            + edited
+            f"{resume} was trained with another config: {'; '.join(changed)}. Resume with its own: --resume {resume}; "
+            f"or start a new run{', from its weights' if start else ''}: `{new_run}`{edited}"
         )
     return config
 
 
-def _new_run(arguments: argparse.Namespace, command: TrainCommand) -> str:
-    """Return the command of a new run with a config that an experiment refuses, from its weights if possible."""
-    config = arguments.config or str(arguments.resume / "config.yaml")
-    start = command.start_from.format(experiment=arguments.resume).split()
-    words = ["python", "-m", arguments.module, config, *arguments.overrides, *start]
-    return f"{'from its weights and ' if start else ''}with its own schedule: `{shlex.join(words)}`"
-
-
 def read_started_config(experiment: Path, config_class: type[Config]) -> Config:
     """Return the config that a run was last started with, even if its config.yaml was changed since."""
-    starts = [start for start in read_environments(experiment) if "config" in start]
-    if not starts:  # of an earlier version
-        return read_experiment_config(experiment, config_class)
     try:
-        return config_class.model_validate_json(json.dumps(starts[-1]["config"]))
-    except ValueError:  # of another version, or edited
+        started = [start["config"] for start in read_environments(experiment) if "config" in start][-1]
+        return config_class.model_validate_json(json.dumps(started))
+    except (IndexError, ValueError):  # not recorded, damaged, or of another version
         return read_experiment_config(experiment, config_class)
+
+
+def set_precision(config: Config, precision: str) -> Config:
+    """Return the config with another `train.precision`."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})

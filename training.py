@@ -35,9 +35,9 @@ from engine.logbook import logger
 from engine.optim import build_optimizer, build_scheduler, update_average
 from engine.signals import StopRequest
 from engine.terminal import first_line
-from engine.train_state import Checkpoints, TrainState, mean_losses
+from engine.train_state import TrainState, mean_losses
 from records.experiment import shown_score
-from records.metrics import draw_curves, read_metrics, write_metrics
+from records.metrics import draw_curves, write_metrics
 from records.status import training_bar
 from records.trackers import TrackerName
 
@@ -191,16 +191,11 @@ class Trainer:
             task.compile()
             self.parallel_model = torch.compile(self.parallel_model)
         self.finite = FiniteCheck(self.state)
-        self.checkpoints = Checkpoints(experiment / "checkpoints", config.keep_checkpoints, self.state)
         self.warned: set[str] = set()
 
     def resume(self) -> None:
         """Load the newest checkpoint, and drop what was logged after it."""
-        self.checkpoints.load_newest()
-        if self.state.lines is None:  # a checkpoint of an earlier version
-            last_step = self.state.step - bool(self.state.line)
-            lines = read_metrics(self.experiment) if distributed.is_main() else []
-            self.state.lines = distributed.broadcast([line for line in lines if line["step"] <= last_step])
+        self.state.resume(self.experiment / "checkpoints")
         if distributed.is_main():
             write_metrics(self.experiment, self.state.lines)
 
@@ -337,9 +332,9 @@ class Trainer:
             self.stop.stop()
 
     def save(self, name: str | None = None) -> None:
-        """Write a checkpoint, unless the last step was not finite: see `Checkpoints.save`."""
+        """Write a checkpoint, unless the last step was not finite: see `TrainState.save`."""
         self.finite.check()
-        self.checkpoints.save(name)
+        self.state.save(self.experiment / "checkpoints", self.config.keep_checkpoints, name)
 
 
 def epoch_summary(line: dict, epochs: int, metric: str) -> str:

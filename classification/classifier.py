@@ -14,7 +14,7 @@ from engine.checkpoint import newest_checkpoint
 from engine.compute.precision import Precision
 from engine.config import load_config
 from engine.strict_yaml import ConfigError
-from engine.text import did_you_mean, nearest
+from engine.text import did_you_mean, listed, nearest
 from model import SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_arguments
 from records.experiment import read_experiment_config
 from weights.registry import find_weights, read_registry
@@ -57,8 +57,8 @@ class Classifier:
             return np.arange(len(class_ids))
         if unknown:
             raise DatasetError(
-                f"class {', '.join(unknown[:LISTED])}{', ...' * (len(unknown) > LISTED)}: not among the "
-                f"{len(self.class_ids)} of {self.path} ({', '.join(self.class_ids[:LISTED])}, ...)"
+                f"class {listed(unknown, LISTED)}: not among the {len(self.class_ids)} of {self.path} "
+                f"({listed(self.class_ids, LISTED)})"
             )
         return np.array([index[name] for name in class_ids], np.int64)
 
@@ -72,33 +72,30 @@ def load_classifier(named: str, overrides: Sequence[str] = ()) -> Classifier:
     Raises ValueError if there is no such thing, or if it is not a classifier."""
     path = Path(named)
     if path.suffix in (".yaml", ".yml"):
-        return _of_config(path, overrides)
+        config = load_config(path, overrides, ClassificationConfig)
+        if config.model.weights is None:
+            raise ConfigError(f"{path}: no model.weights in it; add model.weights=imagenet1k, a file or an experiment")
+        try:
+            file = find_weights(config.model.weights, config.model.name)
+            return _configured(config, file, config.model.average_weights)
+        except ValueError as error:
+            raise ValueError(f"model.weights '{config.model.weights}': {error}") from error
     published = path / PUBLISHED_WEIGHTS if path.is_dir() else path
     facts = read_safetensors(published)[1] if published.suffix == SUFFIX and published.is_file() else {}
     experiment = path if path.is_dir() else path.parent.parent
     if not facts and (experiment / "config.yaml").is_file():
         config = read_experiment_config(experiment, ClassificationConfig, overrides)
-        checkpoint = newest_checkpoint(path / "checkpoints") if path.is_dir() else path
-        return _configured(config, checkpoint, average=True, experiment=experiment)
+        return _configured(config, newest_checkpoint(path / "checkpoints") if path.is_dir() else path, True, experiment)
     if overrides:
         raise ConfigError(f"{overrides[0]}: {named} has no config to replace it in; name an experiment or a config")
     if facts:
-        return _configured(released_config(published, facts, ClassificationConfig), published, average=True)
+        return _configured(released_config(published, facts, ClassificationConfig), published)
     return _of_public_file(named)
 
 
-def _of_config(path: Path, overrides: Sequence[str]) -> Classifier:
-    config = load_config(path, overrides, ClassificationConfig)
-    if config.model.weights is None:
-        raise ConfigError(f"{path}: no model.weights in it; add model.weights=imagenet1k, a file or an experiment")
-    try:
-        file = find_weights(config.model.weights, config.model.name)
-        return _configured(config, file, config.model.average_weights)
-    except ValueError as error:
-        raise ValueError(f"model.weights '{config.model.weights}': {error}") from error
-
-
-def _configured(config: ClassificationConfig, file: Path, average: bool, experiment: Path | None = None) -> Classifier:
+def _configured(
+    config: ClassificationConfig, file: Path, average: bool = True, experiment: Path | None = None
+) -> Classifier:
     weights, class_ids = read_classifier(file, average)
     model = build_swin(config.model, len(weights["head.weight"]))
     load_swin_weights(model, weights)

@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from data import READERS, DatasetError, LabelledImages, data_folder, digest_of
+from data import DatasetError, LabelledImages, data_folder, digest_of, read_own_files
 from engine.config import Config
+from engine.text import listed
 
 IMAGENET_CLASSES = Path(__file__).parent / "imagenet_classes.tsv"
 LISTED = 8  # classes named in a message
@@ -59,7 +60,7 @@ def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledIm
     root = data_folder(config.root)
     if config.format == "folders":
         return read_folders(root / getattr(config, split))
-    return READERS[config.format](root, split == "train")
+    return read_own_files(config.format, root, split == "train")
 
 
 def read_folders(folder: Path) -> LabelledImages:
@@ -87,9 +88,9 @@ def read_folders(folder: Path) -> LabelledImages:
 def check_pair(train: LabelledImages, val: LabelledImages) -> None:
     """Raise DatasetError if the halves do not have the same classes."""
     if train.class_ids != val.class_ids:
-        differing = [
-            f"{', '.join(some[:LISTED])}{', ...' * (len(some) > LISTED)} only in {split.place}"
+        only = [
+            f"{listed(some, LISTED)} only in {split.place}"
             for split, other in ((train, val), (val, train))
             if (some := [name for name in split.class_ids if name not in other.class_ids])
         ]
-        raise DatasetError(f"not the same classes to train on and to score: {'; '.join(differing)}")
+        raise DatasetError(f"not the same classes to train on and to score: {'; '.join(only)}")

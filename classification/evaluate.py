@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from classification.classifier import Classifier
     from data import LabelledImages
 
-LISTED_CLASSES = 50  # printed; of more classes, the worst
+LISTED_CLASSES = 50  # printed, worst first
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -44,18 +44,10 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--batch-size", type=positive, default=64, help="images at once on each process (64)")
     parser.add_argument(
-        "--workers",
-        type=int,
-        choices=range(257),
-        default=min(4, os.cpu_count() or 1),
-        metavar="N",
+        "--workers", type=int, choices=range(257), default=min(4, os.cpu_count() or 1), metavar="N",
         help="loader processes of each process (default: up to 4)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="folder for evaluation.json and its picture (default: the experiment, if scored on its own data)",
-    )
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, help="folder to write to (default: the experiment, for its own data)")
     arguments = parser.parse_intermixed_args(words)
     arguments.overrides = [word for word in arguments.rest if "=" in word]
     data = [word for word in arguments.rest if "=" not in word]
@@ -93,8 +85,8 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     if guesses is None:
         return
     scores = scores_of(guesses, images.labels, len(images.class_ids))
-    top1 = images.mean_by_class("top1", guesses.classes[:, 0] == images.labels)
-    top1 = {name: found for name, found in top1.items() if found["images"]}
+    by_class = images.mean_by_class("top1", guesses.classes[:, 0] == images.labels).items()
+    top1 = {name: found for name, found in by_class if found["images"]}
     record = {
         "weights": str(classifier.path),
         "images": len(images),
@@ -105,15 +97,12 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
         "scores": scores,
         "per_class": top1,
     }
-    worst = sorted(top1, key=lambda name: top1[name]["top1"])[:LISTED_CLASSES]
-    if len(top1) > len(worst):
-        print(f"the {len(worst)} worst of {len(top1)} classes:")
-    for name in worst:
+    print(f"the worst of {len(top1)} classes:")
+    for name in sorted(top1, key=lambda name: top1[name]["top1"])[:LISTED_CLASSES]:
         print(f"{shown_score(top1[name]['top1'])}  {printable(name)} ({top1[name]['images']} images)")
     print("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
     folder = arguments.output or (None if arguments.data else classifier.experiment)
     if folder is None:
-        print("not written: --output FOLDER keeps evaluation.json and a picture of the confusions")
         return
     from classification.pictures import draw_confusion  # imports matplotlib
 
@@ -129,15 +118,15 @@ def find_images(folder: Path | None, classifier: "Classifier") -> "LabelledImage
 
     Raises DatasetError if they are missing, ConfigError if there is neither."""
     from classification.data import DataConfig, read_folders, read_split
-    from data import CIFAR10_FOLDER, MNIST_FOLDER
+    from data import FORMATS
     from engine.strict_yaml import ConfigError
 
     if folder is None:
         if classifier.data is None:
             raise ConfigError(f"{classifier.path}: has no data of its own; name a folder of images to score, too")
         return read_split(classifier.data, "val")
-    for known, name in ((CIFAR10_FOLDER, "cifar10"), (MNIST_FOLDER, "mnist")):
-        if (folder / known).is_dir():
+    for name, (own, *_) in FORMATS.items():
+        if (folder / own).is_dir():
             return read_split(DataConfig(root=str(folder), format=name), "val")
     return read_folders(folder / "val" if (folder / "val").is_dir() else folder)
 

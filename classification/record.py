@@ -8,8 +8,8 @@ examples.png          guesses for a few validation images
 
 import csv
 import io
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,12 +20,6 @@ from engine.files import write_text
 from records.record import TaskRecord
 from stats.image_statistics import Hits
 from training import Evaluation
-
-if TYPE_CHECKING:
-    from classification.pictures import Example
-
-EXAMPLES = 12
-EXAMPLE_GUESSES = 3
 
 
 def record(experiment: Path, task: ClassificationTask, evaluation: Evaluation) -> TaskRecord:
@@ -44,7 +38,7 @@ def record(experiment: Path, task: ClassificationTask, evaluation: Evaluation) -
     hits.save(experiment)
     write_text(experiment / "predictions.csv", predictions_csv(guesses, val))
     draw_confusion(experiment / "confusion.png", val.labels, guesses.classes[:, 0], val.class_names)
-    draw_examples(experiment / "examples.png", examples(guesses, val))
+    draw_examples(experiment / "examples.png", val, guesses)
     name = model.name if model.shift else f"{model.name}, no shift"
     return TaskRecord(
         module="classification.training",
@@ -60,8 +54,7 @@ def record(experiment: Path, task: ClassificationTask, evaluation: Evaluation) -
         model=f"{model.name}, {model.input_size} pixels, patches of {model.patch_size}, "
         f"{'shifted windows' if model.shift else 'windows not shifted'}, position {model.position}",
         data=f"{len(task.train):,} images to train on, {len(val):,} to validate, {len(val.class_ids)} classes",
-        scored=f"all {len(val)} images, each once, resized to a shorter side of {config.resize_size} pixels, center "
-        "crop",
+        scored=f"all {len(val)} images, shorter side resized to {config.resize_size} pixels, center crop",
         facts={},
         pictures={
             "confusion.png": "Which classes were taken for which",
@@ -72,31 +65,11 @@ def record(experiment: Path, task: ClassificationTask, evaluation: Evaluation) -
 
 def predictions_csv(guesses: Guesses, images: LabelledImages) -> str:
     """Return a line per image: its name, its true class, and the guesses with their probabilities, best first."""
-    names = images.class_names
-    output = io.StringIO()
+    names, output = images.class_names, io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     ranks = range(1, guesses.classes.shape[1] + 1)
     writer.writerow(["image", "true", *(name for rank in ranks for name in (f"guess_{rank}", f"probability_{rank}"))])
-    rows = zip(guesses.image_ids, images.labels, guesses.classes, guesses.probabilities, strict=True)
-    for image, label, classes, probabilities in rows:
-        pairs = zip(classes, probabilities, strict=True)
-        cells = (text for guess, probability in pairs for text in (names[guess], f"{probability:.4f}"))
-        writer.writerow([images.name(image), names[label], *cells])
+    for image, label, classes, probabilities in zip(guesses.image_ids, images.labels, *guesses[1:], strict=True):
+        best = zip((names[guess] for guess in classes), map("{:.4f}".format, probabilities), strict=True)
+        writer.writerow([images.name(image), names[label], *chain.from_iterable(best)])
     return output.getvalue()
-
-
-def examples(guesses: Guesses, images: LabelledImages) -> list["Example"]:
-    """Return a few images spread evenly over the split, with their best guesses."""
-    from classification.pictures import Example
-
-    names = images.class_names
-    chosen = np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().astype(int)
-    return [
-        Example(
-            images.read(index),
-            names[images.labels[index]],
-            [names[guess] for guess in guesses.classes[index, :EXAMPLE_GUESSES]],
-            guesses.probabilities[index, :EXAMPLE_GUESSES].tolist(),
-        )
-        for index in chosen
-    ]

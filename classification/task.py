@@ -18,11 +18,10 @@ from classification.transforms import AugmentConfig, BatchAugment, eval_transfor
 from data import (
     LabelledImages,
     LabelledSamples,
+    LabelledTask,
     batch_to,
-    collate,
     eval_loader,
     in_order,
-    inputs_of,
     normalize_images,
 )
 from engine import distributed
@@ -183,40 +182,30 @@ def constant_predictor_loss(labels: np.ndarray, num_classes: int, label_smoothin
     return -sum(share * math.log(share) for share in shares.tolist() if share > 0)
 
 
-class ClassificationTask:
+class ClassificationTask(LabelledTask):
     """A Swin, its cross-entropy and its accuracy; see training.Task."""
 
     metrics = ("top1", "top5")
     lower_is_better = False
-    collate = staticmethod(collate)
 
     def __init__(
         self, config: ClassificationConfig, train: LabelledImages, val: LabelledImages, *, from_checkpoint: bool = False
     ) -> None:
         """Raises DatasetError if train and val do not fit together, ValueError if model.weights cannot be used."""
         check_pair(train, val)
-        self.config, self.train, self.val = config, train, val
-        self.workers = config.data.workers
-        self.inputs = inputs_of(config.data.root, train, val)
-        self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
-        self.data |= {f"content of the {half} images": images.sha256 for half, images in self.inputs.images.items()}
+        super().__init__(config, train, val)
         num_classes = len(train.class_ids)
         self.reference_losses = {
             "classification": constant_predictor_loss(train.labels, num_classes, config.loss.label_smoothing)
         }
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_swin(config.model, num_classes)
-        self.started_from: str | None = None
         if config.model.weights is not None and not from_checkpoint:
             self.started_from = start_from(self.model, config.model, train.class_ids)
         self.train_set = LabelledSamples(
             train, train_transform(config.augment, config.model.input_size), config.train.seed
         )
         self.batch_augment = BatchAugment(config.augment, num_classes)
-        self.val_loader: DataLoader | None = None
-
-    def compile(self) -> None:
-        """Do nothing: besides the model there is one cross-entropy."""
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Return the cross-entropy summed over the images of a batch, and their number."""

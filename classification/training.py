@@ -6,7 +6,7 @@ python -m classification.training --resume experiments/experiment_3
 """
 
 import argparse
-from collections.abc import Sequence
+import functools
 from typing import TYPE_CHECKING
 
 from engine.arguments import parse_training
@@ -45,14 +45,12 @@ def announce(task: "ClassificationTask") -> None:
     announce_images(task.train, task.val)
 
 
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    return parse_training(
-        "classification.training",
-        description="Train a Swin classifier and score it with top-1 and top-5 accuracy.",
-        example="configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet train.batch_size=64",
-        words=words,
-    )
+parse_arguments = functools.partial(
+    parse_training,
+    "classification.training",
+    "Train a Swin classifier and score it with top-1 and top-5 accuracy.",
+    "configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet train.batch_size=64",
+)
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:

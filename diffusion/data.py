@@ -1,14 +1,12 @@
 """Training images of generators: MNIST's own files, grey, or CIFAR-10's, in colour, resized to the model's input."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from data import READERS, LabelledImages, data_folder
+from data import LabelledImages, Transform, data_folder, read_own_files
 from engine.config import Config
 
 CHANNELS = {"mnist": 1, "cifar10": 3}  # of the images of each format
@@ -25,30 +23,21 @@ class DataConfig(Config):
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:
     """Read one half of the data set that a config names. Raises DatasetError if it is not there."""
-    return READERS[config.format](data_folder(config.root), split == "train")
+    return read_own_files(config.format, data_folder(config.root), split == "train")
 
 
-@dataclass(frozen=True)
-class ImageTransform:
-    """Resize an RGB image to input_size pixels on each side, grey if the data set is, perhaps flipped."""
+def build_transform(config: DataConfig, input_size: int, train: bool) -> Transform:
+    """Return the transform of an RGB image to input_size pixels on each side, grey if the data set is.
 
-    input_size: int
-    is_grey: bool
-    flip: float  # probability
+    train: flip as the config says."""
+    from torchvision.transforms import InterpolationMode, v2  # here, because torchvision takes seconds
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if self.is_grey:
-            image = image.convert("L")  # undoes what LabelledImages.read does to grey images, exactly
-        if image.size != (self.input_size, self.input_size):
-            image = image.resize((self.input_size, self.input_size), Image.Resampling.BICUBIC)
-        if self.flip and torch.rand(1) < self.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
-
-
-def build_transform(config: DataConfig, input_size: int, train: bool) -> ImageTransform:
-    """Return the transform of a data set's images. Only those to train on are flipped."""
-    return ImageTransform(input_size, CHANNELS[config.format] == 1, config.flip if train else 0.0)
+    # Grey images were made RGB by LabelledImages.read; this undoes it exactly.
+    steps = [v2.Grayscale()] if CHANNELS[config.format] == 1 else []
+    steps.append(v2.Resize((input_size, input_size), InterpolationMode.BICUBIC))
+    if train:
+        steps.append(v2.RandomHorizontalFlip(config.flip))
+    return v2.Compose(steps)
 
 
 def to_unit(images: Tensor) -> Tensor:

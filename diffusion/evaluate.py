@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.sample import add_sampling
-from engine.arguments import check_experiment, positive
+from diffusion.sample import add_sampling, number
+from engine.arguments import check_experiment
 from engine.start import start
 
 if TYPE_CHECKING:
@@ -39,19 +39,12 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--classifier", required=True, metavar="EXPERIMENT|WEIGHTS", help="as classification.evaluate takes it"
     )
-    parser.add_argument("--samples", type=several, default=500, help="how many to make, of all classes in turn (500)")
+    parser.add_argument("--samples", type=number(2), default=500, help="how many to make, of all classes in turn (500)")
     parser.add_argument("--data", metavar="ROOT", help="folder of the real images (default: the config's)")
     add_sampling(parser)
     arguments = parser.parse_args(words)
     check_experiment(arguments.experiment)
     return arguments
-
-
-def several(text: str) -> int:
-    """A number of samples, for argparse: one has no spread."""
-    if positive(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 2 up")
-    return int(text)
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:

@@ -14,6 +14,7 @@ from diffusion.task import DiffusionConfig, build_unet
 from engine.checkpoint import load_checkpoint, newest_checkpoint, trained_weights
 from engine.compute.precision import inference_precision
 from engine.loading import load_exactly
+from engine.text import listed
 from records.experiment import read_experiment_config
 
 
@@ -27,12 +28,13 @@ class TrainedGenerator(NamedTuple):
 
     def labels_of(self, names: Sequence[str]) -> list[int]:
         """Return the labels of classes given by name or number. Raises ValueError naming one that is unknown."""
-        numbers = [str(label) for label in range(len(self.class_ids))]
+        known = {str(label): label for label in range(len(self.class_ids))}
+        known |= {name: label for label, name in enumerate(self.class_ids)}
         for name in names:
-            if name not in self.class_ids and name not in numbers:
-                known = f"expected some of {', '.join(self.class_ids[:20])}{', ...' * (len(self.class_ids) > 20)}"
-                raise ValueError(f"class {name!r}: not among those of {self.checkpoint}; {known}")
-        return [(self.class_ids if name in self.class_ids else numbers).index(name) for name in names]
+            if name not in known:
+                expected = f"expected some of {listed(self.class_ids, 20)}"
+                raise ValueError(f"class {name!r}: not among those of {self.checkpoint}; {expected}")
+        return [known[name] for name in names]
 
     def generate(
         self, sampling: SamplingConfig, labels: Tensor, seed: int, batch_size: int, frames: int = 1

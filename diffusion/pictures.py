@@ -9,8 +9,8 @@ from engine.files import write_whole
 
 GAP = 2  # pixels between images
 SMALLEST_SIDE = 64  # in pixels; smaller images are shown enlarged by a whole number
-LAST_FRAME_SECONDS = 2.0
-FRAME_SECONDS = 0.08
+FRAME_MILLISECONDS = 80
+LAST_FRAME_MILLISECONDS = 2000
 
 
 def make_grid(samples: np.ndarray) -> Image.Image:
@@ -19,11 +19,8 @@ def make_grid(samples: np.ndarray) -> Image.Image:
     scale = max(1, SMALLEST_SIDE // side)
     samples = samples.repeat(scale, axis=3).repeat(scale, axis=4)
     cell = side * scale + GAP
-    grid = np.full((channels, rows * cell - GAP, columns * cell - GAP), 255, np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * cell, column * cell
-            grid[:, top : top + cell - GAP, left : left + cell - GAP] = samples[row, column]
+    cells = np.pad(samples, [(0, 0)] * 3 + [(0, GAP)] * 2, constant_values=255)
+    grid = cells.transpose(2, 0, 3, 1, 4).reshape(channels, rows * cell, columns * cell)[:, :-GAP, :-GAP]
     return Image.fromarray(grid[0] if channels == 1 else grid.transpose(1, 2, 0))
 
 
@@ -35,8 +32,7 @@ def draw_grid(path: Path, samples: np.ndarray) -> None:
 def draw_animation(path: Path, steps: np.ndarray) -> None:
     """Write a GIF of how samples came about. steps: (steps, rows, columns, C, S, S) uint8, see make_grid."""
     first, *others = [make_grid(samples) for samples in steps]
-    seconds = [FRAME_SECONDS] * len(others) + [LAST_FRAME_SECONDS]
-    milliseconds = [round(1000 * each) for each in seconds]
+    milliseconds = [FRAME_MILLISECONDS] * len(others) + [LAST_FRAME_MILLISECONDS]
     write_whole(
         path,
         lambda file: first.save(file, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0),

@@ -40,15 +40,15 @@ def score(arguments: argparse.Namespace, device: torch.device) -> None:
     data = generator.config.data
     if arguments.data:
         data = data.model_copy(update={"root": arguments.data})
-    train, val = (read_split(data, split) for split in ("train", "val"))
+    train, val = read_split(data, "train"), read_split(data, "val")
     labels = torch.arange(arguments.samples) % len(generator.class_ids)
     generator.model.to(device)
     classifier.model.to(device)
     sampling = SamplingConfig(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
     parts = generator.generate(sampling, labels.to(device), arguments.seed, arguments.batch_size)
     samples = torch.cat([images[-1] for _, images in parts])  # (N, C, S, S)
-    others, real = (some_of(images, generator, arguments.samples) for images in (train, val))
-    (other_images, _), (real_images, real_labels) = others, real
+    other_images, _ = some_of(train, generator, arguments.samples)
+    real_images, real_labels = some_of(val, generator, arguments.samples)
     fake_seen, other_seen, real_seen = (
         look(classifier, images, arguments.batch_size, device) for images in (samples, other_images, real_images)
     )
@@ -164,11 +164,10 @@ def inception_distance(real: Tensor, fake: Tensor, batch_size: int, device: torc
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError:
         raise ValueError("torch-fidelity is not installed: pip install -e '.[diffusion]'") from None
-    network = (
-        FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(INCEPTION))
-        .to(device)
-        .eval()
+    network = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(INCEPTION)
     )
+    network = network.to(device).eval()
 
     def features(images: Tensor) -> Tensor:
         return torch.cat(

@@ -7,7 +7,8 @@ On a CPU the images are the same to the last bit whenever the command and the nu
 """
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from engine.start import start
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from diffusion.generator import TrainedGenerator
 
 SAMPLERS = ("ddpm", "ddim", "dpm++")  # those of diffusion/schedule.py
 FRAMES = 40  # of an animation, at most
@@ -47,31 +50,27 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default: ddim")
     parser.add_argument("--steps", type=positive, default=50, help="of the sampler (50)")
     parser.add_argument(
-        "--guidance",
-        type=scale,
-        default=2.0,
+        "--guidance", type=number(0, 100, float), default=2.0,
         help="0: any class; 1: the class; more: clearer classes, less variety (2)",
-    )
-    parser.add_argument("--seed", type=seed, default=0, help="of the noise that images begin with (0)")
+    )  # fmt: skip
+    parser.add_argument("--seed", type=number(0), default=0, help="of the noise that images begin with (0)")
     parser.add_argument("--batch-size", type=positive, default=64, help="images at once (64)")
 
 
-def seed(text: str) -> int:
-    """A number from 0 up, for argparse."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 up")
-    return int(text)
+def number(low: float, high: float = math.inf, kind: type = int) -> Callable[[str], float]:
+    """Return a parser of a number from `low` to `high`, for argparse."""
 
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            wanted = f"{low} up" if high == math.inf else f"{low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number from {wanted}")
+        return value
 
-def scale(text: str) -> float:
-    """A scale of guidance, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 100")
-    return value
+    return parse
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
@@ -93,7 +92,7 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     for indices, steps in parts:
         samples.append(steps[-1].numpy())
         frames.append(steps[:, indices % arguments.per_class < ANIMATED].numpy())
-    output = arguments.output or default_output(arguments, generator.checkpoint)
+    output = arguments.output or generator.checkpoint.parent.parent / "samples" / default_name(arguments, generator)
     output.parent.mkdir(exist_ok=True)
     draw_grid(output, in_rows(np.concatenate(samples), len(chosen)))
     animation = output.with_suffix(".gif")
@@ -102,12 +101,11 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     print(f"made with {generator.checkpoint}; written to {output}; steps: {animation}")
 
 
-def default_output(arguments: argparse.Namespace, checkpoint: Path) -> Path:
-    """Return a path in samples/ of the experiment that names the weights and the options."""
+def default_name(arguments: argparse.Namespace, generator: "TrainedGenerator") -> str:
+    """Return a file name that names the weights and the options."""
     classes = f"classes_{arguments.classes.replace(',', '_')}_" if arguments.classes else ""
     asked = f"{classes}{arguments.per_class}_each_{arguments.sampler}_{arguments.steps}"
-    name = f"{checkpoint.stem}_{asked}_guidance_{arguments.guidance:g}_seed_{arguments.seed}.png"
-    return checkpoint.parent.parent / "samples" / name
+    return f"{generator.checkpoint.stem}_{asked}_guidance_{arguments.guidance:g}_seed_{arguments.seed}.png"
 
 
 def in_rows(images: "np.ndarray", rows: int) -> "np.ndarray":

@@ -5,10 +5,11 @@ batch with, but for rounding, and on a CPU it is the same to the last bit whenev
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from data import Key, seed_of
@@ -18,7 +19,6 @@ from engine.compute.inference import evaluation_mode
 from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.logbook import progress_bar
-from engine.text import UnknownNameError
 
 # The image that a step predicts is cut to -1 to 1; DDIM's noise has to be what then remains. Taken from the prediction
 # before the cut, as is diffusers' default, it carries what guidance overdoes from step to step, and many steps mix
@@ -29,48 +29,33 @@ STEP_OPTIONS = {"ddim": {"use_clipped_model_output": True}}
 class SamplingConfig(Config):
     """How images are made."""
 
-    sampler: str = Field("ddim", description="ddpm, ddim or dpm++")
+    sampler: Literal[*SAMPLERS] = Field("ddim", description="how steps are taken, see diffusion/schedule.py")
     steps: int = Field(50, ge=1, description="of the sampler, at most diffusion.timesteps")
     guidance: float = Field(
         1.0, ge=0, description="scale of the step from no class to the class (arXiv 2207.12598); 1: none is taken"
     )
 
-    @field_validator("sampler")
-    @classmethod
-    def _names_a_sampler(cls, name: str) -> str:
-        if name not in SAMPLERS:
-            raise UnknownNameError("sampler", name, SAMPLERS)
-        return name
-
 
 def check_sampling(noise: NoiseConfig, sampling: SamplingConfig) -> None:
     """Raises ValueError if images cannot be made so: for their number of steps, or guidance that was not learned."""
-    steps, sampler = sampling.steps, sampling.sampler
-    if steps > noise.timesteps:
-        raise ValueError(f"steps {steps}: expected at most the {noise.timesteps} of diffusion.timesteps")
-    if sampler != "dpm++" and noise.timesteps % steps:  # they go noise.timesteps // steps at a time
+    steps, sampler, timesteps = sampling.steps, sampling.sampler, noise.timesteps
+    if steps > timesteps:
+        raise ValueError(f"steps {steps}: expected at most the {timesteps} of diffusion.timesteps")
+    if sampler != "dpm++" and timesteps % steps:  # they go timesteps // steps at a time
+        divisors = [divisor for divisor in range(1, timesteps + 1) if timesteps % divisor == 0]
+        nearest = min(divisors, key=lambda divisor: abs(divisor - steps))
         raise ValueError(
-            f"steps {steps}: {sampler} takes a number that divides diffusion.timesteps, {noise.timesteps}, such as "
-            f"{nearest_divisor(noise.timesteps, steps)}"
+            f"steps {steps}: {sampler} takes a number that divides diffusion.timesteps, {timesteps}, such as {nearest}"
         )
     if sampling.guidance != 1 and noise.label_dropout == 0:
         raise ValueError(
-            f"guidance {sampling.guidance:g}: expected 1, for diffusion.label_dropout is 0 and no model without a "
-            "class was learned"
+            f"guidance {sampling.guidance:g}: expected 1, because with diffusion.label_dropout 0 no model without a "
+            "class was trained"
         )
     scheduler = build_scheduler(noise, sampler)
     scheduler.set_timesteps(steps)
-    if len(scheduler.timesteps.unique()) < steps:  # dpm++ would divide by the nothing between two of them
-        raise ValueError(
-            f"steps {steps}: {sampler} has fewer timesteps than that between image and noise, of {noise.timesteps}; "
-            "take fewer"
-        )
-
-
-def nearest_divisor(number: int, wanted: int) -> int:
-    """Of the divisors of a number the one closest to what was wanted, the larger of two."""
-    divisors = [divisor for divisor in range(number, 0, -1) if number % divisor == 0]
-    return min(divisors, key=lambda divisor: abs(divisor - wanted))
+    if len(scheduler.timesteps.unique()) < steps:  # dpm++ would divide by zero
+        raise ValueError(f"steps {steps}: {sampler} has fewer different timesteps, of {timesteps}; take fewer")
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from data import LabelledImages, LabelledSamples, batch_to, collate, eval_batches, eval_loader, in_order, inputs_of
+from data import LabelledImages, LabelledSamples, LabelledTask, batch_to, eval_batches, eval_loader, in_order
 from diffusion.data import CHANNELS, DataConfig, build_transform, to_unit
 from diffusion.model import SwinUNet, load_encoder_weights
 from diffusion.pictures import draw_grid
@@ -101,12 +100,11 @@ class Generated(NamedTuple):
     samples: np.ndarray  # (classes, samples_per_class, C, S, S) uint8
 
 
-class DiffusionTask:
+class DiffusionTask(LabelledTask):
     """A Swin-UNet, its denoising loss and its samples; see training.Task."""
 
     metrics = ("val_loss",)
     lower_is_better = True
-    collate = staticmethod(collate)
 
     def __init__(
         self, config: DiffusionConfig, train: LabelledImages, val: LabelledImages, *, from_checkpoint: bool = False
@@ -116,23 +114,15 @@ class DiffusionTask:
             check_sampling(config.diffusion, config.eval)
         except ValueError as error:
             raise ValueError(f"eval.{error}") from error
-        self.config, self.train, self.val = config, train, val
-        self.workers = config.data.workers
-        self.inputs = inputs_of(config.data.root, train, val)
-        self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
+        super().__init__(config, train, val)
         self.schedule = NoiseSchedule(config.diffusion)
         self.reference_losses = {"denoising": self.schedule.zero_loss(mean_square(train.images))}
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_unet(config.model, CHANNELS[config.data.format], len(train.class_ids))
-        self.started_from: str | None = None
         if config.model.weights is not None and not from_checkpoint:
             self.started_from = start_from(self.model, config.model)
         transform = build_transform(config.data, config.model.input_size, train=True)
         self.train_set = LabelledSamples(train, transform, config.train.seed)
-        self.val_loader: DataLoader | None = None
-
-    def compile(self) -> None:
-        """Do nothing: besides the model there is a sum of squares."""
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Return squared errors, the mean over an image's pixels summed over the images, and the number of images."""

@@ -6,7 +6,7 @@ python -m diffusion.training --resume experiments/experiment_3
 """
 
 import argparse
-from collections.abc import Sequence
+import functools
 from typing import TYPE_CHECKING
 
 from engine.arguments import parse_training
@@ -49,14 +49,12 @@ def announce(task: "DiffusionTask") -> None:
     announce_images(task.train, task.val)
 
 
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    return parse_training(
-        "diffusion.training",
-        description="Train a Swin-UNet to denoise images, and sample from it.",
-        example="configs/diffusion_mnist_small.yaml data.root=/datasets/mnist train.epochs=5",
-        words=words,
-    )
+parse_arguments = functools.partial(
+    parse_training,
+    "diffusion.training",
+    "Train a Swin-UNet to denoise images, and sample from it.",
+    "configs/diffusion_mnist_small.yaml data.root=/datasets/mnist train.epochs=5",
+)
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:

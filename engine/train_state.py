@@ -26,7 +26,7 @@ from engine.logbook import logger
 
 KEYS = (
     "processes", "data", "step", "model", "ema", "optimizer", "scheduler", "scaler", "overflows", "loss_sums",
-    "epoch_seconds", "line", "best",
+    "epoch_seconds", "line", "lines", "best",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ class TrainState:
     loss_sums: dict[str, Tensor] = field(default_factory=dict)  # over the steps of this epoch so far, on this rank
     epoch_seconds: float = 0.0  # spent on this epoch so far
     line: dict | None = None  # of metrics.jsonl, for an epoch that is trained but not scored or logged yet
-    lines: list[dict] | None = field(default_factory=list)  # of earlier epochs; None in checkpoints without them
+    lines: list[dict] = field(default_factory=list)  # of earlier epochs
     best: dict = field(default_factory=dict)  # {"epoch": ..., "score": ...}
 
     @property
@@ -97,8 +97,7 @@ class TrainState:
                 f"made by {state['processes']} processes, this run has {distributed.world_size()}: start as many, "
                 "because the batch and the schedule depend on it"
             )
-        # Checkpoints of earlier versions lack some of the facts, which are not compared.
-        if changed := [name for name, value in self.data.items() if state["data"].get(name, value) != value]:
+        if changed := [name for name, value in self.data.items() if state["data"].get(name) != value]:
             differences = "; ".join(
                 f"{name} {state['data'].get(name)!r:.200}, now {self.data[name]!r:.200}" for name in changed
             )
@@ -108,8 +107,6 @@ class TrainState:
             self.ema.module.load_state_dict(state["ema"]["weights"])
             self.ema.n_averaged.fill_(state["ema"]["count"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["fused"] = True  # load_state_dict restores this flag, too
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.overflows, self.overflows_in_a_row = state["overflows"]
@@ -119,7 +116,31 @@ class TrainState:
             name: torch.tensor(value, device=next(self.model.parameters()).device)
             for name, value in state["loss_sums"][distributed.rank()].items()
         }
-        self.line, self.best, self.lines = state["line"], state["best"], state.get("lines")
+        self.line, self.lines, self.best = state["line"], state["lines"], state["best"]
+
+    def resume(self, folder: Path) -> None:
+        """Load the newest undamaged checkpoint in `folder`. Raises CheckpointError if there is none that fits."""
+        path, state = load_newest_whole(folder) if distributed.is_main() else (None, None)
+        path = distributed.broadcast(path)
+        try:
+            self.load_state_dict(state or load_checkpoint(path))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        logger.info("resumed after step %d from %s", self.step, path)
+
+    def save(self, folder: Path, keep: int, name: str | None = None) -> None:
+        """Write a checkpoint, by default named by its step, and delete all step checkpoints but the newest `keep`.
+
+        Raises RunError on all ranks, without writing, if weights are not finite."""
+        if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
+            raise RunError(
+                f"step {self.step}: its update made weights that are not finite; the checkpoints are older. "
+                "Lower optim.learning_rate"
+            )
+        state = self.state_dict()
+        if state is not None:
+            save_checkpoint(folder / name if name else step_path(folder, self.step), state)
+            prune_checkpoints(folder, keep)
 
 
 def mean_losses(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
@@ -129,35 +150,3 @@ def mean_losses(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
     values = distributed.sum_over_ranks(values) / distributed.world_size()
     means = dict(zip(names, values.tolist(), strict=True))
     return {"total": sum(means.values()), **means}
-
-
-class Checkpoints:
-    """The checkpoints of a run: `state`, by step, in a folder."""
-
-    def __init__(self, folder: Path, keep: int, state: TrainState) -> None:
-        """keep: how many of the newest to keep."""
-        self.folder, self.keep, self.state = folder, keep, state
-
-    def load_newest(self) -> None:
-        """Load the newest undamaged checkpoint into the state. Raises CheckpointError if there is none that fits."""
-        path, state = load_newest_whole(self.folder) if distributed.is_main() else (None, None)
-        path = distributed.broadcast(path)
-        try:
-            self.state.load_state_dict(state or load_checkpoint(path))
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        logger.info("resumed after step %d from %s", self.state.step, path)
-
-    def save(self, name: str | None = None) -> None:
-        """Write the state, by default as a step's checkpoint, and delete step checkpoints too old to keep.
-
-        Raises RunError on all ranks, without writing, if weights are not finite."""
-        if not torch.stack([weight.isfinite().all() for weight in self.state.model.parameters()]).all():
-            raise RunError(
-                f"step {self.state.step}: its update made weights that are not finite; the checkpoints are older. "
-                "Lower optim.learning_rate"
-            )
-        state = self.state.state_dict()
-        if state is not None:
-            save_checkpoint(self.folder / name if name else step_path(self.folder, self.state.step), state)
-            prune_checkpoints(self.folder, self.keep)

@@ -2,7 +2,6 @@
 
 import json
 import statistics
-from collections import Counter
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from engine.config import Config
 from engine.files import write_text
 from engine.logbook import logger
 from engine.optim import scaled_learning_rate
+from engine.terminal import counted
 from records.experiment import commit_of, read_environments, write_readme
 from records.metrics import read_metrics
 from training import Task
@@ -35,9 +35,9 @@ def write_record(experiment: Path, task: Task, own: TaskRecord) -> dict:
     """Write README.md, then results.json, which marks the experiment as finished; return what results.json holds.
 
     Called on rank 0, when metrics.jsonl, environment.json and the task's own files are complete. Logs a warning for
-    data that have changed since the run read them. Raises ValueError if metrics.jsonl lacks epochs."""
+    data that have changed since the run read them."""
     lines, starts = read_metrics(experiment), read_environments(experiment)
-    record = own.results | _common_results(experiment, task, own.gflops, lines, starts[-1])
+    record = own.results | _common_results(task, own.gflops, lines, starts[-1])
     record["facts"] = _facts(experiment, task.config, own, record, lines, starts)
     pictures = own.pictures | {"curves.png": "Training loss, validation scores and learning rate by epoch"}
     write_readme(experiment, own.title, record["facts"], record["scores"], pictures)
@@ -45,20 +45,13 @@ def write_record(experiment: Path, task: Task, own: TaskRecord) -> dict:
     return record
 
 
-def _common_results(experiment: Path, task: Task, gflops: float, lines: list[dict], start: dict) -> dict:
+def _common_results(task: Task, gflops: float, lines: list[dict], start: dict) -> dict:
     """Return what results.json holds for every task: seed, data, length and cost of the training.
 
     lines: of metrics.jsonl. start: the last one of environment.json."""
-    config = task.config
-    if len(lines) < config.train.epochs:
-        raise ValueError(
-            f"{experiment}/metrics.jsonl: {len(lines)} of {config.train.epochs} epochs in it, and its checkpoints are "
-            "of a version that does not keep the others, so there is no record. The weights are whole: score them with "
-            "the task's own command, or train again from the experiment's config.yaml"
-        )
     for change in task.inputs.changes():
         logger.warning("%s since the run started; the record is of the data that the run read", change)
-    parameters = list(task.model.parameters())
+    config, parameters = task.config, list(task.model.parameters())
     return {
         "metric": task.metrics[0],
         "lower_is_better": task.lower_is_better,
@@ -90,27 +83,22 @@ def _facts(
     batch = train.batch_size * train.accumulation_steps * start["processes"]
     machine = start["cpu"] if start["device"] == "cpu" else start["device"]
     versions = ", ".join(f"{name} {start['versions'][name]}" for name in ("torch", "torchvision", "python"))
-    jobs = Counter(start["slurm"]["job"] for start in starts if start.get("slurm"))
+    # The first start says what it found; a resumed run does not look for the weights again.
+    found = [each["started_from"] for each in starts if each.get("started_from")]
+    started_from = found[0] if found else f"from {config.model.weights or 'random weights'}"
     return {
-        "Model": f"{own.model}, {cost['parameters'] / 1e6:.2f} M parameters; {started_from(config, starts)}",
+        "Model": f"{own.model}, {cost['parameters'] / 1e6:.2f} M parameters; {started_from}",
         "Data": f"`{config.data.root}`: {own.data}",
         **own.facts,
-        "Recipe": f"{train.epochs} epoch{'s' if train.epochs > 1 else ''}, batch {batch}, {optim.optimizer} at "
+        "Recipe": f"{train.epochs} epochs, batch {batch}, {optim.optimizer} at "
         f"{scaled_learning_rate(optim, batch):.3g}, {optim.schedule}, {train.precision}, seed {train.seed}",
         "Scored": f"weights: {record['weights']}; {own.scored}",
         "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training, {cost['images_per_second']:.0f} images/s, "
-        f"on {start['processes']} x {machine}" + (f", in {len(starts)} starts" if len(starts) > 1 else ""),
-        **({"Slurm jobs": ", ".join(f"{job} (started {count} x)" for job, count in jobs.items())} if jobs else {}),
+        f"on {start['processes']} x {machine}, in {counted(len(starts), 'start', 'starts')}",
         "Best epoch": best_epoch(lines, record["metric"], record["lower_is_better"]),
-        "Code": f"{commits(starts)}; {versions}",
+        "Code": f"commit {', then '.join(dict.fromkeys(map(commit_of, starts)))}; {versions}",
         "Again": f"`python -m {own.module} {experiment}/config.yaml`",
     }
-
-
-def started_from(config: Config, starts: list[dict]) -> str:
-    """Return what weights the run started from, as its first start found it: a resumed run does not look again."""
-    found = [start["started_from"] for start in starts if start.get("started_from")]
-    return found[0] if found else f"from {config.model.weights or 'random weights'}"
 
 
 def best_epoch(lines: list[dict], metric: str, lower_is_better: bool) -> str:
@@ -123,9 +111,3 @@ def best_epoch(lines: list[dict], metric: str, lower_is_better: bool) -> str:
     if best["epoch"] == lines[-1]["epoch"]:
         return f"{score}, the last"
     return f"{score}; do not quote it, because it was chosen on the images it is scored on"
-
-
-def commits(starts: list[dict]) -> str:
-    """Return 'commit 1a2b3c', or several, in the order in which a run was started with them."""
-    names = list(dict.fromkeys(map(commit_of, starts)))
-    return f"commit {names[0]}" if len(names) == 1 else f"commits {', then '.join(names)}"

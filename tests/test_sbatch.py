@@ -271,7 +271,7 @@ def test_an_interrupted_job_continues_in_its_experiment_to_the_same_weights(
     assert log.count("first step") == 1
     assert evidence in log
     assert int(re.search(r"resumed after step (\d+)", log)[1]) % STEPS
-    assert f"- **Slurm jobs**: {job} (2 starts)\n" in (experiment / "README.md").read_text()
+    assert ", in 2 starts\n" in (experiment / "README.md").read_text()
     assert not (cluster.folder / "experiment_2").exists()
     ours, theirs = weights(experiment), weights(uninterrupted)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

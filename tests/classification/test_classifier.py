@@ -1,6 +1,5 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torchvision.models import swin_t
@@ -44,7 +43,7 @@ def test_a_config_says_how_public_weights_are_asked(public_swin, config_path):
     assert classifier.class_ids == list(imagenet_classes())
 
 
-def test_a_config_without_weights_is_told_to_name_some(config_path):
+def test_a_config_without_weights_is_refused(config_path):
     with pytest.raises(ConfigError, match=r"no model\.weights in it; add model\.weights=imagenet1k"):
         load_classifier(str(config_path))
 
@@ -55,14 +54,9 @@ def test_weights_that_are_no_classifier_are_refused_with_the_field(here, config_
         load_classifier(str(config_path), ["model.weights=r18.pth"])
 
 
-def test_what_is_nothing_at_all_is_named_with_what_there_is(here):
-    with pytest.raises(ValueError, match=r"torchvision_swin_tt: no file, experiment or config.*torchvision_swin_t"):
-        load_classifier("torchvision_swin_tt")
-
-
-@pytest.mark.parametrize("named", ["imagenet1k", "torchvision_resnet50_v1"])
-def test_names_that_are_of_no_swin_are_refused_before_anything_is_fetched(here, named):
-    with pytest.raises(ValueError, match=rf"{named}: no file, experiment or config, nor the name of a public Swin"):
+@pytest.mark.parametrize("named", ["torchvision_swin_tt", "imagenet1k", "torchvision_resnet50_v1"])
+def test_names_that_are_of_no_swin_are_refused_with_those_there_are(here, named):
+    with pytest.raises(ValueError, match=rf"{named}: .*torchvision_swin_t|{named}: .*such as"):
         load_classifier(named)
 
 
@@ -75,11 +69,8 @@ def classifier_of(class_ids: list[str]) -> Classifier:
     return Classifier(Path("x.pth"), None, class_ids, 224, 256)
 
 
-def test_classes_are_found_among_the_outputs_by_name():
+def test_classes_are_found_by_name_or_in_order_if_the_outputs_have_no_names():
     assert classifier_of(["a", "b", "c"]).outputs_of(["c", "a"]).tolist() == [2, 0]
-
-
-def test_outputs_without_names_are_taken_in_order_if_there_are_as_many_classes():
-    assert np.array_equal(classifier_of(["0", "1", "2"]).outputs_of(["x", "y", "z"]), [0, 1, 2])
+    assert classifier_of(["0", "1", "2"]).outputs_of(["x", "y", "z"]).tolist() == [0, 1, 2]
     with pytest.raises(DatasetError, match=r"class x, y: not among the 3 of x\.pth"):
         classifier_of(["0", "1", "2"]).outputs_of(["x", "y"])

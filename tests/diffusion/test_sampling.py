@@ -116,10 +116,10 @@ def test_steps_that_do_not_divide_the_timesteps_are_refused_with_some_that_do(sa
 
 
 def test_guidance_without_a_model_of_no_class_is_refused():
-    with pytest.raises(ValueError, match=r"guidance 2: expected 1, for diffusion\.label_dropout is 0"):
+    with pytest.raises(ValueError, match=r"guidance 2: expected 1, .*diffusion\.label_dropout"):
         check_sampling(NoiseConfig(label_dropout=0), SamplingConfig(guidance=2))
 
 
 def test_a_sampler_that_would_visit_a_timestep_twice_is_refused():
-    with pytest.raises(ValueError, match=r"steps 20: dpm\+\+ has fewer timesteps than that between .*; take fewer"):
+    with pytest.raises(ValueError, match=r"steps 20: dpm\+\+ .*; take fewer"):
         check_sampling(SMALL, SamplingConfig(sampler="dpm++", steps=20))

@@ -1,8 +1,8 @@
-"""records/record.py: sentences of an experiment's README."""
+"""records/record.py: a sentence of an experiment's README."""
 
 import pytest
 
-from records.record import best_epoch, commits
+from records.record import best_epoch
 
 LINES = [{"epoch": 1}, {"epoch": 2, "s": 0.5}, {"epoch": 3, "s": 0.25}]
 
@@ -13,10 +13,3 @@ LINES = [{"epoch": 1}, {"epoch": 2, "s": 0.5}, {"epoch": 3, "s": 0.25}]
 )
 def test_the_best_epoch_comes_with_a_warning_unless_it_is_the_last(lines, lower_is_better, expected):
     assert best_epoch(lines, "s", lower_is_better).startswith(expected)
-
-
-def test_every_commit_that_a_run_was_started_with_is_named_once_and_in_order():
-    starts = [{"commit": name, "uncommitted_changes": name == "b"} for name in "aaba"]
-    assert commits(starts[:2]) == "commit a"
-    assert commits(starts) == "commits a, then b, with uncommitted changes"
-    assert commits([{"commit": None, "uncommitted_changes": False}]) == "commit unknown"
