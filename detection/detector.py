@@ -28,10 +28,9 @@ from detection.coco.detections import Detections
 from detection.coco.transforms import eval_transform
 from detection.network.postprocess import postprocess
 from detection.network.ssd import SSD, build_ssd
-from detection.task import DetectionConfig, read_detector
+from detection.task import DetectionConfig, load_detector, read_detector
 from engine.checkpoint import CheckpointError
 from engine.compute.precision import autocast, inference_precision
-from engine.loading import load_exactly
 from engine.logbook import logger
 from records.experiment import read_experiment_config
 from records.results import read_results
@@ -186,19 +185,22 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
     Raises ValueError, in one line, if it is missing, corrupt, or not a detector."""
     path = weights_file(Path(named))
     trained = read_detector(path)
+    if not trained.class_names:
+        raise CheckpointError(f"{path}: does not say its classes, so an older version wrote it; train again")
     if trained.facts is not None:
         config = released_config(path, trained.facts, DetectionConfig)
         category_ids = json.loads(trained.facts.get("category_ids", "null"))
     else:
-        config = _config_beside(path)
-        category_ids = _category_ids(path.parent.parent, config, trained.class_names)
-    if not trained.class_names:
-        raise CheckpointError(f"{path}: does not say its classes, so an older version wrote it; train again")
+        experiment = path.parent.parent
+        if not (experiment / "config.yaml").is_file():
+            raise CheckpointError(
+                f"{path}: no {experiment / 'config.yaml'}, which describes its model; to pass weights on, "
+                "python -m weights.publish EXPERIMENT"
+            )
+        config = read_experiment_config(experiment, DetectionConfig)
+        category_ids = _category_ids(experiment, config, trained.class_names)
     model = build_ssd(config.model, len(trained.class_names))
-    try:
-        load_exactly(model, trained.weights)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    load_detector(model, trained.weights, path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     layout = torch.channels_last if config.train.channels_last else torch.preserve_format
     model = model.eval().requires_grad_(False).to(device, memory_format=layout)
@@ -225,21 +227,10 @@ def weights_file(path: Path) -> Path:
     return file
 
 
-def _config_beside(checkpoint: Path) -> DetectionConfig:
-    """Return the config of the experiment that a checkpoint is in. Raises CheckpointError if it is elsewhere."""
-    experiment = checkpoint.parent.parent
-    if not (experiment / "config.yaml").is_file():
-        raise CheckpointError(
-            f"{checkpoint}: its experiment's config, which describes the model, is not at "
-            f"{experiment / 'config.yaml'}; to pass weights on, python -m weights.publish EXPERIMENT"
-        )
-    return read_experiment_config(experiment, DetectionConfig)
-
-
-def _category_ids(experiment: Path, config: DetectionConfig, class_names: Sequence[str] | None) -> list[int] | None:
+def _category_ids(experiment: Path, config: DetectionConfig, class_names: Sequence[str]) -> list[int] | None:
     """Return the ids, by label, of the annotation file that an experiment was trained with.
 
-    From its results.json, else from the file itself; None if neither is there, or has other classes by now."""
+    From its results.json, else from the file itself; None if neither is there, or has different classes by now."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         results = read_results(experiment / "results.json")
         if results.protocol.classes == class_names and results.category_ids is not None:

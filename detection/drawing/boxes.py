@@ -12,7 +12,6 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from detection.coco.detections import Detections
@@ -131,12 +130,6 @@ def palette_colour(index: int) -> Colour:
 def level_colour(level: int) -> Colour:
     """Return the colour of a level of default boxes, counted from 0."""
     return tuple(hsv_to_rgb((LEVEL_HUES[level], 0.6, 1.0)))
-
-
-def undrawable(names: Sequence[str]) -> list[str]:
-    """Return those names that have letters which the font lacks."""
-    drawn = FT2Font(FONT).get_charmap()
-    return [name for name in map(printable, names) if any(ord(letter) not in drawn for letter in name)]
 
 
 def draw_text(picture: Image.Image, xy: tuple[float, float], text: str) -> float:

@@ -1,7 +1,0 @@
-"""An earlier name of `python -m detection.evaluate`, kept for scripts that use it."""
-
-from detection.evaluate import main, parse_arguments
-from engine.start import start
-
-if __name__ == "__main__":
-    start(parse_arguments, main)
