@@ -29,7 +29,7 @@ from torchvision.ops import box_convert, box_iou
 from benchmarks.comparison import Row, turn_by_turn, write_page
 from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
 from detection.network.boxes import encode_boxes
-from detection.network.postprocess import Detections, postprocess
+from detection.network.postprocess import RawDetections, postprocess
 from engine.command import RunError, run_command
 
 ANCHORS = default_boxes([(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)], ANCHOR_SCALES["ssd_coco"])
@@ -64,7 +64,7 @@ def draw(kind: str, seed: int) -> tuple[Tensor, Tensor]:
     return box_deltas, class_logits
 
 
-def check_equal(ours: Detections, theirs: dict[str, Tensor], what: str) -> None:
+def check_equal(ours: RawDetections, theirs: dict[str, Tensor], what: str) -> None:
     """Raise RunError if the detections differ by more than the order of equal scores."""
     ours_order, theirs_order = (best_first(ours.scores, ours.labels), best_first(theirs["scores"], theirs["labels"]))
     if ours.labels[ours_order].tolist() != theirs["labels"][theirs_order].tolist():
@@ -101,7 +101,7 @@ def main(device: torch.device) -> None:
                 outputs = [{"bbox_regression": deltas, "cls_logits": logits} for deltas, logits in images]
                 return [ssd.postprocess_detections(image, [anchors_xyxy], [(SIDE, SIDE)])[0] for image in outputs]
 
-            def by_us(images=images, threshold=threshold) -> list[Detections]:
+            def by_us(images=images, threshold=threshold) -> list[RawDetections]:
                 settings = {"score_threshold": threshold, "nms_iou": NMS_IOU, "max_detections": MAX_DETECTIONS}
                 return [postprocess(*image, ANCHORS, **settings)[0] for image in images]
 

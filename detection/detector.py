@@ -136,9 +136,6 @@ def rgb_pixels(image: ImageLike) -> np.ndarray:
     image: a path; a PIL image; an array (H, W, 3), (H, W, 4) or (H, W) uint8, or (H, W) uint16; a tensor (3, H, W),
     uint8 or float from 0 to 1.
     Raises DatasetError, naming the file or the shape, if it cannot be read; TypeError if it is none of these."""
-    if not isinstance(image, ImageLike):
-        kind = type(image).__name__
-        raise TypeError(f"got {kind}, expected a path, a PIL image, an array, a tensor, or a list of such")
     if isinstance(image, str | Path):
         return np.array(read_image(Path(image)))
     if isinstance(image, Image.Image):
@@ -146,31 +143,24 @@ def rgb_pixels(image: ImageLike) -> np.ndarray:
             return np.array(as_rgb(ImageOps.exif_transpose(image)))
         except Exception as error:  # Pillow reads a file when it is asked for its pixels
             raise DatasetError(f"{image.__class__.__name__}: cannot be decoded: {error}") from None
+    if not isinstance(image, np.ndarray | Tensor):
+        kind = type(image).__name__
+        raise TypeError(f"got {kind}, expected a path, a PIL image, an array, a tensor, or a list of such")
+    what = f"{type(image).__name__} of shape {tuple(image.shape)} and type {image.dtype}"
     if isinstance(image, Tensor):
-        return _tensor_pixels(image)
+        wanted = "expected (3, height, width), RGB, uint8 or float from 0 to 1, not normalised; of a batch, list(batch)"
+        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise DatasetError(f"{what}: {wanted}")
+        if image.is_floating_point() and 0 <= image.min() <= image.max() <= 1:
+            image = (image * 255).round().byte()
+        if image.dtype != torch.uint8:
+            raise DatasetError(f"{what}, from {image.min():g} to {image.max():g}: {wanted}")
+        return image.permute(1, 2, 0).contiguous().cpu().numpy()
     kinds = {(2, "uint8"), (2, "uint16"), (3, "uint8")}
     channels = image.shape[2] if image.ndim == 3 else 3
     if (image.ndim, image.dtype.name) not in kinds or channels not in (3, 4) or 0 in image.shape:
-        raise DatasetError(
-            f"an array of shape {image.shape} and type {image.dtype}: expected (height, width, 3) uint8, RGB"
-        )
+        raise DatasetError(f"{what}: expected (height, width, 3) uint8, RGB")
     return np.array(as_rgb(Image.fromarray(np.ascontiguousarray(image))))
-
-
-def _tensor_pixels(image: Tensor) -> np.ndarray:
-    """Return (3, H, W) uint8, or float from 0 to 1, as (H, W, 3) uint8. Raises DatasetError if it is neither."""
-    wanted = "expected (3, height, width), RGB, uint8 or float from 0 to 1"
-    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        cure = "; of a batch, give list(batch)" if image.ndim == 4 else ""
-        raise DatasetError(f"a tensor of shape {tuple(image.shape)}: {wanted}{cure}")
-    if image.is_floating_point():
-        least, most = image.min().item(), image.max().item()
-        if not 0 <= least <= most <= 1:
-            raise DatasetError(f"a tensor of floats from {least:g} to {most:g}: {wanted}, not yet normalised")
-        image = (image * 255).round().byte()
-    if image.dtype != torch.uint8:
-        raise DatasetError(f"a tensor of type {image.dtype}: {wanted}")
-    return image.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 # ---- loading -------------------------------------------------------------------------------------------------

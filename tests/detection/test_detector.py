@@ -139,7 +139,7 @@ def test_grey_images_of_8_and_16_bits_are_the_same(detector, pixels, tmp_path):
         (np.zeros((4, 4, 3)), r"shape \(4, 4, 3\) and type float64: expected \(height, width, 3\) uint8"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
         (torch.zeros(2, 3, 8, 8), r"shape \(2, 3, 8, 8\).*list\(batch\)"),
-        (torch.full((3, 8, 8), 200.0), "floats from 200 to 200"),
+        (torch.full((3, 8, 8), 200.0), "type torch.float32, from 200 to 200"),
         (torch.zeros(3, 8, 8, dtype=torch.int32), "type torch.int32"),
         ("nowhere.jpg", r"nowhere\.jpg: no such file"),
         (None, "got NoneType, expected a path"),

@@ -389,7 +389,7 @@ def test_training_says_what_the_scores_cannot_exceed(config_path, tmp_path, capl
     announce(task)
     ceiling, most = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert ceiling.startswith(f"{path}: 2 boxes without area count as missed: mAP cannot exceed 0.")
-    assert "eval.max_detections, 1: raise it" in most
+    assert "eval.max_detections, 1: 5; raise it" in most
 
 
 @pytest.mark.parametrize(

@@ -65,19 +65,19 @@ def test_the_first_mark_is_on_top_and_one_without_a_label_is_thin():
 @pytest.mark.parametrize("corner", [(0, 0), (950, 0), (0, 580), (950, 580)])
 def test_a_place_of_a_label_is_on_the_image(corner):
     x, y = corner
-    place, _ = place_label((x, y, x + 50, y + 20), (120, 18), (-0.5, -0.5, 999.5, 599.5), [])
-    assert (place >= -0.5).all()
-    assert (place <= (999.5, 599.5, 999.5, 599.5)).all()
+    place, _ = place_label((x, y, x + 50, y + 20), (120, 18), (1000, 600), [])
+    assert (place >= 0).all()
+    assert (place <= (1000, 600, 1000, 600)).all()
     assert place[2:] - place[:2] == pytest.approx([120, 18])
 
 
 def test_labels_of_one_box_move_apart_until_there_is_no_place():
     box, taken = (300, 200, 500, 400), []
     for _ in range(8):
-        place, hidden = place_label(box, (90, 18), (0, 0, 1000, 600), taken)
+        place, hidden = place_label(box, (90, 18), (1000, 600), taken)
         assert hidden == 0
         taken.append(place)
-    assert place_label(box, (90, 18), (0, 0, 1000, 600), taken)[1] == pytest.approx(1)
+    assert place_label(box, (90, 18), (1000, 600), taken)[1] == pytest.approx(1)
 
 
 def test_eighty_classes_have_eighty_colours():
