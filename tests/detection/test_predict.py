@@ -154,10 +154,9 @@ def test_what_cannot_be_meant_is_refused(predict, photos, tmp_path, words, messa
 # ---- videos ---------------------------------------------------------------------------------------------------
 
 
-def write_video(path, pictures, title=""):
+def write_video(path, pictures):
     av = pytest.importorskip("av")
     with av.open(path, "w") as video:
-        video.metadata["title"] = title
         stream = video.add_stream("mpeg4", rate=10)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
@@ -195,12 +194,6 @@ def test_a_video_of_an_earlier_run_is_replaced_and_another_is_not(predict, video
     code, _, [error] = predict("clip.mov")
     assert (code, written.read_bytes() == before) == (2, True)
     assert "predictions/clip.mp4: not made by detection.predict" in error
-
-
-def test_a_title_that_is_not_utf_8_keeps_no_video_from_being_read(tmp_path):
-    write_video(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)], title="TITLE")
-    (tmp_path / "a.mp4").write_bytes((tmp_path / "a.mp4").read_bytes().replace(b"TITLE", b"\xe9TITL"))
-    assert len(list(_frames(tmp_path / "a.mp4"))) == 1
 
 
 def test_a_video_of_a_turned_telephone_is_upright(tmp_path):

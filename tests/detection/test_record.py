@@ -75,6 +75,8 @@ def test_the_record_is_that_of_this_variant_seed_cost_and_scores(recorded, sampl
     paths = [sample_root / SPLITS[split]["annotations"] for split in ("train", "val")]
     assert record["inputs"] == {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     assert record["protocol"]["annotations_sha256"] == record["inputs"][str(paths[1])]
+    assert record["facts"]["Model"].endswith("; trunk from swin_t.pth (SHA-256 704ceda3)")  # of the first start
+    assert record["facts"]["Model"] in (experiment / "README.md").read_text()
 
 
 def spoilt(change, path):
@@ -173,9 +175,3 @@ def test_detections_are_drawn_in_the_course_of_training_only_where_a_tracker_sho
     tracked.config = task.config.model_copy(update={"train": train})
     tracked.draw(tmp_path, 1, found)
     assert [path.name for path in tmp_path.iterdir()] == ["detections.png"]
-
-
-def test_the_readme_says_what_the_trunk_started_from_as_the_first_start_found_it(recorded):
-    experiment, _, record = recorded
-    assert record["facts"]["Model"].endswith("; trunk from swin_t.pth (SHA-256 704ceda3)")
-    assert record["facts"]["Model"] in (experiment / "README.md").read_text()
