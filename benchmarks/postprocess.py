@@ -21,7 +21,7 @@ from torchvision.ops import box_iou
 from benchmarks.comparison import Page, Row, run_benchmark, turn_by_turn
 from benchmarks.peers import ANCHORS, ANCHORS_XYXY, NUM_CLASSES, SIDE, torchvision_ssd
 from detection.network.boxes import encode_boxes
-from detection.network.postprocess import Detections, postprocess
+from detection.network.postprocess import RawDetections, postprocess
 from engine.command import RunError
 
 OBJECTS, SCORE_THRESHOLD, NMS_IOU, MAX_DETECTIONS = 7, 0.01, 0.45, 200
@@ -53,7 +53,7 @@ def draw(kind: str, seed: int) -> tuple[Tensor, Tensor]:
     return box_deltas, class_logits
 
 
-def check_equal(ours: Detections, theirs: dict[str, Tensor], what: str) -> None:
+def check_equal(ours: RawDetections, theirs: dict[str, Tensor], what: str) -> None:
     """Raise RunError if the detections differ by more than the order of equal scores."""
     ours_order, theirs_order = (best_first(ours.scores, ours.labels), best_first(theirs["scores"], theirs["labels"]))
     if ours.labels[ours_order].tolist() != theirs["labels"][theirs_order].tolist():
@@ -81,7 +81,7 @@ def measure(device: torch.device) -> Page:
             outputs = [{"bbox_regression": deltas, "cls_logits": logits} for deltas, logits in images]
             return [ssd.postprocess_detections(image, [ANCHORS_XYXY * SIDE], [(SIDE, SIDE)])[0] for image in outputs]
 
-        def by_us(images=images) -> list[Detections]:
+        def by_us(images=images) -> list[RawDetections]:
             return [postprocess(*image, ANCHORS, **settings)[0] for image in images]
 
         pairs = sum((logits.softmax(-1)[..., 1:] >= SCORE_THRESHOLD).sum().item() for _, logits in images) / len(images)

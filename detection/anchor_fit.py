@@ -1,9 +1,8 @@
 """How the default boxes fit the objects that are trained on.
 
-The recall of the default boxes is the share of objects that one of them overlaps with an IoU of `loss.match_iou` or
-more. Any other object is trained on its best box alone, however little the two overlap, or on none if another object
-has that box. Low recall keeps the score low, so training and the dry run report it;
-`detection.show --what matches` draws it. Crowds do not count. Images are whole and square, without augmentation.
+Their recall is the share of objects that one of them overlaps with an IoU of `loss.match_iou` or more. Any other object
+is trained on its best box alone, or on none if another object has that box, so training and the dry run report a low
+recall; `detection.show --what matches` draws it. Crowds do not count. Images are whole, without augmentation.
 """
 
 import math

@@ -28,10 +28,9 @@ from detection.coco.detections import Detections
 from detection.coco.transforms import eval_transform
 from detection.network.postprocess import postprocess
 from detection.network.ssd import SSD, build_ssd
-from detection.task import DetectionConfig, read_detector
+from detection.task import DetectionConfig, load_detector, read_detector
 from engine.checkpoint import CheckpointError
 from engine.compute.precision import autocast, inference_precision
-from engine.loading import load_exactly
 from engine.logbook import logger
 from records.experiment import read_experiment_config
 from records.results import read_results
@@ -137,9 +136,6 @@ def rgb_pixels(image: ImageLike) -> np.ndarray:
     image: a path; a PIL image; an array (H, W, 3), (H, W, 4) or (H, W) uint8, or (H, W) uint16; a tensor (3, H, W),
     uint8 or float from 0 to 1.
     Raises DatasetError, naming the file or the shape, if it cannot be read; TypeError if it is none of these."""
-    if not isinstance(image, ImageLike):
-        kind = type(image).__name__
-        raise TypeError(f"got {kind}, expected a path, a PIL image, an array, a tensor, or a list of such")
     if isinstance(image, str | Path):
         return np.array(read_image(Path(image)))
     if isinstance(image, Image.Image):
@@ -147,31 +143,24 @@ def rgb_pixels(image: ImageLike) -> np.ndarray:
             return np.array(as_rgb(ImageOps.exif_transpose(image)))
         except Exception as error:  # Pillow reads a file when it is asked for its pixels
             raise DatasetError(f"{image.__class__.__name__}: cannot be decoded: {error}") from None
+    if not isinstance(image, np.ndarray | Tensor):
+        kind = type(image).__name__
+        raise TypeError(f"got {kind}, expected a path, a PIL image, an array, a tensor, or a list of such")
+    what = f"{type(image).__name__} of shape {tuple(image.shape)} and type {image.dtype}"
     if isinstance(image, Tensor):
-        return _tensor_pixels(image)
+        wanted = "expected (3, height, width), RGB, uint8 or float from 0 to 1, not normalised; of a batch, list(batch)"
+        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise DatasetError(f"{what}: {wanted}")
+        if image.is_floating_point() and 0 <= image.min() <= image.max() <= 1:
+            image = (image * 255).round().byte()
+        if image.dtype != torch.uint8:
+            raise DatasetError(f"{what}, from {image.min():g} to {image.max():g}: {wanted}")
+        return image.permute(1, 2, 0).contiguous().cpu().numpy()
     kinds = {(2, "uint8"), (2, "uint16"), (3, "uint8")}
     channels = image.shape[2] if image.ndim == 3 else 3
     if (image.ndim, image.dtype.name) not in kinds or channels not in (3, 4) or 0 in image.shape:
-        raise DatasetError(
-            f"an array of shape {image.shape} and type {image.dtype}: expected (height, width, 3) uint8, RGB"
-        )
+        raise DatasetError(f"{what}: expected (height, width, 3) uint8, RGB")
     return np.array(as_rgb(Image.fromarray(np.ascontiguousarray(image))))
-
-
-def _tensor_pixels(image: Tensor) -> np.ndarray:
-    """Return (3, H, W) uint8, or float from 0 to 1, as (H, W, 3) uint8. Raises DatasetError if it is neither."""
-    wanted = "expected (3, height, width), RGB, uint8 or float from 0 to 1"
-    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        cure = "; of a batch, give list(batch)" if image.ndim == 4 else ""
-        raise DatasetError(f"a tensor of shape {tuple(image.shape)}: {wanted}{cure}")
-    if image.is_floating_point():
-        least, most = image.min().item(), image.max().item()
-        if not 0 <= least <= most <= 1:
-            raise DatasetError(f"a tensor of floats from {least:g} to {most:g}: {wanted}, not yet normalised")
-        image = (image * 255).round().byte()
-    if image.dtype != torch.uint8:
-        raise DatasetError(f"a tensor of type {image.dtype}: {wanted}")
-    return image.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 # ---- loading -------------------------------------------------------------------------------------------------
@@ -186,19 +175,22 @@ def load(named: str | Path, device: str | torch.device | None = None) -> Detecto
     Raises ValueError, in one line, if it is missing, corrupt, or not a detector."""
     path = weights_file(Path(named))
     trained = read_detector(path)
+    if not trained.class_names:
+        raise CheckpointError(f"{path}: does not say its classes, so an older version wrote it; train again")
     if trained.facts is not None:
         config = released_config(path, trained.facts, DetectionConfig)
         category_ids = json.loads(trained.facts.get("category_ids", "null"))
     else:
-        config = _config_beside(path)
-        category_ids = _category_ids(path.parent.parent, config, trained.class_names)
-    if not trained.class_names:
-        raise CheckpointError(f"{path}: does not say its classes, so an older version wrote it; train again")
+        experiment = path.parent.parent
+        if not (experiment / "config.yaml").is_file():
+            raise CheckpointError(
+                f"{path}: no {experiment / 'config.yaml'}, which describes its model; to pass weights on, "
+                "python -m weights.publish EXPERIMENT"
+            )
+        config = read_experiment_config(experiment, DetectionConfig)
+        category_ids = _category_ids(experiment, config, trained.class_names)
     model = build_ssd(config.model, len(trained.class_names))
-    try:
-        load_exactly(model, trained.weights)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    load_detector(model, trained.weights, path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     layout = torch.channels_last if config.train.channels_last else torch.preserve_format
     model = model.eval().requires_grad_(False).to(device, memory_format=layout)
@@ -225,21 +217,10 @@ def weights_file(path: Path) -> Path:
     return file
 
 
-def _config_beside(checkpoint: Path) -> DetectionConfig:
-    """Return the config of the experiment that a checkpoint is in. Raises CheckpointError if it is elsewhere."""
-    experiment = checkpoint.parent.parent
-    if not (experiment / "config.yaml").is_file():
-        raise CheckpointError(
-            f"{checkpoint}: its experiment's config, which describes the model, is not at "
-            f"{experiment / 'config.yaml'}; to pass weights on, python -m weights.publish EXPERIMENT"
-        )
-    return read_experiment_config(experiment, DetectionConfig)
-
-
-def _category_ids(experiment: Path, config: DetectionConfig, class_names: Sequence[str] | None) -> list[int] | None:
+def _category_ids(experiment: Path, config: DetectionConfig, class_names: Sequence[str]) -> list[int] | None:
     """Return the ids, by label, of the annotation file that an experiment was trained with.
 
-    From its results.json, else from the file itself; None if neither is there, or has other classes by now."""
+    From its results.json, else from the file itself; None if neither is there, or has different classes by now."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         results = read_results(experiment / "results.json")
         if results.protocol.classes == class_names and results.category_ids is not None:

@@ -5,15 +5,8 @@
     torchrun --standalone --nproc_per_node=4 -m detection.evaluate EXPERIMENT --checkpoint best
 
 Several values for a threshold, separated by commas, mean every combination; the network runs once for all of
-them. The scores go to test.json in the experiment directory. A folder made by weights.publish will do for one: its
-config.yaml counts, with data.root=FOLDER where that knows the data by their name only.
-
-    python -m detection.evaluate experiments/experiment_3 --release saved_weights/blood_cells.safetensors
-    python -m detection.evaluate experiments/experiment_3 --checkpoint saved_weights/blood_cells.safetensors
-
-A release is a safetensors file of the weights that were scored. Its metadata holds, as text, the `task`, the `config`
-that they were scored with (YAML; paths of this machine are cut to their last part), the `classes`, their `category_ids`
-and the `scores` just found (JSON), the `step`, and the `commit` that trained them: as weights.publish has it.
+them. The scores go to test.json in the experiment directory. A folder made by weights.publish is scored in the same
+way, with data.root=FOLDER because its config only names the data.
 """
 
 import argparse
@@ -25,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from engine.arguments import check_experiment
 from engine.start import start
-from engine.strict_yaml import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +25,6 @@ if TYPE_CHECKING:
     from detection.coco.annotations import CocoFile
     from detection.network.postprocess import PostprocessConfig
     from detection.task import DetectionConfig
-
-SUFFIX = ".safetensors"  # of released weights
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -49,26 +39,10 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         "overrides", nargs="*", metavar="section.field=value[,value...]",
         help="eval.score_threshold, eval.nms_iou, eval.max_detections: one value or several; data.root and others: one",
     )  # fmt: skip
-    parser.add_argument(
-        "--checkpoint",
-        default="last",
-        metavar="last|best|FILE",
-        help="which weights, of its own or not (default: last)",
-    )
-    parser.add_argument(
-        "--release",
-        type=Path,
-        metavar=f"FILE{SUFFIX}",
-        help="write the weights there, with their scores and the config",
-    )
+    parser.add_argument("--checkpoint", default="last", metavar="last|best|FILE", help="weights to score (last)")
     arguments = parser.parse_intermixed_args(words)
     if arguments.experiment.is_file():
         parser.error(f"{arguments.experiment}: a file; name the experiment's directory, weights by --checkpoint FILE")
-    release = arguments.release
-    if release and (release.suffix != SUFFIX or not release.parent.is_dir() or release.is_dir()):
-        parser.error(f"--release {arguments.release}: expected a file *{SUFFIX} in a directory that exists")
-    if arguments.release and arguments.checkpoint not in ("last", "best"):
-        parser.error("--release: weights of the experiment's own are released; leave out --checkpoint FILE")
     check_experiment(arguments.experiment)
     return arguments
 
@@ -80,29 +54,26 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     from data import DatasetError
     from detection.coco.annotations import read_split
     from detection.coco.evaluation import METRICS, as_dicts, coco_scores
-    from detection.task import DetectionTask, read_detector
+    from detection.task import DetectionTask, load_detector, read_detector
     from engine import distributed
     from engine.compute.precision import inference_precision
     from engine.files import write_text
     from engine.logbook import logger
     from records.experiment import table
-    from weights.release import release_facts, save_release
+    from weights.release import weights_in
 
     base, settings = read_settings(arguments.experiment, arguments.overrides)
     if not any(override.startswith("train.precision=") for override in arguments.overrides):
         precision = distributed.broadcast(inference_precision(base.train.precision, device))
         base = base.model_copy(update={"train": base.train.model_copy(update={"precision": precision})})
-    if arguments.release and len(settings) > 1:
-        raise ConfigError(f"--release: scores of one setting are released, not of {len(settings)}; leave out the sweep")
-    path = find_checkpoint(arguments.experiment, arguments.checkpoint)
+    named = {"last": arguments.experiment, "best": arguments.experiment / "checkpoints/best.pt"}
+    path = weights_in(named.get(arguments.checkpoint, Path(arguments.checkpoint)))
     detector = read_detector(path)
-    if arguments.release and detector.facts is not None:
-        raise ConfigError(f"--release: {path} are released weights already; copy them")
     val = read_split(base.data, "val")
     if detector.class_names not in (None, val.class_names):
         raise DatasetError(f"{val.annotations_path}: classes {val.class_names}, but {path} has {detector.class_names}")
     task = DetectionTask(base, None, val, from_checkpoint=True)
-    task.load_weights(detector.weights, path)
+    load_detector(task.model, detector.weights, path)
     layout = torch.channels_last if base.train.channels_last else torch.preserve_format
     model = task.model.to(device, memory_format=layout)
     logger.info("scoring %s, step %d, on %d images", path, detector.step, len(task.val.images))
@@ -130,18 +101,6 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
         print(table([{"class": name, **values} for name, values in record["per_class"].items()]))
     write_text(arguments.experiment / "test.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(f"written to {arguments.experiment / 'test.json'}")
-    if arguments.release:
-        facts = release_facts(
-            arguments.experiment,
-            base.model_dump(mode="json"),
-            task="detection",
-            classes=val.class_names,
-            category_ids=val.category_ids,
-            scores={name: scores[name] for name in METRICS},
-            step=detector.step,
-        )
-        save_release(arguments.release, detector.weights, facts)
-        print(f"released as {arguments.release}")
 
 
 def warn_of_other_data(experiment: Path, val: "CocoFile") -> None:
@@ -162,20 +121,10 @@ def warn_of_other_data(experiment: Path, val: "CocoFile") -> None:
             logger.warning(what, len(shared), len(val.images), shared[0])
 
 
-def find_checkpoint(experiment: Path, which: str) -> Path:
-    """The file of the experiment's, or published folder's, "last" or "best" weights, or else the file that `which`
-    names."""
-    from weights.release import weights_in
-
-    if which == "last":
-        return weights_in(experiment)
-    return experiment / "checkpoints/best.pt" if which == "best" else Path(which)
-
-
 def read_settings(experiment: Path, overrides: list[str]) -> tuple["DetectionConfig", list["PostprocessConfig"]]:
-    """The experiment's config, and every combination of the post-processing values asked for.
+    """Return the experiment's config, and every combination of the post-processing values asked for.
 
-    Raises ConfigError for a bad or repeated override, or a folder that is no experiment."""
+    Raises ConfigError for a bad or repeated override, or a folder that is not an experiment."""
     from detection.task import DetectionConfig
     from records.experiment import read_experiment_config
 

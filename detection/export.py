@@ -65,7 +65,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         variant = "_postprocess" if arguments.postprocess else ""
         arguments.output = Path(f"{experiment}{named.name if named.is_dir() else named.stem}{variant}{suffix}")
     output = arguments.output
-    if output.suffix != suffix or output.is_dir() or not os.access(output.parent, os.W_OK):
+    if output.suffix != suffix or not os.access(output.parent, os.W_OK):
         wanted = f"a file *{suffix} (--format {arguments.format}) in a directory that exists and can be written"
         parser.error(f"--output {output}: expected {wanted}")
     check_experiment(Path(arguments.detector), f"{DETECTORS}; images come after it")

@@ -15,7 +15,7 @@ from data import DatasetError, normalize_images
 from detection.coco.annotations import read_split
 from detection.detector import Detector, load, model_input, rgb_pixels
 from detection.network.boxes import decode_boxes
-from detection.network.postprocess import Detections, PostprocessConfig, postprocess
+from detection.network.postprocess import PostprocessConfig, RawDetections, postprocess
 from detection.network.ssd import SSD
 from engine.command import RunError
 from engine.files import write_whole
@@ -273,12 +273,14 @@ def _compare_detections(model: SSD, exported: Network, images: Tensor, settings:
     """Compare PyTorch's detections with the file's, and the file's with PyTorch's: (n, 2), see `_differences`."""
     expected = postprocess(*model(images), model.anchors_cxcywh, **settings.model_dump())
     *columns, counts = exported(images)
-    found = [Detections(*(column[image, :count] for column in columns)) for image, count in enumerate(counts.tolist())]
-    pairs = list(zip(expected, found, strict=True))
-    return torch.cat([_differences(*pair) for pair in (*pairs, *(pair[::-1] for pair in pairs))])
+    differences = []
+    for image, count in enumerate(counts.tolist()):
+        found = RawDetections(*(column[image, :count] for column in columns))
+        differences += [_differences(expected[image], found), _differences(found, expected[image])]
+    return torch.cat(differences)
 
 
-def _differences(these: Detections, those: Detections) -> Tensor:
+def _differences(these: RawDetections, those: RawDetections) -> Tensor:
     """Return how far box and score of each of n detections are from the nearest of its class: (n, 2), inf if none."""
     box = (these.boxes_xyxy[:, None] - those.boxes_xyxy).abs().amax(dim=-1)  # (n, m)
     score = (these.scores[:, None] - those.scores).abs()

@@ -4,8 +4,6 @@ import argparse
 import glob
 import importlib.util
 import json
-import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +18,9 @@ import torch
 from data import IMAGE_SUFFIXES, DatasetError, read_image
 from detection.coco.detections import Detections
 from detection.detector import BATCH_SIZE, Detector, load, weights_file
-from detection.drawing.boxes import draw_found, undrawable
+from detection.drawing.boxes import draw_found
 from detection.drawing.pictures import save_jpeg
-from engine.charts import MADE_BY, is_ours
+from engine.charts import MADE_BY
 from engine.files import write_text, write_whole, writing
 from engine.logbook import logger, progress_bar
 from engine.strict_yaml import ConfigError
@@ -48,11 +46,10 @@ class Item(NamedTuple):
 
 @dataclass
 class Findings:
-    """What was found so far."""
+    """What was found so far, see detection/predict.py."""
 
     output: Path  # the folder
-    counts: Counter[str] = field(default_factory=Counter)  # objects by class
-    images: list[dict] = field(default_factory=list)  # images.json, see detection/predict.py
+    images: list[dict] = field(default_factory=list)  # of images.json
     detections: list[dict] = field(default_factory=list)  # image_id, category_id, bbox, score
 
     def add(self, found: Detections, shape: tuple[int, int, int], item: Item, **frame: int) -> None:
@@ -61,10 +58,6 @@ class Findings:
         names = {"file_name": str(item.source), "picture": picture}
         self.images.append({"id": image_id, **names, **frame, "width": shape[1], "height": shape[0]})
         self.detections += found.to_coco(image_id)
-        self.counts.update(found.class_names)
-
-
-# ---- the command ----------------------------------------------------------------------------------------------
 
 
 def predict(arguments: argparse.Namespace, device: torch.device) -> None:
@@ -76,69 +69,44 @@ def predict(arguments: argparse.Namespace, device: torch.device) -> None:
     for target in [item.target for item in items] + jsons:
         if target.exists() and not _is_ours(target):
             raise FileExistsError(f"{target}: not made by detection.predict; give another folder by --output")
-    renamed = [f"{item.source} as {item.target.name}" for item in items if item.source.stem != item.target.stem]
-    if renamed:
-        logger.info("drawn under another name, because theirs is taken: %s", listed(renamed, LISTED_CLASSES))
     detector = load(weights, device)
-    logger.info(
-        "%s, step %d, on %s; classes: %s; objects of score %g or more (--score)",
-        weights, detector.step, device.type, listed(detector.class_names, LISTED_CLASSES), score,
-    )  # fmt: skip
-    if names := undrawable(detector.class_names):
-        logger.warning("the labels' font, DejaVu Sans, lacks letters of these classes: %s", listed(names))
+    classes = listed(detector.class_names, LISTED_CLASSES)
+    logger.info("%s, step %d, on %s; classes: %s", weights, detector.step, device.type, classes)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    findings, started = Findings(output), time.perf_counter()
+    findings = Findings(output)
     unread = predict_images(detector, [item for item in items if not item.is_video], score, findings)
     for item in items:
         if item.is_video and not predict_video(detector, item, score, findings):
             unread.append(item.source)
+    name_of = dict(zip(detector.category_ids, detector.class_names, strict=True))
     if findings.images:
         if arguments.json:
-            write_json(findings, detector)
-        rate = len(findings.images) / (time.perf_counter() - started)
-        classes = [f"{count} {name}" for name, count in findings.counts.most_common()] or ["none"]
-        objects = counted(findings.counts.total(), "object", "objects")
-        print(f"{counted(len(findings.images), 'image', 'images')}, {objects} of score {score:g} or more: ", end="")
-        print(f"{listed(classes, LISTED_CLASSES)}\n{rate:.1f} images/s, with reading and drawing; written to {output}/")
+            categories = [{"id": number, "name": name} for number, name in name_of.items()]
+            header = {"info": {"description": MADE_BY}, "images": findings.images, "categories": categories}
+            write_text(output / "images.json", json.dumps(header, indent=1) + "\n")
+            write_text(output / "detections.json", json.dumps(findings.detections) + "\n")
+        counts = Counter(name_of[found["category_id"]] for found in findings.detections)
+        objects = f"{counted(counts.total(), 'object', 'objects')} of score {score:g} or more"
+        kinds = listed([f"{count} {name}" for name, count in counts.most_common()] or ["none"], LISTED_CLASSES)
+        print(f"{counted(len(findings.images), 'image', 'images')}, {objects}: {kinds}\nwritten to {output}/")
     if unread:
         raise DatasetError(
             f"{len(unread)} of {len(items)} files left out, see above: {listed([str(path) for path in unread], 4)}"
         )
 
 
-def write_json(findings: Findings, detector: Detector) -> None:
-    """Write images.json, with a mark for `_is_ours`, and detections.json: see detection/predict.py."""
-    classes = zip(detector.category_ids, detector.class_names, strict=True)
-    categories = [{"id": number, "name": name} for number, name in classes]
-    header = {"info": {"description": MADE_BY}, "images": findings.images, "categories": categories}
-    write_text(findings.output / "images.json", json.dumps(header, indent=1) + "\n")
-    write_text(findings.output / "detections.json", json.dumps(findings.detections) + "\n")
-
-
 def _is_ours(path: Path) -> bool:
     """Return whether this command wrote a file. A list of detections has no place for a mark; images.json has it."""
-    if path.suffix == ".json":
-        try:
-            return json.loads(path.with_name("images.json").read_bytes())["info"]["description"] == MADE_BY
-        except (OSError, ValueError, LookupError, TypeError):
-            return False
-    if path.suffix == ".mp4":
-        import av
-
-        try:
-            with av.open(path, metadata_errors="replace") as video:
-                return video.metadata.get("comment") == MADE_BY
-        except (OSError, av.FFmpegError):
-            return False
-    return is_ours(path)
+    marked = path.with_name("images.json") if path.suffix == ".json" else path
+    return marked.is_file() and MADE_BY.encode() in marked.read_bytes()
 
 
-# ---- what to look at ------------------------------------------------------------------------------------------
+# ---- files to look at -----------------------------------------------------------------------------------------
 
 
 def find_items(sources: Sequence[str], output: Path) -> list[Item]:
-    """Return every file that is named, in a folder or fits a pattern; not what is in `output` already.
+    """Return each file once that was named, or is in a folder or fits a pattern; not what is in `output` already.
 
     Raises ValueError if a folder or pattern has nothing, if an original would be overwritten, or if there are videos
     and no PyAV."""
@@ -146,10 +114,9 @@ def find_items(sources: Sequence[str], output: Path) -> list[Item]:
     for source in sources:
         for path, place in _files(source):
             places.setdefault(path, place)
-    written = Path(os.path.realpath(output))  # resolve() fails on a circle of links
     items: dict[Path, Item] = {}  # by target
     for path, place in places.items():
-        if written in path.resolve().parents and str(path) not in sources:
+        if output.resolve() in path.resolve().parents and str(path) not in sources:
             continue
         suffix = ".mp4" if path.suffix.lower() in VIDEO_SUFFIXES else ".jpg"
         target, number = output / place.with_suffix(suffix), 2
@@ -159,7 +126,7 @@ def find_items(sources: Sequence[str], output: Path) -> list[Item]:
     if not items:
         raise ConfigError(f"--output {output}: all that was named is in it, so it is skipped; name another folder")
     originals = {item.source.resolve() for item in items.values()}
-    if over := [target for target in items if Path(os.path.realpath(target)) in originals]:
+    if over := [target for target in items if target.resolve() in originals]:
         raise ConfigError(f"--output {output}: {over[0]}, an original, would be overwritten; name another folder")
     videos = [item.source for item in items.values() if item.is_video]
     if videos and not importlib.util.find_spec("av"):
@@ -172,17 +139,17 @@ def _files(source: str) -> Iterator[tuple[Path, Path]]:
     path = Path(source)
     if path.is_dir():
         suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
-        if not found:
-            raise DatasetError(f"{path}: no image or video in this folder (*.jpg, *.png, *.mp4, ...)")
-        yield from ((file, file.relative_to(path)) for file in found)
+        found = [file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()]
+        problem = "no image or video in this folder (*.jpg, *.png, *.mp4, ...)"
     elif glob.has_magic(source) and not path.exists():
-        found = sorted(file for file in map(Path, glob.glob(source, recursive=True)) if file.is_file())
-        if not found:
-            raise DatasetError(f"{source}: no file fits this pattern")
-        yield from ((file, Path(file.name)) for file in found)
+        found = [file for file in map(Path, glob.glob(source, recursive=True)) if file.is_file()]
+        problem = "no file fits this pattern"
     else:
-        yield path, Path(path.name)
+        found, problem = [path], ""
+    if not found:
+        raise DatasetError(f"{source}: {problem}")
+    for file in sorted(found):
+        yield file, file.relative_to(path) if path.is_dir() else Path(file.name)
 
 
 # ---- images ---------------------------------------------------------------------------------------------------
@@ -195,37 +162,35 @@ def predict_images(detector: Detector, items: Sequence[Item], score_threshold: f
     with bar, ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes and encodes
         reading = pool.map(_read, items[:BATCH_SIZE])
         for start in range(0, len(items), BATCH_SIZE):
-            batch, read = list(zip(items[start : start + BATCH_SIZE], reading, strict=True)), []
+            batch, read = items[start : start + BATCH_SIZE], []
+            contents = list(reading)
             reading = pool.map(_read, items[start + BATCH_SIZE : start + 2 * BATCH_SIZE])  # while the network computes
-            for item, content in batch:
-                if isinstance(content, DatasetError):
-                    logger.warning(str(content))
+            for item, pixels in zip(batch, contents, strict=True):
+                if isinstance(pixels, DatasetError):
+                    logger.warning(str(pixels))
                     unread.append(item.source)
                 else:
-                    read.append((item, *content))
-            if read:
-                found = detector.detect([pixels for _, pixels, _ in read], score_threshold)
-                list(pool.map(_write_picture, read, found))
-                for (item, pixels, _), each in zip(read, found, strict=True):
-                    findings.add(each, pixels.shape, item)
+                    read.append((item, pixels))
+            found = detector.detect([pixels for _, pixels in read], score_threshold) if read else []
+            list(pool.map(_write_picture, read, found))
+            for (item, pixels), each in zip(read, found, strict=True):
+                findings.add(each, pixels.shape, item)
             bar.update(len(batch))
     return unread
 
 
-def _read(item: Item) -> tuple[np.ndarray, bytes] | DatasetError:
-    """Return the pixels of an image, (H, W, 3) uint8, and its colour profile, if that is of RGB."""
+def _read(item: Item) -> np.ndarray | DatasetError:
+    """Return the pixels of an image, (H, W, 3) uint8, or why it cannot be read."""
     try:
-        image = read_image(item.source)
+        return np.array(read_image(item.source))
     except DatasetError as error:
         return error
-    profile = image.info.get("icc_profile") or b""  # without it, the colours of many telephones look dull
-    return np.array(image), profile if profile[16:20] == b"RGB " else b""
 
 
-def _write_picture(read: tuple[Item, np.ndarray, bytes], found: Detections) -> None:
-    item, pixels, profile = read
+def _write_picture(read: tuple[Item, np.ndarray], found: Detections) -> None:
+    item, pixels = read
     item.target.parent.mkdir(parents=True, exist_ok=True)
-    save_jpeg(item.target, draw_found(pixels, found), quality=92, icc_profile=profile)
+    save_jpeg(item.target, draw_found(pixels, found), quality=92)
 
 
 # ---- videos ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 from detection.coco.annotations import shown_size
 from detection.coco.errors import confusion_matrix, error_breakdown
 from detection.coco.evaluation import METRICS, as_dicts, evaluate_coco, image_statistics, summary_of
-from detection.task import SHOWN_SCORE, DetectionTask, example_pictures
+from detection.task import DetectionTask
 from engine.compute.cost import forward_gflops
 from engine.files import write_text
 from records.record import TaskRecord
@@ -27,16 +27,16 @@ from training import Evaluation
 def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> TaskRecord:
     """Write the files above; return what results.json and README.md hold of this task."""
     from detection.drawing.charts import draw_class_scores, draw_confusion, draw_precision  # imports matplotlib
-    from detection.drawing.pictures import draw_detections, draw_examples
+    from detection.drawing.pictures import SHOWN_SCORE, draw_detections, draw_examples, examples
 
     config, model, val, results = task.config, task.config.model, task.val, as_dicts(evaluation.predictions)
     coco = evaluate_coco(task.truth, results)
     scores, matches = summary_of(coco), image_statistics(coco)
     matches.save(experiment)
     write_text(experiment / "detections.json", json.dumps(results))
-    pictures = example_pictures(val, evaluation.predictions)
-    draw_detections(experiment / "detections.png", list(pictures.values()), val.class_names, SHOWN_SCORE)
-    draw_examples(experiment / "examples", pictures, val.class_names)
+    pictures = examples(val, evaluation.predictions)
+    draw_detections(experiment / "detections.png", list(pictures.values()))
+    draw_examples(experiment / "examples", pictures)
     draw_precision(experiment / "precision_recall.png", matches)
     objects = np.bincount(matches.object_classes, minlength=len(val.class_names))
     draw_class_scores(experiment / "class_scores.png", scores["per_class"], objects.tolist())

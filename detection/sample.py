@@ -13,9 +13,11 @@ from engine.start import start
 if TYPE_CHECKING:
     import torch
 
-# Those of detection/shapes.py, each with its usual number of training and validation images, and their side in pixels.
-SIZES = ("num_train", "num_val", "image_size")
-STYLES = {"full": (600, 150, 128), "easy": (1000, 300, 96)}
+# The usual number of training and validation images, and their side in pixels.
+STYLES = {
+    "full": {"num_train": 600, "num_val": 150, "image_size": 128},
+    "easy": {"num_train": 1000, "num_val": 300, "image_size": 96},
+}
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -31,14 +33,11 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         help="full: six classes, crowds, small objects; easy: three classes, few and large shapes (default: full)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: 0)")
-    usual = {name: f"full {full}, easy {easy}" for name, full, easy in zip(SIZES, *STYLES.values(), strict=True)}
-    parser.add_argument("--num-train", type=int, metavar="N", help=f"training images ({usual['num_train']})")
-    parser.add_argument("--num-val", type=int, metavar="N", help=f"validation images ({usual['num_val']})")
-    parser.add_argument(
-        "--image-size", type=int, metavar="N", help=f"side of the square images in pixels ({usual['image_size']})"
-    )
+    parser.add_argument("--num-train", type=int, metavar="N", help="training images (full: 600, easy: 1000)")
+    parser.add_argument("--num-val", type=int, metavar="N", help="validation images (full: 150, easy: 300)")
+    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels (full: 128, easy: 96)")
     arguments = parser.parse_args(words)
-    for name, number in zip(SIZES, STYLES[arguments.style], strict=True):
+    for name, number in STYLES[arguments.style].items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, number)
     return arguments
@@ -48,12 +47,7 @@ def main(arguments: argparse.Namespace, _: "torch.device") -> None:
     """Draw the data set, unless it is there."""
     from detection.shapes import generate
 
-    try:
-        generate(**vars(arguments))
-    except OSError as error:
-        if error.filename:  # by the system, and not in words for people
-            raise OSError(f"{error.filename}: cannot be written: {error.strerror.lower()}") from None
-        raise
+    generate(**vars(arguments))
     print(f"{arguments.root}: {arguments.num_train} training and {arguments.num_val} validation images")
 
 

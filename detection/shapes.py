@@ -14,7 +14,6 @@ one; the same versions of NumPy and Pillow give the same bytes.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 from tqdm import tqdm
+
+from engine.files import write_text, writing
 
 FINE = 4  # outlines are filled on a canvas this much finer: smooth edges, boxes to a quarter of a pixel
 DESCRIPTION = "Drawn shapes, made by detection/sample.py"
@@ -36,21 +37,13 @@ Outline = np.ndarray  # (n, 2) float x and y of a polygon's corners
 def _polygon(*radii: float, corners: int) -> Outline:
     """Corners on circles about the origin, one radius after the other."""
     angles = np.arange(corners) * (2 * np.pi / corners)
-    radius = np.resize(radii, corners)
-    return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+    return np.resize(radii, corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _ring(hole: float) -> Outline:
-    """A circle, then the hole's circle the other way round: one outline with a seam."""
-    circle = _polygon(1.0, corners=49)[[*range(49), 0]]
-    return np.concatenate([circle, hole * circle[::-1]])
-
-
-def _cross(half_width: float) -> Outline:
-    w = half_width
-    arm = np.array([[w, w], [w, 1.0], [-w, 1.0]])
-    quarter_turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
-    return np.concatenate([arm @ np.linalg.matrix_power(quarter_turn, k) for k in range(4)])
+CIRCLE = _polygon(1.0, corners=49)[[*range(49), 0]]
+RING = np.concatenate([CIRCLE, 0.55 * CIRCLE[::-1]])  # the hole's circle the other way round: one outline with a seam
+ARM = np.array([[0.3, 0.3], [0.3, 1.0], [-0.3, 1.0]])
+CROSS = np.concatenate([ARM, ARM[:, ::-1] * [-1, 1], -ARM, ARM[:, ::-1] * [1, -1]])  # turned by quarters
 
 
 class Shape(NamedTuple):
@@ -64,8 +57,8 @@ SHAPES = {
     "square": Shape(2, _polygon(1.0, corners=4), (0.16, 0.50)),
     "triangle": Shape(4, _polygon(1.0, corners=3), (0.18, 0.55)),
     "star": Shape(7, _polygon(1.0, 0.45, corners=10), (0.18, 0.60)),
-    "ring": Shape(11, _ring(hole=0.55), (0.16, 0.50)),
-    "cross": Shape(18, _cross(half_width=0.3), (0.16, 0.50)),
+    "ring": Shape(11, RING, (0.16, 0.50)),
+    "cross": Shape(18, CROSS, (0.16, 0.50)),
 }
 
 
@@ -275,28 +268,6 @@ def _annotate(thing: Thing, visible: np.ndarray) -> dict:
     }
 
 
-def _paths(root: Path, split: str) -> tuple[Path, Path]:
-    """Return the folder of images and the annotation file of a split."""
-    return root / "images" / split, root / "annotations" / f"instances_{split}.json"
-
-
-def _is_finished(root: Path, split: str, info: dict) -> bool:
-    """Return whether the split described by `info` is complete.
-
-    Raises FileExistsError if another data set is there."""
-    images_dir, annotations_path = _paths(root, split)
-    if not annotations_path.exists():
-        return False
-    try:
-        found = json.loads(annotations_path.read_text())
-        is_ours = found["info"]["description"] == DESCRIPTION
-    except (ValueError, KeyError, TypeError):
-        is_ours = False
-    if not is_ours:
-        raise FileExistsError(f"{annotations_path}: not made by detection.sample; choose another folder")
-    return found["info"] == info and all((images_dir / record["file_name"]).is_file() for record in found["images"])
-
-
 def generate(
     root: str | Path,
     seed: int = 0,
@@ -317,19 +288,32 @@ def generate(
             raise ValueError(f"{name} {number}: expected {least} or more")
     root = Path(root)
     recipe = {"description": DESCRIPTION, "version": VERSION, "seed": seed, "image_size": image_size}
-    if style != "full":
-        recipe["style"] = style
+    recipe |= {"style": style} if style != "full" else {}
     infos = {"train": recipe | {"num_images": num_train}, "val": recipe | {"num_images": num_val}}
     for split in [split for split, info in infos.items() if not _is_finished(root, split, info)]:
         _draw_split(root, split, infos[split])
     return root
 
 
+def _is_finished(root: Path, split: str, info: dict) -> bool:
+    """Return whether the split described by `info` is complete. Raises FileExistsError if a different set is there."""
+    annotations_path = root / f"annotations/instances_{split}.json"
+    if not annotations_path.exists():
+        return False
+    text = annotations_path.read_text()
+    if f'"description": "{DESCRIPTION}"' not in text:
+        raise FileExistsError(f"{annotations_path}: not made by detection.sample; choose another folder")
+    found = json.loads(text)
+    names = [record["file_name"] for record in found["images"]]
+    return found["info"] == info and all((root / f"images/{split}" / name).is_file() for name in names)
+
+
 def _draw_split(root: Path, split: str, info: dict) -> None:
-    images_dir, annotations_path = _paths(root, split)
-    annotations_path.unlink(missing_ok=True)  # of another version or seed: no longer true from here on
-    images_dir.mkdir(parents=True, exist_ok=True)
-    annotations_path.parent.mkdir(parents=True, exist_ok=True)
+    images_dir, annotations_path = root / f"images/{split}", root / f"annotations/instances_{split}.json"
+    with writing(annotations_path):
+        annotations_path.unlink(missing_ok=True)  # of a different version or seed: no longer true from here on
+        images_dir.mkdir(parents=True, exist_ok=True)
+        annotations_path.parent.mkdir(parents=True, exist_ok=True)
 
     side, split_number, style = info["image_size"], ("train", "val").index(split), STYLES[info.get("style", "full")]
     images, annotations = [], []
@@ -339,21 +323,19 @@ def _draw_split(root: Path, split: str, info: dict) -> None:
         image_id = 3 * index + 1 + split_number  # gaps, and no id in both splits
         file_name = f"{image_id:06d}.jpg"
         things, visible = _arrange(style, side, rng)
-        _paint(things, side, rng).save(images_dir / file_name, quality=92)
+        with writing(images_dir / file_name):
+            _paint(things, side, rng).save(images_dir / file_name, quality=92)
         images.append({"id": image_id, "file_name": file_name, "width": side, "height": side, "license": 1})
         for number, thing in enumerate(things, start=1):
             ids = {"id": len(annotations) + 1, "image_id": image_id}
             annotations.append(ids | _annotate(thing, visible == number))
 
+    categories = [(shape.category_id, name) for name, shape in style.shapes.items()]
     content = {
         "info": info,
         "licenses": [{"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}],
         "images": images,
         "annotations": annotations,
-        "categories": [
-            {"id": shape.category_id, "name": name, "supercategory": "shape"} for name, shape in style.shapes.items()
-        ],
+        "categories": [{"id": number, "name": name, "supercategory": "shape"} for number, name in categories],
     }
-    unfinished = annotations_path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content))
-    os.replace(unfinished, annotations_path)
+    write_text(annotations_path, json.dumps(content))

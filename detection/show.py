@@ -6,14 +6,12 @@
     python -m detection.show configs/bccd.yaml --what matches    which default boxes match which objects
 
 Images, views and boxes are those of training with the same config: epoch 1 here is epoch 1 there. (With
-`data.cache_images` a pixel may differ by a level or two.) If DISPLAY or WAYLAND_DISPLAY is set, the pictures are
-opened.
+`data.cache_images` a pixel may differ by a level or two.)
 
 `matches` also measures the recall of the default boxes over all training images, see detection/anchor_fit.py.
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,16 +47,8 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         help=f"how many, spread evenly ({', '.join(f'{what}: {images}' for what, images in SHOWS.items())})",
     )  # fmt: skip
     which.add_argument("--ids", type=image_ids, metavar="ID,ID", help="which, by id in the annotation file")
-    which.add_argument("--blank", action="store_true", help="anchors on a blank input, which takes no data")
     parser.add_argument("--output", type=Path, default=Path("show"), metavar="DIRECTORY", help="default: show")
-    parser.add_argument(
-        "--open", action=argparse.BooleanOptionalAction,
-        default=bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")),
-        help="open the pictures (default: if DISPLAY or WAYLAND_DISPLAY is set)",
-    )  # fmt: skip
     options = parser.parse_intermixed_args(words)
-    if options.blank and options.what != "anchors":
-        parser.error(f"--blank: only --what anchors needs no data, not {options.what}")
     if (count := max(options.images or 0, len(options.ids or ()))) > MOST_IMAGES:
         parser.error(f"{count} images asked for by --images or --ids: expected at most {MOST_IMAGES} at once")
     if options.output.exists() and not options.output.is_dir():

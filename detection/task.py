@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from data import build_loader, eval_batches, normalize_images
 from detection.anchor_fit import AnchorFit, fit_anchors
 from detection.coco.annotations import CocoFile, DataConfig, dataset_error, pair_defects
-from detection.coco.dataset import CocoDetection, collate, read_image
-from detection.coco.evaluation import GroundTruth, as_dicts, by_image, detect, quick_scores
+from detection.coco.dataset import CocoDetection, collate
+from detection.coco.evaluation import GroundTruth, by_image, detect, quick_scores
 from detection.coco.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
 from detection.network.backbones import BACKBONES, load_backbone_weights
 from detection.network.loss import LossConfig, constant_predictor_loss, multibox_loss
@@ -35,11 +35,6 @@ from training import Evaluation, TrainConfig
 from weights.registry import find_weights, identified, read_weights
 from weights.release import SUFFIX, read_safetensors, weights_in
 
-if TYPE_CHECKING:
-    from detection.drawing.pictures import Picture
-
-PICTURES = 4  # images in detections.png
-SHOWN_SCORE = 0.3  # detections below it are not drawn
 LISTED_CLASSES = 8  # in a log
 
 
@@ -59,56 +54,41 @@ class TrainedDetector(NamedTuple):
     """What a file of trained weights holds."""
 
     weights: dict[str, Tensor]
-    step: int | None  # optimizer steps; None where the file does not say
-    class_names: list[str] | None  # None where the file does not say
+    step: int  # optimizer steps
+    class_names: list[str] | None  # None if the file does not say
     facts: dict[str, str] | None = None  # metadata of released weights, verified
 
 
-def read_detector(path: Path, others: bool = False) -> TrainedDetector:
+def read_detector(path: Path) -> TrainedDetector:
     """Read the weights that were scored (the moving average if there is one) from a checkpoint or a release.
 
-    path: see weights_in. others: accept weights that another program saved, too, which have neither step nor classes.
+    path: see weights_in.
     Raises CheckpointError if the file is missing, damaged, or something else, or if a weight is not finite."""
     path = weights_in(path)
-    try:
-        detector = _read_detector(path)
-    except CheckpointError:
-        detector = _detector_of_others(path) if others else None
-        if detector is None:
-            raise
+    if path.suffix == SUFFIX:
+        weights, facts = read_safetensors(path)
+        if not facts or not {"step", "classes"} <= facts.keys():
+            raise CheckpointError(f"{path}: not a detector; its metadata lack the step or the classes")
+        detector = TrainedDetector(weights, int(facts["step"]), json.loads(facts["classes"]), facts)
+    else:
+        state = load_checkpoint(path)
+        if not isinstance(state, dict) or not {"model", "ema", "step"} <= state.keys():
+            raise CheckpointError(
+                f"{path}: not a checkpoint of a detector; expected an experiment's checkpoints/*.pt or released "
+                f"weights, *{SUFFIX} (a public checkpoint of a trunk belongs into model.weights)"
+            )
+        detector = TrainedDetector(trained_weights(state), state["step"], state.get("data", {}).get("classes"))
     if broken := [name for name, weight in detector.weights.items() if not weight.isfinite().all()]:
         raise CheckpointError(f"{path}: weights that are not finite: {listed(broken)}; use an earlier checkpoint")
     return detector
 
 
-def _read_detector(path: Path) -> TrainedDetector:
-    if path.suffix == SUFFIX:
-        weights, facts = read_safetensors(path)
-        if not facts or not {"step", "classes"} <= facts.keys():
-            raise CheckpointError(f"{path}: no detector; its metadata lack the step or the classes")
-        return TrainedDetector(weights, int(facts["step"]), json.loads(facts["classes"]), facts)
-    state = load_checkpoint(path)
-    if not isinstance(state, dict) or not {"model", "ema", "step"} <= state.keys():
-        raise CheckpointError(
-            f"{path}: no checkpoint of a detector; expected an experiment's checkpoints/*.pt or released weights, "
-            f"*{SUFFIX} (a public checkpoint of a trunk belongs into model.weights)"
-        )
-    return TrainedDetector(trained_weights(state), state["step"], state.get("data", {}).get("classes"))
-
-
-def _detector_of_others(path: Path) -> TrainedDetector | None:
-    """Read a detector's weights from another program's file; None if it cannot be read.
-
-    Raises CheckpointError if they are weights of something else."""
+def load_detector(model: SSD, weights: dict[str, Tensor], path: Path) -> None:
+    """Load the weights read from `path` into a detector. Raises CheckpointError, listing what differs."""
     try:
-        weights = read_weights(path)
-    except (OSError, ValueError):
-        return None
-    if "class_head.0.weight" not in weights:
-        raise CheckpointError(
-            f"{path}: weights of no detector of this project; those of a trunk belong into model.weights"
-        )
-    return TrainedDetector(weights, None, None)
+        load_exactly(model, weights)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def start_trunk(model: SSD, config: ModelConfig) -> str:
@@ -131,20 +111,17 @@ def start_from(model: SSD, path: Path, class_names: Sequence[str]) -> str:
     """Load a trained detector; its class heads only if it has the same classes in the same order.
 
     Returns a line on what was loaded. Raises CheckpointError, listing what differs, if anything else does."""
-    detector = read_detector(path, others=True)
-    origin = f"started from {path}" + (f", step {detector.step}" if detector.step is not None else "")
+    detector = read_detector(path)
     heads = {key: own for key, own in model.state_dict().items() if key.startswith("class_head.")}
     is_same = detector.class_names == list(class_names)
-    try:
-        load_exactly(model, detector.weights if is_same else detector.weights | heads)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    load_detector(model, detector.weights if is_same else detector.weights | heads, path)
+    origin = f"started from {path}, step {detector.step}"
     if is_same:
         return f"{origin}: all {len(detector.weights)} weights loaded, with the class heads"
     classes = listed(detector.class_names or ["unknown"], LISTED_CLASSES)
     return (
         f"{origin}: {len(detector.weights) - len(heads)} weights loaded; the {len(heads)} of the class heads start at "
-        f"random, because its classes are others or in another order: {classes}"
+        f"random, because its classes differ or have a different order: {classes}"
     )
 
 
@@ -222,13 +199,6 @@ class DetectionTask:
         losses = {"classification": sums["classification"], "box": config.loss.box_weight * sums["box"]}
         return losses, sums["num_positives"]
 
-    def load_weights(self, weights: dict[str, Tensor], path: Path) -> None:
-        """Load trained weights into the model. Raises CheckpointError, listing what differs, if they do not fit."""
-        try:
-            load_exactly(self.model, weights)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from None
-
     def evaluate(
         self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
     ) -> Evaluation:
@@ -240,10 +210,10 @@ class DetectionTask:
     def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:
         """Draw detections.png if a tracker shows it epoch by epoch; the record shows those of the final weights."""
         if self.config.train.trackers:
-            from detection.drawing.pictures import draw_detections  # imports matplotlib
+            from detection.drawing.pictures import draw_detections, examples  # imports matplotlib
 
-            pictures = list(example_pictures(self.val, evaluation.predictions).values())
-            draw_detections(experiment / "detections.png", pictures, self.val.class_names, SHOWN_SCORE)
+            pictures = examples(self.val, evaluation.predictions)
+            draw_detections(experiment / "detections.png", list(pictures.values()))
 
     def detect_all(
         self,
@@ -288,29 +258,3 @@ def inputs_of(config: DataConfig, train: CocoFile, val: CocoFile) -> Inputs:
             for half, coco in halves.items()
         },
     )
-
-
-def example_pictures(coco: CocoFile, results: np.ndarray) -> dict[str, "Picture"]:
-    """Return ground truth and detections of a few images spread evenly over the set, by image id.
-
-    results: (N, 7), as from to_coco_results."""
-    from detection.drawing.pictures import Picture  # imports matplotlib
-
-    name_of = dict(zip(coco.category_ids, coco.class_names, strict=True))
-    pictures = {}
-    for index in np.linspace(0, len(coco.images) - 1, min(PICTURES, len(coco.images))).round().astype(int):
-        image = coco.images[index]
-        shown = as_dicts(results[(results[:, 0] == image.id) & (results[:, 5] >= SHOWN_SCORE)])
-        boxes_xyxy, labels, is_crowd = coco.objects(index)
-        xywh = np.array([result["bbox"] for result in shown]).reshape(-1, 4)
-        pictures[str(image.id)] = Picture(
-            image=read_image(coco, index),
-            caption=image.file_name,
-            true_boxes_xyxy=boxes_xyxy,
-            true_names=[coco.class_names[label - 1] for label in labels],
-            true_is_crowd=is_crowd,
-            boxes_xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-            names=[name_of[result["category_id"]] for result in shown],
-            scores=[result["score"] for result in shown],
-        )
-    return pictures

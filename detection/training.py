@@ -48,46 +48,35 @@ def build_task(config: "DetectionConfig", from_checkpoint: bool) -> "DetectionTa
 
 
 def announce(task: "DetectionTask") -> None:
-    """Log what is trained, on what."""
-    from detection.anchor_fit import report_fit
-    from detection.coco.annotations import describe
-    from detection.coco.warnings import leak_warnings
-    from engine import distributed
-    from engine.logbook import logger
-    from engine.terminal import counted
-
-    model = task.config.model
-    logger.info("%s with neck %s", model.backbone, model.neck)
-    for coco in (task.train, task.val):
-        logger.info("%s: %s", coco.annotations_path, describe(coco))
-    ids = task.val.category_ids
-    unused = ids[-1] - ids[0] + 1 - len(ids)
-    classes = counted(len(ids), "class", "classes")
-    logger.info("%s, category ids %d to %d, of which %d are unused", classes, ids[0], ids[-1], unused)
-    if distributed.is_main():
-        report_fit(task.anchor_fit, task.train, task.model, model)
-        for line in leak_warnings(task.train, task.val):
-            logger.warning(line)
-        warn_of_ceilings(task)
-    if not task.val.class_counts.any():
-        logger.warning("%s: no objects in it, so every score will be undefined", task.val.annotations_path)
-
-
-def warn_of_ceilings(task: "DetectionTask") -> None:
-    """Log why the scores cannot reach 1, if the annotations or the config prevent it."""
+    """Log what is trained, on what, and why the scores cannot reach 1 if the annotations or the config prevent it."""
     import numpy as np
 
-    from detection.coco.warnings import ceiling_warning
+    from detection.anchor_fit import report_fit
+    from detection.coco.annotations import describe
+    from detection.coco.warnings import ceiling_warning, leak_warnings
+    from engine import distributed
     from engine.logbook import logger
-    from engine.terminal import counted
 
-    if (warning := ceiling_warning(task.val)) is not None:
-        logger.warning("%s: %s", task.val.annotations_path, warning)
+    model, train, val = task.config.model, task.train, task.val
+    logger.info("%s with neck %s", model.backbone, model.neck)
+    for coco in (train, val):
+        logger.info("%s: %s", coco.annotations_path, describe(coco))
+    ids = val.category_ids
+    unused = ids[-1] - ids[0] + 1 - len(ids)
+    logger.info("%d classes, category ids %d to %d, of which %d are unused", len(ids), ids[0], ids[-1], unused)
+    if not val.class_counts.any():
+        logger.warning("%s: no objects in it, so every score will be undefined", val.annotations_path)
+    if not distributed.is_main():
+        return
+    report_fit(task.anchor_fit, train, task.model, model)
+    for line in leak_warnings(train, val):
+        logger.warning(line)
+    if (warning := ceiling_warning(val)) is not None:
+        logger.warning("%s: %s", val.annotations_path, warning)
     most = task.config.eval.max_detections
-    if number := int(np.sum(np.diff(task.val.first_object) > most)):
-        images = counted(number, "image holds", "images hold")
-        what = "%s: %s more objects than eval.max_detections, %d: raise it, or some are never reported"
-        logger.warning(what, task.val.annotations_path, images, most)
+    if number := int(np.sum(np.diff(val.first_object) > most)):
+        what = "%s: images with more objects than eval.max_detections, %d: %d; raise it, or some are never reported"
+        logger.warning(what, val.annotations_path, most, number)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -25,7 +25,7 @@ from torchvision.ops import box_convert
 
 from data import DatasetError, batch_to, normalize_images
 from detection.coco.annotations import CocoFile
-from detection.network.postprocess import Detections, PostprocessConfig, postprocess
+from detection.network.postprocess import PostprocessConfig, RawDetections, postprocess
 from engine.compute.inference import evaluation_mode
 from engine.compute.precision import Precision, autocast
 from engine.logbook import progress_bar
@@ -86,7 +86,7 @@ def detect(
 
 
 def to_coco_results(
-    detections: Sequence[Detections],
+    detections: Sequence[RawDetections],
     image_ids: Sequence[int],
     image_sizes: Sequence[tuple[int, int]],
     category_ids: Sequence[int],

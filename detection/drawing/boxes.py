@@ -12,7 +12,6 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from detection.coco.detections import Detections
@@ -69,7 +68,7 @@ def draw_marks(pixels: np.ndarray, marks: Sequence[Mark], side: int) -> Image.Im
         if mark.label:
             text = printable(mark.label)
             size = font.getlength(text) + 0.6 * font.size, 1.35 * font.size
-            place, hidden = place_label(box_xyxy, size, (0, 0, *picture.size), taken)
+            place, hidden = place_label(box_xyxy, size, picture.size, taken)
             if hidden <= MOST_HIDDEN:
                 labels.append((text, place, rgb(mark.colour)))
                 taken.append(place)
@@ -88,28 +87,25 @@ def _outline(canvas: ImageDraw.ImageDraw, box_xyxy: list[int], colour: tuple, li
     if not is_dashed:
         canvas.rectangle((x0, y0, x1, y1), outline=colour, width=line)
         return
-    for start in range(x0, x1, 6 * line):
-        for y in (y0, y1 - line + 1):
-            canvas.rectangle((start, y, min(start + 4 * line, x1), y + line - 1), fill=colour)
-    for start in range(y0, y1, 6 * line):
-        for x in (x0, x1 - line + 1):
-            canvas.rectangle((x, start, x + line - 1, min(start + 4 * line, y1)), fill=colour)
+    far = line - 1
+    for x in range(x0, x1, 6 * line):
+        for y in (y0, y1 - far):
+            canvas.rectangle((x, y, min(x + 4 * line, x1), y + far), fill=colour)
+    for y in range(y0, y1, 6 * line):
+        for x in (x0, x1 - far):
+            canvas.rectangle((x, y, x + far, min(y + 4 * line, y1)), fill=colour)
 
 
 def place_label(
-    box_xyxy: Sequence[float],
-    label_size: Sequence[float],
-    image_xyxy: Sequence[float],
-    taken: Sequence[np.ndarray],
+    box_xyxy: Sequence[float], label_size: Sequence[float], image_size: Sequence[float], taken: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, float]:
     """Choose the place of a label that overlaps least with the places of other labels.
 
-    Over the box, in its upper corners, under it, in its lower corners; always on the image. label_size: width, height;
-    taken: places (4,) xyxy; all in the same unit. Returns (4,) xyxy, and the share of it that overlaps."""
+    Over the box, in its upper corners, under it, in its lower corners; always on the image. Sizes: width, height;
+    taken: places (4,) xyxy. Returns (4,) xyxy, and the share of it that overlaps."""
     (x0, y0, x1, y1), (width, height) = box_xyxy, label_size
-    first, last = np.split(np.asarray(image_xyxy, float), 2)
     corners = np.array([(left, top) for top in (y0 - height, y0, y1, y1 - height) for left in (x0, x1 - width)], float)
-    corners = corners.clip(first, np.maximum(first, last - label_size))
+    corners = corners.clip(0, np.maximum(0, np.subtract(image_size, label_size)))
     places = np.concatenate([corners, corners + label_size], axis=1)  # (8, 4)
     others = np.reshape(taken, (-1, 4))
     sides = np.minimum(places[:, None, 2:], others[:, 2:]) - np.maximum(places[:, None, :2], others[:, :2])
@@ -131,12 +127,6 @@ def palette_colour(index: int) -> Colour:
 def level_colour(level: int) -> Colour:
     """Return the colour of a level of default boxes, counted from 0."""
     return tuple(hsv_to_rgb((LEVEL_HUES[level], 0.6, 1.0)))
-
-
-def undrawable(names: Sequence[str]) -> list[str]:
-    """Return those names that have letters which the font lacks."""
-    drawn = FT2Font(FONT).get_charmap()
-    return [name for name in map(printable, names) if any(ord(letter) not in drawn for letter in name)]
 
 
 def draw_text(picture: Image.Image, xy: tuple[float, float], text: str) -> float:

@@ -7,37 +7,28 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from detection.coco.annotations import CocoFile
+from detection.coco.dataset import read_image
 from detection.drawing.boxes import Colour, Mark, draw_marks, draw_text, palette_colour, rgb
 from engine.charts import MADE_BY, save_png
 from engine.files import write_whole
 from engine.logbook import progress_bar
 
+EXAMPLES = 4  # images in detections.png
+SHOWN_SCORE = 0.3  # detections below it are not drawn
 PANEL_SIDE = 400  # pixels of one panel in detections.png
 EXAMPLE_SIDE = 320  # pixels, the longer side of an example
 LINE = 26  # pixels, the height of a caption
 GAP = 6  # pixels between panels
 
 
-class Picture(NamedTuple):
-    """One image with what is in it and what was found in it. Boxes are in its pixels."""
+class Example(NamedTuple):
+    """One image of a data set with what is in it and what was found in it."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
-    true_boxes_xyxy: np.ndarray  # (n, 4)
-    true_names: Sequence[str]  # n class names
-    true_is_crowd: Sequence[bool]  # n
-    boxes_xyxy: np.ndarray  # (m, 4)
-    names: Sequence[str]  # m class names
-    scores: Sequence[float]  # m, 0 to 1
-    caption: str = ""
-
-    def truth(self, colours: Mapping[str, Colour]) -> list[Mark]:
-        """The objects. colours: of the classes."""
-        return object_marks(self.true_boxes_xyxy, self.true_names, self.true_is_crowd, colours)
-
-    def found(self, colours: Mapping[str, Colour]) -> list[Mark]:
-        """The detections, best first."""
-        detections = sorted(zip(self.scores, self.names, self.boxes_xyxy, strict=True), key=lambda each: -each[0])
-        return [Mark(box, colours[name], f"{name} {score:.2f}") for score, name, box in detections]
+    name: str
+    truth: Sequence[Mark]
+    found: Sequence[Mark]  # best first
 
 
 class Panel(NamedTuple):
@@ -49,14 +40,39 @@ class Panel(NamedTuple):
     dots_xy: np.ndarray = np.empty((0, 2))  # (m, 2) pixels
 
 
+def examples(coco: CocoFile, results: np.ndarray) -> dict[str, Example]:
+    """Return a few images spread evenly over a data set, by image id.
+
+    results: detections (N, 7), as from DetectionTask.detect_all, best first; those below SHOWN_SCORE are left out."""
+    label_of = {category_id: label for label, category_id in enumerate(coco.category_ids, start=1)}
+    chosen = {}
+    for index in spread(len(coco.images), EXAMPLES):
+        image = coco.images[index]
+        shown = results[(results[:, 0] == image.id) & (results[:, 5] >= SHOWN_SCORE)]
+        found = []
+        for x, y, width, height, score, category_id in shown[:, 1:].tolist():
+            label = label_of[category_id]
+            text = f"{coco.class_names[label - 1]} {score:.2f}"
+            found.append(Mark(np.array([x, y, x + width, y + height]), palette_colour(label - 1), text))
+        truth = object_marks(coco.class_names, *coco.objects(index))
+        chosen[str(image.id)] = Example(read_image(coco, index), image.file_name, truth, found)
+    return chosen
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Return at most `most` indices, spread evenly over `count`."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
+
+
 def object_marks(
-    boxes_xyxy: np.ndarray, names: Sequence[str], is_crowd: Sequence[bool], colours: Mapping[str, Colour]
+    class_names: Sequence[str], boxes_xyxy: np.ndarray, labels: Sequence[int], is_crowd: Sequence[bool]
 ) -> list[Mark]:
     """Return boxes (n, 4) with their class names and colours, small ones on top; crowds are dashed."""
-    objects = zip(boxes_xyxy, names, is_crowd, strict=True)
-    return small_first(
-        Mark(box, colours[name], name + " (crowd)" * bool(crowd), bool(crowd)) for box, name, crowd in objects
-    )
+    marks = []
+    for box_xyxy, label, crowd in zip(boxes_xyxy, labels, is_crowd, strict=True):
+        text = class_names[label - 1] + (" (crowd)" if crowd else "")
+        marks.append(Mark(box_xyxy, palette_colour(label - 1), text, bool(crowd)))
+    return small_first(marks)
 
 
 def small_first(marks: Iterable[Mark]) -> list[Mark]:
@@ -64,23 +80,13 @@ def small_first(marks: Iterable[Mark]) -> list[Mark]:
     return sorted(marks, key=lambda mark: (not mark.label, np.prod(mark.box_xyxy[2:] - mark.box_xyxy[:2])))
 
 
-def class_colours(class_names: Sequence[str]) -> dict[str, Colour]:
-    """Return the colour of each class, by its label: the same in every picture of a data set."""
-    return {name: palette_colour(index) for index, name in enumerate(class_names)}
-
-
-def draw_detections(path: Path, pictures: Sequence[Picture], class_names: Sequence[str], least_score: float) -> None:
-    """Write a PNG: of each picture the ground truth on the left and the detections, with scores, on the right.
-
-    class_names: all of the data set, in order of their labels. least_score: of the pictures' detections, for the
-    captions."""
-    colours = class_colours(class_names)
+def draw_detections(path: Path, pictures: Sequence[Example]) -> None:
+    """Write a PNG: of each image the ground truth on the left and the detections, with scores, on the right."""
     panels = []
     for picture in pictures:
-        truth = ": ".join(filter(None, [picture.caption, "ground truth"]))
-        found = f"{'' if picture.names else 'no '}detections of score {least_score:g} or more"
-        panels.append(Panel(picture.image, truth, picture.truth(colours)))
-        panels.append(Panel(picture.image, found, picture.found(colours)))
+        found = f"{'' if picture.found else 'no '}detections of score {SHOWN_SCORE:g} or more"
+        panels.append(Panel(picture.image, f"{picture.name}: ground truth", picture.truth))
+        panels.append(Panel(picture.image, found, picture.found))
     drawn = lay_out(panels, columns=4 if len(pictures) > 3 else 2, side=PANEL_SIDE)
     # 256 colours: a third of the bytes, because records of experiments are committed. Spread over all that occur: the
     # commonest would leave none for a label or two.
@@ -127,22 +133,17 @@ def lay_out(panels: Iterable[Panel], columns: int, side: int, key: Mapping[str, 
     return picture
 
 
-def draw_examples(folder: Path, pictures: Mapping[str, Picture], class_names: Sequence[str]) -> None:
-    """Write two small JPEGs of each picture: name.jpg with the detections, name_truth.jpg with the ground truth.
+def draw_examples(folder: Path, pictures: Mapping[str, Example]) -> None:
+    """Write two small JPEGs of each image: name.jpg with the detections, name_truth.jpg with the ground truth.
 
     The folder is made, and emptied of earlier examples."""
     folder.mkdir(exist_ok=True)
     for path in folder.glob("*.jpg"):
         path.unlink()
-    colours = class_colours(class_names)
     for name, picture in pictures.items():
-        for marks, suffix in ((picture.found(colours), ""), (picture.truth(colours), "_truth")):
-            save_jpeg(
-                folder / f"{name}{suffix}.jpg",
-                draw_marks(picture.image, marks, EXAMPLE_SIDE),
-                quality=85,
-                optimize=True,
-            )
+        for marks, suffix in ((picture.found, ""), (picture.truth, "_truth")):
+            drawn = draw_marks(picture.image, marks, EXAMPLE_SIDE)
+            save_jpeg(folder / f"{name}{suffix}.jpg", drawn, quality=85, optimize=True)
 
 
 def save_jpeg(path: Path, image: Image.Image, **options: object) -> None:

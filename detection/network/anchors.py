@@ -25,15 +25,13 @@ BOXES_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
 def default_boxes(grid_sizes: Sequence[tuple[int, int]], scales: Sequence[float]) -> Tensor:
     """Lay the default boxes over the grids of the feature maps, clipped to the image.
 
-    The order is level, row, column, box: the one in which the head flattens its maps. A box that crosses the
-    image's edge is cut there, so its centre moves inwards. (torchvision's DefaultBoxGenerator limits only the
-    width and height to 1 and lets the corners stick out; for boxes inside the image the two agree.)
+    The order is level, row, column, box, as the head flattens its maps. A box that crosses the image's edge is cut
+    there. (torchvision's DefaultBoxGenerator lets corners stick out; for boxes inside the image the two agree.)
 
     grid_sizes: (rows, columns) of each level's map, high to low resolution.
     scales: one per level and one more, fractions of the image side; see ANCHOR_SCALES.
-    Returns anchors_cxcywh (A, 4) float32, fractions of the image side; their corners lie in [0, 1].
-    Raises ValueError if the number of grids or of scales does not fit ASPECT_RATIOS.
-    """
+    Returns anchors_cxcywh (A, 4) float32, fractions of the image side; their corners are in [0, 1].
+    Raises ValueError if the number of grids or of scales does not fit ASPECT_RATIOS."""
     levels = len(ASPECT_RATIOS)
     if len(grid_sizes) != levels or len(scales) != levels + 1:
         raise ValueError(

@@ -161,10 +161,8 @@ def plan_extras(side: int, steps: tuple[Convolution, ...]) -> tuple[tuple[Convol
 
     side: of the map before the extra levels. steps: those of the row, for the reference input size.
     Each level may take, in this order of preference: its own step, stride 2 with padding, stride 2 without, stride 1
-    without. The first plan that ends at the smallest side (1, unless the input is huge) is taken; it changes late
-    levels rather than early ones. Once a map has side 1, the following keep it.
-    Returns the plan and the side that it ends at.
-    """
+    without. The first plan that ends at the smallest side (1, unless the input is huge) is taken, which changes late
+    levels rather than early ones. Once a map has side 1, the following keep it. Returns the plan and its last side."""
     if side == 1 or not steps:
         return (KEEP,) * len(steps), side
     best, smallest = (), side
@@ -202,22 +200,16 @@ class ExtraLevel(nn.Module):
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """One backbone: where its maps come from, from high to low resolution.
+    """One backbone: where its maps come from, from high to low resolution."""
 
-    trunk: a key of TRUNKS. input_size: reference side of the input in pixels. taps: maps of the trunk. extras: channels
-    of each level after the last tap, after its 1x1 and its 3x3 convolution. steps: of these levels at the reference
-    size. norm: of these levels, made from a number of channels. first: module for the first map alone, made from its
-    channels. unstrided: layers of a ResNet that keep the resolution of the layer before them.
-    """
-
-    trunk: str
-    input_size: int
-    taps: tuple[str, ...]
-    extras: tuple[tuple[int, int], ...]
-    steps: tuple[Convolution, ...]
-    norm: type[nn.Module] = nn.BatchNorm2d
-    first: type[L2Norm] | type[PatchExpanding] | None = None
-    unstrided: tuple[str, ...] = ()
+    trunk: str  # a key of TRUNKS
+    input_size: int  # reference side of the input in pixels
+    taps: tuple[str, ...]  # maps of the trunk
+    extras: tuple[tuple[int, int], ...]  # levels after the last tap: channels after the 1x1 and the 3x3 convolution
+    steps: tuple[Convolution, ...]  # of these levels at the reference size
+    norm: type[nn.Module] = nn.BatchNorm2d  # of these levels, made from a number of channels
+    first: type[L2Norm] | type[PatchExpanding] | None = None  # for the first map alone, made from its channels
+    unstrided: tuple[str, ...] = ()  # layers of a ResNet that keep the resolution of the layer before them
 
 
 BACKBONES = {
@@ -338,10 +330,8 @@ def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) 
     """Load a public classification checkpoint into the trunk, whole or not at all.
 
     state_dict: a ResNet's under torchvision's names, or a Swin's as `load_swin_weights` takes it. Only the layers
-    behind the last tap and the classifier may be left over.
-    Returns what was resized, of a Swin with other windows: its name and both shapes.
-    Raises ValueError, and leaves the trunk untouched, if anything is missing, unexpected or of another shape.
-    """
+    behind the last tap and the classifier may be left over. Returns what was resized in a Swin with different windows:
+    its name and both shapes. Raises ValueError, and leaves the trunk untouched, if anything else does not fit."""
     if isinstance(backbone.trunk, SwinTransformer):
         resized, _ = load_swin_weights(backbone.trunk, state_dict)
         return resized

@@ -22,11 +22,9 @@ MAX_LOG_GROWTH = math.log(1000 / 16)
 def encode_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> Tensor:
     """Express boxes as offsets from anchors: the regression targets; decode_boxes inverts it.
 
-    boxes_xyxy: (..., 4) float, fractions of the image side, each with an area: the logarithm of an empty side
-        is -inf. That is not checked here, where a look at the values would make a GPU wait.
-    anchors_cxcywh: (..., 4) float, fractions of the image side; broadcast against the boxes.
-    Returns box_deltas (..., 4) float: centre x, centre y, log width, log height, each over its variance.
-    """
+    boxes_xyxy: (..., 4) float, fractions of the image side, each with an area, which is not checked: a look at the
+    values would make a GPU wait. anchors_cxcywh: (..., 4) float, fractions; broadcast against the boxes.
+    Returns box_deltas (..., 4) float: centre x, centre y, log width, log height, each over its variance."""
     boxes_cxcywh = box_convert(boxes_xyxy, "xyxy", "cxcywh")
     center, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
     anchor_center, anchor_size = anchors_cxcywh[..., :2], anchors_cxcywh[..., 2:]
@@ -38,10 +36,8 @@ def encode_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> Tensor:
 def decode_boxes(box_deltas: Tensor, anchors_cxcywh: Tensor) -> Tensor:
     """Turn the network's offsets from anchors into boxes; not clipped to the image.
 
-    box_deltas: (..., 4) float, as encode_boxes makes them.
-    anchors_cxcywh: (..., 4) float, fractions of the image side; broadcast against the deltas.
-    Returns boxes_xyxy (..., 4) float, fractions of the image side.
-    """
+    box_deltas: (..., 4) float, as encode_boxes makes them. anchors_cxcywh: (..., 4) float, fractions of the image
+    side; broadcast against the deltas. Returns boxes_xyxy (..., 4) float, fractions of the image side."""
     anchor_center, anchor_size = anchors_cxcywh[..., :2], anchors_cxcywh[..., 2:]
     center = anchor_center + box_deltas[..., :2] * CENTER_VARIANCE * anchor_size
     size = anchor_size * torch.exp((box_deltas[..., 2:] * SIZE_VARIANCE).clamp(max=MAX_LOG_GROWTH))

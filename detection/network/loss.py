@@ -43,9 +43,9 @@ def multibox_loss(
     """Sum both losses over the batch; the caller divides by the number of positives of the global batch.
 
     Classification is the softmax cross-entropy of the positives (the matched anchors) and of each image's hardest
-    negatives: those that the network least believes to be background. Box regression is smooth L1 over the
-    positives, summed over the four coordinates. Computed in float32, also under autocast. Without a positive in
-    the batch the sums are zero and still differentiable, so that under DDP such a rank stays in step.
+    negatives, which have the lowest probability of background. Box regression is smooth L1 over the positives, summed
+    over the four coordinates. Computed in float32, also under autocast. Without a positive in the batch the sums are
+    zero and still differentiable, so that under DDP such a rank stays in step.
 
     box_deltas: (B, A, 4) float. class_logits: (B, A, num_classes + 1) float, 0 = background.
     matched: (B, A) int64, from match_anchors: the object's index, or -1.
@@ -110,21 +110,18 @@ def _background_cross_entropy(class_logits: Tensor) -> Tensor:
 
 
 def constant_predictor_loss(class_counts: Sequence[int] | Tensor, negatives_per_positive: int) -> float:
-    """Return the classification loss per positive of the best constant predictor.
+    """Return the classification loss per positive of the best constant predictor: the plateau of a network that learns
+    nothing.
 
-    It is the plateau on which a network that learns nothing settles; training has begun to work when the logged
-    loss falls below it. Derivation: let every anchor get the same probabilities p. Of the positives, a fraction
-    f_c is of class c; beside each positive, k negatives are trained, all equally hard. Per positive the loss is
+    If every anchor gets the same probabilities p, a fraction f_c of the positives is of class c, and beside each
+    positive k equally hard negatives are trained, the loss per positive is
 
         -sum_c f_c log p_c - k log p_0  =  (k + 1) H(q, p)   with   q = (k, f_1, ..., f_C) / (k + 1),
 
     a cross-entropy, which is least at p = q (Gibbs' inequality): (k + 1) H(q), with H the entropy in nats.
 
-    class_counts: (num_classes,) positives of each foreground class, at least 0; the counts of the objects serve
-        as an estimate.
-    negatives_per_positive: k.
-    Raises ValueError if there is nothing to count.
-    """
+    class_counts: (num_classes,) positives of each foreground class, estimated by the counts of the objects.
+    negatives_per_positive: k. Raises ValueError if there is nothing to count."""
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     if not counts.sum() > 0:
         raise ValueError(f"class counts {counts.tolist()}: expected at least one object")

@@ -20,15 +20,13 @@ def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, io
     """Match each anchor to the object with the highest IoU, if that is at least iou_threshold, and each object to its
     best anchor.
 
-    The second rule overrides the first, whatever the IoU, so that no object goes untrained. If several objects claim
-    one anchor, the last one gets it. Among equal IoUs the first object, the first anchor wins.
+    The second rule overrides the first, so that no object goes untrained. If several objects claim one anchor, the last
+    one gets it. Among equal IoUs the first object, the first anchor wins.
 
     boxes_xyxy: (B, M, 4) float, fractions of the image side, M the largest number of objects in the batch, at least 1.
     labels: (B, M) int64, 0 = padding. Padding and boxes without an area match nothing.
-    anchors_cxcywh: (A, 4) float, fractions of the image side.
-    iou_threshold: in (0, 1].
-    Returns matched (B, A) int64: the object's index in 0..M-1, or NO_OBJECT (-1) for background.
-    """
+    anchors_cxcywh: (A, 4) float, fractions of the image side. iou_threshold: in (0, 1].
+    Returns matched (B, A) int64: the object's index in 0..M-1, or NO_OBJECT (-1) for background."""
     is_object = (labels > 0) & (boxes_xyxy[..., 2:] > boxes_xyxy[..., :2]).all(dim=-1)  # (B, M)
     boxes_xyxy = boxes_xyxy.masked_fill(~is_object[..., None], 0)  # no area, no overlap
     anchors_xyxy = box_convert(anchors_cxcywh, "cxcywh", "xyxy")
@@ -46,10 +44,8 @@ def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, io
 
 
 def _best_overlaps(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For boxes (B, M, 4) and anchors (A, 4): each anchor's best IoU and its box (B, A), each box's best anchor (B, M).
-
-    Among equals the first.
-    """
+    """Return for boxes (B, M, 4) and anchors (A, 4) each anchor's best IoU and its box (B, A), and each box's best
+    anchor (B, M). Among equals the first."""
     iou = pairwise_iou(boxes_xyxy, anchors_xyxy)  # (B, M, A)
     # iou.max(dim=1), but compilers vectorise it, which they do not for the index of a maximum across rows.
     num_boxes = iou.shape[1]
@@ -62,9 +58,8 @@ def _best_overlaps(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> tuple[Tensor, Te
 def pairwise_iou(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
     """Return the intersection over union of every box (B, M, 4) with every anchor (A, 4): (B, M, A).
 
-    torchvision.ops.box_iou to the last bit. (B, M, A) is the largest tensor of matching: it is walked with unit
-    stride, and written in place where that is possible.
-    """
+    torchvision.ops.box_iou to the last bit. This is the largest tensor of matching, so it is walked with unit stride,
+    and written in place where possible."""
     left, top, right, bottom = boxes_xyxy[..., None].unbind(dim=2)  # (B, M, 1) each
     anchor_left, anchor_top, anchor_right, anchor_bottom = anchors_xyxy.T.contiguous()  # (A,) each
     width = torch.minimum(right, anchor_right).sub_(torch.maximum(left, anchor_left)).clamp_(min=0)

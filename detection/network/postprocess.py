@@ -34,7 +34,7 @@ class PostprocessConfig(Config):
     )  # fmt: skip
 
 
-class Detections(NamedTuple):
+class RawDetections(NamedTuple):
     """What was found in one image, best first."""
 
     boxes_xyxy: Tensor  # (n, 4) float32, fractions of the image side, in [0, 1]
@@ -51,7 +51,7 @@ def postprocess(
     score_threshold: float,
     nms_iou: float,
     max_detections: int,
-) -> list[Detections]:
+) -> list[RawDetections]:
     """Decode a batch; each image's detections by falling score, equal scores in the order of anchor, then class.
 
     An anchor is reported once for every class whose score reaches the threshold. Boxes are clipped to the image
@@ -86,11 +86,11 @@ def _detect(
     score_threshold: float,
     nms_iou: float,
     max_detections: int,
-) -> Detections:
+) -> RawDetections:
     """Select one image's detections from its box_deltas (A, 4) and class_logits (A, num_classes + 1)."""
     candidates = can_reach.nonzero()[:, 0]  # (n,) anchors
     scores = class_logits[candidates].float().softmax(dim=-1)[:, 1:]  # (n, num_classes)
-    found = Detections(box_deltas.new_zeros(0, 4).float(), scores.new_zeros(0), candidates.new_zeros(0))
+    found = RawDetections(box_deltas.new_zeros(0, 4).float(), scores.new_zeros(0), candidates.new_zeros(0))
     best_scores = scores.amax(dim=1).nan_to_num()  # (n,); NaN reaches no threshold, but topk takes it for the largest
     start, stop = 0, FIRST_PAIRS * max_detections
     while True:
@@ -98,10 +98,10 @@ def _detect(
         anchor = candidates[candidate]
         boxes_xyxy = decode_boxes(box_deltas[anchor].float(), anchors_cxcywh[anchor]).clamp(0, 1)
         # What was found is better than all that is new, and none of it suppresses another: it stays.
-        further = Detections(boxes_xyxy, scores[candidate, label], label + 1)
-        found = Detections(*map(torch.cat, zip(found, further, strict=True)))
+        further = RawDetections(boxes_xyxy, scores[candidate, label], label + 1)
+        found = RawDetections(*map(torch.cat, zip(found, further, strict=True)))
         keep = _class_nms(*found, nms_iou)[:max_detections]
-        found = Detections(*(column[keep] for column in found))
+        found = RawDetections(*(column[keep] for column in found))
         if len(keep) == max_detections or len(anchor) < stop - start:
             return found
         missing = max_detections - len(keep)

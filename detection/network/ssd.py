@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detection.network.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
 from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, build_backbone
 from detection.network.necks import NECKS, build_neck
+from engine.compute.inference import evaluation_mode
 from engine.config import Config
 from engine.text import UnknownNameError
 
@@ -57,23 +58,17 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _starts_from_one_file(self) -> Self:
         if self.weights is not None and self.start_from is not None:
-            raise ValueError(
-                "weights and start_from exclude each other, the latter has the trunk's too: set one to null"
-            )
+            raise ValueError("weights and start_from exclude each other: set one to null")
         return self
 
 
 class SSD(nn.Module):
     """Single-shot detector: six maps, on each a 3x3 convolution for the boxes and one for the classes.
 
-    backbone: (B, 3, S, S) float -> list of six maps, high to low resolution.
-    neck: list of maps -> list of maps; `neck.out_channels` lists their channels.
-    num_classes: foreground classes; the logits have one more, 0 = background.
-    input_size: S, side of the square input in pixels.
-    anchor_scales: seven fractions of the image side, see detection.network.anchors.ANCHOR_SCALES.
-
-    Buffer anchors_cxcywh (A, 4): the default boxes, in the order of the outputs' rows.
-    """
+    backbone: (B, 3, S, S) float -> list of six maps, high to low resolution. neck: list of maps -> list of maps;
+    `neck.out_channels` lists their channels. num_classes: foreground classes; the logits have one more, 0 = background.
+    input_size: S, pixels. anchor_scales: see detection.network.anchors.ANCHOR_SCALES.
+    Buffer anchors_cxcywh (A, 4): the default boxes, in the order of the outputs' rows."""
 
     anchors_cxcywh: Tensor
 
@@ -118,12 +113,11 @@ class SSD(nn.Module):
 
     @torch.no_grad()
     def _favour_background(self) -> None:
-        """Start with a quiet head: every anchor is background with probability 1 - FOREGROUND_PRIOR.
+        """Start with every anchor as background with probability 1 - FOREGROUND_PRIOR.
 
-        With torch's or Xavier's loud heads on a random trunk, training never leaves the plateau of
-        loss.constant_predictor_loss. So, after RetinaNet (arXiv 1708.02002, sections 3.3 and 4.1): weights
-        N(0, 0.01), biases 0, but for the background's b, which solves e^b / (e^b + num_classes) = 1 - prior.
-        """
+        Otherwise training on a random trunk never leaves the plateau of loss.constant_predictor_loss. As in RetinaNet
+        (arXiv 1708.02002, sections 3.3 and 4.1): weights N(0, 0.01), biases 0, except for the background's b, which
+        solves e^b / (e^b + num_classes) = 1 - prior."""
         for convolution in [*self.box_head, *self.class_head]:
             nn.init.normal_(convolution.weight, std=0.01)
             nn.init.zeros_(convolution.bias)
@@ -133,15 +127,9 @@ class SSD(nn.Module):
 
     @torch.no_grad()
     def grid_sizes(self, input_size: int) -> list[tuple[int, int]]:
-        """Return (rows, columns) of each map, as measured on a blank image of this side that leaves no trace.
-
-        In evaluation mode nothing is drawn at random and no running statistics move.
-        """
-        was_training = {module: module.training for module in self.modules()}
-        self.eval()
-        maps = self.neck(self.backbone(torch.zeros(1, 3, input_size, input_size)))
-        for module, training in was_training.items():
-            module.training = training
+        """Return (rows, columns) of each map, as measured on a blank image of this side, without a trace."""
+        with evaluation_mode(self):  # nothing is drawn at random and no running statistics move
+            maps = self.neck(self.backbone(torch.zeros(1, 3, input_size, input_size)))
         return [tuple(m.shape[-2:]) for m in maps]
 
 

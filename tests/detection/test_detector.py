@@ -17,11 +17,11 @@ from data import DatasetError
 from detection import Detections, load
 from detection.coco.annotations import read_split
 from detection.task import DetectionConfig
-from engine.checkpoint import load_checkpoint, newest_checkpoint
+from engine.checkpoint import newest_checkpoint
 from engine.strict_yaml import ConfigError
 from records.experiment import read_experiment_config
 from weights import publish
-from weights.release import release_facts, save_release
+from weights.release import save_release
 
 
 @pytest.fixture(scope="module")
@@ -137,17 +137,13 @@ def test_grey_images_of_8_and_16_bits_are_the_same(detector, pixels, tmp_path):
     ("image", "message"),
     [
         (np.zeros((4, 4, 3)), r"shape \(4, 4, 3\) and type float64: expected \(height, width, 3\) uint8"),
-        (np.zeros((3, 40, 50), np.uint8), r"shape \(3, 40, 50\)"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
         (torch.zeros(2, 3, 8, 8), r"shape \(2, 3, 8, 8\).*list\(batch\)"),
-        (torch.zeros(8, 8, 3), r"shape \(8, 8, 3\): expected \(3, height, width\)"),
-        (torch.full((3, 8, 8), 200.0), "floats from 200 to 200"),
-        (torch.full((3, 8, 8), torch.nan), "floats from nan"),
+        (torch.full((3, 8, 8), 200.0), "type torch.float32, from 200 to 200"),
         (torch.zeros(3, 8, 8, dtype=torch.int32), "type torch.int32"),
         ("nowhere.jpg", r"nowhere\.jpg: no such file"),
         (None, "got NoneType, expected a path"),
         (b"ab", "got bytes, expected a path"),
-        ({"a": 1}, "got dict, expected a path"),
     ],
 )
 def test_what_is_not_an_image_is_refused_and_in_a_list_named_by_its_place(detector, pixels, image, message):
@@ -157,30 +153,7 @@ def test_what_is_not_an_image_is_refused_and_in_a_list_named_by_its_place(detect
         detector([pixels, image])
 
 
-def test_a_truncated_picture_that_pillow_has_opened_is_refused(detector, pixels, tmp_path):
-    Image.fromarray(pixels).save(tmp_path / "a.jpg")
-    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
-    with pytest.raises(DatasetError, match="cannot be decoded"):
-        detector(Image.open(tmp_path / "a.jpg"))
-
-
 # ---- what may be loaded --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def released(finished_detector, val, tmp_path):
-    weights = load_checkpoint(newest_checkpoint(finished_detector / "checkpoints"))["model"]
-    facts = release_facts(
-        finished_detector,
-        read_experiment_config(finished_detector, DetectionConfig).model_dump(mode="json"),
-        task="detection",
-        classes=val.class_names,
-        category_ids=val.category_ids,
-        scores={"mAP": 0.0},
-        step=3,
-    )
-    save_release(tmp_path / "a.safetensors", weights, facts)
-    return tmp_path / "a.safetensors"
 
 
 def test_a_checkpoint_is_loaded_like_its_experiment(finished_detector, detector, pixels):
@@ -189,17 +162,13 @@ def test_a_checkpoint_is_loaded_like_its_experiment(finished_detector, detector,
     assert again.config == read_experiment_config(finished_detector, DetectionConfig)
 
 
-def test_released_weights_are_loaded_wherever_they_are(released, detector, pixels):
-    again = load(str(released), "cpu")
-    assert same(again(pixels), detector(pixels))
-    assert (again.category_ids, again.step) == (detector.category_ids, 3)
-
-
-def test_a_published_folder_is_loaded(finished_detector, detector, pixels, tmp_path, run_in_process):
+def test_a_published_folder_and_its_file_are_loaded(finished_detector, detector, pixels, tmp_path, run_in_process):
     run_in_process(publish, finished_detector, "--output", tmp_path / "cells")
-    again = load(tmp_path / "cells", "cpu")
-    assert same(again(pixels), detector(pixels))
-    assert again.category_ids == detector.category_ids
+    shutil.copy(tmp_path / "cells/model.safetensors", tmp_path / "a.safetensors")
+    for path in (tmp_path / "cells", str(tmp_path / "a.safetensors")):
+        again = load(path, "cpu")
+        assert same(again(pixels), detector(pixels))
+        assert (again.category_ids, again.step) == (detector.category_ids, 3)
 
 
 def test_preprocessing_makes_the_networks_input(detector, pixels):
@@ -248,7 +217,7 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(finished_detector, tmp_path,
     if name == "weights.pt":
         shutil.copy(newest_checkpoint(finished_detector / "checkpoints"), tmp_path / name)
     if name == "model.safetensors":
-        save_release(tmp_path / name, {"a": torch.zeros(1)}, {"step": "1", "classes": "[]", "config": "model: {}"})
+        save_release(tmp_path / name, {"a": torch.zeros(1)}, {"step": "1", "classes": "[1]", "config": "model: {}"})
     with pytest.raises(ValueError, match=wanted) as error:
         load(tmp_path / name)
     assert "\n" not in str(error.value)

@@ -3,7 +3,6 @@
 import json
 import os
 import struct
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -39,6 +38,10 @@ def photos(tmp_path, finished_detector):
     return folder
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_folder_becomes_pictures_in_the_same_places(predict, photos, tmp_path):
     code, out, _ = predict(photos)
     assert code == 0
@@ -68,7 +71,7 @@ def test_the_results_are_coco_s_and_say_which_image_is_which(predict, photos, tm
 
 def test_files_of_an_earlier_run_are_replaced_and_the_threshold_holds(predict, photos, tmp_path):
     predict(photos / "a.jpg", "--json", "--score", 0.99)
-    before = {path: path.read_bytes() for path in (tmp_path / "predictions").rglob("*.*")}
+    before = contents(tmp_path / "predictions")
     assert predict(photos / "a.jpg", "--json", "--score", 0.45)[0] == 0
     changed = {path.name for path, content in before.items() if path.read_bytes() != content}
     assert {"a.jpg", "detections.json"} <= changed
@@ -101,66 +104,31 @@ def test_unreadable_files_are_reported_and_skipped(predict, photos, tmp_path):
     assert [image["id"] for image in json.loads((tmp_path / "predictions/images.json").read_text())["images"]] == [1, 2]
 
 
-def test_arguments_in_the_wrong_order_are_an_error_that_says_the_right_one(
-    photos, tmp_path, monkeypatch, run_in_process
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "experiment_7").mkdir()
-    code, _, [error] = run_in_process(predict_command, "photos/a.jpg", "experiment_7")
-    assert code == 2
-    assert "photos/a.jpg" in error
-    assert error.endswith("; images come after it")
-
-
-def test_names_that_are_no_text_are_looked_at_as_others_are(predict, photos, tmp_path):
+def test_a_name_that_is_not_utf_8_is_looked_at_as_others_are(predict, photos, tmp_path):
     (photos / "a.jpg").rename(photos / os.fsdecode(b"caf\xe9.jpg"))
-    (photos / os.fsdecode(b"\xff.png")).write_bytes(b"")
-    code, out, [error] = predict(photos, "--json")
-    assert code == 2
-    assert "\\udcff.png: cannot be decoded: empty, 0 bytes" in out
-    assert "1 of 4 files left out" in error
+    assert predict(photos, "--json")[0] == 0
     assert (tmp_path / "predictions" / os.fsdecode(b"caf\xe9.jpg")).is_file()
     images = json.loads((tmp_path / "predictions/images.json").read_text())["images"]
     assert str(photos / os.fsdecode(b"caf\xe9.jpg")) in [image["file_name"] for image in images]
 
 
 def test_originals_of_one_name_are_told_apart_by_their_pictures(predict, photos, tmp_path):
-    out = predict(f"{photos}/**/a.*", "--json")[1]
+    predict(f"{photos}/**/a.*", "--json")
     images = json.loads((tmp_path / "predictions/images.json").read_text())["images"]
     assert {image["file_name"]: image["picture"] for image in images} == {
         f"{photos}/a.jpg": "a.jpg", f"{photos}/more/a.tif": "a_2.jpg",
     }  # fmt: skip
-    assert f"{photos}/more/a.tif as a_2.jpg\n" in out
 
 
-def test_originals_are_not_written_over(predict, photos):
-    before = (photos / "a.jpg").read_bytes()
-    code, _, [error] = predict(photos / "a.jpg", "--output", photos)
-    assert code == 2
-    assert "a.jpg, an original" in error
-    assert (photos / "a.jpg").read_bytes() == before
-
-
-@pytest.mark.parametrize("name", ["b.jpg", "images.json", "detections.json"])
+@pytest.mark.parametrize("name", ["b.jpg", "detections.json"])
 def test_a_file_of_someone_else_is_left_alone(predict, photos, monkeypatch, name):
     Image.new("RGB", (8, 8)).save(photos / name, format="JPEG")  # no JSON either
-    before = {path: path.read_bytes() for path in photos.rglob("*.*") if path.is_file()}
+    before = contents(photos)
     monkeypatch.setattr(prediction, "load", None)  # it is not come to
     code, _, [error] = predict(photos / "b.png", "--output", photos, "--json")
     assert code == 2
     assert f"{photos / name}: not made by detection.predict" in error
-    assert {path: path.read_bytes() for path in photos.rglob("*.*") if path.is_file()} == before
-
-
-def test_a_class_that_cannot_be_written_on_a_picture_is_told_once(predict, photos, monkeypatch):
-    def renamed(*arguments):
-        detector = load(*arguments)
-        return replace(detector, class_names=["猫", *detector.class_names[1:]])
-
-    monkeypatch.setattr(prediction, "load", renamed)
-    code, out, _ = predict(photos)
-    assert code == 0
-    assert out.count("lacks letters of these classes: 猫") == 1
+    assert contents(photos) == before
 
 
 @pytest.mark.parametrize(
@@ -169,34 +137,26 @@ def test_a_class_that_cannot_be_written_on_a_picture_is_told_once(predict, photo
         (["empty"], "empty: no image"),
         (["empty/*.jpg"], "empty/*.jpg: no file"),
         (["photos", "--output", "photos"], "--output photos"),
+        (["photos/a.jpg", "--output", "photos"], "a.jpg, an original"),
         (["photos/a.jpg", "--score", "1"], "'1': expected a number from 0"),
         (["photos/a.jpg", "--output", "photos/a.jpg"], "expected a folder"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(predict, photos, tmp_path, words, message):
     (tmp_path / "empty").mkdir()
+    before = contents(tmp_path)
     code, _, [error] = predict(*words)
     assert code == 2
     assert message in error
-    assert not (tmp_path / "predictions").exists()
-
-
-def test_the_colour_profile_stays_with_the_picture(predict, photos, tmp_path):
-    profile = b"\0" * 16 + b"RGB XYZ " + b"\0" * 104
-    Image.open(photos / "a.jpg").save(photos / "a.jpg", icc_profile=profile)
-    Image.open(photos / "b.png").convert("L").save(photos / "b.png", icc_profile=profile.replace(b"RGB ", b"GRAY"))
-    predict(photos)
-    assert Image.open(tmp_path / "predictions/a.jpg").info["icc_profile"] == profile
-    assert "icc_profile" not in Image.open(tmp_path / "predictions/b.jpg").info
+    assert contents(tmp_path) == before
 
 
 # ---- videos ---------------------------------------------------------------------------------------------------
 
 
-def write_video(path, pictures, title=""):
+def write_video(path, pictures):
     av = pytest.importorskip("av")
     with av.open(path, "w") as video:
-        video.metadata["title"] = title
         stream = video.add_stream("mpeg4", rate=10)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
@@ -236,12 +196,6 @@ def test_a_video_of_an_earlier_run_is_replaced_and_another_is_not(predict, video
     assert "predictions/clip.mp4: not made by detection.predict" in error
 
 
-def test_a_title_that_is_not_utf_8_keeps_no_video_from_being_read(tmp_path):
-    write_video(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)], title="TITLE")
-    (tmp_path / "a.mp4").write_bytes((tmp_path / "a.mp4").read_bytes().replace(b"TITLE", b"\xe9TITL"))
-    assert len(list(_frames(tmp_path / "a.mp4"))) == 1
-
-
 def test_a_video_of_a_turned_telephone_is_upright(tmp_path):
     pixels = np.zeros((64, 96, 3), np.uint8)
     pixels[:32, :48] = 255  # upper left
@@ -256,7 +210,7 @@ def test_a_video_of_a_turned_telephone_is_upright(tmp_path):
     assert corners == [False, True, False, False]
 
 
-@pytest.mark.parametrize("content", [b"", b"no video" * 99, None], ids=["empty", "text", "cut"])
+@pytest.mark.parametrize("content", [b"no video" * 99, None], ids=["text", "cut"])
 def test_a_video_that_cannot_be_read_is_told_and_leaves_nothing(predict, video, tmp_path, content):
     video.write_bytes(video.read_bytes()[:3000] if content is None else content)
     code, out, [error] = predict(video, "photos/a.jpg", "--json")

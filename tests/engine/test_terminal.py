@@ -68,7 +68,7 @@ def test_names_are_harmless_in_pictures(tmp_path):
     image, box = np.zeros((40, 40, 3), np.uint8), np.array([[2.0, 2, 20, 20]])
     panel = pictures.Panel(image, EVIL, [pictures.Mark(box[0], (1, 0, 0), EVIL)])
     pictures.draw_panels(tmp_path / "panels.png", [panel], columns=1, side=300)
-    charts.draw_classes(tmp_path / "classes.png", [EVIL, "dog"], [1, 2], [0.5, 1.0])
+    charts.draw_confusion(tmp_path / "confusion.png", np.eye(3, dtype=int), [EVIL, "dog"], 0.3)
     difference = Difference(EVIL, Interval(0.1, 0.0, 0.2, 0.5, 0.1), 0.5, 1)
     svg = plots.to_svg(plots.draw_differences([difference], {}, "mAP"), "differences", "differences")
     assert "fake" in svg

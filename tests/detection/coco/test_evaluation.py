@@ -19,7 +19,7 @@ from detection.coco.evaluation import (
     quick_scores,
     to_coco_results,
 )
-from detection.network.postprocess import Detections, PostprocessConfig
+from detection.network.postprocess import PostprocessConfig, RawDetections
 
 CPU = torch.device("cpu")
 
@@ -258,8 +258,8 @@ def test_a_file_that_changed_is_read_again(two_objects):
 
 
 def test_boxes_come_out_in_pixels_of_the_original_under_the_ids_of_the_file():
-    found = Detections(torch.tensor([[0.25, 0.5, 0.75, 1.0]]), torch.tensor([0.5]), torch.tensor([2]))
-    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    found = RawDetections(torch.tensor([[0.25, 0.5, 0.75, 1.0]]), torch.tensor([0.5]), torch.tensor([2]))
+    nothing = RawDetections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
     results = to_coco_results([found, nothing], [5, 9], [(640, 480), (100, 50)], category_ids=[1, 7])
 

@@ -3,7 +3,7 @@ import torch
 from torchvision.ops import box_convert, nms
 
 from detection.network.boxes import decode_boxes, encode_boxes
-from detection.network.postprocess import FIRST_PAIRS, Detections, PostprocessConfig, postprocess
+from detection.network.postprocess import FIRST_PAIRS, PostprocessConfig, RawDetections, postprocess
 from tests.detection.network.peers import ANCHORS, NUM_CLASSES, OperatorCount
 
 DEFAULTS = PostprocessConfig().model_dump()
@@ -22,7 +22,7 @@ def plain_postprocess(box_deltas, class_logits, score_threshold, nms_iou, max_de
         of_class = (labels == label).nonzero()[:, 0]
         kept[of_class[nms(boxes_xyxy[of_class], scores[of_class], nms_iou)]] = True
     keep = kept.nonzero()[:max_detections, 0]
-    return Detections(boxes_xyxy[keep], scores[keep], labels[keep])
+    return RawDetections(boxes_xyxy[keep], scores[keep], labels[keep])
 
 
 @pytest.mark.parametrize("score_threshold", [0.0, 0.01, 0.3, 1 - 1e-6])
