@@ -60,7 +60,7 @@ def test_a_dry_run_logs_data_seconds_memory_and_its_warnings_and_leaves_nothing(
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("default boxes: only" in text and "IoU >= 0.95" in text for text in warnings)
     assert not any("also training images" in text for text in warnings)
-    assert f"warnings: {len(warnings)}; no experiment was made" in caplog.messages[-1]
+    assert "no experiment was made" in caplog.messages[-1]
     assert not list(start.folder.iterdir())
 
 
