@@ -14,7 +14,6 @@ from tqdm import tqdm
 from ablation.plan import Job
 from engine.command import INTERRUPTED, STOPPED
 from engine.compute.machine import usable_cores, visible_gpus
-from engine.compute.threads import CHOSEN_THREADS, THREADS
 from engine.logbook import progress_bar
 from engine.terminal import printable_lines
 from records.experiment import shown_score
@@ -78,11 +77,8 @@ class Child:
 def slot_environment(slot: int, slots: int) -> dict[str, str]:
     """Return the environment of a run beside others: its share of the cores and GPUs, unless the user has set threads.
 
-    Threads wait passively: by default OpenMP's spin, and take the cores from the other runs. If there are fewer GPUs
-    than runs, all runs see all GPUs."""
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    if environment.get(THREADS) == environment.pop(CHOSEN_THREADS, None):  # not set, or set by the grid for itself
-        environment[THREADS] = str(max(1, int(usable_cores() / slots)))
+    If there are fewer GPUs than runs, all runs see all GPUs."""
+    environment = {"OMP_NUM_THREADS": str(max(1, int(usable_cores() / slots)))} | os.environ
     gpus = visible_gpus()
     share = len(gpus) // slots
     if share:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from engine.compute.machine import memory_limit, usable_cores
-from engine.compute.threads import THREADS
+from engine.compute.threads import fit_threads
 from engine.start import start
 
 GIB = 2**30
@@ -87,10 +87,11 @@ def check_devices() -> Iterator[Finding]:
 
 def check_cores() -> Iterator[Finding]:
     """Compare PyTorch's threads with the cores; commands fit them unless the user has set a number."""
+    fit_threads()
     import torch
 
     usable, threads = usable_cores(), torch.get_num_threads()
-    cure = f"more threads than cores slow each other down: unset {THREADS}, or export {THREADS}={max(1, int(usable))}"
+    cure = f"more threads than cores slow each other down: export OMP_NUM_THREADS={max(1, int(usable))}, or unset it"
     yield "warn" if threads > usable else "ok", f"{usable:g} of {os.cpu_count()} cores, {threads} threads", cure
 
 

@@ -133,7 +133,6 @@ def cluster(running_cluster, tmp_path, monkeypatch) -> Iterator[Cluster]:
     for name in [name for name in os.environ if name.startswith("SBATCH_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.delenv("PYTHON_EXEC")  # the fork server's processes are not on the cluster's nodes
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on it
     yield Cluster(tmp_path)
     jobs = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True, check=True).stdout.split()
@@ -157,7 +156,7 @@ def train_here(config_path: Path, experiments: Path, *overrides: str, processes:
     """The experiment of a run outside of Slurm."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
     words = [*launcher, "detection.training", config_path, "--experiments", experiments, *overrides]
-    command = [os.environ["PYTHON_EXEC"], *words]
+    command = [sys.executable, *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return experiments / "experiment_1"

@@ -41,8 +41,7 @@ def main():
     experiment = Path(sys.argv[-1])
     starts = experiment / "starts.txt"
     starts.write_text((starts.read_text() if starts.exists() else "") + "x")
-    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
-    (experiment / "environment.json").write_text(json.dumps([os.environ.get(name) for name in names]))
+    (experiment / "environment.json").write_text(json.dumps(os.environ.get("OMP_NUM_THREADS")))
     (experiment / "overrides.json").write_text(json.dumps(sys.argv[2:-2]))
     print("said by", experiment, flush=True)
 
@@ -384,17 +383,15 @@ def test_an_error_in_the_grid_itself_leaves_no_run_behind(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("user", "runs", "parallel", "expected"),
     [
-        (None, 2, 2, ["3", "PASSIVE"]),  # they share the cores and wait passively
-        (("7", "ACTIVE"), 2, 2, ["7", "ACTIVE"]),  # what the user has set stays
-        (None, 1, 4, [None, None]),  # a run alone has all threads however many there could be
+        (None, 2, 2, "3"),
+        ("7", 2, 2, "7"),  # what the user has set stays
+        (None, 1, 4, None),  # a run alone has all threads however many there could be
     ],
 )
 def test_runs_at_once_share_the_cores(folder, monkeypatch, user, runs, parallel, expected):
-    for name, value in zip(("OMP_NUM_THREADS", "OMP_WAIT_POLICY"), user or (None, None), strict=True):
-        if value:
-            monkeypatch.setenv(name, value)
-        else:
-            monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if user:
+        monkeypatch.setenv("OMP_NUM_THREADS", user)
     monkeypatch.setattr(child, "usable_cores", lambda: 6.5)
     run(cells(folder, *["well"] * runs), parallel=parallel)
     found = [json.loads(path.read_text()) for path in Path("experiments").glob("*/environment.json")]

@@ -1,7 +1,7 @@
 """engine/command.py: exit codes, and one line per error."""
 
-import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,7 +52,7 @@ run_command(main)
 def test_a_loader_process_that_dies_or_hangs_ends_the_run_in_one_line(end):
     code = LOADER.format(end=end)
     done = subprocess.run(
-        [os.environ["PYTHON_EXEC"], "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

@@ -102,4 +102,4 @@ def test_a_folder_without_locks_fails(monkeypatch):
 def test_more_threads_than_a_quota_allows_are_a_warning(monkeypatch):
     monkeypatch.setattr(doctor, "usable_cores", lambda: 0.5)
     [(level, _, cure)] = doctor.check_cores()
-    assert (level, cure.endswith("export OMP_NUM_THREADS=1")) == ("warn", True)
+    assert (level, "export OMP_NUM_THREADS=1" in cure) == ("warn", True)
