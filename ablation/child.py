@@ -59,8 +59,8 @@ class Child:
             self.progress.bar.close()
         if asked_to_end or code in (STOPPED, INTERRUPTED, -signal.SIGINT):
             code = end_status(self.experiment, "stopped", code, "")
-        elif code < 0:
-            code = end_status(self.experiment, "killed", code, signal.Signals(-code).name)
+        elif name := signal_name(code):
+            code = end_status(self.experiment, "killed", code, name)
         elif code > 0:
             code = end_status(self.experiment, "failed", code, f"exit code {code}: {self._last_words()}")
         self.claim.close()
@@ -72,6 +72,13 @@ class Child:
             return "see the terminal"
         lines = [line.strip() for line in self.output.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1] if lines else "it printed nothing"
+
+
+def signal_name(code: int) -> str:
+    """Return the signal that a process died of, by its exit code (-9) or that of srun (137); "" if of none."""
+    with suppress(ValueError):
+        return signal.Signals(-code if code < 0 else code - 128).name
+    return ""
 
 
 def slot_environment(slot: int, slots: int) -> dict[str, str]:

@@ -63,8 +63,8 @@ def main():
         (experiment / "checkpoints").mkdir()
         (experiment / "checkpoints/step_000000003.pt").touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    if end == "wordless":
-        sys.exit(3)
+    if end in ("wordless", "srun"):  # srun adds 128 to the signal that one of its processes died of
+        sys.exit(3 if end == "wordless" else 137)
     if end == "usage":
         print("usage: fake_task ...\\nfake_task: error: no such option --x\\n", file=sys.stderr)
         sys.exit(2)
@@ -254,6 +254,7 @@ def test_code_that_changes_while_a_grid_runs_is_recorded_as_it_was_at_each_start
         ("wordless", 2, "failed", "exit code 3: said by experiments/experiment_1"),
         ("usage", 2, "failed", "exit code 2: fake_task: error: no such option --x"),
         ("kill_once", 1, "killed", "not yet begun; SIGKILL"),
+        ("srun", 1, "killed", "not yet begun; SIGKILL"),
         ("saved", 1, "stopped", "not yet begun; SIGTERM"),
     ],
 )
