@@ -68,9 +68,9 @@ class Cluster:
         path = self.folder / f"{job}.out"
         return path.read_text() if path.exists() else ""
 
-    def wait(self, job: str, *states: str, seconds: float = 600) -> str:
-        """Until the job is in one of these states; returns its log."""
-        until(lambda: self.show(job, "JobState") in states, seconds, lambda: self.describe(job))
+    def wait(self, job: str, seconds: float = 600) -> str:
+        """Wait until the job has ended; return its log."""
+        until(lambda: self.show(job, "JobState") in ("COMPLETED", "FAILED"), seconds, lambda: self.describe(job))
         return self.log(job)
 
     def describe(self, job: str) -> str:
@@ -190,14 +190,14 @@ def test_two_nodes_train_as_one_process_does_and_a_job_may_be_sent_off_from_the_
 ):
     arguments = (config_path, "train.epochs=1", *to(cluster))
     job = cluster.submit("train_det_ddp.sbatch", *arguments, options=("--nodes=2",), cwd=ROOT / "sbatch")
-    log = cluster.wait(job, "COMPLETED", "FAILED")
+    log = cluster.wait(job)
     assert cluster.show(job, "ExitCode") == "0:0", log
     assert "rank 0 on node1, cpu\nrank 1 on node2, cpu" in log
     assert first_step_of(log)[:3] == pytest.approx(first_step[:3], rel=1e-5)
     assert first_step_of(log)[3] == pytest.approx(first_step[3], rel=1e-4)
     assert [start["hosts"] for start in read_environments(cluster.folder / "experiment_1")] == [["node1", "node2"]]
     score = cluster.submit("sbatch/test_detection.sbatch", cluster.folder / "experiment_1", options=("--nodes=2",))
-    cluster.wait(score, "COMPLETED")
+    cluster.wait(score)
     assert (cluster.folder / "experiment_1/test.json").exists()
 
 
@@ -207,7 +207,7 @@ def test_the_other_tasks_train_on_two_processes_too(cluster, mnist_root, script)
     data = f"data: {{root: {mnist_root}, format: mnist, workers: 0}}\ntrain: {{epochs: 1, batch_size: 8}}\n"
     path.write_text(data + OTHER_TASKS[script])
     job = cluster.submit(f"sbatch/{script}.sbatch", path, *to(cluster), options=("--gpus-per-node=2",))
-    log = cluster.wait(job, "COMPLETED", "FAILED")
+    log = cluster.wait(job)
     assert cluster.show(job, "ExitCode") == "0:0", log
     assert json.loads((cluster.folder / "experiment_1/results.json").read_text())["cost"]["processes"] == 2
 
@@ -217,7 +217,7 @@ def preempt(cluster: Cluster) -> None:
     script = cluster.folder / "urgent.sh"
     script.write_text("#!/bin/bash\nsleep 1\n")
     job = cluster.submit(script, options=("--partition=urgent", "--nodes=2", "--exclusive"))
-    cluster.wait(job, "COMPLETED")
+    cluster.wait(job)
 
 
 def take_node_down() -> None:
@@ -250,7 +250,7 @@ def test_an_interrupted_job_continues_in_its_experiment_to_the_same_weights(
         take_node_down()
     else:
         preempt(cluster)
-    log = cluster.wait(job, "COMPLETED", "FAILED")
+    log = cluster.wait(job)
     assert cluster.show(job, "Restarts") == "1"
     assert log.count("first step") == 1
     assert evidence in log
@@ -276,7 +276,7 @@ def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_
     until(at_step(experiment, saved + 1), 600, lambda: cluster.describe(job))
     assert cluster.show(job, "Restarts") == "1"
     call("scancel", "--signal=USR1", job)
-    log = cluster.wait(job, "COMPLETED", "FAILED")
+    log = cluster.wait(job)
     assert cluster.show(job, "ExitCode") == "75:0"
     assert f"error: job {job}: not requeued: already requeued 1 times (MAX_RESTARTS)" in log
     assert log.count("stopped: SIGUSR1") == 2
@@ -285,7 +285,7 @@ def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_
 def test_an_error_is_reported_once_and_not_requeued(cluster, config_path):
     arguments = (config_path, "model.neck=fnp", *to(cluster))
     job = cluster.submit("sbatch/train_det_ddp.sbatch", *arguments, options=("--gpus-per-node=3",))
-    log = cluster.wait(job, "COMPLETED", "FAILED")
+    log = cluster.wait(job)
     assert cluster.show(job, "ExitCode") == "2:0"
     assert len(re.findall(r"^error.*fnp", log, re.MULTILINE)) == 1
 
@@ -299,7 +299,7 @@ def test_a_process_that_dies_ends_the_job_within_30_seconds_and_it_is_not_requeu
     unlocked = shutil.copy(experiment / "status.json", cluster.folder / "unlocked").parent
     assert read_status(experiment).state == read_status(unlocked).state == "running"
     os.kill(rank_of(experiment, rank), signal.SIGKILL)
-    log = cluster.wait(job, "COMPLETED", "FAILED", seconds=40)
+    log = cluster.wait(job, seconds=40)
     assert cluster.show(job, "ExitCode") == "137:0"
     assert f"node{rank + 1}: task {rank}: Killed" in log
     assert len(re.findall(r"^error.*another process of this run died", log, re.MULTILINE)) == 1
@@ -372,7 +372,7 @@ def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
     until(at_step(third, 10), 600)
     os.kill(rank_of(third, 0), signal.SIGKILL)
 
-    cluster.wait(table, "COMPLETED", "FAILED", seconds=600)
+    cluster.wait(table, seconds=600)
     assert [state.split()[1] for state in states(grid_path)] == ["done", "done", "killed", "failed"]
     assert re.search(rf"broken: failed .*/nowhere.pth.*; Slurm: {array}_3 FAILED see .*_3.out", states(grid_path)[3])
     starts = {
@@ -390,7 +390,7 @@ def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
 def test_a_cell_that_fails_the_smoke_test_stops_the_array_before_it_starts(cluster, grid_path):
     told = submit(grid_path, "--after-smoke")
     smoke, array, table = re.findall(r"job (\d+):", told)
-    cluster.wait(table, "COMPLETED", "FAILED", seconds=600)
+    cluster.wait(table, seconds=600)
     assert cluster.show(array, "JobState") == "CANCELLED"
     folder = grid_path.parent / "runs/slurm/grid_test-1"
     assert "slim x fpn, seed 0: trains" in (folder / f"smoke_{smoke}_1.out").read_text()

@@ -73,24 +73,6 @@ def test_a_mistake_is_reported_before_anything_heavy_is_imported(words, named):
     assert "Traceback" not in done.stderr
 
 
-def test_modules_import_no_more_of_the_heavy_packages_than_they_need():
-    nothing = ["ablation.cells", "ablation.slurm", "detection.shapes"]
-    torch = ["training", "runs", "diffusion.task", "weights.model_card"]
-    torchvision = ["detection.task", "classification.record"]
-    program = (
-        "import importlib, json, sys\n"
-        "for group in json.loads(sys.argv[1]):\n"
-        "    list(map(importlib.import_module, group))\n"
-        "    print(json.dumps(sorted(sys.modules)))"
-    )
-    command = [sys.executable, "-c", program, json.dumps([nothing, torch, torchvision])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found = [set(json.loads(line)) for line in done.stdout.splitlines()]
-    heavy = [modules & {"torch", "torchvision", "matplotlib"} for modules in found]
-    assert heavy == [set(), {"torch"}, {"torch", "torchvision"}]
-    assert "torch._dynamo" not in found[1]  # torchvision brings it
-
-
 def wrong(words):
     raise ValueError("x.yaml: no such file")
 
