@@ -58,6 +58,7 @@ def run_command(main: Callable[["torch.device | None"], None], on_device: bool =
             start_logging(None, verbose=is_first())
             main(device)
     except (Exception, Stopped, KeyboardInterrupt) as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would print a traceback
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else PyTorch raises again for each loader process that ends
         ending = explain(error)
         is_first_failure = not ranks or ranks.is_first_failure()

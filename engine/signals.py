@@ -44,7 +44,8 @@ class StopRequest:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, handler)
 
     def stop_if_asked(self) -> None:
         """Raise what a signal to this process asks for, if there was one. For work that has nothing to save."""

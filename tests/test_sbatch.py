@@ -295,8 +295,9 @@ def test_a_process_that_dies_ends_the_job_within_30_seconds_and_it_is_not_requeu
     experiment = cluster.folder / "experiment_1"
     job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--nodes=2",))
     until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
-    (cluster.folder / "unlocked").mkdir()  # as another machine sees the experiment, without the locks of the run
-    unlocked = shutil.copy(experiment / "status.json", cluster.folder / "unlocked").parent
+    unlocked = cluster.folder / "unlocked"  # as a machine sees the experiment to which its locks are not visible
+    unlocked.mkdir()
+    shutil.copy(experiment / "status.json", unlocked)
     assert read_status(experiment).state == read_status(unlocked).state == "running"
     os.kill(rank_of(experiment, rank), signal.SIGKILL)
     log = cluster.wait(job, seconds=40)
