@@ -303,7 +303,8 @@ def test_a_process_that_dies_ends_the_job_within_30_seconds_and_it_is_not_requeu
     log = cluster.wait(job, seconds=40)
     assert cluster.show(job, "ExitCode") == "137:0"
     assert f"node{rank + 1}: task {rank}: Killed" in log
-    assert len(re.findall(r"^error.*another process of this run died", log, re.MULTILINE)) == 1
+    others = re.findall(r"^error.*another process of this run died", log, re.MULTILINE)
+    assert len(others) == (rank != 0)  # without rank 0 the others cannot agree on who reports, and srun's line says it
     assert "a bug" not in log
     assert read_status(experiment).state == state
     assert read_status(unlocked).state == "killed"
