@@ -14,7 +14,6 @@ from tqdm import tqdm
 from ablation.plan import Job
 from engine.command import INTERRUPTED, STOPPED
 from engine.compute.machine import usable_cores, visible_gpus
-from engine.compute.threads import CHOSEN_THREADS, THREADS
 from engine.logbook import progress_bar
 from engine.terminal import printable_lines
 from records.experiment import shown_score
@@ -60,8 +59,8 @@ class Child:
             self.progress.bar.close()
         if asked_to_end or code in (STOPPED, INTERRUPTED, -signal.SIGINT):
             code = end_status(self.experiment, "stopped", code, "")
-        elif code < 0:
-            code = end_status(self.experiment, "killed", code, signal.Signals(-code).name)
+        elif name := signal_name(code):
+            code = end_status(self.experiment, "killed", code, name)
         elif code > 0:
             text = (self.experiment / OUTPUT).read_text(errors="replace") if self.progress else "see the terminal"
             last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
@@ -72,14 +71,18 @@ class Child:
         return code
 
 
+def signal_name(code: int) -> str:
+    """Return the signal that a process died of, by its exit code (-9) or that of srun (137); "" if of none."""
+    with suppress(ValueError):
+        return signal.Signals(-code if code < 0 else code - 128).name
+    return ""
+
+
 def slot_environment(slot: int, slots: int) -> dict[str, str]:
     """Return the environment of a run beside others: its share of the cores and GPUs, unless the user has set threads.
 
-    Threads wait passively: by default OpenMP's spin, and take the cores from the other runs. If there are fewer GPUs
-    than runs, all runs see all GPUs."""
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    if environment.get(THREADS) == environment.pop(CHOSEN_THREADS, None):  # not set, or set by the grid for itself
-        environment[THREADS] = str(max(1, int(usable_cores() / slots)))
+    If there are fewer GPUs than runs, all runs see all GPUs."""
+    environment = {"OMP_NUM_THREADS": str(max(1, int(usable_cores() / slots)))} | os.environ
     gpus = visible_gpus()
     share = len(gpus) // slots
     if share:

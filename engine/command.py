@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from engine.logbook import logger, start_logging
 from engine.ranks import is_first
-from engine.signals import Stopped, interrupts
+from engine.signals import Stopped, handle_interrupt
 from engine.terminal import printable_lines
 
 if TYPE_CHECKING:
@@ -42,16 +42,14 @@ class RunError(RuntimeError):
     """A run that cannot continue; the message says where and why."""
 
 
-@interrupts(signal.default_int_handler)
 def run_command(main: Callable[["torch.device | None"], None], on_device: bool = True) -> None:
     """Run `main(device)` inside the process group; leave with the exit code of what happened.
 
     on_device: if False, there is no process group, torch is not imported, and `device` is None.
 
-    A ValueError or OSError is the user's mistake: one line, its traceback only in the log file of the
-    experiment, if there is one by then. Anything unforeseen is a bug and keeps its traceback. Either way the
-    log file's last line of level ERROR says why the run ended."""
-    repair_streams()
+    A ValueError or OSError is the user's mistake: one line, its traceback only in the log file of the experiment, if
+    there is one by then. Anything unforeseen is a bug and keeps its traceback."""
+    handle_interrupt(signal.default_int_handler)
     ranks = None
     try:
         if on_device:
@@ -60,7 +58,8 @@ def run_command(main: Callable[["torch.device | None"], None], on_device: bool =
             start_logging(None, verbose=is_first())
             main(device)
     except (Exception, Stopped, KeyboardInterrupt) as error:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise once more of each loader process that ends
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would print a traceback
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else PyTorch raises again for each loader process that ends
         ending = explain(error)
         is_first_failure = not ranks or ranks.is_first_failure()
         if ending.is_bug:
@@ -68,15 +67,9 @@ def run_command(main: Callable[["torch.device | None"], None], on_device: bool =
         if ending.code in (FAILED, BAD_INPUT):
             _report(error, ending.message, is_first_failure)
         _leave(ending.code)
+    if "RANK" in os.environ:
+        _leave(0)  # a thread of gloo that still needs Python would abort the process while Python ends
     _kill_children()
-
-
-def repair_streams() -> None:
-    """Make printing safe: on a stream that was closed before the start, and of file names that are not text."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
-        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 class Ending(NamedTuple):

@@ -1,8 +1,8 @@
 """Processes that train together: start-up, who am I, and the few messages they exchange.
 
 The only module that communicates through torch.distributed. `torchrun`, or Slurm's `srun` (engine/ranks.py), starts one
-process per GPU (NCCL), or several on the CPU (gloo); a plain `python -m ...` is a world of one, and every function here
-then does the obvious thing without a process group, so that the code that calls them is the same.
+process per GPU (NCCL), or several on the CPU (gloo). A plain `python -m ...` is a world of one without a process group,
+in which every function here works too.
 """
 
 import ctypes
@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
-from threading import Thread
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a rank that hangs
 CLAIM_SECONDS = 5  # how long is_first_failure waits for rank 0, which may hang
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: a signal to this process when its parent dies
-
 
 _store: dist.Store | None = None  # what all ranks of a run can read and write
 
@@ -69,18 +68,15 @@ def is_first_failure() -> bool:
     """Return whether this rank is the first that asks, so the one to report its error.
 
     If rank 0 has ended, it or the launcher has reported that; if it hangs, nobody else may report it."""
-    answers: list[int] = []
-
-    def ask() -> None:
-        with suppress(dist.DistError):
-            answers.append(_store.add("failures", 1))
-
     if _store is None:
         return True
-    thread = Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(CLAIM_SECONDS)
-    return thread.is_alive() or answers == [1]
+    answer = ThreadPoolExecutor(1).submit(_store.add, "failures", 1)
+    try:
+        return answer.result(CLAIM_SECONDS) == 1
+    except TimeoutError:
+        return True
+    except dist.DistError:
+        return False
 
 
 def _end_with_torchrun() -> None:
@@ -92,22 +88,22 @@ def _end_with_torchrun() -> None:
 
 
 def rank() -> int:
-    """This process's number, 0 to world_size - 1."""
+    """Return this process's number, 0 to world_size - 1."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """True on the one process that writes files and talks to the terminal."""
+    """Return whether this is the process that writes files and prints."""
     return rank() == 0
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all processes; no gradient flows through it."""
+    """Return the sum of `tensor` over all processes, detached."""
     total = tensor.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)
@@ -115,7 +111,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true on any process; all of them learn the same."""
+    """Return on every process whether `flag` is true on any."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(int(flag))
@@ -124,7 +120,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def gather(value: object) -> list | None:
-    """The picklable `value` of every rank, in rank order, on rank 0; None on the others."""
+    """Return the picklable `value` of every rank, in rank order, on rank 0; None on the others."""
     if world_size() == 1:
         return [value]
     values: list | None = [None] * world_size() if is_main() else None
@@ -133,7 +129,7 @@ def gather(value: object) -> list | None:
 
 
 def broadcast(value: object) -> object:
-    """Rank 0's picklable `value`, on every rank."""
+    """Return rank 0's picklable `value` on every rank."""
     if world_size() == 1:
         return value
     box = [value]
@@ -142,16 +138,16 @@ def broadcast(value: object) -> object:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every rank rank 0's buffers: BatchNorm's running statistics differ, as each rank saw other images."""
+    """Give every rank rank 0's buffers: BatchNorm's statistics differ, because each saw different images."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def data_parallel(model: nn.Module, device: torch.device, static_graph: bool) -> nn.Module:
-    """`model` wrapped so that backward averages the gradients over ranks; `model` itself in a world of one.
+    """Return `model` wrapped so that backward averages the gradients over ranks; `model` itself in a world of one.
 
-    static_graph: whether every backward pass is to exchange the gradients of the same parameters."""
+    static_graph: whether every backward pass exchanges the gradients of the same parameters."""
     if world_size() == 1:
         return model
     return DistributedDataParallel(

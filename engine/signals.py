@@ -12,19 +12,13 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
-@contextmanager
-def interrupts(handler: Callable | signal.Handlers) -> Iterator[None]:
-    """Handle Ctrl-C by `handler` inside, unless it is ignored; afterwards as before.
+def handle_interrupt(handler: Callable | signal.Handlers) -> None:
+    """Handle Ctrl-C by `handler` from now on, unless it is ignored.
 
     signal.default_int_handler raises KeyboardInterrupt, as is usual in Python. signal.SIG_DFL ends the process by the
     signal itself, without a traceback: for imports that take seconds, when there is nothing to save yet."""
-    before = signal.getsignal(signal.SIGINT)
-    if before != signal.SIG_IGN:
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class Stopped(BaseException):
@@ -50,7 +44,8 @@ class StopRequest:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, handler)
 
     def stop_if_asked(self) -> None:
         """Raise what a signal to this process asks for, if there was one. For work that has nothing to save."""

@@ -18,49 +18,43 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from engine.command import BAD_INPUT, repair_streams, run_command
+from engine.command import BAD_INPUT, run_command
 from engine.compute.threads import fit_threads
 from engine.ranks import is_first_on_node, read_slurm_step
-from engine.signals import interrupts
+from engine.signals import handle_interrupt
 
 if TYPE_CHECKING:
     import torch
 
-Parse = Callable[[Sequence[str]], argparse.Namespace]
-
 
 def start(
-    parse_arguments: Parse,
+    parse_arguments: Callable[[Sequence[str]], argparse.Namespace],
     main: Callable[[argparse.Namespace, "torch.device | None"], None],
     on_device: bool = True,
-    words: Sequence[str] | None = None,
 ) -> None:
     """Run a command; leave with its exit code if that is not 0, see engine/command.py.
 
-    on_device: whether the command computes with torch, alone or as one of several ranks; if not, torch is not imported,
-    and `main` gets None for the device. words: the command line without the program; None takes it from sys.argv."""
-    with interrupts(signal.SIG_DFL):
-        repair_streams()
-        if on_device:
-            read_slurm_step()
-        arguments = read_arguments(parse_arguments, sys.argv[1:] if words is None else words)
-        fit_threads()
-        if on_device:
-            import torch  # noqa: F401  (here, because Ctrl-C must be silent in the seconds that it takes)
+    on_device: whether the command computes with torch, alone or as one of several ranks. If not, torch is not imported
+    and `device` is None."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files and classes may not be text
+    handle_interrupt(signal.SIG_DFL)
+    if on_device:
+        read_slurm_step()
+    arguments = read_arguments(parse_arguments)
+    if on_device:
+        fit_threads()  # imports torch: here, because Ctrl-C must be silent in the seconds that it takes
     run_command(functools.partial(main, arguments), on_device)
 
 
-def read_arguments(parse_arguments: Parse, words: Sequence[str]) -> argparse.Namespace:
+def read_arguments(parse_arguments: Callable[[Sequence[str]], argparse.Namespace]) -> argparse.Namespace:
     """Return the parsed command line, or leave with exit code 2 and one line.
 
-    Of several processes the first on each machine does so. The others leave silently with 0: their command line has the
-    same mistake, and another exit code would have the launcher end the first before it prints."""
+    Of several processes the first on each machine does so. The others leave silently with 0, because with an error code
+    the launcher would end the first before it prints."""
     try:
-        with contextlib.ExitStack() as quiet:
-            if not is_first_on_node():
-                quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
-                quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
-            return parse_arguments(words)
+        with contextlib.redirect_stderr(sys.stderr if is_first_on_node() else io.StringIO()):
+            return parse_arguments(sys.argv[1:])
     except (SystemExit, ValueError, OSError) as error:
         if not is_first_on_node():
             sys.exit(0)

@@ -44,9 +44,7 @@ run() {
 requeue() {
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${MAX_RESTARTS:-20}" ]; then
         echo "error: job $job: not requeued: already requeued $SLURM_RESTART_COUNT times (MAX_RESTARTS); continue with --resume" >&2
-    elif scontrol requeue "$job"; then
-        echo "job $job: requeued"
     else
-        echo "error: job $job: could not be requeued; continue with --resume" >&2
+        scontrol requeue "$job" && echo "job $job: requeued"
     fi
 }

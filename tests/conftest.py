@@ -14,11 +14,8 @@ import pytest
 import torch
 
 from tests.fileserver import FileServer
-from tests.forkserver import write_executable
 
 ROOT = Path(__file__).parent.parent
-
-
 os.environ["OMP_NUM_THREADS"] = "1"  # of every process that a test starts
 
 
@@ -26,12 +23,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of every process that a test starts
 def one_thread():
     """One thread in every test: sums depend on their number, and threads that wait for each other spin."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _python_that_starts_fast(tmp_path_factory):
-    """$PYTHON_EXEC stands for Python with torch already imported, for the tests and for torchrun."""
-    os.environ["PYTHON_EXEC"] = str(write_executable(tmp_path_factory.mktemp("forkserver")))
 
 
 @pytest.fixture(scope="session")
@@ -173,6 +164,7 @@ def _commands_leave_no_trace(monkeypatch):
     """A command leaves at once, by os._exit, and has its own way to log; the process that runs the tests does not."""
     monkeypatch.setattr("engine.command._leave", sys.exit)
     yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logger = logging.getLogger("workbench")
     logger.propagate = True
     for handler in list(logger.handlers):

@@ -6,6 +6,7 @@ The cluster has no GPUs but numbers of them: everything trains on the CPU, with 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from ablation import grid as grid_command
 from ablation.plan import read_grid
@@ -25,6 +25,7 @@ from detection.shapes import generate
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from records.experiment import read_environments
 from records.metrics import read_metrics
+from records.status import read_status
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -40,20 +41,11 @@ optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_
 train:
   {{epochs: 2, batch_size: 2, precision: fp32, batch_norm: frozen, eval_every_epochs: 2, checkpoint_every_steps: 10}}
 """
-CLASSIFIER = """
-data: {{root: {root}, workers: 0}}
-model: {{name: swin_slim, input_size: 32, drop_path_rate: 0.1}}
-augment: {{rand_augment: null, mixup: 0.0, cutmix: 0.0}}
-optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_epochs: 0, schedule: cosine}}
-train: {{epochs: 1, batch_size: 2, precision: fp32}}
-"""
-DIFFUSION = """
-data: {{root: {root}, format: mnist, workers: 0}}
-model: {{name: swin_slim, input_size: 16, patch_size: 4, window_size: 2}}
-diffusion: {{timesteps: 20}}
-train: {{epochs: 1, batch_size: 8, precision: fp32, ema_decay: 0.9}}
-eval: {{steps: 4, samples_per_class: 1}}
-"""
+OTHER_TASKS = {
+    "train_clf_ddp": "model: {name: swin_slim, input_size: 32}\naugment: {mixup: 0.0, cutmix: 0.0}\n",
+    "train_diff_ddp": "model: {name: swin_slim, input_size: 16, patch_size: 4, window_size: 2}\n"
+    "diffusion: {timesteps: 20}\neval: {steps: 4, samples_per_class: 1}\n",
+}
 FIRST_STEP = re.compile(r"first step: total (\S+), classification (\S+), box (\S+), gradient norm (\S+)")
 
 
@@ -76,9 +68,9 @@ class Cluster:
         path = self.folder / f"{job}.out"
         return path.read_text() if path.exists() else ""
 
-    def wait(self, job: str, *states: str, seconds: float = 600) -> str:
-        """Until the job is in one of these states; returns its log."""
-        until(lambda: self.show(job, "JobState") in states, seconds, lambda: self.describe(job))
+    def wait(self, job: str, seconds: float = 600) -> str:
+        """Wait until the job has ended; return its log."""
+        until(lambda: self.show(job, "JobState") in ("COMPLETED", "FAILED"), seconds, lambda: self.describe(job))
         return self.log(job)
 
     def describe(self, job: str) -> str:
@@ -100,15 +92,14 @@ def until(condition: Callable[[], bool], seconds: float, describe: Callable[[], 
         time.sleep(0.2)
 
 
-def processes_of_jobs() -> list[str]:
-    """Command lines of what runs inside Slurm jobs, on any node."""
+def processes_of_jobs() -> list[tuple[int, list[str], list[str]]]:
+    """Return the id, command line and environment of what runs inside Slurm jobs, on any node."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"\0SLURM_JOB_ID=" in (folder / "environ").read_bytes() and folder.name != str(os.getpid()):
-                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:  # it has ended
-            pass
+        with suppress(OSError):  # it has ended
+            words, environment = ((folder / name).read_text().split("\0") for name in ("cmdline", "environ"))
+            if any(variable.startswith("SLURM_JOB_ID=") for variable in environment):
+                found.append((int(folder.name), words, environment))
     return found
 
 
@@ -133,13 +124,12 @@ def cluster(running_cluster, tmp_path, monkeypatch) -> Iterator[Cluster]:
     for name in [name for name in os.environ if name.startswith("SBATCH_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.delenv("PYTHON_EXEC")  # the fork server's processes are not on the cluster's nodes
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on it
     yield Cluster(tmp_path)
     jobs = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True, check=True).stdout.split()
     if jobs:
         subprocess.run(["scancel", "-f", *jobs], check=False)
-    until(lambda: not processes_of_jobs(), 120, lambda: "\n".join(processes_of_jobs()))
+    until(lambda: not processes_of_jobs(), 120, lambda: str(processes_of_jobs()))
     assert not jobs
 
 
@@ -157,7 +147,7 @@ def train_here(config_path: Path, experiments: Path, *overrides: str, processes:
     """The experiment of a run outside of Slurm."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
     words = [*launcher, "detection.training", config_path, "--experiments", experiments, *overrides]
-    command = [os.environ["PYTHON_EXEC"], *words]
+    command = [sys.executable, *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return experiments / "experiment_1"
@@ -200,32 +190,26 @@ def test_two_nodes_train_as_one_process_does_and_a_job_may_be_sent_off_from_the_
 ):
     arguments = (config_path, "train.epochs=1", *to(cluster))
     job = cluster.submit("train_det_ddp.sbatch", *arguments, options=("--nodes=2",), cwd=ROOT / "sbatch")
-    log = cluster.wait(job, "COMPLETED", "FAILED")
+    log = cluster.wait(job)
     assert cluster.show(job, "ExitCode") == "0:0", log
     assert "rank 0 on node1, cpu\nrank 1 on node2, cpu" in log
     assert first_step_of(log)[:3] == pytest.approx(first_step[:3], rel=1e-5)
     assert first_step_of(log)[3] == pytest.approx(first_step[3], rel=1e-4)
     assert [start["hosts"] for start in read_environments(cluster.folder / "experiment_1")] == [["node1", "node2"]]
     score = cluster.submit("sbatch/test_detection.sbatch", cluster.folder / "experiment_1", options=("--nodes=2",))
-    cluster.wait(score, "COMPLETED")
+    cluster.wait(score)
     assert (cluster.folder / "experiment_1/test.json").exists()
 
 
-@pytest.mark.parametrize("script", ["train_clf_ddp", "train_diff_ddp"])
-def test_the_other_tasks_train_on_two_processes_too(cluster, tmp_path, mnist_root, script):
-    for split, count in (("train", 4), ("val", 3)):
-        for name, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
-            (tmp_path / split / name).mkdir(parents=True)
-            for number in range(count):
-                Image.new("RGB", (32, 32), colour).save(tmp_path / split / name / f"{number}.png")
-    config = CLASSIFIER.format(root=tmp_path) if "clf" in script else DIFFUSION.format(root=mnist_root)
-    (tmp_path / "config.yaml").write_text(config)
-    options = ("--gpus-per-node=2",)
-    job = cluster.submit(f"sbatch/{script}.sbatch", tmp_path / "config.yaml", *to(cluster), options=options)
-    log = cluster.wait(job, "COMPLETED", "FAILED")
+@pytest.mark.parametrize("script", OTHER_TASKS)
+def test_the_other_tasks_train_on_two_processes_too(cluster, mnist_root, script):
+    path = cluster.folder / "config.yaml"
+    data = f"data: {{root: {mnist_root}, format: mnist, workers: 0}}\ntrain: {{epochs: 1, batch_size: 8}}\n"
+    path.write_text(data + OTHER_TASKS[script])
+    job = cluster.submit(f"sbatch/{script}.sbatch", path, *to(cluster), options=("--gpus-per-node=2",))
+    log = cluster.wait(job)
     assert cluster.show(job, "ExitCode") == "0:0", log
-    assert "rank 1 on node1, cpu" in log
-    assert json.loads((tmp_path / "experiment_1/results.json").read_text())["cost"]["processes"] == 2
+    assert json.loads((cluster.folder / "experiment_1/results.json").read_text())["cost"]["processes"] == 2
 
 
 def preempt(cluster: Cluster) -> None:
@@ -233,7 +217,7 @@ def preempt(cluster: Cluster) -> None:
     script = cluster.folder / "urgent.sh"
     script.write_text("#!/bin/bash\nsleep 1\n")
     job = cluster.submit(script, options=("--partition=urgent", "--nodes=2", "--exclusive"))
-    cluster.wait(job, "COMPLETED")
+    cluster.wait(job)
 
 
 def take_node_down() -> None:
@@ -266,12 +250,12 @@ def test_an_interrupted_job_continues_in_its_experiment_to_the_same_weights(
         take_node_down()
     else:
         preempt(cluster)
-    log = cluster.wait(job, "COMPLETED", "FAILED")
+    log = cluster.wait(job)
     assert cluster.show(job, "Restarts") == "1"
     assert log.count("first step") == 1
     assert evidence in log
     assert int(re.search(r"resumed after step (\d+)", log)[1]) % STEPS
-    assert ", in 2 starts\n" in (experiment / "README.md").read_text()
+    assert [start["slurm"]["job"] for start in read_environments(experiment)] == [job, job]
     assert not (cluster.folder / "experiment_2").exists()
     ours, theirs = weights(experiment), weights(uninterrupted)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -292,7 +276,7 @@ def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_
     until(at_step(experiment, saved + 1), 600, lambda: cluster.describe(job))
     assert cluster.show(job, "Restarts") == "1"
     call("scancel", "--signal=USR1", job)
-    log = cluster.wait(job, "COMPLETED", "FAILED")
+    log = cluster.wait(job)
     assert cluster.show(job, "ExitCode") == "75:0"
     assert f"error: job {job}: not requeued: already requeued 1 times (MAX_RESTARTS)" in log
     assert log.count("stopped: SIGUSR1") == 2
@@ -301,31 +285,39 @@ def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_
 def test_an_error_is_reported_once_and_not_requeued(cluster, config_path):
     arguments = (config_path, "model.neck=fnp", *to(cluster))
     job = cluster.submit("sbatch/train_det_ddp.sbatch", *arguments, options=("--gpus-per-node=3",))
-    log = cluster.wait(job, "COMPLETED", "FAILED")
+    log = cluster.wait(job)
     assert cluster.show(job, "ExitCode") == "2:0"
     assert len(re.findall(r"^error.*fnp", log, re.MULTILINE)) == 1
 
 
-def test_a_process_that_dies_ends_the_job_within_30_seconds_and_it_is_not_requeued(cluster, config_path):
+@pytest.mark.parametrize(("rank", "state"), [(0, "killed"), (1, "failed")])
+def test_a_process_that_dies_ends_the_job_within_30_seconds_and_it_is_not_requeued(cluster, config_path, rank, state):
+    experiment = cluster.folder / "experiment_1"
     job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--nodes=2",))
-    until(at_step(cluster.folder / "experiment_1", 10), 600, lambda: cluster.describe(job))
-    os.kill(rank_of_job(1), signal.SIGKILL)
-    log = cluster.wait(job, "COMPLETED", "FAILED", seconds=40)
+    until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
+    unlocked = cluster.folder / "unlocked"  # as a machine sees the experiment to which its locks are not visible
+    unlocked.mkdir()
+    shutil.copy(experiment / "status.json", unlocked)
+    assert read_status(experiment).state == read_status(unlocked).state == "running"
+    os.kill(rank_of(experiment, rank), signal.SIGKILL)
+    log = cluster.wait(job, seconds=40)
     assert cluster.show(job, "ExitCode") == "137:0"
-    assert "node2: task 1: Killed" in log
+    assert f"node{rank + 1}: task {rank}: Killed" in log
+    others = re.findall(r"^error.*another process of this run died", log, re.MULTILINE)
+    assert len(others) == (rank != 0)  # without rank 0 the others cannot agree on who reports, and srun's line says it
     assert "a bug" not in log
+    assert read_status(experiment).state == state
+    assert read_status(unlocked).state == "killed"
 
 
-def rank_of_job(rank: int) -> int:
-    """The process of a rank: the oldest with its number, for its loader processes have the same."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
-            if (
-                f"\0SLURM_PROCID={rank}\0" in (folder / "environ").read_text()
-                and b"detection.training" in (folder / "cmdline").read_bytes()
-            ):
-                found.append(int(folder.name))
+def rank_of(experiment: Path, rank: int) -> int:
+    """Return the process of a rank at work: the oldest with its number, because its loader processes have the same."""
+    found = [
+        pid
+        for pid, words, environment in processes_of_jobs()
+        if words[0].endswith("python") and f"SLURM_PROCID={rank}" in environment
+        if "detection.training" in words and {str(experiment), str(experiment.parent)} & {*words}
+    ]
     return min(found)
 
 
@@ -378,9 +370,12 @@ def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
     until(lambda: (second / "checkpoints").exists(), 600)
     requeued = json.loads((second / "environment.json").read_text())[0]["slurm"]["job"]
     call("scontrol", "requeue", requeued)
+    third = grid_path.parent / "runs/experiment_3"
+    until(at_step(third, 10), 600)
+    os.kill(rank_of(third, 0), signal.SIGKILL)
 
-    cluster.wait(table, "COMPLETED", "FAILED", seconds=600)
-    assert re.search(r"none: done .*(?s:.*)fpn: done .*(?s:.*)pan: done .*(?s:.*)", "\n".join(states(grid_path)))
+    cluster.wait(table, seconds=600)
+    assert [state.split()[1] for state in states(grid_path)] == ["done", "done", "killed", "failed"]
     assert re.search(rf"broken: failed .*/nowhere.pth.*; Slurm: {array}_3 FAILED see .*_3.out", states(grid_path)[3])
     starts = {
         start["slurm"]["job"]: len(read_environments(path))
@@ -390,5 +385,5 @@ def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
     assert starts == {f"{array}_{index}": 2 if f"{array}_{index}" == requeued else 1 for index in range(3)}
     assert "start 2" in (folder / f"slurm_{requeued}.out").read_text()
     text = (folder / "table.md").read_text()
-    assert re.search(r"\| slim \| \S+ \| \S+ \| \S+ \| failed \|", text.replace("*", "")), text
+    assert re.search(r"\| slim \| \S+ \| \S+ \| killed \| failed \|", text.replace("*", "")), text
     assert (folder / "table.html").exists()

@@ -1,42 +1,35 @@
-"""How many threads OpenMP starts, and how they wait: environment variables, which it reads when torch is imported.
+"""How many threads torch uses, and how they wait.
 
-PyTorch's wheels for Linux bring GCC's OpenMP, which obeys OMP_WAIT_POLICY (unless GOMP_SPINCOUNT is set) and ignores
-LLVM's KMP_BLOCKTIME. LLVM's OpenMP obeys OMP_WAIT_POLICY, too."""
+PyTorch's wheels for Linux bring GCC's OpenMP, which reads OMP_WAIT_POLICY (unless GOMP_SPINCOUNT is set) when torch is
+imported, and ignores LLVM's KMP_BLOCKTIME. LLVM's OpenMP reads OMP_WAIT_POLICY, too."""
 
 import os
 from collections.abc import Mapping
 
 from engine.compute.machine import allowed_cores, usable_cores
 
-WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # by which a user chooses how threads wait
-# The second holds the number if a command of this project chose it, so that those it starts choose theirs.
-THREADS, CHOSEN_THREADS = "OMP_NUM_THREADS", "WORKBENCH_CHOSEN_THREADS"
-
 
 def fit_threads() -> None:
-    """Set the variables for this process and those that it starts."""
-    os.environ.update(thread_settings(os.environ, usable_cores(), allowed_cores()))
+    """Import torch with threads that wait passively, and as many of them as `thread_count` says.
+
+    Threads that spin while they wait take the cores from other processes."""
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    if count := thread_count(os.environ, usable_cores(), allowed_cores()):
+        torch.set_num_threads(count)
 
 
-def thread_settings(environ: Mapping[str, str], usable: float, allowed: int) -> dict[str, str]:
-    """Return the variables to set; those that the user, or torchrun (1 for each of several ranks), has set are kept.
+def thread_count(environ: Mapping[str, str], usable: float, allowed: int) -> int | None:
+    """Return the number of threads to set, or None to leave it to the library.
 
-    Threads wait passively, because threads that spin while they wait take the cores from other processes. Their number
-    is what Slurm grants each task, or this rank's share of the usable cores. If that is all the cores that it may run
-    on, the library chooses, because it knows which of them share a physical core.
+    What the user or torchrun (1 for each of several ranks) has set is kept. Else it is what Slurm grants each task, or
+    this rank's share of the usable cores. If that is all the cores that the process may run on, the library chooses,
+    because it knows which of them share a physical core.
     usable: cores that the machine leaves to this process, see usable_cores. allowed: cores that it may run on."""
-    settings = {} if any(name in environ for name in WAIT_SETTINGS) else {"OMP_WAIT_POLICY": "PASSIVE"}
-    is_inherited = THREADS in environ and environ[THREADS] == environ.get(CHOSEN_THREADS)
-    if THREADS in environ and not is_inherited:
-        return settings
-    share = _number(environ, "SLURM_CPUS_PER_TASK") or usable / (_number(environ, "LOCAL_WORLD_SIZE") or 1)
+    if "OMP_NUM_THREADS" in environ:
+        return None
+    share = float(environ.get("SLURM_CPUS_PER_TASK", usable / int(environ.get("LOCAL_WORLD_SIZE", "1"))))
     threads = max(1, int(min(usable, share)))
-    if is_inherited or threads < allowed:
-        settings.update({THREADS: str(threads), CHOSEN_THREADS: str(threads)})
-    return settings
-
-
-def _number(environ: Mapping[str, str], name: str) -> int:
-    """Return the value of a variable, or 0 if it is not a number."""
-    text = environ.get(name, "")
-    return int(text) if text.isdecimal() else 0
+    return threads if threads < allowed else None

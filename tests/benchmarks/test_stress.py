@@ -10,8 +10,7 @@ from engine.checkpoint import save_checkpoint
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_ends_where_an_undisturbed_one_ends(tmp_path, monkeypatch):
-    monkeypatch.delenv("PYTHON_EXEC")  # the kills find the processes of a run by their environment
+def test_a_run_killed_at_random_ends_where_an_undisturbed_one_ends(tmp_path):
     generate(tmp_path / "sample", num_train=24, num_val=6, image_size=96)
     (tmp_path / "config.yaml").write_text(stress.CONFIG.format(root=tmp_path / "sample"))
     name = "2 processes, 2 loader workers each, moving average"

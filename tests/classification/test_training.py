@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def launch(*words: object, module: str, processes: int) -> None:
     """Start a command as several processes on the CPU, of one thread each, since sums depend on their number."""
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", module)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [os.environ["PYTHON_EXEC"], *launcher, *map(str, words)]
+    command = [sys.executable, *launcher, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -124,9 +125,9 @@ def test_a_grid_of_classifiers_is_run_and_compared(config_path, tmp_path):
         "columns: [{name: none, overrides: [model.position=none]}, {name: abs, overrides: [model.position=abs]}]\n"
     )
     folder = tmp_path / "experiments"
-    for words in (("run", grid, "--launcher", os.environ["PYTHON_EXEC"]), ("table", grid, "--columns", "top5")):
+    for words in (("run", grid), ("table", grid, "--columns", "top5")):
         done = subprocess.run(
-            [os.environ["PYTHON_EXEC"], "-m", "ablation.grid", *map(str, words), "--experiments", str(folder)],
+            [sys.executable, "-m", "ablation.grid", *map(str, words), "--experiments", str(folder)],
             cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

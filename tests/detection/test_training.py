@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ FIRST_STEP = r"first step: total (\S+), classification (\S+), box (\S+), gradien
 def launch(module: str, *words: object, processes: int) -> subprocess.CompletedProcess:
     """Start a command on several processes, on the CPU; one thread each, since sums depend on their number."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [os.environ["PYTHON_EXEC"], *launcher, "-m", module, *map(str, words)]
+    command = [sys.executable, *launcher, "-m", module, *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def test_losses_and_samples_are_the_same_on_1_and_2_processes(experiment, tmp_pa
     script = tmp_path / "score.py"
     script.write_text(SCORE)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    command = [os.environ["PYTHON_EXEC"], *launcher, str(script), str(experiment), str(tmp_path / "two.npz")]
+    command = [sys.executable, *launcher, str(script), str(experiment), str(tmp_path / "two.npz")]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     generator = load_generator(experiment)

@@ -1,11 +1,10 @@
 """engine/ranks.py: which processes of a Slurm job are ranks."""
 
 import os
-import subprocess
 
 import pytest
 
-from engine.ranks import read_slurm_step
+from engine.ranks import first_host, read_slurm_step
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 STEP = {  # of task 3 of `srun --nodes=2 --ntasks=4`
@@ -28,23 +27,14 @@ def ranks_in(monkeypatch):
     return read
 
 
-@pytest.fixture
-def scontrol(monkeypatch):
-    def run(command, **_):
-        assert command == ["scontrol", "show", "hostnames", "gpu[07-08]"]
-        return subprocess.CompletedProcess(command, 0, stdout="gpu07\ngpu08\n")
-
-    monkeypatch.setattr("subprocess.run", run)
-
-
-def test_a_task_of_a_step_is_a_rank(ranks_in, scontrol):
+def test_a_task_of_a_step_is_a_rank(ranks_in):
     assert ranks_in(STEP) == {
         "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "gpu07",
         "MASTER_PORT": "10121",
     }  # fmt: skip
 
 
-def test_a_task_that_sees_its_own_gpu_only_takes_the_first(ranks_in, scontrol):
+def test_a_task_that_sees_its_own_gpu_only_takes_the_first(ranks_in):
     assert ranks_in(STEP | {"SLURM_GPUS_PER_TASK": "1"})["LOCAL_RANK"] == "0"
 
 
@@ -66,8 +56,9 @@ def test_ranks_of_torchrun_stay_as_they_are(ranks_in):
     assert ranks_in(STEP | {"RANK": "0"}) == {"RANK": "0"}
 
 
-def test_a_node_without_scontrol_is_an_error_that_names_the_cure(ranks_in, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        ranks_in(STEP | {"PATH": ""})
-    assert exit_.value.code == 2
-    assert "MASTER_ADDR" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("login", "login"), ("a1,b2", "a1"), ("gpu[07-08,11],login", "gpu07"), ("x-[3]", "x-3"), ("r[1-2]n[0-3]", "r1n0")],
+)
+def test_the_first_node_of_a_list_is_found(nodes, first):
+    assert first_host(nodes) == first

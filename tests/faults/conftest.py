@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -30,19 +31,17 @@ eval: {{score_threshold: 0.01}}
 
 
 class Job:
-    """A command in a session of its own, as a terminal starts it; its processes print to its log.
+    """A command in a session of its own, as a terminal starts it; its processes print to its log."""
 
-    python: $PYTHON_EXEC of the ranks, and what the command itself is started with; see tests/forkserver.py."""
-
-    def __init__(self, python: str, words: list[str], log: Path) -> None:
+    def __init__(self, words: list[str], log: Path) -> None:
         self.log = log
         environment = os.environ | {
-            "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "PYTHON_EXEC": python,
+            "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",
         }  # fmt: skip
         with open(log, "w") as file:
             self.process = subprocess.Popen(
-                [python, *words], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+                [sys.executable, *words], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
             )
 
     @property
@@ -65,11 +64,6 @@ class Job:
             time.sleep(0.01)
         return found
 
-    def send(self, *numbers: int) -> None:
-        """Signals to the command's first process alone."""
-        for number in numbers:
-            self.process.send_signal(number)
-
     def end(self, seconds: float = LIMIT_SECONDS) -> int:
         """The exit code, once nothing of the job is left: asserts that it ends, and its other processes soon after."""
         try:
@@ -80,52 +74,29 @@ class Job:
         return code
 
     def processes(self) -> set[int]:
-        """Return every process of the job that is alive, without those that wait for one of the fork server's."""
+        """Return every process of the job that is alive."""
         found = set()
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has ended meanwhile
-                words = (folder / "cmdline").read_text().split("\0")
-                waits = any(word.endswith("forkserver.py") for word in words) and "serve" not in words
-                if os.readlink(folder / "fd/1") == str(self.log) and not waits:
+                if os.readlink(folder / "fd/1") == str(self.log):
                     found.add(int(folder.name))
         return found
 
-    def children(self) -> list[int]:
-        """Return the processes of the job that others of it have started, oldest first.
-
-        That is the loader processes of the fork server's; without it the ranks, too."""
-        processes = self.processes()
-        return sorted(pid for pid in processes if parent(pid) in processes)
-
     def rank(self, number: int) -> int:
-        """Return the process of a rank that the fork server has started, once there is one."""
-        name = f"rank{number}\n"
-        return self.wait_for(
-            lambda: next((pid for pid in self.processes() - {*self.children()} if command_name(pid) == name), None)
-        )
+        """Return the process of a rank: the oldest with its number, because its loader processes have the same."""
+        found = []
+        for pid in self.processes():
+            with suppress(OSError):
+                if f"\0RANK={number}\0" in Path(f"/proc/{pid}/environ").read_text():
+                    found.append(pid)
+        return min(found)
 
     def kill(self) -> None:
         """Leave nothing behind."""
-        for pid in self.processes() | {self.process.pid} if self.process.poll() is None else self.processes():
+        for pid in self.processes():
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
-
-
-def parent(pid: int) -> int | None:
-    """Return the parent of a process, or None if the process has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
-    except OSError:
-        return None
-
-
-def command_name(pid: int) -> str:
-    """Return the name of a process, which the fork server sets for ranks; "" if it has ended."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text()
-    except OSError:
-        return ""
 
 
 @pytest.fixture(scope="session")
@@ -140,16 +111,14 @@ def config_path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Iterator[Callable[..., Job]]:
-    """Starts `python WORDS`, by torchrun if there is more than one process; kills what is left of it at the end.
-
-    WORDS: as on a command line. python: sys.executable where the start of Python itself is the subject."""
+    """Starts `python WORDS`, by torchrun if there is more than one process; kills what is left of it at the end."""
     jobs: list[Job] = []
     folder = tmp_path_factory.mktemp("jobs")
 
-    def start(*words: object, processes: int = 1, python: str | None = None) -> Job:
+    def start(*words: object, processes: int = 1) -> Job:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         words = [*(torchrun if processes > 1 else []), *map(str, words)]
-        jobs.append(Job(python or os.environ["PYTHON_EXEC"], words, folder / f"{len(jobs)}.log"))
+        jobs.append(Job(words, folder / f"{len(jobs)}.log"))
         return jobs[-1]
 
     yield start

@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def _no_slurm(monkeypatch):
 @pytest.fixture
 def other_run(tmp_path):
     """Another process that is at work in tmp_path, and its id; a child of it outlives it."""
-    command = [os.environ["PYTHON_EXEC"], "-c", WORK, tmp_path]
+    command = [sys.executable, "-c", WORK, tmp_path]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         pid, child = map(int, process.stdout.readline().split())
         yield process, pid

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def test_training_checks_every_image_first_if_asked_to(config):
     root = config.parent / "sample"
     halve(root / "images/val/000005.jpg")
     command = [
-        *(os.environ["PYTHON_EXEC"], "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
         *("-m", "detection.training", config, f"data.root={root}", "data.check_images=true"),
         *("--experiments", config.parent / "experiments"),
     ]
