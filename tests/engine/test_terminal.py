@@ -15,7 +15,7 @@ from ablation.tables import Table, to_latex, to_markdown
 from data import DatasetError, read_image
 from detection.coco.annotations import Defect
 from detection.coco.detections import Detections
-from detection.drawing import pictures
+from detection.drawing import charts, pictures
 from engine.charts import shorten
 from engine.logbook import logger, start_logging
 from engine.terminal import printable, printable_lines
