@@ -103,7 +103,7 @@ def test_a_missing_file_is_named_with_what_its_path_is_relative_to(tmp_path, mon
         (b"[" * 100_000, "not JSON"),
         (b"[]", "expected an object with the lists"),
         (b"null", "expected an object with the lists"),
-        (b'{"a": 1}', "holds none of the lists"),
+        (b'{"a": 1}', "no list"),
     ],
 )
 def test_what_is_no_annotation_file_is_refused(folder, text, what):

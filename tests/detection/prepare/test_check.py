@@ -143,13 +143,6 @@ def test_an_override_that_concerns_no_data_is_refused(config, check, override):
     assert override.partition("=")[0] in errors[0]
 
 
-def test_the_only_defect_is_the_error_itself(folder, content, check):
-    content["annotations"][0]["category_id"] = 99
-    assert check(*write(folder, content))[2] == [
-        f"error: {folder}/annotations.json: annotations[0] (id 1): category_id 99: no such category"
-    ]
-
-
 def test_an_image_folder_that_cannot_be_found_is_asked_for_and_hides_no_bad_record(folder, content, check):
     path, *_ = write(folder, content)
     (folder / "images").rename(folder / "photos")
@@ -161,16 +154,6 @@ def test_an_image_folder_that_cannot_be_found_is_asked_for_and_hides_no_bad_reco
     assert (code, errors) == (2, [f"error: {path}: 2 defects, listed above"])
     assert "category_id 99: no such category" in printed
     assert "by --images" in printed
-
-
-def test_both_halves_of_a_folder_are_checked(config, check):
-    code, printed, _ = check(config.parent / "sample")
-    assert code == 0
-    assert [line.partition(" (")[0].rpartition("/")[2] for line in printed.splitlines()] == [
-        "instances_train.json: 3 images",
-        "instances_val.json: 2 images",
-        "5 images decoded, no defects",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -138,13 +138,6 @@ def test_interrupted_unpacking_is_resumed_from_the_archive_that_is_there(server,
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
-def test_an_archive_that_a_killed_call_left_behind_is_removed(fetched, server):
-    (fetched / "downloads").mkdir()
-    (fetched / "downloads/val2017.zip").write_bytes(server.files["val2017.zip"])
-    fetch(fetched)
-    assert not (fetched / "downloads").exists()
-
-
 def test_only_missing_and_empty_images_are_unpacked(fetched, server):
     first, second, *others = sorted((fetched / "train2017").iterdir())
     size = first.stat().st_size

@@ -30,7 +30,6 @@ def configured(tmp_path):
     ("images", "annotations", "train", "val", "name"),
     [
         ("{}", "annotations/instances_{}.json", "train2017", "val2017", "COCO's archives unpacked"),
-        ("{}", "annotations/instances_{}.json", "train2014", "val2014", "COCO's archives unpacked"),
         ("images/{}", "annotations/instances_{}.json", "train", "val", "images/ and annotations/"),
         ("{}/data", "{}/labels.json", "train", "validation", "an export of FiftyOne"),
         ("{}", "{}/_annotations.coco.json", "train", "valid", "a COCO export of Roboflow"),
@@ -62,7 +61,7 @@ def converted(lay_out):
     return converted
 
 
-@pytest.mark.parametrize("folder", ["my data", "it's", "a: b", "2017", "[x]", "naïve"])
+@pytest.mark.parametrize("folder", ["it's", "a: b", "2017"])
 def test_odd_names_reach_the_config_as_they_are(lay_out, configured, monkeypatch, folder):
     root = lay_out("images/{}", "annotations/instances_{}.json", folder=folder)
     monkeypatch.chdir(root.parent)
