@@ -82,8 +82,10 @@ def find_data(folder: Path) -> Layout | Whole:
         return wholes[0]
     if wholes:
         first, second = (shown_path(whole.annotations_path) for whole in wholes)
-        cure = f"it holds several annotation files, such as {first} and {second}: name both in a config, or split one"
-        raise DatasetError(f"{folder}: {cure}: `python -m detection.data split {shlex.quote(first)}`")
+        raise DatasetError(
+            f"{folder}: holds several annotation files, such as {first} and {second}: name both in a config, or split "
+            f"one: `python -m detection.data split {shlex.quote(first)}`"
+        )
     text = f"{folder}: no data set in COCO's format recognised"
     if cure := _other_format(folder):
         raise DatasetError(f"{text}; {cure}")

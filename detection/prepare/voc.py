@@ -159,14 +159,12 @@ def _box(element: ElementTree.Element, zero_based: bool, notes: Counter[str]) ->
     """Return the edges in pixels. Raises ValueError if there is no box, or none with numbers in the right order."""
     texts = [element.findtext(f"bndbox/{corner}", "").strip() for corner in CORNERS]
     try:
-        xmin, ymin, xmax, ymax = corners = [float(text) for text in texts]
+        xmin, ymin, xmax, ymax = (float(text) for text in texts)
     except ValueError:
-        corners = [math.nan]
-    if not all(map(math.isfinite, corners)):
+        xmin = ymin = xmax = ymax = math.nan
+    if not (-math.inf < xmin <= xmax < math.inf and -math.inf < ymin <= ymax < math.inf):  # false for NaN
         got = ", ".join(text or "nothing" for text in texts)
-        raise ValueError(f"<bndbox> has {got}; expected numbers as {', '.join(CORNERS)}")
-    if xmax < xmin or ymax < ymin:
-        raise ValueError(f"<bndbox> from {xmin:g}, {ymin:g} to {xmax:g}, {ymax:g}: its far corner comes first")
+        raise ValueError(f"<bndbox> has {got}; expected {', '.join(CORNERS)}, the last two not below the first")
     if zero_based:
         return xmin, ymin, xmax, ymax
     notes[FROM_ZERO] += min(xmin, ymin) < 1

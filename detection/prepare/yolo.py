@@ -111,10 +111,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
         return settings | val | {"names": [name for _, name in read_lines(names_path)]}
     try:
         content = YAML(typ="base", pure=True).load(path.read_text(encoding="utf-8-sig"))  # runs no code
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
-    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise DatasetError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except (OSError, YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise DatasetError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: expected lines of `name: value`, with the classes as `names`")
     if "kpt_shape" in content:
@@ -133,12 +131,10 @@ def _class_names(settings: Mapping[str, Any], path: Path) -> list[str]:
         if names_path is None:
             raise DatasetError(f"{root}: no names of classes: expected `names` in data.yaml, or a {CLASSES[0]}")
         names = [name for _, name in read_lines(names_path)]
-    if isinstance(names, dict):
-        if sorted(names) != sorted(map(str, range(len(names)))):
-            raise DatasetError(f"{path}: names: expected the numbers 0 to {len(names) - 1}, got {', '.join(names)}")
+    if isinstance(names, dict) and sorted(names) == sorted(map(str, range(len(names)))):
         names = [names[str(index)] for index in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise DatasetError(f"{path}: names: expected a list of the classes' names")
+        raise DatasetError(f"{path}: names: expected a list of names, or a name for each number from 0, got {names}")
     if twice := [name for name in names if names.count(name) > 1]:
         raise DatasetError(f"{path}: names: {twice[0]!r} is the name of more than one class")
     if settings.get("nc", str(len(names))) != str(len(names)):

@@ -222,10 +222,10 @@ def test_of_an_image_that_is_turned_either_size_is_accepted(kit, command, rewrit
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (thing(20, 5, 10, 9), "<bndbox> from 20, 5 to 10, 9: its far corner comes first"),
+        (thing(20, 5, 10, 9), "<bndbox> has 20, 5, 10, 9; expected xmin, ymin, xmax, ymax"),
         (thing(41, 1, 50, 9), "a box from corner to corner of 40, 0, 50, 9 pixels is outside its image of 40 x 30"),
-        (thing("x", 1, 50, ""), "<bndbox> has x, 1, 50, nothing; expected numbers as xmin, ymin, xmax, ymax"),
-        (thing(1, 1, "inf", 9), "<bndbox> has 1, 1, inf, 9; expected numbers"),
+        (thing("x", 1, 50, ""), "<bndbox> has x, 1, 50, nothing; expected xmin, ymin, xmax, ymax"),
+        (thing(1, 1, "inf", 9), "<bndbox> has 1, 1, inf, 9; expected"),
         (thing(1, 1, 5, 5, name=" "), "no <name>"),
         ("\n<object><name>dog</name></object>", "<bndbox> has nothing, nothing, nothing, nothing"),
     ],

@@ -280,13 +280,13 @@ def test_all_defects_come_at_once(yolo, refused):
     ("text", "message"),
     [
         ("train: images/train\n", "no names of classes"),
-        (DATA.replace("[cat, dog]", "{0: cat, 2: dog}"), "names: expected the numbers 0 to 1, got 0, 2"),
+        (DATA.replace("[cat, dog]", "{0: cat, 2: dog}"), "names: expected a list of names, or a name for each number"),
         (DATA.replace("[cat, dog]", "[cat, cat]"), "names: 'cat' is the name of more than one class"),
         (DATA.replace("images/val", "{a: b}"), "val: expected a folder, a text file, or a list of such"),
         (DATA + "nc: 3\n", "nc: 3 classes, but 2 names"),
         (DATA + "kpt_shape: [17, 3]\n", "kpt_shape: labels of key points"),
         (DATA.replace("images/val", "labels/val"), "labels/val: no images in it"),
-        ("a: [", "not YAML: while parsing"),
+        ("a: [", "data.yaml: cannot be read as YAML"),
     ],
 )
 def test_a_bad_yaml_file_is_one_line(yolo, refused, text, message):
