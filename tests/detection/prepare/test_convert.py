@@ -61,21 +61,6 @@ def test_nothing_to_learn_is_an_error_and_nothing_is_written(yolo, command):
     assert not (yolo / "annotations").exists()
 
 
-def test_folders_that_are_named_in_another_way_than_the_data_set_are_found(yolo, command, monkeypatch):
-    (yolo / "lists").mkdir()
-    Image.new("RGB", (40, 20)).save(yolo / "images/val/b.png")
-    lists = {"train": ["../images/train/a.png", yolo / "images/val/b.png"], "val": ["../images/val/a.png"]}
-    for half, lines in lists.items():
-        (yolo / f"lists/{half}.txt").write_text("\n".join(map(str, lines)))
-    (yolo / "data.yaml").write_text("train: lists/train.txt\nval: lists/val.txt\nnames: [cat]\n")
-    monkeypatch.chdir(yolo / "lists")
-    code, printed, _ = command("convert", "yolo", "..")
-    assert code == 0
-    assert "data.root=.. data.train.images=images " in printed
-    records = json.loads((yolo / "annotations/instances_train.json").read_text())["images"]
-    assert [record["file_name"] for record in records] == ["train/a.png", "val/b.png"]
-
-
 def test_an_image_whose_name_json_cannot_hold_is_a_defect_and_nothing_is_written(yolo, command):
     path = os.fsencode(yolo / "images/val") + b"/\xff.png"
     os.rename(yolo / "images/val/a.png", path)

@@ -1,16 +1,11 @@
 """detection/prepare/images.py: what is wrong with each image."""
 
-import os
-import subprocess
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
+import detection.training
 from detection.prepare.images import find_defects
-
-PROJECT = Path(__file__).parents[3]
 
 
 def halve(path):
@@ -72,17 +67,12 @@ def test_an_image_that_shows_nothing_is_a_warning(read, folder, content, image, 
     assert what in blank.what
 
 
-def test_training_checks_every_image_first_if_asked_to(config):
+def test_training_checks_every_image_first_if_asked_to(config, run_in_process):
     root = config.parent / "sample"
     halve(root / "images/val/000005.jpg")
-    command = [
-        *(os.environ["PYTHON_EXEC"], "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *("-m", "detection.training", config, f"data.root={root}", "data.check_images=true"),
-        *("--experiments", config.parent / "experiments"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert f"{root}/images/val/000005.jpg: image id 5: cannot be decoded" in done.stderr
-    assert "DatasetError" not in done.stderr  # a traceback of theirs would say it; torchrun has one of its own
-    assert not (config.parent / "experiments").exists()
+    experiments = config.parent / "experiments"
+    words = [config, f"data.root={root}", "data.check_images=true", "--experiments", experiments]
+    code, _, errors = run_in_process(detection.training, *words)
+    assert (code, len(errors)) == (2, 1)
+    assert f"{root}/images/val/000005.jpg: image id 5: cannot be decoded" in errors[0]
+    assert not experiments.exists()
