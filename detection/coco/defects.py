@@ -38,15 +38,11 @@ def shown_path(path: Path) -> str:
 
 
 def dataset_error(defects: Sequence[Defect]) -> DatasetError:
-    """Return the error for defects: the first, how many there are, and the cure; then up to nine more, a line each."""
-    lines = [str(defect) for defect in defects[:10]]
+    """Return the error for defects: the first, how many there are, and the cure, in one line."""
+    text = str(defects[0])
     if len(defects) > 1:
-        lines[0] += f" (the first of {len(defects)} defects)"
-    if defects[0].record:  # one of many that were looked at
-        lines[0] += f"; {SEE_ALL}"
-    if len(defects) > 10:
-        lines.append(f"... and {len(defects) - 10} more")
-    return DatasetError("\n  ".join(lines))
+        text += f" (the first of {len(defects)} defects)"
+    return DatasetError(f"{text}; {SEE_ALL}" if defects[0].record else text)
 
 
 def summarised(warnings: Iterable[Defect]) -> list[str]:
@@ -98,20 +94,28 @@ class Field(NamedTuple):
 
     is_valid: Callable[[Any], bool]
     expected: str
+    is_unique: bool = False
+    refers_to: str = ""  # the list that holds a record with this id
     is_optional: bool = False
 
 
-TEXT = "text"
-ID = Field(is_id, "a whole number from 0 to 2 ** 53")
+TEXT, ID = "text", "a whole number from 0 to 2 ** 53"
 SIDE = Field(_is_side, "a whole number above 0")
-REFERENCE = Field(lambda value: True, "")  # see REFERRED
 FIELDS = {
-    "categories": {"id": ID, "name": Field(lambda value: _is_text(value) and value != "", TEXT)},
-    "images": {"id": ID, "file_name": Field(_is_text, TEXT), "width": SIDE, "height": SIDE},
+    "categories": {
+        "id": Field(is_id, ID, is_unique=True),
+        "name": Field(lambda value: _is_text(value) and value != "", TEXT, is_unique=True),
+    },
+    "images": {
+        "id": Field(is_id, ID, is_unique=True),
+        "file_name": Field(_is_text, TEXT),
+        "width": SIDE,
+        "height": SIDE,
+    },
     "annotations": {
-        "id": Field(lambda value: type(value) is int, "a whole number"),
-        "image_id": REFERENCE,
-        "category_id": REFERENCE,
+        "id": Field(lambda value: type(value) is int, "a whole number", is_unique=True),
+        "image_id": Field(is_id, ID, refers_to="images"),
+        "category_id": Field(is_id, ID, refers_to="categories"),
         "bbox": Field(_is_box, "[x, y, width, height] in pixels, the last two not negative"),
         "iscrowd": Field(lambda value: value in (0, 1), "0 or 1", is_optional=True),
         "area": Field(
@@ -121,13 +125,11 @@ FIELDS = {
         ),
     },
 }
-REFERRED = {"image_id": "images", "category_id": "categories"}
-UNIQUE = ("id", "name")
 
 
 def sound_records(lists: Records, images_dir: Path, report: Callable[[str, str], None]) -> dict[str, list[dict]]:
     """Return the records without a defect, by the name of their list; report(record, what) gets each defect."""
-    known = {name: _by_id(lists[name]) for name in REFERRED.values()}
+    known = {name: _by_id(lists[name]) for name in ("images", "categories")}
     sound: dict[str, list[dict]] = {}
     for name in FIELDS:
         taken: dict[tuple[str, Any], int] = {}
@@ -156,24 +158,20 @@ def _defects_of(
 
     taken: unique values so far, with the position of the first record to have them. known: the records that can be
     referred to, by id; None if there is no list of them, which is reported once."""
-    for field, (is_valid, expected, is_optional) in FIELDS[name].items():
+    for field, rule in FIELDS[name].items():
+        value = record.get(field)
         if field not in record:
-            if not is_optional:
+            if not rule.is_optional:
                 yield f"no {field!r}"
-            continue
-        value = record[field]
-        if not is_valid(value):
-            hint = "" if expected == TEXT else _written_as(value)
-            yield f"{field} {value!r:.100}, expected {expected}{hint}"
-        elif field in UNIQUE:
-            if (first := taken.setdefault((field, value), position)) != position:
-                yield f"{field} {value!r} is that of {name}[{first}], too"
+        elif not rule.is_valid(value):
+            hint = "; it is text: write it without quotes" if isinstance(value, str) and rule.expected != TEXT else ""
+            yield f"{field} {value!r:.100}, expected {rule.expected}{hint}"
+        elif rule.is_unique and (first := taken.setdefault((field, value), position)) != position:
+            yield f"{field} {value!r} is that of {name}[{first}], too"
         elif field == "file_name" and leads_out(value):
             yield f"file_name {value!r} leads out of the image folder {images_dir}"
-        elif field in REFERRED:
-            others = known[REFERRED[field]]
-            if others is not None and not (is_id(value) and value in others):
-                yield f"{field} {value!r:.50}: {_why_unknown(value, others) or f'no such {field[:-3]}'}"
+        elif rule.refers_to and known[rule.refers_to] is not None and value not in known[rule.refers_to]:
+            yield f"{field} {value}: no such {field.removesuffix('_id')}"
     if name == "annotations" and (image := _image_of(record, known["images"])) and _is_outside(record["bbox"], image):
         size = f"{image['width']} x {image['height']}"
         yield f"bbox {record['bbox']} lies outside image {image['id']} of {size} pixels"
@@ -191,28 +189,6 @@ def _is_outside(bbox: list[float], image: dict) -> bool:
     x, y, width, height = bbox
     misses = x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0
     return width > 0 and height > 0 and misses
-
-
-def _why_unknown(value: Any, known: dict[int, dict]) -> str:
-    """Why an id that is not written as a whole number refers to no record; empty if it is written as one."""
-    if not (hint := _written_as(value)):
-        return ""
-    try:
-        number = int(float(value))
-    except (TypeError, ValueError, OverflowError):
-        return "no such id; it is text where a number is expected: write the id of a record"
-    return f"id {number} is {'there' if number in known else 'not there either'}{hint}"
-
-
-def _written_as(value: Any) -> str:
-    """'; it is text where a number is expected', or the like, to end a message; empty if the value is a number."""
-    if isinstance(value, str):
-        return "; it is text where a number is expected: write it without quotes"
-    if isinstance(value, list) and any(isinstance(number, str) for number in value):
-        return "; there is text in it where numbers are expected: write them without quotes"
-    if isinstance(value, float) and value.is_integer():
-        return "; it is a fraction where a whole number is expected: write it without the point"
-    return ""
 
 
 def _by_id(records: list | None) -> dict[int, dict] | None:
@@ -249,32 +225,28 @@ def what_boxes_are(boxes_xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     if len(boxes_xywh) == 0:
         return None
     if _agree((boxes_xywh[:, 2:] <= 1).all(axis=1) & (sizes > 2).all(axis=1)):
-        if _agree((np.abs(boxes_xywh) <= 1).all(axis=1)):
-            cure = "multiply x and width by the width of the image, y and height by its height"
-            pixels = _misread_pixels(boxes_xywh * np.tile(sizes, 2), sizes)
-            then = f". Multiplied so, {pixels}" if pixels else ""
-            return f"all boxes are smaller than a pixel: are these fractions of the image? {EXPECTED}; {cure}{then}"
-        return f"all boxes are smaller than a pixel, so no object can be seen; {EXPECTED}"
-    misread = _misread_pixels(boxes_xywh, sizes)
-    return misread and f"{misread}; {EXPECTED}"
-
-
-def _misread_pixels(boxes_xywh: np.ndarray, sizes: np.ndarray) -> str | None:
-    """Return what boxes in pixels seem to be if not [x, y, width, height], with the cure; None if they seem right."""
+        return (
+            f"all boxes are smaller than a pixel: are these fractions of the image? {EXPECTED}; multiply x and width "
+            "by the width of the image, y and height by its height"
+        )
     starts, sides = boxes_xywh[:, :2], boxes_xywh[:, 2:]
     ends, halves = starts + sides, sides / 2
     is_far_over = (ends > sizes * (1 + FAR_OVER)).any(axis=1)
     if len(boxes_xywh) < FEW_BOXES or is_far_over.mean() < MANY:
         return None
-    many = f"{is_far_over.sum():,} of {len(ends):,} boxes reach far over the right or bottom edge of their image"
     limits = sizes + 1  # a pixel more: some count them from 1
-    if _agree(((sides > starts) & (sides <= limits)).all(axis=1)):
-        return f"{many}, and none as corners: are these [x1, y1, x2, y2]? Subtract x and y from the other two numbers"
-    if _agree((ends <= limits[:, ::-1]).all(axis=1)):
-        return f"{many}, and none if width and height of the images are swapped: swap them in the file's images"
-    if _agree(((starts + halves <= limits) & (starts - halves >= -1)).all(axis=1)):
-        cure = "subtract half the width from x and half the height from y"
-        return f"{many}, and none if x and y are the centre of the box: are these [cx, cy, width, height]? {cure}"
+    explanations = (
+        ((sides > starts) & (sides <= limits), "are these [x1, y1, x2, y2]? Subtract x and y from the other two"),
+        (ends <= limits[:, ::-1], "are width and height of the images swapped? Swap them in the file's images"),
+        (
+            (starts + halves <= limits) & (starts - halves >= -1),
+            "are these [cx, cy, width, height]? Subtract half the width from x and half the height from y",
+        ),
+    )
+    for fits, question in explanations:
+        if _agree(fits.all(axis=1)):
+            many = f"{is_far_over.sum():,} of {len(ends):,} boxes"
+            return f"{many} reach far over the right or bottom edge of their image: {question}; {EXPECTED}"
     return None
 
 

@@ -16,16 +16,13 @@ from data import DatasetError
 from detection.coco.annotations import DataConfig, Survey, count, describe, pair_defects, survey_coco
 from detection.coco.defects import Defect, shown_path, summarised
 from detection.coco.warnings import ceiling_warning
-from detection.prepare.images import with_bar
+from detection.prepare.images import find_defects
 from detection.prepare.labels import HALVES
 from detection.prepare.layouts import Layout, find_data, image_folder, not_split
 from engine.config import Config, load_config
 from engine.files import write_text
 from engine.inputs import Repeats, repeated_bytes, repeated_names, shared_between
-from engine.terminal import counted
 from records.experiment import table
-
-YAML = (".yaml", ".yml")
 
 
 class DataSection(Config, extra="ignore"):
@@ -47,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
             elif train.is_whole:  # else it may follow from the records that were left out for their defects
                 train.defects.append(defect)
     for survey in surveys:
-        for found in filter(None, with_bar(survey.files, arguments.workers, survey.annotations_path.name)):
+        for found in find_defects(survey.files, arguments.workers, survey.annotations_path.name):
             (survey.warnings if found.is_warning else survey.defects).append(found)
     for survey, what in set_warnings(surveys):
         survey.warnings.append(Defect(survey.annotations_path, "", what, is_warning=True))
@@ -66,8 +63,7 @@ def main(arguments: argparse.Namespace) -> None:
     if len(defects) == 1:
         raise DatasetError(str(defects[0]))
     if defects:
-        numbers = {shown_path(survey.annotations_path): len(survey.defects) for survey in surveys if survey.defects}
-        raise DatasetError(", ".join(f"{counted(n, 'defect', 'defects')} in {path}" for path, n in numbers.items()))
+        raise DatasetError(f"{arguments.source}: {len(defects):,} defects, listed above")
     print(f"{sum(len(survey.files) for survey in surveys):,} images decoded, no defects")
 
 
@@ -83,10 +79,10 @@ def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
         survey = survey_coco(*found)
         survey.warnings.append(Defect(found.annotations_path, "", not_split(found), is_warning=True))
         return [survey]
-    if source.suffix.lower() in YAML:
-        config = load_config(source, arguments.overrides, DataSection).data
-        return [survey_coco(*config.paths(half)) for half in HALVES]
-    return [survey_coco(source, arguments.images or image_folder(source))]
+    if source.suffix.lower() == ".json":
+        return [survey_coco(source, arguments.images or image_folder(source))]
+    config = load_config(source, arguments.overrides, DataSection).data
+    return [survey_coco(*config.paths(half)) for half in HALVES]
 
 
 def set_warnings(surveys: Sequence[Survey]) -> Iterator[tuple[Survey, str | Repeats]]:
@@ -110,5 +106,4 @@ def report(survey: Survey) -> dict:
         "counts": survey.coco and count(survey.coco),
         "defects": [{"file": str(d.file), "record": d.record, "defect": d.what} for d in survey.defects],
         "warnings": [{"file": str(w.file), "record": w.record, "warning": str(w.what)} for w in survey.warnings],
-        "repeats": [w.what._asdict() for w in survey.warnings if isinstance(w.what, Repeats)],
     }

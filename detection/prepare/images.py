@@ -4,23 +4,17 @@ Images are read as by detection/coco/dataset.py: before training, with `data.che
 detection.data check`.
 """
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
-from data import DatasetError
+from data import DatasetError, Key, build_loader, eval_batches
 from detection.coco.annotations import CocoFile
 from detection.coco.dataset import decode_image
 from detection.coco.defects import Defect, dataset_error, summarised
@@ -29,17 +23,16 @@ from engine import distributed
 from engine.logbook import logger, progress_bar
 
 DARK = 15  # of 255: 12 bits that were taken for 16 are no brighter
-ROUND = 512  # images that a pool of processes checks; an image that kills a process is among so many
+AT_ONCE = 4  # images that a process hands over at once
 
 
 def check_images(cocos: Sequence[CocoFile], workers: int) -> None:
     """Decode every image of checked annotation files before training: each rank its share, in `workers` processes.
 
-    Warns of images that show nothing. Raises DatasetError, on all ranks, naming the first ten broken ones."""
+    Warns of images that show nothing. Raises DatasetError, on all ranks, naming the first broken one."""
     files = [coco.file(index) for coco in cocos for index in range(len(coco.images))]
     share = files[distributed.rank() :: distributed.world_size()]
-    found = [defect for defect in with_bar(share, workers, "checking images") if defect]
-    parts = distributed.gather(found)
+    parts = distributed.gather(find_defects(share, workers, "checking images"))
     everything = distributed.broadcast(parts and sorted(chain.from_iterable(parts)))
     if distributed.is_main():
         for line in summarised(found for found in everything if found.is_warning):
@@ -48,25 +41,9 @@ def check_images(cocos: Sequence[CocoFile], workers: int) -> None:
         raise dataset_error(defects)
 
 
-def with_bar(files: Sequence[ImageFile], workers: int, title: str) -> Iterator[Defect | None]:
-    """Run `find_defects` under a progress bar."""
-    return progress_bar(find_defects(files, workers), total=len(files), desc=title, unit="image", leave=False)
-
-
-def find_defects(files: Sequence[ImageFile], workers: int) -> Iterator[Defect | None]:
-    """Decode every image in `workers` processes; yield the defect of each, None if it has none, in order.
-
-    A decoder that kills its process is a defect of that image: those without an answer by then are tried again, each in
-    a process of its own."""
-    for start in range(0, len(files), ROUND):
-        left = deque(files[start : start + ROUND])
-        try:
-            with process_pool(workers) as pool:
-                for defect in pool.map(find_defect, left):
-                    left.popleft()
-                    yield defect
-        except BrokenProcessPool:
-            yield from map(_find_defect_alone, left)
+def find_defects(files: Sequence[ImageFile], workers: int, title: str) -> list[Defect]:
+    """Decode every image in `workers` processes, under a progress bar; return what is wrong, in order."""
+    return [found for found in for_each(find_defect, files, workers, title) if found]
 
 
 def find_defect(file: ImageFile) -> Defect | None:
@@ -74,10 +51,11 @@ def find_defect(file: ImageFile) -> Defect | None:
 
     An image that shows nothing is a warning."""
     try:
-        pixels = decode_image(file)
-        with Image.open(file.path) as image:
-            if image.format == "PNG":
-                image.verify()
+        with warnings.catch_warnings(action="ignore"):  # of Pillow, about images that it decodes all the same
+            pixels = decode_image(file)
+            with Image.open(file.path) as image:
+                if image.format == "PNG":
+                    image.verify()
     except DatasetError as error:
         return file.defect(str(error))
     except Exception as error:
@@ -89,29 +67,21 @@ def find_defect(file: ImageFile) -> Defect | None:
     return None
 
 
-def _find_defect_alone(file: ImageFile) -> Defect | None:
-    try:
-        with process_pool(1) as pool:
-            return pool.submit(find_defect, file).result()
-    except BrokenProcessPool:
-        return file.defect("the process that decoded it died")
+class _Results(Dataset):
+    """What a function returns for each item."""
+
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
+        self.function, self.items = function, items
+
+    def __getitem__(self, key: Key) -> Any:
+        return self.function(self.items[key[1]])
 
 
-def process_pool(count: int) -> ProcessPoolExecutor:
-    """Return processes for work on images, which leave signals to this one and end with it."""
-    # Forked, they start at once; see data.build_loader.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    return ProcessPoolExecutor(count, context, initializer=_start_process, initargs=(os.getpid(),))
+def for_each(function: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str) -> Iterator[Any]:
+    """Yield function(item) for each item, in order, from `workers` processes that end with this one.
 
-
-def _start_process(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end when it ends, however it does: an idle process would wait forever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # of Pillow, about images that it decodes all the same
-
-    def follow() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    Raises what the function raises, and RuntimeError if a process dies, as data.build_loader does."""
+    batches = eval_batches(len(items), AT_ONCE, rank=0, world_size=1)
+    loader = build_loader(_Results(function, items), batches, list, workers, torch.device("cpu"))
+    results = chain.from_iterable(loader)
+    return progress_bar(results, total=len(items), desc=title, unit="image", leave=False)

@@ -3,14 +3,13 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import ExifTags
 
 from data import IMAGE_SUFFIXES, DatasetError, opened_image
-from detection.coco.defects import Defect
 
 HALVES = ("train", "val")
 WHOLE = "all"  # the name of a data set that is not split into halves
@@ -40,22 +39,13 @@ class LabelledImage(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """A data set."""
+    """A data set whose files are found, but not read yet."""
 
-    categories: dict[int, str]  # category id to name
-    halves: dict[str, list[LabelledImage]]  # of "train" and "val", or of "all"
-
-
-class Findings:
-    """What cannot be converted, and how often something was converted with a change."""
-
-    def __init__(self) -> None:
-        self.defects: list[Defect] = []
-        self.notes: Counter[str] = Counter()  # by what was changed
-
-    def defect(self, path: Path, place: str, what: str) -> None:
-        """place: where in the file; empty for the file as a whole."""
-        self.defects.append(Defect(path, place, what))
+    halves: dict[str, list[Path]]  # of "train" and "val", or of "all"; a file for each image
+    # Reads one of these files, and counts in the Counter what it changes. Raises DatasetError naming the file.
+    read: Callable[[Path, Counter[str]], LabelledImage]
+    categories: dict[int, str] | None = None  # category id to name; None: all that are found, with ids from 1
+    defects: Sequence[str] = ()
 
 
 # ---- the files of a folder ----------------------------------------------------------------------------------------
@@ -85,13 +75,16 @@ def full_path(path: Path) -> Path:
 def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return width and height of an image as stored, and as its EXIF orientation turns it; from its header alone.
 
-    Raises DatasetError, saying why but not where, if it is no image, or one that JSON cannot name."""
+    Raises DatasetError, naming the file, if it is not an image, or if JSON cannot hold its name."""
     if os.fsencode(path).decode(errors="ignore") != str(path):
-        raise DatasetError("its name is not UTF-8 text, as JSON needs it; rename it")
-    with opened_image(path) as image:
-        # Asking a PNG for its orientation decodes it.
-        orientation = 1 if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation, 1)
-        return image.size, image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+        raise DatasetError(f"{path}: its name is not UTF-8 text, as JSON needs it; rename it")
+    try:
+        with opened_image(path) as image:
+            # Asking a PNG for its orientation decodes it.
+            orientation = 1 if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation, 1)
+            return image.size, image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from None
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -107,7 +100,15 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
 
 
-# ---- what formats have in common ----------------------------------------------------------------------------------
+def sibling_folder(folder: Path, name: str, other: str) -> Path:
+    """Return a folder with the last part called `name` replaced, such as x/labels/train for x/images/train."""
+    parts = list(folder.parts)
+    if name in parts:
+        parts[len(parts) - 1 - parts[::-1].index(name)] = other
+    return Path(*parts)
+
+
+# ---- the choice of the halves -------------------------------------------------------------------------------------
 
 
 def grouped(root: Path, paths: Iterable[Path]) -> dict[str, list[Path]]:
@@ -116,14 +117,13 @@ def grouped(root: Path, paths: Iterable[Path]) -> dict[str, list[Path]]:
     So train/images/a.jpg, images/train/a.jpg and images/train/more/a.jpg belong to `train`."""
     groups: dict[str, list[Path]] = {}
     for path in paths:
-        groups.setdefault(group_of(path, root), []).append(path)
+        groups.setdefault(group_of(path.parent.relative_to(root)), []).append(path)
     return groups
 
 
-def group_of(path: Path, root: Path) -> str:
-    """Return the first folder of a path below the root that is not a CONTAINER; "." if there is none."""
-    folders = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
-    return next((folder for folder in folders if folder.lower() not in CONTAINERS), ".")
+def group_of(folder: Path) -> str:
+    """Return the first part of a folder that is not a CONTAINER; "." if there is none."""
+    return next((part for part in folder.parts if part.lower() not in CONTAINERS), ".")
 
 
 def files_at(
@@ -135,25 +135,26 @@ def files_at(
     if name in groups:
         return groups[name]
     place = next((path for path in (base / name for base in bases) if path.exists()), None)
-    return read(place) if place else groups.get(group_of(Path("/", name.removeprefix("../"), "*"), Path("/")), [])
+    return read(place) if place else groups.get(group_of(Path(name.removeprefix("../"))), [])
 
 
 def choose_halves(
     source: Path,
     given: Mapping[str, str | None],
-    named: Mapping[str, list[Path] | None],
+    named: Mapping[str, list[Path]],
     groups: Mapping[str, list[Path]],
     read: Callable[[Path], list[Path]],
 ) -> dict[str, list[Path]]:
     """Return the files of train and val; or all files, under WHOLE, if there is only one group that could be a half.
 
-    given: on the command line, see `files_at`. named: by the data set itself, None for the usual names.
+    given: on the command line, see `files_at`. named: by the data set itself; a half that it does not name is looked
+    for under the usual names.
     Raises DatasetError, naming the options to give, if a half is not found, or val has no file of its own."""
     found: dict[str, list[Path]] = {}
     for half in HALVES:
         if name := given[half]:
             found[half] = files_at(name, (source, Path()), groups, read)
-        elif named[half] is not None:
+        elif half in named:
             found[half] = named[half]
         else:
             found[half] = next((groups[name] for name in SPLITS[half] if name in groups), [])
@@ -168,9 +169,8 @@ def choose_halves(
     names = "|".join(others) or "FOLDER_OR_LIST"
     cure = f"give {' and '.join(f'--{half} {names}' for half in missing or ['val'])}"
     if missing:
-        raise DatasetError(
-            f"{source}: no {' and no '.join(given[half] or half for half in missing)} found, or it is empty; {cure}"
-        )
+        what = " and no ".join(given[half] or half for half in missing)
+        raise DatasetError(f"{source}: no {what} found, or it is empty; {cure}")
     raise DatasetError(
         f"{source}: all {len(found['val'])} files of val are also in train; {cure}, or name no val: then all are "
         "converted into one annotation file, which `python -m detection.data split` divides"

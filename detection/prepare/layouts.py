@@ -7,7 +7,7 @@ python -m detection.data layout my_project.v3i.coco
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +16,9 @@ from data import DatasetError
 from detection.coco.annotations import SplitConfig, Survey, describe, pair_defects, survey_coco
 from detection.coco.defects import dataset_error, leads_out, shown_path
 from detection.coco.warnings import leak_warnings
-from detection.prepare.labels import HALVES, SPLITS, visible
-from detection.prepare.voc import ONE_FOR_ALL, is_one_for_all
+from detection.prepare.labels import HALVES, SPLITS, full_path, visible
+from detection.prepare.voc import parse_xml
+from engine.files import write_text
 from engine.strict_yaml import read_value
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -30,12 +31,9 @@ LAYOUTS = {
     "an export of FiftyOne": ("{}/data", "{}/labels.json"),
     "a COCO export of Roboflow": ("{}", "{}/_annotations.coco.json"),
 }
-MADE_BY = "by detection.data convert"  # ends the description of what that writes
-SPLIT_BY = "by detection.data split"  # likewise
-MARKS = ('{"info": ', '{"split": ')  # begin the files of these two
+MARK = "detection.data"  # the first key of files that this command writes: what wrote it, and where the images are
 MOST_MARK = 2**14  # characters
 MOST_LOOKED_FOR = 20  # images, to find their folder
-WITH_YOLO_LABELS = "a YOLO distribution, images/ and labels/, with COCO's annotations/"
 
 
 class Whole(NamedTuple):
@@ -63,27 +61,46 @@ def main(arguments: argparse.Namespace) -> None:
     """Print the layout of the folder that the command line after `layout` names, and how to train on it.
 
     Raises DatasetError if nothing is recognised, or if training would not read it."""
-    layout = find_layout(arguments.folder)
-    print(f"{layout.root}: {layout.name}")
-    print(summary(layout, [survey_coco(*layout.paths(half)) for half in HALVES]))
-
-
-def find_layout(folder: Path) -> Layout:
-    """Return the data set in a folder, or in the only one of its subfolders that has one.
-
-    Raises DatasetError, naming what was looked for, if there is none, or more than one; or the command that splits
-    it if it has one annotation file for all images."""
-    found = find_data(folder)
+    found = find_data(arguments.folder)
     if isinstance(found, Whole):
         raise DatasetError(f"{shown_path(found.annotations_path)}: {not_split(found)}")
-    return found
+    print(f"{found.root}: {found.name}")
+    print(summary(found, [survey_coco(*found.paths(half)) for half in HALVES]))
+
+
+def find_data(folder: Path) -> Layout | Whole:
+    """Return the data set in a folder.
+
+    Raises DatasetError, naming what was looked for or the command that would help, if there is none, or if there are
+    several annotation files of which none is a half."""
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder")
+    if layout := layout_of(folder):
+        return layout
+    wholes = find_wholes(folder)
+    if len(wholes) == 1:
+        return wholes[0]
+    if wholes:
+        first, second = (shown_path(whole.annotations_path) for whole in wholes)
+        raise DatasetError(
+            f"{folder}: holds several annotation files, such as {first} and {second}: name both in a config, or split "
+            f"one: `python -m detection.data split {shlex.quote(first)}`"
+        )
+    text = f"{folder}: no data set in COCO's format recognised"
+    if cure := _other_format(folder):
+        raise DatasetError(f"{text}; {cure}")
+    looked_for = [
+        f"{images.format('SPLIT')}/ with {annotations.format('SPLIT')}" for images, annotations in LAYOUTS.values()
+    ]
+    train, val = ("|".join(SPLITS[half]) for half in HALVES)
+    raise DatasetError(f"{text}; looked for {', '.join(looked_for)}, where SPLIT is {train}, and {val}")
 
 
 def not_split(whole: Whole) -> str:
     """Return what to do about a data set with one annotation file, to end a message that names the file."""
     path = whole.annotations_path
     words = [str(path)]
-    if (mark := mark_of(path)) and not _is_inside(mark):
+    if whole_at(path) != whole:
         words += ["--images", str(whole.images_dir)]
     if path.parent.name == "annotations" and path.stem in [f"instances_{half}" for half in HALVES]:
         words += ["--to", f"{root_of(path)}_split"]  # a half would overwrite it
@@ -93,51 +110,17 @@ def not_split(whole: Whole) -> str:
     )
 
 
-def find_data(folder: Path) -> Layout | Whole:
-    """As `find_layout`, but a data set that is not split yet is no error."""
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder")
-    if layout := layout_of(folder):
-        return layout
-    below = [layout for child in visible(folder, "*") if child.is_dir() and (layout := layout_of(child))]
-    if len(below) == 1:
-        return below[0]
-    if below:
-        names = ", ".join(str(each.root) for each in below)
-        raise DatasetError(f"{folder}: holds several data sets; name one: {names}")
-    wholes = find_wholes(folder)
-    if len(wholes) == 1:
-        return wholes[0]
-    if wholes:
-        names = [shown_path(whole.annotations_path) for whole in wholes]
-        cure = f"it holds several annotation files, such as {' and '.join(names)}: name both in a config, or " + (
-            f"`python -m detection.data split {shlex.quote(names[0])}`"
-        )
-    else:
-        cure = _other_format(folder)
-    lines = [f"{folder}: no data set in COCO's format recognised{'; ' if cure else ''}{cure}; looked for"]
-    lines += [
-        f"{name}: {images.format('SPLIT')}/ and {annotations.format('SPLIT')}"
-        for name, (images, annotations) in LAYOUTS.items()
-    ]
-    train, val = ("|".join(SPLITS[half]) for half in HALVES)
-    raise DatasetError("\n  ".join([*lines, f"where SPLIT is {train} for the one half, and {val} for the other"]))
-
-
 def layout_of(folder: Path) -> Layout | None:
     """Return the data set in this very folder, both halves in the same layout."""
     annotations = {half: f"annotations/instances_{half}.json" for half in HALVES}
     marks = {half: mark_of(folder / annotations[half]) for half in HALVES}
-    if all(mark and _is_inside(mark) for mark in marks.values()):
-        splits = {
-            half: SplitConfig(images=marks[half]["image_folder"], annotations=annotations[half]) for half in HALVES
-        }
-        return Layout(marks["train"]["description"], folder, **splits)
+    if all(mark and not leads_out(mark["images"]) for mark in marks.values()):
+        splits = {half: SplitConfig(images=marks[half]["images"], annotations=annotations[half]) for half in HALVES}
+        return Layout(f"written by {MARK} {marks['train']['command']}", folder, **splits)
     for name, patterns in LAYOUTS.items():
         halves = {half: _half(folder, half, *patterns) for half in HALVES}
         if all(halves.values()):
-            is_yolo = patterns[0] == "images/{}" and (folder / "labels").is_dir()
-            return Layout(WITH_YOLO_LABELS if is_yolo else name, folder, **halves)
+            return Layout(name, folder, **halves)
     return None
 
 
@@ -151,14 +134,16 @@ def _half(folder: Path, half: str, images: str, annotations: str) -> SplitConfig
 
 def _other_format(folder: Path) -> str:
     """Return the command that would help if the files of another format are there; empty if none are."""
+    quoted = shlex.quote(str(folder))
     if paths := [*visible(folder, "*.xml"), *visible(folder, "*/*.xml")]:
-        if is_one_for_all(paths[0]):
-            return f"{shown_path(paths[0])} is {ONE_FOR_ALL}"
-        return f"Pascal VOC? `python -m detection.data convert voc {shlex.quote(str(folder))}`"
+        try:
+            parse_xml(paths[0])
+        except DatasetError as error:
+            return f"{shown_path(paths[0])}: {error}"
+        return f"Pascal VOC? `python -m detection.data convert voc {quoted}`"
     darknet = visible(folder, "obj.*")
     if darknet or (folder / "labels").is_dir() or visible(folder, "data.y*ml"):
-        name = "darknet's YOLO" if darknet else "YOLO"
-        return f"{name}? `python -m detection.data convert yolo {shlex.quote(str(folder))}`"
+        return f"{'darknet YOLO' if darknet else 'YOLO'}? `python -m detection.data convert yolo {quoted}`"
     return ""
 
 
@@ -175,13 +160,14 @@ def find_wholes(folder: Path) -> list[Whole]:
     return []
 
 
-def is_half(path: Path) -> bool:
-    """Return whether `split` wrote a file."""
-    return ((mark_of(path) or {}).get("description") or "").endswith(SPLIT_BY)
-
-
 def whole_at(path: Path) -> Whole | None:
-    """Return an annotation file and the folder of its images; None if it lists no images, or no boxes."""
+    """Return an annotation file and the folder of its images; None if it lists no images, or no boxes.
+
+    The folder is the one that `convert` or `split` has recorded, or else the usual one in which the first images are;
+    ROOT/X for ROOT/annotations/instances_X.json, as in COCO, if they are in none."""
+    root, half = root_of(path), path.stem.removeprefix("instances_")
+    if (mark := mark_of(path)) and not leads_out(mark["images"]):
+        return Whole(path, root / mark["images"])
     try:
         content = json.loads(path.read_bytes())
         images, annotations, _ = (content[name] for name in ("images", "annotations", "categories"))
@@ -190,9 +176,6 @@ def whole_at(path: Path) -> Whole | None:
             return None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    root, half = root_of(path), path.stem.removeprefix("instances_")
-    if (mark := mark_of(path)) and _is_inside(mark):
-        return Whole(path, root / mark["image_folder"])
     folders = [root / "images" / half, root / half, root / "images", root / "data", root, path.parent]
     names = [name for name in names if isinstance(name, str) and not leads_out(name) and "\0" not in name]
     found = [sum((folder / name).is_file() for name in names) for folder in folders]
@@ -202,42 +185,61 @@ def whole_at(path: Path) -> Whole | None:
 def root_of(annotations_path: Path) -> Path:
     """Return the folder of the data set that an annotation file belongs to."""
     folder = annotations_path.parent
-    return folder.parent if folder.name == "annotations" else folder
+    return folder.parent if folder.name in ("annotations", *SPLITS["train"]) else folder
+
+
+def image_folder(annotations_path: Path) -> Path:
+    """Return where the images of an annotation file are, see `whole_at`."""
+    path = annotations_path.absolute()
+    whole = whole_at(path)
+    return whole.images_dir if whole else root_of(path) / path.stem.removeprefix("instances_")
+
+
+# ---- annotation files that `convert` and `split` write ------------------------------------------------------------
 
 
 def mark_of(annotations_path: Path) -> dict[str, Any] | None:
-    """Return `description` and `image_folder`, with which `convert` and `split` begin an annotation file.
+    """Return what `write_annotations` has put first in a file: "command", "images", ...; None for any other file.
 
-    None for any other. Only the beginning of the file is read, because all of COCO's takes half a minute."""
+    Only the beginning of the file is read, because all of COCO's takes half a minute. Nothing outside the data set is
+    opened because a mark says so: see `leads_out`."""
     try:
         with annotations_path.open(encoding="utf-8", errors="replace") as file:
             text = file.read(MOST_MARK)
-        mark, _ = json.JSONDecoder().raw_decode(text.partition(": ")[2] if text.startswith(MARKS) else text)
-        is_ours = mark["description"].endswith((MADE_BY, SPLIT_BY)) and isinstance(mark["image_folder"], str)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        start, _, rest = text.partition(": ")
+        mark, _ = json.JSONDecoder().raw_decode(rest)
+        is_ours = start == f'{{"{MARK}"' and isinstance(mark["images"], str) and isinstance(mark["command"], str)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return mark if is_ours else None
 
 
-def _is_inside(mark: dict[str, Any]) -> bool:
-    """Whether a mark names a folder in the data set: no other is opened because an annotation file says so."""
-    return not leads_out(mark["image_folder"])
+def is_half(path: Path) -> bool:
+    """Return whether `split` wrote a file."""
+    return (mark_of(path) or {}).get("command") == "split"
 
 
-def image_folder(annotations_path: Path) -> Path:
-    """Return where the images of ROOT/annotations/instances_X.json are: where `convert` or `split` says, in ROOT/X, in
-    ROOT/images/X, or wherever in ROOT they are found.
+def write_annotations(
+    command: str, root: Path, contents: Mapping[SplitConfig, Mapping[str, Any]], **how: object
+) -> None:
+    """Write annotation files, marked with the command that makes them, the folder of their images, and `how`.
 
-    ROOT/X, as in COCO, if they are not found."""
-    path = annotations_path.absolute()
-    root, name = path.parent.parent, path.stem.removeprefix("instances_")
-    if (mark := mark_of(path)) and _is_inside(mark):
-        return root / mark["image_folder"]
-    folders = [root / name, root / "images" / name]
-    if folder := next((folder for folder in folders if folder.is_dir()), None):
-        return folder
-    whole = whole_at(path)
-    return whole.images_dir if whole else folders[0]
+    Raises DatasetError, with nothing written, if a file is there that this command did not write."""
+    for split in contents:
+        path = root / split.annotations
+        if path.exists() and (mark_of(path) or {}).get("command") != command:
+            raise DatasetError(f"{path}: not made by {MARK} {command}; choose another folder by --to")
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    for split, content in contents.items():
+        lists = {name: value for name, value in content.items() if name != MARK}
+        mark = {"command": command, "images": split.images, **how}
+        write_text(root / split.annotations, json.dumps({MARK: mark} | lists))
+
+
+def below(folder: Path, root: Path) -> str:
+    """Return a folder as a config names it: relative to the root, or in full if it is not below it."""
+    root = full_path(root)
+    return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 
 
 # ---- what to do with a data set -----------------------------------------------------------------------------------

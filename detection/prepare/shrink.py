@@ -14,10 +14,6 @@ rewritten: after a change of the originals, shrink into a new folder.
 
 import argparse
 import json
-import os
-import shutil
-from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -27,10 +23,9 @@ from data import DatasetError
 from detection.coco.annotations import CocoFile, read_coco
 from detection.coco.dataset import read_file
 from detection.coco.image_files import SHRUNK, ImageFile, read_short_side, shrunk_size
-from detection.prepare.images import process_pool
+from detection.prepare.images import for_each
 from detection.prepare.layouts import image_folder
-from engine.files import file_sha256, write_text, writing
-from engine.logbook import progress_bar
+from engine.files import write_text, write_whole
 
 JPEG_QUALITY = 92
 
@@ -44,16 +39,16 @@ def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
     """Make or continue the copy of a data set in `target`; return what was done, in a sentence.
 
     Raises DatasetError if the data set is not sound, an image cannot be decoded, or something else is in `target`."""
-    paths = sorted((root / "annotations").glob("instances_*.json"))
-    if not paths:
+    texts = {path: path.read_bytes() for path in sorted((root / "annotations").glob("instances_*.json"))}
+    if not texts:
         raise DatasetError(f"{root}: no annotations/instances_*.json in it; is it the folder of a data set?")
-    for path in paths:
+    for path in texts:
         if not (images := image_folder(path)).is_dir():
             raise DatasetError(f"{path}: there is no folder {images} with its images; put them there, or link it")
     copies = {}  # folder of each annotation file's copies
-    for coco in [read_coco(path, image_folder(path)) for path in paths]:
+    for coco in [read_coco(path, image_folder(path)) for path in texts]:
         there = target / "annotations" / coco.annotations_path.name
-        if there.exists() and there.read_bytes() != coco.annotations_path.read_bytes():
+        if there.exists() and there.read_bytes() != texts[coco.annotations_path]:
             raise DatasetError(f"{there}: a different file is there; give a new folder by --to")
         copies[coco] = target / coco.images_dir.relative_to(root.absolute())
     number = sum(len(coco.images) for coco in copies)
@@ -66,21 +61,13 @@ def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
         for coco, copy in copies.items()
         for index, image in enumerate(coco.images)
     }
-    missing = {path: file for path, file in files.items() if not path.exists()}
-    try:
-        with process_pool(workers) as pool:
-            done = pool.map(partial(shrink_image, short_side), missing.values(), missing, chunksize=8)
-            for _ in progress_bar(done, total=len(missing), desc="shrinking images", unit="image", leave=False):
-                pass
-    except BrokenProcessPool:
-        cure = "`python -m detection.data check` finds out which"
-        raise DatasetError(f"{root}: a process died over an image; {cure}") from None
+    missing = [(file, path) for path, file in files.items() if not path.exists()]
+    for _ in for_each(partial(shrink_image, short_side), missing, workers, "shrinking images"):
+        pass
 
     (target / "annotations").mkdir(exist_ok=True)
-    for coco in copies:
-        if file_sha256(coco.annotations_path) != coco.sha256:
-            raise DatasetError(f"{coco.annotations_path}: was changed while its images were shrunk; start again")
-        _replace(partial(shutil.copyfile, coco.annotations_path), target / "annotations" / coco.annotations_path.name)
+    for path, text in texts.items():
+        write_whole(target / "annotations" / path.name, lambda file, text=text: file.write(text))
     before, after = (sum(path.stat().st_size for path in paths) for paths in ([f.path for f in files.values()], files))
     return (
         f"{target}: {len(files)} images ({len(files) - len(missing)} were there already), {after / 2**20:.0f} MiB "
@@ -88,26 +75,19 @@ def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
     )
 
 
-def shrink_image(short_side: int, file: ImageFile, copy: Path) -> None:
-    """Write the shrunken copy of one image; `copy` appears only when it is complete.
+def shrink_image(short_side: int, file_and_copy: tuple[ImageFile, Path]) -> None:
+    """Write the shrunken copy of one image, whole or not at all.
 
     Raises DatasetError, naming the image, if it cannot be decoded or is not of the recorded size."""
+    file, copy = file_and_copy
     pixels = read_file(file)
     copy.parent.mkdir(parents=True, exist_ok=True)
     size = shrunk_size(file.size, short_side)
     if size == file.size:
-        _replace(partial(shutil.copyfile, file.path), copy)
+        write_whole(copy, lambda target: target.write(file.path.read_bytes()), sync=False)
     else:
         image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
-        _replace(partial(image.save, format="JPEG", quality=JPEG_QUALITY), copy)
-
-
-def _replace(write: Callable[[Path], object], path: Path) -> None:
-    """As engine.files.write_whole, but without waiting for the disk, which takes too long for each image."""
-    temporary = path.with_name(path.name + ".tmp")
-    with writing(path):
-        write(temporary)
-        os.replace(temporary, path)
+        write_whole(copy, lambda target: image.save(target, "JPEG", quality=JPEG_QUALITY), sync=False)
 
 
 def _mark(coco: CocoFile, copy: Path, short_side: int) -> None:

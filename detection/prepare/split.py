@@ -19,17 +19,24 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data import DatasetError
 from detection.coco.annotations import CocoFile, SplitConfig, read_coco, survey_coco
 from detection.coco.defects import shown_path
-from detection.prepare.convert import below
 from detection.prepare.labels import HALVES, full_path
-from detection.prepare.layouts import SPLIT_BY, Layout, Whole, find_wholes, is_half, root_of, summary, whole_at
-from engine.files import write_text
+from detection.prepare.layouts import (
+    Layout,
+    Whole,
+    below,
+    find_wholes,
+    is_half,
+    root_of,
+    summary,
+    whole_at,
+    write_annotations,
+)
 from records.experiment import table
 
 
@@ -39,12 +46,12 @@ def main(arguments: argparse.Namespace) -> None:
     Raises DatasetError, with nothing written, if there is no such file or it cannot be split."""
     whole = _source(arguments.source, arguments.images)
     coco = read_coco(*whole)
-    layout = _target(whole, arguments.to)
     groups = group_images(coco, arguments.groups)
     val = choose_val(groups, classes_of(coco, groups), arguments.val_share, arguments.seed)
     val_ids = {coco.images[index].id for name in val for index in groups[name]}
-    how = {"val_share": arguments.val_share, "seed": arguments.seed}
-    _write(coco, val_ids, layout, how | ({"groups": arguments.groups} if arguments.groups else {}))
+    root = arguments.to or root_of(whole.annotations_path)
+    how = {"val_share": arguments.val_share, "seed": arguments.seed, "groups": arguments.groups}
+    layout = _write(whole, val_ids, root, how)
 
     surveys = [survey_coco(*layout.paths(half)) for half in HALVES]
     train_coco, val_coco = (survey.coco for survey in surveys)
@@ -62,29 +69,16 @@ def _source(source: Path, images_dir: Path | None) -> Whole:
     """Return the annotation file to split. Raises DatasetError if there is none, or more than one."""
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder")
-    wholes = find_wholes(source) if source.is_dir() else [whole for whole in [whole_at(source)] if whole]
+    wholes = find_wholes(source) if source.is_dir() else list(filter(None, [whole_at(source)]))
     if not wholes:
-        what = "holds no COCO annotation file" if source.is_dir() else "no COCO annotation file"
-        raise DatasetError(f"{source}: {what}; expected JSON with images, annotations that have a bbox, and categories")
+        expected = "JSON with images, annotations that have a bbox, and categories"
+        raise DatasetError(f"{source}: no COCO annotation file; expected {expected}")
     if len(wholes) > 1:
         names = " and ".join(shown_path(whole.annotations_path) for whole in wholes)
         raise DatasetError(f"{source}: holds several annotation files, such as {names}; name the one to split")
+    if is_half(wholes[0].annotations_path):
+        raise DatasetError(f"{source}: is a half that `split` wrote; name the file that was split")
     return Whole(wholes[0].annotations_path, images_dir or wholes[0].images_dir)
-
-
-def _target(whole: Whole, to: Path | None) -> Layout:
-    """Return where the halves go. Raises DatasetError if anything else is there."""
-    root = to or root_of(whole.annotations_path)
-    images = below(full_path(whole.images_dir), root)
-    splits = {half: SplitConfig(images=images, annotations=f"annotations/instances_{half}.json") for half in HALVES}
-    layout = Layout(f"split {SPLIT_BY}", root, **splits)
-    for half in HALVES:
-        path = layout.paths(half)[0]
-        if path.exists() and not is_half(path):
-            raise DatasetError(f"{path}: not made {SPLIT_BY}; choose another folder by --to")
-        if path.exists() and path.samefile(whole.annotations_path):
-            raise DatasetError(f"{path}: is what is to be split; choose another folder by --to")
-    return layout
 
 
 # ---- which image is in which half -------------------------------------------------------------------------------
@@ -153,19 +147,20 @@ def choose_val(
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
-def _write(coco: CocoFile, val_ids: set[int], layout: Layout, how: Mapping[str, Any]) -> None:
-    content = json.loads(coco.annotations_path.read_bytes())
-    content.pop("split", None)
-    description = f"split from {coco.annotations_path.name} {SPLIT_BY}"
-    # First, where `layouts.mark_of` looks for it.
-    mark = {"split": {"description": description, "image_folder": layout.train.images} | how}
-    (layout.root / "annotations").mkdir(parents=True, exist_ok=True)
-    for half in HALVES:
+def _write(whole: Whole, val_ids: set[int], root: Path, how: Mapping[str, object]) -> Layout:
+    """Write both halves; how: for their mark."""
+    content = json.loads(whole.annotations_path.read_bytes())
+    images = below(full_path(whole.images_dir), root)
+    splits = {half: SplitConfig(images=images, annotations=f"annotations/instances_{half}.json") for half in HALVES}
+    contents = {}
+    for half, split in splits.items():
         lists = {
             name: [record for record in content[name] if (record[key] in val_ids) == (half == "val")]
             for name, key in (("images", "id"), ("annotations", "image_id"))
         }
-        write_text(layout.paths(half)[0], json.dumps(mark | content | lists))
+        contents[split] = content | lists
+    write_annotations("split", root, contents, **how)
+    return Layout("split", root, **splits)
 
 
 def class_rows(train: CocoFile, val: CocoFile) -> list[dict[str, object]]:

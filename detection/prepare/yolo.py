@@ -14,7 +14,8 @@
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from ruamel.yaml import YAML, YAMLError
 from data import DatasetError
 from detection.prepare.labels import (
     HALVES,
-    Findings,
     LabelledImage,
     LabelledObject,
     Labels,
@@ -35,47 +35,57 @@ from detection.prepare.labels import (
     image_sizes,
     images_in,
     read_lines,
+    sibling_folder,
     visible,
 )
-from engine.logbook import progress_bar
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASSES = ("classes.txt", "labels/classes.txt", "obj.names")
 ROUNDING = 1e-3  # by which fractions may leave 0 to 1
 OUTLINES = "outlines, replaced by the box around them"
 NO_LABELS = "images without a file of labels, taken for images without objects"
-UNLABELLED = "images in folders without labels, left out unless a half names them"
-TWICE = "repeated lines in a file, taken once"
 
 
-def read_yolo(source: Path, given: Mapping[str, str | None], findings: Findings) -> Labels:
-    """Read a data set.
+def find_yolo(source: Path, given: Mapping[str, str | None]) -> Labels:
+    """Find the images of a data set.
 
     source: its folder, or its YAML file. given: for train and val, a folder or a text file of images; None for what
     the YAML file says, or the usual ones. Raises DatasetError if the names of the classes, or a half, are not found."""
     root, settings_path = (source.parent, source) if source.is_file() else (source, _find_settings(source))
     root = full_path(root)
     settings = _read_settings(settings_path) if settings_path else {}
-    names = _class_names(settings, settings_path, root)
+    names = _class_names(settings, settings_path or root)
     groups = grouped(root, images_in(root, "**/*"))
     labelled = {name: paths for name, paths in groups.items() if any(labels_path(path).is_file() for path in paths)}
-    findings.notes[UNLABELLED] += sum(len(paths) for name, paths in groups.items() if name not in labelled)
 
-    def read(place: Path) -> list[Path]:
+    def read_list(place: Path) -> list[Path]:
         images = images_in(place, "**/*") if place.is_dir() else _listed_images(place, root)
         if not images:
             raise DatasetError(f"{place}: no images in it")
         return images
 
-    base = root / next(iter(_listed(settings, "path", settings_path)), ".")
+    bases = [root / place for place in (*_places(settings, "path", settings_path), ".")]
     named = {}
     for half in HALVES:
-        places = [_in_root(place) for place in _listed(settings, half, settings_path)]
-        found = itertools.chain.from_iterable(files_at(place, (base, root), groups, read) for place in places)
-        named[half] = list(dict.fromkeys(found)) if places else None
-    halves = choose_halves(root, given, named, labelled or groups, read)
-    read_halves = {half: _read_half(half, paths, names, findings) for half, paths in halves.items()}
-    return Labels(dict(enumerate(names)), read_halves)
+        if places := [_in_root(place) for place in _places(settings, half, settings_path)]:
+            found = itertools.chain.from_iterable(files_at(place, bases, groups, read_list) for place in places)
+            named[half] = list(dict.fromkeys(found))
+    halves = choose_halves(root, given, named, labelled or groups, read_list)
+    for half, paths in halves.items():
+        if not any(labels_path(path).is_file() for path in paths):
+            first = labels_path(paths[0])
+            raise DatasetError(
+                f"{half}: none of the {len(paths)} images has a file of labels; the first would be {first}"
+            )
+
+    def read(path: Path, notes: Counter[str]) -> LabelledImage:
+        _, size = image_sizes(path)
+        if not labels_path(path).is_file():
+            notes[NO_LABELS] += 1
+            return LabelledImage(path, size, [])
+        return LabelledImage(path, size, _read_labels(labels_path(path), size, names, notes))
+
+    return Labels(halves, read, dict(enumerate(names)), _find_strays(itertools.chain(*halves.values())))
 
 
 # ---- settings -----------------------------------------------------------------------------------------------------
@@ -101,10 +111,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
         return settings | val | {"names": [name for _, name in read_lines(names_path)]}
     try:
         content = YAML(typ="base", pure=True).load(path.read_text(encoding="utf-8-sig"))  # runs no code
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
-    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise DatasetError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except (OSError, YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise DatasetError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: expected lines of `name: value`, with the classes as `names`")
     if "kpt_shape" in content:
@@ -112,29 +120,29 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return content
 
 
-def _class_names(settings: Mapping[str, Any], path: Path | None, root: Path) -> list[str]:
-    """Return the names of classes 0, 1, ... Raises DatasetError if there are none, or not one for each number."""
+def _class_names(settings: Mapping[str, Any], path: Path) -> list[str]:
+    """Return the names of classes 0, 1, ...; path: of the settings, or the data set's folder if it has none.
+
+    Raises DatasetError if there are none, or not one for each number."""
     names = settings.get("names")
     if names is None:
-        path = next((root / name for name in CLASSES if (root / name).is_file()), None)
-        if path is None:
+        root = path.parent if settings else path
+        names_path = next((root / name for name in CLASSES if (root / name).is_file()), None)
+        if names_path is None:
             raise DatasetError(f"{root}: no names of classes: expected `names` in data.yaml, or a {CLASSES[0]}")
-        names = [name for _, name in read_lines(path)]
-    if isinstance(names, dict):
-        if sorted(names) != sorted(map(str, range(len(names)))):
-            raise DatasetError(f"{path}: names: expected the numbers 0 to {len(names) - 1}, got {', '.join(names)}")
+        names = [name for _, name in read_lines(names_path)]
+    if isinstance(names, dict) and sorted(names) == sorted(map(str, range(len(names)))):
         names = [names[str(index)] for index in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise DatasetError(f"{path}: names: expected a list of the classes' names")
+        raise DatasetError(f"{path}: names: expected a list of names, or a name for each number from 0, got {names}")
     if twice := [name for name in names if names.count(name) > 1]:
         raise DatasetError(f"{path}: names: {twice[0]!r} is the name of more than one class")
-    for field in ("nc", "classes"):
-        if settings.get(field, str(len(names))) != str(len(names)):
-            raise DatasetError(f"{path}: {field}: {settings[field]} classes, but {len(names)} names")
+    if settings.get("nc", str(len(names))) != str(len(names)):
+        raise DatasetError(f"{path}: nc: {settings['nc']} classes, but {len(names)} names")
     return names
 
 
-def _listed(settings: Mapping[str, Any], field: str, path: Path | None) -> list[str]:
+def _places(settings: Mapping[str, Any], field: str, path: Path | None) -> list[str]:
     """Return the folders or files that a field names: one, several, or none. Raises DatasetError for anything else."""
     value = settings.get(field) or []
     places = [value] if isinstance(value, str) else value
@@ -143,7 +151,7 @@ def _listed(settings: Mapping[str, Any], field: str, path: Path | None) -> list[
     return places
 
 
-# ---- finding the files ----------------------------------------------------------------------------------------
+# ---- the files ----------------------------------------------------------------------------------------------------
 
 
 def _listed_images(list_path: Path, root: Path) -> list[Path]:
@@ -164,83 +172,51 @@ def _in_root(name: str) -> str:
 
 def labels_path(image_path: Path) -> Path:
     """Return where the labels of an image are: the last folder called images becomes labels."""
-    parts = list(image_path.with_suffix(".txt").parts)
-    if "images" in parts[:-1]:
-        parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
-    return Path(*parts)
+    return sibling_folder(image_path.parent, "images", "labels") / f"{image_path.stem}.txt"
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------
+def _find_strays(paths: Iterable[Path]) -> list[str]:
+    """Return labels without an image, where labels have folders of their own."""
+    strays = []
+    for images_dir in dict.fromkeys(path.parent for path in paths):
+        folder = sibling_folder(images_dir, "images", "labels")
+        if folder != images_dir:
+            expected = {"classes", *(path.stem for path in images_in(images_dir))}
+            found = [path for path in visible(folder, "*.txt") if path.stem not in expected]
+            strays += [f"{path}: no image of this name in {images_dir}" for path in found]
+    return strays
 
 
-def _read_half(half: str, paths: Sequence[Path], names: Sequence[str], findings: Findings) -> list[LabelledImage]:
-    label_paths = {path: labels_path(path) for path in paths}
-    if not any(path.is_file() for path in label_paths.values()):
-        first = next(iter(label_paths.values()))
-        raise DatasetError(f"{half}: none of the {len(paths)} images has a file of labels; the first would be {first}")
-    _find_strays(label_paths, findings)
-    read = []
-    for path in progress_bar(paths, desc=f"reading {half}", unit="image", leave=False):
-        try:
-            _, size = image_sizes(path)
-        except DatasetError as error:
-            findings.defect(path, "", str(error))
-            continue
-        has_labels = label_paths[path].is_file()
-        objects = _read_labels(label_paths[path], size, names, findings) if has_labels else []
-        findings.notes[NO_LABELS] += not has_labels
-        read.append(LabelledImage(path, size, objects))
-    return read
-
-
-def _find_strays(label_paths: Mapping[Path, Path], findings: Findings) -> None:
-    """Labels without an image are a defect if labels have folders of their own and the half is all of the folder."""
-    expected = set(label_paths.values())
-    folders = {labels.parent: image.parent for image, labels in label_paths.items() if labels.parent != image.parent}
-    for folder, images_dir in folders.items():
-        if any(path not in label_paths for path in images_in(images_dir)):  # listed one by one
-            continue
-        for path in visible(folder, "*.txt"):
-            if path not in expected and path.name != "classes.txt":
-                findings.defect(path, "", f"no image of this name in {images_dir}")
-
-
-def _read_labels(path: Path, size: tuple[int, int], names: Sequence[str], findings: Findings) -> list[LabelledObject]:
-    """Return the objects of one image that can be converted; the others go to the findings."""
-    try:
-        lines = read_lines(path)
-    except DatasetError as error:
-        findings.defect(path, "", str(error).removeprefix(f"{path}: "))
-        return []
-    numbers: dict[str, int] = {}
-    for number, line in lines:
-        numbers.setdefault(line, number)
-    findings.notes[TWICE] += len(lines) - len(numbers)
+def _read_labels(path: Path, size: tuple[int, int], names: Sequence[str], notes: Counter[str]) -> list[LabelledObject]:
+    """Return the objects of one image. Raises DatasetError naming the file, and the line that cannot be converted."""
+    lines: dict[str, int] = {}
+    for number, line in read_lines(path):
+        lines.setdefault(line, number)
     objects = []
-    for line, number in numbers.items():
+    for line, number in lines.items():
         try:
-            objects.append(_read_line(line, size, names, findings))
+            objects.append(_read_line(line, size, names, notes))
         except ValueError as error:
-            findings.defect(path, f"line {number}", str(error))
+            raise DatasetError(f"{path}: line {number}: {error}") from None
     return objects
 
 
-def _read_line(line: str, size: tuple[int, int], names: Sequence[str], findings: Findings) -> LabelledObject:
+def _read_line(line: str, size: tuple[int, int], names: Sequence[str], notes: Counter[str]) -> LabelledObject:
     """Return an object of an image of `size`. Raises ValueError saying what is wrong with it."""
     try:
         index, *values = map(float, line.split())
     except ValueError:
         raise ValueError(f"{line:.50}: expected numbers: class cx cy w h") from None
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        with_score = " (the last may be a score; it belongs to detections)" if len(values) == 5 else ""
-        raise ValueError(f"{len(values) + 1} numbers, expected 5: class cx cy w h, or an outline of pairs{with_score}")
+        raise ValueError(f"{len(values) + 1} numbers, expected 5: class cx cy w h, or an outline of pairs")
     if index not in range(len(names)):
         raise ValueError(f"class {index:g}, expected 0 to {len(names) - 1}: there are {len(names)} names")
     if outside := [value for value in values if not -ROUNDING <= value <= 1 + ROUNDING]:
         raise ValueError(f"{outside[0]:g}, expected fractions of the image's sides, from 0 to 1; are these pixels?")
     width, height = size
+    outline: tuple[float, ...] = ()
     if len(values) > 4:
-        findings.notes[OUTLINES] += 1
+        notes[OUTLINES] += 1
         outline = tuple(value * side for value, side in zip(values, itertools.cycle(size), strict=False))
         xs, ys = outline[::2], outline[1::2]
         box_xyxy = (min(xs), min(ys), max(xs), max(ys))
@@ -248,6 +224,5 @@ def _read_line(line: str, size: tuple[int, int], names: Sequence[str], findings:
         cx, cy, w, h = values
         if min(w, h) < 0:
             raise ValueError(f"width {w:g}, height {h:g}, expected 0 to 1")
-        outline = ()
         box_xyxy = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-    return LabelledObject(names[int(index)], cut_to_image(box_xyxy, size, findings.notes), outline=outline)
+    return LabelledObject(names[int(index)], cut_to_image(box_xyxy, size, notes), outline=outline)

@@ -73,7 +73,7 @@ def test_a_missing_file_is_named_with_what_its_path_is_relative_to(tmp_path, mon
         (b"[" * 100_000, "not JSON"),
         (b"[]", "expected an object with the lists"),
         (b"null", "expected an object with the lists"),
-        (b'{"a": 1}', "holds none of the lists"),
+        (b'{"a": 1}', "no list"),
     ],
 )
 def test_what_is_no_annotation_file_is_refused(folder, text, what):
@@ -90,16 +90,14 @@ def test_a_missing_or_empty_list_is_named(read, content, name):
             read(broken)
 
 
-def test_ten_of_all_defects_are_shown_with_the_command_that_lists_all(read, content):
+def test_the_first_of_all_defects_is_shown_with_the_command_that_lists_all(read, content):
     content["images"][0]["height"] = None
     content["annotations"] += [{"id": 100 + number, "image_id": 50, "category_id": 3} for number in range(20)]
     with pytest.raises(DatasetError) as raised:
         read(content)
-    lines = str(raised.value).splitlines()
-    assert "images[0] (id 50)" in lines[0]
-    assert "(the first of 21 defects); `python -m detection.data check`" in lines[0]
-    assert "annotations[3] (id 100): no 'bbox'" in lines[1]
-    assert (len(lines), lines[-1].strip()) == (11, "... and 11 more")
+    (line,) = str(raised.value).splitlines()
+    assert "images[0] (id 50)" in line
+    assert "(the first of 21 defects); `python -m detection.data check`" in line
 
 
 def test_a_survey_keeps_what_is_sound(folder, content):

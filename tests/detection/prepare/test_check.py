@@ -53,15 +53,10 @@ def leaky(folder, content, tmp_path):
     return tmp_path / "set"
 
 
-def test_validation_images_that_are_training_images_are_counted_and_reported(leaky, check, command, tmp_path):
-    code, printed, _ = check(leaky, "--json", tmp_path / "report.json")
+def test_validation_images_that_are_training_images_are_counted_and_reported(leaky, check, command):
+    code, printed, _ = check(leaky)
     assert code == 0
     assert "instances_val.json: 2 of 2 validation images are also training images" in printed
-    train, val = json.loads((tmp_path / "report.json").read_text())
-    assert train["repeats"] == []
-    assert val["repeats"] == [{"kind": "halves", "count": 2, "total": 2, "examples": ["z.png", "b.png"]}]
-    (warning,) = val["warnings"]
-    assert "2 of 2 validation images" in warning["warning"]
     code, printed, _ = command("layout", leaky)
     assert code == 0
     assert "warning: 2 of 2 validation images are also training images" in printed
@@ -92,7 +87,7 @@ def test_defects_of_annotations_and_images_are_found_in_one_pass(folder, content
         ("images/more/b.png", "image id 20", "cannot be decoded: image file is truncated"),
     ]
     assert code == 2
-    assert errors == [f"error: 4 defects in {folder / 'annotations.json'}"]
+    assert errors == [f"error: {folder / 'annotations.json'}: 4 defects, listed above"]
     assert "error" not in printed
     lines = printed.splitlines()[1:5]
     (report,) = json.loads((folder / "report.json").read_text())
@@ -135,57 +130,17 @@ def test_both_halves_of_a_config_are_checked(config, check):
     (root / "images/val/000002.jpg").unlink()
     code, printed, errors = check(config, f"data.root={root}")
     assert code == 2
-    assert errors == [
-        f"error: 1 defect in {root}/annotations/instances_train.json, 1 defect in {root}/annotations/instances_val.json"
-    ]
+    assert errors == [f"error: {config}: 2 defects, listed above"]
     assert "image id 1 " in printed
     assert "images[0] (id 2)" in printed
 
 
-@pytest.mark.parametrize("override", ["dat.root=x", "data.rot=x", "model.neck=fpn", "data.root"])
+@pytest.mark.parametrize("override", ["dat.root=x", "data.rot=x", "model.neck=fpn"])
 def test_an_override_that_concerns_no_data_is_refused(config, check, override):
     code, _, errors = check(config, override)
     assert code == 2
     assert len(errors) == 1
     assert override.partition("=")[0] in errors[0]
-
-
-@pytest.mark.parametrize("layout", ["val", "images/val"])
-def test_the_image_folder_is_found_by_coco_s_layout(config, check, layout):
-    root = config.parent / "sample"
-    (root / "images/val").rename(root / "moved")
-    (root / "moved").rename(root / layout)
-    assert check(root / "annotations/instances_val.json")[0] == 0
-
-
-def test_the_only_defect_is_the_error_itself(folder, content, check):
-    content["annotations"][0]["category_id"] = 99
-    assert check(*write(folder, content))[2] == [
-        f"error: {folder}/annotations.json: annotations[0] (id 1): category_id 99: no such category"
-    ]
-
-
-def test_an_image_folder_that_cannot_be_found_is_asked_for_and_hides_no_bad_record(folder, content, check):
-    path, *_ = write(folder, content)
-    (folder / "images").rename(folder / "photos")
-    assert "no such folder" in (error := check(path)[2][0])
-    assert error.endswith("by --images")
-    content["annotations"][0]["category_id"] = 99
-    write(folder, content)
-    code, printed, errors = check(path)
-    assert (code, errors) == (2, [f"error: 2 defects in {path}"])
-    assert "category_id 99: no such category" in printed
-    assert "by --images" in printed
-
-
-def test_both_halves_of_a_folder_are_checked(config, check):
-    code, printed, _ = check(config.parent / "sample")
-    assert code == 0
-    assert [line.partition(" (")[0].rpartition("/")[2] for line in printed.splitlines()] == [
-        "instances_train.json: 3 images",
-        "instances_val.json: 2 images",
-        "5 images decoded, no defects",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -216,13 +171,3 @@ def test_no_objects_is_no_defect_of_its_own_where_all_have_defects(config, check
     assert "write it without quotes" in printed
     assert "to learn from" not in printed
     assert f"{len(content['annotations'])} defects" in errors[0]
-
-
-def test_the_highest_score_is_reported_even_if_images_are_missing(folder, content, check):
-    (folder / "images/a.png").unlink()
-    content["annotations"].append({"id": 900, "image_id": 20, "category_id": 7, "bbox": [0, 0, 0, 0]})
-    code, printed, errors = check(*write(folder, content))
-    assert code == 2
-    assert "a.png" in errors[0]
-    assert "mAP cannot exceed 0." in printed
-    assert "records with defects" not in printed

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import re
 import shutil
 import zipfile
@@ -12,10 +11,8 @@ import pytest
 
 from data import DatasetError
 from detection.coco.annotations import read_coco
-from detection.data import parse_arguments
 from detection.prepare import fetch as module
 from detection.prepare.fetch import Archive, fetch
-from detection.shapes import SHAPES
 from weights.download import DownloadError
 
 NAMES = {"train": "train2017.zip", "val": "val2017.zip"}
@@ -55,9 +52,7 @@ def server(file_server, monkeypatch, archives):
     }
     monkeypatch.setattr(module, "HOST", file_server.url)
     monkeypatch.setattr(module, "ANNOTATIONS", known["annotations_trainval2017.zip"])
-    monkeypatch.setattr(module, "IMAGES", {half: known[name] for half, name in NAMES.items()})
-    monkeypatch.setattr(module, "NUM_IMAGES", {"train": 6, "val": 3})
-    monkeypatch.setattr(module, "NUM_CLASSES", len(SHAPES))
+    monkeypatch.setattr(module, "IMAGES", {half: known[NAMES[half]] for half in ("val", "train")})
     return file_server
 
 
@@ -113,7 +108,7 @@ def test_a_call_that_gave_up_is_resumed_by_the_next(server, root):
 def test_a_second_call_requests_nothing(fetched, server, command):
     code, printed, _ = command("fetch", "coco2017", fetched)
     assert code == 0
-    assert "COCO's archives unpacked into one folder" in printed
+    assert "train on it" in printed
     assert not server.requests
 
 
@@ -141,31 +136,6 @@ def test_interrupted_unpacking_is_resumed_from_the_archive_that_is_there(server,
     assert is_complete(root)
     assert names(server) == ["train2017.zip"]
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
-
-
-def test_a_process_killed_in_the_middle_of_an_image_leaves_it_missing_not_short(fetched):
-    image = min((fetched / "val2017").iterdir())
-    content = image.read_bytes()
-    killed = os.fork()
-    if killed == 0:
-        try:
-            image.unlink()
-            shutil.copyfileobj = lambda source, copy: (copy.write(b"half"), copy.flush(), os.kill(os.getpid(), 9))
-            fetch(fetched)
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(killed, 0)[1]) == -9
-    assert not image.exists()
-    fetch(fetched)
-    assert image.read_bytes() == content
-    assert is_complete(fetched)
-
-
-def test_an_archive_that_a_killed_call_left_behind_is_removed(fetched, server):
-    (fetched / "downloads").mkdir()
-    (fetched / "downloads/val2017.zip").write_bytes(server.files["val2017.zip"])
-    fetch(fetched)
-    assert not (fetched / "downloads").exists()
 
 
 def test_only_missing_and_empty_images_are_unpacked(fetched, server):
@@ -213,7 +183,6 @@ def test_a_download_with_a_different_checksum_is_not_unpacked(server, root):
     with pytest.raises(DownloadError, match=r"val2017\.zip: corrupt, or another version: SHA-256"):
         fetch(root)
     assert not list(root.rglob("*.jpg"))
-    assert not list((root / "downloads").glob("*.zip"))
 
 
 def test_names_in_an_archive_lead_nowhere(server, root, monkeypatch):
@@ -229,20 +198,14 @@ def test_names_in_an_archive_lead_nowhere(server, root, monkeypatch):
     assert not list(root.parent.parent.rglob("evil*"))
 
 
-@pytest.mark.parametrize("name", ["../evil.jpg", "/tmp/evil.jpg", "more/000000000001.jpg", "cat.jpg"])
-def test_other_images_than_cocos_are_an_error_before_anything_is_downloaded(fetched, server, name):
+@pytest.mark.parametrize("name", ["../evil.jpg", "cat.jpg", "000000999999.jpg"])
+def test_an_image_that_is_not_cocos_is_an_error(fetched, command, name):
     path = fetched / JSONS[1]
     path.write_text(path.read_text().replace("000000000002.jpg", name))
-    with pytest.raises(ValueError, match=r"instances_val2017\.json: .*(neither there nor an image of|2 images of)"):
-        module.main(parse_arguments(["fetch", "coco2017", str(fetched)]))
-    assert not server.requests
-
-
-def test_an_image_that_the_archive_lacks_is_an_error(fetched):
-    path = fetched / JSONS[1]
-    path.write_text(path.read_text().replace("000000000002.jpg", "000000999999.jpg"))
-    with pytest.raises(DatasetError, match=r"'val2017/000000999999\.jpg' is not in it"):
-        fetch(fetched)
+    code, _, errors = command("fetch", "coco2017", fetched)
+    assert (code, len(errors)) == (2, 1)
+    assert name in errors[0]
+    assert not list(fetched.rglob(name.removeprefix("../")))
 
 
 def test_truncated_annotations_are_downloaded_again_once_removed(fetched, server):
@@ -264,64 +227,9 @@ def test_without_room_nothing_is_downloaded(server, root, monkeypatch):
     assert not root.exists()
 
 
-def test_room_is_counted_for_what_is_still_missing(server, root, monkeypatch):
-    interrupt_unpacking(root, 2, monkeypatch)  # of val: one image of three is left
-    sizes = {half: len(server.files[name]) for half, name in NAMES.items()}
-    needed = sizes["val"] / 3 + 2 * sizes["train"]  # images of val, images and archive of train
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(needed - 100))
-    with pytest.raises(DatasetError, match="no space left"):
-        fetch(root)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(needed + 100))
-    fetch(root)
-    assert is_complete(root)
-
-
-# ---- folders in other layouts -----------------------------------------------------------------------------------
-
-
-def test_a_yolo_distribution_gets_the_annotations_it_lacks(fetched, server):
-    (fetched / "images").mkdir()
-    for half in ("train", "val"):
-        (fetched / f"{half}2017").rename(fetched / f"images/{half}2017")
-    (fetched / JSONS[0]).unlink()
-    fetch(fetched)
-    assert is_complete(fetched, "images/{}2017")
-    assert names(server) == ["annotations_trainval2017.zip"]
-
-
-def test_an_export_of_fiftyone_is_completed_in_place(fetched, server):
-    for half, name in (("train", "train"), ("val", "validation")):
-        (fetched / name).mkdir()
-        (fetched / f"{half}2017").rename(fetched / name / "data")
-        (fetched / f"annotations/instances_{half}2017.json").rename(fetched / name / "labels.json")
-    next((fetched / "validation/data").iterdir()).unlink()
-    layout, surveys = fetch(fetched)
-    assert layout.name == "an export of FiftyOne"
-    assert [len(survey.files) for survey in surveys] == [6, 3]
-    assert names(server) == ["val2017.zip"]
-
-
-@pytest.mark.parametrize(("name", "value"), [("NUM_IMAGES", {"train": 118_287, "val": 5_000}), ("NUM_CLASSES", 80)])
-def test_a_different_data_set_is_an_error_before_anything_is_downloaded(
-    drawn, server, command, monkeypatch, name, value
-):
-    monkeypatch.setattr(module, name, value)
-    code, _, errors = command("fetch", "coco2017", drawn)
-    assert (code, len(errors)) == (2, 1)
-    assert "6 images of 6 classes, expected COCO 2017's" in errors[0]
-    assert f"{drawn} holds another data set" in errors[0]
-    assert not server.requests
-
-
 def test_shrunken_copies_are_not_mixed_with_originals(fetched, server):
     (fetched / "train2017/shrunk.json").write_text('{"short_side": 48}')
     next((fetched / "train2017").glob("*.jpg")).unlink()
-    with pytest.raises(DatasetError, match=r"train2017: .* is missing among shrunken copies"):
+    with pytest.raises(DatasetError, match="train2017: holds shrunken copies"):
         fetch(fetched)
     assert not server.requests
-
-
-def test_an_unknown_data_set_is_one_line(root, command):
-    code, _, errors = command("fetch", "coco2014", root)
-    assert (code, len(errors)) == (2, 1)
-    assert "coco2017" in errors[0]
