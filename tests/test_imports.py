@@ -103,3 +103,12 @@ def test_only_one_module_communicates_between_processes():
             assert not [x for x in lines if x.startswith(("import torch.distributed", "from torch.distributed"))], (
                 module
             )
+
+
+def test_no_module_reads_a_log_or_a_readme_back():
+    """State is data: programs write logs and READMEs for people, and read JSON."""
+    for module, path in SOURCES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in {"read_text", "read_bytes", "open"}:
+                texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+                assert not {"train.log", "README.md"} & {*map(str, texts)}, module
