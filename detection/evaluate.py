@@ -89,9 +89,9 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     record = {
         "checkpoint": path.name,
         "step": detector.step,
-        "annotations": task.val.annotations_path.name,
-        "annotations_sha256": task.val.sha256,
-        "images": len(task.val.images),
+        "annotations": val.annotations_path.name,
+        "annotations_sha256": val.sha256,
+        "images": len(val.images),
         "precision": base.train.precision,
         "settings": rows,
         "per_class": scores["per_class"] if len(rows) == 1 else None,
@@ -108,17 +108,15 @@ def warn_of_other_data(experiment: Path, val: "CocoFile") -> None:
     from engine.inputs import read_inputs
     from engine.logbook import logger
 
-    inputs = read_inputs(experiment)
-    if inputs is None:
+    if (inputs := read_inputs(experiment)) is None:
         return
     if val.sha256 not in inputs.files.values():
         logger.warning("%s: not the annotations of the training; its scores are not comparable", val.annotations_path)
     train = inputs.images["train"]
-    if Path(train.folder).resolve() == val.images_dir.resolve():
-        shared = sorted({image.file_name for image in val.images} & set(train.names))
-        if shared:
-            what = "at least %d of %d images to score were trained on, such as %s: the score is too high"
-            logger.warning(what, len(shared), len(val.images), shared[0])
+    shared = sorted({image.file_name for image in val.images} & set(train.names))
+    if shared and Path(train.folder).resolve() == val.images_dir.resolve():
+        what = "at least %d of %d images to score were trained on, such as %s: the score is too high"
+        logger.warning(what, len(shared), len(val.images), shared[0])
 
 
 def read_settings(experiment: Path, overrides: list[str]) -> tuple["DetectionConfig", list["PostprocessConfig"]]:

@@ -9,9 +9,8 @@ need `pip install -e '.[video]'`). Of a folder and its subfolders, all files wit
 taken. With --json there are also
 
 detections.json  what was found, in COCO's results format: pixels of the upright originals, the classes' own ids
-images.json      the image of each id, and the classes, as in an annotation file: {"images": [...],
-                 "categories": [...]}; `file_name` is the original as it was named, `picture` the drawn one in the
-                 output folder; each frame of a video is an image
+images.json      images and categories as in an annotation file; `file_name` is the original, `picture` the drawn one;
+                 each frame of a video is an image
 
 Unreadable files are reported, one line each, and skipped; the exit code is then 2. Files of an earlier run are
 replaced; if a file of that name was made by another program, nothing is done.

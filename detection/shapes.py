@@ -1,13 +1,10 @@
 """A small detection data set in COCO's format, drawn by code, so that nothing need be downloaded.
 
-Six kinds of shapes in any colour, turned and stretched, with soft shadows on textured, noisy grounds among stray lines.
-They hide each other and cross the edge; some images are empty, some have a crowd (a heap of small shapes under one
-box, `iscrowd` 1); category ids and image ids have gaps. As in COCO, box, area and segmentation are of what is
-*visible*: polygons of whole objects, run lengths (RLE) of partly hidden ones and of crowds. At least half of every
-object is visible.
+Six kinds of shapes hide each other and cross the edge. Some images are empty, some have a crowd (a heap of small shapes
+under one box, `iscrowd` 1); category ids and image ids have gaps. As in COCO, box, area and segmentation are of what is
+*visible*, at least half of every object: polygons of whole objects, run lengths (RLE) of others and of crowds.
 
-The `easy` style, which the demo uses, has three classes, no crowds, and at most three shapes in an image, which hardly
-hide each other.
+The `easy` style, which the demo uses, has three classes, no crowds, and at most three shapes in an image.
 
 Each image depends on the seed, its split and its position only, so a larger set begins with the images of a smaller
 one; the same versions of NumPy and Pillow give the same bytes.

@@ -249,12 +249,9 @@ class DetectionTask:
 
 def inputs_of(config: DataConfig, train: CocoFile, val: CocoFile) -> Inputs:
     """Return what a run reads: both annotation files and all images that they list."""
-    halves = {"train": train, "val": val}
-    return Inputs(
-        config.root,
-        files={str(coco.annotations_path): coco.sha256 for coco in halves.values()},
-        images={
-            half: identify_images(coco.images_dir, [image.file_name for image in coco.images])
-            for half, coco in halves.items()
-        },
-    )
+    files = {str(coco.annotations_path): coco.sha256 for coco in (train, val)}
+    images = {
+        half: identify_images(coco.images_dir, [image.file_name for image in coco.images])
+        for half, coco in (("train", train), ("val", val))
+    }
+    return Inputs(config.root, files, images)

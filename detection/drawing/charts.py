@@ -1,7 +1,6 @@
 """Charts of how well a detector does.
 
-They are as narrow as a column of `ablation.compare`'s page, which shows them side by side. Of many classes they show
-those that stand out, by name.
+They are as wide as a column of `ablation.compare`'s page. Of many classes they show the best and the worst.
 """
 
 from collections.abc import Mapping, Sequence

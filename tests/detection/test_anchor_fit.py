@@ -50,12 +50,10 @@ def objects_of(folder, content):
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 def test_recall_is_that_of_every_iou(model, sample, threshold):
-    boxes = [
-        torch.from_numpy(boxes_xyxy[~is_crowd]) / torch.tensor([record.width, record.height] * 2)
-        for record, (boxes_xyxy, _, is_crowd) in zip(
-            sample.images, map(sample.objects, range(len(sample.images))), strict=True
-        )
-    ]
+    boxes = []
+    for index, record in enumerate(sample.images):
+        boxes_xyxy, _, is_crowd = sample.objects(index)
+        boxes.append(torch.from_numpy(boxes_xyxy[~is_crowd]) / torch.tensor([record.width, record.height] * 2))
     iou = box_iou(torch.cat(boxes), box_convert(model.anchors_cxcywh, "cxcywh", "xyxy"))
     expected = float((iou.amax(dim=1) >= threshold).double().mean())
     fit = fit_anchors(sample, model, threshold)

@@ -222,10 +222,7 @@ def test_the_example_of_the_documentation_finds_what_the_detector_does(command, 
     assert [float(side) for side in box_xyxy.split()] == pytest.approx(expected.boxes_xyxy[0], abs=0.1)
     kept = {prop.key: json.loads(prop.value) for prop in onnx.load("experiment_N_postprocess.onnx").metadata_props}
     assert kept["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
-    assert kept["outputs"].keys() == {"boxes_xyxy", "scores", "labels", "num_detections"}
     assert kept["postprocessing"] == load(finished_detector, "cpu").config.eval.model_dump()
-    assert len(kept["classes"]) == len(kept["category_ids"]) > 1
-    assert kept["step"] == 3
 
 
 def test_images_that_are_unreadable_or_missing_are_an_error_before_anything_is_exported(

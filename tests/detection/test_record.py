@@ -29,20 +29,10 @@ SPLITS = {
 def recorded(sample_root, tmp_path_factory):
     """An experiment after an evaluation of untrained weights, that lay there before, and its record."""
     experiment = tmp_path_factory.mktemp("experiment_1")
-    (experiment / "environment.json").write_text(
-        json.dumps(
-            [
-                {
-                    "processes": 4, "device": "a GPU", "cpu": "a CPU", "commit": "1", "uncommitted_changes": False,
-                    "started_from": "trunk from swin_t.pth (SHA-256 704ceda3)",
-                },
-                {
-                    "processes": 2, "device": "cpu", "cpu": "a CPU", "commit": "2", "uncommitted_changes": False,
-                    "versions": {"torch": "2", "torchvision": "0", "python": "3"},
-                },
-            ]
-        )
-    )  # fmt: skip
+    last = {"processes": 2, "device": "cpu", "cpu": "a CPU", "commit": "2", "uncommitted_changes": False}
+    first = last | {"processes": 4, "started_from": "trunk from swin_t.pth (SHA-256 704ceda3)"}
+    last |= {"versions": {"torch": "2", "torchvision": "0", "python": "3"}}
+    (experiment / "environment.json").write_text(json.dumps([first, last]))
     line = {"epoch": 1, "step": 3, "epoch_seconds": 2.0, "images_per_second": 6.0, "mAP": 0.0}
     (experiment / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     (experiment / "examples").mkdir()

@@ -84,13 +84,6 @@ def test_the_command_draws_and_says_so(tmp_path, run_in_process):
     assert [(image["id"], image["width"]) for image in content["images"]] == [(1, 96), (4, 96)]
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, run_in_process):
-    (tmp_path / "file").touch()
-    code, _, [error] = run_in_process(sample, tmp_path / "file")
-    assert code == 2
-    assert "file/annotations/instances_train.json: cannot be written: Not a directory" in error
-
-
 def test_the_set_has_all_that_coco_has(coco):
     images_with_objects = {annotation["image_id"] for annotation in coco.anns.values()}
     kinds = {type(a["segmentation"]) for a in coco.anns.values() if not a["iscrowd"]}

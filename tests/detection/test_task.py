@@ -172,21 +172,12 @@ def test_a_file_of_something_else_is_named_with_the_cure(tmp_path, content, name
         read_detector(path)
 
 
-def test_a_task_starts_from_the_file_that_its_config_names(task_of, trained, checkpoint):
-    task = task_of(checkpoint)
+def test_a_task_starts_from_the_file_that_its_config_names_and_says_so(task_of, trained, checkpoint, tmp_path):
+    task, path = task_of(checkpoint), tmp_path / "trunk.pth"
     assert torch.equal(task.model.box_head[0].weight, trained.box_head[0].weight)
     assert task.started_from.startswith(f"started from {checkpoint}")
-
-
-def test_a_trunk_that_starts_from_a_file_tells_which_and_its_digest(task_of, trained, tmp_path):
-    path = tmp_path / "trunk.pth"
     torch.save(trained.backbone.trunk.state_dict(), path)
     assert task_of(path, "weights").started_from == f"trunk from {path} (SHA-256 {file_sha256(path)[:8]})"
-
-
-@pytest.mark.parametrize("field", ["weights", "start_from"])
-def test_a_task_that_a_checkpoint_will_fill_does_not_need_the_file(task_of, field):
-    assert task_of("/gone/detector.pt", field, from_checkpoint=True).started_from is None
 
 
 @pytest.mark.parametrize(

@@ -59,14 +59,6 @@ def test_the_colour_of_a_single_small_label_survives_the_palette(tmp_path):
     assert (distances < 40).sum() > 100
 
 
-def test_a_box_that_is_marked_is_drawn_where_it_is(tmp_path):
-    green = Mark(np.array([20, 40, 60, 80]), GREEN)
-    draw_panels(tmp_path / "new/out.png", [Panel(np.zeros((100, 100, 3), np.uint8), "", [green])], columns=1, side=500)
-    rows, columns = np.nonzero(pixels(tmp_path / "new/out.png") @ (-1, 1, 0) > 128)
-    found = np.array([columns.min(), rows.min() - LINE, columns.max() + 1, rows.max() + 1 - LINE]) / 5
-    assert np.abs(found - green.box_xyxy).max() < 1
-
-
 def test_dots_and_a_key_are_drawn(tmp_path):
     panel = Panel(np.zeros((100, 100, 3), np.uint8), "", [], dots_xy=np.array([[25, 50]]))
     draw_panels(tmp_path / "out.png", [panel] * 3, columns=2, side=200, key={"name": GREEN})
