@@ -70,7 +70,7 @@ def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
         detail = state.detail
         if run and (state.kind == "done" or state.same_recipe):
             cell.runs.append(run)
-            detail = detail.partition("; ")[2]  # without the score, which is in the table
+            detail = state.changes  # the score is in the table
         elif run:  # its recipe or data differ: its score is shown, but does not count
             detail += "; left out"
         if state.kind != "done":

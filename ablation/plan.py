@@ -177,6 +177,7 @@ class State:
     experiment: Path | None = None  # the one that holds it; None while waiting
     detail: str = ""
     same_recipe: bool = True  # False where recipe or data have changed; where only the code has, it is still comparable
+    changes: str = ""  # what has changed since a stale result
 
 
 def job_of(entry: dict) -> Job:
@@ -233,7 +234,8 @@ def finished_state(experiment: Path, cell: dict, recipe: dict) -> State:
     score = f"{results.metric} {shown_score(results.score)}"
     changes, code = [*changed_recipe(cell["recipe"], recipe), *changed_data(experiment, recipe)], changed_code(cell)
     if changes or code:
-        return State("stale", experiment, "; ".join([score, *changes, *code]), same_recipe=not changes)
+        why = "; ".join([*changes, *code])
+        return State("stale", experiment, f"{score}; {why}", same_recipe=not changes, changes=why)
     return State("done", experiment, score)
 
 

@@ -270,7 +270,8 @@ def table_of_grid(two_cell_grid, tmp_path, run_in_process):
 )
 def test_a_run_that_is_not_done_is_shown_as_what_it_is(two_cell_grid, table_of_grid, kind, same_recipe, line):
     experiment = two_cell_grid["fpn"].experiment
-    two_cell_grid["fpn"] = State(kind, experiment, "mAP 0.1; something has changed", same_recipe)
+    changes = "something has changed"
+    two_cell_grid["fpn"] = State(kind, experiment, f"mAP 0.1; {changes}", same_recipe, changes)
     _, text, _ = table_of_grid()
     assert line in text
     assert ("Differences" in text) == same_recipe
