@@ -284,6 +284,3 @@ def test_collate_pads_with_background(counts):
     assert batch["boxes_xyxy"].sum(dim=(1, 2)).tolist() == [2 * n for n in counts]
     assert batch["image_ids"].tolist() == [10 + n for n in counts]
     assert batch["colours"][:, 0].tolist() == list(counts)
-
-
-# ---- real data ----------------------------------------------------------------------------------------------------

@@ -194,24 +194,19 @@ def test_the_image_is_the_one_of_the_same_name_or_else_of_filename(kit, command,
     assert boxes(name) == [[0, 0, 40, 30]]
 
 
-def test_the_size_of_the_image_is_taken_if_the_xml_has_none(kit, command, rewrite):
-    rewrite(thing(1, 1, 5, 5), width=0, height=0)
-    assert command("convert", "voc", kit)[0] == 0
-    record = json.loads((kit / "annotations/instances_train.json").read_text())["images"][0]
-    assert (record["width"], record["height"]) == (40, 30)
-
-
-@pytest.mark.parametrize(("said", "fits"), [((30, 40), True), ((40, 30), True), ((41, 30), False)])
-def test_of_an_image_that_is_turned_either_size_is_accepted(kit, command, rewrite, said, fits):
+@pytest.mark.parametrize(
+    ("said", "taken"), [((30, 40), (30, 40)), ((40, 30), (40, 30)), ((0, 0), (30, 40)), ((41, 30), None)]
+)
+def test_of_an_image_that_is_turned_either_size_is_accepted(kit, command, rewrite, said, taken):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(kit / "JPEGImages/000005.jpg", exif=exif)
     rewrite(thing(1, 1, 5, 5), width=said[0], height=said[1])
     code, printed, _ = command("convert", "voc", kit)
-    assert (code == 0) == fits
-    if fits:
+    assert (code == 0) == bool(taken)
+    if taken:
         record = json.loads((kit / "annotations/instances_train.json").read_text())["images"][0]
-        assert (record["width"], record["height"]) == said
+        assert (record["width"], record["height"]) == taken
     else:
         assert "says 41 x 30 pixels, but 000005.jpg has 40 x 30" in printed
 
@@ -276,50 +271,17 @@ def test_all_defects_come_at_once(kit, refused, rewrite):
     (kit / "JPEGImages/000012.jpg").unlink()
     (kit / "JPEGImages/000007.jpg").write_bytes(b"<html>")
     (kit / "ImageSets/Main/train.txt").write_text("000005\n000012\n000099\n")
-    shutil.copy(kit / "Annotations/000005.xml", kit / "Annotations/copy.xml")
-    (kit / "ImageSets/Main/val.txt").write_text("000007\n")
     text = refused("voc", kit)
-    for part in ("000012.xml: no image of this name", "JPEGImages/000007.jpg: cannot be decoded", "4 defects, listed"):
+    parts = (
+        "000012.xml: no image of this name",
+        "JPEGImages/000007.jpg: cannot be decoded",
+        "000099.xml: cannot be read",
+    )
+    for part in (*parts, "4 defects, listed"):
         assert part in text
-    assert "000099.xml: cannot be read: No such file" in text
 
 
 def test_two_files_for_one_image_are_a_defect(kit, refused):
     shutil.copy(kit / "Annotations/000005.xml", kit / "Annotations/copy.xml")
     (kit / "ImageSets/Main/train.txt").write_text("000005\ncopy\n")
     assert "000005.jpg is the image of another file, too" in refused("voc", kit)
-
-
-# ---- real data ----------------------------------------------------------------------------------------------------
-
-
-def as_voc(source, target, zero_based):
-    """Write a data set with boxes in whole pixels as Pascal VOC's XML files."""
-    for half in ("train", "val"):
-        content = json.loads((source / f"annotations/instances_{half}.json").read_text())
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        (target / f"images/{half}").mkdir(parents=True)
-        for image in content["images"][:40]:
-            things = [
-                thing(x + (not zero_based), y + (not zero_based), x + w, y + h, name=names[a["category_id"]])
-                for a in content["annotations"]
-                if a["image_id"] == image["id"]
-                for x, y, w, h in [a["bbox"]]
-            ]
-            path = target / f"images/{half}" / image["file_name"]
-            path.symlink_to(source.absolute() / f"images/{half}" / image["file_name"])
-            text = XML.format(name=path.stem, width=image["width"], height=image["height"], objects="".join(things))
-            path.with_suffix(".xml").write_text(text)
-
-
-@pytest.mark.parametrize("options", [[], ["--zero-based"]])
-def test_real_boxes_come_back_as_they_went(shared_data, tmp_path, command, objects, options):
-    source = shared_data / "bccd"
-    as_voc(source, tmp_path / "set", zero_based=bool(options))
-    assert command("convert", "voc", tmp_path / "set", *options)[0] == 0
-    for half in ("train", "val"):
-        name = f"annotations/instances_{half}.json"
-        converted = objects(tmp_path / "set" / name)
-        files = {file for file, *_ in converted}
-        assert len(files) == 40
-        assert sorted(converted) == sorted(row for row in objects(source / name) if row[0] in files)
