@@ -12,8 +12,6 @@ An object is missed if it is neither found nor would be by a correction of class
 
 The delta of a kind is the rise of AP50 if all its errors, and no others, were corrected; the deltas do not add up to
 1 - AP50. If several detections would be corrected to one object, the one of highest score is; the others are left out.
-
-`confusion_matrix` counts which class is taken for which, in the same terms.
 """
 
 from collections import defaultdict
@@ -35,8 +33,7 @@ def error_breakdown(evaluation: PycocotoolsEvaluation) -> dict:
     """Count the errors of each kind and what they cost. evaluation: of evaluate_coco.
 
     Returns "AP50", "delta_AP50": {kind: 0 to 1} and "counts": {kind: number}, the kinds being those of KINDS.
-    AP50 and its deltas are None if no object counts. So is the delta of `missed` if every object is missed, because
-    nothing is left to score without them. (So a class whose objects are all missed adds nothing to that delta.)"""
+    AP50 and its deltas are None if no object counts. So is the delta of `missed` if every object is missed."""
     objects, found = _what_counts(evaluation)
     dataset = {
         "images": [{"id": number} for number in range(len(evaluation.params.imgIds))],

@@ -1,8 +1,4 @@
-"""What is wrong with the images of a data set, found by decoding every one of them in several processes.
-
-Images are read as by detection/coco/dataset.py: before training, with `data.check_images=true`, and by `python -m
-detection.data check`.
-"""
+"""What is wrong with the images of a data set, found by decoding every one of them in several processes."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence

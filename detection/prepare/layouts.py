@@ -1,8 +1,4 @@
-"""The usual layouts of a data set in COCO's format in a folder, and the overrides that name it.
-
-python -m detection.data layout ~/fiftyone/coco-2017
-python -m detection.data layout my_project.v3i.coco
-"""
+"""The usual layouts of a data set in COCO's format in a folder, and the overrides that name it."""
 
 import argparse
 import json
