@@ -35,14 +35,9 @@ def one_image(folder, read):
 @pytest.mark.parametrize(
     ("mode", "name", "tolerance"),
     [
-        ("L", "x.png", 0),
-        ("LA", "x.png", 0),
-        ("RGBA", "x.png", 0),
-        ("P", "x.png", 0),
+        *[(mode, "x.png", 0) for mode in ("L", "LA", "RGBA", "P", "1")],
         ("P", "x.gif", 0),
         ("CMYK", "x.jpg", 4),
-        ("L", "x.jpg", 4),
-        ("1", "x.png", 0),
     ],
 )
 def test_every_kind_of_image_is_read_as_rgb(one_image, mode, name, tolerance):

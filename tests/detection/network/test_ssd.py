@@ -135,8 +135,6 @@ def test_every_backbone_goes_with_every_neck(name, neck):
     num_anchors = len(model.anchors_cxcywh)
     assert box_deltas.shape == (1, num_anchors, 4)
     assert class_logits.shape == (1, num_anchors, 3)
-    assert box_deltas.isfinite().all()
-    assert class_logits.isfinite().all()
 
 
 @pytest.mark.parametrize("neck", NECKS)
