@@ -9,8 +9,7 @@ from torchvision.ops import box_convert
 
 NO_OBJECT = -1
 
-# An eager CPU goes through the largest tensors in so many pieces of the batch. Memory that is touched for the first
-# time costs a CPU more than the arithmetic on it; small pieces are given the same memory over and over.
+# An eager CPU goes through the largest tensors in so many pieces of the batch, which are given the same memory again.
 CPU_PIECES = 4
 
 

@@ -74,9 +74,7 @@ class _Results(Dataset):
 
 
 def for_each(function: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str) -> Iterator[Any]:
-    """Yield function(item) for each item, in order, from `workers` processes that end with this one.
-
-    Raises what the function raises, and RuntimeError if a process dies, as data.build_loader does."""
+    """Yield function(item) for each item, in order, from `workers` processes. Errors as in data.build_loader."""
     batches = eval_batches(len(items), AT_ONCE, rank=0, world_size=1)
     loader = build_loader(_Results(function, items), batches, list, workers, torch.device("cpu"))
     results = chain.from_iterable(loader)
