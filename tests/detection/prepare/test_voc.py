@@ -116,22 +116,16 @@ def test_classes_are_those_of_both_halves_in_alphabetical_order(kit, command, re
 # ---- halves -------------------------------------------------------------------------------------------------------
 
 
-def test_other_lists_can_be_named(kit, command, objects):
-    (kit / "ImageSets/Main/trainval.txt").write_text("000005\n000007\n")
-    (kit / "ImageSets/Main/test.txt").write_text("000012\n")
-    assert command("convert", "voc", kit, "--train", "trainval", "--val", "test")[0] == 0
-    names = [{name for name, *_ in objects(kit / f"annotations/instances_{half}.json")} for half in ("train", "val")]
-    assert names == [{"000005.jpg", "000007.jpg"}, {"000012.jpg"}]
-
-
-def test_lists_may_be_files_of_ones_own_with_or_without_suffix(kit, tmp_path, command, objects):
+@pytest.mark.parametrize(("train", "val"), [("mine", "rest"), ("mine.txt", "rest.txt")])
+def test_other_lists_can_be_named_and_may_be_files_of_names_with_or_without_suffix(kit, command, objects, train, val):
     for suffix, folder in (("xml", "Annotations"), ("jpg", "JPEGImages")):
         (kit / f"{folder}/000012.{suffix}").rename(kit / f"{folder}/my dog.{suffix}")
-    (tmp_path / "mine.txt").write_text("000005.jpg\n\nmy dog\n")
-    shutil.rmtree(kit / "ImageSets")
-    (tmp_path / "rest.txt").write_text("000007")
-    assert command("convert", "voc", kit, "--train", tmp_path / "mine.txt", "--val", tmp_path / "rest.txt")[0] == 0
-    assert len(objects(kit / "annotations/instances_train.json")) == 3
+    folder = kit if train.endswith(".txt") else kit / "ImageSets/Main"
+    (folder / "mine.txt").write_text("000005.jpg\n\nmy dog\n")
+    (folder / "rest.txt").write_text("000007")
+    assert command("convert", "voc", kit, "--train", train, "--val", val)[0] == 0
+    names = [{name for name, *_ in objects(kit / f"annotations/instances_{half}.json")} for half in ("train", "val")]
+    assert names == [{"000005.jpg", "my dog.jpg"}, {"000007.jpg"}]
 
 
 @pytest.mark.parametrize(
