@@ -1,14 +1,11 @@
 """Annotation files in COCO's format (cocodataset.org/#format-data): read and checked as a whole.
 
-`read_coco` finds every defect of an annotation file (defects.py), and every image that is missing or empty
-(image_files.py), before anything is trained. What it accepts follows these rules:
+What is a defect: see defects.py and image_files.py. What is accepted follows these rules:
 
 - A box that reaches over the edge of its image is cut to it; a box without area (COCO's train2017 has two) is left
   out. Both concern training only and are counted; scores are taken against the untouched file.
 - Crowds (`iscrowd` 1) are never training targets. `iscrowd`, `area`, `segmentation` and `info` may be missing.
 - Category ids may have gaps. Labels inside the network are 1 to num_classes, in the order of the ids; 0 is background.
-
-`survey_coco` reads the same but returns the defects instead of raising, for `python -m detection.data`.
 """
 
 import hashlib
@@ -78,10 +75,7 @@ class ImageRecord(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CocoFile:
-    """A checked annotation file.
-
-    The objects of all images are in a few arrays, image after image: loader processes can share these, whereas a
-    million small objects would be copied into each process that reads them."""
+    """A checked annotation file; the objects of all images are in a few arrays, which loader processes share."""
 
     annotations_path: Path
     images_dir: Path

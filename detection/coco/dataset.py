@@ -1,13 +1,8 @@
 """Detection data image by image: decoding, samples, batches.
 
-- An image is turned as its EXIF orientation says, unless only the unturned one has the width and height of the
-  annotation file. A different size is a defect, found before any pixel is decoded.
-- Grey, CMYK, palette, transparent and deep images become 8-bit RGB (data.to_8_bits says how those of 16 and 32 bits
-  are scaled); of an animation the first picture counts.
-- An image of more than some 179 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`, twice) is refused by its header.
-
-`CocoDetection` plans which part of an image is seen, decodes and resamples it; `collate` makes the batch. A JPEG that
-is shown at half its size or less is decoded to fewer pixels.
+An image is turned as its EXIF orientation says, unless only the unturned one has the width and height of the annotation
+file. Every kind of image becomes 8-bit RGB (data.to_8_bits says how 16 and 32 bits are scaled); of an animation the
+first picture counts.
 """
 
 import math
@@ -118,16 +113,12 @@ class CocoDetection(Dataset):
         return self._load(key[1], self.plan(key))
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Tensor | int]]:
-        """The samples of a batch, as loaders ask for them.
-
-        All are planned before any is loaded, because a plan takes twice as long after a JPEG was decoded: its code
-        and tables have left the processor's cache."""
+        """The samples of a batch, all planned before any is decoded: that leaves the processor's cache to the plans."""
         plans = [self.plan(key) for key in keys]
         return [self._load(index, plan) for (_, index), plan in zip(keys, plans, strict=True)]
 
     def plan(self, key: Key) -> tuple[View, np.ndarray]:
-        """Return what is seen, and the labels of that: drawn from (seed, epoch, index) alone, so that neither the
-        process that loads a sample nor what it loaded before makes a difference."""
+        """Return what is seen, and the labels of that: drawn from (seed, epoch, index) alone."""
         epoch, index = key
         record, size = self.coco.images[index], self.coco.file(index).size
         boxes_xyxy, labels, is_crowd = self.coco.objects(index)

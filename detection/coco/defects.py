@@ -1,9 +1,4 @@
-"""What is wrong with an annotation file in COCO's format: record by record, and in its boxes as a whole.
-
-`sound_records` checks every record against the table FIELDS and against the records it refers to. `what_boxes_are`
-finds mistakes of a whole file whose records are each possible, such as boxes as fractions of the image; it is silent
-unless nearly all boxes agree.
-"""
+"""What is wrong with an annotation file in COCO's format: record by record (FIELDS), and in its boxes as a whole."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath

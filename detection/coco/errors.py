@@ -12,8 +12,6 @@ An object is missed if it is neither found nor would be by a correction of class
 
 The delta of a kind is the rise of AP50 if all its errors, and no others, were corrected; the deltas do not add up to
 1 - AP50. If several detections would be corrected to one object, the one of highest score is; the others are left out.
-
-`confusion_matrix` counts which class is taken for which, in the same terms.
 """
 
 from collections import defaultdict
@@ -35,8 +33,7 @@ def error_breakdown(evaluation: PycocotoolsEvaluation) -> dict:
     """Count the errors of each kind and what they cost. evaluation: of evaluate_coco.
 
     Returns "AP50", "delta_AP50": {kind: 0 to 1} and "counts": {kind: number}, the kinds being those of KINDS.
-    AP50 and its deltas are None if no object counts. So is the delta of `missed` if every object is missed, because
-    nothing is left to score without them. (So a class whose objects are all missed adds nothing to that delta.)"""
+    AP50 and its deltas are None if no object counts. So is the delta of `missed` if every object is missed."""
     objects, found = _what_counts(evaluation)
     dataset = {
         "images": [{"id": number} for number in range(len(evaluation.params.imgIds))],
@@ -57,8 +54,7 @@ def confusion_matrix(evaluation: PycocotoolsEvaluation, score_threshold: float) 
 
     Detections below score_threshold are left out. The diagonal has the matches that AP50 counts as right. The rest is
     matched across classes: the highest score first, to the object with the highest IoU, if that is at least 0.5, each
-    object once. Crowds and detections in them are left out. (hotcoco 1.3 matches across classes at once, so its
-    diagonal is not AP50's, and it counts detections in a crowd as errors.)
+    object once. Crowds and detections in them are left out. (hotcoco's matrix differs in both respects.)
 
     Returns (C + 1, C + 1) int64, classes in the order of their ids, rows true, columns detected; the last row is no
     object (also for a duplicate), the last column not found."""
@@ -101,8 +97,7 @@ def confusion_matrix(evaluation: PycocotoolsEvaluation, score_threshold: float) 
 def _what_counts(evaluation: PycocotoolsEvaluation) -> tuple[list[dict], list[dict]]:
     """Return the objects and detections that AP50 is computed from: no crowds, and no detections in one.
 
-    hotcoco 1.3 would call a detection at the edge of a crowd poorly localised, and move it to the crowd. It takes no
-    negative ids either, so images and classes are renumbered, in the evaluator's order."""
+    (hotcoco 1.3 would move a detection at the edge of a crowd to it.) Images and classes are numbered from 0."""
     image_number = {image_id: number for number, image_id in enumerate(evaluation.params.imgIds)}
     class_number = {category_id: number for number, category_id in enumerate(evaluation.params.catIds)}
     objects, found = [], []

@@ -1,10 +1,8 @@
 """Detections of a data set, and their COCO scores: AP over IoU 0.50 to 0.95 (cocodataset.org/#detection-eval).
 
-`detect` runs a model over a loader and writes what it finds as COCO results: in the pixels of the original images,
-with the ids of the annotation file. `coco_scores` compares such results with the untouched annotation file by
-pycocotools: crowds and areas are those of the file, not those of training. `quick_scores` gets the
-same numbers by hotcoco in a fiftieth of the time (benchmarks/evaluation.md), after each epoch of training.
-`image_statistics` keeps what the score was computed from, image by image.
+`detect` writes what a model finds as COCO results. `coco_scores` compares these with the untouched annotation file by
+pycocotools; `quick_scores` gets the same numbers by hotcoco in a fiftieth of the time (benchmarks/evaluation.md), after
+each epoch of training. `image_statistics` keeps what the score was computed from, image by image.
 """
 
 import contextlib
@@ -39,6 +37,7 @@ METRICS = (
 )  # fmt: skip
 
 
+SCORED = ("image_id", "category_id", "bbox", "iscrowd", "area")  # fields of an annotation
 MOST_DETECTIONS = 100  # of a class in an image that COCO's protocol looks at, however many are reported
 
 NO_RESULTS = np.empty((0, 7))
@@ -134,9 +133,7 @@ def as_dicts(results: np.ndarray) -> list[dict]:
 
 
 class GroundTruth:
-    """An annotation file as it was when it was read: detections are scored against this, even if the file changes.
-
-    path: of the file, to name it. coco: its records for pycocotools, annotations numbered from 1."""
+    """An annotation file as it was when it was read, in `coco`: detections are scored against this."""
 
     def __init__(self, path: str | Path, sha256: str | None = None) -> None:
         """path: an annotation file that detection.coco.annotations has checked. sha256: of what was checked.
@@ -150,13 +147,13 @@ class GroundTruth:
             content = json.loads(text)
         except ValueError as error:
             raise DatasetError(f"{path}: not JSON: {error}") from None
-        self.coco = _index(
-            {
-                "images": content["images"],
-                "categories": content["categories"],
-                "annotations": [_completed(annotation) for annotation in content["annotations"]],
-            }
-        )
+        annotations = [
+            {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
+            | {key: annotation[key] for key in SCORED if key in annotation}
+            for annotation in content["annotations"]
+        ]
+        lists = {name: content[name] for name in ("images", "categories")}
+        self.coco = _index(lists | {"annotations": annotations})
 
     @functools.cached_property
     def hotcoco(self) -> hotcoco.COCO:
@@ -164,18 +161,6 @@ class GroundTruth:
         dataset = self.coco.dataset
         images = [{key: image[key] for key in ("id", "width", "height")} for image in dataset["images"]]
         return hotcoco.COCO(dataset | {"images": images})
-
-
-def _completed(annotation: dict) -> dict:
-    """Return the fields that are scored, `iscrowd` and `area` filled in where the file has none."""
-    bbox = annotation["bbox"]
-    return {
-        "image_id": annotation["image_id"],
-        "category_id": annotation["category_id"],
-        "bbox": bbox,
-        "iscrowd": annotation.get("iscrowd", 0),
-        "area": annotation.get("area", bbox[2] * bbox[3]),
-    }
 
 
 def coco_scores(truth: GroundTruth | str | Path, results: Sequence[dict]) -> dict:

@@ -1,10 +1,8 @@
 """The image files that an annotation file names: where they are, and which of them are missing or empty.
 
-- Nothing outside the image folder can be named: a `file_name` that is absolute or has `..` in it is a defect and is
-  never opened. Symbolic links are followed, the folder itself and those in it: whoever can put one there owns the
-  folder, and folders of links into a shared store are common. Anything but a regular file (a pipe) is never opened.
-- A folder of images with `shrunk.json` in it holds copies with that short side (detection/prepare/shrink.py).
-  Annotations and scores stay in the pixels of the originals.
+Nothing outside the image folder can be named: a `file_name` that is absolute or has `..` in it is a defect and is never
+opened, and neither is anything but a regular file. Symbolic links are followed. A folder with `shrunk.json` in it holds
+copies with that short side (detection/prepare/shrink.py); annotations and scores stay in the pixels of the originals.
 """
 
 import json

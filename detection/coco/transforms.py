@@ -1,9 +1,7 @@
 """Augmentation as for SSD (arXiv 1512.02325, sections 2.2 and 3.6), planned from the boxes before a pixel is decoded.
 
-A transform is a plan: `transform(size, boxes_xyxy, rng)` returns a `View`: which part of a picture fills which place
-of the network's square, and where its objects are then. So an image is decoded once, no finer than needed, and
-resampled once. Colours change last: `distort_colours` works on the finished batch, on the training device, by numbers
-that belong to the image; so a sample depends neither on its batch nor on where it is distorted.
+`transform(size, boxes_xyxy, rng)` returns a `View`, so an image is decoded once, no finer than needed, and resampled
+once. Colours change last: `distort_colours` works on the finished batch, on the training device.
 
 Chances and order are torchvision's: RandomZoomOut, RandomIoUCrop, SanitizeBoundingBoxes, Resize, the flips,
 RandomPhotometricDistort. Colour coming last differs from the paper in that the contrast pivots on the mean of what is

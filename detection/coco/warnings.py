@@ -1,8 +1,7 @@
 """What makes the score of a sound data set mislead: images that are in it twice, and a best score below 1.
 
-COCO's protocol (cocodataset.org/#detection-eval, as pycocotools has it) looks at no more than 100 detections of a class
-in an image, however many objects of it there are. A box without area counts as an object, and nothing can match it.
-Detections end at the edge of their image; a box that reaches over the edge can be missed at high IoU thresholds.
+pycocotools looks at no more than 100 detections of a class in an image. A box without area counts as an object, and
+nothing can match it. A box that reaches over the edge of its image can be missed at high IoU thresholds.
 """
 
 import numpy as np

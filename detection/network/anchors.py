@@ -25,8 +25,8 @@ BOXES_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
 def default_boxes(grid_sizes: Sequence[tuple[int, int]], scales: Sequence[float]) -> Tensor:
     """Lay the default boxes over the grids of the feature maps, clipped to the image.
 
-    The order is level, row, column, box, as the head flattens its maps. A box that crosses the image's edge is cut
-    there. (torchvision's DefaultBoxGenerator lets corners stick out; for boxes inside the image the two agree.)
+    The order is level, row, column, box, as the head flattens its maps. (torchvision's DefaultBoxGenerator, but cut at
+    the image's edge.)
 
     grid_sizes: (rows, columns) of each level's map, high to low resolution.
     scales: one per level and one more, fractions of the image side; see ANCHOR_SCALES.

@@ -6,10 +6,9 @@ they tap. Any ResNet (He et al., arXiv 1512.03385) or Swin (arXiv 2103.14030) ca
     BACKBONES["SwinSBackbone_B"] = dataclasses.replace(BACKBONES["SwinTBackbone_B"], trunk="swin_s")
 
 The extra levels follow SSD (arXiv 1512.02325, section 2.1). Their weights do not depend on the input size, their
-strides and paddings do: `plan_extras` has the rules. So a checkpoint works at any square input of 96 pixels or more.
+strides and paddings do (`plan_extras`), so a checkpoint works at any square input of 96 pixels or more.
 
-Swin sides are those of Microsoft's code, which pads odd sides before merging: 21 merges to 11. The design that these
-rows reproduce dropped the odd row (10); of the rows below only SwinTBackbone_A at 336 pixels meets the difference.
+Swin sides are those of Microsoft's code, which pads odd sides before merging: 21 merges to 11.
 """
 
 from collections.abc import Mapping

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-# The paper's "variances": what the network regresses is the offset divided by these, so that all four
-# coordinates have about unit size. Published SSD weights and torchvision's (10, 10, 5, 5) mean the same.
+# The paper's "variances": the network regresses the offset divided by these (torchvision's weights 10, 10, 5, 5).
 CENTER_VARIANCE = 0.1
 SIZE_VARIANCE = 0.2
 

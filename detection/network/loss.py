@@ -1,7 +1,6 @@
 """The MultiBox loss with hard negative mining (SSD, arXiv 1512.02325, section 2.2, eq. 1), and its plateau.
 
-Equal to torchvision's SSD.compute_loss in value and gradient, for the whole batch at once: the number of
-operators does not grow with the batch, and on a GPU none of them needs a value on the host, so it never waits.
+Equal to torchvision's SSD.compute_loss in value and gradient, for the whole batch at once and without waits for a GPU.
 """
 
 from collections.abc import Sequence
@@ -59,8 +58,8 @@ def multibox_loss(
     num_positives = is_positive.sum()
     is_trained = _trained_anchors(class_logits, is_positive, negatives_per_positive)  # (B, A)
 
-    # Of 32 x 8,732 rows some 4,000 are trained. A CPU pays for every row, so it selects these; a GPU pays for every
-    # wait, and to know how many there are it would wait, so it takes them all and lets the others count nothing.
+    # A CPU pays for every row, so it selects those trained; a GPU would wait to know how many these are, so it takes
+    # all rows and lets the others count nothing.
     rows = is_trained.nonzero(as_tuple=True) if is_trained.is_cpu else ...  # R: n, or B, A
     is_positive, is_trained, object_index = is_positive[rows], is_trained[rows], matched.clamp(min=0)[rows]  # (R)
     image = torch.arange(num_images, device=matched.device)[:, None].expand(-1, num_anchors)[rows]  # (R)
@@ -98,8 +97,7 @@ def _background_cross_entropy(class_logits: Tensor) -> Tensor:
     """Return -log of the background's softmax probability for class_logits (B, A, num_classes + 1): (B, A) float32."""
     if not class_logits.is_cpu or torch.compiler.is_compiling():
         return -class_logits.log_softmax(dim=-1, dtype=torch.float32)[..., 0]
-    # Eager, the other classes' probabilities (90 MB for 32 images of COCO) would be written out. On a CPU it takes
-    # longer to get so much memory than to fill it: a buffer for a piece at a time serves as well.
+    # On a CPU it takes longer to get memory for all classes' probabilities than to fill it: one piece at a time.
     rows, result = class_logits.flatten(0, 1), torch.empty(class_logits.shape[:2])
     pieces = rows.chunk(CPU_PIECES)
     buffer = torch.empty_like(pieces[0], dtype=torch.float32)
@@ -114,11 +112,8 @@ def constant_predictor_loss(class_counts: Sequence[int] | Tensor, negatives_per_
     nothing.
 
     If every anchor gets the same probabilities p, a fraction f_c of the positives is of class c, and beside each
-    positive k equally hard negatives are trained, the loss per positive is
-
-        -sum_c f_c log p_c - k log p_0  =  (k + 1) H(q, p)   with   q = (k, f_1, ..., f_C) / (k + 1),
-
-    a cross-entropy, which is least at p = q (Gibbs' inequality): (k + 1) H(q), with H the entropy in nats.
+    positive k negatives are trained, the loss per positive is (k + 1) H(q, p), q = (k, f_1, ..., f_C) / (k + 1), a
+    cross-entropy, which is least at p = q: (k + 1) H(q), with H the entropy in nats.
 
     class_counts: (num_classes,) positives of each foreground class, estimated by the counts of the objects.
     negatives_per_positive: k. Raises ValueError if there is nothing to count."""

@@ -1,7 +1,6 @@
 """Which default box matches which object (SSD, arXiv 1512.02325, section 2.2, "Matching strategy").
 
-The rule of torchvision's SSDMatcher, for the whole batch at once: the number of operators does not grow with
-the batch, and none of them needs a value on the host, so a GPU never waits and a compiler sees one graph.
+The rule of torchvision's SSDMatcher, for the whole batch at once and without waits for a GPU.
 """
 
 import torch
@@ -10,8 +9,7 @@ from torchvision.ops import box_convert
 
 NO_OBJECT = -1
 
-# An eager CPU goes through the largest tensors in so many pieces of the batch. Memory that is touched for the first
-# time costs a CPU more than the arithmetic on it; small pieces are given the same memory over and over.
+# An eager CPU goes through the largest tensors in so many pieces of the batch, which are given the same memory again.
 CPU_PIECES = 4
 
 
@@ -35,8 +33,7 @@ def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, io
     best_iou, best_object, best_anchor = map(torch.cat, zip(*overlaps, strict=True))
     matched = torch.where(best_iou >= iou_threshold, best_object, NO_OBJECT)  # (B, A)
 
-    # Several objects may write to one anchor. A plain scatter would leave the winner to the order in which
-    # threads happen to run; the largest index is the same everywhere.
+    # Of several objects that claim an anchor the largest index wins: a plain scatter would leave that to chance.
     objects = torch.arange(labels.shape[1], device=labels.device)
     claims = torch.where(is_object, objects, NO_OBJECT)  # (B, M)
     claimed_by = torch.full_like(matched, NO_OBJECT).scatter_reduce(1, best_anchor, claims, "amax")

@@ -1,10 +1,7 @@
 """Necks: mix the backbone's maps over resolutions, and give all of them the same channels.
 
-    neck = build_neck("fpn", backbone.out_channels)
-    maps = neck(backbone(images))
-
-Every neck takes and returns a list of maps from high to low resolution, and keeps their sides. `out_channels` has the
-channels of what it returns. Sides come from the tensors, so a map need not have half the side of the one before it.
+Every neck takes and returns a list of maps from high to low resolution, and keeps their sides, whatever these are.
+`out_channels` has the channels of what it returns.
 """
 
 from collections.abc import Sequence

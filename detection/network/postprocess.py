@@ -1,8 +1,7 @@
 """From the network's output to detections: scores, a threshold, non-maximum suppression per class, the best.
 
-Two things save most of the work. The logits alone tell which anchors can reach the threshold, and only these get a
-softmax. And what is suppressed depends only on better pairs of anchor and class: the best few hundred nearly always
-yield as many detections as asked for, and are the beginning of what all pairs would yield.
+Only anchors whose logits can reach the threshold get a softmax. What is suppressed depends only on better pairs of
+anchor and class, so the best few hundred nearly always yield enough detections.
 """
 
 import math
@@ -126,8 +125,6 @@ def _best_pairs(scores: Tensor, best_scores: Tensor, score_threshold: float, lim
 def _class_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, nms_iou: float) -> Tensor:
     """Suppress boxes (n, 4) in [0, 1] that overlap a better one of their class; the survivors, best first.
 
-    One call for all classes, whose boxes are moved apart. In float64, so that moving them does not round them:
-    torchvision's batched_nms does so in float32, and only where they are few.
-    """
+    One call for all classes, whose boxes are moved apart, in float64 so that this does not round them."""
     apart = boxes_xyxy.double() + 2 * labels[:, None]
     return nms(apart, scores.double(), nms_iou)

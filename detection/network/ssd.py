@@ -1,7 +1,4 @@
-"""The detector: backbone, neck and one convolutional head per level (SSD, arXiv 1512.02325, figure 2).
-
-Loss and post-processing stand outside: see detection.network.loss and detection.network.postprocess.
-"""
+"""The detector: backbone, neck and one convolutional head per level (SSD, arXiv 1512.02325, figure 2)."""
 
 import math
 from collections.abc import Sequence

@@ -1,11 +1,6 @@
 """Check a whole data set: read every annotation, decode every image, list all that is wrong at once.
 
-    python -m detection.data check configs/bccd.yaml data.root=/datasets/bccd
-    python -m detection.data check /datasets/bccd
-    python -m detection.data check annotations/instances_val2017.json --images val2017 --json defects.json
-
-Annotations are read by the rules of detection/coco. Training itself checks only that the images are there;
-`data.check_images=true` makes it decode them all before it starts.
+Training itself checks the annotations, and only that the images are there, unless `data.check_images=true`.
 """
 
 import argparse

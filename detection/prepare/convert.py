@@ -1,15 +1,11 @@
-"""Annotations of other formats into COCO's.
-
-    python -m detection.data convert voc VOCdevkit/VOC2007 --train trainval --val test
-    python -m detection.data convert yolo my_project.v3i.yolov8
+"""Annotations of other formats (voc.py, yolo.py) into COCO's.
 
 Writes annotations/instances_{train,val}.json, or instances_all.json if the data set has no halves; the images stay
-where they are. Everything is read before anything is written: files that cannot be converted are all listed, with place
-and reason, and then nothing is written. What is converted with a change, such as a box cut at the edge of its image,
-is counted.
+where they are. Everything is read before anything is written: if files cannot be converted, all are listed, and nothing
+is written. What is converted with a change, such as a box cut at the edge of its image, is counted.
 
-voc.py and yolo.py define how each format is read. (supervision reads both, but drops `difficult`, lists of images and
-outlines, stops at the first broken file, and decodes every image of a VOC data set.)
+(supervision reads both formats, but drops `difficult`, lists of images and outlines, and stops at the first broken
+file.)
 """
 
 import argparse

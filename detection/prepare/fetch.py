@@ -1,13 +1,8 @@
 """Download COCO 2017, check it, and unpack it where the configs look for it.
 
-    python -m detection.data fetch coco2017 datasets/coco
-
-makes ROOT/annotations/instances_{train,val}2017.json, ROOT/val2017 and ROOT/train2017 from three archives, 20.4 GB.
-They are downloaded one after the other to ROOT/downloads (weights/download.py), which is removed at the end. Archives
-in ROOT itself, copied from another machine, are used instead, and kept.
-
-Called again, it does what is missing: only images that the annotation files list and that are not there are unpacked,
-each completely or not at all.
+Three archives, 20.4 GB, are downloaded one after the other to ROOT/downloads, which is removed at the end. Archives in
+ROOT itself are used instead, and kept. Called again, it does what is missing: only images that the annotation files
+list and that are not there are unpacked, each completely or not at all.
 """
 
 import argparse

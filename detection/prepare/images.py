@@ -1,8 +1,4 @@
-"""What is wrong with the images of a data set, found by decoding every one of them in several processes.
-
-Images are read as by detection/coco/dataset.py: before training, with `data.check_images=true`, and by `python -m
-detection.data check`.
-"""
+"""What is wrong with the images of a data set, found by decoding every one of them in several processes."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -78,9 +74,7 @@ class _Results(Dataset):
 
 
 def for_each(function: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str) -> Iterator[Any]:
-    """Yield function(item) for each item, in order, from `workers` processes that end with this one.
-
-    Raises what the function raises, and RuntimeError if a process dies, as data.build_loader does."""
+    """Yield function(item) for each item, in order, from `workers` processes. Errors as in data.build_loader."""
     batches = eval_batches(len(items), AT_ONCE, rank=0, world_size=1)
     loader = build_loader(_Results(function, items), batches, list, workers, torch.device("cpu"))
     results = chain.from_iterable(loader)

@@ -1,8 +1,4 @@
-"""The usual layouts of a data set in COCO's format in a folder, and the overrides that name it.
-
-python -m detection.data layout ~/fiftyone/coco-2017
-python -m detection.data layout my_project.v3i.coco
-"""
+"""The usual layouts of a data set in COCO's format in a folder, and the overrides that name it."""
 
 import argparse
 import json
@@ -201,8 +197,7 @@ def image_folder(annotations_path: Path) -> Path:
 def mark_of(annotations_path: Path) -> dict[str, Any] | None:
     """Return what `write_annotations` has put first in a file: "command", "images", ...; None for any other file.
 
-    Only the beginning of the file is read, because all of COCO's takes half a minute. Nothing outside the data set is
-    opened because a mark says so: see `leads_out`."""
+    Only the beginning of the file is read, because all of COCO's takes half a minute."""
     try:
         with annotations_path.open(encoding="utf-8", errors="replace") as file:
             text = file.read(MOST_MARK)

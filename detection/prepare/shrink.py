@@ -1,15 +1,11 @@
 """Rewrite the images of a data set once, smaller: they take less room, and less time to decode at every epoch.
 
-    python -m detection.data shrink datasets/coco --short-side 400
+Every annotations/instances_X.json is copied byte for byte, and the images it lists become JPEGs, whatever their names
+say; a smaller image is copied as it is. `shrunk.json` among the images says that width and height in the annotations
+are the original's, so boxes, detections and scores stay in its pixels.
 
-makes datasets/coco_400: every annotations/instances_X.json of the original, byte for byte, and the images it lists,
-as JPEGs whatever their names say. A smaller image is copied as it is. `shrunk.json` among the images says that width
-and height in the annotations are the original's, so boxes, detections and scores stay in its pixels, and an image of
-a different size than its copy should have is still an error.
-
-Choose a short side above the network's input size: random crops enlarge what they show. Stopped and started again, the
-command continues; the annotations are copied last, so nothing can be trained on half a copy. Copies are never
-rewritten: after a change of the originals, shrink into a new folder.
+Stopped and started again, the command continues; the annotations are copied last, so nothing can be trained on half a
+copy. Copies are never rewritten: after a change of the originals, shrink into a new folder.
 """
 
 import argparse

@@ -1,11 +1,7 @@
 """One annotation file for all images into two: one to train on and one to validate on.
 
-    python -m detection.data split my_export --val-share 0.2
-    python -m detection.data split my_export/result.json --groups '^(patient_[0-9]+)'
-
-Writes annotations/instances_{train,val}.json; the images stay where they are, and both files name the same folder.
-Every record of an image or object is copied as it is, and both files list all categories. An image is in one half
-only; so are all images of a group, such as those of one patient or video, which are too alike to test a detector on.
+Writes annotations/instances_{train,val}.json; the images stay where they are. Records are copied as they are, and both
+files list all categories. An image is in one half only; so are all images of a group, such as one patient or video.
 
 Which half an image is in depends on its name, the seed and the classes, not on the order of the file: groups are drawn
 in the order of a hash. First come those that bring a class into val that is not there yet, the rarest class first;

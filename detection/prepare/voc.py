@@ -1,16 +1,12 @@
 """Pascal VOC's annotations, an XML file for each image, as its development kit (2007) and tools like LabelImg have it.
 
-    python -m detection.data convert voc VOCdevkit/VOC2007 --train trainval --val test
-    python -m detection.data convert voc photos --zero-based --train train.txt --val val.txt
-
 - VOC's boxes name their first and last pixels, counted from 1: xmin 1 and xmax W span an image of W pixels. So x is
   xmin - 1, and the width is xmax - xmin + 1. Tools write edges counted from 0 instead (LabelImg does, except that it
   writes 1 for 0); `zero_based` reads these. No file says which it is, and the difference is a pixel.
-- `difficult` objects become crowds, `iscrowd` 1. VOC's evaluation counts a detection of one neither as right nor as
-  wrong, and crowds are the only objects in COCO's format that its evaluation treats so; crowds are no training targets.
-  COCO is a little more lenient: a detection need only be within a crowd to be ignored, not match its box.
+- `difficult` objects become crowds, the only objects of which COCO's evaluation counts a detection neither as right nor
+  as wrong, as VOC's does for `difficult`. COCO is a little more lenient: a detection need only be within a crowd.
 - Classes are the names found in both halves, in alphabetical order, with ids from 1. `pose`, `truncated`, `occluded`
-  and parts of objects (`part`) have no place in COCO's format and are left out.
+  and `part` are left out.
 - The image of ID.xml is ID.jpg (or .png, ...) beside it or in JPEGImages/ or images/ for Annotations/. `filename`
   counts only if there is no such image, because tools keep the old name when files are renamed.
 """

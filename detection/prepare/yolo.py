@@ -1,7 +1,5 @@
 """YOLO's labels: a text file for each image, a line for each object, and data.yaml with the names of the classes.
 
-    python -m detection.data convert yolo my_project.v3i.yolov8
-
 - A line is `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, the outline of an object, as fractions of the image's
   sides; the class counts from 0. Of an outline the box around it is taken, and the outline kept as `segmentation`.
 - The labels of images/a/b.jpg are labels/a/b.txt, or beside the image if no folder is called images. An image without

@@ -35,14 +35,9 @@ def one_image(folder, read):
 @pytest.mark.parametrize(
     ("mode", "name", "tolerance"),
     [
-        ("L", "x.png", 0),
-        ("LA", "x.png", 0),
-        ("RGBA", "x.png", 0),
-        ("P", "x.png", 0),
+        *[(mode, "x.png", 0) for mode in ("L", "LA", "RGBA", "P", "1")],
         ("P", "x.gif", 0),
         ("CMYK", "x.jpg", 4),
-        ("L", "x.jpg", 4),
-        ("1", "x.png", 0),
     ],
 )
 def test_every_kind_of_image_is_read_as_rgb(one_image, mode, name, tolerance):
@@ -190,8 +185,8 @@ def test_what_is_no_upright_jpeg_is_not_reduced(one_image, name, orientation, si
 # ---- samples and batches ------------------------------------------------------------------------------------------
 
 
-def sample_coco(sample_root, split="train"):
-    return read_coco(sample_root / f"annotations/instances_{split}.json", sample_root / f"images/{split}")
+def sample_coco(sample_root):
+    return read_coco(sample_root / "annotations/instances_train.json", sample_root / "images/train")
 
 
 def test_a_sample_has_fractions_of_the_square_and_the_file_s_image_id(read, content):
@@ -210,7 +205,7 @@ def test_crowds_are_no_targets(read, content):
 
 def test_a_sample_depends_on_seed_epoch_and_index_only(sample_root):
     coco, transform = sample_coco(sample_root), train_transform(AugmentConfig(), 64)
-    dataset, other = CocoDetection(coco, transform, seed=1), CocoDetection(coco, transform, seed=2)
+    dataset, other = (CocoDetection(coco, transform, seed) for seed in (1, 2))
     first = dataset[2, 3]
     dataset[0, 1]
     state = torch.get_rng_state()
@@ -284,6 +279,3 @@ def test_collate_pads_with_background(counts):
     assert batch["boxes_xyxy"].sum(dim=(1, 2)).tolist() == [2 * n for n in counts]
     assert batch["image_ids"].tolist() == [10 + n for n in counts]
     assert batch["colours"][:, 0].tolist() == list(counts)
-
-
-# ---- real data ----------------------------------------------------------------------------------------------------

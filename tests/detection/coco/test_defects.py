@@ -107,10 +107,6 @@ def what(boxes, size=SIZE):
     return what_boxes_are(boxes, np.tile(size, (len(boxes), 1)))
 
 
-def as_fractions(boxes):
-    return boxes / np.tile(SIZE, 2)
-
-
 def test_correct_boxes_are_not_suspected(boxes):
     far_over, small = boxes.copy(), boxes.copy()
     far_over[:60, 2:] *= 3
@@ -121,7 +117,8 @@ def test_correct_boxes_are_not_suspected(boxes):
 
 
 def test_fractions_are_recognised(boxes):
-    fractions, among_empty = as_fractions(boxes), as_fractions(boxes)
+    fractions = boxes / np.tile(SIZE, 2)
+    among_empty = fractions.copy()
     among_empty[50:] = 0
     for spoiled in (fractions, fractions[:1], among_empty, as_centres(fractions), as_corners(fractions)):
         assert "are these fractions" in what(spoiled)
@@ -131,12 +128,9 @@ def test_fractions_are_recognised(boxes):
     ("spoil", "parts"),
     [(as_corners, ["[x1, y1, x2, y2]", "Subtract"]), (as_centres, ["[cx, cy, width, height]", "half the width"])],
 )
-def test_corners_and_centres_are_recognised(boxes, spoil, parts):
+def test_corners_centres_and_swapped_sides_are_recognised(boxes, spoil, parts):
     for part in parts:
         assert part in what(spoil(boxes))
-
-
-def test_swapped_sides_are_recognised(boxes):
     assert "swapped" in what(boxes, SIZE[::-1])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detection.coco.errors import KINDS, confusion_matrix, error_breakdown
-from detection.coco.evaluation import coco_scores, evaluate_coco, image_statistics
+from detection.coco.evaluation import evaluate_coco, image_statistics, summary_of
 
 CAT, DOG = 1, 7  # category ids
 BOX, OTHER_BOX = [10, 10, 40, 40], [200, 200, 40, 40]
@@ -104,12 +104,16 @@ def test_errors_are_counted_and_priced(tmp_path, case):
     assert json.loads(json.dumps(errors)) == errors
 
 
-def test_ap50_of_the_coco_sample_is_that_of_pycocotools(shared_data):
+@pytest.fixture
+def sample(shared_data):
+    """pycocotools' evaluation of its own sample of results."""
     folder = shared_data / "cocoeval100"
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
-    path = folder / "instances_val2014_100.json"
-    found = error_breakdown(evaluate_coco(path, results))
-    assert found["AP50"] == pytest.approx(coco_scores(path, results)["AP50"], abs=1e-12)
+    return evaluate_coco(folder / "instances_val2014_100.json", results)
+
+
+def test_ap50_of_the_coco_sample_is_that_of_pycocotools(sample):
+    assert error_breakdown(sample)["AP50"] == pytest.approx(summary_of(sample)["AP50"], abs=1e-12)
 
 
 # ---- which class is taken for which: rows cat, dog, nothing; columns cat, dog, not found ---------------------
@@ -145,12 +149,8 @@ def test_of_two_objects_of_other_classes_the_nearer_is_the_one_that_is_confused(
 
 
 @pytest.mark.parametrize("score_threshold", [0.0, 0.5])
-def test_the_diagonal_is_what_ap50_counts_as_right_and_every_object_is_in_its_row(shared_data, score_threshold):
-    folder = shared_data / "cocoeval100"
-    results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
-    path = folder / "instances_val2014_100.json"
-    evaluation = evaluate_coco(path, results)
-    matches, found = image_statistics(evaluation), confusion_matrix(evaluation, score_threshold)
+def test_the_diagonal_is_what_ap50_counts_as_right_and_every_object_is_in_its_row(sample, score_threshold):
+    matches, found = image_statistics(sample), confusion_matrix(sample, score_threshold)
     is_sure = matches.scores >= score_threshold
     right = matches.detection_classes[is_sure & matches.true_positives[:, 0]]
     assert found.diagonal()[:-1].tolist() == np.bincount(right, minlength=80).tolist()

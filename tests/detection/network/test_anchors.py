@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
@@ -23,16 +21,6 @@ def torchvision_default_boxes(grid_sizes, scales):
 @pytest.mark.parametrize(("grid_sizes", "count"), [(SSD300_GRIDS, 8732), (SWIN336_GRIDS, 10684)])
 def test_the_number_of_boxes_is_the_published_one(grid_sizes, count):
     assert default_boxes(grid_sizes, ANCHOR_SCALES["ssd"]).shape == (count, 4)
-
-
-def test_a_box_across_the_edge_is_cut_there_by_hand():
-    # The 1x1 last level: a lying box of scale 0.9, 1.27 wide and 0.64 high, cut to the image's full width.
-    lying = default_boxes([(1, 1)] * 6, ANCHOR_SCALES["ssd"])[-2]
-    torch.testing.assert_close(lying, torch.tensor([0.5, 0.5, 1.0, 0.9 / math.sqrt(2)]))
-    # The first cell of a 10x10 first level: centre 0.05, a square of 0.1 fits exactly, the next one is cut.
-    square = default_boxes([(10, 10)] + [(1, 1)] * 5, ANCHOR_SCALES["ssd"])[1]
-    right = 0.05 + math.sqrt(0.1 * 0.2) / 2
-    torch.testing.assert_close(square, torch.tensor([right / 2, right / 2, right, right]))
 
 
 @pytest.mark.parametrize("preset", ANCHOR_SCALES)

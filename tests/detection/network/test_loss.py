@@ -7,7 +7,7 @@ from torchvision.ops import box_convert
 from detection.network.loss import constant_predictor_loss, multibox_loss
 from detection.network.matching import match_anchors
 from tests.detection.network import peers
-from tests.detection.network.peers import NUM_CLASSES, OperatorCount, torchvision_ssd
+from tests.detection.network.peers import NUM_CLASSES, OperatorCount, random_objects, torchvision_ssd
 
 # On a grid of 1/1024, corners and centres are exact in float32: both libraries start from the same numbers.
 ANCHORS = (peers.ANCHORS * 512).round() / 512
@@ -16,18 +16,13 @@ ANCHORS = (peers.ANCHORS * 512).round() / 512
 def random_batch(seed, batch_size=6, max_objects=7):
     """Boxes, labels (zero padded; the first image has no object) and a network's outputs that want gradients."""
     generator = torch.Generator().manual_seed(seed)
-    counts = torch.randint(0, max_objects + 1, (batch_size,), generator=generator)
-    counts[0] = 0
-    is_padding = torch.arange(max_objects) >= counts[:, None]
-    corner = torch.rand(batch_size, max_objects, 2, generator=generator) * 0.6
-    size = torch.rand(batch_size, max_objects, 2, generator=generator) * 0.35 + 0.05
-    boxes_xyxy = (torch.cat([corner, corner + size], dim=-1) * 1024).round() / 1024
-    labels = torch.randint(1, NUM_CLASSES + 1, (batch_size, max_objects), generator=generator)
+    boxes_xyxy, labels = random_objects(generator, batch_size, max_objects, quantum=1 / 1024)
+    boxes_xyxy[0], labels[0] = 0, 0
     box_deltas = torch.randn(batch_size, len(ANCHORS), 4, generator=generator) * 2
     class_logits = torch.randn(batch_size, len(ANCHORS), NUM_CLASSES + 1, generator=generator) * 3
     return {
-        "boxes_xyxy": boxes_xyxy.masked_fill(is_padding[..., None], 0),
-        "labels": labels.masked_fill(is_padding, 0),
+        "boxes_xyxy": boxes_xyxy,
+        "labels": labels,
         "box_deltas": box_deltas.requires_grad_(),
         "class_logits": class_logits.requires_grad_(),
     }
@@ -108,11 +103,8 @@ def test_negatives_run_out_before_a_positive_counts_twice():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_outputs_are_scored_in_float32(autocast):
     batch = random_batch(seed=3)
-    half = {
-        name: tensor.detach().bfloat16() if tensor.is_floating_point() else tensor for name, tensor in batch.items()
-    }
-    half["boxes_xyxy"] = batch["boxes_xyxy"]
-    rounded = half | {name: half[name].float() for name in ("box_deltas", "class_logits")}
+    half = batch | {name: batch[name].detach().bfloat16() for name in ("box_deltas", "class_logits")}
+    rounded = batch | {name: half[name].float() for name in ("box_deltas", "class_logits")}
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         losses = losses_of(half)
     assert losses["box"].dtype == losses["classification"].dtype == torch.float32

@@ -4,21 +4,7 @@ from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_convert, box_iou
 
 from detection.network.matching import match_anchors
-from tests.detection.network.peers import ANCHORS
-
-
-def random_batch(generator, batch_size, max_objects, quantum=None):
-    """Boxes and labels, zero padded; sides that are multiples of `quantum` make equal overlaps likely."""
-    counts = torch.randint(0, max_objects + 1, (batch_size,), generator=generator)
-    corner = torch.rand(batch_size, max_objects, 2, generator=generator) * 0.7
-    size = torch.rand(batch_size, max_objects, 2, generator=generator) * 0.5 + 0.02
-    boxes_xyxy = torch.cat([corner, (corner + size).clamp(max=1)], dim=-1)
-    if quantum is not None:
-        boxes_xyxy = (boxes_xyxy / quantum).round() * quantum
-        boxes_xyxy[..., 2:] = torch.maximum(boxes_xyxy[..., 2:], boxes_xyxy[..., :2] + quantum)
-    labels = torch.randint(1, 5, (batch_size, max_objects), generator=generator)
-    is_padding = torch.arange(max_objects) >= counts[:, None]
-    return boxes_xyxy.masked_fill(is_padding[..., None], 0), labels.masked_fill(is_padding, 0)
+from tests.detection.network.peers import ANCHORS, random_objects
 
 
 def torchvision_matches(boxes_xyxy, labels, anchors_cxcywh, iou_threshold):
@@ -36,7 +22,7 @@ def torchvision_matches(boxes_xyxy, labels, anchors_cxcywh, iou_threshold):
 @pytest.mark.parametrize("iou_threshold", [0.3, 0.5, 0.9])
 def test_matching_equals_torchvision(seed, quantum, iou_threshold):
     generator = torch.Generator().manual_seed(seed)
-    boxes_xyxy, labels = random_batch(generator, batch_size=16, max_objects=1 + 2 * seed, quantum=quantum)
+    boxes_xyxy, labels = random_objects(generator, 16, 1 + 2 * seed, quantum)
     matched = match_anchors(boxes_xyxy, labels, ANCHORS, iou_threshold)
     assert torch.equal(matched, torchvision_matches(boxes_xyxy, labels, ANCHORS, iou_threshold))
 

@@ -14,8 +14,6 @@ from detection.network.necks import NECKS, build_neck
 from detection.network.postprocess import PostprocessConfig, postprocess
 from detection.network.ssd import FOREGROUND_PRIOR, SSD, ModelConfig, build_ssd
 
-TINY_ANCHORS = 4 * 16**2 + 6 * (8**2 + 4**2 + 2**2) + 4 * (1 + 1)  # of a TinyBackbone at 64 pixels
-
 
 class TinyBackbone(nn.Module):
     """Six maps from a quarter of the image's side down to 1, by way of layers whose passes could leave a trace."""
@@ -50,15 +48,6 @@ def losses_of(model, images, boxes_xyxy, labels):
 
 
 # --- the network
-
-
-def test_one_box_and_one_row_of_logits_per_anchor():
-    model = tiny_ssd(num_classes=3)
-    box_deltas, class_logits = model(torch.rand(2, 3, 64, 64))
-    assert model.anchors_cxcywh.shape == (TINY_ANCHORS, 4)
-    assert "anchors_cxcywh" not in model.state_dict()
-    assert box_deltas.shape == (2, TINY_ANCHORS, 4)
-    assert class_logits.shape == (2, TINY_ANCHORS, 4)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -135,8 +124,7 @@ def test_every_backbone_goes_with_every_neck(name, neck):
     num_anchors = len(model.anchors_cxcywh)
     assert box_deltas.shape == (1, num_anchors, 4)
     assert class_logits.shape == (1, num_anchors, 3)
-    assert box_deltas.isfinite().all()
-    assert class_logits.isfinite().all()
+    assert "anchors_cxcywh" not in model.state_dict()
 
 
 @pytest.mark.parametrize("neck", NECKS)

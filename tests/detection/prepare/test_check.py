@@ -80,23 +80,17 @@ def test_defects_of_annotations_and_images_are_found_in_one_pass(folder, content
     for name in ("a.png", "more/b.png"):
         halve(folder / "images" / name)
     code, printed, errors = check(*write(folder, content), "--json", folder / "report.json")
-    found = [
-        ("annotations.json", "images[0] (id 50)", "no 'width'"),
-        ("annotations.json", "annotations[0] (id 1)", "category_id 99: no such category"),
-        ("images/a.png", "image id 50", "cannot be decoded: image file is truncated"),
-        ("images/more/b.png", "image id 20", "cannot be decoded: image file is truncated"),
-    ]
     assert code == 2
     assert errors == [f"error: {folder / 'annotations.json'}: 4 defects, listed above"]
-    assert "error" not in printed
-    lines = printed.splitlines()[1:5]
     (report,) = json.loads((folder / "report.json").read_text())
-    for line, entry, (file, record, what) in zip(lines, report["defects"], found, strict=True):
-        assert line.startswith(str(folder / file))
-        assert f"  {record}  " in line
-        assert what in line
-        assert (entry["file"], entry["record"]) == (str(folder / file), record)
-        assert what in entry["defect"]
+    assert [(defect["file"].removeprefix(f"{folder}/"), defect["record"]) for defect in report["defects"]] == [
+        ("annotations.json", "images[0] (id 50)"),
+        ("annotations.json", "annotations[0] (id 1)"),
+        ("images/a.png", "image id 50"),
+        ("images/more/b.png", "image id 20"),
+    ]
+    for line, defect in zip(printed.splitlines()[1:5], report["defects"], strict=True):
+        assert all(text in line for text in defect.values())
 
 
 def test_blank_images_are_counted_and_do_not_fail_the_check(folder, content, check):

@@ -39,15 +39,6 @@ def test_the_check_finds_a_broken_image(read, folder, content, spoil, message):
     assert message in broken.what
 
 
-def test_the_check_leaves_kinds_of_images_alone_that_training_reads(read, folder):
-    turned = Image.Exif()
-    turned[0x0112] = 8
-    Image.linear_gradient("L").resize((30, 40)).convert("CMYK").save(folder / "images/x.jpg", exif=turned)
-    record = {"id": 5, "file_name": "x.jpg", "width": 40, "height": 30}
-    coco = read({"categories": [{"id": 1, "name": "thing"}], "images": [record], "annotations": []})
-    assert find_defects([coco.file(0)], 1, "checking") == []
-
-
 @pytest.mark.parametrize(
     ("image", "what"),
     [

@@ -12,15 +12,14 @@ from detection.prepare.check import DataSection
 from detection.prepare.layouts import EXAMPLE, MARK, PROJECT, find_data, image_folder, overrides
 from engine.config import load_config
 
-CONFIG = "data: {root: nowhere, train: {images: a, annotations: b}, val: {images: c, annotations: d}}\n"
-
 
 @pytest.fixture
 def configured(tmp_path):
     """The `data` section of a config after overrides, given as a shell reads them."""
 
     def configured(words):
-        (tmp_path / "config.yaml").write_text(CONFIG)
+        text = "data: {root: nowhere, train: {images: a, annotations: b}, val: {images: c, annotations: d}}"
+        (tmp_path / "config.yaml").write_text(text)
         return load_config(tmp_path / "config.yaml", words, DataSection).data
 
     return configured
@@ -46,21 +45,6 @@ def test_a_layout_is_recognised_and_training_reads_it(
     assert [len(read_coco(*data.paths(half)).images) for half in ("train", "val")] == [6, 3]
 
 
-@pytest.fixture
-def converted(lay_out):
-    """A data set whose annotation files begin as `convert` has them begin; {} in its image_folder is the half."""
-
-    def converted(image_folder):
-        root = lay_out("{}/images", "annotations/instances_{}.json")
-        for half in ("train", "val"):
-            path = root / f"annotations/instances_{half}.json"
-            mark = {"command": "convert", "images": image_folder.format(half)}
-            path.write_text(json.dumps({MARK: mark} | json.loads(path.read_text())))
-        return root
-
-    return converted
-
-
 @pytest.mark.parametrize("folder", ["it's", "a: b", "2017"])
 def test_odd_names_reach_the_config_as_they_are(lay_out, configured, monkeypatch, folder):
     root = lay_out("images/{}", "annotations/instances_{}.json", folder=folder)
@@ -79,10 +63,14 @@ def test_the_config_in_the_command_exists_wherever_one_is(lay_out, command, monk
 
 
 @pytest.mark.parametrize(
-    ("image_folder_given", "found"), [("{}/images", "val/images"), ("../set/{}/images", "val"), ("/{}/images", "val")]
+    ("said", "found"), [("{}/images", "val/images"), ("../set/{}/images", "val"), ("/{}/images", "val")]
 )
-def test_images_are_where_convert_says_but_never_outside_the_data_set(converted, image_folder_given, found):
-    root = converted(image_folder_given)
+def test_images_are_where_convert_says_but_never_outside_the_data_set(lay_out, said, found):
+    root = lay_out("{}/images", "annotations/instances_{}.json")
+    for half in ("train", "val"):
+        path = root / f"annotations/instances_{half}.json"
+        mark = {"command": "convert", "images": said.format(half)}
+        path.write_text(json.dumps({MARK: mark} | json.loads(path.read_text())))
     assert find_data(root).val.images == found
     assert image_folder(root / "annotations/instances_val.json") == root / found
 
@@ -106,24 +94,17 @@ def test_a_folder_with_none_is_answered_with_the_cure_or_all_that_was_looked_for
         assert part.format(tmp_path) in str(error.value)
 
 
-def remove_image(root):
-    (root / "images/train/000001.jpg").unlink()
-
-
-def rename_class(root):
-    path = root / "annotations/instances_val.json"
-    content = json.loads(path.read_text())
-    content["categories"][0]["name"] = "disc"
-    path.write_text(json.dumps(content))
-
-
 @pytest.mark.parametrize(
-    ("spoil", "message"),
-    [(remove_image, "file_name '000001.jpg': no such file"), (rename_class, "both files must list the same classes")],
+    ("old", "new", "message"),
+    [
+        ('.jpg"', '.png"', "file_name '000002.png': no such file"),
+        ('"name": "', '"name": "x', "both files must list the same classes"),
+    ],
 )
-def test_what_training_would_refuse_is_an_error(lay_out, command, spoil, message):
+def test_what_training_would_refuse_is_an_error(lay_out, command, old, new, message):
     root = lay_out("images/{}", "annotations/instances_{}.json")
-    spoil(root)
+    path = root / "annotations/instances_val.json"
+    path.write_text(path.read_text().replace(old, new))
     code, printed, errors = command("layout", root)
     assert (code, len(errors)) == (2, 1)
     assert "images/ and annotations/" in printed

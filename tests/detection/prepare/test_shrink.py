@@ -108,16 +108,12 @@ def test_nothing_else_is_overwritten_or_mixed_with(root, target):
 
 
 def test_started_again_it_goes_on_where_it_stopped(root, target, monkeypatch):
-    class StoppedHere(Exception):
-        pass
-
     def stop_after_the_fourth(shrink, items, workers, title):
-        for item in items[:4]:
-            yield shrink(item)
-        raise StoppedHere
+        yield from map(shrink, items[:4])
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(detection.prepare.shrink, "for_each", stop_after_the_fourth)
-    with pytest.raises(StoppedHere):
+    with pytest.raises(KeyboardInterrupt):
         shrink(root, target, 48, workers=1)
     monkeypatch.undo()
     assert not (target / TRAIN).exists()  # nothing to train on yet

@@ -116,46 +116,28 @@ def test_classes_are_those_of_both_halves_in_alphabetical_order(kit, command, re
 # ---- halves -------------------------------------------------------------------------------------------------------
 
 
-def test_other_lists_can_be_named(kit, command, objects):
-    (kit / "ImageSets/Main/trainval.txt").write_text("000005\n000007\n")
-    (kit / "ImageSets/Main/test.txt").write_text("000012\n")
-    assert command("convert", "voc", kit, "--train", "trainval", "--val", "test")[0] == 0
-    names = [{name for name, *_ in objects(kit / f"annotations/instances_{half}.json")} for half in ("train", "val")]
-    assert names == [{"000005.jpg", "000007.jpg"}, {"000012.jpg"}]
-
-
-def test_lists_may_be_files_of_ones_own_with_or_without_suffix(kit, tmp_path, command, objects):
+@pytest.mark.parametrize(("train", "val"), [("mine", "rest"), ("mine.txt", "rest.txt")])
+def test_other_lists_can_be_named_and_may_be_files_of_names_with_or_without_suffix(kit, command, objects, train, val):
     for suffix, folder in (("xml", "Annotations"), ("jpg", "JPEGImages")):
         (kit / f"{folder}/000012.{suffix}").rename(kit / f"{folder}/my dog.{suffix}")
-    (tmp_path / "mine.txt").write_text("000005.jpg\n\nmy dog\n")
-    shutil.rmtree(kit / "ImageSets")
-    (tmp_path / "rest.txt").write_text("000007")
-    assert command("convert", "voc", kit, "--train", tmp_path / "mine.txt", "--val", tmp_path / "rest.txt")[0] == 0
-    assert len(objects(kit / "annotations/instances_train.json")) == 3
-
-
-@pytest.fixture
-def in_folders(kit, tmp_path):
-    """Copies the kit with a folder for each half, {}."""
-
-    def in_folders(xml_dir, images_dir):
-        root = tmp_path / "other"
-        for half, names in (("train", ("000005", "000012")), ("valid", ("000007",))):
-            for name in names:
-                for file, folder in ((f"Annotations/{name}.xml", xml_dir), (f"JPEGImages/{name}.jpg", images_dir)):
-                    (root / folder.format(half)).mkdir(parents=True, exist_ok=True)
-                    shutil.copy(kit / file, root / folder.format(half))
-        return root
-
-    return in_folders
+    folder = kit if train.endswith(".txt") else kit / "ImageSets/Main"
+    (folder / "mine.txt").write_text("000005.jpg\n\nmy dog\n")
+    (folder / "rest.txt").write_text("000007")
+    assert command("convert", "voc", kit, "--train", train, "--val", val)[0] == 0
+    names = [{name for name, *_ in objects(kit / f"annotations/instances_{half}.json")} for half in ("train", "val")]
+    assert names == [{"000005.jpg", "my dog.jpg"}, {"000007.jpg"}]
 
 
 @pytest.mark.parametrize(
     ("xml_dir", "images_dir"),
     [("{}", "{}"), ("images/{}", "images/{}"), ("annotations/{}", "images/{}"), ("{}/Annotations", "{}/JPEGImages")],
 )
-def test_halves_may_be_in_folders(in_folders, command, objects, xml_dir, images_dir):
-    root = in_folders(xml_dir, images_dir)
+def test_halves_may_be_in_folders(kit, tmp_path, command, objects, xml_dir, images_dir):
+    root = tmp_path / "other"
+    for half, name in (("train", "000005"), ("train", "000012"), ("valid", "000007")):
+        for file, folder in ((f"Annotations/{name}.xml", xml_dir), (f"JPEGImages/{name}.jpg", images_dir)):
+            (root / folder.format(half)).mkdir(parents=True, exist_ok=True)
+            shutil.copy(kit / file, root / folder.format(half))
     assert command("convert", "voc", root)[0] == 0
     assert [len(objects(root / f"annotations/instances_{half}.json")) for half in ("train", "val")] == [3, 1]
 
@@ -176,9 +158,8 @@ def test_a_data_set_without_halves_is_converted_into_one_file_to_split(kit, comm
 def test_a_half_that_is_not_found_is_answered_with_what_could_be_it(kit, refused):
     (kit / "ImageSets/Main/val.txt").rename(kit / "ImageSets/Main/test.txt")
     (kit / "ImageSets/Main/trainval.txt").write_text("000005\n000012\n000007")
-    assert refused("voc", kit).endswith(
-        "no val found, or it is empty; give --val test"
-    )  # not trainval, which holds train
+    text = refused("voc", kit)
+    assert text.endswith("no val found, or it is empty; give --val test")  # not trainval, which holds train
     assert "no nope found, or it is empty; give --train " in refused("voc", kit, "--train", "nope", "--val", "test")
 
 
@@ -194,24 +175,19 @@ def test_the_image_is_the_one_of_the_same_name_or_else_of_filename(kit, command,
     assert boxes(name) == [[0, 0, 40, 30]]
 
 
-def test_the_size_of_the_image_is_taken_if_the_xml_has_none(kit, command, rewrite):
-    rewrite(thing(1, 1, 5, 5), width=0, height=0)
-    assert command("convert", "voc", kit)[0] == 0
-    record = json.loads((kit / "annotations/instances_train.json").read_text())["images"][0]
-    assert (record["width"], record["height"]) == (40, 30)
-
-
-@pytest.mark.parametrize(("said", "fits"), [((30, 40), True), ((40, 30), True), ((41, 30), False)])
-def test_of_an_image_that_is_turned_either_size_is_accepted(kit, command, rewrite, said, fits):
+@pytest.mark.parametrize(
+    ("said", "taken"), [((30, 40), (30, 40)), ((40, 30), (40, 30)), ((0, 0), (30, 40)), ((41, 30), None)]
+)
+def test_of_an_image_that_is_turned_either_size_is_accepted(kit, command, rewrite, said, taken):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(kit / "JPEGImages/000005.jpg", exif=exif)
     rewrite(thing(1, 1, 5, 5), width=said[0], height=said[1])
     code, printed, _ = command("convert", "voc", kit)
-    assert (code == 0) == fits
-    if fits:
+    assert (code == 0) == bool(taken)
+    if taken:
         record = json.loads((kit / "annotations/instances_train.json").read_text())["images"][0]
-        assert (record["width"], record["height"]) == said
+        assert (record["width"], record["height"]) == taken
     else:
         assert "says 41 x 30 pixels, but 000005.jpg has 40 x 30" in printed
 
@@ -258,10 +234,7 @@ def test_a_file_that_is_no_annotation_is_named(kit, refused, content, message):
 def test_one_xml_file_for_all_images_is_called_so_by_every_command(tmp_path, command):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (40, 30)).save(tmp_path / "images/a.jpg")
-    image = (
-        '<image id="0" name="a.jpg" width="40" height="30"><box label="cat" xtl="1" ytl="1" xbr="5" ybr="5"/></image>'
-    )
-    (tmp_path / "annotations.xml").write_text(f"<annotations><version>1.1</version>{image}</annotations>")
+    (tmp_path / "annotations.xml").write_text('<annotations><image id="0" name="a.jpg"/></annotations>')
     for words in (["layout"], ["check"], ["convert", "voc"]):
         code, printed, errors = command(*words, tmp_path)
         assert code == 2
@@ -276,50 +249,17 @@ def test_all_defects_come_at_once(kit, refused, rewrite):
     (kit / "JPEGImages/000012.jpg").unlink()
     (kit / "JPEGImages/000007.jpg").write_bytes(b"<html>")
     (kit / "ImageSets/Main/train.txt").write_text("000005\n000012\n000099\n")
-    shutil.copy(kit / "Annotations/000005.xml", kit / "Annotations/copy.xml")
-    (kit / "ImageSets/Main/val.txt").write_text("000007\n")
     text = refused("voc", kit)
-    for part in ("000012.xml: no image of this name", "JPEGImages/000007.jpg: cannot be decoded", "4 defects, listed"):
+    parts = (
+        "000012.xml: no image of this name",
+        "JPEGImages/000007.jpg: cannot be decoded",
+        "000099.xml: cannot be read",
+    )
+    for part in (*parts, "4 defects, listed"):
         assert part in text
-    assert "000099.xml: cannot be read: No such file" in text
 
 
 def test_two_files_for_one_image_are_a_defect(kit, refused):
     shutil.copy(kit / "Annotations/000005.xml", kit / "Annotations/copy.xml")
     (kit / "ImageSets/Main/train.txt").write_text("000005\ncopy\n")
     assert "000005.jpg is the image of another file, too" in refused("voc", kit)
-
-
-# ---- real data ----------------------------------------------------------------------------------------------------
-
-
-def as_voc(source, target, zero_based):
-    """Write a data set with boxes in whole pixels as Pascal VOC's XML files."""
-    for half in ("train", "val"):
-        content = json.loads((source / f"annotations/instances_{half}.json").read_text())
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        (target / f"images/{half}").mkdir(parents=True)
-        for image in content["images"][:40]:
-            things = [
-                thing(x + (not zero_based), y + (not zero_based), x + w, y + h, name=names[a["category_id"]])
-                for a in content["annotations"]
-                if a["image_id"] == image["id"]
-                for x, y, w, h in [a["bbox"]]
-            ]
-            path = target / f"images/{half}" / image["file_name"]
-            path.symlink_to(source.absolute() / f"images/{half}" / image["file_name"])
-            text = XML.format(name=path.stem, width=image["width"], height=image["height"], objects="".join(things))
-            path.with_suffix(".xml").write_text(text)
-
-
-@pytest.mark.parametrize("options", [[], ["--zero-based"]])
-def test_real_boxes_come_back_as_they_went(shared_data, tmp_path, command, objects, options):
-    source = shared_data / "bccd"
-    as_voc(source, tmp_path / "set", zero_based=bool(options))
-    assert command("convert", "voc", tmp_path / "set", *options)[0] == 0
-    for half in ("train", "val"):
-        name = f"annotations/instances_{half}.json"
-        converted = objects(tmp_path / "set" / name)
-        files = {file for file, *_ in converted}
-        assert len(files) == 40
-        assert sorted(converted) == sorted(row for row in objects(source / name) if row[0] in files)
