@@ -1,8 +1,7 @@
 """Loading that all tasks share: samplers, workers, transfer to the device, decoding; and labelled images.
 
-A data set here is indexed by `(epoch, index)`, so that its random augmentation can be a function of the seed, the
-epoch and the image alone. The samplers below yield such pairs; what a process draws then depends neither on how
-many workers load nor on what was drawn before, and a run that resumes in mid-epoch sees what it would have seen.
+A data set here is indexed by `(epoch, index)`: its random augmentation is a function of the seed, the epoch and the
+image alone, so a run that resumes in mid-epoch sees what it would have seen, whatever the number of workers.
 """
 
 import contextlib
@@ -64,10 +63,8 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale a grey image of 16 or 32 bits to 8 bits, by its own largest value, since files do not record their range.
+    """Scale a grey image of 16 or 32 bits to 8 bits: fractions from 0 to 1 times 255, other numbers by their top bits.
 
-    Whole numbers: of the bits that the largest value needs, at least 8, the top 8 are kept. Fractions from 0 to 1 are
-    multiplied by 255; other floats are treated as whole numbers.
     values: (H, W) integers or floats. Returns (H, W) uint8.
     Raises DatasetError for negative values, values that are not finite, and floats whose largest is from 1 to 16."""
     low, high = values.min().item(), values.max().item()
@@ -123,9 +120,8 @@ def normalize_images(images: Tensor, channels_last: bool = False) -> Tensor:
 class EpochBatchSampler:
     """Batches of one process for one epoch of training; set `epoch` for the next one.
 
-    The images of an epoch are shuffled by (seed, epoch) and cut into global batches of batch_size * world_size;
-    rank r takes every world_size-th image of each, from its r-th, so a global batch is the same set of images on any
-    number of processes. A last global batch that is not full is dropped.
+    The images are shuffled by (seed, epoch) and cut into global batches, of which rank r takes every world_size-th
+    image from the r-th. A last global batch that is not full is dropped.
 
     epoch: which epoch to yield. first_batch: how many of its batches to leave out, to resume in mid-epoch."""
 
@@ -156,10 +152,9 @@ class EpochBatchSampler:
 
 
 def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
-    """Return the batches that a rank scores: every image in exactly one batch of exactly one rank, in order.
+    """Return the batches that a rank scores: of all batches, in order, every world_size-th from the rank-th.
 
-    Batch k holds the same images on any number of processes, so that a score is the same to the last digit: rank
-    r takes batches r, r + world_size, ... and, where there are fewer batches than processes, perhaps none."""
+    A batch holds the same images on any number of processes, so that a score is the same to the last digit."""
     starts = range(rank * batch_size, num_samples, world_size * batch_size)
     return [[(0, index) for index in range(start, min(start + batch_size, num_samples))] for start in starts]
 
@@ -192,9 +187,7 @@ def build_loader(
 
 
 class _WatchedLoader(DataLoader):
-    """A loader whose timeout also holds for a worker that freezes while it hands over a batch.
-
-    There PyTorch would wait for ever, so such workers are killed."""
+    """A loader that kills workers that freeze while they hand over a batch: PyTorch would wait for ever."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         batches = super().__iter__()
@@ -219,9 +212,7 @@ def _kill_workers() -> None:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave signals to the training process: a worker that dies would take the run with it before it has saved.
-
-    Torchrun and terminals send them to whole process groups, `killall` to every process."""
+    """Leave signals to the training process: a worker that dies would take the run with it before it has saved."""
     os.setpgrp()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,12 +1,7 @@
 """Swin Transformer: a classifier, and feature maps of any stage at any input size.
 
 Paper: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030.
-Parameters carry the names of Microsoft's checkpoints; `load_swin_weights` also takes torchvision's and timm's, and
-resizes what depends on the window or the image. `swin_arguments` tells which model a checkpoint is of.
-
-    model = SwinTransformer(**SWIN_VARIANTS["swin_t"])
-    logits = model(images)                                    # (B, 1000)
-    maps = model.features(images, ["stage2", "merge3"])       # before and after a patch merging
+Parameters carry the names of Microsoft's checkpoints; `load_swin_weights` also takes torchvision's and timm's.
 
 Any input size works, by padding with zeros at the bottom and the right, as Microsoft's detection code does: images to
 a multiple of the patch; maps to a multiple of the window, after the norm (the padding takes part in attention and is
@@ -86,9 +81,8 @@ def shifted_window_mask(
 ) -> Tensor:
     """Keep tokens apart that share a window only because the cyclic shift wrapped them around (section 3.2).
 
-    Returns (windows, 1, N, N) float32 to be added to the attention logits: 0 within a region, -100 (the official
-    value) between regions. Cached, and built on the device itself, so that no step waits for a transfer.
-    """
+    Returns (windows, 1, N, N) float32 to be added to the attention logits: 0 within a region, -100 between regions.
+    Cached, and built on the device itself, so that no step waits for a transfer."""
 
     def regions(side: int, shift: int) -> Tensor:
         position = torch.arange(side, device=device)
@@ -368,10 +362,9 @@ class SwinTransformer(nn.Module):
         return self.embed_dim * 2 ** (number if tap.startswith("merge") else number - 1)
 
     def cut(self, taps: Sequence[str]) -> "SwinTransformer":
-        """Drop everything behind the last of these taps, so that no parameter goes without a gradient.
+        """Drop everything behind the last of these taps; return self, which gives features and no logits.
 
-        Returns self. What is left gives features, not logits. Raises ValueError for an unknown tap.
-        """
+        Raises ValueError for an unknown tap."""
         last = max(self._order_of(taps))
         name = list(self.steps())[last]
         number = int(name[-1])
@@ -399,11 +392,9 @@ class SwinTransformer(nn.Module):
         return x + (grid if x.shape[1:3] == grid.shape[1:3] else resize_grid(grid, x.shape[1:3]))
 
     def features(self, images: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
-        """Feature maps, computed no further than the last tap.
+        """Return a (B, C, H, W) map for each tap: "stageN" (before the patch merging) or "mergeN" (after it).
 
-        images: (B, in_channels, H, W) float. taps: "stageN" (before the patch merging) or "mergeN" (after it).
-        Returns a (B, C, H, W) map for each tap. Raises ValueError for an unknown tap.
-        """
+        images: (B, in_channels, H, W) float. Raises ValueError for an unknown tap."""
         last = max(self._order_of(taps))
         x = self.embed(images)
         maps = {}
@@ -424,11 +415,9 @@ class SwinTransformer(nn.Module):
 
 
 def swin_state_dict(state_dict: Mapping) -> dict[str, Tensor]:
-    """Rename the weights of a public Swin checkpoint to Microsoft's names; the tensors are the same ones.
+    """Rename the weights of a public Swin checkpoint to Microsoft's names, without buffers.
 
-    state_dict: from Microsoft (also still wrapped, as {"model": ...}), torchvision or timm. Buffers that follow
-    from the architecture (relative_position_index, attn_mask) are left out.
-    """
+    state_dict: from Microsoft (also still wrapped, as {"model": ...}), torchvision or timm."""
     if isinstance(state_dict.get("model"), Mapping):
         state_dict = state_dict["model"]
     names = {}
@@ -446,13 +435,10 @@ def swin_state_dict(state_dict: Mapping) -> dict[str, Tensor]:
 
 
 def swin_arguments(state_dict: Mapping) -> dict:
-    """The arguments that make a SwinTransformer of a checkpoint's shapes; `load_swin_weights` then fills it.
+    """Return the keyword arguments that make the SwinTransformer of a checkpoint, without `shift` and `drop_path_rate`.
 
-    state_dict: of a whole classifier, under any of the namings of `swin_state_dict`.
-    Returns keyword arguments. `shift` and `drop_path_rate` leave no trace in the weights and are not among them.
-    Raises ValueError if it is no Swin classifier; if it has no relative position bias, whose tables alone tell the
-    number of heads and the window; and if its windows differ from stage to stage.
-    """
+    state_dict: of a whole classifier, as `swin_state_dict` takes it.
+    Raises ValueError if it is no Swin classifier, has no relative position bias, or windows of different sizes."""
     shapes = {key: value.shape for key, value in swin_state_dict(state_dict).items() if isinstance(value, Tensor)}
     needed = ("patch_embed.proj.weight", "layers.0.blocks.0.mlp.fc1.weight", "norm.weight", "head.weight")
     absent = [key for key in needed if key not in shapes]
@@ -494,15 +480,12 @@ def swin_arguments(state_dict: Mapping) -> dict:
 def load_swin_weights(
     model: SwinTransformer, state_dict: Mapping, may_be_misshaped: tuple[str, ...] = ()
 ) -> tuple[list[str], list[str]]:
-    """Load a public checkpoint, whole or not at all, under any of the namings of `swin_state_dict`.
+    """Load a public checkpoint, whole or not at all; see `swin_state_dict`.
 
-    Relative position bias of other windows and absolute position of another image size are resized to the model's.
-    Only parts that were cut from the model may be left over in the checkpoint.
-    may_be_misshaped: prefixes of weights that the model keeps as they are where their shapes differ; with ("head.",)
-    a classifier starts from one of other classes.
-    Returns what was resized and what was left out, each with both shapes; nothing, as a rule.
-    Raises ValueError, and leaves the model untouched, if anything is missing, unexpected or of another shape.
-    """
+    Position tables of other windows or image sizes are resized. Parts that were cut from the model are ignored.
+    may_be_misshaped: prefixes of weights that the model keeps as they are where their shapes differ.
+    Returns what was resized and what was left out, each with both shapes.
+    Raises ValueError, and leaves the model untouched, if anything is missing, unexpected or of another shape."""
     renamed = swin_state_dict(state_dict)
     weights = {key: tensor for key, tensor in renamed.items() if not key.startswith(model.cut_away)}
     resized = []
@@ -517,10 +500,7 @@ def load_swin_weights(
 
 
 def _resize_positions(key: str, table: Tensor, shape: torch.Size) -> Tensor | None:
-    """Resize the square grid whose cells are the rows of a table; None where the weights are no such table.
-
-    table: (rows, heads) of relative position bias, or (1, rows, C) of absolute position. Returns one of that shape.
-    """
+    """Resize a table, (rows, heads) of relative or (1, rows, C) of absolute position; None for other weights."""
     if not key.endswith(("relative_position_bias_table", "absolute_pos_embed")) or table.shape[-1] != shape[-1]:
         return None
     rows, channels = table.shape[-2:]

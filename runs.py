@@ -1,10 +1,5 @@
 """Train from the command line to the record: what the training commands of all tasks share besides the loop.
 
-    python -m detection.training CONFIG [section.field=value ...]   a new experiments/experiment_N
-    ... CONFIG --experiment DIRECTORY                               in that one; resumes it if it has a checkpoint
-    ... --resume EXPERIMENT                                         continue from its newest checkpoint
-    ... CONFIG --dry-run                                            two steps, as a trial; no experiment
-
 A task brings a `TrainCommand`; its training module passes it to `train`. engine/arguments.py reads the command line.
 """
 
@@ -173,10 +168,9 @@ def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.
 
 
 def rehearse(task: Task, device: torch.device) -> list[float]:
-    """Take two steps as `fit` would, both on the first batch of its first epoch; write nothing.
+    """Take two steps as `fit` would on its first batch; return the seconds of each. Write nothing.
 
-    Two, because the optimizer allocates what it keeps of each weight in the first, after the backward pass: the second
-    needs the most memory. Returns the seconds of each; the first includes all set-up.
+    The second needs the most memory, because the optimizer allocates its state at the end of the first.
     Raises RunError if there is not enough memory, or as `fit` does."""
     config, seconds = task.config.train, []
     try:
@@ -259,7 +253,7 @@ def with_precision(config: Config, device: torch.device) -> Config:
 
 def memory_need(device: torch.device) -> tuple[float, float]:
     """Return the memory that is taken by now and the total, in MiB: of a GPU, or of what this process may have."""
-    if device.type == "cuda":  # PyTorch keeps what it once had, so this is the peak, with the context and the reserve
+    if device.type == "cuda":  # PyTorch keeps what it once had, so this is the peak
         free, total = torch.cuda.mem_get_info(device)
         return (total - free) / 2**20, total / 2**20
     return peak_memory_mib(device), memory_limit() / 2**20

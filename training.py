@@ -1,10 +1,7 @@
 """The training loop of all tasks.
 
-`fit` reads top-down: build what moves the weights, continue where a checkpoint ended, then per epoch train, score, log,
-save. A task (detection, ...) brings a model, a data set, its losses on a batch and its scores.
-
-Randomness is a function of (seed, epoch, image) in the data and of (seed, step, rank) in the model, never of what ran
-before. So a resumed run draws what the uninterrupted run would have drawn.
+A task (detection, ...) brings a model, a data set, its losses on a batch and its scores. Randomness is a function of
+(seed, epoch, image) in the data and of (seed, step, rank) in the model, so a resumed run draws the same numbers.
 """
 
 import math
@@ -129,9 +126,8 @@ def fit(
 ) -> tuple[nn.Module, Evaluation]:
     """Train `task.model`; return it (the moving average, if one is kept) and its evaluation after the last epoch.
 
-    experiment: directory that gets metrics.jsonl, curves.png and checkpoints/; with `resume`, training continues from
-    its newest checkpoint. begin: called as soon as that one is accepted, before anything is written. track: called with
-    each line of metrics.jsonl, when it is written and pictures are drawn.
+    experiment: directory of metrics.jsonl, curves.png and checkpoints/. resume: continue from the newest of these.
+    begin: called once that is accepted, before anything is written. track: called with each line of metrics.jsonl.
     Raises RunError when a loss or gradient is not finite, CheckpointError when there is nothing to resume; Stopped or
     KeyboardInterrupt, after a save, when a signal asked for it on any rank."""
     trainer, config = Trainer(task, experiment, device), task.config.train
@@ -248,11 +244,8 @@ class Trainer:
         """Take an optimizer step over the accumulated `batches` of every rank; return its learning rate.
 
         Sums are accumulated and divided once by the count of the global batch, so the gradient is that of one large
-        batch, however it was cut into ranks and backward passes. Ranks exchange gradients in the last pass only.
-
-        Nothing here waits for a GPU: a step that is not finite is skipped by the optimizer there, and found here by
-        `self.finite` when the next step is on its way. So a step that fp16 skips still counts in the schedule and in
-        the moving average."""
+        batch, however it was cut. Nothing here waits for a GPU: a step that is not finite is skipped by the optimizer
+        there and found by `self.finite` in the next step. It still counts in the schedule and the moving average."""
         state, model = self.state, self.parallel_model
         # For drop path and dropout: whatever ran before, a step has its own random numbers on each rank.
         torch.manual_seed((self.config.seed << 40) + state.step * distributed.world_size() + distributed.rank())
@@ -325,9 +318,7 @@ class Trainer:
             logger.warning("%s", message)
 
     def stop_if_asked(self) -> None:
-        """Raise Stopped or KeyboardInterrupt on all ranks if a signal has asked any of them to stop.
-
-        Ranks wait for each other here: if one left while rank 0 still writes, the launcher would kill the whole job."""
+        """Raise Stopped or KeyboardInterrupt on all ranks, together, if a signal has asked any of them to stop."""
         if distributed.any_rank(self.stop.signal is not None):
             self.stop.stop()
 

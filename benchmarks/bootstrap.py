@@ -2,13 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.bootstrap
 
-Detectors are simulated, so that their true difference is known. Images are harder or easier for every detector, and so
-are single objects; the better an object suits a detector, the better its box and, on the whole, its score. False
-positives sit on distractors that all detectors see. A detector answers to objects in its own way (shared by its runs),
-and each run in its own. True scores are those of very large sets, 100,000 images.
-
-Each trial draws a validation set, simulates runs on it and asks for the 95% interval of differences of mAP. Takes 15 to
-20 minutes on 2 cores.
+Detectors are simulated, so that their true difference is known: images, objects and distractors are easier or harder
+for all detectors, for a detector and for a run. Each trial draws a validation set, simulates runs on it and asks for
+the 95% interval of differences of mAP. True scores are those of 100,000 images. Takes 15 to 20 minutes on 2 cores.
 """
 
 import resource
@@ -211,7 +207,7 @@ def time_a_pair() -> tuple[float, float]:
 
 
 def one_thread() -> None:
-    """Prepare a process that shares the machine with others like it."""
+    """Keep a worker process to one thread."""
     bootstrap.THREADS = 1
 
 

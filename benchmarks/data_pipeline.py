@@ -2,13 +2,9 @@
 
     python -m benchmarks.data_pipeline [/path/to/coco80]
 
-The peer is SSD's recipe as torchvision gives it: decode, RandomPhotometricDistort, RandomZoomOut, RandomIoUCrop,
-SanitizeBoundingBoxes, Resize to 300 x 300, RandomHorizontalFlip. Ours is CocoDetection with the same chances,
-`collate`, and distort_colours: on the CPU, or left to the device that trains; and the latter with the images rewritten
-by `python -m detection.data shrink`. One thread, process time, turn by turn. That ours has torchvision's chances,
-pixels and boxes is tested in tests/detection/coco/test_transforms.py.
-
-Without a data set in COCO's format, one is drawn: 64 images of about the size of COCO's. Takes a minute.
+The peer is SSD's recipe by torchvision. Ours is CocoDetection with the same chances, `collate`, and distort_colours on
+the CPU or left to the device that trains; and the latter with images rewritten by `python -m detection.data shrink`.
+Without a data set in COCO's format, 64 images are drawn. Takes a minute.
 """
 
 import tempfile

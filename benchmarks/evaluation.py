@@ -2,9 +2,8 @@
 
     python -m benchmarks.evaluation
 
-A drawn set of the size of COCO val2017: 5,000 images, 80 classes, some 37,000 objects, 100 detections in each image.
-From two JSON files to the twelve numbers, which must be the same to 1e-9; each contender in a process of its own, which
-gives its memory, too. Takes 2 minutes.
+A drawn set of the size of COCO val2017, from two JSON files to the twelve numbers, which must be the same to 1e-9. Each
+contender has a process of its own, for its memory. Takes 2 minutes.
 """
 
 import contextlib

@@ -2,16 +2,12 @@
 
     python -m benchmarks.gpu [--seconds 570]
 
-Training is a whole step: colours, forward, matching, losses, backward, clipping, update. Inference is forward and
-post-processing, the latter of the drawn outputs of benchmarks.postprocess ("trained"), because an untrained detector
-finds nothing or everything. Both repeat one batch that is in the device's memory, in bf16, convnets in channels_last,
-eager and compiled. "From files" feeds the same step from JPEG files of COCO's size, one loader process per CPU core.
-torchvision runs in fp32, as it comes.
+Training is a whole step. Inference is forward and post-processing, the latter of the drawn outputs of
+benchmarks.postprocess, because an untrained detector finds nothing or everything. Both repeat one batch that is in the
+device's memory, in bf16, convnets in channels_last. "From files" feeds the same step from JPEG files of COCO's size,
+one loader process per CPU core. torchvision runs in fp32, as it comes.
 
-Asked: 1,500 images/s for ResNet50Backbone_B and 1,400 for SwinTBackbone_B in training, on one H200.
-
-The page is written again after every figure, the most important figures first, so a run that is cut off leaves what it
-has. Without a GPU this is a smoke test: slim backbones, single steps, no page.
+The page is written again after every figure. Without a GPU this is a smoke test: slim backbones, single steps, no page.
 """
 
 import gc

@@ -3,13 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.loss
 
 32 images of 8,732 default boxes, 81 logits each, with 0 to 60 objects, 7 on average as in COCO. Beside the time, the
-operators that PyTorch dispatches: on a CPU, and on an accelerator (counted on the meta device, which has no values to
-wait for: anything that asks for one raises). Compiled means torch.compile of matching and loss as one function.
-Gradients must be equal to 1e-6.
-
-Most of the time goes into getting new pages from the system for a gradient of 90 MB. MALLOC_MMAP_THRESHOLD_ and
-MALLOC_TRIM_THRESHOLD_ of a gigabyte keep them and make all contenders faster, torchvision most of all; the page says
-what was set. Takes two minutes, most of it the compiler's.
+operators that PyTorch dispatches, on a CPU and on an accelerator (counted on the meta device). Gradients must be equal
+to 1e-6. MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of a gigabyte make all contenders faster. Takes two minutes.
 """
 
 import os

@@ -2,10 +2,8 @@
 
     python -m benchmarks.overfit /path/to/coco80
 
-Trains ResNet50Backbone_B and SwinTBackbone_B from random weights, without augmentation, on 16 images with at most
-eight objects each, and scores them on those same images by COCO mAP. An error in the boxes, the matching, the
-loss, the decoding or the scoring shows here within minutes. Needs a folder in COCO's format with images/train and
-annotations/instances_train.json.
+Trains from random weights, without augmentation, on 16 images with at most eight objects each, and scores on those same
+images. Needs a folder in COCO's format with images/train and annotations/instances_train.json.
 """
 
 import json

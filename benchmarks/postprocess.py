@@ -9,9 +9,8 @@ trained    objects among noise: near an object its class rises, less so a wrong 
 confident  the same without doubt: few pairs reach the threshold, and they lie on the objects
 untrained  random logits: 270,000 pairs of anchor and class reach the threshold
 
-torchvision suppresses among the best 400 boxes of each class, we among all; here the detections are the same. Their
-number, order and classes must be equal (but for the order of equal scores, where torchvision has none), scores to
-1e-6 and boxes to 1/100 of a pixel. Takes a minute.
+Detections must have the same number, order (but of equal scores) and classes, scores equal to 1e-6 and boxes to 1/100
+of a pixel. Takes a minute.
 """
 
 import torch

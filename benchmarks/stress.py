@@ -3,9 +3,8 @@
     python -m benchmarks.stress [--kills 50] [--seed 0]        (make stress)
 
 Each variant is trained once in peace, then again and again under fire: started, ended after a random while by a random
-signal (SIGKILL twice as often as the others), started again with the same command, until it is through. What counts
-is a digest of everything that a resumed run depends on and everything that it leaves: weights, moving average,
-optimizer, schedule, epoch means, metrics.jsonl (but for times) and detections.json.
+signal, started again with the same command, until it is through. Compared is a digest of the last checkpoint,
+metrics.jsonl (but for times) and detections.json.
 """
 
 import hashlib

@@ -15,15 +15,7 @@ from torch.utils.data import DataLoader
 
 from classification.data import DataConfig, check_pair, imagenet_classes
 from classification.transforms import AugmentConfig, BatchAugment, eval_transform, train_transform
-from data import (
-    LabelledImages,
-    LabelledSamples,
-    LabelledTask,
-    batch_to,
-    eval_loader,
-    in_order,
-    normalize_images,
-)
+from data import LabelledImages, LabelledSamples, LabelledTask, batch_to, eval_loader, in_order, normalize_images
 from engine import distributed
 from engine.checkpoint import is_checkpoint, load_checkpoint, trained_weights
 from engine.compute.inference import evaluation_mode

@@ -1,8 +1,7 @@
 """Augmentation for classification, by torchvision.transforms.v2: image by image in the loaders, then on the batch.
 
-The recipe is that of Swin (arXiv 2103.14030, appendix A2.1), which is DeiT's (arXiv 2012.12877, table 9). What timm
-calls rand-m9-mstd0.5-inc1 is RandAugmentConfig's defaults: two operations, each applied with probability 0.5 at a
-magnitude drawn around 9 of 10. The operations are torchvision's: an identity, where timm has Invert and SolarizeAdd.
+The recipe is that of Swin (arXiv 2103.14030, appendix A2.1), which is DeiT's (arXiv 2012.12877, table 9).
+RandAugmentConfig's defaults are timm's rand-m9-mstd0.5-inc1, with the operations of torchvision.
 """
 
 import torch

@@ -9,10 +9,8 @@ kernel_distance   the same by the unbiased squared maximum mean discrepancy with
                   do not make larger (Binkowski et al., arXiv 1801.01401)
 fid               the Frechet distance in the features of the standard Inception network, if its weights are here
 
-Each except fid is reported beside that of real images: the classifier's agreement with the true classes, and the
-distances between as many training and validation images. Samples may agree more often, because guidance makes them
-clearer. Frechet distances depend on the number of images and on the network: compare them only for the same number and
-the same classifier.
+Each except fid is reported beside that of real images: agreement with the true classes, distances between as many
+training and validation images. Compare Frechet distances only for the same number of images and the same classifier.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """From noise to images: the reversed process, by the samplers of diffusers.
 
 Every image has random numbers of its own (`image_generator`): what it becomes does not depend on what it shares a
-batch with, but for rounding, and on a CPU it is the same to the last bit whenever it is made in the same batch again.
+batch with, but for rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +20,8 @@ from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 
-# The image that a step predicts is cut to -1 to 1; DDIM's noise has to be what then remains. Taken from the prediction
-# before the cut, as is diffusers' default, it carries what guidance overdoes from step to step, and many steps mix
-# up the classes.
+# DDIM's noise has to be what remains of the image after it is cut to -1 to 1. By diffusers' default, what guidance
+# overdoes is carried from step to step, and many steps mix up the classes.
 STEP_OPTIONS = {"ddim": {"use_clipped_model_output": True}}
 
 

@@ -1,6 +1,5 @@
 """Samplers, loader and normalisation shared by all tasks."""
 
-import gzip
 import shutil
 from itertools import chain
 from pathlib import Path
@@ -192,15 +191,6 @@ def test_the_digest_of_images_in_memory_follows_pixels_and_labels(mnist_root, tm
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     found = [read_own_files("mnist", root, train=True).digest for root in (mnist_root, tmp_path)]
     assert found[0] == before != found[1]
-
-
-def test_the_real_mnist_is_read(shared_data, tmp_path):
-    (tmp_path / "MNIST/raw").mkdir(parents=True)
-    for path in (shared_data / "mnist/MNIST/raw").glob("*.gz"):
-        (tmp_path / "MNIST/raw" / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-    images = read_own_files("mnist", tmp_path, train=False)
-    assert len(images) == 10_000
-    assert images.labels[:5].tolist() == [7, 2, 1, 0, 4]
 
 
 @pytest.fixture
