@@ -263,10 +263,9 @@ def memory_need(device: torch.device) -> tuple[float, float]:
 
 
 def resolve_resume(arguments: argparse.Namespace) -> None:
-    """Resume in --experiment if it has a checkpoint, or where this Slurm job trained before it was requeued.
-
-    Rank 0 looks: other machines may see a shared folder as it was seconds ago."""
+    """Resume in --experiment if it has a checkpoint, or where this Slurm job trained before it was requeued."""
     requeued = resume = None
+    # Rank 0 looks: other machines may see a shared folder as it was seconds ago.
     if distributed.is_main() and not arguments.resume:
         requeued = None if arguments.experiment else requeued_experiment(arguments.experiments)
         folder = arguments.experiment or requeued

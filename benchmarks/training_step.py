@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.training_step
 
-Whole steps as training.Trainer takes them, on one batch of drawn images in memory: forward, losses, backward, clipping,
-update. The bf16 step of the convnet has channels_last. Takes two minutes.
+Whole steps of training.Trainer on one batch of drawn images. The bf16 step of the convnet has channels_last. Takes two
+minutes.
 """
 
 import tempfile

@@ -221,7 +221,7 @@ class ClassificationTask(LabelledTask):
         return Evaluation(distributed.broadcast(scores), guesses)
 
     def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:
-        """Draw nothing: the record shows the guesses of the final weights."""
+        """Draw nothing."""
 
 
 def guess_all(

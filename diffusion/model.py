@@ -10,7 +10,7 @@ The time embedding is added, by a linear layer of its own, to what enters every 
 class enters by further input channels: a learned vector per class, the same at every pixel; one more vector stands
 for no class (Ho and Salimans, arXiv 2207.12598).
 
-Any image size works, by the padding of model.py; maps that grew in the decoder are cropped to those beside them.
+Any image size works, by the padding of model.py and by cropping in the decoder.
 """
 
 import math
@@ -150,9 +150,8 @@ class SwinUNet(nn.Module):
 def load_encoder_weights(model: SwinUNet, state_dict: Mapping[str, Tensor]) -> list[str]:
     """Have the encoder start as a trained classifier, whole or not at all.
 
-    state_dict: as `model.load_swin_weights` takes it. The first convolution keeps its weights for the channels of the
-    image, or, where the images are grey, their sum over the colours; those for the class begin with zeros.
-    Returns what was resized, its name and both shapes.
+    state_dict: as `model.load_swin_weights` takes it. In the first convolution the weights of grey images are summed
+    over the colours; those for the class begin with zeros. Returns what was resized, its name and both shapes.
     Raises ValueError, and leaves the model untouched, if anything is missing, unexpected or of another shape."""
     weights = swin_state_dict(state_dict)
     if FIRST_CONVOLUTION in weights:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from classification.classifier import Classifier, load_classifier
 from data import LabelledImages, LabelledSamples, as_rgb, image_tensor, normalize_images
@@ -111,18 +111,13 @@ def look(classifier: Classifier, images: Tensor, batch_size: int, device: torch.
     features, guesses = [], []
     hook = classifier.model.head.register_forward_pre_hook(lambda _, given: features.append(given[0].float().cpu()))
     for batch in progress_bar(images.split(batch_size), desc="judging", unit="batch", leave=False):
-        shown = torch.stack([image_tensor(classifier.transform(to_pil(image))) for image in batch]).to(device)
+        shown = [classifier.transform(as_rgb(to_pil_image(image))) for image in batch]
+        shown = torch.stack([image_tensor(image) for image in shown]).to(device)
         with autocast(device, inference_precision(classifier.precision, device)):
             logits = classifier.model(normalize_images(shown, classifier.channels_last))
         guesses.append(logits.argmax(dim=1).cpu())
     hook.remove()
     return Seen(torch.cat(features), torch.cat(guesses).numpy())
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """Return an RGB image. image: (C, S, S) uint8, C 1 or 3."""
-    pixels = image.permute(1, 2, 0).numpy()
-    return as_rgb(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
 
 
 # ---- distances -----------------------------------------------------------------------------------------------

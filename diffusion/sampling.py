@@ -115,11 +115,10 @@ def generate(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Make the images of all batches, with a progress bar.
 
-    labels: (N,) int64 of all images, on the model's device. batches: (epoch, index) of some of them, such as
-    data.eval_batches gives. seed: image i is a function of seed and i. frames: after how many of the steps to look,
-    spread evenly, the last always. stop_if_asked: called between steps.
-    Yields for each batch the indices, (B,) int64, and the images, (frames, B, C, S, S) uint8, on the CPU; fewer frames
-    if there are fewer steps. Raises ValueError, before the first, if images cannot be made so."""
+    labels: (N,) int64, on the model's device. batches: as data.eval_batches gives. seed: image i is a function of seed
+    and i. frames: after how many of the steps to look, spread evenly, the last always, or all if there are fewer.
+    Yields for each batch the indices, (B,) int64, and the images, (frames, B, C, S, S) uint8, on the CPU.
+    Raises ValueError, before the first, if images cannot be made so. stop_if_asked: called between steps."""
     check_sampling(noise, sampling)
     shown = set(np.linspace(sampling.steps - 1, 0, frames).round().astype(int))
     with (
