@@ -130,13 +130,10 @@ class Grid:
                 jobs.append(Job(name, config.task, row.name, column.name, seed, row.config, tuple(last.values())))
         return jobs
 
-    def overrides(self) -> list[str]:
-        """All overrides that the file names, of rows and columns too."""
-        return [o for each in (self.config, *self.config.rows, *self.config.columns) for o in each.overrides]
-
     def sets(self, field: str) -> bool:
         """Whether the grid file itself sets `field`, in a row, a column or for all cells."""
-        return any(override.partition("=")[0] == field for override in self.overrides())
+        sections = (self.config, *self.config.rows, *self.config.columns)
+        return any(override.partition("=")[0] == field for each in sections for override in each.overrides)
 
     def select(self, only: str | None, seeds: Sequence[int] | None) -> list[Job]:
         """Return the jobs of the cells that match 'row x column' (with * and ?), and of these seeds.

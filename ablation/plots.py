@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
@@ -75,13 +76,13 @@ def legend(comparison: Comparison) -> dict[str, Look]:
     return {comparison.cells[place].name: look for place, look in looks(comparison).items()}
 
 
-def to_svg(figure: Figure, name: str, description: str) -> str:
+def to_svg(figure: Figure, name: str, description: str) -> Markup:
     """Return the figure as an SVG element of a page: `name` keeps its ids apart from those of other figures."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub("<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :])
-    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(printable(description))}" ', 1)
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(printable(description))}" ', 1))
 
 
 def _new_figure(height: float) -> tuple[Figure, Axes]:

@@ -18,7 +18,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from ablation import plots
 from ablation.comparison import Cell, Comparison, Difference, best_of
@@ -114,7 +113,7 @@ def differences(comparison: Comparison) -> dict[str, Any]:
         shown = [replace(each, label=each.label.removesuffix(suffix)) for each in shown]
 
     def draw(name: str, description: str, family: Sequence[Difference]) -> Markup:
-        return svg(plots.draw_differences(family, looks, unit_of(comparison)), name, description)
+        return plots.to_svg(plots.draw_differences(family, looks, unit_of(comparison)), name, description)
 
     return {
         "differences_title": title,
@@ -134,7 +133,7 @@ def costs(comparison: Comparison) -> list[dict[str, Any]]:
         caption, drawing = f"{label}: further {across} and {up} is better", None
         if len(found) > 1:
             drawing = plots.draw_costs(comparison, found, label, more_is_better)
-            drawing = svg(drawing, f"cost-{name}", f"{comparison.metric} against {label}: {caption}")
+            drawing = plots.to_svg(drawing, f"cost-{name}", f"{comparison.metric} against {label}: {caption}")
         if found:
             shown = {place: form.format(cost) for place, cost in found.items()}
             columns.append({"name": name, "label": label, "shown": shown, "drawing": drawing, "caption": caption})
@@ -149,7 +148,7 @@ def curves(comparison: Comparison) -> dict[str, Markup]:
         drawing = plots.draw_curves(comparison, name, label, log)
         if drawing:
             caption = f"{label}{', on a logarithmic scale,' * log} by epoch"
-            drawings[caption] = svg(drawing, f"curve-{name}", caption)
+            drawings[caption] = plots.to_svg(drawing, f"curve-{name}", caption)
     return drawings
 
 
@@ -215,11 +214,6 @@ def data_uri(path: Path) -> str:
     """Return a JPEG or PNG file as an address that holds it."""
     kind, _ = mimetypes.guess_type(path)
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-
-
-def svg(drawing: Figure, name: str, description: str) -> Markup:
-    """Return a drawing as markup."""
-    return Markup(plots.to_svg(drawing, name, description))
 
 
 # ---- how it is written -------------------------------------------------------------------------------------

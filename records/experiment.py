@@ -100,7 +100,7 @@ def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
 
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": _command(),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),  # as typed; under a launcher, what each process runs
         "argv": _argv(),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -219,11 +219,6 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 def _version(name: str) -> str | None:
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
-
-
-def _command() -> str:
-    """Return what was typed; under a launcher, what each of its processes runs."""
-    return " ".join(["python", *sys.orig_argv[1:]])
 
 
 def _argv() -> list[str]:

@@ -21,6 +21,7 @@ from PIL import Image
 from engine.files import write_text
 from engine.logbook import logger
 from engine.strict_yaml import read_yaml
+from engine.terminal import first_line
 from records.experiment import slurm_job
 from records.metrics import read_metrics
 
@@ -90,8 +91,7 @@ class Trackers:
                 act(name)
             except Exception as error:  # a run is worth more than whatever a tracker raises
                 self.open.pop(name, None)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                logger.warning("train.trackers: %s failed and is left out from now on (%s)", name, reason)
+                logger.warning("train.trackers: %s failed and is left out from now on (%s)", name, first_line(error))
 
 
 def grouped(name: str) -> str:

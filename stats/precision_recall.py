@@ -17,7 +17,10 @@ def precision_by_recall(matches: Matches) -> np.ndarray:
         num_objects = np.count_nonzero(matches.object_classes == label)
         if not num_objects:
             continue
-        rows = _ranked(matches, label)
+        rows = np.flatnonzero(matches.detection_classes == label)
+        rows = rows[
+            np.argsort(-matches.scores[rows], kind="stable")
+        ]  # best first, equal ones as the evaluator had them
         hits = np.cumsum(matches.true_positives[rows], axis=0, dtype=np.float64)  # (D, T)
         misses = np.cumsum(~matches.true_positives[rows] & ~matches.ignored[rows], axis=0)
         for t in range(thresholds):
@@ -25,9 +28,3 @@ def precision_by_recall(matches: Matches) -> np.ndarray:
             envelope = np.append(np.maximum.accumulate(envelope[::-1])[::-1], 0)  # 0 where recall is never reached
             precision[t, :, label] = envelope[np.searchsorted(hits[:, t] / num_objects, RECALL_THRESHOLDS)]
     return precision
-
-
-def _ranked(matches: Matches, label: int) -> np.ndarray:
-    """Rows of the detections of a class, best first, equal scores as the evaluator had them."""
-    rows = np.flatnonzero(matches.detection_classes == label)
-    return rows[np.argsort(-matches.scores[rows], kind="stable")]

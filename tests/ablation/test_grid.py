@@ -317,21 +317,15 @@ def test_an_error_in_the_grid_itself_leaves_no_run_behind(folder, monkeypatch):
     assert Path("experiments/experiment_2/stopped").exists()
 
 
-@pytest.mark.parametrize(
-    ("user", "runs", "parallel", "expected"),
-    [
-        (None, 2, 2, "3"),  # they share the cores
-        ("7", 2, 2, "7"),  # what the user has set stays
-    ],
-)
-def test_runs_at_once_share_the_cores(folder, monkeypatch, user, runs, parallel, expected):
+@pytest.mark.parametrize(("user", "expected"), [(None, "3"), ("7", "7")])
+def test_runs_at_once_share_the_cores_unless_the_user_has_set_threads(folder, monkeypatch, user, expected):
     monkeypatch.delenv("OMP_NUM_THREADS")
     if user:
         monkeypatch.setenv("OMP_NUM_THREADS", user)
     monkeypatch.setattr(child, "usable_cores", lambda: 6.5)
-    run(cells(folder, *["well"] * runs), parallel=parallel)
+    run(cells(folder, "well", "well"), parallel=2)
     found = [json.loads(path.read_text()) for path in Path("experiments").glob("*/environment.json")]
-    assert found == [expected] * runs
+    assert found == [expected] * 2
 
 
 def test_gpus_are_divided_among_the_runs_if_there_are_enough(monkeypatch):

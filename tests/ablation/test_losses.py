@@ -34,9 +34,6 @@ def test_the_difference_in_loss_is_found_and_said_to_be_better_below_zero(compar
     table = difference_table("Differences", comparison.differences, unit_of(comparison))
     assert table.header[1] == "difference in val_loss (below zero is better)"
     assert "Below zero is better." in conclusion_of(comparison)
-
-
-def test_small_losses_keep_their_digits(comparison):
     assert re.search(r"true difference of about 0\.00\d+ four times", conclusion_of(comparison))
     assert re.search(r"^0\.\d{4} \[", class_table(comparison).rows[0][1])
 

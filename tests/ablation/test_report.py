@@ -67,11 +67,8 @@ def text_of(text: str) -> str:
 # ---- the file ----------------------------------------------------------------------------------------------
 
 
-def test_every_section_is_there_when_the_records_hold_its_data(text):
+def test_it_has_every_section_is_well_formed_and_every_reference_leads_to_one_place_in_the_file(text):
     assert sections_of(text) == EVERY_SECTION
-
-
-def test_it_is_well_formed_and_every_reference_leads_to_one_place_in_the_file(text):
     elements = list(tree_of(text).iter())
     ids = [element.get("id") for element in elements if element.get("id")]
     assert len(ids) == len(set(ids))

@@ -8,13 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from engine.optim import (
-    OptimConfig,
-    build_optimizer,
-    build_scheduler,
-    parameter_groups,
-    update_average,
-)
+from engine.optim import OptimConfig, build_optimizer, build_scheduler, parameter_groups, update_average
 
 
 class Net(nn.Module):

@@ -339,16 +339,13 @@ def test_a_web_page_instead_of_weights_is_removed(command, published):
     assert list(Path("saved_weights").iterdir()) == []
 
 
-def test_inspect_describes_a_run_by_its_experiment(command):
+def test_inspect_describes_a_run_by_its_experiment_and_a_release(command):
     state = {"step": 12, "model": slim_swin().state_dict(), "ema": None}
     save_checkpoint(Path("experiments/experiment_1/checkpoints/step_000000012.pt"), state)
     _, out, _ = command("inspect", "experiments/experiment_1")
     assert "checkpoint of a run of this project" in out
     assert "swin_slim" in out
-
-
-def test_inspect_describes_a_release(command):
-    save_as("release.safetensors", dict(slim_swin().state_dict()))
+    save_as("release.safetensors", ONE)
     assert "release of this project, with step" in command("inspect", "release.safetensors")[1]
 
 

@@ -7,10 +7,7 @@ import torchvision
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from engine.compute.cost import (
-    forward_gflops,
-    peak_memory_mib,
-)
+from engine.compute.cost import forward_gflops, peak_memory_mib
 from model import SwinTransformer
 
 CPU = torch.device("cpu")
