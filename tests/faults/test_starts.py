@@ -65,5 +65,5 @@ def test_a_run_killed_at_any_moment_is_reported_as_killed_and_then_resumed(start
     assert "resumed after step 240" in job.text
     assert state() == "done"
     assert read_status(experiment).state == "done"
-    assert len(read_environments(experiment)) > 3
+    assert len(read_environments(experiment)) >= 3  # a start that is killed before it trains leaves none
     assert list(experiments.glob("experiment_*")) == [experiment]
