@@ -1,7 +1,7 @@
 """What has changed since a run was started: its recipe, its data, or the code that computes weights and scores.
 
 A task's training module lists that code in COMPUTES: the name of a part to file patterns of the project. LOOP is what
-all tasks share. Comments, docstrings and all other files may change without making a result stale.
+all tasks share. Comments, docstrings, messages and all other files may change without making a result stale.
 """
 
 import ast
@@ -26,6 +26,7 @@ LOOP = {
     ),
     "data": ("data.py",),
 }  # fmt: skip
+LOG_CALLS = ("logger.info", "logger.warning", "logger.error", "logger.debug")
 
 
 # ---- recipe and data -----------------------------------------------------------------------------------------
@@ -127,9 +128,12 @@ def _code_hash(path: Path, mtime_ns: int) -> str:
 
 
 def outline(node: Any) -> Any:
-    """Return what code does as nested lists: no comments, docstrings, descriptions of config fields, or positions.
+    """Return what code computes as nested lists, without the parts that only people read.
 
-    Empty fields are left out, because versions of Python differ in them."""
+    Left out: comments, positions, docstrings, descriptions of config fields, log calls, and what exceptions say. Empty
+    fields are left out too, because versions of Python differ in them."""
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        node = ast.Raise(node.exc.func)
     if isinstance(node, ast.AST):
         fields = [(name, outline(value)) for name, value in ast.iter_fields(node)]
         return [type(node).__name__, *(each for each in fields if each[1] not in (None, []))]
@@ -139,5 +143,9 @@ def outline(node: Any) -> Any:
 
 
 def _is_text(node: Any) -> bool:
-    is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return is_docstring or (isinstance(node, ast.keyword) and node.arg == "description")
+    if isinstance(node, ast.keyword):
+        return node.arg == "description"
+    if not isinstance(node, ast.Expr):
+        return False
+    is_docstring = isinstance(node.value, ast.Constant)
+    return is_docstring or (isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in LOG_CALLS)

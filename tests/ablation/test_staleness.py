@@ -64,7 +64,7 @@ def test_every_imported_module_is_listed_as_computing_or_as_unrelated(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_comments_docstrings_and_descriptions_make_nothing_stale(task):
+def test_comments_docstrings_descriptions_and_messages_make_nothing_stale(task):
     for name in code_hashes(task):
         source = (PROJECT / name).read_text()
         tree = ast.parse(source)
@@ -73,8 +73,16 @@ def test_comments_docstrings_and_descriptions_make_nothing_stale(task):
                 node.body.insert(0, ast.Expr(ast.Constant("Another docstring.")))
             if isinstance(node, ast.keyword) and node.arg == "description":
                 node.value = ast.Constant("another description")
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                node.exc.args = [ast.Constant("another message")]
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("logger.info", "logger.warning"):
+                node.args = [ast.Constant("another message")]
         changed = "# another comment\n\n" + ast.unparse(tree)  # which leaves out the comments that were there
         assert outline(ast.parse(changed)) == outline(ast.parse(source)), name
+
+
+def test_the_type_of_an_exception_counts_as_code():
+    assert outline(ast.parse("raise KeyError('a')")) != outline(ast.parse("raise ValueError('a')"))
 
 
 @pytest.fixture
