@@ -1,7 +1,6 @@
 """Single-shot detectors: the network, the training task and its commands.
 
-`from detection import load` is the API for Python (detection/detector.py). It is imported on first use, because it
-imports PyTorch.
+`from detection import load` is the Python API (detection/detector.py). The import is lazy, because it loads PyTorch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ __all__ = ["Detections", "Detector", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `__all__` from detection.detector on first use."""
+    """Import the names in `__all__` from detection.detector on first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from detection import detector

@@ -4,9 +4,9 @@
     python -m detection.evaluate experiments/experiment_3 eval.score_threshold=0.01,0.05 eval.nms_iou=0.45,0.5
     torchrun --standalone --nproc_per_node=4 -m detection.evaluate EXPERIMENT --checkpoint best
 
-Several values for a threshold, separated by commas, mean every combination; the network runs once for all of
-them. The scores go to test.json in the experiment directory. A folder made by weights.publish is scored in the same
-way, with data.root=FOLDER because its config only names the data.
+Comma-separated values of a threshold are scored in every combination; the network runs only once. The scores are
+written to test.json in the experiment directory. A folder made by weights.publish is scored the same way, but needs
+data.root=FOLDER, because its config does not contain the full path of the data.
 """
 
 import argparse
@@ -31,24 +31,24 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m detection.evaluate",
-        description="Score an experiment with COCO mAP; several values for a threshold make a sweep.",
+        description="Score a checkpoint of an experiment with COCO mAP.",
         epilog="example: python -m detection.evaluate experiments/experiment_3 eval.nms_iou=0.45,0.5,0.6",
     )
-    parser.add_argument("experiment", type=Path, help="directory of the experiment, or a published folder")
+    parser.add_argument("experiment", type=Path, help="experiment directory, or a published folder")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.field=value[,value...]",
-        help="eval.score_threshold, eval.nms_iou, eval.max_detections: one value or several; data.root and others: one",
+        help="replaces a config value; eval.* fields accept several values, every combination is scored",
     )  # fmt: skip
-    parser.add_argument("--checkpoint", default="last", metavar="last|best|FILE", help="weights to score (last)")
+    parser.add_argument("--checkpoint", default="last", metavar="last|best|FILE", help="weights (default: last)")
     arguments = parser.parse_intermixed_args(words)
     if arguments.experiment.is_file():
-        parser.error(f"{arguments.experiment}: a file; name the experiment's directory, weights by --checkpoint FILE")
+        parser.error(f"{arguments.experiment}: is a file; expected a directory; choose weights with --checkpoint FILE")
     check_experiment(arguments.experiment)
     return arguments
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
-    """Score as the command line says, print the table, keep test.json."""
+    """Score the experiment, print the table and write test.json."""
     import torch
 
     from data import DatasetError
@@ -66,8 +66,8 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     if not any(override.startswith("train.precision=") for override in arguments.overrides):
         precision = distributed.broadcast(inference_precision(base.train.precision, device))
         base = base.model_copy(update={"train": base.train.model_copy(update={"precision": precision})})
-    named = {"last": arguments.experiment, "best": arguments.experiment / "checkpoints/best.pt"}
-    path = weights_in(named.get(arguments.checkpoint, Path(arguments.checkpoint)))
+    checkpoints = {"last": arguments.experiment, "best": arguments.experiment / "checkpoints/best.pt"}
+    path = weights_in(checkpoints.get(arguments.checkpoint, Path(arguments.checkpoint)))
     detector = read_detector(path)
     val = read_split(base.data, "val")
     if detector.class_names not in (None, val.class_names):
@@ -78,13 +78,13 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     model = task.model.to(device, memory_format=layout)
     logger.info("scoring %s, step %d, on %d images", path, detector.step, len(task.val.images))
     if distributed.is_main():
-        warn_of_other_data(arguments.experiment, val)
+        warn_about_data(arguments.experiment, val)
     results = task.detect_all(model, device, settings)
     if results is None:
         return
     rows = []
-    for setting, found in zip(settings, results, strict=True):
-        scores = coco_scores(task.truth, as_dicts(found))
+    for setting, predictions in zip(settings, results, strict=True):
+        scores = coco_scores(task.truth, as_dicts(predictions))
         rows.append(setting.model_dump() | {name: scores[name] for name in METRICS})
     record = {
         "checkpoint": path.name,
@@ -103,34 +103,34 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     print(f"written to {arguments.experiment / 'test.json'}")
 
 
-def warn_of_other_data(experiment: Path, val: "CocoFile") -> None:
-    """Log if the annotations are not those of the training, and if images to score were trained on."""
+def warn_about_data(experiment: Path, val: "CocoFile") -> None:
+    """Warn if the experiment was not trained with these annotations, or if it was trained on some of these images."""
     from engine.inputs import read_inputs
     from engine.logbook import logger
 
     if (inputs := read_inputs(experiment)) is None:
         return
     if val.sha256 not in inputs.files.values():
-        logger.warning("%s: not the annotations of the training; its scores are not comparable", val.annotations_path)
+        logger.warning("%s: the run used different annotations, so the scores are not comparable", val.annotations_path)
     train = inputs.images["train"]
     shared = sorted({image.file_name for image in val.images} & set(train.names))
     if shared and Path(train.folder).resolve() == val.images_dir.resolve():
-        what = "at least %d of %d images to score were trained on, such as %s: the score is too high"
+        what = "at least %d of %d validation images were also training images, such as %s; the scores are too high"
         logger.warning(what, len(shared), len(val.images), shared[0])
 
 
 def read_settings(experiment: Path, overrides: list[str]) -> tuple["DetectionConfig", list["PostprocessConfig"]]:
-    """Return the experiment's config, and every combination of the post-processing values asked for.
+    """Return the experiment's config, and every combination of the requested post-processing values.
 
-    Raises ConfigError for a bad or repeated override, or a folder that is not an experiment."""
+    Raises ConfigError for an invalid or duplicate override, or if the folder is not an experiment."""
     from detection.task import DetectionConfig
     from records.experiment import read_experiment_config
 
     choices = []
     for override in overrides:
         name, _, values = override.partition("=")
-        split = values.split(",") if name.startswith("eval.") else [values]
-        choices.append([f"{name}={value}" for value in split])
+        alternatives = values.split(",") if name.startswith("eval.") else [values]
+        choices.append([f"{name}={value}" for value in alternatives])
     configs = [read_experiment_config(experiment, DetectionConfig, row) for row in itertools.product(*choices)]
     return configs[0], [config.eval for config in configs]
 

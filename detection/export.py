@@ -1,18 +1,18 @@
-"""Write a trained detector into a file that other programs run: ONNX, or PyTorch's own torch.export.
+"""Export a trained detector for other programs, as ONNX or in the format of torch.export.
 
     python -m detection.export experiments/experiment_3 --format onnx --postprocess
     python -m detection.export saved_weights/cells.safetensors photo.jpg --output cells.pt2
 
-The program in the file takes `images` (B, 3, S, S) float32, any number of them, and returns in float32
-all_boxes_xyxy (B, A, 4), all_scores (B, A, C): every default box decoded and clipped, and its class probabilities;
-with --postprocess (ONNX only) boxes_xyxy (B, N, 4), scores (B, N), labels (B, N) int64, num_detections (B,) int64: the
-detections, best first, in N = max_detections places. Boxes are fractions of the image's sides.
+The exported program takes `images` (B, 3, S, S) float32, with any batch size B. It returns all_boxes_xyxy (B, A, 4)
+float32, every default box decoded and clipped, and all_scores (B, A, C) float32, their class probabilities. With
+--postprocess (ONNX only) it returns the detections, best first and padded to N = max_detections: boxes_xyxy (B, N, 4),
+scores (B, N), labels (B, N) int64 and num_detections (B,) int64. Boxes are fractions of the image's sides.
 
-How images are prepared and what the outputs mean is in the file as JSON, see `detection.formats.facts_of`; in ONNX in
-metadata_props, in torch.export in the extra file detector.json. docs/detection.md has examples.
+The file describes its preprocessing and outputs as JSON (`detection.formats.export_facts`): ONNX in metadata_props,
+torch.export in the extra file detector.json. docs/detection.md has examples.
 
-Before it is written, the program is run on real images, alone and in a batch, and compared with the PyTorch model. If
-they differ, nothing is written and the exit code is 1.
+Before the file is written, the program is run on real images, singly and in a batch, and compared with the PyTorch
+model. If they differ, nothing is written and the exit code is 1.
 """
 
 import argparse
@@ -36,44 +36,44 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m detection.export",
-        description="Write a detector into a file for other programs, and compare it with the PyTorch model.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example to be pasted
+        description="Export a detector for other programs, and compare the export with the PyTorch model.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the example on one line
         epilog="example: python -m detection.export experiments/experiment_3 --format onnx --postprocess",
     )
     parser.add_argument("detector", metavar="EXPERIMENT|WEIGHTS", help=DETECTORS)
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE",
-        help="files to compare on (default: some of the experiment's validation images)",
+        help="images for the comparison (default: some of the experiment's validation images)",
     )  # fmt: skip
-    parser.add_argument("--format", choices=FORMATS, help="what to write (default: by the suffix of --output, or onnx)")
+    parser.add_argument("--format", choices=FORMATS, help="file format (default: by the suffix of --output, else onnx)")
     parser.add_argument(
         "--postprocess", action="store_true",
-        help="detections instead of all boxes: decoding, threshold and NMS inside (ONNX only)",
+        help="include score threshold and NMS, so that detections are returned instead of all boxes (ONNX only)",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: here, named after the detector")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: named after the detector)")
     arguments = parser.parse_intermixed_args(words)
     by_suffix = {suffix: name for name, suffix in FORMATS.items()}
     arguments.format = arguments.format or by_suffix.get(arguments.output and arguments.output.suffix, "onnx")
     suffix = FORMATS[arguments.format]
     if arguments.format != "onnx" and arguments.postprocess:
-        parser.error(f"--postprocess: only in --format onnx, not in {arguments.format}; leave it out")
+        parser.error(f"--postprocess: not available with --format {arguments.format}; use --format onnx or omit it")
     if arguments.format == "onnx" and (missing := [name for name in ONNX_PACKAGES if not find_spec(name)]):
         parser.error(f"--format onnx: {', '.join(missing)} not installed: pip install -e '.[export]'")
     if arguments.output is None:
-        named = Path(arguments.detector).resolve()
-        experiment = f"{named.parent.parent.name}_" if named.parent.name == "checkpoints" else ""
+        source = Path(arguments.detector).resolve()
+        experiment = f"{source.parent.parent.name}_" if source.parent.name == "checkpoints" else ""
         variant = "_postprocess" if arguments.postprocess else ""
-        arguments.output = Path(f"{experiment}{named.name if named.is_dir() else named.stem}{variant}{suffix}")
+        arguments.output = Path(f"{experiment}{source.name if source.is_dir() else source.stem}{variant}{suffix}")
     output = arguments.output
     if output.suffix != suffix or not os.access(output.parent, os.W_OK):
-        wanted = f"a file *{suffix} (--format {arguments.format}) in a directory that exists and can be written"
-        parser.error(f"--output {output}: expected {wanted}")
-    check_experiment(Path(arguments.detector), f"{DETECTORS}; images come after it")
+        expected = f"a *{suffix} file (--format {arguments.format}) in an existing, writable directory"
+        parser.error(f"--output {output}: expected {expected}")
+    check_experiment(Path(arguments.detector), f"{DETECTORS}; list images after it")
     return arguments
 
 
 def main(arguments: argparse.Namespace, _: "torch.device") -> None:
-    """Export as the command line says, on the CPU."""
+    """Export the detector on the CPU."""
     from detection.formats import run_export
 
     run_export(arguments)

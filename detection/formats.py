@@ -1,4 +1,4 @@
-"""The formats that `python -m detection.export` writes, and the comparison with the PyTorch model."""
+"""Write the formats of `python -m detection.export`, and compare an export with the PyTorch model."""
 
 import argparse
 import json
@@ -25,55 +25,55 @@ if TYPE_CHECKING:
     import onnx
 
 ALL_OUTPUTS = {
-    "all_boxes_xyxy": "(B, A, 4) float32, fractions of the image's sides: left, top, right, bottom of every box",
-    "all_scores": "(B, A, C) float32, its probability of each class, in the order of `classes`",
+    "all_boxes_xyxy": "(B, A, 4) float32, left, top, right, bottom of every box, as fractions of the image's sides",
+    "all_scores": "(B, A, C) float32, probability of each class for every box, in the order of `classes`",
 }
 DETECTION_OUTPUTS = {
-    "boxes_xyxy": "(B, N, 4) float32, fractions of the image's sides: left, top, right, bottom, best box first",
+    "boxes_xyxy": "(B, N, 4) float32, left, top, right, bottom, as fractions of the image's sides; best box first",
     "scores": "(B, N) float32, probabilities",
-    "labels": "(B, N) int64, k for the k-th of `classes`",
-    "num_detections": "(B,) int64, how many of the N places count; the others are 0",
+    "labels": "(B, N) int64, k means the k-th of `classes`",
+    "num_detections": "(B,) int64, number of detections among the N entries; the rest are 0",
 }
-FACTS_FILE = "detector.json"  # in torch.export's archive
-OPSET = 18  # of ONNX: the one that PyTorch's exporter is written in; for onnxruntime from 1.18
-TOLERANCE = 1e-4  # largest difference of a box, as a fraction of the image's sides, and of a score
-MOST_UNLIKE = 0.01  # share of detections that may differ: rounding decides which of two equally good boxes NMS keeps
-VERIFIED_IMAGES = 8  # of the validation images
+FACTS_FILE = "detector.json"  # extra file in the archive of torch.export
+OPSET = 18  # ONNX opset that PyTorch's exporter is written for; onnxruntime 1.18 or newer supports it
+TOLERANCE = 1e-4  # largest accepted difference of a score, and of a box as a fraction of the image's sides
+MAX_DIFFERING = 0.01  # share of detections; rounding decides which of two equally good boxes NMS keeps
+VERIFIED_IMAGES = 8  # number of validation images to compare on
 
 Network = Callable[[Tensor], Sequence[Tensor]]
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    """Export as the command line says, on the CPU."""
+    """Export a detector on the CPU, compare the export with it, and write the file."""
     detector = load(arguments.detector, "cpu")
     images = read_images(detector, arguments.images)
-    model = detector.model.to(memory_format=torch.contiguous_format)  # training may have chosen channels_last
+    model = detector.model.to(memory_format=torch.contiguous_format)  # training may have used channels_last
     settings = detector.config.eval if arguments.postprocess else None
     logger.info("exporting %s, step %d, in float32; this may take a minute", detector.path, detector.step)
-    content = export(model, arguments.format, facts_of(detector, settings), settings)
+    content = export(model, arguments.format, export_facts(detector, settings), settings)
     print(verify(model, FORMATS[arguments.format].load(content), images, settings))
     write_whole(arguments.output, lambda file: file.write(content))
     side = model.input_size
-    print(f"written to {arguments.output}: {len(content) / 1e6:.1f} MB, for any number of images of {side} x {side}")
+    print(f"written to {arguments.output}: {len(content) / 1e6:.1f} MB; takes any number of {side} x {side} images")
 
 
 def read_images(detector: Detector, files: Sequence[str]) -> Tensor:
-    """Return the files, or some of the detector's validation images, as its model takes them: (n, 3, S, S) float32.
+    """Read and preprocess `files`, or some of the validation images if there are none: (n, 3, S, S) float32.
 
-    Raises DatasetError if one cannot be read, or if none is named and the validation images are missing."""
+    Raises DatasetError if an image cannot be read, or if validation images are needed but missing."""
     if not files:
         try:
             val = read_split(detector.config.data, "val")
         except DatasetError as error:
-            raise DatasetError(f"no images to compare on, name some on the command line: {error}") from None
-        chosen = np.linspace(0, len(val.images) - 1, min(VERIFIED_IMAGES, len(val.images))).round().astype(int)
-        files = [val.file(index).path for index in chosen]
+            raise DatasetError(f"no images to compare on; list some on the command line: {error}") from None
+        indices = np.linspace(0, len(val.images) - 1, min(VERIFIED_IMAGES, len(val.images))).round().astype(int)
+        files = [val.file(index).path for index in indices]
     side = detector.model.input_size
     return normalize_images(torch.stack([model_input(rgb_pixels(file), side) for file in files]))
 
 
-def facts_of(detector: Detector, settings: PostprocessConfig | None) -> dict[str, Any]:
-    """Return the metadata of the file. settings: of the post-processing in it; None if there is none."""
+def export_facts(detector: Detector, settings: PostprocessConfig | None) -> dict[str, Any]:
+    """Return the metadata of the exported file. settings: its post-processing, or None."""
     return {
         "classes": detector.class_names,
         "category_ids": detector.category_ids,
@@ -89,14 +89,14 @@ def facts_of(detector: Detector, settings: PostprocessConfig | None) -> dict[str
 
 
 class DecodedSSD(nn.Module):
-    """A detector that returns boxes and probabilities, so that its users need no default boxes."""
+    """An SSD that returns decoded boxes and class probabilities, so that users do not need the default boxes."""
 
     def __init__(self, model: SSD) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images: (B, 3, S, S) float32, normalised. Returns ALL_OUTPUTS."""
+        """Return ALL_OUTPUTS. images: (B, 3, S, S) float32, normalised."""
         box_deltas, class_logits = self.model(images)
         boxes_xyxy = decode_boxes(box_deltas, self.model.anchors_cxcywh).clamp(0, 1)
         return boxes_xyxy, class_logits.softmax(dim=-1)[..., 1:]  # (B, A, 4), (B, A, C)
@@ -104,11 +104,11 @@ class DecodedSSD(nn.Module):
 
 @torch.no_grad()
 def export(model: SSD, format_name: str, facts: dict[str, Any], settings: PostprocessConfig | None = None) -> bytes:
-    """Return the content of the file.
+    """Return the content of the exported file.
 
-    model: in evaluation mode, on the CPU. format_name: a key of FORMATS. facts: plain data, stored in the file.
-    settings: for post-processing inside (ONNX only)."""
-    images = torch.zeros(2, 3, model.input_size, model.input_size)  # a batch of 1 would be exported as a constant
+    model: in evaluation mode, on the CPU. format_name: a key of FORMATS. facts: plain data to store in the file.
+    settings: post-processing to include (ONNX only)."""
+    images = torch.zeros(2, 3, model.input_size, model.input_size)  # a batch size of 1 would be exported as a constant
     program = FORMATS[format_name].trace(DecodedSSD(model).eval(), images)
     if settings:
         add_postprocessing(program, len(model.anchors_cxcywh), model.num_classes, settings)
@@ -121,8 +121,8 @@ def trace_onnx(model: DecodedSSD, images: Tensor) -> "onnx.ModelProto":
         opset_version=OPSET, verbose=False,
     )  # fmt: skip
     proto = program.model_proto
-    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        part.ClearField("metadata_props")  # paths of the source code
+    for item in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        item.ClearField("metadata_props")  # contains paths of the source code
     return proto
 
 
@@ -135,7 +135,7 @@ def save_onnx(proto: "onnx.ModelProto", facts: dict[str, Any]) -> bytes:
 
 
 def load_onnx(content: bytes) -> Network:
-    """Load into onnxruntime, with as many threads as PyTorch uses."""
+    """Load an ONNX file into onnxruntime, with as many threads as PyTorch uses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -147,7 +147,7 @@ def load_onnx(content: bytes) -> Network:
 def trace_torch_export(model: DecodedSSD, images: Tensor) -> torch.export.ExportedProgram:
     program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of the source code
+        node.meta.pop("stack_trace", None)  # contains paths of the source code
     return program
 
 
@@ -158,7 +158,7 @@ def save_torch_export(program: torch.export.ExportedProgram, facts: dict[str, An
 
 
 class Format(NamedTuple):
-    """How a network becomes a program, the program the content of a file, and that a network again."""
+    """Functions of one format: trace a network, serialise the trace, and load it again."""
 
     trace: Callable[[DecodedSSD, Tensor], Any]
     save: Callable[[Any, dict[str, Any]], bytes]
@@ -175,8 +175,8 @@ FORMATS = {
 
 # ---- post-processing in ONNX ------------------------------------------------------------------------------------
 
-# Suppressed pairs of box and class get a score of -1 in a table of all pairs. The best of the table are the detections;
-# TopK returns equal scores in the order of box, then class.
+# The table has a score for every pair of box and class. Pairs that NMS suppresses have -1; the best pairs are the
+# detections. TopK orders equal scores by box, then by class.
 POSTPROCESSING = """
 postprocessing (float[batch, boxes, 4] all_boxes_xyxy, float[batch, boxes, classes] all_scores) => (
     float[batch, {places}, 4] boxes_xyxy, float[batch, {places}] scores,
@@ -210,14 +210,14 @@ postprocessing (float[batch, boxes, 4] all_boxes_xyxy, float[batch, boxes, class
 def add_postprocessing(
     proto: "onnx.ModelProto", num_anchors: int, num_classes: int, settings: PostprocessConfig
 ) -> None:
-    """Make a graph that returns ALL_OUTPUTS return DETECTION_OUTPUTS, as `detection.network.postprocess` does."""
+    """Add `detection.network.postprocess` to a graph: its outputs change from ALL_OUTPUTS to DETECTION_OUTPUTS."""
     import onnx
 
     places = min(settings.max_detections, num_anchors * num_classes)
     constants = {
         "places": np.array([places]),
         "nms_iou": np.float32(settings.nms_iou),
-        # NonMaxSuppression takes scores above its threshold; ours are from the threshold up.
+        # NonMaxSuppression keeps scores > its threshold, but `postprocess` keeps scores >= the threshold.
         "largest_dropped_score": np.nextafter(np.float32(settings.score_threshold), np.float32(-1)),
         "image_box_class": np.array([0, 2, 1]),
         "dropped": np.float32(-1),
@@ -228,12 +228,12 @@ def add_postprocessing(
         "no_label": np.int64(0),
         "last_axis": np.array([-1]),
     }
-    part = onnx.parser.parse_graph(POSTPROCESSING.format(places=places))
+    addition = onnx.parser.parse_graph(POSTPROCESSING.format(places=places))
     graph = proto.graph
-    graph.node.extend(part.node)
+    graph.node.extend(addition.node)
     graph.initializer.extend(onnx.numpy_helper.from_array(np.array(value), name) for name, value in constants.items())
     del graph.output[:]
-    graph.output.extend(part.output)
+    graph.output.extend(addition.output)
 
 
 # ---- comparing with the PyTorch model ---------------------------------------------------------------------------
@@ -241,36 +241,37 @@ def add_postprocessing(
 
 @torch.no_grad()
 def verify(model: SSD, exported: Network, images: Tensor, settings: PostprocessConfig | None = None) -> str:
-    """Run both on `images` (n, 3, S, S), on the first alone and on all with the first once more; return a summary.
+    """Compare an exported network with the model on `images` (n, 3, S, S); return a summary.
 
-    settings: of the post-processing in `exported`; None if there is none.
-    Raises RunError if a box or score differs by more than TOLERANCE; of detections, more than MOST_UNLIKE of them."""
+    Both run on the first image alone, then on a batch of all images with the first repeated.
+    settings: post-processing in `exported`, or None. Raises RunError if a box or score differs by more than TOLERANCE;
+    with post-processing, only if this is the case for more than MAX_DIFFERING of the detections."""
     compare = _compare_detections if settings else _compare_boxes
     batches = (images[:1], torch.cat([images, images[:1]]))
     differences = torch.cat([compare(model, exported, batch, settings) for batch in batches])  # (n, 2)
     if not len(differences):
-        logger.warning("nothing is detected on these images, so little is compared; name other images")
+        logger.warning("no objects are detected in these images, so little is compared; use different images")
     is_near = (differences <= TOLERANCE).all(dim=1)  # False if NaN
     box, score = F.pad(differences[is_near], (0, 0, 0, 1)).amax(dim=0).tolist()
     far = int((~is_near).sum())
     summary = (
         f"compared {len(differences):,} {'detections' if settings else 'boxes'} of {len(images)} image(s) with "
-        f"PyTorch's: largest difference {box:.2g} of the image's side in boxes, {score:.2g} in scores; "
+        f"those of PyTorch: differences up to {box:.2g} of the image's side in boxes, {score:.2g} in scores; "
         f"{far:,} differ by more than {TOLERANCE:g}"
     )
-    if far > (MOST_UNLIKE * len(differences) if settings else 0):
-        raise RunError(f"{summary}. Nothing is written; try another --format")
+    if far > (MAX_DIFFERING * len(differences) if settings else 0):
+        raise RunError(f"{summary}. Nothing is written; try a different --format")
     return summary
 
 
 def _compare_boxes(model: SSD, exported: Network, images: Tensor, _: None) -> Tensor:
-    """Return the difference of each box, and the largest of its scores: (B * A, 2)."""
+    """Return the largest coordinate difference and the largest score difference of each box: (B * A, 2)."""
     pairs = zip(exported(images), DecodedSSD(model)(images), strict=True)
     return torch.stack([(found - expected).abs().amax(dim=-1).flatten() for found, expected in pairs], dim=1)
 
 
 def _compare_detections(model: SSD, exported: Network, images: Tensor, settings: PostprocessConfig) -> Tensor:
-    """Compare PyTorch's detections with the file's, and the file's with PyTorch's: (n, 2), see `_differences`."""
+    """Return the differences from the model's to the exported detections and back: (n, 2), see `_differences`."""
     expected = postprocess(*model(images), model.anchors_cxcywh, **settings.model_dump())
     *columns, counts = exported(images)
     differences = []
@@ -280,11 +281,11 @@ def _compare_detections(model: SSD, exported: Network, images: Tensor, settings:
     return torch.cat(differences)
 
 
-def _differences(these: RawDetections, those: RawDetections) -> Tensor:
-    """Return how far box and score of each of n detections are from the nearest of its class: (n, 2), inf if none."""
-    box = (these.boxes_xyxy[:, None] - those.boxes_xyxy).abs().amax(dim=-1)  # (n, m)
-    score = (these.scores[:, None] - those.scores).abs()
-    is_other_class = these.labels[:, None] != those.labels
-    both = torch.stack([box, score], dim=-1).masked_fill(is_other_class[..., None], torch.inf)
-    both = F.pad(both, (0, 0, 0, 1), value=torch.inf)  # (n, m + 1, 2), because m may be 0
-    return both[torch.arange(len(both)), both.amax(dim=-1).argmin(dim=1)]
+def _differences(detections: RawDetections, references: RawDetections) -> Tensor:
+    """Return box and score difference of each detection to the nearest reference of its class, inf if none: (n, 2)."""
+    box = (detections.boxes_xyxy[:, None] - references.boxes_xyxy).abs().amax(dim=-1)  # (n, m)
+    score = (detections.scores[:, None] - references.scores).abs()
+    is_different_class = detections.labels[:, None] != references.labels
+    differences = torch.stack([box, score], dim=-1).masked_fill(is_different_class[..., None], torch.inf)
+    differences = F.pad(differences, (0, 0, 0, 1), value=torch.inf)  # (n, m + 1, 2), because m may be 0
+    return differences[torch.arange(len(differences)), differences.amax(dim=-1).argmin(dim=1)]

@@ -1,19 +1,19 @@
-"""Find objects in your own images and videos.
+"""Detect objects in your own images and videos.
 
     python -m detection.predict experiments/experiment_3 photo.jpg
     python -m detection.predict experiments/experiment_3 photos/ 'more/**/*.png' --json --score 0.05
     python -m detection.predict saved_weights/blood_cells.safetensors clip.mp4
 
-The output folder gets, under the names of the originals, *.jpg with the detections drawn in, and *.mp4 of videos (they
-need `pip install -e '.[video]'`). Of a folder and its subfolders, all files with the suffix of an image or video are
-taken. With --json there are also
+The output folder receives a *.jpg for each image and an *.mp4 for each video, with the detections drawn in, under
+the name of the original. Videos need `pip install -e '.[video]'`. A folder stands for all images and videos in it and
+in its subfolders. --json also writes
 
-detections.json  what was found, in COCO's results format: pixels of the upright originals, the classes' own ids
-images.json      images and categories as in an annotation file; `file_name` is the original, `picture` the drawn one;
+detections.json  detections in COCO's results format: pixels of the upright originals, category ids of the data set
+images.json      images and categories as in an annotation file; `file_name` is the original, `picture` the drawn copy;
                  each frame of a video is an image
 
 Unreadable files are reported, one line each, and skipped; the exit code is then 2. Files of an earlier run are
-replaced; if a file of that name was made by another program, nothing is done.
+replaced. If a file of that name was made by a different program, nothing is written.
 """
 
 import argparse
@@ -32,40 +32,40 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m detection.predict",
-        description="Find objects in images and videos: pictures of them, and COCO results.\n"
+        description="Detect objects in images and videos. Write copies with the detections drawn in.\n"
         "Unreadable files are reported and skipped; the exit code is then 2.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example to be pasted
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the example on one line
         epilog="example: python -m detection.predict experiments/experiment_3 photo.jpg photos/ --json",
     )
     parser.add_argument("detector", metavar="EXPERIMENT|WEIGHTS", help=DETECTORS)
     parser.add_argument(
-        "sources", nargs="+", metavar="IMAGE|FOLDER|GLOB|VIDEO", help="of any format and size; one or several"
+        "sources", nargs="+", metavar="IMAGE|FOLDER|GLOB|VIDEO", help="one or several, of any format and size"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("predictions"), metavar="DIR", help="folder to write to (predictions)"
+        "--output", type=Path, default=Path("predictions"), metavar="DIR", help="output folder (default: predictions)"
     )
-    parser.add_argument("--json", action="store_true", help="also write detections.json and images.json")
-    parser.add_argument("--score", type=score, default=0.3, help="smallest score to draw and write (0.3)")
+    parser.add_argument("--json", action="store_true", help="also write detections.json (COCO results) and images.json")
+    parser.add_argument("--score", type=parse_score, default=0.3, help="minimum score to draw and write (default: 0.3)")
     arguments = parser.parse_intermixed_args(words)
-    check_experiment(Path(arguments.detector), f"{DETECTORS}; images come after it")
+    check_experiment(Path(arguments.detector), f"{DETECTORS}; list images after it")
     if arguments.output.exists() and not arguments.output.is_dir():
-        parser.error(f"--output {arguments.output}: a file; expected a folder")
+        parser.error(f"--output {arguments.output}: is a file; expected a folder")
     return arguments
 
 
-def score(text: str) -> float:
-    """A threshold of scores, for argparse."""
+def parse_score(text: str) -> float:
+    """Parse a score threshold for argparse."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to below 1")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 (inclusive) to 1 (exclusive)")
     return value
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
-    """Find objects as the command line says."""
+    """Detect objects in the files that the command line names."""
     from detection.prediction import predict
 
     predict(arguments, device)

@@ -1,4 +1,4 @@
-"""What `python -m detection.predict` does: find objects in images and videos, and write what was found."""
+"""Detect objects in images and videos and write the results, for `python -m detection.predict`."""
 
 import argparse
 import glob
@@ -28,13 +28,13 @@ from engine.terminal import counted
 from engine.text import listed
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
-X264_OPTIONS = {"crf": "20"}  # a good picture
+X264_OPTIONS = {"crf": "20"}  # high visual quality
 JSON_NAMES = ("images.json", "detections.json")
 LISTED_CLASSES = 8
 
 
 class Item(NamedTuple):
-    """A file to find objects in, and where its picture or video is written."""
+    """An image or video file, and where the copy with its detections is written."""
 
     source: Path
     target: Path
@@ -45,71 +45,71 @@ class Item(NamedTuple):
 
 
 @dataclass
-class Findings:
-    """What was found so far, see detection/predict.py."""
+class CocoResults:
+    """Content of images.json and detections.json so far, see detection/predict.py."""
 
-    output: Path  # the folder
-    images: list[dict] = field(default_factory=list)  # of images.json
+    output: Path  # the output folder
+    images: list[dict] = field(default_factory=list)  # records of images.json
     detections: list[dict] = field(default_factory=list)  # image_id, category_id, bbox, score
 
-    def add(self, found: Detections, shape: tuple[int, int, int], item: Item, **frame: int) -> None:
-        """Add what was found in an image of this height and width. frame: its number, if it is of a video."""
+    def add(self, detections: Detections, shape: tuple[int, int, int], item: Item, **frame: int) -> None:
+        """Add the detections in an image of this shape (H, W, 3). frame: its number if it is from a video."""
         image_id, picture = len(self.images) + 1, item.target.relative_to(self.output).as_posix()
         names = {"file_name": str(item.source), "picture": picture}
         self.images.append({"id": image_id, **names, **frame, "width": shape[1], "height": shape[0]})
-        self.detections += found.to_coco(image_id)
+        self.detections += detections.to_coco(image_id)
 
 
 def predict(arguments: argparse.Namespace, device: torch.device) -> None:
-    """Find objects as the command line says."""
+    """Detect objects in the files that the command line names, and write the results."""
     output, score = arguments.output, arguments.score
     weights = weights_file(Path(arguments.detector))
     items = find_items(arguments.sources, output)
     jsons = [output / name for name in JSON_NAMES] if arguments.json else []
     for target in [item.target for item in items] + jsons:
         if target.exists() and not _is_ours(target):
-            raise FileExistsError(f"{target}: not made by detection.predict; give another folder by --output")
+            raise FileExistsError(f"{target}: not made by detection.predict; use a different --output folder")
     detector = load(weights, device)
     classes = listed(detector.class_names, LISTED_CLASSES)
     logger.info("%s, step %d, on %s; classes: %s", weights, detector.step, device.type, classes)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    findings = Findings(output)
-    unread = predict_images(detector, [item for item in items if not item.is_video], score, findings)
+    results = CocoResults(output)
+    skipped = predict_images(detector, [item for item in items if not item.is_video], score, results)
     for item in items:
-        if item.is_video and not predict_video(detector, item, score, findings):
-            unread.append(item.source)
+        if item.is_video and not predict_video(detector, item, score, results):
+            skipped.append(item.source)
     name_of = dict(zip(detector.category_ids, detector.class_names, strict=True))
-    if findings.images:
+    if results.images:
         if arguments.json:
             categories = [{"id": number, "name": name} for number, name in name_of.items()]
-            header = {"info": {"description": MADE_BY}, "images": findings.images, "categories": categories}
+            header = {"info": {"description": MADE_BY}, "images": results.images, "categories": categories}
             write_text(output / "images.json", json.dumps(header, indent=1) + "\n")
-            write_text(output / "detections.json", json.dumps(findings.detections) + "\n")
-        counts = Counter(name_of[found["category_id"]] for found in findings.detections)
-        objects = f"{counted(counts.total(), 'object', 'objects')} of score {score:g} or more"
-        kinds = listed([f"{count} {name}" for name, count in counts.most_common()] or ["none"], LISTED_CLASSES)
-        print(f"{counted(len(findings.images), 'image', 'images')}, {objects}: {kinds}\nwritten to {output}/")
-    if unread:
+            write_text(output / "detections.json", json.dumps(results.detections) + "\n")
+        counts = Counter(name_of[each["category_id"]] for each in results.detections)
+        objects = f"{counted(counts.total(), 'object', 'objects')} with score {score:g} or more"
+        class_counts = listed([f"{count} {name}" for name, count in counts.most_common()] or ["none"], LISTED_CLASSES)
+        print(f"{counted(len(results.images), 'image', 'images')}, {objects}: {class_counts}\nwritten to {output}/")
+    if skipped:
         raise DatasetError(
-            f"{len(unread)} of {len(items)} files left out, see above: {listed([str(path) for path in unread], 4)}"
+            f"{len(skipped)} of {len(items)} files skipped, see above: {listed([str(path) for path in skipped], 4)}"
         )
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether this command wrote a file. A list of detections has no place for a mark; images.json has it."""
-    marked = path.with_name("images.json") if path.suffix == ".json" else path
-    return marked.is_file() and MADE_BY.encode() in marked.read_bytes()
+    """Return whether this command wrote a file. Both JSON files are recognised by the mark in images.json."""
+    marked_file = path.with_name("images.json") if path.suffix == ".json" else path
+    return marked_file.is_file() and MADE_BY.encode() in marked_file.read_bytes()
 
 
-# ---- files to look at -----------------------------------------------------------------------------------------
+# ---- input files ----------------------------------------------------------------------------------------------
 
 
 def find_items(sources: Sequence[str], output: Path) -> list[Item]:
-    """Return each file once that was named, or is in a folder or fits a pattern; not what is in `output` already.
+    """Return the files that the sources (files, folders, patterns) name, each once.
 
-    Raises ValueError if a folder or pattern has nothing, if an original would be overwritten, or if there are videos
-    and no PyAV."""
+    Files that a folder or pattern finds in `output` are ignored. Raises ValueError if a folder or pattern has no file,
+    if an original would be overwritten, or if there are videos but PyAV is not installed."""
     places: dict[Path, Path] = {}
     for source in sources:
         for path, place in _files(source):
@@ -120,22 +120,22 @@ def find_items(sources: Sequence[str], output: Path) -> list[Item]:
             continue
         suffix = ".mp4" if path.suffix.lower() in VIDEO_SUFFIXES else ".jpg"
         target, number = output / place.with_suffix(suffix), 2
-        while target in items:  # originals that differ in folder or suffix only
+        while target in items:  # originals that differ only in folder or suffix
             target, number = output / place.with_name(f"{place.stem}_{number}{suffix}"), number + 1
         items[target] = Item(path, target)
     if not items:
-        raise ConfigError(f"--output {output}: all that was named is in it, so it is skipped; name another folder")
+        raise ConfigError(f"--output {output}: all files found are already in it; use a different folder")
     originals = {item.source.resolve() for item in items.values()}
-    if over := [target for target in items if target.resolve() in originals]:
-        raise ConfigError(f"--output {output}: {over[0]}, an original, would be overwritten; name another folder")
+    if overwritten := [target for target in items if target.resolve() in originals]:
+        raise ConfigError(f"--output {output}: original {overwritten[0]} would be overwritten; use a different folder")
     videos = [item.source for item in items.values() if item.is_video]
     if videos and not importlib.util.find_spec("av"):
-        raise ConfigError(f"{videos[0]}: to read videos takes PyAV, which is not installed: pip install -e '.[video]'")
+        raise ConfigError(f"{videos[0]}: reading a video needs PyAV, which is not installed: pip install -e '.[video]'")
     return list(items.values())
 
 
 def _files(source: str) -> Iterator[tuple[Path, Path]]:
-    """Yield the files that a word on the command line means, each with its place below the output folder."""
+    """Yield the files that a source names, each with the path of its copy relative to the output folder."""
     path = Path(source)
     if path.is_dir():
         suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
@@ -143,7 +143,7 @@ def _files(source: str) -> Iterator[tuple[Path, Path]]:
         problem = "no image or video in this folder (*.jpg, *.png, *.mp4, ...)"
     elif glob.has_magic(source) and not path.exists():
         found = [file for file in map(Path, glob.glob(source, recursive=True)) if file.is_file()]
-        problem = "no file fits this pattern"
+        problem = "no file matches this pattern"
     else:
         found, problem = [path], ""
     if not found:
@@ -155,70 +155,72 @@ def _files(source: str) -> Iterator[tuple[Path, Path]]:
 # ---- images ---------------------------------------------------------------------------------------------------
 
 
-def predict_images(detector: Detector, items: Sequence[Item], score_threshold: float, findings: Findings) -> list[Path]:
-    """Find objects in images and write the pictures; return, and log, the files that cannot be read."""
-    unread = []
+def predict_images(
+    detector: Detector, items: Sequence[Item], score_threshold: float, results: CocoResults
+) -> list[Path]:
+    """Detect objects in images and write the drawn copies. Logs and returns the files that cannot be read."""
+    unreadable = []
     bar = progress_bar(total=len(items), desc="images", unit="image", leave=False)
-    with bar, ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes and encodes
+    with bar, ThreadPoolExecutor() as pool:  # Pillow releases the GIL while decoding and encoding
         reading = pool.map(_read, items[:BATCH_SIZE])
         for start in range(0, len(items), BATCH_SIZE):
-            batch, read = items[start : start + BATCH_SIZE], []
+            batch, decoded = items[start : start + BATCH_SIZE], []
             contents = list(reading)
             reading = pool.map(_read, items[start + BATCH_SIZE : start + 2 * BATCH_SIZE])  # while the network computes
             for item, pixels in zip(batch, contents, strict=True):
                 if isinstance(pixels, DatasetError):
                     logger.warning(str(pixels))
-                    unread.append(item.source)
+                    unreadable.append(item.source)
                 else:
-                    read.append((item, pixels))
-            found = detector.detect([pixels for _, pixels in read], score_threshold) if read else []
-            list(pool.map(_write_picture, read, found))
-            for (item, pixels), each in zip(read, found, strict=True):
-                findings.add(each, pixels.shape, item)
+                    decoded.append((item, pixels))
+            detections = detector.detect([pixels for _, pixels in decoded], score_threshold) if decoded else []
+            list(pool.map(_write_picture, decoded, detections))
+            for (item, pixels), each in zip(decoded, detections, strict=True):
+                results.add(each, pixels.shape, item)
             bar.update(len(batch))
-    return unread
+    return unreadable
 
 
 def _read(item: Item) -> np.ndarray | DatasetError:
-    """Return the pixels of an image, (H, W, 3) uint8, or why it cannot be read."""
+    """Return the pixels of an image, (H, W, 3) uint8, or the error if it cannot be read."""
     try:
         return np.array(read_image(item.source))
     except DatasetError as error:
         return error
 
 
-def _write_picture(read: tuple[Item, np.ndarray], found: Detections) -> None:
-    item, pixels = read
+def _write_picture(decoded: tuple[Item, np.ndarray], detections: Detections) -> None:
+    item, pixels = decoded
     item.target.parent.mkdir(parents=True, exist_ok=True)
-    save_jpeg(item.target, draw_found(pixels, found), quality=92)
+    save_jpeg(item.target, draw_found(pixels, detections), quality=92)
 
 
 # ---- videos ---------------------------------------------------------------------------------------------------
 
 
-def predict_video(detector: Detector, item: Item, score_threshold: float, findings: Findings) -> bool:
-    """Find objects in every frame of a video, and write it with them, without its sound, in H.264.
+def predict_video(detector: Detector, item: Item, score_threshold: float, results: CocoResults) -> bool:
+    """Detect objects in every frame of a video and write a copy with the detections, as H.264 without sound.
 
-    Returns False, and keeps nothing, if it cannot be read to its end; the reason is logged."""
+    If the video cannot be read to its end, log the reason, write nothing and return False."""
     import av
 
-    seen: list[tuple[Detections, tuple[int, int, int]]] = []
+    by_frame: list[tuple[Detections, tuple[int, int, int]]] = []
 
     def write(file: BinaryIO) -> None:
         with av.open(file, "w", format="mp4") as output:
             output.metadata["comment"] = MADE_BY
             stream = None
             for rate, pictures in _frames(item.source):
-                for pixels, found in zip(pictures, detector.detect(pictures, score_threshold), strict=True):
-                    drawn = draw_found(pixels, found)
+                for pixels, detections in zip(pictures, detector.detect(pictures, score_threshold), strict=True):
+                    drawn = draw_found(pixels, detections)
                     if stream is None:
                         stream = output.add_stream("libx264", rate, options=X264_OPTIONS)
-                        stream.width, stream.height = (side // 2 * 2 for side in drawn.size)  # H.264 wants even sides
+                        stream.width, stream.height = (side // 2 * 2 for side in drawn.size)  # H.264 needs even sides
                         stream.pix_fmt = "yuv420p"
                     output.mux(stream.encode(av.VideoFrame.from_image(drawn)))
-                    seen.append((found, pixels.shape))
+                    by_frame.append((detections, pixels.shape))
             if stream is None:
-                raise DatasetError(f"{item.source}: cannot be read as a video: no picture in it")
+                raise DatasetError(f"{item.source}: cannot be read as a video: it has no frames")
             output.mux(stream.encode())
 
     item.target.parent.mkdir(parents=True, exist_ok=True)
@@ -227,26 +229,26 @@ def predict_video(detector: Detector, item: Item, score_threshold: float, findin
     except DatasetError as error:
         logger.warning(str(error))
         return False
-    for frame, (found, shape) in enumerate(seen):
-        findings.add(found, shape, item, frame=frame)
+    for frame, (detections, shape) in enumerate(by_frame):
+        results.add(detections, shape, item, frame=frame)
     return True
 
 
 def _frames(source: Path) -> Iterator[tuple[Fraction, list[np.ndarray]]]:
-    """Yield the frames of a video in batches, upright, (H, W, 3) uint8 RGB each, and the frames per second.
+    """Yield the frame rate of a video with each batch of its frames, which are upright (H, W, 3) uint8 RGB.
 
-    Raises DatasetError naming the file if it cannot be read, or ends early."""
+    Raises DatasetError naming the file if it cannot be read or is truncated."""
     import av
 
     try:
-        with av.open(source, metadata_errors="replace") as video:  # titles may be of any encoding
+        with av.open(source, metadata_errors="replace") as video:  # titles may have any encoding
             streams = video.streams.video
             if not streams:
                 return
             streams[0].thread_type = "AUTO"
             rate, pictures = streams[0].average_rate or Fraction(25), []
             frames = video.decode(streams[0])
-            total = streams[0].frames or None  # 0 where the file does not say
+            total = streams[0].frames or None  # 0 if the file does not state it
             for frame in progress_bar(frames, total=total, desc=source.name, unit="image", leave=False):
                 pixels = frame.to_ndarray(format="rgb24")
                 pictures.append(np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))))

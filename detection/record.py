@@ -1,12 +1,12 @@
-"""What a finished detection run leaves in its experiment directory, besides what records/record.py writes.
+"""Write the detection task's files of a finished run; records/record.py writes those that all tasks share.
 
-image_statistics.npz  which detection found an object at which IoU, per image (stats.image_statistics)
-detections.json       every detection in COCO's results format: the list that was scored
+image_statistics.npz  which detections match an object at each IoU threshold, per image (stats.image_statistics)
+detections.json       all detections that were scored, in COCO's results format
 detections.png        ground truth beside detections on a few validation images
-precision_recall.png  precision by recall, at each IoU and of each class
-class_scores.png      AP of each class
-confusion.png         which class is taken for which, which is missed, which is found where nothing is
-examples/             the same images one by one, small: <image id>.jpg the detections, <image id>_truth.jpg the truth
+precision_recall.png  precision-recall curves by IoU threshold and by class
+class_scores.png      AP per class
+confusion.png         confusion matrix of the classes, with missed objects and false detections of background
+examples/             the same images as small files: <image id>.jpg (detections), <image id>_truth.jpg (ground truth)
 """
 
 import json
@@ -25,7 +25,7 @@ from training import Evaluation
 
 
 def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> TaskRecord:
-    """Write the files above; return what results.json and README.md hold of this task."""
+    """Write the files listed above; return the task's part of results.json and README.md."""
     from detection.drawing.charts import draw_class_scores, draw_confusion, draw_precision  # imports matplotlib
     from detection.drawing.pictures import SHOWN_SCORE, draw_detections, draw_examples, examples
 
@@ -57,7 +57,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
                 "annotations_sha256": val.sha256,
                 "images": len(val.images),
                 "classes": val.class_names,
-                **({"short_side": val.short_side} if val.short_side else {}),  # of shrunken images
+                **({"short_side": val.short_side} if val.short_side else {}),  # of images that were shrunk
                 **config.eval.model_dump(),
             },
         },
@@ -65,17 +65,17 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         title=f"{model.backbone} with neck {model.neck}",
         model=f"{model.backbone}, neck {model.neck}, {task.model.input_size} pixels, "
         f"{len(task.model.anchors_cxcywh):,} default boxes",
-        data=f"{shown_size(task.train)} to train on, {shown_size(val)} to validate, {len(val.class_names)} classes",
-        scored=f"all {len(val.images)} images, COCO mAP by pycocotools; score >= {config.eval.score_threshold}, NMS at "
-        f"IoU {config.eval.nms_iou}, best {config.eval.max_detections}",
+        data=f"{shown_size(task.train)} for training, {shown_size(val)} for validation, {len(val.class_names)} classes",
+        scored=f"COCO mAP by pycocotools on all {len(val.images)} validation images; score >= "
+        f"{config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, best {config.eval.max_detections} per image",
         facts={
             "Default boxes": str(task.anchor_fit),
-            "Box loss weight": f"{config.loss.box_weight:g} (1 is the SSD paper's)",
+            "Box loss weight": f"{config.loss.box_weight:g} (SSD paper: 1)",
         },
         pictures={
-            "detections.png": f"Ground truth and detections of score {SHOWN_SCORE} or more",
-            "precision_recall.png": "Precision by recall",
-            "class_scores.png": "AP of each class",
-            "confusion.png": "Which class is taken for which",
+            "detections.png": f"Ground truth, and detections with score {SHOWN_SCORE} or more",
+            "precision_recall.png": "Precision-recall curves",
+            "class_scores.png": "AP per class",
+            "confusion.png": "Confusion matrix of the classes",
         },
     )

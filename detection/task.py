@@ -1,4 +1,4 @@
-"""The detection task: an SSD, its losses and its COCO scores; and starting it from trained weights."""
+"""The detection task: an SSD, its losses, its COCO scores, and the trained weights it starts from."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ from training import Evaluation, TrainConfig
 from weights.registry import find_weights, identified, read_weights
 from weights.release import SUFFIX, read_safetensors, weights_in
 
-LISTED_CLASSES = 8  # in a log
+LISTED_CLASSES = 8  # in log lines
 
 
 class DetectionConfig(Config):
@@ -51,40 +51,40 @@ class DetectionConfig(Config):
 
 
 class TrainedDetector(NamedTuple):
-    """What a file of trained weights holds."""
+    """Content of a file of trained weights."""
 
     weights: dict[str, Tensor]
-    step: int  # optimizer steps
-    class_names: list[str] | None  # None if the file does not say
-    facts: dict[str, str] | None = None  # metadata of released weights, verified
+    step: int  # optimizer steps taken
+    class_names: list[str] | None  # None if the file does not list them
+    facts: dict[str, str] | None = None  # verified metadata of released weights
 
 
 def read_detector(path: Path) -> TrainedDetector:
     """Read the weights that were scored (the moving average if there is one) from a checkpoint or a release.
 
     path: see weights_in.
-    Raises CheckpointError if the file is missing, damaged, or something else, or if a weight is not finite."""
+    Raises CheckpointError if the file is missing, corrupt or not a detector, or if a weight is not finite."""
     path = weights_in(path)
     if path.suffix == SUFFIX:
         weights, facts = read_safetensors(path)
         if not facts or not {"step", "classes"} <= facts.keys():
-            raise CheckpointError(f"{path}: not a detector; its metadata lack the step or the classes")
+            raise CheckpointError(f"{path}: not a detector; step or classes are missing in its metadata")
         detector = TrainedDetector(weights, int(facts["step"]), json.loads(facts["classes"]), facts)
     else:
         state = load_checkpoint(path)
         if not isinstance(state, dict) or not {"model", "ema", "step"} <= state.keys():
             raise CheckpointError(
-                f"{path}: not a checkpoint of a detector; expected an experiment's checkpoints/*.pt or released "
-                f"weights, *{SUFFIX} (a public checkpoint of a trunk belongs into model.weights)"
+                f"{path}: not a detector checkpoint; expected an experiment's checkpoints/*.pt or released weights "
+                f"(*{SUFFIX}); for a public checkpoint of a trunk, use model.weights"
             )
         detector = TrainedDetector(trained_weights(state), state["step"], state.get("data", {}).get("classes"))
-    if broken := [name for name, weight in detector.weights.items() if not weight.isfinite().all()]:
-        raise CheckpointError(f"{path}: weights that are not finite: {listed(broken)}; use an earlier checkpoint")
+    if non_finite := [name for name, weight in detector.weights.items() if not weight.isfinite().all()]:
+        raise CheckpointError(f"{path}: weights are not finite: {listed(non_finite)}; use an earlier checkpoint")
     return detector
 
 
 def load_detector(model: SSD, weights: dict[str, Tensor], path: Path) -> None:
-    """Load the weights read from `path` into a detector. Raises CheckpointError, listing what differs."""
+    """Load the weights read from `path` into a detector. Raises CheckpointError listing the differences."""
     try:
         load_exactly(model, weights)
     except ValueError as error:
@@ -94,39 +94,39 @@ def load_detector(model: SSD, weights: dict[str, Tensor], path: Path) -> None:
 def start_trunk(model: SSD, config: ModelConfig) -> str:
     """Load the weights that `config.weights` names into the trunk of the detector.
 
-    Returns a line on what was loaded. Raises ValueError if they are missing, cannot be read or do not fit the trunk."""
+    Returns a log line. Raises ValueError if the weights are missing or unreadable or do not fit the trunk."""
     try:
         path = find_weights(config.weights, BACKBONES[config.backbone].trunk)
         weights = read_weights(path, config.average_weights)
         if "class_head.0.weight" in weights:
-            raise ValueError(f"{path}: a whole detector, not a trunk; it belongs into model.start_from")
+            raise ValueError(f"{path}: a complete detector, not a trunk; use model.start_from instead")
         resized = load_backbone_weights(model.backbone, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
     line = f"trunk from {identified(path)}"
-    return line + f", {len(resized)} tables of positions resized, as {resized[0]}" if resized else line
+    return line + f", {len(resized)} position tables resized, such as {resized[0]}" if resized else line
 
 
 def start_from(model: SSD, path: Path, class_names: Sequence[str]) -> str:
-    """Load a trained detector; its class heads only if it has the same classes in the same order.
+    """Load a trained detector; its class heads only if the classes and their order are the same.
 
-    Returns a line on what was loaded. Raises CheckpointError, listing what differs, if anything else does."""
+    Returns a log line. Raises CheckpointError listing the differences if the rest of the model differs."""
     detector = read_detector(path)
-    heads = {key: own for key, own in model.state_dict().items() if key.startswith("class_head.")}
-    is_same = detector.class_names == list(class_names)
-    load_detector(model, detector.weights if is_same else detector.weights | heads, path)
+    class_heads = {key: value for key, value in model.state_dict().items() if key.startswith("class_head.")}
+    has_same_classes = detector.class_names == list(class_names)
+    load_detector(model, detector.weights if has_same_classes else detector.weights | class_heads, path)
     origin = f"started from {path}, step {detector.step}"
-    if is_same:
-        return f"{origin}: all {len(detector.weights)} weights loaded, with the class heads"
+    if has_same_classes:
+        return f"{origin}: all {len(detector.weights)} weights loaded, including the class heads"
     classes = listed(detector.class_names or ["unknown"], LISTED_CLASSES)
     return (
-        f"{origin}: {len(detector.weights) - len(heads)} weights loaded; the {len(heads)} of the class heads start at "
-        f"random, because its classes differ or have a different order: {classes}"
+        f"{origin}: {len(detector.weights) - len(class_heads)} weights loaded; {len(class_heads)} class-head weights "
+        f"start at random, because the checkpoint has different classes or a different order: {classes}"
     )
 
 
 class DetectionTask:
-    """An SSD, its losses and its COCO scores; see training.Task."""
+    """An SSD, its losses and its COCO scores (see training.Task)."""
 
     metrics = ("mAP", "AP50")
     lower_is_better = False
@@ -137,10 +137,10 @@ class DetectionTask:
     def __init__(
         self, config: DetectionConfig, train: CocoFile | None, val: CocoFile, *, from_checkpoint: bool = False
     ) -> None:
-        """train, val: checked annotations; train is None for a task that only scores.
+        """Build the model and load the weights that the config names, unless a checkpoint will replace them.
 
-        Raises DatasetError if train and val do not fit together, ValueError if model.weights or model.start_from
-        cannot be used."""
+        train, val: validated annotations; train may be None if the task only scores. Raises DatasetError if train and
+        val do not match, ValueError if model.weights or model.start_from cannot be used."""
         self.config, self.train, self.val = config, train, val
         self.workers = config.data.workers
         self.reference_losses: dict[str, float] = {}
@@ -156,7 +156,7 @@ class DetectionTask:
             except (ValueError, OSError) as error:
                 raise CheckpointError(f"model.start_from: {error}") from error
         self.val_loader: DataLoader | None = None
-        # In memory, because the file may be replaced while the run trains.
+        # Kept in memory, because the file may be replaced during training.
         self.truth = GroundTruth(val.annotations_path, val.sha256) if distributed.is_main() else None
         if train:
             if defects := list(pair_defects(train, val)):
@@ -172,21 +172,21 @@ class DetectionTask:
             }
             transform = train_transform(config.augment, self.model.input_size)
             self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_mib)
-            plateau = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
-            self.reference_losses = {"classification": plateau}
+            constant_loss = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
+            self.reference_losses = {"classification": constant_loss}
 
     @cached_property
     def anchor_fit(self) -> AnchorFit:
-        """How the default boxes fit the training objects; for a task that trains."""
+        """Fit of the default boxes to the training objects. Requires `train`."""
         return fit_anchors(self.train, self.model, self.config.loss.match_iou)
 
     def compile(self) -> None:
-        """Compile matching and loss; `dynamic`, because the largest number of objects differs from batch to batch."""
+        """Compile matching and loss; `dynamic`, because the maximum number of objects differs between batches."""
         self.match_anchors = torch.compile(match_anchors, dynamic=True)
         self.multibox_loss = torch.compile(multibox_loss, dynamic=True)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return MultiBox losses summed over the positive boxes of a batch, and the number of these."""
+        """Return the MultiBox losses summed over a batch, and the number of positive default boxes."""
         config, anchors = self.config, self.model.anchors_cxcywh
         images, boxes_xyxy, labels = batch["images"], batch["boxes_xyxy"], batch["labels"]
         if "colours" in batch:
@@ -202,13 +202,13 @@ class DetectionTask:
     def evaluate(
         self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
     ) -> Evaluation:
-        """Return the twelve COCO scores over every validation image, and the detections behind them, (N, 7)."""
+        """Return the twelve COCO scores on all validation images, and the scored detections (N, 7)."""
         results = self.detect_all(model, device, [self.config.eval], stop_if_asked)
         scores = results and quick_scores(self.truth, results[0])
         return Evaluation(distributed.broadcast(scores), results and results[0])
 
     def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:
-        """Draw detections.png if a tracker shows it epoch by epoch; the record shows those of the final weights."""
+        """Draw detections.png for the trackers, if there are any. The record draws it again for the final weights."""
         if self.config.train.trackers:
             from detection.drawing.pictures import draw_detections, examples  # imports matplotlib
 
@@ -222,9 +222,9 @@ class DetectionTask:
         settings: list[PostprocessConfig],
         stop_if_asked: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray] | None:
-        """Return detections (N, 7) on every validation image, for each post-processing setting; None except on rank 0.
+        """Return detections (N, 7) on all validation images for each post-processing setting; None except on rank 0.
 
-        Neither the batches nor the order of the results depend on the number of ranks."""
+        Batches and the order of results do not depend on the number of ranks."""
         if self.val_loader is None:
             batch_size, rank, world_size = self.config.train.batch_size, distributed.rank(), distributed.world_size()
             transform = eval_transform(self.model.input_size)
@@ -232,7 +232,7 @@ class DetectionTask:
             batches = eval_batches(len(dataset), batch_size, rank, world_size)
             self.val_loader = build_loader(dataset, batches, collate, self.workers, device)
         train = self.config.train
-        parts = distributed.gather(
+        per_rank = distributed.gather(
             detect(
                 model,
                 self.val_loader,
@@ -244,11 +244,11 @@ class DetectionTask:
                 stop_if_asked=stop_if_asked,
             )
         )
-        return parts and [by_image(results) for results in zip(*parts, strict=True)]
+        return per_rank and [by_image(results) for results in zip(*per_rank, strict=True)]
 
 
 def inputs_of(config: DataConfig, train: CocoFile, val: CocoFile) -> Inputs:
-    """Return what a run reads: both annotation files and all images that they list."""
+    """Return the inputs of a run: both annotation files and all images that they list."""
     files = {str(coco.annotations_path): coco.sha256 for coco in (train, val)}
     images = {
         half: identify_images(coco.images_dir, [image.file_name for image in coco.images])

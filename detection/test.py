@@ -1,4 +1,4 @@
-"""An earlier name of `python -m detection.evaluate`, kept for scripts that use it."""
+"""Alias of `python -m detection.evaluate`, kept for older scripts."""
 
 from detection.evaluate import main, parse_arguments
 from engine.start import start

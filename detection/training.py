@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from detection.task import DetectionConfig, DetectionTask
 
-# The files that compute weights and scores, beside those of the loop (ablation/staleness.py): a change of any makes
-# earlier results stale. The first part that names a file counts.
+# The files that compute weights and scores, besides those of the training loop. A change in one makes earlier results
+# stale (ablation/staleness.py). A file belongs to the first part that lists it.
 COMPUTES = {
     "loss": ("detection/network/loss.py", "detection/network/matching.py", "detection/network/boxes.py"),
     "network": ("model.py", "detection/network/*.py"),
@@ -36,7 +36,7 @@ COMPUTES = {
 
 
 def build_task(config: "DetectionConfig", from_checkpoint: bool) -> "DetectionTask":
-    """Return the task that a config describes, its data checked. Raises DatasetError for what is wrong with them."""
+    """Return the task that a config describes, after validating its data. Raises DatasetError if they are invalid."""
     from detection.coco.annotations import read_split
     from detection.prepare.images import check_images
     from detection.task import DetectionTask
@@ -48,7 +48,7 @@ def build_task(config: "DetectionConfig", from_checkpoint: bool) -> "DetectionTa
 
 
 def announce(task: "DetectionTask") -> None:
-    """Log what is trained, on what, and why the scores cannot reach 1 if the annotations or the config prevent it."""
+    """Log model and data. Warn if the annotations or the config prevent the scores from reaching 1."""
     import numpy as np
 
     from detection.anchor_fit import report_fit
@@ -63,9 +63,9 @@ def announce(task: "DetectionTask") -> None:
         logger.info("%s: %s", coco.annotations_path, describe(coco))
     ids = val.category_ids
     unused = ids[-1] - ids[0] + 1 - len(ids)
-    logger.info("%d classes, category ids %d to %d, of which %d are unused", len(ids), ids[0], ids[-1], unused)
+    logger.info("%d classes, category ids %d to %d (%d unused)", len(ids), ids[0], ids[-1], unused)
     if not val.class_counts.any():
-        logger.warning("%s: no objects in it, so every score will be undefined", val.annotations_path)
+        logger.warning("%s: contains no objects, so every score will be undefined", val.annotations_path)
     if not distributed.is_main():
         return
     report_fit(task.anchor_fit, train, task.model, model)
@@ -73,10 +73,10 @@ def announce(task: "DetectionTask") -> None:
         logger.warning(line)
     if (warning := ceiling_warning(val)) is not None:
         logger.warning("%s: %s", val.annotations_path, warning)
-    most = task.config.eval.max_detections
-    if number := int(np.sum(np.diff(val.first_object) > most)):
-        what = "%s: images with more objects than eval.max_detections, %d: %d; raise it, or some are never reported"
-        logger.warning(what, val.annotations_path, most, number)
+    limit = task.config.eval.max_detections
+    if number := int(np.sum(np.diff(val.first_object) > limit)):
+        what = "%s: more objects than eval.max_detections (%d) in %d images; raise it, or some objects are missed"
+        logger.warning(what, val.annotations_path, limit, number)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -90,7 +90,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
-    """Train as the command line says, then score and record."""
+    """Train, score and record an experiment."""
     from detection.record import record
     from detection.task import DetectionConfig
     from runs import TrainCommand, train

@@ -55,7 +55,7 @@ def start(sample_root, tmp_path, monkeypatch):
 def test_a_dry_run_logs_data_seconds_memory_and_its_warnings_and_leaves_nothing(start, caplog):
     caplog.set_level("INFO")
     start("--dry-run", "loss.match_iou=0.95")
-    assert "6 classes, category ids 1 to 18, of which 12 are unused" in caplog.text
+    assert "6 classes, category ids 1 to 18 (12 unused)" in caplog.text
     assert "first step: total" in caplog.text
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("default boxes: only" in text and "IoU >= 0.95" in text for text in warnings)

@@ -14,7 +14,7 @@ from detection.coco.annotations import read_coco
 
 @pytest.fixture
 def content() -> dict:
-    """Two images of 40 x 30 pixels, three objects of two categories."""
+    """Return annotations of two images (40 x 30 pixels) with three objects of two categories."""
     return {
         "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "Kätzchen 猫"}],
         "images": [
@@ -31,7 +31,7 @@ def content() -> dict:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """The images, in a folder `images`; an annotation file belongs beside it."""
+    """Write the two images to a subfolder `images`. Annotation files belong beside it."""
     (tmp_path / "images/more").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name in ("a.png", "more/b.png"):
@@ -42,13 +42,13 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def command(run_in_process):
-    """Run `python -m detection.data ...`; returns its exit code, what it printed and its errors."""
+    """Run `python -m detection.data ...`; return its exit code, output and errors."""
     return partial(run_in_process, detection.data)
 
 
 @pytest.fixture
 def read(folder):
-    """Write annotations beside the images of `folder`; returns them as `read_coco` reads them."""
+    """Write annotations beside the images of `folder` and read them with `read_coco`."""
 
     def read(annotations):
         (folder / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""detection/detector.py: whatever holds the weights and the image, the detections are those that were scored."""
+"""detection/detector.py: every kind of weights file and image gives the detections that were scored."""
 
 import json
 import re
@@ -35,26 +35,26 @@ def val(detector):
 
 @pytest.fixture(scope="module")
 def pixels(val):
-    """(H, W, 3) uint8 of one image, not square."""
+    """Return one non-square image, (H, W, 3) uint8."""
     return np.array(Image.open(val.file(0).path))[:, :120]
 
 
-def same(a: Detections, b: Detections) -> bool:
+def are_equal(a: Detections, b: Detections) -> bool:
     return len(a) > 0 and all(
         np.array_equal(getattr(a, name), getattr(b, name)) for name in Detections.__dataclass_fields__
     )
 
 
-# ---- what is found -------------------------------------------------------------------------------------------
+# ---- detections ----------------------------------------------------------------------------------------------
 
 
-def test_it_finds_what_was_scored(finished_detector, detector, val):
+def test_the_detections_are_those_that_were_scored(finished_detector, detector, val):
     found = detector([val.file(index).path for index in range(len(val.images))])
     records = [record for image, each in zip(val.images, found, strict=True) for record in each.to_coco(image.id)]
     assert records == json.loads((finished_detector / "detections.json").read_text())
 
 
-def test_boxes_are_in_pixels_of_the_original_and_classes_are_those_of_the_file(detector, val, pixels):
+def test_boxes_are_in_pixels_of_the_original_and_classes_are_those_of_the_annotation_file(detector, val, pixels):
     found = detector(pixels)
     assert detector.category_ids != list(range(1, len(val.class_names) + 1))
     assert found.class_names == [val.class_names[label - 1] for label in found.labels]
@@ -64,13 +64,13 @@ def test_boxes_are_in_pixels_of_the_original_and_classes_are_those_of_the_file(d
     assert (found.boxes_xyxy <= (120, 160, 120, 160)).all()
 
 
-def test_a_threshold_takes_the_place_of_the_experiments(detector, pixels):
-    few, some = detector(pixels, score_threshold=0.6), detector(pixels)
-    assert 0 < len(few) < len(some)
-    assert few.scores.min() >= 0.6 > some.scores.min() >= 0.3
+def test_a_score_threshold_replaces_that_of_the_experiment(detector, pixels):
+    few, many = detector(pixels, score_threshold=0.6), detector(pixels)
+    assert 0 < len(few) < len(many)
+    assert few.scores.min() >= 0.6 > many.scores.min() >= 0.3
     none = detector(pixels, score_threshold=0.9999)
     assert (len(none), none.boxes_xyxy.shape, none.to_coco(1)) == (0, (0, 4), [])
-    assert re.fullmatch(r"Detections\(\d+: (\w+ 0\.\d\d, ){5}\.\.\.\)", repr(some))
+    assert re.fullmatch(r"Detections\(\d+: (\w+ 0\.\d\d, ){5}\.\.\.\)", repr(many))
 
 
 def test_several_images_of_different_sizes_give_a_list(detector, pixels):
@@ -81,8 +81,8 @@ def test_several_images_of_different_sizes_give_a_list(detector, pixels):
     assert detector([]) == []
 
 
-def test_supervision_gets_the_same_with_classes_from_0(detector, pixels, monkeypatch):
-    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=dict))  # for which scipy came along
+def test_supervision_gets_the_same_detections_with_class_ids_from_0(detector, pixels, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=dict))  # the real one needs scipy
     found = detector(pixels)
     converted = found.to_supervision()
     assert converted.keys() == {"xyxy", "confidence", "class_id", "data"}
@@ -96,11 +96,11 @@ def test_supervision_gets_the_same_with_classes_from_0(detector, pixels, monkeyp
         found.to_supervision()
 
 
-# ---- how an image may come -----------------------------------------------------------------------------------
+# ---- input images --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["path", "text", "PIL", "tensor", "float tensor", "alpha"])
-def test_an_image_may_come_in_any_form(detector, pixels, tmp_path, kind):
+def test_an_image_may_have_any_supported_type(detector, pixels, tmp_path, kind):
     path = tmp_path / "a.png"
     Image.fromarray(pixels).save(path)
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
@@ -112,24 +112,24 @@ def test_an_image_may_come_in_any_form(detector, pixels, tmp_path, kind):
         "float tensor": tensor / 255,
         "alpha": np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]),
     }[kind]
-    assert same(detector(image), detector(pixels))
+    assert are_equal(detector(image), detector(pixels))
 
 
-def test_a_turned_photo_is_put_upright(detector, pixels, tmp_path):
+def test_a_photo_with_an_exif_rotation_is_turned_upright(detector, pixels, tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     Image.fromarray(np.rot90(pixels)).save(tmp_path / "a.png", exif=exif)
-    assert same(detector(tmp_path / "a.png"), detector(pixels))
-    assert same(detector(Image.open(tmp_path / "a.png")), detector(pixels))
+    assert are_equal(detector(tmp_path / "a.png"), detector(pixels))
+    assert are_equal(detector(Image.open(tmp_path / "a.png")), detector(pixels))
 
 
-def test_grey_images_of_8_and_16_bits_are_the_same(detector, pixels, tmp_path):
+def test_8_bit_and_16_bit_grey_images_give_the_same_detections(detector, pixels, tmp_path):
     grey = pixels[..., 0]
     Image.fromarray(grey.astype(np.uint16) * 256).save(tmp_path / "a.png")
     expected = detector(np.repeat(grey[..., None], 3, axis=2))
-    assert same(detector(grey), expected)
-    assert same(detector(grey.astype(np.uint16) * 256), expected)
-    assert same(detector(tmp_path / "a.png"), expected)
+    assert are_equal(detector(grey), expected)
+    assert are_equal(detector(grey.astype(np.uint16) * 256), expected)
+    assert are_equal(detector(tmp_path / "a.png"), expected)
 
 
 @pytest.mark.parametrize(
@@ -145,17 +145,17 @@ def test_grey_images_of_8_and_16_bits_are_the_same(detector, pixels, tmp_path):
         (b"ab", "got bytes, expected a path"),
     ],
 )
-def test_what_is_not_an_image_is_refused_and_in_a_list_named_by_its_place(detector, pixels, image, message):
+def test_an_invalid_image_is_refused_and_in_a_list_its_position_is_named(detector, pixels, image, message):
     with pytest.raises((DatasetError, TypeError), match=message):
         detector(image)
     with pytest.raises((DatasetError, TypeError), match=f"image 2 of 2: .*{message}"):
         detector([pixels, image])
 
 
-# ---- what may be loaded --------------------------------------------------------------------------------------
+# ---- loading -------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_a_published_folder_and_its_file_are_loaded(
+def test_a_checkpoint_a_published_folder_and_its_weights_file_can_be_loaded(
     finished_detector, detector, pixels, tmp_path, run_in_process
 ):
     checkpoint = newest_checkpoint(finished_detector / "checkpoints")
@@ -163,25 +163,25 @@ def test_a_checkpoint_a_published_folder_and_its_file_are_loaded(
     shutil.copy(tmp_path / "cells/model.safetensors", tmp_path / "a.safetensors")
     for path in (checkpoint, tmp_path / "cells", str(tmp_path / "a.safetensors")):
         again = load(path, "cpu")
-        assert same(again(pixels), detector(pixels))
+        assert are_equal(again(pixels), detector(pixels))
         assert (again.category_ids, again.step) == (detector.category_ids, 3)
 
 
-def test_preprocessing_makes_the_networks_input(detector, pixels):
+def test_the_documented_preprocessing_gives_the_input_of_the_network(detector, pixels):
     steps = detector.preprocessing
-    square = Image.fromarray(pixels).resize((steps["input_size"],) * 2, Image.Resampling.BILINEAR)  # antialiased, too
+    square = Image.fromarray(pixels).resize((steps["input_size"],) * 2, Image.Resampling.BILINEAR)  # also antialiased
     expected = (np.asarray(square, np.float32) * steps["scale"] - steps["mean"]) / steps["std"]
     seen = {}
     handle = detector.model.register_forward_pre_hook(lambda _, inputs: seen.update(images=inputs[0]))
     detector(pixels)
     handle.remove()
     assert seen["images"].shape == (1, 3, 96, 96)
-    assert np.abs(seen["images"][0].permute(1, 2, 0).numpy() - expected).max() < 0.02  # a level is 0.017
+    assert np.abs(seen["images"][0].permute(1, 2, 0).numpy() - expected).max() < 0.02  # one grey level is 0.017
 
 
 @pytest.fixture
 def moved(finished_detector, tmp_path):
-    """Makes a copy of the experiment, with a text in its config replaced."""
+    """Return a function that copies the experiment and replaces a text in its config."""
 
     def move(old, new):
         shutil.copytree(finished_detector, tmp_path / "experiment_1")
@@ -192,7 +192,7 @@ def moved(finished_detector, tmp_path):
     return move
 
 
-def test_category_ids_are_those_of_the_record_and_without_it_counted_with_a_warning(moved, detector, caplog):
+def test_category_ids_come_from_the_record_or_are_counted_from_1_with_a_warning(moved, detector, caplog):
     folder = moved("sample", "elsewhere")
     assert load(folder, "cpu").category_ids == detector.category_ids
     (folder / "results.json").unlink()
@@ -201,30 +201,30 @@ def test_category_ids_are_those_of_the_record_and_without_it_counted_with_a_warn
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("name", "expected"),
     [
-        ("experiments/nowhere", "no such file or folder; name an experiment directory"),
-        ("", r"neither config\.yaml nor model\.safetensors in it"),
+        ("experiments/nowhere", "no such file or folder; expected an experiment directory"),
+        ("", r"neither config\.yaml nor model\.safetensors"),
         ("weights.pt", r"config\.yaml"),
         ("model.safetensors", "no DetectionConfig in its metadata"),
         (PUBLISHED / "experiment_47", r"experiment_47/config\.yaml: a config of another kind"),  # has no weights
     ],
 )
-def test_what_cannot_be_loaded_is_refused_in_a_line(finished_detector, tmp_path, name, wanted):
+def test_loading_anything_else_is_an_error_of_one_line(finished_detector, tmp_path, name, expected):
     if name == "weights.pt":
         shutil.copy(newest_checkpoint(finished_detector / "checkpoints"), tmp_path / name)
     if name == "model.safetensors":
         save_release(tmp_path / name, {"a": torch.zeros(1)}, {"step": "1", "classes": "[1]", "config": "model: {}"})
-    with pytest.raises(ValueError, match=wanted) as error:
+    with pytest.raises(ValueError, match=expected) as error:
         load(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
-def test_weights_of_another_architecture_are_refused(moved):
+def test_weights_of_a_different_architecture_are_refused(moved):
     with pytest.raises(ValueError, match=r"step_000000003\.pt: weights do not fit SSD"):
         load(moved("neck: fpn", "neck: none"))
 
 
-def test_importing_the_package_stays_cheap():
+def test_importing_the_package_does_not_import_torch():
     code = "import sys, detection; assert 'torch' not in sys.modules, 'torch'; assert 'load' in detection.__all__"
     subprocess.run([sys.executable, "-c", code], check=True)

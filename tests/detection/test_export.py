@@ -1,4 +1,4 @@
-"""detection/export.py: other programs get the detector, and the facts that they need to use it."""
+"""detection/export.py: exported files compute what the detector does and describe how to use it."""
 
 import json
 import re
@@ -25,11 +25,11 @@ FACTS = {"classes": ["cat", "Kätzchen 猫", "dog"], "category_ids": [3, 7, 90]}
 SETTINGS = PostprocessConfig(score_threshold=0.05, max_detections=20)
 ONNX = ("onnx", "ResNet18SlimBackbone_A", "none")
 TORCH_EXPORT = ("torch-export", "SwinSlimBackbone_B", "fpn")
-SLOW = ("onnx", "SwinSlimBackbone_B", "pan")  # ten times as long as the others
+SLOW = ("onnx", "SwinSlimBackbone_B", "pan")  # takes ten times as long as the rest
 
 
 def detector(backbone: str, neck: str) -> SSD:
-    """With random weights, but sure of what it sees."""
+    """Return a detector with random weights that gives confident scores."""
     torch.manual_seed(0)
     config = ModelConfig(backbone=backbone, neck=neck, neck_channels=16, input_size=SIDE)
     model = build_ssd(config, NUM_CLASSES).eval().requires_grad_(False)
@@ -46,7 +46,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def exported():
-    """Makes the content of a file of a detector, once."""
+    """Return a cached function that exports a detector and returns the content of the file."""
     return cache(lambda *pair: formats.export(detector(*pair[1:]), pair[0], FACTS))
 
 
@@ -57,20 +57,20 @@ def model():
 
 @pytest.fixture(scope="module")
 def exported_detections(exported, model):
-    """The content of the same file with post-processing, without tracing the model again."""
+    """Add post-processing to the exported file, without tracing the model again."""
     proto = onnx.load_from_string(exported(*ONNX))
     add_postprocessing(proto, len(model.anchors_cxcywh), NUM_CLASSES, SETTINGS)
     return formats.save_onnx(proto, FACTS)
 
 
 @pytest.mark.parametrize("pair", [ONNX, TORCH_EXPORT, pytest.param(SLOW, marks=pytest.mark.slow)], ids="-".join)
-def test_the_file_computes_what_the_model_does_for_one_image_and_for_several(pair, exported, images):
+def test_the_file_computes_what_the_model_does_for_one_image_and_for_a_batch(pair, exported, images):
     assert "; 0 differ" in verify(detector(*pair[1:]), FORMATS[pair[0]].load(exported(*pair)), images)
 
 
-def test_with_postprocessing_the_file_detects_what_the_model_and_postprocess_do(model, detections, images):
+def test_with_postprocessing_the_file_returns_the_detections_of_the_model_and_postprocess(model, detections, images):
     line = verify(model, detections, images, SETTINGS)
-    assert "compared 200 detections of 3 image(s)" in line  # 20 in each of 5 images, from either side
+    assert "compared 200 detections of 3 image(s)" in line  # 20 in each of 5 images, in both directions
     assert "; 0 differ" in line
 
 
@@ -80,7 +80,7 @@ ANCHORS = default_boxes([(16, 16), (8, 8), (4, 4), (2, 2), (1, 1), (1, 1)], ANCH
 
 
 def detections_by_onnx(box_deltas, class_logits, settings):
-    """What the post-processing alone makes of all boxes and scores."""
+    """Run only the post-processing, in ONNX, on all boxes and scores."""
     boxes_xyxy = decode_boxes(box_deltas, ANCHORS).clamp(0, 1)
     scores = class_logits.softmax(dim=-1)[..., 1:].contiguous()
     kinds = {"all_boxes_xyxy": ["batch", len(ANCHORS), 4], "all_scores": ["batch", *scores.shape[1:]]}
@@ -100,7 +100,7 @@ def test_detections_by_onnx_equal_postprocess(score_threshold, max_detections, q
     box_deltas = torch.randn(3, len(ANCHORS), 4, generator=generator) * 2
     class_logits = torch.randn(3, len(ANCHORS), NUM_CLASSES + 1, generator=generator) * 4
     class_logits[0, :50, 2] += 40  # scores of exactly 1
-    class_logits[1, :, 0] += 10  # the image in the middle has fewer detections
+    class_logits[1, :, 0] += 10  # the second image has fewer detections
     if quantum is not None:
         class_logits = (class_logits / quantum).round() * quantum
     settings = PostprocessConfig(score_threshold=score_threshold, max_detections=max_detections)
@@ -114,7 +114,7 @@ def test_detections_by_onnx_equal_postprocess(score_threshold, max_detections, q
         torch.testing.assert_close(found_boxes, expected[image].boxes_xyxy, atol=1e-6, rtol=0)
 
 
-def test_places_without_a_detection_are_zero_and_a_score_equal_to_the_threshold_is_a_detection():
+def test_padding_is_zero_and_a_score_equal_to_the_threshold_is_a_detection():
     equal = torch.zeros(1, len(ANCHORS), 4), torch.zeros(1, len(ANCHORS), 2)
     assert detections_by_onnx(*equal, PostprocessConfig(score_threshold=0.5))[-1] > 0
     box_deltas, class_logits = torch.zeros(2, len(ANCHORS), 4), torch.full((2, len(ANCHORS), 2), -9.0)
@@ -125,10 +125,10 @@ def test_places_without_a_detection_are_zero_and_a_score_equal_to_the_threshold_
     assert not any(output.reshape(2, 4, -1)[0, 1:].any() or output[1].any() for output in found[:3])
 
 
-# ---- what the file says of itself -----------------------------------------------------------------------------
+# ---- metadata -------------------------------------------------------------------------------------------------
 
 
-def test_onnx_names_its_dimensions_and_keeps_the_facts_in_its_metadata(exported_detections):
+def test_onnx_names_its_dimensions_and_stores_the_facts_in_its_metadata(exported_detections):
     session = onnxruntime.InferenceSession(exported_detections, providers=["CPUExecutionProvider"])
     kept = session.get_modelmeta().custom_metadata_map
     assert {name: json.loads(fact) for name, fact in kept.items()} == FACTS
@@ -151,11 +151,11 @@ def test_the_file_does_not_contain_paths_of_the_source_code(pair, exported):
 
 @pytest.fixture(scope="module")
 def detections(exported_detections):
-    """A network that detects what the model does."""
+    """Load the exported network with post-processing."""
     return FORMATS["onnx"].load(exported_detections)
 
 
-def test_a_single_score_that_is_not_a_number_is_refused(model, images):
+def test_a_single_nan_score_is_refused(model, images):
     def network(batch):
         boxes_xyxy, scores = formats.DecodedSSD(model)(batch)
         scores[-1, 5, 0] = torch.nan
@@ -165,7 +165,7 @@ def test_a_single_score_that_is_not_a_number_is_refused(model, images):
         verify(model, network, images)
 
 
-def test_a_few_detections_may_differ_because_rounding_decides_between_equals(model, detections, images):
+def test_a_few_detections_may_differ_because_rounding_decides_between_equal_ones(model, detections, images):
     def network(batch):
         boxes_xyxy, *rest = detections(batch)
         if len(batch) > 1:
@@ -176,16 +176,16 @@ def test_a_few_detections_may_differ_because_rounding_decides_between_equals(mod
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "corrupt",
     [
         lambda boxes_xyxy, scores, labels, counts: (boxes_xyxy[:, 1:], scores[:, 1:], labels[:, 1:], counts - 1),
         lambda boxes_xyxy, scores, labels, counts: (boxes_xyxy, scores, labels % NUM_CLASSES + 1, counts),
     ],
-    ids=["the best are missing", "of another class"],
+    ids=["the best are missing", "different class"],
 )
-def test_detections_that_differ_are_refused(model, detections, images, spoil):
+def test_detections_that_differ_are_refused(model, detections, images, corrupt):
     with pytest.raises(RunError, match="differ by more than"):
-        verify(model, lambda batch: spoil(*detections(batch)), images, SETTINGS)
+        verify(model, lambda batch: corrupt(*detections(batch)), images, SETTINGS)
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
@@ -193,12 +193,12 @@ def test_detections_that_differ_are_refused(model, detections, images, spoil):
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, run_in_process):
-    """Run `python -m detection.export ...` in an empty folder; returns its exit code, what it printed, its errors."""
+    """Run `python -m detection.export ...` in an empty folder; return its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
     return partial(run_in_process, command_line)
 
 
-def test_the_command_writes_a_file_under_the_experiments_name(command, finished_detector, tmp_path):
+def test_the_command_names_the_file_after_the_experiment(command, finished_detector, tmp_path):
     code, out, errors = command(finished_detector, "--format", "torch-export")
     assert (code, errors) == (0, [])
     assert "boxes of 8 image(s)" in out  # of the validation images
@@ -208,7 +208,7 @@ def test_the_command_writes_a_file_under_the_experiments_name(command, finished_
     assert json.loads(kept[formats.FACTS_FILE])["step"] == 3
 
 
-def test_the_example_of_the_documentation_finds_what_the_detector_does(command, finished_detector, tmp_path, capsys):
+def test_the_documented_example_gives_the_detections_of_the_detector(command, finished_detector, tmp_path, capsys):
     photo = next((finished_detector.parent.parent / "sample/images/val").iterdir())
     shutil.copy(photo, tmp_path / "photo.jpg")
     assert command(finished_detector, "photo.jpg", "--postprocess", "--output", "experiment_N_postprocess.onnx")[0] == 0
@@ -218,14 +218,14 @@ def test_the_example_of_the_documentation_finds_what_the_detector_does(command, 
     name, score, box_xyxy = re.match(r"(\w+) (\S+) \[(.+)\]\n", capsys.readouterr().out).groups()
     expected = load(finished_detector, "cpu")(photo)
     assert name == expected.class_names[0]
-    assert float(score) == pytest.approx(expected.scores[0], abs=0.01)  # which was computed in bf16
+    assert float(score) == pytest.approx(expected.scores[0], abs=0.01)  # the expected score was computed in bf16
     assert [float(side) for side in box_xyxy.split()] == pytest.approx(expected.boxes_xyxy[0], abs=0.1)
     kept = {prop.key: json.loads(prop.value) for prop in onnx.load("experiment_N_postprocess.onnx").metadata_props}
     assert kept["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
     assert kept["postprocessing"] == load(finished_detector, "cpu").config.eval.model_dump()
 
 
-def test_images_that_are_unreadable_or_missing_are_an_error_before_anything_is_exported(
+def test_unreadable_or_missing_images_are_an_error_before_the_export_starts(
     command, finished_detector, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(formats, "export", None)
@@ -238,10 +238,10 @@ def test_images_that_are_unreadable_or_missing_are_an_error_before_anything_is_e
     code, _, [error] = command(tmp_path / "moved")
     assert code == 2
     assert "gone.json" in error
-    assert "name some on the command line" in error
+    assert "on the command line" in error
 
 
-def test_a_program_that_differs_is_not_written(command, finished_detector, tmp_path, monkeypatch):
+def test_an_export_that_differs_is_not_written(command, finished_detector, tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "TOLERANCE", -1)
     code, _, [error] = command(finished_detector, "--format", "torch-export")
     assert code == 1
@@ -257,7 +257,7 @@ def test_a_program_that_differs_is_not_written(command, finished_detector, tmp_p
         (["experiments/experiment_3/", "--output", "a.pt2"], "a.pt2"),
     ],
 )
-def test_the_output_is_named_after_the_detector_and_its_suffix_after_the_format(monkeypatch, tmp_path, words, file):
+def test_the_output_has_the_name_of_the_detector_and_the_suffix_of_the_format(monkeypatch, tmp_path, words, file):
     monkeypatch.chdir(tmp_path)
     Path(words[0]).parent.mkdir(parents=True)
     Path(words[0]).mkdir() if words[0].endswith("/") else Path(words[0]).touch()
@@ -267,17 +267,17 @@ def test_the_output_is_named_after_the_detector_and_its_suffix_after_the_format(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "parts"),
     [
         (["--output", "a.pt2", "--postprocess"], ["--postprocess", "torch-export"]),
         (["--output", "a.pt2", "--format", "onnx"], ["a.pt2", "*.onnx"]),
-        (["--output", "absent/a.onnx"], ["absent/a.onnx", "directory that exists"]),
+        (["--output", "absent/a.onnx"], ["absent/a.onnx", "existing, writable directory"]),
     ],
 )
-def test_a_bad_command_line_is_an_error(command, finished_detector, arguments, said):
+def test_a_bad_command_line_is_an_error(command, finished_detector, arguments, parts):
     code, _, [error] = command(finished_detector, *arguments)
     assert code == 2
-    assert all(text in error for text in said)
+    assert all(text in error for text in parts)
 
 
 def test_a_missing_package_is_named(command, finished_detector, monkeypatch):

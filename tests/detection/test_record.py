@@ -1,4 +1,4 @@
-"""What a finished run leaves: complete, and the same numbers that were scored."""
+"""detection/record.py: the record of a finished run is complete and has the numbers that were scored."""
 
 import copy
 import hashlib
@@ -27,7 +27,7 @@ SPLITS = {
 
 @pytest.fixture(scope="module")
 def recorded(sample_root, tmp_path_factory):
-    """An experiment after an evaluation of untrained weights, that lay there before, and its record."""
+    """Return experiment, task and record of untrained weights, in a directory with an old example image."""
     experiment = tmp_path_factory.mktemp("experiment_1")
     last = {"processes": 2, "device": "cpu", "cpu": "a CPU", "commit": "2", "uncommitted_changes": False}
     first = last | {"processes": 4, "started_from": "trunk from swin_t.pth (SHA-256 704ceda3)"}
@@ -36,7 +36,7 @@ def recorded(sample_root, tmp_path_factory):
     line = {"epoch": 1, "step": 3, "epoch_seconds": 2.0, "images_per_second": 6.0, "mAP": 0.0}
     (experiment / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     (experiment / "examples").mkdir()
-    (experiment / "examples" / "77.jpg").write_bytes(b"of another data set")
+    (experiment / "examples" / "77.jpg").write_bytes(b"old")
     task = make_task(sample_root)
     evaluation = task.evaluate(task.model, CPU)
     return experiment, task, write_record(experiment, task, record(experiment, task, evaluation))
@@ -53,12 +53,12 @@ def make_task(root):
     return DetectionTask(config, read_split(config.data, "train"), read_split(config.data, "val"))
 
 
-def test_the_record_is_that_of_this_variant_seed_cost_and_scores(recorded, sample_root):
+def test_the_record_has_the_variant_seed_cost_and_scores_of_the_run(recorded, sample_root):
     experiment, _, record = recorded
     assert json.loads((experiment / "results.json").read_text()) == record
     assert list(record["variant"].items()) == [("backbone", "ResNet18SlimBackbone_B"), ("neck", "fpn")]
     assert record["seed"] == 5
-    assert (record["cost"]["processes"], record["cost"]["device"]) == (2, "cpu")  # of the last start
+    assert (record["cost"]["processes"], record["cost"]["device"]) == (2, "cpu")  # values of the last start
     assert 0.01 < record["cost"]["gflops"] < 10
     assert record["cost"]["peak_memory_mib"] > 100
     assert record["errors"]["AP50"] == pytest.approx(record["scores"]["AP50"], abs=1e-12)
@@ -69,8 +69,8 @@ def test_the_record_is_that_of_this_variant_seed_cost_and_scores(recorded, sampl
     assert record["facts"]["Model"] in (experiment / "README.md").read_text()
 
 
-def spoilt(change, path):
-    """The annotation file after a change to its content, or its text, or without it."""
+def spoil(change, path):
+    """Replace the annotation file with what `change` returns for its content; delete it for None."""
     content = json.loads(path.read_text())
     text = change(content)
     if text is None:
@@ -93,25 +93,25 @@ def add_class(content):
 @pytest.mark.parametrize(
     "change", [move_boxes, add_class, lambda content: json.dumps(content)[:-900], lambda content: None]
 )
-def test_what_was_read_at_the_start_is_scored_whatever_becomes_of_the_file(sample_root, tmp_path, change):
+def test_scoring_uses_the_annotations_read_at_the_start_even_if_the_file_changes(sample_root, tmp_path, change):
     root = shutil.copytree(sample_root, tmp_path / "sample")
     path = root / SPLITS["val"]["annotations"]
     task, perfect = make_task(root), json.loads(path.read_text())["annotations"]
     results = [{key: each[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for each in perfect]
     table = np.array([(each["image_id"], *each["bbox"], 0.9, each["category_id"]) for each in results])
-    spoilt(change, path)
+    spoil(change, path)
     assert quick_scores(task.truth, table)["mAP"] == pytest.approx(1)
     assert coco_scores(task.truth, results)["mAP"] == pytest.approx(1)
-    (told,) = map(str, task.inputs.changes())
-    assert told == f"{path} {'has other content' if path.exists() else 'is gone'}"
+    (message,) = map(str, task.inputs.changes())
+    assert message == f"{path} {'has other content' if path.exists() else 'is gone'}"
 
 
-def test_a_run_whose_annotations_and_images_change_is_recorded_as_it_started(recorded, sample_root, tmp_path, caplog):
+def test_the_record_describes_the_data_at_the_start_and_changes_are_warnings(recorded, sample_root, tmp_path, caplog):
     experiment, _, before = recorded
     root = shutil.copytree(sample_root, tmp_path / "sample")
     task, path = make_task(root), root / SPLITS["val"]["annotations"]
     evaluation = task.evaluate(task.model, CPU)
-    spoilt(add_class, path)
+    spoil(add_class, path)
     first, second, *_ = sorted((root / "images/train").iterdir())
     first.write_bytes(second.read_bytes())
     experiment = shutil.copytree(experiment, tmp_path / "experiment_1")
@@ -123,7 +123,7 @@ def test_a_run_whose_annotations_and_images_change_is_recorded_as_it_started(rec
         assert f"{changed} since the run started" in caplog.text
 
 
-def test_an_image_that_vanishes_while_the_run_trains_is_one_line_that_names_it(sample_root, tmp_path):
+def test_an_image_deleted_during_training_gives_a_one_line_error_that_names_it(sample_root, tmp_path):
     root = shutil.copytree(sample_root, tmp_path / "sample")
     task = make_task(root)
     image = sorted((root / "images/val").iterdir())[0]
@@ -134,16 +134,16 @@ def test_an_image_that_vanishes_while_the_run_trains_is_one_line_that_names_it(s
     assert "\n" not in str(error.value)
 
 
-def test_annotations_that_change_between_check_and_start_are_refused(sample_root, tmp_path):
+def test_annotations_that_change_between_the_check_and_the_start_are_refused(sample_root, tmp_path):
     root = shutil.copytree(sample_root, tmp_path / "sample")
     path = root / SPLITS["val"]["annotations"]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    spoilt(add_class, path)
+    spoil(add_class, path)
     with pytest.raises(DatasetError, match=r"instances_val\.json: was changed after it was checked"):
         GroundTruth(path, digest)
 
 
-def test_examples_and_charts_are_written_and_those_of_an_earlier_record_are_gone(recorded):
+def test_examples_and_charts_are_written_and_old_examples_are_removed(recorded):
     experiment, task, _ = recorded
     ids = [task.val.images[index].id for index in (0, 2, 5, 7)]
     names = {path.name for path in (experiment / "examples").iterdir()}
@@ -155,13 +155,13 @@ def test_examples_and_charts_are_written_and_those_of_an_earlier_record_are_gone
         assert f"]({name})" in (experiment / "README.md").read_text()
 
 
-def test_detections_are_drawn_in_the_course_of_training_only_where_a_tracker_shows_them(recorded, tmp_path):
+def test_detections_are_drawn_during_training_only_if_there_is_a_tracker(recorded, tmp_path):
     _, task, _ = recorded
-    found = Evaluation({}, np.zeros((0, 7)))
-    task.draw(tmp_path, 1, found)
+    evaluation = Evaluation({}, np.zeros((0, 7)))
+    task.draw(tmp_path, 1, evaluation)
     assert not list(tmp_path.iterdir())
     tracked = copy.copy(task)
     train = task.config.train.model_copy(update={"trackers": ("tensorboard",)})
     tracked.config = task.config.model_copy(update={"train": train})
-    tracked.draw(tmp_path, 1, found)
+    tracked.draw(tmp_path, 1, evaluation)
     assert [path.name for path in tmp_path.iterdir()] == ["detections.png"]

@@ -1,4 +1,4 @@
-"""detection/task.py: what a detector starts from: a trunk's weights, or a detector of these or of other classes."""
+"""detection/task.py: a detector starts from trunk weights, or from a detector with the same or different classes."""
 
 import json
 import shutil
@@ -27,13 +27,13 @@ def detector(num_classes: int, **changes) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    """A detector of three classes."""
+    """Build a detector with three classes."""
     return detector(3)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(trained, tmp_path_factory):
-    """Its checkpoint, as a run without a moving average leaves it."""
+    """Save a checkpoint of that detector, without a moving average."""
     path = tmp_path_factory.mktemp("run") / "step_000000007.pt"
     save_checkpoint(path, {"step": 7, "model": trained.state_dict(), "ema": None, "data": {"classes": CLASSES}})
     return path
@@ -41,7 +41,7 @@ def checkpoint(trained, tmp_path_factory):
 
 @pytest.fixture
 def task_of(folder, content):
-    """Makes a task on two classes that starts from a file."""
+    """Return a function that makes a task with two classes that starts from a file."""
     (folder / "val.json").write_text(json.dumps(content))
     val = read_coco(folder / "val.json", folder / "images")
     data = {name: {"images": "images", "annotations": "val.json"} for name in ("train", "val")}
@@ -60,23 +60,23 @@ def test_class_heads_are_loaded_only_for_the_same_classes_in_the_same_order(trai
     line = start_from(model, checkpoint, class_names)
     if class_names == CLASSES:
         heads = {}
-        assert f"all {total} weights loaded, with the class heads" in line
+        assert f"all {total} weights loaded" in line
     else:
-        assert f"step_000000007.pt, step 7: {total - 12} weights loaded; the 12 of the class heads" in line
+        assert f"step_000000007.pt, step 7: {total - 12} weights loaded; 12 class-head weights" in line
         assert line.endswith("cat, dog, horse")
     expected = trained.state_dict() | heads
     assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
 
 
 def started(weights, **changes) -> nn.Module:
-    """The trunk of a new detector that starts from `weights`."""
+    """Return the trunk of a new detector that starts from `weights`."""
     config = ModelConfig(**{**MODEL, "weights": str(weights), **changes})
     model = build_ssd(config, num_classes=2)
     start_trunk(model, config)
     return model.backbone.trunk
 
 
-def test_the_trunk_starts_from_a_classifier_of_an_experiment(tmp_path):
+def test_the_trunk_can_start_from_the_classifier_of_an_experiment(tmp_path):
     weights = SwinTransformer(**TRUNKS["swin_slim"][1], num_classes=10).state_dict()
     save_checkpoint(tmp_path / "checkpoints/step_000000001.pt", {"model": weights, "ema": None})
     loaded = started(tmp_path, backbone="SwinSlimBackbone_B").state_dict()
@@ -91,12 +91,12 @@ def test_the_trunk_starts_from_the_moving_average_or_the_raw_weights(trained, tm
     assert (started(tmp_path / "a.pt", average_weights=average).bn1.bias == value).all()
 
 
-def test_positions_of_other_windows_are_resized_and_the_log_says_so(tmp_path):
+def test_position_tables_of_a_different_window_size_are_resized_and_logged(tmp_path):
     weights = SwinTransformer(**TRUNKS["swin_slim"][1] | {"window_size": 7}).state_dict()
     torch.save(weights, tmp_path / "a.pth")
     config = ModelConfig(backbone="SwinSlimBackbone_B", input_size=96, weights=str(tmp_path / "a.pth"))
     line = start_trunk(build_ssd(config, num_classes=2), config)
-    assert "10 tables of positions resized" in line
+    assert "10 position tables resized" in line
     assert "layers.0.blocks.0.attn.relative_position_bias_table (169, 1) to" in line
 
 
@@ -107,10 +107,10 @@ def test_positions_of_other_windows_are_resized_and_the_log_says_so(tmp_path):
         ("imagenet1k", "'imagenet1k': no default of trunk 'resnet18_slim'"),
         ("torchvision_resnet50_v1", "'torchvision_resnet50_v1': is a resnet50, expected a resnet18_slim"),
         ("html.pth", "'html.pth': .* expected plain data as torch.save"),
-        ("detector.pt", "'detector.pt': .* a whole detector, not a trunk; it belongs into model.start_from"),
+        ("detector.pt", "'detector.pt': .* a complete detector, not a trunk; use model.start_from"),
     ],
 )
-def test_a_trunk_that_cannot_be_started_from_is_named_with_the_field(checkpoint, weights, named, tmp_path, monkeypatch):
+def test_the_error_for_unusable_trunk_weights_names_field_and_file(checkpoint, weights, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(checkpoint, "detector.pt")
     (tmp_path / "html.pth").write_bytes(b"<!DOCTYPE html>")
@@ -126,13 +126,13 @@ def test_a_trunk_that_cannot_be_started_from_is_named_with_the_field(checkpoint,
         ({"backbone": "SwinSlimBackbone_B"}, "missing: backbone."),
     ],
 )
-def test_a_detector_of_another_architecture_is_refused_with_what_differs(checkpoint, changes, named):
+def test_a_detector_of_a_different_architecture_is_refused_with_the_differences(checkpoint, changes, named):
     with pytest.raises(CheckpointError, match=rf"step_000000007\.pt: weights do not fit SSD, nothing .*{named}"):
         start_from(detector(2, **changes), checkpoint, ["cat", "dog"])
 
 
 @pytest.mark.parametrize("prefix", ["", "module.backbone."])
-def test_a_trunk_starts_from_a_wrapped_resnet_and_the_log_says_what_was_taken_off(tmp_path, prefix, caplog):
+def test_a_trunk_can_start_from_a_wrapped_resnet_and_the_log_names_the_removed_prefix(tmp_path, prefix, caplog):
     caplog.set_level("INFO")
     config = ModelConfig(backbone="ResNet50Backbone_B", weights=str(tmp_path / "resnet50.pth"))
     model = build_ssd(config, num_classes=2)
@@ -146,7 +146,7 @@ def test_a_trunk_starts_from_a_wrapped_resnet_and_the_log_says_what_was_taken_of
     assert (f"{prefix!r}" in caplog.text) == bool(prefix)
 
 
-def test_a_release_and_a_published_folder_are_read_with_their_step_and_classes(tmp_path):
+def test_released_weights_and_a_published_folder_have_a_step_and_classes(tmp_path):
     for path in (tmp_path / "a.safetensors", tmp_path / PUBLISHED_WEIGHTS):
         save_release(path, {"weight": torch.ones(1)}, {"step": "7", "classes": '["dog"]'})
     for path in (tmp_path / "a.safetensors", tmp_path):
@@ -156,13 +156,13 @@ def test_a_release_and_a_published_folder_are_read_with_their_step_and_classes(t
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ({"conv1.weight": torch.ones(1)}, "into model.weights"),
-        ([1], "into model.weights"),
+        ({"conv1.weight": torch.ones(1)}, "use model.weights"),
+        ([1], "use model.weights"),
         ({"step": 7, "model": {"x": torch.full((2,), torch.nan)}, "ema": None}, "not finite: x; use an earlier"),
-        (None, "its metadata lack"),
+        (None, "missing in its metadata"),
     ],
 )
-def test_a_file_of_something_else_is_named_with_the_cure(tmp_path, content, named):
+def test_the_error_for_a_file_that_is_not_a_detector_has_its_name_and_the_cure(tmp_path, content, named):
     path = tmp_path / ("a.safetensors" if content is None else "a.pt")
     if content is None:
         save_release(path, {"weight": torch.ones(1)}, {"step": "7"})
@@ -172,7 +172,7 @@ def test_a_file_of_something_else_is_named_with_the_cure(tmp_path, content, name
         read_detector(path)
 
 
-def test_a_task_starts_from_the_file_that_its_config_names_and_says_so(task_of, trained, checkpoint, tmp_path):
+def test_a_task_starts_from_the_file_in_its_config_and_reports_it(task_of, trained, checkpoint, tmp_path):
     task, path = task_of(checkpoint), tmp_path / "trunk.pth"
     assert torch.equal(task.model.box_head[0].weight, trained.box_head[0].weight)
     assert task.started_from.startswith(f"started from {checkpoint}")
@@ -183,7 +183,7 @@ def test_a_task_starts_from_the_file_that_its_config_names_and_says_so(task_of, 
 @pytest.mark.parametrize(
     ("name", "written"), [("a.pt", None), ("a.pt", b"<!DOCTYPE html>"), ("a.safetensors", None), ("a.safetensors", b"")]
 )
-def test_a_file_that_cannot_be_started_from_is_named_with_the_field(task_of, tmp_path, name, written):
+def test_the_error_for_an_unusable_detector_names_field_and_file(task_of, tmp_path, name, written):
     if written is not None:
         (tmp_path / name).write_bytes(written)
     with pytest.raises(CheckpointError, match=rf"^model\.start_from: .*/{name}: (no such|truncated,? or not a)"):

@@ -16,7 +16,7 @@ import torch
 import detection.evaluate
 import detection.training
 from detection.coco.annotations import describe, read_coco, read_split
-from detection.evaluate import warn_of_other_data
+from detection.evaluate import warn_about_data
 from detection.network.ssd import build_ssd
 from detection.shapes import generate
 from detection.task import DetectionConfig, inputs_of
@@ -42,7 +42,7 @@ eval: {{score_threshold: 0.01}}
 
 @pytest.fixture(scope="module")
 def config_path(tmp_path_factory) -> Path:
-    """Twelve images to train on and seven to validate."""
+    """Write a config and a data set with twelve training and seven validation images."""
     folder = tmp_path_factory.mktemp("data")
     generate(folder / "sample", num_train=12, num_val=7, image_size=96)
     path = folder / "config.yaml"
@@ -50,8 +50,8 @@ def config_path(tmp_path_factory) -> Path:
     return path
 
 
-# Learns its training images by heart and is scored on 7 of them, so that scores are not 0.
-BY_HEART = (
+# Overfit the training images and score 7 of them, so that scores are not 0.
+OVERFIT = (
     "data.val={images: images/train, annotations: annotations/seven.json}", "augment.photometric=false",
     "augment.zoom_out=1.0", "augment.crop_min_scale=1.0", "optim.learning_rate=2e-3", "train.epochs=25",
     "train.eval_every_epochs=25", "train.keep_checkpoints=1",
@@ -60,7 +60,7 @@ BY_HEART = (
 
 @pytest.fixture(scope="module")
 def seven(config_path) -> Path:
-    """An annotation file of seven of the training images."""
+    """Write an annotation file of seven of the training images."""
     folder = config_path.parent / "sample/annotations"
     content = json.loads((folder / "instances_train.json").read_text())
     content["images"] = content["images"][:7]
@@ -74,7 +74,7 @@ FIRST_STEP = r"first step: total (\S+), classification (\S+), box (\S+), gradien
 
 
 def launch(module: str, *words: object, processes: int) -> subprocess.CompletedProcess:
-    """Start a command on several processes, on the CPU; one thread each, since sums depend on their number."""
+    """Run a command on several CPU processes, with one thread each because sums depend on the number of threads."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *launcher, "-m", module, *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -82,7 +82,7 @@ def launch(module: str, *words: object, processes: int) -> subprocess.CompletedP
 
 
 def train(config_path: Path, experiments: Path, *overrides: str, processes: int = 1) -> Path:
-    """A finished run's directory."""
+    """Train a run and return its directory."""
     words = (config_path, *overrides, "--experiments", experiments)
     if processes > 1:
         done = launch("detection.training", *words, processes=processes)
@@ -94,7 +94,7 @@ def train(config_path: Path, experiments: Path, *overrides: str, processes: int 
 
 @pytest.fixture
 def run(run_in_process):
-    """Runs a module in this process; asserts its exit code, and that a refusal is one line. Returns what it printed."""
+    """Return a function that runs a module in this process, checks its exit code and returns its output and errors."""
 
     def run(module: str, *words: object, code: int = 0) -> str:
         found, output, errors = run_in_process(importlib.import_module(module), *words)
@@ -111,7 +111,7 @@ def experiment(config_path, tmp_path_factory) -> Path:
 
 
 def part_of(experiment: Path, folder: Path, step: int) -> Path:
-    """The experiment as it was after a step."""
+    """Copy what the experiment had when it was interrupted after `step`."""
     part = folder / "part"
     (part / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "environment.json", "metrics.jsonl", f"checkpoints/step_{step:09d}.pt"):
@@ -131,7 +131,7 @@ def scored(experiment: Path) -> dict:
     return json.loads((experiment / "test.json").read_text())
 
 
-def test_a_run_leaves_its_whole_record(experiment, config_path):
+def test_a_run_writes_its_complete_record(experiment, config_path):
     assert experiment.name == "experiment_1"
     names = {path.name for path in experiment.iterdir()}
     assert names == {
@@ -151,13 +151,13 @@ def test_a_run_leaves_its_whole_record(experiment, config_path):
 # ---- the same run again ------------------------------------------------------------------------------------------
 
 
-def test_the_resolved_config_repeats_the_experiment_bit_by_bit(experiment, tmp_path):
+def test_the_resolved_config_reproduces_the_experiment_bit_for_bit(experiment, tmp_path):
     again = train(experiment / "config.yaml", tmp_path)
     assert_equal(last_state(again)["model"], last_state(experiment)["model"])
     assert (again / "detections.json").read_text() == (experiment / "detections.json").read_text()
 
 
-def test_a_resumed_run_ends_as_the_uninterrupted_one(experiment, run, tmp_path):
+def test_a_resumed_run_ends_like_the_uninterrupted_run(experiment, run, tmp_path):
     part = part_of(experiment, tmp_path, step=3)
     run("detection.training", "--resume", part)
     assert_equal(last_state(part)["model"], last_state(experiment)["model"])
@@ -165,7 +165,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(experiment, run, tmp_path):
     assert len(json.loads((part / "environment.json").read_text())) == 2
 
 
-def test_a_run_resumed_on_two_processes_ends_as_the_uninterrupted_one(config_path, tmp_path):
+def test_a_run_resumed_on_two_processes_ends_like_the_uninterrupted_run(config_path, tmp_path):
     recipe = ("optim.schedule=steps", "optim.drop_epochs=[1]", "train.ema_decay=0.9", "train.batch_size=2")
     whole = train(config_path, tmp_path, *recipe, "train.checkpoint_every_steps=1", processes=2)
     part = part_of(whole, tmp_path, step=2)
@@ -175,24 +175,24 @@ def test_a_run_resumed_on_two_processes_ends_as_the_uninterrupted_one(config_pat
         assert_equal(last_state(part)[key], last_state(whole)[key])
 
 
-def assert_equal(one: object, other: object) -> None:
-    """Equal to the last bit, tensors too."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        one, other = list(one.values()), list(other.values())
-    if isinstance(one, list):
-        assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
+def assert_equal(a: object, b: object) -> None:
+    """Assert that nested data and tensors are bitwise equal."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        a, b = list(a.values()), list(b.values())
+    if isinstance(a, list):
+        assert len(a) == len(b)
+        for pair in zip(a, b, strict=True):
             assert_equal(*pair)
     else:
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def test_a_run_started_in_a_given_directory_resumes_there_when_started_again(experiment, config_path, run, tmp_path):
+def test_a_run_in_a_given_directory_resumes_there_when_started_again(experiment, config_path, run, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     run("detection.training", config_path, "--experiment", tmp_path, "train.epochs=-1", code=2)
     assert "ERROR error: " in (tmp_path / "train.log").read_text()
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "step": 3}\n')  # of a start that left no checkpoint
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "step": 3}\n')  # from a start without a checkpoint
     run("detection.training", config_path, "--experiment", tmp_path)
     output = run("detection.training", config_path, "--experiment", tmp_path)
     assert "resumed after step 6" in output
@@ -201,28 +201,28 @@ def test_a_run_started_in_a_given_directory_resumes_there_when_started_again(exp
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_a_refused_resumption_leaves_the_experiment_as_it_was(experiment, config_path, run, tmp_path):
-    other = shutil.copytree(config_path.parent / "sample", tmp_path / "other")
-    annotations = other / "annotations/instances_train.json"
+def test_a_refused_resume_does_not_change_the_experiment(experiment, config_path, run, tmp_path):
+    changed = shutil.copytree(config_path.parent / "sample", tmp_path / "changed")
+    annotations = changed / "annotations/instances_train.json"
     content = json.loads(annotations.read_text())
     content["annotations"].pop()
     annotations.write_text(json.dumps(content))
     copy = shutil.copytree(experiment, tmp_path / "experiment_1")
     before = contents(copy)
-    told = run("detection.training", "--resume", copy, f"data.root={other}", code=2)
-    assert "made on other data: training annotations" in told
-    told = run("detection.training", config_path, "optim.learning_rate=2e-3", "--resume", copy, code=2)
-    assert "optim.learning_rate was 0.001, is 0.002" in told
+    error = run("detection.training", "--resume", copy, f"data.root={changed}", code=2)
+    assert "data: training annotations" in error
+    error = run("detection.training", config_path, "optim.learning_rate=2e-3", "--resume", copy, code=2)
+    assert "optim.learning_rate was 0.001, is 0.002" in error
     assert contents(copy) == before
     shutil.rmtree(copy / "checkpoints")
     before = contents(copy)
-    assert "name an experiment directory" in run("detection.training", "--resume", other, code=2)
+    assert "an experiment directory" in run("detection.training", "--resume", changed, code=2)
     assert "no checkpoint in it" in run("detection.training", "--resume", copy, code=2)
     assert contents(copy) == before
 
 
 def contents(experiment: Path) -> dict[str, bytes]:
-    """Every file but the log."""
+    """Return the content of every file except the log."""
     return {
         str(path): path.read_bytes() for path in experiment.rglob("*") if path.is_file() and path.name != "train.log"
     }
@@ -235,22 +235,22 @@ def contents(experiment: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(("processes", "batch_size", "accumulation_steps"), [(2, 2, 1), (1, 2, 2), (2, 1, 2)])
 def test_the_first_step_depends_only_on_the_global_batch(first_steps, model, processes, batch_size, accumulation_steps):
     whole = first_steps(model, 1, 4, 1)
-    cut = first_steps(model, processes, batch_size, accumulation_steps)
-    assert cut["losses"] == pytest.approx(whole["losses"], rel=1e-5)
-    assert cut["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-4)
+    split = first_steps(model, processes, batch_size, accumulation_steps)
+    assert split["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+    assert split["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-4)
 
 
 @pytest.fixture(scope="module")
 def first_steps(config_path, tmp_path_factory):
-    """What the log says of the first step at a global batch of 4, cut in one way or another."""
+    """Return a function that trains with a global batch of 4 and returns losses and gradient norm of the first step."""
 
     @functools.cache
     def first_step(model: tuple[str, ...], processes: int, batch_size: int, accumulation_steps: int) -> dict:
-        cut = (f"train.batch_size={batch_size}", f"train.accumulation_steps={accumulation_steps}", "train.epochs=1")
+        batch = (f"train.batch_size={batch_size}", f"train.accumulation_steps={accumulation_steps}", "train.epochs=1")
         folder = tmp_path_factory.mktemp("first")
-        experiment = train(config_path, folder, *model, "model.drop_path_rate=0.0", *cut, processes=processes)
-        found = re.search(FIRST_STEP, (experiment / "train.log").read_text())
-        *losses, norm = map(float, found.groups())
+        experiment = train(config_path, folder, *model, "model.drop_path_rate=0.0", *batch, processes=processes)
+        match = re.search(FIRST_STEP, (experiment / "train.log").read_text())
+        *losses, norm = map(float, match.groups())
         return {"losses": losses, "gradient_norm": norm}
 
     return first_step
@@ -261,18 +261,18 @@ def first_steps(config_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def learned(config_path, seven, tmp_path_factory) -> Path:
-    """A run on two processes that learned something; BatchNorm's statistics differ between them."""
-    return train(config_path, tmp_path_factory.mktemp("learned"), *BY_HEART, "train.batch_size=2", processes=2)
+    """Train on two processes, whose BatchNorm statistics differ, until the score is not 0."""
+    return train(config_path, tmp_path_factory.mktemp("learned"), *OVERFIT, "train.batch_size=2", processes=2)
 
 
-def test_a_run_on_two_processes_reports_the_score_of_the_checkpoint_it_saved(learned, run):
+def test_a_run_on_two_processes_records_the_score_of_its_saved_checkpoint(learned, run):
     run("detection.evaluate", learned)
     scores = results(learned)["scores"]
     assert scores["mAP"] > 0.1
     assert scored(learned)["settings"][0].items() >= scores.items()
 
 
-def test_several_thresholds_make_a_sweep(experiment, run):
+def test_several_thresholds_are_scored_in_every_combination(experiment, run):
     output = run("detection.evaluate", experiment, "eval.score_threshold=0.01,0.9", "eval.nms_iou=0.45,0.5")
     assert [(row["score_threshold"], row["nms_iou"]) for row in scored(experiment)["settings"]] == [
         (0.01, 0.45), (0.01, 0.5), (0.9, 0.45), (0.9, 0.5),
@@ -281,7 +281,7 @@ def test_several_thresholds_make_a_sweep(experiment, run):
 
 
 @pytest.mark.parametrize("field", ["weights", "start_from"])
-def test_resuming_and_scoring_need_no_pretrained_file(experiment, run, tmp_path, field):
+def test_resuming_and_scoring_do_not_need_the_pretrained_weights(experiment, run, tmp_path, field):
     copy = shutil.copytree(experiment, tmp_path / "experiment_1")
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace(f"{field}: null", f"{field}: /gone/resnet.pth"))
@@ -292,7 +292,7 @@ def test_resuming_and_scoring_need_no_pretrained_file(experiment, run, tmp_path,
     run("detection.training", "--resume", copy)
 
 
-def test_a_published_folder_scores_as_its_experiment_and_is_fine_tuned_on_other_classes(
+def test_a_published_folder_scores_like_its_experiment_and_can_be_fine_tuned_on_different_classes(
     experiment, config_path, run, tmp_path
 ):
     folder, root = tmp_path / "cells", shutil.copytree(config_path.parent / "sample", tmp_path / "sample")
@@ -310,14 +310,14 @@ def test_a_published_folder_scores_as_its_experiment_and_is_fine_tuned_on_other_
     tuned = train(config_path, tmp_path / "e", *words)
     log = (tuned / "train.log").read_text()
     assert log.count(f"INFO started from {folder}, step 6: ") == 1
-    assert "the 12 of the class heads start at random" in log
+    assert "12 class-head weights start at random" in log
     assert f"started from {folder}" in results(tuned)["facts"]["Model"]
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------------
+# ---- errors and warnings -----------------------------------------------------------------------------------------
 
 
-def test_a_broken_image_is_one_line_even_from_a_loader_process(config_path, run, tmp_path):
+def test_a_broken_image_is_a_one_line_error_even_from_a_loader_process(config_path, run, tmp_path):
     root = shutil.copytree(config_path.parent / "sample", tmp_path / "sample")
     broken = next((root / "images/train").iterdir())
     broken.write_bytes(broken.read_bytes()[:600])
@@ -336,26 +336,26 @@ def test_a_broken_image_is_one_line_even_from_a_loader_process(config_path, run,
         ("train.batch_size=1", "train.batch_size 1"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_no_experiment(config_path, run, tmp_path, override, named):
-    told = run("detection.training", config_path, override, "--experiments", tmp_path / "experiments", code=2)
-    assert named in told
+def test_invalid_input_is_a_one_line_error_and_creates_no_experiment(config_path, run, tmp_path, override, named):
+    error = run("detection.training", config_path, override, "--experiments", tmp_path / "experiments", code=2)
+    assert named in error
     assert not (tmp_path / "experiments").exists()
 
 
-def test_what_cannot_be_scored_is_refused(experiment, config_path, run, tmp_path):
+def test_evaluate_refuses_a_wrong_config_data_set_or_folder(experiment, config_path, run, tmp_path):
     root = shutil.copytree(config_path.parent / "sample", tmp_path / "sample")
     path = root / "annotations/instances_val.json"
     path.write_text(path.read_text().replace('"ring"', '"torus"'))
     for words, named in (
         ((experiment, "model.neck=fpn"), "missing: neck."),
         ((experiment, f"data.root={root}"), "'torus'"),
-        ((experiment / "config.yaml",), "config.yaml: a file; name the experiment's directory"),
-        ((tmp_path,), "name an experiment directory"),
+        ((experiment / "config.yaml",), "config.yaml: is a file; expected a directory"),
+        ((tmp_path,), "an experiment directory"),
     ):
         assert named in run("detection.evaluate", *words, code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["sample"]
-    told = run("detection.training", config_path, f"data.root={root}", "--experiments", tmp_path / "e", code=2)
-    assert "must list the same classes" in told
+    error = run("detection.training", config_path, f"data.root={root}", "--experiments", tmp_path / "e", code=2)
+    assert "must list the same classes" in error
 
 
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("[!g]*.yaml")) if "backbone:" in path.read_text()]
@@ -367,7 +367,7 @@ def test_every_config_builds_its_detector(path):
     assert build_ssd(config.model, num_classes=80).anchors_cxcywh.shape[1] == 4
 
 
-def test_training_says_what_the_scores_cannot_exceed(config_path, tmp_path, caplog):
+def test_training_warns_if_the_scores_cannot_reach_1(config_path, tmp_path, caplog):
     root = tmp_path / "sample"
     shutil.copytree(config_path.parent / "sample", root)
     path = root / "annotations/instances_val.json"
@@ -377,25 +377,23 @@ def test_training_says_what_the_scores_cannot_exceed(config_path, tmp_path, capl
     path.write_text(json.dumps(content))
     task = build_task(load_config(config_path, [f"data.root={root}", "eval.max_detections=1"], DetectionConfig), False)
     announce(task)
-    ceiling, most = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    ceiling, limit = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert ceiling.startswith(f"{path}: 2 boxes without area count as missed: mAP cannot exceed 0.")
-    assert "eval.max_detections, 1: 5; raise it" in most
+    assert "eval.max_detections (1) in 5 images; raise it" in limit
 
 
 @pytest.mark.parametrize(
     ("scored", "expected"),
     [
         ("val", []),
-        ("seven", ["not the annotations of the training", "at least 7 of 7 images to score were trained on"]),
+        ("seven", ["the run used different annotations", "at least 7 of 7 validation images"]),
     ],
 )
-def test_images_that_were_trained_on_are_reported_when_they_are_scored(
-    config_path, seven, tmp_path, caplog, scored, expected
-):
+def test_scoring_training_images_gives_warnings(config_path, seven, tmp_path, caplog, scored, expected):
     config = load_config(config_path, (), DetectionConfig)
     train, val = (read_split(config.data, half) for half in ("train", "val"))
     inputs_of(config.data, train, val).write(tmp_path)
     with caplog.at_level("WARNING", logger="workbench"):
-        warn_of_other_data(tmp_path, val if scored == "val" else read_coco(seven, train.images_dir))
+        warn_about_data(tmp_path, val if scored == "val" else read_coco(seven, train.images_dir))
     assert len(caplog.messages) == len(expected)
     assert all(part in message for part, message in zip(expected, caplog.messages, strict=True))
