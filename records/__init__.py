@@ -1,1 +1,1 @@
-"""What a run leaves behind and how it is read: experiments, metrics, typed results, trackers."""
+"""Write and read the files of a run: experiment directory, metrics, status, typed results, trackers."""

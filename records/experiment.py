@@ -1,16 +1,16 @@
-"""Numbered experiment directories: every run keeps its config, environment, logs, scores and pictures in one.
+"""Create and read experiment directories, one per run, with the run's config, environment, logs, scores and pictures.
 
 experiments/experiment_7/
-  README.md         what was trained, on what, how, the scores; written by the program
+  README.md         summary of the run: model, data, recipe, scores
   config.yaml       the resolved config
-  inputs.json       which data it read, by content
-  environment.json  commit, versions, hardware, command, config, one entry per start
-  train.log  metrics.jsonl  curves.png          the course of the training
-  results.json  image_statistics.npz            scores with their protocol and cost, and what comparisons need
-  detections.json  detections.png  examples/    the same for people and other programs (names are the task's)
-  cell.json         which place of which grid this is, if a grid started it
-  status.json       how far the run is, or how it ended (records/status.py)
-  checkpoints/  running.lock  output.log        git-ignored, as is what trackers keep: tensorboard/  wandb/
+  inputs.json       checksums of the annotations and images that were read
+  environment.json  commit, versions, hardware, command and config of each start
+  train.log  metrics.jsonl  curves.png          log and metrics of the training
+  results.json  image_statistics.npz            scores with their protocol and cost, and the data for comparisons
+  detections.json  detections.png  examples/    predictions, for people and other programs (depends on the task)
+  cell.json         the cell of a grid that this run trains, if a grid started it
+  status.json       progress of the run, or how it ended (records/status.py)
+  checkpoints/  running.lock  output.log        git-ignored, as are the trackers' tensorboard/  wandb/
 """
 
 import itertools
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic", "diffusers")
 NAME = re.compile(r"experiment_(\d+)")
-# Fields of a config that may differ within an experiment, because they do not change what is learned.
+# Config fields that may change when a run is resumed, because they do not affect what is learned.
 FREE_FIELDS = {
     "data.root",
     "data.workers",
@@ -53,16 +53,16 @@ FREE_FIELDS = {
 
 
 def list_experiments(root: Path) -> list[Path]:
-    """Every `root/experiment_N`, by N."""
+    """Return every `root/experiment_N`, sorted by N."""
     numbered = [(int(match[1]), path) for path in root.glob("*") if (match := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(numbered)]
 
 
 def new_experiment(root: Path) -> Path:
-    """Create the next free `root/experiment_N`, N from 1.
+    """Create the next free `root/experiment_N`, counting from 1.
 
-    Two runs that start at once never share one: mkdir fails for the later of the two, which tries the next.
-    Raises ValueError if root is not a folder that can be written."""
+    Two runs that start at once never share a directory: mkdir fails for the second run, which then tries the next N.
+    Raises ValueError if `root` is not a writable folder."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(
@@ -73,34 +73,34 @@ def new_experiment(root: Path) -> Path:
                 path.mkdir()
                 return path
     except OSError as error:
-        raise ValueError(f"{root}: no experiment can be made there ({error.strerror}); see --experiments") from error
+        raise ValueError(f"{root}: cannot create an experiment here ({error.strerror}); set --experiments") from error
 
 
 def read_experiment_config(
     experiment: Path, config_class: type[ConfigClass], overrides: Sequence[str] = ()
 ) -> ConfigClass:
-    """Return the config of an experiment. Raises ConfigError if the folder is not an experiment, or has lost it."""
+    """Return the config of an experiment. Raises ConfigError if the folder has no config.yaml."""
     path = experiment / "config.yaml"
     if path.is_file():
         return load_config(path, overrides, config_class)
     if list((experiment / "checkpoints").glob("*.pt")):
         raise ConfigError(
-            f"{path}: lost, though there are checkpoints; copy the CONFIG of the `command` in environment.json "
-            f"there, with the fields that the command replaced, then --resume {experiment}"
+            f"{path}: missing, but there are checkpoints; copy the CONFIG of the `command` in environment.json to "
+            f"this path, apply the overrides of the command, then --resume {experiment}"
         )
-    what = "no config.yaml in it" if experiment.is_dir() else "no such folder"
-    raise ConfigError(f"{experiment}: {what}; name an experiment directory, experiments/experiment_N")
+    problem = "has no config.yaml" if experiment.is_dir() else "no such folder"
+    raise ConfigError(f"{experiment}: {problem}; expected an experiment directory, such as experiments/experiment_N")
 
 
 def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
-    """Return what a reader needs to judge or repeat this start: time, command, commit, versions, hardware.
+    """Return what is needed to assess or reproduce this start: time, command, commit, versions, hardware.
 
-    hosts: name of the machine of every process, by rank."""
+    hosts: host name of every rank."""
     import torch
 
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.orig_argv[1:]]),  # as typed; under a launcher, what each process runs
+        "command": " ".join(["python", *sys.orig_argv[1:]]),  # as typed; under a launcher, the command of each process
         "argv": _argv(),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -117,9 +117,9 @@ def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
 
 
 def slurm_job() -> dict | None:
-    """Return the Slurm job of this process; None outside Slurm.
+    """Return the Slurm job of this process, or None outside Slurm.
 
-    job: its name, "12" or in an array "12_3". job_id: its number, which a requeued job keeps. restarts: requeues."""
+    job: "12", or "12_3" in an array. job_id: number, which a requeued job keeps. restarts: number of requeues."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     if "SLURM_JOB_ID" not in os.environ:
         return None
@@ -132,46 +132,45 @@ def slurm_job() -> dict | None:
 
 
 def requeued_experiment(root: Path) -> Path | None:
-    """Return where this very command trained before its Slurm job was requeued; None if it did not.
+    """Return the experiment that this command trained before its Slurm job was requeued, or None.
 
-    The cluster counts because another one may have had a job of this number; the command because a job may run
-    several."""
+    Clusters are compared because their job numbers overlap, and commands because a job may run several."""
     job = slurm_job()
     if job is None or not job["restarts"]:
         return None
     for path in reversed(list_experiments(root)):
         try:
             starts = read_environments(path)
-        except ValueError as error:  # most likely of an experiment that has nothing to do with this job
+        except ValueError as error:  # most likely in an experiment of a different job
             logger.warning("%s", error)
             continue
         for start in starts:
-            then = start.get("slurm") or {}
-            same_job = (then.get("job_id"), then.get("cluster")) == (job["job_id"], job["cluster"])
-            if same_job and start.get("argv") == _argv():
+            slurm = start.get("slurm") or {}
+            is_same_job = (slurm.get("job_id"), slurm.get("cluster")) == (job["job_id"], job["cluster"])
+            if is_same_job and start.get("argv") == _argv():
                 return path
     return None
 
 
 def append_environment(experiment: Path, environment: dict) -> None:
-    """Add one start to environment.json: the first run and every resumption keep their own entry."""
+    """Append a start to environment.json, which has an entry for the first start and for every resume."""
     starts = [*read_environments(experiment), environment]
     write_text(experiment / "environment.json", json.dumps(starts, indent=2) + "\n")
 
 
 def read_environments(experiment: Path) -> list[dict]:
-    """Return what environment.json says of every start, oldest first. Raises ValueError if it is damaged."""
+    """Return the entry of every start in environment.json, oldest first. Raises ValueError if it is corrupt."""
     path = experiment / "environment.json"
     if not path.exists():
         return []
     try:
         return TypeAdapter(list[dict]).validate_json(path.read_bytes())
     except ValueError:
-        raise ValueError(f"{path}: damaged, expected a list with an object for every start; move it away") from None
+        raise ValueError(f"{path}: corrupt, expected a list with an object for every start; move it away") from None
 
 
 def commit_of(start: dict) -> str:
-    """Return the commit that a start in environment.json ran: '1a2b3c4d5e6f', perhaps with uncommitted changes."""
+    """Return the commit of a start in environment.json: '1a2b3c4d5e6f' or '1a2b3c4d5e6f, with uncommitted changes'."""
     commit = (start.get("commit") or "unknown")[:12]
     return f"{commit}, with uncommitted changes" if start.get("uncommitted_changes") else commit
 
@@ -183,10 +182,10 @@ def write_readme(
     scores: dict[str, float | None],
     pictures: dict[str, str],
 ) -> None:
-    """Write the experiment's front page.
+    """Write the README.md of an experiment.
 
-    facts: label to sentence, e.g. {"Model": "..."}; scores: name to value, None where undefined;
-    pictures: file name to caption, shown where the file exists."""
+    facts: label to text, e.g. {"Model": "..."}. scores: name to value, None if undefined.
+    pictures: file name to caption; missing files are skipped."""
     lines = [f"# {experiment.name}: {title}", ""]
     lines += [f"- **{label}**: {text}" for label, text in facts.items()]
     if scores:
@@ -199,20 +198,20 @@ def write_readme(
 
 
 def shown_score(value: float | None) -> str:
-    """Return a score as text; None is undefined, such as the AP of a class without objects."""
+    """Format a score. None means undefined, such as the AP of a class without objects."""
     return "undefined" if value is None else f"{value:.4f}"
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return rows of equal keys as aligned columns for a terminal: text to the left, numbers to the right.
+    """Format rows, which have the same keys, as columns for a terminal: text aligned left, numbers aligned right.
 
-    Floats and None are written as by `shown_score`."""
+    Floats and None are formatted by `shown_score`."""
     columns = []
     for name in rows[0]:
         values = [row[name] for row in rows]
         cells = [name, *(shown_score(v) if v is None or isinstance(v, float) else printable(str(v)) for v in values)]
-        adjust = str.ljust if all(isinstance(value, str) for value in values) else str.rjust
-        columns.append([adjust(cell, max(map(len, cells))) for cell in cells])
+        align = str.ljust if all(isinstance(value, str) for value in values) else str.rjust
+        columns.append([align(cell, max(map(len, cells))) for cell in cells])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
@@ -222,12 +221,12 @@ def _version(name: str) -> str | None:
 
 
 def _argv() -> list[str]:
-    """Return the program and its command line, which is the same however many processes run it."""
+    """Return the program's name and arguments, which do not depend on the number of processes."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def _git(*arguments: str) -> str | None:
-    """Return the output of a git command in the project's folder, None outside a repository."""
+    """Return the output of a git command in the project's folder, or None outside a repository."""
     with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.check_output(
             ["git", *arguments], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
@@ -235,7 +234,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    """Return the processor's model name, if Linux knows it."""
+    """Return the processor's model name on Linux, or what `platform` reports."""
     with suppress(OSError):
         match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         if match:

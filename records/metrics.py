@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line for each epoch, units in the key names; curves.png shows it."""
+"""Write, read and plot metrics.jsonl, which has a line per epoch and units in its key names."""
 
 import json
 from collections.abc import Sequence
@@ -8,30 +8,30 @@ from engine.files import write_text
 
 
 def write_metrics(experiment: Path, lines: Sequence[dict]) -> None:
-    """Write every epoch so far to metrics.jsonl, in place of what is there.
+    """Replace metrics.jsonl with all epochs so far.
 
-    The whole file each time: a run that knows its epochs does not depend on what happens to the file meanwhile."""
+    The whole file is rewritten each time, so that changes to it during the run do not matter."""
     write_text(experiment / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_metrics(experiment: Path) -> list[dict]:
-    """Return every epoch written so far, oldest first. Raises ValueError naming the file if it is damaged."""
+    """Return all epochs so far, oldest first. Raises ValueError naming the file if it is corrupt."""
     path = experiment / "metrics.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if not all(isinstance(line["step"], int) for line in lines):
-            raise ValueError("a step is not a number")
+            raise ValueError("step is not an integer")
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: damaged, expected a JSON object with a step in each line ({error})") from None
+        raise ValueError(f"{path}: corrupt, expected a JSON object with a step in each line ({error})") from None
     return lines
 
 
 def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict[str, float]) -> None:
     """Draw curves.png from metrics.jsonl: training losses, validation metrics, the learning rate, over epochs.
 
-    reference_losses: name of a loss to that of a model that learned nothing, drawn dashed."""
+    reference_losses: name of a loss to its value for a constant predictor, drawn as a dashed line."""
     lines = read_metrics(experiment)
     if not lines:
         return
@@ -45,7 +45,7 @@ def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict
     epochs = [line["epoch"] for line in lines]
     style = {"marker": "o" if len(lines) < 30 else None, "ms": 3}
     keys = [key for key in lines[0] if key.startswith("train_loss_")]
-    for index, key in enumerate(keys[1:] if len(keys) == 2 else keys):  # of one loss the total is the same line
+    for index, key in enumerate(keys[1:] if len(keys) == 2 else keys):  # skip the total of a single loss
         name, colour = key.removeprefix("train_loss_"), f"C{index}"
         losses.plot(epochs, [line[key] for line in lines], label=name, color=colour, **style)
         if name in reference_losses:
@@ -59,7 +59,7 @@ def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict
         axes.grid(alpha=0.3)
         axes.set_xlim(0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_ylim(bottom=0)  # and up to what was reached: the first epochs would be a flat line on a scale up to 1
+        axes.set_ylim(bottom=0)  # not top=1: on that scale early scores look flat
     losses.legend(fontsize=8)
     if scored:
         scores.legend(fontsize=8)

@@ -1,6 +1,6 @@
-"""What a finished experiment left behind, read once into typed objects.
+"""Read a finished experiment into typed objects.
 
-`Results` is results.json, whichever task wrote it; `Run` is a whole experiment (records/experiment.py lists its files).
+`Results` is results.json of any task; `Run` is a whole experiment (records/experiment.py lists its files).
 """
 
 import json
@@ -16,21 +16,21 @@ from records.experiment import read_environments
 from records.metrics import read_metrics
 
 Place = tuple[str, str]  # row and column of a table
-CURE = "train it again, or move it away"
+CURE = "train again, or move it away"
 
 
 class Record(BaseModel):
-    """A part of results.json. A task may add fields of its own."""
+    """A part of results.json. Tasks may add fields."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow", frozen=True)
 
 
 class Cost(Record):
-    """What training cost. None where a run did not measure it."""
+    """Cost of the training. None means not measured."""
 
     parameters: int | None = None
     gflops: float | None = Field(None, description="of one forward pass of one image")
-    flops_counter: str | None = Field(None, description="what counted them")
+    flops_counter: str | None = Field(None, description="tool that counted them")
     train_seconds: float | None = None
     images_per_second: float | None = None
     peak_memory_mib: float | None = None
@@ -39,22 +39,22 @@ class Cost(Record):
 
     @property
     def device_hours(self) -> float | None:
-        """The time of training, times the number of processes."""
+        """Training time in hours, times the number of processes."""
         return None if self.train_seconds is None else self.train_seconds * self.processes / 3600
 
 
 class Protocol(Record):
-    """How the scores were taken. Runs are compared only if all of it is the same, fields of the task included."""
+    """How the scores were computed. Runs are compared only if all fields are equal, including those a task adds."""
 
     annotations: str | None = Field(None, description="name of the annotation file")
     annotations_sha256: str | None = None
-    images_sha256: str | None = Field(None, description="of the validation images, where there is no annotation file")
+    images_sha256: str | None = Field(None, description="of the validation images, if they have no annotation file")
     images: int = Field(description="number of validation images")
     classes: list[str]
 
 
 class Errors(Record):
-    """Errors of a detector by kind (detection/coco/errors.py)."""
+    """A detector's errors by kind (detection/coco/errors.py)."""
 
     AP50: float | None
     delta_AP50: dict[str, float | None] = Field(description="AP50 gained if all errors of one kind were corrected")
@@ -62,7 +62,7 @@ class Errors(Record):
 
 
 class Results(Record):
-    """All of results.json."""
+    """Content of results.json."""
 
     task: str
     variant: dict[str, str] = Field(min_length=2, max_length=2, description="row and column of a table")
@@ -79,8 +79,8 @@ class Results(Record):
     epochs: int = 0
     steps: int = 0
     precision: str | None = None
-    weights: str | None = Field(None, description="which weights were scored: moving average, or the last")
-    category_ids: list[int] | None = Field(None, description="of a detector's classes, by label")
+    weights: str | None = Field(None, description="which weights were scored: moving average, or last step")
+    category_ids: list[int] | None = Field(None, description="ids of a detector's classes, by label")
     default_boxes: dict[str, Any] | None = Field(None, description="how well a detector's anchors fit the objects")
 
     @property
@@ -91,7 +91,7 @@ class Results(Record):
 
     @property
     def score(self) -> float | None:
-        """The score that runs are compared by; None where it is undefined."""
+        """Score that runs are compared by; None if undefined."""
         return self.scores[self.metric]
 
 
@@ -115,34 +115,34 @@ class Run:
 
 
 def read_run(experiment: Path) -> Run:
-    """Read a finished experiment. Raises ValueError if it is not one, or was written by an earlier version."""
+    """Read a finished experiment. Raises ValueError if it is unfinished, invalid or from an incompatible version."""
     path = experiment / "results.json"
     if not path.is_file():
         what = "not finished" if (experiment / "config.yaml").is_file() else "not an experiment"
-        raise ValueError(f"{experiment}: {what}, there is no results.json in it")
+        raise ValueError(f"{experiment}: {what}; it has no results.json")
     config, _ = read_yaml(experiment / "config.yaml")
     return Run(experiment, read_results(path), config, read_metrics(experiment), read_environments(experiment))
 
 
 def read_results(path: Path) -> Results:
-    """Read a results.json. Raises ValueError, naming file and field, if it is not what a task writes."""
+    """Read a results.json. Raises ValueError naming the file and the invalid fields."""
     try:
         results = Results.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ") for each in error.errors()]
-        raise ValueError(f"{path}: damaged, or written by another version: {'; '.join(faults)}; {CURE}") from None
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ") for each in error.errors()]
+        raise ValueError(f"{path}: corrupt, or from a different version: {'; '.join(problems)}; {CURE}") from None
     if results.metric not in results.scores:
-        raise ValueError(f"{path}: damaged: metric is {results.metric!r}, which is not among the scores; {CURE}")
+        raise ValueError(f"{path}: corrupt: metric {results.metric!r} is not one of the scores; {CURE}")
     return results
 
 
 def read_object(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Read a JSON object that has these keys. Raises ValueError, naming the file, if it is anything else."""
+    """Read a JSON object that has these keys. Raises ValueError naming the file if the content is anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: damaged, not JSON ({error}); {CURE}") from None
+        raise ValueError(f"{path}: corrupt, not JSON ({error}); {CURE}") from None
     missing = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
     if missing:
-        raise ValueError(f"{path}: no {', '.join(missing)} in it; it is damaged, or written by another version: {CURE}")
+        raise ValueError(f"{path}: corrupt, or from a different version: {', '.join(missing)} missing; {CURE}")
     return content

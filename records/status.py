@@ -1,7 +1,7 @@
-"""status.json: how far a run is, and how it ended.
+"""Write and read status.json, which has the progress of a run and how it ended.
 
-Whoever runs an experiment replaces the file as a whole. A process that is killed leaves "running" in it; `read_status`
-recognises that, because the system releases the locks of a process however it ends.
+A run replaces the file atomically. If the run is killed, the file still says "running". `read_status` detects this,
+because the operating system releases the locks of a process however it ends.
 """
 
 import json
@@ -25,11 +25,11 @@ from engine.files import is_locked, locked, write_text
 from engine.logbook import progress_bar
 from records.experiment import slurm_job
 
-State = Literal["running", "done", "stopped", "failed", "killed"]  # stopped: asked to end, and saved
+State = Literal["running", "done", "stopped", "failed", "killed"]  # stopped: ended on request
 STATUS = "status.json"
-RUN_LOCK, GRID_LOCK = "running.lock", "cell.lock"  # held by the run; by the grid that starts it
-START = ("state", "exit_code", "reason", "host", "pid", "job", "started")  # fields that a new start replaces
-STATUS_SECONDS = 1  # at least, between two writes of a run's progress
+RUN_LOCK, GRID_LOCK = "running.lock", "cell.lock"  # held by the run; held by the grid that started it
+START_FIELDS = ("state", "exit_code", "reason", "host", "pid", "job", "started")  # fields that every start replaces
+STATUS_SECONDS = 1  # minimum time between two writes of the progress
 
 
 def _now() -> str:
@@ -42,44 +42,44 @@ def _job() -> str | None:
 
 @dataclass(frozen=True)
 class Status:
-    """What status.json says."""
+    """Content of status.json."""
 
     state: State
     step: int | None = None  # optimizer steps taken
     total_steps: int | None = None
-    epoch: int | None = None  # the one at work, from 1
+    epoch: int | None = None  # current epoch, from 1
     epochs: int | None = None
-    metric: str | None = None  # name of the score that judges the run
-    exit_code: int | None = None  # of the process, None while it runs; negative: the signal that killed it
-    reason: str = ""  # why it ended: the error's message, or the signal
+    metric: str | None = None  # name of the score that runs are compared by
+    exit_code: int | None = None  # None while the process runs; negative: the signal that killed it
+    reason: str = ""  # why the run ended: error message or signal
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
-    job: str | None = field(default_factory=_job)  # Slurm's name of the job, such as 12 or 12_3
-    started: str = field(default_factory=_now)  # UTC, of the newest start
+    job: str | None = field(default_factory=_job)  # Slurm job, such as 12 or 12_3
+    started: str = field(default_factory=_now)  # time of the newest start, UTC
     updated: str = field(default_factory=_now)
 
 
 def write_status(experiment: Path, status: Status) -> None:
-    """Replace status.json. No run ends because its status cannot be written."""
+    """Replace status.json. Errors are ignored, so that they cannot end the run."""
     with suppress(OSError):
         write_text(experiment / STATUS, json.dumps(asdict(status)) + "\n", sync=status.state != "running")
 
 
 def update_status(experiment: Path, **changes: Any) -> None:
-    """Replace some fields of status.json, and the time of `updated`."""
+    """Replace some fields of status.json and set `updated` to the current time."""
     write_status(experiment, replace(_read(experiment) or Status("running"), updated=_now(), **changes))
 
 
 def begin_status(experiment: Path) -> None:
-    """Say that this process is at work now; the progress of an earlier start remains."""
+    """Record that this process is running. The progress of an earlier start is kept."""
     start = asdict(Status("running"))
-    update_status(experiment, **{name: start[name] for name in START})
+    update_status(experiment, **{name: start[name] for name in START_FIELDS})
 
 
 def end_status(experiment: Path, state: State, exit_code: int, reason: str) -> int:
-    """Record how a run ended that began and could not record it itself; return the exit code that its status has now.
+    """Record the end of a run that could not record it itself; return the exit code that its status now has.
 
-    A run that did has its own, where a launcher such as torchrun has a different one."""
+    A run that recorded its end keeps its exit code, which may differ from that of a launcher such as torchrun."""
     status = _read(experiment)
     if status and status.state != "running":
         return exit_code if status.exit_code is None else status.exit_code
@@ -89,14 +89,14 @@ def end_status(experiment: Path, state: State, exit_code: int, reason: str) -> i
 
 
 def read_status(experiment: Path) -> Status | None:
-    """Return the status of an experiment; None if it has none that can be read.
+    """Return the status of an experiment, or None if it has no readable one.
 
-    Its state is "running" whenever a process holds a lock of the experiment, and "killed" where the file says running
-    and no process is at work."""
+    The state is "running" while a process holds a lock of the experiment, and "killed" if the file says "running" but
+    no process is running."""
     status = _read(experiment)
     if any(is_locked(experiment / name) for name in (RUN_LOCK, GRID_LOCK)):
         return replace(status or Status("running", host="", pid=0, job=None), state="running")
-    if status and status.state == "running" and not _is_elsewhere(status):
+    if status and status.state == "running" and not _runs_elsewhere(status):
         return replace(status, state="killed")
     return status
 
@@ -106,9 +106,9 @@ def _read(experiment: Path) -> Status | None:
         return TypeAdapter(Status).validate_json((experiment / STATUS).read_bytes())
 
 
-def _is_elsewhere(status: Status) -> bool:
-    """Whether Slurm says that the run is at work on another machine, whose locks may not be visible here."""
-    if status.host == platform.node() or status.job in (None, _job()):  # a requeued job finds its own earlier start
+def _runs_elsewhere(status: Status) -> bool:
+    """Return whether Slurm reports the run on a different machine, whose locks may not be visible here."""
+    if status.host == platform.node() or status.job in (None, _job()):  # a requeued job sees its own earlier start
         return False
     command = ["squeue", "--noheader", f"--jobs={status.job}", "--states=RUNNING,COMPLETING"]
     with suppress(OSError, subprocess.TimeoutExpired):
@@ -118,11 +118,11 @@ def _is_elsewhere(status: Status) -> bool:
 
 @contextmanager
 def at_work(experiment: Path) -> Iterator[None]:
-    """Hold the experiment's lock inside; at the end say whether the run is done, was stopped or failed.
+    """Hold the experiment's lock. On exit, record whether the run is done, stopped or failed.
 
-    Only after `begin_status`: a start that is refused before leaves the status as it was.
-    Raises ValueError if another process is at work in the experiment."""
-    busy = ValueError(f"{experiment}: another process is at work in it; wait for it, or stop it")
+    The end is recorded only after `begin_status`: a start that is refused before leaves the status unchanged.
+    Raises ValueError if another process is running in the experiment."""
+    busy = ValueError(f"{experiment}: another process is running in it; wait until it ends, or stop it")
     with locked(experiment / RUN_LOCK, busy):
         try:
             yield
@@ -139,9 +139,9 @@ def _end_own_status(experiment: Path, state: State, exit_code: int, reason: str)
 
 
 def training_bar(experiment: Path, step: int, steps_per_epoch: int, epochs: int, metric: str) -> tqdm:
-    """Return the progress bar of a training run, which on rank 0 also keeps the progress in status.json.
+    """Return the progress bar of a training run, which on rank 0 also writes the progress to status.json.
 
-    step: optimizer steps done before this start. metric: name of the score that judges the run."""
+    step: optimizer steps before this start. metric: name of the score that runs are compared by."""
     total = steps_per_epoch * epochs
     bar = progress_bar(bar_class=_TrainingBar, total=total, initial=step, unit="step", smoothing=0.02)
     bar.experiment, bar.steps_per_epoch, bar.epochs, bar.metric = experiment, steps_per_epoch, epochs, metric
@@ -150,7 +150,7 @@ def training_bar(experiment: Path, step: int, steps_per_epoch: int, epochs: int,
 
 
 class _TrainingBar(tqdm):
-    """A progress bar that writes status.json at most once a second, and when it is closed."""
+    """A progress bar that writes status.json at most every STATUS_SECONDS, and when it is closed."""
 
     def update(self, n: float = 1) -> bool | None:
         shown = super().update(n)

@@ -1,10 +1,10 @@
-"""Extra trackers to log each epoch to, if the config asks for them: `train.trackers: [tensorboard, wandb]`.
+"""Extra trackers to log each epoch to, enabled in the config by `train.trackers: [tensorboard, wandb]`.
 
     tensorboard --logdir experiments                                   pip install -e '.[tensorboard]'
     wandb sync experiments/experiment_3/wandb/offline-run-*            pip install -e '.[wandb]'
 
-After each epoch both get its line of metrics.jsonl and every new picture. W&B is offline under Slurm, where nodes may
-have no network, and if no key is known (`wandb login`). A tracker that fails is left out with one warning.
+After each epoch they get its line of metrics.jsonl and all new pictures. W&B runs offline without an API key (`wandb
+login`), and under Slurm, because nodes may have no network. A tracker that fails is disabled with one warning.
 """
 
 import os
@@ -27,30 +27,30 @@ from records.metrics import read_metrics
 
 TrackerName = Literal["tensorboard", "wandb"]
 
-PROJECT = "ssd-workbench"  # at W&B, unless WANDB_PROJECT says otherwise
-WAIT_SECONDS = 60  # for W&B's server, at the start and at the end; `wandb sync` sends the rest later
-TRAINING = ("epoch", "learning_rate", "overflowed_steps")
-NOT_SENT = ("step", "curves.png")  # the axis, and a picture of the same numbers
+PROJECT = "ssd-workbench"  # W&B project, unless WANDB_PROJECT is set
+WAIT_SECONDS = 60  # timeout for W&B's server at start and end; `wandb sync` uploads the rest later
+TRAIN_NAMES = ("epoch", "learning_rate", "overflowed_steps")
+NOT_SENT = ("step", "curves.png")  # the x axis, and a plot of the same numbers
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raise ValueError, with the cure, if the package of a tracker is missing."""
+    """Raise ValueError with the install command if the package of a tracker is missing."""
     for name in names:
         try:
             metadata.version(name)
         except metadata.PackageNotFoundError:
             raise ValueError(
-                f"train.trackers: {name} is not installed; pip install -e '.[{name}]', or leave it out"
+                f"train.trackers: {name} is not installed; pip install -e '.[{name}]', or remove it"
             ) from None
 
 
 class Trackers:
-    """The trackers of a run, on its rank 0: open from `start` to the end of the `with` block, whatever ends it."""
+    """The trackers of a run on rank 0, open from `start` to the end of the `with` block, also if an error ends it."""
 
     def __init__(self, names: Sequence[str], experiment: Path) -> None:
         self.names, self.experiment = names, experiment
         self.open: dict[str, TensorBoard | Wandb] = {}
-        self.sent: dict[Path, int] = {}  # pictures, and when each was written
+        self.sent: dict[Path, int] = {}  # pictures already sent, and their modification times
 
     def __enter__(self) -> Self:
         return self
@@ -59,13 +59,13 @@ class Trackers:
         self._attempt(self.open, lambda name: self.open[name].close(failed=kind is not None))
 
     def start(self) -> None:
-        """Open them, to continue after the last line of metrics.jsonl; config.yaml must be there."""
+        """Open the trackers, to continue after the last line of metrics.jsonl. Requires config.yaml."""
         self._new_pictures()  # an earlier start has sent these
         self._attempt(self.names, lambda name: self.open.update({name: TRACKERS[name](self.experiment, self._step())}))
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Log a line of metrics.jsonl, and the pictures of its epoch."""
-        numbers = {grouped(name): value for name, value in line.items() if name not in NOT_SENT and value is not None}
+        numbers = {prefixed(name): value for name, value in line.items() if name not in NOT_SENT and value is not None}
         pictures = self._new_pictures()
         self._attempt(self.open, lambda name: self.open[name].log(numbers, pictures, line["step"]))
 
@@ -79,32 +79,32 @@ class Trackers:
         return lines[-1]["step"] if lines else 0
 
     def _new_pictures(self) -> dict[str, Path]:
-        """Return the pictures that were written since the last call, by name."""
+        """Return the pictures written since the last call, by name."""
         files = [path for path in self.experiment.glob("*.png") if path.name not in NOT_SENT]
         before, self.sent = self.sent, {path: path.stat().st_mtime_ns for path in files}
         return {path.stem: path for path, time in self.sent.items() if before.get(path) != time}
 
-    def _attempt(self, names: Iterable[str], act: Callable[[str], None]) -> None:
-        """Do something with each tracker; warn of one that fails, and leave it out from now on."""
+    def _attempt(self, names: Iterable[str], action: Callable[[str], None]) -> None:
+        """Call `action` on each tracker. Warn if one fails, and stop using it."""
         for name in list(names):
             try:
-                act(name)
-            except Exception as error:  # a run is worth more than whatever a tracker raises
+                action(name)
+            except Exception as error:  # no error of a tracker may end the run
                 self.open.pop(name, None)
-                logger.warning("train.trackers: %s failed and is left out from now on (%s)", name, first_line(error))
+                logger.warning("train.trackers: %s failed and is disabled (%s)", name, first_line(error))
 
 
-def grouped(name: str) -> str:
-    """Return a name of metrics.jsonl with its group: 'train/loss_total', 'speed/epoch_seconds', 'validation/mAP'."""
+def prefixed(name: str) -> str:
+    """Prefix a name of metrics.jsonl with its group: 'train/loss_total', 'speed/epoch_seconds', 'validation/mAP'."""
     if "second" in name:
         return f"speed/{name}"
-    if name in TRAINING or name.startswith("train_"):
+    if name in TRAIN_NAMES or name.startswith("train_"):
         return f"train/{name.removeprefix('train_')}"
     return f"validation/{name}"
 
 
 class TensorBoard:
-    """Event files in tensorboard/. What an earlier start has logged after `step` is hidden."""
+    """Writer of event files in tensorboard/. Entries of an earlier start after `step` are hidden."""
 
     def __init__(self, experiment: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -113,7 +113,7 @@ class TensorBoard:
         self.writer.add_text("config", f"```yaml\n{(experiment / 'config.yaml').read_text()}\n```")
 
     def log(self, numbers: Mapping[str, float], pictures: Mapping[str, Path], step: int) -> None:
-        """Log what an epoch found. pictures: name to file. step: optimizer steps so far, the axis of all charts."""
+        """Log the results of an epoch. pictures: name to file. step: optimizer steps so far, the x axis of charts."""
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
         for name, path in pictures.items():
@@ -126,7 +126,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases, its files in wandb/. W&B itself drops a step that it already has."""
+    """A Weights & Biases run with its files in wandb/. W&B itself ignores a step that it already has."""
 
     def __init__(self, experiment: Path, step: int) -> None:
         import wandb
@@ -143,13 +143,13 @@ class Wandb:
             dir=experiment,
             mode=mode,
             config=read_yaml(experiment / "config.yaml")[0],
-            # Send nothing else: the log and the code are in the experiment and its commit.
+            # Send nothing else, because the experiment has the log and the commit has the code.
             settings=wandb.Settings(
                 console="off", silent=True, disable_git=True, save_code=False,
                 init_timeout=WAIT_SECONDS, finish_timeout=WAIT_SECONDS,
             ),
         )  # fmt: skip
-        place = self.run.url if mode == "online" else f"{mode}; to send it: wandb sync {Path(self.run.dir).parent}"
+        place = self.run.url if mode == "online" else f"{mode}; to upload it: wandb sync {Path(self.run.dir).parent}"
         logger.info("wandb: run %s, %s", self.run.id, place)
 
     def log(self, numbers: Mapping[str, float], pictures: Mapping[str, Path], step: int) -> None:
@@ -160,7 +160,7 @@ class Wandb:
 
 
 def run_id(experiment: Path) -> str:
-    """Return the experiment's id at W&B; the first start makes it."""
+    """Return the W&B run id of the experiment. The first start creates it."""
     path = experiment / "wandb/run_id.txt"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)

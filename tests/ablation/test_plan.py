@@ -174,7 +174,7 @@ def test_a_run_with_results_is_done_with_its_score_and_shared_between_grids(job,
 def test_a_damaged_record_is_named(job, experiment, name, content):
     finish(experiment)
     (experiment / name).write_text(content)
-    with pytest.raises(ValueError, match=rf"{name}: (damaged|no )"):
+    with pytest.raises(ValueError, match=rf"{name}: "):
         state(job, experiment)
 
 

@@ -1,4 +1,4 @@
-"""records/experiment.py: numbering, environment, front page."""
+"""records/experiment.py: numbered directories, environment.json, README.md."""
 
 import json
 import os
@@ -22,9 +22,9 @@ from records.experiment import (
 from training import TrainConfig
 
 
-def test_a_root_that_is_no_folder_is_named_with_the_cure(tmp_path):
+def test_the_error_for_a_root_that_is_not_a_folder_names_it_and_the_cure(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"file: no experiment can be made there .* see --experiments"):
+    with pytest.raises(ValueError, match=r"file: .*--experiments"):
         new_experiment(tmp_path / "file")
 
 
@@ -39,23 +39,23 @@ def test_every_start_adds_its_own_environment(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"started": 1}', "[1]"])
-def test_a_damaged_environment_is_named(tmp_path, content):
+def test_the_error_for_a_corrupt_environment_names_the_file(tmp_path, content):
     (tmp_path / "environment.json").write_text(content)
-    with pytest.raises(ValueError, match=r"environment\.json: damaged"):
+    with pytest.raises(ValueError, match=r"environment\.json: corrupt"):
         read_environments(tmp_path)
 
 
-def test_an_experiment_that_lost_its_config_says_how_to_get_it_back(tmp_path):
+def test_the_error_for_a_missing_config_says_how_to_restore_it(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/step_000000003.pt").touch()
-    with pytest.raises(ValueError, match=r"config\.yaml: lost") as error:
+    with pytest.raises(ValueError, match=r"config\.yaml: missing") as error:
         read_experiment_config(tmp_path, TrainConfig)
     assert f"--resume {tmp_path}" in str(error.value)
 
 
 @pytest.fixture
 def job(monkeypatch) -> dict[str, str]:
-    """Settings of a Slurm job that has trained in experiment_2 and is on its second start now."""
+    """Set the environment of a Slurm job that trained in experiment_2 and was requeued once."""
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     settings = {"SLURM_JOB_ID": "7", "SLURM_CLUSTER_NAME": "tower", "SLURM_RESTART_COUNT": "1"}
@@ -66,8 +66,8 @@ def job(monkeypatch) -> dict[str, str]:
 
 
 @pytest.fixture
-def begun(job, tmp_path) -> Path:
-    """experiment_1 to 3, of which this job has begun the second."""
+def root(job, tmp_path) -> Path:
+    """Create experiment_1 to experiment_3; this job started the second."""
     for number, job_id in ((1, "6"), (2, "7"), (3, "8")):
         path = tmp_path / f"experiment_{number}"
         path.mkdir()
@@ -85,22 +85,22 @@ def begun(job, tmp_path) -> Path:
         ("SLURM_JOB_ID", "7", "b.yaml"),
     ],
 )
-def test_a_job_that_was_not_requeued_or_runs_another_command_starts_a_new_experiment(
-    begun, monkeypatch, setting, value, program
+def test_a_job_that_was_not_requeued_or_runs_a_different_command_starts_a_new_experiment(
+    root, monkeypatch, setting, value, program
 ):
     monkeypatch.setenv(setting, value)
     monkeypatch.setattr(sys, "argv", ["/project/detection/training.py", program])
-    assert requeued_experiment(begun) is None
+    assert requeued_experiment(root) is None
 
 
-def test_a_requeued_job_finds_the_experiment_that_it_began_however_many_processes_run_it(begun, monkeypatch):
+def test_a_requeued_job_finds_its_experiment_for_any_number_of_processes(root, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "detection.training", "a.yaml"])
     monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert requeued_experiment(begun) == begun / "experiment_2"
+    assert requeued_experiment(root) == root / "experiment_2"
 
 
-def test_a_job_goes_by_its_name_in_the_queue(job, monkeypatch):
+def test_the_job_has_the_name_that_slurm_shows(job, monkeypatch):
     assert slurm_job()["job"] == "7"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
@@ -109,7 +109,7 @@ def test_a_job_goes_by_its_name_in_the_queue(job, monkeypatch):
     assert slurm_job() is None
 
 
-def test_a_table_has_text_on_the_left_and_numbers_on_the_right_of_its_columns():
+def test_a_table_aligns_text_left_and_numbers_right():
     rows = [{"class": "RBC", "AP": 0.25, "n": 5}, {"class": "Platelets", "AP": None, "n": 12}]
     assert table(rows).splitlines() == [
         "class             AP   n",
@@ -118,7 +118,7 @@ def test_a_table_has_text_on_the_left_and_numbers_on_the_right_of_its_columns():
     ]
 
 
-def test_front_page_shows_facts_scores_and_only_existing_pictures(tmp_path):
+def test_the_readme_shows_facts_scores_and_only_existing_pictures(tmp_path):
     (tmp_path / "curves.png").touch()
     write_readme(
         tmp_path,

@@ -1,4 +1,4 @@
-"""records/record.py: a sentence of an experiment's README."""
+"""records/record.py: the best epoch in an experiment's README."""
 
 import pytest
 
@@ -11,5 +11,5 @@ LINES = [{"epoch": 1}, {"epoch": 2, "s": 0.5}, {"epoch": 3, "s": 0.25}]
     ("lines", "lower_is_better", "expected"),
     [(LINES, True, "3 at s 0.2500, the last"), (LINES, False, "2 at s 0.5000; do not"), (LINES[:1], True, "none")],
 )
-def test_the_best_epoch_comes_with_a_warning_unless_it_is_the_last(lines, lower_is_better, expected):
+def test_the_best_epoch_has_a_warning_unless_it_is_the_last(lines, lower_is_better, expected):
     assert best_epoch(lines, "s", lower_is_better).startswith(expected)

@@ -1,4 +1,4 @@
-"""records/status.py: how far a run is, how it ended, and that it was killed."""
+"""records/status.py: the progress of a run, how it ended, and whether it was killed."""
 
 import json
 import os
@@ -22,7 +22,7 @@ import os, sys, time, pathlib
 from records.status import at_work, begin_status
 with at_work(pathlib.Path(sys.argv[1])):
     begin_status(pathlib.Path(sys.argv[1]))
-    child = os.fork()  # as a loader process
+    child = os.fork()  # like a loader process
     if child:
         print(os.getpid(), child, flush=True)
     time.sleep(600)
@@ -36,7 +36,7 @@ def _no_slurm(monkeypatch):
 
 @pytest.fixture
 def other_run(tmp_path):
-    """Another process that is at work in tmp_path, and its id; a child of it outlives it."""
+    """Start a process that runs in tmp_path; its child outlives it. Yields the process and its id."""
     command = [sys.executable, "-c", WORK, tmp_path]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         pid, child = map(int, process.stdout.readline().split())
@@ -45,14 +45,14 @@ def other_run(tmp_path):
         os.kill(child, signal.SIGKILL)
 
 
-def test_two_runs_cannot_be_at_work_in_one_experiment(tmp_path, other_run):
+def test_two_processes_cannot_run_in_one_experiment(tmp_path, other_run):
     assert read_status(tmp_path).state == "running"
-    with pytest.raises(ValueError, match="another process is at work in it"), at_work(tmp_path):
+    with pytest.raises(ValueError, match="another process is running in it"), at_work(tmp_path):
         pass
     assert read_status(tmp_path).pid == other_run[1]
 
 
-def test_a_run_that_was_killed_is_recognised_and_can_be_resumed(tmp_path, other_run):
+def test_a_killed_run_is_detected_and_can_be_resumed(tmp_path, other_run):
     process, pid = other_run
     os.kill(pid, signal.SIGKILL)
     process.wait()
@@ -74,7 +74,7 @@ def test_a_run_that_was_killed_is_recognised_and_can_be_resumed(tmp_path, other_
         (SystemExit(2), "failed", 2, "2"),
     ],
 )
-def test_a_run_says_how_it_ended(tmp_path, raised, state, code, reason):
+def test_the_status_records_how_a_run_ended(tmp_path, raised, state, code, reason):
     with ExitStack() as stack:
         if raised:
             stack.enter_context(pytest.raises(type(raised)))
@@ -88,21 +88,21 @@ def test_a_run_says_how_it_ended(tmp_path, raised, state, code, reason):
 
 
 @pytest.mark.parametrize("earlier", [Status("done", exit_code=0), Status("running", pid=2**22 + 1)])
-def test_a_start_that_is_refused_leaves_the_status_as_it_was(tmp_path, earlier):
+def test_a_refused_start_does_not_change_the_status(tmp_path, earlier):
     write_status(tmp_path, earlier)
     before = (tmp_path / "status.json").read_text()
-    with pytest.raises(ValueError, match="made on other data"), at_work(tmp_path):
-        raise ValueError("made on other data")
+    with pytest.raises(ValueError, match="the data differ"), at_work(tmp_path):
+        raise ValueError("the data differ")
     assert (tmp_path / "status.json").read_text() == before
 
 
-def test_a_run_says_how_far_it_is_and_a_later_start_remembers(tmp_path, monkeypatch):
+def test_a_run_records_its_progress_and_a_later_start_keeps_it(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "STATUS_SECONDS", 0)
     with at_work(tmp_path):
         begin_status(tmp_path)
         with training_bar(tmp_path, step=9, steps_per_epoch=10, epochs=3, metric="mAP") as bar:
             bar.update()
-            assert read_status(tmp_path).epoch == 1  # its last step
+            assert read_status(tmp_path).epoch == 1  # the last step of the epoch
             bar.update()
         status = read_status(tmp_path)
     assert (status.state, status.step, status.total_steps) == ("running", 11, 30)
@@ -112,17 +112,17 @@ def test_a_run_says_how_far_it_is_and_a_later_start_remembers(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "asleep"}', '{"state": "done", "step": "x"}'])
-def test_a_damaged_status_says_nothing(tmp_path, content):
+def test_a_corrupt_status_is_ignored(tmp_path, content):
     (tmp_path / "status.json").write_text(content)
     assert read_status(tmp_path) is None
 
 
 @pytest.mark.parametrize(
-    ("job", "own_job", "said", "state"),
+    ("job", "own_job", "queue", "state"),
     [("7", None, "7", "running"), ("7", None, "", "killed"), (None, None, "7", "killed"), ("7", "7", "7", "killed")],
 )
-def test_a_run_on_another_machine_is_asked_for_in_the_queue(tmp_path, monkeypatch, job, own_job, said, state):
-    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho {said}\n")
+def test_a_run_on_a_different_machine_is_looked_up_in_the_queue(tmp_path, monkeypatch, job, own_job, queue, state):
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho {queue}\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     if own_job:

@@ -1,4 +1,4 @@
-"""records/trackers.py: what each tracker gets, and that no run ends because one fails."""
+"""records/trackers.py: what each tracker logs, and that a failing tracker does not end the run."""
 
 import os
 
@@ -11,7 +11,7 @@ from records.trackers import Trackers, check_installed, run_id
 
 
 class Recorder:
-    """A tracker that remembers its calls; those named in `failing` fail."""
+    """A tracker that records its calls. Calls named in `failing` raise an error."""
 
     failing: tuple[str, ...] = ()
 
@@ -39,7 +39,7 @@ def experiment(tmp_path):
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """A class of its own for each test, known as "tensorboard"."""
+    """Register a new Recorder class as "tensorboard" for each test."""
     cls = type("Recorder", (Recorder,), {})
     monkeypatch.setitem(trackers.TRACKERS, "tensorboard", cls)
     return cls
@@ -60,7 +60,7 @@ def picture(path, time):
     os.utime(path, (time, time))
 
 
-def test_every_epoch_is_logged_with_the_pictures_that_are_new(experiment, recorder):
+def test_every_epoch_is_logged_with_its_new_pictures(experiment, recorder):
     picture(experiment / "old.png", 1)
     with Trackers(["tensorboard"], experiment) as opened:
         opened.start()
@@ -81,7 +81,7 @@ def test_every_epoch_is_logged_with_the_pictures_that_are_new(experiment, record
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_a_run_that_ends_early_is_closed_as_failed(experiment, recorder, error):
+def test_a_run_that_ends_early_is_marked_as_failed(experiment, recorder, error):
     opened = Trackers(["tensorboard"], experiment)
 
     def run():
@@ -95,22 +95,22 @@ def test_a_run_that_ends_early_is_closed_as_failed(experiment, recorder, error):
 
 
 @pytest.mark.parametrize("failing", ["open", "log", "close"])
-def test_a_tracker_that_fails_is_left_out_with_one_warning(experiment, recorder, monkeypatch, caplog, failing):
+def test_a_tracker_that_fails_is_disabled_with_one_warning(experiment, recorder, monkeypatch, caplog, failing):
     recorder.failing = (failing,)
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", type("Other", (Recorder,), {}))
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", type("Working", (Recorder,), {}))
     with Trackers(["tensorboard", "wandb"], experiment) as opened:
         opened.start()
         for number in (1, 2):
             epoch(opened, number)
         opened.finish()
-        other = opened.open["wandb"]
+        working = opened.open["wandb"]
     [message] = caplog.messages
     assert "tensorboard" in message
     assert "no space left" in message
-    assert [call[0] for call in other.calls] == ["open", "log", "log", "log", "close"]
+    assert [call[0] for call in working.calls] == ["open", "log", "log", "log", "close"]
 
 
-def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypatch):
+def test_the_error_for_a_missing_package_has_the_install_command(monkeypatch):
     def version(name):
         raise trackers.metadata.PackageNotFoundError(name)
 
@@ -122,7 +122,7 @@ def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypa
 # ---- TensorBoard -------------------------------------------------------------------------------------------
 
 
-def test_tensorboard_shows_numbers_and_pictures_by_step_and_each_step_once_after_a_resume(experiment):
+def test_tensorboard_shows_each_step_once_after_a_resume(experiment):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with Trackers(["tensorboard"], experiment) as opened:
@@ -145,7 +145,7 @@ def test_tensorboard_shows_numbers_and_pictures_by_step_and_each_step_once_after
 
 @pytest.fixture
 def wandb(monkeypatch, tmp_path_factory):
-    """Without a key or any setting of the machine's own."""
+    """Import wandb without an API key or settings of this machine."""
     import wandb
 
     for name in ("WANDB_MODE", "WANDB_API_KEY", "SLURM_JOB_ID"):
@@ -158,11 +158,11 @@ def wandb(monkeypatch, tmp_path_factory):
 
 
 def starts(experiment):
-    """The folders of its starts, by the ids in their names: offline-run-DATE-ID, of one second the later -DATE-ID-1."""
+    """Return the ids in the folder names of all starts: offline-run-DATE-ID, or -DATE-ID-1 within the same second."""
     return [path.name.split("-")[3] for path in sorted(experiment.glob("wandb/offline-run-*"))]
 
 
-def test_wandb_is_offline_if_no_key_is_known_and_a_resumed_run_keeps_its_id(experiment, wandb):
+def test_wandb_is_offline_without_a_key_and_a_resumed_run_keeps_its_id(experiment, wandb):
     for number in (1, 2):
         with Trackers(["wandb"], experiment) as opened:
             opened.start()
