@@ -88,8 +88,7 @@ class Detector:
         """Detect objects in one image, or in each image of a sequence.
 
         images: see `rgb_pixels`; any size. score_threshold: minimum score; None uses the experiment's threshold.
-        Raises DatasetError if an image cannot be read, TypeError if it is not an image. For a sequence, the error names
-        the image's position."""
+        Raises DatasetError naming file or position if an image cannot be read, TypeError if it is not an image."""
         if isinstance(images, ImageLike) or not isinstance(images, Sequence) or isinstance(images, bytes):
             return self.detect([rgb_pixels(images)], score_threshold)[0]
         detections = []

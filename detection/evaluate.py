@@ -37,7 +37,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("experiment", type=Path, help="experiment directory, or a published folder")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.field=value[,value...]",
-        help="replaces a config value; eval.* fields accept several values, every combination is scored",
+        help="replaces a config value; fields of eval take several values, scored in every combination",
     )  # fmt: skip
     parser.add_argument("--checkpoint", default="last", metavar="last|best|FILE", help="weights (default: last)")
     arguments = parser.parse_intermixed_args(words)
@@ -115,8 +115,8 @@ def warn_about_data(experiment: Path, val: "CocoFile") -> None:
     train = inputs.images["train"]
     shared = sorted({image.file_name for image in val.images} & set(train.names))
     if shared and Path(train.folder).resolve() == val.images_dir.resolve():
-        what = "at least %d of %d validation images were also training images, such as %s; the scores are too high"
-        logger.warning(what, len(shared), len(val.images), shared[0])
+        message = "at least %d of %d validation images were also training images, such as %s; the scores are too high"
+        logger.warning(message, len(shared), len(val.images), shared[0])
 
 
 def read_settings(experiment: Path, overrides: list[str]) -> tuple["DetectionConfig", list["PostprocessConfig"]]:

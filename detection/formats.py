@@ -35,7 +35,7 @@ DETECTION_OUTPUTS = {
     "num_detections": "(B,) int64, number of detections among the N entries; the rest are 0",
 }
 FACTS_FILE = "detector.json"  # extra file in the archive of torch.export
-OPSET = 18  # ONNX opset that PyTorch's exporter is written for; onnxruntime 1.18 or newer supports it
+OPSET = 18  # ONNX opset that PyTorch's exporter is written for; read by onnxruntime 1.18 and newer
 TOLERANCE = 1e-4  # largest accepted difference of a score, and of a box as a fraction of the image's sides
 MAX_DIFFERING = 0.01  # share of detections; rounding decides which of two equally good boxes NMS keeps
 VERIFIED_IMAGES = 8  # number of validation images to compare on
@@ -245,7 +245,7 @@ def verify(model: SSD, exported: Network, images: Tensor, settings: PostprocessC
 
     Both run on the first image alone, then on a batch of all images with the first repeated.
     settings: post-processing in `exported`, or None. Raises RunError if a box or score differs by more than TOLERANCE;
-    with post-processing, only if this is the case for more than MAX_DIFFERING of the detections."""
+    with post-processing, only if more than the share MAX_DIFFERING of the detections do."""
     compare = _compare_detections if settings else _compare_boxes
     batches = (images[:1], torch.cat([images, images[:1]]))
     differences = torch.cat([compare(model, exported, batch, settings) for batch in batches])  # (n, 2)
@@ -267,7 +267,7 @@ def verify(model: SSD, exported: Network, images: Tensor, settings: PostprocessC
 def _compare_boxes(model: SSD, exported: Network, images: Tensor, _: None) -> Tensor:
     """Return the largest coordinate difference and the largest score difference of each box: (B * A, 2)."""
     pairs = zip(exported(images), DecodedSSD(model)(images), strict=True)
-    return torch.stack([(found - expected).abs().amax(dim=-1).flatten() for found, expected in pairs], dim=1)
+    return torch.stack([(actual - expected).abs().amax(dim=-1).flatten() for actual, expected in pairs], dim=1)
 
 
 def _compare_detections(model: SSD, exported: Network, images: Tensor, settings: PostprocessConfig) -> Tensor:
@@ -276,8 +276,8 @@ def _compare_detections(model: SSD, exported: Network, images: Tensor, settings:
     *columns, counts = exported(images)
     differences = []
     for image, count in enumerate(counts.tolist()):
-        found = RawDetections(*(column[image, :count] for column in columns))
-        differences += [_differences(expected[image], found), _differences(found, expected[image])]
+        actual = RawDetections(*(column[image, :count] for column in columns))
+        differences += [_differences(expected[image], actual), _differences(actual, expected[image])]
     return torch.cat(differences)
 
 

@@ -45,7 +45,7 @@ class Item(NamedTuple):
 
 
 @dataclass
-class CocoResults:
+class CocoJson:
     """Content of images.json and detections.json so far, see detection/predict.py."""
 
     output: Path  # the output folder
@@ -74,7 +74,7 @@ def predict(arguments: argparse.Namespace, device: torch.device) -> None:
     logger.info("%s, step %d, on %s; classes: %s", weights, detector.step, device.type, classes)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    results = CocoResults(output)
+    results = CocoJson(output)
     skipped = predict_images(detector, [item for item in items if not item.is_video], score, results)
     for item in items:
         if item.is_video and not predict_video(detector, item, score, results):
@@ -155,9 +155,7 @@ def _files(source: str) -> Iterator[tuple[Path, Path]]:
 # ---- images ---------------------------------------------------------------------------------------------------
 
 
-def predict_images(
-    detector: Detector, items: Sequence[Item], score_threshold: float, results: CocoResults
-) -> list[Path]:
+def predict_images(detector: Detector, items: Sequence[Item], score_threshold: float, results: CocoJson) -> list[Path]:
     """Detect objects in images and write the drawn copies. Logs and returns the files that cannot be read."""
     unreadable = []
     bar = progress_bar(total=len(items), desc="images", unit="image", leave=False)
@@ -198,7 +196,7 @@ def _write_picture(decoded: tuple[Item, np.ndarray], detections: Detections) -> 
 # ---- videos ---------------------------------------------------------------------------------------------------
 
 
-def predict_video(detector: Detector, item: Item, score_threshold: float, results: CocoResults) -> bool:
+def predict_video(detector: Detector, item: Item, score_threshold: float, results: CocoJson) -> bool:
     """Detect objects in every frame of a video and write a copy with the detections, as H.264 without sound.
 
     If the video cannot be read to its end, log the reason, write nothing and return False."""

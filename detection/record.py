@@ -5,7 +5,7 @@ detections.json       all detections that were scored, in COCO's results format
 detections.png        ground truth beside detections on a few validation images
 precision_recall.png  precision-recall curves by IoU threshold and by class
 class_scores.png      AP per class
-confusion.png         confusion matrix of the classes, with missed objects and false detections of background
+confusion.png         confusion matrix of the classes, with missed objects and detections on background
 examples/             the same images as small files: <image id>.jpg (detections), <image id>_truth.jpg (ground truth)
 """
 

@@ -39,7 +39,7 @@ LISTED_CLASSES = 8  # in log lines
 
 
 class DetectionConfig(Config):
-    """One row of a results table."""
+    """Config of a detection experiment, which is one row of a results table."""
 
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)

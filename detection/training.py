@@ -75,8 +75,8 @@ def announce(task: "DetectionTask") -> None:
         logger.warning("%s: %s", val.annotations_path, warning)
     limit = task.config.eval.max_detections
     if number := int(np.sum(np.diff(val.first_object) > limit)):
-        what = "%s: more objects than eval.max_detections (%d) in %d images; raise it, or some objects are missed"
-        logger.warning(what, val.annotations_path, limit, number)
+        message = "%s: more objects than eval.max_detections (%d) in %d images; raise it, or some objects are missed"
+        logger.warning(message, val.annotations_path, limit, number)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

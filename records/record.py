@@ -59,7 +59,7 @@ def _common_results(task: Task, gflops: float, lines: list[dict], start: dict) -
         "epochs": lines[-1]["epoch"],
         "steps": lines[-1]["step"],
         "precision": config.train.precision,
-        "weights": "moving average" if config.train.ema_decay else "as after the last step",
+        "weights": "moving average" if config.train.ema_decay else "after the last step",
         "inputs": task.inputs.files,
         "image_sets": {half: images.sha256 for half, images in task.inputs.images.items()},
         "cost": {
@@ -90,10 +90,10 @@ def _facts(
         "Model": f"{task_record.model}, {cost['parameters'] / 1e6:.2f} M parameters; {started_from}",
         "Data": f"`{config.data.root}`: {task_record.data}",
         **task_record.facts,
-        "Recipe": f"{train.epochs} epochs, batch {batch}, {optim.optimizer} at "
-        f"{scaled_learning_rate(optim, batch):.3g}, {optim.schedule}, {train.precision}, seed {train.seed}",
+        "Recipe": f"{train.epochs} epochs, batch {batch}, {optim.optimizer} with learning rate "
+        f"{scaled_learning_rate(optim, batch):.3g}, {optim.schedule} schedule, {train.precision}, seed {train.seed}",
         "Scored": f"weights: {record['weights']}; {task_record.scored}",
-        "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training, {cost['images_per_second']:.0f} images/s, "
+        "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training at {cost['images_per_second']:.0f} images/s "
         f"on {start['processes']} x {machine}, in {counted(len(starts), 'start', 'starts')}",
         "Best epoch": best_epoch(lines, record["metric"], record["lower_is_better"]),
         "Code": f"commit {', then '.join(dict.fromkeys(map(commit_of, starts)))}; {versions}",
@@ -107,7 +107,7 @@ def best_epoch(lines: list[dict], metric: str, lower_is_better: bool) -> str:
     if not scored:
         return "none scored"
     best = (min if lower_is_better else max)(scored, key=itemgetter(metric))
-    score = f"{best['epoch']} at {metric} {best[metric]:.4f}"
+    score = f"{best['epoch']} with {metric} {best[metric]:.4f}"
     if best["epoch"] == lines[-1]["epoch"]:
         return f"{score}, the last"
-    return f"{score}; do not report it, because it was selected on the images that it is scored on"
+    return f"{score}; do not report this score, because the epoch was selected on the validation images"

@@ -84,7 +84,7 @@ def test_the_card_has_the_facts_of_the_experiment(finished_detector):
     text = card("cells", published, "unknown")
     for fact in (
         "backbone ResNet18SlimBackbone_B, neck fpn", "`sample`", "epochs 1 (3 steps), batch 8", "seed 0", "commit abc",
-        "weights as after the last step", "score_threshold 0.3", "On 12 validation images", "| AP_large | undefined |",
+        "weights after the last step", "score_threshold 0.3", "On 12 validation images", "| AP_large | undefined |",
         'load("cells")', "detection.predict cells photo.jpg", "model.start_from=cells/model.safetensors",
         "license: unknown", "No licence was named", *published.results.protocol.classes,
     ):  # fmt: skip
