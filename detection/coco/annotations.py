@@ -75,7 +75,7 @@ class ImageRecord(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CocoFile:
-    """A checked annotation file. The objects of all images share a few arrays, which loader processes can share."""
+    """A checked annotation file. All objects are stored in a few arrays, which loader processes share."""
 
     annotations_path: Path
     images_dir: Path
@@ -122,7 +122,7 @@ class CocoFile:
 
 
 def count(coco: CocoFile) -> dict[str, int]:
-    """Return how many images, objects and classes there are, and how many training clips, discards or ignores."""
+    """Count images, objects, classes, clipped and discarded boxes, crowds, and images without objects."""
     num_with_objects = len(np.unique(coco.image_indices[~coco.is_crowd]))
     return {
         "images": len(coco.images),
@@ -151,7 +151,7 @@ NOTES = {
 
 
 def describe(coco: CocoFile) -> str:
-    """Return the counts in one line, without those of NOTES that are 0."""
+    """Return the counts in one line; counts in NOTES only if they are above 0."""
     counts = count(coco)
     notes = [f"{what}: {counts[name]:,}" for name, what in NOTES.items() if counts[name]]
     return "; ".join([f"{shown_size(coco)}, {counted(counts['classes'], 'class', 'classes')}", *notes])
@@ -163,10 +163,10 @@ class Survey(NamedTuple):
     annotations_path: Path
     images_dir: Path
     coco: CocoFile | None  # the valid records; None if the file is not a JSON object
-    files: list[ImageFile]  # the image files that exist, in the order of the records
+    files: list[ImageFile]  # the image files that exist and are not empty, in the order of the records
     defects: list[Defect]  # errors: the data set cannot be used
     warnings: list[Defect]  # problems that do not prevent training
-    is_whole: bool = False  # True if every record is valid, so that `coco` has all; missing image files do not count
+    is_whole: bool = False  # no record has a defect, so `coco` has all records; missing image files do not count
 
 
 # ---- reading and checking an annotation file ----------------------------------------------------------

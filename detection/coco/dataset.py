@@ -79,7 +79,7 @@ def _wrong_size(image: Image.Image, file: ImageFile) -> DatasetError:
 
 
 class CocoDetection(Dataset):
-    """Data set of images and their objects, indexed by (epoch, index); samples are deterministic.
+    """Data set of images and their objects, indexed by (epoch, index); the same pair always gives the same sample.
 
     (The pixels of a JPEG resized to half its size or less differ slightly between cached and uncached images.)"""
 
@@ -107,9 +107,10 @@ class CocoDetection(Dataset):
         return len(self.coco.images)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor | int]:
-        """Return one sample, without crowds; colours (8,) float32 for distort_colours only if they are distorted.
+        """Return one sample, without crowds.
 
-        image (3, S, S) uint8, boxes_xyxy (n, 4) float32 fractions, labels (n,) int64, image_id int."""
+        It has image (3, S, S) uint8, boxes_xyxy (n, 4) float32 fractions, labels (n,) int64 and image_id int. If the
+        transform distorts colours, it also has colours (8,) float32 for distort_colours."""
         return self._load(key[1], self.plan(key))
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Tensor | int]]:
@@ -149,7 +150,7 @@ def collate(samples: list[dict]) -> dict[str, Tensor]:
 
     Returns images (B, 3, S, S) uint8, boxes_xyxy (B, M, 4) float32 fractions, labels (B, M) int64 (0 is padding), and
     image_ids (B,) int64. M is the largest number of objects in a sample, at least 1. If the samples have colours,
-    returns also colours (B, 8) float32: distort_colours(images, colours) computes the training images."""
+    also returns colours (B, 8) float32: distort_colours(images, colours) computes the training images."""
     max_objects = max(1, *(len(sample["labels"]) for sample in samples))
     boxes_xyxy = torch.zeros(len(samples), max_objects, 4)
     labels = torch.zeros(len(samples), max_objects, dtype=torch.int64)

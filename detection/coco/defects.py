@@ -52,7 +52,7 @@ def summarised(warnings: Iterable[Defect]) -> list[str]:
 
 
 def is_id(value: Any) -> bool:
-    """Return whether a value can be an id: exact as float64, as results store it; hotcoco needs it to be 0 or more."""
+    """Return whether a value can be an id: an integer that float64 stores exactly, and not negative (for hotcoco)."""
     return type(value) is int and 0 <= value < 2**53  # not isinstance: a bool is an int, too
 
 
@@ -195,14 +195,14 @@ def _by_id(records: list | None) -> dict[int, dict] | None:
 # ---- the format of all boxes of a file ----------------------------------------------------------------------------
 
 MIN_AGREEMENT = 0.99  # fraction of the boxes that must fit an explanation
-MAX_OVERHANG = 0.1  # a box that extends further beyond the edge, as a fraction of the image side, is suspicious
+MAX_OVERHANG = 0.1  # a box is suspicious if it extends beyond the edge by more than this fraction of the image side
 MIN_SUSPICIOUS = 0.2  # the format is questioned only if at least this fraction of the boxes is suspicious
 MIN_BOXES = 4  # fewer boxes are not enough to detect corners, centres or swapped sides
 EXPECTED = "expected bbox as [x, y, width, height] in pixels"
 
 
 def diagnose_annotations(lists: Records) -> str | None:
-    """Run `diagnose_boxes` on all annotations with a valid box and a valid image size; other defects do not matter."""
+    """Run `diagnose_boxes` on all annotations with a valid box and image size, even if they have further defects."""
     images = _by_id(lists["images"])
     annotations = [record for record in lists["annotations"] or [] if isinstance(record, dict)]
     pairs = [(record["bbox"], image) for record in annotations if (image := _image_of(record, images))]

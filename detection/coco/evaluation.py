@@ -38,7 +38,7 @@ METRICS = (
 
 
 SCORED_FIELDS = ("image_id", "category_id", "bbox", "iscrowd", "area")  # fields of an annotation that affect scores
-MAX_DETECTIONS = 100  # COCO's protocol ignores all but this many detections per class and image
+MAX_DETECTIONS = 100  # COCO's protocol scores at most this many detections per class and image
 
 NO_RESULTS = np.empty((0, 7))
 
@@ -157,7 +157,7 @@ class GroundTruth:
 
     @functools.cached_property
     def hotcoco(self) -> hotcoco.COCO:
-        """The records of `coco` for hotcoco. Fields are filled in first, because hotcoco has different defaults."""
+        """The records of `coco` for hotcoco, with missing fields filled in, because hotcoco has different defaults."""
         dataset = self.coco.dataset
         images = [{key: image[key] for key in ("id", "width", "height")} for image in dataset["images"]]
         return hotcoco.COCO(dataset | {"images": images})
@@ -169,8 +169,8 @@ def coco_scores(truth: GroundTruth | str | Path, results: Sequence[dict]) -> dic
     truth: the ground truth, or the path of an annotation file to read.
     results: one {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"} per detection.
 
-    Returns the twelve METRICS, from 0 to 1, and "per_class": {name: {"AP", "AP50"}}. A score is None if it is
-    undefined, because there is no object of that class or size that is not a crowd.
+    Returns the twelve METRICS, from 0 to 1, and "per_class": {name: {"AP", "AP50"}}. A score is None (undefined) if
+    there are no objects of that class or size except crowds.
     Raises ValueError if a result has an image id or category id that is not in the file.
     """
     return summary_of(evaluate_coco(truth, results))
@@ -233,7 +233,7 @@ def image_statistics(evaluation: COCOeval) -> Matches:
     objects = np.array([np.sum(entry["gtIgnore"] == 0) for entry in entries], np.int64)
 
     def rows(key: str) -> np.ndarray:
-        """Concatenate the (T, n) arrays entry[key] to (D, T) bool: whether each value is not 0."""
+        """Concatenate the arrays entry[key], (T, n), of all entries; return (D, T) bool, True where not 0."""
         nothing = np.zeros((len(thresholds), 0))
         return np.concatenate([nothing, *(entry[key] for entry in entries)], axis=1).T != 0
 
@@ -255,7 +255,7 @@ def image_statistics(evaluation: COCOeval) -> Matches:
 def evaluate_coco(truth: GroundTruth | str | Path, results: Sequence[dict]) -> COCOeval:
     """Match detections with pycocotools and return the evaluation, which is not accumulated yet.
 
-    Arguments and errors as in coco_scores. Ids in `cocoGt` and `cocoDt` count from 1, the latter as in `results`."""
+    Arguments and errors as in coco_scores. Ids in `cocoGt` and `cocoDt` start at 1; `cocoDt` keeps the input order."""
     truth = _read(truth)
     ground_truth = truth.coco
     for key, known in (("image_id", ground_truth.imgs), ("category_id", ground_truth.cats)):

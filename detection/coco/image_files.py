@@ -32,7 +32,7 @@ class ImageFile(NamedTuple):
 
 
 def image_file(image_id: Any, path: Path, size: tuple[int, int] | None, short_side: int | None) -> ImageFile:
-    """Return an ImageFile. size: of the original. short_side: of the shrunken copies; None if there are none."""
+    """Return an ImageFile. size: of the original. short_side: of shrunken copies; None if the files are originals."""
     if size is None or short_side is None:
         return ImageFile(image_id, path, size)
     return ImageFile(image_id, path, shrunk_size(size, short_side), is_shrunk=True)

@@ -4,8 +4,8 @@
 resolution than needed. `distort_colours` is applied last, to the collated batch on the training device.
 
 Probabilities and parameters are those of torchvision's RandomZoomOut, RandomIoUCrop, SanitizeBoundingBoxes, Resize,
-flips and RandomPhotometricDistort, in this order. Unlike in the paper, colours come last. So contrast is changed around
-the mean of the visible part instead of the whole image, and the margin of a zoom-out is distorted, too.
+flips and RandomPhotometricDistort, in this order. Colours come last, unlike in the paper: contrast is relative to the
+mean of the visible part, not of the whole image, and the margin of a zoom-out is distorted, too.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class AugmentConfig(Config):
 
     photometric: bool = Field(True, description="distort brightness, contrast, saturation, hue and channel order")
     zoom_out: float = Field(
-        4.0, ge=1, description="half of the images get a margin; maximum ratio of new to old side length; 1: off"
+        4.0, ge=1, description="half of the images get a margin, up to this many times their width and height; 1: off"
     )
     crop_min_scale: float = Field(
         0.3, gt=0, le=1, description="minimum side length of a random crop, as a fraction of the image's; 1: off"
@@ -109,7 +109,7 @@ def _eval_view(side: int, size: tuple[int, int], boxes_xyxy: np.ndarray, rng: np
 
 
 def zoom_out(size: tuple[int, int], max_scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw a window around the image, two corners (x, y) in its pixels, as RandomZoomOut(side_range=(1, max_scale))."""
+    """Draw a window around the image, like RandomZoomOut(side_range=(1, max_scale)); return its corners in pixels."""
     image = np.array(size)
     if rng.random() >= 0.5:
         return np.stack([0 * image, image])
@@ -123,7 +123,7 @@ def iou_crop(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a crop inside `window` like RandomIoUCrop(min_scale), with all trials for one minimum IoU vectorised.
 
-    The crop contains the centre of an object and has at least the minimum IoU with it. corners: (n, 2, 2), objects.
+    The crop contains the centre of an object and has at least the minimum IoU with it. corners: (n, 2, 2), of objects.
     Returns the crop, or `window` for no crop, and which objects have their centres in it, (n,) bool."""
     origin, canvas = window[0], window[1] - window[0]
     centres, areas = corners.mean(axis=1), (corners[:, 1] - corners[:, 0]).prod(axis=1)
@@ -157,9 +157,9 @@ def _view(
     flips: tuple[bool, bool],
     colours: np.ndarray | None,
 ) -> View:
-    """Return the view of an image through a window, which may extend beyond it. reductions: to choose from.
+    """Return the view of an image through a window, which may extend beyond the image.
 
-    The part's place in the square is rounded to whole pixels, and the boxes are scaled to match."""
+    reductions: allowed values. The place in the square is rounded to whole pixels, and boxes are scaled to match."""
     (columns, xs), (rows, ys) = (_span(*along, side) for along in zip(*window.tolist(), size, strict=True))
     for reduction in reductions:
         (left, right), (top, bottom) = ((-(-first // reduction), last // reduction) for first, last in (columns, rows))

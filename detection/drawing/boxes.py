@@ -1,6 +1,6 @@
 """Draw labelled boxes on images, for all pictures of objects and detections.
 
-Line width and font size are proportional to the image size. Labels are placed at their box so that they overlap least.
+Line width and font size scale with the image. Each label is placed where it overlaps least with earlier labels.
 """
 
 import math

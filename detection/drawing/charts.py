@@ -98,7 +98,7 @@ def draw_class_scores(path: Path, per_class: Mapping[str, Mapping[str, float | N
 
 
 def draw_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str], score_threshold: float) -> None:
-    """Write a PNG of a confusion matrix; if there are many classes, only of those with the most errors.
+    """Write a PNG of a confusion matrix; if there are many classes, show only those with the most errors.
 
     Cells show numbers of objects; the colour is the fraction of the row. The last row (no object) has no colour.
     counts: (C + 1, C + 1), from confusion_matrix."""
