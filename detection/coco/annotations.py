@@ -1,11 +1,11 @@
-"""Annotation files in COCO's format (cocodataset.org/#format-data): read and checked as a whole.
+"""Read and check annotation files in COCO's format (cocodataset.org/#format-data).
 
-What is a defect: see defects.py and image_files.py. What is accepted follows these rules:
+The defects that make a file invalid are defined in defects.py and image_files.py. Valid files follow these rules:
 
-- A box that reaches over the edge of its image is cut to it; a box without area (COCO's train2017 has two) is left
-  out. Both concern training only and are counted; scores are taken against the untouched file.
-- Crowds (`iscrowd` 1) are never training targets. `iscrowd`, `area`, `segmentation` and `info` may be missing.
-- Category ids may have gaps. Labels inside the network are 1 to num_classes, in the order of the ids; 0 is background.
+- A box that extends beyond the edge of its image is clipped. A box without area is discarded (COCO's train2017 has
+  two). Both are counted, and both affect training only: scores are computed on the original file.
+- Crowds (`iscrowd` 1) are never training targets. `iscrowd`, `area`, `segmentation` and `info` are optional.
+- Category ids may have gaps. The network's labels are 1 to num_classes, in the order of the ids; 0 is background.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from data import DatasetError
-from detection.coco.defects import FIELDS, Defect, dataset_error, implausible, sound_records
+from detection.coco.defects import FIELDS, Defect, dataset_error, diagnose_annotations, valid_records
 from detection.coco.image_files import SHRUNK, ImageFile, find_files, image_file, read_short_side
 from engine.config import Config
 from engine.files import user_path
@@ -27,37 +27,37 @@ from engine.terminal import counted
 
 
 class SplitConfig(Config):
-    """Where one half of a data set is."""
+    """Paths of one split of a data set, train or val."""
 
-    images: str = Field(description="folder that file_name in the annotations is relative to; relative to root")
-    annotations: str = Field(description="COCO instances JSON; relative to root")
+    images: str = Field(description="image folder, relative to root; file_name in the annotations is relative to it")
+    annotations: str = Field(description="annotation file in COCO's format (JSON), relative to root")
 
 
 class DataConfig(Config):
-    """Which images to train and score on, and how they are loaded."""
+    """Which images to train and evaluate on, and how to load them."""
 
     root: str = Field(description="folder of the data set")
     train: SplitConfig = Field(description="images to train on")
-    val: SplitConfig = Field(description="images to score")
-    workers: int = Field(4, ge=0, le=256, description="loader processes per training process; 0: load in the same one")
+    val: SplitConfig = Field(description="images to evaluate on")
+    workers: int = Field(4, ge=0, le=256, description="loader processes per training process; 0: no extra processes")
     cache_images: bool = Field(
         False,
-        description="keep decoded images in memory: 3 bytes a pixel, 0.9 MB for 640 x 480, per training process",
+        description="keep decoded images in memory: 3 bytes per pixel, 0.9 MB for 640 x 480, per training process",
     )
     cache_limit_mib: int = Field(
-        8192, ge=1, description="memory for the decoded images of train and of val, each; what does not fit is not kept"
+        8192, ge=1, description="cache size in MiB, for train and for val separately; only images that fit are cached"
     )
     check_images: bool = Field(
-        False, description="decode every image before training starts, to find broken ones: 2 ms each at 640 x 480"
+        False, description="decode every image before training to find corrupt ones: 2 ms per image at 640 x 480"
     )
 
     @property
     def cache_mib(self) -> int:
-        """Memory for decoded images, 0 for none."""
+        """Size of the cache of decoded images in MiB; 0 if it is off."""
         return self.cache_limit_mib if self.cache_images else 0
 
     def paths(self, split: Literal["train", "val"]) -> tuple[Path, Path]:
-        """Return the annotation file and the image folder of one half."""
+        """Return the paths of the annotation file and the image folder of one split."""
         root, paths = user_path(self.root, "data.root"), getattr(self, split)
         for field in ("annotations", "images"):
             user_path(str(root / getattr(paths, field)), f"data.{split}.{field}")
@@ -65,34 +65,34 @@ class DataConfig(Config):
 
 
 class ImageRecord(NamedTuple):
-    """One image as the annotation file describes it."""
+    """One record of the list `images`."""
 
     id: int
     file_name: str  # relative to the image folder
-    width: int  # pixels, of the image as its boxes see it
+    width: int  # pixels, in the orientation that the boxes refer to
     height: int
 
 
 @dataclass(frozen=True, eq=False)
 class CocoFile:
-    """A checked annotation file; the objects of all images are in a few arrays, which loader processes share."""
+    """A checked annotation file. All objects are stored in a few arrays, which loader processes share."""
 
     annotations_path: Path
     images_dir: Path
     images: list[ImageRecord]
-    class_names: list[str]  # of label k at k - 1
-    category_ids: list[int]  # of label k at k - 1
+    class_names: list[str]  # index k - 1 has the name of label k
+    category_ids: list[int]  # index k - 1 has the id of label k
     boxes_xyxy: np.ndarray  # (objects, 4) float32 pixels, within their image
     labels: np.ndarray  # (objects,) int64, 1 to len(class_names)
     is_crowd: np.ndarray  # (objects,) bool
     first_object: np.ndarray  # (images + 1,) int64: image i has objects first_object[i] to first_object[i + 1] - 1
-    num_cut: int  # boxes that reached over the edge of their image by a pixel or more
-    num_left_out: int  # boxes without area
-    short_side: int | None = None  # of shrunken copies, pixels; None if the images are the originals
-    sha256: str = ""  # of the annotation file, as it was read
+    num_clipped: int  # boxes that extended beyond the edge of their image by a pixel or more
+    num_discarded: int  # boxes without area
+    short_side: int | None = None  # pixels, if the images are shrunken copies; None if they are the originals
+    sha256: str = ""  # of the bytes of the annotation file that were read
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return boxes_xyxy, labels and is_crowd of the objects in images[index]."""
+        """Return (boxes_xyxy, labels, is_crowd) of the objects in images[index]."""
         span = slice(self.first_object[index], self.first_object[index + 1])
         return self.boxes_xyxy[span], self.labels[span], self.is_crowd[span]
 
@@ -103,7 +103,7 @@ class CocoFile:
 
     @property
     def image_indices(self) -> np.ndarray:
-        """(objects,) int64: the position in `images` of each object's image."""
+        """(objects,) int64: for each object, the index of its image in `images`."""
         return np.repeat(np.arange(len(self.images)), np.diff(self.first_object))
 
     @property
@@ -112,31 +112,31 @@ class CocoFile:
 
     @property
     def classes(self) -> dict[int, str]:
-        """Category id to name, in the order of the labels."""
+        """Mapping from category id to name, in the order of the labels."""
         return dict(zip(self.category_ids, self.class_names, strict=True))
 
     @property
     def class_counts(self) -> np.ndarray:
-        """(classes,) int64: how many objects to train on each class has, crowds aside; label k at k - 1."""
+        """(classes,) int64: number of objects per class, without crowds; index k - 1 has that of label k."""
         return np.bincount(self.labels[~self.is_crowd], minlength=len(self.class_names) + 1)[1:]
 
 
 def count(coco: CocoFile) -> dict[str, int]:
-    """Return the numbers of what is there, and of what training changes or leaves out."""
+    """Count images, objects, classes, clipped and discarded boxes, crowds, and images without objects."""
     num_with_objects = len(np.unique(coco.image_indices[~coco.is_crowd]))
     return {
         "images": len(coco.images),
         "objects": len(coco.labels),
         "classes": len(coco.class_names),
-        "boxes_cut": coco.num_cut,
-        "boxes_left_out": coco.num_left_out,
+        "boxes_cut": coco.num_clipped,
+        "boxes_left_out": coco.num_discarded,
         "crowds": int(coco.is_crowd.sum()),
         "images_without_objects": len(coco.images) - num_with_objects,
     }
 
 
 def shown_size(coco: CocoFile) -> str:
-    """Return such as '292 images (3,941 objects)'."""
+    """Return the size of a data set as text, for example '292 images (3,941 objects)'."""
     shrunk = f", shrunk to a short side of {coco.short_side}" if coco.short_side else ""
     objects = counted(len(coco.labels), "object", "objects")
     return f"{counted(len(coco.images), 'image', 'images')} ({objects}{shrunk})"
@@ -151,31 +151,31 @@ NOTES = {
 
 
 def describe(coco: CocoFile) -> str:
-    """Return the counts in a line; of what training changes or leaves out, those above 0."""
+    """Return the counts in one line; counts in NOTES only if they are above 0."""
     counts = count(coco)
     notes = [f"{what}: {counts[name]:,}" for name, what in NOTES.items() if counts[name]]
     return "; ".join([f"{shown_size(coco)}, {counted(counts['classes'], 'class', 'classes')}", *notes])
 
 
 class Survey(NamedTuple):
-    """The content of an annotation file, and all that is wrong with it and with the list of its images."""
+    """The content of an annotation file, with every defect and warning."""
 
     annotations_path: Path
     images_dir: Path
-    coco: CocoFile | None  # of the records without a defect; None if the file holds no such lists
-    files: list[ImageFile]  # in the order of the records
-    defects: list[Defect]  # the data set is refused because of these
-    warnings: list[Defect]  # not refused
-    is_whole: bool = False  # `coco` holds all records, as none has a defect; those of images do not count
+    coco: CocoFile | None  # the valid records; None if the file is not a JSON object
+    files: list[ImageFile]  # the image files that exist and are not empty, in the order of the records
+    defects: list[Defect]  # errors: the data set cannot be used
+    warnings: list[Defect]  # problems that do not prevent training
+    is_whole: bool = False  # no record has a defect, so `coco` has all records; missing image files do not count
 
 
 # ---- reading and checking an annotation file ----------------------------------------------------------
 
 
 def read_coco(annotations_path: str | Path, images_dir: str | Path) -> CocoFile:
-    """Read an annotation file and check all of it, and that every image exists (but not its content).
+    """Read an annotation file; check every record and that every image file exists, without opening the images.
 
-    Raises DatasetError if anything is wrong, see `dataset_error`."""
+    Raises DatasetError with the first defect and the number of defects if there are any."""
     survey = survey_coco(annotations_path, images_dir)
     if survey.defects:
         raise dataset_error(survey.defects)
@@ -183,12 +183,12 @@ def read_coco(annotations_path: str | Path, images_dir: str | Path) -> CocoFile:
 
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> CocoFile:
-    """Run `read_coco` for one half of a configured data set."""
+    """Run `read_coco` for one split of the configured data set."""
     return read_coco(*config.paths(split))
 
 
 def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
-    """Read an annotation file as far as it can be read, with every defect of it and every image that is missing."""
+    """Read the valid records of an annotation file and collect all defects, including missing image files."""
     annotations_path, images_dir = Path(annotations_path), Path(images_dir)
     try:
         content, sha256 = _read_json(annotations_path)
@@ -203,10 +203,10 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
     lists = {name: content[name] if isinstance(content.get(name), list) else None for name in FIELDS}
     for name, records in lists.items():
         if records is None:
-            report("", f"no list {name!r}, expected the lists {', '.join(FIELDS)}")
+            report("", f"no list {name!r}, expected an object with the lists {', '.join(FIELDS)}")
         elif not records and name != "annotations":
-            report("", f"{name!r} is empty")
-    sound = sound_records(lists, images_dir, report)
+            report("", f"list {name!r} is empty, expected at least one record")
+    valid = valid_records(lists, images_dir, report)
     try:
         short_side = read_short_side(images_dir)
     except DatasetError as error:
@@ -214,30 +214,30 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
         defects.append(Defect(images_dir / SHRUNK, "", str(error)))
     is_whole = not defects
     files = find_files(lists["images"] or [], images_dir, short_side, report)
-    if what := implausible(lists):
-        defects.insert(0, Defect(annotations_path, "", what))  # it explains those of single records
+    if what := diagnose_annotations(lists):
+        defects.insert(0, Defect(annotations_path, "", what))  # first, because it explains defects of single records
         is_whole = False
-    if defects:  # what belongs to a defective image or class goes with it
-        image_ids, category_ids = ({record["id"] for record in sound[name]} for name in ("images", "categories"))
-        sound["annotations"] = [
+    if defects:  # discard annotations that refer to an invalid image or category record
+        image_ids, category_ids = ({record["id"] for record in valid[name]} for name in ("images", "categories"))
+        valid["annotations"] = [
             annotation
-            for annotation in sound["annotations"]
+            for annotation in valid["annotations"]
             if annotation["image_id"] in image_ids and annotation["category_id"] in category_ids
         ]
-    coco = _build(annotations_path, images_dir, short_side, sha256, **sound)
+    coco = _build(annotations_path, images_dir, short_side, sha256, **valid)
     return Survey(annotations_path, images_dir, coco, files, defects, [], is_whole)
 
 
 def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:
-    """Yield what keeps two files, each sound by itself, from being trained and scored on."""
+    """Yield the defects of two valid files that cannot be used together: different classes, or nothing to train on."""
     if train.classes != val.classes:
         what = f"categories {val.classes} differ from {train.classes} in {train.annotations_path}"
-        yield Defect(val.annotations_path, "", f"{what}; both files must list the same classes")
+        yield Defect(val.annotations_path, "", f"{what}; both files must list the same classes (ids and names)")
     if not train.class_counts.any():
-        left_out = {"without area": train.num_left_out, "crowds": int(train.is_crowd.sum())}
-        shown = ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)
-        what = f"no object is left to learn from ({shown})" if shown else "no objects in it to learn from"
-        yield Defect(train.annotations_path, "", f"{what}; training needs boxes with an area that are not crowds")
+        unusable = {"without area": train.num_discarded, "crowds": int(train.is_crowd.sum())}
+        shown = ", ".join(f"{number:,} {what}" for what, number in unusable.items() if number)
+        what = f"no usable object to train on ({shown})" if shown else "no objects to train on"
+        yield Defect(train.annotations_path, "", f"{what}; training needs boxes that have an area and are not crowds")
 
 
 def _build(
@@ -249,7 +249,7 @@ def _build(
     images: list[dict],
     annotations: list[dict],
 ) -> CocoFile:
-    """Return the CocoFile of records without defects."""
+    """Build a CocoFile from valid records."""
     records = [ImageRecord(r["id"], r["file_name"], r["width"], r["height"]) for r in images]
     categories = sorted(categories, key=lambda category: category["id"])
     index_of_image = {record.id: index for index, record in enumerate(records)}
@@ -262,9 +262,9 @@ def _build(
 
     sizes = np.array([(record.width, record.height) for record in records], np.float64).reshape(-1, 2)[image_indices]
     corners = np.stack([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)  # (objects, 2, 2)
-    cut = corners.clip(0, sizes[:, None])
-    num_cut = int(np.any(np.abs(cut - corners) >= 1, axis=(1, 2)).sum())
-    boxes_xyxy = cut.reshape(-1, 4).astype(np.float32)  # a side may vanish
+    clipped = corners.clip(0, sizes[:, None])
+    num_clipped = int(np.any(np.abs(clipped - corners) >= 1, axis=(1, 2)).sum())
+    boxes_xyxy = clipped.reshape(-1, 4).astype(np.float32)  # rounding can make a side 0
     has_area = np.all(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=1)
 
     order = np.argsort(image_indices, kind="stable")
@@ -279,28 +279,28 @@ def _build(
         labels=labels[order],
         is_crowd=is_crowd[order],
         first_object=np.searchsorted(image_indices[order], np.arange(len(records) + 1)),
-        num_cut=num_cut,
-        num_left_out=int((~has_area).sum()),
+        num_clipped=num_clipped,
+        num_discarded=int((~has_area).sum()),
         short_side=short_side,
         sha256=sha256,
     )
 
 
 def _read_json(path: Path) -> tuple[dict, str]:
-    """Return the object that a file holds, and the file's SHA-256.
+    """Return the JSON object in a file and the file's SHA-256.
 
-    Raises DatasetError, saying why but not where, if there is none."""
+    Raises DatasetError if there is none; the message gives the reason but not the path."""
     try:
         text = path.read_bytes()
         content = json.loads(text)
     except OSError as error:
         where = "" if path.is_absolute() else f", relative to {Path.cwd()}"
         raise DatasetError(
-            f"cannot be read: {error.strerror}{where}; give data.root=FOLDER, the data set's (`python -m "
-            "detection.data layout FOLDER` shows what is in one)"
+            f"cannot be read: {error.strerror}{where}; set data.root=FOLDER to the folder of the data set "
+            "(`python -m detection.data layout FOLDER` prints all settings)"
         ) from None
-    except (ValueError, RecursionError) as error:  # ValueError: of json, and of bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError: invalid JSON or invalid UTF-8
         raise DatasetError(f"not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise DatasetError(f"holds a {type(content).__name__}, expected an object with the lists {', '.join(FIELDS)}")
+        raise DatasetError(f"is a JSON {type(content).__name__}, expected an object with lists {', '.join(FIELDS)}")
     return content, hashlib.sha256(text).hexdigest()

@@ -1,8 +1,8 @@
-"""Detection data image by image: decoding, samples, batches.
+"""Decode images, make samples for training or evaluation, and collate them into batches.
 
-An image is turned as its EXIF orientation says, unless only the unturned one has the width and height of the annotation
-file. Every kind of image becomes 8-bit RGB (data.to_8_bits says how 16 and 32 bits are scaled); of an animation the
-first picture counts.
+An image is rotated as its EXIF orientation says, unless only the unrotated image has the width and height given in the
+annotation file. Every image becomes 8-bit RGB; `data.to_8_bits` scales images of 16 and 32 bits. Only the first frame
+of an animation is used.
 """
 
 import math
@@ -23,10 +23,10 @@ from engine.logbook import logger, progress_bar
 
 
 def read_image(coco: CocoFile, index: int) -> np.ndarray:
-    """Decode coco.images[index] to (height, width, 3) uint8 RGB, turned the way its boxes see it.
+    """Decode coco.images[index] to (height, width, 3) uint8 RGB, in the orientation that the boxes refer to.
 
-    A shrunken copy is enlarged to the recorded size.
-    Raises DatasetError if it cannot be decoded or its size differs."""
+    A shrunken copy is enlarged to the size in the annotation file.
+    Raises DatasetError if the image cannot be decoded or has the wrong size."""
     record = coco.images[index]
     pixels = read_file(coco.file(index))
     if pixels.shape[:2] == (record.height, record.width):
@@ -35,7 +35,7 @@ def read_image(coco: CocoFile, index: int) -> np.ndarray:
 
 
 def read_file(file: ImageFile, part: tuple[int, int, int, int] | None = None, reduction: int = 1) -> np.ndarray:
-    """Run `decode_image`, with errors that name the file and the command that finds all such."""
+    """Run `decode_image`; its errors also name the file and the command that lists all defects."""
     try:
         return decode_image(file, part, reduction)
     except DatasetError as error:
@@ -43,16 +43,16 @@ def read_file(file: ImageFile, part: tuple[int, int, int, int] | None = None, re
 
 
 def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None, reduction: int = 1) -> np.ndarray:
-    """Decode an image to (height, width, 3) uint8 RGB, turned so that it has file.size, or upright without that.
+    """Decode an image to (height, width, 3) uint8 RGB, rotated to match file.size, or upright if file.size is None.
 
-    part: left, top, right, bottom in pixels; None for the whole image.
-    reduction: 1, 2, 4 or 8, which divides these: a JPEG that needs no turning may be decoded to so many times
-    fewer pixels on each side.
+    part: left, top, right, bottom of a crop in pixels; None for the whole image.
+    reduction: 1, 2, 4 or 8; must divide the edges of `part`. A JPEG that needs no rotation is decoded at 1/reduction
+    of its width and height, which is faster. Other images ignore `reduction`.
 
-    Pillow decodes, because torchvision's decoder can crash the process on a broken PNG.
-    Raises DatasetError, saying why but not where, if it cannot be decoded or has a different size."""
+    Uses Pillow, because torchvision's decoder can crash the process on a corrupt PNG.
+    Raises DatasetError if the image cannot be decoded or has the wrong size; the message does not name the file."""
     with opened_image(file.path) as image:
-        # Before anything else, because asking a PNG for its orientation decodes it.
+        # Check the size first, because reading the orientation of a PNG decodes it.
         if file.size and file.size not in (image.size, image.size[::-1]):
             raise _wrong_size(image, file)
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -65,7 +65,7 @@ def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None,
             image.draft(None, (image.width // reduction, image.height // reduction))
             part = tuple(edge // reduction for edge in part)
         if is_deep(image):
-            image = as_rgb(image)  # before cropping: its scale depends on all of its values
+            image = as_rgb(image)  # before cropping, because the scale depends on all pixel values
         if part is not None:
             image = image.crop(part)
         return np.array(as_rgb(image))
@@ -73,20 +73,20 @@ def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None,
 
 def _wrong_size(image: Image.Image, file: ImageFile) -> DatasetError:
     (width, height), recorded = image.size, f"{file.size[0]} x {file.size[1]}"
-    shrunk = " once shrunk" if file.is_shrunk else ""
+    shrunk = " after shrinking" if file.is_shrunk else ""
     swapped = ": width and height are swapped" if file.size == (height, width) else ""
     return DatasetError(f"{width} x {height} pixels, the annotation file says {recorded}{shrunk}{swapped}")
 
 
 class CocoDetection(Dataset):
-    """Images and their objects, by (epoch, index): the same pair always gives the same sample.
+    """Data set of images and their objects, indexed by (epoch, index); the same pair always gives the same sample.
 
-    (A JPEG that is shown at half its size or less differs a little if it is cached.)"""
+    (The pixels of a JPEG resized to half its size or less differ slightly between cached and uncached images.)"""
 
     def __init__(self, coco: CocoFile, transform: Transform, seed: int = 0, cache_mib: float = 0) -> None:
-        """transform: see detection/coco/transforms.py. seed: of the augmentation, 0 or more.
+        """Create the data set; decode and cache as many of the first images as fit in `cache_mib`.
 
-        cache_mib: decode now and keep the first images, as many as fit; forked loader processes share them."""
+        transform: see detection/coco/transforms.py. seed: of the augmentation, 0 or more."""
         self.coco, self.transform, self.seed = coco, transform, seed
         self.cached: list[np.ndarray] = []
         if cache_mib:
@@ -100,25 +100,26 @@ class CocoDetection(Dataset):
         self.cached = [read_file(file) for file in bar]
         if count < len(files):
             logger.info(
-                "%d of %d images fit into a cache of %g MiB; all need %.0f", count, len(files), cache_mib, mib[-1]
+                "cached %d of %d images (cache_limit_mib=%g; all need %.0f)", count, len(files), cache_mib, mib[-1]
             )
 
     def __len__(self) -> int:
         return len(self.coco.images)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor | int]:
-        """One sample, with crowds left out:
-        image (3, S, S) uint8, boxes_xyxy (n, 4) float32 fractions, labels (n,) int64, image_id int,
-        and, if colours are to be distorted, colours (8,) float32 for distort_colours."""
+        """Return one sample, without crowds.
+
+        It has image (3, S, S) uint8, boxes_xyxy (n, 4) float32 fractions, labels (n,) int64 and image_id int. If the
+        transform distorts colours, it also has colours (8,) float32 for distort_colours."""
         return self._load(key[1], self.plan(key))
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Tensor | int]]:
-        """The samples of a batch, all planned before any is decoded: that leaves the processor's cache to the plans."""
+        """Return the samples of a batch. All are planned before any is decoded, to make better use of the CPU cache."""
         plans = [self.plan(key) for key in keys]
         return [self._load(index, plan) for (_, index), plan in zip(keys, plans, strict=True)]
 
     def plan(self, key: Key) -> tuple[View, np.ndarray]:
-        """Return what is seen, and the labels of that: drawn from (seed, epoch, index) alone."""
+        """Return the view of an image and the labels in it; random choices depend only on (seed, epoch, index)."""
         epoch, index = key
         record, size = self.coco.images[index], self.coco.file(index).size
         boxes_xyxy, labels, is_crowd = self.coco.objects(index)
@@ -137,7 +138,7 @@ class CocoDetection(Dataset):
             pixels = read_file(self.coco.file(index), view.part, view.reduction)
         sample = {
             "image": view.render(pixels),
-            "boxes_xyxy": torch.from_numpy(view.boxes_xyxy).clamp(0, 1),  # rounding
+            "boxes_xyxy": torch.from_numpy(view.boxes_xyxy).clamp(0, 1),  # rounding can exceed the range
             "labels": torch.from_numpy(labels),
             "image_id": self.coco.images[index].id,
         }
@@ -145,11 +146,11 @@ class CocoDetection(Dataset):
 
 
 def collate(samples: list[dict]) -> dict[str, Tensor]:
-    """Stack samples of CocoDetection; those with fewer objects are padded with zeros.
+    """Stack samples of CocoDetection into a batch; pad boxes and labels with zeros.
 
-    Returns images (B, 3, S, S) uint8, boxes_xyxy (B, M, 4) float32 fractions, labels (B, M) int64, 0 for no object,
-    and image_ids (B,) int64; M is the largest number of objects, at least 1. If the samples have colours, also these,
-    (B, 8) float32: distort_colours(images, colours) makes the images to train on."""
+    Returns images (B, 3, S, S) uint8, boxes_xyxy (B, M, 4) float32 fractions, labels (B, M) int64 (0 is padding), and
+    image_ids (B,) int64. M is the largest number of objects in a sample, at least 1. If the samples have colours,
+    also returns colours (B, 8) float32: distort_colours(images, colours) computes the training images."""
     max_objects = max(1, *(len(sample["labels"]) for sample in samples))
     boxes_xyxy = torch.zeros(len(samples), max_objects, 4)
     labels = torch.zeros(len(samples), max_objects, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What a trained detector finds in an image, for other programs: COCO's results format, Roboflow's supervision."""
+"""The detections in one image, with conversion to COCO's results format and to Roboflow's supervision."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What was found in one image, best first.
+    """The detections in one image, highest score first.
 
-    boxes_xyxy: (n, 4) float64, pixels of the upright original, from its left upper corner.
+    boxes_xyxy: (n, 4) float64, pixels of the upright original image; the origin is its top left corner.
     scores: (n,) float64, probabilities.
     labels: (n,) int64, 1 to the number of classes.
-    class_names: n names, of these labels. category_ids: (n,) int64, what the annotation file calls these classes."""
+    class_names: n names, one per detection. category_ids: (n,) int64, category ids in the annotation file."""
 
     boxes_xyxy: np.ndarray
     scores: np.ndarray
@@ -30,14 +30,14 @@ class Detections:
         return len(self.scores)
 
     def __repr__(self) -> str:
-        """'Detections(3: WBC 0.98, RBC 0.95, RBC 0.43)': the arrays fill pages."""
+        """Return a short summary without the arrays: 'Detections(3: WBC 0.98, RBC 0.95, RBC 0.43)'."""
         best = [
             f"{printable(name)} {score:.2f}" for name, score in zip(self.class_names[:5], self.scores, strict=False)
         ]
         return f"Detections({len(self)}: {', '.join(best)}{', ...' * (len(self) > 5)})"
 
     def to_coco(self, image_id: int) -> list[dict]:
-        """Records of COCO's results format, fit for `COCO.loadRes`: pixels to 3 decimals, scores to 6."""
+        """Return records in COCO's results format, for `COCO.loadRes`: pixels with 3 decimals, scores with 6."""
         boxes_xywh = np.concatenate([self.boxes_xyxy[:, :2], self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]], axis=1)
         columns = (self.category_ids.tolist(), boxes_xywh.round(3).tolist(), self.scores.round(6).tolist())
         return [
@@ -46,9 +46,9 @@ class Detections:
         ]
 
     def to_supervision(self) -> "supervision.Detections":
-        """The same for Roboflow's supervision; its class_id counts from 0, as a list of class names does.
+        """Return the detections as an object of Roboflow's supervision, whose class_id is label - 1.
 
-        Raises ImportError, with the command that installs it, where it is not."""
+        Raises ImportError, with the command to install supervision, if it is missing."""
         try:
             import supervision
         except ImportError as error:

@@ -1,17 +1,17 @@
-"""Why detections lose AP50: six kinds of errors (TIDE, Bolya et al., arXiv 2008.08115, section 2), by hotcoco.
+"""Count six kinds of detection errors and their cost in AP50 (TIDE, arXiv 2008.08115, section 2), computed by hotcoco.
 
-A detection that matches no object at IoU 0.5 is of the first kind that fits. The last column is its correction:
+A detection that matches no object at IoU 0.5 gets the first kind that fits. After the arrow: how TIDE corrects it.
 
-localisation    IoU of 0.1 to 0.5 with an object of its class: moved to that object
-classification  IoU of 0.5 or more with an object of another class: given that object's class
-duplicate       IoU of 0.5 or more with an object that a detection of higher score has found: left out
-background      no IoU above 0.1 with any object: left out
-both            the rest: an object of another class, and poorly localised: left out
+localisation    IoU of 0.1 to 0.5 with an object of its class -> moved to that object
+classification  IoU of 0.5 or more with an object of a different class -> gets the class of that object
+duplicate       IoU of 0.5 or more with an object already matched by a detection with a higher score -> removed
+background      no IoU above 0.1 with any object -> removed
+both            all other errors: wrong class and poor localisation -> removed
 
-An object is missed if it is neither found nor would be by a correction of class or place; corrected, it is removed.
+An object is missed if no detection matches it, not even after a corrected class or box. The correction removes it.
 
-The delta of a kind is the rise of AP50 if all its errors, and no others, were corrected; the deltas do not add up to
-1 - AP50. If several detections would be corrected to one object, the one of highest score is; the others are left out.
+The delta of a kind is the increase in AP50 if only this kind were corrected; the deltas do not add up to 1 - AP50. If
+several detections would be corrected to one object, the one with the highest score is corrected, the rest are removed.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ from hotcoco import COCO, COCOeval
 from pycocotools import mask
 from pycocotools.cocoeval import COCOeval as PycocotoolsEvaluation
 
-from detection.coco.evaluation import matched
+from detection.coco.evaluation import match_entries
 
 KINDS = {
     "classification": "Cls", "localisation": "Loc", "both": "Both",
@@ -30,11 +30,11 @@ KINDS = {
 
 
 def error_breakdown(evaluation: PycocotoolsEvaluation) -> dict:
-    """Count the errors of each kind and what they cost. evaluation: of evaluate_coco.
+    """Count the errors of each kind and their cost in AP50. evaluation: returned by evaluate_coco.
 
-    Returns "AP50", "delta_AP50": {kind: 0 to 1} and "counts": {kind: number}, the kinds being those of KINDS.
-    AP50 and its deltas are None if no object counts. So is the delta of `missed` if every object is missed."""
-    objects, found = _what_counts(evaluation)
+    Returns {"AP50": ..., "delta_AP50": {kind: 0 to 1}, "counts": {kind: number}} with the kinds of KINDS.
+    AP50 and all deltas are None if there are no objects. The delta of `missed` is None if every object is missed."""
+    objects, found = _scored_records(evaluation)
     dataset = {
         "images": [{"id": number} for number in range(len(evaluation.params.imgIds))],
         "categories": [{"id": number, "name": str(number)} for number in range(len(evaluation.params.catIds))],
@@ -50,43 +50,43 @@ def error_breakdown(evaluation: PycocotoolsEvaluation) -> dict:
 
 
 def confusion_matrix(evaluation: PycocotoolsEvaluation, score_threshold: float) -> np.ndarray:
-    """Count which class the objects are taken for. evaluation: of evaluate_coco.
+    """Compute the confusion matrix of classes. evaluation: returned by evaluate_coco.
 
-    Detections below score_threshold are left out. The diagonal has the matches that AP50 counts as right. The rest is
-    matched across classes: the highest score first, to the object with the highest IoU, if that is at least 0.5, each
-    object once. Crowds and detections in them are left out. (hotcoco's matrix differs in both respects.)
+    Ignores detections below score_threshold, crowds, and detections in crowds. The diagonal counts the true positives
+    of AP50. The remaining detections are then matched across classes, highest score first, each to the unmatched object
+    with the highest IoU if that is at least 0.5. (hotcoco's matrix treats crowds and true positives differently.)
 
-    Returns (C + 1, C + 1) int64, classes in the order of their ids, rows true, columns detected; the last row is no
-    object (also for a duplicate), the last column not found."""
+    Returns (C + 1, C + 1) int64: rows are true classes, columns predicted classes, both in the order of category ids.
+    The last row counts detections without an object, including duplicates; the last column counts missed objects."""
     class_number = {category_id: number for number, category_id in enumerate(evaluation.params.catIds)}
     nothing = len(class_number)
     counts = np.zeros((nothing + 1, nothing + 1), np.int64)
-    missed, loose = defaultdict(list), defaultdict(list)  # by image; (class, box) and (score, class, box)
-    for entry in matched(evaluation):
+    missed, unmatched = defaultdict(list), defaultdict(list)  # image id -> [(class, box)], [(score, class, box)]
+    for entry in match_entries(evaluation):
         label, image_id = class_number[entry["category_id"]], entry["image_id"]
-        is_sure = np.array(entry["dtScores"]) >= score_threshold
+        is_confident = np.array(entry["dtScores"]) >= score_threshold
         matches, ignored = entry["dtMatches"][0], entry["dtIgnore"][0].astype(bool)  # at IoU 0.5
-        is_right = is_sure & (matches > 0) & ~ignored
-        counts[label, label] += is_right.sum()
-        found = set(matches[is_right])
+        is_correct = is_confident & (matches > 0) & ~ignored
+        counts[label, label] += is_correct.sum()
+        found = set(matches[is_correct])
         for number, is_ignored in zip(entry["gtIds"], entry["gtIgnore"], strict=True):
             if number not in found and not is_ignored:
                 missed[image_id].append((label, evaluation.cocoGt.anns[number]["bbox"]))
-        for position in np.flatnonzero(is_sure & (matches == 0) & ~ignored):
+        for position in np.flatnonzero(is_confident & (matches == 0) & ~ignored):
             box = evaluation.cocoDt.anns[entry["dtIds"][position]]["bbox"]
-            loose[image_id].append((entry["dtScores"][position], label, box))
-    for image_id in missed | loose:
+            unmatched[image_id].append((entry["dtScores"][position], label, box))
+    for image_id in missed | unmatched:
         objects = missed[image_id]
-        detections = sorted(loose[image_id], key=lambda detection: -detection[0])
-        boxes, others = [box for *_, box in detections], [box for _, box in objects]
-        overlaps = np.array(mask.iou(boxes, others, [0] * len(others))).reshape(len(boxes), len(others))
+        detections = sorted(unmatched[image_id], key=lambda detection: -detection[0])
+        boxes, truth = [box for *_, box in detections], [box for _, box in objects]
+        ious = np.array(mask.iou(boxes, truth, [0] * len(truth))).reshape(len(boxes), len(truth))
         is_free = np.ones(len(objects), bool)
-        for (_, label, _), overlap in zip(detections, overlaps, strict=True):
-            overlap = np.where(is_free, overlap, 0)
-            if overlap.max(initial=0) < 0.5:
+        for (_, label, _), iou in zip(detections, ious, strict=True):
+            iou = np.where(is_free, iou, 0)
+            if iou.max(initial=0) < 0.5:
                 counts[nothing, label] += 1
                 continue
-            best = overlap.argmax()
+            best = iou.argmax()
             is_free[best] = False
             counts[objects[best][0], label] += 1
         for (label, _), is_missed in zip(objects, is_free, strict=True):
@@ -94,14 +94,14 @@ def confusion_matrix(evaluation: PycocotoolsEvaluation, score_threshold: float) 
     return counts
 
 
-def _what_counts(evaluation: PycocotoolsEvaluation) -> tuple[list[dict], list[dict]]:
-    """Return the objects and detections that AP50 is computed from: no crowds, and no detections in one.
+def _scored_records(evaluation: PycocotoolsEvaluation) -> tuple[list[dict], list[dict]]:
+    """Return the objects and detections that AP50 is computed from. Image and category ids become indices from 0.
 
-    (hotcoco 1.3 would move a detection at the edge of a crowd to it.) Images and classes are numbered from 0."""
+    Crowds are excluded because hotcoco 1.3 would move a detection at the edge of a crowd to the crowd."""
     image_number = {image_id: number for number, image_id in enumerate(evaluation.params.imgIds)}
     class_number = {category_id: number for number, category_id in enumerate(evaluation.params.catIds)}
     objects, found = [], []
-    for entry in matched(evaluation):
+    for entry in match_entries(evaluation):
         ids = {"image_id": image_number[entry["image_id"]], "category_id": class_number[entry["category_id"]]}
         for number, ignored in zip(entry["gtIds"], entry["gtIgnore"], strict=True):
             if not ignored:

@@ -1,8 +1,8 @@
-"""Detections of a data set, and their COCO scores: AP over IoU 0.50 to 0.95 (cocodataset.org/#detection-eval).
+"""Run a detector on a data set and compute COCO scores: AP over IoU 0.50 to 0.95 (cocodataset.org/#detection-eval).
 
-`detect` writes what a model finds as COCO results. `coco_scores` compares these with the untouched annotation file by
-pycocotools; `quick_scores` gets the same numbers by hotcoco in a fiftieth of the time (benchmarks/evaluation.md), after
-each epoch of training. `image_statistics` keeps what the score was computed from, image by image.
+`detect` returns detections as COCO results. `coco_scores` scores them with pycocotools on the original annotation file.
+`quick_scores` computes the same numbers with hotcoco, 50 times as fast (benchmarks/evaluation.md); training uses it
+after each epoch. `image_statistics` returns the matches in each image, from which the scores are computed.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ from engine.compute.precision import Precision, autocast
 from engine.logbook import progress_bar
 from stats.image_statistics import Matches
 
-# In the order of COCOeval.stats. AP_* and AR_small.. by the area of the object in pixels: below 32 ** 2, to 96 ** 2,
-# above; AR_1.. by the number of detections allowed per image.
+# In the order of COCOeval.stats. small, medium, large: object area below 32 ** 2, up to 96 ** 2, and above, in square
+# pixels. AR_1, AR_10, AR_100: average recall with at most this many detections per class and image.
 METRICS = (
     "mAP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
 
 
-SCORED = ("image_id", "category_id", "bbox", "iscrowd", "area")  # fields of an annotation
-MOST_DETECTIONS = 100  # of a class in an image that COCO's protocol looks at, however many are reported
+SCORED_FIELDS = ("image_id", "category_id", "bbox", "iscrowd", "area")  # fields of an annotation that affect scores
+MAX_DETECTIONS = 100  # COCO's protocol scores at most this many detections per class and image
 
 NO_RESULTS = np.empty((0, 7))
 
@@ -58,15 +58,15 @@ def detect(
     channels_last: bool = False,
     stop_if_asked: Callable[[], None] = lambda: None,
 ) -> list[np.ndarray]:
-    """Find the objects in every image that the loader yields, on this process alone.
+    """Detect objects in every image that the loader yields, in this process only.
 
-    model: (B, 3, S, S) normalised images -> box_deltas, class_logits; with the buffer anchors_cxcywh, as SSD has.
-    coco: the annotation file of these images, for their sizes and the categories' ids.
-    settings: the network runs once, however many thresholds are to be compared.
-    stop_if_asked: called between batches; raises if the run is to end.
-    precision, channels_last: arithmetic and memory layout of the network, those of training for equal numbers.
+    model: (B, 3, S, S) normalised images -> box_deltas, class_logits; must have a buffer anchors_cxcywh, like SSD.
+    coco: the annotation file of these images, for image sizes and category ids.
+    settings: one or more post-processing settings to compare; the network runs only once for all of them.
+    stop_if_asked: called between batches; raises to end the run.
+    precision, channels_last: precision and memory layout of the network; use those of training to get equal scores.
 
-    Returns for each of the settings its results (see to_coco_results) by image id, best first within an image.
+    Returns one array of results (see to_coco_results) per setting, sorted by image id, then highest score first.
     """
     image_sizes = {image.id: (image.width, image.height) for image in coco.images}
     found: list[list[np.ndarray]] = [[NO_RESULTS] for _ in settings]
@@ -90,14 +90,14 @@ def to_coco_results(
     image_sizes: Sequence[tuple[int, int]],
     category_ids: Sequence[int],
 ) -> np.ndarray:
-    """Write detections as COCO results, image after image: a row each, in pycocotools' order of columns.
+    """Convert detections to COCO results, one row per detection, in pycocotools' order of columns.
 
-    detections: one per image, boxes as fractions of the network's square input, labels 1 to len(category_ids).
-    image_sizes: (width, height) of the original images in pixels; fractions survive the resize to a square.
-    category_ids: of label k at k - 1.
+    detections: one per image; boxes are fractions of the square network input, labels 1 to len(category_ids).
+    image_sizes: (width, height) of the original images in pixels. The resize to a square keeps fractions unchanged.
+    category_ids: index k - 1 has the category id of label k.
 
-    Returns (N, 7) float64: image_id, x, y, width, height, score, category_id. The box is in pixels of the original, to
-    3 decimals; scores have 6.
+    Returns (N, 7) float64: image_id, x, y, width, height, score, category_id. Boxes are in pixels of the original
+    image, rounded to 3 decimals; scores are rounded to 6.
     """
     if not detections:
         return NO_RESULTS
@@ -116,13 +116,13 @@ def to_coco_results(
 
 
 def by_image(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return results (N, 7) of several batches or processes, sorted by image id, then best first."""
+    """Concatenate the results (N, 7) of several batches or processes; sort by image id, then highest score first."""
     results = np.concatenate(parts)
     return results[np.lexsort((-results[:, 5], results[:, 0]))]
 
 
 def as_dicts(results: np.ndarray) -> list[dict]:
-    """Return results (N, 7) as records for JSON and pycocotools: image_id, category_id, bbox, score."""
+    """Convert results (N, 7) to records with image_id, category_id, bbox and score, for JSON and pycocotools."""
     return [
         {"image_id": int(image_id), "category_id": int(category_id), "bbox": bbox, "score": score}
         for image_id, *bbox, score, category_id in results.tolist()
@@ -133,10 +133,10 @@ def as_dicts(results: np.ndarray) -> list[dict]:
 
 
 class GroundTruth:
-    """An annotation file as it was when it was read, in `coco`: detections are scored against this."""
+    """The ground truth that detections are scored against: an annotation file, read once into the attribute `coco`."""
 
     def __init__(self, path: str | Path, sha256: str | None = None) -> None:
-        """path: an annotation file that detection.coco.annotations has checked. sha256: of what was checked.
+        """Read an annotation file that detection.coco.annotations has checked. sha256: of the checked content.
 
         Raises DatasetError naming the file if it is not JSON or has changed since it was checked."""
         self.path = Path(path)
@@ -149,7 +149,7 @@ class GroundTruth:
             raise DatasetError(f"{path}: not JSON: {error}") from None
         annotations = [
             {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
-            | {key: annotation[key] for key in SCORED if key in annotation}
+            | {key: annotation[key] for key in SCORED_FIELDS if key in annotation}
             for annotation in content["annotations"]
         ]
         lists = {name: content[name] for name in ("images", "categories")}
@@ -157,27 +157,27 @@ class GroundTruth:
 
     @functools.cached_property
     def hotcoco(self) -> hotcoco.COCO:
-        """The same records as pycocotools gets: hotcoco interprets missing fields differently."""
+        """The records of `coco` for hotcoco, with missing fields filled in, because hotcoco has different defaults."""
         dataset = self.coco.dataset
         images = [{key: image[key] for key in ("id", "width", "height")} for image in dataset["images"]]
         return hotcoco.COCO(dataset | {"images": images})
 
 
 def coco_scores(truth: GroundTruth | str | Path, results: Sequence[dict]) -> dict:
-    """Score detections by COCO's protocol on every image of an annotation file.
+    """Compute the COCO scores of detections on all images of an annotation file.
 
-    truth: the ground truth; a path is read now.
-    results: {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"} each, for the whole file.
+    truth: the ground truth, or the path of an annotation file to read.
+    results: one {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"} per detection.
 
-    Returns the twelve METRICS, from 0 to 1, and "per_class": {name: {"AP", "AP50"}}. A score is None if it is
-    undefined: no object of that class or size, crowds aside.
-    Raises ValueError if a result names an image or category that the file does not have.
+    Returns the twelve METRICS, from 0 to 1, and "per_class": {name: {"AP", "AP50"}}. A score is None (undefined) if
+    there are no objects of that class or size except crowds.
+    Raises ValueError if a result has an image id or category id that is not in the file.
     """
     return summary_of(evaluate_coco(truth, results))
 
 
 def summary_of(evaluation: COCOeval) -> dict:
-    """Return the scores of coco_scores for an evaluation of evaluate_coco."""
+    """Return the same scores as coco_scores, from an evaluation returned by evaluate_coco."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
         evaluation.summarize()
@@ -193,9 +193,9 @@ def summary_of(evaluation: COCOeval) -> dict:
 
 
 def quick_scores(truth: GroundTruth | str | Path, results: np.ndarray | str) -> dict[str, float | None]:
-    """Return the twelve METRICS of coco_scores, computed by hotcoco.
+    """Return the twelve METRICS of coco_scores, computed with hotcoco.
 
-    results: (N, 7) as from to_coco_results, of images and classes that the file has; or the path of a results JSON."""
+    results: (N, 7) as from to_coco_results, or the path of a results JSON. All ids must be in the annotation file."""
     ground_truth = _read(truth).hotcoco
     evaluation = hotcoco.COCOeval(ground_truth, ground_truth.load_res(results), "bbox")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -208,32 +208,32 @@ def _read(truth: GroundTruth | str | Path) -> GroundTruth:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Mean of what is defined, as pycocotools marks it; None if nothing is."""
+    """Return the mean of the defined values; None if there are none. pycocotools marks undefined values by -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None
 
 
 def _class_names(evaluation: COCOeval) -> list[str]:
-    """In the order in which the evaluator goes through the classes: that of their ids."""
+    """Return the class names in the order that the evaluation uses, which is the order of the category ids."""
     return [evaluation.cocoGt.cats[category_id]["name"] for category_id in evaluation.params.catIds]
 
 
 def image_statistics(evaluation: COCOeval) -> Matches:
-    """Return which detection found an object at which IoU: AP over objects of any size is computed from this.
+    """Return which detections match an object at which IoU threshold: the data from which AP is computed.
 
-    evaluation: of evaluate_coco. At most 100 detections per image and class, as in AP."""
+    evaluation: returned by evaluate_coco. Like AP, includes at most 100 detections per class and image."""
     image_ids, category_ids = evaluation.params.imgIds, evaluation.params.catIds
     thresholds = evaluation.params.iouThrs
     position_of_image = {image_id: position for position, image_id in enumerate(image_ids)}
     position_of_class = {category_id: position for position, category_id in enumerate(category_ids)}
-    entries = matched(evaluation)
+    entries = match_entries(evaluation)
     images = np.array([position_of_image[entry["image_id"]] for entry in entries], np.int32)
     classes = np.array([position_of_class[entry["category_id"]] for entry in entries], np.int16)
     detections = np.array([len(entry["dtIds"]) for entry in entries], np.int64)
     objects = np.array([np.sum(entry["gtIgnore"] == 0) for entry in entries], np.int64)
 
     def rows(key: str) -> np.ndarray:
-        """Of the (T, n) arrays of all entries, (D, T) of whether they are not 0."""
+        """Concatenate the arrays entry[key], (T, n), of all entries; return (D, T) bool, True where not 0."""
         nothing = np.zeros((len(thresholds), 0))
         return np.concatenate([nothing, *(entry[key] for entry in entries)], axis=1).T != 0
 
@@ -253,15 +253,15 @@ def image_statistics(evaluation: COCOeval) -> Matches:
 
 
 def evaluate_coco(truth: GroundTruth | str | Path, results: Sequence[dict]) -> COCOeval:
-    """Return pycocotools' evaluation of results, matched but not accumulated; arguments and errors as in coco_scores.
+    """Match detections with pycocotools and return the evaluation, which is not accumulated yet.
 
-    Ground truth and detections, `cocoGt` and `cocoDt`, are numbered from 1, the latter in the order of `results`."""
+    Arguments and errors as in coco_scores. Ids in `cocoGt` and `cocoDt` start at 1; `cocoDt` keeps the input order."""
     truth = _read(truth)
     ground_truth = truth.coco
     for key, known in (("image_id", ground_truth.imgs), ("category_id", ground_truth.cats)):
         unknown = {result[key] for result in results} - known.keys()
         if unknown:
-            raise ValueError(f"{key} {min(unknown)}: detected, but not in {truth.path}; are these its detections?")
+            raise ValueError(f"{key} {min(unknown)} of a detection is not in {truth.path}; use the matching file")
 
     found = [result | {"iscrowd": 0, "area": result["bbox"][2] * result["bbox"][3]} for result in results]
     evaluation = COCOeval(ground_truth, _index(ground_truth.dataset | {"annotations": found}), "bbox")
@@ -270,17 +270,16 @@ def evaluate_coco(truth: GroundTruth | str | Path, results: Sequence[dict]) -> C
     return evaluation
 
 
-def matched(evaluation: COCOeval) -> list[dict]:
-    """Return the matches of evaluate_coco for objects of any size: class by class, an entry for each image that has
-    objects or detections of it."""
+def match_entries(evaluation: COCOeval) -> list[dict]:
+    """Return the matches for objects of any size: one entry per class and image with objects or detections of it."""
     any_size = evaluation.params.areaRng[0]
     return [entry for entry in evaluation.evalImgs if entry and entry["aRng"] == any_size]
 
 
 def _index(dataset: dict) -> COCO:
-    """Return a COCO object of records in memory, its annotations numbered from 1.
+    """Return a COCO object for records in memory; its annotations get ids from 1.
 
-    COCOeval marks an unmatched detection by the id 0, so an annotation 0 would never be found."""
+    COCOeval uses the id 0 for "unmatched", so an annotation with id 0 would always count as missed."""
     for number, annotation in enumerate(dataset["annotations"], start=1):
         annotation["id"] = number
     coco = COCO()

@@ -1,11 +1,11 @@
-"""Augmentation as for SSD (arXiv 1512.02325, sections 2.2 and 3.6), planned from the boxes before a pixel is decoded.
+"""SSD's data augmentation (arXiv 1512.02325, sections 2.2 and 3.6), planned from the boxes before decoding any pixel.
 
-`transform(size, boxes_xyxy, rng)` returns a `View`, so an image is decoded once, no finer than needed, and resampled
-once. Colours change last: `distort_colours` works on the finished batch, on the training device.
+`transform(size, boxes_xyxy, rng)` returns a `View`. The image is then decoded and resampled only once, at no higher
+resolution than needed. `distort_colours` is applied last, to the collated batch on the training device.
 
-Chances and order are torchvision's: RandomZoomOut, RandomIoUCrop, SanitizeBoundingBoxes, Resize, the flips,
-RandomPhotometricDistort. Colour coming last differs from the paper in that the contrast pivots on the mean of what is
-seen instead of the whole image's, and the margin of a zoom-out is distorted along with the picture.
+Probabilities and parameters are those of torchvision's RandomZoomOut, RandomIoUCrop, SanitizeBoundingBoxes, Resize,
+flips and RandomPhotometricDistort, in this order. Colours come last, unlike in the paper: contrast is relative to the
+mean of the visible part, not of the whole image, and the margin of a zoom-out is distorted, too.
 """
 
 from collections.abc import Callable
@@ -21,53 +21,53 @@ from torch.nn.functional import interpolate
 from data import IMAGENET_MEAN
 from engine.config import Config
 
-CROP_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, None)  # least IoU with some object; None: no crop
-CROP_TRIALS = 40  # windows tried before another IoU is drawn
+CROP_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, None)  # minimum IoU with at least one object; None: no crop
+CROP_TRIALS = 40  # windows tried before a new minimum IoU is drawn
 CROP_ASPECT_RATIOS = (0.5, 2.0)
-REDUCTIONS = (8, 4, 2, 1)  # by which a JPEG decodes to fewer pixels in less time
+REDUCTIONS = (8, 4, 2, 1)  # a JPEG can be decoded faster to 1/8, 1/4 or 1/2 of its width and height
 BRIGHTNESS, CONTRAST, SATURATION = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5)  # factors
-HUE = (-0.05, 0.05)  # turns of the colour wheel
+HUE = (-0.05, 0.05)  # fractions of a full turn of the colour wheel
 MEAN_COLOUR = torch.tensor([round(255 * value) for value in IMAGENET_MEAN], dtype=torch.uint8).view(3, 1, 1)
 LUMA = (0.2989, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 
 
 class AugmentConfig(Config):
-    """How training images are varied."""
+    """Augmentation of training images."""
 
-    photometric: bool = Field(True, description="distort brightness, contrast, saturation, hue, channel order")
+    photometric: bool = Field(True, description="distort brightness, contrast, saturation, hue and channel order")
     zoom_out: float = Field(
-        4.0, ge=1, description="half the images shrink onto a canvas of up to so many times their side; 1: off"
+        4.0, ge=1, description="half of the images get a margin, up to this many times their width and height; 1: off"
     )
     crop_min_scale: float = Field(
-        0.3, gt=0, le=1, description="smallest side of a random crop, fraction of the image's; 1: off"
+        0.3, gt=0, le=1, description="minimum side length of a random crop, as a fraction of the image's; 1: off"
     )
     horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
     vertical_flip: float = Field(0.0, ge=0, le=1, description="probability of an upside-down flip")
 
 
-# ---- what is seen, and where ----------------------------------------------------------------------------------
+# ---- geometry: crop, zoom-out, resize, flips ------------------------------------------------------------------
 
 
 class View(NamedTuple):
-    """The part of a picture that the network sees, and where."""
+    """The part of an image that is shown to the network, and its position in the square network input."""
 
-    part: tuple[int, int, int, int]  # left, top, right, bottom in the picture, whole multiples of `reduction`
-    place: tuple[int, int, int, int]  # the same in the square; around it is ImageNet's mean colour
+    part: tuple[int, int, int, int]  # left, top, right, bottom in the image; multiples of `reduction`
+    place: tuple[int, int, int, int]  # where the part goes in the square; the margin has ImageNet's mean colour
     side: int  # of the square, pixels
-    reduction: int  # the part has enough pixels even if each stands for so many by so many
+    reduction: int  # the part may be decoded at 1/reduction of its size and still has enough pixels
     flips: tuple[bool, bool]  # left-right, upside-down; of the whole square
-    boxes_xyxy: np.ndarray  # (k, 4) float32 fractions of the square, of the objects that are still seen
-    objects: np.ndarray  # (k,) int64, which of those given they are
+    boxes_xyxy: np.ndarray  # (k, 4) float32 fractions of the square, for the k objects that remain visible
+    objects: np.ndarray  # (k,) int64, indices of these objects in the original boxes
     colours: np.ndarray | None  # (8,) float32, see distort_colours
 
     def render(self, pixels: np.ndarray) -> Tensor:
-        """Return the square, (3, side, side) uint8, from the pixels of `part`, (h, w, 3) uint8, reduced or not."""
+        """Render the square, (3, side, side) uint8. pixels: (h, w, 3) uint8, the part at full or reduced size."""
         left, top, right, bottom = self.place
-        picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        image = interpolate(picture, (bottom - top, right - left), mode="bilinear", antialias=True)[0]
+        part = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        image = interpolate(part, (bottom - top, right - left), mode="bilinear", antialias=True)[0]
         if self.place != (0, 0, self.side, self.side):
-            picture, image = image, MEAN_COLOUR.expand(3, self.side, self.side).clone()
-            image[:, top:bottom, left:right] = picture
+            part, image = image, MEAN_COLOUR.expand(3, self.side, self.side).clone()
+            image[:, top:bottom, left:right] = part
         dims = [dim for dim, flipped in zip((2, 1), self.flips, strict=True) if flipped]
         return image.flip(dims) if dims else image
 
@@ -78,20 +78,20 @@ Transform = Callable[[tuple[int, int], np.ndarray, np.random.Generator], View]
 def train_transform(config: AugmentConfig, input_size: int) -> Transform:
     """Return a transform to random views of input_size x input_size pixels.
 
-    Boxes are cut to what is seen; those that lost their centre to the crop, or have a side below one pixel, are
-    removed. A view may have none left."""
+    Boxes are clipped to the view. Boxes are removed if their centre is outside the crop or a side is shorter than one
+    pixel of the image. A view may have no boxes left."""
     return partial(_train_view, config, input_size)
 
 
 def eval_transform(input_size: int) -> Transform:
-    """Return a transform that resizes the whole picture to input_size x input_size pixels."""
+    """Return a transform that resizes the whole image to input_size x input_size pixels."""
     return partial(_eval_view, input_size)
 
 
 def _train_view(
     config: AugmentConfig, side: int, size: tuple[int, int], boxes_xyxy: np.ndarray, rng: np.random.Generator
 ) -> View:
-    """size: width and height of the picture. boxes_xyxy: (n, 4) pixels of it."""
+    """Draw a random view. size: width and height of the image. boxes_xyxy: (n, 4) pixels."""
     corners = boxes_xyxy.reshape(-1, 2, 2).astype(np.float64)
     window = zoom_out(size, config.zoom_out, rng)
     is_kept = np.ones(len(corners), bool)
@@ -108,23 +108,23 @@ def _eval_view(side: int, size: tuple[int, int], boxes_xyxy: np.ndarray, rng: np
     return _view(size, corners, np.ones(len(corners), bool), window, side, (1,), (False, False), None)
 
 
-def zoom_out(size: tuple[int, int], most: float, rng: np.random.Generator) -> np.ndarray:
-    """Return a window around the picture, corners in its pixels: RandomZoomOut(side_range=(1, most))."""
-    picture = np.array(size)
+def zoom_out(size: tuple[int, int], max_scale: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw a window around the image, like RandomZoomOut(side_range=(1, max_scale)); return its corners in pixels."""
+    image = np.array(size)
     if rng.random() >= 0.5:
-        return np.stack([0 * picture, picture])
-    canvas = (picture * rng.uniform(1, most)).astype(np.int64)
-    offset = ((canvas - picture) * rng.random(2)).astype(np.int64)
+        return np.stack([0 * image, image])
+    canvas = (image * rng.uniform(1, max_scale)).astype(np.int64)
+    offset = ((canvas - image) * rng.random(2)).astype(np.int64)
     return np.stack([-offset, canvas - offset])
 
 
 def iou_crop(
     window: np.ndarray, corners: np.ndarray, min_scale: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a window inside `window` that holds the centre of an object and has a random IoU with it, or `window`.
+    """Draw a crop inside `window` like RandomIoUCrop(min_scale), with all trials for one minimum IoU vectorised.
 
-    RandomIoUCrop(min_scale), all trials of an IoU in one go. corners: (n, 2, 2) of the objects.
-    Returns the window and which objects have their centres in it, (n,) bool."""
+    The crop contains the centre of an object and has at least the minimum IoU with it. corners: (n, 2, 2), of objects.
+    Returns the crop, or `window` for no crop, and which objects have their centres in it, (n,) bool."""
     origin, canvas = window[0], window[1] - window[0]
     centres, areas = corners.mean(axis=1), (corners[:, 1] - corners[:, 0]).prod(axis=1)
     while len(corners):
@@ -133,7 +133,7 @@ def iou_crop(
             break
         scales, places = rng.random((2, CROP_TRIALS, 2))
         sizes = (canvas * (min_scale + (1 - min_scale) * scales)).astype(np.int64)
-        aspect_ratios = sizes[:, 0] / np.maximum(sizes[:, 1], 0.1)  # out of range without width or height
+        aspect_ratios = sizes[:, 0] / np.maximum(sizes[:, 1], 0.1)  # a crop with no width or height is out of range
         is_shaped = (aspect_ratios >= CROP_ASPECT_RATIOS[0]) & (aspect_ratios <= CROP_ASPECT_RATIOS[1])
         starts = (origin + ((canvas - sizes) * places).astype(np.int64))[:, None]  # (trials, 1, 2)
         ends = starts + sizes[:, None]
@@ -157,9 +157,9 @@ def _view(
     flips: tuple[bool, bool],
     colours: np.ndarray | None,
 ) -> View:
-    """Return the view through a window of a picture, which may reach over its edges; `reductions`: the choice.
+    """Return the view of an image through a window, which may extend beyond the image.
 
-    The picture's place is rounded to whole pixels of the square, and the boxes follow."""
+    reductions: allowed values. The place in the square is rounded to whole pixels, and boxes are scaled to match."""
     (columns, xs), (rows, ys) = (_span(*along, side) for along in zip(*window.tolist(), size, strict=True))
     for reduction in reductions:
         (left, right), (top, bottom) = ((-(-first // reduction), last // reduction) for first, last in (columns, rows))
@@ -179,18 +179,18 @@ def _view(
 
 
 def _span(start: int, end: int, length: int, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return, along one axis, what a window from start to end holds of a picture, and where that is in the square."""
+    """Return, along one axis, the visible span of an image of `length` pixels and its span in the square."""
     first, last = max(start, 0), min(end, length)
     low, high = (round((edge - start) * side / (end - start)) for edge in (first, last))
     low = min(low, side - 1)
-    return (first, last), (low, max(high, low + 1))  # of a narrow rim of the picture one pixel is seen
+    return (first, last), (low, max(high, low + 1))  # at least one pixel, even for a narrow strip of the image
 
 
 # ---- colours --------------------------------------------------------------------------------------------------
 
 
 def draw_colours(rng: np.random.Generator) -> np.ndarray:
-    """Draw colours for one image, (8,) float32 for distort_colours, as RandomPhotometricDistort does.
+    """Draw the colour parameters of one image, (8,) float32 for distort_colours, like RandomPhotometricDistort.
 
     Each of brightness, contrast, saturation, hue and channel order changes with probability 0.5."""
     is_on = rng.random(5) < 0.5
@@ -202,12 +202,12 @@ def draw_colours(rng: np.random.Generator) -> np.ndarray:
 
 
 def distort_colours(images: Tensor, colours: Tensor) -> Tensor:
-    """Change the colours of each image of a batch as its row of `colours` says.
+    """Distort the colours of each image of a batch by its row of `colours`.
 
     images: (B, 3, H, W) uint8. colours: (B, 8) float32 on the same device: brightness, contrast, saturation (factors),
-    hue (turns, at most a sixth), contrast (again, because it may come last) and the channels' new order.
-    Returns (B, 3, H, W) uint8: torchvision's operations but for rounding, which happens once, to the nearest."""
-    if images.device.type == "cpu":  # one by one they stay in the cache, and neutral steps can be skipped
+    hue (turns, -1/6 to 1/6), contrast (again, because it may come last), and the new order of the three channels.
+    Returns (B, 3, H, W) uint8, like torchvision's operations except that values are rounded only once, at the end."""
+    if images.device.type == "cpu":  # one by one, so that an image stays in the CPU cache and neutral steps are skipped
         return torch.cat([_distort(*one) for one in zip(images.split(1), colours.split(1), strict=True)])
     return _distort(images, colours)
 
@@ -215,9 +215,9 @@ def distort_colours(images: Tensor, colours: Tensor) -> Tensor:
 def _distort(images: Tensor, colours: Tensor) -> Tensor:
     pixels = images.float()
     for (distort, neutral), amount in zip(_DISTORTIONS, colours[:, :5].T, strict=True):
-        if amount.is_cuda or bool((amount != neutral).any()):  # reading a number from a GPU would wait for it
+        if amount.is_cuda or bool((amount != neutral).any()):  # reading a value from the GPU would synchronise
             pixels = distort(pixels, amount.view(-1, 1, 1, 1))
-    pixels = pixels.round_().to(torch.int16).to(torch.uint8)  # on a CPU a third of the time of the direct way
+    pixels = pixels.round_().to(torch.int16).to(torch.uint8)  # three times as fast on a CPU as directly to uint8
     first_channels = 3 * torch.arange(len(images), device=images.device)[:, None]
     order = (first_channels + colours[:, 5:].long()).flatten()
     return pixels.flatten(0, 1).index_select(0, order).view(images.shape)
@@ -242,18 +242,18 @@ def _grey(pixels: Tensor) -> Tensor:
     return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def _turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue as in HSV space, without the conversion.
+def _shift_hue(pixels: Tensor, turns: Tensor) -> Tensor:
+    """Shift the hue as in HSV space, without the conversion. turns: fractions of a full turn of the colour wheel.
 
-    Along the wheel a channel is a trapezoid between the least and the largest of the three: a straight line of slope
-    6 (largest - least) per turn, cut off at both. With the middle one, 2 channel - middle continues that line beyond
-    the cuts, so that turning moves along it; the order of the other two channels says in which direction."""
+    As a function of hue, a channel is a line of slope 6 (largest - least) per turn, clipped to the range of the three
+    channels. `2 channel - middle` (`middle`: the second largest) continues the line beyond the clipping, so a hue shift
+    moves along it and clips again. The order of the other two channels gives the sign of the slope."""
     least, largest = pixels.amin(1, keepdim=True), pixels.amax(1, keepdim=True)
     middle = pixels.sum(1, keepdim=True).sub_(least).sub_(largest)
     direction = (pixels.roll(-1, 1) - pixels.roll(-2, 1)).sign_()
-    way = (least - largest).mul_(6 * turns)
-    moved = direction.mul_(way).add_(pixels, alpha=2).sub_(middle)
-    return torch.minimum(torch.maximum(moved, least), largest)  # clamp with tensors takes four times as long on a CPU
+    shift = (least - largest).mul_(6 * turns)
+    moved = direction.mul_(shift).add_(pixels, alpha=2).sub_(middle)
+    return torch.minimum(torch.maximum(moved, least), largest)  # four times as fast on a CPU as clamp with tensors
 
 
-_DISTORTIONS = ((_brighten, 1.0), (_contrast, 1.0), (_saturate, 1.0), (_turn_hue, 0.0), (_contrast, 1.0))
+_DISTORTIONS = ((_brighten, 1.0), (_contrast, 1.0), (_saturate, 1.0), (_shift_hue, 0.0), (_contrast, 1.0))

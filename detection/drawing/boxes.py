@@ -1,6 +1,6 @@
-"""Boxes with labels over an image: the one way in which all pictures of detectors draw them.
+"""Draw labelled boxes on images, for all pictures of objects and detections.
 
-Lines and letters grow with the image. A label looks for a place beside its box where it hides no other label.
+Line width and font size scale with the image. Each label is placed where it overlaps least with earlier labels.
 """
 
 import math
@@ -17,20 +17,20 @@ from PIL import Image, ImageDraw, ImageFont
 from detection.coco.detections import Detections
 from engine.terminal import printable
 
-LEAST_SIDE, MOST_SIDE = 800, 8192  # pixels, of the longer side: draw_found resizes smaller and larger images to these
-LINE_PER_SIDE, LETTERS_PER_SIDE = 1 / 260, 1 / 52  # sizes, as shares of the longer side
-LEAST_LETTERS = 11  # pixels
-# DejaVu, which comes with matplotlib and has the letters of most alphabets, but not those of East Asia.
+MIN_SIDE, MAX_SIDE = 800, 8192  # pixels; draw_found resizes images whose longer side is outside this range
+LINE_PER_SIDE, FONT_PER_SIDE = 1 / 260, 1 / 52  # line width and font size, as fractions of the longer side
+MIN_FONT_SIZE = 11  # pixels
+# DejaVu comes with matplotlib and has the letters of most alphabets, but not those of East Asia.
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-MOST_HIDDEN = 0.3  # share of its area that other labels may take from one; beyond that it is left out, the box stays
+MAX_HIDDEN = 0.3  # a label is not drawn if earlier labels cover more than this fraction of it; its box still is
 
 Colour = tuple[float, float, float]  # red, green, blue, each 0 to 1
-UNMATCHED: Colour = (0.9, 0.1, 0.1)  # of objects that no default box fits
-LEVEL_HUES = (0.83, 0.72, 0.58, 0.48, 0.33, 0.15)  # turns of the colour wheel; none is like UNMATCHED
+UNMATCHED: Colour = (0.9, 0.1, 0.1)  # colour of objects that match no default box
+LEVEL_HUES = (0.83, 0.72, 0.58, 0.48, 0.33, 0.15)  # fractions of the colour wheel; none is similar to UNMATCHED
 
 
 class Mark(NamedTuple):
-    """A box over an image, in its pixels. One without a label gets a thin line."""
+    """A box to draw on an image, in pixels of the image. The line is thin if the label is empty."""
 
     box_xyxy: np.ndarray  # (4,)
     colour: Colour
@@ -39,20 +39,20 @@ class Mark(NamedTuple):
 
 
 def draw_found(pixels: np.ndarray, found: Detections) -> Image.Image:
-    """Return an image (H, W, 3) uint8 RGB with the detections on it, large enough for labels to be legible."""
+    """Draw detections on a copy of an image, resized so that labels are legible. pixels: (H, W, 3) uint8 RGB."""
     marks = [
         Mark(box_xyxy, palette_colour(label - 1), f"{name} {score:.2f}")
         for box_xyxy, label, name, score in zip(
             found.boxes_xyxy, found.labels, found.class_names, found.scores, strict=True
         )
     ]
-    return draw_marks(pixels, marks, min(max(*pixels.shape[:2], LEAST_SIDE), MOST_SIDE))
+    return draw_marks(pixels, marks, min(max(*pixels.shape[:2], MIN_SIDE), MAX_SIDE))
 
 
 def draw_marks(pixels: np.ndarray, marks: Sequence[Mark], side: int) -> Image.Image:
-    """Return an image with marks on it, the first on top; the first also have the first choice of a place for a label.
+    """Draw marks on a copy of an image, the first on top. Labels are placed in the order of the marks.
 
-    pixels: (H, W, 3) uint8 RGB. side: to which the longer side is resized, pixels."""
+    pixels: (H, W, 3) uint8 RGB. side: new length of the longer side of the image, pixels."""
     picture = Image.fromarray(pixels)
     scale = side / max(picture.size)
     if scale != 1:
@@ -63,15 +63,15 @@ def draw_marks(pixels: np.ndarray, marks: Sequence[Mark], side: int) -> Image.Im
         line = max(2, round(side * LINE_PER_SIDE)) if mark.label else 1
         _outline(canvas, box_xyxy, rgb(mark.colour), line, mark.is_dashed)
 
-    font, labels, taken = _font(max(LEAST_LETTERS, round(side * LETTERS_PER_SIDE))), [], []
+    font, labels, occupied = _font(max(MIN_FONT_SIZE, round(side * FONT_PER_SIDE))), [], []
     for mark, box_xyxy in zip(marks, boxes_xyxy, strict=True):
         if mark.label:
             text = printable(mark.label)
             size = font.getlength(text) + 0.6 * font.size, 1.35 * font.size
-            place, hidden = place_label(box_xyxy, size, picture.size, taken)
-            if hidden <= MOST_HIDDEN:
+            place, hidden = place_label(box_xyxy, size, picture.size, occupied)
+            if hidden <= MAX_HIDDEN:
                 labels.append((text, place, rgb(mark.colour)))
-                taken.append(place)
+                occupied.append(place)
     for text, (x0, y0, x1, y1), colour in reversed(labels):
         canvas.rounded_rectangle((x0, y0, x1, y1), radius=0.25 * font.size, fill=(*colour, 225))
         ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 128 else "white"
@@ -80,7 +80,7 @@ def draw_marks(pixels: np.ndarray, marks: Sequence[Mark], side: int) -> Image.Im
 
 
 def _outline(canvas: ImageDraw.ImageDraw, box_xyxy: list[int], colour: tuple, line: int, is_dashed: bool) -> None:
-    """Draw a line around a box, over a darker one for light images."""
+    """Draw the outline of a box, over a darker and wider outline that is visible on light images."""
     x0, y0, x1, y1 = box_xyxy
     x1, y1 = max(x0, x1 - 1), max(y0, y1 - 1)  # the last pixel inside
     canvas.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(0, 0, 0, 120), width=line + 2)
@@ -97,47 +97,47 @@ def _outline(canvas: ImageDraw.ImageDraw, box_xyxy: list[int], colour: tuple, li
 
 
 def place_label(
-    box_xyxy: Sequence[float], label_size: Sequence[float], image_size: Sequence[float], taken: Sequence[np.ndarray]
+    box_xyxy: Sequence[float], label_size: Sequence[float], image_size: Sequence[float], occupied: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, float]:
-    """Choose the place of a label that overlaps least with the places of other labels.
+    """Choose the place of a label that overlaps least with the labels already placed.
 
-    Over the box, in its upper corners, under it, in its lower corners; always on the image. Sizes: width, height;
-    taken: places (4,) xyxy. Returns (4,) xyxy, and the share of it that overlaps."""
+    Tries, in this order: above the box, inside its top corners, below it, inside its bottom corners; always within the
+    image. Sizes: (width, height). occupied: places (4,) xyxy. Returns (4,) xyxy and the fraction that overlaps."""
     (x0, y0, x1, y1), (width, height) = box_xyxy, label_size
     corners = np.array([(left, top) for top in (y0 - height, y0, y1, y1 - height) for left in (x0, x1 - width)], float)
     corners = corners.clip(0, np.maximum(0, np.subtract(image_size, label_size)))
     places = np.concatenate([corners, corners + label_size], axis=1)  # (8, 4)
-    others = np.reshape(taken, (-1, 4))
-    sides = np.minimum(places[:, None, 2:], others[:, 2:]) - np.maximum(places[:, None, :2], others[:, :2])
+    labels = np.reshape(occupied, (-1, 4))
+    sides = np.minimum(places[:, None, 2:], labels[:, 2:]) - np.maximum(places[:, None, :2], labels[:, :2])
     hidden = sides.clip(0).prod(axis=2).sum(axis=1) / (width * height)  # (8,)
     best = hidden.argmin()
     return places[best], hidden[best]
 
 
 def palette_colour(index: int) -> Colour:
-    """Return the colour of a class, by its label - 1. Up to some eighty can be told apart.
+    """Return the colour of a class. index: label - 1. About 80 classes have distinguishable colours.
 
-    Vivid, pale and dark take turns; the hues of each advance by the golden angle, which spreads any number evenly."""
-    turn, kind = divmod(int(index), 3)
-    hue = (turn * (math.sqrt(5) - 1) / 2 + kind / 3) % 1
-    saturation, value = ((0.95, 1.0), (0.5, 1.0), (0.95, 0.6))[kind]
+    Colours alternate between vivid, pale and dark. Hues advance by the golden angle, so any number is spread evenly."""
+    turn, shade = divmod(int(index), 3)
+    hue = (turn * (math.sqrt(5) - 1) / 2 + shade / 3) % 1
+    saturation, value = ((0.95, 1.0), (0.5, 1.0), (0.95, 0.6))[shade]
     return tuple(hsv_to_rgb((hue, saturation, value)))
 
 
 def level_colour(level: int) -> Colour:
-    """Return the colour of a level of default boxes, counted from 0."""
+    """Return the colour of the default boxes of a feature level. level: from 0."""
     return tuple(hsv_to_rgb((LEVEL_HUES[level], 0.6, 1.0)))
 
 
 def draw_text(picture: Image.Image, xy: tuple[float, float], text: str) -> float:
-    """Write a line on a picture and return where it ends. xy: its left end, at half its height."""
+    """Draw a line of text on a picture; return the x coordinate of its end. xy: left end, at half the text height."""
     font, text = _font(13), printable(text)
     ImageDraw.Draw(picture).text(xy, text, fill="black", font=font, anchor="lm")
     return xy[0] + font.getlength(text)
 
 
 def rgb(colour: Colour) -> tuple[int, int, int]:
-    """Return a colour in Pillow's numbers, 0 to 255."""
+    """Convert a colour to the integers that Pillow uses, 0 to 255."""
     return tuple(round(255 * value) for value in colour)
 
 

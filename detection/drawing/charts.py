@@ -1,6 +1,6 @@
-"""Charts of how well a detector does.
+"""Draw charts of detection scores.
 
-They are as wide as a column of `ablation.compare`'s page. Of many classes they show the best and the worst.
+Charts are as wide as a column of `ablation.compare`'s page and show a limited number of classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,16 @@ from stats.precision_recall import precision_by_recall
 WIDTH = 5.6  # inches
 DOTS_PER_INCH = 110
 BAR_INCHES = 0.19
-NAMED_CURVES = 8  # with more classes, half of them are the best and half the worst
-MOST_BARS = 100  # with more classes, half of them are the best and half the worst
-MATRIX_CLASSES = 12  # in the confusion matrix
-# Okabe and Ito's colours that all kinds of eyes can tell apart, without the yellow, which is lost on white.
+MAX_NAMED_CURVES = 8  # if there are more classes, half of these curves are the best and half the worst
+MAX_BARS = 100  # if there are more classes, half of these bars are the best and half the worst
+MAX_MATRIX_CLASSES = 12  # rows of the confusion matrix, without the row for "no object"
+# Okabe and Ito's palette for colour-blind readers, without yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 BLUE, PALE = COLOURS[0], "#b9d6e8"
 
 
 def draw_precision(path: Path, matches: Matches) -> None:
-    """Write a PNG of precision by recall: the mean over classes at each IoU, and each class at IoU 0.5."""
+    """Write a PNG of precision-recall curves: the mean over classes at each IoU, and each class at IoU 0.5."""
     precision = precision_by_recall(matches)  # (T, 101, C)
     has_objects = ~np.isnan(precision[0, 0])
     short = shorten(matches.class_names.tolist())
@@ -39,8 +39,8 @@ def draw_precision(path: Path, matches: Matches) -> None:
     if names:
         _draw_by_iou(by_iou, precision.mean(axis=2), matches.iou_thresholds)
         _draw_by_class(by_class, precision[0], names)
-    by_iou.set_title(f"mean over {len(names)} classes with objects, by IoU asked for", loc="left", fontsize=10)
-    by_class.set_title("each class at IoU 0.5" if names else "no objects to find", loc="left", fontsize=10)
+    by_iou.set_title(f"mean over {len(names)} classes with objects, by IoU threshold", loc="left", fontsize=10)
+    by_class.set_title("each class at IoU 0.5" if names else "no objects", loc="left", fontsize=10)
     for axes in (by_iou, by_class):
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
@@ -49,37 +49,37 @@ def draw_precision(path: Path, matches: Matches) -> None:
 
 
 def _draw_by_iou(axes: Axes, precision: np.ndarray, iou_thresholds: np.ndarray) -> None:
-    """precision: (T, 101)."""
+    """Draw one curve per IoU threshold. precision: (T, 101)."""
     for t, (threshold, curve) in enumerate(zip(iou_thresholds, precision, strict=True)):
         colour = colormaps["viridis"](0.92 * t / max(1, len(precision) - 1))
         axes.plot(RECALL_THRESHOLDS, curve, color=colour, lw=1.5, label=f"{threshold:.2f}: {curve.mean():.3f}")
-    _legend(axes, f"IoU: AP; the mean of all is the mAP, {precision.mean():.3f}", columns=4)
+    _legend(axes, f"IoU: AP; mAP is the mean of these, {precision.mean():.3f}", columns=4)
 
 
 def _draw_by_class(axes: Axes, precision: np.ndarray, names: Sequence[str]) -> None:
-    """precision: (101, C)."""
+    """Draw one curve per class. precision: (101, C)."""
     order = np.argsort(-precision.mean(axis=0), kind="stable")
     named = order
-    if len(order) > NAMED_CURVES:
-        named = np.concatenate([order[: NAMED_CURVES // 2], order[-NAMED_CURVES // 2 :]])
+    if len(order) > MAX_NAMED_CURVES:
+        named = np.concatenate([order[: MAX_NAMED_CURVES // 2], order[-MAX_NAMED_CURVES // 2 :]])
         axes.plot(RECALL_THRESHOLDS, precision, color="0.75", lw=0.6)
     for label, colour in zip(named, COLOURS, strict=False):
         curve = precision[:, label]
         axes.plot(RECALL_THRESHOLDS, curve, color=colour, lw=1.7, label=f"{curve.mean():.3f} {names[label]}")
-    _legend(axes, "AP50" if len(named) == len(order) else "AP50, best and worst; grey: the others", columns=2)
+    _legend(axes, "AP50" if len(named) == len(order) else "AP50, best and worst; grey: all other classes", columns=2)
 
 
 def draw_class_scores(path: Path, per_class: Mapping[str, Mapping[str, float | None]], counts: Sequence[int]) -> None:
-    """Write a PNG of the AP and AP50 of each class as bars, the best on top, with how many objects it has.
+    """Write a PNG with bars for the AP and AP50 of each class, best on top, and its number of objects.
 
-    per_class: as coco_scores gives it. counts: objects of each class."""
+    per_class: from coco_scores. counts: number of objects of each class."""
     short = shorten(per_class)
     scores = [(each["AP"], each["AP50"], name, n) for (name, each), n in zip(per_class.items(), counts, strict=True)]
     scores = sorted((score for score in scores if score[0] is not None), key=lambda score: -score[0])
     title = f"AP (dark) and AP50 (pale) of {len(scores)} classes"
-    if len(scores) > MOST_BARS:
-        scores = scores[: MOST_BARS // 2] + scores[-MOST_BARS // 2 :]
-        title = f"{title}: the {MOST_BARS // 2} best and the {MOST_BARS // 2} worst"
+    if len(scores) > MAX_BARS:
+        scores = scores[: MAX_BARS // 2] + scores[-MAX_BARS // 2 :]
+        title = f"{title}: the {MAX_BARS // 2} best and the {MAX_BARS // 2} worst"
     figure = Figure((WIDTH, 0.9 + BAR_INCHES * len(scores)), DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
     rows = range(len(scores))
@@ -92,24 +92,24 @@ def draw_class_scores(path: Path, per_class: Mapping[str, Mapping[str, float | N
     axes.set_yticks(rows, [short[name] for *_, name, _ in scores], fontsize=8, parse_math=False)
     axes.set(xlim=(0, 1), ylim=(len(scores) - 0.4, -0.6))
     axes.grid(alpha=0.3, axis="x")
-    axes.set_title(title if scores else "no objects to find", loc="left", fontsize=10)
+    axes.set_title(title if scores else "no objects", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     save_chart(path, figure)
 
 
 def draw_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str], score_threshold: float) -> None:
-    """Write a PNG of which class is taken for which; of many classes, the part of those with the most errors.
+    """Write a PNG of a confusion matrix; if there are many classes, show only those with the most errors.
 
-    Numbers of objects, coloured by their share of those of the class, which is a row; below, of what is nothing.
-    counts: (C + 1, C + 1), of confusion_matrix."""
+    Cells show numbers of objects; the colour is the fraction of the row. The last row (no object) has no colour.
+    counts: (C + 1, C + 1), from confusion_matrix."""
     short = shorten(class_names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    shares[-1] = 0  # of nothing there is no such number
-    title = f"detections of score ≥ {score_threshold:g}, matched at IoU ≥ 0.5;\ncolour: share of the objects of a class"
+    shares[-1] = 0  # the row counts detections without an object, so there is no number of objects to divide by
+    title = f"detections with score ≥ {score_threshold:g}, matched at IoU ≥ 0.5;\ncolour: fraction of the true class"
     shown = np.arange(len(class_names))
-    if len(shown) > MATRIX_CLASSES:
+    if len(shown) > MAX_MATRIX_CLASSES:
         errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
-        shown = np.sort(np.argsort(-errors[:-1], kind="stable")[:MATRIX_CLASSES])
+        shown = np.sort(np.argsort(-errors[:-1], kind="stable")[:MAX_MATRIX_CLASSES])
         title = f"the {len(shown)} of {len(class_names)} classes with the most errors;\n{title}"
     names = [short[class_names[label]] for label in shown]
     cells = np.ix_([*shown, -1], [*shown, -1])
@@ -119,21 +119,21 @@ def draw_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str], s
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     ticks = range(len(counts))
-    axes.set_xticks(ticks, [*names, "not found"], rotation=90 if len(names) > 4 else 0, parse_math=False)
-    axes.set_yticks(ticks, [*names, "nothing there"], parse_math=False)
+    axes.set_xticks(ticks, [*names, "missed"], rotation=90 if len(names) > 4 else 0, parse_math=False)
+    axes.set_yticks(ticks, [*names, "no object"], parse_math=False)
     axes.tick_params(length=0)
     for row, column in zip(*np.nonzero(counts), strict=True):
         colour = "white" if shares[row, column] > 0.55 else "black"
         axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=8, color=colour)
     for line in (axes.axhline, axes.axvline):
         line(len(names) - 0.5, color="0.5", lw=1)
-    axes.set(xlabel="found as", ylabel="is")
+    axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(title, loc="left", fontsize=10)
     save_chart(path, figure)
 
 
 def _legend(axes: Axes, title: str, columns: int) -> None:
-    """Below the axes: inside it would lie on curves."""
+    """Add a legend below the axes, because inside it would cover curves."""
     legend = axes.legend(
         title=title, ncols=columns, fontsize=8, title_fontsize=8, alignment="left", frameon=False,
         handlelength=1.4, columnspacing=1.4, loc="upper left", bbox_to_anchor=(0, -0.13), borderaxespad=0,

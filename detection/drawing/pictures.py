@@ -1,4 +1,4 @@
-"""Images side by side, with what is in them and what was found, for a person to judge."""
+"""Draw images side by side with their ground truth and detections, for visual inspection."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ from engine.logbook import progress_bar
 
 EXAMPLES = 4  # images in detections.png
 SHOWN_SCORE = 0.3  # detections below it are not drawn
-PANEL_SIDE = 400  # pixels of one panel in detections.png
-EXAMPLE_SIDE = 320  # pixels, the longer side of an example
-LINE = 26  # pixels, the height of a caption
+PANEL_SIDE = 400  # pixels, width of a panel in detections.png
+EXAMPLE_SIDE = 320  # pixels, longer side of an example
+LINE = 26  # pixels, height of a caption
 GAP = 6  # pixels between panels
 
 
 class Example(NamedTuple):
-    """One image of a data set with what is in it and what was found in it."""
+    """One image of a data set with its ground truth and its detections."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     name: str
@@ -32,18 +32,18 @@ class Example(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One image with what is marked on it."""
+    """One image with a caption and with marks to draw on it."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     caption: str
-    marks: Sequence[Mark]  # the first lie on top
+    marks: Sequence[Mark]  # the first are drawn on top
     dots_xy: np.ndarray = np.empty((0, 2))  # (m, 2) pixels
 
 
 def examples(coco: CocoFile, results: np.ndarray) -> dict[str, Example]:
-    """Return a few images spread evenly over a data set, by image id.
+    """Return EXAMPLES images spread evenly over a data set, as {image id: Example}.
 
-    results: detections (N, 7), as from DetectionTask.detect_all, best first; those below SHOWN_SCORE are left out."""
+    results: detections (N, 7) from DetectionTask.detect_all, highest score first; ignores those below SHOWN_SCORE."""
     label_of = {category_id: label for label, category_id in enumerate(coco.category_ids, start=1)}
     chosen = {}
     for index in spread(len(coco.images), EXAMPLES):
@@ -59,15 +59,15 @@ def examples(coco: CocoFile, results: np.ndarray) -> dict[str, Example]:
     return chosen
 
 
-def spread(count: int, most: int) -> list[int]:
-    """Return at most `most` indices, spread evenly over `count`."""
-    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
+def spread(count: int, limit: int) -> list[int]:
+    """Return at most `limit` indices, spread evenly from 0 to count - 1."""
+    return np.linspace(0, count - 1, min(limit, count)).round().astype(int).tolist()
 
 
 def object_marks(
     class_names: Sequence[str], boxes_xyxy: np.ndarray, labels: Sequence[int], is_crowd: Sequence[bool]
 ) -> list[Mark]:
-    """Return boxes (n, 4) with their class names and colours, small ones on top; crowds are dashed."""
+    """Return marks for boxes (n, 4) with the name and colour of their class, small boxes on top; crowds are dashed."""
     marks = []
     for box_xyxy, label, crowd in zip(boxes_xyxy, labels, is_crowd, strict=True):
         text = class_names[label - 1] + (" (crowd)" if crowd else "")
@@ -76,20 +76,20 @@ def object_marks(
 
 
 def small_first(marks: Iterable[Mark]) -> list[Mark]:
-    """Return marks with small boxes on top of large ones, and boxes without a label below both."""
+    """Sort marks so that small boxes are drawn on top of large ones, and boxes without a label below all of them."""
     return sorted(marks, key=lambda mark: (not mark.label, np.prod(mark.box_xyxy[2:] - mark.box_xyxy[:2])))
 
 
 def draw_detections(path: Path, pictures: Sequence[Example]) -> None:
-    """Write a PNG: of each image the ground truth on the left and the detections, with scores, on the right."""
+    """Write a PNG with two panels per image: ground truth on the left, detections with scores on the right."""
     panels = []
     for picture in pictures:
-        found = f"{'' if picture.found else 'no '}detections of score {SHOWN_SCORE:g} or more"
+        found = f"{'' if picture.found else 'no '}detections with score ≥ {SHOWN_SCORE:g}"
         panels.append(Panel(picture.image, f"{picture.name}: ground truth", picture.truth))
         panels.append(Panel(picture.image, found, picture.found))
     drawn = lay_out(panels, columns=4 if len(pictures) > 3 else 2, side=PANEL_SIDE)
-    # 256 colours: a third of the bytes, because records of experiments are committed. Spread over all that occur: the
-    # commonest would leave none for a label or two.
+    # 256 colours take a third of the bytes, because experiment records are committed. MAXCOVERAGE spreads them over all
+    # colours in the picture; the most frequent 256 could lack the colour of a small label.
     palette = drawn.quantize(256, Image.Quantize.MAXCOVERAGE)
     save_png(path, drawn.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
 
@@ -97,15 +97,15 @@ def draw_detections(path: Path, pictures: Sequence[Example]) -> None:
 def draw_panels(
     path: Path, panels: Sequence[Panel], columns: int, side: int, key: Mapping[str, Colour] | None = None
 ) -> None:
-    """Write a PNG of panels, see `lay_out`."""
+    """Write a PNG of the panels, arranged by `lay_out`."""
     bar = progress_bar(panels, desc=f"drawing {path.name}", unit="panel", leave=False)
     save_png(path, lay_out(bar, columns, side, key))
 
 
 def lay_out(panels: Iterable[Panel], columns: int, side: int, key: Mapping[str, Colour] | None = None) -> Image.Image:
-    """Return panels row by row, each image under its caption.
+    """Arrange panels in rows, each image below its caption.
 
-    side: of a panel, pixels; the longer side of its image. key: what colours stand for, written above the panels."""
+    side: of a panel and of the longer side of its image, pixels. key: {meaning: colour}, drawn above the panels."""
     cells = []
     for panel in panels:
         image = draw_marks(panel.image, panel.marks, side)
@@ -121,7 +121,7 @@ def lay_out(panels: Iterable[Panel], columns: int, side: int, key: Mapping[str, 
     height = top + sum(max(cell.height for cell in row) + GAP for row in rows)
     picture = Image.new("RGB", (columns * (side + GAP) - GAP, height), "white")
     if key:
-        picture.paste((190, 190, 190), (0, 0, picture.width, LINE))  # grey, because one of the colours is white
+        picture.paste((190, 190, 190), (0, 0, picture.width, LINE))  # grey, because a colour of the key can be white
     left = 0
     for name, colour in (key or {}).items():
         ImageDraw.Draw(picture).rectangle((left + 6, 8, left + 28, LINE - 9), fill=rgb(colour))
@@ -134,9 +134,9 @@ def lay_out(panels: Iterable[Panel], columns: int, side: int, key: Mapping[str, 
 
 
 def draw_examples(folder: Path, pictures: Mapping[str, Example]) -> None:
-    """Write two small JPEGs of each image: name.jpg with the detections, name_truth.jpg with the ground truth.
+    """Write two small JPEGs per image: name.jpg with detections and name_truth.jpg with ground truth.
 
-    The folder is made, and emptied of earlier examples."""
+    Creates the folder and deletes the JPEGs that are already in it."""
     folder.mkdir(exist_ok=True)
     for path in folder.glob("*.jpg"):
         path.unlink()
@@ -147,5 +147,5 @@ def draw_examples(folder: Path, pictures: Mapping[str, Example]) -> None:
 
 
 def save_jpeg(path: Path, image: Image.Image, **options: object) -> None:
-    """Write a JPEG that `is_ours` recognises, without chroma subsampling, which would smear coloured lines."""
+    """Write a JPEG that `is_ours` recognises. Chroma subsampling is off, because it would blur coloured lines."""
     write_whole(path, lambda file: image.save(file, "JPEG", subsampling=0, comment=MADE_BY, **options))

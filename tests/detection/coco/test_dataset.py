@@ -1,4 +1,4 @@
-"""detection/coco/dataset.py: decoding images, samples and batches."""
+"""detection/coco/dataset.py: decoded images, samples and batches."""
 
 import dataclasses
 import struct
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def one_image(folder, read):
-    """Save an image and an annotation file that says it has `size`; returns that as read."""
+    """Return a function that saves an image, writes an annotation file giving it `size`, and reads that file."""
 
     def one_image(image, size, name="x.png", **options):
         image.save(folder / "images" / name, **options)
@@ -40,7 +40,7 @@ def one_image(folder, read):
         ("CMYK", "x.jpg", 4),
     ],
 )
-def test_every_kind_of_image_is_read_as_rgb(one_image, mode, name, tolerance):
+def test_every_image_mode_is_read_as_rgb(one_image, mode, name, tolerance):
     grey = 255 if mode == "1" else 100
     image = Image.new("RGB", (40, 30), (grey, grey, grey)).convert(mode, palette=Image.Palette.ADAPTIVE)
     pixels = read_image(one_image(image, (40, 30), name), 0)
@@ -81,9 +81,9 @@ def test_a_deep_image_is_scaled_by_its_largest_value(one_image, values, name, pa
         np.append(np.ones(1199, np.float32), np.nan),
         np.arange(-1024, 176, dtype=np.int32),
     ],
-    ids=["below 0", "neither fractions nor numbers", "nan", "hounsfield"],
+    ids=["below 0", "neither fractions nor integers", "nan", "hounsfield"],
 )
-def test_deep_values_of_unknown_scale_are_refused_with_the_cure(one_image, values):
+def test_deep_values_of_unknown_scale_are_rejected_with_the_cure(one_image, values):
     coco = one_image(Image.fromarray(values.reshape(30, 40)), (40, 30), "x.tif")
     with pytest.raises(DatasetError, match=rf"x\.tif.*32-bit grey values from {values.min():g} to .*with 8 bits"):
         read_image(coco, 0)
@@ -96,9 +96,9 @@ def exif(orientation):
 
 
 @pytest.mark.parametrize("size", [(30, 40), (40, 30)], ids=["upright", "as stored"])
-def test_an_image_is_turned_upright_if_the_file_gives_the_upright_size(one_image, size):
+def test_an_image_is_rotated_if_the_annotation_file_gives_the_upright_size(one_image, size):
     stored = np.zeros((30, 40, 3), np.uint8)
-    stored[:8] = 255  # the top edge; orientation 6 turns it to the right one
+    stored[:8] = 255  # the top edge; orientation 6 moves it to the right
     pixels = read_image(one_image(Image.fromarray(stored), size, "x.jpg", exif=exif(6), quality=95), 0)
     assert pixels.shape[:2] == size[::-1]
     upright = pixels if size == (30, 40) else np.rot90(pixels, -1)
@@ -129,17 +129,17 @@ def claim_four_gigapixels(path):
     ],
     ids=["size", "swapped", "empty", "html", "half", "four gigapixels", "postscript"],
 )
-def test_an_image_that_cannot_be_used_is_refused_by_name_before_a_pixel_is_decoded(
+def test_an_unusable_image_is_named_and_rejected_without_decoding_it(
     folder, one_image, monkeypatch, name, size, spoil, message
 ):
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     coco = one_image(Image.fromarray(noise), size, name)
     spoil(folder / "images" / name)
-    if size != (30, 40):  # to ask a PNG for its orientation is to decode it
+    if size != (30, 40):  # reading the orientation of a PNG decodes it
         monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("decoded"))
     with pytest.raises(DatasetError, match=rf"{name}: image id 5: {message}.*; `python -m detection\.data check`"):
         read_image(coco, 0)
-    if spoil is halve:  # a part that is there, too
+    if spoil is halve:  # also when decoding a part that is not truncated
         with pytest.raises(DatasetError, match="truncated"):
             decode_image(coco.file(0), (0, 0, 40, 10))
 
@@ -156,7 +156,7 @@ def test_an_image_that_cannot_be_used_is_refused_by_name_before_a_pixel_is_decod
         ("I;16", "x.png", 1),
     ],
 )
-def test_a_part_is_what_the_whole_image_has_there(one_image, mode, name, orientation):
+def test_a_decoded_part_equals_the_crop_of_the_whole_image(one_image, mode, name, orientation):
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     image = Image.fromarray(256 * noise[..., 0].astype(np.uint16) if mode == "I;16" else noise)
     image = image if image.mode == mode else image.convert(mode)
@@ -168,7 +168,7 @@ def test_a_part_is_what_the_whole_image_has_there(one_image, mode, name, orienta
 
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 def test_a_reduced_jpeg_shows_the_same_part_in_fewer_pixels(one_image, reduction):
-    ramp = np.add.outer(np.arange(100), np.arange(131)).astype(np.uint8)  # sizes that no reduction divides
+    ramp = np.add.outer(np.arange(100), np.arange(131)).astype(np.uint8)  # sizes that are not multiples of a reduction
     coco = one_image(Image.fromarray(ramp), (131, 100), "x.jpg", quality=95)
     reduced = decode_image(coco.file(0), (8, 16, 128, 96), reduction)
     blocks = ramp[16:96, 8:128].reshape(80 // reduction, reduction, 120 // reduction, reduction)
@@ -177,7 +177,7 @@ def test_a_reduced_jpeg_shows_the_same_part_in_fewer_pixels(one_image, reduction
 
 
 @pytest.mark.parametrize(("name", "orientation", "size"), [("x.png", 1, (40, 32)), ("x.jpg", 6, (32, 40))])
-def test_what_is_no_upright_jpeg_is_not_reduced(one_image, name, orientation, size):
+def test_only_an_upright_jpeg_is_reduced(one_image, name, orientation, size):
     coco = one_image(Image.new("RGB", (40, 32)), size, name, exif=exif(orientation))
     assert decode_image(coco.file(0), (0, 0, 32, 32), 4).shape == (32, 32, 3)
 
@@ -198,7 +198,7 @@ def test_a_sample_has_fractions_of_the_square_and_the_file_s_image_id(read, cont
     assert sample["image_id"] == 50
 
 
-def test_crowds_are_no_targets(read, content):
+def test_crowds_are_not_targets(read, content):
     content["annotations"][2]["iscrowd"] = 1
     assert CocoDetection(read(content), eval_transform(64))[0, 1]["labels"].tolist() == [1]
 
@@ -216,7 +216,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(sample_root):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_batch_has_the_samples_that_are_loaded_one_by_one(sample_root):
+def test_a_batch_equals_the_samples_loaded_one_by_one(sample_root):
     dataset = CocoDetection(sample_coco(sample_root), train_transform(AugmentConfig(), 64))
     keys = [(3, 5), (0, 1), (3, 2)]
     for one, other in zip(dataset.__getitems__(keys), (dataset[key] for key in keys), strict=True):
@@ -224,7 +224,7 @@ def test_a_batch_has_the_samples_that_are_loaded_one_by_one(sample_root):
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_the_cache_changes_pixels_only_where_a_jpeg_is_decoded_reduced(sample_root):
+def test_the_cache_changes_pixels_only_of_reduced_jpegs(sample_root):
     coco, transform = sample_coco(sample_root), train_transform(AugmentConfig(), 32)
     plain, cached = CocoDetection(coco, transform), CocoDetection(coco, transform, cache_mib=100)
     reductions = set()
@@ -251,7 +251,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(sample_root, cache_mib):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_broken_image_is_named_from_a_worker_too(sample_root):
+def test_a_loader_process_names_an_unusable_image(sample_root):
     coco = sample_coco(sample_root)
     coco = dataclasses.replace(coco, images=[image._replace(width=1) for image in coco.images])
     loader = build_loader(CocoDetection(coco, eval_transform(32)), [[(0, 0)]], collate, 1, CPU)
@@ -260,7 +260,7 @@ def test_a_broken_image_is_named_from_a_worker_too(sample_root):
 
 
 @pytest.mark.parametrize("counts", [(2, 0, 1), (0, 0, 0)])
-def test_collate_pads_with_background(counts):
+def test_collate_pads_with_label_0(counts):
     samples = [
         {
             "image": torch.full((3, 4, 4), n, dtype=torch.uint8),

@@ -1,4 +1,4 @@
-"""detection/coco/defects.py: what is wrong with the records of an annotation file, and with its boxes as a whole."""
+"""detection/coco/defects.py: invalid records, and boxes in a format other than COCO's."""
 
 import json
 
@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from detection.coco.annotations import survey_coco
-from detection.coco.defects import what_boxes_are
+from detection.coco.defects import diagnose_boxes
 
 NAN, INFINITY = float("nan"), float("inf")
-TEXT = "it is text: write it without quotes"
+TEXT = "write it without quotes"
 
 
 @pytest.fixture
 def defects(folder):
-    """Write annotations beside the images of `folder`; returns their defects."""
+    """Return a function that writes annotations next to the images of `folder` and returns their defects."""
 
     def defects(annotations):
         (folder / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
@@ -26,62 +26,62 @@ def defects(folder):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("categories", {"id": None}, "categories[1] (id None): id None, expected a whole number"),
-        ("categories", {"id": 7}, "categories[1] (id 7): id 7 is that of categories[0], too"),
+        ("categories", {"id": None}, "categories[1] (id None): id is None, expected an integer"),
+        ("categories", {"id": 7}, "categories[1] (id 7): duplicate id 7: already used by categories[0]"),
         ("categories", {"id": "7"}, TEXT),
-        ("categories", {"name": "dog"}, "name 'dog' is that of categories[0], too"),
-        ("categories", {"name": 5}, "name 5, expected text"),
-        ("categories", {"name": "half \ud83d"}, "name 'half \\ud83d', expected text"),
-        ("images", {"id": 50}, "images[1] (id 50): id 50 is that of images[0], too"),
-        ("images", {"width": 0}, "images[1] (id 20): width 0, expected a whole number above 0"),
-        ("images", {"height": 30.5}, "height 30.5, expected a whole number"),
-        ("images", {"file_name": 7}, "file_name 7, expected text"),
-        ("images", {"file_name": "caf\udce9.png"}, "file_name 'caf\\udce9.png', expected text"),
-        ("images", {"file_name": "../a.json"}, "images[1] (id 20): file_name '../a.json' leads out"),
-        ("images", {"file_name": "/etc/passwd"}, "leads out"),
-        ("annotations", {"id": 1}, "annotations[1] (id 1): id 1 is that of annotations[0], too"),
+        ("categories", {"name": "dog"}, "duplicate name 'dog': already used by categories[0]"),
+        ("categories", {"name": 5}, "name is 5, expected non-empty text"),
+        ("categories", {"name": "half \ud83d"}, "name is 'half \\ud83d', expected non-empty text in valid Unicode"),
+        ("images", {"id": 50}, "images[1] (id 50): duplicate id 50: already used by images[0]"),
+        ("images", {"width": 0}, "images[1] (id 20): width is 0, expected an integer from 1"),
+        ("images", {"height": 30.5}, "height is 30.5, expected an integer"),
+        ("images", {"file_name": 7}, "file_name is 7, expected non-empty text"),
+        ("images", {"file_name": "caf\udce9.png"}, "file_name is 'caf\\udce9.png', expected"),
+        ("images", {"file_name": "../a.json"}, "images[1] (id 20): file_name is '../a.json', expected a path"),
+        ("images", {"file_name": "/etc/passwd"}, "without .."),
+        ("annotations", {"id": 1}, "annotations[1] (id 1): duplicate id 1: already used by annotations[0]"),
         ("annotations", {"image_id": 99}, "annotations[1] (id 2): image_id 99: no such image"),
-        ("annotations", {"image_id": "20"}, f"image_id '20', expected a whole number from 0 to 2 ** 53; {TEXT}"),
+        ("annotations", {"image_id": "20"}, "image_id is '20', expected an integer from 0 to 2**53 - 1; this is text"),
         ("annotations", {"category_id": 0}, "annotations[1] (id 2): category_id 0: no such category"),
         ("annotations", {"category_id": "3"}, TEXT),
-        ("annotations", {"bbox": [0, 0, -1, 5]}, "annotations[1] (id 2): bbox [0, 0, -1, 5], expected [x, y, width"),
-        ("annotations", {"bbox": [NAN, 0, 1, 5]}, "bbox [nan, 0, 1, 5], expected"),
-        ("annotations", {"bbox": [0, 0, INFINITY, 5]}, "bbox [0, 0, inf, 5], expected"),
-        ("annotations", {"bbox": [0, 0, 10**400, 5]}, "bbox [0, 0, 1000"),
-        ("annotations", {"bbox": [0, 0, 5]}, "bbox [0, 0, 5], expected"),
-        ("annotations", {"bbox": None}, "bbox None, expected"),
-        ("annotations", {"bbox": [40, 0, 5, 5]}, "bbox [40, 0, 5, 5] lies outside image 50 of 40 x 30 pixels"),
-        ("annotations", {"bbox": [-9, 0, 5, 5]}, "lies outside"),
-        ("annotations", {"iscrowd": 2}, "iscrowd 2, expected 0 or 1"),
-        ("annotations", {"area": -5}, "area -5, expected 0 to 1e+10 square pixels"),
-        ("annotations", {"area": NAN}, "area nan, expected 0 to 1e+10 square pixels"),
+        ("annotations", {"bbox": [0, 0, -1, 5]}, "annotations[1] (id 2): bbox is [0, 0, -1, 5], expected [x, y, width"),
+        ("annotations", {"bbox": [NAN, 0, 1, 5]}, "bbox is [nan, 0, 1, 5], expected"),
+        ("annotations", {"bbox": [0, 0, INFINITY, 5]}, "bbox is [0, 0, inf, 5], expected"),
+        ("annotations", {"bbox": [0, 0, 10**400, 5]}, "bbox is [0, 0, 1000"),
+        ("annotations", {"bbox": [0, 0, 5]}, "bbox is [0, 0, 5], expected"),
+        ("annotations", {"bbox": None}, "bbox is None, expected"),
+        ("annotations", {"bbox": [40, 0, 5, 5]}, "bbox [40, 0, 5, 5] is outside image 50 (40 x 30 pixels)"),
+        ("annotations", {"bbox": [-9, 0, 5, 5]}, "is outside"),
+        ("annotations", {"iscrowd": 2}, "iscrowd is 2, expected 0 or 1"),
+        ("annotations", {"area": -5}, "area is -5, expected 0 to 1e+10 square pixels"),
+        ("annotations", {"area": NAN}, "area is nan, expected 0 to 1e+10 square pixels"),
     ],
 )
-def test_a_bad_value_is_named_with_its_record(defects, content, name, change, message):
+def test_an_invalid_value_is_reported_with_its_record(defects, content, name, change, message):
     content[name][1] |= change
     assert message in str(defects(content)[0])
 
 
-# ---- the boxes of a file as a whole -------------------------------------------------------------------------------
+# ---- the format of all boxes of a file ----------------------------------------------------------------------------
 
 
-def test_boxes_as_fractions_are_one_defect_that_names_the_cure(defects, content):
+def test_boxes_as_fractions_are_one_defect_with_the_cure(defects, content):
     for annotation in content["annotations"]:
         annotation["bbox"] = [0.1, 0.2, 0.5, 0.25]
     (defect,) = defects(content)
     assert defect.record == ""
-    for part in ("fractions of the image?", "in pixels", "multiply"):
+    for part in ("fractions", "in pixels", "multiply"):
         assert part in defect.what
 
 
-def test_what_explains_the_defects_of_the_records_comes_first(defects, content):
+def test_the_defect_that_explains_all_records_comes_first(defects, content):
     content["images"] = [image | {"width": 30, "height": 300} for image in content["images"]]
     content["annotations"] = [
         {"id": k, "image_id": 20, "category_id": 3, "bbox": [60 * k, 2, 50, 20]} for k in range(5)
     ]
     first, *others = defects(content)
-    assert "width and height of the images swapped" in first.what
-    assert ["lies outside image" in defect.what for defect in others] == [True] * 4
+    assert "swapped" in first.what
+    assert ["is outside image" in defect.what for defect in others] == [True] * 4
 
 
 SIZE = np.array([640.0, 360.0])
@@ -89,7 +89,7 @@ SIZE = np.array([640.0, 360.0])
 
 @pytest.fixture
 def boxes():
-    """200 boxes within images of 640 x 360 pixels, of all sizes and in all places."""
+    """Return 200 boxes [x, y, width, height] of various sizes within an image of 640 x 360 pixels."""
     rng = np.random.default_rng(0)
     sides = rng.uniform(0.02, 0.6, (200, 2)) * SIZE
     return np.concatenate([rng.uniform(0, 1, (200, 2)) * (SIZE - sides), sides], axis=1)
@@ -103,44 +103,44 @@ def as_centres(boxes):
     return np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], axis=1)
 
 
-def what(boxes, size=SIZE):
-    return what_boxes_are(boxes, np.tile(size, (len(boxes), 1)))
+def diagnose(boxes, size=SIZE):
+    return diagnose_boxes(boxes, np.tile(size, (len(boxes), 1)))
 
 
-def test_correct_boxes_are_not_suspected(boxes):
+def test_no_defect_is_reported_for_correct_boxes(boxes):
     far_over, small = boxes.copy(), boxes.copy()
     far_over[:60, 2:] *= 3
     small[:, 2:] = 2
     a_little_over = boxes * 0 + [10, 5, *SIZE]
     for each in (boxes, boxes[:0], np.zeros((3, 4)), far_over, small, a_little_over, as_corners(boxes[:3])):
-        assert what(each) is None
+        assert diagnose(each) is None
 
 
 def test_fractions_are_recognised(boxes):
     fractions = boxes / np.tile(SIZE, 2)
     among_empty = fractions.copy()
     among_empty[50:] = 0
-    for spoiled in (fractions, fractions[:1], among_empty, as_centres(fractions), as_corners(fractions)):
-        assert "are these fractions" in what(spoiled)
+    for wrong in (fractions, fractions[:1], among_empty, as_centres(fractions), as_corners(fractions)):
+        assert "fractions" in diagnose(wrong)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "parts"),
+    ("convert", "parts"),
     [(as_corners, ["[x1, y1, x2, y2]", "Subtract"]), (as_centres, ["[cx, cy, width, height]", "half the width"])],
 )
-def test_corners_centres_and_swapped_sides_are_recognised(boxes, spoil, parts):
+def test_corners_centres_and_swapped_sides_are_recognised(boxes, convert, parts):
     for part in parts:
-        assert part in what(spoil(boxes))
-    assert "swapped" in what(boxes, SIZE[::-1])
+        assert part in diagnose(convert(boxes))
+    assert "swapped" in diagnose(boxes, SIZE[::-1])
 
 
 @pytest.mark.parametrize("name", ["coco80", "coco_person", "bccd", "cards", "raccoon"])
 @pytest.mark.parametrize("half", ["train", "val"])
-def test_real_data_is_not_suspected(shared_data, name, half):
+def test_the_box_format_of_real_data_is_recognised(shared_data, name, half):
     root = shared_data / name
     survey = survey_coco(root / f"annotations/instances_{half}.json", root / f"images/{half}")
     assert not survey.defects
-    for spoil, part in ((as_corners, "[x1, y1, x2, y2]"), (lambda boxes: boxes / 1000, "fractions")):
+    for convert, part in ((as_corners, "[x1, y1, x2, y2]"), (lambda boxes: boxes / 1000, "fractions")):
         boxes_xyxy, sizes = survey.coco.boxes_xyxy, [[image.width, image.height] for image in survey.coco.images]
         boxes = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
-        assert part in what_boxes_are(spoil(boxes), np.repeat(sizes, np.diff(survey.coco.first_object), axis=0))
+        assert part in diagnose_boxes(convert(boxes), np.repeat(sizes, np.diff(survey.coco.first_object), axis=0))

@@ -1,4 +1,4 @@
-"""Detections come out in the file's own terms, and COCO's scores of them are pycocotools' on the untouched file."""
+"""detection/coco/evaluation.py: detections in the terms of the annotation file, and scores equal to pycocotools'."""
 
 import json
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ PUBLISHED_NAMES = {
 
 
 def write_annotations(path, annotations, categories=((1, "cat"), (7, "dog"))):
-    """An annotation file of two images, 5 and 9, and of annotations (image_id, category_id, bbox, further fields)."""
+    """Write an annotation file of images 5 and 9. annotations: (image_id, category_id, bbox, other fields)."""
     content = {
         "images": [
             {"id": i, "file_name": f"{i}.jpg", "width": width, "height": height}
@@ -67,7 +67,7 @@ def as_array(results):
 
 
 def random_case(path, seed):
-    """Objects and detections near them in two images, among crowds, ties, missing fields; some seeds without either."""
+    """Draw objects and detections near them in two images, with crowds, tied scores and missing fields."""
     rng = np.random.default_rng(seed)
     objects, results = [], []
     for _ in range(int(rng.integers(0, 60))):
@@ -78,13 +78,13 @@ def random_case(path, seed):
             objects.append((image_id, category_id, box, further))
         if rng.random() < 0.8:
             shifted = [round(max(value + float(rng.normal(0, 3)), 0), 3) for value in box]
-            score = round(float(rng.random()), 1)  # many are equal
+            score = round(float(rng.random()), 1)  # many ties
             results.append({"image_id": image_id, "category_id": category_id, "bbox": shifted, "score": score})
     return write_annotations(path, objects), results
 
 
 def average_precision(matches, class_position):
-    """AP of a class from its matches, one threshold after the other; None without objects."""
+    """Compute the AP of a class from its matches, in plain loops; None if it has no objects."""
     num_objects = int((matches.object_classes == class_position).sum())
     if num_objects == 0:
         return None
@@ -104,7 +104,7 @@ def average_precision(matches, class_position):
 
 
 def assert_all_agree(annotations_path, results):
-    """That hotcoco's scores, and AP from the statistics per image, are those of pycocotools; returns these."""
+    """Assert that hotcoco's scores and the AP from image_statistics equal pycocotools' scores; return these."""
     scores = coco_scores(annotations_path, results)
     expected = {name: None if scores[name] is None else pytest.approx(scores[name], abs=1e-12) for name in METRICS}
     assert quick_scores(annotations_path, as_array(results)) == expected
@@ -116,7 +116,7 @@ def assert_all_agree(annotations_path, results):
     return scores
 
 
-def test_scores_of_the_coco_sample_are_the_published_ones(shared_data):
+def test_scores_of_the_coco_sample_equal_the_published_scores(shared_data):
     folder = shared_data / "cocoeval100"
     published = json.loads((folder / "expected_bbox.json").read_text())
     path, annotations_path = (
@@ -148,7 +148,7 @@ def test_scores_agree_with_more_than_a_hundred_detections_in_an_image(two_object
     )
 
 
-def test_no_detections_score_zero(two_objects):
+def test_scores_are_zero_without_detections(two_objects):
     scores = assert_all_agree(two_objects, [])
     assert scores["mAP"] == 0.0
     assert scores["per_class"] == {"cat": {"AP": 0.0, "AP50": 0.0}, "dog": {"AP": 0.0, "AP50": 0.0}}
@@ -164,14 +164,14 @@ def test_without_ground_truth_every_score_is_undefined(tmp_path, annotations):
         assert scores["per_class"]["cat"] == {"AP": None, "AP50": None}
 
 
-def test_a_class_without_objects_is_undefined_and_left_out_of_the_mean(tmp_path):
+def test_a_class_without_objects_is_undefined_and_not_in_the_mean(tmp_path):
     path = write_annotations(tmp_path / "cats.json", [(5, 1, [10, 10, 50, 40], {})])
     scores = coco_scores(path, perfect_results(path))
     assert scores["per_class"]["dog"] == {"AP": None, "AP50": None}
     assert scores["mAP"] == pytest.approx(1.0)
 
 
-def test_missing_iscrowd_and_area_mean_no_crowd_and_the_area_of_the_box(tmp_path):
+def test_iscrowd_defaults_to_0_and_area_to_the_area_of_the_box(tmp_path):
     objects = [(5, 1, [10, 10, 50, 40]), (5, 1, [100, 10, 20, 20]), (9, 7, [0, 0, 100, 50])]
     bare = write_annotations(tmp_path / "bare.json", [(*o, {}) for o in objects])
     full = write_annotations(tmp_path / "full.json", [(*o, {"iscrowd": 0, "area": o[2][2] * o[2][3]}) for o in objects])
@@ -180,7 +180,7 @@ def test_missing_iscrowd_and_area_mean_no_crowd_and_the_area_of_the_box(tmp_path
 
 
 def test_an_annotation_with_id_zero_is_found(two_objects):
-    """pycocotools takes a match with id 0 for none."""
+    """Regression test: for pycocotools, a match with id 0 means unmatched."""
     content = json.loads(two_objects.read_text())
     for annotation in content["annotations"]:
         annotation["id"] -= 1
@@ -188,7 +188,7 @@ def test_an_annotation_with_id_zero_is_found(two_objects):
     assert coco_scores(two_objects, perfect_results(two_objects))["mAP"] == pytest.approx(1.0)
 
 
-def test_sizes_go_by_the_area_in_the_file_not_by_the_box(tmp_path):
+def test_object_size_is_the_area_in_the_file_not_that_of_the_box(tmp_path):
     path = write_annotations(tmp_path / "thin.json", [(5, 1, [10, 10, 200, 200], {"area": 100})])
     scores = coco_scores(path, perfect_results(path))
     assert scores["AP_small"] == pytest.approx(1.0)
@@ -196,10 +196,10 @@ def test_sizes_go_by_the_area_in_the_file_not_by_the_box(tmp_path):
 
 
 @pytest.mark.parametrize("foreign", [{"image_id": 6}, {"category_id": 2}])
-def test_results_of_another_data_set_are_refused(two_objects, foreign):
+def test_results_with_unknown_ids_are_rejected(two_objects, foreign):
     result = perfect_results(two_objects)[0] | foreign
     [(key, value)] = foreign.items()
-    with pytest.raises(ValueError, match=f"{key} {value}: detected, but not in .*two.json"):
+    with pytest.raises(ValueError, match=f"{key} {value} .*two.json"):
         coco_scores(two_objects, [result])
 
 
@@ -231,7 +231,7 @@ def test_a_file_that_changed_is_read_again(two_objects):
 
 
 class TwoAnchors(nn.Module):
-    """Finds label 1 at the left anchor and, with less confidence, label 2 at the right one, in every image."""
+    """Detect label 1 at the left anchor and, with a lower score, label 2 at the right anchor, in every image."""
 
     def __init__(self):
         super().__init__()
@@ -253,11 +253,11 @@ COCO_FILE = SimpleNamespace(
 
 
 def loader(*image_ids):
-    """A batch for each of image_ids."""
+    """Return one batch per image id."""
     return [{"images": torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "image_ids": torch.tensor([i])} for i in image_ids]
 
 
-def test_detect_scales_each_image_by_its_own_size_and_sorts_by_image_then_score():
+def test_detect_scales_boxes_to_each_image_and_sorts_by_image_then_score():
     [results] = detect(
         TwoAnchors(), loader(9, 5), COCO_FILE, device=CPU, settings=[PostprocessConfig(score_threshold=0.3)]
     )
@@ -269,7 +269,7 @@ def test_detect_scales_each_image_by_its_own_size_and_sorts_by_image_then_score(
     ]
 
 
-def test_a_sweep_of_thresholds_runs_the_network_once():
+def test_the_network_runs_once_for_several_thresholds():
     model = TwoAnchors().train()
     model.frozen.eval()
     settings = [PostprocessConfig(score_threshold=threshold) for threshold in (0.3, 0.9)]

@@ -1,4 +1,4 @@
-"""Augmentation: boxes and labels move with the pixels, by torchvision's chances; colours by its operations."""
+"""detection/coco/transforms.py: boxes move with the pixels; distributions and colours are those of torchvision."""
 
 import numpy as np
 import pytest
@@ -30,15 +30,15 @@ NEUTRAL = (1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 2.0)
 
 
 def picture_of(boxes, labels, height=60, width=80):
-    """Grey, with each object filled in the brightness of ten times its label."""
+    """Draw a grey picture in which each box is filled with the value 10 * label."""
     pixels = np.full((height, width, 3), 128, np.uint8)
     for (x0, y0, x1, y1), label in zip(boxes, labels, strict=True):
         pixels[y0:y1, x0:x1] = 10 * label
     return pixels
 
 
-def look(transform, boxes, labels, seed=0, height=60, width=80):
-    """What is seen of `picture_of`: image (3, S, S), boxes (k, 4) in pixels of the square, labels."""
+def render(transform, boxes, labels, seed=0, height=60, width=80):
+    """Transform `picture_of`; return image (3, S, S), boxes (k, 4) in pixels of the square, labels."""
     pixels = picture_of(boxes, labels, height, width)
     view = transform((width, height), np.float32(boxes).reshape(-1, 4), np.random.default_rng(seed))
     left, top, right, bottom = view.part
@@ -46,11 +46,11 @@ def look(transform, boxes, labels, seed=0, height=60, width=80):
     return image, view.boxes_xyxy * view.side, np.array(labels, int)[view.objects].tolist()
 
 
-# ---- what is seen, and where ----------------------------------------------------------------------------------
+# ---- geometry: crop, zoom-out, resize, flips ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (480, 640), (333, 500), (7, 5)])
-def test_evaluation_resizes_as_torchvision_does(height, width):
+def test_evaluation_resizes_like_torchvision(height, width):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     view = eval_transform(96)((width, height), np.zeros((0, 4)), np.random.default_rng())
     expected = v2.Resize((96, 96), antialias=True)(tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)))
@@ -63,39 +63,39 @@ def test_evaluation_resizes_as_torchvision_does(height, width):
 )
 def test_a_flip_mirrors_boxes_and_pixels(flip, expected):
     transform = train_transform(AugmentConfig(**OFF | {flip: 1.0}), 80)
-    image, boxes, _ = look(transform, [[0, 10, 20, 30]], [1], height=80)
+    image, boxes, _ = render(transform, [[0, 10, 20, 30]], [1], height=80)
     np.testing.assert_allclose(boxes, [expected], rtol=1e-6)
     left, top, right, bottom = expected
     assert (image[:, top:bottom, left:right] == 10).all()
 
 
-def test_zooming_out_keeps_every_object_and_its_share_of_the_picture_shrinks():
+def test_zooming_out_keeps_every_object_and_makes_it_smaller():
     transform = train_transform(AugmentConfig(**{**OFF, "zoom_out": 4.0}), 100)
     areas = []
     for seed in range(50):
-        _, boxes, labels = look(transform, [[0, 0, 80, 60]], [1], seed)
+        _, boxes, labels = render(transform, [[0, 0, 80, 60]], [1], seed)
         assert labels == [1]
         areas.append(np.prod(boxes[0, 2:] - boxes[0, :2]) / 100**2)
     assert min(areas) >= 1 / 16.8
-    assert 10 < sum(area > 0.999 for area in areas) < 40  # about half are left alone
+    assert 10 < sum(area > 0.999 for area in areas) < 40  # about half are unchanged
 
 
-def test_labels_stay_with_their_boxes_through_everything():
+def test_labels_stay_with_their_boxes():
     boxes = [[4, 4, 20, 20], [40, 4, 56, 20], [4, 40, 20, 56], [40, 40, 56, 56]]
     transform = train_transform(AugmentConfig(photometric=False, vertical_flip=0.5), 240)
-    seen = set()
+    visible = set()
     for seed in range(60):
-        image, found, labels = look(transform, boxes, [1, 2, 3, 4], seed)
+        image, found, labels = render(transform, boxes, [1, 2, 3, 4], seed)
         for (x0, y0, x1, y1), label in zip(found.round().astype(int), labels, strict=True):
             assert abs(int(image[0, (y0 + y1) // 2, (x0 + x1) // 2]) - 10 * label) <= 1
-            seen.add(label)
-    assert seen == {1, 2, 3, 4}
+            visible.add(label)
+    assert visible == {1, 2, 3, 4}
 
 
-def test_boxes_end_where_their_objects_end():
+def test_boxes_fit_the_pixels_of_their_objects():
     transform = train_transform(AugmentConfig(photometric=False, vertical_flip=0.5), 200)
     for seed in range(60):
-        image, boxes, labels = look(transform, [[13, 11, 50, 44]], [1], seed)
+        image, boxes, labels = render(transform, [[13, 11, 50, 44]], [1], seed)
         if labels:
             ys, xs = np.nonzero(image[0].numpy() < 64)
             np.testing.assert_allclose(boxes[0], [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=1.01)
@@ -104,10 +104,10 @@ def test_boxes_end_where_their_objects_end():
 @pytest.mark.parametrize(
     ("boxes", "size"), [([[0, 0, 30, 30], [50, 20, 80, 60]], (80, 60)), ([], (80, 60)), ([[0, 0, 1, 1]], (1, 1))]
 )
-def test_boxes_stay_inside_and_any_image_passes_through(boxes, size):
+def test_boxes_stay_inside_views_of_any_image(boxes, size):
     transform = train_transform(AugmentConfig(), 96)
     for seed in range(40):
-        image, found, labels = look(transform, boxes, [1, 2][: len(boxes)], seed, width=size[0], height=size[1])
+        image, found, labels = render(transform, boxes, [1, 2][: len(boxes)], seed, width=size[0], height=size[1])
         assert image.shape == (3, 96, 96)
         assert found.shape == (len(labels), 4)
         assert (found >= 0).all()
@@ -115,13 +115,13 @@ def test_boxes_stay_inside_and_any_image_passes_through(boxes, size):
         assert (found[:, 2:] > found[:, :2]).all()
 
 
-def test_a_box_with_a_side_below_one_pixel_goes():
+def test_a_box_with_a_side_below_one_pixel_is_removed():
     boxes = [[10, 10, 10.9, 40], [10, 10, 11.1, 40], [10, 10, 40, 10.9]]
     view = train_transform(AugmentConfig(**OFF), 300)((80, 60), np.float32(boxes), np.random.default_rng(0))
     assert view.objects.tolist() == [1]
 
 
-def test_a_crop_is_resampled_as_torchvision_does():
+def test_a_crop_is_resampled_like_torchvision():
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     transform = train_transform(AugmentConfig(**{**OFF, "crop_min_scale": 0.3}), 50)
     for seed in range(20):
@@ -132,7 +132,7 @@ def test_a_crop_is_resampled_as_torchvision_does():
         assert torch.equal(view.render(pixels[top:bottom, left:right]), expected)
 
 
-def test_zooming_out_in_one_go_looks_as_padding_and_resizing_does():
+def test_zooming_out_looks_like_padding_and_resizing():
     ramp = np.add.outer(3 * np.arange(60), np.arange(80))
     pixels = np.stack([ramp, ramp[::-1], ramp[:, ::-1]], axis=2).astype(np.uint8)
     transform = train_transform(AugmentConfig(**{**OFF, "zoom_out": 4.0}), 100)
@@ -143,11 +143,11 @@ def test_zooming_out_in_one_go_looks_as_padding_and_resizing_does():
         canvas = functional.pad(whole, [-left, -top, right - 80, bottom - 60], fill=[124, 116, 104])
         expected = functional.resize(canvas, [100, 100], antialias=True)
         left, top, right, bottom = view.part
-        # The edge of the picture falls on whole pixels here, and in between there: at most one row is blended.
+        # View puts the edge of the image on whole pixels; torchvision blends at most one row of pixels at the edge.
         assert (view.render(pixels[top:bottom, left:right]).float() - expected).abs().mean() < 3
 
 
-def test_no_more_is_reduced_than_is_shown():
+def test_a_reduced_part_has_enough_pixels_for_its_place():
     transform, reductions = train_transform(AugmentConfig(), 64), set()
     for seed in range(200):
         view = transform((333, 250), np.float32([[20, 30, 200, 220]]), np.random.default_rng(seed))
@@ -158,11 +158,11 @@ def test_no_more_is_reduced_than_is_shown():
     assert reductions == {1, 2, 4, 8}
 
 
-# ---- chances, compared with torchvision's: two samples, Kolmogorov and Smirnov's test at 0.1 % --------------------
+# ---- distributions, compared with torchvision's by two-sample Kolmogorov-Smirnov tests at 0.1 % -------------------
 
 
-def assert_alike(values, expected):
-    """That two samples may be of one distribution: the largest distance of their distribution functions."""
+def assert_same_distribution(values, expected):
+    """Assert that a two-sample Kolmogorov-Smirnov test does not reject equal distributions."""
     values, expected = np.sort(values), np.sort(expected)
     points = np.concatenate([values, expected])
     shares = [np.searchsorted(sample, points, side="right") / len(sample) for sample in (values, expected)]
@@ -177,7 +177,7 @@ def tensors():
     return [tv_tensors.Image(torch.from_numpy(picture_of(BOXES, [1, 2, 3])).permute(2, 0, 1)), boxes]
 
 
-def test_zoom_out_is_distributed_as_torchvision_s(tensors):
+def test_zoom_out_has_torchvision_s_distribution(tensors):
     rng = np.random.default_rng(0)
     windows = [zoom_out((80, 60), 4.0, rng) for _ in range(3000)]
     zoomed = np.array([window for window in windows if (window != [[0, 0], [80, 60]]).any()])
@@ -185,11 +185,11 @@ def test_zoom_out_is_distributed_as_torchvision_s(tensors):
     paddings = np.array([v2.RandomZoomOut(side_range=(1, 4)).make_params(tensors)["padding"] for _ in range(1500)])
     ours = np.concatenate([-zoomed[:, 0], zoomed[:, 1] - (80, 60)], axis=1)  # left, top, right, bottom
     for side in range(4):
-        assert_alike(ours[:, side], paddings[:, side])
-    assert_alike(ours[:, 0] + ours[:, 2], paddings[:, 0] + paddings[:, 2])
+        assert_same_distribution(ours[:, side], paddings[:, side])
+    assert_same_distribution(ours[:, 0] + ours[:, 2], paddings[:, 0] + paddings[:, 2])
 
 
-def test_crops_are_distributed_as_torchvision_s(tensors):
+def test_crops_have_torchvision_s_distribution(tensors):
     rng, corners = np.random.default_rng(0), np.float64(BOXES).reshape(-1, 2, 2)
     whole = np.array([[0, 0], [80, 60]])
     rows, expected = [], []
@@ -202,14 +202,14 @@ def test_crops_are_distributed_as_torchvision_s(tensors):
         expected.append((*(crop.get(name, 0) for name in ("left", "top")), crop.get("width", 80),
                          crop.get("height", 60), kept))  # fmt: skip
     (left, top, width, height, kept), theirs = np.array(rows).T, np.array(expected).T
-    assert_alike(left / (80.5 - width), theirs[0] / (80.5 - theirs[2]))
-    assert_alike(top / (60.5 - height), theirs[1] / (60.5 - theirs[3]))
-    assert_alike(width * height, theirs[2] * theirs[3])
-    assert_alike(width / height, theirs[2] / theirs[3])
-    assert_alike(kept, theirs[4])
+    assert_same_distribution(left / (80.5 - width), theirs[0] / (80.5 - theirs[2]))
+    assert_same_distribution(top / (60.5 - height), theirs[1] / (60.5 - theirs[3]))
+    assert_same_distribution(width * height, theirs[2] * theirs[3])
+    assert_same_distribution(width / height, theirs[2] / theirs[3])
+    assert_same_distribution(kept, theirs[4])
 
 
-def test_boxes_at_the_end_are_distributed_as_torchvision_s(tensors):
+def test_final_boxes_have_torchvision_s_distribution(tensors):
     fill = [124, 116, 104]
     chain = v2.Compose(
         [
@@ -224,15 +224,15 @@ def test_boxes_at_the_end_are_distributed_as_torchvision_s(tensors):
     for _ in range(500):
         found = chain({"image": tensors[0], "boxes": tensors[1], "labels": torch.tensor([1, 2, 3])})
         theirs.append((len(found["labels"]), *found["boxes"][:1].flatten().tolist()))
-    assert_alike([row[0] for row in ours], [row[0] for row in theirs])
+    assert_same_distribution([row[0] for row in ours], [row[0] for row in theirs])
     (_, *ours), (_, *theirs) = (np.array([row for row in rows if row[0]]).T for rows in (ours, theirs))
     for box in (ours, theirs):
         box.append((box[2] - box[0]) * (box[3] - box[1]))  # area
     for values, expected in zip(ours, theirs, strict=True):
-        assert_alike(values.round(3), expected.round(3))
+        assert_same_distribution(values.round(3), expected.round(3))
 
 
-def test_colours_are_drawn_as_torchvision_draws_them(tensors):
+def test_colours_have_torchvision_s_distribution(tensors):
     rng, theirs = np.random.default_rng(0), []
     ours = np.array([draw_colours(rng) for _ in range(8000)]).T
     for _ in range(4000):
@@ -246,10 +246,10 @@ def test_colours_are_drawn_as_torchvision_draws_them(tensors):
         theirs.append((brightness, contrasts[0], saturation, hue, contrasts[1], *order))
     for values, expected, neutral in zip(ours, np.float32(theirs).T, NEUTRAL, strict=True):
         assert (values != neutral).mean() == pytest.approx((expected != neutral).mean(), abs=0.03)
-        assert_alike(values[values != neutral], expected[expected != neutral])
+        assert_same_distribution(values[values != neutral], expected[expected != neutral])
 
 
-def test_ranges_and_trials_are_torchvision_s():
+def test_ranges_and_trials_equal_torchvision_s():
     crop, colours = v2.RandomIoUCrop(), v2.RandomPhotometricDistort()
     assert [*CROP_IOUS[:-1], 1.0] == crop.options
     assert crop.trials == CROP_TRIALS
@@ -265,11 +265,11 @@ def test_ranges_and_trials_are_torchvision_s():
 
 @pytest.fixture
 def photo():
-    """(1, 3, 40, 48) uint8: all hues, greys, black, white, and noise."""
+    """Return an image, (1, 3, 40, 48) uint8, with all hues, greys, black, white and noise."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (1, 3, 40, 48), dtype=torch.uint8, generator=generator)
     image[..., :8] = image[:, :1, :, :8]  # grey
-    image[:, 2, :, 8:16] = image[:, 1, :, 8:16]  # two channels alike
+    image[:, 2, :, 8:16] = image[:, 1, :, 8:16]  # two equal channels
     image[..., 16:20], image[..., 20:24] = 0, 255
     return image
 
@@ -285,7 +285,7 @@ def photo():
     ],
     ids=["brightness", "contrast", "saturation", "hue", "late contrast"],
 )
-def test_a_distortion_is_torchvision_s_to_one_level(photo, column, values, reference):
+def test_each_distortion_equals_torchvision_s_within_one_level(photo, column, values, reference):
     for value in values:
         colours = torch.tensor([NEUTRAL])
         colours[0, column] = value
@@ -293,7 +293,7 @@ def test_a_distortion_is_torchvision_s_to_one_level(photo, column, values, refer
         assert difference.abs().max() <= 1
 
 
-def test_all_distortions_together_are_torchvision_s_to_four_levels(photo):
+def test_all_distortions_together_equal_torchvision_s_within_four_levels(photo):
     rng = np.random.default_rng(0)
     for _ in range(50):
         colours = draw_colours(rng)
@@ -307,14 +307,14 @@ def test_all_distortions_together_are_torchvision_s_to_four_levels(photo):
         assert difference.float().mean().abs() < 2
 
 
-def test_neutral_colours_change_nothing_and_others_a_copy(photo):
+def test_neutral_colours_change_nothing_and_the_input_is_not_modified(photo):
     before = photo.clone()
     distort_colours(photo, torch.tensor([[1.1, 1.2, 0.8, 0.03, 0.9, 2, 0, 1]]))
     assert torch.equal(photo, before)
     assert torch.equal(distort_colours(photo, torch.tensor([NEUTRAL])), photo)
 
 
-def test_an_image_is_distorted_by_its_own_row(photo):
+def test_each_image_is_distorted_by_its_own_row(photo):
     images = torch.cat([photo, photo.flip(3), photo])
     rng = np.random.default_rng(3)
     colours = torch.from_numpy(np.stack([draw_colours(rng) for _ in range(3)]))
@@ -323,7 +323,7 @@ def test_an_image_is_distorted_by_its_own_row(photo):
         assert torch.equal(together[row : row + 1], distort_colours(images[row : row + 1], colours[row : row + 1]))
 
 
-def test_a_batch_on_a_gpu_looks_as_on_the_cpu(photo):
+def test_a_gpu_and_the_cpu_distort_a_batch_equally(photo):
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     rng = np.random.default_rng(3)

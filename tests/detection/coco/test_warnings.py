@@ -1,4 +1,4 @@
-"""detection/coco/warnings.py: the highest mAP that annotations allow is what pycocotools gives perfect detections."""
+"""detection/coco/warnings.py: the reported highest possible mAP equals pycocotools' score of perfect detections."""
 
 import json
 
@@ -19,7 +19,7 @@ def grid(image_id, category_id, count):
 
 @pytest.fixture
 def read(tmp_path):
-    """Read annotations of two images of 640 x 480 and two classes: (image, category, bbox, further fields) each."""
+    """Return a function that reads annotations (image_id, category_id, bbox, other fields) of two 640 x 480 images."""
 
     def read(*annotations):
         (tmp_path / "images").mkdir()
@@ -42,7 +42,7 @@ def read(tmp_path):
 
 
 def by_pycocotools(coco):
-    """mAP of pycocotools for an exact detection of every box with an area, within its image, crowds aside."""
+    """Return pycocotools' mAP of perfect detections, clipped to their images, for all boxes that have an area."""
     truth = COCO(str(coco.annotations_path))
     found = []
     for annotation in truth.anns.values():
@@ -62,14 +62,14 @@ def by_pycocotools(coco):
     [
         ([*grid(5, 1, 6), EMPTY, EMPTY], ["2 boxes without area count as missed"]),
         ([*grid(5, 1, 6), (9, 4, [10, 10, 0, 30], {})], ["1 box without area"]),
-        ([*grid(5, 1, 150), *grid(9, 4, 7)], ["1 image holds more than 100 objects of a class"]),
-        ([*grid(5, 1, 150), *grid(9, 1, 101), EMPTY], ["2 images hold more than 100 objects", "1 box without area"]),
+        ([*grid(5, 1, 150), *grid(9, 4, 7)], ["1 image has more than 100 objects of one class"]),
+        ([*grid(5, 1, 150), *grid(9, 1, 101), EMPTY], ["2 images have more than 100 objects", "1 box without area"]),
         ([*grid(5, 1, 60), *grid(5, 4, 60), EMPTY, (9, 4, [0, 0, 90, 90], {"iscrowd": 1})], ["1 box without area"]),
-        ([*grid(5, 1, 3), (9, 1, [600, 100, 60, 60], {})], ["1 box reaches over the edge"]),
+        ([*grid(5, 1, 3), (9, 1, [600, 100, 60, 60], {})], ["1 box extends beyond its image"]),
     ],
-    ids=["empty", "a class of empty boxes", "150 of a class", "both", "100 of two classes, a crowd", "over the edge"],
+    ids=["empty", "a class of empty boxes", "150 of a class", "both", "100 of two classes, a crowd", "beyond the edge"],
 )
-def test_the_ceiling_is_that_of_pycocotools(read, annotations, parts):
+def test_the_highest_map_equals_that_of_pycocotools(read, annotations, parts):
     coco = read(*annotations)
     expected = by_pycocotools(coco)
     assert expected < 0.999
@@ -90,7 +90,7 @@ def test_the_ceiling_is_that_of_pycocotools(read, annotations, parts):
         [(5, 1, [0, 100, 641, 60], {}), *grid(9, 1, 3)],
         [*grid(5, 4, 2), *((image, cat, box, {"iscrowd": 1}) for image, cat, box, _ in grid(9, 4, 120))],
     ],
-    ids=["no objects", "100 of a class", "160 of two", "a pixel over the edge", "120 crowds"],
+    ids=["no objects", "100 of a class", "160 of two", "a pixel beyond the edge", "120 crowds"],
 )
-def test_nothing_is_said_where_the_score_can_be_1(read, annotations):
+def test_there_is_no_warning_if_map_can_reach_1(read, annotations):
     assert ceiling_warning(read(*annotations)) is None

@@ -1,10 +1,10 @@
-"""detection/drawing/boxes.py: boxes where they belong, labels that can be read, a colour for each class."""
+"""detection/drawing/boxes.py: positions of boxes, places of labels, and colours of classes."""
 
 import numpy as np
 import pytest
 
 from detection.coco.detections import Detections
-from detection.drawing.boxes import LEAST_SIDE, MOST_SIDE, Mark, draw_found, draw_marks, palette_colour, place_label
+from detection.drawing.boxes import MAX_SIDE, MIN_SIDE, Mark, draw_found, draw_marks, palette_colour, place_label
 
 GREY = np.full((600, 1000, 3), 128, np.uint8)
 MAGENTA = (1.0, 0.0, 1.0)
@@ -22,7 +22,7 @@ def detections(*boxes_xyxy, label=1):
 
 
 def drawn(*marks):
-    """(600, 1000, 3) the grey image with marks on it."""
+    """Return the grey image with marks drawn on it, (600, 1000, 3) uint8."""
     return np.asarray(draw_marks(GREY, marks, 1000))
 
 
@@ -36,24 +36,24 @@ def test_boxes_are_drawn_along_their_edges_on_a_copy_of_the_image():
     assert not changed[505:].any()
 
 
-@pytest.mark.parametrize(("side", "expected"), [(40, LEAST_SIDE), (900, 900), (9000, MOST_SIDE)])
+@pytest.mark.parametrize(("side", "expected"), [(40, MIN_SIDE), (900, 900), (9000, MAX_SIDE)])
 def test_small_and_very_large_images_are_resized(side, expected):
     picture = draw_found(np.zeros((side // 20, side, 3), np.uint8), detections((0, 0, side, side / 20)))
     assert picture.size == (expected, round(expected * (side // 20) / side))
 
 
-def test_boxes_without_area_or_over_the_edge_are_drawn():
+def test_boxes_without_area_or_at_the_edge_are_drawn():
     picture = draw_found(GREY, detections((50, 50, 50, 50), (990, 590, 1000, 600), (0, 0, 1000, 600)))
     assert (np.asarray(picture) != GREY).any()
 
 
-def test_the_lines_of_a_dashed_box_have_gaps():
+def test_only_the_lines_of_a_dashed_box_have_gaps():
     for is_dashed in (False, True):
         line = drawn(Mark(np.array([300, 200, 700, 500]), MAGENTA, "a", is_dashed))[300:400, 300]
         assert np.all(line == (255, 0, 255), axis=1).all() != is_dashed
 
 
-def test_the_first_mark_is_on_top_and_one_without_a_label_is_thin():
+def test_the_first_mark_is_on_top_and_a_mark_without_a_label_is_thin():
     box = np.array([300, 200, 700, 500])
     picture = drawn(Mark(box, MAGENTA, "a"), Mark(box, (0.0, 1.0, 0.0), "b"))
     assert picture[400, 300].tolist() == [255, 0, 255]
@@ -61,7 +61,7 @@ def test_the_first_mark_is_on_top_and_one_without_a_label_is_thin():
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (950, 0), (0, 580), (950, 580)])
-def test_a_place_of_a_label_is_on_the_image(corner):
+def test_labels_are_placed_inside_the_image(corner):
     x, y = corner
     place, _ = place_label((x, y, x + 50, y + 20), (120, 18), (1000, 600), [])
     assert (place >= 0).all()
@@ -69,16 +69,16 @@ def test_a_place_of_a_label_is_on_the_image(corner):
     assert place[2:] - place[:2] == pytest.approx([120, 18])
 
 
-def test_labels_of_one_box_move_apart_until_there_is_no_place():
-    box, taken = (300, 200, 500, 400), []
+def test_eight_labels_of_one_box_do_not_overlap_and_a_ninth_does():
+    box, occupied = (300, 200, 500, 400), []
     for _ in range(8):
-        place, hidden = place_label(box, (90, 18), (1000, 600), taken)
+        place, hidden = place_label(box, (90, 18), (1000, 600), occupied)
         assert hidden == 0
-        taken.append(place)
-    assert place_label(box, (90, 18), (1000, 600), taken)[1] == pytest.approx(1)
+        occupied.append(place)
+    assert place_label(box, (90, 18), (1000, 600), occupied)[1] == pytest.approx(1)
 
 
-def test_eighty_classes_have_eighty_colours():
+def test_eighty_classes_have_distinct_colours():
     colours = np.array([palette_colour(index) for index in range(80)])
     distances = np.linalg.norm(colours[:, None] - colours, axis=2) + np.eye(80)
     assert distances.min() > 0.05

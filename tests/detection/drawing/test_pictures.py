@@ -1,4 +1,4 @@
-"""detection/drawing/pictures.py: panels are complete and legible, boxes are where they belong, files are marked."""
+"""detection/drawing/pictures.py: layout and content of panels, and files that `is_ours` recognises."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def pixels(path):
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5])
-def test_any_number_of_pictures_of_any_shape_is_written(tmp_path, count):
+def test_any_number_of_images_of_any_shape_is_drawn(tmp_path, count):
     shapes = [(128, 128), (427, 640), (640, 427), (64, 300), (300, 64)]
     draw_detections(tmp_path / "out.png", [example(*shape) for shape in shapes[:count]])
     drawn = pixels(tmp_path / "out.png")
@@ -36,7 +36,7 @@ def test_any_number_of_pictures_of_any_shape_is_written(tmp_path, count):
     assert is_ours(tmp_path / "out.png")
 
 
-def test_examples_are_spread_over_the_set_with_their_objects_and_detections(sample_root):
+def test_examples_are_spread_over_the_data_set_with_objects_and_detections(sample_root):
     splits = {half: {"images": f"images/{half}", "annotations": f"annotations/instances_{half}.json"}
               for half in ("train", "val")}  # fmt: skip
     config = {"data": {"root": str(sample_root), **splits}, "train": {"epochs": 1, "batch_size": 1}}
@@ -52,7 +52,7 @@ def test_examples_are_spread_over_the_set_with_their_objects_and_detections(samp
 
 
 def test_the_colour_of_a_single_small_label_survives_the_palette(tmp_path):
-    photo = np.random.default_rng(0).integers(0, (256, 200, 60), (400, 400, 3), dtype=np.uint8)  # without such a colour
+    photo = np.random.default_rng(0).integers(0, (256, 200, 60), (400, 400, 3), dtype=np.uint8)  # without that colour
     sample = example(truth=[mark(50, 50, 60, 60, colour=MAGENTA)])._replace(image=photo)
     draw_detections(tmp_path / "out.png", [sample])
     distances = np.abs(pixels(tmp_path / "out.png") - (255, 0, 255)).max(axis=2)
@@ -70,7 +70,7 @@ def test_dots_and_a_key_are_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "size"), [((427, 640), (320, 214)), ((640, 427), (214, 320)), ((64, 64), (320, 320))]
 )
-def test_an_example_is_320_pixels_on_its_longer_side_and_replaces_earlier_ones(tmp_path, shape, size):
+def test_the_longer_side_of_an_example_is_320_pixels_and_earlier_examples_are_deleted(tmp_path, shape, size):
     draw_examples(tmp_path / "examples", {"1": example(), "7": example()})
     draw_examples(tmp_path / "examples", {"7": example(*shape)})
     assert sorted(path.name for path in (tmp_path / "examples").iterdir()) == ["7.jpg", "7_truth.jpg"]
@@ -80,7 +80,7 @@ def test_an_example_is_320_pixels_on_its_longer_side_and_replaces_earlier_ones(t
             assert image.size == size
 
 
-def test_an_example_has_its_boxes_where_they_are(tmp_path):
+def test_the_boxes_of_an_example_are_in_the_right_place(tmp_path):
     draw_examples(tmp_path, {"7": example(160, 160, truth=[mark(40, 80, 120, 140)])})
     assert np.ptp(pixels(tmp_path / "7.jpg"), axis=2).max() < 30  # no detection: grey
     drawn = pixels(tmp_path / "7_truth.jpg")
