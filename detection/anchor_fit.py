@@ -2,7 +2,7 @@
 
 The recall of the default boxes is the share of objects whose IoU with some default box is at least `loss.match_iou`. An
 object below that is trained only on its best box, or on none if a different object has that box, so training and the
-dry run warn of a low recall (`detection.show --what matches` draws it). Crowds and augmentation do not count.
+dry run warn of a low recall (`detection.show --what matches` draws the boxes). Crowds and augmentation do not count.
 """
 
 import math
@@ -69,7 +69,7 @@ def recall_of(boxes_xyxy: Tensor, anchors_cxcywh: Tensor, iou_threshold: float) 
 
 
 def fit_anchors(coco: CocoFile, model: SSD, iou_threshold: float) -> AnchorFit:
-    """Measure how the default boxes of a detector fit the objects of an annotation file, which must have some."""
+    """Measure how the default boxes of a detector fit the objects of an annotation file (at least one object)."""
     boxes_xyxy = object_boxes(coco)
     measured = sample_boxes(boxes_xyxy, MAX_MEASURED)
     sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1).sqrt() * model.input_size
@@ -94,7 +94,7 @@ def report_fit(fit: AnchorFit, coco: CocoFile, model: SSD, config: ModelConfig) 
 
 
 def try_settings(coco: CocoFile, model: SSD, config: ModelConfig, iou_threshold: float) -> dict[str, float]:
-    """Return the recall with different scales and twice the input size, by overrides, the highest recall first."""
+    """Return {overrides: recall} for different scales and for twice the input size, the highest recall first."""
     boxes_xyxy = sample_boxes(object_boxes(coco), MAX_TRIED)
     tried = {}
     for side in (model.input_size, 2 * model.input_size):

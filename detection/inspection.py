@@ -113,7 +113,7 @@ def show_matches(config: DetectionConfig, options: argparse.Namespace, path: Pat
     for title, dataset in datasets.items():
         labels, best_iou, best_level = fit_objects(dataset, task.model.anchors_cxcywh, anchor_levels)
         for number, row in enumerate(level_rows):
-            row[f"best for objects, {title}"] = int((best_level == number).sum())
+            row[f"objects with best box, {title}"] = int((best_level == number).sum())
         parts = [best_iou[labels == label] for label in range(1, len(train.class_names) + 1)]
         for row, part in zip(class_rows, [*parts, best_iou], strict=True):
             recall = float((part >= iou_threshold).mean()) if len(part) else None

@@ -81,7 +81,7 @@ def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
 
 
 def dataset_warnings(surveys: Sequence[Survey]) -> Iterator[tuple[Survey, str | Repeats]]:
-    """Yield why mAP cannot reach 1, and duplicate images: within a split, or in both val and train."""
+    """Yield warnings: why mAP cannot reach 1, and images that are duplicates within a split or in train and val."""
     for survey in surveys if len(surveys) == 1 else surveys[1:]:  # no score is computed on train
         if survey.is_whole and (what := ceiling_warning(survey.coco)):
             yield survey, what

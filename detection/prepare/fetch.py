@@ -2,7 +2,7 @@
 
 Downloads three archives (20.4 GB) one after the other to ROOT/downloads, and removes that folder at the end. If an
 archive is already in ROOT itself, it is used instead of a download, and kept. When run again, the command unpacks only
-images that the annotation files list and that are missing. Each image is written completely or not at all.
+the annotated images that are missing. Each image is written completely or not at all.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def fetch(root: Path) -> tuple[Layout, list[Survey]]:
 
 
 def _survey(layout: Layout, split: str) -> Survey:
-    """Survey a split. Raises DatasetError if its annotations cannot be read or its images are shrunken copies."""
+    """Read a split, even if images are missing. Raises DatasetError if it is unreadable or holds shrunken copies."""
     annotations_path, images_dir = layout.paths(split)
     print(f"reading {annotations_path}", flush=True)  # train takes half a minute
     survey = survey_coco(annotations_path, images_dir)
@@ -116,7 +116,7 @@ def _survey(layout: Layout, split: str) -> Survey:
 
 
 def _check_free_space(root: Path, archives: Sequence[Archive]) -> None:
-    """Print the archives and the disk space needed, if any. Raises DatasetError if the disk has less free space."""
+    """Print which archives and how much disk space are needed. Raises DatasetError if less space is free."""
     if not archives:
         return
     needed = sum(archive.size + archive.unpacked - _bytes_on_disk(root, archive) for archive in archives)

@@ -23,9 +23,9 @@ AT_ONCE = 4  # images per batch of a worker process
 
 
 def check_images(cocos: Sequence[CocoFile], workers: int) -> None:
-    """Decode all images of checked annotation files before training; each rank its share, in `workers` processes.
+    """Decode all images of checked annotation files before training, and warn of blank ones.
 
-    Warns of blank images. Raises DatasetError on all ranks, naming the first broken image."""
+    Each rank decodes a share in `workers` processes. Raises DatasetError on all ranks if an image is broken."""
     files = [coco.file(index) for coco in cocos for index in range(len(coco.images))]
     share = files[distributed.rank() :: distributed.world_size()]
     parts = distributed.gather(find_defects(share, workers, "checking images"))

@@ -1,4 +1,4 @@
-"""Shared by the converters of all formats: labelled images, listing files, finding the train and val splits."""
+"""Helpers of the converters of all formats: labelled images, file lists, and the choice of train and val."""
 
 import os
 import re
@@ -112,7 +112,7 @@ def sibling_folder(folder: Path, name: str, sibling: str) -> Path:
 
 
 def group_by_folder(root: Path, paths: Iterable[Path]) -> dict[str, list[Path]]:
-    """Group files by split: train/images/a.jpg, images/train/a.jpg and images/train/more/a.jpg are all in `train`."""
+    """Group files by `group_name`: train/images/a.jpg and images/train/more/a.jpg are both in `train`."""
     groups: dict[str, list[Path]] = {}
     for path in paths:
         groups.setdefault(group_name(path.parent.relative_to(root)), []).append(path)
@@ -144,7 +144,7 @@ def find_splits(
     groups: Mapping[str, list[Path]],
     read: Callable[[Path], list[Path]],
 ) -> dict[str, list[Path]]:
-    """Return the files of train and val, or all files as UNSPLIT if only one group could be a split.
+    """Return the files of train and val, or all files under the key UNSPLIT if only one group could be a split.
 
     requested: names from the command line, see `resolve_files`. declared: files of the splits that the data set itself
     declares. Splits in neither are searched for under ALIASES.
@@ -171,8 +171,8 @@ def find_splits(
         what = " and ".join(requested[split] or split for split in missing)
         raise DatasetError(f"{source}: {what} not found or empty; {cure}")
     raise DatasetError(
-        f"{source}: all {len(found['val'])} files of val are also in train; {cure}, or name no val split: all images "
-        "are then converted into one annotation file, which `python -m detection.data split` splits"
+        f"{source}: all {len(found['val'])} files of val are also in train; {cure}, or name no val split: then all "
+        "images are converted into one annotation file for `python -m detection.data split`"
     )
 
 

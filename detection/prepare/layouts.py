@@ -67,8 +67,8 @@ def main(arguments: argparse.Namespace) -> None:
 def find_data(folder: Path) -> Layout | UnsplitDataset:
     """Return the data set in a folder.
 
-    Raises DatasetError if there is none, naming the expected layouts or the command that converts the folder, and if it
-    is unclear which of several annotation files are train and val."""
+    Raises DatasetError if there is none, naming the expected layouts or the command that converts the folder. Raises
+    it as well if there are several annotation files and no layout identifies train and val."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder")
     if layout := layout_of(folder):
@@ -264,7 +264,7 @@ def overrides(layout: Layout) -> list[str]:
 
 
 def _yaml(text: str) -> str:
-    """Return text as a YAML value that reads back as text, since a folder may be called `2017` or `a: b`."""
+    """Quote text if YAML would not read it as text: a folder may be called `2017` or `a: b`."""
     try:
         return text if read_value(text) == text else json.dumps(text)
     except ValueError:

@@ -48,7 +48,7 @@ def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
             raise DatasetError(f"{copied_path}: differs from the original annotations; choose a new folder with --to")
         copies[coco] = target / coco.images_dir.relative_to(root.absolute())
     number = sum(len(coco.images) for coco in copies)
-    print(f"copying {number:,} images to {target} (change it with --to), short side at most {short_side} pixels")
+    print(f"copying {number:,} images to {target} (--to changes this folder), short side at most {short_side} pixels")
     for coco, copy in copies.items():
         _mark_copies(coco, copy, short_side)
 
@@ -74,7 +74,7 @@ def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
 def shrink_image(short_side: int, file_and_copy: tuple[ImageFile, Path]) -> None:
     """Write the shrunken copy of one image, completely or not at all.
 
-    Raises DatasetError naming the image if it cannot be decoded or its size differs from the annotation file's."""
+    Raises DatasetError naming the image if it cannot be decoded or does not have the annotated size."""
     file, copy = file_and_copy
     pixels = read_file(file)
     copy.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ files list all categories. All images of a group, such as a patient or a video, 
 
 The split depends on the image names, the seed and the classes, not on the order of the file: groups are taken in the
 order of a hash. Three passes fill val up to its share. The first takes a group with each class that val lacks, the
-rarest class first; the second takes any group. Only the third may take the last group of train that has some class.
+rarest class first; the second takes any group. Neither removes the last objects of a class from train; the third may.
 """
 
 import argparse

@@ -164,7 +164,7 @@ def _listed_images(list_path: Path, root: Path) -> list[Path]:
 
 
 def _in_root(name: str) -> str:
-    """Return a path of Darknet, which begins with data/, relative to the data set."""
+    """Remove the prefix data/ of a Darknet path, so that it is relative to the data set."""
     return name.removeprefix("data/")
 
 
@@ -174,7 +174,7 @@ def labels_path(image_path: Path) -> Path:
 
 
 def _find_strays(paths: Iterable[Path]) -> list[str]:
-    """Return a defect for each label file without an image. Only separate label folders are searched."""
+    """Return a defect for each label file without an image. Folders that hold labels and images are not searched."""
     strays = []
     for images_dir in dict.fromkeys(path.parent for path in paths):
         folder = sibling_folder(images_dir, "images", "labels")
@@ -208,9 +208,9 @@ def _read_line(line: str, size: tuple[int, int], names: Sequence[str], notes: Co
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise ValueError(f"{len(values) + 1} numbers, expected 5 (class cx cy w h) or 7, 9, ... (an outline)")
     if index not in range(len(names)):
-        raise ValueError(f"class {index:g}, expected 0 to {len(names) - 1}: there are {len(names)} names")
+        raise ValueError(f"class {index:g}, expected 0 to {len(names) - 1} (number of class names: {len(names)})")
     if outside := [value for value in values if not -ROUNDING <= value <= 1 + ROUNDING]:
-        raise ValueError(f"{outside[0]:g}, expected fractions of the image sides, from 0 to 1; are these pixels?")
+        raise ValueError(f"coordinate {outside[0]:g}, expected fractions of the image sides, 0 to 1; are these pixels?")
     width, height = size
     outline: tuple[float, ...] = ()
     if len(values) > 4:

@@ -56,9 +56,7 @@ def panels(monkeypatch) -> list:
 
 def test_every_default_box_is_found_on_its_level(model):
     levels = find_levels(model)
-    sizes = np.diff(levels[1][2][5, 5].reshape(-1, 2, 2), axis=1)[
-        :2, 0
-    ]  # 0.2 of 160 pixels, and its geometric mean with 0.375
+    sizes = np.diff(levels[1][2][5, 5].reshape(-1, 2, 2), axis=1)[:2, 0]  # of 160: 0.2, and sqrt(0.2 x 0.375)
     assert sizes == pytest.approx(160 * np.array([[0.2] * 2, [(0.2 * 0.375) ** 0.5] * 2]), rel=1e-4)
     boxes_xyxy = np.concatenate([boxes.reshape(-1, 4) for _, _, boxes in levels])
     assert boxes_xyxy == pytest.approx(box_convert(model.anchors_cxcywh, "cxcywh", "xyxy").numpy() * 160)

@@ -1,7 +1,6 @@
 """detection/prepare/voc.py: boxes keep their place, and defects are reported with file and object."""
 
 import json
-import re
 import shlex
 import shutil
 
@@ -101,7 +100,7 @@ def test_difficult_objects_become_crowds(kit, command, rewrite, objects):
     rewrite(thing(1, 1, 10, 10), thing(11, 11, 20, 20, difficult=1))
     code, printed, _ = command("convert", "voc", kit)
     assert code == 0
-    assert re.search("difficult objects .*: 1$", printed, re.MULTILINE)
+    assert "neither trained on nor scored: 1" in printed
     crowds = [crowd for name, *_, crowd in objects(kit / "annotations/instances_train.json") if name == "000005.jpg"]
     assert crowds == [0, 1]
 
@@ -180,9 +179,7 @@ def test_the_image_has_the_name_of_the_xml_file_or_else_of_its_filename_element(
 @pytest.mark.parametrize(
     ("stated", "expected"), [((30, 40), (30, 40)), ((40, 30), (40, 30)), ((0, 0), (30, 40)), ((41, 30), None)]
 )
-def test_the_size_of_a_rotated_image_may_be_stated_before_or_after_the_rotation(
-    kit, command, rewrite, stated, expected
-):
+def test_the_stated_size_may_be_before_or_after_the_rotation(kit, command, rewrite, stated, expected):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(kit / "JPEGImages/000005.jpg", exif=exif)

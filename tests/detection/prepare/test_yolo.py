@@ -231,9 +231,9 @@ def test_a_missing_split_is_an_error_that_lists_the_candidates(yolo, conversion_
         ("0 0.5 0.5 0.5", "4 numbers, expected 5 (class cx cy w h)"),
         ("0 0.5 0.5 0.5 0.5 0.9", "6 numbers, expected 5 (class cx cy w h)"),
         ("cat 0.5 0.5 0.5 0.5", "cat 0.5 0.5 0.5 0.5: expected numbers"),
-        ("2 0.5 0.5 0.5 0.5", "class 2, expected 0 to 1: there are 2 names"),
-        ("0 20 10 20 10", "20, expected fractions of the image sides"),
-        ("0 0.5 nan 0.5 0.5", "nan, expected fractions"),
+        ("2 0.5 0.5 0.5 0.5", "class 2, expected 0 to 1"),
+        ("0 20 10 20 10", "coordinate 20, expected fractions"),
+        ("0 0.5 nan 0.5 0.5", "coordinate nan, expected fractions"),
         ("0 0.5 0.5 -0.0005 0.5", "width -0.0005, height 0.5, expected 0 to 1"),
     ],
 )
