@@ -1,8 +1,8 @@
-"""How the default boxes fit the objects that are trained on.
+"""Measure how well the default boxes fit the objects of the training set.
 
-Their recall is the share of objects that one of them overlaps with an IoU of `loss.match_iou` or more. Any other object
-is trained on its best box alone, or on none if another object has that box, so training and the dry run report a low
-recall; `detection.show --what matches` draws it. Crowds do not count. Images are whole, without augmentation.
+The recall of the default boxes is the share of objects whose IoU with some default box is at least `loss.match_iou`. An
+object below that is trained only on its best box, or on none if a different object has that box, so training and the
+dry run warn of a low recall (`detection.show --what matches` draws the boxes). Crowds and augmentation do not count.
 """
 
 import math
@@ -19,20 +19,20 @@ from detection.network.matching import pairwise_iou
 from detection.network.ssd import SSD, ModelConfig
 from engine.logbook import logger, progress_bar
 
-IOUS_AT_ONCE = 2**21
-LEAST_RECALL = 0.8  # below it, a warning
-MOST_MEASURED = 20_000  # objects; of more, a sample
-MOST_TRIED = 2_000  # objects on which other settings are tried
+MAX_IOUS_AT_ONCE = 2**21
+MIN_RECALL = 0.8  # a lower recall is a warning
+MAX_MEASURED = 20_000  # objects; if there are more, a random sample is measured
+MAX_TRIED = 2_000  # objects in the sample on which alternative settings are tried
 
 
 class AnchorFit(NamedTuple):
-    """How the default boxes fit the objects of a data set."""
+    """Fit of the default boxes to the objects of a data set."""
 
-    objects: int  # all of them
-    measured: int  # of these, at random but always the same
-    recall: float  # share of the measured ones that a default box overlaps with at least the IoU
+    objects: int  # number of objects
+    measured: int  # number of objects that were measured: all, or a deterministic random sample
+    recall: float  # share of the measured objects whose best IoU is at least iou_threshold
     iou_threshold: float
-    median_size: float  # of an object, the root of its area, pixels of the input
+    median_size: float  # median square root of the object areas, in input pixels
 
     def __str__(self) -> str:
         of = "" if self.measured == self.objects else f"a sample of {self.measured:,} of "
@@ -41,61 +41,61 @@ class AnchorFit(NamedTuple):
 
 
 def object_boxes(coco: CocoFile) -> Tensor:
-    """Return every object that is not a crowd: boxes_xyxy (N, 4) float32, fractions of its image's sides."""
+    """Return the boxes of all objects except crowds: xyxy (N, 4) float32, fractions of the image sides."""
     sizes = np.array([(record.width, record.height) for record in coco.images], np.float32)
     sizes = np.repeat(sizes, np.diff(coco.first_object), axis=0)  # (objects, 2)
     return torch.from_numpy((coco.boxes_xyxy / np.tile(sizes, 2))[~coco.is_crowd])
 
 
-def sampled(boxes_xyxy: Tensor, most: int) -> Tensor:
-    """Return at most so many of the boxes (N, 4), drawn at random, the same ones each time."""
+def sample_boxes(boxes_xyxy: Tensor, most: int) -> Tensor:
+    """Return boxes_xyxy (N, 4), or a deterministic random sample of `most` of them if there are more."""
     if len(boxes_xyxy) <= most:
         return boxes_xyxy
     return boxes_xyxy[np.sort(np.random.default_rng(0).choice(len(boxes_xyxy), most, replace=False))]
 
 
 def best_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest IoU of each box (N, 4) with a default box (A, 4), (N,) float, and which one, (N,) int64."""
+    """Return the highest IoU (N,) of each box (N, 4) with a default box (A, 4), and the index (N,) of that box."""
     anchors_xyxy = box_convert(anchors_cxcywh, "cxcywh", "xyxy")
-    parts = boxes_xyxy.split(max(1, IOUS_AT_ONCE // len(anchors_xyxy)))
-    bar = progress_bar(parts, desc="measuring overlaps", leave=False)
+    parts = boxes_xyxy.split(max(1, MAX_IOUS_AT_ONCE // len(anchors_xyxy)))
+    bar = progress_bar(parts, desc="measuring IoUs", leave=False)
     best_iou, best_anchor = zip(*(pairwise_iou(part[None], anchors_xyxy)[0].max(dim=1) for part in bar), strict=True)
     return torch.cat(best_iou), torch.cat(best_anchor)
 
 
 def recall_of(boxes_xyxy: Tensor, anchors_cxcywh: Tensor, iou_threshold: float) -> float:
-    """Return the share of boxes (N, 4), N > 0, that a default box (A, 4) overlaps with at least that IoU."""
+    """Return the share of boxes (N, 4), N > 0, whose IoU with some default box (A, 4) reaches `iou_threshold`."""
     return float((best_boxes(boxes_xyxy, anchors_cxcywh)[0] >= iou_threshold).double().mean())
 
 
 def fit_anchors(coco: CocoFile, model: SSD, iou_threshold: float) -> AnchorFit:
-    """Return how the default boxes of a detector fit the objects of a file that has some."""
+    """Measure how the default boxes of a detector fit the objects of an annotation file (at least one object)."""
     boxes_xyxy = object_boxes(coco)
-    measured = sampled(boxes_xyxy, MOST_MEASURED)
+    measured = sample_boxes(boxes_xyxy, MAX_MEASURED)
     sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1).sqrt() * model.input_size
     recall = recall_of(measured, model.anchors_cxcywh.cpu(), iou_threshold)
     return AnchorFit(len(boxes_xyxy), len(measured), recall, iou_threshold, float(sizes.median()))
 
 
 def report_fit(fit: AnchorFit, coco: CocoFile, model: SSD, config: ModelConfig) -> None:
-    """Log the recall of the default boxes; where it is low, warn, with the settings that would raise it."""
-    if fit.recall >= LEAST_RECALL:
+    """Log the recall of the default boxes. If it is low, warn and suggest settings that raise it."""
+    if fit.recall >= MIN_RECALL:
         logger.info("default boxes: %s", fit)
         return
     smallest = ANCHOR_SCALES[config.anchor_scales][0] * model.input_size
     tried = try_settings(coco, model, config, fit.iou_threshold)
     better = [f"{name} ({math.floor(100 * recall)}%)" for name, recall in tried.items() if recall > fit.recall + 0.01]
     logger.warning(
-        "default boxes: only %s, so the others are hard to learn: at an input of %d pixels the median object is %.0f "
-        "pixels wide and high, the smallest default box %.0f. Other model.anchor_scales or a larger model.input_size "
-        "may fit: %s; or add scales that fit to ANCHOR_SCALES in detection/network/anchors.py",
-        fit, model.input_size, fit.median_size, smallest, ", ".join(better) or "of those tried, none is better",
+        "default boxes: only %s, so the rest are hard to learn. At model.input_size=%d the median object has a side of "
+        "%.0f pixels, and the smallest default box %.0f. Settings with a higher recall: %s. Or add fitting scales to "
+        "ANCHOR_SCALES in detection/network/anchors.py",
+        fit, model.input_size, fit.median_size, smallest, ", ".join(better) or "none of those tried",
     )  # fmt: skip
 
 
 def try_settings(coco: CocoFile, model: SSD, config: ModelConfig, iou_threshold: float) -> dict[str, float]:
-    """Return the recall on a few objects with other scales and with twice the input size, the highest first."""
-    boxes_xyxy = sampled(object_boxes(coco), MOST_TRIED)
+    """Return {overrides: recall} for different scales and for twice the input size, the highest recall first."""
+    boxes_xyxy = sample_boxes(object_boxes(coco), MAX_TRIED)
     tried = {}
     for side in (model.input_size, 2 * model.input_size):
         grid_sizes = model.grid_sizes(side)

@@ -1,4 +1,4 @@
-"""What `python -m detection.show` does: measure and draw what a detector is trained on."""
+"""Draw and measure the images and boxes that a detector is trained on, for `python -m detection.show`."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -26,54 +26,54 @@ from engine.config import load_config
 from engine.logbook import progress_bar
 from records.experiment import table
 
-EPOCHS = 7  # that show an image augmented
-LARGEST_SIDE = 1200  # pixels of an image that is kept to be drawn
+EPOCHS = 7  # augmented views drawn per image
+LARGEST_SIDE = 1200  # pixels; larger images are scaled down before they are drawn
 WHITE = (1.0, 1.0, 1.0)
 
 Sample = tuple[np.ndarray, Tensor, Tensor]  # image (S, S, 3) uint8, boxes_xyxy (n, 4) fractions, labels (n,)
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """Draw what the command line asks for. Raises OSError if another program's file would be overwritten."""
-    draw, names = DRAWN[arguments.what]
+    """Draw the requested pictures. Raises FileExistsError if a file of a different program would be overwritten."""
+    draw, names = DRAW_FUNCTIONS[arguments.what]
     paths = [arguments.output / name for name in names]
     for path in paths:
         if path.exists() and not is_ours(path):
-            raise FileExistsError(f"{path}: not made by detection.show; give another folder by --output")
+            raise FileExistsError(f"{path}:not made by detection.show; choose a different folder with --output")
     draw(load_config(arguments.config, arguments.overrides, DetectionConfig), arguments, *paths)
-    print(f"written to {', '.join(str(path) for path in paths if path.exists())}")
+    print(f"wrote {', '.join(str(path) for path in paths if path.exists())}")
 
 
 # ---- one function for each --what -----------------------------------------------------------------------------
 
 
 def show_data(config: DetectionConfig, options: argparse.Namespace, *paths: Path) -> None:
-    """Draw images of both splits with their objects, as training reads them."""
+    """Draw images of train and val with the objects that training reads."""
     cocos = [read_split(config.data, split) for split in ("train", "val")]
-    for path, coco, indices in zip(paths, cocos, choose(cocos, options), strict=True):
+    for path, coco, indices in zip(paths, cocos, choose_images(cocos, options), strict=True):
         if indices:
             draw_panels(path, [truth_panel(coco, index) for index in indices], columns=3, side=600)
 
 
 def show_augment(config: DetectionConfig, options: argparse.Namespace, path: Path) -> None:
-    """Draw training images as they are, and as they are in the first epochs."""
+    """Draw training images, and their augmented versions in the first epochs."""
     task = build_task(config)
     panels = []
-    for index in choose([task.train], options)[0]:
+    for index in choose_images([task.train], options)[0]:
         panels.append(truth_panel(task.train, index))
         samples = load_samples(task.train_set, [(epoch, index) for epoch in range(EPOCHS)])
         for epoch, (image, boxes_xyxy, labels) in enumerate(samples, start=1):
             boxes_xyxy = boxes_xyxy.numpy() * len(image)
             marks = object_marks(task.train.class_names, boxes_xyxy, labels, [False] * len(labels))
-            panels.append(panel(image, f"epoch {epoch}", marks))
+            panels.append(make_panel(image, f"epoch {epoch}", marks))
     draw_panels(path, panels, columns=4, side=450)
 
 
 def show_anchors(config: DetectionConfig, options: argparse.Namespace, path: Path) -> None:
-    """Draw the default boxes of one cell of each level, and the centres of all cells."""
+    """Draw the default boxes of the middle cell of each level, and the centres of all cells."""
     model = build_ssd(config.model, num_classes=1)
     side, train = model.input_size, read_split(config.data, "train")
-    keys = [(0, index) for index in choose([train], options)[0]]
+    keys = [(0, index) for index in choose_images([train], options)[0]]
     panels = []
     for image, _, _ in load_samples(CocoDetection(train, eval_transform(side)), keys):
         for number, (rows, columns, boxes_xyxy) in enumerate(find_levels(model)):
@@ -87,7 +87,7 @@ def show_anchors(config: DetectionConfig, options: argparse.Namespace, path: Pat
 
 
 def show_matches(config: DetectionConfig, options: argparse.Namespace, path: Path) -> None:
-    """Draw which default boxes match which objects of some images, and print how they fit those of all."""
+    """Draw the default boxes that match objects in some images; print statistics of all training images."""
     task = build_task(config)
     train, side, iou_threshold = task.train, task.model.input_size, config.loss.match_iou
     levels = find_levels(task.model)
@@ -95,12 +95,12 @@ def show_matches(config: DetectionConfig, options: argparse.Namespace, path: Pat
     datasets = {"unaugmented": CocoDetection(train, eval_transform(side)), "epoch 1": task.train_set}
     panels = [
         match_panel(task, sample, anchor_levels, f"id {train.images[index].id}, {title}")
-        for index in choose([train], options)[0]
+        for index in choose_images([train], options)[0]
         for title, dataset in datasets.items()
         for sample in load_samples(dataset, [(0, index)])
     ]
     key = {f"boxes of level {number + 1}": level_colour(number) for number in range(len(levels))}
-    key |= {"object x its boxes": WHITE, f"object x its box, best IoU below {iou_threshold:g}": UNMATCHED}
+    key |= {"object x matched boxes": WHITE, f"object x matched boxes, best IoU below {iou_threshold:g}": UNMATCHED}
     draw_panels(path, panels, columns=4, side=450, key=key)
 
     level_rows = []
@@ -113,7 +113,7 @@ def show_matches(config: DetectionConfig, options: argparse.Namespace, path: Pat
     for title, dataset in datasets.items():
         labels, best_iou, best_level = fit_objects(dataset, task.model.anchors_cxcywh, anchor_levels)
         for number, row in enumerate(level_rows):
-            row[f"best for, {title}"] = int((best_level == number).sum())
+            row[f"objects with best box, {title}"] = int((best_level == number).sum())
         parts = [best_iou[labels == label] for label in range(1, len(train.class_names) + 1)]
         for row, part in zip(class_rows, [*parts, best_iou], strict=True):
             recall = float((part >= iou_threshold).mean()) if len(part) else None
@@ -121,7 +121,7 @@ def show_matches(config: DetectionConfig, options: argparse.Namespace, path: Pat
     print(f"{train.annotations_path}: {describe(train)}\n\n{table(level_rows)}\n\n{table(class_rows)}\n")
 
 
-DRAWN = {  # a function that draws, and the names of its files
+DRAW_FUNCTIONS = {  # value of --what: function that draws, names of its files
     "data": (show_data, ("data_train.png", "data_val.png")),
     "augment": (show_augment, ("augment.png",)),
     "anchors": (show_anchors, ("anchors.png",)),
@@ -129,13 +129,13 @@ DRAWN = {  # a function that draws, and the names of its files
 }
 
 
-# ---- their parts ----------------------------------------------------------------------------------------------
+# ---- helpers --------------------------------------------------------------------------------------------------
 
 
-def choose(cocos: Sequence[CocoFile], options: argparse.Namespace) -> list[list[int]]:
-    """Return indices of the images to show of each annotation file: those of --ids, or some spread evenly over it.
+def choose_images(cocos: Sequence[CocoFile], options: argparse.Namespace) -> list[list[int]]:
+    """Return the indices of the images to draw, per annotation file: those of --ids, or evenly spaced ones.
 
-    Raises DatasetError for an id that is in none."""
+    Raises DatasetError if no file has an image of --ids."""
     if not options.ids:
         return [spread(len(coco.images), options.images) for coco in cocos]
     index_of = [{record.id: index for index, record in enumerate(coco.images)} for coco in cocos]
@@ -146,14 +146,14 @@ def choose(cocos: Sequence[CocoFile], options: argparse.Namespace) -> list[list[
 
 
 def build_task(config: DetectionConfig) -> DetectionTask:
-    """Build the task as training does, but with random weights, and without decoding all images now."""
+    """Build the task as training does, but with random weights and without caching decoded images."""
     config = config.model_copy(update={"data": config.data.model_copy(update={"cache_images": False})})
     train, val = read_split(config.data, "train"), read_split(config.data, "val")
     return DetectionTask(config, train, val, from_checkpoint=True)
 
 
 def load_samples(dataset: CocoDetection, keys: Sequence[Key]) -> Iterator[Sample]:
-    """Yield images as the network sees them, except for the normalisation, with their objects."""
+    """Yield the network's input images before normalisation, with their objects."""
     batch = collate(dataset.__getitems__(keys))
     images = distort_colours(batch["images"], batch["colours"]) if "colours" in batch else batch["images"]
     for image, boxes_xyxy, labels in zip(images, batch["boxes_xyxy"], batch["labels"], strict=True):
@@ -161,7 +161,7 @@ def load_samples(dataset: CocoDetection, keys: Sequence[Key]) -> Iterator[Sample
 
 
 def find_levels(model: SSD) -> list[tuple[int, int, np.ndarray]]:
-    """Return rows, columns and default boxes of each level: (rows, columns, K, 4) xyxy, pixels of the input."""
+    """Return (rows, columns, boxes_xyxy) of each level; the boxes are (rows, columns, K, 4), in input pixels."""
     grid_sizes = model.grid_sizes(model.input_size)
     counts = [rows * columns * boxes for (rows, columns), boxes in zip(grid_sizes, BOXES_PER_CELL, strict=True)]
     anchors_xyxy = box_convert(model.anchors_cxcywh, "cxcywh", "xyxy") * model.input_size
@@ -172,7 +172,7 @@ def find_levels(model: SSD) -> list[tuple[int, int, np.ndarray]]:
 
 
 def level_of_anchor(levels: Sequence[tuple[int, int, np.ndarray]]) -> Tensor:
-    """Return the level of each default box, (A,) int64 from 0."""
+    """Return the level of each default box: (A,) int64, from 0."""
     counts = torch.tensor([boxes_xyxy.size // 4 for _, _, boxes_xyxy in levels])
     return torch.repeat_interleave(torch.arange(len(counts)), counts)
 
@@ -180,10 +180,10 @@ def level_of_anchor(levels: Sequence[tuple[int, int, np.ndarray]]) -> Tensor:
 def fit_objects(
     dataset: CocoDetection, anchors_cxcywh: Tensor, anchor_levels: Tensor
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of every object of the first epoch its label, its largest IoU with a default box, and that box's level.
+    """Find the default box with the highest IoU for each object of the first epoch.
 
-    (n,) int64, from 1; (n,) float32; (n,) int64, from 0."""
-    bar = progress_bar(range(len(dataset)), desc="placing objects", unit="image", leave=False)
+    Returns labels (n,) int64, from 1; the highest IoU (n,) float32; the level of its default box (n,) int64, from 0."""
+    bar = progress_bar(range(len(dataset)), desc="matching objects", unit="image", leave=False)
     plans = [dataset.plan((0, index)) for index in bar]
     boxes_xyxy = torch.from_numpy(np.concatenate([view.boxes_xyxy for view, _ in plans]))
     best_iou, best_anchor = best_boxes(boxes_xyxy, anchors_cxcywh)
@@ -191,24 +191,24 @@ def fit_objects(
     return labels, best_iou.numpy(), anchor_levels[best_anchor].numpy()
 
 
-def panel(image: np.ndarray, caption: str, marks: Sequence[Mark]) -> Panel:
-    """Return a panel whose caption says if there is nothing to mark."""
+def make_panel(image: np.ndarray, caption: str, marks: Sequence[Mark]) -> Panel:
+    """Return a panel of an image with marks. If there are no marks, the caption says so."""
     return Panel(image, caption if marks else f"{caption}, no objects", small_first(marks))
 
 
 def truth_panel(coco: CocoFile, index: int) -> Panel:
-    """Return an image as it is, with its objects and crowds."""
+    """Return a panel of an original image with its objects and crowds."""
     record = coco.images[index]
     image = Image.fromarray(read_image(coco, index))
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     boxes_xyxy, labels, is_crowd = coco.objects(index)
     marks = object_marks(coco.class_names, boxes_xyxy * (image.width / record.width), labels, is_crowd)
-    caption = f"id {record.id}: {record.file_name[-40:]}"  # its end, because long names begin with folders
-    return panel(np.asarray(image), caption, marks)
+    caption = f"id {record.id}: {record.file_name[-40:]}"  # the end of the name, since a long one begins with folders
+    return make_panel(np.asarray(image), caption, marks)
 
 
 def match_panel(task: DetectionTask, sample: Sample, anchor_levels: Tensor, caption: str) -> Panel:
-    """Return an image with its objects, red where no default box fits, and with the boxes that match them."""
+    """Return a panel of an image with its objects, red if no default box fits, and the boxes that match them."""
     image, boxes_xyxy, labels = sample
     side, anchors_cxcywh, iou_threshold = len(image), task.model.anchors_cxcywh, task.config.loss.match_iou
     best_iou = best_boxes(boxes_xyxy, anchors_cxcywh)[0].tolist()
@@ -222,9 +222,9 @@ def match_panel(task: DetectionTask, sample: Sample, anchor_levels: Tensor, capt
         name = f"{task.train.class_names[label - 1]} x{int((matched == index).sum())}"
         fits = best_iou[index] >= iou_threshold
         marks.append(Mark(box_xyxy, WHITE if fits else UNMATCHED, name if fits else f"{name}, {best_iou[index]:.2f}"))
-    return panel(dimmed(image), caption, marks)
+    return make_panel(dimmed(image), caption, marks)
 
 
 def dimmed(image: np.ndarray) -> np.ndarray:
-    """Return a darker image, on which thin lines show."""
+    """Return a darker copy of an image, on which thin lines are visible."""
     return (0.6 * image).astype(np.uint8)

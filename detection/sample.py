@@ -1,4 +1,4 @@
-"""Draw a small detection data set in COCO's format: no download (detection/shapes.py says what is drawn).
+"""Draw a small detection data set in COCO's format, without a download (see detection/shapes.py).
 
 python -m detection.sample datasets/sample
 """
@@ -13,7 +13,7 @@ from engine.start import start
 if TYPE_CHECKING:
     import torch
 
-# The usual number of training and validation images, and their side in pixels.
+# Default numbers of training and validation images, and their side in pixels.
 STYLES = {
     "full": {"num_train": 600, "num_val": 150, "image_size": 128},
     "easy": {"num_train": 1000, "num_val": 300, "image_size": 96},
@@ -24,18 +24,18 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m detection.sample",
-        description="Draw a small detection data set in COCO's format, unless it is already there.",
+        description="Draw a small detection data set in COCO's format, unless the folder holds it already.",
         epilog="example: python -m detection.sample datasets/sample",
     )
-    parser.add_argument("root", type=Path, help="folder to make, such as datasets/sample")
+    parser.add_argument("root", type=Path, help="folder for the data set, such as datasets/sample")
     parser.add_argument(
         "--style", choices=STYLES, default="full",
-        help="full: six classes, crowds, small objects; easy: three classes, few and large shapes (default: full)",
+ help="full: six classes with crowds and small objects; easy: three classes, few large shapes (default: full)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: 0)")
-    parser.add_argument("--num-train", type=int, metavar="N", help="training images (full: 600, easy: 1000)")
-    parser.add_argument("--num-val", type=int, metavar="N", help="validation images (full: 150, easy: 300)")
-    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels (full: 128, easy: 96)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the images (default: 0)")
+    parser.add_argument("--num-train", type=int, metavar="N", help="number of training images (full: 600, easy: 1000)")
+    parser.add_argument("--num-val", type=int, metavar="N", help="number of validation images (full: 150, easy: 300)")
+    parser.add_argument("--image-size", type=int, metavar="N", help="image side in pixels (full: 128, easy: 96)")
     arguments = parser.parse_args(words)
     for name, number in STYLES[arguments.style].items():
         if getattr(arguments, name) is None:
@@ -44,7 +44,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace, _: "torch.device") -> None:
-    """Draw the data set, unless it is there."""
+    """Draw the data set, unless it exists already."""
     from detection.shapes import generate
 
     generate(**vars(arguments))

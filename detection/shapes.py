@@ -1,13 +1,14 @@
-"""A small detection data set in COCO's format, drawn by code, so that nothing need be downloaded.
+"""Draw a small detection data set in COCO's format, so that nothing has to be downloaded.
 
-Six kinds of shapes hide each other and cross the edge. Some images are empty, some have a crowd (a heap of small shapes
-under one box, `iscrowd` 1); category ids and image ids have gaps. As in COCO, box, area and segmentation are of what is
-*visible*, at least half of every object: polygons of whole objects, run lengths (RLE) of others and of crowds.
+Six kinds of shapes overlap and cross the image edge. Some images are empty; some have a crowd, a heap of small shapes
+under one box with `iscrowd` 1. Category ids and image ids have gaps. As in COCO, box, area and segmentation describe
+the *visible* part of an object, which is at least half of it. Segmentations are polygons of fully visible objects, and
+run lengths (RLE) of partly hidden objects and crowds.
 
-The `easy` style, which the demo uses, has three classes, no crowds, and at most three shapes in an image.
+The `easy` style, which the demo uses, has three classes, no crowds, and at most three shapes per image.
 
-Each image depends on the seed, its split and its position only, so a larger set begins with the images of a smaller
-one; the same versions of NumPy and Pillow give the same bytes.
+An image depends only on the seed, its split and its index, so a larger set begins with the images of a smaller one. The
+same versions of NumPy and Pillow give the same bytes.
 """
 
 import json
@@ -21,32 +22,32 @@ from tqdm import tqdm
 
 from engine.files import write_text, writing
 
-FINE = 4  # outlines are filled on a canvas this much finer: smooth edges, boxes to a quarter of a pixel
+FINE = 4  # supersampling factor: outlines are filled on a finer canvas for smooth edges and boxes to 1/4 pixel
 DESCRIPTION = "Drawn shapes, made by detection/sample.py"
-VERSION = "1"  # raise it whenever other pixels or boxes come out
+VERSION = "1"  # increase it whenever the code draws different pixels or boxes
 
-Outline = np.ndarray  # (n, 2) float x and y of a polygon's corners
+Outline = np.ndarray  # (n, 2) float, x and y of a polygon's corners
 
 
 # ---- the classes ---------------------------------------------------------------------------------
 
 
 def _polygon(*radii: float, corners: int) -> Outline:
-    """Corners on circles about the origin, one radius after the other."""
+    """Return corners at equal angles around the origin; their distances from it cycle through `radii`."""
     angles = np.arange(corners) * (2 * np.pi / corners)
     return np.resize(radii, corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 CIRCLE = _polygon(1.0, corners=49)[[*range(49), 0]]
-RING = np.concatenate([CIRCLE, 0.55 * CIRCLE[::-1]])  # the hole's circle the other way round: one outline with a seam
+RING = np.concatenate([CIRCLE, 0.55 * CIRCLE[::-1]])  # the hole is traced backwards: one outline with a seam
 ARM = np.array([[0.3, 0.3], [0.3, 1.0], [-0.3, 1.0]])
-CROSS = np.concatenate([ARM, ARM[:, ::-1] * [-1, 1], -ARM, ARM[:, ::-1] * [1, -1]])  # turned by quarters
+CROSS = np.concatenate([ARM, ARM[:, ::-1] * [-1, 1], -ARM, ARM[:, ::-1] * [1, -1]])  # four rotated copies of ARM
 
 
 class Shape(NamedTuple):
     category_id: int
-    outline: Outline  # within the unit circle, about
-    diameters: tuple[float, float]  # smallest and largest, as fractions of the image's side
+    outline: Outline  # fits roughly in the unit circle
+    diameters: tuple[float, float]  # smallest and largest, as fractions of the image side
 
 
 SHAPES = {
@@ -60,14 +61,14 @@ SHAPES = {
 
 
 class Style(NamedTuple):
-    """What the images of a set show."""
+    """Parameters of the images of a data set."""
 
     shapes: dict[str, Shape]
-    stretch: float  # largest, as the logarithm of a factor
-    turns: tuple[float, float]  # smallest and largest, radians
-    most_objects: int  # in an image
-    visible: float  # of every object's area, at least
-    small: float  # share of objects that are drawn small, 8 to 13% of the image's side
+    stretch: float  # largest stretch, as the logarithm of a factor
+    turns: tuple[float, float]  # smallest and largest rotation, radians
+    most_objects: int  # per image
+    visible: float  # smallest visible share of an object's area
+    small: float  # share of objects that are drawn small, 8 to 13% of the image side
     empty: float  # share of images without objects
     crowds: float  # share of images with a crowd
 
@@ -76,7 +77,7 @@ STYLES = {
     "full": Style(
         SHAPES, stretch=0.18, turns=(0, 2 * np.pi), most_objects=5, visible=0.5, small=0.12, empty=0.04, crowds=0.06
     ),
-    # For the demo: a small detector learns it in two minutes on one core.
+    # For the demo: a small detector learns this style in two minutes on one core.
     "easy": Style(
         {name: SHAPES[name]._replace(diameters=(0.3, 0.5)) for name in ("triangle", "ring", "cross")},
         stretch=0.1, turns=(-0.2, 0.2), most_objects=3, visible=0.9, small=0.0, empty=0.04, crowds=0.0,
@@ -88,7 +89,7 @@ STYLES = {
 
 
 class Thing(NamedTuple):
-    """An object, or a crowd of several: what is drawn and annotated as one."""
+    """An object or a crowd, which is drawn and annotated as one."""
 
     category_id: int
     outlines: list[Outline]  # pixels
@@ -96,7 +97,7 @@ class Thing(NamedTuple):
 
 
 def _place(style: Style, shape: Shape, diameter: float, centre: np.ndarray, rng: Generator) -> Outline:
-    """Return the shape's outline at a place, all in pixels, stretched and turned at random."""
+    """Return the outline of a shape in pixels, randomly stretched and rotated around `centre`."""
     stretch = np.exp(rng.uniform(-style.stretch, style.stretch))
     angle = rng.uniform(*style.turns)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -114,7 +115,7 @@ def _object(style: Style, side: int, rng: Generator) -> Thing:
 
 
 def _crowd(style: Style, side: int, rng: Generator) -> Thing:
-    """Return a heap of eight to fourteen small shapes of one class."""
+    """Return a heap of 8 to 14 small shapes of one class."""
     shape = list(style.shapes.values())[rng.integers(len(style.shapes))]
     middle = rng.uniform(0.25, 0.75, 2) * side
     spread = rng.uniform(0.06, 0.1, 2) * side
@@ -126,36 +127,35 @@ def _crowd(style: Style, side: int, rng: Generator) -> Thing:
 
 
 def _fill(outlines: list[Outline], side: int) -> np.ndarray:
-    """Return which pixels of the fine canvas the outlines cover, (FINE * side, FINE * side) bool."""
+    """Return the mask of the outlines on the fine canvas: (FINE * side, FINE * side) bool."""
     canvas = Image.new("1", (side * FINE, side * FINE))
     for outline in outlines:
-        # Pillow counts from the middle of the first pixel, COCO from its corner.
+        # The origin is the centre of the first pixel in Pillow, but its corner in COCO.
         ImageDraw.Draw(canvas).polygon((outline * FINE - 0.5).ravel().tolist(), fill=1)
     return np.asarray(canvas)
 
 
 def _full_area(outlines: list[Outline]) -> float:
-    """Return the sum of the outlines' areas in pixels, by the shoelace formula."""
+    """Return the total area of the outlines in square pixels (shoelace formula)."""
     return sum(abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2 for x, y in (o.T for o in outlines))
 
 
 def _arrange(style: Style, side: int, rng: Generator) -> tuple[list[Thing], np.ndarray]:
-    """Choose what an image shows.
+    """Choose and place the things of an image.
 
-    Returns the things, back to front, and the map of which one is visible in each pixel of the fine canvas
-    (its position + 1; 0 is the ground)."""
+    Returns them from back to front, and the index + 1 of the visible thing (0: none) per pixel of the fine canvas."""
     kind = rng.random()
     if kind < style.empty:
-        wanted = []
+        makers = []
     elif kind < style.empty + style.crowds:
-        wanted = [_crowd] + [_object] * int(rng.integers(1, 4))
+        makers = [_crowd] + [_object] * int(rng.integers(1, 4))
     else:
-        wanted = [_object] * int(rng.integers(1, style.most_objects + 1))
+        makers = [_object] * int(rng.integers(1, style.most_objects + 1))
 
     things: list[Thing] = []
     visible = np.zeros((side * FINE, side * FINE), np.uint8)
-    for make in wanted:
-        for _ in range(20):  # a full image may have no room for one more
+    for make in makers:
+        for _ in range(20):  # give up after 20 attempts: the image may be too full
             thing = make(style, side, rng)
             candidate = np.where(_fill(thing.outlines, side), len(things) + 1, visible).astype(np.uint8)
             areas = np.bincount(candidate.ravel(), minlength=len(things) + 2)[1:] / FINE**2
@@ -174,19 +174,19 @@ def _smooth_noise(cells: int, side: int, rng: Generator) -> np.ndarray:
 
 
 def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
-    """(3,) float RGB, 0 to 255; hue is a fraction of the circle."""
+    """Convert a colour to (3,) float RGB, 0 to 255. hue: fraction of the colour circle."""
     return np.array(ImageColor.getrgb(f"hsv({hue % 1 * 360:.3f},{saturation:.3%},{value:.3%})"), float)
 
 
 def _ramp(side: int, rng: Generator) -> np.ndarray:
-    """Return the distance along a random direction: (side, side) float, about -0.5 to 0.5."""
+    """Return a gradient in a random direction: (side, side) float, about -0.5 to 0.5."""
     y, x = np.mgrid[:side, :side] / side - 0.5
     angle = rng.uniform(0, 2 * np.pi)
     return x * np.cos(angle) + y * np.sin(angle)
 
 
-def _ground(side: int, rng: Generator) -> np.ndarray:
-    """Return a background of two pale tints, a texture and stray lines: (side, side, 3) float RGB."""
+def _background(side: int, rng: Generator) -> np.ndarray:
+    """Return a background of two pale tints, a texture and random lines: (side, side, 3) float RGB."""
     hue, value = rng.random(), rng.uniform(0.25, 0.8)
     tints = [_hsv(hue + rng.normal(0, 0.08), rng.uniform(0.08, 0.35), v) for v in (value, value + 0.15)]
     clouds = (_smooth_noise(int(rng.integers(3, 7)), side, rng) + 1) / 2
@@ -211,9 +211,9 @@ def _ground(side: int, rng: Generator) -> np.ndarray:
 
 
 def _paint(things: list[Thing], side: int, rng: Generator) -> Image.Image:
-    """Draw the things, back to front, over a ground."""
-    image = _ground(side, rng)
-    light = rng.normal(0, 0.025, 2) * side  # every shadow of an image falls the same way
+    """Draw the things, from back to front, over a background."""
+    image = _background(side, rng)
+    light = rng.normal(0, 0.025, 2) * side  # all shadows of an image have the same offset
     darkness = rng.uniform(0.25, 0.55)
     for thing in things:
         hue = rng.random()
@@ -235,16 +235,16 @@ def _paint(things: list[Thing], side: int, rng: Generator) -> Image.Image:
 
 
 def _rle(mask: np.ndarray) -> dict:
-    """Return COCO's uncompressed run lengths of a (height, width) bool mask: column by column, zeros first."""
-    pixels = np.concatenate([[False], mask.ravel(order="F")])  # the first run may then be of length 0
+    """Encode a (height, width) bool mask as COCO's uncompressed run lengths: column by column, zeros first."""
+    pixels = np.concatenate([[False], mask.ravel(order="F")])  # the first run, of zeros, may be empty
     starts = np.flatnonzero(np.diff(pixels))
     return {"counts": np.diff([0, *starts, mask.size]).tolist(), "size": list(mask.shape)}
 
 
 def _annotate(thing: Thing, visible: np.ndarray) -> dict:
-    """Return the visible part of a thing as a COCO annotation, without its ids.
+    """Return the COCO annotation, without ids, of the visible part of a thing.
 
-    visible: (FINE * side, FINE * side) bool."""
+    visible: (FINE * side, FINE * side) bool, its visible pixels on the fine canvas."""
     side = len(visible) // FINE
     rows, columns = (np.flatnonzero(visible.any(axis=axis)) for axis in (1, 0))
     x, y = columns[0] / FINE, rows[0] / FINE
@@ -275,14 +275,14 @@ def generate(
 ) -> Path:
     """Draw the sample set into root/images/{train,val} and root/annotations/instances_{train,val}.json.
 
-    image_size: side of the square images in pixels. style: a key of STYLES. Does nothing if the same set is complete;
-    the annotations are written last, so an interrupted set is drawn again.
-    Returns the root. Raises, before anything is drawn, ValueError for a number out of range and FileExistsError if
-    other annotations are there."""
-    smallest = {"seed": (seed, 0), "num_train": (num_train, 1), "num_val": (num_val, 1), "image_size": (image_size, 32)}
-    for name, (number, least) in smallest.items():
-        if number < least:
-            raise ValueError(f"{name} {number}: expected {least} or more")
+    image_size: side of the square images in pixels. style: a key of STYLES. Does nothing if the same data set is there
+    and complete. The annotations are written last, so an interrupted data set is drawn again.
+    Returns root. Raises ValueError if a number is out of range, and FileExistsError if there are annotations of a
+    different program; nothing is drawn then."""
+    minima = {"seed": (seed, 0), "num_train": (num_train, 1), "num_val": (num_val, 1), "image_size": (image_size, 32)}
+    for name, (number, minimum) in minima.items():
+        if number < minimum:
+            raise ValueError(f"{name} {number}: expected {minimum} or more")
     root = Path(root)
     recipe = {"description": DESCRIPTION, "version": VERSION, "seed": seed, "image_size": image_size}
     recipe |= {"style": style} if style != "full" else {}
@@ -293,13 +293,13 @@ def generate(
 
 
 def _is_finished(root: Path, split: str, info: dict) -> bool:
-    """Return whether the split described by `info` is complete. Raises FileExistsError if a different set is there."""
+    """Return whether the split that `info` describes is complete. Raises FileExistsError if it was not made here."""
     annotations_path = root / f"annotations/instances_{split}.json"
     if not annotations_path.exists():
         return False
     text = annotations_path.read_text()
     if f'"description": "{DESCRIPTION}"' not in text:
-        raise FileExistsError(f"{annotations_path}: not made by detection.sample; choose another folder")
+        raise FileExistsError(f"{annotations_path}:not made by detection.sample; choose a different folder")
     found = json.loads(text)
     names = [record["file_name"] for record in found["images"]]
     return found["info"] == info and all((root / f"images/{split}" / name).is_file() for name in names)
@@ -308,16 +308,16 @@ def _is_finished(root: Path, split: str, info: dict) -> bool:
 def _draw_split(root: Path, split: str, info: dict) -> None:
     images_dir, annotations_path = root / f"images/{split}", root / f"annotations/instances_{split}.json"
     with writing(annotations_path):
-        annotations_path.unlink(missing_ok=True)  # of a different version or seed: no longer true from here on
+        annotations_path.unlink(missing_ok=True)  # if they are of a different version or seed, they become wrong now
         images_dir.mkdir(parents=True, exist_ok=True)
         annotations_path.parent.mkdir(parents=True, exist_ok=True)
 
     side, split_number, style = info["image_size"], ("train", "val").index(split), STYLES[info.get("style", "full")]
     images, annotations = [], []
-    bar = {"desc": f"drawing {split} images", "unit": "image", "leave": False, "disable": None}  # not into a file
+    bar = {"desc": f"drawing {split} images", "unit": "image", "leave": False, "disable": None}  # no bar in a file
     for index in tqdm(range(info["num_images"]), **bar):
         rng = np.random.default_rng((info["seed"], split_number, index))
-        image_id = 3 * index + 1 + split_number  # gaps, and no id in both splits
+        image_id = 3 * index + 1 + split_number  # ids have gaps, and no id is in both splits
         file_name = f"{image_id:06d}.jpg"
         things, visible = _arrange(style, side, rng)
         with writing(images_dir / file_name):

@@ -1,1 +1,1 @@
-"""Data before training: fetched, converted, checked and shrunk (`python -m detection.data`)."""
+"""Prepare data sets for training: fetch, convert, split, check and shrink them (`python -m detection.data`)."""

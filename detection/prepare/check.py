@@ -1,6 +1,6 @@
-"""Check a whole data set: read every annotation, decode every image, list all that is wrong at once.
+"""Check a data set: read every annotation, decode every image, and list all defects at once.
 
-Training itself checks the annotations, and only that the images are there, unless `data.check_images=true`.
+Training itself checks all annotations, but only that the images exist, unless `data.check_images=true`.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from detection.coco.annotations import DataConfig, Survey, count, describe, pair
 from detection.coco.defects import Defect, shown_path, summarised
 from detection.coco.warnings import ceiling_warning
 from detection.prepare.images import find_defects
-from detection.prepare.labels import HALVES
-from detection.prepare.layouts import Layout, find_data, image_folder, not_split
+from detection.prepare.labels import SPLITS
+from detection.prepare.layouts import Layout, find_data, find_images_dir, split_advice
 from engine.config import Config, load_config
 from engine.files import write_text
 from engine.inputs import Repeats, repeated_bytes, repeated_names, shared_between
@@ -21,27 +21,27 @@ from records.experiment import table
 
 
 class DataSection(Config, extra="ignore"):
-    """What the check reads of a config; the rest is for training."""
+    """The section of a config that `check` reads; it ignores the others."""
 
     data: DataConfig
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Check as the command line after `check` says: print the defects and the counts of each annotation file.
+    """Run the `check` command: print all defects, then the counts of each annotation file and the warnings.
 
-    Raises DatasetError, at the end, if there are defects."""
+    Raises DatasetError at the end if there are defects."""
     surveys = read_surveys(arguments)
     if len(surveys) == 2 and all(survey.coco for survey in surveys):
         train, val = surveys
         for defect in pair_defects(train.coco, val.coco):
             if defect.file == val.annotations_path:
                 val.defects.append(defect)
-            elif train.is_whole:  # else it may follow from the records that were left out for their defects
+            elif train.is_whole:  # otherwise skipping invalid records may be the cause
                 train.defects.append(defect)
     for survey in surveys:
-        for found in find_defects(survey.files, arguments.workers, survey.annotations_path.name):
-            (survey.warnings if found.is_warning else survey.defects).append(found)
-    for survey, what in set_warnings(surveys):
+        for defect in find_defects(survey.files, arguments.workers, survey.annotations_path.name):
+            (survey.warnings if defect.is_warning else survey.defects).append(defect)
+    for survey, what in dataset_warnings(surveys):
         survey.warnings.append(Defect(survey.annotations_path, "", what, is_warning=True))
 
     defects = [defect for survey in surveys for defect in survey.defects]
@@ -49,8 +49,8 @@ def main(arguments: argparse.Namespace) -> None:
         print(table([{"file": shown_path(d.file), "record": d.record, "defect": d.what} for d in defects]))
     for survey in surveys:
         if survey.coco:
-            aside = "" if survey.is_whole else " (records with defects aside)"
-            print(f"{shown_path(survey.annotations_path)}: {describe(survey.coco)}{aside}")
+            note = "" if survey.is_whole else " (without records that have defects)"
+            print(f"{shown_path(survey.annotations_path)}: {describe(survey.coco)}{note}")
     for warning in summarised(warning for survey in surveys for warning in survey.warnings):
         print(f"warning: {warning}")
     if arguments.json:
@@ -63,26 +63,26 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
-    """Read the annotations to check: those of train and val, or the one file.
+    """Read the annotations to check: train and val, or a single file.
 
-    Raises ConfigError for a bad config, DatasetError if no data set is recognised in a folder."""
+    Raises ConfigError if the config is invalid, DatasetError if the folder holds no data set that is recognised."""
     source = arguments.source
     if source.is_dir():
         found = find_data(source)
         if isinstance(found, Layout):
-            return [survey_coco(*found.paths(half)) for half in HALVES]
+            return [survey_coco(*found.paths(split)) for split in SPLITS]
         survey = survey_coco(*found)
-        survey.warnings.append(Defect(found.annotations_path, "", not_split(found), is_warning=True))
+        survey.warnings.append(Defect(found.annotations_path, "", split_advice(found), is_warning=True))
         return [survey]
     if source.suffix.lower() == ".json":
-        return [survey_coco(source, arguments.images or image_folder(source))]
+        return [survey_coco(source, arguments.images or find_images_dir(source))]
     config = load_config(source, arguments.overrides, DataSection).data
-    return [survey_coco(*config.paths(half)) for half in HALVES]
+    return [survey_coco(*config.paths(split)) for split in SPLITS]
 
 
-def set_warnings(surveys: Sequence[Survey]) -> Iterator[tuple[Survey, str | Repeats]]:
-    """Yield what keeps the score from 1, and images that are there twice: in one half, or in val and also in train."""
-    for survey in surveys if len(surveys) == 1 else surveys[1:]:  # nothing is scored on train
+def dataset_warnings(surveys: Sequence[Survey]) -> Iterator[tuple[Survey, str | Repeats]]:
+    """Yield warnings: why mAP cannot reach 1, and images that are duplicates within a split or in train and val."""
+    for survey in surveys if len(surveys) == 1 else surveys[1:]:  # no score is computed on train
         if survey.is_whole and (what := ceiling_warning(survey.coco)):
             yield survey, what
     paths = [[file.path for file in survey.files] for survey in surveys]
@@ -94,7 +94,7 @@ def set_warnings(surveys: Sequence[Survey]) -> Iterator[tuple[Survey, str | Repe
 
 
 def report(survey: Survey) -> dict:
-    """Return the result of one annotation file for other programs."""
+    """Return the result for one annotation file, as written to --json."""
     return {
         "annotations": str(survey.annotations_path),
         "images": str(survey.images_dir),

@@ -1,11 +1,11 @@
-"""Annotations of other formats (voc.py, yolo.py) into COCO's.
+"""Convert annotations of other formats (voc.py, yolo.py) to COCO's format.
 
-Writes annotations/instances_{train,val}.json, or instances_all.json if the data set has no halves; the images stay
-where they are. Everything is read before anything is written: if files cannot be converted, all are listed, and nothing
-is written. What is converted with a change, such as a box cut at the edge of its image, is counted.
+Writes annotations/instances_{train,val}.json, or instances_all.json if the data set has no splits. The images stay
+where they are. All files are read before any is written: if some cannot be converted, all of these are listed and
+nothing is written. Changes, such as a box clipped at the edge of its image, are counted and printed.
 
-(supervision reads both formats, but drops `difficult`, lists of images and outlines, and stops at the first broken
-file.)
+(The library supervision reads both formats, but it drops `difficult`, lists of images and outlines, and stops at the
+first broken file.)
 """
 
 import argparse
@@ -18,87 +18,87 @@ from typing import Any
 from data import DatasetError
 from detection.coco.annotations import SplitConfig, describe, read_coco, survey_coco
 from detection.coco.defects import shown_path
-from detection.prepare.labels import HALVES, WHOLE, LabelledImage, Labels
-from detection.prepare.layouts import Layout, Whole, below, not_split, summary, write_annotations
+from detection.prepare.labels import SPLITS, UNSPLIT, LabelledImage, Labels
+from detection.prepare.layouts import Layout, UnsplitDataset, config_path, split_advice, summary, write_annotations
 from detection.prepare.voc import find_voc
 from detection.prepare.yolo import find_yolo
 from engine.logbook import progress_bar
 from engine.terminal import counted, printable
 
-DIGITS = 3  # of a pixel
+DIGITS = 3  # decimal places of a coordinate in pixels
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Convert as the command line after `convert` says; print what was found, and how to continue.
+    """Run the `convert` command; print what was converted and the command to run next.
 
-    Raises DatasetError, with nothing written, if anything cannot be converted."""
+    Raises DatasetError if anything cannot be converted; nothing is written then."""
     source, notes = arguments.source, Counter()
-    given = {"train": arguments.train, "val": arguments.val}
+    names = {"train": arguments.train, "val": arguments.val}
     if not (source.exists() if arguments.format == "yolo" else source.is_dir()):
         raise DatasetError(f"{source}: no such folder")
-    labels = find_voc(source, given, arguments.zero_based) if arguments.format == "voc" else find_yolo(source, given)
-    halves = read_halves(labels, notes, source)
+    labels = find_voc(source, names, arguments.zero_based) if arguments.format == "voc" else find_yolo(source, names)
+    images_by_split = read_splits(labels, notes, source)
     root = arguments.to or (source if source.is_dir() else source.parent)
-    splits = write_coco(halves, labels.categories or _found_classes(halves), root)
+    configs = write_coco(images_by_split, labels.categories or _number_classes(images_by_split), root)
     for what, count in notes.items():
         if count:
             print(f"{what}: {count:,}")
-    if WHOLE in splits:
-        whole = Whole(root / splits[WHOLE].annotations, root / splits[WHOLE].images)
-        print(f"{shown_path(whole.annotations_path)}: {describe(read_coco(*whole))}; {not_split(whole)}")
+    if UNSPLIT in configs:
+        unsplit = UnsplitDataset(root / configs[UNSPLIT].annotations, root / configs[UNSPLIT].images)
+        print(f"{shown_path(unsplit.annotations_path)}: {describe(read_coco(*unsplit))}; {split_advice(unsplit)}")
     else:
-        layout = Layout("converted", root, **splits)
-        print(summary(layout, [survey_coco(*layout.paths(half)) for half in HALVES]))
+        layout = Layout("converted", root, **configs)
+        print(summary(layout, [survey_coco(*layout.paths(split)) for split in SPLITS]))
 
 
-def read_halves(labels: Labels, notes: Counter[str], source: Path) -> dict[str, list[LabelledImage]]:
-    """Read all files. Raises DatasetError if some cannot be converted, once these are printed."""
-    defects, halves = list(labels.defects), {}
-    for half, paths in labels.halves.items():
+def read_splits(labels: Labels, notes: Counter[str], source: Path) -> dict[str, list[LabelledImage]]:
+    """Read all files; return the images of each split. If there are defects, print them and raise DatasetError."""
+    defects, images_by_split = list(labels.defects), {}
+    for split, paths in labels.splits.items():
         images: dict[Path, LabelledImage] = {}
-        for path in progress_bar(paths, desc=f"reading {half}", unit="image", leave=False):
+        for path in progress_bar(paths, desc=f"reading {split}", unit="image", leave=False):
             try:
                 image = labels.read(path, notes)
                 if image.path in images:
-                    defects.append(f"{path}: {image.path.name} is the image of another file, too")
+                    defects.append(f"{path}: {image.path.name} already has a different annotation file")
                 images[image.path] = image
             except DatasetError as error:
                 defects.append(str(error))
-        halves[half] = list(images.values())
+        images_by_split[split] = list(images.values())
     if defects:
         print("\n".join(map(printable, defects)))
         number = counted(len(defects), "defect", "defects")
         raise DatasetError(f"{source}: {number}, listed above; nothing was written")
-    return halves
+    return images_by_split
 
 
-def _found_classes(halves: Mapping[str, Sequence[LabelledImage]]) -> dict[int, str]:
-    """Return the names of all classes that have objects, in alphabetical order, by ids from 1."""
-    names = {thing.class_name for images in halves.values() for image in images for thing in image.objects}
+def _number_classes(images_by_split: Mapping[str, Sequence[LabelledImage]]) -> dict[int, str]:
+    """Return category id to name for all classes that have objects: ids from 1, in alphabetical order."""
+    names = {thing.class_name for images in images_by_split.values() for image in images for thing in image.objects}
     return dict(enumerate(sorted(names), start=1))
 
 
 def write_coco(
-    halves: Mapping[str, Sequence[LabelledImage]], categories: Mapping[int, str], root: Path
+    images_by_split: Mapping[str, Sequence[LabelledImage]], categories: Mapping[int, str], root: Path
 ) -> dict[str, SplitConfig]:
-    """Write root/annotations/instances_{}.json for each half.
+    """Write root/annotations/instances_SPLIT.json for each split; return the config of each split.
 
-    Returns where each half is. Raises DatasetError, with nothing written, if there is nothing to learn, or there are
-    annotations that another program wrote."""
-    images_to_train_on = next(iter(halves.values()))
-    if not any(not thing.is_crowd for image in images_to_train_on for thing in image.objects):
+    Raises DatasetError if there are no objects to train on, or if annotations of a different program would be
+    overwritten; nothing is written then."""
+    training_images = next(iter(images_by_split.values()))
+    if not any(not thing.is_crowd for image in training_images for thing in image.objects):
         raise DatasetError(f"{root}: no objects to train on; nothing was written")
-    splits, contents = {}, {}
-    for half, images in halves.items():
-        folder = Path(os.path.commonpath([image.path.parent for image in images]))
-        splits[half] = SplitConfig(images=below(folder, root), annotations=f"annotations/instances_{half}.json")
-        contents[splits[half]] = _coco(categories, images, folder)
+    configs, contents = {}, {}
+    for split, images in images_by_split.items():
+        base = Path(os.path.commonpath([image.path.parent for image in images]))
+        configs[split] = SplitConfig(images=config_path(base, root), annotations=f"annotations/instances_{split}.json")
+        contents[configs[split]] = _to_coco(categories, images, base)
     write_annotations("convert", root, contents)
-    return splits
+    return configs
 
 
-def _coco(categories: Mapping[int, str], images: Sequence[LabelledImage], images_dir: Path) -> dict[str, Any]:
-    """Return the lists of an annotation file (cocodataset.org/#format-data)."""
+def _to_coco(categories: Mapping[int, str], images: Sequence[LabelledImage], images_dir: Path) -> dict[str, Any]:
+    """Return the content of a COCO annotation file (cocodataset.org/#format-data)."""
     id_of = {name: category_id for category_id, name in categories.items()}
     records, annotations = [], []
     for image_id, image in enumerate(images, start=1):

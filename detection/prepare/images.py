@@ -1,4 +1,4 @@
-"""What is wrong with the images of a data set, found by decoding every one of them in several processes."""
+"""Find broken and blank images of a data set by decoding all of them in several processes."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,36 +18,36 @@ from detection.coco.image_files import ImageFile
 from engine import distributed
 from engine.logbook import logger, progress_bar
 
-DARK = 15  # of 255: 12 bits that were taken for 16 are no brighter
-AT_ONCE = 4  # images that a process hands over at once
+DARK = 15  # of 255: no brighter than a 12-bit image that is scaled as if it had 16 bits
+AT_ONCE = 4  # images per batch of a worker process
 
 
 def check_images(cocos: Sequence[CocoFile], workers: int) -> None:
-    """Decode every image of checked annotation files before training: each rank its share, in `workers` processes.
+    """Decode all images of checked annotation files before training, and warn of blank ones.
 
-    Warns of images that show nothing. Raises DatasetError, on all ranks, naming the first broken one."""
+    Each rank decodes a share in `workers` processes. Raises DatasetError on all ranks if an image is broken."""
     files = [coco.file(index) for coco in cocos for index in range(len(coco.images))]
     share = files[distributed.rank() :: distributed.world_size()]
     parts = distributed.gather(find_defects(share, workers, "checking images"))
-    everything = distributed.broadcast(parts and sorted(chain.from_iterable(parts)))
+    found = distributed.broadcast(parts and sorted(chain.from_iterable(parts)))
     if distributed.is_main():
-        for line in summarised(found for found in everything if found.is_warning):
+        for line in summarised(defect for defect in found if defect.is_warning):
             logger.warning(line)
-    if defects := [found for found in everything if not found.is_warning]:
+    if defects := [defect for defect in found if not defect.is_warning]:
         raise dataset_error(defects)
 
 
 def find_defects(files: Sequence[ImageFile], workers: int, title: str) -> list[Defect]:
-    """Decode every image in `workers` processes, under a progress bar; return what is wrong, in order."""
-    return [found for found in for_each(find_defect, files, workers, title) if found]
+    """Decode every image in `workers` processes, with a progress bar; return the defects in the order of the files."""
+    return [defect for defect in for_each(find_defect, files, workers, title) if defect]
 
 
 def find_defect(file: ImageFile) -> Defect | None:
-    """Decode an image and, of a PNG, compare the checksums, which Pillow does not do while decoding.
+    """Decode an image and return its defect, if any. A blank image is a warning.
 
-    An image that shows nothing is a warning."""
+    PNG checksums are verified in addition, because Pillow does not do that while decoding."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of Pillow, about images that it decodes all the same
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns about images that it can decode
             pixels = decode_image(file)
             with Image.open(file.path) as image:
                 if image.format == "PNG":
@@ -55,16 +55,16 @@ def find_defect(file: ImageFile) -> Defect | None:
     except DatasetError as error:
         return file.defect(str(error))
     except Exception as error:
-        return file.defect(f"damaged: {error}")
+        return file.defect(f"corrupt: {error}")
     if pixels.max() <= DARK:
-        return file.defect(f"black once decoded to 8 bits: no value is above {DARK} of 255", is_warning=True)
+        return file.defect(f"black once decoded to 8 bits: no value above {DARK} of 255", is_warning=True)
     if np.all(pixels == pixels[0, 0]):
         return file.defect("all pixels have the same colour", is_warning=True)
     return None
 
 
 class _Results(Dataset):
-    """What a function returns for each item."""
+    """Data set of the results of a function, one per item."""
 
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
         self.function, self.items = function, items
@@ -74,7 +74,7 @@ class _Results(Dataset):
 
 
 def for_each(function: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str) -> Iterator[Any]:
-    """Yield function(item) for each item, in order, from `workers` processes. Errors as in data.build_loader."""
+    """Yield function(item) for each item, in order, from `workers` processes. Raises what data.build_loader raises."""
     batches = eval_batches(len(items), AT_ONCE, rank=0, world_size=1)
     loader = build_loader(_Results(function, items), batches, list, workers, torch.device("cpu"))
     results = chain.from_iterable(loader)

@@ -1,4 +1,4 @@
-"""The usual layouts of a data set in COCO's format in a folder, and the overrides that name it."""
+"""Recognise the usual folder layouts of a COCO-format data set, and print the config overrides that select it."""
 
 import argparse
 import json
@@ -12,259 +12,259 @@ from data import DatasetError
 from detection.coco.annotations import SplitConfig, Survey, describe, pair_defects, survey_coco
 from detection.coco.defects import dataset_error, leads_out, shown_path
 from detection.coco.warnings import leak_warnings
-from detection.prepare.labels import HALVES, SPLITS, full_path, visible
+from detection.prepare.labels import ALIASES, SPLITS, full_path, visible_paths
 from detection.prepare.voc import parse_xml
 from engine.files import write_text
 from engine.strict_yaml import read_value
 
 PROJECT = Path(__file__).parent.parent.parent
-EXAMPLE = "configs/quickstart.yaml"  # any config of a detector will do: classes are read from the annotations
+EXAMPLE = "configs/quickstart.yaml"  # any detector config works, because classes are read from the annotations
 
-# Where images and annotations of the half {} are. Tried in this order.
+# Image folder and annotation file of the split {}. Tried in this order.
 LAYOUTS = {
-    "COCO's archives unpacked into one folder, as torchvision takes them": ("{}", "annotations/instances_{}.json"),
+    "COCO's archives unpacked into one folder, as torchvision expects them": ("{}", "annotations/instances_{}.json"),
     "images/ and annotations/": ("images/{}", "annotations/instances_{}.json"),
     "an export of FiftyOne": ("{}/data", "{}/labels.json"),
     "a COCO export of Roboflow": ("{}", "{}/_annotations.coco.json"),
 }
-MARK = "detection.data"  # the first key of files that this command writes: what wrote it, and where the images are
-MOST_MARK = 2**14  # characters
-MOST_LOOKED_FOR = 20  # images, to find their folder
+MARK_KEY = "detection.data"  # first key of the annotation files that this command writes, see `write_annotations`
+MARK_MAX_CHARS = 2**14  # how much of a file is read to find the mark
+MAX_IMAGES_TRIED = 20  # how many images are searched for in each folder
 
 
-class Whole(NamedTuple):
-    """A data set with one annotation file for all images, which training cannot use before it is split."""
+class UnsplitDataset(NamedTuple):
+    """A data set with one annotation file for all images. It must be split before training."""
 
     annotations_path: Path
     images_dir: Path
 
 
 class Layout(NamedTuple):
-    """A data set in a folder."""
+    """A data set with train and val splits in a folder."""
 
-    name: str  # for people
+    name: str  # description of the layout, to be printed
     root: Path
     train: SplitConfig
     val: SplitConfig
 
-    def paths(self, half: str) -> tuple[Path, Path]:
+    def paths(self, split: str) -> tuple[Path, Path]:
         """Return the annotation file and the image folder of "train" or "val"."""
-        split = getattr(self, half)
-        return self.root / split.annotations, self.root / split.images
+        config = getattr(self, split)
+        return self.root / config.annotations, self.root / config.images
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print the layout of the folder that the command line after `layout` names, and how to train on it.
+    """Run the `layout` command: print the layout of a folder and the command that trains on it.
 
-    Raises DatasetError if nothing is recognised, or if training would not read it."""
+    Raises DatasetError if no layout is recognised, or if training would refuse the data set."""
     found = find_data(arguments.folder)
-    if isinstance(found, Whole):
-        raise DatasetError(f"{shown_path(found.annotations_path)}: {not_split(found)}")
+    if isinstance(found, UnsplitDataset):
+        raise DatasetError(f"{shown_path(found.annotations_path)}: {split_advice(found)}")
     print(f"{found.root}: {found.name}")
-    print(summary(found, [survey_coco(*found.paths(half)) for half in HALVES]))
+    print(summary(found, [survey_coco(*found.paths(split)) for split in SPLITS]))
 
 
-def find_data(folder: Path) -> Layout | Whole:
+def find_data(folder: Path) -> Layout | UnsplitDataset:
     """Return the data set in a folder.
 
-    Raises DatasetError, naming what was looked for or the command that would help, if there is none, or if there are
-    several annotation files of which none is a half."""
+    Raises DatasetError if there is none, naming the expected layouts or the command that converts the folder. Raises
+    it as well if there are several annotation files and no layout identifies train and val."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder")
     if layout := layout_of(folder):
         return layout
-    wholes = find_wholes(folder)
-    if len(wholes) == 1:
-        return wholes[0]
-    if wholes:
-        first, second = (shown_path(whole.annotations_path) for whole in wholes)
+    unsplit = find_unsplit(folder)
+    if len(unsplit) == 1:
+        return unsplit[0]
+    if unsplit:
+        first, second = (shown_path(whole.annotations_path) for whole in unsplit)
         raise DatasetError(
-            f"{folder}: holds several annotation files, such as {first} and {second}: name both in a config, or split "
-            f"one: `python -m detection.data split {shlex.quote(first)}`"
+            f"{folder}: several annotation files, such as {first} and {second}; name train and val in a config, or "
+            f"split one file: `python -m detection.data split {shlex.quote(first)}`"
         )
     text = f"{folder}: no data set in COCO's format recognised"
-    if cure := _other_format(folder):
+    if cure := _convert_advice(folder):
         raise DatasetError(f"{text}; {cure}")
-    looked_for = [
+    expected = [
         f"{images.format('SPLIT')}/ with {annotations.format('SPLIT')}" for images, annotations in LAYOUTS.values()
     ]
-    train, val = ("|".join(SPLITS[half]) for half in HALVES)
-    raise DatasetError(f"{text}; looked for {', '.join(looked_for)}, where SPLIT is {train}, and {val}")
+    train, val = ("|".join(ALIASES[split]) for split in SPLITS)
+    raise DatasetError(f"{text}; expected {', or '.join(expected)}, where SPLIT is {train} for train and {val} for val")
 
 
-def not_split(whole: Whole) -> str:
-    """Return what to do about a data set with one annotation file, to end a message that names the file."""
-    path = whole.annotations_path
+def split_advice(dataset: UnsplitDataset) -> str:
+    """Return the end of a message about an annotation file: why and how to split it."""
+    path = dataset.annotations_path
     words = [str(path)]
-    if whole_at(path) != whole:
-        words += ["--images", str(whole.images_dir)]
-    if path.parent.name == "annotations" and path.stem in [f"instances_{half}" for half in HALVES]:
-        words += ["--to", f"{root_of(path)}_split"]  # a half would overwrite it
+    if unsplit_at(path) != dataset:
+        words += ["--images", str(dataset.images_dir)]
+    if path.parent.name == "annotations" and path.stem in [f"instances_{split}" for split in SPLITS]:
+        words += ["--to", f"{dataset_root(path)}_split"]  # or else a split would overwrite this file
     return (
-        "the only annotation file, and training needs one to train on and one to validate on; split it: "
+        "the only annotation file, but training needs one for train and one for val; split it: "
         f"`python -m detection.data split {shlex.join(words)}`"
     )
 
 
 def layout_of(folder: Path) -> Layout | None:
-    """Return the data set in this very folder, both halves in the same layout."""
-    annotations = {half: f"annotations/instances_{half}.json" for half in HALVES}
-    marks = {half: mark_of(folder / annotations[half]) for half in HALVES}
+    """Return the data set in this folder if both splits have the same layout, else None."""
+    annotations = {split: f"annotations/instances_{split}.json" for split in SPLITS}
+    marks = {split: read_mark(folder / annotations[split]) for split in SPLITS}
     if all(mark and not leads_out(mark["images"]) for mark in marks.values()):
-        splits = {half: SplitConfig(images=marks[half]["images"], annotations=annotations[half]) for half in HALVES}
-        return Layout(f"written by {MARK} {marks['train']['command']}", folder, **splits)
+        splits = {split: SplitConfig(images=marks[split]["images"], annotations=annotations[split]) for split in SPLITS}
+        return Layout(f"written by {MARK_KEY} {marks['train']['command']}", folder, **splits)
     for name, patterns in LAYOUTS.items():
-        halves = {half: _half(folder, half, *patterns) for half in HALVES}
-        if all(halves.values()):
-            return Layout(name, folder, **halves)
+        splits = {split: _find_split(folder, split, *patterns) for split in SPLITS}
+        if all(splits.values()):
+            return Layout(name, folder, **splits)
     return None
 
 
-def _half(folder: Path, half: str, images: str, annotations: str) -> SplitConfig | None:
-    for split in SPLITS[half]:
-        config = SplitConfig(images=images.format(split), annotations=annotations.format(split))
+def _find_split(folder: Path, split: str, images: str, annotations: str) -> SplitConfig | None:
+    for alias in ALIASES[split]:
+        config = SplitConfig(images=images.format(alias), annotations=annotations.format(alias))
         if (folder / config.images).is_dir() and (folder / config.annotations).is_file():
             return config
     return None
 
 
-def _other_format(folder: Path) -> str:
-    """Return the command that would help if the files of another format are there; empty if none are."""
+def _convert_advice(folder: Path) -> str:
+    """Return what to do if a folder holds annotations of a different format; empty if it holds none."""
     quoted = shlex.quote(str(folder))
-    if paths := [*visible(folder, "*.xml"), *visible(folder, "*/*.xml")]:
+    if paths := [*visible_paths(folder, "*.xml"), *visible_paths(folder, "*/*.xml")]:
         try:
             parse_xml(paths[0])
         except DatasetError as error:
             return f"{shown_path(paths[0])}: {error}"
-        return f"Pascal VOC? `python -m detection.data convert voc {quoted}`"
-    darknet = visible(folder, "obj.*")
-    if darknet or (folder / "labels").is_dir() or visible(folder, "data.y*ml"):
-        return f"{'darknet YOLO' if darknet else 'YOLO'}? `python -m detection.data convert yolo {quoted}`"
+        return f"for Pascal VOC, run `python -m detection.data convert voc {quoted}`"
+    darknet = visible_paths(folder, "obj.*")
+    if darknet or (folder / "labels").is_dir() or visible_paths(folder, "data.y*ml"):
+        return f"for {'darknet YOLO' if darknet else 'YOLO'}, run `python -m detection.data convert yolo {quoted}`"
     return ""
 
 
 # ---- annotation files for all images ------------------------------------------------------------------------------
 
 
-def find_wholes(folder: Path) -> list[Whole]:
-    """Return annotation files for all images in a folder, or else in its subfolders; at most two, as each is read."""
-    children = [child for child in visible(folder, "*") if child.is_dir()]
-    for folders in ([folder, folder / "annotations"], children):
-        paths = [path for each in folders for path in visible(each, "*.json") if not is_half(path)]
-        if wholes := list(islice(filter(None, map(whole_at, paths)), 2)):
-            return wholes
+def find_unsplit(folder: Path) -> list[UnsplitDataset]:
+    """Return the annotation files in a folder or else in its subfolders: at most two, because each is read in full."""
+    subfolders = [child for child in visible_paths(folder, "*") if child.is_dir()]
+    for folders in ([folder, folder / "annotations"], subfolders):
+        paths = [path for each in folders for path in visible_paths(each, "*.json") if not is_split_output(path)]
+        if found := list(islice(filter(None, map(unsplit_at, paths)), 2)):
+            return found
     return []
 
 
-def whole_at(path: Path) -> Whole | None:
-    """Return an annotation file and the folder of its images; None if it lists no images, or no boxes.
+def unsplit_at(path: Path) -> UnsplitDataset | None:
+    """Return an annotation file with its image folder; None if it lists no images or its annotations lack boxes.
 
-    The folder is the one that `convert` or `split` has recorded, or else the usual one in which the first images are;
-    ROOT/X for ROOT/annotations/instances_X.json, as in COCO, if they are in none."""
-    root, half = root_of(path), path.stem.removeprefix("instances_")
-    if (mark := mark_of(path)) and not leads_out(mark["images"]):
-        return Whole(path, root / mark["images"])
+    If `convert` or `split` wrote the file, it records the image folder. Otherwise the usual folder that holds most of
+    the first images is chosen; if none holds any, ROOT/X for ROOT/annotations/instances_X.json, as in COCO."""
+    root, stem = dataset_root(path), path.stem.removeprefix("instances_")
+    if (mark := read_mark(path)) and not leads_out(mark["images"]):
+        return UnsplitDataset(path, root / mark["images"])
     try:
         content = json.loads(path.read_bytes())
         images, annotations, _ = (content[name] for name in ("images", "annotations", "categories"))
-        names = [image["file_name"] for image in images[:MOST_LOOKED_FOR]]
+        names = [image["file_name"] for image in images[:MAX_IMAGES_TRIED]]
         if not names or (annotations and "bbox" not in annotations[0]):
             return None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    folders = [root / "images" / half, root / half, root / "images", root / "data", root, path.parent]
+    folders = [root / "images" / stem, root / stem, root / "images", root / "data", root, path.parent]
     names = [name for name in names if isinstance(name, str) and not leads_out(name) and "\0" not in name]
     found = [sum((folder / name).is_file() for name in names) for folder in folders]
-    return Whole(path, folders[found.index(max(found))] if any(found) else root / half)
+    return UnsplitDataset(path, folders[found.index(max(found))] if any(found) else root / stem)
 
 
-def root_of(annotations_path: Path) -> Path:
-    """Return the folder of the data set that an annotation file belongs to."""
+def dataset_root(annotations_path: Path) -> Path:
+    """Return the root folder of the data set that an annotation file belongs to."""
     folder = annotations_path.parent
-    return folder.parent if folder.name in ("annotations", *SPLITS["train"]) else folder
+    return folder.parent if folder.name in ("annotations", *ALIASES["train"]) else folder
 
 
-def image_folder(annotations_path: Path) -> Path:
-    """Return where the images of an annotation file are, see `whole_at`."""
+def find_images_dir(annotations_path: Path) -> Path:
+    """Return the image folder of an annotation file, see `unsplit_at`."""
     path = annotations_path.absolute()
-    whole = whole_at(path)
-    return whole.images_dir if whole else root_of(path) / path.stem.removeprefix("instances_")
+    dataset = unsplit_at(path)
+    return dataset.images_dir if dataset else dataset_root(path) / path.stem.removeprefix("instances_")
 
 
 # ---- annotation files that `convert` and `split` write ------------------------------------------------------------
 
 
-def mark_of(annotations_path: Path) -> dict[str, Any] | None:
-    """Return what `write_annotations` has put first in a file: "command", "images", ...; None for any other file.
+def read_mark(annotations_path: Path) -> dict[str, Any] | None:
+    """Return the mark ("command", "images", ...) that `write_annotations` puts first in a file; None if it has none.
 
-    Only the beginning of the file is read, because all of COCO's takes half a minute."""
+    Only the beginning of the file is read, because reading all of COCO's takes half a minute."""
     try:
         with annotations_path.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(MOST_MARK)
+            text = file.read(MARK_MAX_CHARS)
         start, _, rest = text.partition(": ")
         mark, _ = json.JSONDecoder().raw_decode(rest)
-        is_ours = start == f'{{"{MARK}"' and isinstance(mark["images"], str) and isinstance(mark["command"], str)
+        is_ours = start == f'{{"{MARK_KEY}"' and isinstance(mark["images"], str) and isinstance(mark["command"], str)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return mark if is_ours else None
 
 
-def is_half(path: Path) -> bool:
-    """Return whether `split` wrote a file."""
-    return (mark_of(path) or {}).get("command") == "split"
+def is_split_output(path: Path) -> bool:
+    """Return whether the `split` command wrote a file."""
+    return (read_mark(path) or {}).get("command") == "split"
 
 
 def write_annotations(
-    command: str, root: Path, contents: Mapping[SplitConfig, Mapping[str, Any]], **how: object
+    command: str, root: Path, contents: Mapping[SplitConfig, Mapping[str, Any]], **options: object
 ) -> None:
-    """Write annotation files, marked with the command that makes them, the folder of their images, and `how`.
+    """Write annotation files, each marked with the command, its image folder and the options of the command.
 
-    Raises DatasetError, with nothing written, if a file is there that this command did not write."""
-    for split in contents:
-        path = root / split.annotations
-        if path.exists() and (mark_of(path) or {}).get("command") != command:
-            raise DatasetError(f"{path}: not made by {MARK} {command}; choose another folder by --to")
+    Raises DatasetError if a file exists that this command did not write; nothing is written then."""
+    for config in contents:
+        path = root / config.annotations
+        if path.exists() and (read_mark(path) or {}).get("command") != command:
+            raise DatasetError(f"{path}: not made by {MARK_KEY} {command}; choose a different folder with --to")
     (root / "annotations").mkdir(parents=True, exist_ok=True)
-    for split, content in contents.items():
-        lists = {name: value for name, value in content.items() if name != MARK}
-        mark = {"command": command, "images": split.images, **how}
-        write_text(root / split.annotations, json.dumps({MARK: mark} | lists))
+    for config, content in contents.items():
+        lists = {name: value for name, value in content.items() if name != MARK_KEY}
+        mark = {"command": command, "images": config.images, **options}
+        write_text(root / config.annotations, json.dumps({MARK_KEY: mark} | lists))
 
 
-def below(folder: Path, root: Path) -> str:
-    """Return a folder as a config names it: relative to the root, or in full if it is not below it."""
+def config_path(folder: Path, root: Path) -> str:
+    """Return a folder as a config names it: relative to the root, or its full path if it is outside the root."""
     root = full_path(root)
     return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 
 
-# ---- what to do with a data set -----------------------------------------------------------------------------------
+# ---- the training command -----------------------------------------------------------------------------------------
 
 
 def summary(layout: Layout, surveys: Sequence[Survey], config: str = EXAMPLE) -> str:
-    """Return what is in both halves, and a command that trains on them.
+    """Return the counts of train and val, warnings, and the command that trains on them, as text.
 
-    surveys: of train and val. config: what to train, a path in the project. Raises DatasetError with what is wrong
-    with the data."""
+    surveys: of train and val, in this order. config: path in the project of the config to train.
+    Raises DatasetError if the data set has defects."""
     cocos = [survey.coco for survey in surveys]
     if defects := [defect for survey in surveys for defect in survey.defects] or list(pair_defects(*cocos)):
         raise dataset_error(defects)
-    lines = [f"{half}: {describe(coco)}" for half, coco in zip(HALVES, cocos, strict=True)]
+    lines = [f"{split}: {describe(coco)}" for split, coco in zip(SPLITS, cocos, strict=True)]
     lines += [f"warning: {line}" for line in leak_warnings(*cocos)]
     path = shlex.quote(config if Path(config).is_file() else str(PROJECT / config))
     return "\n".join([*lines, f"train on it: python -m detection.training {path} {' '.join(overrides(layout))}"])
 
 
 def overrides(layout: Layout) -> list[str]:
-    """Return the `data.*` of a config that name a data set, quoted for a shell."""
+    """Return the `data.*` overrides that select a data set, quoted for a shell."""
     values = {"data.root": str(layout.root)}
-    for half in HALVES:
-        split = getattr(layout, half)
-        values |= {f"data.{half}.images": split.images, f"data.{half}.annotations": split.annotations}
+    for split in SPLITS:
+        config = getattr(layout, split)
+        values |= {f"data.{split}.images": config.images, f"data.{split}.annotations": config.annotations}
     return [shlex.quote(f"{field}={_yaml(value)}") for field, value in values.items()]
 
 
 def _yaml(text: str) -> str:
-    """Return text as a config's reader takes it: a folder may be called `2017` or `a: b`."""
+    """Quote text if YAML would not read it as text: a folder may be called `2017` or `a: b`."""
     try:
         return text if read_value(text) == text else json.dumps(text)
     except ValueError:

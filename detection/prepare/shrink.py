@@ -1,11 +1,11 @@
-"""Rewrite the images of a data set once, smaller: they take less room, and less time to decode at every epoch.
+"""Copy a data set with smaller images, which take less disk space and decode faster in every epoch.
 
-Every annotations/instances_X.json is copied byte for byte, and the images it lists become JPEGs, whatever their names
-say; a smaller image is copied as it is. `shrunk.json` among the images says that width and height in the annotations
-are the original's, so boxes, detections and scores stay in its pixels.
+Every annotations/instances_X.json is copied byte for byte. The images that it lists become JPEGs, whatever the suffix
+of their names; small images are copied unchanged. `shrunk.json` in the image folder marks the copies: width and height
+in the annotations are those of the originals, so boxes, detections and scores stay in pixels of the originals.
 
-Stopped and started again, the command continues; the annotations are copied last, so nothing can be trained on half a
-copy. Copies are never rewritten: after a change of the originals, shrink into a new folder.
+After an interruption, run the command again to continue. The annotations are copied last, so that an incomplete copy
+cannot be trained on. Existing copies are never rewritten: if the originals change, shrink them into a new folder.
 """
 
 import argparse
@@ -20,37 +20,37 @@ from detection.coco.annotations import CocoFile, read_coco
 from detection.coco.dataset import read_file
 from detection.coco.image_files import SHRUNK, ImageFile, read_short_side, shrunk_size
 from detection.prepare.images import for_each
-from detection.prepare.layouts import image_folder
+from detection.prepare.layouts import find_images_dir
 from engine.files import write_text, write_whole
 
 JPEG_QUALITY = 92
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Shrink as the command line says. Raises DatasetError for a data set that cannot be used."""
+    """Run the `shrink` command. Raises DatasetError if the data set cannot be shrunk."""
     print(shrink(arguments.root, arguments.to, arguments.short_side, arguments.workers))
 
 
 def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
-    """Make or continue the copy of a data set in `target`; return what was done, in a sentence.
+    """Make or continue the copy of a data set in `target`; return a one-line summary to print.
 
-    Raises DatasetError if the data set is not sound, an image cannot be decoded, or something else is in `target`."""
+    Raises DatasetError if the data set is invalid, an image cannot be decoded, or `target` holds other files."""
     texts = {path: path.read_bytes() for path in sorted((root / "annotations").glob("instances_*.json"))}
     if not texts:
-        raise DatasetError(f"{root}: no annotations/instances_*.json in it; is it the folder of a data set?")
+        raise DatasetError(f"{root}: no annotations/instances_*.json found; expected the root folder of a data set")
     for path in texts:
-        if not (images := image_folder(path)).is_dir():
-            raise DatasetError(f"{path}: there is no folder {images} with its images; put them there, or link it")
-    copies = {}  # folder of each annotation file's copies
-    for coco in [read_coco(path, image_folder(path)) for path in texts]:
-        there = target / "annotations" / coco.annotations_path.name
-        if there.exists() and there.read_bytes() != texts[coco.annotations_path]:
-            raise DatasetError(f"{there}: a different file is there; give a new folder by --to")
+        if not (images := find_images_dir(path)).is_dir():
+            raise DatasetError(f"{path}: missing image folder {images}; put the images there, or link to them")
+    copies = {}  # annotation file to the folder for its copied images
+    for coco in [read_coco(path, find_images_dir(path)) for path in texts]:
+        copied_path = target / "annotations" / coco.annotations_path.name
+        if copied_path.exists() and copied_path.read_bytes() != texts[coco.annotations_path]:
+            raise DatasetError(f"{copied_path}: differs from the original annotations; choose a new folder with --to")
         copies[coco] = target / coco.images_dir.relative_to(root.absolute())
     number = sum(len(coco.images) for coco in copies)
-    print(f"{number:,} images, their short sides {short_side} pixels at most, go to {target} (or where --to says)")
+    print(f"copying {number:,} images to {target} (--to changes this folder), short side at most {short_side} pixels")
     for coco, copy in copies.items():
-        _mark(coco, copy, short_side)
+        _mark_copies(coco, copy, short_side)
 
     files = {
         copy / image.file_name: coco.file(index)
@@ -66,15 +66,15 @@ def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
         write_whole(target / "annotations" / path.name, lambda file, text=text: file.write(text))
     before, after = (sum(path.stat().st_size for path in paths) for paths in ([f.path for f in files.values()], files))
     return (
-        f"{target}: {len(files)} images ({len(files) - len(missing)} were there already), {after / 2**20:.0f} MiB "
-        f"instead of {before / 2**20:.0f}; train with data.root={target}"
+        f"{target}: {len(files)} images ({len(files) - len(missing)} from an earlier run), {after / 2**20:.0f} MiB "
+        f"instead of {before / 2**20:.0f} MiB; train with data.root={target}"
     )
 
 
 def shrink_image(short_side: int, file_and_copy: tuple[ImageFile, Path]) -> None:
-    """Write the shrunken copy of one image, whole or not at all.
+    """Write the shrunken copy of one image, completely or not at all.
 
-    Raises DatasetError, naming the image, if it cannot be decoded or is not of the recorded size."""
+    Raises DatasetError naming the image if it cannot be decoded or does not have the annotated size."""
     file, copy = file_and_copy
     pixels = read_file(file)
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -86,16 +86,16 @@ def shrink_image(short_side: int, file_and_copy: tuple[ImageFile, Path]) -> None
         write_whole(copy, lambda target: image.save(target, "JPEG", quality=JPEG_QUALITY), sync=False)
 
 
-def _mark(coco: CocoFile, copy: Path, short_side: int) -> None:
-    """Make the folder of the copies and mark it, unless an earlier start did.
+def _mark_copies(coco: CocoFile, copy: Path, short_side: int) -> None:
+    """Create the folder for the copies and write its `shrunk.json`.
 
-    Raises DatasetError if the images are copies themselves, or the folder holds something else."""
+    Raises DatasetError if the images are copies themselves, or if the folder holds anything else."""
     if coco.short_side is not None:
         raise DatasetError(f"{coco.images_dir}: copies with a short side of {coco.short_side}; shrink the originals")
     copy.mkdir(parents=True, exist_ok=True)
     found = read_short_side(copy)
     if found is None and any(copy.iterdir()):
-        raise DatasetError(f"{copy}: not empty, and no {SHRUNK} in it; give a new folder by --to")
+        raise DatasetError(f"{copy}: not empty, but without {SHRUNK}; choose a new folder with --to")
     if found not in (None, short_side):
-        raise DatasetError(f"{copy}: copies with a short side of {found}, asked was {short_side}; give another by --to")
+        raise DatasetError(f"{copy}: copies with short side {found}, not {short_side}; choose a new folder with --to")
     write_text(copy / SHRUNK, json.dumps({"short_side": short_side}) + "\n")

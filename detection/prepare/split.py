@@ -1,11 +1,11 @@
-"""One annotation file for all images into two: one to train on and one to validate on.
+"""Split one annotation file into train and val.
 
-Writes annotations/instances_{train,val}.json; the images stay where they are. Records are copied as they are, and both
-files list all categories. An image is in one half only; so are all images of a group, such as one patient or video.
+Writes annotations/instances_{train,val}.json; the images stay where they are. Records are copied unchanged, and both
+files list all categories. All images of a group, such as a patient or a video, are in the same split.
 
-Which half an image is in depends on its name, the seed and the classes, not on the order of the file: groups are drawn
-in the order of a hash. First come those that bring a class into val that is not there yet, the rarest class first;
-while others are left, none is taken that has the last objects of a class in train.
+The split depends on the image names, the seed and the classes, not on the order of the file: groups are taken in the
+order of a hash. Three passes fill val up to its share. The first takes a group with each class that val lacks, the
+rarest class first; the second takes any group. Neither removes the last objects of a class from train; the third may.
 """
 
 import argparse
@@ -21,69 +21,69 @@ import numpy as np
 from data import DatasetError
 from detection.coco.annotations import CocoFile, SplitConfig, read_coco, survey_coco
 from detection.coco.defects import shown_path
-from detection.prepare.labels import HALVES, full_path
+from detection.prepare.labels import SPLITS, full_path
 from detection.prepare.layouts import (
     Layout,
-    Whole,
-    below,
-    find_wholes,
-    is_half,
-    root_of,
+    UnsplitDataset,
+    config_path,
+    dataset_root,
+    find_unsplit,
+    is_split_output,
     summary,
-    whole_at,
+    unsplit_at,
     write_annotations,
 )
 from records.experiment import table
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Split as the command line after `split` says; print what is in each half, and how to train on it.
+    """Run the `split` command; print the counts of each split and the command that trains on them.
 
-    Raises DatasetError, with nothing written, if there is no such file or it cannot be split."""
-    whole = _source(arguments.source, arguments.images)
-    coco = read_coco(*whole)
+    Raises DatasetError if the annotation file is missing or cannot be split; nothing is written then."""
+    dataset = _find_source(arguments.source, arguments.images)
+    coco = read_coco(*dataset)
     groups = group_images(coco, arguments.groups)
     val = choose_val(groups, classes_of(coco, groups), arguments.val_share, arguments.seed)
     val_ids = {coco.images[index].id for name in val for index in groups[name]}
-    root = arguments.to or root_of(whole.annotations_path)
-    how = {"val_share": arguments.val_share, "seed": arguments.seed, "groups": arguments.groups}
-    layout = _write(whole, val_ids, root, how)
+    root = arguments.to or dataset_root(dataset.annotations_path)
+    options = {"val_share": arguments.val_share, "seed": arguments.seed, "groups": arguments.groups}
+    layout = _write_splits(dataset, val_ids, root, options)
 
-    surveys = [survey_coco(*layout.paths(half)) for half in HALVES]
+    surveys = [survey_coco(*layout.paths(split)) for split in SPLITS]
     train_coco, val_coco = (survey.coco for survey in surveys)
     print(table(class_rows(train_coco, val_coco)))
     for name, *counts in zip(coco.class_names, train_coco.class_counts, val_coco.class_counts, strict=True):
         if (counts[0] == 0) != (counts[1] == 0):
-            print(f"warning: no object of class {name!r} in {HALVES[counts.index(0)]}")
+            print(f"warning: no objects of class {name!r} in {SPLITS[counts.index(0)]}")
     share = len(val_ids) / len(coco.images)
-    of_groups = f", {len(val)} of {len(groups)} groups" if arguments.groups else ""
+    of_groups = f" ({len(val)} of {len(groups)} groups)" if arguments.groups else ""
     print(f"{share:.0%} of the images are in val{of_groups}")
     print(summary(layout, surveys))
 
 
-def _source(source: Path, images_dir: Path | None) -> Whole:
-    """Return the annotation file to split. Raises DatasetError if there is none, or more than one."""
+def _find_source(source: Path, images_dir: Path | None) -> UnsplitDataset:
+    """Return the file to split and its image folder. Raises DatasetError if there is not exactly one file to split."""
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder")
-    wholes = find_wholes(source) if source.is_dir() else list(filter(None, [whole_at(source)]))
-    if not wholes:
+    datasets = find_unsplit(source) if source.is_dir() else list(filter(None, [unsplit_at(source)]))
+    if not datasets:
         expected = "JSON with images, annotations that have a bbox, and categories"
         raise DatasetError(f"{source}: no COCO annotation file; expected {expected}")
-    if len(wholes) > 1:
-        names = " and ".join(shown_path(whole.annotations_path) for whole in wholes)
-        raise DatasetError(f"{source}: holds several annotation files, such as {names}; name the one to split")
-    if is_half(wholes[0].annotations_path):
-        raise DatasetError(f"{source}: is a half that `split` wrote; name the file that was split")
-    return Whole(wholes[0].annotations_path, images_dir or wholes[0].images_dir)
+    if len(datasets) > 1:
+        names = " and ".join(shown_path(dataset.annotations_path) for dataset in datasets)
+        raise DatasetError(f"{source}: several annotation files, such as {names}; name the one to split")
+    if is_split_output(datasets[0].annotations_path):
+        raise DatasetError(f"{source}: already a result of `split`; name the file that it was split from")
+    return UnsplitDataset(datasets[0].annotations_path, images_dir or datasets[0].images_dir)
 
 
-# ---- which image is in which half -------------------------------------------------------------------------------
+# ---- choosing the images of val ---------------------------------------------------------------------------------
 
 
 def group_images(coco: CocoFile, pattern: str | None) -> dict[str, list[int]]:
-    """Return the positions of the images of each group, by its name; without a pattern an image is a group.
+    """Return group name to image indices. Without a pattern, the group of an image is its file name.
 
-    Raises DatasetError if the pattern does not fit a file name, or if there is only one group."""
+    Raises DatasetError if the pattern does not match some file name, or if there is only one group."""
     groups: dict[str | None, list[int]] = {}
     for index, image in enumerate(coco.images):
         found = re.search(pattern or "(?s)(.*)", image.file_name)
@@ -91,15 +91,15 @@ def group_images(coco: CocoFile, pattern: str | None) -> dict[str, list[int]]:
     path = shown_path(coco.annotations_path)
     if unnamed := groups.get(None):
         number = f"{len(unnamed):,} of {len(coco.images):,} file names, such as {coco.images[unnamed[0]].file_name!r}"
-        raise DatasetError(f"{path}: --groups {pattern} names no group in {number}; expected one in each")
+        raise DatasetError(f"{path}: --groups {pattern} finds no group in {number}; expected one in every file name")
     if len(groups) < 2:
-        kind = f"all images are of one group, {next(iter(groups))!r}" if pattern else "only one image"
+        kind = f"all images are in one group, {next(iter(groups))!r}" if pattern else "only one image"
         raise DatasetError(f"{path}: {kind}, so there is nothing to split")
     return groups
 
 
 def classes_of(coco: CocoFile, groups: Mapping[str, Sequence[int]]) -> dict[str, set[int]]:
-    """Return the labels of the objects in each group, crowds aside."""
+    """Return group name to the set of labels of its objects. Crowds do not count."""
     labels = {}
     for name, indices in groups.items():
         objects = [coco.objects(index) for index in indices]
@@ -110,7 +110,7 @@ def classes_of(coco: CocoFile, groups: Mapping[str, Sequence[int]]) -> dict[str,
 def choose_val(
     groups: Mapping[str, Sequence[int]], classes: Mapping[str, set[int]], share: float, seed: int
 ) -> set[str]:
-    """Return the groups to validate on: at least one and not all, by the rules at the top of this module."""
+    """Return the groups for val, at least one and not all, chosen as described at the top of this module."""
     order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     target = max(1, round(share * sum(map(len, groups.values()))))
     groups_with = Counter(label for name in order for label in classes[name])
@@ -129,7 +129,7 @@ def choose_val(
         left_in_train.subtract(classes[name])
 
     for label in sorted(groups_with, key=lambda label: (groups_with[label], label)):
-        if groups_with[label] == left_in_train[label]:  # none in val
+        if groups_with[label] == left_in_train[label]:  # this class is not in val yet
             name = next((name for name in order if label in classes[name] and fits(name) and is_spare(name)), None)
             if name is not None:
                 take(name)
@@ -137,33 +137,33 @@ def choose_val(
         for name in order:
             if fits(name) and condition(name):
                 take(name)
-    return val or {min(order, key=lambda name: len(groups[name]))}  # all are larger than the share
+    return val or {min(order, key=lambda name: len(groups[name]))}  # every group is larger than the share
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
-def _write(whole: Whole, val_ids: set[int], root: Path, how: Mapping[str, object]) -> Layout:
-    """Write both halves; how: for their mark."""
-    content = json.loads(whole.annotations_path.read_bytes())
-    images = below(full_path(whole.images_dir), root)
-    splits = {half: SplitConfig(images=images, annotations=f"annotations/instances_{half}.json") for half in HALVES}
+def _write_splits(dataset: UnsplitDataset, val_ids: set[int], root: Path, options: Mapping[str, object]) -> Layout:
+    """Write the annotation files of train and val. options: recorded in the mark of each file."""
+    content = json.loads(dataset.annotations_path.read_bytes())
+    images = config_path(full_path(dataset.images_dir), root)
+    configs = {split: SplitConfig(images=images, annotations=f"annotations/instances_{split}.json") for split in SPLITS}
     contents = {}
-    for half, split in splits.items():
+    for split, config in configs.items():
         lists = {
-            name: [record for record in content[name] if (record[key] in val_ids) == (half == "val")]
+            name: [record for record in content[name] if (record[key] in val_ids) == (split == "val")]
             for name, key in (("images", "id"), ("annotations", "image_id"))
         }
-        contents[split] = content | lists
-    write_annotations("split", root, contents, **how)
-    return Layout("split", root, **splits)
+        contents[config] = content | lists
+    write_annotations("split", root, contents, **options)
+    return Layout("split", root, **configs)
 
 
 def class_rows(train: CocoFile, val: CocoFile) -> list[dict[str, object]]:
-    """Return the images and objects of each class in both halves, crowds aside."""
+    """Return a table row per class: its images and objects in train and val. Crowds do not count."""
     columns: dict[str, Sequence[object]] = {"class": train.class_names}
-    for half, coco in zip(HALVES, (train, val), strict=True):
+    for split, coco in zip(SPLITS, (train, val), strict=True):
         pairs = np.unique(np.stack([coco.image_indices, coco.labels])[:, ~coco.is_crowd], axis=1)
-        columns[f"{half} images"] = np.bincount(pairs[1], minlength=len(coco.class_names) + 1)[1:].tolist()
-        columns[f"{half} objects"] = coco.class_counts.tolist()
+        columns[f"{split} images"] = np.bincount(pairs[1], minlength=len(coco.class_names) + 1)[1:].tolist()
+        columns[f"{split} objects"] = coco.class_counts.tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

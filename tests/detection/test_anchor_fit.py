@@ -1,4 +1,4 @@
-"""detection/anchor_fit.py: the recall of the default boxes is that of all IoUs, and a low one is warned of."""
+"""detection/anchor_fit.py: the recall of the default boxes is exact, and a low recall is a warning."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 from detection import anchor_fit
-from detection.anchor_fit import fit_anchors, object_boxes, report_fit, sampled, try_settings
+from detection.anchor_fit import fit_anchors, object_boxes, report_fit, sample_boxes, try_settings
 from detection.coco.annotations import read_coco
 from detection.network.ssd import ModelConfig, build_ssd
 
@@ -28,7 +28,7 @@ def sample(sample_root):
 
 @pytest.fixture
 def objects_of(folder, content):
-    """Makes an annotation file of two images, 40 x 30 pixels, with objects of these sides in pixels and a crowd."""
+    """Return a function that annotates two images of 40 x 30 pixels with square objects of these sides, and a crowd."""
 
     def make(*sides):
         rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def objects_of(folder, content):
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
-def test_recall_is_that_of_every_iou(model, sample, threshold):
+def test_recall_equals_that_of_torchvisions_iou_matrix(model, sample, threshold):
     boxes = []
     for index, record in enumerate(sample.images):
         boxes_xyxy, _, is_crowd = sample.objects(index)
@@ -68,27 +68,27 @@ def test_crowds_do_not_count_and_sizes_are_in_pixels_of_the_input(model, objects
     assert fit.median_size == pytest.approx(160 * 10 / (40 * 30) ** 0.5)
 
 
-def test_of_many_objects_a_sample_is_measured_that_is_always_the_same(model, sample, monkeypatch, caplog):
+def test_if_there_are_many_objects_a_deterministic_sample_is_measured(model, sample, monkeypatch, caplog):
     caplog.set_level("INFO")
     boxes_xyxy = object_boxes(sample)
-    assert torch.equal(sampled(boxes_xyxy, 7), sampled(boxes_xyxy, 7))
-    assert len(sampled(boxes_xyxy, 7).unique(dim=0)) == 7
-    monkeypatch.setattr(anchor_fit, "MOST_MEASURED", 7)
+    assert torch.equal(sample_boxes(boxes_xyxy, 7), sample_boxes(boxes_xyxy, 7))
+    assert len(sample_boxes(boxes_xyxy, 7).unique(dim=0)) == 7
+    monkeypatch.setattr(anchor_fit, "MAX_MEASURED", 7)
     report_fit(fit_anchors(sample, model, 0.5), sample, model, CONFIG)
     assert [record.levelno for record in caplog.records] == [logging.INFO]
-    assert f"% of a sample of 7 of {len(boxes_xyxy)} training objects have one with IoU >= 0.5" in caplog.text
+    assert f"% of a sample of 7 of {len(boxes_xyxy)} training objects" in caplog.text
 
 
-def test_tiny_objects_are_warned_of_with_their_size_and_the_settings_that_would_fit_better(model, objects_of, caplog):
-    coco = objects_of(*[2] * 40, *[3] * 5)  # 9 to 14 pixels of the input; the smallest box has 16
+def test_tiny_objects_cause_a_warning_with_their_size_and_better_settings(model, objects_of, caplog):
+    coco = objects_of(*[2] * 40, *[3] * 5)  # sides of 9 to 14 input pixels; the smallest default box has 16
     report_fit(fit_anchors(coco, model, 0.5), coco, model, CONFIG)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     for text in ("of 45 training objects", "9 pixels", "default box 16", "model.anchor_scales", "input_size"):
         assert text in caplog.text
-    assert "79% of" in str(fit_anchors(coco, model, 0.5)._replace(recall=0.7999))  # not rounded up to the bar
+    assert "79% of" in str(fit_anchors(coco, model, 0.5)._replace(recall=0.7999))  # not rounded up to 80%
 
 
-def test_what_is_said_of_other_settings_is_what_a_model_with_them_has(model, sample):
+def test_the_reported_recall_of_alternative_settings_is_that_of_a_model_built_with_them(model, sample):
     for setting, recall in try_settings(sample, model, CONFIG, 0.6).items():
         changes = dict(change.removeprefix("model.").split("=") for change in setting.split())
         changes |= {"input_size": int(changes.get("input_size", 160))}

@@ -1,4 +1,4 @@
-"""Looking at data: what is shown is what training sees, what is measured agrees with matching, nothing is lost."""
+"""detection/show.py and inspection.py: pictures match training, measurements match the assignment of boxes."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def task(sample_root):
 
 @pytest.fixture
 def command(run_in_process, tmp_path, sample_root):
-    """Run `python -m detection.show` on the sample set; returns its exit code, what it printed and its errors."""
+    """Return a function that runs `python -m detection.show` and returns (exit code, output, error lines)."""
     return lambda *words: run_in_process(
         show, QUICKSTART, f"data.root={sample_root}", *words, "--output", tmp_path / "show"
     )
@@ -45,36 +45,36 @@ def command(run_in_process, tmp_path, sample_root):
 
 @pytest.fixture
 def panels(monkeypatch) -> list:
-    """The panels that a command draws, by way of a list in place of a picture."""
+    """Collect the panels that a command would draw in a list."""
     drawn = []
     monkeypatch.setattr(inspection, "draw_panels", lambda path, panels, **_: drawn.extend(panels))
     return drawn
 
 
-# ---- what is measured -----------------------------------------------------------------------------------------
+# ---- measurements ---------------------------------------------------------------------------------------------
 
 
 def test_every_default_box_is_found_on_its_level(model):
     levels = find_levels(model)
-    sizes = np.diff(levels[1][2][5, 5].reshape(-1, 2, 2), axis=1)[:2, 0]  # of 160 pixels: 0.2, and towards 0.375
+    sizes = np.diff(levels[1][2][5, 5].reshape(-1, 2, 2), axis=1)[:2, 0]  # of 160: 0.2, and sqrt(0.2 x 0.375)
     assert sizes == pytest.approx(160 * np.array([[0.2] * 2, [(0.2 * 0.375) ** 0.5] * 2]), rel=1e-4)
     boxes_xyxy = np.concatenate([boxes.reshape(-1, 4) for _, _, boxes in levels])
     assert boxes_xyxy == pytest.approx(box_convert(model.anchors_cxcywh, "cxcywh", "xyxy").numpy() * 160)
     assert [torch.sum(level_of_anchor(levels) == number) for number in range(6)] == [b.size / 4 for *_, b in levels]
 
 
-def test_the_best_box_is_found_whatever_the_number_at_once(model, monkeypatch):
+def test_the_best_box_does_not_depend_on_the_chunk_size(model, monkeypatch):
     boxes_xyxy = torch.rand(50, 2, 2).sort(dim=1).values.flatten(1)
     together = best_boxes(boxes_xyxy, model.anchors_cxcywh)
-    monkeypatch.setattr("detection.anchor_fit.IOUS_AT_ONCE", 7 * len(model.anchors_cxcywh))
+    monkeypatch.setattr("detection.anchor_fit.MAX_IOUS_AT_ONCE", 7 * len(model.anchors_cxcywh))
     for all_at_once, in_parts in zip(together, best_boxes(boxes_xyxy, model.anchors_cxcywh), strict=True):
         assert torch.equal(all_at_once, in_parts)
 
 
-# ---- what is shown --------------------------------------------------------------------------------------------
+# ---- pictures -------------------------------------------------------------------------------------------------
 
 
-def test_crowds_are_dashed_and_boxes_follow_an_image_that_is_shown_smaller(content, folder, monkeypatch):
+def test_crowds_are_dashed_and_boxes_are_scaled_with_the_image(content, folder, monkeypatch):
     monkeypatch.setattr(inspection, "LARGEST_SIDE", 20)
     content["annotations"][2]["iscrowd"] = 1
     (folder / "a.json").write_text(json.dumps(content))
@@ -87,24 +87,24 @@ def test_crowds_are_dashed_and_boxes_follow_an_image_that_is_shown_smaller(conte
 
 
 def match(task, *boxes_xyxy):
-    """The panel of objects with these boxes, in fractions."""
+    """Return the panel of objects with these boxes, fractions of the image side."""
     side, boxes_xyxy = task.model.input_size, torch.tensor(boxes_xyxy).view(-1, 4)
     sample = (np.zeros((side, side, 3), np.uint8), boxes_xyxy, torch.ones(len(boxes_xyxy), dtype=torch.int64))
     return match_panel(task, sample, level_of_anchor(find_levels(task.model)), "id 1")
 
 
-def test_objects_are_shown_with_their_boxes_and_red_where_none_fits(task):
+def test_objects_are_drawn_with_their_default_boxes_or_in_red_if_none_fits(task):
     panel = match(task)
     assert (panel.caption, panel.marks) == ("id 1, no objects", [])
     item, *boxes = match(task, [0.34, 0.34, 0.54, 0.54]).marks
     assert (item.colour, item.label) == (inspection.WHITE, f"circle x{len(boxes)}")
-    assert len(boxes) > 1  # a cell of the second level has its centre there
+    assert len(boxes) > 1  # the centre of a cell of the second level is there
     item, box = match(task, [0.5, 0.5, 0.52, 0.52]).marks
     overlap = (0.02 * task.model.input_size) ** 2 / np.prod(box.box_xyxy[2:] - box.box_xyxy[:2])
     assert (item.colour, item.label) == (UNMATCHED, f"circle x1, {overlap:.2f}")
 
 
-def test_an_epoch_is_shown_with_the_colours_of_training(command, panels, task):
+def test_augmented_images_have_the_colours_of_training(command, panels, task):
     words = ("--what", "augment", "--ids", task.train.images[3].id, "augment.photometric=true")  # overrides come last
     assert command(*words)[0] == 0
     batch = collate([task.train_set[4, 3]])
@@ -112,7 +112,7 @@ def test_an_epoch_is_shown_with_the_colours_of_training(command, panels, task):
     assert np.array_equal(panels[5].image, images[0].permute(1, 2, 0))
 
 
-def test_the_images_asked_for_are_shown_in_that_order(command, panels, task):
+def test_requested_images_are_drawn_in_the_requested_order(command, panels, task):
     ids = [task.train.images[index].id for index in (5, 2)]
     assert command("--what", "data", "--ids", ",".join(map(str, ids)))[0] == 0
     assert [panel.caption.partition(":")[0] for panel in panels] == [f"id {image_id}" for image_id in ids]
@@ -125,9 +125,9 @@ def test_the_images_asked_for_are_shown_in_that_order(command, panels, task):
 def test_all_pictures_are_written(command, monkeypatch, tmp_path, what):
     monkeypatch.setattr(inspection, "EPOCHS", 2)
     command("--what", what, "--images", 1)
-    code, out, _ = command("--what", what, "--images", 1)  # again: its own pictures are replaced
+    code, out, _ = command("--what", what, "--images", 1)  # a second run replaces its own pictures
     assert code == 0
-    assert sorted(path.name for path in (tmp_path / "show").iterdir()) == sorted(inspection.DRAWN[what][1])
+    assert sorted(path.name for path in (tmp_path / "show").iterdir()) == sorted(inspection.DRAW_FUNCTIONS[what][1])
     for path in (tmp_path / "show").iterdir():
         assert str(path) in out
         with Image.open(path) as image:
@@ -141,7 +141,7 @@ def test_matches_prints_the_recall_of_the_default_boxes(command, panels, task):
     assert float(row[2]) == pytest.approx(task.anchor_fit.recall, abs=5e-3)
 
 
-def test_a_file_of_someone_else_is_left_alone(command, tmp_path):
+def test_a_file_of_a_different_program_is_not_overwritten(command, tmp_path):
     path = tmp_path / "show/data_val.png"
     path.parent.mkdir()
     Image.new("RGB", (8, 8)).save(path)
@@ -153,7 +153,7 @@ def test_a_file_of_someone_else_is_left_alone(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--what", "data", "--ids", 123456], "--ids 123456"),
         (["--what", "data", "--ids", "3,"], "'3,'"),
@@ -162,9 +162,9 @@ def test_a_file_of_someone_else_is_left_alone(command, tmp_path):
         (["--what", "matches", "data.val.images=nowhere"], "nowhere"),
     ],
 )
-def test_bad_input_is_said_in_one_line_and_leaves_nothing(command, tmp_path, arguments, said):
+def test_invalid_input_is_a_one_line_error_and_nothing_is_written(command, tmp_path, arguments, message):
     code, _, errors = command(*arguments)
     assert code == 2
     assert len(errors) == 1
-    assert said in errors[0]
+    assert message in errors[0]
     assert not (tmp_path / "show").exists()

@@ -1,4 +1,4 @@
-"""A small data set to lay out in the ways of the world, and to write in other formats."""
+"""Fixtures: a small drawn data set, copied into different folder layouts or written in other formats."""
 
 import json
 import shutil
@@ -11,23 +11,23 @@ from detection.shapes import generate
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Path:
-    """Six images to train on and three to validate, 96 x 96 pixels, in COCO's format."""
+    """Draw a COCO-format data set of six training and three validation images, 96 x 96 pixels."""
     return generate(tmp_path_factory.mktemp("drawn"), num_train=6, num_val=3, image_size=96)
 
 
 @pytest.fixture
 def lay_out(drawn, tmp_path):
-    """Copies the data set, the halves under other names, into a folder of the test's own.
+    """Return a function that copies the drawn data set into a new folder and returns the folder.
 
-    images, annotations: where those of {} go. Returns the folder."""
+    images, annotations: where the files of split {} are copied to. train, val: names of the splits there."""
 
     def lay_out(images, annotations, train="train", val="val", folder="set"):
         root = tmp_path / folder
-        for half, name in (("train", train), ("val", val)):
-            shutil.copytree(drawn / "images" / half, root / images.format(name), dirs_exist_ok=True)
+        for split, name in (("train", train), ("val", val)):
+            shutil.copytree(drawn / "images" / split, root / images.format(name), dirs_exist_ok=True)
             path = root / annotations.format(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(drawn / f"annotations/instances_{half}.json", path)
+            shutil.copy(drawn / f"annotations/instances_{split}.json", path)
         return root
 
     return lay_out
@@ -35,7 +35,7 @@ def lay_out(drawn, tmp_path):
 
 @pytest.fixture(scope="session")
 def objects():
-    """Reads an annotation file: (file name, class, box in x, y, width, height, crowd) of every object, in order."""
+    """Return a function that reads file name, class, box and iscrowd of each object of an annotation file."""
 
     def objects(path):
         content = json.loads(Path(path).read_text())
@@ -49,21 +49,21 @@ def objects():
 
 
 @pytest.fixture
-def refused(command):
-    """Convert; returns the defects and the error of a conversion that fails and writes nothing."""
+def conversion_error(command):
+    """Return a function that runs a failing `convert`, asserts that it wrote nothing, and returns its messages."""
 
-    def refused(format_name, folder, *arguments):
+    def conversion_error(format_name, folder, *arguments):
         code, printed, errors = command("convert", format_name, folder, *arguments)
         assert (code, len(errors)) == (2, 1)
         assert not (folder / "annotations").exists()
         return " ".join(f"{printed} {errors[0]}".split())
 
-    return refused
+    return conversion_error
 
 
 @pytest.fixture
 def config(tmp_path):
-    """A config and the data set it names: 3 images to train on, 2 to validate."""
+    """Create a config file and the data set `sample` beside it, with three training and two validation images."""
     generate(tmp_path / "sample", num_train=3, num_val=2, image_size=64)
     path = tmp_path / "config.yaml"
     path.write_text(

@@ -1,4 +1,4 @@
-"""detection/prepare/images.py: what is wrong with each image."""
+"""detection/prepare/images.py: broken and blank images are found."""
 
 import numpy as np
 import pytest
@@ -8,24 +8,24 @@ import detection.training
 from detection.prepare.images import find_defects
 
 
-def halve(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def spoil_checksum(path):
-    """Of a PNG's pixels; they themselves stay as they are."""
+    """Change the checksum of a PNG's pixels, but not the pixels."""
     data = bytearray(path.read_bytes())
-    data[-13] ^= 255  # before the 12 bytes of the end
+    data[-13] ^= 255  # the last byte before the 12-byte end chunk
     path.write_bytes(data)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (halve, "cannot be decoded: "),
-        (spoil_checksum, "damaged: broken PNG file"),
-        (lambda path: path.write_bytes(b"<html>not found</html>"), "cannot be decoded: no image, or of a kind that"),
-        (lambda path: Image.new("RGB", (30, 41)).save(path), "30 x 41 pixels, the annotation file says 40 x 30"),
+        (truncate, "cannot be decoded: "),
+        (spoil_checksum, "broken PNG file"),
+        (lambda path: path.write_bytes(b"<html>not found</html>"), "cannot be decoded: "),
+        (lambda path: Image.new("RGB", (30, 41)).save(path), "30 x 41 pixels"),
         (lambda path: path.unlink(), "cannot be decoded: "),
     ],
     ids=["half", "checksum", "html", "size", "gone"],
@@ -49,7 +49,7 @@ def test_the_check_finds_a_broken_image(read, folder, content, spoil, message):
     ],
     ids=["black", "12 bits taken for 16", "white", "float"],
 )
-def test_an_image_that_shows_nothing_is_a_warning(read, folder, content, image, what):
+def test_a_blank_image_is_a_warning(read, folder, content, image, what):
     content["images"][0]["file_name"] = "x.tif"
     image.save(folder / "images/x.tif")
     (blank,) = find_defects([read(content).file(index) for index in (0, 1)], 1, "checking")
@@ -58,9 +58,9 @@ def test_an_image_that_shows_nothing_is_a_warning(read, folder, content, image, 
     assert what in blank.what
 
 
-def test_training_checks_every_image_first_if_asked_to(config, run_in_process):
+def test_training_with_check_images_decodes_every_image_first(config, run_in_process):
     root = config.parent / "sample"
-    halve(root / "images/val/000005.jpg")
+    truncate(root / "images/val/000005.jpg")
     experiments = config.parent / "experiments"
     words = [config, f"data.root={root}", "data.check_images=true", "--experiments", experiments]
     code, _, errors = run_in_process(detection.training, *words)

@@ -1,4 +1,4 @@
-"""detection/prepare/layouts.py: the usual layouts are recognised, and training reads what is printed."""
+"""detection/prepare/layouts.py: the usual layouts are recognised, and training accepts the printed overrides."""
 
 import json
 import shlex
@@ -9,13 +9,13 @@ import pytest
 from data import DatasetError
 from detection.coco.annotations import read_coco
 from detection.prepare.check import DataSection
-from detection.prepare.layouts import EXAMPLE, MARK, PROJECT, find_data, image_folder, overrides
+from detection.prepare.layouts import EXAMPLE, MARK_KEY, PROJECT, find_data, find_images_dir, overrides
 from engine.config import load_config
 
 
 @pytest.fixture
 def configured(tmp_path):
-    """The `data` section of a config after overrides, given as a shell reads them."""
+    """Return a function that applies overrides to a config and returns its `data` section."""
 
     def configured(words):
         text = "data: {root: nowhere, train: {images: a, annotations: b}, val: {images: c, annotations: d}}"
@@ -42,18 +42,18 @@ def test_a_layout_is_recognised_and_training_reads_it(
     assert code == 0
     assert f"{root}: {name}" in printed
     data = configured(shlex.split(printed.splitlines()[-1].partition(f"{EXAMPLE} ")[2]))
-    assert [len(read_coco(*data.paths(half)).images) for half in ("train", "val")] == [6, 3]
+    assert [len(read_coco(*data.paths(split)).images) for split in ("train", "val")] == [6, 3]
 
 
 @pytest.mark.parametrize("folder", ["it's", "a: b", "2017"])
-def test_odd_names_reach_the_config_as_they_are(lay_out, configured, monkeypatch, folder):
+def test_folder_names_with_special_characters_reach_the_config_unchanged(lay_out, configured, monkeypatch, folder):
     root = lay_out("images/{}", "annotations/instances_{}.json", folder=folder)
     monkeypatch.chdir(root.parent)
     layout = find_data(type(root)(folder))
     assert configured(shlex.split(" ".join(overrides(layout)))).root == folder
 
 
-def test_the_config_in_the_command_exists_wherever_one_is(lay_out, command, monkeypatch):
+def test_the_printed_config_path_exists_in_any_working_directory(lay_out, command, monkeypatch):
     root = lay_out("images/{}", "annotations/instances_{}.json")
     monkeypatch.chdir(root)
     _, printed, _ = command("layout", root)
@@ -63,16 +63,16 @@ def test_the_config_in_the_command_exists_wherever_one_is(lay_out, command, monk
 
 
 @pytest.mark.parametrize(
-    ("said", "found"), [("{}/images", "val/images"), ("../set/{}/images", "val"), ("/{}/images", "val")]
+    ("recorded", "found"), [("{}/images", "val/images"), ("../set/{}/images", "val"), ("/{}/images", "val")]
 )
-def test_images_are_where_convert_says_but_never_outside_the_data_set(lay_out, said, found):
+def test_the_image_folder_that_convert_recorded_is_used_unless_it_is_outside_the_data_set(lay_out, recorded, found):
     root = lay_out("{}/images", "annotations/instances_{}.json")
-    for half in ("train", "val"):
-        path = root / f"annotations/instances_{half}.json"
-        mark = {"command": "convert", "images": said.format(half)}
-        path.write_text(json.dumps({MARK: mark} | json.loads(path.read_text())))
+    for split in ("train", "val"):
+        path = root / f"annotations/instances_{split}.json"
+        mark = {"command": "convert", "images": recorded.format(split)}
+        path.write_text(json.dumps({MARK_KEY: mark} | json.loads(path.read_text())))
     assert find_data(root).val.images == found
-    assert image_folder(root / "annotations/instances_val.json") == root / found
+    assert find_images_dir(root / "annotations/instances_val.json") == root / found
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_images_are_where_convert_says_but_never_outside_the_data_set(lay_out, s
         ("obj.names", ["darknet", "convert yolo {}"]),
     ],
 )
-def test_a_folder_with_none_is_answered_with_the_cure_or_all_that_was_looked_for(tmp_path, file, parts):
+def test_an_unrecognised_folder_is_an_error_with_the_cure_or_the_expected_layouts(tmp_path, file, parts):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("<annotation/>")
     with pytest.raises(DatasetError) as error:
@@ -97,11 +97,11 @@ def test_a_folder_with_none_is_answered_with_the_cure_or_all_that_was_looked_for
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('.jpg"', '.png"', "file_name '000002.png': no such file"),
-        ('"name": "', '"name": "x', "both files must list the same classes"),
+        ('.jpg"', '.png"', "file_name '000002.png'"),
+        ('"name": "', '"name": "x', "must list the same classes"),
     ],
 )
-def test_what_training_would_refuse_is_an_error(lay_out, command, old, new, message):
+def test_a_data_set_that_training_would_refuse_is_an_error(lay_out, command, old, new, message):
     root = lay_out("images/{}", "annotations/instances_{}.json")
     path = root / "annotations/instances_val.json"
     path.write_text(path.read_text().replace(old, new))

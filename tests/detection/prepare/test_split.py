@@ -1,4 +1,4 @@
-"""detection/prepare/split.py: one annotation file becomes two, which share no image and no group."""
+"""detection/prepare/split.py: one annotation file becomes two without a common image or group."""
 
 import json
 import shlex
@@ -17,7 +17,7 @@ CLASSES = [{"id": 2, "name": "cat", "supercategory": "pet"}, {"id": 5, "name": "
 
 
 def content_of(count=20):
-    """Images of five patients, four each; dogs in the first two images alone, a crowd in the third."""
+    """Return annotations of images of five patients: dogs in the first two, cats in the rest, a crowd in the third."""
     return {
         "info": {"contributor": "me"},
         "licenses": [{"id": 1}],
@@ -36,7 +36,7 @@ def content_of(count=20):
 
 @pytest.fixture
 def export(tmp_path):
-    """Writes a data set with one annotation file; returns its folder."""
+    """Return a function that writes a data set with one annotation file and returns its folder."""
 
     def export(annotations="annotations/instances_default.json", images="images/default", content=None, folder="set"):
         root, content = tmp_path / folder, content or content_of()
@@ -52,25 +52,25 @@ def export(tmp_path):
     return export
 
 
-def halves(root):
-    return [json.loads((root / f"annotations/instances_{half}.json").read_text()) for half in ("train", "val")]
+def read_splits(root):
+    return [json.loads((root / f"annotations/instances_{split}.json").read_text()) for split in ("train", "val")]
 
 
-def names(half):
-    return {image["file_name"] for image in half["images"]}
+def names(split):
+    return {image["file_name"] for image in split["images"]}
 
 
-def test_records_are_copied_as_they_are_and_images_stay_whole(export, command):
+def test_records_are_copied_unchanged_and_each_image_keeps_its_annotations(export, command):
     root = export()
     assert command("split", root)[0] == 0
-    train, val = halves(root)
+    train, val = read_splits(root)
     assert (len(train["images"]), len(val["images"])) == (16, 4)
-    whole = content_of()
+    source = content_of()
     for name in ("images", "annotations"):
-        assert sorted(train[name] + val[name], key=lambda record: record["id"]) == whole[name]
-    for half in (train, val):
-        assert (half["categories"], half["info"], half["licenses"]) == (CLASSES, whole["info"], whole["licenses"])
-        assert {a["image_id"] for a in half["annotations"]} == {image["id"] for image in half["images"]}
+        assert sorted(train[name] + val[name], key=lambda record: record["id"]) == source[name]
+    for split in (train, val):
+        assert (split["categories"], split["info"], split["licenses"]) == (CLASSES, source["info"], source["licenses"])
+        assert {a["image_id"] for a in split["annotations"]} == {image["id"] for image in split["images"]}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_records_are_copied_as_they_are_and_images_stay_whole(export, command):
         ("train/_annotations.coco.json", "train", "{}"),
     ],
 )
-def test_an_export_is_recognised_split_and_trained_on(export, command, tmp_path, annotations, images, file_names):
+def test_an_export_is_recognised_split_and_readable(export, command, tmp_path, annotations, images, file_names):
     content = content_of()
     for image in content["images"]:
         image["file_name"] = file_names.format(image["file_name"])
@@ -97,23 +97,23 @@ def test_an_export_is_recognised_split_and_trained_on(export, command, tmp_path,
     assert code == 2
     assert str(root / annotations) in errors[0]
     words = shlex.split(errors[0].partition("`python -m detection.data ")[2].partition("`")[0])
-    code, printed, _ = command(*words)  # the cure, to the letter
+    code, printed, _ = command(*words)  # exactly the command that the error suggests
     assert code == 0
     (tmp_path / "config.yaml").write_text(
         "data: {root: nowhere, train: {images: a, annotations: b}, val: {images: c, annotations: d}}\n"
     )
     overrides = shlex.split(printed.splitlines()[-1].partition(f"{EXAMPLE} ")[2])
     data = load_config(tmp_path / "config.yaml", overrides, DataSection).data
-    assert [len(read_coco(*data.paths(half)).images) for half in ("train", "val")] == [16, 4]
+    assert [len(read_coco(*data.paths(split)).images) for split in ("train", "val")] == [16, 4]
     assert command("layout", root)[0] == 0
     assert command("check", root)[0] == 0
     assert command("shrink", data.root, "--short-side", 20, "--to", tmp_path / "small")[0] == 0
 
 
-def test_the_only_file_being_that_of_train_the_halves_go_elsewhere(export, command):
+def test_an_only_file_named_like_train_is_split_into_a_different_folder(export, command):
     root = export("annotations/instances_train.json", "images/train")
     before = (root / "annotations/instances_train.json").read_bytes()
-    assert "is what is to be split" in command("split", root)[2][0] or "not made" in command("split", root)[2][0]
+    assert "not made by" in command("split", root)[2][0]
     (error,) = command("layout", root)[2]
     words = shlex.split(error.partition("`python -m detection.data ")[2].partition("`")[0])
     code, printed, _ = command(*words)
@@ -122,52 +122,52 @@ def test_the_only_file_being_that_of_train_the_halves_go_elsewhere(export, comma
     assert (root / "annotations/instances_train.json").read_bytes() == before
 
 
-def test_the_split_depends_on_the_seed_and_not_on_the_order(export, command):
+def test_the_split_depends_on_the_seed_but_not_on_the_order_of_the_file(export, command):
     content = content_of()
     root, found = export(content=content), []
     for seed in (0, 0, 1):
         command("split", root, "--seed", seed)
-        found.append(names(halves(root)[1]))
+        found.append(names(read_splits(root)[1]))
     content["images"].reverse()
     content["annotations"] = content["annotations"][7:] + content["annotations"][:7]
-    other = export(content=content, folder="other")
-    command("split", other)
-    assert names(halves(other)[1]) == found[0] == found[1] != found[2]
+    reordered = export(content=content, folder="reordered")
+    command("split", reordered)
+    assert names(read_splits(reordered)[1]) == found[0] == found[1] != found[2]
 
 
 def test_groups_are_never_divided(export, command):
     root = export()
     code, printed, _ = command("split", root, "--groups", "^(p[0-9])_", "--val-share", "0.4")
     assert code == 0
-    train, val = ({name[:2] for name in names(half)} for half in halves(root))
+    train, val = ({name[:2] for name in names(split)} for split in read_splits(root))
     assert not train & val
     assert len(val) == 2
     assert "2 of 5 groups" in printed
 
 
-def test_a_file_listed_twice_is_in_one_half(export, command):
+def test_an_image_listed_twice_is_in_one_split(export, command):
     content = content_of(6)
     content["images"] += [image | {"id": 1000 + k} for k, image in enumerate(content["images"])]
     root = export(content=content)
     command("split", root, "--val-share", "0.5")
-    train, val = halves(root)
+    train, val = read_splits(root)
     assert not names(train) & names(val)
     assert len(val["images"]) == 6
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_class_of_two_images_is_in_both_halves(export, command, seed):
+def test_a_class_in_two_images_is_in_both_splits(export, command, seed):
     root = export()
     printed = command("split", root, "--seed", seed)[1]
-    assert [{a["category_id"] for a in half["annotations"]} for half in halves(root)] == [{2, 5}, {2, 5}]
-    assert "warning: no object of class" not in printed
+    assert [{a["category_id"] for a in split["annotations"]} for split in read_splits(root)] == [{2, 5}, {2, 5}]
+    assert "warning: no objects of class" not in printed
 
 
-def test_a_class_that_one_half_lacks_is_a_warning(export, command):
+def test_a_class_that_one_split_lacks_is_a_warning(export, command):
     content = content_of()
     content["annotations"][0]["category_id"] = 2
     printed = command("split", export(content=content))[1]
-    assert "no object of class 'dog' in val" in printed
+    assert "class 'dog' in val" in printed
     assert "unseen" not in printed.partition("warning")[2].splitlines()[0]
 
 
@@ -183,7 +183,7 @@ def test_a_class_that_one_half_lacks_is_a_warning(export, command):
         (["--groups", "^(p)"], ["one group, 'p'"]),
     ],
 )
-def test_a_bad_command_line_writes_nothing(export, command, words, parts):
+def test_an_invalid_command_line_writes_nothing(export, command, words, parts):
     root = export()
     code, _, errors = command("split", root, *words)
     assert code == 2
@@ -192,24 +192,24 @@ def test_a_bad_command_line_writes_nothing(export, command, words, parts):
         assert part in errors[-1]
 
 
-def test_what_cannot_be_split_writes_nothing(export, command):
+def test_a_file_with_defects_or_a_conflicting_file_is_an_error_and_nothing_is_written(export, command):
     content = content_of()
     content["annotations"][3]["image_id"] = 5000
     code, _, errors = command("split", root := export(content=content))
     assert code == 2
     assert "image_id 5000: no such image" in errors[0]
     assert not (root / "annotations/instances_train.json").exists()
-    root = export(folder="other")
-    others = root / "annotations/instances_val.json"
-    others.write_text("{}")
+    root = export(folder="conflict")
+    conflicting = root / "annotations/instances_val.json"
+    conflicting.write_text("{}")
     code, _, errors = command("split", root)
     assert code == 2
-    assert f"{others}: not made by detection.data split; choose another folder by --to" in errors[0]
-    assert others.read_text() == "{}"
+    assert f"{conflicting}: not made by detection.data split" in errors[0]
+    assert conflicting.read_text() == "{}"
     assert not (root / "annotations/instances_train.json").exists()
 
 
-def test_of_several_files_one_is_to_be_named_but_other_json_is_none(export, command):
+def test_one_of_several_annotation_files_must_be_named_and_unrelated_json_does_not_count(export, command):
     root = export()
     path = root / "annotations/instances_default.json"
     for number, text in enumerate(['{"categories": [], "info": {}}', "[]", "{", '{"images": [], "annotations": []}']):

@@ -1,4 +1,4 @@
-"""detection/prepare/yolo.py: every box where it was, every defect with its file and line."""
+"""detection/prepare/yolo.py: boxes keep their place, and defects are reported with file and line."""
 
 import json
 import shlex
@@ -15,24 +15,24 @@ DATA = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
 
 @pytest.fixture
 def yolo(tmp_path):
-    """Two images of 40 x 20 pixels to train on and one to validate, as Ultralytics lays them out."""
+    """Create two training images and one validation image of 40 x 20 pixels in Ultralytics' layout."""
     root = tmp_path / "pets"
-    for half, labels in (
+    for split, labels in (
         ("train", {"a": "1 0.5 0.5 0.5 0.5\n", "b": "0 0.25 0.5 0.1 0.2\n"}),
         ("val", {"c": "1 0 0 1 1"}),
     ):
         for folder in ("images", "labels"):
-            (root / folder / half).mkdir(parents=True)
+            (root / folder / split).mkdir(parents=True)
         for name, text in labels.items():
-            Image.new("RGB", (40, 20)).save(root / f"images/{half}/{name}.png")
-            (root / f"labels/{half}/{name}.txt").write_text(text)
+            Image.new("RGB", (40, 20)).save(root / f"images/{split}/{name}.png")
+            (root / f"labels/{split}/{name}.txt").write_text(text)
     (root / "data.yaml").write_text(DATA)
     return root
 
 
 @pytest.fixture
 def train(yolo, objects):
-    """The objects to train on after the conversion."""
+    """Return a function that reads the training objects after the conversion."""
     return lambda: objects(yolo / "annotations/instances_train.json")
 
 
@@ -41,11 +41,11 @@ def write(yolo, text, name="train/a"):
 
 
 def move(yolo, **names):
-    """Give each half folders of its own, as in NAME/images and NAME/labels."""
-    for half, name in names.items():
+    """Move each split to folders of its own, NAME/images and NAME/labels."""
+    for split, name in names.items():
         (yolo / name).mkdir()
         for folder in ("images", "labels"):
-            (yolo / folder / half).rename(yolo / name / folder)
+            (yolo / folder / split).rename(yolo / name / folder)
 
 
 # ---- boxes and outlines -------------------------------------------------------------------------------------------
@@ -55,16 +55,16 @@ def move(yolo, **names):
     ("text", "expected", "note"),
     [
         ("1 0.5 0.5 0.5 0.5", [[10, 5, 20, 10]], ""),
-        ("0 0.1 0.2 0.6 0.2 0.3 0.8", [[4, 4, 20, 12]], "outlines, replaced by the box around them: 1"),
-        ("0 0.0 0.5 0.5 0.5", [[0, 5, 10, 10]], "boxes cut at the edge of their image: 2"),  # and that of c
-        ("0 0.5 0.5 1.000001 1.000001", [[0, 0, 40, 20]], "boxes cut at the edge of their image: 1"),  # that of c
+        ("0 0.1 0.2 0.6 0.2 0.3 0.8", [[4, 4, 20, 12]], "outlines replaced by their bounding boxes: 1"),
+        ("0 0.0 0.5 0.5 0.5", [[0, 5, 10, 10]], "boxes clipped at the edge of their image: 2"),  # a and c
+        ("0 0.5 0.5 1.000001 1.000001", [[0, 0, 40, 20]], "boxes clipped at the edge of their image: 1"),  # c
         ("0 0.5 0.5 0.5 0.5\n" * 2, [[10, 5, 20, 10]], ""),
         ("", [], ""),
-        (None, [], "images without a file of labels, taken for images without objects: 1"),
+        (None, [], "as images without objects: 1"),
         ("\ufeff0 0.5 0.5 0.5 0.5\r\n1 0.5 0.5 0.25 0.25\r\n", [[10, 5, 20, 10], [15, 7.5, 10, 5]], ""),
     ],
 )
-def test_a_box_is_where_it_was_and_a_change_is_counted(yolo, command, train, text, expected, note):
+def test_a_box_keeps_its_place_and_changes_are_counted(yolo, command, train, text, expected, note):
     (yolo / "labels/train/a.txt").unlink()
     if text is not None:
         write(yolo, text)
@@ -78,7 +78,7 @@ def test_a_box_is_where_it_was_and_a_change_is_counted(yolo, command, train, tex
         assert content["annotations"][0]["segmentation"] == [[4, 4, 24, 4, 12, 16]]
 
 
-# ---- where things are ---------------------------------------------------------------------------------------------
+# ---- folders and lists --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_the_last_folder_called_images_becomes_labels(image, labels):
         "path: ../elsewhere\ntrain: [train/images]\nval: valid\nnc: 2\nnames: [cat, dog]\ndownload: |\n  import os\n",
     ],
 )
-def test_halves_are_where_data_yaml_says_or_in_the_usual_folders(yolo, command, train, text):
+def test_splits_are_found_by_data_yaml_or_in_the_usual_folders(yolo, command, train, text):
     move(yolo, train="train", val="valid")
     (yolo / "data.yaml").write_text(text)
     assert command("convert", "yolo", yolo)[0] == 0
     assert len(train()) == 2
 
 
-def test_halves_may_be_lists_in_which_an_image_counts_once_however_it_is_spelled(yolo, command, objects):
+def test_splits_may_be_lists_and_different_spellings_of_a_path_count_once(yolo, command, objects):
     (yolo / "train.txt").write_text(f"./images/train/a.png\nimages/val/../train/a.png\n{yolo}/images/train/a.png\n")
     (yolo / "val.txt").write_text("./images/train/b.png\nimages/val/c.png\n")
     (yolo / "data.yaml").write_text("path: .\ntrain: train.txt\nval: val.txt\nnames: [cat, dog]\n")
@@ -119,14 +119,14 @@ def test_halves_may_be_lists_in_which_an_image_counts_once_however_it_is_spelled
     assert [name for name, *_ in objects(yolo / "annotations/instances_val.json")] == ["train/b.png", "val/c.png"]
 
 
-def test_the_yaml_file_may_have_another_name_or_be_named(yolo, command, train):
+def test_the_yaml_file_may_have_any_name_and_can_be_given_as_the_source(yolo, command, train):
     (yolo / "data.yaml").rename(yolo / "pets.yaml")
     for source in (yolo, yolo / "pets.yaml"):
         assert command("convert", "yolo", source)[0] == 0
         assert len(train()) == 2
 
 
-def test_a_half_can_be_named_by_its_folder(yolo, command, train):
+def test_a_split_can_be_given_by_its_folder(yolo, command, train):
     for folder in ("images", "labels"):
         (yolo / folder / "train").rename(yolo / folder / "part_1")
     assert command("convert", "yolo", yolo, "--train", "images/part_1")[0] == 0
@@ -134,24 +134,24 @@ def test_a_half_can_be_named_by_its_folder(yolo, command, train):
 
 
 def test_hidden_files_and_folders_are_ignored(yolo, command):
-    for half, name in (("train", "a"), ("val", "c")):
-        folder = yolo / "images" / half / ".ipynb_checkpoints"
+    for split, name in (("train", "a"), ("val", "c")):
+        folder = yolo / "images" / split / ".ipynb_checkpoints"
         folder.mkdir()
-        shutil.copy(yolo / f"images/{half}/{name}.png", folder / f"{name}-checkpoint.png")
-        (yolo / f"images/{half}/._{name}.png").write_bytes(b"\0\5\x16\7")
-        (yolo / f"labels/{half}/._{name}.txt").write_bytes(b"\0\5\x16\7")
+        shutil.copy(yolo / f"images/{split}/{name}.png", folder / f"{name}-checkpoint.png")
+        (yolo / f"images/{split}/._{name}.png").write_bytes(b"\0\5\x16\7")
+        (yolo / f"labels/{split}/._{name}.txt").write_bytes(b"\0\5\x16\7")
     (yolo / "._data.yaml").write_bytes(b"\0\5\x16\7")
     assert command("convert", "yolo", yolo)[0] == 0
-    for half, names in (("train", ["a.png", "b.png"]), ("val", ["c.png"])):
-        content = json.loads((yolo / f"annotations/instances_{half}.json").read_text())
+    for split, names in (("train", ["a.png", "b.png"]), ("val", ["c.png"])):
+        content = json.loads((yolo / f"annotations/instances_{split}.json").read_text())
         assert [image["file_name"] for image in content["images"]] == names
 
 
-# ---- without halves -----------------------------------------------------------------------------------------------
+# ---- without splits -----------------------------------------------------------------------------------------------
 
 
 def draw(folder, labels):
-    """Six different images in `folder`, each with the same line of labels in `labels`."""
+    """Write six different images to `folder`, and for each the same label line to `labels`."""
     for path in (folder, labels):
         path.mkdir(parents=True, exist_ok=True)
     for number in range(6):
@@ -178,21 +178,21 @@ def as_darknet(root):
 
 
 @pytest.mark.parametrize("lay_out", [as_tool, as_single_half, as_darknet])
-def test_a_data_set_without_halves_is_recognised_converted_and_split(tmp_path, command, lay_out):
+def test_a_data_set_without_splits_is_recognised_converted_and_split(tmp_path, command, lay_out):
     root = tmp_path / "export"
     lay_out(root)
     (error,) = command("layout", root)[2]
     assert ("darknet" in error) == (lay_out is as_darknet)
-    for _ in range(2):  # each cure to the letter: of layout that converts, of convert that splits
+    for _ in range(2):  # exactly the commands that `layout` and then `convert` suggest
         words = shlex.split(error.partition("`python -m detection.data ")[2].partition("`")[0])
         code, error, _ = command(*words)
         assert code == 0
-    halves = [json.loads((root / f"annotations/instances_{half}.json").read_text()) for half in ("train", "val")]
-    assert [len(half["images"]) for half in halves] == [5, 1]
+    splits = [json.loads((root / f"annotations/instances_{split}.json").read_text()) for split in ("train", "val")]
+    assert [len(split["images"]) for split in splits] == [5, 1]
     assert command("check", root)[0] == 0
 
 
-def test_darknets_list_of_val_is_read(tmp_path, command, objects):
+def test_the_validation_list_of_darknet_is_read(tmp_path, command, objects):
     as_darknet(tmp_path)
     with (tmp_path / "obj.data").open("a") as file:
         file.write("valid = data/valid.txt\n")
@@ -204,22 +204,22 @@ def test_darknets_list_of_val_is_read(tmp_path, command, objects):
 
 
 @pytest.mark.parametrize("words", [["--train", "images", "--val", "images"], []])
-def test_the_same_images_for_both_halves_are_refused_with_a_cure_that_splits_them(tmp_path, refused, words):
+def test_the_same_images_for_train_and_val_are_refused_with_a_cure(tmp_path, conversion_error, words):
     as_tool(tmp_path)
     if not words:
         (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
-    text = refused("yolo", tmp_path, *words)
+    text = conversion_error("yolo", tmp_path, *words)
     assert "all 6 files of val are also in train" in text
     assert "`python -m detection.data split`" in text
 
 
-def test_a_half_that_is_not_found_is_answered_with_what_could_be_it(yolo, refused):
+def test_a_missing_split_is_an_error_that_lists_the_candidates(yolo, conversion_error):
     for folder in ("images", "labels"):
         (yolo / folder / "val").rename(yolo / folder / "part")
     for line in ("val: images/val", "val: images/gone", ""):
         (yolo / "data.yaml").write_text(DATA.replace("val: images/val", line))
-        assert refused("yolo", yolo).endswith("no val found, or it is empty; give --val part")  # not train
-    assert "no nope found, or it is empty; give --val part" in refused("yolo", yolo, "--val", "nope")
+        assert conversion_error("yolo", yolo).endswith("val not found or empty; give --val part")  # not train
+    assert "nope not found or empty; give --val part" in conversion_error("yolo", yolo, "--val", "nope")
 
 
 # ---- what cannot be converted -------------------------------------------------------------------------------------
@@ -228,52 +228,52 @@ def test_a_half_that_is_not_found_is_answered_with_what_could_be_it(yolo, refuse
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 0.5 0.5 0.5", "4 numbers, expected 5: class cx cy w h"),
-        ("0 0.5 0.5 0.5 0.5 0.9", "6 numbers, expected 5: class cx cy w h, or an outline of pairs"),
+        ("0 0.5 0.5 0.5", "4 numbers, expected 5 (class cx cy w h)"),
+        ("0 0.5 0.5 0.5 0.5 0.9", "6 numbers, expected 5 (class cx cy w h)"),
         ("cat 0.5 0.5 0.5 0.5", "cat 0.5 0.5 0.5 0.5: expected numbers"),
-        ("2 0.5 0.5 0.5 0.5", "class 2, expected 0 to 1: there are 2 names"),
-        ("0 20 10 20 10", "20, expected fractions of the image's sides, from 0 to 1; are these pixels?"),
-        ("0 0.5 nan 0.5 0.5", "nan, expected fractions"),
+        ("2 0.5 0.5 0.5 0.5", "class 2, expected 0 to 1"),
+        ("0 20 10 20 10", "coordinate 20, expected fractions"),
+        ("0 0.5 nan 0.5 0.5", "coordinate nan, expected fractions"),
         ("0 0.5 0.5 -0.0005 0.5", "width -0.0005, height 0.5, expected 0 to 1"),
     ],
 )
-def test_a_bad_line_is_named_with_its_number(yolo, refused, line, message):
+def test_an_invalid_line_is_reported_with_its_number(yolo, conversion_error, line, message):
     write(yolo, f"0 0.5 0.5 0.5 0.5\n\n{line}\n")
-    text = refused("yolo", yolo)
+    text = conversion_error("yolo", yolo)
     assert f"train/a.txt: line 3: {message}" in text
-    assert "1 defect, listed above; nothing was written" in text
+    assert "1 defect," in text
 
 
-def test_all_defects_come_at_once(yolo, refused):
+def test_all_defects_are_listed_at_once(yolo, conversion_error):
     write(yolo, "7 0.5 0.5 0.5 0.5\n")
     write(yolo, "0 0.5 0.5 0.5 0.5\n", name="train/gone")
     (yolo / "labels/train/b.txt").write_bytes(b"\xff\xfe")
     (yolo / "images/val/c.png").write_bytes(b"<html>")
-    text = refused("yolo", yolo)
-    parts = ("class 7", "gone.txt: no image of this name in", "b.txt: not UTF-8 text")
-    for part in (*parts, "c.png: cannot be decoded", "4 defects, listed above; nothing was written"):
+    text = conversion_error("yolo", yolo)
+    parts = ("class 7", "gone.txt: no image with this name in", "b.txt: not UTF-8 text")
+    for part in (*parts, "c.png: cannot be decoded", "4 defects,"):
         assert part in text
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: images/train\n", "no names of classes"),
-        (DATA.replace("[cat, dog]", "{0: cat, 2: dog}"), "names: expected a list of names, or a name for each number"),
-        (DATA.replace("[cat, dog]", "[cat, cat]"), "names: 'cat' is the name of more than one class"),
-        (DATA.replace("images/val", "{a: b}"), "val: expected a folder, a text file, or a list of such"),
+        ("train: images/train\n", "no class names"),
+        (DATA.replace("[cat, dog]", "{0: cat, 2: dog}"), "names: expected a list of names"),
+        (DATA.replace("[cat, dog]", "[cat, cat]"), "names: duplicate class name 'cat'"),
+        (DATA.replace("images/val", "{a: b}"), "val: expected a folder"),
         (DATA + "nc: 3\n", "nc: 3 classes, but 2 names"),
-        (DATA + "kpt_shape: [17, 3]\n", "kpt_shape: labels of key points"),
-        (DATA.replace("images/val", "labels/val"), "labels/val: no images in it"),
+        (DATA + "kpt_shape: [17, 3]\n", "kpt_shape: the labels are key points"),
+        (DATA.replace("images/val", "labels/val"), "labels/val: contains no images"),
         ("a: [", "data.yaml: cannot be read as YAML"),
     ],
 )
-def test_a_bad_yaml_file_is_one_line(yolo, refused, text, message):
+def test_an_invalid_yaml_file_is_an_error(yolo, conversion_error, text, message):
     (yolo / "data.yaml").write_text(text)
-    assert message in refused("yolo", yolo)
+    assert message in conversion_error("yolo", yolo)
 
 
-def test_a_yaml_file_is_text_that_is_not_run(yolo, tmp_path, command):
+def test_a_yaml_file_cannot_execute_code_and_its_values_stay_text(yolo, tmp_path, command):
     (yolo / "data.yaml").write_text(
         DATA.replace("dog", "dog, no, 010") + f"x: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n"
     )
