@@ -36,7 +36,7 @@ class Seen(NamedTuple):
 def score(arguments: argparse.Namespace, device: torch.device) -> None:
     """Score as the command line says, print the scores, keep score.json and a grid of the samples."""
     generator, classifier = load_generator(arguments.experiment), load_classifier(arguments.classifier)
-    outputs = classifier.outputs_of(generator.class_ids)
+    outputs = classifier.output_indices(generator.class_ids)
     data = generator.config.data
     if arguments.data:
         data = data.model_copy(update={"root": arguments.data})
