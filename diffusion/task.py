@@ -45,7 +45,7 @@ class ModelConfig(Config):
 
 
 class DiffusionTrainConfig(TrainConfig):
-    """The common training config with a moving average by default: samples of the raw weights are much worse."""
+    """The training config of all tasks, but with a moving average by default: raw weights give much worse samples."""
 
     ema_decay: float | None = Field(0.999, gt=0, lt=1, description="sample and score a moving average of the weights")
 

@@ -103,10 +103,10 @@ def test_positions_of_other_windows_are_resized_and_the_log_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("weights", "named"),
     [
-        ("/nowhere/resnet50.pth", "'/nowhere/resnet50.pth': no such file or experiment"),
-        ("imagenet1k", "'imagenet1k': no default of trunk 'resnet18_slim'"),
+        ("/nowhere/resnet50.pth", "'/nowhere/resnet50.pth': no such file"),
+        ("imagenet1k", "'imagenet1k': no default .*'resnet18_slim'"),
         ("torchvision_resnet50_v1", "'torchvision_resnet50_v1': is a resnet50, expected a resnet18_slim"),
-        ("html.pth", "'html.pth': .* expected plain data as torch.save"),
+        ("html.pth", "'html.pth': html.pth: expected .*torch.save"),
         ("detector.pt", "'detector.pt': .* a whole detector, not a trunk; it belongs into model.start_from"),
     ],
 )
