@@ -1,7 +1,7 @@
-"""A given name of classification.training, and of two other commands by its first word.
+"""Train a classifier. Short for the commands of classification/; the first argument selects the command.
 
-python train_clf_imagenet.py CONFIG ...              is python -m classification.training CONFIG ...
-python train_clf_imagenet.py evaluate|predict ...    is python -m classification.evaluate|predict ...
+python train_clf_imagenet.py CONFIG ...              runs python -m classification.training CONFIG ...
+python train_clf_imagenet.py evaluate|predict ...    runs python -m classification.evaluate|predict ...
 """
 
 import argparse
@@ -14,12 +14,12 @@ from engine.start import start
 if TYPE_CHECKING:
     import torch
 
-COMPUTES = training.COMPUTES  # for grids that name this module
+COMPUTES = training.COMPUTES  # read when the `task` of a grid is this module
 ACTIONS = {"evaluate": evaluate, "predict": predict}
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; without an action as its first word it trains."""
+    """Parse the command line. If its first argument is not an action, train."""
     command = ACTIONS.get(words[0]) if words else None
     arguments = command.parse_arguments(words[1:]) if command else training.parse_arguments(words)
     arguments.command = command or training
@@ -27,7 +27,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
-    """Train, evaluate or predict."""
+    """Run the selected command: training, evaluate or predict."""
     arguments.command.main(arguments, device)
 
 

@@ -1,1 +1,1 @@
-"""Image classification by Swin: data, the training task, what it leaves, scoring and predicting."""
+"""Image classification with Swin: data, training, evaluation and prediction."""

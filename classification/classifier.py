@@ -1,4 +1,4 @@
-"""A trained classifier, ready for use: from an experiment, a release, a config or a public file."""
+"""Load a trained classifier from an experiment, a published folder, a config or a public checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from classification.data import LISTED, DataConfig, shown_names
+from classification.data import MAX_LISTED, DataConfig, display_names
 from classification.task import ClassificationConfig, EvalConfig, build_swin, read_classifier
 from classification.transforms import eval_transform
 from data import DatasetError, Transform
@@ -20,64 +20,65 @@ from records.experiment import read_experiment_config
 from weights.registry import find_weights, read_registry
 from weights.release import PUBLISHED_WEIGHTS, SUFFIX, read_safetensors, released_config
 
-PIXELS_PER_WINDOW = 32  # image side over window side of the published Swins: 224 / 7, 384 / 12
+PIXELS_PER_WINDOW = 32  # input size divided by window size of the published Swins: 224 / 7, 384 / 12
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model, on the CPU, and how its images are prepared."""
+    """A trained model on the CPU, and how to prepare images for it."""
 
-    path: Path  # of its weights
+    path: Path  # file of the weights
     model: SwinTransformer
-    class_ids: list[str]  # of its outputs: names of folders, or numbers where the file does not say
-    input_size: int
-    resize_size: int  # of the shorter side, before the center crop
+    class_ids: list[str]  # name of each output: a folder name, or its number if the file has no class names
+    input_size: int  # side of the square input, in pixels
+    resize_size: int  # shorter side of the image before the center crop, in pixels
     precision: Precision = "fp32"
     channels_last: bool = False
-    experiment: Path | None = None  # that it was trained in
-    data: DataConfig | None = None  # of its config, if it has one
+    experiment: Path | None = None  # where the model was trained; None if it was not loaded from an experiment
+    data: DataConfig | None = None  # data section of the config; None if the model was loaded without a config
 
     @property
     def class_names(self) -> list[str]:
-        """The classes as people call them."""
-        return shown_names(self.class_ids)
+        """Names of the classes for display."""
+        return display_names(self.class_ids)
 
     @property
     def transform(self) -> Transform:
-        """From an RGB image of any size to one of input_size."""
+        """Transform from an RGB image of any size to one of input_size x input_size pixels."""
         return eval_transform(self.input_size, self.resize_size)
 
-    def outputs_of(self, class_ids: Sequence[str]) -> np.ndarray:
-        """Return the output of each of these classes, found by name, (len(class_ids),) int64.
+    def output_indices(self, class_ids: Sequence[str]) -> np.ndarray:
+        """Return the index of the output for each class, (len(class_ids),) int64.
 
-        If the outputs have no names, they are taken in order. Raises DatasetError for a class that is not found."""
+        Classes are matched by name, or in order if the outputs are unnamed and there are as many of them as classes.
+        Raises DatasetError for a class without an output."""
         index = {name: output for output, name in enumerate(self.class_ids)}
         unknown = [name for name in class_ids if name not in index]
         if unknown and self.class_ids == list(map(str, range(len(class_ids)))):
             return np.arange(len(class_ids))
         if unknown:
             raise DatasetError(
-                f"class {listed(unknown, LISTED)}: not among the {len(self.class_ids)} of {self.path} "
-                f"({listed(self.class_ids, LISTED)})"
+                f"class {listed(unknown, MAX_LISTED)}: not among the {len(self.class_ids)} classes of {self.path} "
+                f"({listed(self.class_ids, MAX_LISTED)})"
             )
         return np.array([index[name] for name in class_ids], np.int64)
 
 
-def load_classifier(named: str, overrides: Sequence[str] = ()) -> Classifier:
-    """Load the classifier that a user names.
+def load_classifier(name_or_path: str, overrides: Sequence[str] = ()) -> Classifier:
+    """Load a classifier by name or path.
 
-    named: an experiment or one of its checkpoints, a folder made by weights.publish or its weights, a config with
-    `model.weights`, a name of saved_weights/registry.yaml, or a public file of a Swin.
-    overrides: of the config of an experiment, or of the config that is named.
-    Raises ValueError if there is no such thing, or if it is not a classifier."""
-    path = Path(named)
+    name_or_path: an experiment or one of its checkpoints, a folder made by weights.publish or the weights file in it,
+    a config with `model.weights`, a name in saved_weights/registry.yaml, or a public Swin checkpoint.
+    overrides: section.field=value, to replace values of the config; they need an experiment or a config.
+    Raises ValueError if `name_or_path` does not exist or is not a classifier."""
+    path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         config = load_config(path, overrides, ClassificationConfig)
         if config.model.weights is None:
-            raise ConfigError(f"{path}: no model.weights in it; add model.weights=imagenet1k, a file or an experiment")
+            raise ConfigError(f"{path}: model.weights is null; add model.weights=imagenet1k, a file or an experiment")
         try:
             file = find_weights(config.model.weights, config.model.name)
-            return _configured(config, file, config.model.average_weights)
+            return _build(config, file, config.model.average_weights)
         except ValueError as error:
             raise ValueError(f"model.weights '{config.model.weights}': {error}") from error
     published = path / PUBLISHED_WEIGHTS if path.is_dir() else path
@@ -85,15 +86,15 @@ def load_classifier(named: str, overrides: Sequence[str] = ()) -> Classifier:
     experiment = path if path.is_dir() else path.parent.parent
     if not facts and (experiment / "config.yaml").is_file():
         config = read_experiment_config(experiment, ClassificationConfig, overrides)
-        return _configured(config, newest_checkpoint(path / "checkpoints") if path.is_dir() else path, True, experiment)
+        return _build(config, newest_checkpoint(path / "checkpoints") if path.is_dir() else path, True, experiment)
     if overrides:
-        raise ConfigError(f"{overrides[0]}: {named} has no config to replace it in; name an experiment or a config")
+        raise ConfigError(f"{overrides[0]}: {name_or_path} has no config to override; name an experiment or a config")
     if facts:
-        return _configured(released_config(published, facts, ClassificationConfig), published)
-    return _of_public_file(named)
+        return _build(released_config(published, facts, ClassificationConfig), published)
+    return _from_public_file(name_or_path)
 
 
-def _configured(
+def _build(
     config: ClassificationConfig, file: Path, average: bool = True, experiment: Path | None = None
 ) -> Classifier:
     weights, class_ids = read_classifier(file, average)
@@ -102,7 +103,7 @@ def _configured(
     return Classifier(
         file,
         model.eval(),
-        class_ids or _numbers(model),
+        class_ids or _numbered_class_ids(model),
         config.model.input_size,
         config.resize_size,
         config.train.precision,
@@ -112,14 +113,14 @@ def _configured(
     )
 
 
-def _of_public_file(named: str) -> Classifier:
+def _from_public_file(name_or_path: str) -> Classifier:
     swins = {entry.name: entry for entry in read_registry().weights if entry.trunk in SWIN_VARIANTS}
-    if named not in swins and not Path(named).is_file():
-        names = did_you_mean(nearest(named, swins)) or f", such as {', '.join(list(swins)[:3])}"
+    if name_or_path not in swins and not Path(name_or_path).is_file():
+        names = did_you_mean(nearest(name_or_path, swins)) or f", such as {', '.join(list(swins)[:3])}"
         raise ValueError(
-            f"{named}: no file, experiment or config, nor the name of a public Swin{names} (python -m weights list)"
+            f"{name_or_path}: not a file, experiment, config or name of a public Swin{names} (python -m weights list)"
         )
-    file = find_weights(named, swins[named].trunk if named in swins else "")
+    file = find_weights(name_or_path, swins[name_or_path].trunk if name_or_path in swins else "")
     weights, class_ids = read_classifier(file)
     try:
         arguments = swin_arguments(weights)
@@ -130,9 +131,9 @@ def _of_public_file(named: str) -> Classifier:
     known = next((entry for entry in swins.values() if entry.file == file.name), None)
     input_size = known.image_size if known else PIXELS_PER_WINDOW * arguments["window_size"]
     resize_size = known.resize_size if known else round(input_size / EvalConfig().crop_fraction)
-    return Classifier(file, model.eval(), class_ids or _numbers(model), input_size, resize_size)
+    return Classifier(file, model.eval(), class_ids or _numbered_class_ids(model), input_size, resize_size)
 
 
-def _numbers(model: SwinTransformer) -> list[str]:
-    """Return names for outputs without names."""
+def _numbered_class_ids(model: SwinTransformer) -> list[str]:
+    """Return the numbers of the outputs as class ids, for a file without class names."""
     return list(map(str, range(model.head.out_features)))

@@ -1,4 +1,4 @@
-"""Print the likeliest classes of images.
+"""Print the most likely classes of images.
 
 python -m classification.predict torchvision_swin_t photo.jpg
 python -m classification.predict experiments/experiment_3 photos/*.jpg --top 3
@@ -15,28 +15,28 @@ from engine.start import start
 if TYPE_CHECKING:
     import torch
 
-GUESSES = 5  # classes printed at most
+TOP_K = 5  # as in classification/task.py
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m classification.predict",
-        description="Print the likeliest classes of images, with their probabilities.",
+        description="Print the most likely classes of images, with their probabilities.",
         epilog="example: python -m classification.predict torchvision_swin_t photo.jpg",
     )
     parser.add_argument("classifier", metavar="EXPERIMENT|CONFIG|WEIGHTS", help=CLASSIFIERS)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files of any format and size")
-    parser.add_argument("--top", type=int, choices=range(1, GUESSES + 1), default=GUESSES, help="how many classes (5)")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files of any size")
+    parser.add_argument("--top", type=int, choices=range(1, TOP_K + 1), default=TOP_K, help="classes to print (5)")
     return parser.parse_args(words)
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
-    """Print the likeliest classes of each image. Unreadable files are reported, one line each, and skipped.
+    """Print the most likely classes of each image. Unreadable files are reported, one line each, and skipped.
 
-    Raises DatasetError at the end if there was such a file."""
+    Raises DatasetError at the end if any file was skipped."""
     from classification.classifier import load_classifier
-    from classification.task import guess
+    from classification.task import predict_batch
     from data import DatasetError, image_tensor, normalize_images, read_image
     from engine.compute.precision import autocast, inference_precision
     from engine.logbook import logger
@@ -44,23 +44,23 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
 
     classifier = load_classifier(arguments.classifier)
     names, model = classifier.class_names, classifier.model.to(device)
-    unread = []
+    skipped = []
     for path in arguments.images:
         try:
             image = classifier.transform(read_image(path))
         except DatasetError as error:
             logger.warning(str(error))
-            unread.append(path)
+            skipped.append(path)
             continue
         images = normalize_images(image_tensor(image)[None].to(device), classifier.channels_last)
         with autocast(device, inference_precision(classifier.precision, device)):
-            classes, probabilities = guess(model, images)
+            classes, probabilities = predict_batch(model, images)
         print(path)
         best = zip(classes[0, : arguments.top].tolist(), probabilities[0].tolist(), strict=False)
         for output, probability in best:
             print(f"  {probability:6.1%}  {printable(names[output])}")
-    if unread:
-        raise DatasetError(f"{len(unread)} of {len(arguments.images)} images skipped: {', '.join(map(str, unread))}")
+    if skipped:
+        raise DatasetError(f"{len(skipped)} of {len(arguments.images)} images skipped: {', '.join(map(str, skipped))}")
 
 
 if __name__ == "__main__":

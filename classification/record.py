@@ -1,9 +1,9 @@
-"""What a finished classification run leaves in its experiment directory, besides what records/record.py writes.
+"""Files that a finished classification run writes to its experiment, in addition to those of records/record.py.
 
-image_statistics.npz  whether each image was guessed right (stats.image_statistics)
-predictions.csv       the best guesses for every image, with their probabilities
-confusion.png         which classes were taken for which
-examples.png          guesses for a few validation images
+image_statistics.npz  whether each image was classified correctly (stats.image_statistics)
+predictions.csv       the top-5 predictions for every image, with their probabilities
+confusion.png         the confusion matrix
+examples.png          predictions for a few validation images
 """
 
 import csv
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from classification.task import ClassificationTask, Guesses
+from classification.task import ClassificationTask, Predictions
 from data import LabelledImages
 from engine.compute.cost import forward_gflops
 from engine.files import write_text
@@ -23,22 +23,22 @@ from training import Evaluation
 
 
 def record(experiment: Path, task: ClassificationTask, evaluation: Evaluation) -> TaskRecord:
-    """Write the files above; return what results.json and README.md hold of this task."""
+    """Write the files above. Return what this task adds to results.json and README.md."""
     from classification.pictures import draw_confusion, draw_examples  # imports matplotlib
 
-    config, model, val, guesses = task.config, task.config.model, task.val, evaluation.predictions
-    right = guesses.classes == val.labels[:, None]
+    config, model, val, predictions = task.config, task.config.model, task.val, evaluation.predictions
+    is_correct = predictions.classes == val.labels[:, None]  # (N, K)
     hits = Hits(
-        image_ids=np.array([val.name(image) for image in guesses.image_ids]),
+        image_ids=np.array([val.name(image) for image in predictions.image_ids]),
         class_names=np.array(val.class_names),
         labels=val.labels.astype(np.int16),
-        hits=right[:, 0],
-        in_top5=right.any(axis=1),
+        hits=is_correct[:, 0],
+        in_top5=is_correct.any(axis=1),
     )
     hits.save(experiment)
-    write_text(experiment / "predictions.csv", predictions_csv(guesses, val))
-    draw_confusion(experiment / "confusion.png", val.labels, guesses.classes[:, 0], val.class_names)
-    draw_examples(experiment / "examples.png", val, guesses)
+    write_text(experiment / "predictions.csv", predictions_csv(predictions, val))
+    draw_confusion(experiment / "confusion.png", val.labels, predictions.classes[:, 0], val.class_names)
+    draw_examples(experiment / "examples.png", val, predictions)
     name = model.name if model.shift else f"{model.name}, no shift"
     return TaskRecord(
         module="classification.training",
@@ -46,30 +46,30 @@ def record(experiment: Path, task: ClassificationTask, evaluation: Evaluation) -
             "task": "classification",
             "variant": {"model": name, "position": model.position},
             "scores": evaluation.scores,
-            "per_class": val.mean_by_class("top1", right[:, 0]),
+            "per_class": val.mean_by_class("top1", is_correct[:, 0]),
             "protocol": {"images_sha256": val.digest, "images": len(val), "classes": val.class_names},
         },
         gflops=forward_gflops(task.model, model.input_size),
-        title=f"{name} with position {model.position}",
-        model=f"{model.name}, {model.input_size} pixels, patches of {model.patch_size}, "
-        f"{'shifted windows' if model.shift else 'windows not shifted'}, position {model.position}",
-        data=f"{len(task.train):,} images to train on, {len(val):,} to validate, {len(val.class_ids)} classes",
+        title=f"{name} with position embedding {model.position}",
+        model=f"{model.name}, input size {model.input_size} pixels, patch size {model.patch_size}, "
+        f"{'shifted' if model.shift else 'unshifted'} windows, position embedding {model.position}",
+        data=f"{len(task.train):,} training images, {len(val):,} validation images, {len(val.class_ids)} classes",
         scored=f"all {len(val)} images, shorter side resized to {config.resize_size} pixels, center crop",
         facts={},
         pictures={
-            "confusion.png": "Which classes were taken for which",
-            "examples.png": "Guesses for a few validation images",
+            "confusion.png": "Confusion matrix",
+            "examples.png": "Predictions for a few validation images",
         },
     )
 
 
-def predictions_csv(guesses: Guesses, images: LabelledImages) -> str:
-    """Return a line per image: its name, its true class, and the guesses with their probabilities, best first."""
+def predictions_csv(predictions: Predictions, images: LabelledImages) -> str:
+    """Return a CSV with a line per image: name, true class, and the predictions with probabilities, best first."""
     names, output = images.class_names, io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
-    ranks = range(1, guesses.classes.shape[1] + 1)
+    ranks = range(1, predictions.classes.shape[1] + 1)
     writer.writerow(["image", "true", *(name for rank in ranks for name in (f"guess_{rank}", f"probability_{rank}"))])
-    for image, label, classes, probabilities in zip(guesses.image_ids, images.labels, *guesses[1:], strict=True):
-        best = zip((names[guess] for guess in classes), map("{:.4f}".format, probabilities), strict=True)
+    for image, label, classes, probs in zip(predictions.image_ids, images.labels, *predictions[1:], strict=True):
+        best = zip((names[predicted] for predicted in classes), map("{:.4f}".format, probs), strict=True)
         writer.writerow([images.name(image), names[label], *chain.from_iterable(best)])
     return output.getvalue()

@@ -1,4 +1,4 @@
-"""The classification task: a Swin, its loss and its accuracy; and reading trained classifiers."""
+"""The classification task: Swin classifier, loss and accuracy; and loading trained classifiers."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from classification.data import DataConfig, check_pair, imagenet_classes
+from classification.data import DataConfig, check_same_classes, imagenet_classes
 from classification.transforms import AugmentConfig, BatchAugment, eval_transform, train_transform
 from data import LabelledImages, LabelledSamples, LabelledTask, batch_to, eval_loader, in_order, normalize_images
 from engine import distributed
@@ -28,41 +28,41 @@ from training import Evaluation, TrainConfig
 from weights.registry import find_weights, identified, read_weights
 from weights.release import SUFFIX, read_safetensors
 
-GUESSES = 5  # kept of each image, best first
+TOP_K = 5  # most likely classes kept per image
 
 
 class ModelConfig(Config):
-    """Which Swin to build."""
+    """The Swin to build."""
 
     name: Literal[*SWIN_VARIANTS] = Field("swin_t", description="variant, see model.SWIN_VARIANTS")
     input_size: int = Field(224, ge=1, description="side in pixels of the square input")
     patch_size: int = Field(4, ge=1, description="side of a patch in pixels")
-    window_size: int | None = Field(None, ge=1, description="side of a window in patches; null takes the variant's")
+    window_size: int | None = Field(None, ge=1, description="side of a window in patches; null: the variant's default")
     shift: bool = Field(True, description="shift the windows of every second block")
     position: Literal[*POSITIONS] = Field("rel", description="position embedding")
-    drop_path_rate: float = Field(0.2, ge=0, lt=1, description="stochastic depth of the last block")
+    drop_path_rate: float = Field(0.2, ge=0, lt=1, description="stochastic depth rate of the last block")
     weights: str | None = Field(
         None,
-        description="to start from: imagenet1k, imagenet22k, a name of saved_weights/registry.yaml, a file, or an "
-        "experiment; null: random weights. A head of other classes is left out",
+        description="initial weights: imagenet1k, imagenet22k, a name in saved_weights/registry.yaml, a file, or an "
+        "experiment; null: random weights. A head for different classes is not loaded",
     )
-    average_weights: bool = Field(True, description="of an experiment, its moving average if it kept one")
+    average_weights: bool = Field(True, description="load an experiment's moving average of weights, if it has one")
 
 
 class LossConfig(Config):
-    """Cross-entropy."""
+    """The cross-entropy loss."""
 
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of each target spread over all classes")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of each target spread evenly over all classes")
 
 
 class EvalConfig(Config):
-    """How validation images are seen."""
+    """How to crop validation images."""
 
-    crop_fraction: float = Field(0.875, gt=0, le=1, description="share of the resized shorter side that is seen")
+    crop_fraction: float = Field(0.875, gt=0, le=1, description="side of the center crop / shorter side of the image")
 
 
 class ClassificationConfig(Config):
-    """One row of a results table."""
+    """Config of a classification run: one row of a results table."""
 
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -74,12 +74,12 @@ class ClassificationConfig(Config):
 
     @property
     def resize_size(self) -> int:
-        """To what the shorter side of a validation image is resized, in pixels."""
+        """Shorter side of a validation image before the center crop, in pixels."""
         return round(self.model.input_size / self.eval.crop_fraction)
 
 
 def build_swin(config: ModelConfig, num_classes: int) -> SwinTransformer:
-    """Return the classifier that a config names, with random weights."""
+    """Return the classifier that a config describes, with random weights."""
     sizes = SWIN_VARIANTS[config.name] | ({"window_size": config.window_size} if config.window_size else {})
     return SwinTransformer(
         **sizes,
@@ -93,16 +93,16 @@ def build_swin(config: ModelConfig, num_classes: int) -> SwinTransformer:
 
 
 class TrainedClassifier(NamedTuple):
-    """What a file of weights holds."""
+    """Weights and classes that a file holds."""
 
-    weights: dict[str, Tensor]  # under Microsoft's names
-    classes: list[str] | None  # of their outputs; None where the file does not say
+    weights: dict[str, Tensor]  # by Microsoft's parameter names
+    classes: list[str] | None  # class of each output; None if the file does not list them
 
 
 def read_classifier(path: Path, average: bool = True) -> TrainedClassifier:
     """Read a classifier's weights and classes from a file.
 
-    average: take the moving average of a run that kept one. Raises ValueError if the file holds no classifier."""
+    average: prefer a run's moving average of the weights. Raises ValueError if the file does not hold a classifier."""
     classes = None
     if is_checkpoint(path):
         state = load_checkpoint(path)
@@ -113,35 +113,35 @@ def read_classifier(path: Path, average: bool = True) -> TrainedClassifier:
             classes = json.loads(facts["classes"])
     if "head.weight" not in weights:
         raise ValueError(
-            f"{path}: not a classifier, it has no head; expected an experiment of classification or a Swin"
+            f"{path}: not a classifier (no head.weight); expected a classification experiment or a Swin classifier"
         )
     if classes is None and len(weights["head.weight"]) == len(imagenet_classes()):
         classes = list(imagenet_classes())
     return TrainedClassifier(weights, classes)
 
 
-def start_from(model: SwinTransformer, config: ModelConfig, class_ids: list[str]) -> str:
-    """Load the weights that a config names, without the head if its classes differ. Return a line that says so.
+def load_initial_weights(model: SwinTransformer, config: ModelConfig, class_ids: list[str]) -> str:
+    """Load the weights that a config names, except a head for different classes. Return a line for the log.
 
-    Raises ValueError, naming the field, if they are missing or do not fit."""
+    Raises ValueError, naming the config field, if the weights are missing or do not fit the model."""
     try:
         path = find_weights(config.weights, config.name)
         weights, classes = read_classifier(path, config.average_weights)
         is_same = classes == class_ids or (classes is None and len(weights["head.weight"]) == len(class_ids))
         if not is_same:
-            weights |= {f"head.{name}": own for name, own in model.head.state_dict().items()}
+            weights |= {f"head.{name}": value for name, value in model.head.state_dict().items()}
         resized, _ = load_swin_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
     parts = [f"started from {identified(path)}"]
     if resized:
-        parts.append(f"{len(resized)} position tables resized, such as {resized[0]}")
-    parts.append("with its head" if is_same else "the head from random weights, because its classes differ")
+        parts.append(f"{len(resized)} position embeddings resized, such as {resized[0]}")
+    parts.append("head loaded" if is_same else "head started from random weights, because the classes differ")
     return "; ".join(parts)
 
 
-class Guesses(NamedTuple):
-    """The best min(5, C) classes of each of N images, best first."""
+class Predictions(NamedTuple):
+    """The K = min(5, C) most likely of C classes for each of N images, best first."""
 
     image_ids: np.ndarray  # (N,) int64
     classes: np.ndarray  # (N, K) int64
@@ -149,33 +149,33 @@ class Guesses(NamedTuple):
 
 
 @torch.inference_mode()
-def guess(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the best min(5, C) classes of each image and their probabilities, best first.
+def predict_batch(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the K = min(5, C) most likely classes of each image and their probabilities, best first.
 
-    images: (B, 3, S, S) normalised. Returns (B, K) int64 and (B, K) float32."""
+    images: (B, 3, S, S) float, normalized. Returns (B, K) int64 and (B, K) float32."""
     probabilities = model(images).float().softmax(dim=1)
-    found, classes = probabilities.topk(min(GUESSES, probabilities.shape[1]), dim=1)
-    return classes, found
+    top_probabilities, classes = probabilities.topk(min(TOP_K, probabilities.shape[1]), dim=1)
+    return classes, top_probabilities
 
 
-def scores_of(guesses: Guesses, labels: np.ndarray, num_classes: int) -> dict[str, float | None]:
-    """Return the share of images whose class is the first guess, and is among the first five.
+def compute_scores(predictions: Predictions, labels: np.ndarray, num_classes: int) -> dict[str, float | None]:
+    """Return the top-1 and top-5 accuracy, from 0 to 1; top-5 is None if there are only five classes or fewer.
 
-    labels: (N,) of the images in their order. With five classes or fewer the latter means nothing: None."""
-    right = guesses.classes == labels[:, None]
-    top5 = float(right.any(axis=1).mean()) if num_classes > GUESSES else None
-    return {"top1": float(right[:, 0].mean()), "top5": top5}
+    labels: (N,) int, true class of each image, in the order of the predictions."""
+    is_correct = predictions.classes == labels[:, None]  # (N, K)
+    top5 = float(is_correct.any(axis=1).mean()) if num_classes > TOP_K else None
+    return {"top1": float(is_correct[:, 0].mean()), "top5": top5}
 
 
 def constant_predictor_loss(labels: np.ndarray, num_classes: int, label_smoothing: float) -> float:
-    """Return the mean loss of the best constant predictor: the entropy of the targets' mean, in nats."""
+    """Return the loss of the best constant predictor, in nats: the entropy of the mean target."""
     shares = np.bincount(labels, minlength=num_classes) / len(labels)
     shares = (1 - label_smoothing) * shares + label_smoothing / num_classes
     return -sum(share * math.log(share) for share in shares.tolist() if share > 0)
 
 
 class ClassificationTask(LabelledTask):
-    """A Swin, its cross-entropy and its accuracy; see training.Task."""
+    """Classify images with a Swin, trained with cross-entropy and scored by accuracy; see training.Task."""
 
     metrics = ("top1", "top5")
     lower_is_better = False
@@ -183,8 +183,8 @@ class ClassificationTask(LabelledTask):
     def __init__(
         self, config: ClassificationConfig, train: LabelledImages, val: LabelledImages, *, from_checkpoint: bool = False
     ) -> None:
-        """Raises DatasetError if train and val do not fit together, ValueError if model.weights cannot be used."""
-        check_pair(train, val)
+        """Raise DatasetError if train and val have different classes, ValueError if model.weights cannot be loaded."""
+        check_same_classes(train, val)
         super().__init__(config, train, val)
         num_classes = len(train.class_ids)
         self.reference_losses = {
@@ -193,14 +193,14 @@ class ClassificationTask(LabelledTask):
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_swin(config.model, num_classes)
         if config.model.weights is not None and not from_checkpoint:
-            self.started_from = start_from(self.model, config.model, train.class_ids)
+            self.started_from = load_initial_weights(self.model, config.model, train.class_ids)
         self.train_set = LabelledSamples(
             train, train_transform(config.augment, config.model.input_size), config.train.seed
         )
         self.batch_augment = BatchAugment(config.augment, num_classes)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the cross-entropy summed over the images of a batch, and their number."""
+        """Return the cross-entropy summed over the images of a batch, and the number of images."""
         config = self.config
         images = normalize_images(batch["images"], config.train.channels_last)
         images, targets = self.batch_augment(images, batch["labels"])
@@ -211,37 +211,37 @@ class ClassificationTask(LabelledTask):
     def evaluate(
         self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
     ) -> Evaluation:
-        """Return top-1 and top-5 over every validation image, each counted once, and the Guesses behind them."""
+        """Score every validation image once. Return top-1 and top-5 accuracy, and on rank 0 the Predictions."""
         train = self.config.train
         if self.val_loader is None:
             transform = eval_transform(self.config.model.input_size, self.config.resize_size)
             self.val_loader = eval_loader(self.val, transform, train.batch_size, self.workers, device)
-        guesses = guess_all(model, self.val_loader, device, train.precision, train.channels_last, stop_if_asked)
-        scores = guesses and scores_of(guesses, self.val.labels, len(self.val.class_ids))
-        return Evaluation(distributed.broadcast(scores), guesses)
+        predictions = predict_all(model, self.val_loader, device, train.precision, train.channels_last, stop_if_asked)
+        scores = predictions and compute_scores(predictions, self.val.labels, len(self.val.class_ids))
+        return Evaluation(distributed.broadcast(scores), predictions)
 
     def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:
-        """Draw nothing."""
+        """Do nothing: this task draws no pictures during training."""
 
 
-def guess_all(
+def predict_all(
     model: nn.Module,
     loader: DataLoader,
     device: torch.device,
     precision: Precision = "fp32",
     channels_last: bool = False,
     stop_if_asked: Callable[[], None] = lambda: None,
-) -> Guesses | None:
-    """Guess the classes of every image that the loaders of all ranks yield, by image; None except on rank 0.
+) -> Predictions | None:
+    """Predict the classes of the images of all ranks. Return them in image order on rank 0, None on other ranks.
 
-    precision, channels_last: arithmetic and memory layout. stop_if_asked: called between batches."""
-    found = []
+    loader: this rank's batches. stop_if_asked: called between batches."""
+    batches = []
     with evaluation_mode(model):
         for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
             stop_if_asked()
             images = normalize_images(batch_to(batch, device)["images"], channels_last)
             with autocast(device, precision):
-                classes, probabilities = guess(model, images)
-            found.append(Guesses(batch["image_ids"].numpy(), classes.cpu().numpy(), probabilities.cpu().numpy()))
-    together = in_order(found)
-    return together and Guesses(*together)
+                classes, probabilities = predict_batch(model, images)
+            batches.append(Predictions(batch["image_ids"].numpy(), classes.cpu().numpy(), probabilities.cpu().numpy()))
+    gathered = in_order(batches)
+    return gathered and Predictions(*gathered)

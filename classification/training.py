@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from classification.task import ClassificationConfig, ClassificationTask
 
-# The files that compute weights and scores, beside those of the loop (ablation/staleness.py): a change of any makes
-# earlier results stale.
+# Files that determine weights and scores, in addition to those of the training loop. If one changes, earlier results
+# are stale (ablation/staleness.py).
 COMPUTES = {
     "network": ("model.py",),
     "data": ("classification/data.py", "classification/transforms.py"),
@@ -27,7 +27,7 @@ COMPUTES = {
 
 
 def build_task(config: "ClassificationConfig", from_checkpoint: bool) -> "ClassificationTask":
-    """Return the task that a config describes. Raises DatasetError for what is wrong with its data."""
+    """Return the task that a config describes. Raises DatasetError if its data cannot be used."""
     from classification.data import read_split
     from classification.task import ClassificationTask
 
@@ -36,25 +36,25 @@ def build_task(config: "ClassificationConfig", from_checkpoint: bool) -> "Classi
 
 
 def announce(task: "ClassificationTask") -> None:
-    """Log what is trained, on what."""
+    """Log the model and the data sets."""
     from data import announce_images
     from engine.logbook import logger
 
     model = task.config.model
-    logger.info("%s, position %s, shift %s", model.name, model.position, model.shift)
+    logger.info("%s, position embedding %s, shifted windows %s", model.name, model.position, model.shift)
     announce_images(task.train, task.val)
 
 
 parse_arguments = functools.partial(
     parse_training,
     "classification.training",
-    "Train a Swin classifier and score it with top-1 and top-5 accuracy.",
+    "Train a Swin classifier and score its top-1 and top-5 accuracy.",
     "configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet train.batch_size=64",
 )
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
-    """Train as the command line says, then score and record."""
+    """Train a classifier, score it and record the experiment."""
     from classification.record import record
     from classification.task import ClassificationConfig
     from runs import TrainCommand, train

@@ -1,1 +1,1 @@
-"""Class-conditional diffusion with a U-Net of Swin blocks: the model, the training task and its commands."""
+"""Class-conditional diffusion with a U-Net of Swin blocks: model, training, sampling and evaluation."""

@@ -1,4 +1,4 @@
-"""Training images of generators: MNIST's own files, grey, or CIFAR-10's, in colour, resized to the model's input."""
+"""Data sets for diffusion: the original files of MNIST (grey) or CIFAR-10 (RGB), resized to the model's input size."""
 
 from typing import Literal
 
@@ -9,30 +9,30 @@ from torch import Tensor
 from data import LabelledImages, Transform, data_folder, read_own_files
 from engine.config import Config
 
-CHANNELS = {"mnist": 1, "cifar10": 3}  # of the images of each format
+CHANNELS = {"mnist": 1, "cifar10": 3}  # image channels by data format
 
 
 class DataConfig(Config):
-    """Which images to learn from, and how they are loaded."""
+    """The images to train on, and how to load them."""
 
-    root: str = Field(description="folder of the data set, the one with MNIST/raw or cifar-10-batches-py in it")
-    format: Literal["mnist", "cifar10"] = Field(description="whose files these are")
-    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip while training")
-    workers: int = Field(4, ge=0, le=256, description="loader processes per training process; 0: load in the same one")
+    root: str = Field(description="folder of the data set, with MNIST/raw or cifar-10-batches-py in it")
+    format: Literal["mnist", "cifar10"] = Field(description="format of the data set's files")
+    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip of a training image")
+    workers: int = Field(4, ge=0, le=256, description="loader processes per training process; 0: load in that process")
 
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:
-    """Read one half of the data set that a config names. Raises DatasetError if it is not there."""
+    """Read one split of the data set of a config. Raises DatasetError if it is missing or unreadable."""
     return read_own_files(config.format, data_folder(config.root), split == "train")
 
 
 def build_transform(config: DataConfig, input_size: int, train: bool) -> Transform:
-    """Return the transform of an RGB image to input_size pixels on each side, grey if the data set is.
+    """Return the transform from an RGB image to input_size x input_size pixels, in grey if the data set is grey.
 
-    train: flip as the config says."""
+    train: flip images with the probability of the config."""
     from torchvision.transforms import InterpolationMode, v2  # here, because torchvision takes seconds
 
-    # Grey images were made RGB by LabelledImages.read; this undoes it exactly.
+    # LabelledImages.read converts grey images to RGB; Grayscale recovers them exactly.
     steps = [v2.Grayscale()] if CHANNELS[config.format] == 1 else []
     steps.append(v2.Resize((input_size, input_size), InterpolationMode.BICUBIC))
     if train:
@@ -41,10 +41,10 @@ def build_transform(config: DataConfig, input_size: int, train: bool) -> Transfo
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Return bytes, uint8, as the network sees them: float32 from -1 to 1."""
+    """Convert uint8 images to the range of the network: float32 from -1 to 1."""
     return images.float() / 127.5 - 1
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Return the inverse of `to_unit`; values beyond -1 and 1 are clamped."""
+    """Convert images in the range of the network to uint8, the inverse of `to_unit`; clamp values to [-1, 1]."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -1,16 +1,16 @@
-"""Score samples by a classifier of this project, trained on the same classes.
+"""Score the samples of a diffusion model, with a classifier of this project trained on the same classes.
 
 python -m diffusion.evaluate experiments/experiment_12 --classifier experiments/experiment_13 --samples 500
 
-agreement         share of the samples that the classifier assigns to the class that was asked for
-frechet_distance  between samples and real validation images, in the classifier's last features: between two normal
-                  distributions of their mean and covariance (Heusel et al., arXiv 1706.08500)
-kernel_distance   the same by the unbiased squared maximum mean discrepancy with a cubic kernel, which fewer samples
-                  do not make larger (Binkowski et al., arXiv 1801.01401)
-fid               the Frechet distance in the features of the standard Inception network, if its weights are here
+agreement         share of the samples that the classifier assigns to the class they were generated for
+frechet_distance  Frechet distance between Gaussians fitted to the classifier's last features of the samples and of
+                  real validation images (Heusel et al., arXiv 1706.08500)
+kernel_distance   squared maximum mean discrepancy between the same features, with a cubic kernel; unbiased for any
+                  number of images (Binkowski et al., arXiv 1801.01401)
+fid               Frechet distance in the features of the standard Inception network, if its weights are present
 
-Each except fid is reported beside that of real images: agreement with the true classes, distances between as many
-training and validation images. Compare Frechet distances only for the same number of images and the same classifier.
+Reference values from real images accompany all scores except fid: the agreement of validation images, and distances
+between training and validation images. Frechet distances are comparable only for the same classifier and sample size.
 """
 
 import argparse
@@ -30,15 +30,15 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m diffusion.evaluate",
-        description="Judge the samples of a diffusion model by a classifier.",
+        description="Score the samples of a diffusion model with a classifier.",
         epilog="example: python -m diffusion.evaluate experiments/experiment_12 --classifier experiments/experiment_13",
     )
-    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="of diffusion.training, or its checkpoint")
+    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="diffusion experiment or its checkpoint")
     parser.add_argument(
-        "--classifier", required=True, metavar="EXPERIMENT|WEIGHTS", help="as classification.evaluate takes it"
+        "--classifier", required=True, metavar="EXPERIMENT|WEIGHTS", help="a classifier, as for classification.evaluate"
     )
-    parser.add_argument("--samples", type=number(2), default=500, help="how many to make, of all classes in turn (500)")
-    parser.add_argument("--data", metavar="ROOT", help="folder of the real images (default: the config's)")
+    parser.add_argument("--samples", type=number(2), default=500, help="number of samples, over all classes (500)")
+    parser.add_argument("--data", metavar="ROOT", help="data set of the real images (default: the config's data.root)")
     add_sampling(parser)
     arguments = parser.parse_args(words)
     check_experiment(arguments.experiment)
@@ -46,7 +46,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
-    """Score as the command line says."""
+    """Generate samples and score them."""
     from diffusion.quality import score
 
     score(arguments, device)

@@ -1,4 +1,4 @@
-"""A trained diffusion model, ready for use, from its experiment."""
+"""Load a trained diffusion model from its experiment."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from records.experiment import read_experiment_config
 
 
 class TrainedGenerator(NamedTuple):
-    """A model, on the CPU, and how it was trained."""
+    """A trained model on the CPU, and its config."""
 
     checkpoint: Path
     config: DiffusionConfig
@@ -27,19 +27,19 @@ class TrainedGenerator(NamedTuple):
     model: SwinUNet
 
     def labels_of(self, names: Sequence[str]) -> list[int]:
-        """Return the labels of classes given by name or number. Raises ValueError naming one that is unknown."""
+        """Return the labels of classes given by name or number. Raises ValueError for an unknown class."""
         known = {str(label): label for label in range(len(self.class_ids))}
         known |= {name: label for label, name in enumerate(self.class_ids)}
         for name in names:
             if name not in known:
                 expected = f"expected some of {listed(self.class_ids, 20)}"
-                raise ValueError(f"class {name!r}: not among those of {self.checkpoint}; {expected}")
+                raise ValueError(f"class {name!r}: not among the classes of {self.checkpoint}; {expected}")
         return [known[name] for name in names]
 
     def generate(
         self, sampling: SamplingConfig, labels: Tensor, seed: int, batch_size: int, frames: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Call diffusion.sampling.generate on one process. labels: (N,) int64, on the device of the model."""
+        """Generate images in one process, see diffusion.sampling.generate. labels: (N,) int64 on the model's device."""
         return generate(
             self.model,
             self.config.diffusion,
@@ -54,9 +54,9 @@ class TrainedGenerator(NamedTuple):
 
 
 def load_generator(path: Path) -> TrainedGenerator:
-    """Load the model of an experiment, or of one of its checkpoints, with the weights that were scored.
+    """Load the model of an experiment, or of one of its checkpoints: the moving average of the weights, if it has one.
 
-    Raises ValueError if it is not an experiment of this task, or has no checkpoint."""
+    Raises ValueError if it is not an experiment of diffusion.training, or has no checkpoint."""
     experiment = path.parent.parent if path.is_file() else path
     config = read_experiment_config(experiment, DiffusionConfig)
     checkpoint = path if path.is_file() else newest_checkpoint(path / "checkpoints")

@@ -1,16 +1,16 @@
-"""Swin-UNet: the denoiser, a U-Net (arXiv 1505.04597) whose every level is a stage of Swin blocks (arXiv 2103.14030).
+"""Swin-UNet, the denoiser: a U-Net (arXiv 1505.04597) with Swin blocks (arXiv 2103.14030) at every level.
 
     images, labels, timesteps
       -> encoder     the Swin of model.py, stage by stage
-      -> middle      two more blocks on its last map
-      -> decoder     per level: patch expanding, the encoder's map of that level beside it, a linear layer, two blocks
-      -> output      patch expanding to the pixels, a convolution that begins with zeros
+      -> middle      two more blocks on the last feature map
+      -> decoder     per level: patch expanding, concatenation of the encoder's map, a linear layer, two blocks
+      -> output      patch expanding to pixels, and a convolution whose weights are initialized to zero
 
-The time embedding is added, by a linear layer of its own, to what enters every stage (Ho et al., arXiv 2006.11239). The
-class enters by further input channels: a learned vector per class, the same at every pixel; one more vector stands
-for no class (Ho and Salimans, arXiv 2207.12598).
+Every stage adds the time embedding to its input, through its own linear layer (Ho et al., arXiv 2006.11239). The class
+is given in additional input channels: a learned vector per class, repeated at every pixel. An extra vector stands for
+"no class" (Ho and Salimans, arXiv 2207.12598).
 
-Any image size works, by the padding of model.py and by cropping in the decoder.
+Any image size works: model.py pads the feature maps, and the decoder crops them.
 """
 
 import math
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from model import PatchExpanding, SwinBlock, SwinTransformer, load_swin_weights, swin_state_dict
 
-MAX_PERIOD = 10_000  # of the slowest wave of the time embedding, nearly, in steps / 2 pi
-CLASS_CHANNELS = 4  # length of the class vector
+MAX_PERIOD = 10_000  # about the longest period of the time embedding, in timesteps / 2 pi
+CLASS_CHANNELS = 4  # length of the class vector, in input channels
 FIRST_CONVOLUTION = "patch_embed.proj.weight"
 
 
 def sinusoidal_embedding(timesteps: Tensor, dim: int) -> Tensor:
-    """Cosines and sines of geometrically spaced frequencies (arXiv 1706.03762, section 3.5).
+    """Return sinusoidal timestep embeddings, cosines first (arXiv 1706.03762, section 3.5).
 
     timesteps: (B,) int64. dim: even. Returns (B, dim) float32."""
     exponents = torch.arange(dim // 2, device=timesteps.device) / (dim // 2)
@@ -37,7 +37,7 @@ def sinusoidal_embedding(timesteps: Tensor, dim: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Sequential):
-    """Timesteps, (B,) int64, to what every stage's own linear layer takes, (B, 4 * dim)."""
+    """Embed timesteps, (B,) int64, as vectors for the linear layers of all stages, (B, 4 * dim)."""
 
     def __init__(self, dim: int):
         super().__init__(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, 4 * dim), nn.SiLU())
@@ -49,7 +49,7 @@ class TimeEmbedding(nn.Sequential):
 
 
 def swin_pair(dim: int, num_heads: int, window_size: int) -> nn.Sequential:
-    """A block with plain windows and one with shifted ones. Takes and gives (B, H, W, dim)."""
+    """Return two Swin blocks, the second with shifted windows. They map (B, H, W, dim) to the same shape."""
     blocks = [
         SwinBlock(
             dim, num_heads, window_size=window_size, shift_size=shift, mlp_ratio=4.0, drop_path=0.0,
@@ -61,7 +61,7 @@ def swin_pair(dim: int, num_heads: int, window_size: int) -> nn.Sequential:
 
 
 class DecoderLevel(nn.Module):
-    """From a coarse map, (B, H, W, 2 * dim), and the encoder's finer one beside it, (B, H', W', dim), to such a one."""
+    """Upsample x, (B, H, W, 2 * dim), and fuse it with the encoder's map `skip`. skip and result: (B, H', W', dim)."""
 
     def __init__(self, dim: int, num_heads: int, window_size: int, time_dim: int):
         super().__init__()
@@ -73,16 +73,16 @@ class DecoderLevel(nn.Module):
     def forward(self, x: Tensor, skip: Tensor, time: Tensor) -> Tensor:
         height, width = skip.shape[1:3]
         x = self.expand(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, 2H, 2W, dim)
-        x = torch.cat([x[:, :height, :width], skip], dim=-1)  # a side of 7 was padded, merged to 4 and grown to 8
+        x = torch.cat([x[:, :height, :width], skip], dim=-1)  # crop 8 to 7 if 7 was padded to 8, then merged to 4
         return self.blocks(self.fuse(x) + self.time(time)[:, None, None])
 
 
 class SwinUNet(nn.Module):
-    """Predicts what was added to images, or another target of their size.
+    """Predict the noise in images, or another target of their shape (see diffusion/schedule.py).
 
-    embed_dim, depths, num_heads, window_size, patch_size: of the encoder, see model.SwinTransformer.
-    image_channels: of images and predictions. num_classes: the label of that number means no class.
-    No stochastic depth: noise regularises enough.
+    embed_dim, depths, num_heads, window_size, patch_size: sizes of the encoder, see model.SwinTransformer.
+    image_channels: channels of images and predictions. num_classes: this is also the label for "no class".
+    There is no stochastic depth, because the noise regularizes enough.
     """
 
     def __init__(
@@ -121,15 +121,16 @@ class SwinUNet(nn.Module):
 
         blocks = [self.middle, *(part for level in self.decoder for part in (level.fuse, level.blocks))]
         for module in (module for part in blocks for module in part.modules()):
-            if isinstance(module, nn.Linear):  # as in the encoder
+            if isinstance(module, nn.Linear):  # initialized as in the encoder
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.output.weight)  # the first prediction is the mean of what is to be predicted
+        nn.init.zeros_(self.output.weight)  # before training, all predictions are zero
         nn.init.zeros_(self.output.bias)
 
     def forward(self, images: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        """images: (B, image_channels, H, W) float, noisy. timesteps: (B,) int64. labels: (B,) int64, self.no_class for
-        none. Returns a prediction of the images' size."""
+        """Predict the target of noisy images, (B, image_channels, H, W) float. Returns the same shape.
+
+        timesteps: (B,) int64. labels: (B,) int64, self.no_class for no class."""
         height, width = images.shape[-2:]
         time = self.time(timesteps)
         classes = self.class_embedding(labels)[:, :, None, None].expand(-1, -1, height, width)
@@ -148,19 +149,19 @@ class SwinUNet(nn.Module):
 
 
 def load_encoder_weights(model: SwinUNet, state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Have the encoder start as a trained classifier, whole or not at all.
+    """Load the weights of a trained classifier into the encoder.
 
-    state_dict: as `model.load_swin_weights` takes it. In the first convolution the weights of grey images are summed
-    over the colours; those for the class begin with zeros. Returns what was resized, its name and both shapes.
-    Raises ValueError, and leaves the model untouched, if anything is missing, unexpected or of another shape."""
+    state_dict: as for `model.load_swin_weights`. The first convolution is adapted: its weights are summed over the
+    colours for grey images, and are zero for the class channels. Returns names and both shapes of resized tensors.
+    Raises ValueError, leaving the model unchanged, if a tensor is missing, unexpected or has a different shape."""
     weights = swin_state_dict(state_dict)
     if FIRST_CONVOLUTION in weights:
-        kernel, wanted = weights[FIRST_CONVOLUTION], model.image_channels
-        if wanted == 1:
-            kernel = kernel.sum(dim=1, keepdim=True)  # what it made of grey images in colour
-        if kernel.shape[1] != wanted:
+        kernel, channels = weights[FIRST_CONVOLUTION], model.image_channels
+        if channels == 1:
+            kernel = kernel.sum(dim=1, keepdim=True)  # the same response as to a grey image with three channels
+        if kernel.shape[1] != channels:
             raise ValueError(
-                f"weights for images of {kernel.shape[1]} channels, expected {wanted}: take others, or null"
+                f"weights for images with {kernel.shape[1]} channels, expected {channels}: use different ones, or null"
             )
         weights[FIRST_CONVOLUTION] = F.pad(kernel, (0, 0, 0, 0, 0, CLASS_CHANNELS))
     resized, _ = load_swin_weights(model.encoder, weights)

@@ -1,4 +1,4 @@
-"""Samples as pictures: grids, and the course of their making as an animation."""
+"""Draw samples: grids of images, and animations of the sampling steps."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from PIL import Image
 from engine.files import write_whole
 
 GAP = 2  # pixels between images
-SMALLEST_SIDE = 64  # in pixels; smaller images are shown enlarged by a whole number
+ENLARGED_SIDE = 64  # pixels; smaller images are enlarged by an integer factor, at most to this side
 FRAME_MILLISECONDS = 80
 LAST_FRAME_MILLISECONDS = 2000
 
 
 def make_grid(samples: np.ndarray) -> Image.Image:
-    """Images in rows on white. samples: (rows, columns, C, S, S) uint8, C 1 or 3."""
+    """Return images in a grid on white. samples: (rows, columns, C, S, S) uint8, C 1 or 3."""
     rows, columns, channels, side, _ = samples.shape
-    scale = max(1, SMALLEST_SIDE // side)
+    scale = max(1, ENLARGED_SIDE // side)
     samples = samples.repeat(scale, axis=3).repeat(scale, axis=4)
     cell = side * scale + GAP
     cells = np.pad(samples, [(0, 0)] * 3 + [(0, GAP)] * 2, constant_values=255)
@@ -25,15 +25,15 @@ def make_grid(samples: np.ndarray) -> Image.Image:
 
 
 def draw_grid(path: Path, samples: np.ndarray) -> None:
-    """Write a PNG of samples, see make_grid."""
+    """Write a grid of samples as a PNG, see make_grid."""
     write_whole(path, lambda file: make_grid(samples).save(file, "PNG", optimize=True))
 
 
 def draw_animation(path: Path, steps: np.ndarray) -> None:
-    """Write a GIF of how samples came about. steps: (steps, rows, columns, C, S, S) uint8, see make_grid."""
-    first, *others = [make_grid(samples) for samples in steps]
-    milliseconds = [FRAME_MILLISECONDS] * len(others) + [LAST_FRAME_MILLISECONDS]
+    """Write the sampling steps as an animated GIF. steps: (steps, rows, columns, C, S, S) uint8, see make_grid."""
+    first, *rest = [make_grid(samples) for samples in steps]
+    milliseconds = [FRAME_MILLISECONDS] * len(rest) + [LAST_FRAME_MILLISECONDS]
     write_whole(
         path,
-        lambda file: first.save(file, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0),
+        lambda file: first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0),
     )

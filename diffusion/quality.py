@@ -1,4 +1,4 @@
-"""What `python -m diffusion.evaluate` does: make samples, and measure how good they are by a classifier."""
+"""Generate samples and compute their scores, for `python -m diffusion.evaluate`, which explains the scores."""
 
 import argparse
 import json
@@ -22,21 +22,21 @@ from engine.logbook import logger, progress_bar
 from engine.terminal import printable
 from records.experiment import shown_score
 
-INCEPTION = Path("saved_weights/weights-inception-2015-12-05-6726825d.pth")  # torch-fidelity's name of it
-COLUMNS = 10  # of the grid
+INCEPTION = Path("saved_weights/weights-inception-2015-12-05-6726825d.pth")  # file name of torch-fidelity
+COLUMNS = 10  # of the grid of samples
 
 
-class Seen(NamedTuple):
-    """What a classifier computes for N images."""
+class Features(NamedTuple):
+    """A classifier's features of N images, and its predictions."""
 
-    features: Tensor  # (N, D) float32, input of its last layer
-    guesses: np.ndarray  # (N,) int64, its outputs
+    features: Tensor  # (N, D) float32, input of the last layer
+    predictions: np.ndarray  # (N,) int64, index of the most likely output
 
 
 def score(arguments: argparse.Namespace, device: torch.device) -> None:
-    """Score as the command line says, print the scores, keep score.json and a grid of the samples."""
+    """Generate samples, print their scores, and write score.json and a grid of the samples."""
     generator, classifier = load_generator(arguments.experiment), load_classifier(arguments.classifier)
-    outputs = classifier.outputs_of(generator.class_ids)
+    outputs = classifier.output_indices(generator.class_ids)
     data = generator.config.data
     if arguments.data:
         data = data.model_copy(update={"root": arguments.data})
@@ -47,23 +47,24 @@ def score(arguments: argparse.Namespace, device: torch.device) -> None:
     sampling = SamplingConfig(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
     parts = generator.generate(sampling, labels.to(device), arguments.seed, arguments.batch_size)
     samples = torch.cat([images[-1] for _, images in parts])  # (N, C, S, S)
-    other_images, _ = some_of(train, generator, arguments.samples)
-    real_images, real_labels = some_of(val, generator, arguments.samples)
-    fake_seen, other_seen, real_seen = (
-        look(classifier, images, arguments.batch_size, device) for images in (samples, other_images, real_images)
+    train_images, _ = sample_real_images(train, generator, arguments.samples)
+    real_images, real_labels = sample_real_images(val, generator, arguments.samples)
+    fake, reference, real = (
+        extract_features(classifier, images, arguments.batch_size, device)
+        for images in (samples, train_images, real_images)
     )
-    right = fake_seen.guesses == outputs[labels.numpy()]
+    agrees = fake.predictions == outputs[labels.numpy()]
     scores = {
-        "agreement": float(right.mean()),
-        "agreement_of_real": float((real_seen.guesses == outputs[real_labels]).mean()),
-        "frechet_distance": frechet_distance(real_seen.features, fake_seen.features),
-        "frechet_distance_of_real": frechet_distance(real_seen.features, other_seen.features),
-        "kernel_distance": kernel_distance(real_seen.features, fake_seen.features),
-        "kernel_distance_of_real": kernel_distance(real_seen.features, other_seen.features),
-        "fid": inception_distance(real_images, samples, arguments.batch_size, device),
+        "agreement": float(agrees.mean()),
+        "agreement_of_real": float((real.predictions == outputs[real_labels]).mean()),
+        "frechet_distance": frechet_distance(real.features, fake.features),
+        "frechet_distance_of_real": frechet_distance(real.features, reference.features),
+        "kernel_distance": kernel_distance(real.features, fake.features),
+        "kernel_distance_of_real": kernel_distance(real.features, reference.features),
+        "fid": compute_fid(real_images, samples, arguments.batch_size, device),
     }
     agreement = {
-        name: float(right[labels == label].mean()) for label, name in enumerate(generator.class_ids[: len(labels)])
+        name: float(agrees[labels == label].mean()) for label, name in enumerate(generator.class_ids[: len(labels)])
     }
     record = {
         "weights": str(generator.checkpoint),
@@ -78,7 +79,7 @@ def score(arguments: argparse.Namespace, device: torch.device) -> None:
     }
     folder = generator.checkpoint.parent.parent
     write_text(folder / "score.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    draw_grid(folder / "score_samples.png", by_class(samples.numpy(), len(generator.class_ids)))
+    draw_grid(folder / "score_samples.png", rows_by_class(samples.numpy(), len(generator.class_ids)))
     for name, share in agreement.items():
         print(f"{share:.4f}  {printable(name)}")
     print("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
@@ -88,55 +89,55 @@ def score(arguments: argparse.Namespace, device: torch.device) -> None:
 # ---- images --------------------------------------------------------------------------------------------------
 
 
-def some_of(images: LabelledImages, generator: TrainedGenerator, count: int) -> tuple[Tensor, np.ndarray]:
-    """Return real images, spread evenly over a split, as the generator was trained on them, and their labels.
+def sample_real_images(images: LabelledImages, generator: TrainedGenerator, count: int) -> tuple[Tensor, np.ndarray]:
+    """Return real images, spread evenly over a split and preprocessed as for the generator, and their labels.
 
-    Returns (N, C, S, S) uint8 and (N,) int64; N is count, or all there are."""
+    Returns (N, C, S, S) uint8 and (N,) int64; N is `count`, or the size of the split if that is smaller."""
     config = generator.config
     samples = LabelledSamples(images, build_transform(config.data, config.model.input_size, train=False), seed=0)
     chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
     return torch.stack([samples[0, int(index)]["image"] for index in chosen]), images.labels[chosen]
 
 
-def by_class(samples: np.ndarray, classes: int) -> np.ndarray:
-    """Return the first samples of each class as rows, for a grid. samples: (N, C, S, S), the classes in turn."""
+def rows_by_class(samples: np.ndarray, classes: int) -> np.ndarray:
+    """Arrange the first samples of each class in a row of a grid. samples: (N, C, S, S), labels cycling 0, 1, 2, ..."""
     classes = min(classes, len(samples))
     columns = min(COLUMNS, len(samples) // classes)
     return samples[: columns * classes].reshape(columns, classes, *samples.shape[1:]).swapaxes(0, 1)
 
 
 @torch.inference_mode()
-def look(classifier: Classifier, images: Tensor, batch_size: int, device: torch.device) -> Seen:
-    """Classify images. images: (N, C, S, S) uint8, C 1 or 3."""
-    features, guesses = [], []
-    hook = classifier.model.head.register_forward_pre_hook(lambda _, given: features.append(given[0].float().cpu()))
-    for batch in progress_bar(images.split(batch_size), desc="judging", unit="batch", leave=False):
-        shown = [classifier.transform(as_rgb(to_pil_image(image))) for image in batch]
-        shown = torch.stack([image_tensor(image) for image in shown]).to(device)
+def extract_features(classifier: Classifier, images: Tensor, batch_size: int, device: torch.device) -> Features:
+    """Return the classifier's features and predictions for images, (N, C, S, S) uint8, C 1 or 3."""
+    features, predictions = [], []
+    hook = classifier.model.head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float().cpu()))
+    for batch in progress_bar(images.split(batch_size), desc="features", unit="batch", leave=False):
+        inputs = [classifier.transform(as_rgb(to_pil_image(image))) for image in batch]
+        inputs = torch.stack([image_tensor(image) for image in inputs]).to(device)
         with autocast(device, inference_precision(classifier.precision, device)):
-            logits = classifier.model(normalize_images(shown, classifier.channels_last))
-        guesses.append(logits.argmax(dim=1).cpu())
+            logits = classifier.model(normalize_images(inputs, classifier.channels_last))
+        predictions.append(logits.argmax(dim=1).cpu())
     hook.remove()
-    return Seen(torch.cat(features), torch.cat(guesses).numpy())
+    return Features(torch.cat(features), torch.cat(predictions).numpy())
 
 
 # ---- distances -----------------------------------------------------------------------------------------------
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """Return the Frechet distance of two sets of features, (N, D) and (M, D) float (arXiv 1706.08500, eq. 6)."""
+    """Return the Frechet distance between features, (N, D) and (M, D) float (arXiv 1706.08500, eq. 6)."""
     real, fake = real.double(), fake.double()
     covariances = real.T.cov(), fake.T.cov()
-    # The trace of the square root of the product is the sum of the roots of its eigenvalues.
+    # The trace of a matrix square root is the sum of the square roots of the eigenvalues.
     root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
     mean = (real.mean(0) - fake.mean(0)).square().sum()
     return float(mean + covariances[0].trace() + covariances[1].trace() - 2 * root)
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """Return the unbiased squared maximum mean discrepancy with a cubic kernel (arXiv 1801.01401, eq. 3).
+    """Return the unbiased squared maximum mean discrepancy with a cubic kernel, KID (arXiv 1801.01401, eq. 3).
 
-    Of the larger set as many features are taken, at random, as the smaller one has."""
+    real: (N, D), fake: (M, D) float. The larger set is subsampled at random to the size of the smaller one."""
     count, generator = min(len(real), len(fake)), torch.Generator().manual_seed(0)
     real, fake = (x.double()[torch.randperm(len(x), generator=generator)[:count]] for x in (real, fake))
 
@@ -148,12 +149,12 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
 
 
 @torch.inference_mode()
-def inception_distance(real: Tensor, fake: Tensor, batch_size: int, device: torch.device) -> float | None:
-    """Return FID, if the standard network is here; it is never downloaded. real, fake: (N, C, S, S) uint8.
+def compute_fid(real: Tensor, fake: Tensor, batch_size: int, device: torch.device) -> float | None:
+    """Return the FID, or None if the weights of the Inception network are missing; they are never downloaded.
 
-    Raises ValueError if torch-fidelity is not installed."""
+    real, fake: (N, C, S, S) uint8. Raises ValueError if torch-fidelity is not installed."""
     if not INCEPTION.is_file():
-        logger.info("no fid: the weights of its network are not at %s", INCEPTION)
+        logger.info("fid not computed: the weights of the Inception network are missing: %s", INCEPTION)
         return None
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

@@ -1,7 +1,6 @@
-"""From noise to images: the reversed process, by the samplers of diffusers.
+"""Generate images from noise, with the schedulers of diffusers.
 
-Every image has random numbers of its own (`image_generator`): what it becomes does not depend on what it shares a
-batch with, but for rounding.
+Every image has its own random generator (`image_generator`), so apart from rounding it does not depend on its batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,56 +19,54 @@ from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 
-# DDIM's noise has to be what remains of the image after it is cut to -1 to 1. By diffusers' default, what guidance
-# overdoes is carried from step to step, and many steps mix up the classes.
+# Recompute DDIM's noise from the clipped image. The default of diffusers keeps the noise from before clipping, so the
+# excess of strong guidance accumulates over the steps, and with many steps the classes are confused.
 STEP_OPTIONS = {"ddim": {"use_clipped_model_output": True}}
 
 
 class SamplingConfig(Config):
-    """How images are made."""
+    """How to sample images."""
 
-    sampler: Literal[*SAMPLERS] = Field("ddim", description="how steps are taken, see diffusion/schedule.py")
-    steps: int = Field(50, ge=1, description="of the sampler, at most diffusion.timesteps")
-    guidance: float = Field(
-        1.0, ge=0, description="scale of the step from no class to the class (arXiv 2207.12598); 1: none is taken"
-    )
+    sampler: Literal[*SAMPLERS] = Field("ddim", description="sampling algorithm, see diffusion/schedule.py")
+    steps: int = Field(50, ge=1, description="number of sampling steps, at most diffusion.timesteps")
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale (arXiv 2207.12598); 1: no guidance")
 
 
 def check_sampling(noise: NoiseConfig, sampling: SamplingConfig) -> None:
-    """Raises ValueError if images cannot be made so: for their number of steps, or guidance that was not learned."""
+    """Raise ValueError if the sampler cannot take this number of steps, or the model was not trained for guidance."""
     steps, sampler, timesteps = sampling.steps, sampling.sampler, noise.timesteps
     if steps > timesteps:
-        raise ValueError(f"steps {steps}: expected at most the {timesteps} of diffusion.timesteps")
-    if sampler != "dpm++" and timesteps % steps:  # they go timesteps // steps at a time
+        raise ValueError(f"steps {steps}: expected at most diffusion.timesteps ({timesteps})")
+    if sampler != "dpm++" and timesteps % steps:  # these samplers use a stride of timesteps // steps
         divisors = [divisor for divisor in range(1, timesteps + 1) if timesteps % divisor == 0]
         nearest = min(divisors, key=lambda divisor: abs(divisor - steps))
         raise ValueError(
-            f"steps {steps}: {sampler} takes a number that divides diffusion.timesteps, {timesteps}, such as {nearest}"
+            f"steps {steps}: {sampler} expects a divisor of diffusion.timesteps ({timesteps}), such as {nearest}"
         )
     if sampling.guidance != 1 and noise.label_dropout == 0:
         raise ValueError(
-            f"guidance {sampling.guidance:g}: expected 1, because with diffusion.label_dropout 0 no model without a "
-            "class was trained"
+            f"guidance {sampling.guidance:g}: expected 1, because diffusion.label_dropout is 0, so the model is not "
+            "trained without classes"
         )
     scheduler = build_scheduler(noise, sampler)
     scheduler.set_timesteps(steps)
-    if len(scheduler.timesteps.unique()) < steps:  # dpm++ would divide by zero
-        raise ValueError(f"steps {steps}: {sampler} has fewer different timesteps, of {timesteps}; take fewer")
+    if len(scheduler.timesteps.unique()) < steps:  # dpm++ divides by zero if a timestep occurs twice
+        raise ValueError(f"steps {steps}: too many for {sampler}: some of the {timesteps} timesteps repeat; use fewer")
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
-    """Random numbers of one image, on the CPU: the same whatever it shares a batch or a process with."""
+    """Return the random generator of an image, on the CPU. It does not depend on the image's batch or process."""
     return torch.Generator().manual_seed(seed_of(seed, index))
 
 
-def guided(model: nn.Module, images: Tensor, timesteps: Tensor, labels: Tensor, guidance: float) -> Tensor:
-    """The model's prediction, moved away from what it predicts of no class (arXiv 2207.12598, eq. 6).
+def predict_guided(model: nn.Module, images: Tensor, timesteps: Tensor, labels: Tensor, guidance: float) -> Tensor:
+    """Return the model's prediction with classifier-free guidance, (B, C, H, W) float32 (arXiv 2207.12598, eq. 6).
 
-    guidance: 1 for the prediction as it is, more for clearer classes and less variety. Returns (B, C, H, W) float32."""
+    guidance: 1: the conditional prediction; higher values give clearer classes and less variety."""
     if guidance == 1:
         return model(images, timesteps, labels).float()
-    nothing = torch.full_like(labels, model.no_class)
-    both = model(torch.cat([images, images]), torch.cat([timesteps, timesteps]), torch.cat([labels, nothing])).float()
+    no_class = torch.full_like(labels, model.no_class)
+    both = model(torch.cat([images, images]), torch.cat([timesteps, timesteps]), torch.cat([labels, no_class])).float()
     conditional, unconditional = both.chunk(2)
     return unconditional + guidance * (conditional - unconditional)
 
@@ -84,10 +81,10 @@ def denoise(
     input_size: int,
     precision: Precision = "fp32",
 ) -> Iterator[Tensor]:
-    """Make an image for each label, step by step.
+    """Generate an image for each label, and yield the images after every denoising step.
 
-    model: a SwinUNet. labels: (B,) int64 on the model's device, model.no_class for any. generators: B of the CPU.
-    Yields (B, C, input_size, input_size) float32, about -1 to 1, after every step; the last are the images."""
+    model: a SwinUNet. labels: (B,) int64 on the model's device, model.no_class for no class. generators: B, on the CPU.
+    Yields (B, C, input_size, input_size) float32, about -1 to 1. Those of the last step are the generated images."""
     scheduler = build_scheduler(noise, sampling.sampler)
     scheduler.set_timesteps(sampling.steps)
     options = STEP_OPTIONS.get(sampling.sampler, {})
@@ -96,7 +93,7 @@ def denoise(
     for timestep in scheduler.timesteps:
         with autocast(labels.device, precision):
             timesteps = torch.full_like(labels, int(timestep))
-            prediction = guided(model, images, timesteps, labels, sampling.guidance)
+            prediction = predict_guided(model, images, timesteps, labels, sampling.guidance)
         images = scheduler.step(prediction, timestep, images, generator=list(generators), **options).prev_sample
         yield images
 
@@ -113,14 +110,14 @@ def generate(
     frames: int = 1,
     stop_if_asked: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Make the images of all batches, with a progress bar.
+    """Generate images batch by batch, with a progress bar.
 
-    labels: (N,) int64, on the model's device. batches: as data.eval_batches gives. seed: image i is a function of seed
-    and i. frames: after how many of the steps to look, spread evenly, the last always, or all if there are fewer.
+    labels: (N,) int64, on the model's device. batches: from data.eval_batches. seed: image i depends only on seed and
+    i. frames: number of steps to return, spread evenly up to the last; all steps if there are fewer.
     Yields for each batch the indices, (B,) int64, and the images, (frames, B, C, S, S) uint8, on the CPU.
-    Raises ValueError, before the first, if images cannot be made so. stop_if_asked: called between steps."""
+    Raises ValueError before the first batch, as check_sampling does. stop_if_asked: called between steps."""
     check_sampling(noise, sampling)
-    shown = set(np.linspace(sampling.steps - 1, 0, frames).round().astype(int))
+    returned_steps = set(np.linspace(sampling.steps - 1, 0, frames).round().astype(int))
     with (
         evaluation_mode(model),
         progress_bar(total=len(batches) * sampling.steps, desc="sampling", unit="step", leave=False) as bar,
@@ -128,12 +125,12 @@ def generate(
         for batch in batches:
             indices = torch.tensor([index for _, index in batch])
             generators = [image_generator(seed, int(index)) for index in indices]
-            seen = []
+            returned_images = []
             stop_if_asked()
             steps = denoise(model, noise, sampling, labels[indices], generators, input_size, precision)
             for step, images in enumerate(steps):
-                if step in shown:
-                    seen.append(to_bytes(images).cpu())
+                if step in returned_steps:
+                    returned_images.append(to_bytes(images).cpu())
                 bar.update()
                 stop_if_asked()
-            yield indices, torch.stack(seen)
+            yield indices, torch.stack(returned_images)

@@ -1,13 +1,13 @@
-"""How noise is added to images, and what the network is to predict: by the schedulers of diffusers.
+"""The noise schedule and the prediction target, with the schedulers of diffusers.
 
-An image x and normal noise n become x_t = sqrt(a_t) x + sqrt(1 - a_t) n, for t from 0 to timesteps - 1, where a_t falls
-from nearly 1 to nearly 0:
+Noise is added to an image x as x_t = sqrt(a_t) x + sqrt(1 - a_t) n, where n is Gaussian noise and t an integer from 0
+to timesteps - 1. a_t (alphas_cumprod in diffusers) falls from nearly 1 to nearly 0:
 
     cosine    a_t is the squared cosine of Nichol and Dhariwal (arXiv 2102.09672, eq. 17)
-    linear    the variances of the single steps rise linearly (Ho et al., arXiv 2006.11239), from 0.1 / timesteps to
-              20 / timesteps, at most 0.999: theirs, 1e-4 to 0.02, are for 1,000
+    linear    the noise variance beta_t rises linearly from 0.1 / timesteps to 20 / timesteps, at most 0.999; for 1,000
+              timesteps this is the 1e-4 to 0.02 of Ho et al. (arXiv 2006.11239)
 
-Predicted is the noise n ("epsilon"), or v = sqrt(a_t) n - sqrt(1 - a_t) x (Salimans and Ho, arXiv 2202.00512).
+The model predicts the noise n ("epsilon"), or v = sqrt(a_t) n - sqrt(1 - a_t) x (Salimans and Ho, arXiv 2202.00512).
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 BETA_SCHEDULES = {"cosine": "squaredcos_cap_v2", "linear": "linear"}  # diffusers' names
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
-TRAILING = {"timestep_spacing": "trailing"}  # so that the first step is at the last timestep, where noise is pure
+TRAILING = {"timestep_spacing": "trailing"}  # sampling starts at the last timestep, where images are pure noise
 SAMPLERS = {
-    "ddpm": ("DDPMScheduler", TRAILING),  # arXiv 2006.11239: noise in every step; best with all steps
-    "ddim": ("DDIMScheduler", TRAILING),  # arXiv 2010.02502: the first noise decides all; a tenth of the steps will do
-    # arXiv 2211.01095: still fewer steps. The cosine schedule ends in noise so pure that its logarithm must be cut off.
+    "ddpm": ("DDPMScheduler", TRAILING),  # arXiv 2006.11239: adds noise in every step; best with all timesteps
+    "ddim": ("DDIMScheduler", TRAILING),  # arXiv 2010.02502: adds no noise; a tenth of the timesteps is enough
+    # arXiv 2211.01095: needs even fewer. The cosine schedule ends in nearly pure noise, so clip its log SNR.
     "dpm++": ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}),
 }
 
 
 class NoiseConfig(Config):
-    """The process that turns images into noise, and its reversal."""
+    """The diffusion process and the prediction target."""
 
-    timesteps: int = Field(500, ge=2, description="steps from image to noise")
-    schedule: Literal["cosine", "linear"] = Field("cosine", description="how fast the noise grows")
-    objective: Literal["epsilon", "v"] = Field("epsilon", description="what is predicted")
+    timesteps: int = Field(500, ge=2, description="number of timesteps from image to noise")
+    schedule: Literal["cosine", "linear"] = Field("cosine", description="noise schedule, see diffusion/schedule.py")
+    objective: Literal["epsilon", "v"] = Field("epsilon", description="prediction target, see diffusion/schedule.py")
     label_dropout: float = Field(
-        0.1, ge=0, le=1, description="share of the training images without their class; guidance needs some"
+        0.1, ge=0, le=1, description="share of training images whose class is dropped; guidance needs more than 0"
     )
 
 
 def build_scheduler(config: NoiseConfig, sampler: str = "ddpm") -> "SchedulerMixin":
-    """A scheduler of diffusers. sampler: a key of SAMPLERS.
+    """Return a scheduler of diffusers. sampler: a key of SAMPLERS.
 
-    Raises ValueError where diffusers is not installed."""
+    Raises ValueError if diffusers is not installed."""
     try:
-        import diffusers  # here, because it takes seconds, and detectors can do without
+        import diffusers  # here, because it takes seconds and detectors do not need it
     except ModuleNotFoundError:
         raise ValueError("diffusers is not installed: pip install -e '.[diffusion]'") from None
     name, options = SAMPLERS[sampler]
@@ -62,24 +62,24 @@ def build_scheduler(config: NoiseConfig, sampler: str = "ddpm") -> "SchedulerMix
 
 
 class NoiseSchedule:
-    """Noisy images, and what to predict of them."""
+    """Add noise to images and compute the prediction target."""
 
     def __init__(self, config: NoiseConfig):
         self.config = config
         self.scheduler = build_scheduler(config)
 
     def add_noise(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """images, noise: (B, C, H, W) float. timesteps: (B,) int64. Returns x_t, (B, C, H, W)."""
+        """Return the noisy images x_t. images, noise and x_t: (B, C, H, W) float. timesteps: (B,) int64."""
         return self.scheduler.add_noise(images, noise, timesteps)
 
     def target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network is to predict, (B, C, H, W), from what `add_noise` takes."""
+        """Return the prediction target, (B, C, H, W) float, for the arguments of `add_noise`."""
         if self.config.objective == "epsilon":
             return noise
         return self.scheduler.get_velocity(images, noise, timesteps)
 
     def zero_loss(self, mean_square: float) -> float:
-        """The mean squared error of predicting zero at every timestep, of images of this mean square."""
+        """Return the mean squared error of always predicting zero. mean_square: of the pixels of the images."""
         if self.config.objective == "epsilon":
             return 1.0
         signal = float(self.scheduler.alphas_cumprod.mean())

@@ -1,4 +1,4 @@
-"""The diffusion task: a Swin-UNet, its denoising loss and its samples."""
+"""The diffusion task: Swin-UNet, denoising loss and samples."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,38 +26,38 @@ from model import SWIN_VARIANTS
 from training import Evaluation, TrainConfig
 from weights.registry import find_weights, identified, read_weights
 
-EVAL_SEED = 0  # of what validation images are mixed with: the same for every run, so that losses can be compared
+EVAL_SEED = 0  # of the noise in evaluations: the same in every run, so that losses can be compared
 
 
 class ModelConfig(Config):
-    """Which Swin-UNet to build."""
+    """The Swin-UNet to build."""
 
     name: Literal[*SWIN_VARIANTS] = Field("swin_t", description="variant of the encoder, see model.SWIN_VARIANTS")
-    input_size: int = Field(224, ge=1, description="side in pixels of the images, which are resized to it")
+    input_size: int = Field(224, ge=1, description="side in pixels to which images are resized")
     patch_size: int = Field(4, ge=1, description="side of a patch in pixels")
-    window_size: int | None = Field(None, ge=1, description="side of a window in patches; null takes the variant's")
+    window_size: int | None = Field(None, ge=1, description="side of a window in patches; null: the variant's default")
     weights: str | None = Field(
         None,
-        description="for the encoder to start from, of a classifier: imagenet1k, a name of "
-        "saved_weights/registry.yaml, a file, or an experiment; null: random weights",
+        description="classifier that the encoder starts from: imagenet1k, a name in saved_weights/registry.yaml, a "
+        "file, or an experiment; null: random weights",
     )
-    average_weights: bool = Field(True, description="of an experiment, its moving average if it kept one")
+    average_weights: bool = Field(True, description="load an experiment's moving average of weights, if it has one")
 
 
 class DiffusionTrainConfig(TrainConfig):
-    """As in every task, except that the moving average is on: samples of the last weights alone are much worse."""
+    """The training config of all tasks, but with a moving average by default: raw weights give much worse samples."""
 
     ema_decay: float | None = Field(0.999, gt=0, lt=1, description="sample and score a moving average of the weights")
 
 
 class EvalConfig(SamplingConfig):
-    """What an evaluation does: the loss on validation images, and some samples."""
+    """How to sample images in evaluations, which also compute the loss on validation images."""
 
-    samples_per_class: int = Field(8, ge=1, description="columns of the grid of samples")
+    samples_per_class: int = Field(8, ge=1, description="samples per class, the columns of the grid")
 
 
 class DiffusionConfig(Config):
-    """One row of a results table."""
+    """Config of a diffusion run: one row of a results table."""
 
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -68,7 +68,7 @@ class DiffusionConfig(Config):
 
 
 def build_unet(config: ModelConfig, image_channels: int, num_classes: int) -> SwinUNet:
-    """Return the model that a config names, with random weights."""
+    """Return the model that a config describes, with random weights."""
     sizes = SWIN_VARIANTS[config.name] | ({"window_size": config.window_size} if config.window_size else {})
     return SwinUNet(
         **sizes,
@@ -78,22 +78,22 @@ def build_unet(config: ModelConfig, image_channels: int, num_classes: int) -> Sw
     )
 
 
-def start_from(model: SwinUNet, config: ModelConfig) -> str:
-    """Load the weights that a config names into the encoder. Return a line that says so.
+def load_initial_weights(model: SwinUNet, config: ModelConfig) -> str:
+    """Load the weights that a config names into the encoder. Return a line for the log.
 
-    Raises ValueError, naming the field, if they are missing or do not fit."""
+    Raises ValueError, naming the config field, if the weights are missing or do not fit the encoder."""
     try:
         path = find_weights(config.weights, config.name)
         weights = read_weights(path, config.average_weights)
         resized = load_encoder_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    note = f"; {len(resized)} position tables resized, such as {resized[0]}" if resized else ""
+    note = f"; {len(resized)} position embeddings resized, such as {resized[0]}" if resized else ""
     return f"encoder started from {identified(path)}{note}"
 
 
-class Generated(NamedTuple):
-    """What an evaluation finds: the loss on each of N validation images, and samples."""
+class EvaluationOutputs(NamedTuple):
+    """The losses on N validation images, and samples."""
 
     image_ids: np.ndarray  # (N,) int64, in order
     losses: np.ndarray  # (N,) float64
@@ -101,7 +101,7 @@ class Generated(NamedTuple):
 
 
 class DiffusionTask(LabelledTask):
-    """A Swin-UNet, its denoising loss and its samples; see training.Task."""
+    """Train a Swin-UNet to denoise images, score it by its loss on validation images, and sample; see training.Task."""
 
     metrics = ("val_loss",)
     lower_is_better = True
@@ -109,7 +109,7 @@ class DiffusionTask(LabelledTask):
     def __init__(
         self, config: DiffusionConfig, train: LabelledImages, val: LabelledImages, *, from_checkpoint: bool = False
     ) -> None:
-        """Raises ValueError if model.weights cannot be used, or samples cannot be made as `eval` says."""
+        """Raise ValueError if model.weights cannot be loaded, or the `eval` section is invalid (see check_sampling)."""
         try:
             check_sampling(config.diffusion, config.eval)
         except ValueError as error:
@@ -120,12 +120,12 @@ class DiffusionTask(LabelledTask):
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_unet(config.model, CHANNELS[config.data.format], len(train.class_ids))
         if config.model.weights is not None and not from_checkpoint:
-            self.started_from = start_from(self.model, config.model)
+            self.started_from = load_initial_weights(self.model, config.model)
         transform = build_transform(config.data, config.model.input_size, train=True)
         self.train_set = LabelledSamples(train, transform, config.train.seed)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return squared errors, the mean over an image's pixels summed over the images, and the number of images."""
+        """Return the loss summed over the images of a batch, and the number of images. Loss of an image: `errors`."""
         config = self.config.diffusion
         images, labels = to_unit(batch["images"]), batch["labels"]
         timesteps = torch.randint(config.timesteps, labels.shape, device=images.device)
@@ -136,7 +136,7 @@ class DiffusionTask(LabelledTask):
         return {"denoising": errors.sum()}, torch.full((), len(images), device=images.device)
 
     def errors(self, model: nn.Module, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean squared error of the prediction for each image, (B,) float32.
+        """Return the mean squared error of the prediction for each noisy image, (B,) float32.
 
         images, noise: (B, C, S, S) float32, images from -1 to 1. timesteps, labels: (B,) int64."""
         prediction = model(self.schedule.add_noise(images, noise, timesteps), timesteps, labels).float()
@@ -146,24 +146,24 @@ class DiffusionTask(LabelledTask):
     def evaluate(
         self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
     ) -> Evaluation:
-        """Return the mean loss over every validation image, the same on any number of ranks, and what was Generated.
+        """Return the mean loss over all validation images, and on rank 0 the EvaluationOutputs.
 
-        Each image has the same noise at the same timestep in every evaluation."""
+        Each image has the same noise and timestep in every evaluation. The loss does not depend on the world size."""
         losses = self.val_losses(model, device, stop_if_asked)
         samples = self.sample(model, device, stop_if_asked)
-        generated = losses and Generated(*losses, samples)
-        scores = generated and {"val_loss": float(generated.losses.mean())}
-        return Evaluation(distributed.broadcast(scores), generated)
+        outputs = losses and EvaluationOutputs(*losses, samples)
+        scores = outputs and {"val_loss": float(outputs.losses.mean())}
+        return Evaluation(distributed.broadcast(scores), outputs)
 
     def val_losses(
         self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
     ) -> list[np.ndarray] | None:
-        """Return numbers, (N,) int64, and losses, (N,) float64, of the validation images; None except on rank 0."""
+        """Return image ids, (N,) int64, and losses, (N,) float64, of validation images on rank 0; elsewhere None."""
         config = self.config
         if self.val_loader is None:
             transform = build_transform(config.data, config.model.input_size, train=False)
             self.val_loader = eval_loader(self.val, transform, config.train.batch_size, self.workers, device)
-        found = []
+        batches = []
         with evaluation_mode(model), torch.inference_mode():
             for batch in progress_bar(self.val_loader, desc="scoring", unit="batch", leave=False):
                 stop_if_asked()
@@ -175,40 +175,39 @@ class DiffusionTask(LabelledTask):
                     errors = self.errors(
                         model, to_unit(batch["images"]), noise.to(device), timesteps.to(device), batch["labels"]
                     )
-                found.append((batch["image_ids"].cpu().numpy(), errors.cpu().double().numpy()))
-        return in_order(found)
+                batches.append((batch["image_ids"].cpu().numpy(), errors.cpu().double().numpy()))
+        return in_order(batches)
 
     def sample(self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]) -> np.ndarray | None:
-        """Return samples of every class, (classes, samples_per_class, C, S, S) uint8, always from the same noise; None
-        except on rank 0."""
+        """Return samples from fixed noise, (classes, samples_per_class, C, S, S) uint8; None except on rank 0."""
         config = self.config
         labels = torch.arange(len(self.train.class_ids), device=device).repeat_interleave(config.eval.samples_per_class)
         batches = eval_batches(len(labels), config.train.batch_size, distributed.rank(), distributed.world_size())
-        found = []
+        parts = []
         for indices, images in generate(
             model, config.diffusion, config.eval, labels, batches, config.model.input_size, EVAL_SEED,
             config.train.precision, stop_if_asked=stop_if_asked,
         ):  # fmt: skip
-            found.append((indices.numpy(), images[-1].numpy()))
-        together = in_order(found)
-        return together and together[1].reshape(len(self.train.class_ids), -1, *together[1].shape[1:])
+            parts.append((indices.numpy(), images[-1].numpy()))
+        gathered = in_order(parts)
+        return gathered and gathered[1].reshape(len(self.train.class_ids), -1, *gathered[1].shape[1:])
 
     def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:
-        """Draw the samples as samples/epoch_010.png, a row for each class."""
+        """Draw the samples as samples/epoch_010.png, one row per class."""
         (experiment / "samples").mkdir(exist_ok=True)
         draw_grid(experiment / f"samples/epoch_{epoch:03d}.png", evaluation.predictions.samples)
 
 
 def mean_square(images: np.ndarray) -> float:
-    """Return the mean square of the pixels of (N, ...) uint8 images, as the network sees them."""
-    # In parts, because bincount takes eight bytes for each pixel.
+    """Return the mean square of the pixels of (N, ...) uint8 images, scaled to -1 to 1."""
+    # In chunks, because bincount needs eight bytes per pixel.
     counts = sum(np.bincount(part.ravel(), minlength=256) for part in np.array_split(images, -(-len(images) // 1000)))
     values = to_unit(torch.arange(256, dtype=torch.uint8)).double().numpy()
     return float(counts @ values**2 / images.size)
 
 
 def fixed_noise(image_ids: list[int], timesteps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return timesteps and noise for validation images, each a function of the image alone.
+    """Return timesteps and noise for validation images, which depend only on the image ids.
 
     shape: of an image. Returns timesteps (B,) int64, below `timesteps`, and noise (B, *shape) float32."""
     generators = [image_generator(EVAL_SEED, image_id) for image_id in image_ids]

@@ -1,4 +1,4 @@
-"""Train a class-conditional diffusion model, sample from it as it learns, and record the experiment.
+"""Train a class-conditional diffusion model, sample from it during training, and record the experiment.
 
 python -m diffusion.training configs/diffusion_mnist_small.yaml data.root=/datasets/mnist
 torchrun --standalone --nproc_per_node=4 -m diffusion.training configs/diffusion_unet_SwinT.yaml
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from diffusion.task import DiffusionConfig, DiffusionTask
 
-# The files that compute weights and scores, beside those of the loop (ablation/staleness.py): a change of any makes
-# earlier results stale.
+# Files that determine weights and scores, in addition to those of the training loop. If one changes, earlier results
+# are stale (ablation/staleness.py).
 COMPUTES = {
     "network": ("model.py", "diffusion/model.py"),
     "noise": ("diffusion/schedule.py",),
@@ -28,7 +28,7 @@ COMPUTES = {
 
 
 def build_task(config: "DiffusionConfig", from_checkpoint: bool) -> "DiffusionTask":
-    """Return the task that a config describes. Raises DatasetError for what is wrong with its data."""
+    """Return the task that a config describes. Raises DatasetError if its data cannot be used."""
     from diffusion.data import read_split
     from diffusion.task import DiffusionTask
 
@@ -37,7 +37,7 @@ def build_task(config: "DiffusionConfig", from_checkpoint: bool) -> "DiffusionTa
 
 
 def announce(task: "DiffusionTask") -> None:
-    """Log what is trained, on what."""
+    """Log the model and the data sets."""
     from data import announce_images
     from engine.logbook import logger
 
@@ -58,7 +58,7 @@ parse_arguments = functools.partial(
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
-    """Train as the command line says, then score and record."""
+    """Train a diffusion model, score it and record the experiment."""
     from diffusion.record import record
     from diffusion.task import DiffusionConfig
     from runs import TrainCommand, train

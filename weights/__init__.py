@@ -1,1 +1,1 @@
-"""Weights in and out: the registry of public checkpoints, releases, publishing."""
+"""The registry of public checkpoints, reading weights files, and publishing weights."""

@@ -1,8 +1,8 @@
-"""List and download public weights, and describe a file of weights.
+"""List and download public weights, and describe weights files.
 
-python -m weights list                           the public ones in saved_weights/registry.yaml
-python -m weights fetch torchvision_swin_t       download one of them to saved_weights/
-python -m weights inspect FILE                   what a file holds, public or your own
+python -m weights list                           list the public weights in saved_weights/registry.yaml
+python -m weights fetch torchvision_swin_t       download public weights to saved_weights/
+python -m weights inspect FILE                   describe a weights file, public or your own
 """
 
 import argparse
@@ -20,26 +20,26 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m weights",
-        description="Public weights to start from, and what a file of weights holds.",
+        description="List and download public weights, and describe weights files.",
         epilog="example: python -m weights fetch torchvision_swin_t",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    list_ = commands.add_parser("list", help="the public weights that are known, and which are here")
-    fetch_ = commands.add_parser("fetch", help="download one of them")
-    fetch_.add_argument("name", metavar="NAME", help="as `list` shows it")
+    list_ = commands.add_parser("list", help="list public weights, and whether they are downloaded")
+    fetch_ = commands.add_parser("fetch", help="download public weights")
+    fetch_.add_argument("name", metavar="NAME", help="name of the weights in `list`")
     for command in (list_, fetch_):
         command.add_argument(
             "--to", dest="folder", type=Path, default=Path("saved_weights"), metavar="FOLDER",
-            help="where they are kept (default: saved_weights, where `model.weights` looks)",
+            help="folder of downloaded weights (default: saved_weights, where `model.weights` searches)",
         )  # fmt: skip
-    inspect = commands.add_parser("inspect", help="what a file holds")
-    inspect.add_argument("file", metavar="FILE", help="of weights, a name that `list` shows, or an experiment")
+    inspect = commands.add_parser("inspect", help="describe a weights file")
+    inspect.add_argument("file", metavar="FILE", help="a weights file, a name in `list`, or an experiment")
     return parser.parse_args(words)
 
 
 def main(arguments: argparse.Namespace, _: "torch.device") -> None:
-    """List, fetch or inspect."""
-    from weights.registry import describe, fetch, fetched_file, listing, read_registry
+    """List, fetch or inspect weights."""
+    from weights.registry import describe, fetch, listing, local_file, read_registry
     from weights.release import weights_in
 
     if arguments.command == "list":
@@ -50,7 +50,7 @@ def main(arguments: argparse.Namespace, _: "torch.device") -> None:
     else:
         entries = {entry.name: entry for entry in read_registry().weights}
         entry = entries.get(arguments.file)
-        path = fetched_file(entry) if entry else weights_in(Path(arguments.file))
+        path = local_file(entry) if entry else weights_in(Path(arguments.file))
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
     for label, value in describe(path).items():

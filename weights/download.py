@@ -1,9 +1,9 @@
-"""Download a file: resumed where it was interrupted, checked, and under its name only once it is complete.
+"""Download a file: resume after interruptions, verify the file, and only then give it its name.
 
     download("https://host/file.zip", Path("datasets/file.zip"), size=1_048_576, sha256="30e14955")
 
-Bytes received so far are in `file.zip.part`. A later call resumes there if a checksum is known; without one nothing
-would show whether both parts are of the same version of the file. torch.hub and pooch always start over.
+Bytes are received in `file.zip.part`. A later call resumes it only if a checksum is given: without one, parts of two
+different versions of the file could be joined unnoticed. torch.hub and pooch always start over.
 """
 
 import os
@@ -19,11 +19,11 @@ from urllib.request import Request, urlopen
 from engine.files import file_sha256, locked, writing
 from engine.logbook import progress_bar
 
-ATTEMPTS = 3  # consecutive ones without progress
+ATTEMPTS = 3  # consecutive attempts without progress before giving up
 WAIT_SECONDS = 1.0  # before the second attempt; twice as long before the third
-TIMEOUT_SECONDS = 30.0  # without a byte
+TIMEOUT_SECONDS = 30.0  # without receiving a byte
 CHUNK = 2**18  # bytes
-TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP status codes that are worth another attempt
+TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP status codes after which the download is retried
 INTERRUPTIONS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)
 
 
@@ -32,11 +32,11 @@ class DownloadError(ValueError):
 
 
 def download(url: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-    """Download `url` to `path`, replacing what is there: complete and checked, or not at all.
+    """Download `url` to `path`. An existing file is replaced only by a complete and verified one.
 
-    size: in bytes. sha256: hexadecimal digits, all 64 or at least the first 8. None: unknown, not checked.
+    size: expected bytes. sha256: expected hexadecimal digits, all 64 or at least the first 8. None: not checked.
     Raises DownloadError if the server cannot be reached, does not have the file or has a different one, or if another
-    process is downloading it; OSError naming `path` if it cannot be written."""
+    process is downloading it; OSError naming `path` if the file cannot be written."""
     part = path.with_name(f"{path.name}.part")
     busy = DownloadError(f"{part}: another process is downloading it; wait for it, or stop it")
     with writing(path):
@@ -48,12 +48,12 @@ def download(url: str, path: Path, *, size: int | None = None, sha256: str | Non
                 os.fsync(file.fileno())
             if problem := mismatch(part, size, sha256):
                 part.unlink()
-                raise DownloadError(f"{url}: corrupt, or another version: {problem}. Run the command again")
+                raise DownloadError(f"{url}: corrupt or a different version: {problem}. Run the command again")
             os.replace(part, path)
 
 
 def _receive(url: str, path: Path, file: BinaryIO, size: int | None) -> None:
-    """Fill `file` to its end, over as many connections as that takes. Raises DownloadError."""
+    """Receive the rest of `file`, reconnecting after interruptions. Raises DownloadError."""
     failures = 0
     while True:
         before = file.tell()
@@ -61,7 +61,7 @@ def _receive(url: str, path: Path, file: BinaryIO, size: int | None) -> None:
             return _receive_rest(url, file, size, path.name)
         except INTERRUPTIONS as error:
             if isinstance(error, HTTPError) and error.code not in TRANSIENT:
-                raise DownloadError(f"{url}: HTTP {error.code} {error.reason}: has the file moved?") from error
+                raise DownloadError(f"{url}: HTTP {error.code} {error.reason}; has the file moved?") from error
             failures = 1 if file.tell() > before else failures + 1
             if failures == ATTEMPTS:
                 raise DownloadError(
@@ -72,14 +72,14 @@ def _receive(url: str, path: Path, file: BinaryIO, size: int | None) -> None:
 
 
 def _receive_rest(url: str, file: BinaryIO, size: int | None, name: str) -> None:
-    """Append the missing bytes, over one connection; start over if the server does not support ranges.
+    """Receive the missing bytes over one connection. Start over if the server does not support ranges.
 
     Raises one of INTERRUPTIONS if the connection ends early, DownloadError if the server has a different file."""
     headers = {"User-Agent": "ssd-workbench", "Accept-Encoding": "identity", "Range": f"bytes={file.tell()}-"}
     try:
         response = urlopen(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except HTTPError as error:
-        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # nothing is missing
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # the file is complete
             return
         raise
     with response:
@@ -89,20 +89,20 @@ def _receive_rest(url: str, file: BinaryIO, size: int | None, name: str) -> None
         length = response.headers.get("Content-Length")
         total = None if length is None else file.tell() + int(length)
         if None not in (total, size) and total != size:
-            raise DownloadError(f"{url}: the server has {total:,} bytes, expected {size:,}; is it another version?")
+            raise DownloadError(f"{url}: the server has {total:,} bytes, expected {size:,}; is it a different version?")
         with progress_bar(total=total, initial=file.tell(), desc=name, unit="B", unit_scale=True) as bar:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and file.tell() < total:
-        raise ConnectionError(f"the connection was cut at {file.tell():,} of {total:,} bytes")
+        raise ConnectionError(f"the connection was closed at {file.tell():,} of {total:,} bytes")
 
 
 def mismatch(path: Path, size: int | None, sha256: str | None) -> str:
-    """Return how a file differs from what was expected, for a message; nothing if it does not."""
-    found = path.stat().st_size
-    if size not in (None, found):
-        return f"{found:,} bytes, expected {size:,}"
+    """Describe how a file differs from the expected size or SHA-256, for a message; empty if it does not."""
+    actual_size = path.stat().st_size
+    if size not in (None, actual_size):
+        return f"{actual_size:,} bytes, expected {size:,}"
     if sha256 and not (digest := file_sha256(path)).startswith(sha256.lower()):
         return f"SHA-256 is {digest}, expected {sha256}"
     return ""

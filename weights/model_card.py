@@ -1,7 +1,7 @@
-"""A finished experiment as others need it: weights, intervals of its scores, and a model card (model_card.md.jinja).
+"""Collect what is published of a finished experiment: weights, confidence intervals and a model card.
 
-All facts come from results.json, config.yaml, environment.json and image_statistics.npz; `python -m weights.publish`
-writes them to a folder.
+All facts come from results.json, config.yaml, environment.json and image_statistics.npz. model_card.md.jinja is the
+template of the card. `python -m weights.publish` writes everything to a folder.
 """
 
 import html
@@ -28,32 +28,32 @@ from stats.bootstrap import (
     resampled_scores,
 )
 from stats.image_statistics import Matches, Statistics, load_statistics
-from weights.release import PUBLISHED_WEIGHTS, release_facts, without_local_paths
+from weights.release import PUBLISHED_WEIGHTS, release_metadata, strip_local_paths
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 PIPELINES = {"detection": "object-detection", "classification": "image-classification"}  # huggingface.co/tasks
-SUMS = "SHA256SUMS"
-MOST_CLASSES, LISTED_CLASSES = 100, 20  # in the table, in a sentence
+CHECKSUMS = "SHA256SUMS"
+MAX_TABLE_CLASSES, MAX_LISTED_CLASSES = 100, 20  # in the table of scores by class, in the list of classes
 RESAMPLES, SEED = 1000, 0  # as in ablation.compare
-FEWEST_IMAGES = 10  # resamples of fewer repeat the same few images
+MIN_IMAGES = 10  # with fewer, bootstrap resamples repeat the same few images
 
 
 @dataclass(frozen=True)
 class Published:
-    """All that is published of an experiment."""
+    """Everything that is published of an experiment."""
 
-    weights: dict[str, Tensor]  # that were scored
-    config: dict[str, Any]  # without paths of this machine
+    weights: dict[str, Tensor]  # the scored weights
+    config: dict[str, Any]  # with local paths shortened
     results: Results
-    intervals: dict[str, Interval]  # of some of the scores
-    release: dict[str, str]  # metadata of the weights
+    intervals: dict[str, Interval]  # of scores that can be bootstrapped
+    release: dict[str, str]  # metadata of the weights file
 
 
-def read(experiment: Path) -> Published:
-    """Return all that is published of an experiment. Raises ValueError if it is not finished, or its files disagree."""
+def read_published(experiment: Path) -> Published:
+    """Read everything that is published of an experiment. Raises ValueError if it is unfinished or inconsistent."""
     path = experiment / "results.json"
     if not path.is_file():
-        problem = "no results.json in it, so it is not finished (--resume)" if experiment.is_dir() else "no such folder"
+        problem = "no results.json, so it is not finished (see --resume)" if experiment.is_dir() else "no such folder"
         raise ValueError(f"{experiment}: {problem}; name a finished experiment, experiments/experiment_N")
     results = read_results(path)
     if results.task not in PIPELINES:
@@ -62,10 +62,10 @@ def read(experiment: Path) -> Published:
     state = load_checkpoint(path)
     if state["step"] != results.steps:
         raise CheckpointError(
-            f"{path}: of step {state['step']}, but results.json scored step {results.steps}; end the run (--resume)"
+            f"{path}: saved at step {state['step']}, but results.json scored step {results.steps}; finish by --resume"
         )
-    config = without_local_paths(read_overridden(experiment / "config.yaml", ()))
-    release = release_facts(
+    config = strip_local_paths(read_overridden(experiment / "config.yaml", ()))
+    release = release_metadata(
         experiment,
         config,
         task=results.task,
@@ -80,31 +80,31 @@ def read(experiment: Path) -> Published:
 
 
 def intervals(statistics: Statistics, scores: dict[str, float | None]) -> dict[str, Interval]:
-    """Return 95% intervals, over the choice of validation images, of scores that the statistics determine.
+    """Return 95% confidence intervals over the choice of validation images, for scores that can be bootstrapped.
 
-    They are of a bootstrap over images (stats/bootstrap.py); there are none for fewer than FEWEST_IMAGES."""
-    if len(statistics.image_ids) < FEWEST_IMAGES:
+    The bootstrap resamples images (stats/bootstrap.py). With fewer than MIN_IMAGES images, there are no intervals."""
+    if len(statistics.image_ids) < MIN_IMAGES:
         return {}
     logger.info("resampling %d images %d times", len(statistics.image_ids), RESAMPLES)
     weights = image_weights(len(statistics.image_ids), RESAMPLES, SEED)
     replicates, _ = resampled_scores(statistics, weights)
     if isinstance(statistics, Matches):
         for name, iou in (("AP50", 0.5), ("AP75", 0.75)):
-            one = np.isclose(statistics.iou_thresholds, iou)
+            is_iou = np.isclose(statistics.iou_thresholds, iou)
             at_iou = replace(
                 statistics,
-                iou_thresholds=statistics.iou_thresholds[one],
-                true_positives=statistics.true_positives[:, one],
-                ignored=statistics.ignored[:, one],
+                iou_thresholds=statistics.iou_thresholds[is_iou],
+                true_positives=statistics.true_positives[:, is_iou],
+                ignored=statistics.ignored[:, is_iou],
             )
             replicates[name] = mean_average_precision(average_precision(at_iou, weights))
     return {name: interval(scores[name], values) for name, values in replicates.items() if scores.get(name) is not None}
 
 
 def card(folder: str, published: Published, license_name: str) -> str:
-    """Return the model card (huggingface.co/docs/hub/model-cards): metadata for the hub, then text for people.
+    """Return the model card (huggingface.co/docs/hub/model-cards): metadata for the Hub, then text.
 
-    folder: name of the folder that it is for. Raises ValueError if huggingface_hub is not installed."""
+    folder: name of the published folder. Raises ValueError if huggingface_hub is not installed."""
     try:
         from huggingface_hub import EvalResult, ModelCard, ModelCardData
     except ImportError:
@@ -113,7 +113,7 @@ def card(folder: str, published: Published, license_name: str) -> str:
     protocol, inputs = results.protocol, results.inputs
     dataset, pipeline = Path(config["data"]["root"]).name or "data", PIPELINES[results.task]
     variant = [str(value) for value in results.variant.values()]
-    evaluated = [
+    eval_results = [
         EvalResult(
             task_type=pipeline, dataset_type=dataset, dataset_name=dataset, dataset_split="validation",
             metric_type=name.lower(), metric_name=name, metric_value=round(value, 4),
@@ -127,7 +127,7 @@ def card(folder: str, published: Published, license_name: str) -> str:
         pipeline_tag=pipeline,
         tags=["pytorch", *variant],
         model_name=folder,
-        eval_results=evaluated or None,
+        eval_results=eval_results or None,
     )
     content = ModelCard.from_template(
         data,
@@ -139,25 +139,25 @@ def card(folder: str, published: Published, license_name: str) -> str:
         batch=config["train"]["batch_size"] * config["train"]["accumulation_steps"] * results.cost.processes,
         settings=[f"{k} {v}" for k, v in protocol if isinstance(v, float | int) and k != "images"],
         protocol=protocol,
-        trained_on_them=len(inputs) > 1 and len(set(inputs.values())) == 1,
-        fewest_images=FEWEST_IMAGES,
+        scored_on_training_images=len(inputs) > 1 and len(set(inputs.values())) == 1,
+        min_images=MIN_IMAGES,
         resamples=RESAMPLES,
-        most_classes=MOST_CLASSES,
-        listed_classes=listed([*map(plain, protocol.classes)], LISTED_CLASSES),
+        max_table_classes=MAX_TABLE_CLASSES,
+        listed_classes=listed([*map(plain, protocol.classes)], MAX_LISTED_CLASSES),
         weights_file=PUBLISHED_WEIGHTS,
-        sums_file=SUMS,
+        checksums_file=CHECKSUMS,
         shown_score=shown_score,
-        shown_interval=shown_interval,
+        format_interval=format_interval,
         plain=plain,
     )
     return f"{content}\n"
 
 
-def shown_interval(interval: Interval | None) -> str:
-    """Return '0.5210 to 0.5831', or nothing if it is unknown."""
+def format_interval(interval: Interval | None) -> str:
+    """Return an interval as '0.5210 to 0.5831', or an empty string if it is unknown."""
     return "" if interval is None or np.isnan(interval.low) else f"{interval.low:.4f} to {interval.high:.4f}"
 
 
 def plain(name: str) -> str:
-    """Return a class name as text for Markdown and its tables, on one line."""
+    """Escape a class name for Markdown and its tables, on one line."""
     return html.escape(printable(" ".join(name.split())), quote=False).replace("|", "\\|")

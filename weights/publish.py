@@ -1,14 +1,14 @@
-"""Publish an experiment: its weights in a folder that describes them, as the Hugging Face hub expects it.
+"""Publish an experiment: write its weights and a model card to a folder, in the layout of the Hugging Face Hub.
 
     python -m weights.publish experiments/experiment_3                             pip install -e '.[publish]'
     python -m weights.publish experiments/experiment_3 --output blood_cells --license cc-by-4.0
 
-README.md          the model card: what it was trained on and how, its scores with 95% intervals, limits, licence
-model.safetensors  the weights that were scored; config, classes, scores and commit in its metadata
-config.yaml        the config, in which paths of this machine are cut to their last part
-SHA256SUMS         of the three; `sha256sum --check SHA256SUMS` verifies them
+README.md          the model card: training data and recipe, scores with 95% intervals, limitations, licence
+model.safetensors  the scored weights; its metadata contains the config, classes, scores and commit
+config.yaml        the config, with local paths shortened to their last part
+SHA256SUMS         checksums of these three files; `sha256sum --check SHA256SUMS` verifies them
 
-The folder must be new or empty. Nothing is uploaded: `hf upload USER/NAME FOLDER` does that.
+The folder must be new or empty. Nothing is uploaded; use `hf upload USER/NAME FOLDER` for that.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from engine.start import start
 if TYPE_CHECKING:
     import torch
 
-UNKNOWN = "unknown"  # the hub's word for it
+UNKNOWN = "unknown"  # the Hub's name for an unknown licence
 LICENSES = (
     "mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gpl-3.0", UNKNOWN,
 )  # fmt: skip
@@ -34,15 +34,15 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m weights.publish",
-        description="Write a finished experiment's weights, config and model card to a folder, ready for a hub.",
+        description="Write a finished experiment's weights, config and model card to a folder, ready to upload.",
         epilog="example: python -m weights.publish experiments/experiment_3 --license cc-by-4.0",
     )
-    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="directory of the experiment")
+    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="a finished experiment")
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="folder to write (default: saved_weights/ and its name)"
+        "--output", type=Path, metavar="FOLDER", help="folder to write (default: saved_weights/experiment_N)"
     )
     parser.add_argument(
-        "--license", choices=LICENSES, default=UNKNOWN, help=f"under which you publish them (default: {UNKNOWN})"
+        "--license", choices=LICENSES, default=UNKNOWN, help=f"licence of the published weights (default: {UNKNOWN})"
     )
     arguments = parser.parse_args(words)
     check_experiment(arguments.experiment)
@@ -53,14 +53,14 @@ def main(arguments: argparse.Namespace, _: "torch.device") -> None:
     """Publish an experiment."""
     from engine.strict_yaml import ConfigError
     from records.experiment import shown_score
-    from weights.model_card import SUMS, card, read, shown_interval
+    from weights.model_card import CHECKSUMS, card, format_interval, read_published
     from weights.release import PUBLISHED_WEIGHTS, save_release
 
     experiment = arguments.experiment
     folder = arguments.output or Path("saved_weights") / experiment.resolve().name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: exists already; delete it, or name another folder by --output")
-    published = read(experiment)
+        raise ConfigError(f"{folder}: already exists; delete it, or choose a different folder with --output")
+    published = read_published(experiment)
     text = card(folder.resolve().name, published, arguments.license)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,10 +68,10 @@ def main(arguments: argparse.Namespace, _: "torch.device") -> None:
     write_text(folder / CARD, text)
     write_text(folder / CONFIG, published.release["config"])
     sums = [f"{file_sha256(folder / name)}  {name}\n" for name in (CARD, CONFIG, PUBLISHED_WEIGHTS)]
-    write_text(folder / SUMS, "".join(sums))
+    write_text(folder / CHECKSUMS, "".join(sums))
     metric, score = published.results.metric, shown_score(published.results.score)
-    print(f"{metric} {score} (95%: {shown_interval(published.intervals.get(metric)) or 'unknown'})")
-    print(f"written to {folder}/; {CARD} is the model card")
+    print(f"{metric} {score} (95%: {format_interval(published.intervals.get(metric)) or 'unknown'})")
+    print(f"written to {folder}/; the model card is {CARD}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Public weights by name (saved_weights/registry.yaml), and reading weights that any training program saved.
+"""Find public weights by name (saved_weights/registry.yaml), and read weights files of any training program.
 
-A config names weights as `imagenet1k` or `imagenet22k` (the registry's default for its trunk), as an entry of the
-registry, as a file, or as an experiment (its newest checkpoint). Only `python -m weights fetch` downloads anything.
+`model.weights` of a config is `imagenet1k` or `imagenet22k` (the registry's default for the trunk), a name in the
+registry, a file, or an experiment (its newest checkpoint). Only `python -m weights fetch` downloads anything.
 """
 
 import functools
@@ -27,20 +27,20 @@ from weights.release import SUFFIX, read_safetensors, weights_in
 REGISTRY = Path(__file__).parent.parent / "saved_weights/registry.yaml"
 FOLDER = Path("saved_weights")  # in the project's root, where commands are run
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which training programs save weights, best first
-# A weight that every ResNet has, every Swin under Microsoft's and timm's names, under torchvision's, every detector.
+# Parameters by which known models are recognized: ResNet, Swin (Microsoft's or timm's names), torchvision's Swin, SSD.
 FIRST_LAYERS = ("conv1.weight", "patch_embed.proj.weight", "features.0.0.weight", "class_head.0.weight")
-PROMISED = re.compile(r"-([0-9a-f]{8,64})\.")  # the hash in PyTorch's names of public checkpoints
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # part of the file names of PyTorch's public checkpoints
 
 
 class Source(Config):
-    """Who publishes weights."""
+    """A publisher of weights."""
 
     licence: str
-    top1_from: str = Field(description="where the accuracies are stated")
+    top1_from: str = Field(description="source of the accuracies")
 
 
 class Entry(Config):
-    """Public weights; the head of the registry explains the fields."""
+    """Public weights; the comment at the top of the registry explains the fields."""
 
     name: str
     trunk: str
@@ -65,12 +65,12 @@ class Registry(Config):
 
 @functools.cache
 def read_registry() -> Registry:
-    """Return the registry, read once. Raises ConfigError naming what is wrong in it."""
+    """Read the registry; later calls return the same object. Raises ConfigError if the registry is invalid."""
     return load_config(REGISTRY, (), Registry)
 
 
 def entry_named(name: str) -> Entry:
-    """Return an entry of the registry. Raises ValueError, suggesting a name, if there is none."""
+    """Return the registry entry of this name. Raises ValueError, suggesting a name, if there is none."""
     entries = {entry.name: entry for entry in read_registry().weights}
     if name not in entries:
         near = did_you_mean([entry for entry in entries if name in entry][:3] or nearest(name, entries))
@@ -78,55 +78,55 @@ def entry_named(name: str) -> Entry:
     return entries[name]
 
 
-def find_weights(named: str, trunk: str) -> Path:
-    """Return the file that a config's `weights` names.
+def find_weights(name_or_path: str, trunk: str) -> Path:
+    """Return the weights file that `model.weights` of a config names.
 
-    named: "imagenet1k", "imagenet22k", a name in the registry, a file, or a folder (see weights_in). trunk: the name
-    of what they are for, such as "swin_t".
-    Raises ValueError with the cure if there is no such file, or if its registry entry is of another trunk."""
+    name_or_path: "imagenet1k", "imagenet22k", a name in the registry, a file, or a folder (see weights_in).
+    trunk: the trunk that the weights must fit, such as "swin_t".
+    Raises ValueError with the cure if the file is missing, or if its registry entry is for a different trunk."""
     registry = read_registry()
-    if named in registry.defaults:
-        defaults = registry.defaults[named]
+    if name_or_path in registry.defaults:
+        defaults = registry.defaults[name_or_path]
         if trunk not in defaults:
-            raise ValueError(f"no default of trunk {trunk!r}, there are {', '.join(defaults)}; name a file, or null")
-        named = defaults[trunk]
-    if named in [entry.name for entry in registry.weights]:
-        entry = entry_named(named)
+            raise ValueError(f"no default for trunk {trunk!r}, only for {', '.join(defaults)}; name a file, or null")
+        name_or_path = defaults[trunk]
+    if name_or_path in [entry.name for entry in registry.weights]:
+        entry = entry_named(name_or_path)
         if entry.trunk != trunk:
-            fitting = [other.name for other in registry.weights if other.trunk == trunk]
-            raise ValueError(f"is a {entry.trunk}, expected a {trunk}: {', '.join(fitting) or 'none is known'}")
-        return fetched_file(entry)
-    path = weights_in(user_path(named, "weights"))
+            fitting = [each.name for each in registry.weights if each.trunk == trunk]
+            raise ValueError(f"is a {entry.trunk}, expected a {trunk}: {', '.join(fitting) or 'none in the registry'}")
+        return local_file(entry)
+    path = weights_in(user_path(name_or_path, "weights"))
     if not path.is_file():
         names = [*registry.defaults, *(entry.name for entry in registry.weights)]
         raise ValueError(
-            f"no such file or experiment, nor a name of public weights{did_you_mean(nearest(named, names))} "
-            "(python -m weights list shows them); null starts from random weights"
+            f"no such file, experiment or name of public weights{did_you_mean(nearest(name_or_path, names))} "
+            "(python -m weights list shows all names); null starts from random weights"
         )
     return path
 
 
-def fetched_file(entry: Entry) -> Path:
-    """Return the file of an entry. Raises ValueError, with the way to get it, if it is not there."""
+def local_file(entry: Entry) -> Path:
+    """Return the downloaded file of an entry. Raises ValueError, with the command to download it, if it is missing."""
     path = FOLDER / entry.file
     if not path.is_file():
         raise ValueError(
-            f"{path} is not there, in {Path.cwd()}: `python -m weights fetch {entry.name}`; for a machine "
-            f"without network, download {entry.url} elsewhere and copy it to {path}"
+            f"{path}: no such file in {Path.cwd()}; run `python -m weights fetch {entry.name}`, or without a network "
+            f"download {entry.url} on another machine and copy it to {path}"
         )
     return path
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Download an entry of the registry, unless it is there, and return its path.
+    """Download the file of a registry entry, unless it exists, and return its path.
 
-    Raises ValueError if it cannot be downloaded, or is not a file of weights; it is removed then."""
+    Raises ValueError if the download fails, or if the file does not contain weights; then the file is removed."""
     entry = entry_named(name)
     path = folder / entry.file
     if not path.is_file():
         download(entry.url, path, sha256=entry.sha256)
         try:
-            read_weights(path)  # it may be a login page if the publisher states no checksum
+            read_weights(path)  # without a checksum, the file may be a login page
         except Exception:
             path.unlink()
             raise
@@ -134,7 +134,7 @@ def fetch(name: str, folder: Path) -> Path:
 
 
 def listing(folder: Path) -> str:
-    """Return the registry as a table. folder: where to look for the files."""
+    """Return the registry as a table. folder: where to search for downloaded files."""
     registry = read_registry()
     rows = []
     for entry in registry.weights:
@@ -149,7 +149,7 @@ def listing(folder: Path) -> str:
                 "top-1": "-" if entry.top1 is None else f"{entry.top1:.1f}",
                 "licence": registry.sources[entry.source].licence,
                 "default": " ".join(default) or "-",
-                "here": "yes" if (folder / entry.file).is_file() else "no",
+                "downloaded": "yes" if (folder / entry.file).is_file() else "no",
             }
         )
     return table(rows)
@@ -159,35 +159,35 @@ def listing(folder: Path) -> str:
 
 
 def read_weights(path: Path, average: bool = True) -> dict[str, Tensor]:
-    """Return the weights in a file, on the CPU, by name, and log what was removed around them.
+    """Read the weights in a file, by name, on the CPU. Removed wrappers and prefixes are logged.
 
     path: a public checkpoint (torch.save's or safetensors), a checkpoint of a run, or released weights. Only plain
     data is loaded, so no code runs. A public checkpoint may wrap its weights in a dictionary, as in
     {"state_dict": ...}, and its names may share a prefix, as in "module.conv1.weight".
-    average: return the moving average of a run that kept one.
-    Raises ValueError if the file is corrupt or of another kind."""
+    average: prefer a run's moving average of the weights.
+    Raises ValueError if the file is corrupt or has a different format."""
     if path.suffix == SUFFIX:
-        return without_prefix(read_safetensors(path)[0])
+        return strip_common_prefix(read_safetensors(path)[0])
     if is_checkpoint(path):
         return trained_weights(load_checkpoint(path), average)
-    promised = PROMISED.search(path.name)
-    if promised and not file_sha256(path).startswith(promised[1]):
-        raise ValueError(f"{path}: corrupt: its SHA-256 does not begin with {promised[1]}; download it again")
+    expected = HASH_IN_NAME.search(path.name)
+    if expected and not file_sha256(path).startswith(expected[1]):
+        raise ValueError(f"{path}: corrupt: its SHA-256 does not begin with {expected[1]}; download it again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many types, from unpickling and from reading zip files
         raise ValueError(
-            f"{path}: expected plain data as torch.save wrote it; the file is corrupt, of another format, or holds "
-            "code: download it again, or, of a whole model, save its state_dict() instead"
+            f"{path}: expected plain data written by torch.save, but the file is corrupt, has a different format, or "
+            "holds code. Download it again; if it holds a pickled model, save model.state_dict() instead"
         ) from error
-    return without_prefix(unwrapped(content, path))
+    return strip_common_prefix(unwrap(content, path))
 
 
-def unwrapped(content: object, path: Path) -> dict[str, Tensor]:
-    """Return the tensors by name in what a training program has saved, out of the dictionaries around them.
+def unwrap(content: object, path: Path) -> dict[str, Tensor]:
+    """Return the weights in what a training program saved, without the dictionaries around them.
 
-    Of several dictionaries of tensors, the one under the first key of WRAPPERS is used. Raises ValueError, with the
-    cure, if there is none, or if there are several under other keys."""
+    If several dictionaries contain tensors, the first key in WRAPPERS decides. Raises ValueError, with the cure, if
+    there are no weights, or several dictionaries and none under a key in WRAPPERS."""
     while isinstance(content, dict):
         inner = [key for key, value in content.items() if isinstance(value, dict) and _has_tensors(value)]
         key = next((key for key in WRAPPERS if key in inner), None)
@@ -195,36 +195,36 @@ def unwrapped(content: object, path: Path) -> dict[str, Tensor]:
             key = inner[0]
         if key is None:
             break
-        logger.info("%s: weights of its %r", path, key)
+        logger.info("%s: using the weights under the key %r", path, key)
         content = content[key]
-    wanted = "expected a dictionary of tensors by name: torch.save(model.state_dict(), FILE)"
+    expected = "expected a dictionary of tensors by name: torch.save(model.state_dict(), FILE)"
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, {wanted}")
-    if others := [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]:
-        raise ValueError(f"{path}: {others[0]!r} is not a tensor; {wanted}")
+        raise ValueError(f"{path}: holds a {type(content).__name__}, {expected}")
+    if wrong := [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]:
+        raise ValueError(f"{path}: {wrong[0]!r} is not a tensor; {expected}")
     return content
 
 
 def _has_tensors(value: dict) -> bool:
-    """Whether it is a model's weights by name, or wraps some; an optimizer's state is neither."""
+    """Return whether a value is a model's weights by name, or wraps weights; an optimizer's state is neither."""
     return any(isinstance(each, Tensor) for each in value.values()) or any(key in value for key in WRAPPERS)
 
 
-def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes that all names share, such as "module." of DataParallel.
+def strip_common_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefix that all names share, such as "module." of DataParallel.
 
-    The names stay as they are if this does not lead to the names of a known model (FIRST_LAYERS)."""
+    The names are not changed if the result would not be the names of a known model (FIRST_LAYERS)."""
     prefix = os.path.commonprefix([*weights])  # noqa: RUF071 (names, not paths)
     prefix = prefix[: prefix.rfind(".") + 1]
     if not any(prefix + first in weights for first in FIRST_LAYERS):
         return weights
     if prefix:
-        logger.info("weights without the prefix %r of all their names", prefix)
+        logger.info("removed the prefix %r from the names of all weights", prefix)
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
 
 def identified(path: Path) -> str:
-    """Return the file and the beginning of its SHA-256, for a log."""
+    """Return the path and the start of the SHA-256 of a file, for a log."""
     return f"{path} (SHA-256 {file_sha256(path)[:8]})"
 
 
@@ -232,37 +232,35 @@ def identified(path: Path) -> str:
 
 
 def describe(path: Path) -> dict[str, str]:
-    """Return what a file of weights is, for people: label to value. Raises ValueError as `read_weights` does."""
+    """Describe a weights file for people, as {label: value}. Raises ValueError as `read_weights` does."""
     weights, digest = read_weights(path), file_sha256(path)
     if path.suffix == SUFFIX:
         facts = read_safetensors(path)[1]
-        kind = (
-            f"release of this project, with {', '.join(sorted(facts))}" if facts else "public checkpoint, safetensors"
-        )
+        kind = f"release of this project with {', '.join(sorted(facts))}" if facts else "public checkpoint, safetensors"
     else:
         kind = "checkpoint of a run of this project" if is_checkpoint(path) else "public checkpoint"
     names = [
         entry.name
         for entry in read_registry().weights
-        if (digest.startswith(entry.sha256) if entry.sha256 else path.name == entry.file)  # not every publisher has one
+        if (digest.startswith(entry.sha256) if entry.sha256 else path.name == entry.file)  # not all state one
     ]
     return {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
         "SHA-256": digest,
-        "registry": ", ".join(names) or "not in it",
+        "registry": ", ".join(names) or "no entry",
         "kind": kind,
         "family": _family(weights),
-        "numbers": f"{sum(tensor.numel() for tensor in weights.values()):,} in {len(weights)} tensors",
+        "values": f"{sum(tensor.numel() for tensor in weights.values()):,} in {len(weights)} tensors",
     }
 
 
 def _family(weights: dict[str, Tensor]) -> str:
-    """Return the variant and the sizes of a Swin; of anything else the parts that it has."""
+    """Return the variant and sizes of a Swin, or the top-level modules of any other model."""
     try:
         arguments = swin_arguments(weights)
     except ValueError:
-        return f"no Swin classifier; its parts: {', '.join(sorted({name.partition('.')[0] for name in weights}))}"
+        return f"not a Swin classifier, with modules {', '.join(sorted({name.partition('.')[0] for name in weights}))}"
     sizes = ("embed_dim", "depths", "num_heads")
     variants = [name for name, row in SWIN_VARIANTS.items() if all(row[size] == arguments[size] for size in sizes)]
-    listed = ", ".join(f"{name} {value}" for name, value in arguments.items())
-    return f"Swin Transformer, {' '.join(variants) or 'of no published size'}, {listed}"
+    details = ", ".join(f"{name} {value}" for name, value in arguments.items())
+    return f"Swin Transformer, {' '.join(variants) or 'unknown variant'}, {details}"

@@ -1,4 +1,4 @@
-"""A data set of six classes that can be told by their colour, in ImageNet's layout and in CIFAR-10's."""
+"""A data set in ImageNet's layout with six classes that differ in colour, and a small classifier trained on it."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from classification.training import main, parse_arguments
 
-# Two of them named as in ImageNet.
+# Two folder names are WordNet ids of ImageNet.
 COLOURS = {
     "black": (20, 20, 20),
     "blue": (40, 60, 220),
@@ -21,7 +21,7 @@ COLOURS = {
 
 
 def draw(root: Path, split: str, images_per_class: int) -> None:
-    """PNGs of 24 x 20 noisy pixels around their class's colour."""
+    """Write PNGs of 24 x 20 pixels: the colour of their class plus noise."""
     rng = np.random.default_rng(len(split))
     for name, colour in COLOURS.items():
         folder = root / split / name
@@ -33,7 +33,7 @@ def draw(root: Path, split: str, images_per_class: int) -> None:
 
 @pytest.fixture(scope="session")
 def colours_root(tmp_path_factory) -> Path:
-    """8 images of each class to train on; 14 in all to validate, 3 of the first two classes and 2 of the others."""
+    """Return the root: 8 training images per class; 3 validation images of the first two classes, 2 of each other."""
     root = tmp_path_factory.mktemp("colours")
     draw(root, "train", 8)
     draw(root, "val", 3)
@@ -54,7 +54,7 @@ eval: {{crop_fraction: 1.0}}
 
 @pytest.fixture(scope="session")
 def config_path(colours_root, tmp_path_factory) -> Path:
-    """A config of a small Swin on the colours."""
+    """Return a config that trains a small Swin on the colours."""
     path = tmp_path_factory.mktemp("config") / "colours.yaml"
     path.write_text(CONFIG.format(root=colours_root))
     return path
@@ -62,7 +62,7 @@ def config_path(colours_root, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def experiment(config_path, tmp_path_factory) -> Path:
-    """A finished run of two epochs; not to be changed."""
+    """Return a finished run of two epochs. All tests share it, so do not modify it."""
     folder = tmp_path_factory.mktemp("experiments")
     main(parse_arguments([str(config_path), "--experiments", str(folder)]), torch.device("cpu"))
     return folder / "experiment_1"

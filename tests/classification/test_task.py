@@ -10,11 +10,11 @@ from classification.data import read_split
 from classification.task import (
     ClassificationConfig,
     ClassificationTask,
-    Guesses,
+    Predictions,
     build_swin,
+    compute_scores,
     constant_predictor_loss,
-    guess,
-    scores_of,
+    predict_batch,
 )
 from data import normalize_images
 from engine.checkpoint import save_checkpoint
@@ -31,25 +31,25 @@ def make_task(config_path, *overrides, from_checkpoint=False) -> ClassificationT
     return ClassificationTask(config, train, val, from_checkpoint=from_checkpoint)
 
 
-def batch_of(task, count=8) -> dict:
+def make_batch(task, count=8) -> dict:
     return task.collate([task.train_set[0, index] for index in range(count)])
 
 
-def test_scores_are_the_shares_of_images_whose_class_is_guessed_first_and_among_five():
+def test_scores_are_top_1_and_top_5_accuracy():
     classes = np.array([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [5, 4, 3, 2, 1], [2, 1, 0, 4, 5]])
-    guesses = Guesses(np.arange(4), classes, np.zeros((4, 5), np.float32))
-    assert scores_of(guesses, np.array([0, 0, 0, 2]), num_classes=6) == {"top1": 0.5, "top5": 0.75}
-    assert scores_of(guesses, np.array([0, 0, 0, 2]), num_classes=5)["top5"] is None
+    predictions = Predictions(np.arange(4), classes, np.zeros((4, 5), np.float32))
+    assert compute_scores(predictions, np.array([0, 0, 0, 2]), num_classes=6) == {"top1": 0.5, "top5": 0.75}
+    assert compute_scores(predictions, np.array([0, 0, 0, 2]), num_classes=5)["top5"] is None
 
 
-def test_guesses_are_the_likeliest_classes_best_first():
+def test_predictions_are_the_most_likely_classes_best_first():
     logits = torch.tensor([[0.0, 3.0, 1.0, 2.0, -1.0, -2.0]])
-    classes, probabilities = guess(lambda images: logits, torch.zeros(1, 3, 8, 8))
+    classes, probabilities = predict_batch(lambda images: logits, torch.zeros(1, 3, 8, 8))
     assert classes.tolist() == [[1, 3, 2, 0, 4]]
     torch.testing.assert_close(probabilities, logits.softmax(1)[:, [1, 3, 2, 0, 4]])
 
 
-def test_no_constant_prediction_has_a_lower_loss_than_the_constant_predictor():
+def test_no_constant_prediction_has_a_lower_loss_than_constant_predictor_loss():
     labels = torch.tensor([0, 0, 0, 1, 2])
     logits = torch.zeros(3, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
@@ -64,10 +64,10 @@ def test_no_constant_prediction_has_a_lower_loss_than_the_constant_predictor():
     assert constant_predictor_loss(labels.numpy(), 3, 0.2) == pytest.approx(loss().item(), abs=1e-5)
 
 
-def test_the_loss_is_torchs_summed_over_the_images(config_path):
+def test_the_loss_is_cross_entropy_summed_over_the_images(config_path):
     task = make_task(config_path)
     task.model.eval()
-    batch = batch_of(task)
+    batch = make_batch(task)
     losses, count = task.losses(task.model, batch)
     logits = task.model(normalize_images(batch["images"]))
     expected = F.cross_entropy(logits, batch["labels"], label_smoothing=0.1) * 8
@@ -75,28 +75,28 @@ def test_the_loss_is_torchs_summed_over_the_images(config_path):
     assert count == 8
 
 
-def test_mixed_images_have_a_loss_too(config_path):
+def test_mixed_images_give_a_finite_loss_and_gradients(config_path):
     task = make_task(config_path, "augment.mixup=0.8", "augment.cutmix=1.0", "augment.erase=0.5")
-    losses, _ = task.losses(task.model, batch_of(task))
+    losses, _ = task.losses(task.model, make_batch(task))
     losses["classification"].backward()
     assert losses["classification"].isfinite()
     assert all(parameter.grad is not None for parameter in task.model.parameters())
 
 
-def test_every_validation_image_is_scored_once_in_order_and_the_model_stays_in_training_mode(config_path):
+def test_every_validation_image_is_scored_once_and_the_model_stays_in_training_mode(config_path):
     task = make_task(config_path)
     task.model.train()
-    scores, guesses = task.evaluate(task.model, CPU)
-    assert guesses.image_ids.tolist() == list(range(14))
-    assert scores["top1"] == pytest.approx((guesses.classes[:, 0] == task.val.labels).mean())
+    scores, predictions = task.evaluate(task.model, CPU)
+    assert predictions.image_ids.tolist() == list(range(14))
+    assert scores["top1"] == pytest.approx((predictions.classes[:, 0] == task.val.labels).mean())
     assert all(module.training for module in task.model.modules())
-    with pytest.raises(KeyboardInterrupt):  # between batches
+    with pytest.raises(KeyboardInterrupt):  # raised between batches
         task.evaluate(task.model, CPU, lambda: signal.raise_signal(signal.SIGINT))
 
 
 @pytest.fixture
 def checkpoint(config_path, tmp_path) -> Path:
-    """Weights of a run on ten classes, and their moving average, which is all zeros."""
+    """Return a checkpoint of a run on ten classes, whose moving average of the weights is all zeros."""
     config = load_config(config_path, [], ClassificationConfig)
     torch.manual_seed(99)
     weights = build_swin(config.model, 10).state_dict()
@@ -107,26 +107,26 @@ def checkpoint(config_path, tmp_path) -> Path:
     return path
 
 
-def test_a_task_starts_from_a_runs_average_but_for_a_head_of_other_classes(config_path, checkpoint):
+def test_a_task_starts_from_a_runs_average_except_a_head_for_different_classes(config_path, checkpoint):
     task = make_task(config_path, f"model.weights={checkpoint}")
     assert not any(weight.any() for name, weight in task.model.state_dict().items() if not name.startswith("head."))
     assert task.model.head.weight.any()
     assert task.started_from.startswith(f"started from {checkpoint} (SHA-256 {file_sha256(checkpoint)[:8]})")
-    assert "the head from random weights" in task.started_from
+    assert "random weights, because the classes differ" in task.started_from
 
 
-@pytest.mark.parametrize("is_same", [True, False], ids=["the same", "other"])
-def test_a_head_for_as_many_classes_is_taken_if_they_are_the_same_ones(config_path, tmp_path, is_same):
+@pytest.mark.parametrize("is_same", [True, False], ids=["same classes", "different classes"])
+def test_a_head_for_as_many_classes_is_loaded_only_if_the_classes_are_the_same(config_path, tmp_path, is_same):
     task = make_task(config_path)
     zeros = {name: torch.zeros_like(value) for name, value in task.model.state_dict().items()}
     classes = task.train.class_ids if is_same else list("abcdef")
     save_checkpoint(tmp_path / "six.pt", {"model": zeros, "ema": None, "data": {"classes": classes}})
     task = make_task(config_path, f"model.weights={tmp_path / 'six.pt'}")
     assert bool(task.model.head.weight.any()) == (not is_same)
-    assert ("with its head" in task.started_from) == is_same
+    assert ("head loaded" in task.started_from) == is_same
 
 
-def test_weights_that_are_not_there_are_named_unless_a_checkpoint_will_fill_the_model(config_path):
+def test_missing_weights_are_an_error_unless_the_task_resumes_from_a_checkpoint(config_path):
     with pytest.raises(ValueError, match=r"model\.weights '/gone/swin\.pth': no such file"):
         make_task(config_path, "model.weights=/gone/swin.pth")
     assert make_task(config_path, "model.weights=/gone/swin.pth", from_checkpoint=True).started_from is None

@@ -1,4 +1,4 @@
-"""classification.training: its record, exact resumption, several processes, grids; and the name train_clf_imagenet."""
+"""The command classification.training: record, exact resumption, several processes, grids; train_clf_imagenet.py."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ FIRST_STEP = re.compile(r"first step: total (\S+), classification \S+, gradient 
 
 @pytest.fixture
 def train(run_in_process, tmp_path):
-    """Trains in this process; returns the new experiment."""
+    """Return a function that trains in this process and returns the new experiment."""
 
     def run(*words, folder=tmp_path) -> Path:
         code, _, errors = run_in_process(training, *words, "--experiments", folder)
@@ -37,7 +37,7 @@ def train(run_in_process, tmp_path):
     return run
 
 
-def test_a_run_leaves_its_whole_record(experiment):
+def test_a_run_writes_its_complete_record(experiment):
     names = {path.name for path in experiment.iterdir()}
     assert names == {
         "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl",
@@ -55,30 +55,30 @@ def test_a_run_leaves_its_whole_record(experiment):
     assert [line["image"] for line in lines][:4] == ["black/0.png", "black/1.png", "black/2.png", "blue/0.png"]
     assert sum(line["true"] == line["guess_1"] for line in lines) == round(14 * record["scores"]["top1"])
     readme = (experiment / "README.md").read_text()
-    assert "![Which classes were taken for which](confusion.png)" in readme
+    assert "](confusion.png)" in readme
     assert all(f"- **{label}**: {sentence}\n" in readme for label, sentence in record["facts"].items())
     assert record["facts"]["Again"] == f"`python -m classification.training {experiment}/config.yaml`"
 
 
-def test_colours_are_learned_and_scoring_training_images_is_reported(config_path, train):
+def test_colours_are_learned_and_validating_on_training_images_is_reported(config_path, train):
     experiment = train(config_path, "train.epochs=12", "train.eval_every_epochs=12", "data.val=train")
     assert json.loads((experiment / "results.json").read_text())["scores"]["top1"] > 0.9
     assert "validation images are also training images" in (experiment / "train.log").read_text()
 
 
-def test_a_resumed_run_ends_as_the_uninterrupted_one(experiment, run_in_process, tmp_path):
-    part = shutil.copytree(experiment, tmp_path / "experiment_1")
-    *_, middle, last = list_checkpoints(part / "checkpoints")
+def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(experiment, run_in_process, tmp_path):
+    copy = shutil.copytree(experiment, tmp_path / "experiment_1")
+    *_, middle, last = list_checkpoints(copy / "checkpoints")
     last.unlink()
-    code, output, _ = run_in_process(training, "--resume", part)
+    code, output, _ = run_in_process(training, "--resume", copy)
     assert code == 0
     assert f"resumed after step {load_checkpoint(middle)['step']}" in output
-    whole, resumed = load_checkpoint(experiment / "checkpoints" / last.name), load_checkpoint(last)
-    assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
-    assert (part / "predictions.csv").read_text() == (experiment / "predictions.csv").read_text()
+    uninterrupted, resumed = load_checkpoint(experiment / "checkpoints" / last.name), load_checkpoint(last)
+    assert all(torch.equal(uninterrupted["model"][name], resumed["model"][name]) for name in uninterrupted["model"])
+    assert (copy / "predictions.csv").read_text() == (experiment / "predictions.csv").read_text()
 
 
-def test_the_first_step_depends_only_on_the_global_batch(config_path, train, tmp_path):
+def test_the_first_step_depends_only_on_the_global_batch_size(config_path, train, tmp_path):
     steps = []
     for processes, batch, accumulation in ((1, 8, 1), (1, 4, 2), (2, 4, 1), (2, 2, 2)):
         words = [config_path, f"train.batch_size={batch}", f"train.accumulation_steps={accumulation}",
@@ -95,7 +95,7 @@ def test_the_first_step_depends_only_on_the_global_batch(config_path, train, tmp
 
 
 def launch(*words: object, module: str, processes: int) -> None:
-    """Start a command as several processes on the CPU, of one thread each, since sums depend on their number."""
+    """Run a command in several processes on the CPU, with one thread each: sums depend on the number of threads."""
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", module)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *launcher, *map(str, words)]
@@ -103,7 +103,7 @@ def launch(*words: object, module: str, processes: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_trained_classifier_starts_the_trunk_of_a_detector(experiment, sample_root):
+def test_a_detectors_trunk_starts_from_a_trained_classifier(experiment, sample_root):
     overrides = [
         f"data.root={sample_root}", f"model.weights={experiment}", "model.backbone=SwinSlimBackbone_B",
         "model.input_size=96",
@@ -117,7 +117,7 @@ def test_a_trained_classifier_starts_the_trunk_of_a_detector(experiment, sample_
     assert str(experiment) in task.started_from
 
 
-def test_a_grid_of_classifiers_is_run_and_compared(config_path, tmp_path):
+def test_a_grid_of_classifiers_is_trained_and_compared(config_path, tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text(
         "task: classification.training\nseeds: [0]\noverrides: [train.epochs=1]\n"
@@ -136,7 +136,7 @@ def test_a_grid_of_classifiers_is_run_and_compared(config_path, tmp_path):
 
 
 @pytest.mark.parametrize("action", ["training", "evaluate", "predict"])
-def test_train_clf_imagenet_is_a_name_of_each_command(run_in_process, action):
+def test_train_clf_imagenet_runs_each_command(run_in_process, action):
     words = [] if action == "training" else [action]
     code, output, _ = run_in_process(train_clf_imagenet, *words, "--help")
     assert code == 0

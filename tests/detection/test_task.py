@@ -103,11 +103,11 @@ def test_position_tables_of_a_different_window_size_are_resized_and_logged(tmp_p
 @pytest.mark.parametrize(
     ("weights", "named"),
     [
-        ("/nowhere/resnet50.pth", "'/nowhere/resnet50.pth': no such file or experiment"),
-        ("imagenet1k", "'imagenet1k': no default of trunk 'resnet18_slim'"),
+        ("/nowhere/resnet50.pth", "'/nowhere/resnet50.pth': no such file"),
+        ("imagenet1k", "'imagenet1k': no default .*'resnet18_slim'"),
         ("torchvision_resnet50_v1", "'torchvision_resnet50_v1': is a resnet50, expected a resnet18_slim"),
-        ("html.pth", "'html.pth': .* expected plain data as torch.save"),
-        ("detector.pt", "'detector.pt': .* a complete detector, not a trunk; use model.start_from"),
+        ("html.pth", "'html.pth': .*torch.save"),
+        ("detector.pt", "'detector.pt': .*detector, not a trunk.*model.start_from"),
     ],
 )
 def test_the_error_for_unusable_trunk_weights_names_field_and_file(checkpoint, weights, named, tmp_path, monkeypatch):

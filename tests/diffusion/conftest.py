@@ -1,4 +1,4 @@
-"""A tiny denoiser, and a config of it on the tiny MNIST of tests/conftest.py."""
+"""A tiny denoiser, and experiments with it on the tiny MNIST and CIFAR-10 of tests/conftest.py."""
 
 import sys
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def config_path(mnist_root, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_training() -> Callable[..., None]:
-    """`python -m diffusion.training WORDS`, in this process, on the CPU."""
+    """Return a function that runs `python -m diffusion.training WORDS` in this process, on the CPU."""
 
     def run(*words: object) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -42,7 +42,7 @@ def run_training() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def experiment(config_path, run_training, tmp_path_factory) -> Path:
-    """A finished run of two epochs; not to be changed."""
+    """Return a finished run of two epochs. All tests share it, so do not modify it."""
     folder = tmp_path_factory.mktemp("experiments")
     run_training(config_path, "--experiments", folder)
     return folder / "experiment_1"
@@ -50,7 +50,7 @@ def experiment(config_path, run_training, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def coloured_experiment(cifar10_root, run_training, tmp_path_factory) -> Path:
-    """A finished run of one epoch on CIFAR-10's files; not to be changed."""
+    """Return a finished run of one epoch on CIFAR-10's files. All tests share it, so do not modify it."""
     folder = tmp_path_factory.mktemp("coloured")
     (folder / "colours.yaml").write_text(CONFIG.format(root=cifar10_root, format="cifar10"))
     run_training(folder / "colours.yaml", "train.epochs=1", "--experiments", folder)
@@ -59,7 +59,7 @@ def coloured_experiment(cifar10_root, run_training, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def unet() -> SwinUNet:
-    """A small model of three classes and 8 x 8 grey images that predicts something, though nothing sensible."""
+    """Return a small untrained model of 8 x 8 grey images in three classes, whose predictions are not zero."""
     torch.manual_seed(0)
     model = SwinUNet(8, (2, 2), (1, 2), image_channels=1, num_classes=3, window_size=2, patch_size=2)
     nn.init.normal_(model.output.weight, std=0.1)

@@ -10,7 +10,7 @@ from classification.data import read_split
 from classification.task import ClassificationConfig, ClassificationTask
 from diffusion import evaluate as command
 from diffusion import quality
-from diffusion.quality import frechet_distance, inception_distance, kernel_distance
+from diffusion.quality import compute_fid, frechet_distance, kernel_distance
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
 
@@ -25,7 +25,7 @@ eval: {{crop_fraction: 1.0}}
 
 @pytest.fixture(scope="module")
 def classifier(mnist_root, tmp_path_factory):
-    """An experiment of a classifier that knows nothing."""
+    """Return an experiment with the checkpoint of an untrained classifier."""
     folder = tmp_path_factory.mktemp("classifier")
     (folder / "config.yaml").write_text(CLASSIFIER.format(root=mnist_root))
     config = load_config(folder / "config.yaml", [], ClassificationConfig)
@@ -40,7 +40,7 @@ def run(monkeypatch, *words: object) -> None:
     command.main(command.parse_arguments(sys.argv[1:]), torch.device("cpu"))
 
 
-def test_samples_are_scored_beside_real_images(experiment, classifier, monkeypatch, capsys):
+def test_samples_and_real_images_are_scored(experiment, classifier, monkeypatch, capsys):
     words = (experiment, "--classifier", classifier, "--samples", 15, "--steps", 2, "--batch-size", 8)
     run(monkeypatch, *words)
     record = json.loads((experiment / "score.json").read_text())
@@ -50,7 +50,7 @@ def test_samples_are_scored_beside_real_images(experiment, classifier, monkeypat
     assert scores["agreement"] == pytest.approx(
         np.average(list(record["agreement_by_class"].values()), weights=[2] * 5 + [1] * 5)
     )
-    assert scores["frechet_distance"] > scores["frechet_distance_of_real"] >= 0  # noise is no digit
+    assert scores["frechet_distance"] > scores["frechet_distance_of_real"] >= 0  # the samples are still noise
     assert scores["kernel_distance"] > scores["kernel_distance_of_real"]
     assert scores["fid"] is None
     assert f"agreement {scores['agreement']:.4f}" in capsys.readouterr().out
@@ -58,11 +58,11 @@ def test_samples_are_scored_beside_real_images(experiment, classifier, monkeypat
         (experiment / name).unlink()
 
 
-def test_the_agreement_is_that_of_the_guesses_with_what_was_asked_for(experiment, classifier, monkeypatch):
-    def knows(classifier, images, batch_size, device):
-        return quality.Seen(torch.randn(len(images), 4), np.array([0, 1, 2, 9, 9, 5, 6, 7, 8, 9] * 3)[: len(images)])
+def test_agreement_is_the_share_of_samples_predicted_as_their_class(experiment, classifier, monkeypatch):
+    def fake(classifier, x, batch_size, device):
+        return quality.Features(torch.randn(len(x), 4), np.array([0, 1, 2, 9, 9, 5, 6, 7, 8, 9] * 3)[: len(x)])
 
-    monkeypatch.setattr(quality, "look", knows)
+    monkeypatch.setattr(quality, "extract_features", fake)
     run(monkeypatch, experiment, "--classifier", classifier, "--samples", 20, "--steps", 1)
     record = json.loads((experiment / "score.json").read_text())
     assert record["scores"]["agreement"] == 0.8
@@ -71,18 +71,18 @@ def test_the_agreement_is_that_of_the_guesses_with_what_was_asked_for(experiment
         (experiment / name).unlink()
 
 
-def test_features_are_what_the_last_layer_is_given(classifier):
-    judge = load_classifier(str(classifier))
+def test_features_are_the_input_of_the_last_layer(classifier):
+    loaded = load_classifier(str(classifier))
     images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
-    seen = quality.look(judge, images, 2, torch.device("cpu"))
+    extracted = quality.extract_features(loaded, images, 2, torch.device("cpu"))
     with torch.inference_mode():
-        logits = judge.model.head(seen.features)
-    assert seen.features.shape == (3, 256)
-    assert np.array_equal(logits.argmax(dim=1).numpy(), seen.guesses)
+        logits = loaded.model.head(extracted.features)
+    assert extracted.features.shape == (3, 256)
+    assert np.array_equal(logits.argmax(dim=1).numpy(), extracted.predictions)
 
 
-def test_the_frechet_distance_of_normal_features_is_the_closed_form():
-    """Means that differ by 2 in one of three features, and twice the spread there: 2^2 + (2 - 1)^2."""
+def test_the_frechet_distance_between_gaussians_has_its_closed_form():
+    """Expect 2^2 + (2 - 1)^2 = 5: in one feature, the mean differs by 2 and the standard deviations are 1 and 2."""
     torch.manual_seed(0)
     real, fake = torch.randn(20_000, 3), torch.randn(20_000, 3)
     fake[:, 0] = 2 * fake[:, 0] + 2
@@ -90,7 +90,7 @@ def test_the_frechet_distance_of_normal_features_is_the_closed_form():
     assert frechet_distance(real, real) == pytest.approx(0, abs=1e-3)
 
 
-def test_the_kernel_distance_is_the_unbiased_estimate_by_hand():
+def test_the_kernel_distance_equals_the_unbiased_estimate_by_hand():
     generator = np.random.default_rng(0)
     real, fake = generator.normal(0, 1, (30, 4)), generator.normal(0.5, 1, (30, 4))
 
@@ -107,7 +107,7 @@ def test_the_kernel_distance_is_the_unbiased_estimate_by_hand():
 
 @pytest.fixture
 def inception(monkeypatch, tmp_path):
-    """A weights file of the standard network, with random numbers in it; what would download others raises."""
+    """Write a weights file of the Inception network with random values, and fail on any download."""
     network = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     with monkeypatch.context() as patch:
         patch.setattr(network, "load_state_dict_from_url", lambda *arguments, **options: None)
@@ -119,8 +119,8 @@ def inception(monkeypatch, tmp_path):
     monkeypatch.setattr(quality, "INCEPTION", tmp_path / "inception.pth")
 
 
-def test_fid_is_taken_of_grey_images_where_the_weights_are_there(inception, monkeypatch):
+def test_fid_is_computed_for_grey_images_if_the_weights_are_present(inception, monkeypatch):
     monkeypatch.setattr(quality, "frechet_distance", lambda real, fake: float((real.mean(0) - fake.mean(0)).norm()))
     generator = torch.Generator().manual_seed(0)
     real, fake = (torch.randint(0, top, (2, 1, 32, 32), dtype=torch.uint8, generator=generator) for top in (256, 80))
-    assert inception_distance(real, fake, 4, torch.device("cpu")) > 0
+    assert compute_fid(real, fake, 4, torch.device("cpu")) > 0

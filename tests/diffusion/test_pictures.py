@@ -4,7 +4,7 @@ from PIL import Image
 from diffusion.pictures import draw_animation, make_grid
 
 
-def test_a_grid_has_each_image_in_its_place():
+def test_a_grid_shows_each_image_at_its_row_and_column():
     samples = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1).repeat(70, axis=3).repeat(70, axis=4)
     pixels = np.asarray(make_grid(samples))
     assert pixels.shape == (70 + 2 + 70, 70 + 2 + 70 + 2 + 70)
@@ -18,7 +18,7 @@ def test_small_images_are_enlarged_pixel_by_pixel():
     assert (pixels[:32, 32:] == 9).all()
 
 
-def test_an_animation_ends_with_the_images_and_stays_there_a_while(tmp_path):
+def test_an_animation_shows_the_last_step_longest(tmp_path):
     steps = np.array([0, 100, 200], np.uint8).reshape(3, 1, 1, 1, 1, 1) * np.ones((1, 1, 1, 1, 64, 64), np.uint8)
     draw_animation(tmp_path / "a.gif", steps)
     with Image.open(tmp_path / "a.gif") as animation:

@@ -24,18 +24,18 @@ def make_task(config_path, *overrides, from_checkpoint=False) -> DiffusionTask:
 
 @pytest.fixture
 def task(config_path) -> DiffusionTask:
-    """One whose model predicts something."""
+    """Return a task whose model is untrained but does not predict zero."""
     task = make_task(config_path)
     torch.nn.init.normal_(task.model.output.weight, std=0.1)
     return task
 
 
-def batch_of(task, count=8) -> dict:
+def make_batch(task, count=8) -> dict:
     return task.collate([task.train_set[0, index] for index in range(count)])
 
 
 def test_the_loss_is_the_mean_squared_error_summed_over_the_images(task):
-    batch = batch_of(task)
+    batch = make_batch(task)
     torch.manual_seed(5)
     losses, count = task.losses(task.model, batch)
     torch.manual_seed(5)
@@ -47,37 +47,37 @@ def test_the_loss_is_the_mean_squared_error_summed_over_the_images(task):
     assert count == 8
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.0, {0, 1, 2, 3, 4, 5, 6, 7}), (1.0, {10})])
-def test_as_many_classes_are_left_untold_as_the_config_says(config_path, share, told):
-    task = make_task(config_path, f"diffusion.label_dropout={share}")
-    seen = []
+@pytest.mark.parametrize(("label_dropout", "expected"), [(0.0, {0, 1, 2, 3, 4, 5, 6, 7}), (1.0, {10})])
+def test_label_dropout_0_keeps_all_classes_and_1_drops_all(config_path, label_dropout, expected):
+    task = make_task(config_path, f"diffusion.label_dropout={label_dropout}")
+    labels = []
     task.model.class_embedding.register_forward_hook(
-        lambda module, arguments, output: seen.extend(arguments[0].tolist())
+        lambda module, arguments, output: labels.extend(arguments[0].tolist())
     )
-    task.losses(task.model, batch_of(task))
-    assert set(seen) == told
+    task.losses(task.model, make_batch(task))
+    assert set(labels) == expected
 
 
 @pytest.mark.parametrize("objective", ["epsilon", "v"])
-def test_a_model_that_learned_nothing_has_the_reference_loss(config_path, objective):
+def test_an_untrained_model_has_the_reference_loss(config_path, objective):
     task = make_task(config_path, f"diffusion.objective={objective}")
     torch.manual_seed(0)
     with torch.no_grad():
-        losses = [float(task.losses(task.model, batch_of(task, 40))[0]["denoising"]) / 40 for _ in range(20)]
+        losses = [float(task.losses(task.model, make_batch(task, 40))[0]["denoising"]) / 40 for _ in range(20)]
     assert np.mean(losses) == pytest.approx(task.reference_losses["denoising"], rel=0.1)
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------
 
 
-def test_every_validation_image_has_a_loss_in_order_and_every_class_its_samples(task, tmp_path):
+def test_an_evaluation_has_a_loss_for_every_validation_image_and_samples_of_every_class(task, tmp_path):
     task.model.train()
-    scores, found = evaluation = task.evaluate(task.model, CPU)
-    assert found.image_ids.tolist() == list(range(20))
-    assert scores == {"val_loss": found.losses.mean()}
-    assert found.samples.shape == (10, 2, 1, 16, 16)
+    scores, outputs = evaluation = task.evaluate(task.model, CPU)
+    assert outputs.image_ids.tolist() == list(range(20))
+    assert scores == {"val_loss": outputs.losses.mean()}
+    assert outputs.samples.shape == (10, 2, 1, 16, 16)
     assert all(module.training for module in task.model.modules())
-    with pytest.raises(KeyboardInterrupt):  # between batches
+    with pytest.raises(KeyboardInterrupt):  # raised between batches
         task.evaluate(task.model, CPU, lambda: signal.raise_signal(signal.SIGINT))
     task.draw(tmp_path, 7, evaluation)
     assert (tmp_path / "samples/epoch_007.png").read_bytes().startswith(b"\x89PNG")
@@ -86,13 +86,13 @@ def test_every_validation_image_has_a_loss_in_order_and_every_class_its_samples(
 # ---- config --------------------------------------------------------------------------------------------------
 
 
-def test_the_encoder_starts_from_a_classifiers_average(config_path, tmp_path):
+def test_the_encoder_starts_from_a_classifiers_moving_average(config_path, tmp_path):
     classifier = SwinTransformer(**SWIN_VARIANTS["swin_slim"] | {"window_size": 2}, num_classes=6).state_dict()
     average = {name: torch.full_like(value, 0.5) for name, value in classifier.items()}
     save_checkpoint(tmp_path / "six.pt", {"model": classifier, "ema": {"count": 1, "weights": average}})
     task = make_task(config_path, f"model.weights={tmp_path / 'six.pt'}")
     kernel = task.model.encoder.patch_embed.proj.weight
-    assert (kernel[:, :1] == 1.5).all()  # 0.5 of each colour
+    assert (kernel[:, :1] == 1.5).all()  # sum of 0.5 for each colour
     assert not kernel[:, 1:].any()
     assert task.started_from.startswith("encoder started from")
 

@@ -1,4 +1,4 @@
-"""The command: its record, exact resumption, the same score on any number of processes, grids and comparisons."""
+"""The command diffusion.training: its record, exact resumption, and equal scores on any number of processes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
-def test_a_run_leaves_its_whole_record(experiment):
+def test_a_run_writes_its_complete_record(experiment):
     names = {path.name for path in experiment.iterdir()}
     assert names == {
         "README.md", "config.yaml", "environment.json", "inputs.json", "train.log", "metrics.jsonl",
@@ -40,10 +40,10 @@ def test_a_run_leaves_its_whole_record(experiment):
     assert record["per_class"]["3"]["images"] == 2
     losses = load_statistics(experiment).losses
     assert read_metrics(experiment)[-1]["val_loss"] == record["scores"]["val_loss"] == losses.mean()
-    assert "![Samples, a row for each class](samples.png)" in (experiment / "README.md").read_text()
+    assert "](samples.png)" in (experiment / "README.md").read_text()
 
 
-def test_images_in_colour_are_learned_and_shown_in_colour(coloured_experiment):
+def test_samples_of_a_model_of_colour_images_are_in_colour(coloured_experiment):
     record = json.loads((coloured_experiment / "results.json").read_text())
     assert [name for name, scores in record["per_class"].items() if scores["images"]] == ["cat", "truck"]
     with Image.open(coloured_experiment / "samples.png") as image:
@@ -53,7 +53,7 @@ def test_images_in_colour_are_learned_and_shown_in_colour(coloured_experiment):
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """The same weights, raw and averaged, the same losses and the same samples."""
+    """Assert that two runs have equal weights, raw and averaged, equal losses and equal samples."""
     states = [load_checkpoint(list_checkpoints(path / "checkpoints")[-1]) for path in (one, other)]
     assert states[0]["step"] == states[1]["step"]
     for weights in ([state["model"] for state in states], [state["ema"]["weights"] for state in states]):
@@ -62,7 +62,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert np.array_equal(load_statistics(one).losses, load_statistics(other).losses)
 
 
-def test_a_run_stopped_by_a_signal_in_mid_epoch_ends_as_the_uninterrupted_one(
+def test_a_run_resumed_after_a_signal_in_mid_epoch_ends_as_the_uninterrupted_one(
     experiment, config_path, run_training, tmp_path, monkeypatch
 ):
     losses, calls = DiffusionTask.losses, []
@@ -94,9 +94,9 @@ from engine.command import run_command
 def main(device):
     generator = load_generator(Path(sys.argv[1]))
     task = build_task(generator.config, True)
-    scores, found = task.evaluate(generator.model, device)
+    scores, outputs = task.evaluate(generator.model, device)
     if distributed.is_main():
-        np.savez(sys.argv[2], score=scores["val_loss"], losses=found.losses, samples=found.samples)
+        np.savez(sys.argv[2], score=scores["val_loss"], losses=outputs.losses, samples=outputs.samples)
 
 if __name__ == "__main__":
     run_command(main)
@@ -112,8 +112,8 @@ def test_losses_and_samples_are_the_same_on_1_and_2_processes(experiment, tmp_pa
     assert done.returncode == 0, done.stderr
     generator = load_generator(experiment)
     task: DiffusionTask = build_task(generator.config, True)
-    scores, found = task.evaluate(generator.model, torch.device("cpu"))
+    scores, outputs = task.evaluate(generator.model, torch.device("cpu"))
     two = np.load(tmp_path / "two.npz")
     assert two["score"] == scores["val_loss"]
-    assert np.array_equal(two["losses"], found.losses)
-    assert np.array_equal(two["samples"], found.samples)
+    assert np.array_equal(two["losses"], outputs.losses)
+    assert np.array_equal(two["samples"], outputs.samples)

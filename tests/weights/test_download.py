@@ -1,4 +1,4 @@
-"""weights/download.py: complete or resumed, against servers that cut, change, refuse and lie."""
+"""weights/download.py with servers that close connections, fail, hang, or send different content."""
 
 import errno
 import hashlib
@@ -33,44 +33,44 @@ def part(path):
     return path.with_name("weights.pth.part")
 
 
-def ranges(server):
-    return [wanted for _, wanted in server.requests]
+def requested_ranges(server):
+    return [requested for _, requested in server.requests]
 
 
 def interrupt(server, path, at=1_000_000):
-    """Let a download give up whose connections all end at byte `at`."""
+    """Start a download that fails because every connection is closed at byte `at`."""
     server.cuts = [at] * module.ATTEMPTS
-    with pytest.raises(DownloadError, match=r"weights\.pth: download failed after 1,000,000 bytes \(.*cut"):
+    with pytest.raises(DownloadError, match=r"weights\.pth: download failed after 1,000,000 bytes"):
         download(server.url, path, sha256=SHA256)
     server.requests.clear()
 
 
 @pytest.mark.parametrize("sha256", [SHA256[:12].upper(), None])
-def test_a_cut_connection_is_resumed_where_it_ended(server, path, sha256):
+def test_after_a_closed_connection_the_download_resumes_at_the_same_byte(server, path, sha256):
     server.cuts = [700_000, 1_500_000]
     download(server.url, path, sha256=sha256)
     assert path.read_bytes() == CONTENT
-    assert ranges(server) == ["bytes=0-", "bytes=700000-", "bytes=1500000-"]
+    assert requested_ranges(server) == ["bytes=0-", "bytes=700000-", "bytes=1500000-"]
     assert [file.name for file in path.parent.iterdir()] == ["weights.pth"]
 
 
-@pytest.mark.parametrize(("sha256", "asked"), [(SHA256, "bytes=1000000-"), (None, "bytes=0-")])
-def test_a_later_call_resumes_if_a_checksum_is_known(server, path, sha256, asked):
+@pytest.mark.parametrize(("sha256", "requested"), [(SHA256, "bytes=1000000-"), (None, "bytes=0-")])
+def test_a_later_call_resumes_only_with_a_checksum(server, path, sha256, requested):
     interrupt(server, path)
     assert not path.exists()
     download(server.url, path, sha256=sha256)
     assert path.read_bytes() == CONTENT
-    assert ranges(server) == [asked]
+    assert requested_ranges(server) == [requested]
 
 
-def test_a_server_without_ranges_sends_the_file_again(server, path):
+def test_with_a_server_without_ranges_the_download_starts_over(server, path):
     server.supports_ranges, server.cuts = False, [1_000_000]
     download(server.url, path, size=len(CONTENT), sha256=SHA256)
     assert path.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(("failures", "requests"), [([503, 429], 3), ([404], 1)])
-def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server, path, failures, requests):
+def test_a_download_is_retried_if_the_server_is_busy_but_not_if_the_file_is_missing(server, path, failures, requests):
     server.failures = list(failures)
     if requests == 1:
         with pytest.raises(DownloadError, match=r"weights\.pth: HTTP 404 Not Found"):
@@ -80,24 +80,24 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server, path, fa
     assert len(server.requests) == requests
 
 
-def test_a_file_with_a_different_checksum_is_removed_and_the_previous_one_stays(server, path, part):
+def test_a_file_with_a_different_checksum_is_removed_and_the_previous_one_is_kept(server, path, part):
     path.parent.mkdir()
     path.write_bytes(b"before")
     server.files["weights.pth"] = b"x" + CONTENT[1:]
-    found = hashlib.sha256(server.files["weights.pth"]).hexdigest()
-    with pytest.raises(DownloadError, match=rf"SHA-256 is {found}, expected {SHA256}"):
+    digest = hashlib.sha256(server.files["weights.pth"]).hexdigest()
+    with pytest.raises(DownloadError, match=rf"{digest}, expected {SHA256}"):
         download(server.url, path, sha256=SHA256)
     assert path.read_bytes() == b"before"
     assert not part.exists()
 
 
-def test_a_file_of_a_different_size_is_refused_before_it_is_received(server, path, part):
-    with pytest.raises(DownloadError, match=r"the server has 2,097,152 bytes, expected 1,000"):
+def test_a_file_of_a_different_size_is_rejected_before_it_is_received(server, path, part):
+    with pytest.raises(DownloadError, match=r"2,097,152 bytes, expected 1,000"):
         download(server.url, path, size=1000)
     assert part.stat().st_size == 0
 
 
-def test_without_a_network_the_error_says_what_to_copy_where(server, path):
+def test_without_a_network_the_error_names_the_url_and_the_target_path(server, path):
     server.stop()
     with pytest.raises(DownloadError) as error:
         download(server.url, path)
@@ -108,7 +108,7 @@ def test_without_a_network_the_error_says_what_to_copy_where(server, path):
     assert "\n" not in message
 
 
-def test_a_silent_server_is_given_up(server, path, monkeypatch):
+def test_a_download_from_a_silent_server_times_out(server, path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
     release = threading.Event()
     monkeypatch.setattr(Handler, "do_GET", lambda self: release.wait())
@@ -119,16 +119,16 @@ def test_a_silent_server_is_given_up(server, path, monkeypatch):
         release.set()
 
 
-def test_a_full_disk_is_named(server, path, monkeypatch):
+def test_the_error_about_a_full_disk_names_the_file(server, path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match=r"folder/weights\.pth: cannot be written: no space left"):
+    with pytest.raises(OSError, match=r"folder/weights\.pth: .*no space left"):
         download(server.url, path)
 
 
-def test_two_processes_do_not_write_to_one_file(server, path, part):
+def test_two_processes_cannot_download_to_the_same_file(server, path, part):
     path.parent.mkdir()
-    with locked(part), pytest.raises(DownloadError, match=r"weights\.pth\.part: another process is downloading it"):
+    with locked(part), pytest.raises(DownloadError, match=r"weights\.pth\.part: another process"):
         download(server.url, path)

@@ -1,4 +1,4 @@
-"""weights/registry.py: entries as their publishers state them, names of configs, files of weights, the command."""
+"""weights/registry.py: registry entries, names in configs, weights files, and the command `python -m weights`."""
 
 import functools
 import pickle
@@ -22,7 +22,7 @@ from weights.registry import (
     identified,
     read_registry,
     read_weights,
-    without_prefix,
+    strip_common_prefix,
 )
 from weights.release import save_release
 
@@ -30,7 +30,7 @@ ONE, TWO = {"x": torch.ones(2)}, {"x": torch.full((2,), 2.0)}
 ENTRIES = {entry.name: entry for entry in read_registry().weights}
 
 
-def entries_of(*sources: str):
+def each_entry_of(*sources: str):
     return pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.source in sources])
 
 
@@ -43,14 +43,14 @@ def test_entries_are_unique_fit_a_trunk_and_have_a_source():
     assert {entry.source for entry in ENTRIES.values()} == read_registry().sources.keys()
 
 
-def test_the_defaults_are_of_their_trunk_and_of_one_data_set_alone():
+def test_the_defaults_fit_their_trunk_and_were_trained_on_one_data_set_only():
     for data, names in read_registry().defaults.items():
         for trunk, name in names.items():
             assert (ENTRIES[name].trunk, ENTRIES[name].trained_on) == (trunk, (data,))
 
 
-@entries_of("torchvision")
-def test_torchvision_says_the_same_of_its_weights(name):
+@each_entry_of("torchvision")
+def test_torchvisions_entries_agree_with_torchvision(name):
     entry = ENTRIES[name]
     published = {
         weights.url: weights
@@ -61,11 +61,11 @@ def test_torchvision_says_the_same_of_its_weights(name):
     assert entry.image_size == published.transforms.keywords["crop_size"]
     assert [entry.resize_size] == published.transforms().resize_size
     assert entry.file == Path(entry.url).name
-    assert entry.sha256 == module.PROMISED.search(entry.file)[1]
+    assert entry.sha256 == module.HASH_IN_NAME.search(entry.file)[1]
 
 
-@entries_of("microsoft", "timm")
-def test_timm_says_the_same_of_swins(name):
+@each_entry_of("microsoft", "timm")
+def test_the_other_entries_agree_with_timm(name):
     swin_transformer = pytest.importorskip("timm.models.swin_transformer")
     published = {
         url: config
@@ -79,7 +79,7 @@ def test_timm_says_the_same_of_swins(name):
     entry = ENTRIES[name]
     config = published[entry.url]
     assert config.input_size == (3, entry.image_size, entry.image_size)
-    if entry.source == "timm":  # Microsoft scored its own another way
+    if entry.source == "timm":  # Microsoft resized differently
         assert entry.resize_size == int(entry.image_size / config.crop_pct)
     assert config.num_classes == {"imagenet1k": 1000, "imagenet22k": 21841}[entry.trained_on[-1]]
     assert config.license == read_registry().sources[entry.source].licence.lower()
@@ -91,14 +91,14 @@ def test_timm_says_the_same_of_swins(name):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty directory as the current one."""
+    """Change to an empty directory, and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def fetched(here):
-    """Puts a file where that of an entry would be."""
+def put_file(here):
+    """Return a function that creates an empty file at the path of an entry's file."""
 
     def put(name: str) -> Path:
         path = Path("saved_weights", entry_named(name).file)
@@ -110,7 +110,7 @@ def fetched(here):
 
 
 @pytest.mark.parametrize(
-    ("named", "trunk", "name"),
+    ("value", "trunk", "name"),
     [
         ("imagenet1k", "resnet50", "torchvision_resnet50_v1"),
         ("imagenet1k", "swin_t", "torchvision_swin_t"),
@@ -118,36 +118,36 @@ def fetched(here):
         ("timm_swin_b_384", "swin_b", "timm_swin_b_384"),
     ],
 )
-def test_a_data_set_means_the_default_of_the_trunk_and_a_name_its_entry(fetched, named, trunk, name):
-    path = fetched(name)
-    assert find_weights(named, trunk) == path
+def test_a_data_set_selects_the_default_of_the_trunk_and_a_name_its_entry(put_file, value, trunk, name):
+    path = put_file(name)
+    assert find_weights(value, trunk) == path
 
 
-@pytest.mark.parametrize("named", ["imagenet1k", "torchvision_swin_t"])
-def test_a_missing_file_is_named_with_the_command_and_the_url(here, named):
+@pytest.mark.parametrize("value", ["imagenet1k", "torchvision_swin_t"])
+def test_the_error_about_a_missing_file_names_the_command_and_the_url(here, value):
     with pytest.raises(ValueError) as error:
-        find_weights(named, "swin_t")
+        find_weights(value, "swin_t")
     for fact in ("saved_weights/swin_t-704ceda3.pth", str(here), "python -m weights fetch torchvision_swin_t",
                  "https://download.pytorch.org/models/swin_t-704ceda3.pth"):  # fmt: skip
         assert fact in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("named", "trunk", "message"),
+    ("value", "trunk", "message"),
     [
-        ("imagenet1k", "swin_l", "no default of trunk 'swin_l', there are resnet50, swin_t, swin_s, swin_b;"),
-        ("torchvision_swin_s", "swin_t", "is a swin_s, expected a swin_t: torchvision_swin_t, microsoft_swin_t_224,"),
+        ("imagenet1k", "swin_l", "no default .*'swin_l'.* resnet50, swin_t, swin_s, swin_b;"),
+        ("torchvision_swin_s", "swin_t", "swin_s, expected .*swin_t: torchvision_swin_t, microsoft_swin_t_224,"),
         ("experiments", "swin_t", "experiments/checkpoints: no checkpoint"),
-        ("imagnet1k", "swin_t", r"no such file or experiment, nor a name .* did you mean 'imagenet1k'"),
+        ("imagnet1k", "swin_t", r"no such file.* did you mean 'imagenet1k'"),
     ],
 )
-def test_what_names_no_fitting_weights_is_refused_with_the_cure(here, named, trunk, message):
+def test_the_error_about_missing_or_unfit_weights_suggests_a_cure(here, value, trunk, message):
     Path("experiments").mkdir()
     with pytest.raises(ValueError, match=message):
-        find_weights(named, trunk)
+        find_weights(value, trunk)
 
 
-def test_a_file_is_used_as_it_is_and_an_experiment_means_its_newest_checkpoint(here):
+def test_a_file_selects_itself_and_an_experiment_its_newest_checkpoint(here):
     Path("my.pth").touch()
     assert find_weights("my.pth", "swin_t") == Path("my.pth")
     folder = Path("experiments/experiment_1/checkpoints")
@@ -160,7 +160,7 @@ def test_a_file_is_used_as_it_is_and_an_experiment_means_its_newest_checkpoint(h
 
 
 def save_as(name: str, content: object) -> Path:
-    """Save tensors in the format that a name stands for."""
+    """Save tensors in the format that the file name implies."""
     if name == "public.safetensors":
         safetensors.torch.save_file(content, name, metadata={"format": "pt"})
     elif name == "release.safetensors":
@@ -171,7 +171,7 @@ def save_as(name: str, content: object) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.pth", "public.safetensors", "release.safetensors"])
-def test_weights_are_read_from_every_format(here, name):
+def test_weights_can_be_read_from_every_format(here, name):
     assert torch.equal(read_weights(save_as(name, ONE))["x"], ONE["x"])
     assert identified(Path(name)) == f"{name} (SHA-256 {module.file_sha256(Path(name))[:8]})"
 
@@ -180,14 +180,14 @@ def test_weights_are_read_from_every_format(here, name):
     ("ema", "average", "expected"),
     [({"weights": TWO}, True, TWO), ({"weights": TWO}, False, ONE), (None, True, ONE), (None, False, ONE)],
 )
-def test_a_run_gives_its_moving_average_or_the_raw_weights(here, ema, average, expected):
+def test_a_checkpoint_gives_the_moving_average_or_the_raw_weights(here, ema, average, expected):
     save_checkpoint(Path("a.pt"), {"model": ONE, "ema": ema})
     assert torch.equal(read_weights(Path("a.pt"), average)["x"], expected["x"])
 
 
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"hello", b"error", b"PK\x03\x04 cut short"])
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_a_corrupt_file_is_named_with_the_cure(here, name, content):
+def test_the_error_about_a_corrupt_file_names_it_and_the_cure(here, name, content):
     Path(name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name}: .* again"):
         read_weights(Path(name))
@@ -203,13 +203,13 @@ def test_code_in_a_file_is_not_run(here):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pth", [ONE], "holds a list, expected a dictionary"),
+        ("a.pth", [ONE], "list, expected a dictionary"),
         ("a.pth", {"a": 1}, "'a' is not a tensor"),
         ("a.pth", {"student": ONE, "teacher": TWO}, "'student' is not a tensor"),
-        ("resnet18-deadbeef.pth", ONE, "SHA-256 does not begin with deadbeef"),
+        ("resnet18-deadbeef.pth", ONE, "SHA-256 .*deadbeef"),
     ],
 )
-def test_a_file_without_clear_weights_is_refused(here, name, content, message):
+def test_a_file_without_unambiguous_weights_is_rejected(here, name, content, message):
     with pytest.raises(ValueError, match=message):
         read_weights(save_as(name, content))
 
@@ -233,9 +233,9 @@ def test_wrappers_and_prefixes_are_removed_and_logged(here, caplog, wrap, note, 
     caplog.set_level("INFO")
     weights = {first: torch.ones(2), "norm.weight": torch.zeros(2)}
     path = save_as("a.pth", wrap({prefix + name: value for name, value in weights.items()}))
-    found = read_weights(path)
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    read = read_weights(path)
+    assert read.keys() == weights.keys()
+    assert all(torch.equal(read[name], weights[name]) for name in weights)
     assert note in caplog.text
     assert (f"{prefix!r}" in caplog.text) == bool(prefix)
 
@@ -243,21 +243,21 @@ def test_wrappers_and_prefixes_are_removed_and_logged(here, caplog, wrap, note, 
 @pytest.mark.parametrize(
     "names",
     [
-        ["module.conv1.weight", "queue"],  # not all names have it
-        ["features.1.weight", "features.2.weight"],  # does not lead to a known model
+        ["module.conv1.weight", "queue"],  # not all names have the prefix
+        ["features.1.weight", "features.2.weight"],  # without the prefix, not a known model
         ["conv1.weight", "conv1.bias"],
         ["x"],
     ],
 )
-def test_other_names_stay(names):
+def test_all_other_names_are_unchanged(names):
     weights = {name: torch.ones(1) for name in names}
-    assert without_prefix(weights) == weights
+    assert strip_common_prefix(weights) == weights
 
 
 # ---- describing a file
 
 
-def slim_swin() -> SwinTransformer:
+def build_slim_swin() -> SwinTransformer:
     return SwinTransformer(**SWIN_VARIANTS["swin_slim"], num_classes=10)
 
 
@@ -265,24 +265,24 @@ def slim_swin() -> SwinTransformer:
     ("make", "family"),
     [
         (
-            slim_swin,
+            build_slim_swin,
             "Swin Transformer, swin_slim, embed_dim 32, depths (2, 2, 6, 2), num_heads (1, 2, 4, 8), num_classes 10",
         ),
         (
             lambda: torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [1, 2], [5, 5], num_classes=3),
-            "Swin Transformer, of no published size, embed_dim 16",
+            "Swin Transformer, unknown variant, embed_dim 16",
         ),
         (
             lambda: nn.ModuleDict({"neck": nn.Linear(2, 3), "class_head": nn.ModuleList([nn.Linear(2, 3)])}),
-            "no Swin classifier; its parts: class_head, neck",
+            "not a Swin classifier, with modules class_head, neck",
         ),
     ],
 )
-def test_an_architecture_is_recognised_by_its_names_and_shapes(here, make, family):
+def test_an_architecture_is_recognised_by_parameter_names_and_shapes(here, make, family):
     assert describe(save_as("a.pth", make().state_dict()))["family"].startswith(family)
 
 
-def test_an_entry_is_recognised_by_its_digest_or_else_by_its_name(here, monkeypatch):
+def test_an_entry_is_recognised_by_its_checksum_or_without_one_by_its_file_name(here, monkeypatch):
     assert describe(save_as("swin_tiny_patch4_window7_224.pth", ONE))["registry"] == "microsoft_swin_t_224"
     path = save_as("renamed.pth", ONE)
     entry = entry_named("torchvision_swin_t").model_copy(update={"sha256": module.file_sha256(path)[:8]})
@@ -296,13 +296,13 @@ def test_an_entry_is_recognised_by_its_digest_or_else_by_its_name(here, monkeypa
 
 @pytest.fixture
 def command(here, run_in_process):
-    """Runs `python -m weights ...`; returns its exit code, what it printed and its errors."""
+    """Return a function that runs `python -m weights ...` and returns exit code, output and errors."""
     return functools.partial(run_in_process, weights)
 
 
 @pytest.fixture
 def published(here, file_server, monkeypatch):
-    """A registry of one entry, "tiny", whose file is on a local server; returns that server."""
+    """Set up a registry with one entry, "tiny", whose file is on a local server, and return the server."""
     file_server.files["tiny.pth"] = save_as("original.pth", nn.Linear(2, 3).state_dict()).read_bytes()
     update = {"name": "tiny", "file": "tiny.pth", "url": f"{file_server.url}/tiny.pth"}
     entry = entry_named("microsoft_swin_t_224").model_copy(update=update)
@@ -311,8 +311,8 @@ def published(here, file_server, monkeypatch):
     return file_server
 
 
-def test_list_has_a_line_for_every_entry_and_says_what_is_here(command, fetched):
-    fetched("torchvision_swin_t")
+def test_list_has_a_line_for_every_entry_and_shows_what_is_downloaded(command, put_file):
+    put_file("torchvision_swin_t")
     code, out, _ = command("list")
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert code == 0
@@ -320,7 +320,7 @@ def test_list_has_a_line_for_every_entry_and_says_what_is_here(command, fetched)
     assert [name for name, line in lines.items() if line.endswith("yes")] == ["torchvision_swin_t"]
 
 
-def test_fetch_puts_a_file_where_a_config_finds_it_and_downloads_it_once(command, published):
+def test_fetch_downloads_a_file_once_to_where_a_config_finds_it(command, published):
     for _ in range(2):
         code, out, _ = command("fetch", "tiny")
         assert code == 0
@@ -335,32 +335,32 @@ def test_a_web_page_instead_of_weights_is_removed(command, published):
     published.files["tiny.pth"] = b"<!DOCTYPE html> Log in"
     code, _, errors = command("fetch", "tiny")
     assert code == 2
-    assert "tiny.pth: expected plain data as torch.save wrote it" in errors[-1]
+    assert "tiny.pth: expected plain data" in errors[-1]
     assert list(Path("saved_weights").iterdir()) == []
 
 
 def test_inspect_describes_a_run_by_its_experiment_and_a_release(command):
-    state = {"step": 12, "model": slim_swin().state_dict(), "ema": None}
+    state = {"step": 12, "model": build_slim_swin().state_dict(), "ema": None}
     save_checkpoint(Path("experiments/experiment_1/checkpoints/step_000000012.pt"), state)
     _, out, _ = command("inspect", "experiments/experiment_1")
     assert "checkpoint of a run of this project" in out
     assert "swin_slim" in out
     save_as("release.safetensors", ONE)
-    assert "release of this project, with step" in command("inspect", "release.safetensors")[1]
+    assert "release of this project with step" in command("inspect", "release.safetensors")[1]
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("words", "message"),
     [
         (["inspect", "gone.pth"], "gone.pth: no such file"),
         (["inspect", "torchvision_swin_t"], "python -m weights fetch torchvision_swin_t"),
         (
             ["fetch", "torchvision_swin"],
-            "'torchvision_swin': no such name in registry.yaml; did you mean 'torchvision_swin_",
+            "did you mean 'torchvision_swin_",
         ),
     ],
 )
-def test_a_missing_file_or_name_is_one_line(command, words, named):
+def test_a_missing_file_or_name_is_a_one_line_error(command, words, message):
     code, _, [error] = command(*words)
     assert code == 2
-    assert named in error
+    assert message in error
