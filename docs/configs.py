@@ -53,8 +53,8 @@ TASKS = {
     "classification": ("`python -m classification.training CONFIG`: one row of a results table.", ClassificationConfig),
     "diffusion": ("`python -m diffusion.training CONFIG`: one row of a results table.", DiffusionConfig),
     "grid": (
-        "`python -m ablation.grid run GRID`: all cells of a [comparison](comparison.md). If overrides conflict, those of "
-        "the row take precedence over those of the column, and both over those of the grid.",
+        "`python -m ablation.grid run GRID`: all cells of a [comparison](comparison.md). If overrides conflict, those "
+        "of the row take precedence over those of the column, and both over those of the grid.",
         GridConfig,
     ),
 }
