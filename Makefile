@@ -1,9 +1,9 @@
-# make demo   set up, then train a small grid of detectors on a drawn data set and compare them (2 CPU cores will do)
-# make test   set up, lint, and run all tests but the slow ones, two at a time (2 CPU cores will do)
-# make test-slow  the slow ones: Slurm, kills at random moments, a browser, compilers, benchmarks
-# make stress kill small runs fifty times and see that nothing is lost (about 15 minutes)
-# make bench  every benchmark beside its peers, one thread, and all their ratios (about 15 minutes)
-# make setup  only the virtual environment in .venv
+# make demo   set up, train a small grid of detectors on a drawn data set and compare them (2 CPU cores are enough)
+# make test   set up, lint, and run all tests except the slow ones, two at a time (2 CPU cores are enough)
+# make test-slow  run the slow tests: Slurm, kills at random times, a browser, compilers, benchmarks
+# make stress kill small runs fifty times and check that nothing is lost (about 15 minutes)
+# make bench  run every benchmark beside its alternatives, on one thread, and print all ratios (about 15 minutes)
+# make setup  only create the virtual environment in .venv
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml
 	$(RUN) -m pip install --progress-bar on --editable .
 	@touch $@
 
-# What only the tests need comes on top: who trains does without.
+# Packages that only the tests need; training does not.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(RUN) -m pip install --progress-bar on --editable '.[dev]'
 	@touch $@
@@ -34,7 +34,7 @@ demo: setup
 	$(RUN) -m ablation.grid table configs/grid_quickstart.yaml --format html
 	$(RUN) -m ablation.grid table configs/grid_quickstart.yaml
 
-# A worker that crashes ends the run: a new one would not know which test it died of.
+# A crashed worker ends the test run, because a new one would not report which test crashed it.
 PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 --durations 15
 
 test: lint
@@ -42,13 +42,13 @@ test: lint
 
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow --ignore tests/test_sbatch.py
-	$(RUN) -m pytest --durations 15 -m slow tests/test_sbatch.py  # its ranks and their loaders fill both cores
+	$(RUN) -m pytest --durations 15 -m slow tests/test_sbatch.py  # ranks and loaders use both cores
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# On a CPU one thread is compared with one thread; a GPU needs its host's others to be fed.
+# One thread on both sides of a comparison.
 bench: setup
 	@for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(RUN) -m benchmarks.$$name || failed="$$failed $$name"; done; \
 		echo; $(RUN) -m benchmarks.comparison; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }

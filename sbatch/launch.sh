@@ -1,31 +1,32 @@
-# What the sbatch scripts share; they source it inside a job.
+# Shared by the sbatch scripts, which source it inside a job. It sources sbatch/cluster.env first, if that exists.
 #
-#   $launcher        words that start `python` in every process that Slurm has granted: one per GPU, or PROCESSES_PER_NODE
-#                    (1) on nodes without; engine/ranks.py joins them
-#   run COMMAND...   runs it, and requeues the job, MAX_RESTARTS (20) times at most, if it was stopped and has saved
+#   $launcher        command prefix that starts `python` once per allocated GPU, or on nodes without GPUs
+#                    PROCESSES_PER_NODE times (default 1); engine/ranks.py connects the processes
+#   run COMMAND...   run the command and exit with its exit code. If it was stopped after saving, or the job was
+#                    preempted, requeue the job, at most MAX_RESTARTS (20) times.
 #
-# `--signal=USR1@180` sends USR1 to the processes themselves: they save and end with 75. This script traps nothing, so it
-# ends with a job that is cancelled. Exit code: the command's. sbatch/cluster.env, if it exists, is sourced first.
+# `--signal=USR1@180` sends USR1 to the processes, not to this script: they save and exit with 75. This script traps no
+# signals, so `scancel` ends it.
 
 if [ -f sbatch/cluster.env ]; then
     source sbatch/cluster.env
 elif [ -f .venv/bin/activate ]; then
     source .venv/bin/activate
 fi
-command -v torchrun >/dev/null || { echo "error: no torchrun: activate your Python in sbatch/cluster.env" >&2; exit 2; }
+command -v torchrun >/dev/null || { echo "error: torchrun not found: activate your Python in sbatch/cluster.env" >&2; exit 2; }
 
 processes=${SLURM_GPUS_ON_NODE:-0}
 [ "$processes" != 0 ] || processes=${PROCESSES_PER_NODE:-1}
-# The first two contradict --cpus-per-task; the others are of a terminal inside Slurm that has submitted this job.
+# The first two conflict with --cpus-per-task. The rest is inherited if this job was submitted from inside a Slurm job.
 unset SLURM_CPUS_PER_GPU SLURM_TRES_PER_TASK "${!SLURM_STEP_@}" "${!SLURM_PTY_@}"
 launcher="srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$((SLURM_JOB_NUM_NODES * processes)) --ntasks-per-node=$processes"
 launcher+=" --cpus-per-task=$((SLURM_CPUS_ON_NODE / processes))"
-# If a process ends, the others have 25 seconds to end by themselves: with --kill-on-bad-exit they would have none to save.
+# If a process ends, the remaining ones have 25 seconds to save and end; --kill-on-bad-exit would kill them at once.
 launcher+=" --kill-on-bad-exit=0 --wait=25 python"
-export SLURM_EXPORT_ENV=ALL # srun's tasks need this environment, also of a job that was sent with --export=NONE
-export PYTHONUNBUFFERED=1 # the log shows what happens when it happens
+export SLURM_EXPORT_ENV=ALL # pass this environment to srun's tasks even if the job was submitted with --export=NONE
+export PYTHONUNBUFFERED=1 # write the log without delay
 
-# In an array SLURM_JOB_ID may stand for all of its tasks.
+# In an array job, SLURM_JOB_ID can refer to all tasks.
 job=$SLURM_JOB_ID
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
@@ -35,7 +36,7 @@ run() {
     local status=$?
     case $status in
         0) ;;
-        75 | 138) requeue ;; # saved; by USR1 before there was anything to save
+        75 | 138) requeue ;; # 75: stopped and saved; 138: USR1 arrived before there was anything to save
         *) if scontrol show job "$job" | grep -q 'PreemptTime=[0-9]'; then requeue; fi ;;
     esac
     exit "$status"

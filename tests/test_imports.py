@@ -1,4 +1,4 @@
-"""Imports point downwards, without a circle, and tasks do not know each other."""
+"""Imports point downwards and have no cycles, and tasks do not import each other."""
 
 import ast
 from functools import cache
@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("classification", "detection", "diffusion")
-# The floors, from the ground up. A module imports from its own floor and from those below.
-FLOORS = (
+# Layers, lowest first. A module may import from its own layer and from lower ones.
+LAYERS = (
     ("engine",),
     ("model", "data", "stats"),
     ("records", "weights", "training"),
@@ -18,10 +18,10 @@ FLOORS = (
     ("ablation", *TASKS, "train_clf_imagenet"),
     ("adapters",),
 )
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-# Inside detection: the network knows no COCO files and no commands, COCO code knows no commands.
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+# Inside detection: the network imports neither COCO code nor commands; COCO code imports no commands.
 DETECTION = ("detection.network", "detection.coco")
-JUDGE = "diffusion.quality"  # the one module of a task that uses another task: a classifier judges samples
+JUDGE_MODULE = "diffusion.quality"  # the only module that imports a different task: a classifier judges samples
 
 
 def module_name(path: Path) -> str:
@@ -32,13 +32,13 @@ def module_name(path: Path) -> str:
 SOURCES = {
     module_name(path): path
     for path in sorted(ROOT.rglob("*.py"))
-    if path.relative_to(ROOT).parts[0].removesuffix(".py") in FLOOR
+    if path.relative_to(ROOT).parts[0].removesuffix(".py") in LAYER
 }
 
 
 @cache
 def imported(module: str) -> frozenset[str]:
-    """Every module of the project that a module imports, at its top or inside a function."""
+    """Return all project modules that a module imports, at its top or inside functions."""
     names = set()
     for node in ast.walk(ast.parse(SOURCES[module].read_text())):
         if isinstance(node, ast.Import):
@@ -48,38 +48,40 @@ def imported(module: str) -> frozenset[str]:
     return frozenset(names & SOURCES.keys())
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[0]
 
 
-def test_every_top_level_module_and_folder_has_a_floor():
+def test_every_top_level_module_and_package_has_a_layer():
     found = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert found == FLOOR.keys()
+    assert found == LAYER.keys()
 
 
 @pytest.mark.parametrize("module", SOURCES)
 def test_imports_point_downwards(module):
-    assert not [name for name in imported(module) if FLOOR[room(name)] > FLOOR[room(module)]]
+    assert not [name for name in imported(module) if LAYER[package_of(name)] > LAYER[package_of(module)]]
 
 
-def test_no_circle():
+def test_imports_have_no_cycles():
     TopologicalSorter({module: imported(module) - {module, *TASKS} for module in SOURCES}).prepare()
 
 
-def test_ablation_knows_experiments_not_tasks():
-    not_for_ablation = {*TASKS, "train_clf_imagenet", "runs", "training", "model", "data"}
+def test_ablation_does_not_import_tasks():
+    forbidden = {*TASKS, "train_clf_imagenet", "runs", "training", "model", "data"}
     for module in SOURCES:
-        assert room(module) != "ablation" or not not_for_ablation & {room(name) for name in imported(module)}, module
+        assert package_of(module) != "ablation" or not forbidden & {package_of(name) for name in imported(module)}, (
+            module
+        )
 
 
 def test_tasks_do_not_import_each_other():
     for module in SOURCES:
-        if room(module) in TASKS:
-            allowed = {room(module), *(["classification"] if module == JUDGE else [])}
-            assert not (set(TASKS) - allowed) & {room(name) for name in imported(module)}, module
+        if package_of(module) in TASKS:
+            allowed = {package_of(module), *(["classification"] if module == JUDGE_MODULE else [])}
+            assert not (set(TASKS) - allowed) & {package_of(name) for name in imported(module)}, module
 
 
-def test_network_and_coco_code_know_no_command():
+def test_network_and_coco_code_do_not_import_commands():
     for module in SOURCES:
         for below in DETECTION:
             if module.startswith(f"{below}."):
@@ -88,15 +90,15 @@ def test_network_and_coco_code_know_no_command():
                 assert not [name for name in above if not name.startswith(allowed)], module
 
 
-def test_engine_names_no_task():
+def test_engine_does_not_mention_tasks():
     for module in SOURCES:
-        if room(module) == "engine":
+        if package_of(module) == "engine":
             tree = ast.parse(SOURCES[module].read_text())
             texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
             assert not [t for t in texts for task in (*TASKS, "train_clf_imagenet") if f"{task}." in t], module
 
 
-def test_only_one_module_communicates_between_processes():
+def test_only_engine_distributed_imports_torch_distributed():
     for module, path in SOURCES.items():
         if module != "engine.distributed":
             lines = [line.strip() for line in path.read_text().splitlines()]
@@ -105,8 +107,8 @@ def test_only_one_module_communicates_between_processes():
             )
 
 
-def test_no_module_reads_a_log_or_a_readme_back():
-    """State is data: programs write logs and READMEs for people, and read JSON."""
+def test_no_module_reads_logs_or_readmes():
+    """Logs and READMEs are for people; programs read JSON."""
     for module, path in SOURCES.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in {"read_text", "read_bytes", "open"}:

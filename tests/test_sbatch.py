@@ -1,6 +1,6 @@
-"""sbatch/ and `ablation.grid submit` on a real Slurm cluster of two nodes, as their users start them.
+"""sbatch/ and `ablation.grid submit` on a real Slurm cluster of two nodes, started as users start them.
 
-The cluster has no GPUs but numbers of them: everything trains on the CPU, with gloo.
+The cluster pretends to have GPUs: everything trains on the CPU, with gloo.
 """
 
 import json
@@ -29,7 +29,7 @@ from records.status import read_status
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
-STEPS = 30  # of an epoch of two processes
+STEPS = 30  # per epoch, with two processes
 CONFIG = """
 data:
   root: {root}
@@ -50,18 +50,18 @@ FIRST_STEP = re.compile(r"first step: total (\S+), classification (\S+), box (\S
 
 
 class Cluster:
-    """A Slurm cluster, by its own commands."""
+    """A Slurm cluster, used through its command-line tools."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder  # of this test: job ids begin anew with each cluster, and logs are appended to
+        self.folder = folder  # one per test: every cluster counts job ids from 1, and logs are appended to
 
     def submit(self, script: str, *arguments: object, options: tuple[str, ...] = (), cwd: Path = ROOT) -> str:
-        """Send off a script with one pretended GPU; returns the job's number."""
+        """Submit a script with one pretended GPU; return the job id."""
         log = f"--output={self.folder}/%j.out"
         return call("sbatch", "--parsable", "--gpus-per-node=1", log, *options, script, *arguments, cwd=cwd)
 
     def show(self, job: str, key: str) -> str:
-        """A field of `scontrol show job`."""
+        """Return a field of `scontrol show job`."""
         return re.search(rf"\b{key}=(\S+)", call("scontrol", "show", "job", job))[1]
 
     def log(self, job: str) -> str:
@@ -78,14 +78,14 @@ class Cluster:
 
 
 def call(*command: object, cwd: Path = ROOT) -> str:
-    """Output of a command that must not fail."""
+    """Run a command that must succeed; return its output."""
     done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout.strip()
 
 
 def until(condition: Callable[[], bool], seconds: float, describe: Callable[[], str] = str) -> None:
-    """Wait for a condition."""
+    """Wait until a condition holds. Raises AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"still waiting after {seconds} s\n{describe()}"
@@ -93,26 +93,26 @@ def until(condition: Callable[[], bool], seconds: float, describe: Callable[[], 
 
 
 def processes_of_jobs() -> list[tuple[int, list[str], list[str]]]:
-    """Return the id, command line and environment of what runs inside Slurm jobs, on any node."""
-    found = []
+    """Return process id, command line and environment of every process of a Slurm job, on any node."""
+    processes = []
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the process has ended
             words, environment = ((folder / name).read_text().split("\0") for name in ("cmdline", "environ"))
             if any(variable.startswith("SLURM_JOB_ID=") for variable in environment):
-                found.append((int(folder.name), words, environment))
-    return found
+                processes.append((int(folder.name), words, environment))
+    return processes
 
 
 @pytest.fixture(scope="module")
 def running_cluster() -> Iterator[None]:
-    """Two nodes; a preempted job has ten seconds, from the signal that it asked for."""
+    """Start a cluster of two nodes, on which a preempted job gets its requested signal and then ten seconds."""
     tool = Path(os.environ.get("WORKBENCH_TEST_SLURM", ROOT.parent / "shared/slurm/local-slurm"))
     if not tool.is_file():
-        pytest.skip(f"nothing to start a Slurm cluster with at {tool} (set WORKBENCH_TEST_SLURM)")
+        pytest.skip(f"no tool to start a Slurm cluster: {tool} not found (set WORKBENCH_TEST_SLURM)")
     if os.geteuid():
         pytest.skip("only root can start a Slurm cluster")
     if subprocess.run([tool, "status"], check=False, capture_output=True).returncode == 0:
-        pytest.fail("a cluster is up already, and not for these tests: take it down first")
+        pytest.fail("a Slurm cluster that these tests did not start is running: stop it first")
     call(tool, "up", "--grace", "10", "--conf", "SlurmctldParameters=preempt_send_user_signal")
     yield
     subprocess.run([tool, "down"], check=False, capture_output=True)
@@ -120,11 +120,11 @@ def running_cluster() -> Iterator[None]:
 
 @pytest.fixture
 def cluster(running_cluster, tmp_path, monkeypatch) -> Iterator[Cluster]:
-    """The cluster for one test, which must leave no process on it."""
+    """Provide the cluster to one test, and check that the test leaves no process on it."""
     for name in [name for name in os.environ if name.startswith("SBATCH_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on it
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on the number of threads
     yield Cluster(tmp_path)
     jobs = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True, check=True).stdout.split()
     if jobs:
@@ -135,7 +135,7 @@ def cluster(running_cluster, tmp_path, monkeypatch) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def config_path(tmp_path_factory) -> Path:
-    """120 images to train on, 5 to validate."""
+    """Write a config and its data: 120 training and 5 validation images."""
     folder = tmp_path_factory.mktemp("data")
     generate(folder / "sample", num_train=4 * STEPS, num_val=5, image_size=96)
     path = folder / "config.yaml"
@@ -144,7 +144,7 @@ def config_path(tmp_path_factory) -> Path:
 
 
 def train_here(config_path: Path, experiments: Path, *overrides: str, processes: int) -> Path:
-    """The experiment of a run outside of Slurm."""
+    """Train without Slurm; return the experiment."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
     words = [*launcher, "detection.training", config_path, "--experiments", experiments, *overrides]
     command = [sys.executable, *words]
@@ -155,13 +155,13 @@ def train_here(config_path: Path, experiments: Path, *overrides: str, processes:
 
 @pytest.fixture(scope="module")
 def uninterrupted(config_path, tmp_path_factory) -> Path:
-    """What two processes come to."""
+    """Train with two processes, without interruption; return the experiment."""
     return train_here(config_path, tmp_path_factory.mktemp("uninterrupted"), processes=2)
 
 
 @pytest.fixture(scope="module")
 def first_step(config_path, tmp_path_factory) -> list[float]:
-    """Losses and gradient norm of the first step of one process at global batch 4."""
+    """Return losses and gradient norm of the first step of one process with global batch 4."""
     overrides = ("train.batch_size=4", "train.epochs=1")
     experiment = train_here(config_path, tmp_path_factory.mktemp("one"), *overrides, processes=1)
     return first_step_of((experiment / "train.log").read_text())
@@ -175,20 +175,20 @@ def weights(experiment: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(list_checkpoints(experiment / "checkpoints")[-1])["model"]
 
 
-def to(cluster: Cluster) -> tuple[object, ...]:
-    """Where a test keeps its experiments."""
+def experiments_in(cluster: Cluster) -> tuple[object, ...]:
+    """Return the options that keep the experiments in the folder of the test."""
     return "--experiments", cluster.folder
 
 
 def at_step(experiment: Path, step: int) -> Callable[[], bool]:
-    """Whether training has come to a checkpoint at or after this step."""
+    """Return a function that says whether training has written a checkpoint at or after this step."""
     return lambda: any(int(path.stem[5:]) >= step for path in list_checkpoints(experiment / "checkpoints"))
 
 
-def test_two_nodes_train_as_one_process_does_and_a_job_may_be_sent_off_from_the_scripts_folder(
+def test_two_nodes_train_like_one_process_and_jobs_can_be_submitted_from_the_sbatch_folder(
     cluster, config_path, first_step
 ):
-    arguments = (config_path, "train.epochs=1", *to(cluster))
+    arguments = (config_path, "train.epochs=1", *experiments_in(cluster))
     job = cluster.submit("train_det_ddp.sbatch", *arguments, options=("--nodes=2",), cwd=ROOT / "sbatch")
     log = cluster.wait(job)
     assert cluster.show(job, "ExitCode") == "0:0", log
@@ -202,18 +202,18 @@ def test_two_nodes_train_as_one_process_does_and_a_job_may_be_sent_off_from_the_
 
 
 @pytest.mark.parametrize("script", OTHER_TASKS)
-def test_the_other_tasks_train_on_two_processes_too(cluster, mnist_root, script):
+def test_classifiers_and_diffusion_models_train_on_two_processes(cluster, mnist_root, script):
     path = cluster.folder / "config.yaml"
     data = f"data: {{root: {mnist_root}, format: mnist, workers: 0}}\ntrain: {{epochs: 1, batch_size: 8}}\n"
     path.write_text(data + OTHER_TASKS[script])
-    job = cluster.submit(f"sbatch/{script}.sbatch", path, *to(cluster), options=("--gpus-per-node=2",))
+    job = cluster.submit(f"sbatch/{script}.sbatch", path, *experiments_in(cluster), options=("--gpus-per-node=2",))
     log = cluster.wait(job)
     assert cluster.show(job, "ExitCode") == "0:0", log
     assert json.loads((cluster.folder / "experiment_1/results.json").read_text())["cost"]["processes"] == 2
 
 
 def preempt(cluster: Cluster) -> None:
-    """Send off a job that takes both nodes away from all others, and wait until it has run."""
+    """Submit an urgent job that preempts all jobs on both nodes, and wait until it has ended."""
     script = cluster.folder / "urgent.sh"
     script.write_text("#!/bin/bash\nsleep 1\n")
     job = cluster.submit(script, options=("--partition=urgent", "--nodes=2", "--exclusive"))
@@ -222,7 +222,7 @@ def preempt(cluster: Cluster) -> None:
 
 def take_node_down() -> None:
     call("scontrol", "update", "nodename=node2", "state=down", "reason=test")
-    # Refused if the node's own daemon has reported in the meantime, and so brought it back.
+    # This fails if the node's daemon has already reported to the controller, which resumes the node.
     subprocess.run(["scontrol", "update", "nodename=node2", "state=resume"], check=False)
 
 
@@ -235,14 +235,14 @@ def take_node_down() -> None:
         ("node down", "start 2, on node[1-2]"),
     ],
 )
-def test_an_interrupted_job_continues_in_its_experiment_to_the_same_weights(
+def test_interrupted_job_resumes_its_experiment_and_reaches_the_same_weights(
     cluster, config_path, uninterrupted, fault, evidence
 ):
     experiment, script = cluster.folder / "experiment_1", cluster.folder / "train_det_ddp.sbatch"
     text = (ROOT / "sbatch/train_det_ddp.sbatch").read_text()
-    # Without the signal of its own choice a job gets only SIGTERM.
+    # Without --signal, a preempted job gets only SIGTERM.
     script.write_text(text.replace("#SBATCH --signal", "# --signal") if "without" in fault else text)
-    job = cluster.submit(script, config_path, *to(cluster), options=("--nodes=2",))
+    job = cluster.submit(script, config_path, *experiments_in(cluster), options=("--nodes=2",))
     until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
     if fault == "requeued":
         call("scontrol", "requeue", job)
@@ -257,19 +257,19 @@ def test_an_interrupted_job_continues_in_its_experiment_to_the_same_weights(
     assert int(re.search(r"resumed after step (\d+)", log)[1]) % STEPS
     assert [start["slurm"]["job"] for start in read_environments(experiment)] == [job, job]
     assert not (cluster.folder / "experiment_2").exists()
-    ours, theirs = weights(experiment), weights(uninterrupted)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    resumed, expected = weights(experiment), weights(uninterrupted)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     assert [line["step"] for line in read_metrics(experiment)] == [STEPS, 2 * STEPS]
     assert json.loads((experiment / "results.json").read_text())["steps"] == 2 * STEPS
 
 
-def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_path, monkeypatch):
+def test_time_limit_requeues_a_job_until_max_restarts(cluster, config_path, monkeypatch):
     monkeypatch.setenv("MAX_RESTARTS", "1")
     experiment = cluster.folder / "experiment_1"
-    arguments = (config_path, *to(cluster), "train.epochs=100", "train.eval_every_epochs=100")
+    arguments = (config_path, *experiments_in(cluster), "train.epochs=100", "train.eval_every_epochs=100")
     job = cluster.submit("sbatch/train_det_ddp.sbatch", *arguments)
     until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
-    end = datetime.now() + timedelta(seconds=100)  # less than what --signal asks for
+    end = datetime.now() + timedelta(seconds=100)  # earlier than the 180 seconds of --signal
     call("scontrol", "update", f"JobId={job}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
     until(lambda: "resumed after step" in cluster.log(job), 600, lambda: cluster.describe(job))
     saved = int(re.search(r"stopped: SIGUSR1; step_(\d+)", cluster.log(job))[1])
@@ -282,8 +282,8 @@ def test_the_time_limit_requeues_a_job_and_restarts_are_bounded(cluster, config_
     assert log.count("stopped: SIGUSR1") == 2
 
 
-def test_an_error_is_reported_once_and_not_requeued(cluster, config_path):
-    arguments = (config_path, "model.neck=fnp", *to(cluster))
+def test_failed_job_reports_its_error_once_and_is_not_requeued(cluster, config_path):
+    arguments = (config_path, "model.neck=fnp", *experiments_in(cluster))
     job = cluster.submit("sbatch/train_det_ddp.sbatch", *arguments, options=("--gpus-per-node=3",))
     log = cluster.wait(job)
     assert cluster.show(job, "ExitCode") == "2:0"
@@ -291,11 +291,11 @@ def test_an_error_is_reported_once_and_not_requeued(cluster, config_path):
 
 
 @pytest.mark.parametrize(("rank", "state"), [(0, "killed"), (1, "failed")])
-def test_a_process_that_dies_ends_the_job_within_30_seconds_and_it_is_not_requeued(cluster, config_path, rank, state):
+def test_dead_process_ends_the_job_within_30_seconds_without_requeue(cluster, config_path, rank, state):
     experiment = cluster.folder / "experiment_1"
-    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *to(cluster), options=("--nodes=2",))
+    job = cluster.submit("sbatch/train_det_ddp.sbatch", config_path, *experiments_in(cluster), options=("--nodes=2",))
     until(at_step(experiment, 10), 600, lambda: cluster.describe(job))
-    unlocked = cluster.folder / "unlocked"  # as a machine sees the experiment to which its locks are not visible
+    unlocked = cluster.folder / "unlocked"  # as seen from a machine on which the locks of this one are not visible
     unlocked.mkdir()
     shutil.copy(experiment / "status.json", unlocked)
     assert read_status(experiment).state == read_status(unlocked).state == "running"
@@ -303,22 +303,22 @@ def test_a_process_that_dies_ends_the_job_within_30_seconds_and_it_is_not_requeu
     log = cluster.wait(job, seconds=40)
     assert cluster.show(job, "ExitCode") == "137:0"
     assert f"node{rank + 1}: task {rank}: Killed" in log
-    others = re.findall(r"^error.*another process of this run died", log, re.MULTILINE)
-    assert len(others) == (rank != 0)  # without rank 0 the others cannot agree on who reports, and srun's line says it
+    reports = re.findall(r"^error.*another process of this run died", log, re.MULTILINE)
+    assert len(reports) == (rank != 0)  # without rank 0, only srun reports the death
     assert "a bug" not in log
     assert read_status(experiment).state == state
     assert read_status(unlocked).state == "killed"
 
 
 def rank_of(experiment: Path, rank: int) -> int:
-    """Return the process of a rank at work: the oldest with its number, because its loader processes have the same."""
-    found = [
+    """Return the process id of a running rank: the lowest, because its loader processes have the same SLURM_PROCID."""
+    process_ids = [
         pid
         for pid, words, environment in processes_of_jobs()
         if words[0].endswith("python") and f"SLURM_PROCID={rank}" in environment
         if "detection.training" in words and {str(experiment), str(experiment.parent)} & {*words}
     ]
-    return min(found)
+    return min(process_ids)
 
 
 GRID = """
@@ -336,7 +336,7 @@ columns:
 
 @pytest.fixture
 def grid_path(cluster, config_path, monkeypatch) -> Path:
-    """A grid whose last column cannot be trained."""
+    """Write a grid whose last column cannot be trained."""
     monkeypatch.setenv("SBATCH_GPUS_PER_NODE", "1")
     path = cluster.folder / "grid_test.yaml"
     path.write_text(GRID.format(config=config_path))
@@ -354,15 +354,15 @@ def states(grid_path: Path) -> list[str]:
     return [re.sub(r"^slim x (\w+) +0 +", r"\1: ", line) for line in lines]
 
 
-def test_a_grid_is_an_array_job_with_a_table_after_it(cluster, grid_path):
+def test_grid_is_submitted_as_an_array_job_and_a_table_job(cluster, grid_path):
     folder = grid_path.parent / "runs/slurm/grid_test-1"
-    rehearsal = submit(grid_path, "--max-running", "2", "--dry-run")
-    assert "--array=0-3%2" in rehearsal
+    dry_run = submit(grid_path, "--max-running", "2", "--dry-run")
+    assert "--array=0-3%2" in dry_run
     assert not folder.exists()
 
-    told = submit(grid_path, "--max-running", "2")
-    array, table = re.findall(r"job (\d+):", told)
-    assert "4 of 4 runs are missing" in told
+    submission = submit(grid_path, "--max-running", "2")
+    array, table = re.findall(r"job (\d+):", submission)
+    assert "4 of 4 runs are missing" in submission
     assert "0 of 4 runs are missing and not in the queue" in submit(grid_path)
     second = grid_path.parent / "runs/experiment_2"
     until(lambda: len(list(grid_path.parent.glob("runs/experiment_*"))) == 2, 600)
