@@ -39,7 +39,7 @@ class Classifier:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes for display."""
+        """Class names to display."""
         return display_names(self.class_ids)
 
     @property
@@ -50,7 +50,7 @@ class Classifier:
     def output_indices(self, class_ids: Sequence[str]) -> np.ndarray:
         """Return the index of the output for each class, (len(class_ids),) int64.
 
-        Classes are matched by name, or in order if the outputs are unnamed and there are as many of them as classes.
+        Classes are matched to outputs by name. Unnamed outputs are matched in order if there is one for each class.
         Raises DatasetError for a class without an output."""
         index = {name: output for output, name in enumerate(self.class_ids)}
         unknown = [name for name in class_ids if name not in index]

@@ -4,8 +4,8 @@
     root/cifar-10-batches-py/data_batch_1 ... test_batch       format: cifar10
     root/MNIST/raw/train-images-idx3-ubyte ...                 format: mnist; digits become grey RGB images
 
-Labels number the sorted folder names from 0, as torchvision's ImageFolder does. A folder named by a WordNet id of
-ImageNet-1k is displayed by the English name of its class.
+A label is the index of the folder in the sorted list of folders, as in torchvision's ImageFolder. Folders named by
+WordNet ids of ImageNet-1k are displayed with the English names of their classes.
 """
 
 import functools
@@ -56,7 +56,7 @@ def display_names(class_ids: Sequence[str]) -> list[str]:
 
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:
-    """Read one split of the data set of a config. Raises DatasetError if it is missing or in a different format."""
+    """Read one split of a config's data set. Raises DatasetError if it is missing or in a different format."""
     root = data_folder(config.root)
     if config.format == "folders":
         return read_folders(root / getattr(config, split))
@@ -64,7 +64,7 @@ def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledIm
 
 
 def read_folders(folder: Path) -> LabelledImages:
-    """Read a folder with one subfolder of images per class. Raises DatasetError if it has none, or an empty one."""
+    """Read a folder with one subfolder of images per class. Raises DatasetError if there are none or one is empty."""
     if not folder.is_dir():
         raise DatasetError(
             f"{folder}: no such folder; expected a folder with one subfolder of images per class. Correct data.root, "

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from classification.classifier import Classifier
     from data import LabelledImages
 
-MAX_PRINTED_CLASSES = 50  # the classes with the lowest accuracy
+MAX_PRINTED_CLASSES = 50  # those with the lowest accuracy are printed
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -40,7 +40,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("classifier", metavar="EXPERIMENT|CONFIG|WEIGHTS", help=CLASSIFIERS)
     parser.add_argument(
         "rest", nargs="*", metavar="DATA|section.field=value",
-        help="DATA: folder with one subfolder per class, or a data set with such a val/ (default: the config's data)",
+        help="DATA: folder with one subfolder per class, or a data set that has val/ (default: the config's data)",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=positive, default=64, help="images per batch and process (default: 64)")
     parser.add_argument(
@@ -114,7 +114,7 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
 
 
 def read_images(folder: Path | None, classifier: "Classifier") -> "LabelledImages":
-    """Return the images to score: those in `folder`, or if it is None the validation images of the classifier's config.
+    """Return the images in `folder`, or if it is None, the validation images of the classifier's config.
 
     Raises DatasetError if the images are missing, ConfigError if `folder` is None and the classifier has no config."""
     from classification.data import DataConfig, read_folders, read_split
@@ -123,7 +123,7 @@ def read_images(folder: Path | None, classifier: "Classifier") -> "LabelledImage
 
     if folder is None:
         if classifier.data is None:
-            raise ConfigError(f"{classifier.path}: no config that names its data; add a folder of images to score")
+            raise ConfigError(f"{classifier.path}: has no config that names data; add a folder of images to score")
         return read_split(classifier.data, "val")
     for name, (subfolder, *_) in FORMATS.items():
         if (folder / subfolder).is_dir():

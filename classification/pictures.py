@@ -18,7 +18,7 @@ EXAMPLE_PREDICTIONS = 3
 
 
 def draw_confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> None:
-    """Write the confusion matrix as a PNG: each row shows, for one true class, the predicted classes in percent.
+    """Write the confusion matrix as a PNG: rows are true classes, columns predicted ones, in percent of the row.
 
     If there are more than MAX_MATRIX_CLASSES classes, those in the most frequent confusions are shown.
     labels, predicted: (N,) int, true and predicted class of each image."""

@@ -22,7 +22,7 @@ class DataConfig(Config):
 
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:
-    """Read one split of the data set of a config. Raises DatasetError if it is missing or unreadable."""
+    """Read one split of a config's data set. Raises DatasetError if it is missing or unreadable."""
     return read_own_files(config.format, data_folder(config.root), split == "train")
 
 

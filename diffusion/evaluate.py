@@ -3,8 +3,8 @@
 python -m diffusion.evaluate experiments/experiment_12 --classifier experiments/experiment_13 --samples 500
 
 agreement         share of the samples that the classifier assigns to the class they were generated for
-frechet_distance  Frechet distance between Gaussians fitted to the classifier's last features of the samples and of
-                  real validation images (Heusel et al., arXiv 1706.08500)
+frechet_distance  Frechet distance between Gaussians fitted to the features of samples and of real validation images;
+                  features are the inputs of the classifier's last layer (Heusel et al., arXiv 1706.08500)
 kernel_distance   squared maximum mean discrepancy between the same features, with a cubic kernel; unbiased for any
                   number of images (Binkowski et al., arXiv 1801.01401)
 fid               Frechet distance in the features of the standard Inception network, if its weights are present

@@ -73,16 +73,16 @@ class DecoderLevel(nn.Module):
     def forward(self, x: Tensor, skip: Tensor, time: Tensor) -> Tensor:
         height, width = skip.shape[1:3]
         x = self.expand(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, 2H, 2W, dim)
-        x = torch.cat([x[:, :height, :width], skip], dim=-1)  # crop 8 to 7 if 7 was padded to 8, then merged to 4
+        x = torch.cat([x[:, :height, :width], skip], dim=-1)  # a side of 7 was padded to 8, merged to 4, expanded to 8
         return self.blocks(self.fuse(x) + self.time(time)[:, None, None])
 
 
 class SwinUNet(nn.Module):
-    """Predict the noise in images, or another target of their shape (see diffusion/schedule.py).
+    """Predict the noise in images, or v (see diffusion/schedule.py).
 
     embed_dim, depths, num_heads, window_size, patch_size: sizes of the encoder, see model.SwinTransformer.
     image_channels: channels of images and predictions. num_classes: this is also the label for "no class".
-    There is no stochastic depth, because the noise regularizes enough.
+    Stochastic depth is off, because the noise regularizes enough.
     """
 
     def __init__(

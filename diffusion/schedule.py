@@ -4,8 +4,8 @@ Noise is added to an image x as x_t = sqrt(a_t) x + sqrt(1 - a_t) n, where n is 
 to timesteps - 1. a_t (alphas_cumprod in diffusers) falls from nearly 1 to nearly 0:
 
     cosine    a_t is the squared cosine of Nichol and Dhariwal (arXiv 2102.09672, eq. 17)
-    linear    the noise variance beta_t rises linearly from 0.1 / timesteps to 20 / timesteps, at most 0.999; for 1,000
-              timesteps this is the 1e-4 to 0.02 of Ho et al. (arXiv 2006.11239)
+    linear    the noise variance beta_t rises linearly from 0.1 / timesteps to 20 / timesteps (at most 0.999); for 1,000
+              timesteps these are the 1e-4 and 0.02 of Ho et al. (arXiv 2006.11239)
 
 The model predicts the noise n ("epsilon"), or v = sqrt(a_t) n - sqrt(1 - a_t) x (Salimans and Ho, arXiv 2202.00512).
 """
@@ -26,7 +26,7 @@ TRAILING = {"timestep_spacing": "trailing"}  # sampling starts at the last times
 SAMPLERS = {
     "ddpm": ("DDPMScheduler", TRAILING),  # arXiv 2006.11239: adds noise in every step; best with all timesteps
     "ddim": ("DDIMScheduler", TRAILING),  # arXiv 2010.02502: adds no noise; a tenth of the timesteps is enough
-    # arXiv 2211.01095: needs even fewer. The cosine schedule ends in nearly pure noise, so clip its log SNR.
+    # arXiv 2211.01095: even fewer are enough. Clip the log SNR, as the cosine schedule ends in nearly pure noise.
     "dpm++": ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}),
 }
 

@@ -2,8 +2,8 @@
 
     download("https://host/file.zip", Path("datasets/file.zip"), size=1_048_576, sha256="30e14955")
 
-Bytes are received in `file.zip.part`. A later call resumes it only if a checksum is given: without one, parts of two
-different versions of the file could be joined unnoticed. torch.hub and pooch always start over.
+Received bytes are stored in `file.zip.part`. A later call resumes only if a checksum is given: without one, parts of
+two different versions of the file could be joined unnoticed. torch.hub and pooch always start over.
 """
 
 import os

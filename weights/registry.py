@@ -155,7 +155,7 @@ def listing(folder: Path) -> str:
     return table(rows)
 
 
-# ---- reading a file of weights --------------------------------------------------------------------------------
+# ---- reading a weights file -----------------------------------------------------------------------------------
 
 
 def read_weights(path: Path, average: bool = True) -> dict[str, Tensor]:
@@ -186,8 +186,8 @@ def read_weights(path: Path, average: bool = True) -> dict[str, Tensor]:
 def unwrap(content: object, path: Path) -> dict[str, Tensor]:
     """Return the weights in what a training program saved, without the dictionaries around them.
 
-    If several dictionaries contain tensors, the first key in WRAPPERS decides. Raises ValueError, with the cure, if
-    there are no weights, or several dictionaries and none under a key in WRAPPERS."""
+    If several dictionaries contain tensors, the one under the first key in WRAPPERS is used. Raises ValueError with
+    the cure if there are no weights, or several dictionaries and none under a key in WRAPPERS."""
     while isinstance(content, dict):
         inner = [key for key, value in content.items() if isinstance(value, dict) and _has_tensors(value)]
         key = next((key for key in WRAPPERS if key in inner), None)
@@ -224,11 +224,11 @@ def strip_common_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def identified(path: Path) -> str:
-    """Return the path and the start of the SHA-256 of a file, for a log."""
+    """Return a file's path and the start of its SHA-256, for logs."""
     return f"{path} (SHA-256 {file_sha256(path)[:8]})"
 
 
-# ---- describing a file of weights -----------------------------------------------------------------------------
+# ---- describing a weights file --------------------------------------------------------------------------------
 
 
 def describe(path: Path) -> dict[str, str]:
@@ -236,13 +236,13 @@ def describe(path: Path) -> dict[str, str]:
     weights, digest = read_weights(path), file_sha256(path)
     if path.suffix == SUFFIX:
         facts = read_safetensors(path)[1]
-        kind = f"release of this project with {', '.join(sorted(facts))}" if facts else "public checkpoint, safetensors"
+        kind = f"release of this project: {', '.join(sorted(facts))}" if facts else "public checkpoint, safetensors"
     else:
         kind = "checkpoint of a run of this project" if is_checkpoint(path) else "public checkpoint"
     names = [
         entry.name
         for entry in read_registry().weights
-        if (digest.startswith(entry.sha256) if entry.sha256 else path.name == entry.file)  # not all state one
+        if (digest.startswith(entry.sha256) if entry.sha256 else path.name == entry.file)  # checksum may be unknown
     ]
     return {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",

@@ -38,7 +38,7 @@ def release_metadata(
 ) -> dict[str, str]:
     """Return the metadata of an experiment's weights, for `save_release`.
 
-    config: the config of the experiment. category_ids: of a detector's classes, by label; None: no such entry."""
+    config: the experiment's config. category_ids: those of a detector's classes, by label; None: omit this entry."""
     metadata = {
         "task": task,
         "config": dump_yaml(strip_local_paths(config)),
@@ -60,9 +60,9 @@ def strip_local_paths(data: Any) -> Any:
 
 
 def weights_in(path: Path) -> Path:
-    """Return the weights file in a published folder, an experiment's newest checkpoint, or `path` if it is no folder.
+    """Return the weights in a published folder, the newest checkpoint of an experiment, or else `path` itself.
 
-    `path` need not exist. Raises CheckpointError if a folder contains neither."""
+    `path` need not exist. Raises CheckpointError if it is a folder without weights."""
     if (path / PUBLISHED_WEIGHTS).is_file():
         return path / PUBLISHED_WEIGHTS
     return newest_checkpoint(path / "checkpoints") if path.is_dir() else path

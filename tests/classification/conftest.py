@@ -33,7 +33,7 @@ def draw(root: Path, split: str, images_per_class: int) -> None:
 
 @pytest.fixture(scope="session")
 def colours_root(tmp_path_factory) -> Path:
-    """Return the root: 8 training images per class; 3 validation images of the first two classes, 2 of each other."""
+    """Return a root with 8 training images per class, 3 validation images of the first two classes, 2 of the rest."""
     root = tmp_path_factory.mktemp("colours")
     draw(root, "train", 8)
     draw(root, "val", 3)

@@ -346,7 +346,7 @@ def test_inspect_describes_a_run_by_its_experiment_and_a_release(command):
     assert "checkpoint of a run of this project" in out
     assert "swin_slim" in out
     save_as("release.safetensors", ONE)
-    assert "release of this project with step" in command("inspect", "release.safetensors")[1]
+    assert "release of this project: step" in command("inspect", "release.safetensors")[1]
 
 
 @pytest.mark.parametrize(
