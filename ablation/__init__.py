@@ -1,1 +1,1 @@
-"""Experiments side by side, for every task: what differs, and whether the difference is real."""
+"""Train grids of experiments, compare their scores, and test which differences are significant; for every task."""

@@ -1,11 +1,11 @@
-"""Set experiments side by side, and say which differences are real.
+"""Compare experiments side by side, and test which differences are significant.
 
     python -m ablation.compare experiments/experiment_2 experiments/experiment_3 --baseline experiments/experiment_2
     python -m ablation.compare configs/grid_coco.yaml --format latex --columns AP50,AP_small,parameters,gflops
     python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html
 
-Experiments with the same recipe but for the seed share a cell of the table. Every difference comes with a 95%
-interval and a corrected p value from a paired bootstrap over the validation images (stats/bootstrap.py).
+Experiments that differ only in their seed share a cell of the table. Every difference has a 95% interval and a
+corrected p value from a paired bootstrap over the validation images (stats/bootstrap.py).
 """
 
 import argparse
@@ -25,56 +25,56 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m ablation.compare",
-        description="Scores of experiments side by side, with honest uncertainty.",
+        description="Compare the scores of experiments, with 95% intervals and corrected p values.",
         epilog="example: python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html",
     )
-    parser.add_argument("what", nargs="+", type=Path, metavar="EXPERIMENT|GRID", help="experiments, or one grid file")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="EXPERIMENT|GRID", help="experiments, or a grid file")
     add_options(parser)
     arguments = parser.parse_args(words)
     check_output(arguments)
-    for path in arguments.what:
+    for path in arguments.paths:
         (check_config if path.suffix == ".yaml" else check_experiment)(path)
     return arguments
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this command and of `ablation.grid table`."""
-    parser.add_argument("--baseline", help="experiment or 'row x column' to measure from (default: the first)")
-    parser.add_argument("--pairs", action="store_true", help="every pair, not only from the baseline (not in csv)")
-    parser.add_argument("--format", choices=tuple(SUFFIXES), help="default: by --output's suffix, or md")
-    parser.add_argument("--output", type=Path, help="file to write (default: the terminal; html: comparison.html)")
-    columns = f"more columns, of {','.join(COLUMNS)}, or all (csv, html: always)"
+    """Add the options that this command shares with `ablation.grid table`."""
+    parser.add_argument("--baseline", help="cell to compare with: an experiment or 'row x column' (default: the first)")
+    parser.add_argument("--pairs", action="store_true", help="every pair, not only with the baseline (ignored by csv)")
+    parser.add_argument("--format", choices=tuple(SUFFIXES), help="default: from the suffix of --output, else md")
+    parser.add_argument("--output", type=Path, help="file to write (default: print the text; html: comparison.html)")
+    columns = f"columns to add: any of {','.join(COLUMNS)}, or all (csv and html always have all)"
     parser.add_argument("--columns", type=column_names, default=(), help=columns)
-    parser.add_argument("--per-class", action="store_true", help="score of every class, and its change (html: always)")
-    parser.add_argument("--errors", action="store_true", help="errors by kind, and their change (html: always)")
-    parser.add_argument("--replicates", type=replicate_count, default=1000, help="resamples of the images")
-    parser.add_argument("--force", action="store_true", help="show what cannot be compared, with a warning in it")
-    parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
+    parser.add_argument("--per-class", action="store_true", help="add each class's score and change (html: always)")
+    parser.add_argument("--errors", action="store_true", help="add errors by kind and their changes (html: always)")
+    parser.add_argument("--replicates", type=replicate_count, default=1000, help="bootstrap resamples (default: 1000)")
+    parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, with a warning")
+    parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the runs")
 
 
 def replicate_count(text: str) -> int:
-    """Parse --replicates: at least 100, so that 95% intervals can be read from them."""
+    """Parse --replicates: an integer of at least 100, because fewer resamples give no usable 95% interval."""
     if not text.isdecimal() or int(text) < 100:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 100 up")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer of at least 100")
     return int(text)
 
 
 def check_output(arguments: argparse.Namespace) -> None:
-    """Choose the format by --output's suffix if --format is not given.
+    """Set the format from the suffix of --output if --format is not given.
 
-    Raises ValueError, before any work, if the file cannot be written or has an unknown suffix."""
+    Raises ValueError if the folder of --output does not exist or if its suffix is unknown."""
     path = arguments.output
     if path and (not path.parent.is_dir() or path.is_dir()):
-        raise ValueError(f"--output {path}: expected a file in a folder that exists")
+        raise ValueError(f"--output {path}: expected a file in an existing folder")
     if path and not arguments.format:
         arguments.format = next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), None)
         if not arguments.format:
-            raise ValueError(f"--output {path}: end it in {', '.join(SUFFIXES.values())}, or give --format")
+            raise ValueError(f"--output {path}: unknown suffix; use {', '.join(SUFFIXES.values())}, or --format")
     arguments.format = arguments.format or "md"
 
 
 def column_names(text: str) -> Sequence[str]:
-    """Parse --columns: 'AP50,gflops', names of COLUMNS, or 'all'."""
+    """Parse --columns: comma-separated keys of COLUMNS such as 'AP50,gflops', or 'all'."""
     names = text.split(",")
     for name in names:
         if name not in (*COLUMNS, "all"):
@@ -83,19 +83,19 @@ def column_names(text: str) -> Sequence[str]:
 
 
 def main(arguments: argparse.Namespace, _: None) -> None:
-    """Compare as the command line says."""
-    show(arguments.what, arguments)
+    """Run the command."""
+    show_comparison(arguments.paths, arguments)
 
 
-def show(what: Sequence[Path], arguments: argparse.Namespace) -> None:
-    """Compare a grid or experiments, and print or write the comparison in the format asked for."""
+def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace) -> None:
+    """Compare a grid or experiments, and print the comparison or write it to --output."""
     from ablation import tables
     from ablation.cells import compare
     from engine.files import write_text
     from engine.terminal import printable_lines
 
     options = {name: getattr(arguments, name) for name in ("baseline", "pairs", "replicates", "force")}
-    comparison, path = compare(what, arguments.experiments, **options), arguments.output
+    comparison, path = compare(paths, arguments.experiments, **options), arguments.output
     if arguments.format == "html":
         from ablation.report import write_report  # imports matplotlib
 
@@ -109,7 +109,7 @@ def show(what: Sequence[Path], arguments: argparse.Namespace) -> None:
             sys.stdout.write(printable_lines(text))
             picture = comparison.best and comparison.best.runs[0].path / "detections.png"
             if arguments.format == "md" and picture and picture.is_file():
-                print(f"what the best cell finds: {picture}")
+                print(f"example detections of the best cell: {picture}")
     if path:
         print(f"written to {path}")
 

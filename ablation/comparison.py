@@ -1,6 +1,6 @@
-"""What a comparison holds: cells of finished experiments, differences between them with intervals, and warnings.
+"""The data of a comparison: cells of finished experiments, differences with their intervals, and warnings.
 
-Data only: ablation/tables.py, sentences.py and report.py say how they are shown.
+ablation/tables.py, sentences.py and report.py turn these data into text and HTML.
 """
 
 import math
@@ -15,7 +15,7 @@ from stats.contrasts import detectable_difference
 
 
 class Note(NamedTuple):
-    """Why one seed of a cell has no score, or a score that deserves a warning."""
+    """Why one seed of a cell has no score, or why its score comes with a warning."""
 
     seed: int
     kind: str  # waiting, running, stopped, killed, failed, stale
@@ -23,12 +23,12 @@ class Note(NamedTuple):
 
     @property
     def reason(self) -> str:
-        return f"{self.kind}: {self.detail}".removesuffix(": ")
+        return f"{self.kind} ({self.detail})".removesuffix(" ()")
 
 
 @dataclass
 class Cell:
-    """One place of the table: a way to train, such as a backbone with a neck."""
+    """One cell of the table: a recipe, such as a backbone with a neck, and its runs."""
 
     row: str
     column: str
@@ -44,28 +44,28 @@ class Cell:
         return f"{self.row} x {self.column}"
 
     @property
-    def scored(self) -> list[Run]:
+    def scored_runs(self) -> list[Run]:
         """The runs whose score is defined."""
         return [run for run in self.runs if run.score is not None]
 
     @property
     def scores(self) -> list[float]:
-        return [run.score for run in self.scored]
+        return [run.score for run in self.scored_runs]
 
     @property
     def mean(self) -> float | None:
-        """Mean score over seeds, None without any."""
+        """Mean score over seeds; None if no run has a score."""
         return statistics.fmean(self.scores) if self.scores else None
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation of the score over seeds, None below two."""
+        """Sample standard deviation of the score over seeds; None with fewer than two."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def mean_of(self, section: str, name: str) -> float | None:
-        """Mean over seeds of a number in results.json, such as ("scores", "AP50"); None where a run has none.
+        """Return the mean over seeds of a number in results.json; None if a run does not have it.
 
-        section: scores, cost, or the name of a dict in errors, such as delta_AP50."""
+        section: scores, cost, delta_AP50 or counts. name: key in the section, such as AP50."""
         values = []
         for run in self.runs:
             owner = run.results.errors if section in ("delta_AP50", "counts") else run.results
@@ -76,12 +76,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """A contrast of scores with its uncertainty."""
+    """A difference between scores, or a main effect or interaction, with its uncertainty."""
 
     label: str
     interval: Interval
-    p_holm: float  # corrected for the differences that were tested together
-    together: int  # how many these were
+    p_holm: float  # p, Holm-corrected for the differences that were tested together
+    num_tests: int  # how many were tested together
 
     @property
     def significant(self) -> bool:
@@ -89,13 +89,13 @@ class Difference:
 
     @property
     def smallest_detectable(self) -> float:
-        """The true difference that would be significant in 80% of such experiments; nan where nothing varies."""
-        return detectable_difference(self.interval.standard_error, self.together)
+        """The true difference that would be significant in 80% of such experiments; nan if the standard error is 0."""
+        return detectable_difference(self.interval.standard_error, self.num_tests)
 
 
 @dataclass
 class Comparison:
-    """Scores side by side. Rows and columns are in the order in which they are shown."""
+    """A table of cells, and what was computed from them. Rows and columns are in display order."""
 
     title: str
     metric: str
@@ -103,68 +103,68 @@ class Comparison:
     column_name: str  # "neck"
     rows: list[str]
     columns: list[str]
-    cells: dict[Place, Cell]  # every (row, column) that was asked for; without runs where there is none yet
+    cells: dict[Place, Cell]  # by (row, column); a cell without finished runs has no runs
     baseline: Place
-    replicates: int  # resamples behind each interval
-    differences: list[Difference] = field(default_factory=list)  # from the baseline, or of every pair
-    row_effects: list[Difference] = field(default_factory=list)  # empty where the grid is too small for effects
+    replicates: int  # number of bootstrap resamples
+    differences: list[Difference] = field(default_factory=list)  # from the baseline, or between all pairs
+    row_effects: list[Difference] = field(default_factory=list)  # empty without two complete rows and two columns
     column_effects: list[Difference] = field(default_factory=list)
     interactions: list[Difference] = field(default_factory=list)
-    # name of a score to its interval, for those that can be computed on a resample
+    # by name of a score; only scores that can be recomputed on a resample have an interval
     intervals: dict[Place, dict[str, Interval]] = field(default_factory=dict)
-    # class name to its score, and to its change against the baseline; only the choice of images is uncertain in these
+    # by class name; these intervals cover the choice of images only, not the seeds
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @property
     def num_runs(self) -> int:
-        """How many runs were asked for, whatever became of them."""
+        """Number of runs in the comparison, finished or not."""
         return sum(len({each.seed for each in (*cell.runs, *cell.notes)}) for cell in self.cells.values())
 
     @property
-    def filled(self) -> list[Cell]:
-        """Cells with a score, row by row."""
+    def scored_cells(self) -> list[Cell]:
+        """Cells with a score, in the order of `cells`."""
         return [cell for cell in self.cells.values() if cell.mean is not None]
 
     @property
-    def base(self) -> Cell:
-        """The cell that differences are measured from."""
+    def baseline_cell(self) -> Cell:
+        """The cell that differences are measured from; `baseline` is its (row, column)."""
         return self.cells[self.baseline]
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the score is a loss."""
+        """Whether a lower score is better, as for a loss."""
         return any(run.results.lower_is_better for cell in self.cells.values() for run in cell.runs)
 
     @property
     def best(self) -> Cell | None:
         """The cell with the best mean score."""
-        return best_of(self.filled, self.lower_is_better)
+        return best_of(self.scored_cells, self.lower_is_better)
 
     @property
-    def images(self) -> int:
-        """Validation images behind the scores."""
-        return self.filled[0].runs[0].results.protocol.images
+    def num_images(self) -> int:
+        """Number of validation images."""
+        return self.scored_cells[0].runs[0].results.protocol.images
 
     @property
     def class_metric(self) -> str:
-        """Name of the score of one class: the first in results.json's per_class, such as AP of mAP."""
-        classes = self.filled[0].runs[0].results.per_class
+        """Name of the per-class score: the first key under per_class in results.json, such as AP."""
+        classes = self.scored_cells[0].runs[0].results.per_class
         return next(iter(next(iter(classes.values()), {})), self.metric)
 
     @property
     def detectable(self) -> float:
-        """The true difference that this many images and seeds would have shown four times out of five, typically."""
+        """The typical detectable difference: the median of `smallest_detectable` over the differences."""
         each = [difference.smallest_detectable for difference in self.differences]
         return statistics.median([value for value in each if not math.isnan(value)] or [math.nan])
 
     @property
-    def seeds_are_uncertain(self) -> bool:
-        """Whether the intervals hold for other seeds too, because some cell has several."""
-        return any(len(cell.scores) > 1 for cell in self.filled)
+    def has_several_seeds(self) -> bool:
+        """Whether some cell has several seeds, so that the intervals include the variation between seeds."""
+        return any(len(cell.scores) > 1 for cell in self.scored_cells)
 
 
 def best_of(cells: Sequence[Cell], lower_is_better: bool) -> Cell | None:
-    """The cell with the best mean score, None without any."""
+    """Return the cell with the best mean score; None if `cells` is empty."""
     return min(cells, key=lambda cell: cell.mean if lower_is_better else -cell.mean, default=None)

@@ -1,13 +1,13 @@
-"""Run a grid of experiments, see how far it is, and set its scores side by side.
+"""Train a grid of experiments, show its progress, and compare the scores.
 
     python -m ablation.grid run    configs/grid_coco.yaml [--only 'ResNet50Backbone_B x fpn'] [--parallel 2]
     python -m ablation.grid submit configs/grid_coco.yaml [--max-running 4] [--dry-run]
     python -m ablation.grid status configs/grid_coco.yaml
     python -m ablation.grid table  configs/grid_coco.yaml [options of ablation.compare]
 
-`run` trains what is missing, on a CPU several runs at a time; it resumes what was stopped, killed or failed, and skips
-what is done. A stale run (its recipe, data or code has changed) is left alone unless --rerun-stale is given.
-`submit` has Slurm do that, as one array job (ablation/slurm.py, sbatch/grid.sbatch).
+`run` trains the missing runs, several at a time on a CPU. It resumes runs that were stopped, killed or failed, and
+skips finished ones. Stale runs (their recipe, data or code has changed) are trained again only with --rerun-stale.
+`submit` does the same as one Slurm array job (ablation/slurm.py, sbatch/grid.sbatch).
 """
 
 import argparse
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 
 def main(arguments: argparse.Namespace, _: None) -> None:
-    """Do what the command line says."""
+    """Run the action."""
     arguments.do(arguments)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; `do` is the function of the action."""
+    """Parse the command line; `do` is the function that runs the action."""
     parser = argparse.ArgumentParser(
         prog="python -m ablation.grid",
-        description="Train every cell of a grid file, as numbered experiments, and compare them.",
+        description="Train every cell and seed of a grid file as numbered experiments, and compare their scores.",
         epilog="example: python -m ablation.grid run configs/grid_quickstart.yaml --only '* x fpn'",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="run|submit|status|table")
     for name, do, text in (
-        ("run", run_grid, "train what is missing, several runs at a time on a CPU"),
-        ("submit", submit_grid, "have Slurm train what is missing, as one array job, and then write the table"),
-        ("status", print_status, "how far each cell is"),
-        ("table", print_table, "the scores side by side"),
+        ("run", run_grid, "train the missing runs, several at a time on a CPU"),
+        ("submit", submit_grid, "train the missing runs as one Slurm array job, then write the table"),
+        ("status", print_status, "show the state of each run"),
+        ("table", print_table, "compare the scores of the cells"),
     ):
         action = actions.add_parser(name, help=text, description=text)
         action.set_defaults(do=do)
@@ -50,24 +50,24 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         if name == "table":
             compare.add_options(action)
             continue
-        action.add_argument("--only", metavar="'ROW x COLUMN'", help="these cells alone; * and ? match anything")
-        action.add_argument("--seeds", type=seed_list, metavar="0,1,2", help="these seeds alone")
-        action.add_argument("--experiments", type=Path, default=Path("experiments"), help="where runs are kept")
+        action.add_argument("--only", metavar="'ROW x COLUMN'", help="only matching cells; * and ? are wildcards")
+        action.add_argument("--seeds", type=seed_list, metavar="0,1,2", help="only these seeds")
+        action.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the runs")
         if name in ("run", "submit"):
-            action.add_argument("--rerun-stale", action="store_true", help="train stale cells again")
+            action.add_argument("--rerun-stale", action="store_true", help="train stale runs again, as new experiments")
         if name == "run":
             action.add_argument(
                 "--parallel", type=positive, metavar="N",
-                help="runs at a time (default: on a CPU one per core and 2 GiB of memory; with GPUs or --launcher 1)",
+                help="parallel runs (default: 1 with GPUs or --launcher; on a CPU one per core and 2 GiB of memory)",
             )  # fmt: skip
             add_launcher(action)
         if name == "submit":
-            action.add_argument("--max-running", type=positive, metavar="N", help="tasks at a time (default: no limit)")
-            action.add_argument("--dry-run", action="store_true", help="show what would be sent, and what Slurm says")
-    task = actions.add_parser("task", description="one task of what `submit` has sent off")  # for sbatch/grid.sbatch
+            action.add_argument("--max-running", type=positive, metavar="N", help="parallel tasks (default: no limit)")
+            action.add_argument("--dry-run", action="store_true", help="show the jobs without submitting them")
+    task = actions.add_parser("task", description="run one task of a submission")  # for sbatch/grid.sbatch
     task.set_defaults(do=run_task)
-    task.add_argument("folder", type=Path, help="of the submission")
-    task.add_argument("--index", type=int, required=True, help="of the task in the array")
+    task.add_argument("folder", type=Path, help="folder of the submission")
+    task.add_argument("--index", type=int, required=True, help="index of the task in the array")
     add_launcher(task)
     arguments = parser.parse_args(words)
     if arguments.action != "task":
@@ -78,18 +78,18 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says how runs are started."""
+    """Add --launcher, the command that starts runs."""
     parser.add_argument(
         "--launcher", type=shlex.split, default=[sys.executable], metavar="COMMAND",
-        help="starts the module of a run, such as 'torchrun --standalone --nproc_per_node=4' "
+        help="command that starts each run, such as 'torchrun --standalone --nproc_per_node=4' "
         "(default: python, one process)",
     )  # fmt: skip
 
 
 def seed_list(text: str) -> Sequence[int]:
-    """Parse '0,1,2'."""
+    """Parse --seeds: comma-separated integers, such as '0,1,2'."""
     if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected seeds, such as 0,1,2")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected comma-separated seeds such as 0,1,2")
     return [int(part) for part in text.split(",")]
 
 
@@ -97,7 +97,7 @@ def seed_list(text: str) -> Sequence[int]:
 
 
 def run_grid(arguments: argparse.Namespace) -> None:
-    """Train every job that is not done. Raises RunError at the end if any has failed."""
+    """Train every job that is not done. Raises RunError at the end if a job was stopped, killed or failed."""
     from ablation.plan import UNFINISHED, read_grid
     from ablation.runner import default_parallel, run
     from engine.command import RunError
@@ -113,44 +113,44 @@ def run_grid(arguments: argparse.Namespace) -> None:
         lines = [f"{names[0] if len(names) == 1 else f'{len(names)} runs'}: {why}" for why, names in reasons.items()]
         raise RunError("\n  ".join([f"{len(bad)} of {len(jobs)} runs did not finish", *lines]))
     if "stale" in kinds:
-        print("stale runs were left alone; to train them again, as new experiments: --rerun-stale")
+        print("stale runs were skipped; --rerun-stale trains them again as new experiments")
 
 
 # ---- under Slurm -------------------------------------------------------------------------------------------
 
 
 def submit_grid(arguments: argparse.Namespace) -> None:
-    """Submit what is missing and not in the queue already."""
+    """Submit the missing runs that are not in the queue."""
     from ablation import slurm
     from ablation.plan import read_cells, read_grid, state_of
-    from ablation.runner import is_wanted, one_at_a_time
+    from ablation.runner import is_missing, scheduling_lock
 
     if not Path("sbatch/grid.sbatch").is_file():
-        raise ValueError(f"{Path.cwd()}: no sbatch/grid.sbatch here; submit from the folder of the project")
+        raise ValueError(f"{Path.cwd()}: sbatch/grid.sbatch not found; run this command from the project's root folder")
     grid = read_grid(arguments.grid)
     experiments, jobs = arguments.experiments, grid.select(arguments.only, arguments.seeds)
-    with one_at_a_time(experiments):
+    with scheduling_lock(experiments):
         cells = read_cells(experiments)
         tasks = slurm.tasks_of(grid.jobs, slurm.read_submissions(experiments))
         live = {job for job, task in tasks.items() if not task.ended}
-        missing = [job for job in jobs if job not in live and is_wanted(state_of(job, cells), arguments.rerun_stale)]
+        missing = [job for job in jobs if job not in live and is_missing(state_of(job, cells), arguments.rerun_stale)]
         print(f"{len(missing)} of {len(jobs)} runs are missing and not in the queue")
         if not missing:
-            print(f"nothing to submit; the table: {again(arguments, 'table')}")
+            print(f"nothing to submit; to compare the scores: {follow_up(arguments, 'table')}")
             if any(state_of(job, cells).kind == "stale" for job in jobs):
-                print("stale runs were left alone; to train them again, as new experiments: --rerun-stale")
+                print("stale runs were skipped; --rerun-stale trains them again as new experiments")
             return
         submission = slurm.prepare(arguments.grid, experiments, missing, arguments.rerun_stale)
         if arguments.dry_run:
-            print(slurm.rehearse(submission, arguments.max_running))
+            print(slurm.preview(submission, arguments.max_running))
             return
         submission = slurm.submit(submission, arguments.max_running)
     print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: the table, in {submission.folder}")
-    print(f"to see how far it is: {again(arguments, 'status')}")
+    print(f"to see their progress: {follow_up(arguments, 'status')}")
 
 
-def again(arguments: argparse.Namespace, action: str) -> str:
-    """Return what to type for another look at the same grid."""
+def follow_up(arguments: argparse.Namespace, action: str) -> str:
+    """Return the command line that runs another action on the same grid."""
     words = ["python", "-m", "ablation.grid", action, arguments.grid, "--experiments", arguments.experiments]
     return shlex.join(map(str, words))
 
@@ -163,7 +163,7 @@ def run_task(arguments: argparse.Namespace) -> None:
 
 
 def print_status(arguments: argparse.Namespace) -> None:
-    """Print how far each job is."""
+    """Print the state of each job."""
     from ablation.plan import read_grid
 
     grid = read_grid(arguments.grid)
@@ -171,12 +171,12 @@ def print_status(arguments: argparse.Namespace) -> None:
 
 
 def print_table(arguments: argparse.Namespace) -> None:
-    """Print or write the scores side by side."""
-    compare.show([arguments.grid], arguments)
+    """Print the comparison or write it to --output."""
+    compare.show_comparison([arguments.grid], arguments)
 
 
 def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
-    """Return a table of all jobs: how far each is, where, and for what is not done, what Slurm says of it."""
+    """Return a table with the state and experiment of each job, and the Slurm state of each job that is not done."""
     from ablation import slurm
     from ablation.plan import read_cells, state_of
     from records.experiment import table

@@ -1,7 +1,7 @@
-"""Grid files: which cells they ask for, and how far each of them is.
+"""Grid files: the runs they define, and the state of each run.
 
-A grid file names rows (a task's config each), columns and seeds; `Grid.jobs` lists what there is to train. Each job
-becomes an ordinary numbered experiment, whose cell.json says which job it is, with what recipe and code it was started.
+A grid file names rows (each with a config of a task), columns and seeds; `Grid.jobs` lists the runs to train. Each job
+becomes a numbered experiment. The cell.json in it records the job, and the recipe and code that it was started with.
 """
 
 import fnmatch
@@ -35,32 +35,32 @@ from records.results import Place, read_object, read_results
 from records.status import Status, read_status
 
 UNFINISHED = ("stopped", "killed", "failed")  # states of runs that can be resumed
-CELL = ("grid", "task", "row", "column", "seed", "recipe")  # what cell.json has at least
+CELL = ("grid", "task", "row", "column", "seed", "recipe")  # required keys of cell.json
 
 
-# ---- what a grid file says ---------------------------------------------------------------------------------
+# ---- grid files --------------------------------------------------------------------------------------------
 
 
 class ColumnConfig(Config):
-    """A column of the table: what it changes in every row."""
+    """A column of the table: overrides that apply to every row."""
 
-    name: str = Field(description="in the table")
-    overrides: tuple[str, ...] = Field((), description="section.field=value each")
+    name: str = Field(description="name in the table")
+    overrides: tuple[str, ...] = Field((), description="list of section.field=value")
 
 
 class RowConfig(ColumnConfig):
-    """A row of the table: a config, and what it changes in it."""
+    """A row of the table: a config and overrides."""
 
-    config: str = Field(description="YAML file of the task")
-    columns: tuple[str, ...] | None = Field(None, description="the columns that this row has; null: all")
+    config: str = Field(description="config file of the task")
+    columns: tuple[str, ...] | None = Field(None, description="columns to train for this row; null: all")
 
 
 class GridConfig(Config):
-    """A grid file. A row's override wins over a column's, and both over the grid's."""
+    """A grid file. If a field is set more than once, the row wins over the column, and both over the grid."""
 
-    task: str = Field(description="module that trains a cell, such as detection.training")
-    seeds: tuple[int, ...] = Field(min_length=1, description="train.seed of the runs of each cell")
-    overrides: tuple[str, ...] = Field((), description="section.field=value each, for every cell")
+    task: str = Field(description="training module of the task, such as detection.training")
+    seeds: tuple[int, ...] = Field(min_length=1, description="values of train.seed; each cell is trained once per seed")
+    overrides: tuple[str, ...] = Field((), description="list of section.field=value, for every cell")
     rows: tuple[RowConfig, ...] = Field(min_length=1)
     columns: tuple[ColumnConfig, ...] = Field(min_length=1)
 
@@ -70,7 +70,7 @@ class GridConfig(Config):
         for what, names in (("rows", [row.name for row in self.rows]), ("columns", columns), ("seeds", self.seeds)):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
-                raise ValueError(f"{what}: {repeated[0]} is there twice")
+                raise ValueError(f"{what}: {repeated[0]} is listed more than once")
         for row in self.rows:
             for name in row.columns or ():
                 if name not in columns:
@@ -80,7 +80,7 @@ class GridConfig(Config):
 
 @dataclass(frozen=True)
 class Job:
-    """One cell and seed: a training run."""
+    """A training run: one cell and seed of a grid."""
 
     grid: str  # name of the grid file without its suffix
     task: str
@@ -103,24 +103,24 @@ class Job:
         return self.row, self.column
 
     def command(self, experiment: Path, launcher: Sequence[str] = (sys.executable,)) -> list[str]:
-        """Return what trains it into `experiment`, or resumes it there; `launcher` starts a Python module."""
+        """Return the command that trains the job in `experiment`, or resumes it there."""
         return [*launcher, "-m", self.task, self.config, *self.overrides, "--experiment", str(experiment)]
 
     def recipe(self) -> dict[str, Any]:
-        """Return the config that the task is given, as plain data. Raises ConfigError."""
+        """Return the config with the overrides applied, as plain data. Raises ConfigError."""
         return read_overridden(self.config, self.overrides)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid file."""
+    """A grid file that was read."""
 
     path: Path
     config: GridConfig
 
     @property
     def jobs(self) -> list[Job]:
-        """Everything there is to train, the first seed of every cell before the second of any."""
+        """Every run of the grid: all cells with the first seed, then all with the second, and so on."""
         config, jobs = self.config, []
         for seed, row, column in product(config.seeds, config.rows, config.columns):
             if row.columns is None or column.name in row.columns:
@@ -130,66 +130,66 @@ class Grid:
                 jobs.append(Job(name, config.task, row.name, column.name, seed, row.config, tuple(last.values())))
         return jobs
 
-    def sets(self, field: str) -> bool:
-        """Whether the grid file itself sets `field`, in a row, a column or for all cells."""
+    def overrides_field(self, field: str) -> bool:
+        """Return whether an override of the grid file sets `field`, for a row, a column or all cells."""
         sections = (self.config, *self.config.rows, *self.config.columns)
         return any(override.partition("=")[0] == field for each in sections for override in each.overrides)
 
     def select(self, only: str | None, seeds: Sequence[int] | None) -> list[Job]:
-        """Return the jobs of the cells that match 'row x column' (with * and ?), and of these seeds.
+        """Return the jobs whose cell matches `only` and whose seed is in `seeds`; None selects all.
 
-        Raises ValueError if nothing matches."""
+        only: 'row x column', with the wildcards * and ?. Raises ValueError if no cell matches or a seed is unknown."""
         jobs = [job for job in self.jobs if only is None or fnmatch.fnmatchcase(job.cell, only)]
         if not jobs:
             raise UnknownNameError(f"{self.path}: cell", only, dict.fromkeys(job.cell for job in self.jobs))
         unknown = set(seeds or ()) - set(self.config.seeds)
         if unknown:
-            raise ValueError(f"{self.path}: no seed {min(unknown)}; it has {list(self.config.seeds)}")
+            raise ValueError(f"{self.path}: unknown seed {min(unknown)}, expected one of {list(self.config.seeds)}")
         return [job for job in jobs if seeds is None or job.seed in seeds]
 
 
 def read_grid(path: Path) -> Grid:
-    """Read a grid file and every config it names. Raises ConfigError for what is wrong in any of them."""
+    """Read a grid file and every config it names. Raises ConfigError if any of them is invalid."""
     grid = Grid(path, load_config(path, [], GridConfig))
     try:
         code_of(grid.config.task)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
-    if grid.sets("train.seed"):
-        raise ConfigError(f"{path}: overrides hold train.seed; the seeds of a grid are listed under `seeds`")
+    if grid.overrides_field("train.seed"):
+        raise ConfigError(f"{path}: train.seed is set by an override; list the seeds under `seeds` instead")
     for (one, recipe), (other, its_recipe) in combinations([(job, job.recipe()) for job in grid.jobs], 2):
         if not changed_recipe(recipe, its_recipe) and data_folder(recipe) == data_folder(its_recipe):
             raise ConfigError(f"{path}: {one.name} and {other.name} have the same recipe; their overrides must differ")
     return grid
 
 
-# ---- how far it is -----------------------------------------------------------------------------------------
+# ---- state of a run ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a job is."""
+    """The state of a job."""
 
     kind: Literal["waiting", "running", "stopped", "killed", "failed", "done", "stale"]
-    experiment: Path | None = None  # the one that holds it; None while waiting
+    experiment: Path | None = None  # None while waiting
     detail: str = ""
-    same_recipe: bool = True  # False where recipe or data have changed; where only the code has, it is still comparable
-    changes: str = ""  # what has changed since a stale result
+    same_recipe: bool = True  # False if recipe or data changed; if only the code did, runs stay comparable
+    changes: str = ""  # of a stale run: what changed since it was trained
 
 
-def job_of(entry: dict) -> Job:
-    """The job whose fields are in a cell.json or a submission.json."""
+def job_from(entry: dict) -> Job:
+    """Return the job stored in a cell.json or submission.json."""
     return Job(**{field.name: entry[field.name] for field in fields(Job)} | {"overrides": tuple(entry["overrides"])})
 
 
-def remember(job: Job, experiment: Path) -> None:
-    """Write into the experiment which job it is, and with what recipe and code it is started."""
+def write_cell(job: Job, experiment: Path) -> None:
+    """Write cell.json: the job, its recipe, and hashes of the code that it is started with."""
     cell = asdict(job) | {"recipe": job.recipe(), "computes": code_hashes(job.task)}
     write_text(experiment / "cell.json", json.dumps(cell, indent=2) + "\n")
 
 
 def read_cells(experiments: Path) -> list[tuple[Path, dict]]:
-    """Every experiment that a grid started, oldest first, with its cell.json."""
+    """Return every experiment that a grid started, oldest first, with its cell.json."""
     return [
         (path, read_object(path / "cell.json", CELL))
         for path in list_experiments(experiments)
@@ -198,16 +198,17 @@ def read_cells(experiments: Path) -> list[tuple[Path, dict]]:
 
 
 def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
-    """Return how far `job` is, by the newest experiment with its recipe, else by the newest in its place of the grid.
+    """Return the state of `job`, from the newest experiment with its recipe and data, even one of a different grid.
 
-    Raises ValueError for a damaged record."""
+    Without one, the newest running or finished experiment of the same grid, cell and seed counts.
+    Raises ValueError if a record is corrupt."""
     recipe = job.recipe()
     same_task = [(path, cell) for path, cell in cells if cell["task"] == job.task]
     same_recipe = [
         (path, cell) for path, cell in same_task
         if not changed_recipe(cell["recipe"], recipe) and is_same_data(cell["recipe"], recipe, path)
     ]  # fmt: skip
-    if not data_folder(recipe).exists():  # the name of the folder says which data these are, as content cannot
+    if not data_folder(recipe).exists():  # without data, only the folder's name identifies them
         same_folder = [each for each in same_recipe if data_folder(each[1]["recipe"]) == data_folder(recipe)]
         same_recipe = same_folder or same_recipe
     place = (job.grid, job.row, job.column, job.seed)
@@ -226,7 +227,7 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
 
 
 def finished_state(experiment: Path, cell: dict, recipe: dict) -> State:
-    """Return whether the results of an experiment are those of `recipe` and of the present code."""
+    """Return the state of an experiment with results: done, or stale if recipe, data or code changed."""
     results = read_results(experiment / "results.json")
     score = f"{results.metric} {shown_score(results.score)}"
     changes, code = [*changed_recipe(cell["recipe"], recipe), *changed_data(experiment, recipe)], changed_code(cell)
@@ -237,7 +238,7 @@ def finished_state(experiment: Path, cell: dict, recipe: dict) -> State:
 
 
 def unfinished_state(experiment: Path, status: Status | None) -> State:
-    """Return how an experiment without results ended; killed if it did not say so."""
+    """Return the state of an experiment without results; killed if it did not record how it ended."""
     kind = status.state if status and status.state in UNFINISHED else "killed"
     reason = "; ".join(line.strip() for line in status.reason.splitlines()) if status else ""
     details = [progress(experiment, status) if kind != "failed" else "", reason]
@@ -245,9 +246,9 @@ def unfinished_state(experiment: Path, status: Status | None) -> State:
 
 
 def progress(experiment: Path, status: Status | None) -> str:
-    """Return 'epoch 12/50, 38:00 left'."""
+    """Return the progress of a run as text, such as 'epoch 12/50, 38:00 left'."""
     if not status or not status.total_steps:
-        return "not yet begun"
+        return "training not started"
     text, lines = f"epoch {status.epoch}/{status.epochs}", read_metrics(experiment)
     if lines:
         seconds = sum(line["epoch_seconds"] + line.get("eval_seconds", 0) for line in lines)

@@ -1,7 +1,7 @@
-"""The report's plots: what each shows, and how a cell looks in all of them.
+"""The plots of the HTML report, as matplotlib figures (made without pyplot).
 
-Figures are made without pyplot, as narrow as a phone's page, with text of 9 points and more. A cell keeps its colour
-and marker from plot to plot; their names are beside the plots, in HTML, where they can wrap.
+Figures fit the width of a phone and have text of at least 9 points. A cell has the same colour and marker in all plots.
+The legend is HTML beside the plots, so that long names can wrap.
 """
 
 import html
@@ -23,9 +23,9 @@ from engine.terminal import printable
 from records.results import Place
 
 WIDTH = 4.6  # inches
-# For matplotlib.rc_context: text stays text (any browser's sans serif is narrower than the one laid out with), ids do
-# not depend on the day.
-STYLE = {
+# For matplotlib.rc_context. Text stays text in the SVG and fits, because matplotlib's layout font is wider than any
+# browser's sans serif. The fixed salt makes ids deterministic.
+RC_PARAMS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ablation",
     "text.parse_math": False,
@@ -37,47 +37,47 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.3,
 }
-# Okabe and Ito's colours, which all kinds of eyes can tell apart, without the yellow, which is lost on white.
+# Okabe and Ito's colours, which are distinct for colour-blind readers, without yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-# Markers, each with the character that stands for it in the legend; U+FE0E asks for text, not for an emoji.
-SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖\ufe0e", "*": "★"}
-MARKERS = tuple(SIGNS)
+# Markers of matplotlib, each with its character in the legend. U+FE0E selects the text form, not the emoji.
+MARKER_SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖\ufe0e", "*": "★"}
+MARKERS = tuple(MARKER_SIGNS)
 INK = "#333333"
 
 
-class Look(NamedTuple):
-    """How a cell is drawn."""
+class CellStyle(NamedTuple):
+    """The colour and marker of a cell."""
 
     colour: str
     marker: str
 
 
 def is_crowded(comparison: Comparison) -> bool:
-    """Whether a colour stands for a column and a marker for a row, because there are more cells than colours."""
+    """Return whether colours stand for columns and markers for rows, because there are more cells than colours."""
     rows, columns = len(comparison.rows), len(comparison.columns)
     return len(comparison.cells) > len(COLOURS) and 1 < rows <= len(MARKERS) and 1 < columns <= len(COLOURS)
 
 
-def looks(comparison: Comparison) -> dict[Place, Look]:
-    """Return a look for every cell, different for up to 56 of them."""
+def cell_styles(comparison: Comparison) -> dict[Place, CellStyle]:
+    """Return a style for every cell; up to 56 cells have distinct styles."""
     if is_crowded(comparison):
         colours = dict(zip(comparison.columns, COLOURS, strict=False))
         markers = dict(zip(comparison.rows, MARKERS, strict=False))
-        return {(row, column): Look(colours[column], markers[row]) for row, column in comparison.cells}
+        return {(row, column): CellStyle(colours[column], markers[row]) for row, column in comparison.cells}
     pairs = zip(comparison.cells, itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
-    return {place: Look(colour, marker) for place, colour, marker in pairs}
+    return {place: CellStyle(colour, marker) for place, colour, marker in pairs}
 
 
-def legend(comparison: Comparison) -> dict[str, Look]:
-    """Return the names that looks stand for: cells, or the columns (without a marker) and rows of a crowded grid."""
+def legend(comparison: Comparison) -> dict[str, CellStyle]:
+    """Return the entries of the legend: cells, or columns (by colour) and rows (by marker) of a crowded grid."""
     if is_crowded(comparison):
-        columns = {name: Look(colour, "") for name, colour in zip(comparison.columns, COLOURS, strict=False)}
-        return columns | {name: Look(INK, marker) for name, marker in zip(comparison.rows, MARKERS, strict=False)}
-    return {comparison.cells[place].name: look for place, look in looks(comparison).items()}
+        columns = {name: CellStyle(colour, "") for name, colour in zip(comparison.columns, COLOURS, strict=False)}
+        return columns | {name: CellStyle(INK, marker) for name, marker in zip(comparison.rows, MARKERS, strict=False)}
+    return {comparison.cells[place].name: style for place, style in cell_styles(comparison).items()}
 
 
 def to_svg(figure: Figure, name: str, description: str) -> Markup:
-    """Return the figure as an SVG element of a page: `name` keeps its ids apart from those of other figures."""
+    """Return the figure as an inline SVG element. name: prefix that makes its ids unique on the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub("<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
@@ -86,21 +86,21 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
 
 
 def _new_figure(height: float) -> tuple[Figure, Axes]:
-    """Return a figure of `height` inches with one plot."""
+    """Return a figure with one plot. height: in inches."""
     figure = Figure((WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look], unit: str) -> Figure:
-    """Draw dots and 95% intervals, each under its label; filled and thick where significant.
+def draw_differences(differences: Sequence[Difference], styles: Mapping[str, CellStyle], unit: str) -> Figure:
+    """Draw each difference as a dot with its 95% interval, under its label; filled and thick if significant.
 
-    looks: by label, for those that are a cell's. unit: what differences are in."""
+    styles: of cells, by label; other labels are drawn in grey. unit: of the x axis."""
     labels = [textwrap.wrap(printable(difference.label), 58) for difference in differences]
     step = 0.26 + 0.14 * max(map(len, labels))  # inches
     figure, axes = _new_figure(0.65 + step * len(differences))
     axes.axvline(0, color=INK, lw=1)
     for place, (difference, lines) in enumerate(zip(differences, labels, strict=True)):
-        colour, marker = looks.get(difference.label, Look(INK, "o"))
+        colour, marker = styles.get(difference.label, CellStyle(INK, "o"))
         interval, (width, fill) = difference.interval, (3, colour) if difference.significant else (1.2, "white")
         axes.plot([interval.low, interval.high], [place, place], color=colour, lw=width)
         axes.plot(interval.estimate, place, marker, ms=8, color=colour, mfc=fill)
@@ -116,47 +116,48 @@ def draw_differences(differences: Sequence[Difference], looks: Mapping[str, Look
     return figure
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return indices of the Pareto front, the cheapest first.
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of the points on the Pareto front, by rising cost.
 
-    points: (cost, score) each. A point is on the front if no other is as cheap and as good, and better in one."""
+    points: (cost, score); low cost and high score are better. A point is on the front if no point dominates it."""
 
-    def beaten(cost: float, score: float) -> bool:
+    def is_dominated(cost: float, score: float) -> bool:
         return any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points)
 
-    kept = [index for index, point in enumerate(points) if not beaten(*point)]
-    return sorted(kept, key=lambda index: points[index])
+    best = [index for index, point in enumerate(points) if not is_dominated(*point)]
+    return sorted(best, key=lambda index: points[index])
 
 
 def draw_costs(comparison: Comparison, costs: Mapping[Place, float], label: str, more_is_better: bool) -> Figure:
-    """Draw score against one kind of cost; the cells of the Pareto front are filled and joined by a line.
+    """Draw score against one kind of cost; markers on the Pareto front are filled and joined by a line.
 
-    costs: of the cells to draw. more_is_better: of the cost, such as a speed."""
+    costs: by cell; other cells are not drawn. more_is_better: whether a higher cost is better, as for a speed."""
     figure, axes = _new_figure(3.4)
-    look, places = looks(comparison), list(costs)
+    styles, places = cell_styles(comparison), list(costs)
     scores = [comparison.cells[place].mean for place in places]
     signs = -1 if more_is_better else 1, -1 if comparison.lower_is_better else 1
-    best = front([(signs[0] * costs[place], signs[1] * score) for place, score in zip(places, scores, strict=True)])
+    points = [(signs[0] * costs[place], signs[1] * score) for place, score in zip(places, scores, strict=True)]
+    best = pareto_front(points)
     axes.plot([costs[places[i]] for i in best], [scores[i] for i in best], color=INK, lw=1, ls="--", zorder=1)
     for i, place in enumerate(places):
-        colour, marker = look[place]
+        colour, marker = styles[place]
         axes.errorbar(costs[place], scores[i], yerr=comparison.cells[place].spread or 0, color=colour, lw=1, alpha=0.6)
         axes.plot(costs[place], scores[i], marker, ms=8, color=colour, mfc=colour if i in best else "white")
     axes.set(xlabel=label, ylabel=comparison.metric)
     axes.margins(x=0.12, y=0.12)
     if max(costs.values()) > 10 * min(costs.values()) > 0:
         axes.set_xscale("log")
-        _plain_log(axes.xaxis)
+        _use_plain_log_ticks(axes.xaxis)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6))
     return figure
 
 
 def draw_curves(comparison: Comparison, name: str, label: str, log: bool) -> Figure | None:
-    """Draw a number of metrics.jsonl by epoch: a thick line for a cell's mean over seeds, thin ones for the seeds.
+    """Draw a value of metrics.jsonl by epoch: each cell's mean over seeds as a thick line, its seeds as thin lines.
 
-    A crowded grid has a panel for each row. Returns None if no run has the number."""
-    curves: dict[Place, list[dict[int, float]]] = {}  # for each seed that has any, epoch to value
+    A crowded grid has a panel for each row. Returns None if no run recorded the value."""
+    curves: dict[Place, list[dict[int, float]]] = {}  # per cell, one {epoch: value} for each seed that has values
     for place, cell in comparison.cells.items():
         for run in cell.runs:
             curve = {line["epoch"]: line[name] for line in run.curve if line.get(name) is not None}
@@ -164,14 +165,14 @@ def draw_curves(comparison: Comparison, name: str, label: str, log: bool) -> Fig
                 curves.setdefault(place, []).append(curve)
     if not curves:
         return None
-    rows, look = [row for row in comparison.rows if any(place[0] == row for place in curves)], looks(comparison)
+    rows, styles = [row for row in comparison.rows if any(place[0] == row for place in curves)], cell_styles(comparison)
     panels = [[row] for row in rows] if is_crowded(comparison) else [rows]
     figure = Figure((WIDTH, 3.2 if len(panels) == 1 else 0.4 + 2.1 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, panel in zip(grid, panels, strict=True):
         for place, seeds in curves.items():
             if place[0] in panel:
-                _draw_seeds(axes, seeds, look[place])
+                _draw_seeds(axes, seeds, styles[place])
         if len(panels) > 1:
             axes.set_title(panel[0])
         axes.set_ylabel(label)
@@ -180,25 +181,25 @@ def draw_curves(comparison: Comparison, name: str, label: str, log: bool) -> Fig
     if log:
         grid[0].set_yscale("log")
         for axes in grid:
-            _plain_log(axes.yaxis)
+            _use_plain_log_ticks(axes.yaxis)
     else:
-        grid[0].set_ylim(bottom=max(0, grid[0].get_ylim()[0]))  # nothing here is negative
+        grid[0].set_ylim(bottom=max(0, grid[0].get_ylim()[0]))  # no value is negative
     return figure
 
 
-def _draw_seeds(axes: Axes, seeds: Sequence[Mapping[int, float]], look: Look) -> None:
-    """Draw the mean over the seeds at the epochs that all of them have, and each seed where there are several."""
+def _draw_seeds(axes: Axes, seeds: Sequence[Mapping[int, float]], style: CellStyle) -> None:
+    """Draw the mean over seeds at the epochs that all seeds have, and each seed if there are several."""
     if len(seeds) > 1:
         for curve in seeds:
-            axes.plot(list(curve), list(curve.values()), color=look.colour, lw=0.6, alpha=0.45)
+            axes.plot(list(curve), list(curve.values()), color=style.colour, lw=0.6, alpha=0.45)
     epochs = sorted(set.intersection(*map(set, seeds)))
     means = [sum(curve[epoch] for curve in seeds) / len(seeds) for epoch in epochs]
     every = math.ceil(len(epochs) / 8) or 1
-    axes.plot(epochs, means, color=look.colour, marker=look.marker, ms=5, lw=1.7, markevery=every)
+    axes.plot(epochs, means, color=style.colour, marker=style.marker, ms=5, lw=1.7, markevery=every)
 
 
-def _plain_log(axis) -> None:
-    """Set ticks of a logarithmic axis as plain numbers, enough of them however short it is."""
+def _use_plain_log_ticks(axis) -> None:
+    """Label a logarithmic axis with plain numbers, and with enough ticks for a short range."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())

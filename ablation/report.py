@@ -1,9 +1,9 @@
-"""A comparison as one self-contained HTML file for a browser: tables, plots and the same pictures side by side.
+"""Write a comparison as one self-contained HTML file: tables, plots, and example images side by side.
 
     python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html
 
-The page is ablation/report.html.jinja; this module computes what it shows. A section without data is left out. Nothing
-is loaded: plots (ablation/plots.py) are inline SVG, pictures data URIs.
+This module computes the data that the template ablation/report.html.jinja shows. Sections without data are omitted. The
+page loads no other files: plots (ablation/plots.py) are inline SVG, and pictures are data URIs.
 """
 
 import base64
@@ -21,14 +21,14 @@ from matplotlib import rc_context
 
 from ablation import plots
 from ablation.comparison import Cell, Comparison, Difference, best_of
-from ablation.sentences import conclusion_of, noted_runs, seeds_of, unit_of, with_minus
+from ablation.sentences import conclusion_of, run_notes, seeds_of, unit_of, with_minus
 from ablation.tables import FLOPS_NOTE, cells_with_errors, families, status_of
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
 from stats.bootstrap import Interval
 
-# Name in a run's cost -> what a reader calls it, by what to multiply it, how it is written, whether more is better.
+# Name under cost in results.json -> label, factor to its unit, number format, whether higher is better.
 COSTS = {
     "parameters": ("parameters (millions)", 1e-6, "{:.2f}", False),
     "gflops": ("GFLOPs per image", 1, "{:.2f}", False),
@@ -43,20 +43,20 @@ def write_report(path: Path, comparison: Comparison) -> None:
     """Write the comparison to `path` as one self-contained HTML file."""
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=StrictUndefined, finalize=without_controls,
+        undefined=StrictUndefined, finalize=escape_controls,
     )  # fmt: skip
     pages.filters |= {
         "number": number, "signed": signed, "between": between, "p_value": p_value, "defined": is_defined,
         "breakable": breakable, "data_uri": data_uri, "largest": largest, "status": status_of, "commit": commit_of,
-        "without_zero": without_zero,
+        "excluding_zero": excluding_zero,
     }  # fmt: skip
-    with rc_context(plots.STYLE):
+    with rc_context(plots.RC_PARAMS):
         write_text(path, pages.get_template("report.html.jinja").render(contents(comparison)).lstrip())
 
 
 def contents(comparison: Comparison) -> dict[str, Any]:
-    """Return all that the template shows, by the names that it has there."""
-    cells = comparison.filled
+    """Return the variables of the template, by name."""
+    cells = comparison.scored_cells
     score_names = dict.fromkeys(name for cell in cells for run in cell.runs for name in run.results.scores)
     known = [name for name in score_names if any(cell.mean_of("scores", name) is not None for cell in cells)]
     errors = cells_with_errors(comparison)
@@ -64,10 +64,10 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     return {
         "c": comparison,
         "conclusion": conclusion_of(comparison),
-        "missing": noted_runs(comparison, counted=False),
+        "missing": run_notes(comparison, counted=False),
         "facts": protocol_facts(comparison),
-        "looks": plots.legend(comparison),
-        "signs": plots.SIGNS,
+        "styles": plots.legend(comparison),
+        "signs": plots.MARKER_SIGNS,
         "score_names": known,
         **differences(comparison),
         "costs": costs(comparison),
@@ -89,10 +89,10 @@ def contents(comparison: Comparison) -> dict[str, Any]:
 
 
 def protocol_facts(comparison: Comparison) -> dict[str, str]:
-    """Return the protocol of the first run; if others differ, the warnings say so."""
-    if not comparison.filled:
+    """Return how runs were scored: the protocol of the first run. A warning reports runs that differ."""
+    if not comparison.scored_cells:
         return {}
-    results = comparison.filled[0].runs[0].results
+    results = comparison.scored_cells[0].runs[0].results
     facts = {"task": results.task, "score": comparison.metric, "seeds": f"{seeds_of(comparison)} per cell"}
     if comparison.differences:
         facts["intervals"] = f"95%, from {comparison.replicates:,} resamples of the images"
@@ -104,16 +104,16 @@ def protocol_facts(comparison: Comparison) -> dict[str, str]:
 
 
 def differences(comparison: Comparison) -> dict[str, Any]:
-    """Return the differences with their title, the effects, and a function that draws a family of them."""
-    looks = {comparison.cells[place].name: look for place, look in plots.looks(comparison).items()}
+    """Return the differences with their title, the effects, and a function that draws differences."""
+    styles = {comparison.cells[place].name: style for place, style in plots.cell_styles(comparison).items()}
     (title, shown), *effects = families(comparison)
-    suffix = f" - {comparison.base.name}"
+    suffix = f" - {comparison.baseline_cell.name}"
     if all(difference.label.endswith(suffix) for difference in shown):
-        title += f" from {comparison.base.name}"
+        title += f" from {comparison.baseline_cell.name}"
         shown = [replace(each, label=each.label.removesuffix(suffix)) for each in shown]
 
     def draw(name: str, description: str, family: Sequence[Difference]) -> Markup:
-        return plots.to_svg(plots.draw_differences(family, looks, unit_of(comparison)), name, description)
+        return plots.to_svg(plots.draw_differences(family, styles, unit_of(comparison)), name, description)
 
     return {
         "differences_title": title,
@@ -124,10 +124,10 @@ def differences(comparison: Comparison) -> dict[str, Any]:
 
 
 def costs(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return each kind of cost that some cell has: how each cell's is written, and a plot if two cells have it."""
+    """Return each kind of cost that a cell has, as text for each cell, with a plot if several cells have it."""
     columns = []
     for name, (label, factor, form, more_is_better) in COSTS.items():
-        found = {cell.place: cell.mean_of("cost", name) for cell in comparison.filled}
+        found = {cell.place: cell.mean_of("cost", name) for cell in comparison.scored_cells}
         found = {place: cost * factor for place, cost in found.items() if cost is not None}
         across, up = "right" if more_is_better else "left", "down" if comparison.lower_is_better else "up"
         caption, drawing = f"{label}: further {across} and {up} is better", None
@@ -141,7 +141,7 @@ def costs(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def curves(comparison: Comparison) -> dict[str, Markup]:
-    """Return the score and the training loss by epoch, caption to drawing."""
+    """Return the plots of score and training loss by epoch, by caption."""
     drawings = {}
     for name, label in ((comparison.metric, comparison.metric), ("train_loss_total", "training loss")):
         log = name == "train_loss_total"
@@ -152,13 +152,13 @@ def curves(comparison: Comparison) -> dict[str, Markup]:
     return drawings
 
 
-# ---- what the score is made of -----------------------------------------------------------------------------
+# ---- parts of the score ------------------------------------------------------------------------------------
 
 
 def classes(comparison: Comparison) -> dict[str, Any]:
-    """Return the changes of each class by cell, sorted, and the scale that all are drawn to."""
+    """Return the change of each class in each cell, largest rise first, and the shared scale of their plots."""
     changes = {
-        place: dict(sorted(each.items(), key=falling))
+        place: dict(sorted(each.items(), key=largest_rise_first))
         for place, each in comparison.per_class_change.items()
         if place != comparison.baseline
     }
@@ -172,18 +172,18 @@ def classes(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def falling(item: tuple[str, Interval]) -> float:
-    """Sort key of changes by class: the largest rise first, undefined ones last."""
+def largest_rise_first(item: tuple[str, Interval]) -> float:
+    """Return the sort key of a class's change: largest rise first, undefined changes last."""
     return math.inf if math.isnan(item[1].estimate) else -item[1].estimate
 
 
-def without_zero(changes: Mapping[str, Interval]) -> list[str]:
-    """Return the names of changes whose interval does not hold zero."""
+def excluding_zero(changes: Mapping[str, Interval]) -> list[str]:
+    """Return the names of the changes whose interval excludes zero."""
     return [name for name, change in changes.items() if change.low > 0 or change.high < 0]
 
 
 def means(cells: Sequence[Cell], section: str, columns: Mapping[str, str]) -> dict[str, dict[str, float | None]]:
-    """Return means over seeds: name of a cell to column to value. columns: name in the section to heading."""
+    """Return means over seeds as {cell name: {heading: mean}}. columns: name in the section to heading."""
     if not columns:
         return {}
     return {cell.name: {shown: cell.mean_of(section, name) for name, shown in columns.items()} for cell in cells}
@@ -193,14 +193,14 @@ def means(cells: Sequence[Cell], section: str, columns: Mapping[str, str]) -> di
 
 
 def pictures(comparison: Comparison, name: str) -> dict[str, Path]:
-    """Return a picture of the first seed of each cell that has it, by the cell's name."""
-    files = {cell.name: cell.runs[0].path / name for cell in comparison.filled}
+    """Return the picture `name` of each cell's first run, by the cell's name; cells without it are omitted."""
+    files = {cell.name: cell.runs[0].path / name for cell in comparison.scored_cells}
     return {cell: path for cell, path in files.items() if path.is_file()}
 
 
 def examples(comparison: Comparison) -> dict[str, dict[str, Path]]:
-    """Return pictures of the same images: image to caption to file, the ground truth first."""
-    folders = [cell.runs[0].path / "examples" for cell in comparison.filled]
+    """Return the example images as {image: {caption: file}}, with the ground truth first."""
+    folders = [cell.runs[0].path / "examples" for cell in comparison.scored_cells]
     names = {path.stem for folder in folders for path in folder.glob("*.jpg") if not path.stem.endswith("_truth")}
     found = {}
     for name in sorted(names, key=lambda name: (len(name), name)):
@@ -211,27 +211,27 @@ def examples(comparison: Comparison) -> dict[str, dict[str, Path]]:
 
 
 def data_uri(path: Path) -> str:
-    """Return a JPEG or PNG file as an address that holds it."""
+    """Return the content of a JPEG or PNG file as a data URI."""
     kind, _ = mimetypes.guess_type(path)
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
-# ---- how it is written -------------------------------------------------------------------------------------
+# ---- text --------------------------------------------------------------------------------------------------
 
 
-def without_controls(value: object) -> object:
-    """Return a text with its control characters, which neither HTML nor XML may hold, written as `\\x1b`."""
+def escape_controls(value: object) -> object:
+    """Return a value as text, with control characters (invalid in HTML and XML) escaped."""
     return value if isinstance(value, Markup) else printable(str(value))
 
 
 def breakable(text: str) -> Markup:
-    """Return a name such as ResNet50Backbone_B so that it may be broken where a word in it ends, unless it is short."""
+    """Return a long name such as ResNet50Backbone_B with a possible line break after each word in it."""
     breaks = r"(?<=_)(?=\w\w)|(?<=\w{5})(?:(?<=[a-z0-9])|(?<=[a-z][A-Z]))(?=[A-Z][a-z]{3})"
     return Markup(re.sub(breaks, "<wbr/>", escape(printable(text))))
 
 
 def largest(values: Mapping[str, Mapping[str, float | None]]) -> float:
-    """Return the largest value of a table, to scale its bars by; 1 if none is above 0."""
+    """Return the largest value of a table, for the scale of its bars; 1 if no value is positive."""
     return max((value for each in values.values() for value in each.values() if value and value > 0), default=1.0)
 
 
@@ -248,7 +248,7 @@ def signed(value: float | None) -> str:
 
 
 def between(interval: Interval) -> str:
-    """Return '−0.0012 to +0.0034'."""
+    """Return an interval as text: '−0.0012 to +0.0034'."""
     return f"{signed(interval.low)} to {signed(interval.high)}" if is_defined(interval.low) else "-"
 
 

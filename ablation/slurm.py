@@ -1,8 +1,7 @@
-"""Grids under Slurm: submit them, and read their state from the queue.
+"""Submit grids to Slurm, and read the state of their tasks from the queue.
 
-A submission is one array job over the runs that a grid lacks, and a job after it that writes the table. Its folder,
-experiments/slurm/<grid>-<n>/, holds submission.json, which says what run each task of the array is, the logs, and in
-the end the table.
+A submission is an array job with one task per missing run of a grid, and a job after it that writes the table. Its
+folder, experiments/slurm/<grid>-<n>/, holds submission.json (the run of each array task), the logs and the table.
 """
 
 import json
@@ -14,38 +13,38 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ablation.plan import Job, job_of
+from ablation.plan import Job, job_from
 from ablation.staleness import changed_recipe, is_same_data
 from engine.command import RunError
 from engine.files import write_text
 from records.results import read_object
 
-SUBMISSION = ("grid", "experiments", "rerun_stale", "jobs", "array", "table")  # what submission.json has
-FINAL = (  # states that a task does not leave by itself
+SUBMISSION = ("grid", "experiments", "rerun_stale", "jobs", "array", "table")  # keys of submission.json
+FINAL = (  # states of ended tasks
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was submitted together. ArrayTask i of the array trains jobs[i]."""
+    """A submission. Task i of its array job trains jobs[i]."""
 
     folder: Path
     grid: str  # path of the grid file
     experiments: str
     rerun_stale: bool
-    jobs: tuple[dict, ...]  # a Job's fields and its recipe: grid and configs may be edited before it starts
-    array: str | None = None  # Slurm's job ids
-    table: str | None = None
+    jobs: tuple[dict, ...]  # fields of a Job and its recipe, because files may be edited before it starts
+    array: str | None = None  # job id of the array job
+    table: str | None = None  # job id of the job that writes the table
 
     def write(self) -> None:
-        """Write submission.json into its folder."""
+        """Write submission.json to the folder."""
         content = {key: value for key, value in asdict(self).items() if key != "folder"}
         write_text(self.folder / "submission.json", json.dumps(content, indent=2) + "\n")
 
 
 def prepare(grid: Path, experiments: Path, jobs: Sequence[Job], rerun_stale: bool) -> Submission:
-    """Return a submission in the next free folder; nothing is written yet."""
+    """Return a submission for the next free folder, without creating the folder."""
     numbers = [path.name.rpartition("-") for path in (experiments / "slurm").glob("*-*")]
     last = max((int(number) for name, _, number in numbers if name == grid.stem and number.isdecimal()), default=0)
     entries = tuple(asdict(job) | {"recipe": job.recipe()} for job in jobs)
@@ -55,10 +54,10 @@ def prepare(grid: Path, experiments: Path, jobs: Sequence[Job], rerun_stale: boo
 
 
 def read_submission(folder: Path) -> Submission:
-    """Read a submission. Raises ValueError if the folder holds none."""
+    """Read a submission. Raises ValueError if the folder has no submission.json."""
     path = folder / "submission.json"
     if not path.is_file():
-        raise ValueError(f"{folder}: no submission.json in it; `ablation.grid submit` makes such folders")
+        raise ValueError(f"{folder}: no submission.json in it; expected a folder that `ablation.grid submit` created")
     content = read_object(path, SUBMISSION)
     return Submission(folder, **{key: content[key] for key in SUBMISSION} | {"jobs": tuple(content["jobs"])})
 
@@ -70,9 +69,9 @@ def read_submissions(experiments: Path) -> list[Submission]:
 
 
 def submit(submission: Submission, max_running: int | None) -> Submission:
-    """Submit the array job and the table after it; return the submission with job ids.
+    """Submit the array job and the table job, and return the submission with their job ids.
 
-    Raises ValueError with what sbatch said; if it refuses the table, the array job is cancelled."""
+    Raises ValueError with sbatch's message if it refuses a job; if that is the table job, cancels the array job."""
     submission.folder.mkdir(parents=True)
     submission.write()
     try:
@@ -87,19 +86,19 @@ def submit(submission: Submission, max_running: int | None) -> Submission:
     return submission
 
 
-def rehearse(submission: Submission, max_running: int | None) -> str:
-    """Return what `submit` would submit, and what Slurm says to it (sbatch --test-only); write nothing."""
-    text = [f"{index:>5}  {job_of(entry).name}" for index, entry in enumerate(submission.jobs)]
+def preview(submission: Submission, max_running: int | None) -> str:
+    """Return the jobs that `submit` would submit, and the output of sbatch --test-only for them; write nothing."""
+    text = [f"{index:>5}  {job_from(entry).name}" for index, entry in enumerate(submission.jobs)]
     text += [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("SBATCH_")]
     submission = replace(submission, array="ARRAY_JOB")
     for command in (array_command(submission, max_running), table_command(submission)):
-        known = [word for word in command[1:] if not word.startswith("--dependency")]  # on a job that does not exist
+        known = [word for word in command[1:] if not word.startswith("--dependency")]  # names a job that does not exist
         text += ["", f"$ {shlex.join(command)}", _run(["sbatch", "--test-only", *known])]
     return "\n".join(text)
 
 
 def array_command(submission: Submission, max_running: int | None) -> list[str]:
-    """Return the command that trains every run, `max_running` at a time."""
+    """Return the command that submits the array job. max_running: limit of parallel tasks, None for no limit."""
     folder, limit = submission.folder, f"%{max_running}" if max_running else ""
     return [
         "sbatch", "--parsable", f"--job-name={folder.name}", f"--array=0-{len(submission.jobs) - 1}{limit}",
@@ -108,7 +107,7 @@ def array_command(submission: Submission, max_running: int | None) -> list[str]:
 
 
 def table_command(submission: Submission) -> list[str]:
-    """Return the command that writes the comparison, without GPUs, after the array job has ended in any way."""
+    """Return the command that submits the table job, which runs without GPUs after all array tasks have ended."""
     folder = submission.folder
     return [
         "sbatch", "--parsable", f"--job-name=table-{folder.name}", f"--output={folder}/table_%j.out",
@@ -118,45 +117,45 @@ def table_command(submission: Submission) -> list[str]:
 
 
 def _sbatch(command: Sequence[str]) -> str:
-    """Submit a job; return its number. Raises ValueError with what sbatch said."""
-    return _run(command).partition(";")[0]  # a cluster's name may follow
+    """Submit a job and return its id. Raises ValueError with sbatch's message if it is refused."""
+    return _run(command).partition(";")[0]  # sbatch may print id;cluster
 
 
 def _run(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise ValueError(f"{command[0]}: no such command; this is for the login node of a Slurm cluster") from None
+        raise ValueError(f"{command[0]}: command not found; run this on the login node of a Slurm cluster") from None
     if done.returncode:
-        said = "; ".join(line.removeprefix("sbatch: error: ") for line in done.stderr.strip().splitlines())
-        raise ValueError(f"sbatch refused: {said} (SBATCH_* variables: see sbatch/cluster.env.example)")
+        message = "; ".join(line.removeprefix("sbatch: error: ") for line in done.stderr.strip().splitlines())
+        raise ValueError(f"sbatch refused: {message} (SBATCH_* variables: see sbatch/cluster.env.example)")
     return (done.stdout + done.stderr).strip()
 
 
 def run_task(folder: Path, index: int, launcher: Sequence[str]) -> None:
-    """Train one run of a submission. Raises RunError if it fails, ValueError if its config was edited."""
+    """Train one run of a submission. Raises RunError if it does not finish, ValueError if its config was edited."""
     from ablation.runner import run  # imports torch
 
     submission = read_submission(folder)
     entry = submission.jobs[index]
-    job = job_of(entry)
+    job = job_from(entry)
     if changes := changed_recipe(entry["recipe"], job.recipe()):
-        raise ValueError(f"{job.config}: edited since this was submitted: {'; '.join(changes)}; submit the grid again")
+        raise ValueError(f"{job.config}: edited since the submission: {'; '.join(changes)}; submit the grid again")
     state = run([job], Path(submission.experiments), submission.rerun_stale, launcher)[job]
-    if state.kind != "done":  # a task that was left to another process must not look done, either
+    if state.kind != "done":  # the array task also fails if another process trains the run
         raise RunError(f"{job.name}: {state.kind}, {state.detail}")
 
 
-# ---- what the queue says -----------------------------------------------------------------------------------
+# ---- state of the queue -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ArrayTask:
-    """A task of an array job, as Slurm reports it."""
+    """A task of an array job and its state in Slurm."""
 
-    name: str  # 12_3
+    name: str  # job id and index, such as 12_3
     state: str
-    reason: str = ""  # why it waits, where it runs, or where to read why it has failed
+    reason: str = ""  # why it waits, the node it runs on, or the log if it failed
 
     @property
     def ended(self) -> bool:
@@ -167,13 +166,13 @@ class ArrayTask:
 
 
 def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job, ArrayTask]:
-    """Return the task of the newest submission that trains a job's recipe, if Slurm still knows it."""
+    """Return for each job the newest task with its recipe, if Slurm still lists that task."""
     known = _tasks([each.array for each in submissions if each.array])
     tasks = {}
     for submission in submissions:
         for index, entry in enumerate(submission.jobs):
             task = known.get(f"{submission.array}_{index}")
-            job = next((job for job in jobs if _is_of(entry, job.recipe())), None)
+            job = next((job for job in jobs if _trains_recipe(entry, job.recipe())), None)
             if task and job:
                 failed = task.ended and task.state != "COMPLETED"
                 log = f"see {submission.folder}/slurm_{task.name}.out"
@@ -181,16 +180,16 @@ def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job
     return tasks
 
 
-def _is_of(entry: dict, recipe: dict) -> bool:
-    """Whether what was submitted trains the recipe as it is now."""
+def _trains_recipe(entry: dict, recipe: dict) -> bool:
+    """Return whether a submitted job trains the current recipe and data."""
     return not changed_recipe(entry["recipe"], recipe) and is_same_data(entry["recipe"], recipe)
 
 
 def _tasks(arrays: Sequence[str]) -> dict[str, ArrayTask]:
-    """Return all tasks of these array jobs that Slurm still knows, by name."""
+    """Return all tasks of these array jobs that Slurm still lists, by name."""
     if not arrays:
         return {}
-    # Ended tasks leave the queue after minutes; where there are accounts, they are kept there.
+    # squeue drops ended tasks after minutes; sacct keeps them, if the cluster has accounting.
     ended = _lines("sacct", "-n", "-X", "-P", "-j", ",".join(arrays), "-o", "JobID,State")
     queued = _lines("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%F_%K|%T|%R")
     known = {name: ArrayTask(name, state.partition(" ")[0]) for name, state in ended}  # "CANCELLED by 1000"
@@ -198,7 +197,7 @@ def _tasks(arrays: Sequence[str]) -> dict[str, ArrayTask]:
 
 
 def _lines(*command: str) -> list[list[str]]:
-    """Return what a Slurm command lists, split at its bars; nothing if there is no Slurm, or no accounting."""
+    """Return the output lines of a Slurm command, split at `|`; an empty list if the command fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,7 +1,7 @@
-"""What has changed since a run was started: its recipe, its data, or the code that computes weights and scores.
+"""Find what changed since a run was started: its recipe, its data, or the code that computes weights and scores.
 
-A task's training module lists that code in COMPUTES: the name of a part to file patterns of the project. LOOP is what
-all tasks share. Comments, docstrings, messages and all other files may change without making a result stale.
+The training module of a task lists that code in COMPUTES, as {part: file patterns}. LOOP lists the code that all tasks
+share. Changes of comments, docstrings, messages or any file not listed do not make a result stale.
 """
 
 import ast
@@ -33,9 +33,9 @@ LOG_CALLS = ("logger.info", "logger.warning", "logger.error", "logger.debug")
 
 
 def changed_recipe(then: dict, now: dict) -> list[str]:
-    """Return fields of a recipe that differ from what an experiment was started with.
+    """Return the changes between two recipes, such as ['train.epochs was 3, is 5'], except in FREE_FIELDS.
 
-    `train.precision: auto`, which is the default, accepts a run in any precision: the hardware decided."""
+    If `now` has `train.precision: auto` (the default), any precision matches, because the hardware determines it."""
     changes = changed_values(then, now)
     if now.get("train", {}).get("precision", "auto") == "auto":
         changes.pop("train.precision", None)
@@ -43,10 +43,10 @@ def changed_recipe(then: dict, now: dict) -> list[str]:
 
 
 def is_same_data(then: dict, now: dict, experiment: Path | None = None) -> bool:
-    """Return whether two recipes mean the same data: in one folder, or the same content in another.
+    """Return whether two recipes use the same data: the same folder, or folders with the same content.
 
-    experiment: was started with the recipe `then`; its record says what it read. Without a record, or without data to
-    compare with, the folder decides; where both folders are gone, as in a clone without data, it does not count."""
+    experiment: was started with `then` and recorded what it read. Without that record, different folders count as
+    different data. If neither folder exists, as in a clone without data, they count as the same."""
     old, new = data_folder(then), data_folder(now)
     if old == new or not (old.exists() or new.exists()):
         return True
@@ -55,16 +55,16 @@ def is_same_data(then: dict, now: dict, experiment: Path | None = None) -> bool:
 
 
 def changed_data(experiment: Path, recipe: dict) -> list[str]:
-    """Return ['data: .../instances_val.json'] for files and images that differ from what the run has read.
+    """Return ['data: .../instances_val.json'] for files and images that changed since the run read them.
 
-    They are looked for in the recipe's data.root. Missing ones are not a change: a clone may lack the data."""
+    Looks in the recipe's data.root. Missing data are not a change, because a clone may lack the data."""
     inputs = recorded_inputs(experiment)
     changes = inputs.changes(_data_root(recipe)) if inputs else ()
     return [f"data: {change.path}" for change in changes if not change.is_gone]
 
 
 def recorded_inputs(experiment: Path) -> Inputs | None:
-    """Return what a run has read; of runs of earlier versions the annotation files alone; None if that is not known."""
+    """Return the data that a run read (earlier versions recorded only annotation files); None without a record."""
     inputs = read_inputs(experiment)
     if inputs is None and (experiment / "results.json").is_file():
         config, _ = read_yaml(experiment / "config.yaml")
@@ -73,7 +73,7 @@ def recorded_inputs(experiment: Path) -> Inputs | None:
 
 
 def data_folder(recipe: dict) -> Path:
-    """Return the folder of a recipe's data, absolute and without links."""
+    """Return the data folder of a recipe as an absolute path with links resolved."""
     return Path(os.path.realpath(_data_root(recipe)))
 
 
@@ -85,33 +85,33 @@ def _data_root(recipe: dict) -> Path:
 
 
 def changed_code(cell: dict) -> list[str]:
-    """Return ['the code has changed since (loss: detection/network/loss.py)'] for a cell.json, [] if it has not."""
+    """Return ['code changed: detection/network/loss.py [loss]'] if code changed since the start, else an empty list."""
     if "computes" not in cell:
-        return ["its code was hashed by an earlier version"]
+        return ["started by an earlier version, so code changes are unknown"]
     then, now = cell["computes"], code_hashes(cell["task"])
     parts = {path: part for part, paths in code_of(cell["task"]).items() for path in paths}
     changed = sorted(name for name in then | now if then.get(name) != now.get(name))
-    shown = ", ".join(f"{parts.get(name, 'removed')}: {name}" for name in changed[:3])
+    shown = ", ".join(f"{name} [{parts.get(name, 'removed')}]" for name in changed[:3])
     more = f" and {len(changed) - 3} more files" if len(changed) > 3 else ""
-    return [f"the code has changed since ({shown}{more})"] if changed else []
+    return [f"code changed: {shown}{more}"] if changed else []
 
 
 def code_hashes(task: str) -> dict[str, str]:
-    """Return a hash of every file that computes weights and scores of a task, by its path. Raises ValueError."""
+    """Return the hash of every file that computes weights or scores of a task, by path. Raises ValueError."""
     paths = [path for paths in code_of(task).values() for path in paths]
     return {path: _code_hash(PROJECT / path, (PROJECT / path).stat().st_mtime_ns) for path in sorted(paths)}
 
 
 def code_of(task: str) -> dict[str, list[str]]:
-    """Return the files that compute weights and scores of a task, by part; a file belongs to the first that names it.
+    """Return the files that compute weights or scores of a task, by part; each file is in the first part that lists it.
 
-    Raises ValueError if there is no such task."""
+    Raises ValueError if the task has no training module, or if the module has no COMPUTES."""
     source = PROJECT / f"{task.replace('.', '/')}.py"
     if not source.is_file():
-        raise ValueError(f"task {task!r}: no module {source.relative_to(PROJECT)} in the project")
+        raise ValueError(f"task {task!r}: module {source.relative_to(PROJECT)} not found in the project")
     computes = getattr(importlib.import_module(task), "COMPUTES", None)
     if computes is None:
-        raise ValueError(f"task {task!r}: no COMPUTES in {source.name}, which lists the files that compute its scores")
+        raise ValueError(f"task {task!r}: {source.name} has no COMPUTES, the list of files that compute its scores")
     found: dict[str, list[str]] = {}
     known: set[str] = set()
     for part, patterns in [*computes.items(), *LOOP.items()]:
@@ -123,15 +123,15 @@ def code_of(task: str) -> dict[str, list[str]]:
 
 @lru_cache(maxsize=2**10)
 def _code_hash(path: Path, mtime_ns: int) -> str:
-    """Return the start of the SHA-256 of a file's code, computed again when it was written to: a grid runs for days."""
+    """Return the first 16 hex digits of the SHA-256 of a file's code; a new `mtime_ns` invalidates the cached hash."""
     return hashlib.sha256(repr(outline(ast.parse(path.read_bytes()))).encode()).hexdigest()[:16]
 
 
 def outline(node: Any) -> Any:
-    """Return what code computes as nested lists, without the parts that only people read.
+    """Return code as nested lists, without the parts that do not affect what it computes.
 
-    Left out: comments, positions, docstrings, descriptions of config fields, log calls, and what exceptions say. Empty
-    fields are left out too, because versions of Python differ in them."""
+    Omits comments, positions, docstrings, descriptions of config fields, log calls and the arguments of exceptions.
+    Also omits empty fields, because versions of Python differ in them."""
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
         node = ast.Raise(node.exc.func)
     if isinstance(node, ast.AST):

@@ -1,4 +1,4 @@
-"""Comparisons as tables: Markdown to read, LaTeX (booktabs) to paste into a paper, CSV for other programs."""
+"""Write comparisons as Markdown, LaTeX (booktabs) or CSV tables."""
 
 import argparse
 import csv
@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 
 from ablation.columns import COLUMNS
 from ablation.comparison import Cell, Comparison, Difference
-from ablation.sentences import conclusion_of, noted_runs, seeds_of, unit_of, with_minus
+from ablation.sentences import conclusion_of, run_notes, seeds_of, unit_of, with_minus
 from engine.terminal import printable
 from stats.bootstrap import Interval
 
 FLOPS_NOTE = (
-    "GFLOPs: one forward pass of one image; matrix products, convolutions and attention, two per multiply-add. "
-    "Norms, activations, resizing, softmax and post-processing are not counted."
+    "GFLOPs are for one forward pass on one image, with two FLOPs per multiply-add. Only matrix products, convolutions "
+    "and attention are counted; norms, activations, resizing, softmax and post-processing are not."
 )
 INTERVAL_NOTE = (
-    "In brackets: 95% intervals over the choice of validation images, and over seeds where there are several."
+    "In brackets: 95% intervals over the choice of validation images and, with several seeds per cell, over seeds."
 )
 
 
 @dataclass
 class Table:
-    """Text in rows under a header. bold: (row, column) places; notes stand below."""
+    """A table of text. bold: (row, column) of bold cells, from 0. notes: sentences below the table."""
 
     title: str
     header: list[str]
@@ -34,7 +34,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def lines(self, text: Callable[[str], str], bold: str) -> list[list[str]]:
-        """Return the rows as `text` writes each cell; bold: the format of cells that stand out."""
+        """Return the rows with `text` applied to each cell, and the format `bold` to bold cells."""
         return [
             [bold.format(text(value)) if (i, j) in self.bold else text(value) for j, value in enumerate(row)]
             for i, row in enumerate(self.rows)
@@ -42,7 +42,7 @@ class Table:
 
 
 def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
-    """Return a comparison as Markdown, LaTeX or CSV. options: format, columns, per_class and errors of the command."""
+    """Return a comparison as Markdown, LaTeX or CSV. options: format, columns, per_class and errors."""
     if options.format == "csv":
         return to_csv(comparison)
     tables = [score_table(comparison)]
@@ -53,9 +53,9 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     ]
     if differences:
         differences[0].notes.append(
-            f"Paired bootstrap over {comparison.images} images, {comparison.replicates:,} resamples; "
-            f"{seeds_of(comparison)} per cell. p (Holm) is corrected for the differences in one table. Detectable: a "
-            "true difference that would be found significant four times out of five."
+            f"Paired bootstrap over {comparison.num_images} images ({comparison.replicates:,} resamples), "
+            f"{seeds_of(comparison)} per cell. p (Holm): corrected for the number of differences in the same table. "
+            "Detectable: the true difference that would be significant in 80% of such experiments."
         )
     tables += differences
     if options.per_class and comparison.per_class:
@@ -65,28 +65,28 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     warnings = [f"WARNING: {warning}" for warning in comparison.warnings]
     prose = [*warnings, conclusion_of(comparison)]
     if options.format == "latex":
-        tables[0].notes = [*warnings, *tables[0].notes]  # into the caption: a comment would not be printed
+        tables[0].notes = [*warnings, *tables[0].notes]  # in the caption, because comments are not typeset
         head = [*prose, r"In the preamble: \usepackage{booktabs}"]
         return "\n".join([*(f"% {line}" for line in head), *map(to_latex, tables)])
     return "\n".join([f"## {comparison.title}", "", *(f"{line}\n" for line in prose), *map(to_markdown, tables)])
 
 
 def families(comparison: Comparison) -> list[tuple[str, list[Difference]]]:
-    """Return the differences that are looked at together, each with its title."""
+    """Return the families of differences, each Holm-corrected on its own, as (title, differences)."""
     row, column = comparison.row_name, comparison.column_name
     return [
         ("Differences", comparison.differences),
-        (f"What each {column} adds, mean over {row}s", comparison.column_effects),
-        (f"What each {row} adds, mean over {column}s", comparison.row_effects),
+        (f"Main effects of {column}, averaged over {row}s", comparison.column_effects),
+        (f"Main effects of {row}, averaged over {column}s", comparison.row_effects),
         ("Interactions", comparison.interactions),
     ]
 
 
-# ---- what is in them ---------------------------------------------------------------------------------------
+# ---- content ----------------------------------------------------------------------------------------------
 
 
 def score_table(comparison: Comparison) -> Table:
-    """Rows down, columns across: mean and spread of the score over seeds."""
+    """Return the table of scores by row and column: mean ± standard deviation over seeds."""
     best, bold, rows = comparison.best, set(), []
     for i, row in enumerate(comparison.rows):
         cells = [comparison.cells.get((row, column)) for column in comparison.columns]
@@ -96,11 +96,11 @@ def score_table(comparison: Comparison) -> Table:
     over = "one seed" if seeds == "1 seed" else f"mean ± standard deviation over {seeds}"
     lower = ", lower is better" if comparison.lower_is_better else ""
     header = [f"{comparison.row_name} \\ {comparison.column_name}", *comparison.columns]
-    return Table(f"{comparison.metric}, {over}{lower}", header, rows, bold, noted_runs(comparison, counted=False))
+    return Table(f"{comparison.metric}, {over}{lower}", header, rows, bold, run_notes(comparison, counted=False))
 
 
 def shown_cell(cell: Cell | None) -> str:
-    """Return '0.5531 ± 0.0042', with the kinds of its notes in brackets; '-' where nothing was asked for."""
+    """Return a cell's score, such as '0.5531 ± 0.0042 (stale)'; '-' if the cell is not in the comparison."""
     if cell is None:
         return "-"
     score = "" if cell.mean is None else f"{cell.mean:.4f}"
@@ -110,25 +110,25 @@ def shown_cell(cell: Cell | None) -> str:
 
 
 def status_of(cell: Cell) -> str:
-    """Return the kinds of a cell's notes, 'failed, stale'; empty where all runs are done."""
+    """Return the kinds of a cell's notes, such as 'failed, stale'; empty if all runs are done."""
     return ", ".join(sorted({note.kind for note in cell.notes}))
 
 
 def recorded_columns(comparison: Comparison) -> list[str]:
-    """Return the keys of COLUMNS that some cell has a number for; the others are of other tasks."""
+    """Return the keys of COLUMNS that at least one cell has a value for."""
     return [
         name
         for name, (section, key, _, _) in COLUMNS.items()
-        if any(cell.mean_of(section, key) is not None for cell in comparison.filled)
+        if any(cell.mean_of(section, key) is not None for cell in comparison.scored_cells)
     ]
 
 
 def column_table(comparison: Comparison, names: Sequence[str]) -> Table:
-    """Other scores and the cost of every cell, means over its seeds. names: keys of COLUMNS, or "all" of them."""
+    """Return the table of extra scores and costs, as means over seeds. names: keys of COLUMNS, or "all"."""
     names = recorded_columns(comparison) if "all" in names else names
     rows = [
         [cell.name, shown_cell(cell), *(shown_column(comparison, cell, name) for name in names)]
-        for cell in comparison.filled
+        for cell in comparison.scored_cells
     ]
     header = ["", comparison.metric, *(COLUMNS[name][2] for name in names)]
     with_interval = comparison.intervals.get(comparison.baseline, {}).keys() & names
@@ -137,7 +137,7 @@ def column_table(comparison: Comparison, names: Sequence[str]) -> Table:
 
 
 def shown_column(comparison: Comparison, cell: Cell, name: str) -> str:
-    """Return what a cell has in a column of COLUMNS, with its 95% interval where one was computed."""
+    """Return a cell's value in a column of COLUMNS, with its 95% interval if one was computed."""
     section, key, _, form = COLUMNS[name]
     value, interval = cell.mean_of(section, key), comparison.intervals.get(cell.place, {}).get(key)
     if value is None:
@@ -146,7 +146,7 @@ def shown_column(comparison: Comparison, cell: Cell, name: str) -> str:
 
 
 def difference_table(title: str, differences: Sequence[Difference], unit: str) -> Table:
-    """Estimates with their uncertainty; what is significant after Holm is bold. unit: what differences are in."""
+    """Return the table of differences with intervals and p values; significant ones are bold. unit: of differences."""
     rows = []
     for each in differences:
         interval, numbers = each.interval, ["undefined"] * 5
@@ -166,10 +166,10 @@ def difference_table(title: str, differences: Sequence[Difference], unit: str) -
 
 
 def class_table(comparison: Comparison) -> Table:
-    """The score of every class and its change against the baseline."""
+    """Return the table of each class's score and its change from the baseline."""
     digits = 4 if comparison.lower_is_better else 3
     header, rows = ["class"], [[name] for name in comparison.per_class[comparison.baseline]]
-    for cell in comparison.filled:
+    for cell in comparison.scored_cells:
         header.append(cell.name)
         for row in rows:
             text = shown_interval(comparison.per_class[cell.place][row[0]], f"{{:.{digits}f}}".format)
@@ -178,14 +178,14 @@ def class_table(comparison: Comparison) -> Table:
                 text += f", {shown_interval(change, f'{{:+.{digits}f}}'.format)}"
             row.append(text)
     notes = [
-        f"After the comma: change against {comparison.base.name}. In brackets: 95% intervals over the choice of "
-        "validation images alone, not corrected for the number of classes."
+        f"After the comma: change from {comparison.baseline_cell.name}. In brackets: 95% intervals over the choice of "
+        "validation images only, not corrected for the number of classes."
     ]
     return Table(f"{comparison.class_metric} by class", header, rows, notes=notes)
 
 
 def shown_interval(interval: Interval, shown: Callable[[float], str]) -> str:
-    """Return '0.553 [0.531, 0.574]'."""
+    """Return an estimate and its interval as text, such as '0.553 [0.531, 0.574]'."""
     if math.isnan(interval.estimate):
         return "undefined"
     if math.isnan(interval.low):
@@ -195,12 +195,12 @@ def shown_interval(interval: Interval, shown: Callable[[float], str]) -> str:
 
 def cells_with_errors(comparison: Comparison) -> list[Cell]:
     """Return the cells whose runs all recorded errors by kind."""
-    return [cell for cell in comparison.filled if all(run.results.errors for run in cell.runs)]
+    return [cell for cell in comparison.scored_cells if all(run.results.errors for run in cell.runs)]
 
 
 def error_table(comparison: Comparison) -> Table:
-    """What correcting each kind of error would add to AP50, and its change against the baseline."""
-    cells, baseline = cells_with_errors(comparison), comparison.base
+    """Return the table of the AP50 that each kind of error costs, and its change from the baseline."""
+    cells, baseline = cells_with_errors(comparison), comparison.baseline_cell
     kinds, rows = list(cells[0].runs[0].results.errors.delta_AP50), []
     for cell in cells:
         row = [cell.name]
@@ -210,17 +210,17 @@ def error_table(comparison: Comparison) -> Table:
             row.append("undefined" if value is None else f"{value:.4f}{change}")
         rows.append(row)
     notes = [
-        "AP50 that would be gained if all errors of one kind were corrected (Bolya et al. 2020, arXiv 2008.08115); in "
-        f"brackets the change against {baseline.name}: below zero, fewer such errors."
+        "AP50 that would be gained if all errors of one kind were corrected (Bolya et al. 2020, arXiv 2008.08115). In "
+        f"brackets: change from {baseline.name}; if it is negative, these errors cost less AP50."
     ]
     return Table("Errors by kind", ["", *kinds], rows, notes=notes)
 
 
-# ---- how they are written ----------------------------------------------------------------------------------
+# ---- formats -----------------------------------------------------------------------------------------------
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table with its title above and its notes below."""
+    """Return a table as GitHub Markdown, with its title above and its notes below."""
 
     def text(value: str) -> str:
         return printable(with_minus(value)).replace("|", "\\|")
@@ -235,12 +235,12 @@ def to_markdown(table: Table) -> str:
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
-    "[": "{[}",  # right after a line's end it would be taken for an option
+    "[": "{[}",  # after \\ at the end of a row, [ would start an option
 }  # fmt: skip
 
 
 def to_latex(table: Table) -> str:
-    """A table environment for the booktabs package."""
+    """Return a table as a LaTeX table environment for the booktabs package."""
 
     def text(value: str) -> str:
         escaped = "".join(LATEX.get(character, character) for character in printable(value))
@@ -256,12 +256,12 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """One line per cell, in full precision: score, spread, difference from the baseline, every recorded column."""
+    """Return a comparison as CSV: a line per cell with score, difference from the baseline and all recorded columns."""
     changes, lines = {difference.label: difference for difference in comparison.differences}, []
     for cell in comparison.cells.values():
         line = {comparison.row_name: cell.row, comparison.column_name: cell.column, "seeds": len(cell.scores)}
         line |= {comparison.metric: cell.mean, "spread": cell.spread, "status": status_of(cell)}
-        change = changes.get(f"{cell.name} - {comparison.base.name}")
+        change = changes.get(f"{cell.name} - {comparison.baseline_cell.name}")
         for name in ("estimate", "low", "high", "p"):
             line[f"difference_{name}"] = change and getattr(change.interval, name)
         line |= {"difference_p_holm": change and change.p_holm}

@@ -1,8 +1,8 @@
-"""How sure the differences between cells are: what a Comparison holds beyond its scores.
+"""Compute the uncertainty of a comparison: intervals of scores, differences, effects and classes.
 
-Validation images are resampled with replacement, the same for every run, and every score is computed again on each
-resample (stats/bootstrap.py); what another seed would change comes on top. Differences, main effects and
-interactions are all contrasts of the cells' scores (stats/contrasts.py), so they get their intervals in the same way.
+A paired bootstrap resamples the validation images, the same ones for every run, and computes every score again on each
+resample (stats/bootstrap.py). With several seeds, the variation between seeds is added. Differences, main effects and
+interactions are contrasts of the cells' scores (stats/contrasts.py) and get their intervals from the same resamples.
 """
 
 from collections.abc import Sequence
@@ -18,34 +18,36 @@ from stats.bootstrap import Interval, cell_replicates, image_weights, interval, 
 from stats.contrasts import Contrast, contrast_intervals, mean_difference
 from stats.image_statistics import load_statistics
 
-SEED = 0  # of the resamples: the same experiments give the same intervals
-FEWEST_IMAGES = 10  # resamples of fewer hold the same few images over and over
+SEED = 0  # of the resamples, so that the same experiments give the same intervals
+FEWEST_IMAGES = 10  # with fewer, resamples repeat the same few images
 
 
 def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
-    """Resample the images (and what the seeds add), and fill in intervals, differences, effects and classes."""
-    cells = {cell.place: cell for cell in comparison.filled}
+    """Add intervals, differences, effects and class scores to a comparison, from resamples of the images.
+
+    Raises ValueError if runs were scored on different images, or if a run's files do not match."""
+    cells = {cell.place: cell for cell in comparison.scored_cells}
     weights, scores, classes = None, {}, {}
-    runs = [run for cell in cells.values() for run in cell.scored]
+    runs = [run for cell in cells.values() for run in cell.scored_runs]
     for run in progress_bar(runs, desc="resampling", unit="run", leave=False):
         statistics = load_statistics(run.path)
         if weights is None:
             image_ids = statistics.image_ids
             if len(image_ids) < FEWEST_IMAGES:
                 comparison.warnings.append(
-                    f"{len(image_ids)} validation images: too few to say anything about others, no differences computed"
+                    f"{len(image_ids)} validation images: no differences computed, at least {FEWEST_IMAGES} are needed"
                 )
                 return
             drawn = image_weights(len(image_ids), comparison.replicates, SEED)
-            weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # first of all, the images as they are
+            weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # row 0: the original images, each once
         if not np.array_equal(statistics.image_ids, image_ids):
-            raise ValueError(f"{run.path}: its image_statistics.npz is of other images than {runs[0].path}'s")
+            raise ValueError(f"{run.path}: image_statistics.npz covers different images from those of {runs[0].path}")
         scores[run.path], classes[run.path] = resampled_scores(statistics, weights)
         score = scores[run.path][comparison.metric][0]
         if abs(score - run.score) > 1e-6:
             raise ValueError(
                 f"{run.path}: image_statistics.npz gives {comparison.metric} {score:.6f}, results.json says "
-                f"{run.score:.6f}; they are not of the same run"
+                f"{run.score:.6f}; these files are not from the same run"
             )
     replicates = add_intervals(comparison, cells, scores)
     if len(cells) > 1:
@@ -54,29 +56,29 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
     lowest_p = 2 / (comparison.replicates + 1)
     if lowest_p * len(comparison.differences) >= 0.05:
         comparison.warnings.append(
-            f"{comparison.replicates} resamples: p cannot fall below {lowest_p:.4f}, too coarse for "
-            f"{len(comparison.differences)} differences after Holm; raise --replicates"
+            f"{comparison.replicates} resamples are too few: p cannot fall below {lowest_p:.4f}, so none of "
+            f"{len(comparison.differences)} differences can be significant after Holm correction; raise --replicates"
         )
-    if not comparison.seeds_are_uncertain:
+    if not comparison.has_several_seeds:
         comparison.warnings.append(
-            "one seed per cell: the intervals hold for these very weights and other images; training again with "
-            "another seed would change the scores too, by an unknown amount"
+            "one seed per cell: the intervals cover only the choice of validation images; they do not include the "
+            "variation between seeds, which is unknown"
         )
 
 
 def add_intervals(
     comparison: Comparison, cells: dict[Place, Cell], scores: dict[Path, dict[str, np.ndarray]]
 ) -> np.ndarray:
-    """Add the interval of every score of every cell; return (K, R), the replicates of the score that is compared.
+    """Add the interval of every score of every cell, and return the (K, R) replicates of the compared score.
 
-    scores: for each run, name to (1 + R,), the first on the images as they are. A score that results.json has no
-    number for, such as top-5 accuracy among five classes, is left out."""
-    runs = [run for cell in cells.values() for run in cell.scored]
+    scores: per run, {name: (1 + R,)} with the score on the original images first. Scores without a number in
+    results.json, such as top-5 accuracy with five classes, get no interval."""
+    runs = [run for cell in cells.values() for run in cell.scored_runs]
     result = {}
     for name in scores[runs[0].path]:
         if any(run.results.scores.get(name) is None for run in runs):
             continue
-        values = [np.stack([scores[run.path][name] for run in cell.scored]) for cell in cells.values()]
+        values = [np.stack([scores[run.path][name] for run in cell.scored_runs]) for cell in cells.values()]
         result[name] = cell_replicates([each[:, 0] for each in values], [each[:, 1:] for each in values], SEED)
         for place, each, replicates in zip(cells, values, result[name], strict=True):
             comparison.intervals.setdefault(place, {})[name] = interval(each[:, 0].mean(), replicates)
@@ -84,9 +86,9 @@ def add_intervals(
 
 
 def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates: np.ndarray, pairs: bool) -> None:
-    """Add differences between cells, and the effects of rows and columns.
+    """Add differences between cells, and main effects and interactions of rows and columns.
 
-    replicates: (K, R) of the cells' scores."""
+    replicates: (K, R), scores of the K cells on R resamples."""
     means = {place: cell.mean for place, cell in cells.items()}
 
     def family(contrasts: dict[str, Contrast]) -> list[Difference]:
@@ -105,7 +107,7 @@ def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates
     if len(rows) < 2 or len(columns) < 2:
         return
     if len(rows) < len(comparison.rows):
-        comparison.warnings.append(f"main effects and interactions are of the complete rows only: {', '.join(rows)}")
+        comparison.warnings.append(f"main effects and interactions use the complete rows only: {', '.join(rows)}")
     in_row = {row: [(row, column) for column in columns] for row in rows}
     in_column = {column: [(row, column) for row in rows] for column in columns}
     row0, column0 = base[0] if base[0] in rows else rows[0], base[1]
@@ -120,7 +122,7 @@ def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates
     )  # fmt: skip
     comparison.interactions = family(
         {
-            f"({column} - {column0}) on {row} - on {row0}": {
+            f"({column} - {column0}) on {row} - ({column} - {column0}) on {row0}": {
                 (row, column): 1, (row, column0): -1, (row0, column): -1, (row0, column0): 1,
             }
             for row, column in product(rows, columns) if row != row0 and column != column0
@@ -131,8 +133,8 @@ def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates
 def add_classes(
     comparison: Comparison, cells: dict[Place, Cell], classes: dict[Path, np.ndarray], names: Sequence[str]
 ) -> None:
-    """Add the score of each class with its interval, and its change against the baseline, over the choice of images."""
-    means = {place: np.mean([classes[run.path] for run in cell.scored], axis=0) for place, cell in cells.items()}
+    """Add each class's score and its change from the baseline, with intervals over the choice of images only."""
+    means = {place: np.mean([classes[run.path] for run in cell.scored_runs], axis=0) for place, cell in cells.items()}
 
     def intervals(values: np.ndarray) -> dict[str, Interval]:
         return {str(name): interval(values[0, k], values[1:, k]) for k, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Made-up experiments of every task, and comparisons of them."""
+"""Fake finished experiments of every task, and comparisons of them."""
 
 import json
 import math
@@ -20,13 +20,13 @@ KINDS = ("classification", "localisation", "both", "duplicate", "background", "m
 
 
 class Experiments:
-    """A folder of made-up finished experiments."""
+    """A folder of fake finished experiments."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def compare(self, **options: object) -> Comparison:
-        """Compare all of them."""
+        """Compare all experiments in the folder."""
         arguments = {"baseline": None, "pairs": False, "replicates": 200, "force": False} | options
         return compare(sorted(self.folder.iterdir()), self.folder, **arguments)
 
@@ -39,8 +39,8 @@ class Experiments:
         classes: Sequence[str] = ("cat", "dog"),
         **changes: object,
     ) -> Path:
-        """Add a detector that finds the share `quality` of the objects; `changes`: see `_add`."""
-        matches = made_up_matches(quality, self._next, classes)
+        """Add a detector that finds the fraction `quality` of the objects. changes: see `_add`."""
+        matches = fake_matches(quality, self._next, classes)
         per_class = average_precision(matches, np.ones((1, IMAGES), int))
         score = float(mean_average_precision(per_class)[0])
         results = {
@@ -62,7 +62,7 @@ class Experiments:
     def add_classifier(
         self, row: str, column: str = "rel", seed: int = 0, top1: float = 0.6, classes: Sequence[str] = ANIMALS
     ) -> Path:
-        """Add a classifier that is right on about the share `top1` of 120 images, often the same ones as others."""
+        """Add a classifier that is correct on about `top1` of 120 images; classifiers are correct on similar images."""
         labels = (np.arange(120) * len(classes) // 120).astype(np.int16)
         ease, draw = np.random.default_rng(0).random(120), np.random.default_rng([seed, *f"{row} {column}".encode()])
         hits = np.where(draw.random(120) < 0.6, ease, draw.random(120)) < top1
@@ -83,7 +83,7 @@ class Experiments:
         return path
 
     def add_generator(self, model: str, loss: float, gflops: float) -> Path:
-        """Add a diffusion model with about this loss on each of 120 images."""
+        """Add a diffusion model with a loss of about `loss` on each of 120 images."""
         ease = np.random.default_rng(0).normal(0, 0.05, 120)
         losses = loss + ease + np.random.default_rng([1, *model.encode()]).normal(0, 0.01, 120)
         labels = (np.arange(120) // 60).astype(np.int16)
@@ -103,7 +103,7 @@ class Experiments:
         return sum(1 for _ in self.folder.iterdir()) + 1
 
     def _add(self, results: dict, model: dict, seed: int, score: float, changes: dict) -> Path:
-        """Write the records of an experiment. changes: to results.json, and under "config" to train of config.yaml."""
+        """Write the records of an experiment. changes: of results.json; "config" and "data" change config.yaml."""
         path = self.folder / f"experiment_{self._next}"
         path.mkdir()
         config = {"model": model, "train": {"seed": seed, "epochs": 3} | changes.pop("config", {})}
@@ -129,8 +129,8 @@ class Experiments:
         return path
 
 
-def made_up_matches(quality: float, seed: int, classes: Sequence[str] = ("cat", "dog")) -> Matches:
-    """Detections of one object of each class per image: the share `quality` of them right at every threshold."""
+def fake_matches(quality: float, seed: int, classes: Sequence[str] = ("cat", "dog")) -> Matches:
+    """Return detections of one object per class and image; the fraction `quality` is correct at every threshold."""
     draw, number = np.random.default_rng(seed), len(classes) * IMAGES
     images, labels = np.tile(np.arange(IMAGES), len(classes)), np.repeat(np.arange(len(classes)), IMAGES)
     right = draw.random(number) < quality
@@ -150,7 +150,7 @@ def made_up_matches(quality: float, seed: int, classes: Sequence[str] = ("cat", 
 
 @pytest.fixture(scope="session")
 def new_experiments(tmp_path_factory) -> Callable[[], Experiments]:
-    """A function that makes an empty folder of experiments."""
+    """Return a function that makes an empty folder of experiments."""
     return lambda: Experiments(tmp_path_factory.mktemp("experiments"))
 
 
@@ -161,7 +161,7 @@ def experiments(new_experiments) -> Experiments:
 
 @pytest.fixture
 def grid(experiments) -> Experiments:
-    """Two rows, two columns, two seeds; only the row makes a difference."""
+    """Return experiments with two rows, two columns and two seeds; only the row affects the score."""
     for row, quality in (("weak", 0.3), ("strong", 0.9)):
         for column in ("none", "fpn"):
             for seed in (0, 1):

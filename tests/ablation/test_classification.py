@@ -1,4 +1,4 @@
-"""Comparisons of classifiers, through the same commands as detectors: tables and report of finished experiments."""
+"""Tests of comparisons of classifiers, which use the same commands as detectors: tables and report."""
 
 import re
 
@@ -12,12 +12,12 @@ from stats.image_statistics import load_statistics
 from tests.ablation.conftest import Experiments
 
 MODELS, POSITIONS = {"no_shift": 0.45, "shift": 0.75}, ("none", "rel")
-OF_DETECTION = r"mAP|\bAP|\bAR_|detect(?!able)|\bobject|\bbox|IoU|NMS|coco|ground truth"
+DETECTION_TERMS = r"mAP|\bAP|\bAR_|detect(?!able)|\bobject|\bbox|IoU|NMS|coco|ground truth"
 
 
 @pytest.fixture(scope="module")
 def classifiers(new_experiments) -> Experiments:
-    """Two models, two positions and two seeds; only the model makes a difference. Not to be changed."""
+    """Return experiments with two models, two positions and two seeds; only the model affects the score. Read-only."""
     experiments = new_experiments()
     for model, top1 in MODELS.items():
         for position in POSITIONS:
@@ -28,36 +28,36 @@ def classifiers(new_experiments) -> Experiments:
 
 @pytest.fixture(scope="module")
 def comparison(classifiers) -> Comparison:
-    """The comparison of them; not to be changed."""
+    """Return their comparison. Read-only."""
     return classifiers.compare()
 
 
 @pytest.fixture(scope="module")
 def text(comparison, tmp_path_factory) -> str:
-    """The report of the comparison."""
+    """Return the HTML report of the comparison."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(path, comparison)
     return path.read_text(encoding="utf-8")
 
 
 def words_of(text: str) -> str:
-    """What a reader of a page sees, and what is read out to those who cannot: no style, addresses or drawings."""
+    """Return the visible text of a page and the text for screen readers, without styles, addresses and drawings."""
     text = re.sub(r"<style>.*?</style>|data:[^\"]*|<path.*?>", "", text, flags=re.DOTALL)
     return " ".join(re.findall(r"[^<>]+(?=<)|(?:aria-label|alt)=\"[^\"]*\"", text))
 
 
-def test_tables_and_report_speak_of_top1_and_not_of_detection(classifiers, text, run_in_process):
+def test_tables_and_report_use_no_terms_of_detection(classifiers, text, run_in_process):
     options = ["--replicates", 200, "--columns", "all", "--per-class", "--errors"]
     code, out, _ = run_in_process(command, *sorted(classifiers.folder.iterdir()), *options)
     assert code == 0
     for heading in ("### top1, mean ± standard deviation over 2 seeds", "### top1 by class", "| difference in top1 |"):
         assert heading in out
-    assert not re.findall(OF_DETECTION, out)
+    assert not re.findall(DETECTION_TERMS, out)
     assert "top1" in words_of(text)
-    assert not re.findall(OF_DETECTION, words_of(text))
+    assert not re.findall(DETECTION_TERMS, words_of(text))
 
 
-def test_five_classes_have_no_first_five(experiments, tmp_path):
+def test_top5_is_omitted_with_five_classes(experiments, tmp_path):
     for position in POSITIONS:
         experiments.add_classifier("shift", position, classes=("a", "b", "c", "d", "e"))
     comparison = experiments.compare()
@@ -66,13 +66,13 @@ def test_five_classes_have_no_first_five(experiments, tmp_path):
     assert "top5" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_guesses_on_other_images_are_refused(experiments):
+def test_predictions_on_different_images_cannot_be_compared(experiments):
     for seed, name in enumerate(("ant", "bee")):
         path = experiments.add_classifier("shift", seed=seed)
         hits = load_statistics(path)
         hits.image_ids[0] = f"{name}/new.jpg"
         hits.save(path)
-    with pytest.raises(ValueError, match=r"experiment_2: its image_statistics\.npz is of other images than .*_1's"):
+    with pytest.raises(ValueError, match=r"experiment_2: image_statistics\.npz .* different images .*experiment_1"):
         experiments.compare()
 
 
@@ -82,8 +82,8 @@ def test_the_report_has_the_sections_of_the_task(text):
     ]  # fmt: skip
 
 
-def test_every_score_of_the_report_has_its_interval(comparison, text):
+def test_the_report_shows_every_score_with_its_interval(comparison, text):
     table = text.partition('aria-label="every score"')[2].partition("</table>")[0]
     top5 = comparison.intervals["no_shift", "none"]["top5"]
     assert f"{top5.estimate:.4f}<small>{top5.low:.4f} to {top5.high:.4f}</small>" in table
-    assert table.count("<small") == 2 * len(comparison.filled)
+    assert table.count("<small") == 2 * len(comparison.scored_cells)

@@ -1,4 +1,4 @@
-"""ablation/compare.py, cells.py, tables.py and uncertainty.py: from experiments to tables that can be pasted."""
+"""Tests of ablation/compare.py, cells.py, tables.py and uncertainty.py: from experiments to tables."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from ablation import compare as command
 from ablation.plan import State
 from ablation.sentences import conclusion_of
 from ablation.tables import Table, difference_table, score_table, to_csv, to_latex, to_markdown
-from tests.ablation.conftest import IMAGES, made_up_matches
+from tests.ablation.conftest import IMAGES, fake_matches
 
 RGB, THERMAL = (dict.fromkeys(("train", "val"), digit * 64) for digit in "ab")
 
@@ -18,20 +18,20 @@ RGB, THERMAL = (dict.fromkeys(("train", "val"), digit * 64) for digit in "ab")
 # ---- cells -------------------------------------------------------------------------------------------------
 
 
-def test_experiments_that_differ_in_their_seed_share_a_cell_with_mean_and_spread(grid):
+def test_experiments_that_differ_only_in_their_seed_share_a_cell_with_mean_and_standard_deviation(grid):
     comparison = grid.compare()
     table, (first, second) = score_table(comparison), comparison.cells["weak", "none"].scores
     assert table.header == ["backbone \\ neck", "none", "fpn"]
     assert table.title == "mAP, mean ± standard deviation over 2 seeds"
     assert table.rows[0][1] == f"{(first + second) / 2:.4f} ± {abs(first - second) / 2**0.5:.4f}"
     ((i, j),) = table.bold
-    assert table.rows[i][j].startswith(f"{max(cell.mean for cell in comparison.filled):.4f}")
+    assert table.rows[i][j].startswith(f"{max(cell.mean for cell in comparison.scored_cells):.4f}")
 
 
 @pytest.mark.parametrize(
     ("changes", "rows"),
     [
-        ([{"config": {"eval_every_epochs": 1}}, {"config": {"eval_every_epochs": 2}}], ["a"]),  # only how often scored
+        ([{"config": {"eval_every_epochs": 1}}, {"config": {"eval_every_epochs": 2}}], ["a"]),
         ([{}, {"config": {"epochs": 9}}], ["a (train.epochs 3)", "a (train.epochs 9)"]),
         (
             [{"data": {"root": "full"}}, {"data": {"root": "half"}, "inputs": {"train.json": "d" * 8}}],
@@ -51,7 +51,7 @@ def test_experiments_that_differ_in_their_seed_share_a_cell_with_mean_and_spread
         ),
         ([{"data": {"root": root}, "image_sets": RGB} for root in ("here", "copied")], ["a"]),
     ],
-    ids=["how often scored", "recipe", "annotations", "folder", "images", "annotations in place", "a copy"],
+    ids=["evaluation interval", "recipe", "annotations", "folder", "images", "annotations in one folder", "a copy"],
 )
 def test_runs_share_a_row_unless_their_recipe_or_data_differ(experiments, changes, rows):
     for seed, each in enumerate(changes):
@@ -62,55 +62,55 @@ def test_runs_share_a_row_unless_their_recipe_or_data_differ(experiments, change
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ([{}, {}], r"experiment_1 and .*experiment_2: the same recipe and seed 0"),
-        ([{}, {"row": "b", "protocol": {"nms_iou": 0.6}}], r"protocol.nms_iou is 0.45 in .*, 0.6 in .*cannot be comp"),
-        ([{}, {"row": "b", "classes": ("cat", "cow")}], r"protocol.classes is \[.*dog.*\] in .*, \[.*cow.*\] in "),
+        ([{}, {}], r"experiment_1 and .*experiment_2 .*same recipe and seed 0"),
+        ([{}, {"row": "b", "protocol": {"nms_iou": 0.6}}], r"protocol.nms_iou is 0.45 in .* and 0.6 in .*cannot"),
+        ([{}, {"row": "b", "classes": ("cat", "cow")}], r"protocol.classes is \[.*dog.*\] in .* and \[.*cow.*\] in "),
         (
             [{"row": c, "protocol": {"annotations_sha256": c * 64}} for c in "ab"],
-            r"annotations_sha256 is 'a{8}\.\.\.' in .*, 'b{8}\.\.\.' in ",
+            r"annotations_sha256 is 'a{8}\.\.\.' in .* and 'b{8}\.\.\.' in ",
         ),
-        ([{}, {"row": "b", "metric": "top1", "scores": {"top1": 0.9}}], r"metric is 'mAP' in .*, 'top1' in"),
+        ([{}, {"row": "b", "metric": "top1", "scores": {"top1": 0.9}}], r"metric is 'mAP' in .* and 'top1' in"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_naming_both(experiments, changes, message):
+def test_incompatible_runs_raise_an_error_that_names_both_values(experiments, changes, message):
     for each in changes:
         experiments.add(**{"row": "a"} | each)
     with pytest.raises(ValueError, match=message):
         experiments.compare()
 
 
-def test_what_cannot_be_compared_is_shown_on_request_without_differences(experiments, run_in_process):
+def test_force_shows_incompatible_runs_without_differences(experiments, run_in_process):
     experiments.add("a")
     experiments.add("b", protocol={"nms_iou": 0.6})
     forced = experiments.compare(force=True)
     assert not forced.differences
     assert forced.warnings[0].startswith("not comparable: protocol.nms_iou")
-    assert len(forced.filled) == 2
+    assert len(forced.scored_cells) == 2
     for form in ("md", "latex", "csv"):
         _, out, _ = run_in_process(command, *sorted(experiments.folder.iterdir()), "--force", "--format", form)
         assert "not comparable" in "\n".join(line for line in out.splitlines() if not line.startswith("%"))
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("corrupt", "message"),
     [
         (lambda path: (path / "image_statistics.npz").unlink(), r"image_statistics\.npz: no such file"),
         (lambda path: (path / "results.json").unlink(), "experiment_1: not finished"),
         (lambda path: (path / "results.json").write_text("{}"), r"results\.json: .*task: Field required"),
         (lambda path: (path / "metrics.jsonl").write_text("x\n"), "metrics.jsonl"),
         (
-            lambda path: made_up_matches(0.9, seed=99).save(path),
+            lambda path: fake_matches(0.9, seed=99).save(path),
             r"image_statistics.npz gives mAP 0\.\d+, results.json says 0\.\d+",
         ),
     ],
 )
-def test_damaged_and_unfinished_experiments_are_named(experiments, spoil, message):
-    spoil(experiments.add("a", quality=0.2))
+def test_an_error_names_a_corrupt_or_unfinished_experiment(experiments, corrupt, message):
+    corrupt(experiments.add("a", quality=0.2))
     with pytest.raises(ValueError, match=message):
         experiments.compare()
 
 
-def test_an_undefined_score_is_left_out(experiments):
+def test_a_run_without_a_defined_score_does_not_count(experiments):
     for column in ("none", "fpn"):
         experiments.add("a", column)
     experiments.add("a", "none", 1, scores={"mAP": None})
@@ -120,7 +120,7 @@ def test_an_undefined_score_is_left_out(experiments):
 
 
 @pytest.mark.parametrize("name", ["strong x fpn", "FOLDER/experiment_7"])
-def test_the_baseline_is_a_cell_or_one_of_its_experiments(grid, name):
+def test_the_baseline_can_be_a_cell_or_one_of_its_experiments(grid, name):
     comparison = grid.compare(baseline=name.replace("FOLDER", str(grid.folder)))
     assert comparison.baseline == ("strong", "fpn")
     assert all(difference.label.endswith(" - strong x fpn") for difference in comparison.differences)
@@ -129,7 +129,7 @@ def test_the_baseline_is_a_cell_or_one_of_its_experiments(grid, name):
 # ---- differences and effects -------------------------------------------------------------------------------
 
 
-def test_a_large_difference_is_shown_and_no_difference_is_not(grid):
+def test_only_large_differences_are_significant(grid):
     comparison = grid.compare()
     differences = {difference.label: difference for difference in comparison.differences}
     assert list(differences) == [
@@ -140,12 +140,12 @@ def test_a_large_difference_is_shown_and_no_difference_is_not(grid):
     assert 0 < interval.low < interval.estimate < interval.high
     assert difference_table("Differences", comparison.differences, "mAP").bold == {(1, 1), (2, 1)}
     conclusion = conclusion_of(comparison)
-    assert "2 of 3 differences significant" in conclusion
+    assert "2 of 3 differences in mAP significant" in conclusion
     assert "60 validation images and 2 seeds" in conclusion
-    assert "Significant averaged over the rest of the grid: strong against weak: +0." in conclusion
+    assert "strong minus weak: +0." in conclusion
 
 
-def test_main_effects_are_means_of_differences_and_interactions_differences_of_these(grid):
+def test_main_effects_are_mean_differences_and_interactions_are_differences_between_differences(grid):
     comparison = grid.compare()
     mean = {place: cell.mean for place, cell in comparison.cells.items()}
     ((rows,), (columns,), (both,)) = comparison.row_effects, comparison.column_effects, comparison.interactions
@@ -160,7 +160,7 @@ def test_main_effects_are_means_of_differences_and_interactions_differences_of_t
     assert not columns.significant
 
 
-def test_effects_are_taken_over_complete_rows_alone(grid):
+def test_effects_use_only_complete_rows(grid):
     grid.add("lonely")
     comparison = grid.compare()
     assert [effect.label for effect in comparison.row_effects] == ["strong - weak"]
@@ -168,7 +168,7 @@ def test_effects_are_taken_over_complete_rows_alone(grid):
     assert score_table(comparison).rows[2][2] == "-"
 
 
-def test_where_nothing_is_found_nothing_could_have_been_shown(experiments):
+def test_without_any_correct_detection_no_difference_can_be_tested(experiments):
     for row in "ab":
         experiments.add(row, quality=0.0)
     comparison = experiments.compare()
@@ -176,26 +176,26 @@ def test_where_nothing_is_found_nothing_could_have_been_shown(experiments):
     assert difference_table("", comparison.differences, "mAP").rows[0][-1] == "undefined"
 
 
-def test_too_few_images_give_no_differences_but_a_warning(experiments, monkeypatch):
+def test_with_too_few_images_a_warning_replaces_the_differences(experiments, monkeypatch):
     monkeypatch.setattr("ablation.uncertainty.FEWEST_IMAGES", IMAGES + 1)
     experiments.add("a")
     experiments.add("b")
     comparison = experiments.compare()
     assert not comparison.differences
-    assert ["60 validation images: too few" in text for text in comparison.warnings] == [True]
+    assert ["60 validation images" in text for text in comparison.warnings] == [True]
 
 
 # ---- warnings ----------------------------------------------------------------------------------------------
 
 
-def test_too_few_resamples_for_so_many_differences_are_a_warning(grid):
+def test_a_warning_says_if_there_are_too_few_resamples_for_the_number_of_differences(grid):
     enough = grid.compare(pairs=True, replicates=300)
     assert len(enough.differences) == 6
     assert not enough.warnings
     assert "below 0.0198" in grid.compare(pairs=True, replicates=100).warnings[0]
 
 
-def test_runs_of_a_cell_that_took_different_numbers_of_steps_are_warned_of(experiments):
+def test_a_warning_names_runs_of_a_cell_with_different_numbers_of_steps(experiments):
     for seed, steps in ((0, 37), (1, 9)):
         experiments.add("a", seed=seed, steps=steps)
     warning = experiments.compare().warnings[0]
@@ -204,10 +204,10 @@ def test_runs_of_a_cell_that_took_different_numbers_of_steps_are_warned_of(exper
     assert "37 in " in warning
 
 
-def test_differences_are_named_unless_rows_and_columns_name_them(experiments):
+def test_a_warning_lists_differences_that_row_and_column_names_do_not_show(experiments):
     first = experiments.add("a", "none")
     second = experiments.add("a", "fpn", config={"epochs": 1})
-    difference = f"train.epochs is 3 in {first}, 1 in {second}"
+    difference = f"train.epochs is 3 in {first} and 1 in {second}"
     assert any(text.endswith(difference) for text in experiments.compare().warnings)
     experiments.add("a", "none", config={"epochs": 1})
     assert not any(text.endswith(difference) for text in experiments.compare().warnings)
@@ -218,7 +218,7 @@ def test_differences_are_named_unless_rows_and_columns_name_them(experiments):
 
 @pytest.fixture
 def two_cell_grid(experiments, tmp_path, monkeypatch) -> dict[str, State]:
-    """The states of a grid of two cells, by column; a test may change them."""
+    """Return the states of a grid of two cells by column; tests may change them."""
     (tmp_path / "base.yaml").write_text("train: {epochs: 3}\n")
     columns = "columns: [{name: none}, {name: fpn, overrides: [model.neck=fpn]}]"
     rows = f"rows: [{{name: a, config: {tmp_path / 'base.yaml'}}}]"
@@ -230,19 +230,19 @@ def two_cell_grid(experiments, tmp_path, monkeypatch) -> dict[str, State]:
 
 @pytest.fixture
 def table_of_grid(two_cell_grid, tmp_path, run_in_process):
-    """A function that gives exit code, output and errors of a comparison of it."""
+    """Return a function that compares the grid and returns its exit code, output and errors."""
     return lambda: run_in_process(command, tmp_path / "grid_two.yaml", "--replicates", 100)
 
 
 @pytest.mark.parametrize(
     ("kind", "same_recipe", "line"),
     [
-        ("stale", False, "a x fpn: seed 0 stale: mAP 0.1; something has changed; left out"),  # counts for nothing
-        ("failed", False, "a x fpn: seed 0 failed: mAP 0.1; something has changed"),
-        ("stale", True, "WARNING: a x fpn: seed 0 stale: something has changed"),  # other code: counts with a warning
+        ("stale", False, "a x fpn, seed 0: stale (mAP 0.1; something has changed; not counted)"),  # different recipe
+        ("failed", False, "a x fpn, seed 0: failed (mAP 0.1; something has changed)"),
+        ("stale", True, "WARNING: a x fpn, seed 0: stale (something has changed)"),  # different code: counts
     ],
 )
-def test_a_run_that_is_not_done_is_shown_as_what_it_is(two_cell_grid, table_of_grid, kind, same_recipe, line):
+def test_the_state_of_a_run_that_is_not_done_is_shown(two_cell_grid, table_of_grid, kind, same_recipe, line):
     experiment = two_cell_grid["fpn"].experiment
     changes = "something has changed"
     two_cell_grid["fpn"] = State(kind, experiment, f"mAP 0.1; {changes}", same_recipe, changes)
@@ -251,7 +251,7 @@ def test_a_run_that_is_not_done_is_shown_as_what_it_is(two_cell_grid, table_of_g
     assert ("Differences" in text) == same_recipe
 
 
-def test_a_grid_with_nothing_to_compare_says_how_its_runs_are(two_cell_grid, table_of_grid):
+def test_the_error_for_a_grid_without_comparable_runs_counts_their_states(two_cell_grid, table_of_grid):
     for column, state in two_cell_grid.items():
         two_cell_grid[column] = State("stale", state.experiment, "mAP 0.1; train.epochs was 1", same_recipe=False)
     code, _, [error] = table_of_grid()
@@ -260,7 +260,7 @@ def test_a_grid_with_nothing_to_compare_says_how_its_runs_are(two_cell_grid, tab
     assert "--rerun-stale" in error
 
 
-def test_runs_of_a_grid_in_different_precisions_are_reported_with_the_cure(two_cell_grid, table_of_grid, experiments):
+def test_a_warning_about_different_precisions_names_the_cure(two_cell_grid, table_of_grid, experiments):
     for column, precision in (("none", "bf16"), ("fpn", "fp32")):
         two_cell_grid[column] = State("done", experiments.add("a", column, config={"precision": precision}))
     text = table_of_grid()[1]
@@ -271,7 +271,7 @@ def test_runs_of_a_grid_in_different_precisions_are_reported_with_the_cure(two_c
 # ---- tables and the command --------------------------------------------------------------------------------
 
 
-def test_csv_has_a_line_per_cell_in_full_precision(grid):
+def test_csv_has_one_line_per_cell_in_full_precision(grid):
     comparison = grid.compare()
     lines = list(csv.DictReader(io.StringIO(to_csv(comparison))))
     assert [(line["backbone"], line["neck"], line["seeds"]) for line in lines][:2] == [
@@ -283,13 +283,13 @@ def test_csv_has_a_line_per_cell_in_full_precision(grid):
     assert float(lines[0]["device_hours"]) == 2.0
 
 
-def test_markdown_escapes_names_and_has_a_minus_sign_before_numbers():
+def test_markdown_escapes_names_and_uses_minus_signs_for_numbers():
     text = to_markdown(Table("", ["", "change"], [["swin-2", "[-0.1, 0.2]"], ["a|b", "0"]]))
     assert "| swin-2 | [\N{MINUS SIGN}0.1, 0.2] |" in text
     assert "| a\\|b | 0 |" in text
 
 
-def test_latex_escapes_names_and_sets_the_best_in_bold(experiments):
+def test_latex_escapes_names_and_prints_the_best_in_bold(experiments):
     experiments.add("ResNet_A", "none", quality=0.3)
     experiments.add("ResNet_B", "dense_fpn", quality=0.9)
     text = to_latex(score_table(experiments.compare()))
@@ -299,18 +299,18 @@ def test_latex_escapes_names_and_sets_the_best_in_bold(experiments):
     assert text.index(r"\begin{tabular}{lrr}") < text.index(r"\bottomrule")
 
 
-def test_the_command_prints_markdown_with_every_view_asked_for(grid, run_in_process):
+def test_the_command_prints_all_requested_tables_as_markdown(grid, run_in_process):
     options = ["--columns", "AP50,parameters,gflops", "--per-class", "--errors", "--replicates", 200]
     _, text, _ = run_in_process(command, *sorted(grid.folder.iterdir()), *options)
-    for heading in ("Scores and cost", "Differences", "Interactions", "AP by class", "Errors by kind", "GFLOPs: one"):
+    for heading in ("Scores and cost", "Differences", "Interactions", "AP by class", "Errors by kind", "GFLOPs are"):
         assert heading in text
     assert "| strong x none |" in text
     assert "2,000,000" in text
-    assert "0.0900 (+0.0600)" in text  # an error's kind, with its change
+    assert "0.0900 (+0.0600)" in text  # a kind of error, with its change
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "begin"),
+    ("name", "options", "start"),
     [
         ("table.txt", ["--format", "latex"], "% "),
         ("table.html", [], "<!DOCTYPE"),
@@ -318,24 +318,24 @@ def test_the_command_prints_markdown_with_every_view_asked_for(grid, run_in_proc
         ("table.csv", [], "backbone,neck,seeds,mAP"),
     ],
 )
-def test_the_command_writes_a_file_in_the_format_asked_for_or_that_of_its_suffix(
-    experiments, run_in_process, monkeypatch, tmp_path, name, options, begin
+def test_the_format_of_the_output_file_is_from_the_option_or_else_the_suffix(
+    experiments, run_in_process, monkeypatch, tmp_path, name, options, start
 ):
     experiments.add("a")
     monkeypatch.setattr("ablation.report.write_report", lambda path, _: path.write_text("<!DOCTYPE html>"))
     run_in_process(command, experiments.folder / "experiment_1", "--output", tmp_path / name, *options)
-    assert (tmp_path / name).read_text().startswith(begin)
+    assert (tmp_path / name).read_text().startswith(start)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--output", "table.txt"], "end it in .md"),
-        (["--output", "no/table.md"], "a folder that exists"),
+        (["--output", "table.txt"], "use .md, .tex"),
+        (["--output", "no/table.md"], "existing folder"),
         (["--columns", "gflop"], "did you mean 'gflops'"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_refused_before_any_work(experiments, monkeypatch, capsys, options, message):
+def test_parsing_refuses_an_invalid_argument(experiments, monkeypatch, capsys, options, message):
     monkeypatch.setattr(sys, "argv", ["compare", str(experiments.add("a")), *options])
     with pytest.raises((ValueError, SystemExit)) as error:
         command.parse_arguments(sys.argv[1:])

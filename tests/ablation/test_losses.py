@@ -1,4 +1,4 @@
-"""Comparisons of runs whose score is a loss: lower is better."""
+"""Tests of comparisons whose score is a loss: lower is better."""
 
 import re
 
@@ -13,7 +13,7 @@ from ablation.tables import class_table, difference_table, score_table
 
 @pytest.fixture(scope="module")
 def comparison(new_experiments) -> Comparison:
-    """Of a small model and a large one, which is better and costs more; not to be changed."""
+    """Return a comparison of a small model and a large one that is better and costs more. Read-only."""
     experiments = new_experiments()
     experiments.add_generator("small", 0.30, gflops=1)
     experiments.add_generator("large", 0.20, gflops=3)
@@ -27,25 +27,25 @@ def test_the_best_cell_has_the_lowest_loss(comparison):
     assert table.bold == {(1, 1)}
 
 
-def test_the_difference_in_loss_is_found_and_said_to_be_better_below_zero(comparison):
+def test_a_negative_difference_in_loss_is_reported_as_an_improvement(comparison):
     (difference,) = comparison.differences
     assert difference.interval.estimate == pytest.approx(-0.1, abs=0.01)
     assert difference.significant
     table = difference_table("Differences", comparison.differences, unit_of(comparison))
-    assert table.header[1] == "difference in val_loss (below zero is better)"
-    assert "Below zero is better." in conclusion_of(comparison)
-    assert re.search(r"true difference of about 0\.00\d+ four times", conclusion_of(comparison))
+    assert table.header[1] == "difference in val_loss (negative is better)"
+    assert "Lower is better" in conclusion_of(comparison)
+    assert re.search(r"true difference of about 0\.00\d+ would", conclusion_of(comparison))
     assert re.search(r"^0\.\d{4} \[", class_table(comparison).rows[0][1])
 
 
 def test_a_lower_loss_is_on_the_pareto_front(comparison):
     costs = {("small", "random weights"): 1, ("large", "random weights"): 3}
-    for more_is_better, front in ((False, 2), (True, 1)):  # cheap and worse, dear and better; or better in both
+    for more_is_better, front in ((False, 2), (True, 1)):  # large is better and costs more; or large is better in both
         drawing = plots.draw_costs(comparison, costs, "cost", more_is_better)
         assert len(drawing.axes[0].lines[0].get_xdata()) == front
 
 
-def test_the_report_says_what_is_better_and_shows_samples(comparison, tmp_path):
+def test_the_report_says_that_lower_is_better_and_shows_samples(comparison, tmp_path):
     write_report(tmp_path / "report.html", comparison)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Lower is better, and the lowest mean is bold" in text

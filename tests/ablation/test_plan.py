@@ -1,4 +1,4 @@
-"""ablation/plan.py: what a grid file asks for, and how far each cell is."""
+"""Tests of ablation/plan.py: the runs of a grid file, and their states."""
 
 import json
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.plan import Grid, Job, State, read_cells, read_grid, remember, state_of
+from ablation.plan import Grid, Job, State, read_cells, read_grid, state_of, write_cell
 from ablation.staleness import PROJECT
 from engine.files import file_sha256, locked
 from engine.inputs import Inputs, identify_images
@@ -46,13 +46,13 @@ def job(grid) -> Job:
 
 @pytest.fixture
 def experiment(job, tmp_path) -> Path:
-    """The experiment of `job`, as the grid makes it before the task starts."""
-    return begun(job, tmp_path)
+    """Return the experiment of `job` as it is before the task starts."""
+    return new_run(job, tmp_path)
 
 
-def begun(job: Job, folder: Path) -> Path:
+def new_run(job: Job, folder: Path) -> Path:
     experiment = new_experiment(folder / "experiments")
-    remember(job, experiment)
+    write_cell(job, experiment)
     return experiment
 
 
@@ -69,19 +69,20 @@ def state(job: Job, experiment: Path) -> State:
     return state_of(job, read_cells(experiment.parent))
 
 
-# ---- what a grid file says -----------------------------------------------------------------------------------
+# ---- grid files ----------------------------------------------------------------------------------------------
 
 
-def test_a_grid_lists_every_cell_with_its_first_seed_before_any_second(grid):
+def test_a_grid_lists_all_cells_with_the_first_seed_before_the_second_seed(grid):
     cells = ["small x none", "small x fpn", "large x fpn"]
     assert [job.name for job in grid.jobs] == [f"{cell}, seed {seed}" for seed in (0, 1) for cell in cells]
 
 
-def test_overrides_of_a_row_win_over_the_columns_and_both_over_the_grids(grid):
+def test_a_row_override_wins_over_a_column_override_and_both_over_the_grid(grid):
     small, _, large = (job.recipe() for job in grid.jobs[:3])
     assert (small["train"], small["model"]["neck"]) == ({"epochs": 3, "seed": 0}, "none")
     assert (large["train"], large["model"]["neck"]) == ({"epochs": 9, "seed": 0}, "fpn")
-    assert [grid.sets(field) for field in ("model.neck", "train.epochs", "train.precision")] == [True, True, False]
+    assert all(map(grid.overrides_field, ("model.neck", "train.epochs")))
+    assert not grid.overrides_field("train.precision")
 
 
 @pytest.mark.parametrize(
@@ -89,10 +90,10 @@ def test_overrides_of_a_row_win_over_the_columns_and_both_over_the_grids(grid):
     [
         ("small x fnp", None, "did you mean 'small x fpn'"),
         ("q", None, "expected one of small x none"),
-        (None, [2], "no seed 2"),
+        (None, [2], "seed 2"),
     ],
 )
-def test_a_selection_of_nothing_is_refused(grid, only, seeds, named):
+def test_a_selection_without_runs_is_refused(grid, only, seeds, named):
     with pytest.raises(ValueError, match=named):
         grid.select(only, seeds)
 
@@ -100,37 +101,37 @@ def test_a_selection_of_nothing_is_refused(grid, only, seeds, named):
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("name: large", "name: small", "rows: small is there twice"),
+        ("name: large", "name: small", "rows: small "),
         ("columns: [fpn]", "columns: [fnp]", "column 'fnp': expected one of"),
-        ("seeds: [0, 1]", "seeds: [1, 1]", "seeds: 1 is there twice"),
+        ("seeds: [0, 1]", "seeds: [1, 1]", "seeds: 1 "),
         ("seeds: [0, 1]", "seed: [0]", "did you mean 'seeds'"),
         ("CONFIG, overrides", "nowhere.yaml, overrides", "nowhere.yaml: no such file"),
         ("[train.epochs=9]", "[train.epochs]", "expected section.field=value"),
         ("[model.neck=none]", "[model.neck=fpn]", "small x none, seed 0 and small x fpn, seed 0 have the same recipe"),
-        ("[train.epochs=9]", "[train.seed=9]", "the seeds of a grid are listed under `seeds`"),
-        ("detection.training", "detection.trainer", "grid_test.yaml: task 'detection.trainer': no module"),
-        ("detection.training", "detection.sample", "detection.sample': no COMPUTES"),
+        ("[train.epochs=9]", "[train.seed=9]", "train.seed .* `seeds`"),
+        ("detection.training", "detection.trainer", "grid_test.yaml: task 'detection.trainer': .*detection/trainer.py"),
+        ("detection.training", "detection.sample", "detection.sample': .* COMPUTES"),
     ],
 )
-def test_a_bad_grid_file_is_refused(tmp_path, old, new, named):
+def test_an_invalid_grid_file_is_refused(tmp_path, old, new, named):
     assert old in GRID
     with pytest.raises(ConfigError, match=named):
         read_grid(write_grid(tmp_path, GRID.replace(old, new, 1)))
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "configs").glob("grid_*.yaml")), ids=lambda path: path.stem)
-def test_every_grid_of_the_project_can_be_read(path, monkeypatch):
+def test_every_grid_in_configs_is_valid(path, monkeypatch):
     monkeypatch.chdir(PROJECT)
     counts = {"grid_coco": 48, "grid_coco_published": 10}
     jobs = read_grid(path).jobs
     assert len(jobs) == counts.get(path.stem, len(jobs)) > 0
 
 
-# ---- how far a cell is ---------------------------------------------------------------------------------------
+# ---- state of a run ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lock", [RUN_LOCK, GRID_LOCK])
-def test_a_run_whose_lock_is_held_is_running_with_epoch_and_time_left(job, experiment, lock):
+def test_a_run_whose_lock_is_held_is_running_and_shows_epoch_and_time_left(job, experiment, lock):
     write_status(experiment, Status("running", step=120, total_steps=500, epoch=12, epochs=50))
     lines = [{"step": 10 * epoch, "epoch_seconds": 50.0, "eval_seconds": 10.0} for epoch in range(1, 13)]
     (experiment / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -148,19 +149,19 @@ def test_a_run_whose_lock_is_held_is_running_with_epoch_and_time_left(job, exper
         (Status("stopped", 5, 30, 1, 3, exit_code=75, reason="SIGTERM"), "stopped", "epoch 1/3; SIGTERM"),
         (Status("killed", 5, 30, 1, 3, exit_code=-9, reason="SIGKILL"), "killed", "epoch 1/3; SIGKILL"),
         (Status("running", 5, 30, 1, 3), "killed", "epoch 1/3"),
-        (Status("running"), "killed", "not yet begun"),
-        (Status("done", 30, 30, 3, 3, exit_code=0), "killed", "epoch 3/3"),  # its results are gone
-        (None, "killed", "not yet begun"),
+        (Status("running"), "killed", "training not started"),
+        (Status("done", 30, 30, 3, 3, exit_code=0), "killed", "epoch 3/3"),  # without results.json
+        (None, "killed", "training not started"),
     ],
 )
-def test_a_run_without_results_is_as_its_status_says(job, experiment, status, kind, detail):
+def test_the_state_of_a_run_without_results_is_from_its_status(job, experiment, status, kind, detail):
     if status:
         write_status(experiment, status)
     found = state(job, experiment)
     assert (found.kind, found.detail) == (kind, detail)
 
 
-def test_a_run_with_results_is_done_with_its_score_and_shared_between_grids(job, experiment, tmp_path):
+def test_a_run_with_results_is_done_in_every_grid_that_defines_it(job, experiment, tmp_path):
     finish(experiment)
     write_status(experiment, Status("failed", exit_code=2, reason="refused a second start"))
     (tmp_path / "grid_other.yaml").write_text(write_grid(tmp_path).read_text())
@@ -171,17 +172,17 @@ def test_a_run_with_results_is_done_with_its_score_and_shared_between_grids(job,
 
 @pytest.mark.parametrize("name", ["cell.json", "results.json"])
 @pytest.mark.parametrize("content", ["x", "[]", "{}", "3"])
-def test_a_damaged_record_is_named(job, experiment, name, content):
+def test_an_error_names_a_corrupt_record(job, experiment, name, content):
     finish(experiment)
     (experiment / name).write_text(content)
     with pytest.raises(ValueError, match=rf"{name}: "):
         state(job, experiment)
 
 
-# ---- what is stale, and which data are the same --------------------------------------------------------------
+# ---- stale results and identical data -----------------------------------------------------------------------
 
 
-def test_another_recipe_makes_a_result_stale_and_an_unfinished_run_is_started_anew(experiment, tmp_path):
+def test_a_different_recipe_makes_a_result_stale_and_ignores_an_unfinished_run(experiment, tmp_path):
     later = read_grid(write_grid(tmp_path, GRID.replace("epochs=3", "epochs=5"))).jobs[0]
     assert state(later, experiment).kind == "waiting"
     finish(experiment)
@@ -190,7 +191,7 @@ def test_another_recipe_makes_a_result_stale_and_an_unfinished_run_is_started_an
 
 
 @pytest.mark.parametrize(("key", "named"), [("computes", "training.py"), ("code", "an earlier version")])
-def test_other_code_makes_a_result_stale_but_comparable(job, experiment, key, named):
+def test_changed_code_makes_a_result_stale_but_comparable(job, experiment, key, named):
     finish(experiment)
     cell = json.loads((experiment / "cell.json").read_text())
     hashes = cell.pop("computes") | {"training.py": "0"}
@@ -201,7 +202,7 @@ def test_other_code_makes_a_result_stale_but_comparable(job, experiment, key, na
     assert named in found.detail
 
 
-def test_other_data_makes_it_stale_and_absent_data_does_not(job, experiment, tmp_path):
+def test_changed_data_make_a_result_stale_and_missing_data_do_not(job, experiment, tmp_path):
     data = tmp_path / "val.json"
     finish(experiment, inputs={str(data): "0"})
     assert state(job, experiment).kind == "done"
@@ -210,7 +211,7 @@ def test_other_data_makes_it_stale_and_absent_data_does_not(job, experiment, tmp
     assert (found.kind, found.detail, found.same_recipe) == ("stale", f"mAP 0.2500; data: {data}", False)
 
 
-def test_other_data_in_the_folder_that_the_recipe_names_now_makes_it_stale(job, experiment, tmp_path):
+def test_different_data_in_a_new_data_root_make_a_result_stale(job, experiment, tmp_path):
     finish(experiment, inputs={"here/val.json": "0"})
     (tmp_path / "there").mkdir()
     (tmp_path / "there/val.json").write_text("{}")
@@ -223,7 +224,7 @@ def test_other_data_in_the_folder_that_the_recipe_names_now_makes_it_stale(job, 
 
 @pytest.fixture
 def two_modalities(tmp_path) -> dict[str, Job]:
-    """rgb/ and thermal/, with one annotation file and images of the same names and sizes; a job on each."""
+    """Return a job on rgb/ and one on thermal/, with equal annotations, and image files of equal names and sizes."""
     jobs = {}
     for name in ("rgb", "thermal"):
         (tmp_path / name / "val").mkdir(parents=True)
@@ -237,7 +238,7 @@ def two_modalities(tmp_path) -> dict[str, Job]:
 
 
 def finish_on(root: Path, experiment: Path, with_images: bool = True) -> None:
-    """As a run on `root` leaves it; runs of earlier versions do not say which images they read."""
+    """Finish an experiment on the data in `root`. with_images: False as in earlier versions, which omitted images."""
     files = {str(root / "val.json"): file_sha256(root / "val.json")}
     if with_images:
         images = {"val": identify_images(root / "val", [path.name for path in (root / "val").iterdir()])}
@@ -245,17 +246,17 @@ def finish_on(root: Path, experiment: Path, with_images: bool = True) -> None:
     finish(experiment, files, str(root))
 
 
-def test_other_images_under_the_same_annotations_are_other_data(two_modalities, tmp_path):
+def test_different_images_with_the_same_annotations_are_different_data(two_modalities, tmp_path):
     rgb, thermal = two_modalities.values()
-    experiment = begun(rgb, tmp_path)
+    experiment = new_run(rgb, tmp_path)
     assert [state(job, experiment).kind for job in (rgb, thermal)] == ["killed", "waiting"]
     finish_on(tmp_path / "rgb", experiment)
     assert [state(job, experiment).kind for job in (rgb, thermal)] == ["done", "waiting"]
 
 
-def test_moved_data_are_recognised_by_their_content(two_modalities, tmp_path):
+def test_moved_data_are_recognised_by_content(two_modalities, tmp_path):
     rgb, thermal = two_modalities.values()
-    experiment = begun(rgb, tmp_path)
+    experiment = new_run(rgb, tmp_path)
     finish_on(tmp_path / "rgb", experiment)
     (tmp_path / "rgb").rename(tmp_path / "moved")
     assert state(thermal, experiment).kind == "waiting"
@@ -264,9 +265,9 @@ def test_moved_data_are_recognised_by_their_content(two_modalities, tmp_path):
 
 
 @pytest.mark.parametrize("with_images", [True, False])
-def test_images_replaced_in_place_make_it_stale_if_the_record_knows_them(two_modalities, tmp_path, with_images):
+def test_replaced_images_make_a_result_stale_if_the_run_recorded_its_images(two_modalities, tmp_path, with_images):
     rgb = two_modalities["rgb"]
-    experiment = begun(rgb, tmp_path)
+    experiment = new_run(rgb, tmp_path)
     finish_on(tmp_path / "rgb", experiment, with_images)
     (tmp_path / "rgb/val/1.png").write_text("other!!!1")
     found = state(rgb, experiment)
@@ -282,9 +283,9 @@ def grid_of_roots(tmp_path: Path, *roots: Path) -> Path:
     return path
 
 
-def test_rows_of_a_grid_may_differ_in_their_data_alone(two_modalities, tmp_path):
+def test_rows_of_a_grid_may_differ_only_in_their_data(two_modalities, tmp_path):
     rgb, thermal = read_grid(grid_of_roots(tmp_path, tmp_path / "rgb", tmp_path / "thermal")).jobs
-    experiments = [begun(job, tmp_path) for job in (rgb, thermal)]
+    experiments = [new_run(job, tmp_path) for job in (rgb, thermal)]
     for job, experiment in zip((rgb, thermal), experiments, strict=True):
         finish_on(tmp_path / job.row, experiment)
     known = read_cells(tmp_path / "experiments")
@@ -294,7 +295,7 @@ def test_rows_of_a_grid_may_differ_in_their_data_alone(two_modalities, tmp_path)
     assert [state_of(job, known).experiment for job in (rgb, thermal)] == experiments
 
 
-def test_rows_of_a_grid_on_the_same_folder_are_refused(two_modalities, tmp_path):
+def test_rows_of_a_grid_with_the_same_data_folder_and_recipe_are_refused(two_modalities, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "rgb")
     with pytest.raises(ConfigError, match="rgb x none, seed 0 and link x none, seed 0 have the same recipe"):
         read_grid(grid_of_roots(tmp_path, tmp_path / "rgb", tmp_path / "link"))

@@ -1,4 +1,4 @@
-"""The report of a comparison: what is in the file, and that a browser shows it."""
+"""Tests of the HTML report of a comparison: its contents, and how a browser shows it."""
 
 import html
 import math
@@ -20,7 +20,7 @@ from stats.bootstrap import Interval
 EVERY_SECTION = [
     "scores", "differences", "effects", "costs", "curves", "classes", "sizes", "errors", "examples", "experiments",
 ]  # fmt: skip
-WARNING = "protocol.nms_iou is 0.45 in a, 0.5 in b"
+WARNING = "protocol.nms_iou is 0.45 in a and 0.5 in b"
 UNDEFINED = Interval(math.nan, math.nan, math.nan, math.nan, math.nan)
 
 
@@ -30,8 +30,8 @@ def report(comparison: Comparison, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(new_experiments) -> Comparison:
-    """A comparison that has data for every section; not to be changed."""
+def comparison(new_experiments) -> Comparison:
+    """Return a comparison that has data for every section. Read-only."""
     experiments = new_experiments()
     for row, quality in (("ResNet50Backbone_B", 0.3), ("SwinTBackbone_B", 0.9)):
         for column in ("none", "fpn"):
@@ -43,9 +43,9 @@ def whole(new_experiments) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def text(whole, tmp_path_factory) -> str:
-    """The report of it."""
-    return report(whole, tmp_path_factory.mktemp("report"))
+def text(comparison, tmp_path_factory) -> str:
+    """Return the report of the comparison."""
+    return report(comparison, tmp_path_factory.mktemp("report"))
 
 
 def tree_of(text: str) -> ElementTree.Element:
@@ -57,17 +57,17 @@ def sections_of(text: str) -> list[str]:
 
 
 def text_of(text: str) -> str:
-    """What a reader sees, without markup."""
+    """Return the text of a page without markup."""
     parser, found = HTMLParser(), []
     parser.handle_data = found.append
     parser.feed(text)
     return " ".join(" ".join(found).split())
 
 
-# ---- the file ----------------------------------------------------------------------------------------------
+# ---- file --------------------------------------------------------------------------------------------------
 
 
-def test_it_has_every_section_is_well_formed_and_every_reference_leads_to_one_place_in_the_file(text):
+def test_the_page_is_well_formed_with_every_section_and_all_references_resolve_within_it(text):
     assert sections_of(text) == EVERY_SECTION
     elements = list(tree_of(text).iter())
     ids = [element.get("id") for element in elements if element.get("id")]
@@ -83,37 +83,37 @@ def test_it_has_every_section_is_well_formed_and_every_reference_leads_to_one_pl
     assert [link for link in links if not link.startswith("data:") and link.removeprefix("#") not in ids] == []
 
 
-def test_nothing_is_loaded_from_outside(text):
+def test_the_page_loads_no_other_files(text):
     addresses = set(re.findall(r"[a-z]+://[^\s\"'<>)]*", text))
-    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, not places
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # XML namespaces
     assert not re.search(r"<script|<iframe|<object|<embed|@import|@font-face", text)
 
 
-def test_names_are_shown_as_they_are_and_never_as_markup(experiments, tmp_path):
+def test_names_are_escaped_so_that_they_are_never_markup(experiments, tmp_path):
     name = '<img src="x" onerror="alert(1)">&amp; "$x_1$" \'quoted\''
     experiments.add("A", classes=("one", f"two {name}"))
     experiments.add(f"B {name}", classes=("one", f"two {name}"))
     comparison = experiments.compare()
     comparison.title = f"title {name}"
     comparison.warnings.append(f"warning {name}")
-    comparison.filled[0].notes.append(Note(9, "failed", f"note {name}"))
+    comparison.scored_cells[0].notes.append(Note(9, "failed", f"note {name}"))
     text = report(comparison, tmp_path)
     images = [element for element in tree_of(text).iter() if element.tag == "img"]
     assert all(image.get("src").startswith("data:image/jpeg;base64,") for image in images)
     assert all(f"{kind} {name}" in text_of(text) for kind in ("title", "warning", "note", "B", "two"))
 
 
-# ---- what is in the sections -------------------------------------------------------------------------------
+# ---- sections ---------------------------------------------------------------------------------------------
 
 
-def test_the_best_mean_and_the_baseline_are_marked_in_the_score_table(whole, text):
+def test_the_best_mean_and_the_baseline_are_marked_in_the_score_table(comparison, text):
     cells = list(tree_of(text).iter("td"))[:4]
     best = [cell.text.strip() for cell in cells if cell.get("class") == "best"]
-    assert best == [f"{whole.best.mean:.4f} ± {whole.best.spread:.4f}"]
+    assert best == [f"{comparison.best.mean:.4f} ± {comparison.best.spread:.4f}"]
     assert ["baseline" in "".join(cell.itertext()) for cell in cells] == [True, False, False, False]
 
 
-def test_cells_that_failed_or_were_not_asked_for_say_so(grid, tmp_path):
+def test_failed_cells_and_cells_not_in_the_comparison_are_marked(grid, tmp_path):
     comparison = grid.compare()
     failed = comparison.cells["strong", "none"]
     failed.runs.clear()
@@ -122,11 +122,11 @@ def test_cells_that_failed_or_were_not_asked_for_say_so(grid, tmp_path):
     comparison.per_class = comparison.per_class_change = {}
     shown = text_of(report(comparison, tmp_path))
     assert "no score failed" in shown
-    assert "strong x none: seed 0 failed: loss is not finite at step 120" in shown
-    assert "not asked for" in shown
+    assert "strong x none, seed 0: failed (loss is not finite at step 120)" in shown
+    assert "not included" in shown
 
 
-def test_sections_without_data_are_left_out(experiments, tmp_path):
+def test_sections_without_data_are_omitted(experiments, tmp_path):
     for row in "ab":
         path = experiments.add(row, scores={f"AP_{size}": None for size in ("small", "medium", "large")}, errors=None)
         shutil.rmtree(path / "examples")
@@ -136,7 +136,7 @@ def test_sections_without_data_are_left_out(experiments, tmp_path):
     assert sections_of(report(comparison, tmp_path)) == ["scores", "differences", "costs", "experiments"]
 
 
-def test_charts_of_each_cell_are_shown_where_the_runs_have_them(experiments, tmp_path):
+def test_charts_of_each_cell_are_shown_if_the_runs_have_them(experiments, tmp_path):
     for row in "ab":
         path = experiments.add(row)
         for name in ("precision_recall", "confusion", "class_scores"):
@@ -159,23 +159,23 @@ def test_undefined_numbers_are_dashes(experiments, tmp_path):
     assert 'cx="nan"' not in text
 
 
-def test_changes_by_class_are_sorted_from_the_best_to_the_worst(whole, text):
+def test_changes_of_classes_are_sorted_from_the_largest_rise_to_the_largest_fall(comparison, text):
     tables = re.findall(r'aria-label="change of each class, SwinTBackbone_B x fpn">.*?</table>', text, re.S)
-    changes = whole.per_class_change["SwinTBackbone_B", "fpn"]
+    changes = comparison.per_class_change["SwinTBackbone_B", "fpn"]
     assert re.findall(r'<th scope="row">(.*?)</th>', tables[0]) == sorted(
         changes, key=lambda name: -changes[name].estimate
     )
 
 
-def test_examples_are_beside_each_other_with_the_ground_truth_first(whole, text):
+def test_example_images_are_side_by_side_with_the_ground_truth_first(comparison, text):
     strips = [element for element in tree_of(text).iter("div") if element.get("class") == "strip"]
     captions = [[caption.text for caption in strip.iter("figcaption")] for strip in strips]
-    assert captions == [["ground truth", *(cell.name for cell in whole.filled)]] * 2
+    assert captions == [["ground truth", *(cell.name for cell in comparison.scored_cells)]] * 2
 
 
-def test_every_experiment_can_be_found_and_run_again(whole, text):
+def test_the_report_lists_the_path_commit_and_command_of_every_experiment(comparison, text):
     shown = text_of(text.partition('<section id="experiments">')[2])
-    runs = [run for cell in whole.filled for run in cell.runs]
+    runs = [run for cell in comparison.scored_cells for run in cell.runs]
     assert all(str(run.path) in shown and run.starts[0]["command"] in shown for run in runs)
     assert shown.count("c87c5e7aa7") == len(runs)
     assert shown.count("with uncommitted changes") == 4  # seed 1 of each cell
@@ -187,23 +187,23 @@ def test_every_experiment_can_be_found_and_run_again(whole, text):
 @pytest.mark.parametrize(
     ("points", "expected"),
     [
-        ([(1, 0.2), (2, 0.3), (3, 0.25), (4, 0.4)], [0, 1, 3]),  # the third is dearer than the second, and worse
+        ([(1, 0.2), (2, 0.3), (3, 0.25), (4, 0.4)], [0, 1, 3]),  # the third costs more than the second, and is worse
         ([(3, 0.4), (1, 0.2)], [1, 0]),  # cheapest first
-        ([(1, 0.2), (1, 0.3), (2, 0.3)], [1]),  # as cheap and worse; as good and dearer
-        ([(1, 0.2), (1, 0.2)], [0, 1]),  # equals do not beat each other
+        ([(1, 0.2), (1, 0.3), (2, 0.3)], [1]),  # worse at equal cost; more cost at equal score
+        ([(1, 0.2), (1, 0.2)], [0, 1]),  # equal points do not dominate each other
         ([(-50, 0.2), (-40, 0.3), (-30, 0.1)], [0, 1]),  # images/s, negated
     ],
 )
-def test_pareto_front(points, expected):
-    assert plots.front(points) == expected
+def test_the_pareto_front_has_the_points_that_no_point_dominates(points, expected):
+    assert plots.pareto_front(points) == expected
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(4, 4), (16, 1), (8, 7)])
-def test_every_cell_has_a_look_of_its_own(rows, columns):
+def test_every_cell_has_a_distinct_style(rows, columns):
     names = [f"r{i}" for i in range(rows)], [f"c{i}" for i in range(columns)]
     cells = {(row, column): Cell(row, column) for row in names[0] for column in names[1]}
     comparison = Comparison("grid", "mAP", "row", "column", *names, cells, ("r0", "c0"), 1000)
-    assert len(set(plots.looks(comparison).values())) == rows * columns
+    assert len(set(plots.cell_styles(comparison).values())) == rows * columns
 
 
 # ---- in a browser ------------------------------------------------------------------------------------------
@@ -211,11 +211,10 @@ def test_every_cell_has_a_look_of_its_own(rows, columns):
 
 @pytest.fixture(scope="module")
 def open_in_browser(tmp_path_factory):
-    """A function that opens a file in headless Chromium, and returns the page's markup after its scripts have run
-    and what it wrote to the console."""
+    """Return a function that opens a file in headless Chromium and returns its final markup and console lines."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("no chromium or google-chrome on the PATH: the report was not opened in a browser")
+        pytest.skip("no chromium or google-chrome on the PATH to open the report in")
 
     def show(path: Path) -> tuple[str, list[str]]:
         done = subprocess.run(
@@ -233,14 +232,14 @@ def open_in_browser(tmp_path_factory):
     return show
 
 
-def measured(open_in_browser, text: str, folder: Path, width: int, what: str) -> str:
-    """What a script's expression says of the page, its document being `page`, on a screen of this width in pixels."""
+def evaluate_in_page(open_in_browser, text: str, folder: Path, width: int, expression: str) -> str:
+    """Evaluate a JavaScript expression, in which `page` is the document, on a screen of `width` pixels."""
     frame = folder / "frame.html"
     frame.write_text(
         f'<!DOCTYPE html><html><body><iframe width="{width}" height="800" style="border: 0" '
         f'srcdoc="{html.escape(text)}"></iframe><output></output><script>'
         "document.querySelector('iframe').onload = (event) => { const page = event.target.contentDocument;"
-        f"document.querySelector('output').textContent = {what} }}</script></body></html>",
+        f"document.querySelector('output').textContent = {expression} }}</script></body></html>",
         encoding="utf-8",
     )
     shown, _ = open_in_browser(frame)
@@ -249,7 +248,7 @@ def measured(open_in_browser, text: str, folder: Path, width: int, what: str) ->
 
 @pytest.fixture(scope="module")
 def crowded_text(new_experiments, tmp_path_factory) -> str:
-    """The report of a comparison with everything that is wide: long names without a space, notes, warnings."""
+    """Return a report with everything that can be too wide: long names without spaces, notes, warnings."""
     experiments = new_experiments()
     classes = ["class_" + "x" * 60, *(f"class {number}" for number in range(20))]
     for row in ("ResNet50Backbone_B", "SwinTBackbone_B" + "_with_a_long_name" * 5):
@@ -257,13 +256,13 @@ def crowded_text(new_experiments, tmp_path_factory) -> str:
             experiments.add(row, column, classes=classes)
     comparison = experiments.compare(replicates=100)
     comparison.warnings.append("/a/path/without/a/space" * 8)
-    comparison.filled[1].notes.append(Note(1, "failed", "a reason of some length " * 4))
-    Image.new("RGB", (900, 900)).save(comparison.filled[0].runs[0].path / "confusion.png")
+    comparison.scored_cells[1].notes.append(Note(1, "failed", "a reason of some length " * 4))
+    Image.new("RGB", (900, 900)).save(comparison.scored_cells[0].runs[0].path / "confusion.png")
     return report(comparison, tmp_path_factory.mktemp("report"))
 
 
 @pytest.mark.slow
-def test_a_browser_finds_no_error_in_it(open_in_browser, text, tmp_path):
+def test_a_browser_shows_the_page_without_errors(open_in_browser, text, tmp_path):
     (tmp_path / "report.html").write_text(text, encoding="utf-8")
     shown, console = open_in_browser(tmp_path / "report.html")
     assert sections_of(shown) == EVERY_SECTION
@@ -271,6 +270,6 @@ def test_a_browser_finds_no_error_in_it(open_in_browser, text, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_phone_need_not_scroll_sideways(open_in_browser, crowded_text, tmp_path):
+def test_the_page_is_not_wider_than_a_phone(open_in_browser, crowded_text, tmp_path):
     width = "page.documentElement.scrollWidth"
-    assert measured(open_in_browser, crowded_text, tmp_path, 390, width) == "390"
+    assert evaluate_in_page(open_in_browser, crowded_text, tmp_path, 390, width) == "390"
