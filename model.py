@@ -59,7 +59,7 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
 
 
 def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
-    """Join windows (B, windows, window_size^2, C) to maps (B, H, W, C); inverts `window_partition`."""
+    """Join windows (B, windows, window_size^2, C) into maps (B, H, W, C); inverts `window_partition`."""
     batch, _, _, channels = windows.shape
     x = windows.view(batch, height // window_size, width // window_size, window_size, window_size, channels)
     return x.transpose(2, 3).reshape(batch, height, width, channels)
@@ -119,7 +119,7 @@ class WindowAttention(nn.Module):
             self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
 
     def logit_bias(self, mask: Tensor | None) -> Tensor | None:
-        """Return what to add to the attention logits: (heads, N, N), (windows, heads, N, N), a mask alone, or None."""
+        """Return the position bias plus the mask, (heads, N, N) or (windows, heads or 1, N, N), or None without both."""
         if self.relative_position_bias_table is None:
             return mask
         # An embedding lookup is faster than indexing, whose backward pass on CUDA sorts the indices every time.

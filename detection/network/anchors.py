@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-# Side of each level's smaller square, as a fraction of the image side. The last scale is for the last larger square.
+# Side of each level's smaller square as a fraction of the image side. The larger square also depends on the next scale.
 ANCHOR_SCALES: dict[str, tuple[float, ...]] = {
     "ssd": (0.1, 0.2, 0.375, 0.55, 0.725, 0.9, 1.0),  # the paper's scales for Pascal VOC
     "ssd_coco": (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),  # the authors' scales for COCO, which has smaller objects

@@ -58,7 +58,7 @@ class ResNetTrunk(nn.Module):
         if unknown:
             raise ValueError(f"layer {unknown[0]!r}: expected one of {', '.join(names)}")
         last = max(names.index(tap) for tap in taps)
-        self.removed_prefixes = ("fc.", *(f"{name}." for name in names[last + 1 :]))  # parameters of a classifier only
+        self.removed_prefixes = ("fc.", *(f"{name}." for name in names[last + 1 :]))  # only a classifier has these
 
         self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -94,7 +94,7 @@ class ResNetTrunk(nn.Module):
 def make_resnet_layer(
     block: type[BasicBlock] | type[Bottleneck], in_channels: int, width: int, depth: int, stride: int
 ) -> nn.Sequential:
-    """Create the blocks of one ResNet layer. The first block and its shortcut change the resolution and channels."""
+    """Create the blocks of one ResNet layer. The first block applies the stride and changes the number of channels."""
     out_channels = width * block.expansion
     shortcut = None
     if stride != 1 or in_channels != out_channels:
@@ -329,7 +329,7 @@ def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) 
     """Load a public classification checkpoint into the trunk, ignoring the classifier and layers after the last tap.
 
     state_dict: weights of a ResNet with torchvision's names, or of a Swin in a format that `load_swin_weights` accepts.
-    Returns the name and both shapes of each position table that was resized to a Swin's window or image size.
+    Returns the name and both shapes of each position table that was resized to the window or image size of a Swin.
     Raises ValueError, and leaves the trunk unchanged, if the weights do not fit it."""
     if isinstance(backbone.trunk, SwinTransformer):
         resized, _ = load_swin_weights(backbone.trunk, state_dict)

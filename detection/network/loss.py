@@ -1,4 +1,4 @@
-"""MultiBox loss with hard negative mining (SSD, arXiv 1512.02325, section 2.2, eq. 1), and its plateau.
+"""MultiBox loss with hard negative mining (SSD, arXiv 1512.02325, section 2.2, eq. 1).
 
 Value and gradient equal those of torchvision's SSD.compute_loss. A whole batch is computed without GPU synchronisation.
 """
@@ -21,8 +21,8 @@ class LossConfig(Config):
     box_weight: float = Field(
         1.0,
         ge=0,
-        description="weight of the box loss (smooth L1 summed over the four coordinates) beside the classification "
-        "loss: the SSD paper uses 1.0; the reference code averaged over the coordinates, which equals 0.25",
+        description="weight of the box loss (smooth L1 summed over four coordinates) relative to the classification "
+        "loss: 1.0 in the SSD paper; 0.25 equals the reference code, which averaged over the coordinates",
     )
     negatives_per_positive: int = Field(3, gt=0, description="hardest background boxes to train on per matched box")
     match_iou: float = Field(0.5, gt=0, le=1, description="smallest IoU at which a default box matches an object")
@@ -113,7 +113,7 @@ def constant_predictor_loss(class_counts: Sequence[int] | Tensor, negatives_per_
     per positive is (k + 1) H(q, p), where H(q, p) is the cross-entropy and q = (k, f_1, ..., f_C) / (k + 1). The
     minimum, at p = q, is (k + 1) H(q), where H(q) is the entropy in nats.
 
-    class_counts: (num_classes,) number of objects of each class, an estimate of the number of positives.
+    class_counts: (num_classes,) number of objects of each class, whose shares estimate f_c.
     negatives_per_positive: k. Raises ValueError if all counts are zero."""
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     if not counts.sum() > 0:

@@ -18,8 +18,8 @@ def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, io
     """Match each anchor to an object or to background.
 
     1. Each anchor matches the object with the highest IoU, if that IoU is at least iou_threshold.
-    2. Each object also matches the anchor with the highest IoU, overriding rule 1, so that objects are not left without
-       an anchor. If several objects have the same best anchor, the last object gets it.
+    2. The anchor with the highest IoU for an object matches this object, even if the IoU is low or rule 1 chooses a
+       different object. If it is the best anchor of several objects, the last object gets it.
     Ties in IoU go to the lowest index.
 
     boxes_xyxy: (B, M, 4) float, fractions of the image side. M is the largest number of objects per image, at least 1.
@@ -57,8 +57,8 @@ def _best_overlaps(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> tuple[Tensor, Te
 def pairwise_iou(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
     """Return the intersection over union (B, M, A) of every box (B, M, 4) with every anchor (A, 4).
 
-    The result is bitwise equal to torchvision.ops.box_iou. Matching has no larger tensor than this, so it is computed
-    with unit stride and, where possible, in place."""
+    The result is bitwise equal to torchvision.ops.box_iou. It is the largest tensor in matching, so it is computed with
+    unit stride and, where possible, in place."""
     left, top, right, bottom = boxes_xyxy[..., None].unbind(dim=2)  # (B, M, 1) each
     anchor_left, anchor_top, anchor_right, anchor_bottom = anchors_xyxy.T.contiguous()  # (A,) each
     width = torch.minimum(right, anchor_right).sub_(torch.maximum(left, anchor_left)).clamp_(min=0)

@@ -1,8 +1,8 @@
 """Turn the network's outputs into detections: softmax, score threshold, NMS per class, top detections per image.
 
-Two shortcuts keep the result exact. Softmax is computed only for anchors whose logits can reach the score threshold.
-NMS sees only the highest-scoring pairs of anchor and class, and further pairs only if too few detections remain: a pair
-can only be suppressed by a higher-scoring one.
+Two shortcuts do not change the result. Softmax is computed only for anchors whose logits can reach the score threshold.
+NMS gets only the highest-scoring pairs of anchor and class, because a pair can only be suppressed by a higher-scoring
+one. It gets further pairs if too few detections remain.
 """
 
 import math
@@ -70,7 +70,7 @@ def postprocess(
 def _can_reach_threshold(class_logits: Tensor, score_threshold: float) -> Tensor:
     """Return which anchors may have a class whose score reaches the threshold, (B, A) bool.
 
-    Never False for an anchor that reaches it: a class's softmax score is at most sigmoid(logit - background logit)."""
+    There are no false negatives, because a class's softmax score is at most sigmoid(logit - background logit)."""
     min_logit = torch.tensor(score_threshold * (1 - ROUNDING_MARGIN), dtype=torch.float64).logit().item()  # -inf for 0
     best_logits = class_logits[..., 1:].amax(dim=-1).float()  # (B, A)
     return best_logits - class_logits[..., 0].float() >= min_logit
@@ -112,7 +112,7 @@ def _best_pairs(scores: Tensor, best_scores: Tensor, score_threshold: float, lim
     scores: (n, num_classes). best_scores: (n,), the maximum of each row.
     The indices are ordered by descending score, then by row, then by column."""
     min_score = scores.new_full((), score_threshold)
-    if len(scores) > limit:  # `limit` rows already have a score of at least the limit-th best row maximum
+    if len(scores) > limit:  # at least `limit` scores reach the limit-th highest row maximum, so skip lower ones
         min_score = torch.maximum(min_score, best_scores.topk(limit).values[-1])
     rows = (best_scores >= min_score).nonzero()[:, 0]
     scores = scores[rows]
@@ -124,7 +124,7 @@ def _best_pairs(scores: Tensor, best_scores: Tensor, score_threshold: float, lim
 def _class_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, nms_iou: float) -> Tensor:
     """Apply NMS to each class and return the indices of the remaining boxes, by descending score.
 
-    boxes_xyxy: (n, 4) in [0, 1]. One call handles all classes, because the boxes of each class are shifted by a
-    different offset so that classes do not overlap. float64 keeps the shift from rounding the coordinates."""
-    apart = boxes_xyxy.double() + 2 * labels[:, None]
-    return nms(apart, scores.double(), nms_iou)
+    boxes_xyxy: (n, 4) in [0, 1]. One call handles all classes: each class is shifted by its own offset, so that boxes
+    of different classes do not overlap. In float64 the shift does not round the coordinates."""
+    shifted = boxes_xyxy.double() + 2 * labels[:, None]
+    return nms(shifted, scores.double(), nms_iou)

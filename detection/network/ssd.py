@@ -96,7 +96,7 @@ class SSD(nn.Module):
 
         images: (B, 3, S, S) float, normalised (see data.normalize_images).
         Returns box_deltas (B, A, 4), to be decoded by boxes.decode_boxes, and class_logits (B, A, num_classes + 1),
-        before softmax, with background first. Raises ValueError if the images are not input_size pixels square."""
+        before softmax, with background first. Raises ValueError if S is not input_size."""
         if images.shape[-2:] != (self.input_size, self.input_size):
             height, width = images.shape[-2:]
             raise ValueError(
@@ -112,7 +112,7 @@ class SSD(nn.Module):
     def _init_heads(self) -> None:
         """Initialise the heads to predict background with probability 1 - FOREGROUND_PRIOR at every anchor.
 
-        Without it, training with a random trunk never leaves the plateau of loss.constant_predictor_loss. As in
+        Otherwise, training with a random trunk never leaves the plateau at loss.constant_predictor_loss. As in
         RetinaNet (arXiv 1708.02002, sections 3.3 and 4.1), weights are drawn from N(0, 0.01^2) and biases are zero,
         except the background bias b, which solves e^b / (e^b + num_classes) = 1 - FOREGROUND_PRIOR."""
         for convolution in [*self.box_head, *self.class_head]:
@@ -124,8 +124,8 @@ class SSD(nn.Module):
 
     @torch.no_grad()
     def grid_sizes(self, input_size: int) -> list[tuple[int, int]]:
-        """Return (rows, columns) of each map for square inputs of `input_size` pixels, by running a blank image."""
-        with evaluation_mode(self):  # so that the run uses no random numbers and changes no running statistics
+        """Return (rows, columns) of each map for inputs of this size, from a forward pass on a blank image."""
+        with evaluation_mode(self):  # so that the pass uses no random numbers and changes no running statistics
             maps = self.neck(self.backbone(torch.zeros(1, 3, input_size, input_size)))
         return [tuple(m.shape[-2:]) for m in maps]
 
