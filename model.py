@@ -119,7 +119,7 @@ class WindowAttention(nn.Module):
             self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
 
     def logit_bias(self, mask: Tensor | None) -> Tensor | None:
-        """Return the position bias plus the mask, (heads, N, N) or (windows, heads or 1, N, N), or None without both."""
+        """Return position bias plus mask, (heads, N, N) or (windows, heads or 1, N, N), or None if there is neither."""
         if self.relative_position_bias_table is None:
             return mask
         # An embedding lookup is faster than indexing, whose backward pass on CUDA sorts the indices every time.

@@ -55,7 +55,7 @@ def by_torchvision(coco: CocoFile, batches: list[list[int]]) -> None:
 
 
 def by_ours(dataset: CocoDetection, batches: list[list[int]], *, colour_on_cpu: bool) -> None:
-    """Make the same batches like the loader processes of this project."""
+    """Make the same batches in the way of this project's loader processes."""
     for indices in batches:
         batch = collate(dataset.__getitems__([(0, index) for index in indices]))
         if colour_on_cpu:

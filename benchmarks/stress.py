@@ -81,7 +81,7 @@ def digest(experiment: Path) -> str:
 
 
 def kill_all(log: Path) -> None:
-    """Send SIGKILL to all processes of a run, found by the variable STRESS_RUN, as if the node died."""
+    """Send SIGKILL to all processes of a run, found by the environment variable STRESS_RUN, as if the node died."""
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # the process has ended
             if f"STRESS_RUN={log}".encode() in (folder / "environ").read_bytes().split(b"\0"):

@@ -57,7 +57,7 @@ class Matches(SavedArrays):
 
 @dataclass(frozen=True)
 class Hits(SavedArrays):
-    """Whether a classifier's predictions are correct, sufficient to compute top-1 and top-5 accuracy.
+    """Correctness of a classifier's predictions, sufficient to compute top-1 and top-5 accuracy.
 
     image_ids: (I,) text, every validation image: '<class folder>/<file>', or its number if it has no file.
     class_names: (C,) text.
