@@ -1,14 +1,15 @@
-"""Swin Transformer: a classifier, and feature maps of any stage at any input size.
+"""Swin Transformer: classification, and feature maps from every stage, at any input size.
 
 Paper: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030.
-Parameters carry the names of Microsoft's checkpoints; `load_swin_weights` also takes torchvision's and timm's.
+Parameters have the names used in Microsoft's checkpoints. `load_swin_weights` also loads torchvision's and timm's.
 
-Any input size works, by padding with zeros at the bottom and the right, as Microsoft's detection code does: images to
-a multiple of the patch; maps to a multiple of the window, after the norm (the padding takes part in attention and is
-cropped away afterwards); and maps of odd side before merging, so a side of 21 merges to 11.
+To support any input size, zeros are padded at the bottom and right, as in Microsoft's detection code. Images are padded
+to a multiple of the patch size. Before attention, maps are padded to a multiple of the window size, after the norm; the
+padding takes part in attention and is cropped afterwards. Before merging, odd sides are padded, so 21 merges to 11.
 
-A side that a single window covers is not shifted, as in torchvision. Where a map is both shifted and padded it is
-padded first, as in Microsoft's code and torchvision; timm shifts first. Inputs of 224 never meet either difference.
+Implementations differ in two details, which do not affect inputs of 224 pixels. Here, windows are not shifted along a
+side that fits in one window, as in torchvision. Maps are padded before they are shifted, as in Microsoft's code and
+torchvision; timm shifts first.
 """
 
 import functools
@@ -28,14 +29,14 @@ SWIN_VARIANTS = {
     "swin_s": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
     "swin_b": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
     "swin_l": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
-    # Not of the paper: for small images, and for small data on a CPU.
+    # Not in the paper: for small images, and for small data on a CPU.
     "swin_slim": {"embed_dim": 32, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8), "window_size": 4},
 }
 
 POSITIONS = ("none", "abs", "rel", "abs+rel")
 
-STAGES = range(8)  # more than any Swin has
-# Microsoft's names by those of others, to be replaced in this order. timm's merging opens a stage and does not end one.
+STAGES = range(8)  # more stages than any Swin has
+# Replacements that give Microsoft's names, in order. timm has patch merging at the start of a stage, not at its end.
 TORCHVISION_NAMES = {
     "features.0.0.": "patch_embed.proj.",
     "features.0.2.": "patch_embed.norm.",
@@ -51,21 +52,21 @@ TIMM_NAMES = {
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
-    """Cut (B, H, W, C) maps, whose sides are multiples of the window, into (B, windows, window_size^2, C)."""
+    """Partition maps (B, H, W, C), with sides divisible by window_size, into (B, windows, window_size^2, C)."""
     batch, height, width, channels = x.shape
     x = x.view(batch, height // window_size, window_size, width // window_size, window_size, channels)
     return x.transpose(2, 3).reshape(batch, -1, window_size**2, channels)
 
 
 def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
-    """Put (B, windows, window_size^2, C) back together as (B, H, W, C); inverts `window_partition`."""
+    """Join windows (B, windows, window_size^2, C) into maps (B, H, W, C); inverts `window_partition`."""
     batch, _, _, channels = windows.shape
     x = windows.view(batch, height // window_size, width // window_size, window_size, window_size, channels)
     return x.transpose(2, 3).reshape(batch, height, width, channels)
 
 
 def eager_cache(function: Callable) -> Callable:
-    """functools.cache for eager mode. A compiler, which cannot see through a cache, gets the bare function."""
+    """Cache results in eager mode only, because torch.compile cannot trace a cached function."""
     cached = functools.lru_cache(maxsize=256)(function)
 
     @functools.wraps(function)
@@ -79,10 +80,10 @@ def eager_cache(function: Callable) -> Callable:
 def shifted_window_mask(
     height: int, width: int, window_size: int, shifts: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """Keep tokens apart that share a window only because the cyclic shift wrapped them around (section 3.2).
+    """Return the attention mask that separates tokens which share a window only because of the cyclic shift.
 
-    Returns (windows, 1, N, N) float32 to be added to the attention logits: 0 within a region, -100 between regions.
-    Cached, and built on the device itself, so that no step waits for a transfer."""
+    See section 3.2. Returns (windows, 1, N, N) float32, to be added to the attention logits: 0 for tokens of the same
+    region, -100 for tokens of different regions. The mask is cached and built on the device, which avoids transfers."""
 
     def regions(side: int, shift: int) -> Tensor:
         position = torch.arange(side, device=device)
@@ -90,12 +91,12 @@ def shifted_window_mask(
 
     region = 3 * regions(height, shifts[0])[:, None] + regions(width, shifts[1])  # (H, W)
     region = window_partition(region[None, :, :, None], window_size)[0, :, :, 0]  # (windows, N)
-    apart = region[:, None, :, None] != region[:, None, None, :]  # (windows, 1, N, N)
-    return torch.where(apart, -100.0, 0.0)
+    differs = region[:, None, :, None] != region[:, None, None, :]  # (windows, 1, N, N)
+    return torch.where(differs, -100.0, 0.0)
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """Row of the bias table for each pair of tokens in a window: (N, N) int64, N = window_size^2."""
+    """Return the row of the bias table for each pair of tokens in a window, (N, N) int64, N = window_size^2."""
     axis = torch.arange(window_size)
     y, x = (axis.flatten() for axis in torch.meshgrid(axis, axis, indexing="ij"))
     dy, dx = (c[:, None] - c[None, :] + window_size - 1 for c in (y, x))  # 0 .. 2 * window_size - 2
@@ -103,7 +104,7 @@ def relative_position_index(window_size: int) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows, with a learned bias per head and relative position (eq. 4)."""
+    """Multi-head self-attention within windows, with a learned bias per head and relative position (eq. 4)."""
 
     def __init__(self, dim: int, num_heads: int, window_size: int, relative_position: bool):
         super().__init__()
@@ -118,45 +119,45 @@ class WindowAttention(nn.Module):
             self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
 
     def logit_bias(self, mask: Tensor | None) -> Tensor | None:
-        """Everything that is added to q k^T, as one tensor: (heads, N, N) or (windows, heads, N, N) or None."""
+        """Return position bias plus mask, (heads, N, N) or (windows, heads or 1, N, N), or None if there is neither."""
         if self.relative_position_bias_table is None:
             return mask
-        # An embedding lookup, because the backward of indexing with a tensor sorts the indices on CUDA, every time.
+        # An embedding lookup is faster than indexing, whose backward pass on CUDA sorts the indices every time.
         bias = F.embedding(self.relative_position_index, self.relative_position_bias_table)  # (N, N, heads)
         bias = bias.permute(2, 0, 1)
         return bias if mask is None else bias + mask
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """windows: (B, windows, N, C); mask: (windows, 1, N, N) or None. Returns (B, windows, N, C)."""
+        """Apply attention to windows (B, windows, N, C), with mask (windows, 1, N, N) or None. Keeps the shape."""
         qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1))  # (B, windows, N, 3, heads, C / heads)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, windows, heads, N, C / heads)
         logits = (q * self.scale) @ k.transpose(-2, -1)  # (B, windows, heads, N, N)
         bias = self.logit_bias(mask)
         if bias is not None:
-            logits += bias  # in place: the largest tensor of the block, not needed by the backward of the product
-        # Stating the dtype keeps autocast from writing the probabilities in float32; the kernel sums in float32.
+            logits += bias  # in place, because this is the block's largest tensor; matmul's backward does not need it
+        # The explicit dtype keeps autocast from storing the probabilities in float32; the kernel still sums in float32.
         attention = logits.softmax(dim=-1, dtype=logits.dtype)
         return self.proj((attention @ v).transpose(2, 3).flatten(-2))
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch for whole samples at random while training (stochastic depth, arXiv 1603.09382)."""
+    """Randomly zero a residual branch, per sample, during training (stochastic depth, arXiv 1603.09382)."""
 
     def __init__(self, probability: float):
         super().__init__()
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, ...). What is kept is scaled so that the mean stays the same."""
+        """Zero samples of x (B, ...) with the given probability and scale the others to keep the expected value."""
         if not self.training or self.probability == 0.0:
             return x
-        kept = 1.0 - self.probability
-        mask = torch.empty((len(x), *[1] * (x.ndim - 1)), dtype=x.dtype, device=x.device).bernoulli_(kept)
-        return x * (mask.div_(kept) if kept > 0.0 else mask)
+        keep_probability = 1.0 - self.probability
+        mask = torch.empty((len(x), *[1] * (x.ndim - 1)), dtype=x.dtype, device=x.device).bernoulli_(keep_probability)
+        return x * (mask.div_(keep_probability) if keep_probability > 0.0 else mask)
 
 
 class SwinBlock(nn.Module):
-    """Window attention and an MLP, each pre-normalised, with stochastic depth on both branches (eq. 3)."""
+    """Window attention and an MLP, each with pre-norm and stochastic depth (eq. 3)."""
 
     def __init__(
         self,
@@ -180,10 +181,10 @@ class SwinBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def attend(self, x: Tensor) -> Tensor:
-        """Attention among the (shifted) windows of x, (B, H, W, C)."""
+        """Apply attention within the (shifted) windows of x (B, H, W, C). Keeps the shape."""
         _, height, width, _ = x.shape
         pad_bottom, pad_right = -height % self.window_size, -width % self.window_size
-        if pad_bottom or pad_right:  # F.pad would copy even if there were nothing to pad
+        if pad_bottom or pad_right:  # F.pad copies even if the padding is zero
             x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
         padded = height + pad_bottom, width + pad_right
         shifts = tuple(self.shift_size if side > self.window_size else 0 for side in padded)
@@ -204,7 +205,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Images (B, in_channels, H, W) to one token per patch, (B, ceil(H / patch), ceil(W / patch), C)."""
+    """Embed images (B, in_channels, H, W) as one token per patch: (B, ceil(H / patch), ceil(W / patch), C)."""
 
     def __init__(self, in_channels: int, embed_dim: int, patch_size: int):
         super().__init__()
@@ -239,16 +240,15 @@ class PatchMerging(nn.Module):
         if height % 2 or width % 2:
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H / 2, row, W / 2, column, C)
-        # Published weights expect the neighbours column by column: top left, bottom left, top right, bottom right.
+        # Published weights expect the order top left, bottom left, top right, bottom right.
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H / 2, W / 2, 4C)
         return self.reduction(self.norm(x))
 
 
 class PatchExpanding(nn.Module):
-    """The reverse of patch merging (Cao et al., Swin-Unet, arXiv 2105.05537): `scale` times the side.
+    """Upsample by `scale` with a linear layer, the reverse of patch merging (Cao et al., Swin-Unet, arXiv 2105.05537).
 
-    Takes and gives maps as a convnet has them, (B, channels, H, W) to (B, out_channels, scale * H, scale * W).
-    out_channels: half the channels."""
+    Maps (B, channels, H, W) to (B, out_channels, scale * H, scale * W), where out_channels is half of channels."""
 
     def __init__(self, channels: int, *, scale: int = 2):
         super().__init__()
@@ -264,7 +264,7 @@ class PatchExpanding(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """The blocks that share one resolution, and the patch merging that ends it (None in the last stage)."""
+    """Blocks of one resolution, followed by patch merging (None in the last stage)."""
 
     def __init__(self, blocks: Iterable[SwinBlock], downsample: PatchMerging | None):
         super().__init__()
@@ -273,7 +273,7 @@ class SwinStage(nn.Module):
 
 
 def resize_grid(grid: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize (1, H, W, C) float to (1, *size, C), bicubic, as Microsoft's code resizes whatever follows positions."""
+    """Resize position tables (1, H, W, C) bicubically to (1, *size, C), as in Microsoft's code."""
     grid = F.interpolate(grid.permute(0, 3, 1, 2), size, mode="bicubic", align_corners=False)
     return grid.permute(0, 2, 3, 1)
 
@@ -281,14 +281,14 @@ def resize_grid(grid: Tensor, size: Sequence[int]) -> Tensor:
 class SwinTransformer(nn.Module):
     """Swin Transformer with switches for the paper's ablations (Table 4).
 
-    embed_dim, depths, num_heads: see SWIN_VARIANTS; the channels double from stage to stage.
-    num_classes: outputs of the classifier. window_size: side of a window, in tokens. patch_size: in pixels.
-    image_size: side in pixels at which the absolute position embedding is kept; resized for any other input.
-    drop_path_rate: of the last block; grows linearly from 0 in the first.
-    shift: shift the windows of every second block by half a window.
-    position: none, abs (learned, added to the tokens), rel (bias on the attention logits) or abs+rel.
-    Raises ValueError if `position` is none of these.
-    """
+    embed_dim: channels of the first stage; every further stage doubles them. depths: number of blocks per stage.
+    num_heads: attention heads per stage. num_classes: number of outputs of the classifier.
+    window_size: side of a window in tokens. patch_size: side of a patch in pixels.
+    image_size: image side in pixels for which the absolute position embedding is stored; resized for other inputs.
+    drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0 in the first block.
+    shift: whether to shift the windows of every second block by half a window.
+    position: none, abs (learned embedding added to the tokens), rel (bias on the attention logits) or abs+rel.
+    Raises ValueError for any other `position`."""
 
     def __init__(
         self,
@@ -310,7 +310,7 @@ class SwinTransformer(nn.Module):
         if position not in POSITIONS:
             raise ValueError(f"position {position!r}: expected one of {', '.join(POSITIONS)}")
         self.embed_dim = embed_dim
-        self.cut_away: tuple[str, ...] = ()  # prefixes of the parameters that `cut` removed
+        self.removed_prefixes: tuple[str, ...] = ()  # name prefixes of the parameters that `cut` removed
         self.patch_embed = PatchEmbed(in_channels, embed_dim, patch_size)
         self.absolute_pos_embed = None
         if "abs" in position:
@@ -318,7 +318,7 @@ class SwinTransformer(nn.Module):
             self.absolute_pos_embed = nn.Parameter(torch.empty(1, self.grid_side**2, embed_dim))
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
 
-        # On the CPU by name, so that a model can be built on the meta device.
+        # The explicit CPU device allows building the model on the meta device.
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.layers = nn.ModuleList()
         for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
@@ -346,45 +346,45 @@ class SwinTransformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def steps(self) -> dict[str, nn.Module]:
-        """The parts of the trunk in order, each under the name of the tap that it feeds."""
-        steps = {}
+    def modules_by_tap(self) -> dict[str, nn.Module]:
+        """Return the modules of the trunk in order, by the name of the tap at their output."""
+        modules = {}
         for number, layer in enumerate(self.layers, start=1):
-            steps[f"stage{number}"] = layer.blocks
+            modules[f"stage{number}"] = layer.blocks
             if layer.downsample is not None:
-                steps[f"merge{number}"] = layer.downsample
-        return steps
+                modules[f"merge{number}"] = layer.downsample
+        return modules
 
     def out_channels(self, tap: str) -> int:
-        """Channels of the map at a tap. Raises ValueError for an unknown one."""
-        self._order_of([tap])
+        """Return the number of channels of the map at a tap. Raises ValueError for an unknown tap."""
+        self._tap_indices([tap])
         number = int(tap[-1])
         return self.embed_dim * 2 ** (number if tap.startswith("merge") else number - 1)
 
     def cut(self, taps: Sequence[str]) -> "SwinTransformer":
-        """Drop everything behind the last of these taps; return self, which gives features and no logits.
+        """Remove all modules after the last of these taps, in place, and return self.
 
-        Raises ValueError for an unknown tap."""
-        last = max(self._order_of(taps))
-        name = list(self.steps())[last]
+        A cut model has `features` but no classifier. Raises ValueError for an unknown tap."""
+        last = max(self._tap_indices(taps))
+        name = list(self.modules_by_tap())[last]
         number = int(name[-1])
-        self.cut_away += ("norm.", "head.", *(f"layers.{index}." for index in range(number, len(self.layers))))
+        self.removed_prefixes += ("norm.", "head.", *(f"layers.{index}." for index in range(number, len(self.layers))))
         del self.layers[number:]
         if name.startswith("stage") and self.layers[-1].downsample is not None:
-            self.cut_away += (f"layers.{number - 1}.downsample.",)
+            self.removed_prefixes += (f"layers.{number - 1}.downsample.",)
             self.layers[-1].downsample = None
         self.norm = self.head = None
         return self
 
-    def _order_of(self, taps: Sequence[str]) -> list[int]:
-        known = list(self.steps())
+    def _tap_indices(self, taps: Sequence[str]) -> list[int]:
+        known = list(self.modules_by_tap())
         unknown = [tap for tap in taps if tap not in known]
         if unknown:
             raise ValueError(f"tap {unknown[0]!r}: expected one of {', '.join(known)}")
         return [known.index(tap) for tap in taps]
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images to tokens with their absolute position, if the model has one: (B, H / patch, W / patch, C)."""
+        """Return patch tokens, (B, H / patch, W / patch, C), plus the absolute position embedding if there is one."""
         x = self.patch_embed(images)
         if self.absolute_pos_embed is None:
             return x
@@ -392,32 +392,32 @@ class SwinTransformer(nn.Module):
         return x + (grid if x.shape[1:3] == grid.shape[1:3] else resize_grid(grid, x.shape[1:3]))
 
     def features(self, images: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
-        """Return a (B, C, H, W) map for each tap: "stageN" (before the patch merging) or "mergeN" (after it).
+        """Return the feature map (B, C, H', W') of each tap: "stageN" (before patch merging) or "mergeN" (after it).
 
         images: (B, in_channels, H, W) float. Raises ValueError for an unknown tap."""
-        last = max(self._order_of(taps))
+        last = max(self._tap_indices(taps))
         x = self.embed(images)
         maps = {}
-        for tap, step in list(self.steps().items())[: last + 1]:
-            x = step(x)
+        for tap, module in list(self.modules_by_tap().items())[: last + 1]:
+            x = module(x)
             if tap in taps:
                 maps[tap] = x.permute(0, 3, 1, 2)
         return {tap: maps[tap] for tap in taps}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify images, (B, in_channels, H, W) float. Returns logits, (B, num_classes)."""
+        """Return class logits (B, num_classes) for images (B, in_channels, H, W) float."""
         if self.head is None:
-            raise RuntimeError("this Swin was cut to a feature trunk and has no classifier: call features()")
+            raise RuntimeError("this SwinTransformer was cut and has no classifier: call features() instead")
         x = self.embed(images)
-        for step in self.steps().values():
-            x = step(x)
+        for module in self.modules_by_tap().values():
+            x = module(x)
         return self.head(self.norm(x).mean(dim=(1, 2)))
 
 
 def swin_state_dict(state_dict: Mapping) -> dict[str, Tensor]:
-    """Rename the weights of a public Swin checkpoint to Microsoft's names, without buffers.
+    """Return the weights of a public Swin checkpoint under Microsoft's names, without buffers.
 
-    state_dict: from Microsoft (also still wrapped, as {"model": ...}), torchvision or timm."""
+    state_dict: from Microsoft (also if wrapped as {"model": ...}), torchvision or timm."""
     if isinstance(state_dict.get("model"), Mapping):
         state_dict = state_dict["model"]
     names = {}
@@ -428,35 +428,35 @@ def swin_state_dict(state_dict: Mapping) -> dict[str, Tensor]:
     renamed = {}
     for key, tensor in state_dict.items():
         if not key.endswith((".relative_position_index", ".attn_mask")):
-            for theirs, ours in names.items():
-                key = key.replace(theirs, ours)
+            for old, new in names.items():
+                key = key.replace(old, new)
             renamed[key] = tensor
     return renamed
 
 
 def swin_arguments(state_dict: Mapping) -> dict:
-    """Return the keyword arguments that make the SwinTransformer of a checkpoint, without `shift` and `drop_path_rate`.
+    """Infer the arguments of SwinTransformer, except `shift` and `drop_path_rate`, from a classifier's weights.
 
-    state_dict: of a whole classifier, as `swin_state_dict` takes it.
-    Raises ValueError if it is no Swin classifier, has no relative position bias, or windows of different sizes."""
+    state_dict: in a format that `swin_state_dict` accepts.
+    Raises ValueError if it is not a Swin classifier, lacks relative position bias, or has different window sizes."""
     shapes = {key: value.shape for key, value in swin_state_dict(state_dict).items() if isinstance(value, Tensor)}
-    needed = ("patch_embed.proj.weight", "layers.0.blocks.0.mlp.fc1.weight", "norm.weight", "head.weight")
-    absent = [key for key in needed if key not in shapes]
-    if absent:
+    required = ("patch_embed.proj.weight", "layers.0.blocks.0.mlp.fc1.weight", "norm.weight", "head.weight")
+    missing = [key for key in required if key not in shapes]
+    if missing:
         raise ValueError(
-            f"weights without {absent[0]}: expected a Swin classifier under Microsoft's, torchvision's or timm's names"
+            f"weights without {missing[0]}: expected a Swin classifier with Microsoft's, torchvision's or timm's names"
         )
-    found = [re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.norm1\.weight", key) for key in shapes]
-    depths = Counter(int(match[1]) for match in found if match)
+    matches = [re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.norm1\.weight", key) for key in shapes]
+    depths = Counter(int(match[1]) for match in matches if match)
     tables = [shapes.get(f"layers.{stage}.blocks.0.attn.relative_position_bias_table") for stage in sorted(depths)]
     if None in tables:
         raise ValueError(
-            "weights without relative position bias do not tell their number of heads: "
-            "make the model from the config that they were trained with"
+            "cannot infer the number of heads from weights without relative position bias: "
+            "build the model from the config that it was trained with"
         )
     windows = [(math.isqrt(rows) + 1) // 2 for rows, _ in tables]
     if len(set(windows)) > 1:
-        raise ValueError(f"windows of {windows} tokens in the stages: expected weights with one window size for all")
+        raise ValueError(f"window sizes {windows} in the stages of these weights: expected the same size in all stages")
 
     embed_dim, in_channels, patch_size, _ = shapes["patch_embed.proj.weight"]
     hidden, dim = shapes["layers.0.blocks.0.mlp.fc1.weight"]
@@ -480,31 +480,31 @@ def swin_arguments(state_dict: Mapping) -> dict:
 def load_swin_weights(
     model: SwinTransformer, state_dict: Mapping, may_be_misshaped: tuple[str, ...] = ()
 ) -> tuple[list[str], list[str]]:
-    """Load a public checkpoint, whole or not at all; see `swin_state_dict`.
+    """Load a public Swin checkpoint in a format that `swin_state_dict` accepts.
 
-    Position tables of other windows or image sizes are resized. Parts that were cut from the model are ignored.
-    may_be_misshaped: prefixes of weights that the model keeps as they are where their shapes differ.
-    Returns what was resized and what was left out, each with both shapes.
-    Raises ValueError, and leaves the model untouched, if anything is missing, unexpected or of another shape."""
+    Position tables for a different window or image size are resized. Weights of parts that were cut are ignored.
+    may_be_misshaped: name prefixes of weights to skip, leaving the model's own, if the shapes differ.
+    Returns the resized weights and the skipped weights, each by name with both shapes.
+    Raises ValueError, and leaves the model unchanged, if any weight is missing, unexpected or has the wrong shape."""
     renamed = swin_state_dict(state_dict)
-    weights = {key: tensor for key, tensor in renamed.items() if not key.startswith(model.cut_away)}
+    weights = {key: tensor for key, tensor in renamed.items() if not key.startswith(model.removed_prefixes)}
     resized = []
-    for key, wanted in model.state_dict().items():
-        if key in weights and weights[key].shape != wanted.shape:
-            fitting = _resize_positions(key, weights[key], wanted.shape)
-            if fitting is not None:
-                resized.append(f"{key} {tuple(weights[key].shape)} to {tuple(wanted.shape)}")
-                weights[key] = fitting
-    left_out = load_matching(model, weights, may_be_misshaped)
-    return resized, left_out
+    for key, expected in model.state_dict().items():
+        if key in weights and weights[key].shape != expected.shape:
+            table = _resize_positions(key, weights[key], expected.shape)
+            if table is not None:
+                resized.append(f"{key} {tuple(weights[key].shape)} to {tuple(expected.shape)}")
+                weights[key] = table
+    skipped = load_matching(model, weights, may_be_misshaped)
+    return resized, skipped
 
 
 def _resize_positions(key: str, table: Tensor, shape: torch.Size) -> Tensor | None:
-    """Resize a table, (rows, heads) of relative or (1, rows, C) of absolute position; None for other weights."""
+    """Resize a relative (rows, heads) or absolute (1, rows, C) position table; return None for other weights."""
     if not key.endswith(("relative_position_bias_table", "absolute_pos_embed")) or table.shape[-1] != shape[-1]:
         return None
     rows, channels = table.shape[-2:]
-    side, wanted_side = math.isqrt(rows), math.isqrt(shape[-2])
+    side, new_side = math.isqrt(rows), math.isqrt(shape[-2])
     if side**2 != rows:
         return None
-    return resize_grid(table.reshape(1, side, side, channels), (wanted_side, wanted_side)).reshape(shape)
+    return resize_grid(table.reshape(1, side, side, channels), (new_side, new_side)).reshape(shape)

@@ -1,1 +1,1 @@
-"""The Swin trunk as a backbone in other libraries' models."""
+"""Adapters for using the Swin trunk in models of other libraries."""

@@ -1,4 +1,4 @@
-"""The maps of a Swin's stages, for detectors and segmentation models of other libraries (docs/extending.md)."""
+"""Feature maps of Swin stages, for detection and segmentation models of other libraries (docs/extending.md)."""
 
 from torch import Tensor, nn
 
@@ -9,18 +9,16 @@ from weights.registry import find_weights, read_weights
 
 
 class SwinStages(nn.Module):
-    """A Swin trunk with a LayerNorm over the channels after each chosen stage.
+    """A Swin trunk with a LayerNorm over the channels of each chosen stage's output.
 
-    Blocks add to their input without normalising the sum, so values grow from block to block. Microsoft's code for
-    detection and segmentation normalises each map for this reason, and so does this class. These norms are not part of
-    a classifier's checkpoint.
+    The norms are needed because the residual sums of Swin's blocks are not normalised and grow with depth. They follow
+    Microsoft's detection and segmentation code. A classifier's checkpoint has no weights for them.
 
     name: a key of SWIN_VARIANTS. stages: among 1, 2, 3 and 4, with strides of 4, 8, 16 and 32 pixels.
-    weights: of the trunk, named as `model.weights` of a detection config names them; None: random. Nothing is
-    downloaded.
-    out_channels: channels of each map.
-    Raises ValueError for an unknown name or stage, and for weights that are missing or do not fit.
-    """
+    weights: weights of the trunk, as in `model.weights` of a detection config, or None for random weights. Missing
+        weights are not downloaded.
+    The attribute `out_channels` lists the channels of the maps.
+    Raises ValueError for an unknown name or stage, and for weights that are missing or do not fit."""
 
     def __init__(
         self,
@@ -45,10 +43,10 @@ class SwinStages(nn.Module):
         except ValueError as error:
             raise ValueError(f"weights {weights!r} of {name}: {error}") from error
         if resized:
-            logger.warning("weights of other windows or images, %d tables resized: %s", len(resized), listed(resized))
+            logger.warning("resized %d position tables of %s to fit: %s", len(resized), weights, listed(resized))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return a map per stage, "0", "1", ..., as torchvision's detectors name them.
+        """Return the map of each stage by the names "0", "1", ..., as torchvision's detectors expect.
 
         images: (B, 3, H, W) float, normalised, of any size. Maps: (B, C, H / stride, W / stride), sides rounded up."""
         maps = self.trunk.features(images, self.taps).values()

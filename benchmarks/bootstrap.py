@@ -1,10 +1,10 @@
-"""Do the intervals of stats/bootstrap.py cover what they should, and how fast are they?
+"""Coverage and speed of the confidence intervals of stats/bootstrap.py.
 
     OMP_NUM_THREADS=1 python -m benchmarks.bootstrap
 
-Detectors are simulated, so that their true difference is known: images, objects and distractors are easier or harder
-for all detectors, for a detector and for a run. Each trial draws a validation set, simulates runs on it and asks for
-the 95% interval of differences of mAP. True scores are those of 100,000 images. Takes 15 to 20 minutes on 2 cores.
+Detectors are simulated, so their true difference is known. The difficulty of objects and distractors has parts for all
+detectors, for one detector and for one run. Each trial draws a validation set, simulates runs on it and computes 95%
+intervals of differences of mAP. True scores are measured on 100,000 images. Takes 15 to 20 minutes on 2 cores.
 """
 
 import resource
@@ -24,16 +24,16 @@ from stats.bootstrap import Interval, cell_replicates, image_weights, interval, 
 from stats.image_statistics import Matches
 
 REPLICATES, PROCESSES = 1000, 2
-COVERAGE, FALSE_ALARMS = (0.92, 0.98), (0.03, 0.07)  # asked
-MOST_SECONDS, MOST_MIB = 90, 4096  # asked of one pair at the scale of COCO val2017
-SKILLS = {"": 0.5, "equal": 0.5, "better": 0.7, "much better": 1.5}  # of the detectors; the first is compared with
+COVERAGE, FALSE_POSITIVES = (0.92, 0.98), (0.03, 0.07)  # target ranges
+MAX_SECONDS, MAX_MIB = 90, 4096  # targets for one pair at the scale of COCO val2017
+SKILLS = {"": 0.5, "equal": 0.5, "better": 0.7, "much better": 1.5}  # of the detectors; the first is the baseline
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-COLUMNS = ("simulated", "against", "interval", "true difference", "covered", "p < 0.05", "mean error of the estimate",
-           "its deviation", "mean standard error")  # fmt: skip
+COLUMNS = ("case", "detector", "interval", "true difference", "covered", "p < 0.05", "mean error of the estimate",
+           "standard deviation of the error", "mean standard error")  # fmt: skip
 
 
 class Case(NamedTuple):
-    """Validation sets to simulate, and detectors that are trained `runs` times each."""
+    """Size of the simulated validation sets, and number of runs per detector and of trials."""
 
     images: int
     classes: int
@@ -54,7 +54,7 @@ CASES = {
 
 
 class Scene(NamedTuple):
-    """Simulated images: their objects, easy ones above 0, and distractors, convincing ones above 0."""
+    """Simulated images. Objects of high ease are detected easily; distractors of high likeness look like objects."""
 
     num_images: int
     num_classes: int
@@ -69,13 +69,13 @@ class Scene(NamedTuple):
 def simulate_scene(
     num_images: int, num_classes: int, generator: np.random.Generator, objects: float = 3, distractors: float = 6
 ) -> Scene:
-    """Simulate images with this many objects and distractors on average; class k has a share like 1 / k."""
+    """Simulate images with these mean numbers of objects and distractors; class k has a frequency of about 1 / k."""
     shares = 1 / np.arange(1, num_classes + 1)
     shares /= shares.sum()
     image_ease = generator.normal(0, 0.6, num_images)
     object_images = np.repeat(np.arange(num_images), generator.poisson(objects, num_images))
-    crowding = np.exp(-0.5 * image_ease - 0.045)  # 1 on average: hard images have more of what misleads
-    distractor_images = np.repeat(np.arange(num_images), generator.poisson(distractors * crowding))
+    clutter = np.exp(-0.5 * image_ease - 0.045)  # 1 on average; hard images have more distractors
+    distractor_images = np.repeat(np.arange(num_images), generator.poisson(distractors * clutter))
     return Scene(
         num_images,
         num_classes,
@@ -89,18 +89,18 @@ def simulate_scene(
 
 
 def simulate_runs(scene: Scene, skills: Iterable[float], generator: np.random.Generator) -> list[Matches]:
-    """Simulate runs of one detector, one per skill; objects and distractors suit them alike but for a part of each."""
+    """Simulate runs of one detector, one per skill, with noise that they share and noise specific to each run."""
     num_objects, num_distractors = len(scene.ease), len(scene.likeness)
-    suits = scene.ease + generator.normal(0, 0.4, num_objects)
-    misleads = scene.likeness + generator.normal(0, 0.5, num_distractors)
+    ease = scene.ease + generator.normal(0, 0.4, num_objects)
+    likeness = scene.likeness + generator.normal(0, 0.5, num_distractors)
     images = np.concatenate([scene.object_images, scene.distractor_images])
     classes = np.concatenate([scene.object_classes, scene.distractor_classes])
     runs = []
     for skill in skills:
-        quality = skill + suits + generator.normal(0, 0.45, num_objects)
+        quality = skill + ease + generator.normal(0, 0.45, num_objects)
         logits = np.concatenate([
             0.9 * quality + generator.normal(0, 0.7, num_objects),
-            misleads - 0.2 * skill + generator.normal(0, 0.5, num_distractors),
+            likeness - 0.2 * skill + generator.normal(0, 0.5, num_distractors),
         ])  # fmt: skip
         overlap = np.concatenate([0.3 + 0.7 / (1 + np.exp(-quality)), np.zeros(num_distractors)])
         scores = np.round(1 / (1 + np.exp(-logits)), 4)
@@ -124,15 +124,15 @@ def simulate_runs(scene: Scene, skills: Iterable[float], generator: np.random.Ge
 
 
 def score_and_replicates(matches: Matches, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """mAP on the images as they are, and on each resample."""
+    """Return the mAP on the full set and on each resample."""
     scores = resampled_scores(matches, np.vstack([np.ones(weights.shape[1], weights.dtype), weights]))[0]["mAP"]
     return scores[0], scores[1:]
 
 
 def true_scores(batch: int, case: Case) -> list[float]:
-    """mAP on 25,000 images of each detector, on average over seeds (Gauss-Hermite quadrature).
+    """Return each detector's mAP on 25,000 images, averaged over seeds by Gauss-Hermite quadrature.
 
-    All detectors meet the same images and the same chance, so that differences are all but free of noise."""
+    All detectors get the same images and the same random numbers, so differences have hardly any noise."""
     scene = simulate_scene(25_000, case.classes, np.random.default_rng([batch, 1]))
     nodes, node_weights = np.polynomial.hermite_e.hermegauss(5) if case.spread else (np.zeros(1), np.ones(1))
     no_weights = np.ones((0, scene.num_images), dtype=int)
@@ -148,110 +148,110 @@ def true_scores(batch: int, case: Case) -> list[float]:
 
 
 def trial(number: int, case: Case) -> dict[tuple[str, str], Interval]:
-    """Compare each detector with the first, on one validation set, by each way to make an interval."""
+    """Compare each detector with the baseline on one validation set, with each kind of interval."""
     generator = np.random.default_rng([number, case.images, case.classes, round(1000 * case.spread)])
     scene = simulate_scene(case.images, case.classes, generator)
     weights = image_weights(scene.num_images, REPLICATES, number)
     estimates, replicates = [], []
     for skill in SKILLS.values():
         runs = simulate_runs(scene, skill + case.spread * generator.standard_normal(case.runs), generator)
-        scores, drawn = zip(*(score_and_replicates(run, weights) for run in runs), strict=True)
+        scores, of_runs = zip(*(score_and_replicates(run, weights) for run in runs), strict=True)
         estimates.append(scores)
-        replicates.append(np.stack(drawn))
+        replicates.append(np.stack(of_runs))
     grid = cell_replicates(estimates, replicates, number)
     intervals = {}
     for k, contrast in list(enumerate(SKILLS))[1:]:
-        ways = {"images only": replicates[k].mean(axis=0) - replicates[0].mean(axis=0)}
+        kinds = {"images only": replicates[k].mean(axis=0) - replicates[0].mean(axis=0)}
         if case.runs > 1:
             pair = cell_replicates([estimates[0], estimates[k]], [replicates[0], replicates[k]], number)
-            ways |= {"pair": pair[1] - pair[0], "grid": grid[k] - grid[0]}
-        for way, drawn in ways.items():
-            intervals[way, contrast] = interval(np.mean(estimates[k]) - np.mean(estimates[0]), drawn)
+            kinds |= {"pair": pair[1] - pair[0], "grid": grid[k] - grid[0]}
+        for kind, differences in kinds.items():
+            intervals[kind, contrast] = interval(np.mean(estimates[k]) - np.mean(estimates[0]), differences)
     return intervals
 
 
 def table(
     name: str, case: Case, truths: dict[str, float], trials: list[dict[tuple[str, str], Interval]]
 ) -> tuple[list[str], list[str]]:
-    """Return the table's rows of these trials, and what of them is not as asked."""
-    lines, short = [], []
-    for way, contrast in trials[0]:
-        intervals, truth = [found[way, contrast] for found in trials], truths[contrast]
+    """Return the table rows of these trials, and the failures: rows outside the target ranges."""
+    lines, failures = [], []
+    for kind, contrast in trials[0]:
+        intervals, truth = [result[kind, contrast] for result in trials], truths[contrast]
         covered = np.mean([each.low <= truth <= each.high for each in intervals])
         significant = np.mean([each.p < 0.05 for each in intervals])
         errors = [each.estimate - truth for each in intervals]
         standard_error = np.mean([each.standard_error for each in intervals])
         lines.append(
-            f"| {name} | {contrast} | {way} | {truth:.4f} | {covered:.1%} | {significant:.1%} "
+            f"| {name} | {contrast} | {kind} | {truth:.4f} | {covered:.1%} | {significant:.1%} "
             f"| {np.mean(errors):.4f} | {np.std(errors):.4f} | {standard_error:.4f} |"
         )
-        is_false = contrast == "equal" and not FALSE_ALARMS[0] <= significant <= FALSE_ALARMS[1]
-        if (case.runs == 1 or way != "images only") and (is_false or not COVERAGE[0] <= covered <= COVERAGE[1]):
-            short.append(f"{name}, {way}, {contrast}: covered {covered:.1%}, p < 0.05 in {significant:.1%}")
-    return lines, short
+        is_off = contrast == "equal" and not FALSE_POSITIVES[0] <= significant <= FALSE_POSITIVES[1]
+        if (case.runs == 1 or kind != "images only") and (is_off or not COVERAGE[0] <= covered <= COVERAGE[1]):
+            failures.append(f"{name}, {kind}, {contrast}: covered {covered:.1%}, p < 0.05 in {significant:.1%}")
+    return lines, failures
 
 
 # ---- the command -------------------------------------------------------------------------------------------
 
 
 def time_a_pair() -> tuple[float, float]:
-    """Seconds and peak MiB of a pair at the scale of COCO val2017: 5,000 images, 80 classes, 100 detections each."""
+    """Return the seconds and peak MiB for comparing a pair on 5,000 images with 80 classes and 100 detections each."""
     generator = np.random.default_rng(0)
     scene = simulate_scene(5000, 80, generator, objects=7.2, distractors=92.8)
     runs = [simulate_runs(scene, [skill], generator)[0] for skill in (0.5, 0.7)]
     started = time.perf_counter()
     weights = image_weights(5000, 1000, seed=0)
-    (score_a, drawn_a), (score_b, drawn_b) = (score_and_replicates(run, weights) for run in runs)
-    interval(score_b - score_a, drawn_b - drawn_a)
+    (score_a, replicates_a), (score_b, replicates_b) = (score_and_replicates(run, weights) for run in runs)
+    interval(score_b - score_a, replicates_b - replicates_a)
     return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def one_thread() -> None:
-    """Keep a worker process to one thread."""
+    """Limit a worker process to one thread."""
     bootstrap.THREADS = 1
 
 
 def measure(device: torch.device) -> Page:
-    """Run every trial."""
-    spawn = get_context("spawn")  # a process that has done nothing else yet, for its peak memory
+    """Time one pair and run all trials."""
+    spawn = get_context("spawn")  # a new process, so that its peak memory is that of the pair
     with ProcessPoolExecutor(1, spawn) as pool:
         seconds, peak_mib = pool.submit(time_a_pair).result()
-    lines, short = [], []
+    lines, failures = [], []
     with ProcessPoolExecutor(PROCESSES, spawn, initializer=one_thread) as pool:
         for name, case in CASES.items():
             scores = np.mean(list(pool.map(partial(true_scores, case=case), range(4))), axis=0)
             truths = dict(zip(SKILLS, scores - scores[0], strict=True))
             trials = list(pool.map(partial(trial, case=case), range(case.trials)))
-            found, unmet = table(name, case, truths, trials)
-            lines += found
-            short += unmet
-    text = f"""# Are the intervals right, and how fast are they?
+            new_lines, new_failures = table(name, case, truths, trials)
+            lines += new_lines
+            failures += new_failures
+    text = f"""# Coverage and speed of the confidence intervals
 
-Detectors are simulated (see the script), so that their true difference of mAP is known; {REPLICATES:,} resamples; \
-1,000 trials of one run and 400 of several. Asked: 95% intervals cover it in {COVERAGE[0]:.0%} to {COVERAGE[1]:.0%} of \
-trials, and p < 0.05 in {FALSE_ALARMS[0]:.0%} to {FALSE_ALARMS[1]:.0%} of them for equal detectors; not of intervals \
-of several runs that have no seed part ("images only").
+Detectors are simulated (see the script), so their true difference of mAP is known. {REPLICATES:,} resamples; 1,000 \
+trials with one run per detector, 400 with several. Target: 95% intervals cover the true difference in \
+{COVERAGE[0]:.0%} to {COVERAGE[1]:.0%} of trials, and equal detectors have p < 0.05 in {FALSE_POSITIVES[0]:.0%} to \
+{FALSE_POSITIVES[1]:.0%} of trials. Intervals of several runs without a seed part ("images only") have no target.
 
 | {" | ".join(COLUMNS)} |
 {"|---" * len(COLUMNS)}|
 {chr(10).join(lines)}
 
-On few objects of a class AP differs less between detectors than on many, which shortens the largest differences and \
-costs their intervals coverage (mean error); the much better detector shows where that begins.
+With few objects per class, differences of AP are smaller than with many. Large differences are therefore \
+underestimated (see the mean error) and their intervals cover less. The much better detector shows this effect.
 
-Spread: standard deviation of skill between the runs of a cell. Pair: `cell_replicates` of the two cells. Grid: of all \
-cells.
+Spread: standard deviation of skill between the runs of a cell. Pair: `cell_replicates` of the two cells. Grid: \
+`cell_replicates` of all cells.
 
-A pair at the scale of COCO val2017: 5,000 images, 80 classes, 100 detections each, 1,000 resamples, \
-{bootstrap.THREADS} threads; the memory is that of the whole process.
+A pair at the scale of COCO val2017 has 5,000 images, 80 classes and 100 detections per image, with 1,000 resamples \
+and {bootstrap.THREADS} threads. The memory is that of the entire process.
 
 {{rows}}
 """
     rows = [
-        Row("a pair", "asked", MOST_SECONDS, seconds, "s", 1.0),
-        Row("its peak memory", "asked", MOST_MIB, peak_mib, "MiB", 1.0),
+        Row("time of a pair", "target", MAX_SECONDS, seconds, "s", 1.0),
+        Row("peak memory of a pair", "target", MAX_MIB, peak_mib, "MiB", 1.0),
     ]
-    return Page(text, rows, short)
+    return Page(text, rows, failures)
 
 
 if __name__ == "__main__":

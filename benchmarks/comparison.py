@@ -1,7 +1,7 @@
-"""Beside a peer: how every benchmark is started, the rows of its table, and the page that it is written to.
+"""Common code of the benchmarks: the command, the rows of the table, and the page with the results.
 
-A benchmark compares with its peers in the same run, turn by turn, and fails where results differ. A ratio of 3 means
-three times as fast, or a third of the memory. `python -m benchmarks.comparison` lists every ratio asked for.
+A benchmark compares our code with a peer, alternating in the same run, and fails if their results differ. A ratio of 3
+means three times as fast, or a third of the memory. `python -m benchmarks.comparison` lists all ratios with a target.
 """
 
 import argparse
@@ -20,47 +20,47 @@ from engine import distributed
 from engine.command import RunError, run_command
 from records.experiment import commit_of, describe_environment
 
-COLUMNS = ("what", "peer", "theirs", "ours", "", "ratio", "asked")
+COLUMNS = ("what", "peer", "theirs", "ours", "", "ratio", "target")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of ours beside a peer's."""
+    """One measurement of ours and of a peer."""
 
     what: str
     peer: str
     theirs: float
     ours: float
     unit: str  # of both: ms, s, MiB, images/s, mAP, ...
-    asked: float | None = None  # least ratio
+    target: float | None = None  # smallest acceptable ratio
 
     @property
     def ratio(self) -> float:
-        """How many times better ours is: larger for a rate or a score, smaller for anything else."""
+        """How many times better ours is. Rates and scores are better if larger, all other units if smaller."""
         larger_is_better = self.unit.endswith("/s") or self.unit in ("mAP", "AP50")
         return self.ours / self.theirs if larger_is_better else self.theirs / self.ours
 
 
 class Page(NamedTuple):
-    """What a benchmark found."""
+    """The results of a benchmark."""
 
-    text: str  # Markdown that begins with a title line, and has "{rows}" where the table goes
+    text: str  # Markdown that begins with a title line and has "{rows}" in place of the table
     rows: Sequence[Row] = ()
-    short: Sequence[str] = ()  # what is not as asked, besides the rows
+    failures: Sequence[str] = ()  # failures other than rows below their target
 
-    def all_short(self) -> list[str]:
-        """Return everything that is not as asked."""
-        rows = [row for row in self.rows if row.asked and row.ratio < row.asked]
-        return [*(f"{row.what} ({row.ratio:.2f} of {row.asked:g})" for row in rows), *self.short]
+    def all_failures(self) -> list[str]:
+        """Return the rows below their target, and all other failures."""
+        rows = [row for row in self.rows if row.target and row.ratio < row.target]
+        return [*(f"{row.what} ({row.ratio:.2f}, target {row.target:g})" for row in rows), *self.failures]
 
 
 def run_benchmark(
     measure: Callable[..., Page | None], options: dict[str, dict] | None = None, on_cpu: bool = True
 ) -> None:
-    """Run `measure(device, **options)` as a command, and write the page that it returns beside its module.
+    """Run `measure(device, **options)` as a command, and write the page that it returns next to its module.
 
-    options: name to the arguments of `add_argument`. on_cpu: on one thread of the CPU, whatever else there is.
-    Raises RunError if something is not as asked."""
+    options: option name -> keyword arguments of `add_argument`. on_cpu: run on one CPU thread, even if there is a GPU.
+    Raises RunError if a row is below its target, or for other failures."""
     module = sys.modules[measure.__module__]
     parser = argparse.ArgumentParser(description=module.__doc__.partition("\n")[0])
     for name, settings in (options or {}).items():
@@ -74,38 +74,38 @@ def run_benchmark(
         page = measure(device, **arguments)
         if page and distributed.is_main():
             write_page(module.__file__, page, device)
-        if page and page.all_short():
-            raise RunError(f"not as asked: {'; '.join(page.all_short())}")
+        if page and page.all_failures():
+            raise RunError(f"below target or failed: {'; '.join(page.all_failures())}")
 
     run_command(main)
 
 
-def turn_by_turn(contenders: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Seconds of process time of each contender: the least of `rounds` rounds, in each of which all have their turn.
+def time_alternating(contenders: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Return the process time of each contender in seconds, the minimum over `rounds` rounds.
 
-    They should have run once before."""
+    Every round runs each contender once. Run all of them once before, to warm up."""
     seconds = [[] for _ in contenders]
     for _ in range(rounds):
-        for contender, taken in zip(contenders, seconds, strict=True):
+        for contender, times in zip(contenders, seconds, strict=True):
             started = time.process_time()
             contender()
-            taken.append(time.process_time() - started)
-    return [min(taken) for taken in seconds]
+            times.append(time.process_time() - started)
+    return [min(times) for times in seconds]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the rows in Markdown."""
+    """Return the rows as a Markdown table."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---|---:|---:|"]
     for row in rows:
-        asked = f"{row.asked:g}" if row.asked else ""
+        target = f"{row.target:g}" if row.target else ""
         lines.append(
-            f"| {row.what} | {row.peer} | {row.theirs:.4g} | {row.ours:.4g} | {row.unit} | {row.ratio:.2f} | {asked} |"
+            f"| {row.what} | {row.peer} | {row.theirs:.4g} | {row.ours:.4g} | {row.unit} | {row.ratio:.2f} | {target} |"
         )
     return "\n".join(lines)
 
 
 def write_page(script: str, page: Page, device: torch.device) -> None:
-    """Write the .md beside `script` and print it: where and when, what is not as asked, what was found."""
+    """Write the page to the .md file next to `script`, with date, commit, machine and failures, and print it."""
     environment = describe_environment([platform.node()], device)
     machine = environment["device"] if device.type == "cuda" else environment["cpu"]
     title, _, rest = page.text.partition("\n")
@@ -114,21 +114,21 @@ def write_page(script: str, page: Page, device: torch.device) -> None:
 `python -m benchmarks.{Path(script).stem}`, {date.today()}, commit {commit_of(environment)}, {machine}, \
 threads: {environment["cpu_threads"]}, torch {torch.__version__}.
 
-Short of what is asked: {"; ".join(page.all_short()) or "nothing"}.
+Below target or failed: {"; ".join(page.all_failures()) or "nothing"}.
 {rest.format(rows=table(page.rows))}"""
     Path(script).with_suffix(".md").write_text(text)
     print(text)
 
 
 def overview() -> str:
-    """Return the rows of all pages that have a figure asked of them, with the page they are on."""
-    lines = ["| benchmark | what | peer | ratio | asked |", "|---|---|---|---:|---:|"]
+    """Return a table of the rows of all pages that have a target, with links to the pages."""
+    lines = ["| benchmark | what | peer | ratio | target |", "|---|---|---|---:|---:|"]
     for page in sorted(Path(__file__).parent.glob("*.md")):
         _, _, rows = page.read_text().partition(f"| {' | '.join(COLUMNS)} |\n")
         for line in rows.partition("\n\n")[0].splitlines()[1:]:
-            what, peer, _, _, _, ratio, asked = (cell.strip() for cell in line.strip("|").split("|"))
-            if asked:
-                lines.append(f"| [{page.stem}]({page.name}) | {what} | {peer} | {ratio} | {asked} |")
+            what, peer, _, _, _, ratio, target = (cell.strip() for cell in line.strip("|").split("|"))
+            if target:
+                lines.append(f"| [{page.stem}]({page.name}) | {what} | {peer} | {ratio} | {target} |")
     return "\n".join(lines)
 
 

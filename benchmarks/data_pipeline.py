@@ -1,10 +1,10 @@
-"""Images per second and core from JPEG files to batches to train on, beside torchvision's transforms.v2 on PIL images.
+"""Data loading from JPEG files to training batches, in images/s per core, compared with torchvision's transforms.v2.
 
     python -m benchmarks.data_pipeline [/path/to/coco80]
 
-The peer is SSD's recipe by torchvision. Ours is CocoDetection with the same chances, `collate`, and distort_colours on
-the CPU or left to the device that trains; and the latter with images rewritten by `python -m detection.data shrink`.
-Without a data set in COCO's format, 64 images are drawn. Takes a minute.
+The peer is torchvision's SSD recipe on PIL images. Ours is CocoDetection with the same probabilities, and `collate`:
+with distort_colours on the CPU; without it, because the training device does it; and so with images that were shrunk by
+`python -m detection.data shrink`. If no data set is given, 64 synthetic images are used. Takes a minute.
 """
 
 import tempfile
@@ -16,14 +16,14 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from benchmarks.comparison import Page, Row, run_benchmark, turn_by_turn
+from benchmarks.comparison import Page, Row, run_benchmark, time_alternating
 from detection.coco.annotations import CocoFile, read_coco
 from detection.coco.dataset import CocoDetection, collate
 from detection.coco.transforms import MEAN_COLOUR, AugmentConfig, distort_colours, train_transform
 from detection.prepare.shrink import shrink
 from detection.shapes import generate
 
-IMAGES, DRAWN, BATCH_SIZE, SIDE, SHORT_SIDE, ROUNDS = 192, 64, 32, 300, 400, 7
+IMAGES, SYNTHETIC_IMAGES, BATCH_SIZE, SIDE, SHORT_SIDE, ROUNDS = 192, 64, 32, 300, 400, 7
 RECIPE = v2.Compose(
     [
         v2.RandomPhotometricDistort(),
@@ -38,7 +38,7 @@ RECIPE = v2.Compose(
 
 
 def by_torchvision(coco: CocoFile, batches: list[list[int]]) -> None:
-    """Make batches (B, 3, S, S) uint8, with the same crops in every round: the best round is the least disturbed."""
+    """Make batches (B, 3, S, S) uint8. The seed is fixed, so every round has the same crops and the same work."""
     torch.manual_seed(0)
     for indices in batches:
         images = []
@@ -54,20 +54,20 @@ def by_torchvision(coco: CocoFile, batches: list[list[int]]) -> None:
         torch.stack(images)
 
 
-def by_us(dataset: CocoDetection, batches: list[list[int]], *, colour_here: bool) -> None:
-    """Make the same batches as the project's loaders do."""
+def by_ours(dataset: CocoDetection, batches: list[list[int]], *, colour_on_cpu: bool) -> None:
+    """Make the same batches in the way of this project's loader processes."""
     for indices in batches:
         batch = collate(dataset.__getitems__([(0, index) for index in indices]))
-        if colour_here:
+        if colour_on_cpu:
             distort_colours(batch["images"], batch["colours"])
 
 
 def measure(device: torch.device, root: Path | None) -> Page:
-    """Compare on the images with objects."""
+    """Time all contenders on the images that have objects."""
     with tempfile.TemporaryDirectory() as work:
         if root is None:
-            root = Path(work) / "drawn"
-            generate(root, num_train=DRAWN, num_val=1, image_size=554)
+            root = Path(work) / "synthetic"
+            generate(root, num_train=SYNTHETIC_IMAGES, num_val=1, image_size=554)
         shrink(root, Path(work) / "shrunk", SHORT_SIDE, workers=2)
         originals, copies = (
             CocoDetection(
@@ -81,30 +81,30 @@ def measure(device: torch.device, root: Path | None) -> Page:
         batches = [indices[start : start + BATCH_SIZE] for start in range(0, len(indices), BATCH_SIZE)]
         contenders = [
             partial(by_torchvision, coco, batches),
-            partial(by_us, originals, batches, colour_here=True),
-            partial(by_us, originals, batches, colour_here=False),
-            partial(by_us, copies, batches, colour_here=False),
+            partial(by_ours, originals, batches, colour_on_cpu=True),
+            partial(by_ours, originals, batches, colour_on_cpu=False),
+            partial(by_ours, copies, batches, colour_on_cpu=False),
         ]
         for contender in contenders:
             contender()
-        peer, here, on_device, shrunk = (len(indices) / seconds for seconds in turn_by_turn(contenders, ROUNDS))
+        peer, on_cpu, on_device, shrunk = (len(indices) / seconds for seconds in time_alternating(contenders, ROUNDS))
     name, unit = "torchvision v2, PIL", "images/s"
     rows = [
-        Row("colour on the CPU", name, peer, here, unit, 4.5),
-        Row("colour left to the device", name, peer, on_device, unit, 6),
-        Row(f"short side {SHORT_SIDE}, colour left to the device", name, peer, shrunk, unit, 8),
+        Row("colour distortion on the CPU", name, peer, on_cpu, unit, 4.5),
+        Row("colour distortion on the device", name, peer, on_device, unit, 6),
+        Row(f"short side {SHORT_SIDE}, colour distortion on the device", name, peer, shrunk, unit, 8),
     ]
     text = f"""# Data pipeline: images per second on one core
 
-{len(indices)} images of {root.name}, batches of {BATCH_SIZE} at {SIDE} x {SIDE} pixels; process time, the best of \
-{ROUNDS} rounds.
+{len(indices)} images of {root.name}, batches of {BATCH_SIZE} at {SIDE} x {SIDE} pixels; process time, the minimum of \
+{ROUNDS} rounds. Colour distortion on the device is not included in the time.
 
 {{rows}}
 
-"Short side {SHORT_SIDE}" is after `python -m detection.data shrink ROOT --short-side {SHORT_SIDE}`.
+"Short side {SHORT_SIDE}": images shrunk by `python -m detection.data shrink ROOT --short-side {SHORT_SIDE}`.
 """
     return Page(text, rows)
 
 
 if __name__ == "__main__":
-    run_benchmark(measure, {"root": {"type": Path, "nargs": "?", "help": "data set in COCO's format"}})
+    run_benchmark(measure, {"root": {"type": Path, "nargs": "?", "help": "COCO data set (default: synthetic images)"}})

@@ -1,9 +1,9 @@
-"""COCO evaluation as after each epoch of training, beside pycocotools.
+"""COCO evaluation as after each training epoch, compared with pycocotools.
 
     python -m benchmarks.evaluation
 
-A drawn set of the size of COCO val2017, from two JSON files to the twelve numbers, which must be the same to 1e-9. Each
-contender has a process of its own, for its memory. Takes 2 minutes.
+Computes the twelve COCO scores from two JSON files: a synthetic set of the size of COCO val2017. The scores must equal
+those of pycocotools to 1e-9. Each contender runs in its own process, to measure its memory. Takes 2 minutes.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from detection.coco.evaluation import quick_scores
 from engine.command import RunError
 
 IMAGES, CLASSES, DETECTIONS = 5000, 80, 100
-PICTURE_SIZE = (640, 480)  # most of COCO's images
-ROUNDS = 3  # of ours; pycocotools has one
+IMAGE_SIZE = (640, 480)  # the most common size in COCO
+ROUNDS = 3  # for ours; pycocotools runs once
 TOLERANCE = 1e-9
 
-Evaluate = Callable[[str, str], list[float]]  # annotations, results -> the twelve numbers
+Evaluate = Callable[[str, str], list[float]]  # annotations, results -> the twelve scores
 
 
 class Outcome(NamedTuple):
-    """What a contender took, and what it found."""
+    """Time, memory and scores of a contender."""
 
-    seconds: float  # of process time
-    mib: float  # peak, beyond what its imports took
+    seconds: float  # process time
+    mib: float  # peak memory minus the memory used after imports
     stats: list[float]
 
 
@@ -58,50 +58,50 @@ def by_ours(annotations: str, results: str) -> list[float]:
 
 
 def run_alone(evaluate: Evaluate, annotations: str, results: str) -> Outcome:
-    """Time and memory of a process that does nothing else (Linux)."""
+    """Return the time, memory and scores of `evaluate`. Call in a new process. Works on Linux only."""
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluate(*draw(Path(annotations).parent, images=5, name="warm"))  # its imports
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        evaluate(*write_set(Path(annotations).parent, images=5, name="warmup"))  # runs its imports
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
         before, started = memory_mib("VmRSS"), time.process_time()
         stats = evaluate(annotations, results)
     return Outcome(time.process_time() - started, memory_mib("VmHWM") - before, stats)
 
 
 def memory_mib(name: str) -> float:
-    """VmRSS: what this process has now; VmHWM: the most it had."""
+    """Return the current (VmRSS) or peak (VmHWM) memory of this process in MiB."""
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def draw(folder: Path, images: int, name: str) -> tuple[str, str]:
-    """Write annotations and results: half the detections are near an object, most of them with its class."""
+def write_set(folder: Path, images: int, name: str) -> tuple[str, str]:
+    """Write random annotations and results. Half the detections are near an object, most of them with its class."""
     rng = np.random.default_rng(0)
     shares = 1 / np.arange(1, CLASSES + 1)
     counts = 1 + rng.poisson(6.3, images)
     total = counts.sum()
-    boxes, classes = draw_boxes(rng, total), rng.choice(CLASSES, total, p=shares / shares.sum()) + 1
+    boxes, classes = random_boxes(rng, total), rng.choice(CLASSES, total, p=shares / shares.sum()) + 1
     area, is_crowd = 0.6 * boxes[:, 2] * boxes[:, 3], (rng.random(total) < 0.01) + 0
     objects = records(np.repeat(np.arange(images), counts) + 1, classes, boxes, area=area, iscrowd=is_crowd)
 
-    of_image = np.repeat(np.arange(images), DETECTIONS)
-    guesses, guessed = draw_boxes(rng, len(of_image)), rng.integers(1, CLASSES + 1, len(of_image))
-    scores = rng.beta(1, 6, len(of_image))
-    half = of_image[::2]
-    chosen = counts.cumsum()[half] - 1 - rng.integers(0, counts[half])
-    noise = rng.normal(0, 0.1, (len(half), 4)) * np.tile(boxes[chosen, 2:], 2)
-    guesses[::2] = (boxes[chosen] + noise).clip(1)
-    guessed[::2] = np.where(rng.random(len(half)) < 0.8, classes[chosen], guessed[::2])
+    image = np.repeat(np.arange(images), DETECTIONS)
+    detected_boxes, detected_classes = random_boxes(rng, len(image)), rng.integers(1, CLASSES + 1, len(image))
+    scores = rng.beta(1, 6, len(image))
+    half = image[::2]
+    target = counts.cumsum()[half] - 1 - rng.integers(0, counts[half])
+    noise = rng.normal(0, 0.1, (len(half), 4)) * np.tile(boxes[target, 2:], 2)
+    detected_boxes[::2] = (boxes[target] + noise).clip(1)
+    detected_classes[::2] = np.where(rng.random(len(half)) < 0.8, classes[target], detected_classes[::2])
     scores[::2] = rng.beta(2, 3, len(half))
 
     paths = folder / f"{name}.json", folder / f"{name}_results.json"
     write_coco(paths[0], objects, [f"{image_id}.jpg" for image_id in range(1, images + 1)])
-    paths[1].write_text(json.dumps(records(of_image + 1, guessed, guesses, score=scores.round(6))))
+    paths[1].write_text(json.dumps(records(image + 1, detected_classes, detected_boxes, score=scores.round(6))))
     return str(paths[0]), str(paths[1])
 
 
 def write_coco(path: Path, objects: list[dict], file_names: list[str]) -> None:
-    """Write objects, numbered here, of images with the ids 1, 2, ..., as an annotation file."""
-    width, height = PICTURE_SIZE
+    """Write an annotation file of these objects, in images with ids 1, 2, ... The objects get ids here."""
+    width, height = IMAGE_SIZE
     content = {
         "images": [
             {"id": number, "file_name": name, "width": width, "height": height}
@@ -113,40 +113,40 @@ def write_coco(path: Path, objects: list[dict], file_names: list[str]) -> None:
     path.write_text(json.dumps(content))
 
 
-def draw_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """(count, 4) x, y, width, height in pixels."""
+def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Return random boxes, (count, 4): x, y, width, height in pixels."""
     sides = np.exp(rng.normal(4, 0.9, (count, 2))).clip(4, 400)
-    return np.hstack([rng.uniform(0, 1, (count, 2)) * (PICTURE_SIZE - sides), sides])
+    return np.hstack([rng.uniform(0, 1, (count, 2)) * (IMAGE_SIZE - sides), sides])
 
 
-def records(image_ids: np.ndarray, category_ids: np.ndarray, boxes: np.ndarray, **further: np.ndarray) -> list[dict]:
-    """Return a record for each box, as the COCO format has them."""
-    columns = {"image_id": image_ids, "category_id": category_ids, "bbox": boxes.round(3)} | further
+def records(image_ids: np.ndarray, category_ids: np.ndarray, boxes: np.ndarray, **fields: np.ndarray) -> list[dict]:
+    """Return a record in COCO format for each box. fields: further values, one per box."""
+    columns = {"image_id": image_ids, "category_id": category_ids, "bbox": boxes.round(3)} | fields
     rows = zip(*(values.tolist() for values in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def measure(device: torch.device) -> Page:
-    """Compare. Raises RunError if the numbers differ from pycocotools'."""
+    """Run both evaluations. Raises RunError if the scores differ from those of pycocotools."""
 
     def alone(evaluate: Evaluate) -> Outcome:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             return pool.submit(run_alone, evaluate, *paths).result()
 
     with TemporaryDirectory() as name:
-        paths = draw(Path(name), IMAGES, "set")
+        paths = write_set(Path(name), IMAGES, "set")
         theirs, ours = alone(by_pycocotools), min(alone(by_ours) for _ in range(ROUNDS))
-    worst = np.abs(np.subtract(ours.stats, theirs.stats)).max()
-    if worst > TOLERANCE:
-        raise RunError(f"the twelve numbers differ from pycocotools' by up to {worst}")
+    max_difference = np.abs(np.subtract(ours.stats, theirs.stats)).max()
+    if max_difference > TOLERANCE:
+        raise RunError(f"the twelve scores differ from those of pycocotools by up to {max_difference}")
     rows = [
-        Row("JSON to the 12 numbers", "pycocotools", theirs.seconds, ours.seconds, "s", 50),
-        Row("peak memory of the same", "pycocotools", theirs.mib, ours.mib, "MiB", 4),
+        Row("from JSON to the 12 scores", "pycocotools", theirs.seconds, ours.seconds, "s", 50),
+        Row("peak memory", "pycocotools", theirs.mib, ours.mib, "MiB", 4),
     ]
     text = f"""# COCO evaluation
 
-{IMAGES:,} drawn images, {DETECTIONS} detections in each; process time, memory beyond the imports. The twelve numbers \
-are pycocotools' to {TOLERANCE:g}.
+{IMAGES:,} synthetic images with {DETECTIONS} detections each; process time, and memory without that of the imports. \
+The twelve scores equal those of pycocotools to {TOLERANCE:g}.
 
 {{rows}}
 """

@@ -1,13 +1,13 @@
-"""Images per second on one GPU: the ten cells of the published table beside torchvision's ssd300_vgg16.
+"""Images per second on one GPU: the ten cells of the published table, and torchvision's ssd300_vgg16 for comparison.
 
     python -m benchmarks.gpu [--seconds 570]
 
-Training is a whole step. Inference is forward and post-processing, the latter of the drawn outputs of
-benchmarks.postprocess, because an untrained detector finds nothing or everything. Both repeat one batch that is in the
-device's memory, in bf16, convnets in channels_last. "From files" feeds the same step from JPEG files of COCO's size,
-one loader process per CPU core. torchvision runs in fp32, as it comes.
+Training is a complete step. Inference is the forward pass and post-processing, which gets the random outputs of
+benchmarks.postprocess because an untrained detector detects nothing or everything. Both repeat one batch that is on the
+device, in bf16; ResNets use channels_last. "From files" trains on JPEG files of COCO's size, with one loader process
+per CPU core. torchvision runs in its default, fp32.
 
-The page is written again after every figure. Without a GPU this is a smoke test: slim backbones, single steps, no page.
+The page is updated after every measurement. Without a GPU this is a smoke test: slim backbones, single steps, no page.
 """
 
 import gc
@@ -30,9 +30,9 @@ from torch.utils.benchmark import Timer
 from torchvision.models.detection import ssd300_vgg16
 
 from benchmarks.comparison import Page, Row, run_benchmark, table, write_page
-from benchmarks.evaluation import PICTURE_SIZE, draw_boxes, records, write_coco
+from benchmarks.evaluation import IMAGE_SIZE, random_boxes, records, write_coco
 from benchmarks.peers import ANCHORS, NUM_CLASSES
-from benchmarks.postprocess import draw
+from benchmarks.postprocess import random_outputs
 from benchmarks.training_step import first_batch, make_run
 from data import normalize_images
 from detection.network.postprocess import PostprocessConfig, postprocess
@@ -42,19 +42,19 @@ from engine.optim import build_optimizer
 from training import Trainer
 
 NECKS = ("fpn", "pan", "dense_fpn")
-SECONDS_PER_FIGURE = 60  # what a figure is assumed to need before one was measured
-UNSTEADY_BATCHES = 48  # not timed: the first ones from files are prefetched
+FIRST_SECONDS = 60  # assumed time of a measurement before the first one has finished
+WARMUP_BATCHES = 48  # not timed, because the first batches from files were prefetched
 
 
 class Plan(NamedTuple):
-    """What is measured, and on how much."""
+    """What to measure, and how long."""
 
-    asked: dict[str, float]  # backbone to images/s in training
-    others: tuple[str, ...]  # backbones, or "backbone x neck"
+    targets: dict[str, float]  # backbone -> target of images/s in training
+    more_cells: tuple[str, ...]  # a backbone, or "backbone x neck"
     train_batch: int
     eval_batch: int
     steps: int
-    batches: int  # from files, in an epoch
+    batches: int  # batches per epoch when training from files
     modes: tuple[str, ...]
 
 
@@ -73,45 +73,45 @@ SMOKE = Plan(
 
 
 class Bench:
-    """Measure images per second by name, and write the page."""
+    """Measure images per second, keep them by the name of the measurement, and write the page."""
 
     def __init__(self, plan: Plan, root: Path, device: torch.device, seconds: float) -> None:
         self.plan, self.root, self.device = plan, root, device
         self.deadline = time.monotonic() + seconds
-        self.figures: dict[str, float] = {}
-        self.failed: dict[str, str] = {}  # name to why
+        self.rates: dict[str, float] = {}
+        self.failed: dict[str, str] = {}  # name -> reason
 
     def measurements(self) -> Iterable[tuple[str, Callable[[], float]]]:
-        """Every figure's name and measurement, the most important first."""
-        asked = tuple(self.plan.asked)
-        yield from self.of_cells(self.training, asked, self.plan.modes)
+        """Yield the name and the function of every measurement, the most important first."""
+        main_cells = tuple(self.plan.targets)
+        yield from self.for_cells(self.training, main_cells, self.plan.modes)
         yield "ssd300_vgg16, training", self.peer_training
-        yield from self.of_cells(self.from_files, asked, ("eager",))
-        yield from self.of_cells(self.inference, asked, ("eager",))
+        yield from self.for_cells(self.from_files, main_cells, ("eager",))
+        yield from self.for_cells(self.inference, main_cells, ("eager",))
         for modes in (("eager",), self.plan.modes[1:]):
-            yield from self.of_cells(self.training, self.plan.others, modes)
-            yield from self.of_cells(self.inference, self.plan.others, modes)
+            yield from self.for_cells(self.training, self.plan.more_cells, modes)
+            yield from self.for_cells(self.inference, self.plan.more_cells, modes)
 
-    def of_cells(self, measure: Callable, cells: Iterable[str], modes: Iterable[str]) -> Iterable:
+    def for_cells(self, measure: Callable, cells: Iterable[str], modes: Iterable[str]) -> Iterable:
         use = measure.__name__.replace("_", " ")
         for mode in modes:
             for cell in cells:
                 yield f"{cell}, {use}, {mode}", lambda cell=cell, mode=mode: measure(cell, mode)
 
     def measure_all(self) -> None:
-        """Measure as many figures as there is time for."""
+        """Run the measurements, and skip those that would probably end after the deadline."""
         longest = 0.0
         for name, measure in self.measurements():
             started = time.monotonic()
-            if self.deadline - started < (longest or SECONDS_PER_FIGURE):
+            if self.deadline - started < (longest or FIRST_SECONDS):
                 self.failed[name] = "no time left"
                 continue
             try:
-                self.figures[name] = measure()
-            except Exception as error:  # the others may still be measured
+                self.rates[name] = measure()
+            except Exception as error:  # continue with the next measurement
                 traceback.print_exc()
                 self.failed[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            torch._dynamo.reset()  # it keeps the weights, and stops compiling after a few models
+            torch._dynamo.reset()  # otherwise it keeps the weights, and stops compiling after a few models
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -121,14 +121,14 @@ class Bench:
                 write_page(__file__, self.page(), self.device)
 
     def rate(self, step: Callable[[], object], images: int) -> float:
-        """Images/s of a step. The timer waits for the device."""
+        """Return the images/s of a step. The timer synchronises with the device."""
         timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
         if self.plan.steps > 1:
             timer.timeit(5)
         return images / timer.timeit(self.plan.steps).median
 
     def run(self, cell: str, mode: str, workers: int = 0) -> Trainer:
-        """Return a run of a cell on the drawn set."""
+        """Return a Trainer of a cell on the synthetic data set."""
         backbone, _, neck = cell.partition(" x ")
         return make_run(
             self.root, self.device, backbone=backbone, neck=neck or "none", workers=workers,
@@ -145,13 +145,13 @@ class Bench:
     def from_files(self, cell: str, mode: str) -> float:
         run = self.run(cell, mode, workers=os.cpu_count() or 1)
         batches = iter(run.loader)
-        for batch in islice(batches, min(UNSTEADY_BATCHES, self.plan.batches // 2)):
+        for batch in islice(batches, min(WARMUP_BATCHES, self.plan.batches // 2)):
             run.train_step([batch])
         started, images = time.perf_counter(), 0
         for batch in batches:
             run.train_step([batch])
             images += len(batch["images"])
-        run.finite.check()  # waits for the device
+        run.finite.check()  # synchronises with the device
         return images / (time.perf_counter() - started)
 
     def inference(self, cell: str, mode: str) -> float:
@@ -160,21 +160,21 @@ class Bench:
         forward = torch.compile(model) if mode == "compiled" else model
         images = first_batch(run)["images"]
         images = images.repeat(-(-size // len(images)), 1, 1, 1)[:size]
-        outputs_of = [draw("trained", seed % 8) for seed in range(size)]
-        drawn = [torch.cat(outputs).to(self.device) for outputs in zip(*outputs_of, strict=True)]
+        per_image = [random_outputs("trained", seed % 8) for seed in range(size)]
+        batched = [torch.cat(outputs).to(self.device) for outputs in zip(*per_image, strict=True)]
         anchors = ANCHORS.to(self.device)
 
         @torch.inference_mode()
         def step() -> None:
             with autocast(self.device, "bf16"):
                 outputs = forward(normalize_images(images, run.config.channels_last))
-            outputs = [like.to(output.dtype) for like, output in zip(drawn, outputs, strict=True)]
+            outputs = [replacement.to(output.dtype) for replacement, output in zip(batched, outputs, strict=True)]
             postprocess(*outputs, anchors, **PostprocessConfig().model_dump())
 
         return self.rate(step, size)
 
     def peer_training(self) -> float:
-        run = self.run(next(iter(self.plan.asked)), "eager")
+        run = self.run(next(iter(self.plan.targets)), "eager")
         batch = first_batch(run)
         model = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1).to(self.device).train()
         images = list((batch["images"] / 255).unbind())
@@ -192,20 +192,20 @@ class Bench:
         return self.rate(step, len(images))
 
     def page(self) -> Page:
-        """Return what was measured, as far as it goes."""
-        figures, rows = self.figures, []
-        for cell, asked in self.plan.asked.items():
-            best = max(figures.get(f"{cell}, training, {mode}", 0) for mode in self.plan.modes)
+        """Return the page with everything measured so far."""
+        rates, rows = self.rates, []
+        for cell, target in self.plan.targets.items():
+            best = max(rates.get(f"{cell}, training, {mode}", 0) for mode in self.plan.modes)
             if best:
-                rows.append(Row(f"{cell}, training", "asked", asked, best, "images/s", 1.0))
-            ours, theirs = figures.get(f"{cell}, training, eager"), figures.get("ssd300_vgg16, training")
+                rows.append(Row(f"{cell}, training", "target", target, best, "images/s", 1.0))
+            ours, theirs = rates.get(f"{cell}, training, eager"), rates.get("ssd300_vgg16, training")
             if ours and theirs:
                 rows.append(Row(f"{cell}, training, eager", "ssd300_vgg16, fp32", theirs, ours, "images/s"))
         columns = [f"{use}, {mode}" for use in ("training", "inference") for mode in self.plan.modes]
         columns.append("from files, eager")
         lines = [f"| cell | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-        for cell in (*self.plan.asked, *self.plan.others):
-            values = [figures.get(f"{cell}, {column}") for column in columns]
+        for cell in (*self.plan.targets, *self.plan.more_cells):
+            values = [rates.get(f"{cell}, {column}") for column in columns]
             lines.append(f"| {cell} | {' | '.join('' if v is None else f'{v:,.4g}' for v in values)} |")
         text = f"""# One GPU
 
@@ -220,44 +220,44 @@ From files: {os.cpu_count()} loader processes.
         return Page(text, rows, [f"{name}: {why}" for name, why in self.failed.items()])
 
 
-def draw_set(root: Path, files: int, images: int) -> None:
-    """Draw noise as a data set like COCO: its image and file sizes, 80 classes, its number of objects per image.
+def write_noise_set(root: Path, files: int, images: int) -> None:
+    """Write a data set of noise with COCO's image size, file size, number of classes and objects per image.
 
-    The same few files are listed under as many ids as there are images."""
+    There are only `files` different files; the `images` ids share them."""
     (root / "images/train").mkdir(parents=True)
     (root / "annotations").mkdir()
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    width, height = PICTURE_SIZE
+    width, height = IMAGE_SIZE
     for number in range(files):
-        picture = torch.full((1, 3, height, width), 128.0)
-        for cells in (4, 16, 64, 256, 640):  # as much of every coarseness as photographs have: about 160 kB
+        image = torch.full((1, 3, height, width), 128.0)
+        for cells in (4, 16, 64, 256, 640):  # noise at several scales, as in photographs: files of about 160 kB
             noise = torch.randn(1, 3, cells * 3 // 4, cells, generator=generator)
-            picture += 150 / cells**0.5 * F.interpolate(noise, (height, width), mode="bilinear")
-        pixels = picture[0].permute(1, 2, 0).clamp(0, 255).byte().numpy()
+            image += 150 / cells**0.5 * F.interpolate(noise, (height, width), mode="bilinear")
+        pixels = image[0].permute(1, 2, 0).clamp(0, 255).byte().numpy()
         Image.fromarray(pixels).save(root / f"images/train/{number}.jpg", quality=95)
-    image_ids = np.repeat(np.arange(images) + 1, rng.poisson(7.3, images))  # objects per image of COCO
-    objects = records(image_ids, rng.integers(1, NUM_CLASSES + 1, len(image_ids)), draw_boxes(rng, len(image_ids)))
-    names = [f"{image % files}.jpg" for image in range(images)]
+    image_ids = np.repeat(np.arange(images) + 1, rng.poisson(7.3, images))  # COCO has 7.3 objects per image
+    objects = records(image_ids, rng.integers(1, NUM_CLASSES + 1, len(image_ids)), random_boxes(rng, len(image_ids)))
+    names = [f"{index % files}.jpg" for index in range(images)]
     write_coco(root / "annotations/instances_train.json", objects, names)
 
 
 def measure(device: torch.device, seconds: float) -> Page | None:
-    """Measure what there is time for. Raises RunError if a smoke test fails."""
+    """Run the measurements that there is time for. Raises RunError if a smoke test fails."""
     plan = PUBLISHED if device.type == "cuda" else SMOKE
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(plan, Path(name), device, seconds)
-        draw_set(bench.root, plan.train_batch, plan.batches * plan.train_batch)
+        write_noise_set(bench.root, plan.train_batch, plan.batches * plan.train_batch)
         bench.measure_all()
     page = bench.page()
     if device.type == "cuda":
         return page
-    print("Smoke test on a CPU: NO FIGURE BELOW IS A MEASUREMENT, and no page is written.\n")
+    print("Smoke test on a CPU: the numbers below are NOT MEASUREMENTS, and no page is written.\n")
     print(page.text.format(rows=table(page.rows)))
     if bench.failed:
-        raise RunError("; ".join(page.short))
+        raise RunError("; ".join(page.failures))
     return None
 
 
 if __name__ == "__main__":
-    options = {"--seconds": {"type": float, "default": 570, "help": "start no figure that would end later (570)"}}
+    options = {"--seconds": {"type": float, "default": 570, "help": "skip measurements that would end later (570)"}}
     run_benchmark(measure, options, on_cpu=False)

@@ -1,10 +1,10 @@
-"""Matching, MultiBox loss and gradients of a batch, beside torchvision's SSD.
+"""Matching, MultiBox loss and gradients of a batch, compared with torchvision's SSD.
 
     OMP_NUM_THREADS=1 python -m benchmarks.loss
 
-32 images of 8,732 default boxes, 81 logits each, with 0 to 60 objects, 7 on average as in COCO. Beside the time, the
-operators that PyTorch dispatches, on a CPU and on an accelerator (counted on the meta device). Gradients must be equal
-to 1e-6. MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of a gigabyte make all contenders faster. Takes two minutes.
+32 images of 8,732 default boxes with 81 logits each, and 0 to 60 objects per image (7 on average, as in COCO). The
+dispatched operators are also counted, on a CPU and on an accelerator (the meta device). Gradients may differ by 1e-6.
+MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of a gigabyte make all contenders faster. Takes two minutes.
 """
 
 import os
@@ -16,31 +16,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_iou
 
-from benchmarks.comparison import Page, Row, run_benchmark, turn_by_turn
+from benchmarks.comparison import Page, Row, run_benchmark, time_alternating
 from benchmarks.peers import ANCHORS, ANCHORS_XYXY, NUM_CLASSES, torchvision_ssd
 from detection.network.loss import multibox_loss
 from detection.network.matching import match_anchors
 from engine.command import RunError
 
-BATCH_SIZE, MEAN_OBJECTS, MOST_OBJECTS = 32, 7.3, 60
+BATCH_SIZE, MEAN_OBJECTS, MAX_OBJECTS = 32, 7.3, 60
 TOLERANCE = 1e-6
 ROUNDS = 9
 
-Gradients = tuple[Tensor, ...]  # of box_deltas and class_logits
+Gradients = tuple[Tensor, ...]  # with respect to box_deltas and class_logits
 
 
-def draw(seed: int) -> dict[str, Tensor]:
-    """Return a batch, one image of it without an object, and a network's outputs for it."""
+def random_batch(seed: int) -> dict[str, Tensor]:
+    """Return random objects, none in the first image, and random network outputs."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.empty(BATCH_SIZE).exponential_(1 / MEAN_OBJECTS, generator=generator).round()
-    counts = counts.long().clamp(max=MOST_OBJECTS)
+    counts = counts.long().clamp(max=MAX_OBJECTS)
     counts[0] = 0
     shape = (BATCH_SIZE, int(counts.max()))
     is_padding = torch.arange(shape[1]) >= counts[:, None]
     size = (torch.randn(*shape, 2, generator=generator) * 0.8 - 1.7).exp().clamp(0.02, 0.95)
     corner = torch.rand(*shape, 2, generator=generator) * (1 - size)
     class_logits = torch.randn(BATCH_SIZE, len(ANCHORS), NUM_CLASSES + 1, generator=generator)
-    class_logits[..., 0] += 5  # most anchors are background, and most are known to be
+    class_logits[..., 0] += 5  # so that most anchors are predicted as background
     return {
         "boxes_xyxy": torch.cat([corner, corner + size], dim=-1).masked_fill(is_padding[..., None], 0),
         "labels": torch.randint(1, NUM_CLASSES + 1, shape, generator=generator).masked_fill(is_padding, 0),
@@ -50,16 +50,16 @@ def draw(seed: int) -> dict[str, Tensor]:
 
 
 def torchvision_step(batch: dict[str, Tensor]) -> Callable[[], Gradients]:
-    """Matching, loss and gradients as SSD.forward has them, given the targets as its data loaders do."""
+    """Return a function that computes matching, loss and gradients as in torchvision's SSD.forward."""
     ssd, matcher = torchvision_ssd(), SSDMatcher(0.5)
     pairs = zip(batch["boxes_xyxy"], batch["labels"], strict=True)
     targets = [{"boxes": boxes[labels > 0], "labels": labels[labels > 0]} for boxes, labels in pairs]
     outputs = {"bbox_regression": batch["box_deltas"], "cls_logits": batch["class_logits"]}
-    nothing = torch.full((len(ANCHORS),), -1)
+    none = torch.full((len(ANCHORS),), -1)
 
     def step() -> Gradients:
         matched = [
-            matcher(box_iou(target["boxes"], ANCHORS_XYXY)) if len(target["boxes"]) else nothing for target in targets
+            matcher(box_iou(target["boxes"], ANCHORS_XYXY)) if len(target["boxes"]) else none for target in targets
         ]
         losses = ssd.compute_loss(targets, outputs, [ANCHORS_XYXY] * BATCH_SIZE, matched)
         return torch.autograd.grad(losses["bbox_regression"] + losses["classification"], list(outputs.values()))
@@ -68,28 +68,28 @@ def torchvision_step(batch: dict[str, Tensor]) -> Callable[[], Gradients]:
 
 
 def loss_per_positive(batch: dict[str, Tensor], anchors_cxcywh: Tensor) -> Tensor:
-    """Matching and both losses, as torchvision divides them."""
+    """Match anchors and return the sum of both losses, divided by the number of positives as in torchvision."""
     matched = match_anchors(batch["boxes_xyxy"], batch["labels"], anchors_cxcywh, 0.5)
     sums = multibox_loss(**batch, matched=matched, anchors_cxcywh=anchors_cxcywh, negatives_per_positive=3)
     return (sums["box"] + sums["classification"]) / sums["num_positives"]
 
 
 def our_step(batch: dict[str, Tensor], loss: Callable[[dict[str, Tensor], Tensor], Tensor]) -> Callable[[], Gradients]:
-    """Matching, loss and gradients by `loss`: loss_per_positive, or what a compiler made of it."""
+    """Return a function that computes the gradients of `loss`, which is loss_per_positive or a compiled version."""
     outputs = [batch["box_deltas"], batch["class_logits"]]
     anchors_cxcywh = ANCHORS.to(outputs[0].device)
     return lambda: torch.autograd.grad(loss(batch, anchors_cxcywh), outputs)
 
 
 class OperatorCount(TorchDispatchMode):
-    """Counts the operators dispatched, and those that need a value on the host: a GPU would be waited for."""
+    """Count the dispatched operators, and those that need a value on the host and so synchronise with a GPU."""
 
-    WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
-    operators = waits = 0
+    SYNCHRONISING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
+    operators = synchronisations = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.operators += 1
-        self.waits += func.name().partition(".")[0] in self.WAITS or (
+        self.synchronisations += func.name().partition(".")[0] in self.SYNCHRONISING or (
             func.name() == "aten::index.Tensor"
             and any(index is not None and index.dtype == torch.bool for index in args[1])
         )
@@ -97,8 +97,8 @@ class OperatorCount(TorchDispatchMode):
 
 
 def measure(device: torch.device) -> Page:
-    """Compare. Raises RunError if the gradients differ."""
-    batch = draw(seed=0)
+    """Time all contenders and count their operators. Raises RunError if the gradients differ."""
+    batch = random_batch(seed=0)
     for name in ("boxes_xyxy", "labels"):  # the padding differs from batch to batch
         torch._dynamo.maybe_mark_dynamic(batch[name], 1)
     theirs, eager = torchvision_step(batch), our_step(batch, loss_per_positive)
@@ -108,29 +108,29 @@ def measure(device: torch.device) -> Page:
         error = max((a - b).abs().max().item() for a, b in zip(step(), expected, strict=True))
         if error > TOLERANCE:
             raise RunError(f"{name}: gradients differ from torchvision's by {error:.2g}")
-    theirs_ms, eager_ms, compiled_ms = (1000 * taken for taken in turn_by_turn([theirs, eager, compiled], ROUNDS))
+    theirs_ms, eager_ms, compiled_ms = (1000 * s for s in time_alternating([theirs, eager, compiled], ROUNDS))
 
     on_meta = {name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad) for name, tensor in batch.items()}
-    peer, here, there = counts = [OperatorCount() for _ in range(3)]
-    for counted, step in zip(counts, (theirs, eager, our_step(on_meta, loss_per_positive)), strict=True):
-        with counted:
+    peer, on_cpu, on_gpu = counts = [OperatorCount() for _ in range(3)]
+    for count, step in zip(counts, (theirs, eager, our_step(on_meta, loss_per_positive)), strict=True):
+        with count:
             step()
     rows = [
         Row("matching, loss, gradients", "torchvision", theirs_ms, eager_ms, "ms", 1.0),
         Row("the same, compiled", "torchvision", theirs_ms, compiled_ms, "ms", 2.5),
-        Row("operators on a CPU", "torchvision", peer.operators, here.operators, "", 10),
-        Row("operators on an accelerator", "torchvision", peer.operators, there.operators, "", 10),
+        Row("operators on a CPU", "torchvision", peer.operators, on_cpu.operators, "", 10),
+        Row("operators on an accelerator", "torchvision", peer.operators, on_gpu.operators, "", 10),
     ]
-    kept = os.environ.get("MALLOC_TRIM_THRESHOLD_", "the system's default")
+    trim_threshold = os.environ.get("MALLOC_TRIM_THRESHOLD_", "the system's default")
     text = f"""# Matching and MultiBox loss
 
 {BATCH_SIZE} images of 8,732 boxes and {NUM_CLASSES + 1} logits, {(batch["labels"] > 0).sum()} objects, forward and \
-backward; process time; MALLOC_TRIM_THRESHOLD_: {kept}. Gradients are torchvision's to {TOLERANCE:g}.
+backward; process time; MALLOC_TRIM_THRESHOLD_: {trim_threshold}. Gradients equal torchvision's to {TOLERANCE:g}.
 
 {{rows}}
 
-Waits for the device: torchvision {peer.waits}, ours {there.waits} on an accelerator (and {here.waits} \
-on a CPU, where they cost nothing).
+Synchronisations with the device: torchvision {peer.synchronisations}, ours {on_gpu.synchronisations} on an \
+accelerator (and {on_cpu.synchronisations} on a CPU, where they cost nothing).
 """
     return Page(text, rows)
 

@@ -1,9 +1,9 @@
-"""Can the full-size detectors learn 16 real photographs by heart? The first question to ask of a detector.
+"""Overfit the full-size detectors on 16 real photographs, to check that they can learn at all.
 
     python -m benchmarks.overfit /path/to/coco80
 
-Trains from random weights, without augmentation, on 16 images with at most eight objects each, and scores on those same
-images. Needs a folder in COCO's format with images/train and annotations/instances_train.json.
+Trains from random weights, without augmentation, on 16 images with at most eight objects each, and evaluates on the
+same images. Needs a folder in COCO format with images/train and annotations/instances_train.json.
 """
 
 import json
@@ -22,33 +22,33 @@ from detection.task import DetectionConfig, DetectionTask
 from engine.optim import OptimConfig
 from training import TrainConfig, fit
 
-IMAGES, MOST_OBJECTS, EPOCHS = 16, 8, 75
-ASKED = {"mAP": 0.6, "AP50": 0.85, "minutes": 5}  # minutes on two CPU cores
+IMAGES, MAX_OBJECTS, EPOCHS = 16, 8, 75
+TARGETS = {"mAP": 0.6, "AP50": 0.85, "minutes": 5}  # minutes on two CPU cores
 AUGMENT = AugmentConfig(photometric=False, zoom_out=1.0, crop_min_scale=1.0, horizontal_flip=0.0)
-BACKBONES = {  # input side, peak learning rate, channels_last
+BACKBONES = {  # name: (input size, peak learning rate, channels_last)
     "ResNet50Backbone_B": (192, 5e-4, True),
     "SwinTBackbone_B": (224, 3e-4, False),
 }
 
 
 def write_subset(root: Path, target: Path) -> None:
-    """Write the first images with one to eight objects and no crowd as a data set of their own."""
+    """Write an annotation file of the first images with one to eight objects and no crowd."""
     content = json.loads((root / "annotations/instances_train.json").read_text())
     objects: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         objects[annotation["image_id"]].append(annotation)
-    fit_in = {
+    suitable = {
         image_id
-        for image_id, found in objects.items()
-        if 1 <= len(found) <= MOST_OBJECTS and not any(annotation.get("iscrowd") for annotation in found)
+        for image_id, annotations in objects.items()
+        if 1 <= len(annotations) <= MAX_OBJECTS and not any(annotation.get("iscrowd") for annotation in annotations)
     }
-    content["images"] = [image for image in content["images"] if image["id"] in fit_in][:IMAGES]
+    content["images"] = [image for image in content["images"] if image["id"] in suitable][:IMAGES]
     content["annotations"] = [annotation for image in content["images"] for annotation in objects[image["id"]]]
     target.write_text(json.dumps(content))
 
 
 def overfit(backbone: str, root: Path, annotations: Path, device: torch.device) -> dict:
-    """Train one backbone on the subset; return its scores and the minutes it took."""
+    """Train one backbone on the subset and return its scores and the minutes it took."""
     side, learning_rate, channels_last = BACKBONES[backbone]
     split = SplitConfig(images="images/train", annotations=str(annotations))
     config = DetectionConfig(
@@ -71,18 +71,18 @@ def overfit(backbone: str, root: Path, annotations: Path, device: torch.device) 
 
 
 def measure(device: torch.device, root: Path) -> Page:
-    """Overfit every backbone."""
+    """Overfit every backbone and compare scores and time with the targets."""
     rows = []
     with tempfile.TemporaryDirectory() as work:
         annotations = Path(work) / "subset.json"
         write_subset(root, annotations)
         for backbone in BACKBONES:
-            found = overfit(backbone, root.resolve(), annotations, device)
-            for name, asked in ASKED.items():
-                rows.append(Row(f"{backbone}, {name}", "asked", asked, found[name], name, 1.0))
+            results = overfit(backbone, root.resolve(), annotations, device)
+            for name, target in TARGETS.items():
+                rows.append(Row(f"{backbone}, {name}", "target", target, results[name], name, 1.0))
     text = f"""# Overfitting {IMAGES} images of {root.name}
 
-Random weights, no augmentation, AdamW; scored on the training images.
+Random weights, no augmentation, AdamW; evaluated on the training images.
 
 {{rows}}
 """
@@ -90,4 +90,4 @@ Random weights, no augmentation, AdamW; scored on the training images.
 
 
 if __name__ == "__main__":
-    run_benchmark(measure, {"root": {"type": Path, "help": "data set in COCO's format"}}, on_cpu=False)
+    run_benchmark(measure, {"root": {"type": Path, "help": "data set in COCO format"}}, on_cpu=False)

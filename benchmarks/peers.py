@@ -1,4 +1,4 @@
-"""What several benchmarks share: SSD300's anchors, and torchvision's SSD without a network."""
+"""Common parts of several benchmarks: SSD300's anchors, and torchvision's SSD without a network."""
 
 from torch import nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
@@ -13,6 +13,6 @@ ANCHORS_XYXY = box_convert(ANCHORS, "cxcywh", "xyxy")
 
 
 def torchvision_ssd(**settings) -> SSD:
-    """Return torchvision's SSD for its loss and post-processing."""
+    """Return torchvision's SSD without a network, for its loss and post-processing."""
     generator = DefaultBoxGenerator([list(ratios) for ratios in ASPECT_RATIOS])
     return SSD(nn.Identity(), generator, (SIDE, SIDE), NUM_CLASSES + 1, head=nn.Identity(), **settings)

@@ -1,10 +1,10 @@
-"""Weak scaling of a training step: what the exchange of gradients costs on several processes.
+"""Weak scaling of a training step: the cost of the gradient all-reduce between processes.
 
     torchrun --standalone --nproc_per_node=8 -m benchmarks.scaling
     srun --ntasks-per-node=8 --gpus-per-task=1 python -m benchmarks.scaling
 
-Steps with and without the exchange of gradients alternate. The efficiency is the time of a step without the exchange
-over that of one with it. Measured by NVIDIA (DeepLearningExamples, SSD300 v1.1): 7.9 times one A100 on 8.
+Steps with and without the all-reduce alternate. The efficiency is the time of a step without it divided by the time of
+a step with it. NVIDIA measured 7.9 times the speed of one A100 on eight (DeepLearningExamples, SSD300 v1.1).
 """
 
 import tempfile
@@ -23,26 +23,26 @@ WARMUP, STEPS = 3, 12
 
 
 def time_steps(root: Path, device: torch.device, backbone: str, batch_size: int, precision: str) -> list[float]:
-    """Return the seconds of a step and of one without the exchange, the least of STEPS."""
+    """Return the seconds of a step with the all-reduce and of a step without it, each the minimum of STEPS steps."""
     run = make_run(root, device, backbone=backbone, batch_size=batch_size, precision=precision)
     batch = first_batch(run)
 
-    def seconds_of_step(exchange: bool) -> float:
-        distributed.any_rank(False)  # all start together
+    def seconds_of_step(all_reduce: bool) -> float:
+        distributed.any_rank(False)  # a barrier, so that all ranks start together
         started = time.perf_counter()
-        alone = not exchange and distributed.world_size() > 1
-        with run.parallel_model.no_sync() if alone else nullcontext():
+        no_sync = not all_reduce and distributed.world_size() > 1
+        with run.parallel_model.no_sync() if no_sync else nullcontext():
             run.train_step([batch])
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    taken = [[seconds_of_step(exchange) for exchange in (True, False)] for _ in range(WARMUP + STEPS)]
-    return [min(column) for column in zip(*taken[WARMUP:], strict=True)]
+    times = [[seconds_of_step(all_reduce) for all_reduce in (True, False)] for _ in range(WARMUP + STEPS)]
+    return [min(column) for column in zip(*times[WARMUP:], strict=True)]
 
 
 def measure(device: torch.device) -> Page:
-    """Measure on the processes that were started."""
+    """Time steps on all processes of this launch."""
     on_gpu, count = device.type == "cuda", distributed.world_size()
     backbone, size, precision = ("ResNet50Backbone_B", 64, "bf16") if on_gpu else ("ResNet18SlimBackbone_B", 8, "fp32")
     with tempfile.TemporaryDirectory() as name:
@@ -50,13 +50,13 @@ def measure(device: torch.device) -> Page:
         step, step_alone = time_steps(Path(name), device, backbone, size, precision)
     text = f"""# Weak scaling
 
-{backbone}, {size} images per process, {precision}, {count} processes; wall-clock time, the least of {STEPS} steps.
+{backbone}, {size} images per process, {precision}, {count} processes; wall-clock time, the minimum of {STEPS} steps.
 
 {{rows}}
 
-Processes on CPU cores share memory and caches: there this shows that the exchange works, not how a cluster scales.
+Processes on CPU cores share memory and caches, so there this shows that the all-reduce works, not how a cluster scales.
 """
-    what, peer = f"step of {count} processes", "the same without exchange"
+    what, peer = f"step of {count} processes", "without all-reduce"
     return Page(text, [Row(what, peer, 1e3 * step_alone, 1e3 * step, "ms")])
 
 

@@ -1,10 +1,10 @@
-"""Is anything lost when a run is killed? Kill a small run over and over, and compare where it ends.
+"""Stress test of resuming: kill a small run again and again, and compare its final state with an undisturbed run.
 
     python -m benchmarks.stress [--kills 50] [--seed 0]        (make stress)
 
-Each variant is trained once in peace, then again and again under fire: started, ended after a random while by a random
-signal, started again with the same command, until it is through. Compared is a digest of the last checkpoint,
-metrics.jsonl (but for times) and detections.json.
+Each variant is trained once undisturbed, then several times with interruptions: a random signal after a random time,
+then a start with the same command, until the run finishes. All runs must have the same digest of the last checkpoint,
+metrics.jsonl (without times) and detections.json.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ model: {{backbone: ResNet18SlimBackbone_B, neck: fpn, input_size: 96}}
 optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 8, warmup_epochs: 1, schedule: cosine}}
 train: {{epochs: 3, batch_size: 2, precision: fp32, eval_every_epochs: 2, checkpoint_every_steps: 3}}
 """
-VARIANTS = {  # processes, and what differs from the config above
+VARIANTS = {  # name: (number of processes, overrides of the config above)
     "1 process": (1, ("data.workers=0",)),
     "1 process, 2 loader workers, moving average, bf16": (
         1, ("data.workers=2", "train.ema_decay=0.9", "train.precision=bf16"),
@@ -50,23 +50,23 @@ VARIANTS = {  # processes, and what differs from the config above
     "2 processes, 2 loader workers each, moving average": (2, ("data.workers=2", "train.ema_decay=0.9")),
 }  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-LIMIT_SECONDS = 300  # of one start
+LIMIT_SECONDS = 300  # time limit of one start
 
 
 class Result(NamedTuple):
-    """What came of one variant."""
+    """Result of one variant."""
 
     kills: Counter  # by signal
-    runs: int  # that came to their end under fire
-    identical: int  # of these, to the same end as in peace
+    runs: int  # finished runs that were interrupted
+    identical: int  # number of these that are bit-identical to the undisturbed run
     seconds: float
 
 
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, object]]:
-    """Name and value of every number and text, name and hash of every tensor of nested containers."""
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, object]]:
+    """Yield name and value of every leaf of nested containers. A tensor's value is its dtype, shape and hash."""
     if isinstance(value, (dict, list, tuple)):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(item, f"{name}/{key}")
+            yield from flatten(item, f"{name}/{key}")
     elif isinstance(value, torch.Tensor):
         yield name, (value.dtype, value.shape, hashlib.sha256(value.contiguous().numpy().tobytes()).digest())
     else:
@@ -74,89 +74,89 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, object]]:
 
 
 def digest(experiment: Path) -> str:
-    """Return the SHA-256 of all that must not depend on interruptions."""
-    end = [load_checkpoint(list_checkpoints(experiment / "checkpoints")[-1]), read_metrics(experiment)]
-    values = sorted(repr(leaf) for leaf in leaves(end) if "second" not in leaf[0])
+    """Return the SHA-256 of everything in the records that must not depend on interruptions."""
+    final = [load_checkpoint(list_checkpoints(experiment / "checkpoints")[-1]), read_metrics(experiment)]
+    values = sorted(repr(leaf) for leaf in flatten(final) if "second" not in leaf[0])
     return hashlib.sha256("".join(values).encode() + (experiment / "detections.json").read_bytes()).hexdigest()
 
 
 def kill_all(log: Path) -> None:
-    """SIGKILL to every process of a run, known by STRESS_RUN, as a node that dies does: launcher, ranks, workers."""
+    """Send SIGKILL to all processes of a run, found by the environment variable STRESS_RUN, as if the node died."""
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended
             if f"STRESS_RUN={log}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
-def train(words: Sequence[str], log: Path, kills: int, lifetime: float, chance: random.Random) -> Counter:
-    """Run to the end, interrupted at most `kills` times, each within `lifetime` seconds of a start; return by what.
+def train(command: Sequence[str], log: Path, kills: int, max_seconds: float, rng: random.Random) -> Counter:
+    """Run `command` until it finishes, interrupting it at most `kills` times; return the interruptions by signal.
 
-    Raises RunError if a start fails by itself."""
-    done: Counter = Counter()
+    Each interruption comes at most max_seconds after a start. Raises RunError if a start fails on its own."""
+    sent: Counter = Counter()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "STRESS_RUN": str(log)}
-    for limit in [*(chance.uniform(0.3, 1.0) * lifetime for _ in range(kills)), LIMIT_SECONDS]:
+    for limit in [*(rng.uniform(0.3, 1.0) * max_seconds for _ in range(kills)), LIMIT_SECONDS]:
         with open(log, "a") as file:
-            process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=file, stderr=file)
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
         try:
             if process.wait(limit):
-                raise RunError(f"a start failed by itself: {log.read_text()[-2000:]}")
+                raise RunError(f"a start failed without being interrupted: {log.read_text()[-2000:]}")
             break
         except subprocess.TimeoutExpired:
-            number = chance.choice(SIGNALS)
-            done[number.name] += 1
+            number = rng.choice(SIGNALS)
+            sent[number.name] += 1
             if number == signal.SIGKILL:
                 kill_all(log)
             process.send_signal(number)
             process.wait(LIMIT_SECONDS)
-    return done
+    return sent
 
 
-def stress(name: str, kills: int, chance: random.Random, folder: Path) -> Result:
-    """Train a variant in peace, then under fire until it has been interrupted `kills` times."""
+def stress(name: str, kills: int, rng: random.Random, folder: Path) -> Result:
+    """Train a variant undisturbed, then again until its runs have been interrupted `kills` times in total."""
     processes, overrides = VARIANTS[name]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     begin = [sys.executable, *launcher, "-m", "detection.training", str(folder.parent / "config.yaml"), *overrides]
 
-    def run(experiment: Path, kills: int, lifetime: float) -> Counter:
+    def run(experiment: Path, kills: int, max_seconds: float) -> Counter:
         experiment.mkdir(parents=True)
-        words = [*begin, "--experiment", str(experiment)]
-        return train(words, experiment.with_suffix(".log"), kills, lifetime, chance)
+        command = [*begin, "--experiment", str(experiment)]
+        return train(command, experiment.with_suffix(".log"), kills, max_seconds, rng)
 
     started = time.monotonic()
-    run(folder / "peace", 0, 0)
-    lifetime = time.monotonic() - started
-    done, runs, identical, started = Counter(), 0, 0, time.monotonic()
-    while done.total() < kills:
-        experiment = folder / f"fire_{runs}"
-        done += run(experiment, kills - done.total(), lifetime)
+    run(folder / "undisturbed", 0, 0)
+    duration = time.monotonic() - started
+    sent, runs, identical, started = Counter(), 0, 0, time.monotonic()
+    while sent.total() < kills:
+        experiment = folder / f"interrupted_{runs}"
+        sent += run(experiment, kills - sent.total(), duration)
         runs += 1
-        identical += digest(experiment) == digest(folder / "peace")
-    return Result(done, runs, identical, time.monotonic() - started)
+        identical += digest(experiment) == digest(folder / "undisturbed")
+    return Result(sent, runs, identical, time.monotonic() - started)
 
 
 def measure(device: torch.device, kills: int, seed: int) -> Page:
-    """Stress every variant."""
-    chance, lines, different, signals = random.Random(seed), [], [], Counter()
+    """Stress every variant, with `kills` interruptions in total."""
+    rng, lines, different, signals = random.Random(seed), [], [], Counter()
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder) / "sample", num_train=24, num_val=6, image_size=96)
         (Path(folder) / "config.yaml").write_text(CONFIG.format(root=Path(folder) / "sample"))
         for index, name in enumerate(VARIANTS):
             share = kills // len(VARIANTS) + (index < kills % len(VARIANTS))
-            result = stress(name, share, chance, Path(folder) / str(index))
+            result = stress(name, share, rng, Path(folder) / str(index))
             lines.append(
                 f"| {name} | {result.kills.total()} | {result.runs} | {result.identical} | {result.seconds:.0f} |"
             )
             different += [name] * (result.identical < result.runs)
             signals += result.kills
-    text = f"""# Killed, resumed, and the same to the last bit?
+    text = f"""# Are killed and resumed runs bit-identical to undisturbed ones?
 
 {signals.total()} kills: {", ".join(f"{count} by {name}" for name, count in sorted(signals.items()))}.
 
-| variant | kills | runs ended | of these bit-identical to an undisturbed one | seconds |
+| variant | kills | finished runs | of these, bit-identical to an undisturbed run | seconds |
 |---|---|---|---|---|
 {chr(10).join(lines)}
 """
-    return Page(text, short=different)
+    return Page(text, failures=different)
 
 
 if __name__ == "__main__":

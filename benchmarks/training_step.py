@@ -1,9 +1,9 @@
-"""A training step on the CPU: bf16 beside fp32.
+"""Training step on the CPU: bf16 compared with fp32.
 
     OMP_NUM_THREADS=1 python -m benchmarks.training_step
 
-Whole steps of training.Trainer on one batch of drawn images. The bf16 step of the convnet has channels_last. Takes two
-minutes.
+Times complete steps of training.Trainer on one batch of synthetic images. In bf16, the ResNet uses channels_last. Takes
+two minutes.
 """
 
 import tempfile
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.comparison import Page, Row, run_benchmark, turn_by_turn
+from benchmarks.comparison import Page, Row, run_benchmark, time_alternating
 from data import batch_to
 from detection.coco.annotations import DataConfig, SplitConfig, read_split
 from detection.coco.dataset import collate
@@ -31,15 +31,15 @@ BATCH_SIZE, ROUNDS = 8, 3
 def make_run(
     root: Path, device: torch.device, *, backbone: str, neck: str = "none", workers: int = 0, **train: object
 ) -> Trainer:
-    """Return a run in training mode, on the images of root/images/train, by the recipe's optimizer.
+    """Return a Trainer in training mode, on the images of root/images/train, with SGD for a ResNet or AdamW for a Swin.
 
-    train: fields of TrainConfig; channels_last is on for a convnet in bf16. Its checkpoints, if any, go to the root."""
+    train: fields of TrainConfig. channels_last is used for a ResNet in bf16. Checkpoints, if any, go to `root`."""
     is_convnet = backbone.startswith("ResNet")
     split = SplitConfig(images="images/train", annotations="annotations/instances_train.json")
     config = DetectionConfig(
         data=DataConfig(root=str(root), train=split, val=split, workers=workers),
         model=ModelConfig(backbone=backbone, neck=neck),
-        optim=OptimConfig(optimizer="sgd" if is_convnet else "adamw", learning_rate=1e-5),  # nothing is to be learned
+        optim=OptimConfig(optimizer="sgd" if is_convnet else "adamw", learning_rate=1e-5),  # the weights hardly change
         train=TrainConfig(epochs=1, channels_last=is_convnet and train["precision"] == "bf16", **train),
     )
     coco = read_split(config.data, "train")
@@ -49,13 +49,13 @@ def make_run(
 
 
 def first_batch(run: Trainer) -> dict[str, Tensor]:
-    """Return the first images of its data set that are this process's, collated, on its device."""
+    """Return the first batch of this rank, on its device. Each rank gets a different part of the data set."""
     first, size = distributed.rank() * run.config.batch_size, run.config.batch_size
     return batch_to(collate([run.task.train_set[0, index] for index in range(first, first + size)]), run.device)
 
 
 def measure(device: torch.device) -> Page:
-    """Compare."""
+    """Time steps in bf16 and fp32 for every backbone."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         generate(name, num_train=BATCH_SIZE, num_val=1, image_size=300)
@@ -66,11 +66,11 @@ def measure(device: torch.device) -> Page:
                 batch = first_batch(run)
                 steps.append(lambda run=run, batch=batch: run.train_step([batch]))
                 steps[-1]()
-            bf16, fp32 = turn_by_turn(steps, ROUNDS)
+            bf16, fp32 = time_alternating(steps, ROUNDS)
             rows.append(Row(f"{backbone}, bf16", "own fp32", fp32 * 1e3, bf16 * 1e3, "ms", 1.9))
     text = f"""# Training step on a CPU
 
-Batches of {BATCH_SIZE}, each backbone at its reference size; process time, the least of {ROUNDS} rounds.
+Batches of {BATCH_SIZE}, each backbone at its reference input size; process time, the minimum of {ROUNDS} rounds.
 
 {{rows}}
 """

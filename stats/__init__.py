@@ -1,1 +1,1 @@
-"""Statistics as pure functions: bootstrap, intervals, precision and recall."""
+"""Statistics as pure functions: bootstrap confidence intervals, contrasts, and precision-recall curves."""

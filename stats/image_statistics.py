@@ -1,7 +1,7 @@
-"""Per-image statistics: what a task leaves behind so that its score can be computed again on any choice of images.
+"""Per-image statistics, from which a score can be recomputed on any resample of the images.
 
-A task writes image_statistics.npz into its experiment once; whoever asks how sure the score is reads it
-(stats.bootstrap). Arrays only, no pickles.
+A finished run writes them to image_statistics.npz in its experiment directory; stats.bootstrap computes confidence
+intervals from them. The file contains only arrays, no pickles.
 """
 
 from dataclasses import dataclass, fields
@@ -14,34 +14,34 @@ from engine.files import write_whole
 FILE_NAME = "image_statistics.npz"
 
 
-class Saved:
-    """A dataclass of arrays that is kept in image_statistics.npz."""
+class SavedArrays:
+    """Base class for dataclasses of arrays that are saved in image_statistics.npz."""
 
     def save(self, experiment: Path) -> None:
-        """Write image_statistics.npz into an experiment directory."""
+        """Write image_statistics.npz to an experiment directory."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         write_whole(experiment / FILE_NAME, lambda file: np.savez_compressed(file, **arrays))
 
 
 @dataclass(frozen=True)
-class Matches(Saved):
-    """Detections matched to objects: all that average precision needs.
+class Matches(SavedArrays):
+    """Detections matched to objects, sufficient to compute average precision.
 
-    image_ids: (I,) int64, every validation image, in the order in which the evaluator reads them.
+    image_ids: (I,) int64, every validation image, in the evaluator's order.
     class_names: (C,) text.
     iou_thresholds: (T,) float64.
 
-    One row per detection, ordered by class, then image, then as the evaluator ranked them within the image (best
-    first; this order decides between equal scores):
-    detection_images: (D,) int32, position in image_ids.
-    detection_classes: (D,) int16, position in class_names.
+    One row per detection, ordered by class, then by image, then by the evaluator's rank within the image (best first).
+    This order breaks ties between equal scores.
+    detection_images: (D,) int32, index into image_ids.
+    detection_classes: (D,) int16, index into class_names.
     scores: (D,) float64.
-    true_positives: (D, T) bool, matched to an object that counts.
-    ignored: (D, T) bool, neither right nor wrong (matched to a crowd).
+    true_positives: (D, T) bool, whether matched to an object that is not a crowd.
+    ignored: (D, T) bool, whether matched to a crowd; such a detection is neither a true nor a false positive.
 
-    One row per object that counts, so no crowds:
-    object_images: (G,) int32.
-    object_classes: (G,) int16."""
+    One row per object, without crowds:
+    object_images: (G,) int32, index into image_ids.
+    object_classes: (G,) int16, index into class_names."""
 
     image_ids: np.ndarray
     class_names: np.ndarray
@@ -56,14 +56,14 @@ class Matches(Saved):
 
 
 @dataclass(frozen=True)
-class Hits(Saved):
-    """Guesses of a classifier held against the truth: all that top-1 and top-5 accuracy need.
+class Hits(SavedArrays):
+    """Correctness of a classifier's predictions, sufficient to compute top-1 and top-5 accuracy.
 
-    image_ids: (I,) text, every validation image: '<class folder>/<file>', or its number where it has no file.
+    image_ids: (I,) text, every validation image: '<class folder>/<file>', or its number if it has no file.
     class_names: (C,) text.
-    labels: (I,) int16, the true class, position in class_names.
-    hits: (I,) bool, the true class is the first guess.
-    in_top5: (I,) bool, the true class is among the first five guesses."""
+    labels: (I,) int16, the true class, index into class_names.
+    hits: (I,) bool, whether the true class is the top prediction.
+    in_top5: (I,) bool, whether the true class is among the top-5 predictions."""
 
     image_ids: np.ndarray
     class_names: np.ndarray
@@ -73,13 +73,13 @@ class Hits(Saved):
 
 
 @dataclass(frozen=True)
-class Losses(Saved):
-    """A loss for each image: all that their mean needs.
+class Losses(SavedArrays):
+    """The loss on each image, sufficient to compute the mean loss.
 
-    name: () text, what the mean is called among the scores.
-    image_ids: (I,) text, every validation image, as the data set names or numbers it.
+    name: () text, the name of the mean loss among the scores.
+    image_ids: (I,) text, every validation image, by its name or number in the data set.
     class_names: (C,) text.
-    labels: (I,) int16, the class, position in class_names.
+    labels: (I,) int16, the class, index into class_names.
     losses: (I,) float64."""
 
     name: np.ndarray
@@ -93,9 +93,9 @@ Statistics = Matches | Hits | Losses
 
 
 def load_statistics(experiment: Path) -> Statistics:
-    """Read image_statistics.npz of an experiment, as the class whose arrays are in it.
+    """Load image_statistics.npz of an experiment. The names of the arrays determine the class of the result.
 
-    Raises ValueError naming the file if it is missing, or holds other arrays."""
+    Raises ValueError naming the file if it is missing, corrupt or contains unexpected arrays."""
     path = experiment / FILE_NAME
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -103,8 +103,8 @@ def load_statistics(experiment: Path) -> Statistics:
         for kind in (Matches, Hits, Losses):
             if arrays.keys() == {field.name for field in fields(kind)}:
                 return kind(**arrays)
-        raise ValueError(f"it holds {', '.join(arrays)}")
+        raise ValueError(f"unexpected arrays: {', '.join(arrays)}")
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; the task writes it when a run is finished") from None
-    except Exception as error:  # zipfile and zlib raise their own kinds
+        raise ValueError(f"{path}: no such file; it is written when a run finishes") from None
+    except Exception as error:  # zipfile and zlib raise their own exception types
         raise ValueError(f"{path}: cannot be read ({error}); expected the statistics of a finished run") from error

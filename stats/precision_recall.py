@@ -1,4 +1,4 @@
-"""Precision by recall, from the matches of a finished run: the curves whose areas are the average precisions."""
+"""Precision-recall curves from the matches of a finished run. The area under a curve is the average precision."""
 
 import numpy as np
 
@@ -7,10 +7,11 @@ from stats.image_statistics import Matches
 
 
 def precision_by_recall(matches: Matches) -> np.ndarray:
-    """The best precision at each of the recalls 0, 0.01, ..., 1 or at a higher one, as pycocotools has it.
+    """Compute the interpolated precision at the recalls 0, 0.01, ..., 1, exactly as pycocotools does.
 
-    Returns (T, 101, C) float64 from 0 to 1, for objects of any size and at most 100 detections per image and class;
-    nan for a class without objects. The mean over the recalls is the AP."""
+    It is the best precision at this recall or a higher one, for objects of any size and at most 100 detections per
+    image and class. Returns (T, 101, C) float64 from 0 to 1; nan for a class without objects. AP is its mean over the
+    recalls."""
     thresholds, classes = len(matches.iou_thresholds), len(matches.class_names)
     precision = np.full((thresholds, len(RECALL_THRESHOLDS), classes), np.nan)
     for label in range(classes):
@@ -18,13 +19,11 @@ def precision_by_recall(matches: Matches) -> np.ndarray:
         if not num_objects:
             continue
         rows = np.flatnonzero(matches.detection_classes == label)
-        rows = rows[
-            np.argsort(-matches.scores[rows], kind="stable")
-        ]  # best first, equal ones as the evaluator had them
+        rows = rows[np.argsort(-matches.scores[rows], kind="stable")]  # stable, so ties keep the evaluator's order
         hits = np.cumsum(matches.true_positives[rows], axis=0, dtype=np.float64)  # (D, T)
         misses = np.cumsum(~matches.true_positives[rows] & ~matches.ignored[rows], axis=0)
         for t in range(thresholds):
-            envelope = hits[:, t] / (hits[:, t] + misses[:, t] + np.spacing(1))  # pycocotools' own way not to be 0 / 0
+            envelope = hits[:, t] / (hits[:, t] + misses[:, t] + np.spacing(1))  # as pycocotools, to avoid 0 / 0
             envelope = np.append(np.maximum.accumulate(envelope[::-1])[::-1], 0)  # 0 where recall is never reached
             precision[t, :, label] = envelope[np.searchsorted(hits[:, t] / num_objects, RECALL_THRESHOLDS)]
     return precision

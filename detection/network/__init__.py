@@ -1,1 +1,1 @@
-"""The detector itself: trunk and taps, necks, heads and default boxes; and beside it its loss and post-processing."""
+"""The detector: backbones, necks, SSD heads and default boxes, with matching, loss and post-processing."""

@@ -1,6 +1,6 @@
-"""Default boxes: the anchors that SSD lays over every cell of its six feature maps (arXiv 1512.02325, section 2.2).
+"""Default boxes: SSD's anchors at every cell of its six feature maps (arXiv 1512.02325, section 2.2).
 
-8,732 boxes for maps of side 38, 19, 10, 5, 3, 1 (the paper's SSD300), 10,684 for 42, 21, 11, 6, 3, 1.
+Maps of side 38, 19, 10, 5, 3, 1 (the paper's SSD300) have 8,732 boxes; maps of side 42, 21, 11, 6, 3, 1 have 10,684.
 """
 
 import math
@@ -10,32 +10,32 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-# Side of each level's square box as a fraction of the image, and the scale after the last level.
+# Side of each level's smaller square as a fraction of the image side. The larger square also depends on the next scale.
 ANCHOR_SCALES: dict[str, tuple[float, ...]] = {
-    "ssd": (0.1, 0.2, 0.375, 0.55, 0.725, 0.9, 1.0),  # the paper's Pascal VOC: 0.1, then 0.2 to 0.9
-    "ssd_coco": (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),  # the authors' COCO models: smaller objects
+    "ssd": (0.1, 0.2, 0.375, 0.55, 0.725, 0.9, 1.0),  # the paper's scales for Pascal VOC
+    "ssd_coco": (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),  # the authors' scales for COCO, which has smaller objects
 }
 
-# Per level, beside the two squares: each ratio r stands for a box of w/h = r and one of w/h = 1/r.
+# Aspect ratios of each level. A ratio r adds two boxes to the level's two squares: one of w/h = r and one of w/h = 1/r.
 ASPECT_RATIOS: tuple[tuple[int, ...], ...] = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
 
 BOXES_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
 
 
 def default_boxes(grid_sizes: Sequence[tuple[int, int]], scales: Sequence[float]) -> Tensor:
-    """Lay the default boxes over the grids of the feature maps, clipped to the image.
+    """Return the default boxes of all feature maps, clipped to the image.
 
-    The order is level, row, column, box, as the head flattens its maps. (torchvision's DefaultBoxGenerator, but cut at
-    the image's edge.)
+    They are ordered by level, row, column and box, like the rows of the head's output. Apart from clipping, they equal
+    those of torchvision's DefaultBoxGenerator.
 
     grid_sizes: (rows, columns) of each level's map, high to low resolution.
     scales: one per level and one more, fractions of the image side; see ANCHOR_SCALES.
     Returns anchors_cxcywh (A, 4) float32, fractions of the image side; their corners are in [0, 1].
-    Raises ValueError if the number of grids or of scales does not fit ASPECT_RATIOS."""
+    Raises ValueError if the number of grids or scales does not match ASPECT_RATIOS."""
     levels = len(ASPECT_RATIOS)
     if len(grid_sizes) != levels or len(scales) != levels + 1:
         raise ValueError(
-            f"default boxes of {len(grid_sizes)} maps and {len(scales)} scales: "
+            f"default boxes for {len(grid_sizes)} maps and {len(scales)} scales: "
             f"expected {levels} maps and {levels + 1} scales"
         )
     anchors = []
@@ -51,9 +51,9 @@ def default_boxes(grid_sizes: Sequence[tuple[int, int]], scales: Sequence[float]
 
 
 def _box_sizes(scale: float, next_scale: float, ratios: Sequence[float]) -> list[tuple[float, float]]:
-    """Return the (width, height) of one cell's boxes: two squares, then a lying and a standing box per ratio."""
-    between = math.sqrt(scale * next_scale)
-    sizes = [(scale, scale), (between, between)]
+    """Return the (width, height) of one cell's boxes: two squares, then a wide and a tall box per ratio."""
+    larger = math.sqrt(scale * next_scale)
+    sizes = [(scale, scale), (larger, larger)]
     for ratio in ratios:
         long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
         sizes += [(long, short), (short, long)]

@@ -1,14 +1,15 @@
-"""Backbones of the detector: a trunk, the maps tapped from it, and extra levels that shrink to one cell.
+"""Backbones of the detector.
 
-A backbone is a row of BACKBONES, over a trunk that is a row of TRUNKS; rows A and B of one trunk differ in what
-they tap. Any ResNet (He et al., arXiv 1512.03385) or Swin (arXiv 2103.14030) can be had by adding a row:
+A backbone is a trunk (ResNet, arXiv 1512.03385, or Swin, arXiv 2103.14030), feature maps tapped from it, and extra
+levels that reduce the last map to one cell (SSD, arXiv 1512.02325, section 2.1).
+
+BACKBONES lists the backbones; TRUNKS lists the trunks. Backbones A and B of the same trunk differ in their taps. To use
+a different ResNet or Swin, add an entry:
 
     BACKBONES["SwinSBackbone_B"] = dataclasses.replace(BACKBONES["SwinTBackbone_B"], trunk="swin_s")
 
-The extra levels follow SSD (arXiv 1512.02325, section 2.1). Their weights do not depend on the input size, their
-strides and paddings do (`plan_extras`), so a checkpoint works at any square input of 96 pixels or more.
-
-Swin sides are those of Microsoft's code, which pads odd sides before merging: 21 merges to 11.
+A checkpoint works at any square input of 96 pixels or more: the strides and paddings of the extra levels depend on the
+input size (`plan_extras`), but their weights do not.
 """
 
 from collections.abc import Mapping
@@ -36,12 +37,11 @@ MIN_INPUT_SIZE = 96
 
 
 class ResNetTrunk(nn.Module):
-    """The part of a ResNet v1.5 that the taps need, with torchvision's parameter names.
+    """A ResNet v1.5 up to the last tapped layer, with torchvision's parameter names.
 
-    block: torchvision's BasicBlock or Bottleneck. depths: blocks per layer. taps: among "layer1".."layer4".
-    width: channels of the stem and of layer1's 3x3 convolutions; doubles from layer to layer.
-    unstrided: layers that keep the resolution of the layer before them.
-    """
+    block: torchvision's BasicBlock or Bottleneck. depths: number of blocks in each layer.
+    taps: names of the tapped layers, among "layer1".."layer4". unstrided: names of layers with stride 1 instead of 2.
+    width: channels of the stem and of the 3x3 convolutions in layer1; every further layer doubles it."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class ResNetTrunk(nn.Module):
         if unknown:
             raise ValueError(f"layer {unknown[0]!r}: expected one of {', '.join(names)}")
         last = max(names.index(tap) for tap in taps)
-        self.cut_away = ("fc.", *(f"{name}." for name in names[last + 1 :]))  # as in SwinTransformer
+        self.removed_prefixes = ("fc.", *(f"{name}." for name in names[last + 1 :]))  # only a classifier has these
 
         self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -77,11 +77,11 @@ class ResNetTrunk(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def out_channels(self, tap: str) -> int:
-        """Channels of the map at a tap."""
+        """Return the number of channels of the map at a tap."""
         return self._out_channels[tap]
 
     def features(self, images: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
-        """images: (B, 3, H, W) float. Returns a (B, C, H', W') map for each tap."""
+        """Return the feature map (B, C, H', W') of each tap, by name. images: (B, 3, H, W) float."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = {}
         for name in self._out_channels:
@@ -94,7 +94,7 @@ class ResNetTrunk(nn.Module):
 def make_resnet_layer(
     block: type[BasicBlock] | type[Bottleneck], in_channels: int, width: int, depth: int, stride: int
 ) -> nn.Sequential:
-    """Blocks of one ResNet layer; the first one changes resolution and channels, on its shortcut too."""
+    """Create the blocks of one ResNet layer. The first block applies the stride and changes the number of channels."""
     out_channels = width * block.expansion
     shortcut = None
     if stride != 1 or in_channels != out_channels:
@@ -106,7 +106,7 @@ def make_resnet_layer(
     return nn.Sequential(block(in_channels, width, stride, shortcut), *rest)
 
 
-# name -> kind, and the arguments of its class
+# name -> (kind, arguments of the trunk's class)
 TRUNKS = {
     "resnet18": ("resnet", {"block": BasicBlock, "depths": (2, 2, 2, 2)}),
     "resnet18_slim": ("resnet", {"block": BasicBlock, "depths": (2, 2, 2, 2), "width": 32}),
@@ -117,14 +117,13 @@ TRUNKS = {
     **{name: ("swin", sizes) for name, sizes in SWIN_VARIANTS.items()},
 }
 
-# ------------------------------------------------------------------------- what may happen to the first map
+# ------------------------------------------------------------------------------- normalization of the first map
 
 
 class L2Norm(nn.Module):
-    """Scale every position to unit length over the channels, times a learned factor per channel, at first 20.
+    """Normalize each position to unit L2 norm over the channels, then scale each channel by a factor, initially 20.
 
-    Early maps have much larger values than late ones (Liu et al., ParseNet, arXiv 1506.04579, section 3.3).
-    """
+    Early maps have much larger values than late ones (Liu et al., ParseNet, arXiv 1506.04579, section 3.3)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -145,29 +144,30 @@ class Convolution(NamedTuple):
     padding: int
 
     def out_side(self, side: int) -> int:
+        """Return the side of the output for an input of this side."""
         return (side + 2 * self.padding - 3) // self.stride + 1
 
 
 HALVE = Convolution(stride=2, padding=1)
-HALVE_INSIDE = Convolution(stride=2, padding=0)
+HALVE_UNPADDED = Convolution(stride=2, padding=0)
 VALID = Convolution(stride=1, padding=0)
-KEEP = Convolution(stride=1, padding=1)
+SAME = Convolution(stride=1, padding=1)
 
 
 @eager_cache
 def plan_extras(side: int, steps: tuple[Convolution, ...]) -> tuple[tuple[Convolution, ...], int]:
-    """Choose stride and padding of every extra level so that the last map has side 1.
+    """Choose the stride and padding of every extra level so that the last map has side 1.
 
-    side: of the map before the extra levels. steps: those of the row, for the reference input size.
-    Each level may take, in this order of preference: its own step, stride 2 with padding, stride 2 without, stride 1
-    without. The first plan that ends at the smallest side (1, unless the input is huge) is taken, which changes late
-    levels rather than early ones. Once a map has side 1, the following keep it. Returns the plan and its last side."""
+    side: side of the last tapped map. steps: the BackboneSpec's steps, which suit its reference input size.
+    Each level tries its own step, then HALVE, HALVE_UNPADDED and VALID; after a map of side 1 it uses SAME. The first
+    plan with the smallest last side (1, unless the input is huge) is chosen, so late levels change before early ones.
+    Returns the steps of all levels, and the side of the last map."""
     if side == 1 or not steps:
-        return (KEEP,) * len(steps), side
+        return (SAME,) * len(steps), side
     best, smallest = (), side
-    for step in dict.fromkeys((steps[0], HALVE, HALVE_INSIDE, VALID)):
+    for step in dict.fromkeys((steps[0], HALVE, HALVE_UNPADDED, VALID)):
         if step.out_side(side) < 1:
-            continue  # without padding a 3x3 convolution needs 3 cells
+            continue  # an unpadded 3x3 convolution needs at least 3 cells
         rest, last = plan_extras(step.out_side(side), steps[1:])
         if last < smallest:
             best, smallest = (step, *rest), last
@@ -177,7 +177,7 @@ def plan_extras(side: int, steps: tuple[Convolution, ...]) -> tuple[tuple[Convol
 
 
 class ExtraLevel(nn.Module):
-    """1x1 and 3x3 convolution, each with norm and ReLU; stride and padding are arguments of `forward`."""
+    """A 1x1 and a 3x3 convolution, each followed by norm and ReLU. `forward` takes the stride and padding."""
 
     def __init__(self, in_channels: int, mid_channels: int, out_channels: int, norm: type[nn.Module]):
         super().__init__()
@@ -199,16 +199,16 @@ class ExtraLevel(nn.Module):
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """One backbone: where its maps come from, from high to low resolution."""
+    """Description of one backbone. Levels are listed from high to low resolution."""
 
     trunk: str  # a key of TRUNKS
     input_size: int  # reference side of the input in pixels
-    taps: tuple[str, ...]  # maps of the trunk
-    extras: tuple[tuple[int, int], ...]  # levels after the last tap: channels after the 1x1 and the 3x3 convolution
-    steps: tuple[Convolution, ...]  # of these levels at the reference size
-    norm: type[nn.Module] = nn.BatchNorm2d  # of these levels, made from a number of channels
-    first: type[L2Norm] | type[PatchExpanding] | None = None  # for the first map alone, made from its channels
-    unstrided: tuple[str, ...] = ()  # layers of a ResNet that keep the resolution of the layer before them
+    taps: tuple[str, ...]  # names of the trunk's maps to use
+    extras: tuple[tuple[int, int], ...]  # per extra level: output channels of its 1x1 and of its 3x3 convolution
+    steps: tuple[Convolution, ...]  # per extra level: stride and padding at the reference input size
+    norm: type[nn.Module] = nn.BatchNorm2d  # norm layer of the extra levels, called with the number of channels
+    first: type[L2Norm] | type[PatchExpanding] | None = None  # applied to the first map, called with its channels
+    unstrided: tuple[str, ...] = ()  # ResNet layers with stride 1 instead of 2
 
 
 BACKBONES = {
@@ -244,7 +244,7 @@ BACKBONES = {
         extras=((512, 512), (256, 512), (256, 256), (128, 256), (128, 256)),
         steps=(HALVE, HALVE, HALVE, HALVE, VALID),
     ),
-    # Half the widths of the rows above: for the demo, and for small data on a CPU.
+    # Slim backbones for the demo, and for small data on a CPU.
     "ResNet18SlimBackbone_A": BackboneSpec(
         trunk="resnet18_slim",
         input_size=128,
@@ -274,10 +274,10 @@ BACKBONES = {
 
 
 class Backbone(nn.Module):
-    """Trunk, taps and extra levels of a BackboneSpec.
+    """The backbone that a BackboneSpec describes, with random weights.
 
-    out_channels: channels of each map. drop_path_rate: of a Swin trunk; a ResNet has no stochastic depth.
-    """
+    The attribute `out_channels` lists the channels of the maps.
+    drop_path_rate: stochastic depth rate of a Swin trunk's last block; ignored by a ResNet."""
 
     def __init__(self, spec: BackboneSpec, drop_path_rate: float):
         super().__init__()
@@ -285,7 +285,7 @@ class Backbone(nn.Module):
         if kind == "resnet":
             self.trunk = ResNetTrunk(**sizes, taps=spec.taps, unstrided=spec.unstrided)
         else:
-            assert not spec.unstrided, "unstrided is for the layers of a ResNet"
+            assert not spec.unstrided, "unstrided is only for ResNet trunks"
             self.trunk = SwinTransformer(**sizes, drop_path_rate=drop_path_rate).cut(spec.taps)
         self.taps = spec.taps
         self.out_channels = [self.trunk.out_channels(tap) for tap in spec.taps]
@@ -302,14 +302,14 @@ class Backbone(nn.Module):
             self.out_channels.append(out_channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """images: (B, 3, S, S) float, normalised, S of any value from 96 up.
+        """Return the feature maps, (B, C, side, side) each, from high to low resolution.
 
-        Returns the maps, (B, C, side, side), from high to low resolution. Raises ValueError for any other image size.
+        images: (B, 3, S, S) float, normalised, S at least MIN_INPUT_SIZE. Raises ValueError for any other image size.
         """
         height, width = images.shape[-2:]
         if height != width or height < MIN_INPUT_SIZE:
             raise ValueError(
-                f"images of {width}x{height} pixels: expected square ones of {MIN_INPUT_SIZE} pixels or more"
+                f"images of {width}x{height} pixels: expected square images of at least {MIN_INPUT_SIZE} pixels"
             )
         maps = list(self.trunk.features(images, self.taps).values())
         if self.first is not None:
@@ -321,18 +321,18 @@ class Backbone(nn.Module):
 
 
 def build_backbone(name: str, drop_path_rate: float = 0.2) -> Backbone:
-    """Make a row of BACKBONES, with random weights."""
+    """Build the backbone `name` of BACKBONES, with random weights."""
     return Backbone(BACKBONES[name], drop_path_rate)
 
 
 def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Load a public classification checkpoint into the trunk, whole or not at all.
+    """Load a public classification checkpoint into the trunk, ignoring the classifier and layers after the last tap.
 
-    state_dict: a ResNet's under torchvision's names, or a Swin's as `load_swin_weights` takes it. Only the layers
-    behind the last tap and the classifier may be left over. Returns what was resized in a Swin with different windows:
-    its name and both shapes. Raises ValueError, and leaves the trunk untouched, if anything else does not fit."""
+    state_dict: weights of a ResNet with torchvision's names, or of a Swin in a format that `load_swin_weights` accepts.
+    Returns the name and both shapes of each position table that was resized to the window or image size of a Swin.
+    Raises ValueError, and leaves the trunk unchanged, if the weights do not fit it."""
     if isinstance(backbone.trunk, SwinTransformer):
         resized, _ = load_swin_weights(backbone.trunk, state_dict)
         return resized
-    load_exactly(backbone.trunk, state_dict, may_be_left_over=backbone.trunk.cut_away)
+    load_exactly(backbone.trunk, state_dict, may_be_left_over=backbone.trunk.removed_prefixes)
     return []

@@ -1,6 +1,6 @@
-"""Boxes as offsets from anchors, and back (SSD, arXiv 1512.02325, section 2.2, eq. 2).
+"""Encode boxes as offsets from anchors, and decode them (SSD, arXiv 1512.02325, section 2.2, eq. 2).
 
-Boxes inside the network are fractions of the square input's side, float32. Two formats, carried in the names:
+Inside the network, box coordinates are float32 fractions of the square input's side. Variable names carry the format:
 `xyxy` is (left, top, right, bottom); `cxcywh` is (centre x, centre y, width, height).
 """
 
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-# The paper's "variances": the network regresses the offset divided by these (torchvision's weights 10, 10, 5, 5).
+# The "variances" of SSD's code: regression targets are offsets divided by these (torchvision: weights 10, 10, 5, 5).
 CENTER_VARIANCE = 0.1
 SIZE_VARIANCE = 0.2
 
-# A box may grow to 62.5 times its anchor: an untrained network must not overflow exp (torchvision's bound).
+# Limits a box to 62.5 times its anchor, as in torchvision, so that exp does not overflow in an untrained network.
 MAX_LOG_GROWTH = math.log(1000 / 16)
 
 
 def encode_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> Tensor:
-    """Express boxes as offsets from anchors: the regression targets; decode_boxes inverts it.
+    """Encode boxes as offsets from anchors, the targets of box regression; `decode_boxes` inverts it.
 
-    boxes_xyxy: (..., 4) float, fractions of the image side, each with an area, which is not checked: a look at the
-    values would make a GPU wait. anchors_cxcywh: (..., 4) float, fractions; broadcast against the boxes.
-    Returns box_deltas (..., 4) float: centre x, centre y, log width, log height, each over its variance."""
+    boxes_xyxy: (..., 4) float, fractions of the image side. Every box must have an area (a check would synchronise the
+    GPU). anchors_cxcywh: (..., 4) float, fractions of the image side; broadcast against the boxes.
+    Returns box_deltas (..., 4) float: centre x, centre y, log width, log height, each divided by its variance."""
     boxes_cxcywh = box_convert(boxes_xyxy, "xyxy", "cxcywh")
     center, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
     anchor_center, anchor_size = anchors_cxcywh[..., :2], anchors_cxcywh[..., 2:]
@@ -33,9 +33,9 @@ def encode_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> Tensor:
 
 
 def decode_boxes(box_deltas: Tensor, anchors_cxcywh: Tensor) -> Tensor:
-    """Turn the network's offsets from anchors into boxes; not clipped to the image.
+    """Decode offsets from anchors into boxes, without clipping them to the image.
 
-    box_deltas: (..., 4) float, as encode_boxes makes them. anchors_cxcywh: (..., 4) float, fractions of the image
+    box_deltas: (..., 4) float, in the format of `encode_boxes`. anchors_cxcywh: (..., 4) float, fractions of the image
     side; broadcast against the deltas. Returns boxes_xyxy (..., 4) float, fractions of the image side."""
     anchor_center, anchor_size = anchors_cxcywh[..., :2], anchors_cxcywh[..., 2:]
     center = anchor_center + box_deltas[..., :2] * CENTER_VARIANCE * anchor_size

@@ -1,6 +1,6 @@
-"""The MultiBox loss with hard negative mining (SSD, arXiv 1512.02325, section 2.2, eq. 1), and its plateau.
+"""MultiBox loss with hard negative mining (SSD, arXiv 1512.02325, section 2.2, eq. 1).
 
-Equal to torchvision's SSD.compute_loss in value and gradient, for the whole batch at once and without waits for a GPU.
+Value and gradient equal those of torchvision's SSD.compute_loss. A whole batch is computed without GPU synchronisation.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,21 @@ from pydantic import Field
 from torch import Tensor
 
 from detection.network.boxes import encode_boxes
-from detection.network.matching import CPU_PIECES
+from detection.network.matching import CPU_CHUNKS
 from engine.config import Config
 
 
 class LossConfig(Config):
-    """What counts as a positive, how many negatives train beside it, and how much its box weighs."""
+    """Settings of anchor matching and of the MultiBox loss."""
 
     box_weight: float = Field(
         1.0,
         ge=0,
-        description="weight of the box loss, smooth L1 summed over the four coordinates, beside the classification "
-        "loss: 1.0 is the SSD paper's; 0.25 is the reference code's, which averaged over the four coordinates",
+        description="weight of the box loss (smooth L1 summed over four coordinates) relative to the classification "
+        "loss: 1.0 in the SSD paper; 0.25 equals the reference code, which averaged over the coordinates",
     )
-    negatives_per_positive: int = Field(3, gt=0, description="hardest background boxes trained per matched box")
-    match_iou: float = Field(
-        0.5, gt=0, le=1, description="overlap (IoU) from which a default box is matched to an object"
-    )
+    negatives_per_positive: int = Field(3, gt=0, description="hardest background boxes to train on per matched box")
+    match_iou: float = Field(0.5, gt=0, le=1, description="smallest IoU at which a default box matches an object")
 
 
 def multibox_loss(
@@ -39,28 +37,28 @@ def multibox_loss(
     anchors_cxcywh: Tensor,
     negatives_per_positive: int,
 ) -> dict[str, Tensor]:
-    """Sum both losses over the batch; the caller divides by the number of positives of the global batch.
+    """Compute the two MultiBox losses, summed over the batch.
 
-    Classification is the softmax cross-entropy of the positives (the matched anchors) and of each image's hardest
-    negatives, which have the lowest probability of background. Box regression is smooth L1 over the positives, summed
-    over the four coordinates. Computed in float32, also under autocast. Without a positive in the batch the sums are
-    zero and still differentiable, so that under DDP such a rank stays in step.
+    The caller divides the sums by the number of positives in the global batch. The classification loss is the softmax
+    cross-entropy of the positives (the matched anchors) and of each image's hardest negatives, those with the lowest
+    background probability. The box loss is smooth L1 over the positives, summed over the four coordinates. Both are
+    computed in float32, also under autocast. Without positives, both sums are zero but differentiable, so that the rank
+    still takes part in DDP's all-reduce.
 
     box_deltas: (B, A, 4) float. class_logits: (B, A, num_classes + 1) float, 0 = background.
-    matched: (B, A) int64, from match_anchors: the object's index, or -1.
+    matched: (B, A) int64, from match_anchors: the index of the matched object, or -1.
     boxes_xyxy: (B, M, 4) float, fractions of the image side. labels: (B, M) int64, 1..num_classes, 0 = padding.
     anchors_cxcywh: (A, 4) float, fractions of the image side.
-    negatives_per_positive: hardest negatives per positive of the same image, as far as the image has them.
-    Returns {"classification": (), "box": (), "num_positives": ()}: float32 sums, int64 count.
-    """
+    negatives_per_positive: negatives to train on per positive of the same image, if the image has that many.
+    Returns {"classification": (), "box": (), "num_positives": ()}: float32 sums and an int64 count."""
     num_images, num_anchors = matched.shape
     is_positive = matched >= 0  # (B, A)
     num_positives = is_positive.sum()
     is_trained = _trained_anchors(class_logits, is_positive, negatives_per_positive)  # (B, A)
 
-    # A CPU pays for every row, so it selects those trained; a GPU would wait to know how many these are, so it takes
-    # all rows and lets the others count nothing.
-    rows = is_trained.nonzero(as_tuple=True) if is_trained.is_cpu else ...  # R: n, or B, A
+    # On the CPU only trained rows are computed. On a GPU, selecting them would synchronise (their number is not known
+    # in advance), so all rows are computed and the untrained ones are masked.
+    rows = is_trained.nonzero(as_tuple=True) if is_trained.is_cpu else ...  # R is (n,) on the CPU, (B, A) on a GPU
     is_positive, is_trained, object_index = is_positive[rows], is_trained[rows], matched.clamp(min=0)[rows]  # (R)
     image = torch.arange(num_images, device=matched.device)[:, None].expand(-1, num_anchors)[rows]  # (R)
 
@@ -69,7 +67,7 @@ def multibox_loss(
     cross_entropy = F.cross_entropy(row_logits.flatten(0, -2), row_labels.flatten(), reduction="none")
     classification = cross_entropy.where(is_trained.flatten(), 0).sum()
 
-    # The target of an anchor that is not positive is its own prediction: no loss and no gradient, exactly.
+    # The target of a negative anchor is its own prediction, so its loss and gradient are exactly zero.
     row_deltas = box_deltas[rows].float()  # (R, 4)
     row_anchors = anchors_cxcywh.expand(num_images, -1, -1)[rows]  # (R, 4)
     box_targets = encode_boxes(boxes_xyxy[image, object_index], row_anchors)
@@ -81,12 +79,12 @@ def multibox_loss(
 
 @torch.no_grad()
 def _trained_anchors(class_logits: Tensor, is_positive: Tensor, negatives_per_positive: int) -> Tensor:
-    """Choose the anchors whose class is trained: the positives and each image's hardest negatives. (B, A) bool."""
+    """Return which anchors the classification loss uses: positives and each image's hardest negatives, (B, A) bool."""
     num_trained = is_positive.sum(dim=1, keepdim=True) * (1 + negatives_per_positive)  # (B, 1)
     hardness = _background_cross_entropy(class_logits).masked_fill(is_positive, torch.inf)  # (B, A)
-    if hardness.is_cpu:  # sorts no more than the fullest image needs, a number that a GPU would have to wait for
-        most = min(int(num_trained.max()), hardness.shape[1])
-        hardest_first = hardness.topk(most, dim=1).indices
+    if hardness.is_cpu:  # sort only as many anchors as needed; on a GPU, reading this number would synchronise
+        max_trained = min(int(num_trained.max()), hardness.shape[1])
+        hardest_first = hardness.topk(max_trained, dim=1).indices
     else:
         hardest_first = hardness.argsort(dim=1, descending=True, stable=True)
     is_among_first = torch.arange(hardest_first.shape[1], device=hardness.device) < num_trained
@@ -94,29 +92,29 @@ def _trained_anchors(class_logits: Tensor, is_positive: Tensor, negatives_per_po
 
 
 def _background_cross_entropy(class_logits: Tensor) -> Tensor:
-    """Return -log of the background's softmax probability for class_logits (B, A, num_classes + 1): (B, A) float32."""
+    """Return -log of the softmax probability of background, (B, A) float32, from logits (B, A, num_classes + 1)."""
     if not class_logits.is_cpu or torch.compiler.is_compiling():
         return -class_logits.log_softmax(dim=-1, dtype=torch.float32)[..., 0]
-    # On a CPU it takes longer to get memory for all classes' probabilities than to fill it: one piece at a time.
+    # On a CPU, allocating memory for all log probabilities takes longer than computing them, so chunks share a buffer.
     rows, result = class_logits.flatten(0, 1), torch.empty(class_logits.shape[:2])
-    pieces = rows.chunk(CPU_PIECES)
-    buffer = torch.empty_like(pieces[0], dtype=torch.float32)
-    for piece, piece_result in zip(pieces, result.flatten().chunk(CPU_PIECES), strict=True):
-        log_probabilities = torch.log_softmax(piece, dim=-1, dtype=torch.float32, out=buffer[: len(piece)])
-        torch.neg(log_probabilities[:, 0], out=piece_result)
+    chunks = rows.chunk(CPU_CHUNKS)
+    buffer = torch.empty_like(chunks[0], dtype=torch.float32)
+    for chunk, chunk_result in zip(chunks, result.flatten().chunk(CPU_CHUNKS), strict=True):
+        log_probabilities = torch.log_softmax(chunk, dim=-1, dtype=torch.float32, out=buffer[: len(chunk)])
+        torch.neg(log_probabilities[:, 0], out=chunk_result)
     return result
 
 
 def constant_predictor_loss(class_counts: Sequence[int] | Tensor, negatives_per_positive: int) -> float:
-    """Return the classification loss per positive of the best constant predictor: the plateau of a network that learns
-    nothing.
+    """Return the classification loss per positive of the best constant predictor.
 
-    If every anchor gets the same probabilities p, a fraction f_c of the positives is of class c, and beside each
-    positive k negatives are trained, the loss per positive is (k + 1) H(q, p), q = (k, f_1, ..., f_C) / (k + 1), a
-    cross-entropy, which is least at p = q: (k + 1) H(q), with H the entropy in nats.
+    A network that has learned nothing plateaus at this loss. Let a constant predictor give every anchor the
+    probabilities p. If a fraction f_c of the positives has class c and k negatives are trained per positive, the loss
+    per positive is (k + 1) H(q, p), where H(q, p) is the cross-entropy and q = (k, f_1, ..., f_C) / (k + 1). The
+    minimum, at p = q, is (k + 1) H(q), where H(q) is the entropy in nats.
 
-    class_counts: (num_classes,) positives of each foreground class, estimated by the counts of the objects.
-    negatives_per_positive: k. Raises ValueError if there is nothing to count."""
+    class_counts: (num_classes,) number of objects of each class, whose shares estimate f_c.
+    negatives_per_positive: k. Raises ValueError if all counts are zero."""
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     if not counts.sum() > 0:
         raise ValueError(f"class counts {counts.tolist()}: expected at least one object")

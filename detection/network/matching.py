@@ -1,6 +1,6 @@
-"""Which default box matches which object (SSD, arXiv 1512.02325, section 2.2, "Matching strategy").
+"""Match default boxes to objects (SSD, arXiv 1512.02325, section 2.2, "Matching strategy").
 
-The rule of torchvision's SSDMatcher, for the whole batch at once and without waits for a GPU.
+Implements the rule of torchvision's SSDMatcher for a whole batch, without GPU synchronisation.
 """
 
 import torch
@@ -9,31 +9,32 @@ from torchvision.ops import box_convert
 
 NO_OBJECT = -1
 
-# An eager CPU goes through the largest tensors in so many pieces of the batch, which are given the same memory again.
-CPU_PIECES = 4
+# In eager mode on a CPU, a batch is processed in this many chunks, so that the large tensors reuse memory.
+CPU_CHUNKS = 4
 
 
 @torch.no_grad()
 def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, iou_threshold: float = 0.5) -> Tensor:
-    """Match each anchor to the object with the highest IoU, if that is at least iou_threshold, and each object to its
-    best anchor.
+    """Match each anchor to an object or to background.
 
-    The second rule overrides the first, so that no object goes untrained. If several objects claim one anchor, the last
-    one gets it. Among equal IoUs the first object, the first anchor wins.
+    1. Each anchor matches the object with the highest IoU, if that IoU is at least iou_threshold.
+    2. The anchor with the highest IoU for an object matches this object, even if the IoU is low or rule 1 chooses a
+       different object. If it is the best anchor of several objects, the last object gets it.
+    Ties in IoU go to the lowest index.
 
-    boxes_xyxy: (B, M, 4) float, fractions of the image side, M the largest number of objects in the batch, at least 1.
+    boxes_xyxy: (B, M, 4) float, fractions of the image side. M is the largest number of objects per image, at least 1.
     labels: (B, M) int64, 0 = padding. Padding and boxes without an area match nothing.
     anchors_cxcywh: (A, 4) float, fractions of the image side. iou_threshold: in (0, 1].
-    Returns matched (B, A) int64: the object's index in 0..M-1, or NO_OBJECT (-1) for background."""
+    Returns matched (B, A) int64: the index of the matched object, 0..M-1, or NO_OBJECT (-1) for background."""
     is_object = (labels > 0) & (boxes_xyxy[..., 2:] > boxes_xyxy[..., :2]).all(dim=-1)  # (B, M)
-    boxes_xyxy = boxes_xyxy.masked_fill(~is_object[..., None], 0)  # no area, no overlap
+    boxes_xyxy = boxes_xyxy.masked_fill(~is_object[..., None], 0)  # an empty box overlaps nothing
     anchors_xyxy = box_convert(anchors_cxcywh, "cxcywh", "xyxy")
-    pieces = CPU_PIECES if boxes_xyxy.is_cpu and not torch.compiler.is_compiling() else 1
-    overlaps = [_best_overlaps(boxes, anchors_xyxy) for boxes in boxes_xyxy.chunk(pieces)]
+    num_chunks = CPU_CHUNKS if boxes_xyxy.is_cpu and not torch.compiler.is_compiling() else 1
+    overlaps = [_best_overlaps(boxes, anchors_xyxy) for boxes in boxes_xyxy.chunk(num_chunks)]
     best_iou, best_object, best_anchor = map(torch.cat, zip(*overlaps, strict=True))
     matched = torch.where(best_iou >= iou_threshold, best_object, NO_OBJECT)  # (B, A)
 
-    # Of several objects that claim an anchor the largest index wins: a plain scatter would leave that to chance.
+    # If several objects claim an anchor, the largest index wins. A plain scatter would not be deterministic.
     objects = torch.arange(labels.shape[1], device=labels.device)
     claims = torch.where(is_object, objects, NO_OBJECT)  # (B, M)
     claimed_by = torch.full_like(matched, NO_OBJECT).scatter_reduce(1, best_anchor, claims, "amax")
@@ -41,10 +42,11 @@ def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, io
 
 
 def _best_overlaps(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for boxes (B, M, 4) and anchors (A, 4) each anchor's best IoU and its box (B, A), and each box's best
-    anchor (B, M). Among equals the first."""
+    """Return each anchor's best IoU and the index of its box, both (B, A), and each box's best anchor, (B, M).
+
+    boxes_xyxy: (B, M, 4). anchors_xyxy: (A, 4). Ties go to the lowest index."""
     iou = pairwise_iou(boxes_xyxy, anchors_xyxy)  # (B, M, A)
-    # iou.max(dim=1), but compilers vectorise it, which they do not for the index of a maximum across rows.
+    # Same as iou.max(dim=1), but compilers can vectorise it.
     num_boxes = iou.shape[1]
     index = torch.arange(num_boxes, dtype=torch.int32, device=iou.device)
     best_iou = iou.amax(dim=1)
@@ -53,10 +55,10 @@ def _best_overlaps(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> tuple[Tensor, Te
 
 
 def pairwise_iou(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
-    """Return the intersection over union of every box (B, M, 4) with every anchor (A, 4): (B, M, A).
+    """Return the intersection over union (B, M, A) of every box (B, M, 4) with every anchor (A, 4).
 
-    torchvision.ops.box_iou to the last bit. This is the largest tensor of matching, so it is walked with unit stride,
-    and written in place where possible."""
+    The result is bitwise equal to torchvision.ops.box_iou. It is the largest tensor in matching, so it is computed with
+    unit stride and, where possible, in place."""
     left, top, right, bottom = boxes_xyxy[..., None].unbind(dim=2)  # (B, M, 1) each
     anchor_left, anchor_top, anchor_right, anchor_bottom = anchors_xyxy.T.contiguous()  # (A,) each
     width = torch.minimum(right, anchor_right).sub_(torch.maximum(left, anchor_left)).clamp_(min=0)

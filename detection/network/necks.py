@@ -1,7 +1,7 @@
-"""Necks: mix the backbone's maps over resolutions, and give all of them the same channels.
+"""Necks: fuse feature maps of different resolutions and project them to a common number of channels.
 
-Every neck takes and returns a list of maps from high to low resolution, and keeps their sides, whatever these are.
-`out_channels` has the channels of what it returns.
+Every neck takes a list of maps, from high to low resolution, and returns one map of the same height and width for each.
+The attribute `out_channels` lists the channels of the returned maps.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 
 def resize_like(x: Tensor, reference: Tensor) -> Tensor:
-    """Resize x bilinearly to the height and width of the reference."""
+    """Resize x (B, C, H, W) bilinearly to the height and width of `reference`."""
     size = reference.shape[-2:]
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 def make_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """A padded convolution, Xavier-uniform with zero bias."""
+    """Create a padded convolution with Xavier-uniform weights and zero bias."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
     nn.init.xavier_uniform_(conv.weight)
     nn.init.zeros_(conv.bias)
@@ -26,7 +26,7 @@ def make_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int
 
 
 class NoNeck(nn.Module):
-    """The maps as they are, with the backbone's channels."""
+    """Return the backbone's maps unchanged; out_channels is ignored."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int):
         super().__init__()
@@ -37,7 +37,7 @@ class NoNeck(nn.Module):
 
 
 class FPN(nn.Module):
-    """Feature pyramid network (Lin et al., arXiv 1612.03144): a top-down path, resizing bilinearly."""
+    """Feature pyramid network (Lin et al., arXiv 1612.03144): a top-down path with bilinear resizing."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int):
         super().__init__()
@@ -55,9 +55,8 @@ class FPN(nn.Module):
 class PAN(FPN):
     """Path aggregation network (Liu et al., arXiv 1803.01534, section 3.1): FPN, then a bottom-up path.
 
-    A strided convolution leaves half the side, rounded up; where the next map is smaller than that (3 to 1), its
-    result is resized.
-    """
+    The output of a strided convolution has half the side of its input, rounded up. If the next map is smaller (for
+    example 1 after 3), the output is resized to it."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int):
         super().__init__(in_channels, out_channels)
@@ -71,16 +70,15 @@ class PAN(FPN):
 
 
 class DenseFPN(nn.Module):
-    """Every level fuses its own map with all coarser fused maps, in one 3x3 convolution of their concatenation.
+    """Fuse each map with all coarser fused maps, by concatenation and one 3x3 convolution.
 
-    The coarsest map is only aligned.
-    """
+    The coarsest map only gets the 1x1 convolution that every map gets first."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int):
         super().__init__()
         self.out_channels = [out_channels] * len(in_channels)
         self.aligns = nn.ModuleList(make_conv(channels, out_channels, 1) for channels in in_channels)
-        num_coarser = reversed(range(1, len(in_channels)))  # of each level but the coarsest
+        num_coarser = reversed(range(1, len(in_channels)))  # number of coarser maps, for each level but the coarsest
         self.fuses = nn.ModuleList(make_conv((i + 1) * out_channels, out_channels, 3) for i in num_coarser)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
@@ -95,5 +93,7 @@ NECKS = {"none": NoNeck, "fpn": FPN, "pan": PAN, "dense_fpn": DenseFPN}
 
 
 def build_neck(name: str, in_channels: Sequence[int], out_channels: int = 256) -> nn.Module:
-    """Make a row of NECKS for maps of these channels, from high to low resolution."""
+    """Build the neck `name` of NECKS.
+
+    in_channels: channels of each input map, high to low resolution. out_channels: channels of every output map."""
     return NECKS[name](in_channels, out_channels)

@@ -1,4 +1,4 @@
-"""The maps of a Swin's stages: shapes, norms, weights, and the models of other libraries in docs/extending.md."""
+"""Feature maps of Swin stages: shapes, norms, weights, and the models of other libraries in docs/extending.md."""
 
 import logging
 import re
@@ -13,8 +13,8 @@ from model import SWIN_VARIANTS, SwinTransformer
 PAGE = Path(__file__).parents[2] / "docs/extending.md"
 
 
-def documented(word: str) -> dict:
-    """The names that the page's block of Python with `word` in it defines, of the smallest Swin."""
+def run_example(word: str) -> dict:
+    """Run the page's Python example that contains `word`, with the smallest Swin, and return the names it defines."""
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     (code,) = [block for block in blocks if word in block]
     names = {}
@@ -24,7 +24,7 @@ def documented(word: str) -> dict:
 
 @pytest.fixture
 def classifier_file(tmp_path):
-    """A file of a classifier's weights, and these."""
+    """Return a function that saves a classifier's weights and returns the file's path and the weights."""
 
     def save(**changes):
         classifier = SwinTransformer(**SWIN_VARIANTS["swin_slim"] | changes)
@@ -41,7 +41,7 @@ def test_maps_have_the_strides_and_channels_of_their_stages():
     assert {name: tuple(x.shape) for name, x in maps.items()} == {"0": (2, 64, 8, 13), "1": (2, 256, 2, 4)}
 
 
-def test_every_map_ends_in_a_norm_over_its_channels():
+def test_every_map_is_normalised_over_its_channels():
     for x in SwinStages("swin_slim").eval()(5 * torch.randn(1, 3, 64, 64)).values():
         assert x.mean(dim=1).abs().max() < 1e-4
         torch.testing.assert_close(x.var(dim=1, correction=0), torch.ones(1, *x.shape[2:]), atol=0.05, rtol=0)
@@ -53,38 +53,38 @@ def test_a_classifiers_weights_load_into_the_trunk_and_resized_tables_are_report
         trunk = SwinStages("swin_slim", (1, 2), path).trunk
     assert len(trunk.layers) == 2
     assert torch.equal(trunk.patch_embed.proj.weight, weights["patch_embed.proj.weight"])
-    assert "4 tables resized: layers.0.blocks.0.attn.relative_position_bias_table (225, 1) to (49, 1)" in caplog.text
+    assert re.search(r"resized 4 .*relative_position_bias_table \(225, 1\) to \(49, 1\)", caplog.text)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("swin_x",), "Swin 'swin_x': expected one of swin_t, swin_s"),
-        (("swin_slim", (4, 5)), "tap 'stage5': expected one of stage1"),
-        (("swin_t", (1, 2), "imagenet1k"), "weights 'imagenet1k' of swin_t: .*fetch torchvision_swin_t"),
+        (("swin_x",), "'swin_x'.*swin_t, swin_s"),
+        (("swin_slim", (4, 5)), "'stage5'.*stage1"),
+        (("swin_t", (1, 2), "imagenet1k"), "'imagenet1k'.*swin_t.*fetch torchvision_swin_t"),
     ],
 )
-def test_unknown_names_and_missing_weights_are_refused(tmp_path, monkeypatch, arguments, message):
+def test_unknown_names_and_missing_weights_are_errors(tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr("weights.registry.FOLDER", tmp_path)
     with pytest.raises(ValueError, match=message):
         SwinStages(*arguments)
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retina_net"])
-def test_torchvisions_detectors_train_and_detect_as_the_page_says(name):
-    model = documented("torchvision.models.detection")[name]
+def test_documented_torchvision_detectors_train_and_detect(name):
+    model = run_example("torchvision.models.detection")[name]
     images = [torch.rand(3, 128, 128), torch.rand(3, 100, 130)]
     targets = {"boxes": torch.tensor([[16.0, 16.0, 80.0, 80.0]]), "labels": torch.tensor([2])}
     model.transform.min_size, model.transform.max_size = (128,), 160
     sum(model(images, [targets] * 2).values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     with torch.no_grad():
-        assert [found.keys() for found in model.eval()(images)] == [{"boxes", "scores", "labels"}] * 2
+        assert [output.keys() for output in model.eval()(images)] == [{"boxes", "scores", "labels"}] * 2
 
 
-def test_a_segmentation_model_trains_as_the_page_says():
+def test_documented_segmentation_model_trains():
     pytest.importorskip("segmentation_models_pytorch")
-    model = documented("segmentation_models_pytorch")["model"]
+    model = run_example("segmentation_models_pytorch")["model"]
     masks = model(torch.rand(2, 3, 64, 96))
     assert masks.shape == (2, 21, 64, 96)
     masks.sum().backward()

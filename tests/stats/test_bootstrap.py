@@ -1,4 +1,4 @@
-"""The bootstrap's scores are those of physically repeated images; intervals and p values are right."""
+"""The bootstrap's scores equal those of a data set with copied images; intervals and p values are correct."""
 
 import json
 
@@ -10,12 +10,12 @@ from stats.bootstrap import (
     Interval,
     average_precision,
     cell_replicates,
-    class_means,
-    drawn_mean,
     holm,
     image_weights,
     interval,
     mean_average_precision,
+    resampled_class_means,
+    resampled_mean,
     resampled_scores,
 )
 from stats.image_statistics import Hits, Losses
@@ -23,13 +23,13 @@ from stats.image_statistics import Hits, Losses
 CATEGORIES = [{"id": number, "name": name} for number, name in ((2, "cat"), (3, "dog"), (7, "owl"), (9, "yak"))]
 
 
-# ---- sets of boxes -----------------------------------------------------------------------------------------
+# ---- annotations and detections ----------------------------------------------------------------------------
 
 
 def random_set(seed, score_decimals, images=14):
-    """Annotations with crowds and a rare class, and detections of them: shifted, confused, doubled, missed.
+    """Return annotations with crowds and a rare class, and detections that are shifted, misclassified or duplicate.
 
-    At 1 decimal most scores are equal to others, within an image, too."""
+    Some objects are not detected. With 1 decimal, most scores are tied, also within an image."""
     generator = np.random.default_rng(seed)
     annotations, results = [], []
     for image_id in range(1, images + 1):
@@ -41,10 +41,10 @@ def random_set(seed, score_decimals, images=14):
                 {"image_id": image_id, "category_id": category_id, "bbox": box.tolist(), "iscrowd": crowd}
             )
             for _ in range(generator.integers(0, 4)):
-                found = (box + generator.normal(0, 3, 4)).tolist()
+                detected = (box + generator.normal(0, 3, 4)).tolist()
                 score = round(float(generator.beta(2, 2)), score_decimals)
                 category_id = int(generator.choice([category_id, 2, 9], p=[0.8, 0.1, 0.1]))
-                results.append({"image_id": image_id, "category_id": category_id, "bbox": found, "score": score})
+                results.append({"image_id": image_id, "category_id": category_id, "bbox": detected, "score": score})
     image_records = [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in range(1, images + 1)]
     return {"images": image_records, "categories": CATEGORIES, "annotations": annotations}, results
 
@@ -57,7 +57,7 @@ def cocoeval100(shared_data):
 
 
 def repeat_images(content, results, weights):
-    """A data set in which image i, in order of id, is there weights[i] times, the copies side by side."""
+    """Return a data set with weights[i] consecutive copies of image i. Images are in the order of their ids."""
     image_ids = sorted(image["id"] for image in content["images"])
     copies, number = {}, 0
     for image_id, weight in zip(image_ids, weights, strict=True):
@@ -96,7 +96,7 @@ def assert_equals_pycocotools(tmp_path, content, results, weights):
 
 
 def perturbed(results, seed, shift):
-    """The same detections, moved by about a share of the box's size."""
+    """Move the detections randomly. shift: standard deviation, as a fraction of the box's size."""
     generator = np.random.default_rng(seed)
     moved = []
     for result in results:
@@ -107,7 +107,7 @@ def perturbed(results, seed, shift):
 
 
 def compare(statistics_a, statistics_b, weights):
-    """Interval of mAP of b minus mAP of a."""
+    """Return the interval of the mAP of b minus the mAP of a."""
     ones = np.ones((1, weights.shape[1]), dtype=int)
     scores = [
         mean_average_precision(np.concatenate([average_precision(m, ones), average_precision(m, weights)]))
@@ -120,7 +120,7 @@ def compare(statistics_a, statistics_b, weights):
 # ---- scores on resamples -----------------------------------------------------------------------------------
 
 
-def test_a_resample_has_as_many_images_as_the_set_and_depends_on_the_seed_alone():
+def test_resamples_have_as_many_images_as_the_set_and_depend_only_on_the_seed():
     weights = image_weights(50, 20, seed=3)
     assert weights.shape == (20, 50)
     assert (weights.sum(axis=1) == 50).all()
@@ -131,19 +131,19 @@ def test_a_resample_has_as_many_images_as_the_set_and_depends_on_the_seed_alone(
 
 @pytest.mark.parametrize("score_decimals", [6, 1, 0], ids=["few ties", "many ties", "all tied"])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_resample_scores_as_pycocotools_on_the_repeated_images(tmp_path, seed, score_decimals):
+def test_resampled_ap_equals_pycocotools_on_copied_images(tmp_path, seed, score_decimals):
     content, results = random_set(seed, score_decimals)
     weights = np.concatenate([np.ones((1, 14), dtype=int), image_weights(14, 5, seed)])
     assert_equals_pycocotools(tmp_path, content, results, weights)
 
 
-def test_real_detections_score_as_pycocotools_on_the_repeated_images(tmp_path, shared_data):
+def test_resampled_ap_of_real_detections_equals_pycocotools_on_copied_images(tmp_path, shared_data):
     content, results = cocoeval100(shared_data)
     weights = image_weights(len(content["images"]), 3, seed=1)
     assert_equals_pycocotools(tmp_path, content, results, weights)
 
 
-def test_a_class_never_detected_scores_zero_and_a_resample_without_objects_is_undefined(tmp_path):
+def test_undetected_class_scores_zero_and_resample_without_objects_is_nan(tmp_path):
     content, results = random_set(0, score_decimals=6)
     results = [result for result in results if result["category_id"] != 2]
     matches = statistics(tmp_path, content, results)
@@ -156,11 +156,11 @@ def test_a_class_never_detected_scores_zero_and_a_resample_without_objects_is_un
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (np.ones((2, 13), dtype=int), r"shape \(2, 13\), expected .*\(replicates, 14\)"),
+        (np.ones((2, 13), dtype=int), r"\(2, 13\).*\(replicates, 14\)"),
         (np.ones((2, 14)), "float64"),
     ],
 )
-def test_weights_that_are_none_are_refused(tmp_path, weights, message):
+def test_invalid_image_weights_are_an_error(tmp_path, weights, message):
     matches = statistics(tmp_path, *random_set(0, score_decimals=1))
     with pytest.raises(ValueError, match=message):
         average_precision(matches, weights)
@@ -170,7 +170,7 @@ def test_weights_that_are_none_are_refused(tmp_path, weights, message):
 
 
 def random_hits(seed, images=40, classes=4, top1=0.6):
-    """Guesses of a classifier, right at random, of classes of different sizes: the last one has no image."""
+    """Return random hits of a classifier. The last class has no image."""
     generator = np.random.default_rng(seed)
     hits = generator.random(images) < top1
     return Hits(
@@ -183,7 +183,7 @@ def random_hits(seed, images=40, classes=4, top1=0.6):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_resample_has_the_accuracy_of_the_repeated_images(seed):
+def test_resampled_accuracy_equals_accuracy_on_copied_images(seed):
     hits, weights = random_hits(seed), image_weights(40, 6, seed)
     scores, by_class = resampled_scores(hits, weights)
     for row, weight in enumerate(weights):
@@ -196,7 +196,7 @@ def test_a_resample_has_the_accuracy_of_the_repeated_images(seed):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_resample_has_the_mean_loss_of_the_repeated_images(seed):
+def test_resampled_loss_equals_mean_loss_on_copied_images(seed):
     labels, values = np.arange(40) % 2, np.random.default_rng(seed).random(40)
     losses = Losses(np.array("val_loss"), np.arange(40).astype(str), np.array(["cat", "dog"]), labels, values)
     weights = image_weights(40, 5, seed)
@@ -207,24 +207,24 @@ def test_a_resample_has_the_mean_loss_of_the_repeated_images(seed):
         assert by_class[row, 1] == pytest.approx(values[repeated[labels[repeated] == 1]].mean())
 
 
-def test_intervals_of_a_difference_in_accuracy_hold_the_truth_as_often_as_they_say():
-    """Two classifiers right on 70% and 62% of all images there are, often on the same ones; 600 validation sets."""
+def test_intervals_of_a_difference_in_accuracy_cover_the_truth_in_about_95_percent_of_trials():
+    """Compare two classifiers of 70% and 62% accuracy, often correct on the same images, on 600 validation sets."""
     generator, covered = np.random.default_rng(0), []
     for trial in range(600):
         ease = generator.random(150)
         a, b = (np.where(generator.random(150) < 0.6, ease, generator.random(150)) < top1 for top1 in (0.7, 0.62))
         weights = np.concatenate([np.ones((1, 150), int), image_weights(150, 300, seed=trial)])
-        difference = drawn_mean(a, weights) - drawn_mean(b, weights)
-        found = interval(difference[0], difference[1:])
-        covered.append(found.low <= 0.08 <= found.high)
+        difference = resampled_mean(a, weights) - resampled_mean(b, weights)
+        result = interval(difference[0], difference[1:])
+        covered.append(result.low <= 0.08 <= result.high)
     assert 0.92 < np.mean(covered) < 0.97
 
 
-def test_no_image_drawn_of_a_class_or_at_all_is_no_accuracy():
+def test_accuracy_without_images_is_nan():
     hits = random_hits(0)
     weights = np.array([hits.labels != 1], dtype=int)
-    assert np.isnan(class_means(hits.hits, hits, weights)).tolist() == [[False, True, False, True]]
-    assert np.isnan(drawn_mean(np.array([True, False]), np.zeros((1, 2), int))).all()
+    assert np.isnan(resampled_class_means(hits.hits, hits, weights)).tolist() == [[False, True, False, True]]
+    assert np.isnan(resampled_mean(np.array([True, False]), np.zeros((1, 2), int))).all()
 
 
 # ---- differences of real detections ------------------------------------------------------------------------
@@ -232,35 +232,35 @@ def test_no_image_drawn_of_a_class_or_at_all_is_no_accuracy():
 
 @pytest.fixture(scope="module")
 def real_pair(shared_data, tmp_path_factory):
-    """Statistics of real detections, and of the same with boxes moved by about a tenth of their size."""
+    """Return statistics of real detections, and of the same detections moved by about a tenth of the box size."""
     folder = tmp_path_factory.mktemp("pair")
     content, results = cocoeval100(shared_data)
     return statistics(folder, content, results), statistics(folder, content, perturbed(results, seed=0, shift=0.1))
 
 
-def test_identical_detections_differ_by_exactly_nothing(real_pair):
-    found = compare(real_pair[0], real_pair[0], image_weights(len(real_pair[0].image_ids), 100, seed=0))
-    assert found == Interval(0.0, 0.0, 0.0, 1.0, 0.0)
+def test_difference_of_identical_detections_is_exactly_zero(real_pair):
+    result = compare(real_pair[0], real_pair[0], image_weights(len(real_pair[0].image_ids), 100, seed=0))
+    assert result == Interval(0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def test_clearly_worse_detections_are_found_worse(real_pair):
-    found = compare(*real_pair, image_weights(len(real_pair[0].image_ids), 400, seed=0))
-    assert found.high < 0
-    assert found.p < 0.01
+def test_clearly_worse_detections_are_significantly_worse(real_pair):
+    result = compare(*real_pair, image_weights(len(real_pair[0].image_ids), 400, seed=0))
+    assert result.high < 0
+    assert result.p < 0.01
 
 
 def test_pairing_makes_the_interval_narrower(real_pair):
     images = len(real_pair[0].image_ids)
-    a, b, other = (
+    a, b, b_unpaired = (
         mean_average_precision(average_precision(m, image_weights(images, 400, seed)))
         for m, seed in ((real_pair[0], 0), (real_pair[1], 0), (real_pair[1], 1))
     )
-    assert np.std(b - a) < 0.8 * np.std(other - a)
+    assert np.std(b - a) < 0.8 * np.std(b_unpaired - a)
 
 
 # ---- seeds -------------------------------------------------------------------------------------------------
 
-FLAT = np.zeros((3, 50_000))  # replicates of three runs that images do not move
+FLAT = np.zeros((3, 50_000))  # replicates of three runs, without image noise
 
 
 def test_one_run_per_cell_keeps_the_image_replicates():
@@ -276,34 +276,34 @@ def test_seed_noise_follows_students_t_with_the_pooled_spread():
     np.testing.assert_allclose(np.quantile(difference, [0.025, 0.5, 0.975]), [-2.776, 0, 2.776], atol=0.06)
 
 
-def test_a_cell_with_one_run_borrows_the_spread_of_the_others():
+def test_a_cell_with_one_run_gets_the_pooled_variance_of_the_other_cells():
     estimates = [[1.0, 2.0, 3.0], [5.0], [2.0, 3.0, 4.0]]
     result = cell_replicates(estimates, [FLAT, FLAT[:1], FLAT], seed=0)
     low, high = np.quantile(result[1], [0.025, 0.975])
     assert (high - low) / 2 == pytest.approx(2.776, rel=0.03)  # variance 1, 4 degrees of freedom, one run
 
 
-def test_noise_that_the_images_explain_is_not_counted_twice():
-    """Twelve cells of three runs that differ only by erring on other images: nothing is left for the seeds."""
+def test_variance_between_runs_that_images_explain_is_not_counted_twice():
+    """Simulate twelve cells of three runs that differ only because they err on different images."""
     generator = np.random.default_rng(0)
     estimates = generator.normal(0, 1, (12, 3))
     replicates = estimates[:, :, None] + generator.normal(0, 1, (12, 3, 20_000))
     result = cell_replicates(estimates.tolist(), list(replicates), seed=0)
-    assert np.mean(result.std(axis=1)) == pytest.approx(np.sqrt(1 / 3), rel=0.15)  # twice: sqrt(2 / 3)
+    assert np.mean(result.std(axis=1)) == pytest.approx(np.sqrt(1 / 3), rel=0.15)  # sqrt(2 / 3) if counted twice
 
 
 # ---- intervals and p values --------------------------------------------------------------------------------
 
 
 def test_interval_of_normal_replicates():
-    found = interval(1.0, np.random.default_rng(0).normal(1.0, 0.5, 200_000))
-    assert (found.low, found.high) == pytest.approx((0.02, 1.98), abs=0.02)
-    assert found.standard_error == pytest.approx(0.5, rel=0.01)
-    assert found.p == pytest.approx(0.0455, abs=0.002)
+    result = interval(1.0, np.random.default_rng(0).normal(1.0, 0.5, 200_000))
+    assert (result.low, result.high) == pytest.approx((0.02, 1.98), abs=0.02)
+    assert result.standard_error == pytest.approx(0.5, rel=0.01)
+    assert result.p == pytest.approx(0.0455, abs=0.002)
     assert interval(5.0, np.full(999, 5.0)).p == pytest.approx(2 / 1000)  # never 0
 
 
-def test_few_undefined_replicates_are_left_out():
+def test_few_nan_replicates_are_ignored():
     replicates = np.random.default_rng(0).normal(size=1000)
     with_nan = np.append(replicates, [np.nan] * 40)
     assert interval(0.0, with_nan) == interval(0.0, replicates)
@@ -312,23 +312,23 @@ def test_few_undefined_replicates_are_left_out():
 @pytest.mark.parametrize(
     ("estimate", "replicates"),
     [(0.5, [0.5] * 90 + [np.nan] * 10), (np.nan, [0.5] * 100), (0.5, [np.nan] * 100), (0.5, [])],
-    ids=["too many undefined", "no estimate", "all undefined", "none"],
+    ids=["too many nan replicates", "nan estimate", "only nan replicates", "no replicates"],
 )
-def test_an_interval_that_nothing_supports_is_undefined(estimate, replicates):
-    found = interval(estimate, np.array(replicates))
-    assert np.isnan([found.low, found.high, found.p, found.standard_error]).all()
+def test_interval_is_nan_without_enough_replicates_or_an_estimate(estimate, replicates):
+    result = interval(estimate, np.array(replicates))
+    assert np.isnan([result.low, result.high, result.p, result.standard_error]).all()
 
 
 @pytest.mark.parametrize(
     ("p_values", "adjusted"),
     [
-        # sorted 0.01 0.02 0.03 0.04, times 4 3 2 1: 0.04 0.06 0.06 0.04, never falling: 0.04 0.06 0.06 0.06
+        # sorted: 0.01 0.02 0.03 0.04; times 4 3 2 1: 0.04 0.06 0.06 0.04; running maximum: 0.04 0.06 0.06 0.06
         ([0.04, 0.01, 0.03, 0.02], [0.06, 0.04, 0.06, 0.06]),
         ([0.6, 0.9], [1.0, 1.0]),
         ([0.03], [0.03]),
         ([], []),
-        ([0.02, np.nan, 0.04], [0.04, np.nan, 0.04]),  # what was not tested does not count
+        ([0.02, np.nan, 0.04], [0.04, np.nan, 0.04]),  # nan is not a test
     ],
 )
-def test_holm_by_hand(p_values, adjusted):
+def test_holm_adjusts_p_values(p_values, adjusted):
     np.testing.assert_allclose(holm(p_values), adjusted)

@@ -1,4 +1,4 @@
-"""Contrasts of cells: their estimates are sums with factors, and they are corrected together."""
+"""Contrasts of cells: estimates are weighted sums, and p values are corrected for multiple tests."""
 
 import math
 from dataclasses import astuple
@@ -13,7 +13,7 @@ ESTIMATES = {"a": 0.1, "b": 0.3, "c": 0.6}
 REPLICATES = np.array(list(ESTIMATES.values()))[:, None] + np.random.default_rng(0).normal(0, 0.05, (3, 500))
 
 
-def test_a_contrast_is_estimated_on_each_replicate_and_corrected_with_the_others():
+def test_contrasts_are_estimated_on_each_replicate_and_corrected_for_multiple_tests():
     contrasts = [mean_difference(["b"], ["a"]), mean_difference(["c"], ["a", "b"])]
     (first, p_first), (second, p_second) = contrast_intervals(contrasts, ESTIMATES, REPLICATES)
     assert first.estimate == pytest.approx(0.2)
@@ -22,7 +22,7 @@ def test_a_contrast_is_estimated_on_each_replicate_and_corrected_with_the_others
     assert [p_first, p_second] == holm([first.p, second.p]).tolist()
 
 
-def test_the_smallest_detectable_difference_grows_with_the_number_of_differences():
+def test_detectable_difference_grows_with_the_number_of_tests():
     assert detectable_difference(1.0, 1) == pytest.approx(1.96 + 0.842, abs=0.001)
     assert detectable_difference(1.0, 5) == pytest.approx(2.576 + 0.842, abs=0.001)
     assert math.isnan(detectable_difference(0.0, 1))

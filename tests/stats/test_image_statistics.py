@@ -1,4 +1,4 @@
-"""Statistics come back as they were saved, or say why not."""
+"""Statistics are loaded as they were saved, or the error says why they cannot be."""
 
 from dataclasses import fields
 
@@ -30,29 +30,29 @@ both = pytest.mark.parametrize("statistics", [MATCHES, HITS], ids=["matches", "h
 
 
 @both
-def test_statistics_come_back_as_they_were_saved(tmp_path, statistics):
+def test_loaded_statistics_equal_saved_ones(tmp_path, statistics):
     statistics.save(tmp_path)
-    statistics.save(tmp_path)  # replaces the first
+    statistics.save(tmp_path)  # overwrites the first file
     loaded = load_statistics(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     assert type(loaded) is type(statistics)
     for field in fields(statistics):
-        saved, read = getattr(statistics, field.name), getattr(loaded, field.name)
-        assert saved.dtype == read.dtype
-        assert np.array_equal(saved, read)
+        expected, array = getattr(statistics, field.name), getattr(loaded, field.name)
+        assert expected.dtype == array.dtype
+        assert np.array_equal(expected, array)
 
 
 @pytest.mark.parametrize("keep", [0, 20, -40])
 @both
-def test_a_broken_file_is_named(tmp_path, statistics, keep):
+def test_error_about_a_corrupt_file_names_it(tmp_path, statistics, keep):
     statistics.save(tmp_path)
     path = tmp_path / FILE_NAME
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"image_statistics\.npz: cannot be read"):
+    with pytest.raises(ValueError, match=r"image_statistics\.npz"):
         load_statistics(tmp_path)
 
 
-def test_a_file_with_other_arrays_is_refused(tmp_path):
+def test_unexpected_arrays_are_an_error(tmp_path):
     np.savez(tmp_path / FILE_NAME, scores=np.zeros(3))
-    with pytest.raises(ValueError, match=r"image_statistics\.npz: cannot be read \(it holds scores\)"):
+    with pytest.raises(ValueError, match=r"image_statistics\.npz.*scores"):
         load_statistics(tmp_path)

@@ -1,5 +1,3 @@
-"""Precision by recall is pycocotools' own."""
-
 import contextlib
 import io
 import json
@@ -10,7 +8,7 @@ from detection.coco.evaluation import evaluate_coco, image_statistics
 from stats.precision_recall import precision_by_recall
 
 
-def test_precision_is_that_of_pycocotools_to_the_last_digit(shared_data):
+def test_precision_is_bitwise_equal_to_pycocotools(shared_data):
     folder = shared_data / "cocoeval100"
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
     path = folder / "instances_val2014_100.json"

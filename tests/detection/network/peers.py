@@ -1,4 +1,4 @@
-"""What several tests of the network compare with: torchvision's SSD, and a count of operators."""
+"""Helpers for the tests of the network: torchvision's SSD as a reference, random objects and an operator counter."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ NUM_CLASSES = 5
 
 
 def torchvision_ssd(side: int, **settings) -> SSD:
-    """torchvision's SSD without a network, for its loss and post-processing. side: of its images, pixels."""
+    """Return torchvision's SSD without a network, for its loss and post-processing. side: image side in pixels."""
     generator = DefaultBoxGenerator([list(ratios) for ratios in ASPECT_RATIOS])
     return SSD(nn.Identity(), generator, (side, side), NUM_CLASSES + 1, head=nn.Identity(), **settings)
 
@@ -22,7 +22,7 @@ def torchvision_ssd(side: int, **settings) -> SSD:
 def random_objects(
     generator: torch.Generator, batch_size: int, max_objects: int, quantum: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Boxes and labels, zero padded; sides that are multiples of a large `quantum` make equal overlaps likely."""
+    """Return zero-padded boxes and labels. A large `quantum`, to which boxes are rounded, makes equal IoUs likely."""
     counts = torch.randint(0, max_objects + 1, (batch_size,), generator=generator)
     corner = torch.rand(batch_size, max_objects, 2, generator=generator) * 0.7
     size = torch.rand(batch_size, max_objects, 2, generator=generator) * 0.5 + 0.02
@@ -36,7 +36,7 @@ def random_objects(
 
 
 class OperatorCount(TorchDispatchMode):
-    """Counts the operators that reach the device."""
+    """Count the operators that reach the device."""
 
     count = 0
 

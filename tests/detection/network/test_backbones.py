@@ -1,4 +1,4 @@
-"""Backbones: channels and grids of every row, weights of public checkpoints, rows that a user might add."""
+"""Backbones: channels and sides of the maps, public checkpoints, and backbones that a user might add."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ from torch import nn
 from detection.network.backbones import (
     BACKBONES,
     HALVE,
-    HALVE_INSIDE,
-    KEEP,
+    HALVE_UNPADDED,
+    SAME,
     VALID,
     BackboneSpec,
     L2Norm,
@@ -20,7 +20,7 @@ from detection.network.backbones import (
     plan_extras,
 )
 
-# Channels, and sides at the reference input; SwinTBackbone_A merges 21 to 11 (not to 10), as the official Swin does.
+# name: (input size, channels, sides at that input size). Microsoft's Swin pads odd sides, so it merges 21 to 11.
 REFERENCE = {
     "ResNet50Backbone_A": (300, [512, 1024, 2048, 512, 256, 256], [38, 19, 10, 5, 3, 1]),
     "ResNet50Backbone_B": (300, [1024, 512, 512, 256, 256, 256], [38, 19, 10, 5, 3, 1]),
@@ -34,11 +34,11 @@ REFERENCE = {
     "SwinTBackbone_stages": (224, [96, 192, 384, 768, 256, 256], [56, 28, 14, 7, 4, 1]),
 }
 STAGES = ("stage1", "stage2", "stage3", "stage4")
-NEW_ROWS = {  # that a user might add
+USER_BACKBONES = {  # examples of what a user might add
     "ResNet101Backbone_C5": BackboneSpec("resnet101", 300, ("layer4",), extras=((256, 512),) * 5, steps=(HALVE,) * 5),
     "SwinSBackbone_B": dataclasses.replace(BACKBONES["SwinTBackbone_B"], trunk="swin_s"),
     "SwinTBackbone_stages": BackboneSpec(
-        "swin_t", 224, STAGES, extras=((128, 256), (128, 256)), steps=(HALVE, HALVE_INSIDE)
+        "swin_t", 224, STAGES, extras=((128, 256), (128, 256)), steps=(HALVE, HALVE_UNPADDED)
     ),
 }
 A_STEPS = (HALVE, HALVE, VALID)
@@ -46,12 +46,12 @@ B_STEPS = (HALVE, HALVE, HALVE, VALID, VALID)
 
 
 def build_shapes_only(name: str) -> nn.Module:
-    """On the meta device a forward costs nothing and has the right shapes."""
+    """Build a backbone on the meta device, where `forward` only computes shapes."""
     with torch.device("meta"):
         return build_backbone(name).eval()
 
 
-def sides(backbone: nn.Module, input_size: int) -> list[int]:
+def map_sides(backbone: nn.Module, input_size: int) -> list[int]:
     maps = backbone(torch.empty(2, 3, input_size, input_size, device="meta"))
     assert [tuple(x.shape) for x in maps] == [
         (2, channels, x.shape[-1], x.shape[-1]) for channels, x in zip(backbone.out_channels, maps, strict=True)
@@ -59,8 +59,8 @@ def sides(backbone: nn.Module, input_size: int) -> list[int]:
     return [x.shape[-1] for x in maps]
 
 
-def randomised(module: nn.Module) -> nn.Module:
-    """Noise on weights and running statistics, so that no norm is the identity."""
+def add_noise(module: nn.Module) -> nn.Module:
+    """Add noise to weights and running statistics, so that no norm is the identity."""
     torch.manual_seed(0)
     with torch.no_grad():
         for tensor in module.state_dict().values():
@@ -72,15 +72,15 @@ def randomised(module: nn.Module) -> nn.Module:
 # ---------------------------------------------------------------------------------------- channels and grids
 
 
-@pytest.mark.parametrize("name", [*BACKBONES, *NEW_ROWS])
+@pytest.mark.parametrize("name", [*BACKBONES, *USER_BACKBONES])
 def test_channels_and_sides_at_the_reference_input(name, monkeypatch):
-    if name in NEW_ROWS:
-        monkeypatch.setitem(BACKBONES, name, NEW_ROWS[name])
+    if name in USER_BACKBONES:
+        monkeypatch.setitem(BACKBONES, name, USER_BACKBONES[name])
     input_size, channels, reference_sides = REFERENCE[name]
     backbone = build_shapes_only(name)
     assert BACKBONES[name].input_size == input_size
     assert backbone.out_channels == channels
-    assert sides(backbone, input_size) == reference_sides
+    assert map_sides(backbone, input_size) == reference_sides
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,14 @@ def test_channels_and_sides_at_the_reference_input(name, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("name", BACKBONES)
-def test_maps_shrink_to_one_cell_at_other_inputs(name, input_size, expected):
-    assert sides(build_shapes_only(name), input_size) == expected
+def test_last_map_has_one_cell_at_other_input_sizes(name, input_size, expected):
+    assert map_sides(build_shapes_only(name), input_size) == expected
 
 
 @pytest.mark.parametrize(("height", "width"), [(95, 95), (128, 160)])
-def test_small_and_oblong_images_are_refused(height, width):
+def test_small_and_oblong_images_are_errors(height, width):
     backbone = build_shapes_only("ResNet18SlimBackbone_B")
-    message = f"images of {width}x{height} pixels: expected square ones of 96 pixels or more"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{width}x{height} pixels.*96 pixels"):
         backbone(torch.empty(1, 3, height, width, device="meta"))
 
 
@@ -112,28 +111,28 @@ def test_small_and_oblong_images_are_refused(height, width):
 @pytest.mark.parametrize(
     ("side", "steps", "plan", "last"),
     [
-        (10, A_STEPS, A_STEPS, 1),  # the row's own steps at its reference
+        (10, A_STEPS, A_STEPS, 1),  # a backbone's own steps at its reference input size
         (38, B_STEPS, B_STEPS, 1),
-        (16, B_STEPS, (HALVE, HALVE, HALVE, HALVE, KEEP), 1),  # 8 4 2 1 1
-        (24, B_STEPS, (HALVE, HALVE, HALVE, VALID, KEEP), 1),  # 12 6 3 1 1
-        (64, B_STEPS, (HALVE, HALVE, HALVE, HALVE, HALVE_INSIDE), 1),  # 32 16 8 4 1
-        (4, A_STEPS, (HALVE, HALVE, KEEP), 1),  # 2 1 1
-        (1, A_STEPS, (KEEP, KEEP, KEEP), 1),
-        (2, (VALID,), (HALVE,), 1),  # a valid convolution needs 3 cells
-        (128, (HALVE,), (HALVE_INSIDE,), 63),  # out of reach: the smallest
+        (16, B_STEPS, (HALVE, HALVE, HALVE, HALVE, SAME), 1),  # 8 4 2 1 1
+        (24, B_STEPS, (HALVE, HALVE, HALVE, VALID, SAME), 1),  # 12 6 3 1 1
+        (64, B_STEPS, (HALVE, HALVE, HALVE, HALVE, HALVE_UNPADDED), 1),  # 32 16 8 4 1
+        (4, A_STEPS, (HALVE, HALVE, SAME), 1),  # 2 1 1
+        (1, A_STEPS, (SAME, SAME, SAME), 1),
+        (2, (VALID,), (HALVE,), 1),  # an unpadded convolution needs 3 cells
+        (128, (HALVE,), (HALVE_UNPADDED,), 63),  # 1 cannot be reached: the smallest possible side
         (5, (), (), 5),
     ],
 )
-def test_plan_by_hand(side, steps, plan, last):
+def test_plan_of_extra_levels(side, steps, plan, last):
     assert plan_extras(side, steps) == (plan, last)
 
 
 @pytest.mark.parametrize(("steps", "largest"), [(A_STEPS, 640 // 32), (B_STEPS, 640 // 8)])
-def test_every_input_up_to_640_ends_at_one_cell(steps, largest):
+def test_last_map_has_one_cell_at_every_input_size_up_to_640(steps, largest):
     assert [side for side in range(1, largest + 1) if plan_extras(side, steps)[1] != 1] == []
 
 
-# ------------------------------------------------------------------------------------------ parts of the rows
+# ----------------------------------------------------------------------------------------- parts of a backbone
 
 
 def test_l2_norm_scales_each_channel_by_its_own_factor():
@@ -147,7 +146,7 @@ def test_l2_norm_scales_each_channel_by_its_own_factor():
     ("name", "norm"),
     [("ResNet50Backbone_B", nn.BatchNorm2d), ("SwinTBackbone_A", nn.BatchNorm2d), ("SwinTBackbone_B", nn.LayerNorm)],
 )
-def test_extra_levels_have_the_norm_of_their_row_and_xavier_weights_without_bias(name, norm):
+def test_extra_levels_have_the_norm_of_their_spec_and_xavier_weights_without_bias(name, norm):
     backbone = build_backbone(name, drop_path_rate=0.0)
     if name.startswith("Swin"):
         assert all(block.drop_path.probability == 0 for layer in backbone.trunk.layers for block in layer.blocks)
@@ -164,11 +163,11 @@ def test_extra_levels_have_the_norm_of_their_row_and_xavier_weights_without_bias
 
 
 @pytest.mark.parametrize("name", ["ResNet50Backbone_A", "ResNet50Backbone_B"])
-def test_resnet_trunk_computes_what_torchvisions_does(name):
-    peer = randomised(torchvision.models.resnet50(weights=None))
+def test_resnet_trunk_equals_torchvisions(name):
+    peer = add_noise(torchvision.models.resnet50(weights=None))
     backbone = build_backbone(name).eval()
     load_backbone_weights(backbone, peer.state_dict())
-    if name.endswith("B"):  # layer3 at stride 1: in v1.5 the stride sits in the 3x3 convolution and the shortcut
+    if name.endswith("B"):  # layer3 at stride 1: ResNet v1.5 has strides in the 3x3 convolution and the shortcut
         peer.layer3[0].conv2.stride = peer.layer3[0].downsample[0].stride = (1, 1)
 
     images = torch.randn(1, 3, 96, 96)
@@ -183,8 +182,8 @@ def test_resnet_trunk_computes_what_torchvisions_does(name):
 
 
 @pytest.mark.parametrize("name", ["SwinTBackbone_A", "SwinTBackbone_B"])
-def test_swin_trunk_takes_torchvisions_weights(name):
-    peer = randomised(torchvision.models.swin_t(weights=None))
+def test_swin_trunk_with_torchvisions_weights_equals_torchvisions(name):
+    peer = add_noise(torchvision.models.swin_t(weights=None))
     backbone = build_backbone(name).eval()
     load_backbone_weights(backbone, peer.state_dict())
     images = torch.randn(1, 3, 96, 96)
@@ -194,28 +193,28 @@ def test_swin_trunk_takes_torchvisions_weights(name):
         torch.testing.assert_close(ours.permute(0, 2, 3, 1), peer.features[:depth](images))
 
 
-def test_checkpoints_from_before_batch_norm_counted_steps_load():
+def test_checkpoint_without_batch_norm_step_counter_loads():
     weights = torchvision.models.resnet50(weights=None).state_dict()
     old = {key: tensor for key, tensor in weights.items() if not key.endswith("num_batches_tracked")}
     load_backbone_weights(build_backbone("ResNet50Backbone_B"), old)
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing():
+def test_mismatched_checkpoint_is_an_error_and_changes_nothing():
     backbone = build_backbone("ResNet50Backbone_B")
     before = backbone.trunk.conv1.weight.clone()
     weights = torchvision.models.resnet101(weights=None).state_dict()
     del weights["layer1.0.conv1.weight"]
     weights["bn1.bias"] = torch.zeros(32)
-    with pytest.raises(ValueError, match=r"missing: layer1\.0\.conv1\.weight") as error:
+    with pytest.raises(ValueError, match=r"layer1\.0\.conv1\.weight") as error:
         load_backbone_weights(backbone, weights)
-    assert "bn1.bias (32,) instead of (64,)" in str(error.value)
-    assert "unexpected: layer3.6.conv1.weight" in str(error.value)
+    assert all(text in str(error.value) for text in ("bn1.bias (32,)", "(64,)"))
+    assert "layer3.6.conv1.weight" in str(error.value)
     assert torch.equal(backbone.trunk.conv1.weight, before)
 
 
 @pytest.mark.filterwarnings("error:Dynamo detected")
 @pytest.mark.slow
-def test_compiles_as_one_graph():
+def test_backbone_compiles_to_one_graph():
     torch._dynamo.reset()
     backbone = build_backbone("ResNet18SlimBackbone_B").eval()
     images = torch.randn(1, 3, 128, 128)

@@ -9,7 +9,7 @@ TORCHVISION_CODER = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
 
 
 @pytest.fixture(autouse=True)
-def the_same_numbers_every_time():
+def fixed_seed():
     torch.manual_seed(0)
 
 
@@ -27,7 +27,7 @@ def test_encoding_equals_torchvision():
     torch.testing.assert_close(encode_boxes(boxes_xyxy, anchors_cxcywh), expected)
 
 
-def test_decoding_inverts_encoding_and_anchors_broadcast_over_a_batch():
+def test_decoding_inverts_encoding_and_anchors_broadcast_over_the_batch():
     boxes_xyxy, anchors_cxcywh = random_boxes_xyxy(14).view(2, 7, 4), random_anchors_cxcywh(7)
     box_deltas = encode_boxes(boxes_xyxy, anchors_cxcywh)
     torch.testing.assert_close(box_deltas[1], encode_boxes(boxes_xyxy[1], anchors_cxcywh))

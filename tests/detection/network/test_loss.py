@@ -9,12 +9,12 @@ from detection.network.matching import match_anchors
 from tests.detection.network import peers
 from tests.detection.network.peers import NUM_CLASSES, OperatorCount, random_objects, torchvision_ssd
 
-# On a grid of 1/1024, corners and centres are exact in float32: both libraries start from the same numbers.
+# Corners and centres on a grid of 1/1024 are exact in float32, so both libraries start from the same numbers.
 ANCHORS = (peers.ANCHORS * 512).round() / 512
 
 
 def random_batch(seed, batch_size=6, max_objects=7):
-    """Boxes, labels (zero padded; the first image has no object) and a network's outputs that want gradients."""
+    """Return zero-padded boxes and labels (none in the first image), and network outputs that require gradients."""
     generator = torch.Generator().manual_seed(seed)
     boxes_xyxy, labels = random_objects(generator, batch_size, max_objects, quantum=1 / 1024)
     boxes_xyxy[0], labels[0] = 0, 0
@@ -36,7 +36,7 @@ def losses_of(batch, anchors=ANCHORS, negatives_per_positive=3):
 
 
 def torchvision_loss(batch, matched, negatives_per_positive):
-    """torchvision's losses, already divided by the positives of the batch."""
+    """Return torchvision's losses, which are already divided by the number of positives in the batch."""
     ssd = torchvision_ssd(300, positive_fraction=1 / (1 + negatives_per_positive))
     targets = [
         {"boxes": boxes[labels > 0], "labels": labels[labels > 0]}
@@ -52,13 +52,13 @@ def gradients(loss, batch):
 
 
 @pytest.fixture(params=["CPU", "accelerator"])
-def _formulation(request, monkeypatch):
-    """Both ways through the code: rows selected, as on a CPU, and every row with the others masked, as on a GPU."""
+def _code_path(request, monkeypatch):
+    """Run both code paths: trained rows selected (CPU), and all rows with untrained ones masked (GPU)."""
     if request.param == "accelerator":
         monkeypatch.setattr(torch.Tensor, "is_cpu", False)
 
 
-@pytest.mark.usefixtures("_formulation")
+@pytest.mark.usefixtures("_code_path")
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("negatives_per_positive", [1, 3])
 def test_loss_and_gradients_equal_torchvision(seed, negatives_per_positive):
@@ -77,8 +77,8 @@ def test_loss_and_gradients_equal_torchvision(seed, negatives_per_positive):
     torch.testing.assert_close(our_gradients, their_gradients, **close)
 
 
-@pytest.mark.usefixtures("_formulation")
-def test_without_an_object_the_loss_is_zero_and_attached():
+@pytest.mark.usefixtures("_code_path")
+def test_without_objects_loss_and_gradients_are_zero():
     batch = random_batch(seed=0)
     batch["boxes_xyxy"], batch["labels"] = torch.zeros(6, 1, 4), torch.zeros(6, 1, dtype=torch.int64)
     losses = losses_of(batch)
@@ -86,8 +86,8 @@ def test_without_an_object_the_loss_is_zero_and_attached():
     assert all((gradient == 0).all() for gradient in gradients(losses["box"] + losses["classification"], batch))
 
 
-@pytest.mark.usefixtures("_formulation")
-def test_negatives_run_out_before_a_positive_counts_twice():
+@pytest.mark.usefixtures("_code_path")
+def test_too_few_negatives_do_not_make_a_positive_count_twice():
     anchors = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.5, 0.5, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]])
     batch = {
         "boxes_xyxy": torch.tensor([[[0.0, 0.0, 1.0, 1.0]]]),
@@ -101,7 +101,7 @@ def test_negatives_run_out_before_a_positive_counts_twice():
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_half_precision_outputs_are_scored_in_float32(autocast):
+def test_loss_of_half_precision_outputs_is_computed_in_float32(autocast):
     batch = random_batch(seed=3)
     half = batch | {name: batch[name].detach().bfloat16() for name in ("box_deltas", "class_logits")}
     rounded = batch | {name: half[name].float() for name in ("box_deltas", "class_logits")}
@@ -112,7 +112,7 @@ def test_half_precision_outputs_are_scored_in_float32(autocast):
 
 
 def on_meta(batch):
-    """The batch on a device without values: shapes alone, and what is not a CPU."""
+    """Move the batch to the meta device, which has shapes without values and takes the code path of a GPU."""
     return {name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad) for name, tensor in batch.items()}
 
 
@@ -123,17 +123,17 @@ def count_operators(batch, anchors=ANCHORS):
     return operators.count
 
 
-def test_on_an_accelerator_the_operators_do_not_grow_with_the_batch_and_none_asks_for_a_value():
-    # A meta tensor has no values: any .item(), nonzero or boolean selection would raise.
+def test_number_of_gpu_operators_is_independent_of_batch_size_and_none_synchronises():
+    # A meta tensor has no values, so any .item(), nonzero or boolean selection would raise.
     small, large = (count_operators(on_meta(random_batch(4, size)), ANCHORS.to("meta")) for size in (2, 32))
     assert small == large
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore")  # a CPU's numbers of rows break the graph, and the compiler says so
+@pytest.mark.filterwarnings("ignore")  # the compiler warns that selecting rows on a CPU breaks the graph
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler_cache")
-def test_compiled_matching_and_loss_are_the_same_whatever_the_padding():
+def test_compiled_matching_and_loss_equal_eager_ones_at_any_padding():
     def total(batch):
         losses = losses_of(batch)
         return losses["box"] + losses["classification"]
@@ -147,7 +147,7 @@ def test_compiled_matching_and_loss_are_the_same_whatever_the_padding():
 
 
 @pytest.mark.parametrize("negatives_per_positive", [1, 3])
-def test_constant_predictor_loss_is_the_minimum_over_constant_predictors(negatives_per_positive):
+def test_constant_predictor_loss_equals_the_minimum_found_by_optimisation(negatives_per_positive):
     batch = random_batch(seed=6)
     matched = match_anchors(batch["boxes_xyxy"], batch["labels"], ANCHORS)
     positives = torch.where(matched >= 0, batch["labels"].gather(1, matched.clamp(min=0)), 0)
@@ -173,6 +173,6 @@ def test_constant_predictor_loss_is_the_minimum_over_constant_predictors(negativ
 
 
 @pytest.mark.parametrize("class_counts", [[], [0, 0]])
-def test_a_constant_predictor_needs_an_object(class_counts):
+def test_constant_predictor_loss_needs_an_object(class_counts):
     with pytest.raises(ValueError, match="expected at least one object"):
         constant_predictor_loss(class_counts, 3)

@@ -30,7 +30,7 @@ def test_matching_equals_torchvision(seed, quantum, iou_threshold):
 @pytest.mark.parametrize(
     ("anchors_cxcywh", "boxes_xyxy", "matched"),
     [
-        # The first object overlaps anchors 0 (IoU 1) and 1 (0.78); the second none by half: its best is anchor 2.
+        # The first object has IoU 1 with anchor 0 and 0.78 with anchor 1. The second has IoU < 0.5 with all anchors.
         (
             [[0.2, 0.2, 0.4, 0.4], [0.25, 0.2, 0.4, 0.4], [0.8, 0.8, 0.4, 0.4], [0.5, 0.5, 1, 1]],
             [[0.0, 0.0, 0.4, 0.4], [0.7, 0.7, 0.8, 0.8]],
@@ -39,9 +39,9 @@ def test_matching_equals_torchvision(seed, quantum, iou_threshold):
         ([[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 1.0]], [[0.0, 0.0, 0.5, 1.0]], [0, 0]),
         ([[0.5, 0.5, 0.5, 0.5]], [[0.25, 0.25, 0.75, 0.75], [0.3, 0.3, 0.4, 0.4]], [1]),
     ],
-    ids=["both rules", "an IoU equal to the threshold", "of two objects that claim an anchor the later one"],
+    ids=["both rules", "IoU equal to the threshold", "last of two objects with the same best anchor"],
 )
-def test_matching_by_hand(anchors_cxcywh, boxes_xyxy, matched):
+def test_matching_of_small_examples(anchors_cxcywh, boxes_xyxy, matched):
     labels = torch.ones(1, len(boxes_xyxy), dtype=torch.int64)
     assert match_anchors(torch.tensor([boxes_xyxy]), labels, torch.tensor(anchors_cxcywh)).tolist() == [matched]
 
@@ -51,7 +51,7 @@ def test_matching_by_hand(anchors_cxcywh, boxes_xyxy, matched):
     [([0.5, 0.5, 0.5, 0.9], 1), ([0.9, 0.5, 0.5, 0.9], 1), ([0.0, 0.0, 1.0, 1.0], 0)],
     ids=["flat", "reversed", "padding"],
 )
-def test_a_box_without_an_area_and_padding_match_nothing(box, label):
+def test_padding_and_boxes_without_area_match_nothing(box, label):
     boxes_xyxy = torch.tensor([[[0.1, 0.1, 0.5, 0.5], box]])
     assert set(match_anchors(boxes_xyxy, torch.tensor([[1, label]]), ANCHORS).unique().tolist()) == {-1, 0}
     assert (match_anchors(boxes_xyxy[:, 1:], torch.tensor([[label]]), ANCHORS) == -1).all()

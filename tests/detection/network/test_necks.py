@@ -1,5 +1,3 @@
-"""Necks: shapes on every list of sides, tiny cases by hand, torchvision's pyramid as the peer of fpn."""
-
 import pytest
 import torch
 from torch import nn
@@ -20,7 +18,7 @@ def random_maps(sides: list[int], batch: int = 2) -> list[torch.Tensor]:
 
 
 def make_transparent(neck: nn.Module) -> nn.Module:
-    """Every convolution adds up its input channels at the centre of its kernel."""
+    """Set every convolution to sum its input channels at the centre of its kernel."""
     for conv in neck.modules():
         if isinstance(conv, nn.Conv2d):
             nn.init.zeros_(conv.weight)
@@ -31,16 +29,16 @@ def make_transparent(neck: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
 @pytest.mark.parametrize("name", ["fpn", "pan", "dense_fpn"])
-def test_sides_are_kept_and_channels_are_made_equal(name, sides):
-    neck, given = build_neck(name, CHANNELS, out_channels=32), random_maps(sides)
-    before = list(given)
-    maps = neck(given)
+def test_neck_keeps_sides_and_makes_channels_equal(name, sides):
+    neck, inputs = build_neck(name, CHANNELS, out_channels=32), random_maps(sides)
+    before = list(inputs)
+    maps = neck(inputs)
     assert neck.out_channels == [32] * 6
     assert [tuple(x.shape) for x in maps] == [(2, 32, side, side) for side in sides]
-    assert all(a is b for a, b in zip(given, before, strict=True))  # the list is not changed
+    assert all(a is b for a, b in zip(inputs, before, strict=True))  # the list is not modified in place
 
 
-def test_no_neck_returns_the_maps_themselves():
+def test_no_neck_returns_its_inputs():
     neck = build_neck("none", CHANNELS)
     maps = random_maps(SIDES["128"])
     assert all(a is b for a, b in zip(neck(maps), maps, strict=True))
@@ -57,7 +55,7 @@ def test_convolutions_start_xavier_uniform_with_zero_bias(name):
             assert not conv.bias.any()
 
 
-# ------------------------------------------------------------------------------------------------- by hand
+# -------------------------------------------------------------------------------------------- small examples
 
 
 def test_pan_adds_a_bottom_up_path_to_fpn():
@@ -67,14 +65,14 @@ def test_pan_adds_a_bottom_up_path_to_fpn():
     fine, middle, coarse = neck(maps)
     torch.testing.assert_close(fine, fpn[0])
     torch.testing.assert_close(middle, fpn[1] + fine[..., ::2, ::2])
-    # 3 cells leave 2 after the strided convolution, and the coarsest map has 1: their mean
+    # The strided convolution maps 3 cells to 2. Resizing 2 to the coarsest map's 1 cell takes their mean.
     torch.testing.assert_close(coarse, fpn[2] + middle[..., ::2, ::2].mean(dim=(2, 3), keepdim=True))
 
 
-def test_dense_fpn_sums_up_all_coarser_fused_maps():
+def test_dense_fpn_fuses_all_coarser_fused_maps():
     neck = make_transparent(build_neck("dense_fpn", [1, 1, 1], out_channels=1))
     maps = [torch.full((1, 1, side, side), value) for side, value in ((4, 1.0), (2, 10.0), (1, 100.0))]
     fine, middle, coarse = neck(maps)
     assert coarse.unique().tolist() == [100.0]
-    assert middle.unique().tolist() == [110.0]  # its own 10, and 100
-    assert fine.unique().tolist() == [211.0]  # its own 1, and 110, and 100
+    assert middle.unique().tolist() == [110.0]  # 10 + 100
+    assert fine.unique().tolist() == [211.0]  # 1 + 110 + 100

@@ -3,15 +3,14 @@ import torch
 from torchvision.ops import box_convert, nms
 
 from detection.network.boxes import decode_boxes, encode_boxes
-from detection.network.postprocess import FIRST_PAIRS, PostprocessConfig, RawDetections, postprocess
+from detection.network.postprocess import INITIAL_PAIRS, PostprocessConfig, RawDetections, postprocess
 from tests.detection.network.peers import ANCHORS, NUM_CLASSES, OperatorCount
 
 DEFAULTS = PostprocessConfig().model_dump()
-IMAGE_SIZE = 320  # torchvision works in pixels
 
 
 def plain_postprocess(box_deltas, class_logits, score_threshold, nms_iou, max_detections):
-    """Every score, every pair over the threshold, class by class: the definition, for one image."""
+    """Post-process one image by definition: all scores, all pairs over the threshold, NMS class by class."""
     scores = class_logits.softmax(dim=-1)[:, 1:]
     anchor, label = (scores >= score_threshold).nonzero(as_tuple=True)
     scores, order = scores[anchor, label].sort(descending=True, stable=True)
@@ -28,7 +27,7 @@ def plain_postprocess(box_deltas, class_logits, score_threshold, nms_iou, max_de
 @pytest.mark.parametrize("score_threshold", [0.0, 0.01, 0.3, 1 - 1e-6])
 @pytest.mark.parametrize("max_detections", [1, 10, 100, 5000])
 @pytest.mark.parametrize("quantum", [None, 0.5, 2.0], ids=["distinct scores", "some ties", "many ties"])
-def test_detections_equal_the_definition_bit_for_bit(score_threshold, max_detections, quantum):
+def test_detections_are_bitwise_equal_to_the_definition(score_threshold, max_detections, quantum):
     generator = torch.Generator().manual_seed(max_detections)
     box_deltas = torch.randn(2, len(ANCHORS), 4, generator=generator) * 2
     class_logits = torch.randn(2, len(ANCHORS), NUM_CLASSES + 1, generator=generator) * 4
@@ -42,8 +41,8 @@ def test_detections_equal_the_definition_bit_for_bit(score_threshold, max_detect
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(detections, expected, strict=True))
 
 
-def test_more_pairs_are_looked_at_where_the_best_are_one_object():
-    boxes_xyxy = torch.tensor([[0.1, 0.1, 0.3, 0.3]] * (3 * FIRST_PAIRS) + [[0.6, 0.6, 0.8, 0.8]])
+def test_more_pairs_are_used_if_nms_suppresses_the_best_ones():
+    boxes_xyxy = torch.tensor([[0.1, 0.1, 0.3, 0.3]] * (3 * INITIAL_PAIRS) + [[0.6, 0.6, 0.8, 0.8]])
     scores = torch.linspace(0.9, 0.2, len(boxes_xyxy))
     [detections] = postprocess(
         *outputs_of(boxes_xyxy, torch.stack([1 - scores, scores], dim=1)), ANCHORS, **DEFAULTS | {"max_detections": 2}
@@ -51,18 +50,18 @@ def test_more_pairs_are_looked_at_where_the_best_are_one_object():
     torch.testing.assert_close(detections.boxes_xyxy, boxes_xyxy[[0, -1]])
 
 
-@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
-def test_an_anchor_whose_scores_are_undefined_is_not_reported(broken):
+@pytest.mark.parametrize("invalid_logit", [torch.nan, torch.inf])
+def test_anchor_with_nan_scores_is_not_reported(invalid_logit):
     boxes_xyxy = torch.tensor([[0.1, 0.1, 0.3, 0.3], [0.6, 0.6, 0.8, 0.8]])
     box_deltas, class_logits = outputs_of(boxes_xyxy, torch.tensor([[0.1, 0.9], [0.2, 0.8]]))
-    class_logits[0, 0, 1] = broken
+    class_logits[0, 0, 1] = invalid_logit
     [detections] = postprocess(box_deltas, class_logits, ANCHORS, **DEFAULTS)
     torch.testing.assert_close(detections.boxes_xyxy, boxes_xyxy[1:])
 
 
 @pytest.mark.parametrize("num_classes", [1, 40])
-def test_the_operators_do_not_grow_with_the_classes(num_classes):
-    # On a GPU, a loop over the classes would wait for the device at each of them.
+def test_number_of_operators_is_independent_of_num_classes(num_classes):
+    # On a GPU, a loop over the classes would synchronise once per class.
     generator = torch.Generator().manual_seed(0)
     box_deltas = torch.randn(1, len(ANCHORS), 4, generator=generator)
     class_logits = torch.randn(1, len(ANCHORS), num_classes + 1, generator=generator)
@@ -72,9 +71,9 @@ def test_the_operators_do_not_grow_with_the_classes(num_classes):
 
 
 def outputs_of(boxes_xyxy, probabilities):
-    """What a network would say to have boxes (n, 4) with class probabilities (n, C + 1) at the first n anchors.
+    """Return network outputs that decode to boxes (n, 4) with probabilities (n, C + 1) at the first n anchors.
 
-    Every other anchor is sure to be background."""
+    All other anchors are background with probability 1."""
     n = len(boxes_xyxy)
     box_deltas, class_logits = torch.zeros(1, len(ANCHORS), 4), torch.zeros(1, len(ANCHORS), probabilities.shape[1])
     box_deltas[0, :n] = encode_boxes(boxes_xyxy, ANCHORS[:n])
@@ -83,16 +82,16 @@ def outputs_of(boxes_xyxy, probabilities):
     return box_deltas, class_logits
 
 
-def test_an_image_without_detections_gives_empty_tensors():
+def test_image_without_detections_gives_empty_tensors():
     box_deltas, class_logits = outputs_of(torch.zeros(0, 4), torch.zeros(0, NUM_CLASSES + 1))
     [detections] = postprocess(box_deltas, class_logits, ANCHORS, **DEFAULTS)
     assert [tuple(tensor.shape) for tensor in detections] == [(0, 4), (0,), (0,)]
     assert detections.labels.dtype == torch.int64
 
 
-@pytest.mark.parametrize("count", [30, 1300], ids=["offset boxes", "class by class"])
-def test_equal_scores_come_in_the_order_of_anchor_and_class(count):
-    # torchvision's NMS takes another path above 1,000 boxes; its own order of ties is not stable there.
+@pytest.mark.parametrize("count", [30, 1300])
+def test_equal_scores_are_ordered_by_anchor_then_class(count):
+    # torchvision's batched_nms loops over the classes above 1,000 boxes; its order of ties is not stable there.
     boxes_xyxy = box_convert(ANCHORS[:count], "cxcywh", "xyxy")
     probabilities = torch.full((count, 3), 1 / 3)
     [detections] = postprocess(

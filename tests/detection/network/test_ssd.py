@@ -16,7 +16,7 @@ from detection.network.ssd import FOREGROUND_PRIOR, SSD, ModelConfig, build_ssd
 
 
 class TinyBackbone(nn.Module):
-    """Six maps from a quarter of the image's side down to 1, by way of layers whose passes could leave a trace."""
+    """Six maps, of sides 16 to 1 for 64 pixels; a training-mode pass changes its BatchNorm and uses random numbers."""
 
     out_channels = (8,) * 6
 
@@ -41,7 +41,7 @@ def tiny_ssd(num_classes: int = 3, backbone: nn.Module | None = None) -> SSD:
 
 
 def losses_of(model, images, boxes_xyxy, labels):
-    """Classification and box loss per positive."""
+    """Return the classification and box loss per positive."""
     matched = match_anchors(boxes_xyxy, labels, model.anchors_cxcywh)
     sums = multibox_loss(*model(images), matched, boxes_xyxy, labels, model.anchors_cxcywh, negatives_per_positive=3)
     return sums["classification"] / sums["num_positives"], sums["box"] / sums["num_positives"]
@@ -51,21 +51,21 @@ def losses_of(model, images, boxes_xyxy, labels):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_row_of_the_output_sees_the_place_of_its_anchor(memory_format):
+def test_output_rows_depend_on_the_image_at_their_anchor(memory_format):
     model = tiny_ssd().eval().to(memory_format=memory_format)
     for level in model.backbone.levels:
         nn.init.zeros_(level.weight)  # so that only the first map depends on the image
     images = torch.zeros(2, 3, 64, 64).contiguous(memory_format=memory_format)
-    row, column = 11, 3  # a cell of the first map, 4 pixels wide
+    row, column = 11, 3  # of a cell of the first map, which is 4 pixels wide
     images[1, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 1
     for output in model(images):
         changed = (output[0] != output[1]).any(dim=1)
-        centers = model.anchors_cxcywh[changed, :2] * 16  # in cells; a 3x3 kernel reaches one cell to each side
+        centers = model.anchors_cxcywh[changed, :2] * 16  # in cells; a 3x3 kernel covers one cell on each side
         assert changed.sum() == 4 * 9
         assert (centers - torch.tensor([column + 0.5, row + 0.5])).abs().max() <= 1
 
 
-def test_a_row_of_the_output_comes_from_the_channels_of_its_box():
+def test_output_rows_come_from_the_channels_of_their_default_box():
     model = tiny_ssd(num_classes=3).eval()
     boxes_per_cell = 4
     nn.init.zeros_(model.box_head[0].weight)
@@ -79,7 +79,7 @@ def test_a_row_of_the_output_comes_from_the_channels_of_its_box():
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, 80])
-def test_an_untrained_head_believes_in_background(num_classes):
+def test_untrained_head_predicts_background(num_classes):
     torch.manual_seed(0)
     _, class_logits = tiny_ssd(num_classes).eval()(torch.rand(2, 3, 64, 64))
     foreground = class_logits.softmax(dim=-1)[..., 1:]
@@ -88,19 +88,19 @@ def test_an_untrained_head_believes_in_background(num_classes):
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 96, 96), (1, 3, 64, 96)])
-def test_images_of_another_size_are_refused(shape):
+def test_images_of_the_wrong_size_are_an_error(shape):
     height, width = shape[-2:]
-    with pytest.raises(ValueError, match=f"images of {width}x{height} pixels: expected 64x64"):
+    with pytest.raises(ValueError, match=f"{width}x{height} pixels.*64x64"):
         tiny_ssd()(torch.rand(shape))
 
 
-def test_construction_leaves_running_statistics_modes_and_random_numbers_alone():
+def test_construction_keeps_running_statistics_module_modes_and_random_state():
     torch.manual_seed(0)
     tiny_ssd(backbone=TinyBackbone(dropout=0.0))
     next_number = torch.rand(1)
     torch.manual_seed(0)
     backbone = TinyBackbone()
-    backbone.norm.eval()  # frozen, among modules in training mode
+    backbone.norm.eval()  # frozen, while the other modules are in training mode
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     model = tiny_ssd(backbone=backbone)
     assert torch.rand(1) == next_number
@@ -108,15 +108,15 @@ def test_construction_leaves_running_statistics_modes_and_random_numbers_alone()
     assert [name for name, module in model.named_modules() if not module.training] == ["backbone.norm"]
 
 
-# --- the config and the wiring
+# --- the config and the assembled detector
 
-any_backbone = functools.cache(build_backbone)  # drawing the weights of a full-size trunk takes seconds
+cached_backbone = functools.cache(build_backbone)  # initialising a full-size trunk takes seconds
 
 
 @pytest.mark.parametrize("neck", NECKS)
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_goes_with_every_neck(name, neck):
-    backbone = any_backbone(name)
+def test_every_backbone_works_with_every_neck(name, neck):
+    backbone = cached_backbone(name)
     neck = build_neck(neck, backbone.out_channels, out_channels=32)
     model = SSD(backbone, neck, num_classes=2, input_size=128, anchor_scales=ANCHOR_SCALES["ssd"]).eval()
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_every_backbone_goes_with_every_neck(name, neck):
 @pytest.mark.parametrize("backbone", ["ResNet18SlimBackbone_B", "SwinSlimBackbone_B"])
 def test_every_parameter_gets_a_gradient(backbone, neck):
     model = build_ssd(ModelConfig(backbone=backbone, neck=neck, neck_channels=32), num_classes=2)
-    # One object of each level's size, so that every level has a positive.
+    # One object of each level's box size, so that every level has a positive.
     sides = torch.tensor([0.1, 0.2, 0.375, 0.55, 0.725, 0.9])
     boxes_xyxy = box_convert(torch.stack([sides.new_full((6,), 0.5)] * 2 + [sides] * 2, dim=1), "cxcywh", "xyxy")
     boxes_xyxy, labels = boxes_xyxy.expand(2, 6, 4), torch.ones(2, 6, dtype=torch.int64)
@@ -139,7 +139,7 @@ def test_every_parameter_gets_a_gradient(backbone, neck):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_a_slim_model_overfits_one_batch():
+def test_slim_model_overfits_one_batch():
     torch.manual_seed(0)
     model = build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", input_size=96), num_classes=2)
     boxes_xyxy = torch.tensor([[0.1, 0.1, 0.4, 0.4], [0.5, 0.2, 0.9, 0.7], [0.2, 0.5, 0.6, 0.9], [0.3, 0.3, 0.8, 0.6]])
@@ -161,18 +161,18 @@ def test_a_slim_model_overfits_one_batch():
     assert history[-1][1] < 0.2 * history[0][1]
 
     detections = postprocess(*model(images), model.anchors_cxcywh, **PostprocessConfig().model_dump())
-    for found, box_xyxy, label in zip(detections, boxes_xyxy, labels, strict=True):
-        assert found.labels[0] == label
-        assert box_iou(found.boxes_xyxy[:1], box_xyxy) > 0.7
+    for of_image, box_xyxy, label in zip(detections, boxes_xyxy, labels, strict=True):
+        assert of_image.labels[0] == label
+        assert box_iou(of_image.boxes_xyxy[:1], box_xyxy) > 0.7
 
 
-def test_a_trunk_and_a_whole_detector_are_not_both_loaded():
-    with pytest.raises(ValidationError, match="weights and start_from exclude each other"):
+def test_weights_and_start_from_are_mutually_exclusive():
+    with pytest.raises(ValidationError, match="mutually exclusive"):
         ModelConfig(weights="resnet50.pth", start_from="detector.safetensors")
 
 
-def test_unknown_names_are_reported_together_with_the_known_ones():
+def test_error_about_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValidationError) as error:
         ModelConfig(backbone="ResNet50", neck="fnp", anchor_scales="voc")
-    for said in ("backbone 'ResNet50': expected one of ResNet50Backbone_A", "neck 'fnp'", "anchor_scales 'voc'"):
-        assert said in str(error.value)
+    for text in ("backbone 'ResNet50'", "ResNet50Backbone_A", "neck 'fnp'", "anchor_scales 'voc'"):
+        assert text in str(error.value)
