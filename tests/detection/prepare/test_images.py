@@ -24,7 +24,7 @@ def spoil_checksum(path):
     [
         (halve, "cannot be decoded: "),
         (spoil_checksum, "damaged: broken PNG file"),
-        (lambda path: path.write_bytes(b"<html>not found</html>"), "cannot be decoded: no image, or of a kind that"),
+        (lambda path: path.write_bytes(b"<html>not found</html>"), "cannot be decoded: not an image"),
         (lambda path: Image.new("RGB", (30, 41)).save(path), "30 x 41 pixels, the annotation file says 40 x 30"),
         (lambda path: path.unlink(), "cannot be decoded: "),
     ],
