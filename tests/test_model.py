@@ -245,7 +245,7 @@ def test_a_checkpoint_that_fits_in_part_is_refused_whole_with_all_that_is_wrong(
         load_swin_weights(model, weights)
     for fact in (
         "1 missing: norm.weight", "1 unexpected: layers.0.blocks.7.norm1.weight",
-        "1 of another shape: head.weight (1000, 64) instead of (5, 64)",
+        "1 of a different shape: head.weight (1000, 64) instead of (5, 64)",
     ):  # fmt: skip
         assert fact in str(error.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -289,7 +289,7 @@ def test_loading_tells_what_it_resized():
 def test_bias_tables_of_other_heads_are_refused():
     other = SwinTransformer(**TINY | {"num_heads": (1, 2, 2, 8)}, window_size=12)
     with pytest.raises(
-        ValueError, match=r"2 of another shape: layers\.3\..*bias_table \(529, 8\) instead of \(169, 4\)"
+        ValueError, match=r"2 of a different shape: layers\.3\..*bias_table \(529, 8\) instead of \(169, 4\)"
     ):
         load_swin_weights(SwinTransformer(**TINY), other.state_dict())
 

@@ -207,7 +207,7 @@ def test_category_ids_are_those_of_the_record_and_without_it_counted_with_a_warn
         ("", r"neither config\.yaml nor model\.safetensors in it"),
         ("weights.pt", r"config\.yaml"),
         ("model.safetensors", "no DetectionConfig in its metadata"),
-        (PUBLISHED / "experiment_47", r"experiment_47/config\.yaml: a config of another kind"),  # has no weights
+        (PUBLISHED / "experiment_47", r"experiment_47/config\.yaml: a config of a different"),  # has no weights
     ],
 )
 def test_what_cannot_be_loaded_is_refused_in_a_line(finished_detector, tmp_path, name, wanted):

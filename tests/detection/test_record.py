@@ -103,7 +103,7 @@ def test_what_was_read_at_the_start_is_scored_whatever_becomes_of_the_file(sampl
     assert quick_scores(task.truth, table)["mAP"] == pytest.approx(1)
     assert coco_scores(task.truth, results)["mAP"] == pytest.approx(1)
     (told,) = map(str, task.inputs.changes())
-    assert told == f"{path} {'has other content' if path.exists() else 'is gone'}"
+    assert told == f"{path} {'has changed' if path.exists() else 'is missing'}"
 
 
 def test_a_run_whose_annotations_and_images_change_is_recorded_as_it_started(recorded, sample_root, tmp_path, caplog):
@@ -119,7 +119,7 @@ def test_a_run_whose_annotations_and_images_change_is_recorded_as_it_started(rec
     for name in ("scores", "per_class", "protocol", "image_sets"):
         assert after[name] == before[name]
     assert list(after["inputs"].values()) == list(before["inputs"].values())
-    for changed in (f"{path} has other content", f"{root / 'images/train'} has other train images"):
+    for changed in (f"{path} has changed", f"{root / 'images/train'} has different train images"):
         assert f"{changed} since the run started" in caplog.text
 
 

@@ -122,7 +122,7 @@ def test_a_trunk_that_cannot_be_started_from_is_named_with_the_field(checkpoint,
     ("changes", "named"),
     [
         ({"neck": "none"}, "unexpected: neck."),
-        ({"neck_channels": 8}, "of another shape: neck."),
+        ({"neck_channels": 8}, "of a different shape: neck."),
         ({"backbone": "SwinSlimBackbone_B"}, "missing: backbone."),
     ],
 )

@@ -196,7 +196,7 @@ def test_a_run_started_in_a_given_directory_resumes_there_when_started_again(exp
     run("detection.training", config_path, "--experiment", tmp_path)
     output = run("detection.training", config_path, "--experiment", tmp_path)
     assert "resumed after step 6" in output
-    assert "all 2 epochs were trained before" in output
+    assert "all 2 epochs are already trained" in output
     assert (tmp_path / "detections.json").read_text() == (experiment / "detections.json").read_text()
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [1, 2]
 
@@ -210,7 +210,7 @@ def test_a_refused_resumption_leaves_the_experiment_as_it_was(experiment, config
     copy = shutil.copytree(experiment, tmp_path / "experiment_1")
     before = contents(copy)
     told = run("detection.training", "--resume", copy, f"data.root={other}", code=2)
-    assert "made on other data: training annotations" in told
+    assert "trained on different data: training annotations" in told
     told = run("detection.training", config_path, "optim.learning_rate=2e-3", "--resume", copy, code=2)
     assert "optim.learning_rate was 0.001, is 0.002" in told
     assert contents(copy) == before
