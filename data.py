@@ -58,12 +58,12 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Return whether an image is grey with more than 8 bits (modes I;16, I, F): apply `as_rgb` before cropping it."""
+    """Return whether an image is grey with more than 8 bits (modes I;16, I, F). Call `as_rgb` before cropping it."""
     return image.mode.startswith(("I", "F"))
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale a grey image to 8 bits: multiply fractions (0 to 1) by 255, and keep the top 8 bits of larger numbers.
+    """Scale a grey image to 8 bits: multiply fractions (0 to 1) by 255, and keep the top 8 bits of other numbers.
 
     values: (H, W) integers or floats. Returns (H, W) uint8.
     Raises DatasetError if values are negative or not finite, or if the largest float is between 1 and 16."""
@@ -123,12 +123,10 @@ class EpochBatchSampler:
     The images are shuffled by (seed, epoch) and split into global batches. Rank r takes every world_size-th image of a
     global batch, starting at image r. An incomplete last global batch is dropped.
 
-    epoch: the epoch to yield. first_batch: number of batches to skip, to resume within the epoch."""
+    batch_size: images per process. epoch: the epoch to yield. first_batch: number of its batches to skip."""
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int) -> None:
-        """Create a sampler of `batch_size` images per process. Raises ValueError without one full global batch.
-
-        num_samples: size of the data set."""
+        """Create the sampler. Raises ValueError if `num_samples` images are too few for one global batch."""
         self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
         self.seed = seed
         self.epoch = 0

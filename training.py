@@ -53,13 +53,13 @@ class TrainConfig(Config):
         description="precision of matrix products and convolutions; auto: bf16 if the hardware supports it, else fp16 "
         "with loss scaling on a GPU, else fp32",
     )
-    channels_last: bool = Field(False, description="channels-last memory layout, which is faster for convnets")
+    channels_last: bool = Field(False, description="channels-last memory layout, faster for convnets")
     compile: bool = Field(False, description="torch.compile for model and losses: a slower start, then faster steps")
     batch_norm: BatchNorm = Field(
-        "local", description="BatchNorm statistics: per process, synchronised across processes (GPU only), or frozen"
+        "local", description="BatchNorm statistics: of each process (local), of all (sync, GPU only), or fixed (frozen)"
     )
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="decay of the moving average of the weights that is evaluated; null: no average"
+        None, gt=0, lt=1, description="decay of a moving average of the weights, used in evaluation; null: no average"
     )
     seed: int = Field(0, ge=0, lt=2**20, description="seed of initial weights, image order, augmentation, drop path")
     eval_every_epochs: int = Field(1, ge=1, description="number of epochs between evaluations")
@@ -244,8 +244,7 @@ class Trainer:
     def train_step(self, batches: list[dict[str, Tensor]]) -> float:
         """Take one optimizer step on the accumulated `batches` of all ranks; return its learning rate.
 
-        Gradients of sums are accumulated, then divided once by the count of the global batch. So the step does not
-        depend on how the global batch is split.
+        Gradients of loss sums are accumulated, then divided by the total count: the split into batches has no effect.
         Nothing here waits for a GPU. If loss or gradient is not finite, the optimizer skips the step on the GPU, and
         `self.finite` detects that one step later. The scheduler and the moving average advance anyway."""
         state, model = self.state, self.parallel_model
@@ -264,7 +263,7 @@ class Trainer:
             counts.append(count)
 
         self.finite.check()
-        # `total` is only checked: the gradient of an infinite loss may be finite, for example of a box far away.
+        # Check `total`, too, because an infinite loss may have a finite gradient, for example for a box far away.
         # DDP averages the gradients over ranks, hence the factor world_size. If the count is 0, so is the gradient.
         count, total = distributed.sum_over_ranks(torch.stack([sum(counts).float(), sum(losses.values()).float()]))
         scale = distributed.world_size() / count.clamp(min=1)

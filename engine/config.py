@@ -37,8 +37,8 @@ def load_config(path: str | Path, overrides: Sequence[str], cls: type[ConfigClas
     """Read a config file, apply the command line's overrides, and validate the result.
 
     overrides: `section.field=value`, with a value in YAML: `model.neck=fpn`, `train.milestones=[43, 54]`.
-    Raises ConfigError, which reports every invalid field with its line, dotted name, value and expected value; for a
-    config of a different command, it says only that."""
+    Raises ConfigError, which reports every invalid field with its line, dotted name, value and expected value, or only
+    says that the file is a config of a different command."""
     data, lines = read_yaml(path)
     problems = _override(data, lines, overrides)
     try:

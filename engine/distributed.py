@@ -66,8 +66,8 @@ def is_from_another_rank(error: Exception) -> bool:
 def is_first_failure() -> bool:
     """Return whether this rank should report its error, because it is the first rank to call this function.
 
-    Returns False if rank 0, which hosts the store, has ended: it or the launcher has reported that. Returns True if
-    rank 0 hangs, because otherwise no rank might report the error."""
+    Returns False if rank 0, which hosts the store, has ended, because it or the launcher has reported the failure.
+    Returns True if rank 0 hangs, because otherwise no rank might report the error."""
     if _store is None:
         return True
     answer = ThreadPoolExecutor(1).submit(_store.add, "failures", 1)
@@ -80,9 +80,9 @@ def is_first_failure() -> bool:
 
 
 def _stop_if_torchrun_dies() -> None:
-    """Request a SIGTERM, which saves and stops the run, for when torchrun dies (for example of an unhandled SIGUSR1).
+    """Let Linux send SIGTERM to this process, which then saves and stops, if torchrun dies (for example of SIGUSR1).
 
-    Otherwise the ranks would continue without a launcher. Only works on Linux."""
+    Otherwise the ranks would continue without a launcher. Does nothing on other systems."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

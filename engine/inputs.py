@@ -36,7 +36,7 @@ class ImageSet(NamedTuple):
 
 
 def identify_images(folder: Path, names: Iterable[str]) -> ImageSet:
-    """Identify a set of images by the names and sizes of all files and the content of some; a second or so for COCO.
+    """Identify a set of images by the names and sizes of all files and the content of some; takes about 1 s for COCO.
 
     Up to MAX_READ images and MAX_READ_BYTES bytes, the content of all images is read. In larger sets it is read for
     SAMPLE images, evenly spread over the sorted names, so a few images replaced by others of the same size may go

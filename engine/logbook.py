@@ -37,9 +37,7 @@ class _Formatter(logging.Formatter):
 
 
 def start_logging(experiment: Path | None, verbose: bool) -> None:
-    """Send messages to the terminal, and to the train.log of the experiment directory if one is given.
-
-    verbose: whether to print all messages on the terminal, not only warnings."""
+    """Log to the terminal (if not `verbose`, only warnings) and, if `experiment` is given, to its train.log."""
     logging.raiseExceptions = False  # print no traceback if the log file cannot be written
     logger.setLevel(logging.DEBUG)
     logger.propagate = False

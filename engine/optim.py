@@ -22,14 +22,14 @@ class OptimConfig(Config):
     """Optimizer and learning-rate schedule."""
 
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimization algorithm")
-    learning_rate: float = Field(0.0208, gt=0, description="peak learning rate at reference_batch_size")
+    learning_rate: float = Field(0.0208, gt=0, description="peak learning rate, for reference_batch_size")
     reference_batch_size: int = Field(256, ge=1, description="global batch size that learning_rate is meant for")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay, except on biases, norms and position parameters")
     warmup_epochs: float = Field(1.0, ge=0, description="length of the linear learning-rate warm-up, in epochs")
     schedule: Literal["steps", "cosine"] = Field("steps", description="learning-rate schedule after the warm-up")
     drop_epochs: tuple[PositiveInt, ...] = Field((), description="steps: epochs after which the learning rate drops")
-    drop_factor: float = Field(0.1, gt=0, lt=1, description="steps: factor of the learning rate at each drop")
+    drop_factor: float = Field(0.1, gt=0, lt=1, description="steps: factor by which the learning rate drops")
     min_learning_rate: float = Field(0.0, ge=0, description="cosine: final learning rate, for reference_batch_size")
     clip_norm: float | None = Field(5.0, gt=0, description="maximum L2 norm of the gradient; null: no clipping")
 

@@ -22,7 +22,7 @@ def handle_interrupt(handler: Callable | signal.Handlers) -> None:
 
 
 class Stopped(BaseException):
-    """Raised after a run has saved because a signal requested it to stop. Not an Exception, like KeyboardInterrupt."""
+    """Raised to end a run after a signal, once it has saved. Like KeyboardInterrupt, it is not an Exception."""
 
 
 class StopRequest:

@@ -19,7 +19,7 @@ class UnknownNameError(ValueError):
 
 
 def nearest(word: Any, choices: Iterable[Any]) -> list[str]:
-    """Return a list of the choice most similar to `word`, ignoring case; an empty list if no choice is similar."""
+    """Return the choice most similar to `word`, ignoring case, in a list. The list is empty if none is similar."""
     by_lower = {str(choice).lower(): str(choice) for choice in choices}
     return [by_lower[near] for near in difflib.get_close_matches(str(word).lower(), by_lower, n=1)]
 

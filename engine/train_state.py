@@ -86,7 +86,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` returned. Raises CheckpointError if data, processes or keys are different."""
+        """Restore what `state_dict` returned. Raises CheckpointError if keys, data or ranks do not match."""
         if missing := [name for name in KEYS if not isinstance(state, dict) or name not in state]:
             raise CheckpointError(
                 f"not the state of a run, or of a different version: {', '.join(missing)} missing. Start a new run "
@@ -119,7 +119,7 @@ class TrainState:
         self.line, self.lines, self.best = state["line"], state["lines"], state["best"]
 
     def resume(self, folder: Path) -> None:
-        """Load the newest undamaged checkpoint in `folder`. Raises CheckpointError if there is none that fits."""
+        """Load the newest undamaged checkpoint. Raises CheckpointError if there is none, or it does not fit the run."""
         path, state = load_newest_intact(folder) if distributed.is_main() else (None, None)
         path = distributed.broadcast(path)
         try:
