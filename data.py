@@ -1,7 +1,7 @@
-"""Loading that all tasks share: samplers, workers, transfer to the device, decoding; and labelled images.
+"""Data loading for all tasks: image decoding, samplers, worker processes, transfer to the device, labelled images.
 
-A data set here is indexed by `(epoch, index)`: its random augmentation is a function of the seed, the epoch and the
-image alone, so a run that resumes in mid-epoch sees what it would have seen, whatever the number of workers.
+Data sets are indexed by `(epoch, index)`. Random augmentation depends only on the seed, the epoch and the image, so a
+run that resumes within an epoch loads the same batches as an uninterrupted one, with any number of workers.
 """
 
 import contextlib
@@ -34,46 +34,46 @@ from engine.terminal import printable
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue, as fractions of full brightness
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# By these ends of their names, images are found in a folder.
+# A file in a folder of images counts as an image if its name ends in one of these.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
 
-LOADER_TIMEOUT_SECONDS = 120  # without a batch, after which a worker counts as dead or hung
-SAVING_SECONDS = 20  # after which a loader process ends by itself
-LOADER_GRACE_SECONDS = 10  # in which PyTorch should have noticed
+LOADER_TIMEOUT_SECONDS = 120  # a worker counts as dead or hung after this time without a batch
+WORKER_EXIT_SECONDS = 20  # how long a worker survives SIGTERM, so that the training process can save
+LOADER_GRACE_SECONDS = 10  # time for PyTorch to notice the timeout before the workers are killed
 
-Key = tuple[int, int]  # (epoch, index): what a data set is asked for
+Key = tuple[int, int]  # index into a data set: (epoch, index)
 
 
 class DatasetError(ValueError):
-    """A data set that cannot be used; the message names the file and what is wrong with it."""
+    """A data set that cannot be used; the message names the file and the problem."""
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Return grey, CMYK, palette, transparent and deep images as 8-bit RGB.
+    """Convert an image of any mode (grey, CMYK, palette, transparent, more than 8 bits) to 8-bit RGB.
 
-    Raises DatasetError, saying why but not where, if an image of 32 bits has values that no rule covers."""
+    Raises DatasetError, without the file name, if `to_8_bits` cannot scale the values."""
     if is_deep(image):
         image = Image.fromarray(to_8_bits(np.asarray(image)))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Return whether an image is grey with more than 8 bits (Pillow's modes I;16, I and F); do not crop it first."""
+    """Return whether an image is grey with more than 8 bits (modes I;16, I, F). Call `as_rgb` before cropping it."""
     return image.mode.startswith(("I", "F"))
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale a grey image of 16 or 32 bits to 8 bits: fractions from 0 to 1 times 255, other numbers by their top bits.
+    """Scale a grey image to 8 bits: multiply fractions (0 to 1) by 255, and keep the top 8 bits of other numbers.
 
     values: (H, W) integers or floats. Returns (H, W) uint8.
-    Raises DatasetError for negative values, values that are not finite, and floats whose largest is from 1 to 16."""
+    Raises DatasetError if values are negative or not finite, or if the largest float is between 1 and 16."""
     low, high = values.min().item(), values.max().item()
     is_float = values.dtype.kind == "f"
     if not (low >= 0 and high < 2**32) or (is_float and 1 < high < 16):
         wanted = "fractions from 0 to 1, or numbers from 0 up to at least 16" if is_float else "numbers from 0 up"
         raise DatasetError(
-            f"{8 * values.dtype.itemsize}-bit grey values from {low:g} to {high:g}, expected {wanted}; save the images "
-            "with 8 bits, all of them scaled in the same way"
+            f"{8 * values.dtype.itemsize}-bit grey values from {low:g} to {high:g}, expected {wanted}; save all images "
+            "with 8 bits, scaled in the same way"
         )
     if is_float and high <= 1:
         return np.rint(values * 255).astype(np.uint8)
@@ -83,64 +83,62 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def opened_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image file, to be decoded inside. Raises DatasetError, saying why but not where, if that fails."""
+    """Context manager that opens an image. Raises DatasetError, without the file name, if opening or decoding fails."""
     try:
         with Image.open(path) as image:
             if image.format == "EPS":
-                raise DatasetError("an EPS file, which is a program: Pillow would run it by Ghostscript")
+                raise DatasetError("EPS files are programs, which Pillow would run with Ghostscript: not supported")
             yield image
     except DatasetError:
         raise
     except UnidentifiedImageError:
-        what = "no image, or of a kind that cannot be read" if path.stat().st_size else "empty, 0 bytes"
+        what = "not an image, or an unsupported format" if path.stat().st_size else "empty, 0 bytes"
         raise DatasetError(f"cannot be decoded: {what}") from None
-    except Exception as error:  # Pillow's decoders raise all sorts on broken files
-        what = re.sub(r" \(\d+ bytes not processed\)", "", str(error))  # not those that are missing
+    except Exception as error:  # Pillow's decoders raise many types of exception for corrupt files
+        what = re.sub(r" \(\d+ bytes not processed\)", "", str(error))  # misleading: not the number of missing bytes
         raise DatasetError(f"cannot be decoded: {what or type(error).__name__}") from None
 
 
 @functools.cache
 def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of 8-bit pixels, (3, 1, 1) each; cached, because a copy would stall a GPU."""
+    """Return ImageNet's mean and standard deviation of 8-bit pixels, (3, 1, 1) each; cached to avoid GPU copies."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
     return mean, std
 
 
 def normalize_images(images: Tensor, channels_last: bool = False) -> Tensor:
-    """Turn bytes into zero-mean, unit-variance numbers by ImageNet's statistics, on the images' own device.
+    """Normalize images with ImageNet's mean and standard deviation, on the device of the images.
 
-    images: (B, 3, H, W) uint8. channels_last: memory layout of the result, the faster one for convnets.
+    images: (B, 3, H, W) uint8. channels_last: whether to return the memory layout that is faster for convnets.
     Returns (B, 3, H, W) float32."""
     mean, std = _pixel_statistics(images.device)
     if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)  # while a pixel is a byte
+        images = images.contiguous(memory_format=torch.channels_last)  # cheaper on bytes than on floats
     return (images.float() - mean) / std
 
 
 class EpochBatchSampler:
-    """Batches of one process for one epoch of training; set `epoch` for the next one.
+    """Sampler of one rank's training batches; set `epoch` before each epoch.
 
-    The images are shuffled by (seed, epoch) and cut into global batches, of which rank r takes every world_size-th
-    image from the r-th. A last global batch that is not full is dropped.
+    The images are shuffled by (seed, epoch) and split into global batches. Rank r takes every world_size-th image of a
+    global batch, starting at image r. An incomplete last global batch is dropped.
 
-    epoch: which epoch to yield. first_batch: how many of its batches to leave out, to resume in mid-epoch."""
+    batch_size: images per process. epoch: the epoch to yield. first_batch: number of its batches to skip."""
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int) -> None:
-        """num_samples: size of the data set. batch_size: images per process.
-
-        Raises ValueError if there are too few samples for one global batch."""
+        """Create the sampler. Raises ValueError if `num_samples` images are too few for one global batch."""
         self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
         self.seed = seed
         self.epoch = 0
         self.first_batch = 0
         if len(self) == 0:
             raise ValueError(
-                f"batch_size {batch_size}: {world_size} x {batch_size} images make one batch, but there are "
-                f"only {num_samples} to train on; lower it to at most {num_samples // world_size}"
+                f"batch_size {batch_size}: a global batch has {world_size} x {batch_size} images, but there are only "
+                f"{num_samples} training images; lower it to at most {num_samples // world_size}"
             )
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, whatever first_batch is."""
+        """Return the number of batches in a full epoch; `first_batch` does not change it."""
         return self.num_samples // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -152,9 +150,9 @@ class EpochBatchSampler:
 
 
 def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
-    """Return the batches that a rank scores: of all batches, in order, every world_size-th from the rank-th.
+    """Return the evaluation batches of a rank: every world_size-th batch, starting at batch `rank`.
 
-    A batch holds the same images on any number of processes, so that a score is the same to the last digit."""
+    The composition of a batch does not depend on the number of processes, so that scores are bit-identical."""
     starts = range(rank * batch_size, num_samples, world_size * batch_size)
     return [[(0, index) for index in range(start, min(start + batch_size, num_samples))] for start in starts]
 
@@ -166,14 +164,14 @@ def build_loader(
     workers: int,
     device: torch.device,
 ) -> DataLoader:
-    """Return a loader of `batches`, by `workers` processes that live as long as it does, or in this one if 0.
+    """Return a data loader for `batches`.
 
-    The workers draw no random numbers of their own: see the top of this module. Batches for a GPU are pinned.
-    Raises RuntimeError from its iterator when no batch came for LOADER_TIMEOUT_SECONDS."""
+    workers: number of persistent worker processes; 0 loads in this process. Batches for a GPU are in pinned memory.
+    Iteration raises RuntimeError if no batch arrives for LOADER_TIMEOUT_SECONDS."""
     parallel = {}
     if workers > 0:
-        # Forked workers start at once and share the parent's memory, such as decoded images; elsewhere than on
-        # Linux fork is missing or unsafe.
+        # Forked workers start at once and share the parent's memory, such as decoded images. Other systems than Linux
+        # have no fork, or an unsafe one.
         parallel = {
             "persistent_workers": True,
             "timeout": LOADER_TIMEOUT_SECONDS,
@@ -187,7 +185,7 @@ def build_loader(
 
 
 class _WatchedLoader(DataLoader):
-    """A loader that kills workers that freeze while they hand over a batch: PyTorch would wait for ever."""
+    """Loader that kills workers that freeze while transferring a batch, because PyTorch would wait forever."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         batches = super().__iter__()
@@ -206,24 +204,24 @@ class _WatchedLoader(DataLoader):
 
 
 def _kill_workers() -> None:
-    logger.warning("no batch has come for %d s: a loader process hangs", LOADER_TIMEOUT_SECONDS)
+    logger.warning("no batch for %d s: a loader process hangs", LOADER_TIMEOUT_SECONDS)
     for process in multiprocessing.active_children():
         process.kill()
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave signals to the training process: a worker that dies would take the run with it before it has saved."""
+    """Leave signals to the training process: if a worker died, the run would end before a checkpoint is saved."""
     os.setpgrp()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # Not for ever: a process that ends sends SIGTERM to its children, and waits for them.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SAVING_SECONDS))
-    default = sys.excepthook  # the thread that hands over tensors raises OSError when the training process is gone
+    # Only delay SIGTERM: a parent that exits sends it to its children and waits for them.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_EXIT_SECONDS))
+    default = sys.excepthook  # the thread that transfers tensors raises OSError if the training process has ended
     sys.excepthook = lambda kind, *rest: None if issubclass(kind, OSError) else default(kind, *rest)
 
 
 def batch_to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return the batch on `device`; copies of pinned tensors do not wait."""
+    """Return the batch on `device`; copies from pinned memory are asynchronous."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
@@ -234,10 +232,10 @@ def batch_to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor
 class LabelledImages:
     """One split of a data set.
 
-    place: its folder. images: (N,) bytes, files below `place`, or (N, H, W[, 3]) uint8, pixels; arrays, which loader
-    processes share. labels: (N,) int64. class_ids, class_names: by label, as in the data set, and for people.
-    digest: SHA-256 of the labels and the files' names, or the pixels. inputs: the data set's own files, if they are
-    few, and their SHA-256s."""
+    place: folder of the split. images: (N,) bytes, file names below `place`, or (N, H, W[, 3]) uint8 pixels; arrays,
+    because loader processes share their memory. labels: (N,) int64. class_ids, class_names: class identifiers of the
+    data set and readable names, by label. digest: SHA-256 of the labels and of the file names or pixels. inputs: files
+    of CIFAR-10 or MNIST to their SHA-256; empty for folders of images."""
 
     place: Path
     images: np.ndarray
@@ -251,19 +249,19 @@ class LabelledImages:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """Return the name of an image: its file below `place`, or its number."""
+        """Return the name of an image: its file name below `place`, or its index."""
         return os.fsdecode(self.images[index]) if self.images.dtype.kind == "S" else str(index)
 
     def read(self, index: int) -> Image.Image:
-        """Return an image, upright, 8-bit RGB. Raises DatasetError naming the file if it cannot be decoded."""
+        """Return an image, upright and in 8-bit RGB. Raises DatasetError naming the file if it cannot be decoded."""
         if self.images.dtype.kind == "S":
             return read_image(self.place / self.name(index))
         return as_rgb(Image.fromarray(self.images[index]))
 
     def mean_by_class(self, name: str, values: np.ndarray) -> dict[str, dict[str, float | None]]:
-        """Return by class the mean, called `name`, and the number of its "images"; the mean of none is None.
+        """Return {class name: {name: mean of `values`, "images": count}}; the mean is None for classes without images.
 
-        values: (N,) of all images."""
+        values: (N,), one per image."""
         found = {}
         for label, class_name in enumerate(self.class_names):
             own = values[self.labels == label]
@@ -272,19 +270,19 @@ class LabelledImages:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode a file to an upright 8-bit RGB image. Raises DatasetError naming it if that cannot be done."""
+    """Decode a file to an upright 8-bit RGB image. Raises DatasetError naming the file if that fails."""
     if not path.is_file():
         raise DatasetError(f"{printable(str(path))}: no such file")
     try:
         with opened_image(path) as image:
             return as_rgb(ImageOps.exif_transpose(image))
     except DatasetError as error:
-        cure = "; get it again, or take it away" if str(error).startswith("cannot be decoded") else ""
+        cure = "; replace or remove the file" if str(error).startswith("cannot be decoded") else ""
         raise DatasetError(f"{printable(str(path))}: {error}{cure}") from None
 
 
 def inputs_of(root: str, train: LabelledImages, val: LabelledImages) -> Inputs:
-    """Return what a run reads: the data set's own files, or the image files of both halves."""
+    """Identify what a run reads: the files of CIFAR-10 or MNIST, or the image files of both splits."""
     halves = {"train": train, "val": val}
     return Inputs(
         root,
@@ -298,7 +296,7 @@ def inputs_of(root: str, train: LabelledImages, val: LabelledImages) -> Inputs:
 
 
 def announce_images(train: LabelledImages, val: LabelledImages) -> None:
-    """Log the size of both halves; warn if validation images are also training images."""
+    """Log the size of both splits; warn if validation images are also training images."""
     for images in (train, val):
         logger.info("%s: %d images, %d classes", images.place, len(images), len(images.class_ids))
     if distributed.is_main() and (shared := shared_images(train, val)):
@@ -306,7 +304,7 @@ def announce_images(train: LabelledImages, val: LabelledImages) -> None:
 
 
 def shared_images(train: LabelledImages, val: LabelledImages) -> Repeats | None:
-    """Find validation images that are also training images: files with the same bytes, or the same pixels in memory."""
+    """Return the validation images that are also training images, compared by file content or by pixels."""
     if train.images.dtype.kind == "S":
         return shared_between(*([each.place / each.name(index) for index in range(len(each))] for each in (train, val)))
     known = {image.tobytes() for image in train.images}
@@ -314,13 +312,13 @@ def shared_images(train: LabelledImages, val: LabelledImages) -> Repeats | None:
 
 
 def digest_of(images: np.ndarray, labels: np.ndarray) -> str:
-    """Return the SHA-256 of a split: of its files' names or its pixels, and its labels."""
+    """Return the SHA-256 of a split: of its images (file names or pixels) and its labels."""
     digest = hashlib.sha256(images.tobytes())
     digest.update(labels)
     return digest.hexdigest()
 
 
-# By data.format: the folder below the root, as torchvision has it, and the files to train on and to validate.
+# data.format to torchvision's folder below the root, training files and validation files.
 FORMATS = {
     "cifar10": ("cifar-10-batches-py", [f"data_batch_{number}" for number in range(1, 6)], ["test_batch"]),
     "mnist": (
@@ -332,11 +330,11 @@ FORMATS = {
 
 
 def read_own_files(kind: str, root: Path, train: bool) -> LabelledImages:
-    """Read one half of CIFAR-10 or MNIST. Raises DatasetError if its files are missing or cannot be read."""
-    from torchvision import datasets  # here, because torchvision takes seconds
+    """Read one split of CIFAR-10 or MNIST. Raises DatasetError if files are missing or cannot be read."""
+    from torchvision import datasets  # imported here, because it takes seconds
 
     class AnyCifar10(datasets.CIFAR10):
-        """A reader of files that may differ from the original, such as a part of it."""
+        """Reader without checksums, for files that may differ from the original, such as a subset."""
 
         train_list = [[name, None] for name, _ in datasets.CIFAR10.train_list]  # noqa: RUF012 (as in the base)
         test_list = [[name, None] for name, _ in datasets.CIFAR10.test_list]  # noqa: RUF012
@@ -345,28 +343,28 @@ def read_own_files(kind: str, root: Path, train: bool) -> LabelledImages:
     name, *halves = FORMATS[kind]
     folder = root / name
     if missing := [file for half in halves for file in half if not (folder / file).is_file()]:
-        raise DatasetError(f"{folder}: no {', '.join(missing)}; unpack the archive there (tar -xf, gunzip -k)")
+        raise DatasetError(f"{folder}: missing {', '.join(missing)}; unpack the archive there (tar -xf, gunzip -k)")
     files = [folder / file for file in halves[0 if train else 1]]
     try:
         found = (AnyCifar10 if kind == "cifar10" else datasets.MNIST)(root, train=train)
-    except Exception as error:  # of parsing or unpickling
+    except Exception as error:  # parsing and unpickling raise many types
         names = ", ".join(file.name for file in files)
-        raise DatasetError(f"{folder}: {names}: cannot be read ({error}); get them again") from None
+        raise DatasetError(f"{folder}: {names}: cannot be read ({error}); download them again") from None
     pixels, labels = torch.as_tensor(found.data).numpy(), torch.as_tensor(found.targets).numpy()
     classes = found.classes if kind == "cifar10" else list("0123456789")
     if len(pixels) != len(labels) or not np.isin(labels, range(len(classes))).all():
         what = f"{len(pixels)} images, {len(labels)} labels from {min(labels)} to {max(labels)}"
-        raise DatasetError(f"{folder}: damaged ({what}); get the files again")
+        raise DatasetError(f"{folder}: corrupt ({what}); download the files again")
     hashes = {file: file_sha256(file) for file in files}
     return LabelledImages(folder, pixels, labels, classes, classes, digest_of(pixels, labels), hashes)
 
 
 def data_folder(root: str) -> Path:
-    """Return the folder that data.root names. Raises DatasetError if there is none."""
+    """Return data.root as a path. Raises DatasetError if it is not a folder."""
     folder = user_path(root, "data.root")
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise DatasetError(f"data.root {root}: {what}; name the one that holds the data set")
+        raise DatasetError(f"data.root {root}: {what}; set it to the folder of the data set")
     return folder
 
 
@@ -380,22 +378,22 @@ def image_tensor(image: Image.Image) -> Tensor:
 
 
 def seed_of(*numbers: int) -> int:
-    """Return a seed for torch that differs if any of the numbers does."""
+    """Return a seed for torch that depends on all the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 class LabelledSamples(Dataset):
-    """Images and their labels, by (epoch, index): the same pair always gives the same sample."""
+    """Data set of images and labels. The sample for (epoch, index) is deterministic."""
 
     def __init__(self, images: LabelledImages, transform: Transform, seed: int) -> None:
-        """transform: may draw from torch's random numbers. seed: of these."""
+        """Create the data set; `transform` may draw from torch's global generator, which is seeded per sample."""
         self.images, self.transform, self.seed = images, transform, seed
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor | int]:
-        """image (C, S, S) uint8, label int from 0, image_id int, its number in the split."""
+        """Return "image" (C, S, S) uint8, "label" int from 0, "image_id" int, the index of the image in the split."""
         epoch, index = key
         image = self.images.read(index)
         with torch.random.fork_rng(devices=[]):
@@ -414,13 +412,13 @@ def collate(samples: list[dict]) -> dict[str, Tensor]:
 
 
 class LabelledTask:
-    """What tasks of labelled images have in common; see training.Task."""
+    """Base class of tasks with labelled images; see training.Task."""
 
     collate = staticmethod(collate)
     started_from: str | None = None
 
     def __init__(self, config: Config, train: LabelledImages, val: LabelledImages) -> None:
-        """config: has a section `data`."""
+        """Create the task; `config` must have a section `data`."""
         self.config, self.train, self.val = config, train, val
         self.workers = config.data.workers
         self.inputs = inputs_of(config.data.root, train, val)
@@ -429,24 +427,24 @@ class LabelledTask:
         self.val_loader: DataLoader | None = None
 
     def compile(self) -> None:
-        """Do nothing: `losses` does little besides calling the model."""
+        """Skip compilation: `losses` does little besides calling the model."""
 
 
 def eval_loader(
     images: LabelledImages, transform: Transform, batch_size: int, workers: int, device: torch.device
 ) -> DataLoader:
-    """Return a loader of this rank's batches of a split to score."""
+    """Return a loader for this rank's evaluation batches."""
     dataset = LabelledSamples(images, transform, seed=0)
     batches = eval_batches(len(dataset), batch_size, distributed.rank(), distributed.world_size())
     return build_loader(dataset, batches, collate, workers, device)
 
 
-def in_order(found: list[tuple[np.ndarray, ...]]) -> list[np.ndarray] | None:
-    """Gather what all ranks found, in the order of the images; None except on rank 0.
+def in_order(results: list[tuple[np.ndarray, ...]]) -> list[np.ndarray] | None:
+    """Gather per-image results from all ranks, sorted by image index; return None on ranks other than 0.
 
-    found: for each batch of this rank the images' numbers, (B,), and other arrays, (B, ...).
-    Returns these, each over all images, (N, ...)."""
-    parts = distributed.gather(found)
+    results: for each batch of this rank, the image indices (B,) followed by other arrays (B, ...).
+    Returns one array (N, ...) over all images for each array of a batch, the indices first."""
+    parts = distributed.gather(results)
     if parts is None:
         return None
     together = [np.concatenate(column) for column in zip(*(batch for part in parts for batch in part), strict=True)]

@@ -1,6 +1,6 @@
-"""Train from the command line to the record: what the training commands of all tasks share besides the loop.
+"""The training command of all tasks: read and check the config, train, and write the record.
 
-A task brings a `TrainCommand`; its training module passes it to `train`. engine/arguments.py reads the command line.
+The training module of a task passes its `TrainCommand` to `train`. engine/arguments.py parses the command line.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 
 from data import EpochBatchSampler
 from engine import distributed
-from engine.checkpoint import check_room, list_checkpoints, newest_checkpoint, sweep_temporaries
+from engine.checkpoint import check_disk_space, delete_temporary_files, list_checkpoints, newest_checkpoint
 from engine.command import RunError
 from engine.compute.cost import peak_memory_mib
 from engine.compute.machine import memory_limit
@@ -47,32 +47,32 @@ from records.status import at_work, begin_status
 from records.trackers import Trackers, check_installed
 from training import Evaluation, Task, Trainer, fit
 
-MOST_OF_MEMORY = 0.9  # more is too close, because some batches have more objects than others
-EDITED = "config_edited.yaml"  # a config.yaml that was edited while the run trained
+MAX_MEMORY_FRACTION = 0.9  # above it, a dry run warns: later batches may have more objects and need more memory
+EDITED_CONFIG = "config_edited.yaml"  # copy of a config.yaml that was edited during training
 
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """What a task brings to its training command."""
+    """The task-specific parts of a training command."""
 
-    config_class: type[Config]  # with the sections `train` and `optim`
-    # The task of a config; the flag says that a checkpoint will fill the model. Bad data or weights: a ValueError.
+    config_class: type[Config]  # with sections `train` and `optim`
+    # (config, from_checkpoint) to task; see training.Task. Raises ValueError if data or weights are invalid.
     build_task: Callable[[Any, bool], Task]
-    announce: Callable[[Task], None]  # log what is trained on what
-    # Write the task's own files of a finished run, on rank 0; return what it adds to the record.
+    announce: Callable[[Task], None]  # log the model and the data
+    # Write the task's files of a finished run, on rank 0; return the task's part of the record.
     record: Callable[[Path, Task, Evaluation], TaskRecord]
-    # Overrides with which a new run starts from the weights of {experiment}; empty if the task cannot.
+    # Overrides that start a new run from the weights of {experiment}; empty if the task does not support this.
     start_from: str = ""
 
 
 def train(command: TrainCommand, arguments: argparse.Namespace, device: torch.device) -> None:
-    """Train as the command line says (engine.arguments.parse_training), then score and record."""
+    """Run a training command with the arguments of engine.arguments.parse_training."""
     if arguments.dry_run:
         dry_run(command, arguments, device)
         return
     resolve_resume(arguments)
     with ExitStack() as stack:
-        if arguments.experiment:  # made for this run: even what is wrong with its config is written there
+        if arguments.experiment:  # the directory exists already, so errors in the config are logged there, too
             start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
             if distributed.is_main():
                 stack.enter_context(at_work(arguments.experiment))
@@ -86,12 +86,12 @@ def train(command: TrainCommand, arguments: argparse.Namespace, device: torch.de
 
 
 def prepare(command: TrainCommand, arguments: argparse.Namespace, device: torch.device, folder: Path) -> Task:
-    """Return the task to train. Raises ValueError for what can be known to be wrong before anything is written.
+    """Return the task to train. Raises ValueError if config, data or weights are invalid. Writes nothing.
 
-    folder: where checkpoints are to be kept."""
-    config = with_precision(read_config(arguments, command), device)
+    folder: where checkpoints will be kept."""
+    config = with_resolved_precision(read_config(arguments, command), device)
     if arguments.resume:
-        newest_checkpoint(arguments.resume / "checkpoints")  # there must be one
+        newest_checkpoint(arguments.resume / "checkpoints")  # raises CheckpointError if there is none
     task = command.build_task(config, arguments.resume is not None)
     check_installed(config.train.trackers)
     check_feasible(task, folder, device)
@@ -99,22 +99,22 @@ def prepare(command: TrainCommand, arguments: argparse.Namespace, device: torch.
 
 
 def train_and_record(command: TrainCommand, task: Task, experiment: Path, device: torch.device, resume: bool) -> None:
-    """Train `task` in its experiment directory, then write what came out."""
+    """Train `task` in its experiment directory, then write the record."""
     config = task.config
     hosts = distributed.gather(platform.node())
     start_logging(experiment if distributed.is_main() else None, verbose=distributed.is_main())
     trackers = Trackers(config.train.trackers if distributed.is_main() else (), experiment)
 
-    def begin() -> None:
+    def on_start() -> None:
         if distributed.is_main():
-            sweep_temporaries(experiment)
+            delete_temporary_files(experiment)
             begin_status(experiment)
             write_text(experiment / "config.yaml", dump_config(config))
             task.inputs.write(experiment)
             start = {"started_from": task.started_from, "config": config.model_dump(mode="json")}
             append_environment(experiment, describe_environment(hosts, device) | start)
             if not resume:
-                write_metrics(experiment, [])  # of a start that left no checkpoint
+                write_metrics(experiment, [])  # an earlier start may have left metrics, but no checkpoint
             trackers.start()
 
     logger.info("experiment: %s", experiment)
@@ -123,11 +123,11 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
         logger.info("rank %d on %s, %s", rank, host, device.type)
     with trackers:
         try:
-            _, evaluation = fit(task, experiment, device, resume, begin, trackers.log)
+            _, evaluation = fit(task, experiment, device, resume, on_start, trackers.log)
         except (KeyboardInterrupt, Stopped) as stop:
             if distributed.is_main() and (saved := list_checkpoints(experiment / "checkpoints")):
                 why = str(stop) if isinstance(stop, Stopped) else "interrupted from the keyboard"
-                cure = f"to continue: --resume {experiment} in place of CONFIG"
+                cure = f"to continue, pass --resume {experiment} instead of CONFIG"
                 logger.warning("stopped: %s; %s is saved; %s", why, saved[-1].name, cure)
             raise
         if distributed.is_main():
@@ -136,42 +136,42 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
             scores = write_record(experiment, task, command.record(experiment, task, evaluation))["scores"]
             trackers.finish()
             logger.info("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
-            logger.info("the whole record, with pictures: %s", experiment / "README.md")
+            logger.info("full record with pictures: %s", experiment / "README.md")
 
 
 def restore_config(experiment: Path, config: Config) -> None:
-    """Restore config.yaml to what was trained; keep one that was edited meanwhile as config_edited.yaml."""
+    """Restore config.yaml if it was edited or removed during training; keep the edit as config_edited.yaml."""
     path, text = experiment / "config.yaml", dump_config(config)
-    found = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    if found != text:
+    current = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if current != text:
         logger.warning(
-            "%s was edited or removed while the run trained: restored, the edited one is in %s", path, EDITED
+            "%s was edited or removed during training: restored; the edited version is now %s", path, EDITED_CONFIG
         )
-        write_text(experiment / EDITED, found)
+        write_text(experiment / EDITED_CONFIG, current)
         write_text(path, text)
 
 
 def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.device) -> None:
-    """Build all that training needs and take two steps on real images; leave nothing."""
+    """Build everything that training needs, and take two steps on real images. Writes nothing."""
     task = prepare(command, arguments, device, arguments.experiments)
     announce(command, task, device)
     first, second = rehearse(task, device)
-    needs = distributed.gather(memory_need(device))
-    if needs:
-        used, total = max(needs, key=lambda need: need[0] / need[1])  # of the process that has the least to spare
-        if used > MOST_OF_MEMORY * total:
-            logger.warning("nearly all memory is used: lower train.batch_size, raise train.accumulation_steps")
+    usages = distributed.gather(memory_usage(device))
+    if usages:
+        used, total = max(usages, key=lambda usage: usage[0] / usage[1])  # the process closest to its limit
+        if used > MAX_MEMORY_FRACTION * total:
+            logger.warning("memory is almost full: lower train.batch_size and raise train.accumulation_steps")
         logger.info(
-            "dry run: a step takes %.2f s, the first %.2f s; memory %s of %s MiB%s; no experiment was made",
+            "dry run: a step takes %.2f s (the first one %.2f s); memory %s of %s MiB%s; no experiment was created",
             second, first, f"{used:,.0f}", f"{total:,.0f}", "" if device.type == "cuda" else " of this machine",
         )  # fmt: skip
 
 
 def rehearse(task: Task, device: torch.device) -> list[float]:
-    """Take two steps as `fit` would on its first batch; return the seconds of each. Write nothing.
+    """Take two steps on the first batches, as `fit` would; return the seconds of each. Writes nothing.
 
-    The second needs the most memory, because the optimizer allocates its state at the end of the first.
-    Raises RunError if there is not enough memory, or as `fit` does."""
+    The second step needs the most memory, because the optimizer allocates its state at the end of the first.
+    Raises RunError if the batch does not fit in memory, or if loss or gradient is not finite."""
     config, seconds = task.config.train, []
     try:
         trainer = Trainer(task, Path(), device)
@@ -186,8 +186,8 @@ def rehearse(task: Task, device: torch.device) -> list[float]:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise RunError(
-            f"train.batch_size {config.batch_size} does not fit the memory: lower it, and raise "
-            f"train.accumulation_steps to keep the global batch ({str(error).splitlines()[0]})"
+            f"train.batch_size {config.batch_size} does not fit in memory: lower it, and raise "
+            f"train.accumulation_steps to keep the global batch size ({str(error).splitlines()[0]})"
         ) from error
     return seconds
 
@@ -196,13 +196,13 @@ def rehearse(task: Task, device: torch.device) -> list[float]:
 
 
 def check_feasible(task: Task, folder: Path, device: torch.device) -> None:
-    """Refuse what cannot be trained, before anything is written. Raises ValueError that names the field or file.
+    """Raise ValueError, naming the field or folder, if the task cannot be trained. Writes nothing.
 
-    folder: where checkpoints are to be kept; it need not exist yet."""
+    folder: where checkpoints will be kept; it need not exist yet."""
     config = task.config.train
     weights = sum(tensor.nbytes for tensor in task.model.state_dict().values())
     copies = 1 + STATES_PER_WEIGHT[task.config.optim.optimizer] + (config.ema_decay is not None)
-    check_room(folder, weights * copies)
+    check_disk_space(folder, weights * copies)
     batches = len(EpochBatchSampler(len(task.train_set), config.batch_size, 0, distributed.world_size(), config.seed))
     if batches < config.accumulation_steps:
         raise ValueError(
@@ -210,14 +210,14 @@ def check_feasible(task: Task, folder: Path, device: torch.device) -> None:
             f"{config.batch_size} x {distributed.world_size()} images; lower it or train.batch_size"
         )
     if config.batch_norm == "sync" and device.type != "cuda":
-        raise ValueError("train.batch_norm sync: works on GPUs only; on the CPU take local or frozen")
+        raise ValueError("train.batch_norm sync: works on GPUs only; use local or frozen on the CPU")
     has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in task.model.modules())
     if config.batch_norm == "local" and config.batch_size == 1 and has_batch_norm:
-        raise ValueError("train.batch_size 1: BatchNorm needs 2 images or more, or train.batch_norm frozen")
+        raise ValueError("train.batch_size 1: BatchNorm needs at least 2 images; raise it or use batch_norm frozen")
 
 
 def announce(command: TrainCommand, task: Task, device: torch.device) -> None:
-    """Log what is trained on what, and what was derived from the config."""
+    """Log the model, the data, and the values that are derived from the config."""
     config, optim, world_size = task.config.train, task.config.optim, distributed.world_size()
     command.announce(task)
     if not distributed.is_main():
@@ -233,39 +233,39 @@ def announce(command: TrainCommand, task: Task, device: torch.device) -> None:
         world_size, config.accumulation_steps, scaled_learning_rate(optim, global_batch_size),
     )  # fmt: skip
     for name, value in task.reference_losses.items():
-        logger.info("a model that learned nothing has a %s loss of %.3f", name, value)
+        logger.info("the best constant predictor has a %s loss of %.3f", name, value)
     for warning in schedule_warnings(optim, config.epochs):
         logger.warning(warning)
     if not is_in_hardware(config.precision, device):
         logger.warning(
-            "train.precision %s: %s emulates it, a step takes many times as long as in fp32; use auto or fp32",
+            "train.precision %s: %s emulates it, so steps are many times slower than in fp32; use auto or fp32",
             config.precision, describe_device(device),
         )  # fmt: skip
 
 
-def with_precision(config: Config, device: torch.device) -> Config:
-    """Return the config with `train.precision` resolved, by rank 0 for all, and log the choice."""
+def with_resolved_precision(config: Config, device: torch.device) -> Config:
+    """Return the config with `train.precision` auto replaced by rank 0's choice; log it."""
     precision = distributed.broadcast(resolve_precision(config.train.precision, device))
     requested = f" (train.precision auto, on {describe_device(device)})" if config.train.precision == "auto" else ""
     logger.info("precision: %s%s", precision, requested)
     return set_precision(config, precision)
 
 
-def memory_need(device: torch.device) -> tuple[float, float]:
-    """Return the memory that is taken by now and the total, in MiB: of a GPU, or of what this process may have."""
-    if device.type == "cuda":  # PyTorch keeps what it once had, so this is the peak
+def memory_usage(device: torch.device) -> tuple[float, float]:
+    """Return the peak memory use and the limit, in MiB: of the GPU, or of this process if it trains on the CPU."""
+    if device.type == "cuda":  # PyTorch does not return memory to the GPU, so this is the peak
         free, total = torch.cuda.mem_get_info(device)
         return (total - free) / 2**20, total / 2**20
     return peak_memory_mib(device), memory_limit() / 2**20
 
 
-# ---- which run it is -----------------------------------------------------------------------------------------
+# ---- resuming ------------------------------------------------------------------------------------------------
 
 
 def resolve_resume(arguments: argparse.Namespace) -> None:
-    """Resume in --experiment if it has a checkpoint, or where this Slurm job trained before it was requeued."""
+    """Set `arguments.resume` if --experiment, or the experiment of a requeued Slurm job, has a checkpoint."""
     requeued = resume = None
-    # Rank 0 looks: other machines may see a shared folder as it was seconds ago.
+    # Only rank 0 looks, because other machines may see an outdated version of a shared folder.
     if distributed.is_main() and not arguments.resume:
         requeued = None if arguments.experiment else requeued_experiment(arguments.experiments)
         folder = arguments.experiment or requeued
@@ -273,19 +273,19 @@ def resolve_resume(arguments: argparse.Namespace) -> None:
     requeued, resume = distributed.broadcast((requeued, resume))
     if requeued:
         arguments.experiment = requeued
-        arguments.config, arguments.overrides = str(requeued / "config.yaml"), []  # the other may have been edited
+        arguments.config, arguments.overrides = str(requeued / "config.yaml"), []  # CONFIG may have been edited
     arguments.resume = arguments.resume or resume
 
 
 def read_config(arguments: argparse.Namespace, command: TrainCommand) -> Config:
-    """Return the config to train with. Raises ConfigError if a resumed run would learn something else."""
+    """Return the config to train with. Raises ConfigError if it would change what a resumed run learns."""
     config_class, resume = command.config_class, arguments.resume
     path = arguments.config or str(resume / "config.yaml")
-    stored = resume and read_started_config(resume, config_class)  # first, because its error says what to do
+    stored = resume and read_recorded_config(resume, config_class)  # first, because its error names a cure
     config = load_config(path, arguments.overrides, config_class)
     if not resume:
         return config
-    if config.train.precision == "auto":  # it was resolved when the experiment started
+    if config.train.precision == "auto":  # keep the precision that was chosen when the experiment started
         config = set_precision(config, stored.train.precision)
     changed = [text for name, text in changed_fields(stored, config).items() if name not in FREE_FIELDS]
     if changed:
@@ -293,21 +293,21 @@ def read_config(arguments: argparse.Namespace, command: TrainCommand) -> Config:
         new_run = shlex.join(["python", "-m", arguments.module, path, *arguments.overrides, *start])
         edited = "" if arguments.config or arguments.overrides else " (its config.yaml was edited: undo that)"
         raise ConfigError(
-            f"{resume} was trained with another config: {'; '.join(changed)}. Resume with its own: --resume {resume}; "
-            f"or start a new run{', from its weights' if start else ''}: `{new_run}`{edited}"
+            f"{resume} was trained with a different config: {'; '.join(changed)}. Resume with its own: --resume "
+            f"{resume}; or start a new run{' from its weights' if start else ''}: `{new_run}`{edited}"
         )
     return config
 
 
-def read_started_config(experiment: Path, config_class: type[Config]) -> Config:
-    """Return the config that a run was last started with, even if its config.yaml was changed since."""
+def read_recorded_config(experiment: Path, config_class: type[Config]) -> Config:
+    """Return the config of the newest start of a run, even if its config.yaml was changed since."""
     try:
         started = [start["config"] for start in read_environments(experiment) if "config" in start][-1]
         return config_class.model_validate_json(json.dumps(started))
-    except (IndexError, ValueError):  # not recorded, damaged, or of another version
+    except (IndexError, ValueError):  # missing, corrupt, or from a different version of the program
         return read_experiment_config(experiment, config_class)
 
 
 def set_precision(config: Config, precision: str) -> Config:
-    """Return the config with another `train.precision`."""
+    """Return a copy of the config with this `train.precision`."""
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})

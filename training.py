@@ -1,7 +1,7 @@
 """The training loop of all tasks.
 
-A task (detection, ...) brings a model, a data set, its losses on a batch and its scores. Randomness is a function of
-(seed, epoch, image) in the data and of (seed, step, rank) in the model, so a resumed run draws the same numbers.
+A task (detection, ...) provides a model, a data set, losses and an evaluation. Random numbers depend only on (seed,
+epoch, image) in the data and on (seed, step, rank) in the model, so a resumed run draws the same ones.
 """
 
 import math
@@ -38,81 +38,82 @@ from records.metrics import draw_curves, write_metrics
 from records.status import training_bar
 from records.trackers import TrackerName
 
-FIRST_LOSS_SCALE = 2.0**10  # of fp16; a loss is a sum over a batch until its gradient is divided
-MAX_WAITING = 0.2  # share of an epoch's time spent waiting for data, above which a warning is logged
+INITIAL_LOSS_SCALE = 2.0**10  # for fp16; low, because losses are summed over a batch and divided after backward
+MAX_DATA_WAIT = 0.2  # fraction of an epoch's time; waiting longer for data causes a warning
 
 
 class TrainConfig(Config):
-    """How long, in what batches and in what arithmetic to train."""
+    """Length of training, batch size, precision, evaluation and checkpoints."""
 
-    epochs: int = Field(ge=1, description="passes over the training images")
-    batch_size: int = Field(ge=1, description="images per process and backward pass")
-    accumulation_steps: int = Field(1, ge=1, description="backward passes per optimizer step")
+    epochs: int = Field(ge=1, description="number of passes over the training images")
+    batch_size: int = Field(ge=1, description="number of images per process in one forward and backward pass")
+    accumulation_steps: int = Field(1, ge=1, description="number of backward passes per optimizer step")
     precision: Precision = Field(
         "auto",
-        description="of matrix products and convolutions; auto: bf16 if the hardware has it, else fp16 with loss "
-        "scaling on a GPU, else fp32",
+        description="precision of matrix products and convolutions; auto: bf16 if the hardware supports it, else fp16 "
+        "with loss scaling on a GPU, else fp32",
     )
-    channels_last: bool = Field(False, description="memory layout; faster for convnets")
-    compile: bool = Field(False, description="torch.compile the model and the losses: faster after a slow start")
+    channels_last: bool = Field(False, description="channels-last memory layout, faster for convnets")
+    compile: bool = Field(False, description="torch.compile for model and losses: a slower start, then faster steps")
     batch_norm: BatchNorm = Field(
-        "local", description="statistics per process, over all processes (GPU only), or never updated"
+        "local", description="BatchNorm statistics: of each process (local), of all (sync, GPU only), or fixed (frozen)"
     )
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="score a moving average of the weights")
-    seed: int = Field(0, ge=0, lt=2**20, description="of initial weights, image order, augmentation, drop path")
-    eval_every_epochs: int = Field(1, ge=1, description="epochs between scores on the validation images")
-    checkpoint_every_steps: int = Field(1000, ge=1, description="optimizer steps between saves inside an epoch")
-    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints to keep")
-    trackers: tuple[TrackerName, ...] = Field(
-        (), description="extra trackers to log each epoch to, besides metrics.jsonl"
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="decay of a moving average of the weights, used in evaluation; null: no average"
     )
+    seed: int = Field(0, ge=0, lt=2**20, description="seed of initial weights, image order, augmentation, drop path")
+    eval_every_epochs: int = Field(1, ge=1, description="number of epochs between evaluations")
+    checkpoint_every_steps: int = Field(1000, ge=1, description="optimizer steps between checkpoints within an epoch")
+    keep_checkpoints: int = Field(2, ge=1, description="number of newest checkpoints to keep, besides the best one")
+    trackers: tuple[TrackerName, ...] = Field((), description="experiment trackers to use besides metrics.jsonl")
 
 
 class Evaluation(NamedTuple):
-    """What a model scores on the validation images, and the predictions behind the scores."""
+    """Scores of a model on the validation images, and the predictions behind them."""
 
-    scores: dict[str, float | None]  # the same on every rank; None: undefined
-    predictions: Any  # of the task's own type on rank 0, None on the others
+    scores: dict[str, float | None]  # identical on all ranks; None if undefined
+    predictions: Any  # task-specific on rank 0, None on the other ranks
 
 
 class Task(Protocol):
-    """What the loop asks of a task, which knows nothing of steps, accumulation or files.
+    """Interface between a task and the training loop.
 
-    The constructor is `Task(config, train, val, *, from_checkpoint=False)`; with `from_checkpoint` a checkpoint will
-    fill the model, so the weights that the config names need not exist any more."""
+    The constructor is `Task(config, train, val, *, from_checkpoint=False)`. With `from_checkpoint`, a checkpoint will
+    replace the initial weights, so the weight files named in the config may be missing."""
 
-    config: Config  # with the sections `train` and `optim`
+    config: Config  # with sections `train` and `optim`
     model: nn.Module
-    started_from: str | None  # a line on the weights that the model started from; None: random ones
+    started_from: str | None  # log line about the initial weights; None if they are random
     train_set: Dataset  # indexed by (epoch, index)
     collate: Callable[[list], dict[str, Tensor]]
     workers: int  # loader processes per training process
-    inputs: Inputs  # the files that were read
-    data: dict  # plain facts of the data; a run resumes on the same data only
-    metrics: tuple[str, ...]  # scores to draw; the first decides which checkpoint is the best
-    lower_is_better: bool  # whether the first of them is a loss
-    reference_losses: dict[str, float]  # what a model that learned nothing reaches
+    inputs: Inputs  # the files that the task has read
+    data: dict  # facts that identify the data; a run cannot resume if they differ
+    metrics: tuple[str, ...]  # scores to plot; the first one selects the best checkpoint
+    lower_is_better: bool  # whether lower values of the first metric are better
+    reference_losses: dict[str, float]  # loss name to the loss of the best constant predictor
 
     def compile(self) -> None:
-        """Compile what `losses` does besides calling the model."""
+        """Compile the parts of `losses` that run outside the model."""
         ...
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return losses summed over a batch on the device, and the number of things summed over, all scalars.
+        """Return the losses as sums over a batch, and the count that these sums are divided by.
 
-        The loop minimises the total of the losses per thing, over the global batch. `model` is self.model, wrapped."""
+        All are scalars on the device. The training loss is the sum of all losses over the global batch, divided by the
+        total count. `model` is self.model, possibly wrapped (DDP, torch.compile)."""
         ...
 
     def evaluate(
         self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
     ) -> Evaluation:
-        """Score a model on every validation image; all ranks call it together.
+        """Evaluate a model on all validation images; all ranks must call it.
 
-        stop_if_asked: called between batches; raises if a signal asks the run to end."""
+        stop_if_asked: called between batches; raises an exception if a signal requested the run to stop."""
         ...
 
     def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:
-        """Draw pictures of an evaluation after this many epochs; called on rank 0. An exception is only logged."""
+        """Draw pictures of the evaluation after `epoch` epochs; called on rank 0. Exceptions are only logged."""
         ...
 
 
@@ -121,52 +122,52 @@ def fit(
     experiment: Path,
     device: torch.device,
     resume: bool,
-    begin: Callable[[], None] = lambda: None,
-    track: Callable[[dict], None] = lambda line: None,
+    on_start: Callable[[], None] = lambda: None,
+    on_epoch_end: Callable[[dict], None] = lambda line: None,
 ) -> tuple[nn.Module, Evaluation]:
-    """Train `task.model`; return it (the moving average, if one is kept) and its evaluation after the last epoch.
+    """Train `task.model`; return the trained model (the moving average if there is one) and its last evaluation.
 
-    experiment: directory of metrics.jsonl, curves.png and checkpoints/. resume: continue from the newest of these.
-    begin: called once that is accepted, before anything is written. track: called with each line of metrics.jsonl.
-    Raises RunError when a loss or gradient is not finite, CheckpointError when there is nothing to resume; Stopped or
-    KeyboardInterrupt, after a save, when a signal asked for it on any rank."""
+    experiment: directory of metrics.jsonl, curves.png and checkpoints/. resume: continue from the newest checkpoint.
+    on_start: called after the checkpoint is loaded, before the first step. on_epoch_end: called with the new metrics.
+    Raises RunError if a loss or gradient is not finite, and CheckpointError if no checkpoint can be resumed.
+    Raises Stopped or KeyboardInterrupt, after saving a checkpoint, if any rank received a signal."""
     trainer, config = Trainer(task, experiment, device), task.config.train
     if resume:
         trainer.resume()
-    begin()
+    on_start()
     state, evaluation = trainer.state, None
-    epochs_done = (state.step - bool(state.line)) // trainer.steps_per_epoch  # trained, scored and logged
+    epochs_done = (state.step - bool(state.line)) // trainer.steps_per_epoch  # trained, evaluated and logged
     bar = training_bar(experiment, state.step, trainer.steps_per_epoch, config.epochs, task.metrics[0])
-    with trainer.stop.noted(), bar:
+    with trainer.stop_request.catch_signals(), bar:
         for epoch in range(epochs_done, config.epochs):
             bar.set_description(f"epoch {epoch + 1}/{config.epochs}", refresh=False)
             line = state.line = state.line or trainer.train_epoch(epoch, bar)
             evaluation, improved = None, False
             if epoch + 1 == config.epochs or (epoch + 1) % config.eval_every_epochs == 0:
-                trainer.save()  # scoring takes minutes, and may be the last thing that a time limit leaves room for
+                trainer.save()  # before the evaluation, which takes minutes: a time limit may end the run
                 trainer.stop_if_asked()
                 evaluation = trainer.evaluate(line)
-                improved = state.note_score(line["epoch"], line[task.metrics[0]], task.lower_is_better)
+                improved = state.update_best(line["epoch"], line[task.metrics[0]], task.lower_is_better)
             trainer.log(line, evaluation)
-            track(line)
+            on_epoch_end(line)
             state.line = None
-            if improved:  # first, or a run killed between the two would never write it
+            if improved:  # best.pt first: a run that is resumed from the next checkpoint would not write it
                 trainer.save("best.pt")
             trainer.save()
             trainer.stop_if_asked()
     if evaluation is None:
-        logger.info("all %d epochs were trained before; scoring their weights for the record", config.epochs)
+        logger.info("all %d epochs are already trained: evaluating the final weights again", config.epochs)
         evaluation = task.evaluate(state.scored_model, device)
     return state.scored_model, evaluation
 
 
 class Trainer:
-    """What `fit` trains with, and the parts of its epochs."""
+    """Everything that `fit` needs to train, and the parts of an epoch as methods."""
 
     def __init__(self, task: Task, experiment: Path, device: torch.device) -> None:
         config, optim, world_size = task.config.train, task.config.optim, distributed.world_size()
         self.task, self.config, self.experiment, self.device = task, config, experiment, device
-        self.stop = StopRequest()
+        self.stop_request = StopRequest()
         self.batches = EpochBatchSampler(
             len(task.train_set), config.batch_size, distributed.rank(), world_size, config.seed
         )
@@ -178,10 +179,10 @@ class Trainer:
         optimizer = build_optimizer(model, optim, self.global_batch_size)
         scheduler = build_scheduler(optimizer, optim, self.global_batch_size, self.steps_per_epoch, config.epochs)
         self.precision = resolve_precision(config.precision, device)
-        scaler = GradScaler(device.type, FIRST_LOSS_SCALE, enabled=self.precision == "fp16")
+        scaler = GradScaler(device.type, INITIAL_LOSS_SCALE, enabled=self.precision == "fp16")
         ema = AveragedModel(model, use_buffers=True) if config.ema_decay else None
         self.state = TrainState(model, optimizer, scheduler, scaler, ema, task.data)
-        # With accumulation the graph is not the same in every backward pass: DDP exchanges in the last one only.
+        # With accumulation the graph is not static, because DDP exchanges gradients in the last backward pass only.
         self.parallel_model = distributed.data_parallel(model, device, static_graph=config.accumulation_steps == 1)
         if config.compile and can_compile(device):
             task.compile()
@@ -190,16 +191,16 @@ class Trainer:
         self.warned: set[str] = set()
 
     def resume(self) -> None:
-        """Load the newest checkpoint, and drop what was logged after it."""
+        """Load the newest checkpoint, and remove later epochs from metrics.jsonl."""
         self.state.resume(self.experiment / "checkpoints")
         if distributed.is_main():
             write_metrics(self.experiment, self.state.lines)
 
     def train_epoch(self, epoch: int, bar: tqdm) -> dict:
-        """Train to the end of `epoch`, from wherever in it the state is; return its line of metrics.jsonl."""
+        """Train from the current step to the end of `epoch`; return the epoch's line of metrics.jsonl."""
         state, config = self.state, self.config
         first_step, waits, started = state.step, [], time.perf_counter()
-        earlier_seconds = state.epoch_seconds  # before the run was resumed
+        earlier_seconds = state.epoch_seconds  # spent on this epoch before the run was resumed
         self.batches.epoch = epoch
         self.batches.first_batch = (first_step - epoch * self.steps_per_epoch) * config.accumulation_steps
         set_train_mode(self.parallel_model, config.batch_norm)
@@ -207,26 +208,26 @@ class Trainer:
         while True:
             wait_started = time.perf_counter()
             batches = list(islice(loaded, config.accumulation_steps))
-            waits.append(0.0 if self.finite.device_is_busy else time.perf_counter() - wait_started)
+            waits.append(0.0 if self.finite.is_device_busy else time.perf_counter() - wait_started)
             learning_rate = self.train_step(batches)
             bar.update()
             if state.step % self.steps_per_epoch == 0:
                 break
-            stop = distributed.any_rank(self.stop.signal is not None)
+            stop = distributed.any_rank(self.stop_request.signal is not None)
             if stop or state.step % config.checkpoint_every_steps == 0:
                 state.epoch_seconds = earlier_seconds + time.perf_counter() - started
                 self.save()
             if stop:
                 self.stop_if_asked()
         self.finite.check()
-        means = mean_losses(state.loss_sums, self.steps_per_epoch)  # waits for the device: the epoch is over
+        means = mean_losses(state.loss_sums, self.steps_per_epoch)  # waits for the device, once per epoch
         overflows = {"overflowed_steps": state.overflows} if state.scaler.is_enabled() else {}
         state.loss_sums, state.epoch_seconds, state.overflows = {}, 0.0, 0
         seconds, steps = time.perf_counter() - started, state.step - first_step
-        waiting = sum(waits[1:]) / seconds  # the first is for the loader to start
-        if waiting > MAX_WAITING:
+        waiting = sum(waits[1:]) / seconds  # the first wait is the start of the loader
+        if waiting > MAX_DATA_WAIT:
             self.warn_once(
-                "waiting", f"training waits for data {waiting:.0%} of its time: raise data.workers, or store smaller "
+                "waiting", f"training waits for data {waiting:.0%} of the time; raise data.workers, or store smaller "
                 "images (docs/performance.md)",
             )  # fmt: skip
         return {
@@ -241,13 +242,13 @@ class Trainer:
         }
 
     def train_step(self, batches: list[dict[str, Tensor]]) -> float:
-        """Take an optimizer step over the accumulated `batches` of every rank; return its learning rate.
+        """Take one optimizer step on the accumulated `batches` of all ranks; return its learning rate.
 
-        Sums are accumulated and divided once by the count of the global batch, so the gradient is that of one large
-        batch, however it was cut. Nothing here waits for a GPU: a step that is not finite is skipped by the optimizer
-        there and found by `self.finite` in the next step. It still counts in the schedule and the moving average."""
+        Gradients of loss sums are accumulated, then divided by the total count: the split into batches has no effect.
+        Nothing here waits for a GPU. If loss or gradient is not finite, the optimizer skips the step on the GPU, and
+        `self.finite` detects that one step later. The scheduler and the moving average advance anyway."""
         state, model = self.state, self.parallel_model
-        # For drop path and dropout: whatever ran before, a step has its own random numbers on each rank.
+        # Dropout and drop path depend only on seed, step and rank, so that a resumed run repeats them.
         torch.manual_seed((self.config.seed << 40) + state.step * distributed.world_size() + distributed.rank())
         losses: dict[str, Tensor] = {}
         counts = []
@@ -262,17 +263,17 @@ class Trainer:
             counts.append(count)
 
         self.finite.check()
-        # The total is only checked: an infinite loss may have a finite gradient, such as that of a box far away.
-        # DDP averaged the ranks' gradients, hence the factor world_size. With nothing to count the gradient is 0.
+        # Check `total`, too, because an infinite loss may have a finite gradient, for example for a box far away.
+        # DDP averages the gradients over ranks, hence the factor world_size. If the count is 0, so is the gradient.
         count, total = distributed.sum_over_ranks(torch.stack([sum(counts).float(), sum(losses.values()).float()]))
         scale = distributed.world_size() / count.clamp(min=1)
         state.scaler.unscale_(state.optimizer)
         torch._foreach_mul_([p.grad for p in state.model.parameters() if p.grad is not None], scale)
         losses = {name: value * scale for name, value in losses.items()}
         norm = clip_grad_norm_(state.model.parameters(), self.task.config.optim.clip_norm or math.inf)
-        finite = torch.isfinite(torch.stack([norm, total]))  # the same on every rank
+        finite = torch.isfinite(torch.stack([norm, total]))  # identical on all ranks
         learning_rate = state.optimizer.param_groups[0]["lr"]
-        state.optimizer.found_inf = 1 - finite.all().float()  # with 1, fused optimizers change nothing
+        state.optimizer.found_inf = 1 - finite.all().float()  # if 1, a fused optimizer skips the step
         state.optimizer.step()
         state.scaler.update()
         state.scheduler.step()
@@ -288,16 +289,16 @@ class Trainer:
         return learning_rate
 
     def evaluate(self, line: dict) -> Evaluation:
-        """Score the model into the epoch's line."""
+        """Evaluate the model, and add its scores to `line`, the epoch's line of metrics.jsonl."""
         started = time.perf_counter()
-        distributed.share_buffers(self.state.scored_model)  # or ranks would score another model than rank 0 saves
-        evaluation = self.task.evaluate(self.state.scored_model, self.device, self.stop.stop_if_asked)
+        distributed.broadcast_buffers(self.state.scored_model)  # all ranks evaluate the model that rank 0 saves
+        evaluation = self.task.evaluate(self.state.scored_model, self.device, self.stop_request.stop_if_asked)
         line |= evaluation.scores
         line["eval_seconds"] = round(time.perf_counter() - started, 3)
         return evaluation
 
     def log(self, line: dict, evaluation: Evaluation | None) -> None:
-        """Log the epoch, and draw it if it was evaluated. A run does not end because of a picture."""
+        """Log the epoch, and draw curves and pictures if it was evaluated. If `task.draw` fails, only warn."""
         logger.info(epoch_summary(line, self.config.epochs, self.task.metrics[0]))
         self.state.lines.append(line)
         if not distributed.is_main():
@@ -307,32 +308,32 @@ class Trainer:
             draw_curves(self.experiment, self.task.metrics, self.task.reference_losses)
             try:
                 self.task.draw(self.experiment, line["epoch"], evaluation)
-            except Exception as error:  # an image that has vanished, a full disk
-                what = f"the pictures of epoch {line['epoch']} cannot be drawn; training continues"
+            except Exception as error:  # for example a missing image, or a full disk
+                what = f"cannot draw the pictures of epoch {line['epoch']}; training continues"
                 self.warn_once("drawing", f"{what} ({first_line(error)})")
 
     def warn_once(self, kind: str, message: str) -> None:
-        """Log a warning, the first of its kind only."""
+        """Log a warning unless one of the same kind was logged before."""
         if kind not in self.warned:
             self.warned.add(kind)
             logger.warning("%s", message)
 
     def stop_if_asked(self) -> None:
-        """Raise Stopped or KeyboardInterrupt on all ranks, together, if a signal has asked any of them to stop."""
-        if distributed.any_rank(self.stop.signal is not None):
-            self.stop.stop()
+        """Raise Stopped or KeyboardInterrupt on all ranks if any rank has received a signal."""
+        if distributed.any_rank(self.stop_request.signal is not None):
+            self.stop_request.raise_stop()
 
     def save(self, name: str | None = None) -> None:
-        """Write a checkpoint, unless the last step was not finite: see `TrainState.save`."""
+        """Write a checkpoint (`TrainState.save`). Raises RunError if the last step was not finite."""
         self.finite.check()
         self.state.save(self.experiment / "checkpoints", self.config.keep_checkpoints, name)
 
 
 def epoch_summary(line: dict, epochs: int, metric: str) -> str:
-    """Return the line of the log after each epoch."""
+    """Return the log message for an epoch."""
     text = f"epoch {line['epoch']:>3}/{epochs}  loss {line['train_loss_total']:.3f}  lr {line['learning_rate']:.2e}"
     if metric in line:
         text += f"  {metric} {shown_score(line[metric])}"
     if line.get("overflowed_steps"):
-        text += f"  {line['overflowed_steps']} steps skipped, too large for fp16"
+        text += f"  {line['overflowed_steps']} steps skipped (fp16 overflow)"
     return text + f"  {line['epoch_seconds']:.1f} s  {line['images_per_second']:.0f} images/s"

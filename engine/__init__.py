@@ -1,1 +1,1 @@
-"""What the training loop stands on: config, processes, checkpoints, experiments. (See the README for the floors.)"""
+"""Foundations of the training loop, independent of any task: config, processes, checkpoints, signals, messages."""

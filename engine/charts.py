@@ -1,4 +1,4 @@
-"""What charts and pictures of all tasks share: names that fit beside them, and small files that say who wrote them."""
+"""Charts and pictures of all tasks: shortened class names, and small PNG files marked as written by this project."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MADE_BY = "ssd-workbench"  # in the metadata of every picture
-NAME_LENGTH = 22  # of a class, in letters
+NAME_LENGTH = 22  # maximum number of characters of a class name beside a chart
 
 
 def shorten(names: Iterable[str]) -> dict[str, str]:
-    """Return class names as they fit beside a chart, by the whole name; long ones lose their middle."""
+    """Return {name: short name} for class names beside a chart; the middle of a long name becomes an ellipsis."""
     short = {name: printable(name) for name in names}
     half = NAME_LENGTH // 2
     return {name: f"{s[: half - 1]}…{s[-half:]}" if len(s) > NAME_LENGTH else s for name, s in short.items()}
 
 
 def save_chart(path: Path, figure: "Figure") -> None:
-    """Write a figure as a PNG of 256 colours: a third of the bytes, because records of experiments are committed."""
+    """Write a figure as a PNG with 256 colours: files are a third as large, and experiment records are committed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -35,16 +35,16 @@ def save_chart(path: Path, figure: "Figure") -> None:
 
 
 def save_png(path: Path, image: Image.Image) -> None:
-    """Write a PNG that `is_ours` recognises; the folder is made."""
+    """Write a PNG that `is_ours` recognises; create its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = PngInfo()
     metadata.add_text("Software", MADE_BY)
-    optimize = image.mode == "P"  # of true colours it takes seconds, and saves little
+    optimize = image.mode == "P"  # for true colour, optimizing takes seconds and saves little
     write_whole(path, lambda file: image.save(file, "PNG", optimize=optimize, pnginfo=metadata))
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether this project wrote a PNG or JPEG, so that it may be replaced."""
+    """Return whether this project wrote the PNG or JPEG, and may therefore overwrite it."""
     try:
         with Image.open(path) as image:
             return image.info.get("Software") == MADE_BY or image.info.get("comment") == MADE_BY.encode()

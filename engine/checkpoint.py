@@ -1,11 +1,11 @@
-"""Checkpoints: written completely or not at all, verified when read.
+"""Checkpoints: written atomically, verified when read.
 
-A checkpoint is a `torch.save` file of plain tensors, numbers, strings, lists and dicts, so that it loads with
-`weights_only=True` and no code in it can run. torch.save writes a zip archive, and torch.load does not notice a flipped
-bit, so the archive's comment, which is the end of the file, holds the SHA-256 of everything before it.
+A checkpoint is a `torch.save` file of plain tensors, numbers, strings, lists and dicts. So it loads with
+`weights_only=True`, which never runs code from the file. torch.load does not detect flipped bits. Therefore the comment
+at the end of the zip archive that torch.save writes holds the SHA-256 of everything before it.
 
-    checkpoints/step_000001234.pt             the last few, by optimizer step
-    checkpoints/best.pt                       the best by the task's metric
+    checkpoints/step_000001234.pt             the newest few, named by optimizer step
+    checkpoints/best.pt                       the best one by the task's metric
     checkpoints/step_000001300.pt.damaged     one that was corrupt when a run was resumed
 """
 
@@ -20,11 +20,11 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from engine.files import set_aside, write_whole, writing
+from engine.files import rename_damaged, write_whole, writing
 from engine.logbook import logger
 
 MARK = b"sha256:"
-SEAL_SIZE = len(MARK) + 64  # bytes
+SEAL_SIZE = len(MARK) + 64  # bytes: the mark and 64 hexadecimal digits
 
 
 class CheckpointError(ValueError):
@@ -45,7 +45,7 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
     def write(file: BinaryIO) -> None:
         torch.save(state, file)
-        file.seek(-2, os.SEEK_END)  # the length of the comment, which torch.save leaves empty
+        file.seek(-2, os.SEEK_END)  # the last two bytes are the length of the comment, which is empty so far
         file.write(SEAL_SIZE.to_bytes(2, "little"))
         file.write(MARK + _sha256(file, file.tell()))
 
@@ -54,14 +54,14 @@ def save_checkpoint(path: Path, state: dict) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)
     except OSError as error:
-        raise CheckpointError(f"{error}; the checkpoints before it are whole") from error
+        raise CheckpointError(f"{error}; earlier checkpoints are intact") from error
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Return the state in `path`, on the CPU, after verifying its checksum.
+    """Verify the checksum of a checkpoint; return its state on the CPU.
 
-    Raises DamagedCheckpointError if it is truncated or corrupt, CheckpointError if the file is missing, cannot be read,
-    or holds anything but plain data."""
+    Raises DamagedCheckpointError if the file is truncated or corrupt, and CheckpointError if it is missing, unreadable
+    or contains anything but plain data."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END) - SEAL_SIZE
@@ -70,33 +70,33 @@ def load_checkpoint(path: Path) -> dict:
             if not seal.startswith(MARK):
                 raise DamagedCheckpointError(f"{path}: truncated, or not a checkpoint of this program")
             if seal != MARK + _sha256(file, size):
-                raise DamagedCheckpointError(f"{path}: damaged: checksum mismatch")
+                raise DamagedCheckpointError(f"{path}: corrupt: checksum mismatch")
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: refused, holds more than plain tensors and numbers: remove it") from error
+        raise CheckpointError(f"{path}: refused, contains more than plain tensors and numbers: remove it") from error
     except (OSError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether `save_checkpoint` wrote the file, by its end; `load_checkpoint` verifies the rest."""
+    """Return whether the file ends like one from `save_checkpoint`. Does not verify the checksum."""
     with open(path, "rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - SEAL_SIZE, 0))
         return file.read(len(MARK)) == MARK
 
 
 def trained_weights(state: dict, average: bool = True) -> dict[str, Tensor]:
-    """Return the weights in a run's checkpoint that were scored: the moving average if it has one.
+    """Return the weights that a run evaluates: the moving average if the checkpoint has one.
 
-    average: False for the raw weights."""
+    average: pass False for the weights that the optimizer updates."""
     return state["ema"]["weights"] if average and state["ema"] else state["model"]
 
 
 def _sha256(file: BinaryIO, size: int) -> bytes:
-    """Hash the first `size` bytes, and leave the file's position after them. Returns hexadecimal digits."""
+    """Return the SHA-256 of the first `size` bytes as hexadecimal digits; move the file position to their end."""
     digest = hashlib.sha256()
     file.seek(0)
     while size > 0:
@@ -106,10 +106,10 @@ def _sha256(file: BinaryIO, size: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def check_room(folder: Path, size: int) -> None:
-    """Raise CheckpointError if a folder is not writable, or has no room for two checkpoints of `size` bytes.
+def check_disk_space(folder: Path, size: int) -> None:
+    """Raise CheckpointError if a folder is not writable, or has no space for two checkpoints of `size` bytes.
 
-    It need not exist yet, and is not created."""
+    The folder need not exist yet, and is not created."""
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=nearest):
@@ -117,8 +117,8 @@ def check_room(folder: Path, size: int) -> None:
     except OSError as error:
         raise CheckpointError(f"{folder}: checkpoints cannot be written there: {error.strerror}") from None
     if free < 2 * size:
-        need = f"{2 * size >> 20} MiB, {free >> 20} are free"
-        raise CheckpointError(f"{folder}: no space left for two checkpoints, which take {need}: make room")
+        need = f"{2 * size >> 20} MiB, {free >> 20} MiB are free"
+        raise CheckpointError(f"{folder}: no space left for two checkpoints, which need {need}: free some space")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -133,16 +133,16 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint of the highest step. Raises CheckpointError if there is none."""
+    """Return the checkpoint with the highest step. Raises CheckpointError if there is none."""
     if paths := list_checkpoints(folder):
         return paths[-1]
-    raise CheckpointError(f"{folder}: no checkpoint in it; git keeps none: train from its config.yaml again")
+    raise CheckpointError(f"{folder}: no checkpoint in it (git ignores checkpoints); train again from its config.yaml")
 
 
-def load_newest_whole(folder: Path) -> tuple[Path, dict]:
-    """Return the newest step checkpoint that is not damaged, and its state; rename and report damaged ones after it.
+def load_newest_intact(folder: Path) -> tuple[Path, dict]:
+    """Return path and state of the newest step checkpoint that is not damaged; rename and report newer, damaged ones.
 
-    Raises CheckpointError, and changes nothing, if there is none, or if it cannot be used."""
+    Raises CheckpointError, and renames nothing, if all are damaged or missing, or if this one cannot be used."""
     newest_checkpoint(folder)
     damaged = []
     for path in reversed(list_checkpoints(folder)):
@@ -152,12 +152,12 @@ def load_newest_whole(folder: Path) -> tuple[Path, dict]:
             damaged.append((path, error))
             continue
         for broken, error in damaged:
-            logger.warning("%s; kept as %s, going back to %s", error, set_aside(broken).name, path.name)
+            logger.warning("%s; renamed to %s, falling back to %s", error, rename_damaged(broken).name, path.name)
         return path, state
-    raise CheckpointError(f"{damaged[0][1]}; none of the {len(damaged)} checkpoints is whole: start a new run")
+    raise CheckpointError(f"{damaged[0][1]}; none of the {len(damaged)} checkpoints is intact: start a new run")
 
 
-def sweep_temporaries(experiment: Path) -> None:
-    """Delete what a process left when it was killed while writing. Call it only while holding the experiment's lock."""
+def delete_temporary_files(experiment: Path) -> None:
+    """Delete unfinished files of processes that were killed. The caller must hold the experiment's lock."""
     for path in (*experiment.glob("*.tmp"), *experiment.glob("checkpoints/*.tmp")):
         path.unlink()

@@ -1,12 +1,12 @@
-"""Run the body of a command: one process group, one line per error, documented exit codes.
+"""Run the body of a command: join the process group, report errors in one line, exit with a documented code.
 
 0    done
-1    the run cannot continue (a loss that is not finite, ...)
-2    bad input: command line, config, data, checkpoint
-75   stopped by SIGTERM, SIGUSR1 or SIGHUP after a save; the same command continues it (EX_TEMPFAIL of sysexits.h)
+1    the run cannot continue (for example, the loss is not finite)
+2    invalid input: command line, config, data, checkpoint
+75   stopped by SIGTERM, SIGUSR1 or SIGHUP after saving; can be resumed (EX_TEMPFAIL of sysexits.h)
 130  interrupted from the keyboard
 
-Of several processes only the first that fails reports its error: the others fail because of it, or for the same reason.
+Only the first rank that fails reports its error, because the others fail as a consequence or for the same reason.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import torch
 
 LOADER_FAILURE = re.compile(r"DataLoader (worker \(pid.*\) (is killed|exited)|timed out)")
-LOADER_CURE = "Out of memory, or storage that hangs? Lower data.workers; --resume continues from the last checkpoint"
-RANK_CURE = "The launcher's report names it; --resume continues from the last checkpoint"
+LOADER_CURE = "Out of memory, or the storage hangs? Lower data.workers; --resume continues from the last checkpoint"
+RANK_CURE = "The launcher's report names that process; --resume continues from the last checkpoint"
 FAILED = 1
 BAD_INPUT = 2
 STOPPED = 75
@@ -39,16 +39,16 @@ INTERRUPTED = 130
 
 
 class RunError(RuntimeError):
-    """A run that cannot continue; the message says where and why."""
+    """Raised if a run cannot continue; the message says where and why."""
 
 
 def run_command(main: Callable[["torch.device | None"], None], on_device: bool = True) -> None:
-    """Run `main(device)` inside the process group; leave with the exit code of what happened.
+    """Run `main(device)` inside the process group; if it raises, exit with the matching code.
 
     on_device: if False, there is no process group, torch is not imported, and `device` is None.
 
-    A ValueError or OSError is the user's mistake: one line, its traceback only in the log file of the experiment, if
-    there is one by then. Anything unforeseen is a bug and keeps its traceback."""
+    A ValueError or OSError is the user's mistake: it is printed in one line, and its traceback goes only to the
+    experiment's log file. Any unexpected exception is a bug, and its traceback is printed."""
     handle_interrupt(signal.default_int_handler)
     ranks = None
     try:
@@ -58,22 +58,22 @@ def run_command(main: Callable[["torch.device | None"], None], on_device: bool =
             start_logging(None, verbose=is_first())
             main(device)
     except (Exception, Stopped, KeyboardInterrupt) as error:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would print a traceback
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else PyTorch raises again for each loader process that ends
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises for each loader process that ends
         ending = explain(error)
         is_first_failure = not ranks or ranks.is_first_failure()
         if ending.is_bug:
             traceback.print_exception(error)
         if ending.code in (FAILED, BAD_INPUT):
             _report(error, ending.message, is_first_failure)
-        _leave(ending.code)
+        _exit_now(ending.code)
     if "RANK" in os.environ:
-        _leave(0)  # a thread of gloo that still needs Python would abort the process while Python ends
+        _exit_now(0)  # at a normal exit, a gloo thread that still uses Python may abort the process
     _kill_children()
 
 
 class Ending(NamedTuple):
-    """How a command ends because of an exception."""
+    """Exit code and message of a command that ends with an exception."""
 
     code: int  # exit code
     message: str
@@ -89,15 +89,15 @@ def explain(error: BaseException) -> Ending:
     if isinstance(error, SystemExit):
         return Ending(error.code if isinstance(error.code, int) else int(error.code is not None), str(error))
     text = str(error)
-    if "Original Traceback" in text:  # raised in a loader process, whose traceback PyTorch put into the message
+    if "Original Traceback" in text:  # raised in a loader process: PyTorch put the traceback into the message
         text = text.strip().splitlines()[-1].partition(": ")[2]
     first_line = (text.splitlines() or [""])[0].rstrip(".")
     frames = traceback.extract_tb(error.__traceback__)
     is_from_loader = any("torch/utils/data" in each.filename or "multiprocessing" in each.filename for each in frames)
     died_handing_over = isinstance(error, (ConnectionError, EOFError)) and is_from_loader
-    if died_handing_over or LOADER_FAILURE.match(text):  # PyTorch raises it wherever the main thread happens to be
+    if died_handing_over or LOADER_FAILURE.match(text):  # PyTorch may raise it anywhere in the main thread
         return Ending(FAILED, f"a loader process died or hangs ({first_line}). {LOADER_CURE}")
-    if isinstance(error, BrokenPipeError):  # whoever reads the output, such as `head`, has enough
+    if isinstance(error, BrokenPipeError):  # the reader of the output, such as `head`, has ended
         return Ending(128 + signal.SIGPIPE, text)
     if isinstance(error, (ValueError, OSError, EOFError)):
         return Ending(BAD_INPUT, text)
@@ -110,25 +110,25 @@ def explain(error: BaseException) -> Ending:
 
 
 def _report(error: BaseException, message: str, is_first_failure: bool) -> None:
-    """Write the error to the log file; print it, unless another process has reported one."""
+    """Write the error to the log file; print it if this process is the first one that fails."""
     message = printable_lines(message)
     line = f"error: {message}" if is_first() else f"error on rank {os.environ['RANK']}: {message}"
     logger.debug("traceback", exc_info=error)
-    logger.error(line)  # to the log file; see start_logging
+    logger.error(line)  # only to the log file, see start_logging
     if is_first_failure:
         with contextlib.suppress(OSError):
             tqdm.write(line, file=sys.stderr)
 
 
 def _kill_children() -> None:
-    """Kill loader processes that are no longer needed: ending by themselves takes them a moment, or forever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or PyTorch would call it an error
+    """Kill loader processes: otherwise they take a moment to end, or hang."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error
     for process in multiprocessing.active_children():
         process.kill()
 
 
-def _leave(code: int) -> NoReturn:
-    """Exit at once, whatever a hanging loader process or a thread of another library would wait for."""
+def _exit_now(code: int) -> NoReturn:
+    """Exit without waiting for hanging loader processes or threads."""
     _kill_children()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

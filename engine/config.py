@@ -1,7 +1,7 @@
-"""Typed configuration: a frozen base class, and one report of all that is wrong with a file and its overrides.
+"""Typed configuration: a frozen base class, and one error that reports all problems of a file and its overrides.
 
-A config class derives from `Config` and lives beside what it configures. `load_config` reads a YAML file and the
-command line's overrides into it; `dump_config` writes it back as a file that loads to an equal object.
+A config class derives from `Config` and is defined beside the code that it configures. `load_config` reads it from a
+YAML file and overrides of the command line. `dump_config` returns YAML that loads to an equal config.
 """
 
 import json
@@ -16,16 +16,16 @@ from engine.text import UnknownNameError, did_you_mean, nearest, shown
 
 
 class Config(BaseModel):
-    """Base of every config: frozen, no unknown fields, strict (8 will do for 8.0, but '8' or 8.0 not for 8)."""
+    """Base class of configs: frozen, no unknown fields, strict types (a float may be 8, but an int not 8.0 or '8')."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 ConfigClass = TypeVar("ConfigClass", bound=Config)
 Problem = tuple[int, KeyPath, str]  # line, field, what is wrong with it
-NOWHERE, COMMAND_LINE = 0, 1 << 62  # in place of the line of a field that is not in the file
-FEWEST_UNKNOWN = 4  # unknown fields in a file that was meant for another command
-WANTED = {  # by pydantic's type of error; the other types have words for users
+NOWHERE, COMMAND_LINE = 0, 1 << 62  # line numbers of fields that are not in the file
+MIN_UNKNOWN = 4  # from this number on, the file is taken for a config of a different command
+EXPECTED = {  # type of pydantic error to a message; pydantic's own messages are used for all other types
     "bool_type": "should be true or false",
     "string_type": "should be text",
     "tuple_type": "should be a list",
@@ -34,24 +34,24 @@ WANTED = {  # by pydantic's type of error; the other types have words for users
 
 
 def load_config(path: str | Path, overrides: Sequence[str], cls: type[ConfigClass]) -> ConfigClass:
-    """Read a config file, lay the command line's overrides over it, and validate the whole.
+    """Read a config file, apply the command line's overrides, and validate the result.
 
-    overrides: `section.field=value` each, the value in YAML: `model.neck=fpn`, `train.milestones=[43, 54]`.
-    Raises ConfigError: every bad field with its line, its dotted name, the value got and the value wanted; or one
-    sentence, if the file was meant for another command."""
+    overrides: `section.field=value`, with a value in YAML: `model.neck=fpn`, `train.milestones=[43, 54]`.
+    Raises ConfigError, which reports every invalid field with its line, dotted name, value and expected value, or only
+    says that the file is a config of a different command."""
     data, lines = read_yaml(path)
     problems = _override(data, lines, overrides)
     try:
-        # By way of JSON: strict there still takes a list for a tuple, and a list is all that YAML has.
+        # Validate JSON, because a strict tuple field accepts a JSON list, but not the Python list that YAML gives.
         config = cls.model_validate_json(json.dumps(data))
     except ValidationError as error:
         details = error.errors(include_url=False)
         paths = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
         unknown = [".".join(map(str, path)) for path in paths if lines[path] != COMMAND_LINE]
-        if len(unknown) >= FEWEST_UNKNOWN:
+        if len(unknown) >= MIN_UNKNOWN:
             raise ConfigError(
-                f"{path}: a config of another kind: a {cls.__name__} has no {', '.join(unknown[:FEWEST_UNKNOWN])}; its "
-                "first lines, or the README.md of its experiment, say for which command it is"
+                f"{path}: a config of a different command: {cls.__name__} has no {', '.join(unknown[:MIN_UNKNOWN])}; "
+                "its first lines, or the README.md of its experiment, name the command"
             ) from None
         problems += [_explain(detail, lines, cls) for detail in details]
     if problems:
@@ -60,9 +60,9 @@ def load_config(path: str | Path, overrides: Sequence[str], cls: type[ConfigClas
 
 
 def read_overridden(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a config file with overrides laid over it, as plain data that nobody has validated.
+    """Return the content of a config file with overrides applied, as plain data that is not validated.
 
-    Raises ConfigError if the file cannot be read, or an override cannot be laid over it."""
+    Raises ConfigError if the file cannot be read, or an override cannot be applied."""
     data, lines = read_yaml(path)
     if problems := _override(data, lines, overrides):
         raise _report(path, problems)
@@ -70,7 +70,7 @@ def read_overridden(path: str | Path, overrides: Sequence[str]) -> dict[str, Any
 
 
 def _override(data: dict[str, Any], lines: dict[KeyPath, int], overrides: Sequence[str]) -> list[Problem]:
-    """Write the overrides into data and lines; return what is wrong with the rest."""
+    """Apply the overrides to `data` and `lines` in place; return the problems of those that cannot be applied."""
     problems: list[Problem] = []
     names = [override.partition("=")[0] for override in overrides]
     for index, override in enumerate(overrides):
@@ -88,11 +88,11 @@ def _override(data: dict[str, Any], lines: dict[KeyPath, int], overrides: Sequen
 
 
 def _set(data: dict[str, Any], lines: dict[KeyPath, int], path: tuple[str, ...], value: Any) -> None:
-    """Put value at path as coming from the command line; make the sections above it.
+    """Set the value at `path` in place, with COMMAND_LINE as its line; create missing sections.
 
-    Raises ValueError if one of those is in the file and is not a section."""
+    Raises ValueError if a key above it is in the file but is not a section."""
     for depth, key in enumerate(path[:-1], start=1):
-        if data.get(key) is None:  # absent, or an optional section that was null
+        if data.get(key) is None:  # missing, or an optional section that is null
             data[key] = {}
             lines[path[:depth]] = COMMAND_LINE
         data = data[key]
@@ -104,11 +104,11 @@ def _set(data: dict[str, Any], lines: dict[KeyPath, int], path: tuple[str, ...],
     lines[path] = COMMAND_LINE
 
 
-# ---- explaining what is wrong ------------------------------------------------------------------------------
+# ---- reporting problems ------------------------------------------------------------------------------------
 
 
 def _report(source: str | Path, problems: list[Problem]) -> ConfigError:
-    """Return all problems of a file as one error, in the order of their lines."""
+    """Return one error that lists all problems of a file, sorted by line."""
     texts = []
     for line, path, message in sorted(problems, key=lambda problem: problem[0]):
         place = {NOWHERE: "", COMMAND_LINE: "command line"}.get(line, f"line {line}")
@@ -120,22 +120,22 @@ def _report(source: str | Path, problems: list[Problem]) -> ConfigError:
 
 
 def _explain(detail: dict[str, Any], lines: dict[KeyPath, int], cls: type[Config]) -> Problem:
-    """Return what pydantic found wrong with a field, with its line."""
+    """Convert a pydantic error to a `Problem`."""
     path, value, cause = detail["loc"], detail["input"], detail.get("ctx", {}).get("error")
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), NOWHERE)
     if detail["type"] == "missing":
         return line, path, "missing"
     if detail["type"] == "extra_forbidden":
-        near, siblings = _near(path, cls)
+        near, siblings = _suggest(path, cls)
         return line, path, "no such field" + (did_you_mean(near) or f" among {', '.join(siblings)}")
     if isinstance(cause, UnknownNameError) or (cause and isinstance(value, dict)):
         return line, path, str(cause)
-    wanted = str(cause or WANTED.get(detail["type"]) or detail["msg"].removeprefix("Input "))
-    return line, path, f"got {shown(value)}, {wanted}"
+    expected = str(cause or EXPECTED.get(detail["type"]) or detail["msg"].removeprefix("Input "))
+    return line, path, f"got {shown(value)}, {expected}"
 
 
-def _near(path: KeyPath, cls: type[Config]) -> tuple[list[str], list[str]]:
-    """Return the known fields that an unknown one may mean, and all fields of its section."""
+def _suggest(path: KeyPath, cls: type[Config]) -> tuple[list[str], list[str]]:
+    """Return the known fields whose names resemble an unknown one, and all fields of its section."""
     *above, name = (key for key in path if isinstance(key, str))
     fields = [(*section, field) for section, nested in sections(cls) for field in nested.model_fields]
     siblings = [field[-1] for field in fields if field[:-1] == tuple(above)]
@@ -144,7 +144,7 @@ def _near(path: KeyPath, cls: type[Config]) -> tuple[list[str], list[str]]:
 
 
 def sections(cls: type[Config], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[Config]]]:
-    """Yield a config class and every one nested in it, each with its path, in the order of declaration."""
+    """Yield (path, class) for a config class and all config classes nested in it, in the order of declaration."""
     yield path, cls
     for name, field in cls.model_fields.items():
         if nested := nested_class(field.annotation):
@@ -152,7 +152,7 @@ def sections(cls: type[Config], path: tuple[str, ...] = ()) -> Iterator[tuple[tu
 
 
 def nested_class(annotation: Any) -> type[Config] | None:
-    """Return the config class that a field holds: itself, optional, or in a list."""
+    """Return the config class in a field's type annotation, also inside Optional or tuple; None if there is none."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return annotation
     return next(filter(None, map(nested_class, get_args(annotation))), None)
@@ -162,17 +162,17 @@ def nested_class(annotation: Any) -> type[Config] | None:
 
 
 def dump_config(config: Config) -> str:
-    """Return the config as YAML, fields in the order of their declaration; it loads to an equal config."""
+    """Return the config as YAML, with fields in the order of declaration. It loads to an equal config."""
     return dump_yaml(config.model_dump(mode="json"))
 
 
 def changed_fields(before: Config, after: Config) -> dict[str, str]:
-    """Return what differs between two configs of a class: {"train.epochs": "train.epochs was 3, is 5"}."""
+    """Return the differences between two configs of one class: {"train.epochs": "train.epochs was 3, is 5"}."""
     return changed_values(before.model_dump(mode="json"), after.model_dump(mode="json"))
 
 
 def changed_values(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
-    """Return what differs between two nested mappings; an absent value counts as null."""
+    """Return the differences between two nested mappings, as `changed_fields` does; a missing value counts as null."""
     old, new = dict(_leaves(before)), dict(_leaves(after))
     return {
         name: f"{name} was {shown(old.get(name))}, is {shown(new.get(name))}"

@@ -1,8 +1,7 @@
-"""Processes that train together: start-up, who am I, and the few messages they exchange.
+"""Distributed training: start-up, ranks and collectives. Only this module uses torch.distributed.
 
-The only module that communicates through torch.distributed. `torchrun`, or Slurm's `srun` (engine/ranks.py), starts one
-process per GPU (NCCL), or several on the CPU (gloo). A plain `python -m ...` is a world of one without a process group,
-in which every function here works too.
+`torchrun`, or Slurm's `srun` (engine/ranks.py), starts one process per GPU (NCCL), or several processes on the CPU
+(gloo). A plain `python -m ...` has world size 1 and no process group; all functions work there, too.
 """
 
 import ctypes
@@ -21,26 +20,26 @@ from torch.nn.parallel import DistributedDataParallel
 
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a rank that hangs
 CLAIM_SECONDS = 5  # how long is_first_failure waits for rank 0, which may hang
-PR_SET_PDEATHSIG = 1  # of Linux' prctl: a signal to this process when its parent dies
+PR_SET_PDEATHSIG = 1  # option of Linux's prctl: send this process a signal when its parent dies
 
-_store: dist.Store | None = None  # what all ranks of a run can read and write
+_store: dist.Store | None = None  # key-value store that all ranks share
 
 
 @contextmanager
 def process_group() -> Iterator[torch.device]:
-    """Join the processes that torchrun or srun started, if one did; yields this process's device.
+    """Context manager that joins the process group of torchrun or srun, if there is one; yields this process's device.
 
-    CUDA device LOCAL_RANK where there is one, else the CPU. Gloo carries CPU tensors and Python objects,
-    NCCL the CUDA tensors. Raises ValueError if the processes cannot meet."""
+    The device is the GPU numbered LOCAL_RANK if CUDA is available, else the CPU. Collectives use gloo for CPU tensors
+    and Python objects, NCCL for CUDA tensors. Raises ValueError if there are too few GPUs or the rendezvous fails."""
     global _store
-    _end_with_torchrun()
+    _stop_if_torchrun_dies()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         if device.index >= torch.cuda.device_count():
             raise ValueError(
-                f"process {device.index} of this node has no GPU, there are {torch.cuda.device_count()}: start at most "
-                "that many (torchrun --nproc_per_node), or hide them all to train on the CPU (CUDA_VISIBLE_DEVICES=)"
+                f"process {device.index} of this node has no GPU, because there are {torch.cuda.device_count()}: start "
+                "fewer processes (torchrun --nproc_per_node), or hide all GPUs to use the CPU (CUDA_VISIBLE_DEVICES=)"
             )
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -52,22 +51,23 @@ def process_group() -> Iterator[torch.device]:
         dist.init_process_group(backend, store=_store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     except dist.DistNetworkError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise ValueError(f"processes cannot meet at {place}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"rendezvous of the processes at {place} failed: {str(error).splitlines()[0]}") from error
     yield device
-    # Not after an error: other ranks may be waiting inside a collective, and so would this.
-    any_rank(False)  # leave together: srun --wait ends all ranks soon after the first, and rank 0 may still be writing
+    # Skipped after an error, because other ranks may be blocked in a collective.
+    any_rank(False)  # wait for rank 0, which may still write: srun --wait kills all ranks soon after the first ends
     dist.destroy_process_group()
 
 
 def is_from_another_rank(error: Exception) -> bool:
-    """Return whether an error was raised here because another rank has died, or has hung for TIMEOUT."""
-    return isinstance(error, dist.DistError) or "/gloo/" in str(error)  # gloo's has no class of its own
+    """Return whether an error was raised because another rank has died, or has hung for TIMEOUT."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)  # gloo's errors have no class of their own
 
 
 def is_first_failure() -> bool:
-    """Return whether this rank is the first that asks, so the one to report its error.
+    """Return whether this rank should report its error, because it is the first rank to call this function.
 
-    If rank 0 has ended, it or the launcher has reported that; if it hangs, nobody else may report it."""
+    Returns False if rank 0, which hosts the store, has ended, because it or the launcher has reported the failure.
+    Returns True if rank 0 hangs, because otherwise no rank might report the error."""
     if _store is None:
         return True
     answer = ThreadPoolExecutor(1).submit(_store.add, "failures", 1)
@@ -79,26 +79,26 @@ def is_first_failure() -> bool:
         return False
 
 
-def _end_with_torchrun() -> None:
-    """Have SIGTERM, which saves, sent here when torchrun dies, as by a signal that it does not handle (SIGUSR1).
+def _stop_if_torchrun_dies() -> None:
+    """Let Linux send SIGTERM to this process, which then saves and stops, if torchrun dies (for example of SIGUSR1).
 
-    Without it the ranks would continue without a launcher. Does nothing elsewhere than on Linux."""
+    Otherwise the ranks would continue without a launcher. Does nothing on other systems."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def rank() -> int:
-    """Return this process's number, 0 to world_size - 1."""
+    """Return the rank of this process, 0 to world_size - 1."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Return whether this is the process that writes files and prints."""
+    """Return whether this process is rank 0, which writes files and prints."""
     return rank() == 0
 
 
@@ -111,16 +111,16 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Return on every process whether `flag` is true on any."""
+    """Return on every rank whether `flag` is true on any rank."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(int(flag))
-    dist.all_reduce(flags, dist.ReduceOp.MAX)  # on the CPU: nothing waits for the device
+    dist.all_reduce(flags, dist.ReduceOp.MAX)  # a CPU tensor, so nothing waits for the GPU
     return bool(flags)
 
 
 def gather(value: object) -> list | None:
-    """Return the picklable `value` of every rank, in rank order, on rank 0; None on the others."""
+    """Return the picklable `value` of every rank, in rank order; return None on ranks other than 0."""
     if world_size() == 1:
         return [value]
     values: list | None = [None] * world_size() if is_main() else None
@@ -132,20 +132,20 @@ def broadcast(value: object) -> object:
     """Return rank 0's picklable `value` on every rank."""
     if world_size() == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
-def share_buffers(model: nn.Module) -> None:
-    """Give every rank rank 0's buffers: BatchNorm's statistics differ, because each saw different images."""
+def broadcast_buffers(model: nn.Module) -> None:
+    """Copy rank 0's buffers to all ranks: BatchNorm statistics differ, because each rank trains on different images."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def data_parallel(model: nn.Module, device: torch.device, static_graph: bool) -> nn.Module:
-    """Return `model` wrapped so that backward averages the gradients over ranks; `model` itself in a world of one.
+    """Wrap `model` in DistributedDataParallel, which averages gradients over ranks; return it as is on one process.
 
     static_graph: whether every backward pass exchanges the gradients of the same parameters."""
     if world_size() == 1:

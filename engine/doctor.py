@@ -1,11 +1,11 @@
-"""Report what to look at first when something does not work: versions, devices, memory, disk, locks.
+"""Check this machine and installation when something does not work: versions, devices, memory, disk, locks.
 
     python -m engine.doctor
 
-Prints all versions, for a bug report (torch.utils.collect_env), then one line per check: ok, warn or fail, and the
-cure. It reads no config: a training command with --dry-run tries one, with its data, its weights and its memory.
+Prints all versions for a bug report (torch.utils.collect_env), then a line per check: ok, warn or fail, and the cure.
+It reads no config. To test a config with its data, weights and memory needs, run its training command with --dry-run.
 
-Exit codes: 0 nothing failed, though there may be warnings; 1 something did; 2 bad command line.
+Exit codes: 0 no check failed (there may be warnings); 1 a check failed; 2 invalid command line.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from engine.start import start
 
 GIB = 2**30
 
-Finding = tuple[str, str, str]  # ok, warn or fail; what was found; the cure unless it is ok
+Finding = tuple[str, str, str]  # level (ok, warn or fail), finding, cure (ignored if ok)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     return argparse.ArgumentParser(
         prog="python -m engine.doctor",
-        description="Check this machine and this installation. To try a config, start its training with --dry-run.",
+        description="Check this machine and this installation. To test a config, run its training with --dry-run.",
         epilog="example: python -m engine.doctor",
     ).parse_args(words)
 
@@ -40,19 +40,19 @@ def main(arguments: argparse.Namespace, _: None) -> None:
 
 
 def run_check(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """Run a check and print what it found; one that raises is a failure."""
+    """Run a check; print and return its findings. A check that raises an exception has failed."""
     try:
         findings = list(check())
     except Exception as error:  # a broken library may raise anything
         what = f"{check.__name__}: {type(error).__name__}: {error}"
-        findings = [("fail", what, "install torch and torchvision again, both at once and from the same index")]
+        findings = [("fail", what, "reinstall torch and torchvision together, from the same package index")]
     for level, what, cure in findings:
         print(f"{level:<5} {what}" + (f"\n      -> {cure}" if level != "ok" else ""), flush=True)
     return findings
 
 
 def check_versions() -> Iterator[Finding]:
-    """Print what torch knows of this system."""
+    """Report the versions of torch, the libraries, the system and its hardware."""
     from torch.utils.collect_env import get_pretty_env_info
 
     yield "ok", f"versions and system:\n\n{get_pretty_env_info()}\n", ""
@@ -74,39 +74,39 @@ def check_devices() -> Iterator[Finding]:
             yield "ok", f"{device}: {describe_device(device)}; train.precision auto is {precision}", ""
             if device.type == "cuda":
                 free, total = torch.cuda.mem_get_info(device)
-                yield room(f"memory of {device}", free, 0.8 * total, "nvidia-smi shows who has the rest")
+                yield check_free(f"free memory of {device}", free, 0.8 * total, "nvidia-smi shows what uses the rest")
         except RuntimeError as error:
-            cure = "torch and torchvision of one release? Does nvidia-smi show that the GPU is in use, or broken?"
+            cure = "install matching torch and torchvision; check in nvidia-smi whether the GPU is in use or broken"
             yield "fail", f"{device}: cannot be used: {str(error).splitlines()[0]}", cure
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
-        cure = "unset CUDA_VISIBLE_DEVICES, update the driver, or install a torch that was built for CUDA"
+        cure = "unset CUDA_VISIBLE_DEVICES, update the driver, or install a build of torch with CUDA"
         yield "warn", "nvidia-smi is installed, but torch sees no GPU", cure
 
 
-def check_room() -> Iterator[Finding]:
-    """Look at memory and disk, and write and lock a file where experiments are kept."""
-    yield room("memory of this process", memory_limit(), 4 * GIB, "ask for more: sbatch --mem, docker --memory")
-    if (shared := Path("/dev/shm")).is_dir():  # loader processes hand over batches in it
+def check_memory_and_disk() -> Iterator[Finding]:
+    """Check free memory and disk space, and whether files can be written and locked in the folder of experiments."""
+    yield check_free("memory for this process", memory_limit(), 4 * GIB, "request more: sbatch --mem, docker --memory")
+    if (shared := Path("/dev/shm")).is_dir():  # loader processes transfer batches through it
         cure = "docker run --shm-size=8g, or data.workers=0; otherwise loader processes may die of SIGBUS"
-        yield room(str(shared), shutil.disk_usage(shared).free, GIB, cure)
-    wanted = Path("experiments").absolute()
-    folder = next(path for path in (wanted, *wanted.parents) if path.exists())
+        yield check_free(f"free space in {shared}", shutil.disk_usage(shared).free, GIB, cure)
+    root = Path("experiments").absolute()
+    folder = next(path for path in (root, *root.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        cure = "name a folder by --experiments that can be; mount NFS with locks"
+        cure = "choose a different folder with --experiments; mount NFS with locks"
         yield "fail", f"{folder}: cannot be written or locked: {error.strerror}", cure
-    cure = "make room: a run keeps about three checkpoints, each three times as large as its weights"
-    yield room(str(folder), shutil.disk_usage(folder).free, 10 * GIB, cure)
+    cure = "free some space: a run keeps about three checkpoints, each three times as large as its weights"
+    yield check_free(f"free space in {folder}", shutil.disk_usage(folder).free, 10 * GIB, cure)
 
 
-def room(what: str, free: float, least: float, cure: str) -> Finding:
-    """Return a warning if fewer than `least` of `free` bytes are there."""
+def check_free(what: str, free: float, least: float, cure: str) -> Finding:
+    """Return a finding about `free` bytes: a warning if they are fewer than `least`."""
     return "ok" if free >= least else "warn", f"{what}: {free / GIB:,.1f} GiB", cure
 
 
-CHECKS = (check_versions, check_devices, check_room)
+CHECKS = (check_versions, check_devices, check_memory_and_disk)
 
 if __name__ == "__main__":
     start(parse_arguments, main, on_device=False)

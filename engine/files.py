@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks on files, and errors that name them."""
+"""Atomic writes, file locks, and errors that name the file."""
 
 import errno
 import fcntl
@@ -13,11 +13,11 @@ from typing import BinaryIO
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Inside, an error of the system becomes an OSError that names `path` and says why it cannot be written."""
+    """Context manager that turns errors of the operating system into an OSError naming `path` and the reason."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides what went wrong below it
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save raises a RuntimeError instead
         if not isinstance(cause, OSError):
             raise
         reason = "no space left" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else cause.strerror
@@ -25,10 +25,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], sync: bool = True) -> None:
-    """Have `write` fill a file that takes the place of `path` when it is complete and on the disk.
+    """Write a file atomically: `write` fills a temporary file, which then replaces `path`.
 
-    A process killed at any byte leaves the previous file. Raises OSError naming `path`.
-    sync: wait for the disk; without it a power failure may leave an empty file."""
+    If the process is killed at any time, the previous file stays. Raises OSError naming `path`.
+    sync: wait until the data is on the disk; otherwise a power failure may leave an empty file."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):
@@ -44,15 +44,15 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], sync: bool = Tr
 
 
 def write_text(path: Path, text: str, sync: bool = True) -> None:
-    """`write_whole` of a text in UTF-8."""
+    """Write a text file in UTF-8 atomically, see `write_whole`."""
     write_whole(path, lambda file: file.write(text.encode()), sync)
 
 
-_locks: set[int] = set()  # descriptors of the locks that this process holds
+_locks: set[int] = set()  # file descriptors of the locks that this process holds
 
 
 def _release_in_child() -> None:
-    """Close inherited locks: a loader process that outlives its killed parent must not hold them."""
+    """Close inherited locks, because a loader process that outlives its killed parent must not hold them."""
     while _locks:
         os.close(_locks.pop())
 
@@ -62,10 +62,10 @@ os.register_at_fork(after_in_child=_release_in_child)
 
 @contextmanager
 def locked(path: Path, busy: Exception | None = None) -> Iterator[None]:
-    """Hold an exclusive lock on a file inside; the file is made if there is none.
+    """Context manager that holds an exclusive lock on a file, which is created if it is missing.
 
-    The system releases it when the process ends, however it ends. A file system without locks excludes nobody.
-    busy: raised if another process holds the lock; None: wait for it."""
+    The operating system releases the lock however the process ends. On a file system without locks this does nothing.
+    busy: exception to raise if another process holds the lock; None: wait for the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _locks.add(descriptor)
     try:
@@ -79,14 +79,14 @@ def locked(path: Path, busy: Exception | None = None) -> Iterator[None]:
 
 
 def _lock(descriptor: int, wait: bool) -> bool:
-    """Lock an open file; return whether nobody else holds the lock."""
+    """Lock an open file; return False if another process holds the lock."""
     for _ in range(2):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             return True
         except BlockingIOError:
-            time.sleep(0.1)  # `is_locked` in another process holds it for an instant
-        except OSError:  # no locks on this file system
+            time.sleep(0.1)  # try again, because `is_locked` in another process holds the lock briefly
+        except OSError:  # this file system has no locks
             return True
     return False
 
@@ -102,10 +102,10 @@ def is_locked(path: Path) -> bool:
 
 
 def user_path(text: str, field: str) -> Path:
-    """Return the path that a user wrote, `~` expanded; there need be nothing at it.
+    """Return a path from user input, with `~` expanded. It need not exist.
 
-    field: where it was written, such as "data.root", for the message.
-    Raises ValueError for what cannot be a path: a home of nobody, a NUL, a name too long, a folder that is a file."""
+    field: config field of the path, such as "data.root", for the message.
+    Raises ValueError if the path is not usable: unknown home, NUL character, name too long, file used as a folder."""
     try:
         path = Path(text).expanduser()
         with suppress(FileNotFoundError):
@@ -116,14 +116,14 @@ def user_path(text: str, field: str) -> Path:
     return path
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to NAME.damaged, in place of an earlier one, and return the new path."""
-    aside = path.with_name(f"{path.name}.damaged")
-    os.replace(path, aside)
-    return aside
+def rename_damaged(path: Path) -> Path:
+    """Rename a damaged file to NAME.damaged, which replaces an earlier one; return the new path."""
+    renamed = path.with_name(f"{path.name}.damaged")
+    os.replace(path, renamed)
+    return renamed
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file of any size."""
+    """Return the SHA-256 of a file as hexadecimal digits. Large files are read in chunks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""The check that loss and gradient of every step are finite, which never makes a GPU wait.
+"""Check that loss and gradient of every step are finite, without making the GPU wait.
 
-Whether a step was finite is known on the GPU, where the optimizer skips it if not. The CPU looks one step later, when
-the next step is on its way."""
+The optimizer skips a step that is not finite on the GPU. The CPU reads the result one step later, when the GPU is
+already computing the next step."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from engine import distributed
 from engine.command import RunError
 from engine.train_state import TrainState
 
-MAX_OVERFLOWS = 20  # in a row; each halves the loss scale
+MAX_OVERFLOWS = 20  # consecutive steps whose gradients overflow fp16; each halves the loss scale
 
 
 class _Outcome(NamedTuple):
@@ -22,27 +22,27 @@ class _Outcome(NamedTuple):
     step: int
     losses: dict[str, Tensor]
     batches: list[dict[str, Tensor]]
-    finite: Tensor  # (2,) bool: gradient norm and loss; on its way to the CPU
-    arrival: torch.cuda.Event | None  # when it is there; None if it is already
+    finite: Tensor  # (2,) bool, whether gradient norm and loss are finite; being copied to the CPU
+    arrival: torch.cuda.Event | None  # end of that copy; None if there is nothing to wait for
 
 
 class FiniteCheck:
-    """Check each step of `state` one step late."""
+    """Check of each step of `state`, one step later."""
 
     def __init__(self, state: TrainState) -> None:
         self.state = state
         self.pending: _Outcome | None = None
 
     def watch(self, losses: dict[str, Tensor], batches: list[dict[str, Tensor]], finite: Tensor) -> None:
-        """Keep the step that was just taken for the next `check`.
+        """Store the outcome of the step that was just taken, for the next `check`.
 
-        losses, batches: for the error message. finite: (2,) bool, of gradient norm and loss, the same on every rank."""
+        losses, batches: for the error message. finite: (2,) bool for gradient norm and loss, identical on all ranks."""
         self.pending = _Outcome(self.state.step, losses, batches, *_copy_to_host(finite))
 
     def check(self) -> None:
-        """Raise RunError, on all ranks together, if loss or gradient of the last step was not finite.
+        """Raise RunError on all ranks if the loss or gradient of the stored step was not finite.
 
-        In fp16 a gradient that overflows is counted, and is an error only after MAX_OVERFLOWS in a row."""
+        In fp16, overflows of the gradient are counted, and raise only after MAX_OVERFLOWS consecutive ones."""
         last, self.pending = self.pending, None
         if last is None:
             return
@@ -52,18 +52,18 @@ class FiniteCheck:
         finite_norm, finite_total = last.finite.tolist()
         overflow = not finite_norm and state.scaler.is_enabled()
         state.overflows += overflow
-        state.overflows_in_a_row = state.overflows_in_a_row + 1 if overflow else 0
-        if not finite_total or not (finite_norm or overflow) or state.overflows_in_a_row == MAX_OVERFLOWS:
+        state.consecutive_overflows = state.consecutive_overflows + 1 if overflow else 0
+        if not finite_total or not (finite_norm or overflow) or state.consecutive_overflows == MAX_OVERFLOWS:
             raise RunError(_describe(last))
 
     @property
-    def device_is_busy(self) -> bool:
-        """Whether a GPU still computes the last step, so that waiting for the next batch costs nothing."""
+    def is_device_busy(self) -> bool:
+        """Whether the GPU still computes the last step, so that waiting for data costs no time."""
         return bool(self.pending and self.pending.arrival and not self.pending.arrival.query())
 
 
 def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Return `values` in the CPU's memory, and the event after which they are there, without waiting for it."""
+    """Start a copy of `values` to the CPU; return it with the event at its end (None if there is nothing to copy)."""
     if values.device.type != "cuda":
         return values, None
     copy = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
@@ -73,13 +73,13 @@ def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def _describe(outcome: _Outcome) -> str:
-    """Name the losses and images of the ranks whose losses are not finite, or of all ranks if only the gradient is."""
+    """Return an error message with losses and image ids: of the ranks whose losses are not finite, or else of all."""
     values = {name: float(value) for name, value in outcome.losses.items()}
     image_ids = [image_id for batch in outcome.batches for image_id in batch["image_ids"].tolist()]
     reports = distributed.broadcast(distributed.gather((distributed.rank(), values, image_ids)))
-    culprits = [report for report in reports if not all(map(math.isfinite, report[1].values()))]
-    ranks = "; ".join(f"rank {rank}: {values}, image ids {ids}" for rank, values, ids in culprits or reports)
+    not_finite = [report for report in reports if not all(map(math.isfinite, report[1].values()))]
+    ranks = "; ".join(f"rank {rank}: {values}, image ids {ids}" for rank, values, ids in not_finite or reports)
     return (
-        f"step {outcome.step}: loss or gradient is not finite; {ranks}; the weights are those before this step. "
-        "Lower optim.learning_rate, or look at these images"
+        f"step {outcome.step}: loss or gradient is not finite; {ranks}; the step was not applied to the weights. "
+        "Lower optim.learning_rate, or check these images"
     )

@@ -1,8 +1,8 @@
-"""What a run reads, identified by content: annotation files and sets of images; and images that are there twice.
+"""Identify the data that a run reads by content, and find duplicate images.
 
-Two data sets are the same if their annotations and their images are, in whatever folder and whenever written. A file
-is identified by its SHA-256. A set of images is identified by the names and sizes of all its files and by the content
-of some (`identify_images`).
+Two data sets are the same if their annotations and images have the same content; folders and times do not matter. A
+file is identified by its SHA-256. A set of images is identified by the names and sizes of all its files and by the
+content of some (`identify_images`).
 """
 
 import hashlib
@@ -19,34 +19,34 @@ from engine.files import file_sha256, write_text
 from engine.text import listed
 
 INPUTS = "inputs.json"  # in an experiment directory
-MOST_READ, MOST_BYTES = 2_000, 2**28  # images, and their bytes, up to which the content of all of them is read
-SAMPLE = 64  # images whose content is read where there are more
-MOST_MEASURED = 200_000  # images up to which the size of all of them is taken
-END = 4096  # bytes: those of two images of one size differ, except in formats without compression
+MAX_READ, MAX_READ_BYTES = 2_000, 2**28  # up to these numbers of images and bytes, the content of all images is read
+SAMPLE = 64  # number of images whose content is read in larger sets
+MAX_MEASURED = 200_000  # up to this number of images, the sizes of all images are read
+END = 4096  # bytes at the end of a file; they differ between images of one size, unless a format does not compress
 
 
 class ImageSet(NamedTuple):
-    """The images of one half of a data set."""
+    """Identity of the images of one split of a data set."""
 
     folder: str
     count: int
-    names: list[str]  # of the images whose content was read, relative to the folder
-    contents: str  # SHA-256 of these: see contents_sha256
-    sha256: str  # of the names and sizes of all, and of `contents`
+    names: list[str]  # images whose content was read, relative to the folder
+    contents: str  # contents_sha256 of `names`
+    sha256: str  # hash of the names and sizes of all images, and of `contents`
 
 
 def identify_images(folder: Path, names: Iterable[str]) -> ImageSet:
-    """Identify a set of images by the names and sizes of all and the content of some, in a second or so for COCO.
+    """Identify a set of images by the names and sizes of all files and the content of some; takes about 1 s for COCO.
 
-    Up to MOST_READ images and MOST_BYTES bytes, the content of all images counts; in larger sets that of SAMPLE of
-    them, evenly spread over the sorted names, so a few images replaced by others of the same size may go unnoticed.
-    Of more than MOST_MEASURED images only the sizes of the sample count. Modification times do not count.
+    Up to MAX_READ images and MAX_READ_BYTES bytes, the content of all images is read. In larger sets it is read for
+    SAMPLE images, evenly spread over the sorted names, so a few images replaced by others of the same size may go
+    undetected. Above MAX_MEASURED images, sizes are read for the sample only. Modification times are ignored.
 
     names: file names relative to the folder. Raises OSError naming the file if one is missing."""
     names = sorted(set(names))
-    measured = names if len(names) <= MOST_MEASURED else _spread(names, SAMPLE)
+    measured = names if len(names) <= MAX_MEASURED else _spread(names, SAMPLE)
     sizes = [os.stat(folder / name).st_size for name in measured]
-    few = len(names) <= MOST_READ and sum(sizes) <= MOST_BYTES
+    few = len(names) <= MAX_READ and sum(sizes) <= MAX_READ_BYTES
     read = names if few else _spread(names, SAMPLE)
     contents = contents_sha256(folder, read)
     digest = hashlib.sha256(json.dumps([names, sizes, contents]).encode()).hexdigest()
@@ -54,13 +54,13 @@ def identify_images(folder: Path, names: Iterable[str]) -> ImageSet:
 
 
 def _spread(names: list[str], count: int) -> list[str]:
-    """`count` of the names, evenly spread."""
+    """Return `count` of the names, evenly spaced."""
     count = min(count, len(names))
     return [names[k * len(names) // count] for k in range(count)]
 
 
 def contents_sha256(folder: Path, names: Iterable[str]) -> str:
-    """Return the SHA-256 over the names and contents of files in a folder. Raises OSError if one is missing."""
+    """Return one SHA-256 over the names and contents of files in a folder. Raises OSError if a file is missing."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{json.dumps(name)} {content_sha256(folder / name)}\n".encode())
@@ -68,7 +68,7 @@ def contents_sha256(folder: Path, names: Iterable[str]) -> str:
 
 
 def content_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, cached until it is written to: a grid asks for the same files in every cell."""
+    """Return the SHA-256 of a file; cached until the file changes, because all cells of a grid read the same files."""
     stat = os.stat(path)
     return _content_sha256(path, stat.st_size, stat.st_mtime_ns)
 
@@ -79,11 +79,11 @@ def _content_sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 class Change(NamedTuple):
-    """A file or folder that differs from what a run has read."""
+    """A file or folder whose content has changed since a run read it."""
 
     path: Path
     what: str
-    is_gone: bool = False  # with all that is in it
+    is_gone: bool = False  # whether the path is missing
 
     def __str__(self) -> str:
         return f"{self.path} {self.what}"
@@ -94,31 +94,31 @@ class Inputs:
     """The data that a run read at its start."""
 
     root: str  # folder of the data set
-    files: dict[str, str]  # annotation files and the like: path to SHA-256
-    images: dict[str, ImageSet]  # by half, "train" and "val"; empty where `files` hold the images
+    files: dict[str, str]  # path to SHA-256, for annotations and files that contain many images
+    images: dict[str, ImageSet]  # for splits "train" and "val"; empty if `files` contain the images
 
     def write(self, experiment: Path) -> None:
-        """Write inputs.json into an experiment directory."""
+        """Write inputs.json to an experiment directory."""
         images = {half: images._asdict() for half, images in self.images.items()}
         write_text(experiment / INPUTS, json.dumps(vars(self) | {"images": images}) + "\n")
 
     def changes(self, root: Path | None = None) -> Iterator[Change]:
-        """Yield every file and set of images that differs now, or that is gone.
+        """Yield every file and set of images that is different or missing now.
 
-        root: where the data set is now, if not in `self.root`."""
+        root: present folder of the data set; None if it is still `self.root`."""
         for name, digest in self.files.items():
             path = self._moved(name, root)
             if not path.is_file():
-                yield Change(path, "is gone", is_gone=True)
+                yield Change(path, "is missing", is_gone=True)
             elif content_sha256(path) != digest:
-                yield Change(path, "has other content")
+                yield Change(path, "has changed")
         for half, images in self.images.items():
             folder = self._moved(images.folder, root)
             try:
                 if contents_sha256(folder, images.names) != images.contents:
-                    yield Change(folder, f"has other {half} images")
+                    yield Change(folder, f"has different {half} images")
             except OSError as error:
-                yield Change(Path(error.filename), "is gone", is_gone=not folder.is_dir())
+                yield Change(Path(error.filename), "is missing", is_gone=not folder.is_dir())
 
     def _moved(self, name: str, root: Path | None) -> Path:
         path, then = Path(name), Path(self.root).expanduser()
@@ -126,7 +126,7 @@ class Inputs:
 
 
 def read_inputs(experiment: Path) -> Inputs | None:
-    """Read the inputs.json of an experiment; None if it has none. Raises ValueError if it is damaged."""
+    """Return the content of an experiment's inputs.json; None if it is missing. Raises ValueError if it is corrupt."""
     path = experiment / INPUTS
     if not path.is_file():
         return None
@@ -135,55 +135,55 @@ def read_inputs(experiment: Path) -> Inputs | None:
         content["images"] = {half: ImageSet(**images) for half, images in content["images"].items()}
         return Inputs(**content)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({error!r:.100}); without it, annotations alone are compared") from None
+        raise ValueError(f"{path}: corrupt ({error!r:.100}); delete it to compare the annotations only") from None
 
 
-# ---- images that a data set holds twice ------------------------------------------------------------------------
+# ---- duplicate images ------------------------------------------------------------------------------------------
 
 ADVICE = {
-    "file names": "{count} of {total} file names occur more than once, such as {names}; give each image one record",
+    "file names": "{count} of {total} file names occur more than once, such as {names}; keep one record per image",
     "bytes": "{count} of {total} images have the same bytes as another one, such as {names}; keep one of each",
     "halves": "{count} of {total} validation images are also training images (same file or same bytes), such as "
-    "{names}: the score is too high, because the model was trained on what it is scored on; take them out of one half",
+    "{names}: scores are too high, because the model is scored on training images; remove them from one split",
 }
 
 
 class Repeats(NamedTuple):
-    """Images that a data set holds more than once: in both halves, or twice in one of them."""
+    """Images that a data set contains more than once: in both splits, or twice in one split."""
 
     kind: str  # a key of ADVICE
     count: int
-    total: int  # images that were compared
-    examples: list[str]  # names of the first three
+    total: int  # number of images that were compared
+    examples: list[str]  # names of the first three repeats
 
     def __str__(self) -> str:
         return ADVICE[self.kind].format(count=self.count, total=f"{self.total:,}", names=listed(self.examples))
 
 
 def repeats(kind: str, names: Sequence[str], total: int) -> Repeats | None:
-    """Return the repeats of these names; None if there are none."""
+    """Return `Repeats` with these names; None if there are no names."""
     return Repeats(kind, len(names), total, list(names[:3])) if names else None
 
 
 def repeated_names(names: Sequence[str]) -> Repeats | None:
-    """Return the file names that several records of one half have."""
+    """Return the file names that occur in several records of a split; None if there are none."""
     counts = Counter(str(PurePath(name)) for name in names)
     return repeats("file names", [name for name, count in counts.items() if count > 1], len(counts))
 
 
 def repeated_bytes(paths: Iterable[Path]) -> Repeats | None:
-    """Return the files of one half that hold the same bytes as an earlier one."""
+    """Return the files of a split that have the same bytes as an earlier file; None if there are none."""
     paths = list(dict.fromkeys(paths))
     found = copies(paths)
     return repeats("bytes", [path.name for path in paths if path in found], len(paths))
 
 
 def shared_between(train: Iterable[Path], val: Iterable[Path]) -> Repeats | None:
-    """Return the validation images that are also training images: the same file, or one with the same bytes.
+    """Return the validation images that are also training images, by path or by content; None if there are none.
 
-    Content is compared among files of one size only, so that a clean COCO takes seconds."""
+    Only files of equal size are compared, which takes seconds for COCO; above MAX_MEASURED images, none are."""
     train, val = dict.fromkeys(train), dict.fromkeys(val)
-    if len(train) + len(val) > MOST_MEASURED:
+    if len(train) + len(val) > MAX_MEASURED:
         return None
     sizes = {path: os.stat(path).st_size for path in (train | val)}
     common = {sizes[path] for path in train} & {sizes[path] for path in val}
@@ -192,9 +192,9 @@ def shared_between(train: Iterable[Path], val: Iterable[Path]) -> Repeats | None
 
 
 def copies(paths: Sequence[Path]) -> dict[Path, Path]:
-    """Return for each file that holds the same bytes as an earlier one the first of these.
+    """Return {copy: first file with the same bytes} for all files that are copies of an earlier one.
 
-    Files are read whole only if their sizes and ends are equal."""
+    A file is only read completely if another file has the same size and end."""
     groups = [paths]
     for key in (_size_and_end, content_sha256):
         by_key = defaultdict(list)

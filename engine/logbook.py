@@ -1,6 +1,6 @@
-"""Messages and progress bars: on the terminal, and in the train.log of an experiment.
+"""Log messages and progress bars, on the terminal and in the train.log of an experiment.
 
-Messages go through the standard logging module; on the terminal they appear above tqdm's progress bars.
+Messages use the standard logging module; on the terminal they appear above tqdm's progress bars.
 """
 
 import logging
@@ -20,26 +20,25 @@ logger = logging.getLogger("workbench")
 
 
 class _TqdmHandler(logging.Handler):
-    """Prints a message without breaking the progress bar below it; errors are said by engine.command."""
+    """Handler that prints messages above the progress bar. Errors are printed by engine/command.py instead."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.ERROR:
-            with suppress(OSError):  # nobody reads it any more, or its disk is full; the log file has it, too
+            with suppress(OSError):  # a closed pipe or a full disk does not end a run
                 tqdm.write(self.format(record), file=sys.stdout)
-                sys.stdout.flush()  # into a file, too, a message comes when it happens
+                sys.stdout.flush()  # so that messages appear at once, even if the output is a file
 
 
 class _Formatter(logging.Formatter):
-    """Escapes control characters of names in messages, for whoever reads them in a terminal."""
+    """Formatter that escapes control characters in messages, because names in them may be untrusted."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
 
 
 def start_logging(experiment: Path | None, verbose: bool) -> None:
-    """Send messages to the terminal (`verbose`: all of them, else only warnings) and, given an experiment
-    directory, to its train.log."""
-    logging.raiseExceptions = False  # a log file on a full disk is no reason for tracebacks
+    """Log to the terminal (if not `verbose`, only warnings) and, if `experiment` is given, to its train.log."""
+    logging.raiseExceptions = False  # print no traceback if the log file cannot be written
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     for handler in list(logger.handlers):
@@ -55,7 +54,7 @@ def start_logging(experiment: Path | None, verbose: bool) -> None:
 
 
 class _Lines:
-    """A stream that tqdm's bars can be written to: a line for each, as a log file wants it."""
+    """Stream for tqdm that writes each state of a progress bar as a line, for log files."""
 
     def write(self, text: str) -> None:
         text = re.sub(r"\x1b\[A|[\r\n]", "", text).strip()
@@ -69,7 +68,7 @@ class _Lines:
 
 
 def progress_bar(steps: Iterable | None = None, bar_class: type[tqdm] = tqdm, **options: Any) -> tqdm:
-    """tqdm over `steps` on rank 0, silent on the others; where the output is a file, a line a minute."""
+    """Return a tqdm bar over `steps`, disabled on ranks other than 0. In a log file it writes one line per minute."""
     minutely = {"file": _Lines(), "delay": 60, "mininterval": 60, "maxinterval": 120, "leave": False}
     options = ({"dynamic_ncols": True} if sys.stderr.isatty() else minutely) | options
     return bar_class(steps, disable=not is_first(), **options)

@@ -1,7 +1,7 @@
-"""What moves the weights: parameter groups, optimizer, learning-rate schedule, moving average.
+"""Optimization: parameter groups, optimizer, learning-rate schedule, moving average of the weights.
 
-The learning rate in a config belongs to a reference batch and follows the global batch linearly (Goyal et al.,
-arXiv 1706.02677, section 2.1): the config is never rewritten, the scaled value is derived here and logged.
+The learning rate of a config is meant for a reference batch size and is scaled linearly with the global batch size
+(Goyal et al., arXiv 1706.02677, section 2.1). The scaled value is logged; the config does not change.
 """
 
 from typing import Literal
@@ -21,61 +21,60 @@ POSITION_PARAMETERS = ("relative_position_bias_table", "absolute_pos_embed")
 class OptimConfig(Config):
     """Optimizer and learning-rate schedule."""
 
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="update rule")
-    learning_rate: float = Field(0.0208, gt=0, description="peak, at reference_batch_size")
-    reference_batch_size: int = Field(256, ge=1, description="images per step that learning_rate is meant for")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="none on biases, norms and position parameters")
-    warmup_epochs: float = Field(1.0, ge=0, description="linear rise of the learning rate, in epochs")
-    schedule: Literal["steps", "cosine"] = Field("steps", description="after the warm-up")
-    drop_epochs: tuple[PositiveInt, ...] = Field((), description="steps: epochs after which the rate drops")
-    drop_factor: float = Field(0.1, gt=0, lt=1, description="steps: what each drop multiplies by")
-    min_learning_rate: float = Field(0.0, ge=0, description="cosine: where it ends, at reference_batch_size")
-    clip_norm: float | None = Field(5.0, gt=0, description="largest L2 norm of the gradient; null: no clipping")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimization algorithm")
+    learning_rate: float = Field(0.0208, gt=0, description="peak learning rate, for reference_batch_size")
+    reference_batch_size: int = Field(256, ge=1, description="global batch size that learning_rate is meant for")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay, except on biases, norms and position parameters")
+    warmup_epochs: float = Field(1.0, ge=0, description="length of the linear learning-rate warm-up, in epochs")
+    schedule: Literal["steps", "cosine"] = Field("steps", description="learning-rate schedule after the warm-up")
+    drop_epochs: tuple[PositiveInt, ...] = Field((), description="steps: epochs after which the learning rate drops")
+    drop_factor: float = Field(0.1, gt=0, lt=1, description="steps: factor by which the learning rate drops")
+    min_learning_rate: float = Field(0.0, ge=0, description="cosine: final learning rate, for reference_batch_size")
+    clip_norm: float | None = Field(5.0, gt=0, description="maximum L2 norm of the gradient; null: no clipping")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups: matrices and kernels decay; biases, norms, scales and position
-    parameters do not."""
-    decayed, free = [], []
+    """Return two groups of trainable parameters: matrices and kernels with weight decay, all others without."""
+    decayed, not_decayed = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_free = parameter.ndim <= 1 or name.endswith(POSITION_PARAMETERS)
-            (free if is_free else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+            is_exempt = parameter.ndim <= 1 or name.endswith(POSITION_PARAMETERS)
+            (not_decayed if is_exempt else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": not_decayed, "weight_decay": 0.0}]
 
 
-STATES_PER_WEIGHT = {"sgd": 1, "adamw": 2}  # numbers that the optimizer keeps for each weight
+STATES_PER_WEIGHT = {"sgd": 1, "adamw": 2}  # number of values that the optimizer stores per weight
 
 
 def schedule_warnings(optim: OptimConfig, epochs: int) -> list[str]:
-    """Return what of a schedule never takes effect in so many epochs."""
-    found = []
+    """Return warnings about the parts of a schedule that take no effect within this number of epochs."""
+    warnings = []
     if optim.schedule == "steps" and any(epoch >= epochs for epoch in optim.drop_epochs):
-        found.append(f"optim.drop_epochs {optim.drop_epochs}: the last epoch is {epochs}")
+        warnings.append(f"optim.drop_epochs {optim.drop_epochs}: training ends after epoch {epochs}")
     if optim.warmup_epochs >= epochs:
-        found.append(
-            f"optim.warmup_epochs {optim.warmup_epochs:g}: all of the {epochs} epochs, so the learning rate rises to "
-            "the end; lower it"
+        warnings.append(
+            f"optim.warmup_epochs {optim.warmup_epochs:g}: the learning rate rises until the end of training, after "
+            f"{epochs} epochs; lower warmup_epochs"
         )
-    return found
+    return warnings
 
 
 def scaled_learning_rate(config: OptimConfig, global_batch_size: int) -> float:
-    """The peak learning rate for `global_batch_size` images per step."""
+    """Return the peak learning rate for `global_batch_size` images per step."""
     return config.learning_rate * global_batch_size / config.reference_batch_size
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, global_batch_size: int) -> Optimizer:
-    """SGD or AdamW over `parameter_groups`, at the scaled peak learning rate.
+    """Return SGD or AdamW for the `parameter_groups` of a model, with the scaled peak learning rate.
 
-    Fused, that is in few operations, and so that they do nothing in a step for which their `found_inf` is 1."""
+    The optimizer is fused: it is faster, and its attribute `found_inf` can skip a step without waiting for the GPU."""
     groups = parameter_groups(model, config.weight_decay)
     rate = scaled_learning_rate(config, global_batch_size)
     if config.optimizer == "adamw":
         return AdamW(groups, lr=rate, fused=True)
     optimizer = SGD(groups, lr=rate, momentum=config.momentum, fused=True)
-    if config.momentum:  # a first step that is not taken would leave them whatever was in their memory
+    if config.momentum:  # if the first step is skipped, PyTorch leaves these buffers uninitialised
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
@@ -84,9 +83,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig, global_batch_size: in
 def build_scheduler(
     optimizer: Optimizer, config: OptimConfig, global_batch_size: int, steps_per_epoch: int, epochs: int
 ) -> LRScheduler:
-    """Linear warm-up, then drops or a cosine; call `.step()` after every optimizer step.
+    """Return a scheduler with linear warm-up, then drops or a cosine; call `.step()` after every optimizer step.
 
-    Warm-up step i of W (from 0) runs at (i + 1) / W of the peak."""
+    In warm-up step i of W (from 0), the learning rate is (i + 1) / W of the peak."""
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     main_steps = max(epochs * steps_per_epoch - warmup_steps, 1)
     if config.schedule == "cosine":
@@ -103,17 +102,17 @@ def build_scheduler(
 
 @torch.no_grad()
 def update_average(average: AveragedModel, model: nn.Module, decay: float) -> None:
-    """Move an exponential moving average of weights and buffers on towards `model`.
+    """Update an exponential moving average of weights and buffers in place.
 
-    The decay rises as (1 + n) / (10 + n) after n updates until it reaches `decay`, so that a short run is not an
-    average over its random start. Not by average.update_parameters, which waits for the device at every call."""
-    count = int(average.n_averaged)  # on the CPU, wherever the weights are
+    The decay after n updates is (1 + n) / (10 + n), but at most `decay`, so that the random initial weights do not
+    dominate in a short run. average.update_parameters is not used, because it waits for the GPU at every call."""
+    count = int(average.n_averaged)  # a CPU tensor, wherever the weights are
     weight = 1 - min(decay, (1 + count) / (10 + count)) if count else 1.0
     averaged, current = ([*module.parameters(), *module.buffers()] for module in (average.module, model))
     pairs = list(zip(averaged, current, strict=True))
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
     torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], weight)
     for old, new in pairs:
-        if not old.is_floating_point():  # counters and index tables: averaging would truncate them
+        if not old.is_floating_point():  # copy counters and index tables, because averaging would truncate them
             old.copy_(new)
     average.n_averaged += 1

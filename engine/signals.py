@@ -1,6 +1,6 @@
-"""Signals that ask a run to end: Slurm's before a time limit or a preemption, a terminal's when it closes, Ctrl-C.
+"""Signals that request a run to stop: from Slurm before a time limit or preemption, from a closing terminal, Ctrl-C.
 
-`StopRequest` only notes the first one, so that the loop can finish its step and save.
+`StopRequest` only records the signal, so that the training loop can finish its step and save a checkpoint.
 """
 
 import signal
@@ -13,33 +13,33 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 def handle_interrupt(handler: Callable | signal.Handlers) -> None:
-    """Handle Ctrl-C by `handler` from now on, unless it is ignored.
+    """Set the handler of Ctrl-C (SIGINT), unless that signal is ignored.
 
-    signal.default_int_handler raises KeyboardInterrupt, as is usual in Python. signal.SIG_DFL ends the process by the
-    signal itself, without a traceback: for imports that take seconds, when there is nothing to save yet."""
+    signal.default_int_handler raises KeyboardInterrupt, which is Python's default. signal.SIG_DFL ends the process
+    without a traceback, which suits the seconds of imports, when there is nothing to save yet."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
 
 
 class Stopped(BaseException):
-    """A run ended because a signal asked it to, after a save. An interrupt, so not an Exception."""
+    """Raised to end a run after a signal, once it has saved. Like KeyboardInterrupt, it is not an Exception."""
 
 
 class StopRequest:
-    """The signal that has asked this process to stop, if any has.
+    """The signal that requested this process to stop, or None.
 
-    Inside `noted()` SIGTERM, SIGUSR1, SIGHUP and SIGINT are only noted, except those that were ignored, as by nohup. A
-    second SIGINT interrupts at once, for someone at the keyboard who can't wait; others may come twice, as Slurm sends
-    them."""
+    Inside `catch_signals()`, SIGTERM, SIGUSR1, SIGHUP and SIGINT are only recorded; signals that were ignored, for
+    example by nohup, stay ignored. A second SIGINT interrupts at once. The other signals may arrive twice, because
+    Slurm sends them twice."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Handle the signals inside; afterwards they do what they did before."""
+    def catch_signals(self) -> Iterator[None]:
+        """Context manager that records signals, and restores the former handlers at its end."""
         handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self._note) for number in handled}
+        before = {number: signal.signal(number, self._record) for number in handled}
         try:
             yield
         finally:
@@ -48,21 +48,21 @@ class StopRequest:
                     signal.signal(number, handler)
 
     def stop_if_asked(self) -> None:
-        """Raise what a signal to this process asks for, if there was one. For work that has nothing to save."""
+        """Raise Stopped or KeyboardInterrupt if this process has received a signal; for work with nothing to save."""
         if self.signal:
-            self.stop()
+            self.raise_stop()
 
-    def stop(self) -> None:
-        """Raise KeyboardInterrupt if the noted signal is SIGINT, else Stopped.
+    def raise_stop(self) -> None:
+        """Raise KeyboardInterrupt if the recorded signal is SIGINT.
 
-        Also Stopped if only another process has got a signal."""
+        Raises Stopped for any other signal, and if only another process has received a signal."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise Stopped(self.signal.name if self.signal else "a signal to another process")
 
-    def _note(self, number: int, _: FrameType | None) -> None:
-        again = self.signal == number == signal.SIGINT
+    def _record(self, number: int, _: FrameType | None) -> None:
+        is_second_interrupt = self.signal == number == signal.SIGINT
         self.signal = signal.Signals(number)
-        if again:
-            sys.unraisablehook = lambda _: None  # in a callback Python can't raise it, and would print a traceback
-            self.stop()
+        if is_second_interrupt:
+            sys.unraisablehook = lambda _: None  # inside a callback, Python would only print a traceback
+            self.raise_stop()

@@ -1,12 +1,12 @@
-"""The start of every command: read the command line, fit the threads to the machine, then import what takes seconds.
+"""Start a command: parse the command line, set the number of threads, then import slow modules and run.
 
 A command module has `parse_arguments(words)` and `main(arguments, device)`, and ends with
 
     if __name__ == "__main__":
         start(parse_arguments, main)
 
-At its top it imports only modules that load quickly; `main` imports torch and the modules that do the work. So `--help`
-and every mistake on the command line are answered at once.
+The module itself imports only what loads quickly; `main` imports torch and the modules that do the work. So `--help`
+and errors in the command line appear at once.
 """
 
 import argparse
@@ -32,26 +32,26 @@ def start(
     main: Callable[[argparse.Namespace, "torch.device | None"], None],
     on_device: bool = True,
 ) -> None:
-    """Run a command; leave with its exit code if that is not 0, see engine/command.py.
+    """Run a command; exit with its code if that is not 0 (see engine/command.py).
 
-    on_device: whether the command computes with torch, alone or as one of several ranks. If not, torch is not imported
-    and `device` is None."""
+    on_device: whether the command computes with torch, on one or several ranks. If not, torch is not imported and
+    `device` is None."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names of files and classes may not be text
+        stream.reconfigure(errors="backslashreplace")  # names of files and classes may contain invalid Unicode
     handle_interrupt(signal.SIG_DFL)
     if on_device:
         read_slurm_step()
     arguments = read_arguments(parse_arguments)
     if on_device:
-        fit_threads()  # imports torch: here, because Ctrl-C must be silent in the seconds that it takes
+        fit_threads()  # imports torch; here, while Ctrl-C ends the process without a traceback
     run_command(functools.partial(main, arguments), on_device)
 
 
 def read_arguments(parse_arguments: Callable[[Sequence[str]], argparse.Namespace]) -> argparse.Namespace:
-    """Return the parsed command line, or leave with exit code 2 and one line.
+    """Return the parsed command line; if it is invalid, exit with code 2 and an error message.
 
-    Of several processes the first on each machine does so. The others leave silently with 0, because with an error code
-    the launcher would end the first before it prints."""
+    Only the first process on each machine does so. The others exit silently with 0, because after an error code the
+    launcher would kill the first process before it prints."""
     try:
         with contextlib.redirect_stderr(sys.stderr if is_first_on_node() else io.StringIO()):
             return parse_arguments(sys.argv[1:])

@@ -1,7 +1,7 @@
-"""Read and write YAML 1.2 as plain data (ruamel.yaml), with the line of every key.
+"""Read YAML 1.2 as plain data with the line of every key (ruamel.yaml), and write it.
 
-`1e-4` is a number; `no`, `10:00:00` and `2024-01-31` are text. Errors are: a key that is repeated or not text, anchors
-(their expansion can fill the memory), and tags of objects (reading runs no code).
+`1e-4` is a number; `no`, `10:00:00` and `2024-01-31` are text. Duplicate keys, keys that are not text, anchors (which
+could expand to fill the memory) and object tags (which could run code) are errors.
 """
 
 import io
@@ -16,18 +16,18 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from engine.text import did_you_mean, nearest, shown
 
-MAX_BYTES = 100_000  # a data set's JSON is YAML too, and would take minutes to parse
+MAX_BYTES = 100_000  # an annotation file in JSON is valid YAML, too, but would take minutes to parse
 TAG = "tag:yaml.org,2002:"
 
-KeyPath = tuple[str | int, ...]  # ("model", "neck"); integers are positions in lists
+KeyPath = tuple[str | int, ...]  # ("model", "neck"); integers are list indices
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message names the file and every problem in it."""
+    """An invalid config; the message names the file and every problem in it."""
 
 
 class UnreadableError(ValueError):
-    """Text that is not YAML as described above. line: from 1, or None if unknown."""
+    """Text that is not YAML of the kind described above. line: from 1, or None if unknown."""
 
     def __init__(self, line: int | None, message: str) -> None:
         super().__init__(message)
@@ -40,12 +40,12 @@ class UnreadableError(ValueError):
 def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Read a YAML file whose top level is a mapping.
 
-    Returns the data (dict, list, str, int, float, bool, None) and the line of every key path in it, such as
-    {("model", "neck"): 12}. Raises ConfigError if there is no such file, or at its first error."""
+    Returns the data (dict, list, str, int, float, bool, None) and the line of every key, such as
+    {("model", "neck"): 12}. Raises ConfigError if the file is missing, or for the first error in it."""
     path = Path(path)
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise ConfigError(f"{path}: {size / 1e3:.0f} kB, expected a config below {MAX_BYTES // 1000} kB")
+            raise ConfigError(f"{path}: {size / 1e3:.0f} kB, expected a config of at most {MAX_BYTES // 1000} kB")
         data, lines = _parse(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         raise missing_file(path) from None
@@ -59,12 +59,12 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
 
 
 def read_value(text: str) -> Any:
-    """Read one value as in a file: '1e-4' is a float, '[1, 2]' a list, 'no' is text. Raises UnreadableError."""
+    """Parse one YAML value: '1e-4' is a float, '[1, 2]' a list, 'no' text. Raises UnreadableError if it is invalid."""
     return _parse(text)[0]
 
 
 def missing_file(path: Path) -> ConfigError:
-    """Return the error for a file that does not exist, with the nearest name in its folder."""
+    """Return the error for a file that does not exist. It suggests a similar name in the same folder."""
     near = nearest(path.stem, [file.stem for file in path.parent.glob("*.yaml")])
     cure = did_you_mean(path.with_name(f"{stem}.yaml") for stem in near)
     where = "" if path.is_absolute() else f", relative to {Path.cwd()}"
@@ -72,11 +72,11 @@ def missing_file(path: Path) -> ConfigError:
 
 
 def _parse(text: str) -> tuple[Any, dict[KeyPath, int]]:
-    """Return the data and the line of each key. Raises UnreadableError."""
+    """Return the data and the line of each key. Raises UnreadableError if the text is invalid."""
     yaml = YAML(typ="safe", pure=True)
     try:
         if (node := yaml.compose(text)) is None:
-            raise UnreadableError(None, "empty, expected a value, or null for none")
+            raise UnreadableError(None, "empty, expected a value, or null for no value")
         lines = dict(_key_lines(node, ()))
         return yaml.constructor.construct_document(node), lines
     except MarkedYAMLError as error:
@@ -84,12 +84,12 @@ def _parse(text: str) -> tuple[Any, dict[KeyPath, int]]:
         raise UnreadableError(error.problem_mark.line + 1, message) from None
     except UnreadableError:
         raise
-    except (YAMLError, ValueError, OverflowError, RecursionError) as error:  # a control character; too large, too deep
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:  # control character; too large; too deep
         raise UnreadableError(None, str(error).splitlines()[0]) from None
 
 
 def _key_lines(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
-    """Yield the path and line of every key below a node; make dates and the operators `<<` and `=` text."""
+    """Yield the path and line of every key below a node; turn dates, `<<` and `=` into text."""
     if node.anchor:
         raise UnreadableError(node.start_mark.line + 1, "anchors and aliases (& and *) are not allowed; quote the text")
     if isinstance(node, ScalarNode):
@@ -98,7 +98,7 @@ def _key_lines(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
     elif isinstance(node, MappingNode):
         for key, value in node.value:
             if key.tag != f"{TAG}str":  # `1:`, `true:`, `[a, b]:`
-                raise UnreadableError(key.start_mark.line + 1, "this key is not text; put it in quotes")
+                raise UnreadableError(key.start_mark.line + 1, "this key is not text; quote it")
             yield (*path, key.value), key.start_mark.line + 1
             yield from _key_lines(value, (*path, key.value))
     else:
@@ -110,7 +110,7 @@ def _key_lines(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
 
 
 class _Representer(SafeRepresenter):
-    """Writes no aliases, lists of scalars on one line, and unprintable text with escapes."""
+    """Representer without aliases that writes lists of scalars on one line and escapes unprintable text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -128,7 +128,7 @@ _Representer.add_representer(str, _Representer.represent_str)
 
 
 def dump_yaml(data: dict[str, Any]) -> str:
-    """Return plain data as YAML that `read_yaml` reads back to equal data, keys in their order."""
+    """Return plain data as YAML, with keys in their given order. `read_yaml` reads it back to equal data."""
     yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
     yaml.Representer = _Representer
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = False, False, 1 << 20

@@ -1,28 +1,28 @@
-"""Text from files, such as names of classes and images, made fit for a terminal.
+"""Make text from files, such as names of classes and images, safe to print on a terminal.
 
-A name may hold line breaks, which forge a line of output, or escape codes, which a terminal obeys.
+A name may contain line breaks, which can fake lines of output, or escape codes, which control the terminal.
 """
 
 import re
 
-# Control characters, line and paragraph separators, overrides of the writing direction, and bytes that are not text.
+# Control characters, line and paragraph separators, overrides of the writing direction, and lone surrogates.
 _CONTROLS = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _CONTROL = re.compile(f"[{_CONTROLS}]")
 _CONTROL_IN_LINES = re.compile(f"(?![\n\t])[{_CONTROLS}]")
 
 
 def printable(text: str) -> str:
-    """Return a name with its control characters, line breaks among them, written as Python escapes them: `\\n`."""
+    r"""Return a name with control characters, including line breaks, replaced by Python escapes such as `\n`."""
     return _CONTROL.sub(_escape, text)
 
 
 def printable_lines(text: str) -> str:
-    """Return a message likewise, but its line breaks and tabs stay."""
+    """Return a message with control characters escaped, except line breaks and tabs."""
     return _CONTROL_IN_LINES.sub(_escape, text)
 
 
 def counted(number: int, singular: str, plural: str) -> str:
-    """Return a number with what it counts: '1 class', '1,200 classes', '0 classes'."""
+    """Return a number with a noun in the singular or plural: '1 class', '1,200 classes', '0 classes'."""
     return f"{number:,} {singular if number == 1 else plural}"
 
 

@@ -1,4 +1,4 @@
-"""What changes while training, and the checkpoints that hold it."""
+"""State of a training run, saved to and loaded from checkpoints."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from engine import distributed
 from engine.checkpoint import (
     CheckpointError,
     load_checkpoint,
-    load_newest_whole,
+    load_newest_intact,
     prune_checkpoints,
     save_checkpoint,
     step_path,
@@ -32,30 +32,30 @@ KEYS = (
 
 @dataclass
 class TrainState:
-    """Everything that changes while training."""
+    """Everything that changes during training."""
 
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    scaler: GradScaler  # of losses; enabled in fp16 only
+    scaler: GradScaler  # loss scaling, enabled only for fp16
     ema: AveragedModel | None
-    data: dict  # facts of the training data; a run resumes on the same data only
-    step: int = 0  # optimizer steps, including those that fp16 skipped
-    overflows: int = 0  # steps of this epoch that were skipped because their gradient overflowed fp16
-    overflows_in_a_row: int = 0
-    loss_sums: dict[str, Tensor] = field(default_factory=dict)  # over the steps of this epoch so far, on this rank
-    epoch_seconds: float = 0.0  # spent on this epoch so far
-    line: dict | None = None  # of metrics.jsonl, for an epoch that is trained but not scored or logged yet
-    lines: list[dict] = field(default_factory=list)  # of earlier epochs
+    data: dict  # facts that identify the training data; a run cannot resume if they differ
+    step: int = 0  # number of optimizer steps, including steps skipped because of fp16 overflows
+    overflows: int = 0  # number of steps of this epoch that were skipped because of fp16 overflows
+    consecutive_overflows: int = 0
+    loss_sums: dict[str, Tensor] = field(default_factory=dict)  # sums over the steps of this epoch, on this rank
+    epoch_seconds: float = 0.0  # time spent on this epoch so far
+    line: dict | None = None  # line of metrics.jsonl for an epoch that is trained, but not evaluated or logged yet
+    lines: list[dict] = field(default_factory=list)  # lines of metrics.jsonl for earlier epochs
     best: dict = field(default_factory=dict)  # {"epoch": ..., "score": ...}
 
     @property
     def scored_model(self) -> nn.Module:
-        """The weights to evaluate: the moving average if there is one."""
+        """The model to evaluate: the moving average if there is one."""
         return self.ema.module if self.ema else self.model
 
-    def note_score(self, epoch: int, score: float | None, lower_is_better: bool) -> bool:
-        """Keep the score as `best` if it is the best so far; return whether it is."""
+    def update_best(self, epoch: int, score: float | None, lower_is_better: bool) -> bool:
+        """Set `best` to this score if it is the best so far; return whether it is."""
         if score is None or not math.isfinite(score):
             return False
         if self.best and not (score < self.best["score"] if lower_is_better else score > self.best["score"]):
@@ -64,7 +64,7 @@ class TrainState:
         return True
 
     def state_dict(self) -> dict | None:
-        """Return plain data for `save_checkpoint` on rank 0, None on the others; all ranks call it together."""
+        """Return plain data for `save_checkpoint` on rank 0, None on other ranks. All ranks must call it."""
         loss_sums = distributed.gather({name: float(value) for name, value in self.loss_sums.items()})
         if loss_sums is None:
             return None
@@ -77,7 +77,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "overflows": [self.overflows, self.overflows_in_a_row],
+            "overflows": [self.overflows, self.consecutive_overflows],
             "loss_sums": loss_sums,
             "epoch_seconds": self.epoch_seconds,
             "line": self.line,
@@ -86,7 +86,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Return to where `state_dict` was taken. Raises CheckpointError if it is the state of a different run."""
+        """Restore what `state_dict` returned. Raises CheckpointError if keys, data or ranks do not match."""
         if missing := [name for name in KEYS if not isinstance(state, dict) or name not in state]:
             raise CheckpointError(
                 f"not the state of a run, or of a different version: {', '.join(missing)} missing. Start a new run "
@@ -94,14 +94,14 @@ class TrainState:
             )
         if state["processes"] != distributed.world_size():
             raise CheckpointError(
-                f"made by {state['processes']} processes, this run has {distributed.world_size()}: start as many, "
-                "because the batch and the schedule depend on it"
+                f"saved by {state['processes']} processes, but this run has {distributed.world_size()}: start the same "
+                "number, because the global batch size and the schedule depend on it"
             )
         if changed := [name for name, value in self.data.items() if state["data"].get(name) != value]:
             differences = "; ".join(
                 f"{name} {state['data'].get(name)!r:.200}, now {self.data[name]!r:.200}" for name in changed
             )
-            raise CheckpointError(f"made on other data: {differences}. Resume on the same data, or start a new run")
+            raise CheckpointError(f"trained on different data: {differences}. Resume on the same, or start a new run")
         load_exactly(self.model, state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"]["weights"])
@@ -109,9 +109,9 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self.overflows, self.overflows_in_a_row = state["overflows"]
+        self.overflows, self.consecutive_overflows = state["overflows"]
         self.step, self.epoch_seconds = state["step"], state["epoch_seconds"]
-        # Python's float holds a float32 exactly: the epoch's means come out as if never interrupted.
+        # Python floats represent float32 exactly, so a resumed epoch has the same mean losses.
         self.loss_sums = {
             name: torch.tensor(value, device=next(self.model.parameters()).device)
             for name, value in state["loss_sums"][distributed.rank()].items()
@@ -119,8 +119,8 @@ class TrainState:
         self.line, self.lines, self.best = state["line"], state["lines"], state["best"]
 
     def resume(self, folder: Path) -> None:
-        """Load the newest undamaged checkpoint in `folder`. Raises CheckpointError if there is none that fits."""
-        path, state = load_newest_whole(folder) if distributed.is_main() else (None, None)
+        """Load the newest undamaged checkpoint. Raises CheckpointError if there is none, or it does not fit the run."""
+        path, state = load_newest_intact(folder) if distributed.is_main() else (None, None)
         path = distributed.broadcast(path)
         try:
             self.load_state_dict(state or load_checkpoint(path))
@@ -129,12 +129,12 @@ class TrainState:
         logger.info("resumed after step %d from %s", self.step, path)
 
     def save(self, folder: Path, keep: int, name: str | None = None) -> None:
-        """Write a checkpoint, by default named by its step, and delete all step checkpoints but the newest `keep`.
+        """Write a checkpoint, by default named by its step; delete all step checkpoints but the newest `keep`.
 
-        Raises RunError on all ranks, without writing, if weights are not finite."""
+        Raises RunError on all ranks, and writes nothing, if a weight is not finite."""
         if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
             raise RunError(
-                f"step {self.step}: its update made weights that are not finite; the checkpoints are older. "
+                f"step {self.step}: the weights are not finite after this step, so they are not saved. "
                 "Lower optim.learning_rate"
             )
         state = self.state_dict()
@@ -144,7 +144,7 @@ class TrainState:
 
 
 def mean_losses(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
-    """Return the mean over steps and ranks of each loss, and of their total as "total"; all ranks call it together."""
+    """Return the mean of each loss, and of their sum ("total"), over steps and ranks. All ranks must call it."""
     names = list(sums)
     values = torch.stack([sums[name] for name in names]).double() / steps
     values = distributed.sum_over_ranks(values) / distributed.world_size()

@@ -16,18 +16,18 @@ import torch
 from tests.fileserver import FileServer
 
 ROOT = Path(__file__).parent.parent
-os.environ["OMP_NUM_THREADS"] = "1"  # of every process that a test starts
+os.environ["OMP_NUM_THREADS"] = "1"  # for every process that a test starts
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """One thread in every test: sums depend on their number, and threads that wait for each other spin."""
+    """Use one thread in every test: sums depend on the number of threads, and waiting threads take CPU time."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real COCO-format sets, ../shared/data beside the clone or $WORKBENCH_TEST_DATA; skipped where absent."""
+    """Return the folder of real COCO-format data: $WORKBENCH_TEST_DATA or ../shared/data; skip if it is missing."""
     path = Path(os.environ.get("WORKBENCH_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not path.is_dir():
         pytest.skip(f"real data not found at {path} (set WORKBENCH_TEST_DATA)")
@@ -36,7 +36,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def sample_root(tmp_path_factory) -> Path:
-    """A tiny sample data set: 12 images to train on, 8 to validate."""
+    """Return the folder of a tiny sample data set: 12 training and 8 validation images."""
     from detection.shapes import generate
 
     root = tmp_path_factory.mktemp("sample")
@@ -46,7 +46,7 @@ def sample_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def mnist_root(tmp_path_factory) -> Path:
-    """MNIST's files with 40 images to train on and 20 to validate: digit d is a bright bar, further right for each."""
+    """Return a folder in MNIST's format: 40 training and 20 validation images; digit d is a bar at column 4 + 2d."""
     root = tmp_path_factory.mktemp("mnist")
     folder = root / "MNIST/raw"
     folder.mkdir(parents=True)
@@ -63,9 +63,9 @@ def mnist_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_detector(tmp_path_factory) -> Path:
-    """A finished experiment of a detector that learned nothing but is sure of much: detections of all scores.
+    """Return a finished experiment of an untrained detector, whose random class heads give detections of all scores.
 
-    Scored on 12 images of 160 x 160 pixels; its annotation file's category ids have gaps."""
+    It is evaluated on 12 images of 160 x 160 pixels. The category ids of its annotation file have gaps."""
     from detection.coco.annotations import read_split
     from detection.record import record
     from detection.shapes import generate
@@ -109,7 +109,7 @@ def finished_detector(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10_root(tmp_path_factory) -> Path:
-    """CIFAR-10's files with two images in each."""
+    """Return a folder in CIFAR-10's format, with two images in each file."""
     root = tmp_path_factory.mktemp("cifar10")
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
@@ -124,7 +124,7 @@ def cifar10_root(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def file_server(monkeypatch):
-    """A local server of files; downloads from it are tried again at once."""
+    """Start a local file server; failed downloads from it are retried at once."""
     monkeypatch.setattr("weights.download.WAIT_SECONDS", 0.0)
     monkeypatch.setattr("weights.download.TIMEOUT_SECONDS", 5.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -135,16 +135,16 @@ def file_server(monkeypatch):
 
 @pytest.fixture
 def compiler_cache(tmp_path, monkeypatch):
-    """torch.compile's files of this test alone: those that a killed process has left half-written crash the next."""
+    """Give the test its own torch.compile cache, because files half-written by a killed process crash later tests."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
 
 
 @pytest.fixture
 def run_in_process(monkeypatch, capsys):
-    """Runs a command's module here as `python -m` would; gives its exit code, what it printed and its errors."""
+    """Return a function that runs a command's module like `python -m`; it returns exit code, stdout and error lines."""
     from engine.start import start
 
-    monkeypatch.setattr("engine.start.fit_threads", lambda: None)  # it would change the environment of later tests
+    monkeypatch.setattr("engine.start.fit_threads", lambda: None)  # fit_threads would change the environment
 
     def run(module, *words):
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
@@ -161,8 +161,8 @@ def run_in_process(monkeypatch, capsys):
 
 @pytest.fixture(autouse=True)
 def _commands_leave_no_trace(monkeypatch):
-    """A command leaves at once, by os._exit, and has its own way to log; the process that runs the tests does not."""
-    monkeypatch.setattr("engine.command._leave", sys.exit)
+    """Undo what a command changes in this process: do not exit with os._exit, restore signal handlers and logging."""
+    monkeypatch.setattr("engine.command._exit_now", sys.exit)
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logger = logging.getLogger("workbench")
@@ -174,6 +174,6 @@ def _commands_leave_no_trace(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_as_in_a_terminal():
-    """Whoever runs the tests in the background, or by nohup, had signals ignored, and so would all that they start."""
+    """Restore signals that are ignored because the tests run in the background or with nohup."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

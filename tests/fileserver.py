@@ -1,4 +1,4 @@
-"""A local HTTP server of files for the tests of downloads; it cuts connections and fails as it is told."""
+"""Local HTTP file server for tests of downloads, with programmable failures and broken connections."""
 
 import re
 import threading
@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves `files` (name to content) at `url`/NAME and records (name, Range header) of each request in `requests`."""
+    """Server of `files` (name to content) at `url`/NAME; it records name and Range header of each request."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -14,8 +14,8 @@ class FileServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.supports_ranges = True
-        self.failures: list[int] = []  # status codes of the next answers
-        self.cuts: list[int] = []  # byte of the file at which the next connections end
+        self.failures: list[int] = []  # status codes of the next responses
+        self.cuts: list[int] = []  # bytes of the file after which the next connections break
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
 
@@ -30,12 +30,12 @@ class FileServer(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        server, name, wanted = self.server, self.path.rpartition("/")[2], self.headers.get("Range")
-        server.requests.append((name, wanted))
+        server, name, requested = self.server, self.path.rpartition("/")[2], self.headers.get("Range")
+        server.requests.append((name, requested))
         if server.failures:
             return self.send_error(server.failures.pop(0))
         content = server.files[name]
-        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.supports_ranges else 0
+        start = int(re.fullmatch(r"bytes=(\d+)-", requested)[1]) if requested and server.supports_ranges else 0
         if start and start >= len(content):
             return self.send_error(416)
         self.send_response(206 if start else 200)

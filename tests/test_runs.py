@@ -1,4 +1,4 @@
-"""runs.py: what a training command does before there is an experiment, and what it does not leave."""
+"""runs.py: checks before training, dry runs, precision, and resuming."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ from engine.config import dump_config, load_config
 from engine.strict_yaml import ConfigError, dump_yaml, read_yaml
 from records.experiment import read_experiment_config
 from records.trackers import metadata
-from runs import TrainCommand, check_feasible, memory_need, rehearse, train
+from runs import TrainCommand, check_feasible, memory_usage, rehearse, train
 from tests.test_training import PlaneTask, changed
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def start(sample_root, tmp_path, monkeypatch):
-    """Trains the sample set as a command line with these words would, in an empty folder; returns the folder."""
+    """Return a function that runs a training command on the sample set, and returns its experiment directory."""
     splits = ("train", "val")
     content = {
         "data": {"root": str(sample_root), "workers": 0}
@@ -49,10 +49,10 @@ def start(sample_root, tmp_path, monkeypatch):
     return run
 
 
-# ---- trials ----------------------------------------------------------------------------------------------------
+# ---- dry runs --------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_logs_data_seconds_memory_and_its_warnings_and_leaves_nothing(start, caplog):
+def test_a_dry_run_logs_the_data_and_warnings_and_writes_nothing(start, caplog):
     caplog.set_level("INFO")
     start("--dry-run", "loss.match_iou=0.95")
     assert "6 classes, category ids 1 to 18 (12 unused)" in caplog.text
@@ -60,18 +60,18 @@ def test_a_dry_run_logs_data_seconds_memory_and_its_warnings_and_leaves_nothing(
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("default boxes: only" in text and "IoU >= 0.95" in text for text in warnings)
     assert not any("also training images" in text for text in warnings)
-    assert "no experiment was made" in caplog.messages[-1]
+    assert "no experiment" in caplog.messages[-1]
     assert not list(start.folder.iterdir())
 
 
 @pytest.mark.parametrize("words", [("--resume", "."), ("--experiment", ".")])
-def test_a_dry_run_does_not_go_with_an_experiment(start, capsys, words):
+def test_a_dry_run_cannot_be_combined_with_an_experiment(start, capsys, words):
     with pytest.raises(SystemExit):
         start("--dry-run", *words)
     assert f"{words[0]}: not allowed with argument --dry-run" in capsys.readouterr().err
 
 
-def test_a_rehearsal_takes_two_steps_and_writes_nothing(tmp_path, monkeypatch):
+def test_rehearse_takes_two_steps_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = PlaneTask()
     before = task.model[0].weight.detach().clone()
@@ -85,19 +85,19 @@ def out_of_gpu_memory(*_):
 
 
 @pytest.mark.parametrize("losses", [lambda *_: torch.empty(2**60), out_of_gpu_memory])
-def test_a_batch_that_does_not_fit_the_memory_is_an_error_with_the_cure(losses):
+def test_a_batch_that_does_not_fit_in_memory_is_an_error_with_the_cure(losses):
     task = PlaneTask()
     task.losses = losses
     with pytest.raises(RunError, match=r"^train\.batch_size 4 .* lower it.*allocate .*$"):
         rehearse(task, CPU)
 
 
-def test_on_the_cpu_a_process_needs_less_than_there_is():
-    used, total = memory_need(CPU)
+def test_memory_usage_on_the_cpu_is_below_its_limit():
+    used, total = memory_usage(CPU)
     assert 100 < used < total
 
 
-# ---- what cannot be trained --------------------------------------------------------------------------------------
+# ---- checks before training --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -105,25 +105,25 @@ def test_on_the_cpu_a_process_needs_less_than_there_is():
     [
         ({"accumulation_steps": 6}, r"train\.accumulation_steps 6: an epoch has only 5 batches"),
         ({"batch_norm": "sync"}, r"train\.batch_norm sync: works on GPUs only"),
-        ({"batch_size": 1}, r"train\.batch_size 1: BatchNorm needs 2 images"),
+        ({"batch_size": 1}, r"train\.batch_size 1: BatchNorm needs at least 2 images"),
         ({"batch_size": 23}, r"batch_size 23"),
     ],
 )
-def test_a_config_that_cannot_be_trained_is_refused(tmp_path, fields, named):
+def test_a_config_that_cannot_be_trained_is_rejected(tmp_path, fields, named):
     task = PlaneTask(changed(**fields))
     task.model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
     with pytest.raises(ValueError, match=named):
         check_feasible(task, tmp_path, CPU)
 
 
-def test_a_folder_without_room_for_two_checkpoints_is_refused(tmp_path, monkeypatch):
+def test_a_disk_without_space_for_two_checkpoints_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
     with pytest.raises(CheckpointError, match="no space left for two checkpoints"):
         check_feasible(PlaneTask(), tmp_path / "not/yet", CPU)
     assert not (tmp_path / "not").exists()
 
 
-def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(start, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_an_error_before_anything_is_written(start, monkeypatch):
     def version(name):
         raise metadata.PackageNotFoundError(name)
 
@@ -143,7 +143,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(s
         ("classification", ROOT / "configs/swin_slim_mnist.yaml", "data.root"),
     ],
 )
-def test_what_can_be_no_path_is_one_line_that_names_the_field(run_in_process, start, task, config, field, path):
+def test_an_unusable_path_is_a_one_line_error_that_names_the_field(run_in_process, start, task, config, field, path):
     module = importlib.import_module(f"{task}.training")
     code, _, errors = run_in_process(module, config or start.config, f"{field}={path}")
     assert code == 2
@@ -151,7 +151,7 @@ def test_what_can_be_no_path_is_one_line_that_names_the_field(run_in_process, st
     assert field in error
 
 
-def test_a_folder_in_place_of_a_config_is_refused_with_the_option_that_resumes(capsys):
+def test_a_folder_instead_of_a_config_is_an_error_that_names_the_option_to_resume(capsys):
     with pytest.raises(SystemExit) as exit_:
         parse_arguments(["."])
     assert exit_.value.code == 2
@@ -162,7 +162,7 @@ def test_a_folder_in_place_of_a_config_is_refused_with_the_option_that_resumes(c
 
 
 @pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_precision_is_resolved_once_logged_and_recorded(start, monkeypatch, caplog, has_bf16, precision):
+def test_auto_precision_is_resolved_once_and_recorded(start, monkeypatch, caplog, has_bf16, precision):
     monkeypatch.setattr("engine.compute.precision._cpu_has_bf16", lambda: has_bf16)
     caplog.set_level("INFO")
     experiment = start()
@@ -171,13 +171,13 @@ def test_auto_precision_is_resolved_once_logged_and_recorded(start, monkeypatch,
     assert any(precision in message and "train.precision auto" in message for message in caplog.messages)
     assert not any("emulates" in message for message in caplog.messages)
 
-    # Resumed on other hardware, by a config that says auto, the run keeps its precision.
+    # A run that is resumed on different hardware keeps its precision, even if its config says auto.
     monkeypatch.setattr("engine.compute.precision._cpu_has_bf16", lambda: not has_bf16)
     start("--resume", str(experiment))
     assert read_experiment_config(experiment, DetectionConfig).train.precision == precision
 
 
-def test_an_emulated_precision_is_reported_once(start, monkeypatch, caplog):
+def test_an_emulated_precision_causes_one_warning(start, monkeypatch, caplog):
     monkeypatch.setattr("engine.compute.precision._cpu_has_bf16", lambda: False)
     start("--dry-run", "train.precision=bf16")
     assert [message[:20] for message in caplog.messages if "emulates" in message] == ["train.precision bf16"]
@@ -186,20 +186,20 @@ def test_an_emulated_precision_is_reported_once(start, monkeypatch, caplog):
 # ---- resuming ----------------------------------------------------------------------------------------------------
 
 
-def test_a_config_that_is_edited_while_the_run_trains_is_restored_and_kept_beside(start, monkeypatch):
-    def evaluate(self, *arguments):
+def test_a_config_that_is_edited_during_training_is_restored_and_the_edit_is_kept(start, monkeypatch):
+    def edit_and_evaluate(self, *arguments):
         Path("experiments/experiment_1/config.yaml").write_text("train: {epochs: 500}\n")
-        return found(self, *arguments)
+        return evaluate(self, *arguments)
 
-    found = DetectionTask.evaluate
-    monkeypatch.setattr(DetectionTask, "evaluate", evaluate)
+    evaluate = DetectionTask.evaluate
+    monkeypatch.setattr(DetectionTask, "evaluate", edit_and_evaluate)
     experiment = start()
     assert read_yaml(experiment / "config.yaml")[0]["train"]["epochs"] == 1
     assert (experiment / "config_edited.yaml").read_text() == "train: {epochs: 500}\n"
     assert "config.yaml was edited" in (experiment / "train.log").read_text()
 
 
-def test_a_run_is_not_resumed_by_a_config_that_was_edited_since(start):
+def test_a_run_is_not_resumed_with_an_edited_config(start):
     experiment = start()
     text = (experiment / "config.yaml").read_text()
     (experiment / "config.yaml").write_text(text.replace("epochs: 1\n", "epochs: 2\n"))
@@ -207,7 +207,7 @@ def test_a_run_is_not_resumed_by_a_config_that_was_edited_since(start):
         main(parse_arguments(["--resume", str(experiment)]), CPU)
 
 
-def test_a_run_is_resumed_on_copies_of_its_images_but_not_on_others(start, sample_root, tmp_path):
+def test_a_run_is_resumed_on_copies_of_its_images_but_not_on_different_images(start, sample_root, tmp_path):
     experiment = start()
     copy = shutil.copytree(sample_root, tmp_path / "copy")
     (experiment / "results.json").unlink()
@@ -215,13 +215,13 @@ def test_a_run_is_resumed_on_copies_of_its_images_but_not_on_others(start, sampl
     assert (experiment / "results.json").is_file()
     first, second, *_ = sorted((copy / "images/train").iterdir())
     second.write_bytes(first.read_bytes())
-    with pytest.raises(CheckpointError, match=r"made on other data: training images '.*', now '.*'"):
+    with pytest.raises(CheckpointError, match=r"different data: training images '.*', now '.*'"):
         start("--resume", str(experiment), f"data.root={copy}")
 
 
 @pytest.fixture
 def trained(start):
-    """The command line that resumes experiments/experiment_1, which has a config.yaml and a checkpoint."""
+    """Return a function that parses a command line to resume experiment_1, which has a config.yaml and a checkpoint."""
     folder = start.folder / "experiments/experiment_1"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints/step_000000003.pt").touch()
@@ -229,7 +229,7 @@ def trained(start):
     return lambda *words: parse_arguments([*words, "--resume", "experiments/experiment_1"])
 
 
-def test_more_epochs_for_a_run_are_refused_with_the_command_that_trains_them_from_its_weights(trained):
+def test_more_epochs_for_a_run_are_an_error_with_the_command_to_train_from_its_weights(trained):
     with pytest.raises(ConfigError, match=r"train\.epochs was 1, is 100") as error:
         main(trained("train.epochs=100"), CPU)
     command = str(error.value).split("`")[1]
@@ -239,7 +239,7 @@ def test_more_epochs_for_a_run_are_refused_with_the_command_that_trains_them_fro
     )
 
 
-def test_a_task_that_cannot_start_from_a_run_names_a_new_one(trained):
+def test_the_suggested_command_has_no_weights_if_the_task_cannot_start_from_a_run(trained):
     with pytest.raises(ConfigError) as error:
         train(TrainCommand(DetectionConfig, None, None, None), trained("train.epochs=100"), CPU)
     assert "start_from" not in str(error.value)

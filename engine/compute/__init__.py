@@ -1,1 +1,1 @@
-"""What a model costs to run, in which arithmetic, and on what machine."""
+"""Cost, precision, placement and threads of a model's computation, and the limits of the machine."""

@@ -1,4 +1,4 @@
-"""A model's mode while it is asked, not taught."""
+"""Evaluation mode of models."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; after it, each module's own former mode (a frozen BatchNorm was never in training)."""
+    """Put the model in evaluation mode, then restore each module's mode. A frozen BatchNorm was in eval mode before."""
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:

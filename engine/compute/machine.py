@@ -1,7 +1,7 @@
-"""What this process may use of its machine: cores, memory and GPUs.
+"""Cores, memory and GPUs that this process may use.
 
-A container or a Slurm job sees all of its node's cores and memory, but is limited by its affinity, and by its control
-group (cgroup, version 1 or 2) and the groups above that one. psutil does not know those limits.
+A container or a Slurm job sees all cores and memory of its node. But its CPU affinity and its control group (cgroup,
+version 1 or 2), including the parents of that group, limit what it may use. psutil does not report those limits.
 """
 
 import os
@@ -12,15 +12,15 @@ CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def allowed_cores() -> int:
-    """Return the number of cores that this process may run on, by its affinity."""
+    """Return the number of cores in the CPU affinity of this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_cores() -> float:
-    """Return how many cores this process may use at a time: those it may run on, or what a quota leaves of them."""
+    """Return the number of cores that this process may use at a time: `allowed_cores`, or its cgroup quota if less."""
     quotas = [
         float(quota) / float(period)
-        for quota, period in (text.split() for text in _limits("cpu.max"))  # version 2: both in one file
+        for quota, period in (text.split() for text in _limits("cpu.max"))  # cgroup version 2: "quota period"
         if quota != "max"
     ]
     version_1 = zip(_limits("cpu.cfs_quota_us"), _limits("cpu.cfs_period_us"), strict=True)
@@ -29,26 +29,26 @@ def usable_cores() -> float:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that torch can use here, as CUDA_VISIBLE_DEVICES names them."""
-    import torch  # takes seconds, and not every caller needs it
+    """Return the GPUs that torch can use, as named in CUDA_VISIBLE_DEVICES."""
+    import torch  # imported here, because it takes seconds and not every caller needs it
 
     count, names = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     return names.split(",")[:count] if names else [str(index) for index in range(count)]
 
 
 def memory_limit() -> int:
-    """Return the bytes that this process may hold: all of the machine, or what its cgroups allow."""
+    """Return the memory that this process may use, in bytes: that of the machine, or its cgroup limit if less."""
     limits = [int(text) for name in ("memory.max", "memory.limit_in_bytes") for text in _limits(name) if text != "max"]
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits])
 
 
 def _limits(name: str) -> Iterator[str]:
-    """Yield the content of the file `name` in this process's cgroup and in each group above it."""
+    """Yield the content of the file `name` in this process's cgroup and in each of its parents."""
     try:
         lines = OWN_CGROUPS.read_text().splitlines()
     except OSError:
         return
-    for line in lines:  # "0::/user.slice/job", or of version 1 "4:memory:/job", whose folder is named by the controller
+    for line in lines:  # version 2: "0::/user.slice/job"; version 1: "4:memory:/job", below a folder named "memory"
         _, controller, own = line.split(":", 2)
         top = CGROUPS / controller
         for folder in (top / own.lstrip("/"), *(top / own.lstrip("/")).parents):

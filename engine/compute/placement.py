@@ -1,4 +1,4 @@
-"""A model on its device: memory layout, BatchNorm's statistics, training mode, torch.compile."""
+"""Put a model on its device: memory layout, BatchNorm statistics, training mode, torch.compile."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ BatchNorm = Literal["local", "sync", "frozen"]
 def place_model(model: nn.Module, device: torch.device, batch_norm: BatchNorm, channels_last: bool) -> nn.Module:
     """Move the model to the device; return it.
 
-    batch_norm: statistics per process, over all processes, or never updated, with weights that do not learn."""
+    batch_norm: "local": statistics per process; "sync": over all processes; "frozen": fixed statistics and weights."""
     if batch_norm == "sync":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if batch_norm == "frozen":
@@ -26,7 +26,7 @@ def place_model(model: nn.Module, device: torch.device, batch_norm: BatchNorm, c
 
 
 def set_train_mode(model: nn.Module, batch_norm: BatchNorm) -> None:
-    """Set training mode, except that frozen BatchNorm layers keep using their stored statistics."""
+    """Put the model in training mode, except for frozen BatchNorm layers, which use their stored statistics."""
     model.train()
     if batch_norm == "frozen":
         for module in model.modules():
@@ -35,10 +35,10 @@ def set_train_mode(model: nn.Module, batch_norm: BatchNorm) -> None:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Return whether torch.compile works here; log why not."""
+    """Return whether torch.compile works on this machine; if not, log the reason."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
         return True
-    except Exception as error:  # of any of the compilers behind it
-        logger.warning("train.compile: not possible here, so it is left out (%s)", first_line(error))
+    except Exception as error:  # the compilers that it calls raise many types
+        logger.warning("train.compile ignored: torch.compile does not work on this machine (%s)", first_line(error))
         return False

@@ -1,6 +1,6 @@
-"""The arithmetic of matrix products and convolutions, and which one the hardware is made for.
+"""Precision of matrix products and convolutions, and which precisions the hardware supports.
 
-`auto` is resolved once, at the start of a run: bf16 where the hardware has it, fp16 on older GPUs, fp32 elsewhere.
+`auto` is resolved once, at the start of a run: to bf16 if the hardware supports it, else fp16 on a GPU, else fp32.
 A CPU without bf16 instructions emulates them, which makes a training step about ten times slower than in fp32.
 """
 
@@ -17,23 +17,23 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """Return `precision`, or for "auto" the one that suits `device`: bf16, else fp16 on a GPU, else fp32."""
+    """Return `precision`; for "auto", return the first of bf16, fp16 (GPUs only) and fp32 that `device` supports."""
     if precision != "auto":
         return precision
     return next(name for name in ("bf16", "fp16", "fp32") if is_in_hardware(name, device))
 
 
 def inference_precision(trained: Precision, device: torch.device) -> Precision:
-    """Return the precision to run a trained model in: the one it was trained in, or fp32 if `device` lacks that."""
+    """Return the precision for a trained model: that of its training, or fp32 if `device` does not support it."""
     precision = resolve_precision(trained, device)
     if is_in_hardware(precision, device):
         return precision
-    logger.info("trained in %s, which %s lacks: computing in fp32", precision, describe_device(device))
+    logger.info("trained in %s, which %s does not support: using fp32", precision, describe_device(device))
     return "fp32"
 
 
 def is_in_hardware(precision: Precision, device: torch.device) -> bool:
-    """Whether `device` computes in `precision` at full speed, without emulation."""
+    """Return whether `device` supports `precision` without emulation."""
     if precision == "fp32":
         return True
     if device.type == "cuda":
@@ -42,22 +42,22 @@ def is_in_hardware(precision: Precision, device: torch.device) -> bool:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return 'this CPU (AVX2)' or the name of the GPU, for messages."""
+    """Return the name of the GPU, or for example 'this CPU (AVX2)', for messages."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"this CPU ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which torch uses `precision` where that is safe, and float32 elsewhere."""
+    """Return the autocast context of a precision: torch uses it where that is safe, and float32 elsewhere."""
     precision = resolve_precision(precision, device)
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU has bf16 instructions and oneDNN, which torch computes with, uses them.
+    """Return whether the CPU has bf16 instructions and torch's library oneDNN uses them.
 
-    oneDNN alone is not enough: it also accepts AVX-512 without bf16 instructions, and emulates these."""
+    oneDNN's own check is not enough, because it also accepts AVX-512 without bf16 instructions and emulates them."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # also false if ONEDNN_MAX_CPU_ISA excludes AVX-512
         return False
     return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported()

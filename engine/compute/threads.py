@@ -1,6 +1,6 @@
-"""How many threads torch uses, and how they wait.
+"""Set how many threads torch uses, and how idle threads wait.
 
-PyTorch's wheels for Linux bring GCC's OpenMP, which reads OMP_WAIT_POLICY (unless GOMP_SPINCOUNT is set) when torch is
+PyTorch's Linux wheels contain GCC's OpenMP. It reads OMP_WAIT_POLICY (unless GOMP_SPINCOUNT is set) when torch is
 imported, and ignores LLVM's KMP_BLOCKTIME. LLVM's OpenMP reads OMP_WAIT_POLICY, too."""
 
 import os
@@ -10,9 +10,9 @@ from engine.compute.machine import allowed_cores, usable_cores
 
 
 def fit_threads() -> None:
-    """Import torch with threads that wait passively, and as many of them as `thread_count` says.
+    """Import torch with `thread_count` threads that wait passively.
 
-    Threads that spin while they wait take the cores from other processes."""
+    Threads that spin while they wait would take CPU time from other processes."""
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
@@ -22,12 +22,12 @@ def fit_threads() -> None:
 
 
 def thread_count(environ: Mapping[str, str], usable: float, allowed: int) -> int | None:
-    """Return the number of threads to set, or None to leave it to the library.
+    """Return the number of threads to set; None to keep the setting in OMP_NUM_THREADS or the library's default.
 
-    What the user or torchrun (1 for each of several ranks) has set is kept. Else it is what Slurm grants each task, or
-    this rank's share of the usable cores. If that is all the cores that the process may run on, the library chooses,
-    because it knows which of them share a physical core.
-    usable: cores that the machine leaves to this process, see usable_cores. allowed: cores that it may run on."""
+    OMP_NUM_THREADS comes from the user or from torchrun (1 if there are several ranks). Without it, the number is what
+    Slurm grants each task, or this rank's share of the usable cores. If that is all allowed cores, the library
+    chooses, because it knows which of them share a physical core.
+    usable, allowed: see `usable_cores` and `allowed_cores`."""
     if "OMP_NUM_THREADS" in environ:
         return None
     share = float(environ.get("SLURM_CPUS_PER_TASK", usable / int(environ.get("LOCAL_WORLD_SIZE", "1"))))

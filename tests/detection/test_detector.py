@@ -207,7 +207,7 @@ def test_category_ids_come_from_the_record_or_are_counted_from_1_with_a_warning(
         ("", r"neither config\.yaml nor model\.safetensors"),
         ("weights.pt", r"config\.yaml"),
         ("model.safetensors", "no DetectionConfig in its metadata"),
-        (PUBLISHED / "experiment_47", r"experiment_47/config\.yaml: a config of another kind"),  # has no weights
+        (PUBLISHED / "experiment_47", r"experiment_47/config\.yaml: a config of a different"),  # has no weights
     ],
 )
 def test_loading_anything_else_is_an_error_of_one_line(finished_detector, tmp_path, name, expected):

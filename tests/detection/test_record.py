@@ -119,7 +119,7 @@ def test_the_record_describes_the_data_at_the_start_and_changes_are_warnings(rec
     for name in ("scores", "per_class", "protocol", "image_sets"):
         assert after[name] == before[name]
     assert list(after["inputs"].values()) == list(before["inputs"].values())
-    for changed in (f"{path} has other content", f"{root / 'images/train'} has other train images"):
+    for changed in (f"{path} has changed", f"{root / 'images/train'} has different train images"):
         assert f"{changed} since the run started" in caplog.text
 
 

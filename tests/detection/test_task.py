@@ -122,7 +122,7 @@ def test_the_error_for_unusable_trunk_weights_names_field_and_file(checkpoint, w
     ("changes", "named"),
     [
         ({"neck": "none"}, "unexpected: neck."),
-        ({"neck_channels": 8}, "of another shape: neck."),
+        ({"neck_channels": 8}, "of a different shape: neck."),
         ({"backbone": "SwinSlimBackbone_B"}, "missing: backbone."),
     ],
 )

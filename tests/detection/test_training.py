@@ -196,7 +196,7 @@ def test_a_run_in_a_given_directory_resumes_there_when_started_again(experiment,
     run("detection.training", config_path, "--experiment", tmp_path)
     output = run("detection.training", config_path, "--experiment", tmp_path)
     assert "resumed after step 6" in output
-    assert "all 2 epochs were trained before" in output
+    assert "all 2 epochs are already trained" in output
     assert (tmp_path / "detections.json").read_text() == (experiment / "detections.json").read_text()
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [1, 2]
 

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a text, indented as the test is, to a YAML file and gives its path."""
+    """Return a function that writes a text, without its indentation, to a YAML file and returns the path."""
 
     def write(text):
         path = tmp_path / "x.yaml"

@@ -1,4 +1,4 @@
-"""engine/charts.py: names beside charts fit; files are small, and say who wrote them."""
+"""engine/charts.py: short class names, and small files that are recognised as written by this project."""
 
 import pytest
 from matplotlib.figure import Figure
@@ -16,12 +16,12 @@ from engine.charts import NAME_LENGTH, is_ours, save_chart, shorten
         ("two\nlines", r"two\nlines"),
     ],
 )
-def test_a_long_name_loses_its_middle(name, shown):
+def test_the_middle_of_a_long_name_becomes_an_ellipsis(name, shown):
     assert shorten([name]) == {name: shown}
     assert len(shown) <= NAME_LENGTH
 
 
-def test_a_chart_has_a_palette_and_its_own_size(tmp_path):
+def test_a_chart_is_a_palette_image_that_is_recognised_as_ours(tmp_path):
     save_chart(tmp_path / "chart.png", Figure((3, 2), 50))
     with Image.open(tmp_path / "chart.png") as picture:
         assert (picture.mode, picture.size) == ("P", (150, 100))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
     ("raised", "code"),
     [(ValueError("x.yaml: bad"), 2), (FileNotFoundError("x"), 2), (RunError("step 3"), 1), (KeyboardInterrupt(), 130)],
 )
-def test_an_error_decides_the_exit_code_and_is_one_line_also_in_the_log(raised, code, tmp_path, capsys):
+def test_an_error_sets_the_exit_code_and_is_one_line_on_the_terminal_and_in_the_log(raised, code, tmp_path, capsys):
     def main(device):
         start_logging(tmp_path, verbose=True)
         raise raised
@@ -51,7 +51,7 @@ run_command(main)
 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "time.sleep(60)"])
-def test_a_loader_process_that_dies_or_hangs_ends_the_run_in_one_line(end):
+def test_a_loader_process_that_dies_or_hangs_ends_the_run_with_a_one_line_error(end):
     code = LOADER.format(end=end)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
@@ -62,7 +62,7 @@ def test_a_loader_process_that_dies_or_hangs_ends_the_run_in_one_line(end):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_bug_keeps_its_traceback(capsys):
+def test_a_bug_prints_its_traceback(capsys):
     def main(device):
         raise KeyError("bug")
 

@@ -1,4 +1,4 @@
-"""A config means what it says, or a report says everything that is wrong with it."""
+"""engine/config.py: typed configs, overrides, and error reports."""
 
 import textwrap
 from typing import Annotated, Literal
@@ -74,7 +74,7 @@ def load(path, *overrides):
 
 
 def problems(path, *overrides, cls=RunConfig):
-    """Load a config that cannot be used; returns the lines of the report, without the path of the file."""
+    """Load an invalid config; return the lines of its error, without the path of the file."""
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides, cls)
     text = str(caught.value)
@@ -133,8 +133,8 @@ def test_every_bad_field_is_reported_at_once_in_the_order_of_the_file(write):
           amp: yes
         nekc: fpn
         """)
-    found = problems(path, "train.batch_size=0", "modle.x=1", "foo")
-    assert [line.partition(":")[0] for line in found[1:]] == [
+    lines = problems(path, "train.batch_size=0", "modle.x=1", "foo")
+    assert [line.partition(":")[0] for line in lines[1:]] == [
         "line 2, model.neck", "line 3, model.bakbone", "line 4, model.input_size", "line 6, data.root",
         "line 7, data.train.annotations", "line 8, data.extra.0.annotations", "line 10, train.amp", "line 11, nekc",
         "command line", "command line, train.batch_size", "command line, modle",
@@ -142,7 +142,7 @@ def test_every_bad_field_is_reported_at_once_in_the_order_of_the_file(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "field", "told"),
+    ("text", "field", "parts"),
     [
         ("model: {neck: no}", "model.neck", ["'no'", "'none', 'fpn', 'pan' or 'dense_fpn'"]),
         ("model: {backbone: sin}", "model.backbone", ["'sin'", "resnet, swin", "did you mean 'swin'?"]),
@@ -160,22 +160,22 @@ def test_every_bad_field_is_reported_at_once_in_the_order_of_the_file(write):
         (f"seed: {'x' * 10_000}", "seed", ["'xxx", "xxx..."]),
     ],
 )
-def test_a_bad_field_is_reported_with_its_line_the_value_and_what_is_wanted(write, text, field, told):
+def test_an_invalid_field_is_reported_with_its_line_the_value_and_the_expected_value(write, text, field, parts):
     [line] = problems(write(DATA + text))
     assert line.startswith(f"line 2, {field}: ")
-    assert [each for each in told if each not in line] == []
+    assert [part for part in parts if part not in line] == []
     assert len(line) < 150
 
 
-def test_a_file_that_was_meant_for_another_command_is_reported_in_one_sentence(write):
+def test_a_config_of_a_different_command_is_reported_in_one_line(write):
     [line] = problems(write(DATA + "a1: 1\nb2: 2\nc3: 3\nd4: 4\ne5: 5\n"))
-    assert line.startswith("a config of another kind: a RunConfig has no a1, b2")
+    assert "different command: RunConfig has no a1, b2" in line
 
 
 # ---- overrides ---------------------------------------------------------------------------------------------
 
 
-def test_overrides_win_over_the_file(write):
+def test_overrides_replace_values_of_the_file(write):
     path = write(DATA + "model: {neck: fnp, input_size: 128}\ntrain: {ema: null}\n")
     config = load(
         path, "model.neck=pan", "train.learning_rate=1e-3", "model.scales=[0.05, 0.1]", "seed=7",
@@ -189,24 +189,24 @@ def test_overrides_win_over_the_file(write):
 @pytest.mark.parametrize(
     ("value", "text"), [("a=b", "a=b"), ("/data/coco", "/data/coco"), ("no", "no"), ("'010'", "010"), ("''", "")]
 )
-def test_an_override_may_hold_any_text(write, value, text):
+def test_an_override_may_contain_any_text(write, value, text):
     assert load(write(DATA), f"data.root={value}").data.root == text
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "parts"),
     [
         ("neck=fpn", ["command line, neck: ", "did you mean 'model.neck'?"]),
         ("seed=1.5", ["command line, seed: ", "got 1.5", "integer"]),
-        ("seed=", ["command line, seed: ", "empty", "null for none"]),
+        ("seed=", ["command line, seed: ", "empty", "null"]),
         ("seed", ["command line: ", "'seed'", "section.field=value"]),
         ("=3", ["'=3'", "section.field=value"]),
         ("data.root.x=1", ["command line, data.root.x: ", "data.root is 'd'", "no fields"]),
     ],
 )
-def test_a_bad_override_is_explained(write, override, told):
+def test_an_invalid_override_is_explained(write, override, parts):
     [line] = problems(write(DATA), override)
-    assert [each for each in told if each not in line] == []
+    assert [part for part in parts if part not in line] == []
 
 
 # ---- writing -----------------------------------------------------------------------------------------------
@@ -225,10 +225,10 @@ def test_a_dumped_config_is_readable():
 
 
 @pytest.mark.parametrize("number", [1e-4, 1e-5, 2.6e-3, 5e-324, 1.7976931348623157e308, 0.1 + 0.2, 1e16, 1.0, -0.0, 3])
-def test_numbers_come_back_exactly(write, number):
+def test_numbers_are_dumped_and_loaded_exactly(write, number):
     config = EmaConfig(decay=number)
-    again = load_config(write(dump_config(config)), [], EmaConfig)
-    assert repr(again.decay) == repr(float(number))
+    loaded = load_config(write(dump_config(config)), [], EmaConfig)
+    assert repr(loaded.decay) == repr(float(number))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_numbers_come_back_exactly(write, number):
      "!a", "- a", " a ", "a\nb", "a\tb", "'", '"', "\\", "{", "%", "Mäuse 鼠 🐭", "x" * 300, "a b " * 60, "\x85",
      "\u2028", "\r\n", "\ufeff", "\x07", "---", "..."],
 )  # fmt: skip
-def test_text_comes_back_exactly(write, text):
+def test_text_is_dumped_and_loaded_exactly(write, text):
     config = SplitConfig(images=text, annotations="a")
     assert load_config(write(dump_config(config)), [], SplitConfig) == config
 

@@ -1,4 +1,4 @@
-"""engine/doctor.py: what it finds, what it advises, and how it ends."""
+"""engine/doctor.py: findings, cures and exit codes."""
 
 from types import SimpleNamespace
 
@@ -11,14 +11,14 @@ def levels(findings):
     return [level for level, _, _ in findings]
 
 
-def test_where_the_tests_run_nothing_fails_and_all_versions_are_printed(run_in_process):
+def test_no_check_fails_on_this_machine_and_versions_are_printed(run_in_process):
     code, printed, _ = run_in_process(doctor)
     assert code == 0
     assert torch.__version__ in printed
     assert "\nok    cpu: " in printed
 
 
-def test_a_check_that_breaks_is_a_failure_and_the_others_run(run_in_process, monkeypatch):
+def test_a_check_that_raises_has_failed_and_the_other_checks_run(run_in_process, monkeypatch):
     def broken():
         raise OSError("libcudart.so.13: cannot open shared object file")
 
@@ -30,7 +30,7 @@ def test_a_check_that_breaks_is_a_failure_and_the_others_run(run_in_process, mon
 
 
 def test_every_gpu_that_does_not_work_fails(monkeypatch):
-    class Device:  # of a machine without GPUs
+    class Device:  # torch.device without GPUs
         def __init__(self, kind, index=None):
             self.type, self.index = kind, index
 
@@ -49,7 +49,7 @@ def test_every_gpu_that_does_not_work_fails(monkeypatch):
     assert "ECC" in gpus[0][1]
 
 
-def test_gpus_that_torch_does_not_see_are_a_warning(monkeypatch):
+def test_gpus_that_torch_cannot_use_are_a_warning(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -58,21 +58,21 @@ def test_gpus_that_torch_does_not_see_are_a_warning(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" in cure
 
 
-def test_little_room_is_a_warning_with_its_cure(monkeypatch, tmp_path):
+def test_little_memory_or_disk_space_is_a_warning_with_a_cure(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**26))
     monkeypatch.setattr(doctor, "memory_limit", lambda: 2**30)
-    findings = list(doctor.check_room())
+    findings = list(doctor.check_memory_and_disk())
     assert set(levels(findings)) == {"warn"}
     assert "--mem" in findings[0][2]
-    assert "make room" in findings[-1][2]
+    assert "free some space" in findings[-1][2]
 
 
-def test_a_folder_without_locks_fails(monkeypatch):
+def test_a_file_system_without_locks_is_a_failure(monkeypatch):
     def lockf(*_):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", lockf)
-    failed = [what for level, what, _ in doctor.check_room() if level == "fail"]
+    failed = [what for level, what, _ in doctor.check_memory_and_disk() if level == "fail"]
     assert len(failed) == 1
     assert "No locks available" in failed[0]

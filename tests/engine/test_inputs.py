@@ -1,4 +1,4 @@
-"""engine/inputs.py: which data sets are the same, and which images are there twice."""
+"""engine/inputs.py: identity of data sets, and duplicate images."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ NAMES = [f"{number:02}.jpg" for number in range(12)]
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve files of equal size."""
+    """Return a folder with twelve files of equal size."""
     folder = tmp_path / "rgb"
     folder.mkdir()
     for number, name in enumerate(NAMES):
@@ -21,23 +21,23 @@ def folder(tmp_path):
     return folder
 
 
-def test_a_copy_with_other_times_is_the_same_set(folder, tmp_path):
+def test_a_copy_with_different_modification_times_is_the_same_set(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     os.utime(copy / NAMES[0], (1, 1))
     assert identify_images(copy, NAMES).sha256 == identify_images(folder, reversed(NAMES)).sha256
 
 
-def test_an_image_replaced_or_less_or_renamed_makes_another_set(folder):
-    found = {identify_images(folder, NAMES).sha256, identify_images(folder, NAMES[:11]).sha256}
+def test_a_replaced_missing_or_renamed_image_makes_a_different_set(folder):
+    digests = {identify_images(folder, NAMES).sha256, identify_images(folder, NAMES[:11]).sha256}
     (folder / NAMES[5]).write_bytes(b"x" * 50)
-    found.add(identify_images(folder, NAMES).sha256)
+    digests.add(identify_images(folder, NAMES).sha256)
     (folder / NAMES[11]).rename(folder / "other.jpg")
-    found.add(identify_images(folder, [*NAMES[:11], "other.jpg"]).sha256)
-    assert len(found) == 4
+    digests.add(identify_images(folder, [*NAMES[:11], "other.jpg"]).sha256)
+    assert len(digests) == 4
 
 
-def test_of_many_images_some_are_read_and_all_are_measured(folder, monkeypatch):
-    monkeypatch.setattr(module, "MOST_READ", 11)
+def test_in_a_large_set_all_sizes_and_some_contents_are_read(folder, monkeypatch):
+    monkeypatch.setattr(module, "MAX_READ", 11)
     monkeypatch.setattr(module, "SAMPLE", 3)
     before = identify_images(folder, NAMES)
     assert (before.count, before.names) == (12, ["00.jpg", "04.jpg", "08.jpg"])
@@ -60,13 +60,13 @@ def known(folder, tmp_path) -> Inputs:
     return Inputs(str(tmp_path), files, {"val": identify_images(folder, NAMES)})
 
 
-def test_inputs_are_read_back(known, tmp_path):
+def test_inputs_are_read_as_they_were_written(known, tmp_path):
     known.write(tmp_path)
     assert read_inputs(tmp_path) == known
     assert isinstance(read_inputs(tmp_path).images["val"], ImageSet)
     assert read_inputs(tmp_path / "rgb") is None
     (tmp_path / "inputs.json").write_text("{")
-    with pytest.raises(ValueError, match=r"inputs\.json: damaged"):
+    with pytest.raises(ValueError, match=r"inputs\.json: corrupt"):
         read_inputs(tmp_path)
 
 
@@ -77,26 +77,26 @@ def test_a_data_set_that_was_moved_has_no_changes(known, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("edit", "message"),
     [
-        (lambda root: (root / "val.json").write_text("others"), "val.json has other content"),
-        (lambda root: (root / "val.json").unlink(), "val.json is gone"),
-        (lambda root: (root / "rgb/03.jpg").write_bytes(b"y" * 50), "rgb has other val images"),
-        (lambda root: (root / "rgb/03.jpg").unlink(), "03.jpg is gone"),
+        (lambda root: (root / "val.json").write_text("others"), "val.json has changed"),
+        (lambda root: (root / "val.json").unlink(), "val.json is missing"),
+        (lambda root: (root / "rgb/03.jpg").write_bytes(b"y" * 50), "rgb has different val images"),
+        (lambda root: (root / "rgb/03.jpg").unlink(), "03.jpg is missing"),
     ],
 )
-def test_a_change_names_its_file_or_folder(known, tmp_path, change, said):
-    change(tmp_path)
-    (found,) = known.changes()
-    assert str(found).endswith(said)
+def test_a_change_names_its_file_or_folder(known, tmp_path, edit, message):
+    edit(tmp_path)
+    (change,) = known.changes()
+    assert str(change).endswith(message)
 
 
-# ---- images that are there twice
+# ---- duplicate images
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Makes files of these contents, in order; returns their paths."""
+    """Return a function that writes files with the given contents and returns their paths."""
 
     def make(**contents: bytes):
         paths = [tmp_path / name for name in contents]
@@ -107,7 +107,7 @@ def files(tmp_path):
     return make
 
 
-def test_each_copy_is_found_with_the_first_of_its_kind(files):
+def test_each_copy_is_paired_with_the_first_file_of_the_same_content(files):
     long = b"a" * 9000
     a, b, c, d, e, f = files(a=long, b=b"short", c=b"b" + long[1:], d=long, e=b"short", f=b"other")
     assert copies([a, b, c, d, e, f]) == {d: a, e: b}  # c differs from a in its first byte only
@@ -121,12 +121,12 @@ def test_validation_images_that_are_training_images_are_counted_and_named(files)
     assert "such as b, c" in str(found)
 
 
-def test_copies_within_a_half_do_not_count_as_shared_between_both(files):
+def test_copies_within_a_split_are_not_shared_between_splits(files):
     a, b, c, d = files(a=b"one", b=b"one", c=b"two", d=b"two")
     assert shared_between([a, b], [c, d]) is None
 
 
-def test_names_that_occur_twice_are_counted_however_they_are_spelt():
+def test_repeated_names_are_counted_after_normalising_the_path():
     found = repeated_names(["a.jpg", "b.jpg", "./a.jpg", "a.jpg"])
     assert (found.count, found.examples) == (1, ["a.jpg"])
     assert repeated_names(["a.jpg", "x/a.jpg"]) is None

@@ -1,4 +1,4 @@
-"""engine/loading.py: all that fit, or none and the list of what differs."""
+"""engine/loading.py: load all weights, or none with an error that lists the differences."""
 
 import pytest
 import torch
@@ -11,11 +11,11 @@ def body_and_head(outputs: int) -> nn.ModuleDict:
     return nn.ModuleDict({"body": nn.Linear(2, 3), "head": nn.Linear(3, outputs)})
 
 
-def test_what_may_be_misshaped_stays_as_it_was_and_the_rest_is_loaded():
+def test_weights_that_may_differ_in_shape_are_kept_and_the_rest_is_loaded():
     module, other = body_and_head(2), body_and_head(5)
     head = module["head"].weight.clone()
-    left_out = load_matching(module, other.state_dict(), may_be_misshaped=("head.",))
-    assert left_out == ["head.weight (5, 3) instead of (2, 3)", "head.bias (5,) instead of (2,)"]
+    skipped = load_matching(module, other.state_dict(), may_be_misshaped=("head.",))
+    assert skipped == ["head.weight (5, 3) instead of (2, 3)", "head.bias (5,) instead of (2,)"]
     assert torch.equal(module["body"].weight, other["body"].weight)
     assert torch.equal(module["head"].weight, head)
 
@@ -27,11 +27,11 @@ def test_what_may_be_misshaped_stays_as_it_was_and_the_rest_is_loaded():
         (lambda state: state.update({"neck.weight": torch.ones(1)}), "1 unexpected: neck.weight"),
         (
             lambda state: state.update({"body.bias": torch.ones(4)}),
-            r"1 of another shape: body.bias \(4,\) instead of \(3",
+            r"1 of a different shape: body.bias \(4,\) instead of \(3",
         ),
     ],
 )
-def test_anything_else_that_differs_is_listed_and_nothing_is_loaded(change, named):
+def test_any_other_mismatch_is_listed_and_nothing_is_loaded(change, named):
     module, state = body_and_head(2), body_and_head(5).state_dict()
     before = module["body"].weight.clone()
     change(state)

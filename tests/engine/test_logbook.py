@@ -3,7 +3,7 @@
 from engine.logbook import logger, progress_bar, start_logging
 
 
-def test_a_bar_in_a_log_file_is_lines_of_plain_text(capsys):
+def test_a_progress_bar_in_a_log_file_is_lines_of_plain_text(capsys):
     with progress_bar(total=10, unit="step", desc="epoch 1", delay=0, mininterval=0) as bar:
         bar.update(3)
         with progress_bar(total=2, desc="scoring", delay=0, mininterval=0, leave=False) as inner:

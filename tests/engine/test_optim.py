@@ -1,4 +1,4 @@
-"""engine/optim.py: groups, schedules and the moving average against closed forms."""
+"""engine/optim.py: parameter groups; schedules and the moving average compared with closed forms."""
 
 import math
 import warnings
@@ -33,7 +33,7 @@ def learning_rates(config: OptimConfig, batch: int, steps_per_epoch: int, epochs
     return rates
 
 
-def test_only_kernels_and_matrices_decay():
+def test_only_kernels_and_matrices_have_weight_decay():
     net = Net()
     decayed, free = parameter_groups(net, 0.05)
     assert [p is net.conv.weight for p in decayed["params"]] == [True]
@@ -43,10 +43,10 @@ def test_only_kernels_and_matrices_decay():
     }
     assert free["weight_decay"] == 0.0
     net.norm.requires_grad_(False)
-    assert sum(len(group["params"]) for group in parameter_groups(net, 0.1)) == 3  # frozen ones are in no group
+    assert sum(len(group["params"]) for group in parameter_groups(net, 0.1)) == 3  # frozen parameters are in no group
 
 
-def test_steps_schedule_warms_up_linearly_then_drops_at_the_epochs():
+def test_steps_schedule_warms_up_linearly_then_drops_at_drop_epochs():
     config = OptimConfig(learning_rate=1.0, reference_batch_size=8, warmup_epochs=2, drop_epochs=(4, 6))
     rates = learning_rates(config, 8, steps_per_epoch=5, epochs=8)
     expected = [(i + 1) / 10 for i in range(10)] + [1.0] * 10 + [0.1] * 10 + [0.01] * 10
@@ -76,7 +76,7 @@ def test_moving_average_follows_the_rising_decay():
         torch.testing.assert_close(average.module.conv.weight, torch.full_like(net.conv.weight, expected))
 
 
-def test_moving_average_keeps_index_tables_and_counters_whole():
+def test_moving_average_copies_index_tables_and_counters():
     net = Net()
     average = AveragedModel(net, use_buffers=True)
     for _ in range(20):

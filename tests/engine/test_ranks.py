@@ -1,4 +1,4 @@
-"""engine/ranks.py: which processes of a Slurm job are ranks."""
+"""engine/ranks.py: torchrun's variables for the processes of a Slurm job."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 from engine.ranks import first_host, read_slurm_step
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-STEP = {  # of task 3 of `srun --nodes=2 --ntasks=4`
+STEP = {  # environment of task 3 of `srun --nodes=2 --ntasks=4`
     "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2",
     "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
 }  # fmt: skip
@@ -16,7 +16,7 @@ BATCH = {"SLURM_JOB_ID": "12", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_
 
 @pytest.fixture
 def ranks_in(monkeypatch):
-    """Gives torchrun's variables as they are after `read_slurm_step` in an environment."""
+    """Return a function that runs `read_slurm_step` in an environment and returns torchrun's variables."""
 
     def read(environment: dict[str, str]) -> dict[str, str]:
         cleared = {key: value for key, value in os.environ.items() if key not in TORCHRUN and "SLURM" not in key}
@@ -27,17 +27,17 @@ def ranks_in(monkeypatch):
     return read
 
 
-def test_a_task_of_a_step_is_a_rank(ranks_in):
+def test_a_task_of_a_slurm_step_is_a_rank(ranks_in):
     assert ranks_in(STEP) == {
         "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "gpu07",
         "MASTER_PORT": "10121",
     }  # fmt: skip
 
 
-def test_a_task_that_sees_its_own_gpu_only_takes_the_first_and_a_chosen_address_is_kept(ranks_in):
-    chosen = {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500"}
-    found = ranks_in(STEP | chosen | {"SLURM_GPUS_PER_TASK": "1"})
-    assert (chosen | {"LOCAL_RANK": "0"}).items() <= found.items()
+def test_a_task_that_sees_only_its_own_gpu_uses_gpu_0_and_an_existing_address_is_kept(ranks_in):
+    address = {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500"}
+    variables = ranks_in(STEP | address | {"SLURM_GPUS_PER_TASK": "1"})
+    assert (address | {"LOCAL_RANK": "0"}).items() <= variables.items()
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_a_task_that_sees_its_own_gpu_only_takes_the_first_and_a_chosen_address_
     [{}, BATCH, BATCH | STEP | {"SLURM_STEP_NUM_TASKS": "1"}, STEP | {"SLURM_PTY_PORT": "40000"}],
     ids=["no Slurm", "batch script", "srun of one task", "srun --pty"],
 )
-def test_other_processes_are_single(ranks_in, environment):
+def test_all_other_processes_are_not_ranks(ranks_in, environment):
     assert ranks_in(environment) == {}
 
 
-def test_ranks_of_torchrun_stay_as_they_are(ranks_in):
+def test_variables_of_torchrun_are_kept(ranks_in):
     assert ranks_in(STEP | {"RANK": "0"}) == {"RANK": "0"}
 
 
@@ -57,5 +57,5 @@ def test_ranks_of_torchrun_stay_as_they_are(ranks_in):
     ("nodes", "first"),
     [("login", "login"), ("a1,b2", "a1"), ("gpu[07-08,11],login", "gpu07"), ("x-[3]", "x-3"), ("r[1-2]n[0-3]", "r1n0")],
 )
-def test_the_first_node_of_a_list_is_found(nodes, first):
+def test_first_host_of_a_node_list(nodes, first):
     assert first_host(nodes) == first

@@ -1,4 +1,4 @@
-"""engine/start.py: commands answer before anything heavy is imported, and say what is wrong once."""
+"""engine/start.py: help and command-line errors appear before slow imports, and only once per machine."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ COMMANDS = [
     "weights.publish", "train_clf_imagenet", "classification.training", "classification.evaluate",
     "classification.predict", "diffusion.training", "diffusion.sample", "diffusion.evaluate",
 ]  # fmt: skip
-MISTAKES = [  # of a command line, and what the answer names
+MISTAKES = [  # invalid command line, and what the error must name
     (["detection.training", "configs/bcd.yaml"], "configs/bccd.yaml"),
     (["detection.evaluate", "experiments/published/experimnt_1"], "experiments/published/experiment_1"),
     (["detection.predict", "nowhere.pt", "photo.jpg"], "nowhere.pt"),
@@ -33,7 +33,7 @@ MISTAKES = [  # of a command line, and what the answer names
     (["diffusion.sample", "experiments/published/experiment_1", "--sampler", "ddmi"], "ddim"),
 ]
 
-# Runs a command as `python -m` does, and tells which modules it has imported by its end.
+# Runs a command like `python -m`, and prints the modules that it has imported.
 PROGRAM = """
 import json, runpy, sys
 
@@ -46,8 +46,8 @@ finally:
 """
 
 
-def answer(*words: str) -> subprocess.CompletedProcess:
-    """Return what a command answers; asserts that nothing heavy was imported for it."""
+def run(*words: str) -> subprocess.CompletedProcess:
+    """Run a command; assert that it imports no slow module."""
     command = [sys.executable, "-c", PROGRAM, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     modules = {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
@@ -55,32 +55,32 @@ def answer(*words: str) -> subprocess.CompletedProcess:
     return done
 
 
-def test_every_command_of_the_readme_is_tested_here():
+def test_every_tested_command_is_documented():
     text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
     assert all(f"-m {name}" in text or f"python {name}.py" in text for name in COMMANDS)
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_help_is_printed_before_anything_heavy_is_imported(module):
-    assert answer(module, "--help").returncode == 0
+def test_help_is_printed_without_slow_imports(module):
+    assert run(module, "--help").returncode == 0
 
 
 @pytest.mark.parametrize(("words", "named"), MISTAKES)
-def test_a_mistake_is_reported_before_anything_heavy_is_imported(words, named):
-    done = answer(*words)
+def test_a_command_line_error_is_reported_without_slow_imports(words, named):
+    done = run(*words)
     assert done.returncode == 2
     assert named in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def wrong(words):
+def raise_value_error(words):
     raise ValueError("x.yaml: no such file")
 
 
-@pytest.mark.parametrize("parse", [wrong, argparse.ArgumentParser().parse_args])
-def test_a_mistake_is_reported_by_the_first_rank_on_a_node(parse, monkeypatch, capsys):
+@pytest.mark.parametrize("parse", [raise_value_error, argparse.ArgumentParser().parse_args])
+def test_a_command_line_error_is_reported_by_the_first_rank_on_a_node(parse, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["command", "--nope"])
-    for rank, code in (("0", 2), ("1", 0)):  # another code would have the launcher end the first before it reports
+    for rank, code in (("0", 2), ("1", 0)):  # for an error code, the launcher would kill rank 0 before it prints
         monkeypatch.setenv("LOCAL_RANK", rank)
         with pytest.raises(SystemExit) as exit_:
             read_arguments(parse)
@@ -88,6 +88,6 @@ def test_a_mistake_is_reported_by_the_first_rank_on_a_node(parse, monkeypatch, c
         assert ("error: " in capsys.readouterr().err) == (rank == "0")
 
 
-def test_command_lines_know_what_the_modules_behind_them_know():
+def test_choices_on_command_lines_match_the_modules_that_implement_them():
     assert FORMATS.keys() == export.FORMATS.keys()
     assert tuple(SAMPLERS) == sample.SAMPLERS

@@ -1,4 +1,4 @@
-"""engine/terminal.py: names from files do nothing to a terminal, wherever they are printed."""
+"""engine/terminal.py: control characters in names from files are escaped wherever the names are printed."""
 
 import logging
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_control_characters_are_escaped():
 
 
 @pytest.mark.parametrize("name", ["Kätzchen 猫", "عربي", "👩\u200d🔬", "non\u00a0breaking", r"back\slash", ""])
-def test_names_in_any_script_stay_as_they_are(name):
+def test_names_in_any_script_are_unchanged(name):
     assert printable(name) == printable_lines(name) == name
 
 
@@ -56,13 +56,13 @@ def test_names_in_any_script_stay_as_they_are(name):
     ],
     ids=["table", "markdown", "latex", "listed", "card", "page", "chart", "defect", "detections"],
 )
-def test_names_are_harmless_where_they_are_shown(shown):
+def test_names_are_harmless_in_text_output(shown):
     text = shown()
     assert "fake" in text
     assert is_harmless(text)
 
 
-@pytest.mark.filterwarnings("error")  # matplotlib prints the signs that its font lacks
+@pytest.mark.filterwarnings("error")  # matplotlib warns about characters that its font lacks
 def test_names_are_harmless_in_pictures(tmp_path):
     box = np.array([2.0, 2, 20, 20])
     panel = pictures.Panel(np.zeros((40, 40, 3), np.uint8), EVIL, [pictures.Mark(box, (1, 0, 0), EVIL)])
@@ -80,7 +80,7 @@ def test_a_file_name_is_harmless_in_an_error(tmp_path):
     assert is_harmless(str(error.value))
 
 
-def test_messages_reach_terminal_and_log_file_without_escape_codes(tmp_path, capsys):
+def test_messages_contain_no_escape_codes_on_the_terminal_and_in_the_log_file(tmp_path, capsys):
     start_logging(tmp_path, verbose=True)
     logger.log(logging.INFO, "class %s\nsecond line", "\x1b[2Jcat")
     for text in (capsys.readouterr().out, (tmp_path / "train.log").read_text()):
@@ -88,7 +88,7 @@ def test_messages_reach_terminal_and_log_file_without_escape_codes(tmp_path, cap
         assert "\x1b" not in text
 
 
-def test_an_error_reaches_the_terminal_without_escape_codes(run_in_process, capsys):
+def test_errors_contain_no_escape_codes_on_the_terminal(run_in_process, capsys):
     def main(*_):
         raise ValueError("class \x1b[2Jcat")
 

@@ -1,4 +1,4 @@
-"""What the tests of faults share: a tiny data set, and commands whose processes are all known."""
+"""Fixtures for the tests of faults: a tiny data set, and commands whose processes can be listed and killed."""
 
 import os
 import re
@@ -15,7 +15,7 @@ import pytest
 from detection.shapes import generate
 
 ROOT = Path(__file__).parent.parent.parent
-LIMIT_SECONDS = 600  # for what takes a few on a quiet machine; only against hanging
+LIMIT_SECONDS = 600  # only to detect hangs: everything takes a few seconds on an idle machine
 
 CONFIG = """
 data:
@@ -31,7 +31,7 @@ eval: {{score_threshold: 0.01}}
 
 
 class Job:
-    """A command in a session of its own, as a terminal starts it; its processes print to its log."""
+    """A command in its own session, as if started from a terminal; all its processes print to `log`."""
 
     def __init__(self, words: list[str], log: Path) -> None:
         self.log = log
@@ -46,53 +46,53 @@ class Job:
 
     @property
     def text(self) -> str:
-        """What it has printed so far, on both streams."""
+        """Output of the job so far, on stdout and stderr."""
         return self.log.read_text()
 
     @property
     def errors(self) -> list[str]:
-        """The lines of errors so far, without torchrun's report."""
+        """Error lines so far, without torchrun's report."""
         return re.findall(r"^(?:python -m \S+: )?error(?: on rank \d+)?: .*", self.text, re.MULTILINE)
 
     def wait_for(self, what: Callable[[], object] | str, seconds: float = LIMIT_SECONDS) -> object:
-        """Until `what` is true, or has been said; returns what it gave."""
+        """Wait until `what` is printed (a string) or returns a true value (a function); return that value."""
         deadline = time.monotonic() + seconds
-        while not (found := what in self.text if isinstance(what, str) else what()):
-            ended = self.process.poll() is not None and isinstance(what, str)
-            assert not ended, f"ended without {what!r}; it said: {self.text}"
-            assert time.monotonic() < deadline, f"not within {seconds} s; it said: {self.text}"
+        while not (value := what in self.text if isinstance(what, str) else what()):
+            has_ended = self.process.poll() is not None and isinstance(what, str)
+            assert not has_ended, f"ended without {what!r}; output: {self.text}"
+            assert time.monotonic() < deadline, f"not within {seconds} s; output: {self.text}"
             time.sleep(0.01)
-        return found
+        return value
 
     def end(self, seconds: float = LIMIT_SECONDS) -> int:
-        """The exit code, once nothing of the job is left: asserts that it ends, and its other processes soon after."""
+        """Wait until all processes of the job have ended; return the exit code of the first one."""
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still at work after {seconds} s; it said: {self.text}") from None
+            raise AssertionError(f"still running after {seconds} s; output: {self.text}") from None
         self.wait_for(lambda: not self.processes())
         return code
 
     def processes(self) -> set[int]:
-        """Return every process of the job that is alive."""
-        found = set()
+        """Return the process ids of the job."""
+        pids = set()
         for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it has ended meanwhile
+            with suppress(OSError):  # the process has ended meanwhile
                 if os.readlink(folder / "fd/1") == str(self.log):
-                    found.add(int(folder.name))
-        return found
+                    pids.add(int(folder.name))
+        return pids
 
     def rank(self, number: int) -> int:
-        """Return the process of a rank: the oldest with its number, because its loader processes have the same."""
-        found = []
+        """Return the process id of a rank: the lowest one, because its loader processes have the same RANK."""
+        pids = []
         for pid in self.processes():
             with suppress(OSError):
                 if f"\0RANK={number}\0" in Path(f"/proc/{pid}/environ").read_text():
-                    found.append(pid)
-        return min(found)
+                    pids.append(pid)
+        return min(pids)
 
     def kill(self) -> None:
-        """Leave nothing behind."""
+        """Kill all processes of the job."""
         for pid in self.processes():
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -101,7 +101,7 @@ class Job:
 
 @pytest.fixture(scope="session")
 def config_path(tmp_path_factory) -> Path:
-    """240 images to train on and 7 to validate; 240 steps an epoch, long enough to be met in its middle."""
+    """Return a config with 240 training and 7 validation images: 240 steps per epoch, to interrupt one within."""
     folder = tmp_path_factory.mktemp("faults")
     generate(folder / "sample", num_train=240, num_val=7, image_size=96)
     path = folder / "config.yaml"
@@ -111,7 +111,7 @@ def config_path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Iterator[Callable[..., Job]]:
-    """Starts `python WORDS`, by torchrun if there is more than one process; kills what is left of it at the end."""
+    """Return a function that starts `python WORDS`, with torchrun if `processes` > 1; kill all jobs at the end."""
     jobs: list[Job] = []
     folder = tmp_path_factory.mktemp("jobs")
 

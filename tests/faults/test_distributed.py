@@ -1,4 +1,4 @@
-"""Ranks that die or hang, and scores on any number of processes."""
+"""Ranks that die or hang, and identical scores on any number of processes."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from engine import distributed
 
 pytestmark = pytest.mark.slow
 
-# Ranks that meet again and again, and wait for each other no longer than 20 seconds.
-MEET = """
+# Ranks that run one collective after another, with a timeout of 20 seconds.
+COLLECTIVES = """
 import sys, time
 from datetime import timedelta
 from engine import distributed
@@ -23,7 +23,7 @@ from engine.command import run_command
 def main(device):
     for count in range(int(sys.argv[1])):
         distributed.any_rank(False)
-        sys.stdout.write(f"met {count}\\n")  # at once, for ranks share the file
+        sys.stdout.write(f"collective {count}\\n")  # one write, because ranks share the file
         sys.stdout.flush()
         time.sleep(0.05)
 
@@ -39,20 +39,20 @@ def write(path: Path, text: str) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def hung(start, tmp_path_factory) -> tuple:
-    """A job with a rank that has hung since the given time. It takes long to end: the other tests run meanwhile."""
-    job = start(write(tmp_path_factory.mktemp("hung") / "meet.py", MEET), 10_000, processes=2)
-    job.wait_for("met 3")
+    """Return a job with a hung rank, and the time since when. Other tests run while it waits for its timeout."""
+    job = start(write(tmp_path_factory.mktemp("hung") / "collectives.py", COLLECTIVES), 10_000, processes=2)
+    job.wait_for("collective 3")
     os.kill(job.rank(1), signal.SIGSTOP)
     return job, time.monotonic()
 
 
-def test_a_rank_that_is_killed_ends_the_job_before_a_collective_times_out(start, config_path, tmp_path):
+def test_a_killed_rank_ends_the_job_before_a_collective_times_out(start, config_path, tmp_path):
     job = start("-m", "detection.training", config_path, "--experiment", tmp_path, processes=2)
     job.wait_for("first step")
     os.kill(job.rank(1), signal.SIGKILL)
     assert job.end(distributed.TIMEOUT.total_seconds() / 2) == 1
     assert "another process of this run died" in "".join(job.errors)
-    assert "SIGKILL" in job.text  # in torchrun's report
+    assert "SIGKILL" in job.text  # from torchrun's report
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_a_loader_process_that_freezes_ends_the_run(start, config_path, tmp_path
     assert "Traceback" not in job.text
 
 
-def test_the_score_is_the_same_to_the_last_byte_on_1_2_and_5_processes(start, finished_detector, tmp_path):
-    """Of three images: two processes get different numbers of them, and of five two get none."""
+def test_scores_are_byte_identical_on_1_2_and_5_processes(start, finished_detector, tmp_path):
+    """With three images, two processes get different numbers of images, and two of five processes get none."""
     annotations = finished_detector.parent.parent / "sample/annotations/instances_val.json"
     content = json.loads(annotations.read_text())
     content["images"] = content["images"][:3]
@@ -109,9 +109,9 @@ def test_the_score_is_the_same_to_the_last_byte_on_1_2_and_5_processes(start, fi
     assert json.loads(texts.pop())["settings"][0]["mAP"] > 0
 
 
-def test_a_rank_that_hangs_ends_the_job_after_the_timeout_and_the_30_seconds_that_torchrun_gives_it(hung):
-    job, began = hung
+def test_a_hung_rank_ends_the_job_after_the_timeout(hung):
+    job, started = hung
     assert job.end() == 1
-    assert time.monotonic() - began > 20
+    assert time.monotonic() - started > 20
     assert "another process of this run died or hangs" in "".join(job.errors)
     assert "a bug" not in job.text

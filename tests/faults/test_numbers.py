@@ -1,4 +1,4 @@
-"""Numbers that are not finite, and batches with nothing to learn from: what all ranks do together."""
+"""Losses and gradients that are not finite, and batches without objects, on several ranks."""
 
 import json
 import math
@@ -12,8 +12,8 @@ from records.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
-# Trains as `python -m detection.training` does, but for the fault that the first argument names; tells which image it
-# struck, and the weights that each rank ends with.
+# Trains like `python -m detection.training`, with the fault that the first argument names. Prints the image with the
+# fault, and a hash of the final weights of each rank.
 SCRIPT = """
 import hashlib, os, sys
 import detection.training
@@ -30,15 +30,15 @@ def faulty(self, model, batch):
     calls += 1
     sums, count = losses(self, model, batch)
     if distributed.rank() == 1 and calls == 5:
-        sys.stdout.write(f"poisoned {batch['image_ids'].item()}\\n")
+        sys.stdout.write(f"fault in {batch['image_ids'].item()}\\n")
         sums["box"] = sums["box"] * float("nan") if fault == "gradient" else sums["box"] + float("inf")
     return sums, count
 
 def fit_and_print(task, *arguments):
-    found = fit(task, *arguments)
+    result = fit(task, *arguments)
     weights = b"".join(value.numpy().tobytes() for value in task.model.state_dict().values())
-    sys.stdout.write(f"weights {hashlib.sha256(weights).hexdigest()}\\n")  # at once, for ranks share the file
-    return found
+    sys.stdout.write(f"weights {hashlib.sha256(weights).hexdigest()}\\n")  # one write, because ranks share the file
+    return result
 
 if fault != "none":
     DetectionTask.losses = faulty
@@ -55,7 +55,7 @@ def script(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("fault", ["gradient", "loss"])
-def test_a_number_that_is_not_finite_on_one_rank_stops_both_before_that_step(
+def test_a_loss_or_gradient_that_is_not_finite_on_one_rank_stops_both_ranks(
     start, script, config_path, tmp_path, fault
 ):
     job = start(
@@ -63,28 +63,28 @@ def test_a_number_that_is_not_finite_on_one_rank_stops_both_before_that_step(
         processes=2,
     )  # fmt: skip
     assert job.end() == 1
-    image_id = re.search(r"^poisoned (\d+)$", job.text, re.MULTILINE)[1]
-    [line] = job.errors  # of whichever rank is first
+    image_id = re.search(r"^fault in (\d+)$", job.text, re.MULTILINE)[1]
+    [line] = job.errors  # from the rank that fails first
     assert "step 5: loss or gradient is not finite; rank 1: " in line
     assert f"image ids [{image_id}]" in line
-    assert not re.search(r"^weights ", job.text, re.MULTILINE)  # no rank has come through
+    assert not re.search(r"^weights ", job.text, re.MULTILINE)  # no rank has finished training
     newest = list_checkpoints(tmp_path / "checkpoints")[-1]
     assert newest.name == "step_000000004.pt"
     assert_finite(load_checkpoint(newest))
 
 
 def assert_finite(state: dict) -> None:
-    """The weights and their moving average, in a checkpoint's state."""
+    """Assert that the weights and their moving average in a checkpoint are finite."""
     for weights in (state["model"], state["ema"]["weights"]):
         assert all(value.isfinite().all() for value in weights.values() if value.is_floating_point())
 
 
-def test_ranks_stay_in_step_through_batches_without_any_object(start, script, config_path, tmp_path):
+def test_ranks_keep_identical_weights_after_batches_without_objects(start, script, config_path, tmp_path):
     path = config_path.parent / "sample/annotations/instances_train.json"
     content = json.loads(path.read_text())
     content["images"] = content["images"][:72]
-    lonely = content["images"][0]["id"]
-    content["annotations"] = [each for each in content["annotations"] if each["image_id"] == lonely]
+    annotated = content["images"][0]["id"]
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] == annotated]
     (tmp_path / "train.json").write_text(json.dumps(content))
     job = start(
         script, "none", config_path, "--experiment", tmp_path, "data.workers=0", "train.eval_every_epochs=1",

@@ -1,4 +1,4 @@
-"""Signals to commands as users start them: saved at the next step, nothing lost, nobody left behind."""
+"""Signals to running commands: a save after the current step, no work lost, no process left running."""
 
 import os
 import signal
@@ -11,17 +11,17 @@ import torch
 from engine.checkpoint import list_checkpoints, load_checkpoint
 
 pytestmark = pytest.mark.slow
-STEPS = 240  # of an epoch on one process
+STEPS = 240  # steps per epoch on one process
 CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
 
 
 def last_step(experiment: Path) -> int:
-    """Of the newest checkpoint."""
+    """Return the step of the newest checkpoint."""
     return load_checkpoint(list_checkpoints(experiment / "checkpoints")[-1])["step"]
 
 
 def tensors(value: object) -> list[torch.Tensor]:
-    """Every tensor in a checkpoint's state, in order."""
+    """Return all tensors in a checkpoint's state, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
@@ -38,9 +38,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(start, config_path, folder):
-    """Jobs that got a signal in the middle of their first epoch, by signal, and one that got none; side by side.
+    """Return {signal: job that received it within its first epoch}, and job 0 without a signal; they run in parallel.
 
-    SIGTERM is sent to the loader processes too, as a shutdown does."""
+    SIGTERM is also sent to the loader processes, as in a system shutdown."""
     jobs = {}
     for number in (0, *CODES):
         (folder / str(number)).mkdir()
@@ -56,25 +56,25 @@ def stopped(start, config_path, folder):
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_a_signal_in_mid_epoch_ends_the_run_with_a_save_its_exit_code_and_no_process_left(stopped, folder, number):
+def test_a_signal_within_an_epoch_stops_the_run_after_a_save_and_leaves_no_process(stopped, folder, number):
     assert stopped[number].end() == CODES[number]
     assert "Traceback" not in stopped[number].text
     assert stopped[number].text.count("is saved") == 1
     assert 0 < last_step(folder / str(number)) < STEPS
 
 
-def test_resumed_runs_end_bit_identical_to_one_without_signals(start, stopped, config_path, folder):
-    again = {n: start("-m", "detection.training", config_path, "--experiment", folder / str(n)) for n in CODES}
-    whole = tensors(load_checkpoint(list_checkpoints(folder / "0/checkpoints")[-1]))
-    for number, job in again.items():
+def test_resumed_runs_end_bit_identical_to_an_uninterrupted_run(start, stopped, config_path, folder):
+    jobs = {n: start("-m", "detection.training", config_path, "--experiment", folder / str(n)) for n in CODES}
+    uninterrupted = tensors(load_checkpoint(list_checkpoints(folder / "0/checkpoints")[-1]))
+    for number, job in jobs.items():
         assert job.end() == 0
         assert "resumed after step" in job.text
         resumed = tensors(load_checkpoint(list_checkpoints(folder / str(number) / "checkpoints")[-1]))
-        assert len(resumed) == len(whole) > 100
-        assert all(map(torch.equal, resumed, whole))
+        assert len(resumed) == len(uninterrupted) > 100
+        assert all(map(torch.equal, resumed, uninterrupted))
 
 
-def test_a_signal_while_scoring_ends_the_run_without_a_traceback(start, config_path, tmp_path):
+def test_a_signal_during_evaluation_stops_the_run_without_a_traceback(start, config_path, tmp_path):
     job = start("-m", "detection.training", config_path, "--experiment", tmp_path, "train.eval_every_epochs=1")
     job.wait_for(lambda: (tmp_path / f"checkpoints/step_{STEPS:09d}.pt").exists())
     job.process.send_signal(signal.SIGTERM)
@@ -83,7 +83,7 @@ def test_a_signal_while_scoring_ends_the_run_without_a_traceback(start, config_p
     assert load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1])["line"]["step"] == STEPS
 
 
-def test_what_is_ignored_stays_ignored_as_by_nohup(start, config_path, tmp_path):
+def test_a_signal_that_nohup_ignores_stays_ignored(start, config_path, tmp_path):
     script = tmp_path / "nohup.py"
     script.write_text(
         "import os, signal, sys\n"
@@ -96,7 +96,7 @@ def test_what_is_ignored_stays_ignored_as_by_nohup(start, config_path, tmp_path)
     assert job.end() == 0
 
 
-def test_an_impatient_keyboard_ends_the_run_at_once_and_silently(start, config_path, tmp_path):
+def test_repeated_ctrl_c_ends_the_run_without_a_traceback(start, config_path, tmp_path):
     job = start("-m", "detection.training", config_path, "--experiment", tmp_path)
     job.wait_for("first step")
     for _ in range(50):
@@ -110,11 +110,11 @@ def test_an_impatient_keyboard_ends_the_run_at_once_and_silently(start, config_p
 
 
 @pytest.mark.parametrize("module", ["torch", "torchvision"])
-def test_an_interrupt_while_importing_ends_the_command_silently(start, config_path, tmp_path, module):
+def test_an_interrupt_during_imports_ends_the_command_silently(start, config_path, tmp_path, module):
     job = start("-m", "detection.training", config_path, "--experiments", tmp_path / "experiments")
     job.wait_for(lambda: f"/{module}/" in Path(f"/proc/{job.process.pid}/maps").read_text())
     job.process.send_signal(signal.SIGINT)
-    assert job.end() in (130, -signal.SIGINT)  # by the signal itself until the command line is read
+    assert job.end() in (130, -signal.SIGINT)  # -SIGINT until the command line is parsed
     assert job.text == ""
 
 
@@ -122,9 +122,7 @@ def test_an_interrupt_while_importing_ends_the_command_silently(start, config_pa
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_a_signal_to_torchrun_saves_and_leaves_no_process_even_if_torchrun_dies_of_it(
-    start, config_path, tmp_path, number
-):
+def test_after_a_signal_to_torchrun_the_ranks_save_and_end_even_if_torchrun_dies(start, config_path, tmp_path, number):
     job = start("-m", "detection.training", config_path, "--experiment", tmp_path, "data.workers=1", processes=2)
     job.wait_for("first step")
     assert len(job.processes()) >= 5

@@ -1,4 +1,4 @@
-"""Runs that start at the same instant, and runs that are killed and started again."""
+"""Runs that start simultaneously, and runs that are killed and restarted."""
 
 import multiprocessing
 from pathlib import Path
@@ -14,28 +14,28 @@ from records.status import read_status
 STARTS, ROUNDS = 16, 20
 
 
-def choose(folder: Path, barrier, chosen) -> None:
-    """In each round, all at once: make the round's folder of experiments and choose a number in it."""
+def create_experiments(folder: Path, barrier, created) -> None:
+    """In each round, create an experiment at the same time as all other processes."""
     for number in range(ROUNDS):
         barrier.wait(600)
-        chosen.put((number, new_experiment(folder / str(number)).name))
+        created.put((number, new_experiment(folder / str(number)).name))
 
 
-def test_sixteen_starts_at_one_instant_get_sixteen_experiments_twenty_times(tmp_path):
+def test_simultaneous_starts_get_different_experiments(tmp_path):
     context = multiprocessing.get_context("fork")
-    barrier, chosen = context.Barrier(STARTS), context.Queue()
-    processes = [context.Process(target=choose, args=(tmp_path, barrier, chosen)) for _ in range(STARTS)]
+    barrier, created = context.Barrier(STARTS), context.Queue()
+    processes = [context.Process(target=create_experiments, args=(tmp_path, barrier, created)) for _ in range(STARTS)]
     for process in processes:
         process.start()
-    found = sorted(chosen.get(timeout=600) for _ in range(STARTS * ROUNDS))
+    names = sorted(created.get(timeout=600) for _ in range(STARTS * ROUNDS))
     for process in processes:
         process.join(600)
     numbers = range(1, STARTS + 1)
-    assert found == sorted((number, f"experiment_{n}") for number in range(ROUNDS) for n in numbers)
+    assert names == sorted((number, f"experiment_{n}") for number in range(ROUNDS) for n in numbers)
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_is_reported_as_killed_and_then_resumed(start, config_path, tmp_path):
+def test_a_run_killed_at_any_time_is_reported_as_killed_and_can_be_resumed(start, config_path, tmp_path):
     options = "train.epochs=1, train.eval_every_epochs=1, train.checkpoint_every_steps=20"
     text = f"task: detection.training\nseeds: [0]\noverrides: [{options}]\ncolumns: [{{name: column}}]\n"
     (tmp_path / "grid.yaml").write_text(f"{text}rows: [{{name: row, config: {config_path}}}]\n")
@@ -46,15 +46,15 @@ def test_a_run_killed_at_any_moment_is_reported_as_killed_and_then_resumed(start
         return status(grid, grid.jobs, experiments).splitlines()[1].split()[4]
 
     def step() -> int:
-        found = read_status(experiment)
-        return found.step or 0 if found else 0
+        run = read_status(experiment)
+        return run.step or 0 if run else 0
 
     for moment in (
-        (experiment / "status.json").exists,  # it imports
-        (experiment / "train.log").exists,  # it reads its config and data
+        (experiment / "status.json").exists,  # during imports
+        (experiment / "train.log").exists,  # while reading config and data
         lambda: step() > 3,
         lambda: list_checkpoints(experiment / "checkpoints"),
-        (experiment / "checkpoints/step_000000240.pt").exists,  # it is scored
+        (experiment / "checkpoints/step_000000240.pt").exists,  # during evaluation
     ):
         job = start("-m", "ablation.grid", "run", grid.path, "--experiments", experiments, "--parallel", 1)
         job.wait_for(moment)

@@ -1,4 +1,4 @@
-"""Arithmetic is counted as by hand, and counting leaves no trace."""
+"""engine/compute/cost.py: counts agree with counts by hand, and counting does not change the model."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def swin():
-    """Two stages: at 56 pixels 196 tokens of 8 channels, then 49 of 16, in windows of 49."""
+    """Return a model with two stages: at 56 pixels, 196 tokens of 8 channels, then 49 of 16; windows of 49 tokens."""
     return SwinTransformer(embed_dim=8, depths=(2, 2), num_heads=(1, 2), num_classes=10)
 
 
@@ -26,14 +26,14 @@ def test_resnet50_costs_twice_its_published_multiply_adds():
 def test_the_attention_of_a_swin_is_counted():
     def block(tokens, channels):
         weights = (3 + 1 + 4 + 4) * channels**2  # queries, keys and values; projection; two layers of the MLP
-        return tokens * weights + 2 * tokens * 49 * channels  # queries with keys, probabilities with values
+        return tokens * weights + 2 * tokens * 49 * channels  # queries times keys, probabilities times values
 
     multiply_adds = 196 * (4 * 4 * 3) * 8 + 2 * block(196, 8) + 49 * 32 * 16 + 2 * block(49, 16) + 16 * 10
     assert forward_gflops(swin(), 56) * 1e9 == pytest.approx(2 * multiply_adds)
 
 
 class Attention(nn.Module):
-    """Attention of 4 heads over the 16 rows of an image; keys and values of 1, 2 or 4 heads."""
+    """Attention with 4 heads over the 16 rows of an image; keys and values have `key_heads` heads."""
 
     def __init__(self, spelt_out=False, key_heads=4, **options):
         super().__init__()
@@ -49,18 +49,18 @@ class Attention(nn.Module):
         return attend(query, key, key, enable_gqa=self.key_heads < 4, **self.options)
 
 
-ATTENTION_COST = 2 * 4 * (16 * 16 * 16 + 16 * 16 * 16)  # 4 heads: 16 queries with 16 keys of 16 channels, then values
+ATTENTION_COST = 2 * 4 * (16 * 16 * 16 + 16 * 16 * 16)  # 4 heads: 16 queries, 16 keys and 16 values of 16 channels
 
 
 @pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"key_heads": 2}])
-def test_attention_costs_the_same_spelt_out_or_by_whatever_kernel(backend, options):
+def test_attention_costs_the_same_with_any_kernel(backend, options):
     assert forward_gflops(Attention(spelt_out=True), 16) * 1e9 == pytest.approx(ATTENTION_COST)
     with sdpa_kernel(backend):
         assert forward_gflops(nn.Sequential(nn.Sequential(Attention(**options))), 16) * 1e9 == ATTENTION_COST
 
 
-def test_a_transformer_encoder_is_counted_though_it_has_a_fast_path_of_its_own():
+def test_a_transformer_encoder_is_counted_without_its_fast_path():
     class Encoder(nn.Module):
         def __init__(self):
             super().__init__()
@@ -69,20 +69,20 @@ def test_a_transformer_encoder_is_counted_though_it_has_a_fast_path_of_its_own()
         def forward(self, image):
             return self.layer(image[:, 0])
 
-    weights, products = 16 * (3 * 16 + 16 + 32 + 32), 2 * 16 * 16  # of each of 16 tokens
+    weights, products = 16 * (3 * 16 + 16 + 32 + 32), 2 * 16 * 16  # per token, for 16 tokens
     assert forward_gflops(Encoder(), 16) * 1e9 == pytest.approx(2 * 16 * (weights + products))
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_counting_restores_the_mode_of_every_module_and_moves_no_statistics():
+def test_counting_restores_the_mode_of_every_module_and_updates_no_statistics():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4).eval())
     forward_gflops(model, 8)
     assert [module.training for module in model] == [True, True, False]
     assert model[1].num_batches_tracked == 0
-    model(torch.randn(2, 3, 8, 8)).sum().backward()  # it can be trained afterwards
+    model(torch.randn(2, 3, 8, 8)).sum().backward()  # the model can be trained afterwards
 
 
-def test_the_peak_of_memory_is_that_of_the_process_and_never_falls():
+def test_peak_memory_of_the_process_rises_with_allocations_and_never_falls():
     before = peak_memory_mib(CPU)
     block = np.ones(int(before + 64) * 2**20, np.uint8)
     during = peak_memory_mib(CPU)

@@ -1,4 +1,4 @@
-"""engine/compute/machine.py: the tightest limit counts, of whichever version of control groups sets it."""
+"""engine/compute/machine.py: the lowest limit counts, in both versions of control groups (cgroups)."""
 
 import os
 
@@ -11,7 +11,7 @@ MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 @pytest.fixture
 def cgroups(tmp_path, monkeypatch):
-    """Makes control groups: which this process is in, and their files."""
+    """Return a function that fakes control groups: the content of /proc/self/cgroup, and files of the groups."""
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
@@ -26,18 +26,18 @@ def cgroups(tmp_path, monkeypatch):
     return make
 
 
-def test_a_quota_leaves_less_than_the_cores_that_are_seen(cgroups):
+def test_a_quota_limits_the_usable_cores(cgroups):
     cgroups("0::/job\n", **{"job/cpu.max": "150000 100000"})
     assert machine.usable_cores() == 1.5
     assert machine.memory_limit() == MEMORY
 
 
-def test_a_limit_of_a_group_above_counts_too(cgroups):
+def test_a_limit_of_a_parent_group_counts(cgroups):
     cgroups("0::/user/job\n", **{"user/job/memory.max": "max", "user/memory.max": "1000", "memory.max": "2000"})
     assert machine.memory_limit() == 1000
 
 
-def test_groups_of_version_1_have_a_folder_for_each_controller(cgroups):
+def test_limits_of_version_1_are_read_from_a_folder_per_controller(cgroups):
     files = {"cpu/job/cpu.cfs_quota_us": "200000", "cpu/job/cpu.cfs_period_us": "100000"}
     cgroups("3:memory:/job\n2:cpu:/job\n", **files, **{"memory/job/memory.limit_in_bytes": "3000"})
     assert machine.usable_cores() == 2
@@ -50,7 +50,7 @@ def test_groups_of_version_1_have_a_folder_for_each_controller(cgroups):
     ("variable", "count", "expected"),
     [(None, 2, ["0", "1"]), ("2,3", 2, ["2", "3"]), ("GPU-a,-1,GPU-b", 1, ["GPU-a"]), ("", 0, []), (None, 0, [])],
 )
-def test_visible_gpus_are_named_as_the_environment_names_them(monkeypatch, variable, count, expected):
+def test_visible_gpus_have_their_names_in_cuda_visible_devices(monkeypatch, variable, count, expected):
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     if variable is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
