@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from engine import distributed
 from engine.config import Config
 from engine.files import file_sha256, user_path
-from engine.inputs import Inputs, Repeats, identify_images, repeats, shared_between
+from engine.inputs import Inputs, Repeats, find_shared_files, identify_images, repeats
 from engine.logbook import logger
 from engine.signals import SIGNALS
 from engine.terminal import printable
@@ -52,12 +52,12 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode (grey, CMYK, palette, transparent, more than 8 bits) to 8-bit RGB.
 
     Raises DatasetError, without the file name, if `to_8_bits` cannot scale the values."""
-    if is_deep(image):
+    if is_high_bit_depth(image):
         image = Image.fromarray(to_8_bits(np.asarray(image)))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def is_deep(image: Image.Image) -> bool:
+def is_high_bit_depth(image: Image.Image) -> bool:
     """Return whether an image is grey with more than 8 bits (modes I;16, I, F). Call `as_rgb` before cropping it."""
     return image.mode.startswith(("I", "F"))
 
@@ -82,7 +82,7 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def opened_image(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path) -> Iterator[Image.Image]:
     """Context manager that opens an image. Raises DatasetError, without the file name, if opening or decoding fails."""
     try:
         with Image.open(path) as image:
@@ -274,14 +274,14 @@ def read_image(path: Path) -> Image.Image:
     if not path.is_file():
         raise DatasetError(f"{printable(str(path))}: no such file")
     try:
-        with opened_image(path) as image:
+        with open_image(path) as image:
             return as_rgb(ImageOps.exif_transpose(image))
     except DatasetError as error:
         cure = "; replace or remove the file" if str(error).startswith("cannot be decoded") else ""
         raise DatasetError(f"{printable(str(path))}: {error}{cure}") from None
 
 
-def inputs_of(root: str, train: LabelledImages, val: LabelledImages) -> Inputs:
+def identify_inputs(root: str, train: LabelledImages, val: LabelledImages) -> Inputs:
     """Identify what a run reads: the files of CIFAR-10 or MNIST, or the image files of both splits."""
     halves = {"train": train, "val": val}
     return Inputs(
@@ -295,23 +295,24 @@ def inputs_of(root: str, train: LabelledImages, val: LabelledImages) -> Inputs:
     )
 
 
-def announce_images(train: LabelledImages, val: LabelledImages) -> None:
+def log_images(train: LabelledImages, val: LabelledImages) -> None:
     """Log the size of both splits; warn if validation images are also training images."""
     for images in (train, val):
         logger.info("%s: %d images, %d classes", images.place, len(images), len(images.class_ids))
-    if distributed.is_main() and (shared := shared_images(train, val)):
+    if distributed.is_main() and (shared := find_shared_images(train, val)):
         logger.warning(shared)
 
 
-def shared_images(train: LabelledImages, val: LabelledImages) -> Repeats | None:
+def find_shared_images(train: LabelledImages, val: LabelledImages) -> Repeats | None:
     """Return the validation images that are also training images, compared by file content or by pixels."""
     if train.images.dtype.kind == "S":
-        return shared_between(*([each.place / each.name(index) for index in range(len(each))] for each in (train, val)))
+        paths = ([each.place / each.name(index) for index in range(len(each))] for each in (train, val))
+        return find_shared_files(*paths)
     known = {image.tobytes() for image in train.images}
     return repeats("halves", [val.name(k) for k, image in enumerate(val.images) if image.tobytes() in known], len(val))
 
 
-def digest_of(images: np.ndarray, labels: np.ndarray) -> str:
+def split_digest(images: np.ndarray, labels: np.ndarray) -> str:
     """Return the SHA-256 of a split: of its images (file names or pixels) and its labels."""
     digest = hashlib.sha256(images.tobytes())
     digest.update(labels)
@@ -329,7 +330,7 @@ FORMATS = {
 }
 
 
-def read_own_files(kind: str, root: Path, train: bool) -> LabelledImages:
+def read_binary_dataset(kind: str, root: Path, train: bool) -> LabelledImages:
     """Read one split of CIFAR-10 or MNIST. Raises DatasetError if files are missing or cannot be read."""
     from torchvision import datasets  # imported here, because it takes seconds
 
@@ -356,7 +357,7 @@ def read_own_files(kind: str, root: Path, train: bool) -> LabelledImages:
         what = f"{len(pixels)} images, {len(labels)} labels from {min(labels)} to {max(labels)}"
         raise DatasetError(f"{folder}: corrupt ({what}); download the files again")
     hashes = {file: file_sha256(file) for file in files}
-    return LabelledImages(folder, pixels, labels, classes, classes, digest_of(pixels, labels), hashes)
+    return LabelledImages(folder, pixels, labels, classes, classes, split_digest(pixels, labels), hashes)
 
 
 def data_folder(root: str) -> Path:
@@ -377,7 +378,7 @@ def image_tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def seed_of(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """Return a seed for torch that depends on all the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
@@ -397,7 +398,7 @@ class LabelledSamples(Dataset):
         epoch, index = key
         image = self.images.read(index)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, epoch, index))
+            torch.manual_seed(derive_seed(self.seed, epoch, index))
             image = self.transform(image)
         return {"image": image_tensor(image), "label": int(self.images.labels[index]), "image_id": index}
 
@@ -421,7 +422,7 @@ class LabelledTask:
         """Create the task; `config` must have a section `data`."""
         self.config, self.train, self.val = config, train, val
         self.workers = config.data.workers
-        self.inputs = inputs_of(config.data.root, train, val)
+        self.inputs = identify_inputs(config.data.root, train, val)
         self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
         self.data |= {f"content of the {half} images": images.sha256 for half, images in self.inputs.images.items()}
         self.val_loader: DataLoader | None = None
@@ -439,7 +440,7 @@ def eval_loader(
     return build_loader(dataset, batches, collate, workers, device)
 
 
-def in_order(results: list[tuple[np.ndarray, ...]]) -> list[np.ndarray] | None:
+def gather_in_order(results: list[tuple[np.ndarray, ...]]) -> list[np.ndarray] | None:
     """Gather per-image results from all ranks, sorted by image index; return None on ranks other than 0.
 
     results: for each batch of this rank, the image indices (B,) followed by other arrays (B, ...).

@@ -478,12 +478,12 @@ def swin_arguments(state_dict: Mapping) -> dict:
 
 
 def load_swin_weights(
-    model: SwinTransformer, state_dict: Mapping, may_be_misshaped: tuple[str, ...] = ()
+    model: SwinTransformer, state_dict: Mapping, shape_mismatch_prefixes: tuple[str, ...] = ()
 ) -> tuple[list[str], list[str]]:
     """Load a public Swin checkpoint in a format that `swin_state_dict` accepts.
 
     Position tables for a different window or image size are resized. Weights of parts that were cut are ignored.
-    may_be_misshaped: name prefixes of weights to skip, leaving the model's own, if the shapes differ.
+    shape_mismatch_prefixes: name prefixes of weights to skip, leaving the model's own, if the shapes differ.
     Returns the resized weights and the skipped weights, each by name with both shapes.
     Raises ValueError, and leaves the model unchanged, if any weight is missing, unexpected or has the wrong shape."""
     renamed = swin_state_dict(state_dict)
@@ -495,7 +495,7 @@ def load_swin_weights(
             if table is not None:
                 resized.append(f"{key} {tuple(weights[key].shape)} to {tuple(expected.shape)}")
                 weights[key] = table
-    skipped = load_matching(model, weights, may_be_misshaped)
+    skipped = load_matching(model, weights, shape_mismatch_prefixes)
     return resized, skipped
 
 

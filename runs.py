@@ -35,15 +35,15 @@ from records.experiment import (
     FREE_FIELDS,
     append_environment,
     describe_environment,
+    format_score,
     new_experiment,
     read_environments,
     read_experiment_config,
     requeued_experiment,
-    shown_score,
 )
 from records.metrics import write_metrics
 from records.record import TaskRecord, write_record
-from records.status import at_work, begin_status
+from records.status import begin_status, mark_running
 from records.trackers import Trackers, check_installed
 from training import Evaluation, Task, Trainer, fit
 
@@ -75,13 +75,13 @@ def train(command: TrainCommand, arguments: argparse.Namespace, device: torch.de
         if arguments.experiment:  # the directory exists already, so errors in the config are logged there, too
             start_logging(arguments.experiment if distributed.is_main() else None, verbose=distributed.is_main())
             if distributed.is_main():
-                stack.enter_context(at_work(arguments.experiment))
+                stack.enter_context(mark_running(arguments.experiment))
                 begin_status(arguments.experiment)
         folder = arguments.resume or arguments.experiment
         task = prepare(command, arguments, device, folder or arguments.experiments)
         experiment = folder or distributed.broadcast(distributed.is_main() and new_experiment(arguments.experiments))
         if distributed.is_main() and not arguments.experiment:
-            stack.enter_context(at_work(experiment))
+            stack.enter_context(mark_running(experiment))
         train_and_record(command, task, experiment, device, arguments.resume is not None)
 
 
@@ -135,7 +135,7 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
             restore_config(experiment, config)
             scores = write_record(experiment, task, command.record(experiment, task, evaluation))["scores"]
             trackers.finish()
-            logger.info("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
+            logger.info("  ".join(f"{name} {format_score(value)}" for name, value in scores.items()))
             logger.info("full record with pictures: %s", experiment / "README.md")
 
 

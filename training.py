@@ -33,7 +33,7 @@ from engine.optim import build_optimizer, build_scheduler, update_average
 from engine.signals import StopRequest
 from engine.terminal import first_line
 from engine.train_state import TrainState, mean_losses
-from records.experiment import shown_score
+from records.experiment import format_score
 from records.metrics import draw_curves, write_metrics
 from records.status import training_bar
 from records.trackers import TrackerName
@@ -105,11 +105,11 @@ class Task(Protocol):
         ...
 
     def evaluate(
-        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
+        self, model: nn.Module, device: torch.device, stop_if_requested: Callable[[], None] = lambda: None
     ) -> Evaluation:
         """Evaluate a model on all validation images; all ranks must call it.
 
-        stop_if_asked: called between batches; raises an exception if a signal requested the run to stop."""
+        stop_if_requested: called between batches; raises an exception if a signal requested the run to stop."""
         ...
 
     def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:
@@ -145,7 +145,7 @@ def fit(
             evaluation, improved = None, False
             if epoch + 1 == config.epochs or (epoch + 1) % config.eval_every_epochs == 0:
                 trainer.save()  # before the evaluation, which takes minutes: a time limit may end the run
-                trainer.stop_if_asked()
+                trainer.stop_if_requested()
                 evaluation = trainer.evaluate(line)
                 improved = state.update_best(line["epoch"], line[task.metrics[0]], task.lower_is_better)
             trainer.log(line, evaluation)
@@ -154,7 +154,7 @@ def fit(
             if improved:  # best.pt first: a run that is resumed from the next checkpoint would not write it
                 trainer.save("best.pt")
             trainer.save()
-            trainer.stop_if_asked()
+            trainer.stop_if_requested()
     if evaluation is None:
         logger.info("all %d epochs are already trained: evaluating the final weights again", config.epochs)
         evaluation = task.evaluate(state.scored_model, device)
@@ -218,7 +218,7 @@ class Trainer:
                 state.epoch_seconds = earlier_seconds + time.perf_counter() - started
                 self.save()
             if stop:
-                self.stop_if_asked()
+                self.stop_if_requested()
         self.finite.check()
         means = mean_losses(state.loss_sums, self.steps_per_epoch)  # waits for the device, once per epoch
         overflows = {"overflowed_steps": state.overflows} if state.scaler.is_enabled() else {}
@@ -292,7 +292,7 @@ class Trainer:
         """Evaluate the model, and add its scores to `line`, the epoch's line of metrics.jsonl."""
         started = time.perf_counter()
         distributed.broadcast_buffers(self.state.scored_model)  # all ranks evaluate the model that rank 0 saves
-        evaluation = self.task.evaluate(self.state.scored_model, self.device, self.stop_request.stop_if_asked)
+        evaluation = self.task.evaluate(self.state.scored_model, self.device, self.stop_request.stop_if_requested)
         line |= evaluation.scores
         line["eval_seconds"] = round(time.perf_counter() - started, 3)
         return evaluation
@@ -318,7 +318,7 @@ class Trainer:
             self.warned.add(kind)
             logger.warning("%s", message)
 
-    def stop_if_asked(self) -> None:
+    def stop_if_requested(self) -> None:
         """Raise Stopped or KeyboardInterrupt on all ranks if any rank has received a signal."""
         if distributed.any_rank(self.stop_request.signal is not None):
             self.stop_request.raise_stop()
@@ -333,7 +333,7 @@ def epoch_summary(line: dict, epochs: int, metric: str) -> str:
     """Return the log message for an epoch."""
     text = f"epoch {line['epoch']:>3}/{epochs}  loss {line['train_loss_total']:.3f}  lr {line['learning_rate']:.2e}"
     if metric in line:
-        text += f"  {metric} {shown_score(line[metric])}"
+        text += f"  {metric} {format_score(line[metric])}"
     if line.get("overflowed_steps"):
         text += f"  {line['overflowed_steps']} steps skipped (fp16 overflow)"
     return text + f"  {line['epoch_seconds']:.1f} s  {line['images_per_second']:.0f} images/s"

@@ -16,7 +16,7 @@ from engine.command import INTERRUPTED, STOPPED
 from engine.compute.machine import usable_cores, visible_gpus
 from engine.logbook import progress_bar
 from engine.terminal import printable_lines
-from records.experiment import shown_score
+from records.experiment import format_score
 from records.metrics import read_metrics
 from records.status import STATUS_SECONDS, begin_status, end_status, read_status
 
@@ -109,7 +109,7 @@ class RunProgress:
             text = f"epoch {status.epoch}/{status.epochs}"
             with suppress(ValueError):  # a corrupt file is reported when the whole run is read
                 scores = [line[status.metric] for line in read_metrics(self.experiment) if status.metric in line]
-                text += f", {status.metric} {shown_score(scores[-1])}" if scores else ""
+                text += f", {status.metric} {format_score(scores[-1])}" if scores else ""
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(status.step - self.bar.n)
         if sys.stderr.isatty():

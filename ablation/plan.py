@@ -29,7 +29,7 @@ from engine.config import Config, load_config, read_overridden
 from engine.files import write_text
 from engine.strict_yaml import ConfigError
 from engine.text import UnknownNameError
-from records.experiment import list_experiments, shown_score
+from records.experiment import format_score, list_experiments
 from records.metrics import read_metrics
 from records.results import Place, read_object, read_results
 from records.status import Status, read_status
@@ -229,7 +229,7 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
 def finished_state(experiment: Path, cell: dict, recipe: dict) -> State:
     """Return the state of an experiment with results: done, or stale if recipe, data or code changed."""
     results = read_results(experiment / "results.json")
-    score = f"{results.metric} {shown_score(results.score)}"
+    score = f"{results.metric} {format_score(results.score)}"
     changes, code = [*changed_recipe(cell["recipe"], recipe), *changed_data(experiment, recipe)], changed_code(cell)
     if changes or code:
         why = "; ".join([*changes, *code])

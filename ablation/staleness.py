@@ -60,7 +60,7 @@ def changed_data(experiment: Path, recipe: dict) -> list[str]:
     Looks in the recipe's data.root. Missing data are not a change, because a clone may lack the data."""
     inputs = recorded_inputs(experiment)
     changes = inputs.changes(_data_root(recipe)) if inputs else ()
-    return [f"data: {change.path}" for change in changes if not change.is_gone]
+    return [f"data: {change.path}" for change in changes if not change.is_missing]
 
 
 def recorded_inputs(experiment: Path) -> Inputs | None:

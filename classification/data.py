@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from data import DatasetError, LabelledImages, data_folder, digest_of, read_own_files
+from data import DatasetError, LabelledImages, data_folder, read_binary_dataset, split_digest
 from engine.config import Config
 from engine.text import listed
 
@@ -60,7 +60,7 @@ def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledIm
     root = data_folder(config.root)
     if config.format == "folders":
         return read_folders(root / getattr(config, split))
-    return read_own_files(config.format, root, split == "train")
+    return read_binary_dataset(config.format, root, split == "train")
 
 
 def read_folders(folder: Path) -> LabelledImages:
@@ -79,7 +79,7 @@ def read_folders(folder: Path) -> LabelledImages:
     images = np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in dataset.samples])
     labels = np.array(dataset.targets, np.int64)
     return LabelledImages(
-        folder, images, labels, dataset.classes, display_names(dataset.classes), digest_of(images, labels), {}
+        folder, images, labels, dataset.classes, display_names(dataset.classes), split_digest(images, labels), {}
     )
 
 

@@ -66,7 +66,7 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     from engine.files import write_text
     from engine.logbook import logger
     from engine.terminal import printable
-    from records.experiment import shown_score
+    from records.experiment import format_score
 
     classifier = load_classifier(arguments.classifier, arguments.overrides)
     images = read_images(arguments.data, classifier)
@@ -99,8 +99,8 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     }
     print(f"top-1 by class, lowest first ({len(top1)} classes):")
     for name in sorted(top1, key=lambda name: top1[name]["top1"])[:MAX_PRINTED_CLASSES]:
-        print(f"{shown_score(top1[name]['top1'])}  {printable(name)} ({top1[name]['images']} images)")
-    print("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
+        print(f"{format_score(top1[name]['top1'])}  {printable(name)} ({top1[name]['images']} images)")
+    print("  ".join(f"{name} {format_score(value)}" for name, value in scores.items()))
     folder = arguments.output or (None if arguments.data else classifier.experiment)
     if folder is None:
         return

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from classification.data import DataConfig, check_same_classes, imagenet_classes
 from classification.transforms import AugmentConfig, BatchAugment, eval_transform, train_transform
-from data import LabelledImages, LabelledSamples, LabelledTask, batch_to, eval_loader, in_order, normalize_images
+from data import LabelledImages, LabelledSamples, LabelledTask, batch_to, eval_loader, gather_in_order, normalize_images
 from engine import distributed
 from engine.checkpoint import is_checkpoint, load_checkpoint, trained_weights
 from engine.compute.inference import evaluation_mode
@@ -25,7 +25,7 @@ from engine.logbook import progress_bar
 from engine.optim import OptimConfig
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
 from training import Evaluation, TrainConfig
-from weights.registry import find_weights, identified, read_weights
+from weights.registry import find_weights, path_with_sha256, read_weights
 from weights.release import SUFFIX, read_safetensors
 
 TOP_K = 5  # most likely classes kept per image
@@ -133,7 +133,7 @@ def load_initial_weights(model: SwinTransformer, config: ModelConfig, class_ids:
         resized, _ = load_swin_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    parts = [f"started from {identified(path)}"]
+    parts = [f"started from {path_with_sha256(path)}"]
     if resized:
         parts.append(f"{len(resized)} position embeddings resized, such as {resized[0]}")
     parts.append("head loaded" if is_same else "head started from random weights, because the classes differ")
@@ -209,14 +209,16 @@ class ClassificationTask(LabelledTask):
         return {"classification": loss}, torch.full((), len(images), device=images.device)
 
     def evaluate(
-        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
+        self, model: nn.Module, device: torch.device, stop_if_requested: Callable[[], None] = lambda: None
     ) -> Evaluation:
         """Score every validation image once. Return top-1 and top-5 accuracy, and on rank 0 the Predictions."""
         train = self.config.train
         if self.val_loader is None:
             transform = eval_transform(self.config.model.input_size, self.config.resize_size)
             self.val_loader = eval_loader(self.val, transform, train.batch_size, self.workers, device)
-        predictions = predict_all(model, self.val_loader, device, train.precision, train.channels_last, stop_if_asked)
+        predictions = predict_all(
+            model, self.val_loader, device, train.precision, train.channels_last, stop_if_requested
+        )
         scores = predictions and compute_scores(predictions, self.val.labels, len(self.val.class_ids))
         return Evaluation(distributed.broadcast(scores), predictions)
 
@@ -230,18 +232,18 @@ def predict_all(
     device: torch.device,
     precision: Precision = "fp32",
     channels_last: bool = False,
-    stop_if_asked: Callable[[], None] = lambda: None,
+    stop_if_requested: Callable[[], None] = lambda: None,
 ) -> Predictions | None:
     """Predict the classes of the images of all ranks. Return them in image order on rank 0, None on other ranks.
 
-    loader: this rank's batches. stop_if_asked: called between batches."""
+    loader: this rank's batches. stop_if_requested: called between batches."""
     batches = []
     with evaluation_mode(model):
         for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
-            stop_if_asked()
+            stop_if_requested()
             images = normalize_images(batch_to(batch, device)["images"], channels_last)
             with autocast(device, precision):
                 classes, probabilities = predict_batch(model, images)
             batches.append(Predictions(batch["image_ids"].numpy(), classes.cpu().numpy(), probabilities.cpu().numpy()))
-    gathered = in_order(batches)
+    gathered = gather_in_order(batches)
     return gathered and Predictions(*gathered)

@@ -37,12 +37,12 @@ def build_task(config: "ClassificationConfig", from_checkpoint: bool) -> "Classi
 
 def announce(task: "ClassificationTask") -> None:
     """Log the model and the data sets."""
-    from data import announce_images
+    from data import log_images
     from engine.logbook import logger
 
     model = task.config.model
     logger.info("%s, position embedding %s, shifted windows %s", model.name, model.position, model.shift)
-    announce_images(task.train, task.val)
+    log_images(task.train, task.val)
 
 
 parse_arguments = functools.partial(

@@ -18,7 +18,7 @@ from detection.network.boxes import decode_boxes
 from detection.network.postprocess import PostprocessConfig, RawDetections, postprocess
 from detection.network.ssd import SSD
 from engine.command import RunError
-from engine.files import write_whole
+from engine.files import write_atomically
 from engine.logbook import logger
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     logger.info("exporting %s, step %d, in float32; this may take a minute", detector.path, detector.step)
     content = export(model, arguments.format, export_facts(detector, settings), settings)
     print(verify(model, FORMATS[arguments.format].load(content), images, settings))
-    write_whole(arguments.output, lambda file: file.write(content))
+    write_atomically(arguments.output, lambda file: file.write(content))
     side = model.input_size
     print(f"written to {arguments.output}: {len(content) / 1e6:.1f} MB; takes any number of {side} x {side} images")
 

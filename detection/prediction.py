@@ -18,10 +18,10 @@ import torch
 from data import IMAGE_SUFFIXES, DatasetError, read_image
 from detection.coco.detections import Detections
 from detection.detector import BATCH_SIZE, Detector, load, weights_file
-from detection.drawing.boxes import draw_found
+from detection.drawing.boxes import draw_predictions
 from detection.drawing.pictures import save_jpeg
 from engine.charts import MADE_BY
-from engine.files import write_text, write_whole, writing
+from engine.files import describe_write_errors, write_atomically, write_text
 from engine.logbook import logger, progress_bar
 from engine.strict_yaml import ConfigError
 from engine.terminal import counted
@@ -72,7 +72,7 @@ def predict(arguments: argparse.Namespace, device: torch.device) -> None:
     detector = load(weights, device)
     classes = listed(detector.class_names, LISTED_CLASSES)
     logger.info("%s, step %d, on %s; classes: %s", weights, detector.step, device.type, classes)
-    with writing(output):
+    with describe_write_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     results = CocoJson(output)
     skipped = predict_images(detector, [item for item in items if not item.is_video], score, results)
@@ -190,7 +190,7 @@ def _read(item: Item) -> np.ndarray | DatasetError:
 def _write_picture(decoded: tuple[Item, np.ndarray], detections: Detections) -> None:
     item, pixels = decoded
     item.target.parent.mkdir(parents=True, exist_ok=True)
-    save_jpeg(item.target, draw_found(pixels, detections), quality=92)
+    save_jpeg(item.target, draw_predictions(pixels, detections), quality=92)
 
 
 # ---- videos ---------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def predict_video(detector: Detector, item: Item, score_threshold: float, result
             stream = None
             for rate, pictures in _frames(item.source):
                 for pixels, detections in zip(pictures, detector.detect(pictures, score_threshold), strict=True):
-                    drawn = draw_found(pixels, detections)
+                    drawn = draw_predictions(pixels, detections)
                     if stream is None:
                         stream = output.add_stream("libx264", rate, options=X264_OPTIONS)
                         stream.width, stream.height = (side // 2 * 2 for side in drawn.size)  # H.264 needs even sides
@@ -223,7 +223,7 @@ def predict_video(detector: Detector, item: Item, score_threshold: float, result
 
     item.target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_whole(item.target, write)
+        write_atomically(item.target, write)
     except DatasetError as error:
         logger.warning(str(error))
         return False

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from detection.coco.annotations import shown_size
+from detection.coco.annotations import describe_size
 from detection.coco.errors import confusion_matrix, error_breakdown
-from detection.coco.evaluation import METRICS, as_dicts, evaluate_coco, image_statistics, summary_of
+from detection.coco.evaluation import METRICS, as_dicts, evaluate_coco, image_statistics, summarise_evaluation
 from detection.task import DetectionTask
 from engine.compute.cost import forward_gflops
 from engine.files import write_text
@@ -31,7 +31,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
 
     config, model, val, results = task.config, task.config.model, task.val, as_dicts(evaluation.predictions)
     coco = evaluate_coco(task.truth, results)
-    scores, matches = summary_of(coco), image_statistics(coco)
+    scores, matches = summarise_evaluation(coco), image_statistics(coco)
     matches.save(experiment)
     write_text(experiment / "detections.json", json.dumps(results))
     pictures = examples(val, evaluation.predictions)
@@ -65,7 +65,8 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         title=f"{model.backbone} with neck {model.neck}",
         model=f"{model.backbone}, neck {model.neck}, {task.model.input_size} pixels, "
         f"{len(task.model.anchors_cxcywh):,} default boxes",
-        data=f"{shown_size(task.train)} for training, {shown_size(val)} for validation, {len(val.class_names)} classes",
+        data=f"{describe_size(task.train)} for training, {describe_size(val)} for validation, "
+        f"{len(val.class_names)} classes",
         scored=f"COCO mAP by pycocotools on all {len(val.images)} validation images; score >= "
         f"{config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, best {config.eval.max_detections} per image",
         facts={

@@ -20,7 +20,7 @@ from numpy.random import Generator
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from engine.files import write_text, writing
+from engine.files import describe_write_errors, write_text
 
 FINE = 4  # supersampling factor: outlines are filled on a finer canvas for smooth edges and boxes to 1/4 pixel
 DESCRIPTION = "Drawn shapes, made by detection/sample.py"
@@ -307,7 +307,7 @@ def _is_finished(root: Path, split: str, info: dict) -> bool:
 
 def _draw_split(root: Path, split: str, info: dict) -> None:
     images_dir, annotations_path = root / f"images/{split}", root / f"annotations/instances_{split}.json"
-    with writing(annotations_path):
+    with describe_write_errors(annotations_path):
         annotations_path.unlink(missing_ok=True)  # if they are of a different version or seed, they become wrong now
         images_dir.mkdir(parents=True, exist_ok=True)
         annotations_path.parent.mkdir(parents=True, exist_ok=True)
@@ -320,7 +320,7 @@ def _draw_split(root: Path, split: str, info: dict) -> None:
         image_id = 3 * index + 1 + split_number  # ids have gaps, and no id is in both splits
         file_name = f"{image_id:06d}.jpg"
         things, visible = _arrange(style, side, rng)
-        with writing(images_dir / file_name):
+        with describe_write_errors(images_dir / file_name):
             _paint(things, side, rng).save(images_dir / file_name, quality=92)
         images.append({"id": image_id, "file_name": file_name, "width": side, "height": side, "license": 1})
         for number, thing in enumerate(things, start=1):

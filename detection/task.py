@@ -16,7 +16,7 @@ from data import build_loader, eval_batches, normalize_images
 from detection.anchor_fit import AnchorFit, fit_anchors
 from detection.coco.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.coco.dataset import CocoDetection, collate
-from detection.coco.evaluation import GroundTruth, by_image, detect, quick_scores
+from detection.coco.evaluation import GroundTruth, detect, quick_scores, sort_by_image
 from detection.coco.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
 from detection.network.backbones import BACKBONES, load_backbone_weights
 from detection.network.loss import LossConfig, constant_predictor_loss, multibox_loss
@@ -32,7 +32,7 @@ from engine.loading import load_exactly
 from engine.optim import OptimConfig
 from engine.text import listed
 from training import Evaluation, TrainConfig
-from weights.registry import find_weights, identified, read_weights
+from weights.registry import find_weights, path_with_sha256, read_weights
 from weights.release import SUFFIX, read_safetensors, weights_in
 
 LISTED_CLASSES = 8  # in log lines
@@ -103,7 +103,7 @@ def start_trunk(model: SSD, config: ModelConfig) -> str:
         resized = load_backbone_weights(model.backbone, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    line = f"trunk from {identified(path)}"
+    line = f"trunk from {path_with_sha256(path)}"
     return line + f", {len(resized)} position tables resized, such as {resized[0]}" if resized else line
 
 
@@ -161,7 +161,7 @@ class DetectionTask:
         if train:
             if defects := list(pair_defects(train, val)):
                 raise dataset_error(defects)
-            self.inputs = inputs_of(config.data, train, val)
+            self.inputs = identify_inputs(config.data, train, val)
             self.data = {
                 "classes": train.class_names,
                 "training annotations": train.sha256,
@@ -200,10 +200,10 @@ class DetectionTask:
         return losses, sums["num_positives"]
 
     def evaluate(
-        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
+        self, model: nn.Module, device: torch.device, stop_if_requested: Callable[[], None] = lambda: None
     ) -> Evaluation:
         """Return the twelve COCO scores on all validation images, and the scored detections (N, 7)."""
-        results = self.detect_all(model, device, [self.config.eval], stop_if_asked)
+        results = self.detect_all(model, device, [self.config.eval], stop_if_requested)
         scores = results and quick_scores(self.truth, results[0])
         return Evaluation(distributed.broadcast(scores), results and results[0])
 
@@ -220,7 +220,7 @@ class DetectionTask:
         model: nn.Module,
         device: torch.device,
         settings: list[PostprocessConfig],
-        stop_if_asked: Callable[[], None] = lambda: None,
+        stop_if_requested: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray] | None:
         """Return detections (N, 7) on all validation images for each post-processing setting; None except on rank 0.
 
@@ -241,13 +241,13 @@ class DetectionTask:
                 settings=settings,
                 precision=train.precision,
                 channels_last=train.channels_last,
-                stop_if_asked=stop_if_asked,
+                stop_if_requested=stop_if_requested,
             )
         )
-        return per_rank and [by_image(results) for results in zip(*per_rank, strict=True)]
+        return per_rank and [sort_by_image(results) for results in zip(*per_rank, strict=True)]
 
 
-def inputs_of(config: DataConfig, train: CocoFile, val: CocoFile) -> Inputs:
+def identify_inputs(config: DataConfig, train: CocoFile, val: CocoFile) -> Inputs:
     """Return the inputs of a run: both annotation files and all images that they list."""
     files = {str(coco.annotations_path): coco.sha256 for coco in (train, val)}
     images = {

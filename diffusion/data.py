@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from data import LabelledImages, Transform, data_folder, read_own_files
+from data import LabelledImages, Transform, data_folder, read_binary_dataset
 from engine.config import Config
 
 CHANNELS = {"mnist": 1, "cifar10": 3}  # image channels by data format
@@ -23,7 +23,7 @@ class DataConfig(Config):
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:
     """Read one split of a config's data set. Raises DatasetError if it is missing or unreadable."""
-    return read_own_files(config.format, data_folder(config.root), split == "train")
+    return read_binary_dataset(config.format, data_folder(config.root), split == "train")
 
 
 def build_transform(config: DataConfig, input_size: int, train: bool) -> Transform:

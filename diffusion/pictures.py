@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine.files import write_whole
+from engine.files import write_atomically
 
 GAP = 2  # pixels between images
 ENLARGED_SIDE = 64  # pixels; smaller images are enlarged by an integer factor, at most to this side
@@ -26,14 +26,14 @@ def make_grid(samples: np.ndarray) -> Image.Image:
 
 def draw_grid(path: Path, samples: np.ndarray) -> None:
     """Write a grid of samples as a PNG, see make_grid."""
-    write_whole(path, lambda file: make_grid(samples).save(file, "PNG", optimize=True))
+    write_atomically(path, lambda file: make_grid(samples).save(file, "PNG", optimize=True))
 
 
 def draw_animation(path: Path, steps: np.ndarray) -> None:
     """Write the sampling steps as an animated GIF. steps: (steps, rows, columns, C, S, S) uint8, see make_grid."""
     first, *rest = [make_grid(samples) for samples in steps]
     milliseconds = [FRAME_MILLISECONDS] * len(rest) + [LAST_FRAME_MILLISECONDS]
-    write_whole(
+    write_atomically(
         path,
         lambda file: first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0),
     )

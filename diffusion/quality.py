@@ -20,7 +20,7 @@ from engine.compute.precision import autocast, inference_precision
 from engine.files import write_text
 from engine.logbook import logger, progress_bar
 from engine.terminal import printable
-from records.experiment import shown_score
+from records.experiment import format_score
 
 INCEPTION = Path("saved_weights/weights-inception-2015-12-05-6726825d.pth")  # file name of torch-fidelity
 COLUMNS = 10  # of the grid of samples
@@ -82,7 +82,7 @@ def score(arguments: argparse.Namespace, device: torch.device) -> None:
     draw_grid(folder / "score_samples.png", rows_by_class(samples.numpy(), len(generator.class_ids)))
     for name, share in agreement.items():
         print(f"{share:.4f}  {printable(name)}")
-    print("  ".join(f"{name} {shown_score(value)}" for name, value in scores.items()))
+    print("  ".join(f"{name} {format_score(value)}" for name, value in scores.items()))
     print(f"written to {folder / 'score.json'}; samples: {folder / 'score_samples.png'}")
 
 

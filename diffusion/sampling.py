@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from data import Key, seed_of
+from data import Key, derive_seed
 from diffusion.data import to_bytes
 from diffusion.schedule import SAMPLERS, NoiseConfig, build_scheduler
 from engine.compute.inference import evaluation_mode
@@ -56,7 +56,7 @@ def check_sampling(noise: NoiseConfig, sampling: SamplingConfig) -> None:
 
 def image_generator(seed: int, index: int) -> torch.Generator:
     """Return the random generator of an image, on the CPU. It does not depend on the image's batch or process."""
-    return torch.Generator().manual_seed(seed_of(seed, index))
+    return torch.Generator().manual_seed(derive_seed(seed, index))
 
 
 def predict_guided(model: nn.Module, images: Tensor, timesteps: Tensor, labels: Tensor, guidance: float) -> Tensor:
@@ -108,14 +108,14 @@ def generate(
     seed: int,
     precision: Precision = "fp32",
     frames: int = 1,
-    stop_if_asked: Callable[[], None] = lambda: None,
+    stop_if_requested: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Generate images batch by batch, with a progress bar.
 
     labels: (N,) int64, on the model's device. batches: from data.eval_batches. seed: image i depends only on seed and
     i. frames: number of steps to return, spread evenly up to the last; all steps if there are fewer.
     Yields for each batch the indices, (B,) int64, and the images, (frames, B, C, S, S) uint8, on the CPU.
-    Raises ValueError before the first batch, as check_sampling does. stop_if_asked: called between steps."""
+    Raises ValueError before the first batch, as check_sampling does. stop_if_requested: called between steps."""
     check_sampling(noise, sampling)
     returned_steps = set(np.linspace(sampling.steps - 1, 0, frames).round().astype(int))
     with (
@@ -126,11 +126,11 @@ def generate(
             indices = torch.tensor([index for _, index in batch])
             generators = [image_generator(seed, int(index)) for index in indices]
             returned_images = []
-            stop_if_asked()
+            stop_if_requested()
             steps = denoise(model, noise, sampling, labels[indices], generators, input_size, precision)
             for step, images in enumerate(steps):
                 if step in returned_steps:
                     returned_images.append(to_bytes(images).cpu())
                 bar.update()
-                stop_if_asked()
+                stop_if_requested()
             yield indices, torch.stack(returned_images)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from data import LabelledImages, LabelledSamples, LabelledTask, batch_to, eval_batches, eval_loader, in_order
+from data import LabelledImages, LabelledSamples, LabelledTask, batch_to, eval_batches, eval_loader, gather_in_order
 from diffusion.data import CHANNELS, DataConfig, build_transform, to_unit
 from diffusion.model import SwinUNet, load_encoder_weights
 from diffusion.pictures import draw_grid
@@ -24,7 +24,7 @@ from engine.logbook import progress_bar
 from engine.optim import OptimConfig
 from model import SWIN_VARIANTS
 from training import Evaluation, TrainConfig
-from weights.registry import find_weights, identified, read_weights
+from weights.registry import find_weights, path_with_sha256, read_weights
 
 EVAL_SEED = 0  # of the noise in evaluations: the same in every run, so that losses can be compared
 
@@ -89,7 +89,7 @@ def load_initial_weights(model: SwinUNet, config: ModelConfig) -> str:
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
     note = f"; {len(resized)} position embeddings resized, such as {resized[0]}" if resized else ""
-    return f"encoder started from {identified(path)}{note}"
+    return f"encoder started from {path_with_sha256(path)}{note}"
 
 
 class EvaluationOutputs(NamedTuple):
@@ -144,19 +144,19 @@ class DiffusionTask(LabelledTask):
         return F.mse_loss(prediction, target, reduction="none").mean(dim=(1, 2, 3))
 
     def evaluate(
-        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None] = lambda: None
+        self, model: nn.Module, device: torch.device, stop_if_requested: Callable[[], None] = lambda: None
     ) -> Evaluation:
         """Return the mean loss over all validation images, and on rank 0 the EvaluationOutputs.
 
         Each image has the same noise and timestep in every evaluation. The loss does not depend on the world size."""
-        losses = self.val_losses(model, device, stop_if_asked)
-        samples = self.sample(model, device, stop_if_asked)
+        losses = self.val_losses(model, device, stop_if_requested)
+        samples = self.sample(model, device, stop_if_requested)
         outputs = losses and EvaluationOutputs(*losses, samples)
         scores = outputs and {"val_loss": float(outputs.losses.mean())}
         return Evaluation(distributed.broadcast(scores), outputs)
 
     def val_losses(
-        self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]
+        self, model: nn.Module, device: torch.device, stop_if_requested: Callable[[], None]
     ) -> list[np.ndarray] | None:
         """Return image ids, (N,) int64, and losses, (N,) float64, of validation images on rank 0; elsewhere None."""
         config = self.config
@@ -166,7 +166,7 @@ class DiffusionTask(LabelledTask):
         batches = []
         with evaluation_mode(model), torch.inference_mode():
             for batch in progress_bar(self.val_loader, desc="scoring", unit="batch", leave=False):
-                stop_if_asked()
+                stop_if_requested()
                 timesteps, noise = fixed_noise(
                     batch["image_ids"].tolist(), config.diffusion.timesteps, batch["images"].shape[1:]
                 )
@@ -176,9 +176,11 @@ class DiffusionTask(LabelledTask):
                         model, to_unit(batch["images"]), noise.to(device), timesteps.to(device), batch["labels"]
                     )
                 batches.append((batch["image_ids"].cpu().numpy(), errors.cpu().double().numpy()))
-        return in_order(batches)
+        return gather_in_order(batches)
 
-    def sample(self, model: nn.Module, device: torch.device, stop_if_asked: Callable[[], None]) -> np.ndarray | None:
+    def sample(
+        self, model: nn.Module, device: torch.device, stop_if_requested: Callable[[], None]
+    ) -> np.ndarray | None:
         """Return samples from fixed noise, (classes, samples_per_class, C, S, S) uint8; None except on rank 0."""
         config = self.config
         labels = torch.arange(len(self.train.class_ids), device=device).repeat_interleave(config.eval.samples_per_class)
@@ -186,10 +188,10 @@ class DiffusionTask(LabelledTask):
         parts = []
         for indices, images in generate(
             model, config.diffusion, config.eval, labels, batches, config.model.input_size, EVAL_SEED,
-            config.train.precision, stop_if_asked=stop_if_asked,
+            config.train.precision, stop_if_requested=stop_if_requested,
         ):  # fmt: skip
             parts.append((indices.numpy(), images[-1].numpy()))
-        gathered = in_order(parts)
+        gathered = gather_in_order(parts)
         return gathered and gathered[1].reshape(len(self.train.class_ids), -1, *gathered[1].shape[1:])
 
     def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:

@@ -38,7 +38,7 @@ def build_task(config: "DiffusionConfig", from_checkpoint: bool) -> "DiffusionTa
 
 def announce(task: "DiffusionTask") -> None:
     """Log the model and the data sets."""
-    from data import announce_images
+    from data import log_images
     from engine.logbook import logger
 
     model, noise = task.config.model, task.config.diffusion
@@ -46,7 +46,7 @@ def announce(task: "DiffusionTask") -> None:
         "Swin-UNet %s, %d pixels, predicts %s, %d timesteps, %s schedule",
         model.name, model.input_size, noise.objective, noise.timesteps, noise.schedule,
     )  # fmt: skip
-    announce_images(task.train, task.val)
+    log_images(task.train, task.val)
 
 
 parse_arguments = functools.partial(

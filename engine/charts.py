@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from engine.files import write_whole
+from engine.files import write_atomically
 from engine.terminal import printable
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def save_png(path: Path, image: Image.Image) -> None:
     metadata = PngInfo()
     metadata.add_text("Software", MADE_BY)
     optimize = image.mode == "P"  # for true colour, optimizing takes seconds and saves little
-    write_whole(path, lambda file: image.save(file, "PNG", optimize=optimize, pnginfo=metadata))
+    write_atomically(path, lambda file: image.save(file, "PNG", optimize=optimize, pnginfo=metadata))
 
 
 def is_ours(path: Path) -> bool:

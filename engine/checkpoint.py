@@ -20,7 +20,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from engine.files import rename_damaged, write_whole, writing
+from engine.files import describe_write_errors, rename_damaged, write_atomically
 from engine.logbook import logger
 
 MARK = b"sha256:"
@@ -50,9 +50,9 @@ def save_checkpoint(path: Path, state: dict) -> None:
         file.write(MARK + _sha256(file, file.tell()))
 
     try:
-        with writing(path):
+        with describe_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, write)
+        write_atomically(path, write)
     except OSError as error:
         raise CheckpointError(f"{error}; earlier checkpoints are intact") from error
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def describe_write_errors(path: Path) -> Iterator[None]:
     """Context manager that turns errors of the operating system into an OSError naming `path` and the reason."""
     try:
         yield
@@ -24,14 +24,14 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: cannot be written: {reason}") from error
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], sync: bool = True) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], sync: bool = True) -> None:
     """Write a file atomically: `write` fills a temporary file, which then replaces `path`.
 
     If the process is killed at any time, the previous file stays. Raises OSError naming `path`.
     sync: wait until the data is on the disk; otherwise a power failure may leave an empty file."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with writing(path):
+        with describe_write_errors(path):
             with open(temporary, "w+b") as file:
                 write(file)
                 file.flush()
@@ -44,8 +44,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], sync: bool = Tr
 
 
 def write_text(path: Path, text: str, sync: bool = True) -> None:
-    """Write a text file in UTF-8 atomically, see `write_whole`."""
-    write_whole(path, lambda file: file.write(text.encode()), sync)
+    """Write a text file in UTF-8 atomically, see `write_atomically`."""
+    write_atomically(path, lambda file: file.write(text.encode()), sync)
 
 
 _locks: set[int] = set()  # file descriptors of the locks that this process holds

@@ -83,7 +83,7 @@ class Change(NamedTuple):
 
     path: Path
     what: str
-    is_gone: bool = False  # whether the path is missing
+    is_missing: bool = False  # whether the path is missing
 
     def __str__(self) -> str:
         return f"{self.path} {self.what}"
@@ -109,7 +109,7 @@ class Inputs:
         for name, digest in self.files.items():
             path = self._moved(name, root)
             if not path.is_file():
-                yield Change(path, "is missing", is_gone=True)
+                yield Change(path, "is missing", is_missing=True)
             elif content_sha256(path) != digest:
                 yield Change(path, "has changed")
         for half, images in self.images.items():
@@ -118,7 +118,7 @@ class Inputs:
                 if contents_sha256(folder, images.names) != images.contents:
                     yield Change(folder, f"has different {half} images")
             except OSError as error:
-                yield Change(Path(error.filename), "is missing", is_gone=not folder.is_dir())
+                yield Change(Path(error.filename), "is missing", is_missing=not folder.is_dir())
 
     def _moved(self, name: str, root: Path | None) -> Path:
         path, then = Path(name), Path(self.root).expanduser()
@@ -165,20 +165,20 @@ def repeats(kind: str, names: Sequence[str], total: int) -> Repeats | None:
     return Repeats(kind, len(names), total, list(names[:3])) if names else None
 
 
-def repeated_names(names: Sequence[str]) -> Repeats | None:
+def find_repeated_names(names: Sequence[str]) -> Repeats | None:
     """Return the file names that occur in several records of a split; None if there are none."""
     counts = Counter(str(PurePath(name)) for name in names)
     return repeats("file names", [name for name, count in counts.items() if count > 1], len(counts))
 
 
-def repeated_bytes(paths: Iterable[Path]) -> Repeats | None:
+def find_repeated_bytes(paths: Iterable[Path]) -> Repeats | None:
     """Return the files of a split that have the same bytes as an earlier file; None if there are none."""
     paths = list(dict.fromkeys(paths))
     found = copies(paths)
     return repeats("bytes", [path.name for path in paths if path in found], len(paths))
 
 
-def shared_between(train: Iterable[Path], val: Iterable[Path]) -> Repeats | None:
+def find_shared_files(train: Iterable[Path], val: Iterable[Path]) -> Repeats | None:
     """Return the validation images that are also training images, by path or by content; None if there are none.
 
     Only files of equal size are compared, which takes seconds for COCO; above MAX_MEASURED images, none are."""

@@ -9,20 +9,22 @@ from engine.text import listed
 LISTED_PROBLEMS = 4  # number of keys of each kind to list in an error
 
 
-def load_exactly(module: nn.Module, state_dict: Mapping[str, Tensor], may_be_left_over: tuple[str, ...] = ()) -> None:
+def load_exactly(module: nn.Module, state_dict: Mapping[str, Tensor], ignored_prefixes: tuple[str, ...] = ()) -> None:
     """Load all weights, or none if keys or shapes do not match.
 
-    may_be_left_over: prefixes of keys to ignore in `state_dict`.
+    ignored_prefixes: prefixes of keys to ignore in `state_dict`.
     Raises ValueError naming the keys that are missing, unexpected or of a different shape.
     """
-    given = {key: value for key, value in state_dict.items() if not key.startswith(may_be_left_over)}
-    load_matching(module, given, may_be_misshaped=())
+    given = {key: value for key, value in state_dict.items() if not key.startswith(ignored_prefixes)}
+    load_matching(module, given, shape_mismatch_prefixes=())
 
 
-def load_matching(module: nn.Module, state_dict: Mapping[str, Tensor], may_be_misshaped: tuple[str, ...]) -> list[str]:
+def load_matching(
+    module: nn.Module, state_dict: Mapping[str, Tensor], shape_mismatch_prefixes: tuple[str, ...]
+) -> list[str]:
     """Load all weights except those whose shapes may differ; load none if anything else does not match.
 
-    may_be_misshaped: prefixes of keys whose weights are kept unchanged in the module if their shapes differ.
+    shape_mismatch_prefixes: prefixes of keys whose weights are kept unchanged in the module if their shapes differ.
     Returns the keys that were not loaded, with both shapes.
     Raises ValueError naming the keys that are missing, unexpected, or of a different shape under any other prefix.
     """
@@ -35,7 +37,7 @@ def load_matching(module: nn.Module, state_dict: Mapping[str, Tensor], may_be_mi
         for key, tensor in expected.items()
         if key in state_dict and state_dict[key].shape != tensor.shape
     }
-    skipped = [key for key in misshaped if key.startswith(may_be_misshaped)]
+    skipped = [key for key in misshaped if key.startswith(shape_mismatch_prefixes)]
     rejected = [text for key, text in misshaped.items() if key not in skipped]
     problems = {"missing": missing, "unexpected": unexpected, "of a different shape": rejected}
     if any(problems.values()):

@@ -47,7 +47,7 @@ class StopRequest:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     signal.signal(number, handler)
 
-    def stop_if_asked(self) -> None:
+    def stop_if_requested(self) -> None:
         """Raise Stopped or KeyboardInterrupt if this process has received a signal; for work with nothing to save."""
         if self.signal:
             self.raise_stop()

@@ -190,14 +190,14 @@ def write_readme(
     lines += [f"- **{label}**: {text}" for label, text in facts.items()]
     if scores:
         lines += ["", "| " + " | ".join(scores) + " |", "|" + " --- |" * len(scores)]
-        lines += ["| " + " | ".join(map(shown_score, scores.values())) + " |"]
+        lines += ["| " + " | ".join(map(format_score, scores.values())) + " |"]
     for name, caption in pictures.items():
         if (experiment / name).exists():
             lines += ["", f"![{caption}]({name})"]
     write_text(experiment / "README.md", "\n".join(lines) + "\n")
 
 
-def shown_score(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     """Format a score. None means undefined, such as the AP of a class without objects."""
     return "undefined" if value is None else f"{value:.4f}"
 
@@ -205,11 +205,11 @@ def shown_score(value: float | None) -> str:
 def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Format rows, which have the same keys, as columns for a terminal: text aligned left, numbers aligned right.
 
-    Floats and None are formatted by `shown_score`."""
+    Floats and None are formatted by `format_score`."""
     columns = []
     for name in rows[0]:
         values = [row[name] for row in rows]
-        cells = [name, *(shown_score(v) if v is None or isinstance(v, float) else printable(str(v)) for v in values)]
+        cells = [name, *(format_score(v) if v is None or isinstance(v, float) else printable(str(v)) for v in values)]
         align = str.ljust if all(isinstance(value, str) for value in values) else str.rjust
         columns.append([align(cell, max(map(len, cells))) for cell in cells])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

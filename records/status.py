@@ -117,7 +117,7 @@ def _runs_elsewhere(status: Status) -> bool:
 
 
 @contextmanager
-def at_work(experiment: Path) -> Iterator[None]:
+def mark_running(experiment: Path) -> Iterator[None]:
     """Hold the experiment's lock. On exit, record whether the run is done, stopped or failed.
 
     The end is recorded only after `begin_status`: a start that is refused before leaves the status unchanged.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.files import write_whole
+from engine.files import write_atomically
 
 FILE_NAME = "image_statistics.npz"
 
@@ -20,7 +20,7 @@ class SavedArrays:
     def save(self, experiment: Path) -> None:
         """Write image_statistics.npz to an experiment directory."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        write_whole(experiment / FILE_NAME, lambda file: np.savez_compressed(file, **arrays))
+        write_atomically(experiment / FILE_NAME, lambda file: np.savez_compressed(file, **arrays))
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from data import (
     collate,
     eval_batches,
     normalize_images,
+    read_binary_dataset,
     read_image,
-    read_own_files,
 )
 
 CPU = torch.device("cpu")
@@ -149,7 +149,7 @@ def test_a_file_that_is_not_an_image_is_named_in_the_error(tmp_path, content, wh
 
 
 def test_mnist_is_read_from_its_idx_files(mnist_root):
-    images = read_own_files("mnist", mnist_root, train=False)
+    images = read_binary_dataset("mnist", mnist_root, train=False)
     assert images.images.shape == (20, 28, 28)
     assert images.labels.tolist() == [*range(10)] * 2
     assert [path.name for path in images.inputs] == ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
@@ -181,15 +181,15 @@ def test_missing_and_corrupt_mnist_files_are_rejected(mnist_root, tmp_path, name
     if change:
         path.write_bytes(change(content))
     with pytest.raises(DatasetError, match=f"raw: .*{what}"):
-        read_own_files("mnist", tmp_path, train=True)
+        read_binary_dataset("mnist", tmp_path, train=True)
 
 
 def test_the_digest_of_a_split_depends_on_its_labels(mnist_root, tmp_path):
     shutil.copytree(mnist_root, tmp_path, dirs_exist_ok=True)
-    before = read_own_files("mnist", tmp_path, train=True).digest
+    before = read_binary_dataset("mnist", tmp_path, train=True).digest
     path = tmp_path / "MNIST/raw/train-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    digests = [read_own_files("mnist", root, train=True).digest for root in (mnist_root, tmp_path)]
+    digests = [read_binary_dataset("mnist", root, train=True).digest for root in (mnist_root, tmp_path)]
     assert digests[0] == before != digests[1]
 
 

@@ -75,10 +75,10 @@ class PlaneTask:
             signal.raise_signal(number)
         return {"square": (model(batch["x"])[:, 0] - batch["y"]).square().sum()}, torch.tensor(len(batch["x"]))
 
-    def evaluate(self, model, device, stop_if_asked=lambda: None):
+    def evaluate(self, model, device, stop_if_requested=lambda: None):
         for number in self.signals.get("evaluate", ()):
             signal.raise_signal(number)
-        stop_if_asked()
+        stop_if_requested()
         points = torch.stack([self.train_set[(0, i)]["x"] for i in range(len(self.train_set))])
         predictions = model.eval()(points)
         return Evaluation({"score": 1 / (1 + predictions.square().mean().item())}, predictions)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from engine.files import file_sha256, locked, writing
+from engine.files import describe_write_errors, file_sha256, locked
 from engine.logbook import progress_bar
 
 ATTEMPTS = 3  # consecutive attempts without progress before giving up
@@ -39,7 +39,7 @@ def download(url: str, path: Path, *, size: int | None = None, sha256: str | Non
     process is downloading it; OSError naming `path` if the file cannot be written."""
     part = path.with_name(f"{path.name}.part")
     busy = DownloadError(f"{part}: another process is downloading it; wait for it, or stop it")
-    with writing(path):
+    with describe_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(part, busy):
             with open(part, "ab" if sha256 else "wb") as file:

@@ -17,7 +17,7 @@ from engine.config import read_overridden
 from engine.logbook import logger
 from engine.terminal import printable
 from engine.text import listed
-from records.experiment import shown_score
+from records.experiment import format_score
 from records.results import Results, read_results
 from stats.bootstrap import (
     Interval,
@@ -146,7 +146,7 @@ def card(folder: str, published: Published, license_name: str) -> str:
         listed_classes=listed([*map(plain, protocol.classes)], MAX_LISTED_CLASSES),
         weights_file=PUBLISHED_WEIGHTS,
         checksums_file=CHECKSUMS,
-        shown_score=shown_score,
+        format_score=format_score,
         format_interval=format_interval,
         plain=plain,
     )

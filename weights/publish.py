@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.arguments import check_experiment
-from engine.files import file_sha256, write_text, writing
+from engine.files import describe_write_errors, file_sha256, write_text
 from engine.start import start
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 def main(arguments: argparse.Namespace, _: "torch.device") -> None:
     """Publish an experiment."""
     from engine.strict_yaml import ConfigError
-    from records.experiment import shown_score
+    from records.experiment import format_score
     from weights.model_card import CHECKSUMS, card, format_interval, read_published
     from weights.release import PUBLISHED_WEIGHTS, save_release
 
@@ -62,14 +62,14 @@ def main(arguments: argparse.Namespace, _: "torch.device") -> None:
         raise ConfigError(f"{folder}: already exists; delete it, or choose a different folder with --output")
     published = read_published(experiment)
     text = card(folder.resolve().name, published, arguments.license)
-    with writing(folder):
+    with describe_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     save_release(folder / PUBLISHED_WEIGHTS, published.weights, published.release)
     write_text(folder / CARD, text)
     write_text(folder / CONFIG, published.release["config"])
     sums = [f"{file_sha256(folder / name)}  {name}\n" for name in (CARD, CONFIG, PUBLISHED_WEIGHTS)]
     write_text(folder / CHECKSUMS, "".join(sums))
-    metric, score = published.results.metric, shown_score(published.results.score)
+    metric, score = published.results.metric, format_score(published.results.score)
     print(f"{metric} {score} (95%: {format_interval(published.intervals.get(metric)) or 'unknown'})")
     print(f"written to {folder}/; the model card is {CARD}")
 

@@ -223,7 +223,7 @@ def strip_common_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
 
-def identified(path: Path) -> str:
+def path_with_sha256(path: Path) -> str:
     """Return a file's path and the start of its SHA-256, for logs."""
     return f"{path} (SHA-256 {file_sha256(path)[:8]})"
 

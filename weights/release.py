@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.checkpoint import CheckpointError, DamagedCheckpointError, newest_checkpoint
 from engine.config import ConfigClass
-from engine.files import write_whole
+from engine.files import write_atomically
 from engine.strict_yaml import dump_yaml, read_value
 from records.experiment import commit_of, read_environments
 
@@ -72,7 +72,7 @@ def save_release(path: Path, weights: dict[str, Tensor], metadata: dict[str, str
     """Write weights and metadata to `path` atomically. Raises OSError if the file cannot be written."""
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}  # training may use channels_last
     content = save(weights, metadata | {"sha256": _sha256(weights, metadata)})
-    write_whole(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: file.write(content))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:

@@ -135,7 +135,7 @@ def count(coco: CocoFile) -> dict[str, int]:
     }
 
 
-def shown_size(coco: CocoFile) -> str:
+def describe_size(coco: CocoFile) -> str:
     """Return the size of a data set as text, for example '292 images (3,941 objects)'."""
     shrunk = f", shrunk to a short side of {coco.short_side}" if coco.short_side else ""
     objects = counted(len(coco.labels), "object", "objects")
@@ -154,7 +154,7 @@ def describe(coco: CocoFile) -> str:
     """Return the counts in one line; counts in NOTES only if they are above 0."""
     counts = count(coco)
     notes = [f"{what}: {counts[name]:,}" for name, what in NOTES.items() if counts[name]]
-    return "; ".join([f"{shown_size(coco)}, {counted(counts['classes'], 'class', 'classes')}", *notes])
+    return "; ".join([f"{describe_size(coco)}, {counted(counts['classes'], 'class', 'classes')}", *notes])
 
 
 class Survey(NamedTuple):
@@ -166,7 +166,7 @@ class Survey(NamedTuple):
     files: list[ImageFile]  # the image files that exist and are not empty, in the order of the records
     defects: list[Defect]  # errors: the data set cannot be used
     warnings: list[Defect]  # problems that do not prevent training
-    is_whole: bool = False  # no record has a defect, so `coco` has all records; missing image files do not count
+    is_complete: bool = False  # no record has a defect, so `coco` has all records; missing image files do not count
 
 
 # ---- reading and checking an annotation file ----------------------------------------------------------
@@ -212,11 +212,11 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
     except DatasetError as error:
         short_side = None
         defects.append(Defect(images_dir / SHRUNK, "", str(error)))
-    is_whole = not defects
+    is_complete = not defects
     files = find_files(lists["images"] or [], images_dir, short_side, report)
     if what := diagnose_annotations(lists):
         defects.insert(0, Defect(annotations_path, "", what))  # first, because it explains defects of single records
-        is_whole = False
+        is_complete = False
     if defects:  # discard annotations that refer to an invalid image or category record
         image_ids, category_ids = ({record["id"] for record in valid[name]} for name in ("images", "categories"))
         valid["annotations"] = [
@@ -225,7 +225,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
             if annotation["image_id"] in image_ids and annotation["category_id"] in category_ids
         ]
     coco = _build(annotations_path, images_dir, short_side, sha256, **valid)
-    return Survey(annotations_path, images_dir, coco, files, defects, [], is_whole)
+    return Survey(annotations_path, images_dir, coco, files, defects, [], is_complete)
 
 
 def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:

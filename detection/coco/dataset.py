@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data import DatasetError, Key, as_rgb, is_deep, opened_image
+from data import DatasetError, Key, as_rgb, is_high_bit_depth, open_image
 from detection.coco.annotations import CocoFile
 from detection.coco.defects import dataset_error
 from detection.coco.image_files import ImageFile
@@ -51,7 +51,7 @@ def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None,
 
     Uses Pillow, because torchvision's decoder can crash the process on a corrupt PNG.
     Raises DatasetError if the image cannot be decoded or has the wrong size; the message does not name the file."""
-    with opened_image(file.path) as image:
+    with open_image(file.path) as image:
         # Check the size first, because reading the orientation of a PNG decodes it.
         if file.size and file.size not in (image.size, image.size[::-1]):
             raise _wrong_size(image, file)
@@ -64,7 +64,7 @@ def decode_image(file: ImageFile, part: tuple[int, int, int, int] | None = None,
         elif reduction > 1 and image.format == "JPEG":
             image.draft(None, (image.width // reduction, image.height // reduction))
             part = tuple(edge // reduction for edge in part)
-        if is_deep(image):
+        if is_high_bit_depth(image):
             image = as_rgb(image)  # before cropping, because the scale depends on all pixel values
         if part is not None:
             image = image.crop(part)

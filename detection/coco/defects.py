@@ -24,10 +24,10 @@ class Defect(NamedTuple):
     is_warning: bool = False  # a warning: training can start
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, [shown_path(self.file), self.record, str(self.what)]))
+        return ": ".join(filter(None, [printable_path(self.file), self.record, str(self.what)]))
 
 
-def shown_path(path: Path) -> str:
+def printable_path(path: Path) -> str:
     """Return a path as text with control characters escaped."""
     return printable(str(path))
 
@@ -40,7 +40,7 @@ def dataset_error(defects: Sequence[Defect]) -> DatasetError:
     return DatasetError(f"{text}; {LIST_ALL}" if defects[0].record else text)
 
 
-def summarised(warnings: Iterable[Defect]) -> list[str]:
+def summarise_warnings(warnings: Iterable[Defect]) -> list[str]:
     """Return one line per distinct warning text: the first warning with that text and how many share it."""
     groups: dict[object, list[Defect]] = {}
     for warning in warnings:
@@ -61,7 +61,7 @@ def has_size(image: Mapping[str, Any]) -> bool:
     return _is_side(image.get("width")) and _is_side(image.get("height"))
 
 
-def leads_out(file_name: str) -> bool:
+def is_outside_folder(file_name: str) -> bool:
     """Return whether a file name is an absolute path or contains `..`, so that it may leave the image folder."""
     path = PurePath(file_name)
     return path.is_absolute() or ".." in path.parts
@@ -163,7 +163,7 @@ def _defects_of(
             yield f"{field} is {value!r:.100}, expected {rule.expected}{hint}"
         elif rule.is_unique and (first := first_uses.setdefault((field, value), position)) != position:
             yield f"duplicate {field} {value!r}: already used by {name}[{first}]; give each record its own"
-        elif field == "file_name" and leads_out(value):
+        elif field == "file_name" and is_outside_folder(value):
             yield f"file_name is {value!r}, expected a path relative to the image folder {images_dir}, without .."
         elif rule.refers_to and known[rule.refers_to] is not None and value not in known[rule.refers_to]:
             yield f"{field} {value}: no such {field.removesuffix('_id')}; correct the id or add the missing record"

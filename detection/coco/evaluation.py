@@ -56,14 +56,14 @@ def detect(
     settings: Sequence[PostprocessConfig],
     precision: Precision = "fp32",
     channels_last: bool = False,
-    stop_if_asked: Callable[[], None] = lambda: None,
+    stop_if_requested: Callable[[], None] = lambda: None,
 ) -> list[np.ndarray]:
     """Detect objects in every image that the loader yields, in this process only.
 
     model: (B, 3, S, S) normalised images -> box_deltas, class_logits; must have a buffer anchors_cxcywh, like SSD.
     coco: the annotation file of these images, for image sizes and category ids.
     settings: one or more post-processing settings to compare; the network runs only once for all of them.
-    stop_if_asked: called between batches; raises to end the run.
+    stop_if_requested: called between batches; raises to end the run.
     precision, channels_last: precision and memory layout of the network; use those of training to get equal scores.
 
     Returns one array of results (see to_coco_results) per setting, sorted by image id, then highest score first.
@@ -72,7 +72,7 @@ def detect(
     found: list[list[np.ndarray]] = [[NO_RESULTS] for _ in settings]
     with evaluation_mode(model):
         for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
-            stop_if_asked()
+            stop_if_requested()
             images = normalize_images(batch_to(batch, device)["images"], channels_last)
             with autocast(device, precision):
                 outputs = model(images)
@@ -81,7 +81,7 @@ def detect(
             for results, setting in zip(found, settings, strict=True):
                 detections = postprocess(*outputs, model.anchors_cxcywh, **setting.model_dump())
                 results.append(to_coco_results(detections, image_ids, sizes, coco.category_ids))
-    return [by_image(results) for results in found]
+    return [sort_by_image(results) for results in found]
 
 
 def to_coco_results(
@@ -115,7 +115,7 @@ def to_coco_results(
     return torch.stack(columns, dim=1).numpy()
 
 
-def by_image(parts: Sequence[np.ndarray]) -> np.ndarray:
+def sort_by_image(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Concatenate the results (N, 7) of several batches or processes; sort by image id, then highest score first."""
     results = np.concatenate(parts)
     return results[np.lexsort((-results[:, 5], results[:, 0]))]
@@ -173,10 +173,10 @@ def coco_scores(truth: GroundTruth | str | Path, results: Sequence[dict]) -> dic
     there are no objects of that class or size except crowds.
     Raises ValueError if a result has an image id or category id that is not in the file.
     """
-    return summary_of(evaluate_coco(truth, results))
+    return summarise_evaluation(evaluate_coco(truth, results))
 
 
-def summary_of(evaluation: COCOeval) -> dict:
+def summarise_evaluation(evaluation: COCOeval) -> dict:
     """Return the same scores as coco_scores, from an evaluation returned by evaluate_coco."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from data import DatasetError
-from detection.coco.defects import Defect, has_size, leads_out
+from detection.coco.defects import Defect, has_size, is_outside_folder
 
 FOLDER_CURE = "set data.train.images and data.val.images, or --images for `python -m detection.data check FILE.json`"
 SHRUNK = "shrunk.json"  # marks a folder of shrunken copies: {"short_side": pixels}
@@ -70,7 +70,7 @@ def find_files(
     files = []
     for position, record in enumerate(records):
         name = record.get("file_name") if isinstance(record, dict) else None
-        if not isinstance(name, str) or leads_out(name):
+        if not isinstance(name, str) or is_outside_folder(name):
             continue
         folder = images_dir / PurePath(name).parent
         if folder not in listings:

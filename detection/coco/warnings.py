@@ -8,16 +8,16 @@ import numpy as np
 
 from detection.coco.annotations import CocoFile
 from detection.coco.evaluation import MAX_DETECTIONS, quick_scores
-from engine.inputs import repeated_names, shared_between
+from engine.inputs import find_repeated_names, find_shared_files
 from engine.terminal import counted
 
 
 def leak_warnings(train: CocoFile, val: CocoFile) -> list[str]:
     """Return one line if validation images are also training images, and one per split with repeated file names."""
-    shared = shared_between(train.image_paths, val.image_paths)
+    shared = find_shared_files(train.image_paths, val.image_paths)
     lines = [str(shared)] if shared else []
     for coco in (train, val):
-        if repeated := repeated_names([image.file_name for image in coco.images]):
+        if repeated := find_repeated_names([image.file_name for image in coco.images]):
             lines.append(f"{coco.annotations_path}: {repeated}")
     return lines
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from detection.coco.detections import Detections
 from engine.terminal import printable
 
-MIN_SIDE, MAX_SIDE = 800, 8192  # pixels; draw_found resizes images whose longer side is outside this range
+MIN_SIDE, MAX_SIDE = 800, 8192  # pixels; draw_predictions resizes images whose longer side is outside this range
 LINE_PER_SIDE, FONT_PER_SIDE = 1 / 260, 1 / 52  # line width and font size, as fractions of the longer side
 MIN_FONT_SIZE = 11  # pixels
 # DejaVu comes with matplotlib and has the letters of most alphabets, but not those of East Asia.
@@ -38,7 +38,7 @@ class Mark(NamedTuple):
     is_dashed: bool = False
 
 
-def draw_found(pixels: np.ndarray, found: Detections) -> Image.Image:
+def draw_predictions(pixels: np.ndarray, found: Detections) -> Image.Image:
     """Draw detections on a copy of an image, resized so that labels are legible. pixels: (H, W, 3) uint8 RGB."""
     marks = [
         Mark(box_xyxy, palette_colour(label - 1), f"{name} {score:.2f}")

@@ -11,7 +11,7 @@ from detection.coco.annotations import CocoFile
 from detection.coco.dataset import read_image
 from detection.drawing.boxes import Colour, Mark, draw_marks, draw_text, palette_colour, rgb
 from engine.charts import MADE_BY, save_png
-from engine.files import write_whole
+from engine.files import write_atomically
 from engine.logbook import progress_bar
 
 EXAMPLES = 4  # images in detections.png
@@ -148,4 +148,4 @@ def draw_examples(folder: Path, pictures: Mapping[str, Example]) -> None:
 
 def save_jpeg(path: Path, image: Image.Image, **options: object) -> None:
     """Write a JPEG that `is_ours` recognises. Chroma subsampling is off, because it would blur coloured lines."""
-    write_whole(path, lambda file: image.save(file, "JPEG", subsampling=0, comment=MADE_BY, **options))
+    write_atomically(path, lambda file: image.save(file, "JPEG", subsampling=0, comment=MADE_BY, **options))

@@ -334,5 +334,5 @@ def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) 
     if isinstance(backbone.trunk, SwinTransformer):
         resized, _ = load_swin_weights(backbone.trunk, state_dict)
         return resized
-    load_exactly(backbone.trunk, state_dict, may_be_left_over=backbone.trunk.removed_prefixes)
+    load_exactly(backbone.trunk, state_dict, ignored_prefixes=backbone.trunk.removed_prefixes)
     return []

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 
 from data import DatasetError
 from detection.coco.annotations import DataConfig, Survey, count, describe, pair_defects, survey_coco
-from detection.coco.defects import Defect, shown_path, summarised
+from detection.coco.defects import Defect, printable_path, summarise_warnings
 from detection.coco.warnings import ceiling_warning
 from detection.prepare.images import find_defects
 from detection.prepare.labels import SPLITS
 from detection.prepare.layouts import Layout, find_data, find_images_dir, split_advice
 from engine.config import Config, load_config
 from engine.files import write_text
-from engine.inputs import Repeats, repeated_bytes, repeated_names, shared_between
+from engine.inputs import Repeats, find_repeated_bytes, find_repeated_names, find_shared_files
 from records.experiment import table
 
 
@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
         for defect in pair_defects(train.coco, val.coco):
             if defect.file == val.annotations_path:
                 val.defects.append(defect)
-            elif train.is_whole:  # otherwise skipping invalid records may be the cause
+            elif train.is_complete:  # otherwise skipping invalid records may be the cause
                 train.defects.append(defect)
     for survey in surveys:
         for defect in find_defects(survey.files, arguments.workers, survey.annotations_path.name):
@@ -46,12 +46,12 @@ def main(arguments: argparse.Namespace) -> None:
 
     defects = [defect for survey in surveys for defect in survey.defects]
     if len(defects) > 1:
-        print(table([{"file": shown_path(d.file), "record": d.record, "defect": d.what} for d in defects]))
+        print(table([{"file": printable_path(d.file), "record": d.record, "defect": d.what} for d in defects]))
     for survey in surveys:
         if survey.coco:
-            note = "" if survey.is_whole else " (without records that have defects)"
-            print(f"{shown_path(survey.annotations_path)}: {describe(survey.coco)}{note}")
-    for warning in summarised(warning for survey in surveys for warning in survey.warnings):
+            note = "" if survey.is_complete else " (without records that have defects)"
+            print(f"{printable_path(survey.annotations_path)}: {describe(survey.coco)}{note}")
+    for warning in summarise_warnings(warning for survey in surveys for warning in survey.warnings):
         print(f"warning: {warning}")
     if arguments.json:
         write_text(arguments.json, json.dumps([report(survey) for survey in surveys], indent=2) + "\n")
@@ -83,13 +83,15 @@ def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
 def dataset_warnings(surveys: Sequence[Survey]) -> Iterator[tuple[Survey, str | Repeats]]:
     """Yield warnings: why mAP cannot reach 1, and images that are duplicates within a split or in train and val."""
     for survey in surveys if len(surveys) == 1 else surveys[1:]:  # no score is computed on train
-        if survey.is_whole and (what := ceiling_warning(survey.coco)):
+        if survey.is_complete and (what := ceiling_warning(survey.coco)):
             yield survey, what
     paths = [[file.path for file in survey.files] for survey in surveys]
     for survey, files in zip(surveys, paths, strict=True):
         names = [image.file_name for image in survey.coco.images] if survey.coco else []
-        yield from ((survey, repeats) for repeats in (repeated_names(names), repeated_bytes(files)) if repeats)
-    if len(surveys) == 2 and (repeats := shared_between(*paths)):
+        yield from (
+            (survey, repeats) for repeats in (find_repeated_names(names), find_repeated_bytes(files)) if repeats
+        )
+    if len(surveys) == 2 and (repeats := find_shared_files(*paths)):
         yield surveys[1], repeats
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from data import DatasetError
 from detection.coco.annotations import SplitConfig, describe, read_coco, survey_coco
-from detection.coco.defects import shown_path
+from detection.coco.defects import printable_path
 from detection.prepare.labels import SPLITS, UNSPLIT, LabelledImage, Labels
 from detection.prepare.layouts import Layout, UnsplitDataset, config_path, split_advice, summary, write_annotations
 from detection.prepare.voc import find_voc
@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace) -> None:
             print(f"{what}: {count:,}")
     if UNSPLIT in configs:
         unsplit = UnsplitDataset(root / configs[UNSPLIT].annotations, root / configs[UNSPLIT].images)
-        print(f"{shown_path(unsplit.annotations_path)}: {describe(read_coco(*unsplit))}; {split_advice(unsplit)}")
+        print(f"{printable_path(unsplit.annotations_path)}: {describe(read_coco(*unsplit))}; {split_advice(unsplit)}")
     else:
         layout = Layout("converted", root, **configs)
         print(summary(layout, [survey_coco(*layout.paths(split)) for split in SPLITS]))

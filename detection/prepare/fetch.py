@@ -17,7 +17,7 @@ from data import DatasetError
 from detection.coco.annotations import SplitConfig, Survey, dataset_error, survey_coco
 from detection.prepare.labels import SPLITS
 from detection.prepare.layouts import Layout, summary
-from engine.files import write_whole, writing
+from engine.files import describe_write_errors, write_atomically
 from engine.logbook import progress_bar
 from weights.download import download, mismatch
 
@@ -160,11 +160,11 @@ def _unpack(root: Path, archive: Archive, targets: Mapping[str, Path]) -> None:
                     "different folder"
                 )
             for folder in {target.parent for target in targets.values()}:
-                with writing(folder):
+                with describe_write_errors(folder):
                     folder.mkdir(parents=True, exist_ok=True)
             for member in progress_bar(targets, desc=f"unpacking {archive.name}", unit="file", leave=False):
                 with file.open(member) as source:
-                    write_whole(
+                    write_atomically(
                         targets[member], lambda copy, source=source: shutil.copyfileobj(source, copy), sync=False
                     )
     except (BadZipFile, zlib.error, EOFError, RuntimeError) as error:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from data import DatasetError, Key, build_loader, eval_batches
 from detection.coco.annotations import CocoFile
 from detection.coco.dataset import decode_image
-from detection.coco.defects import Defect, dataset_error, summarised
+from detection.coco.defects import Defect, dataset_error, summarise_warnings
 from detection.coco.image_files import ImageFile
 from engine import distributed
 from engine.logbook import logger, progress_bar
@@ -31,7 +31,7 @@ def check_images(cocos: Sequence[CocoFile], workers: int) -> None:
     parts = distributed.gather(find_defects(share, workers, "checking images"))
     found = distributed.broadcast(parts and sorted(chain.from_iterable(parts)))
     if distributed.is_main():
-        for line in summarised(defect for defect in found if defect.is_warning):
+        for line in summarise_warnings(defect for defect in found if defect.is_warning):
             logger.warning(line)
     if defects := [defect for defect in found if not defect.is_warning]:
         raise dataset_error(defects)

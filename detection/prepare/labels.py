@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import ExifTags
 
-from data import IMAGE_SUFFIXES, DatasetError, opened_image
+from data import IMAGE_SUFFIXES, DatasetError, open_image
 
 SPLITS = ("train", "val")
 UNSPLIT = "all"  # stands for the split if a data set has no train and val
@@ -79,7 +79,7 @@ def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     if os.fsencode(path).decode(errors="ignore") != str(path):
         raise DatasetError(f"{path}: the file name is not valid UTF-8, which JSON requires; rename the file")
     try:
-        with opened_image(path) as image:
+        with open_image(path) as image:
             # getexif() would decode a whole PNG.
             orientation = 1 if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation, 1)
             return image.size, image.size[::-1] if orientation in (5, 6, 7, 8) else image.size

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from data import DatasetError
 from detection.coco.annotations import SplitConfig, Survey, describe, pair_defects, survey_coco
-from detection.coco.defects import dataset_error, leads_out, shown_path
+from detection.coco.defects import dataset_error, is_outside_folder, printable_path
 from detection.coco.warnings import leak_warnings
 from detection.prepare.labels import ALIASES, SPLITS, full_path, visible_paths
 from detection.prepare.voc import parse_xml
@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace) -> None:
     Raises DatasetError if no layout is recognised, or if training would refuse the data set."""
     found = find_data(arguments.folder)
     if isinstance(found, UnsplitDataset):
-        raise DatasetError(f"{shown_path(found.annotations_path)}: {split_advice(found)}")
+        raise DatasetError(f"{printable_path(found.annotations_path)}: {split_advice(found)}")
     print(f"{found.root}: {found.name}")
     print(summary(found, [survey_coco(*found.paths(split)) for split in SPLITS]))
 
@@ -77,7 +77,7 @@ def find_data(folder: Path) -> Layout | UnsplitDataset:
     if len(unsplit) == 1:
         return unsplit[0]
     if unsplit:
-        first, second = (shown_path(whole.annotations_path) for whole in unsplit)
+        first, second = (printable_path(whole.annotations_path) for whole in unsplit)
         raise DatasetError(
             f"{folder}: several annotation files, such as {first} and {second}; name train and val in a config, or "
             f"split one file: `python -m detection.data split {shlex.quote(first)}`"
@@ -110,7 +110,7 @@ def layout_of(folder: Path) -> Layout | None:
     """Return the data set in this folder if both splits have the same layout, else None."""
     annotations = {split: f"annotations/instances_{split}.json" for split in SPLITS}
     marks = {split: read_mark(folder / annotations[split]) for split in SPLITS}
-    if all(mark and not leads_out(mark["images"]) for mark in marks.values()):
+    if all(mark and not is_outside_folder(mark["images"]) for mark in marks.values()):
         splits = {split: SplitConfig(images=marks[split]["images"], annotations=annotations[split]) for split in SPLITS}
         return Layout(f"written by {MARK_KEY} {marks['train']['command']}", folder, **splits)
     for name, patterns in LAYOUTS.items():
@@ -135,7 +135,7 @@ def _convert_advice(folder: Path) -> str:
         try:
             parse_xml(paths[0])
         except DatasetError as error:
-            return f"{shown_path(paths[0])}: {error}"
+            return f"{printable_path(paths[0])}: {error}"
         return f"for Pascal VOC, run `python -m detection.data convert voc {quoted}`"
     darknet = visible_paths(folder, "obj.*")
     if darknet or (folder / "labels").is_dir() or visible_paths(folder, "data.y*ml"):
@@ -162,7 +162,7 @@ def unsplit_at(path: Path) -> UnsplitDataset | None:
     If `convert` or `split` wrote the file, it records the image folder. Otherwise the usual folder that holds most of
     the first images is chosen; if none holds any, ROOT/X for ROOT/annotations/instances_X.json, as in COCO."""
     root, stem = dataset_root(path), path.stem.removeprefix("instances_")
-    if (mark := read_mark(path)) and not leads_out(mark["images"]):
+    if (mark := read_mark(path)) and not is_outside_folder(mark["images"]):
         return UnsplitDataset(path, root / mark["images"])
     try:
         content = json.loads(path.read_bytes())
@@ -173,7 +173,7 @@ def unsplit_at(path: Path) -> UnsplitDataset | None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     folders = [root / "images" / stem, root / stem, root / "images", root / "data", root, path.parent]
-    names = [name for name in names if isinstance(name, str) and not leads_out(name) and "\0" not in name]
+    names = [name for name in names if isinstance(name, str) and not is_outside_folder(name) and "\0" not in name]
     found = [sum((folder / name).is_file() for name in names) for folder in folders]
     return UnsplitDataset(path, folders[found.index(max(found))] if any(found) else root / stem)
 

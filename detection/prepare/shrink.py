@@ -21,7 +21,7 @@ from detection.coco.dataset import read_file
 from detection.coco.image_files import SHRUNK, ImageFile, read_short_side, shrunk_size
 from detection.prepare.images import for_each
 from detection.prepare.layouts import find_images_dir
-from engine.files import write_text, write_whole
+from engine.files import write_atomically, write_text
 
 JPEG_QUALITY = 92
 
@@ -63,7 +63,7 @@ def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
 
     (target / "annotations").mkdir(exist_ok=True)
     for path, text in texts.items():
-        write_whole(target / "annotations" / path.name, lambda file, text=text: file.write(text))
+        write_atomically(target / "annotations" / path.name, lambda file, text=text: file.write(text))
     before, after = (sum(path.stat().st_size for path in paths) for paths in ([f.path for f in files.values()], files))
     return (
         f"{target}: {len(files)} images ({len(files) - len(missing)} from an earlier run), {after / 2**20:.0f} MiB "
@@ -80,10 +80,10 @@ def shrink_image(short_side: int, file_and_copy: tuple[ImageFile, Path]) -> None
     copy.parent.mkdir(parents=True, exist_ok=True)
     size = shrunk_size(file.size, short_side)
     if size == file.size:
-        write_whole(copy, lambda target: target.write(file.path.read_bytes()), sync=False)
+        write_atomically(copy, lambda target: target.write(file.path.read_bytes()), sync=False)
     else:
         image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
-        write_whole(copy, lambda target: image.save(target, "JPEG", quality=JPEG_QUALITY), sync=False)
+        write_atomically(copy, lambda target: image.save(target, "JPEG", quality=JPEG_QUALITY), sync=False)
 
 
 def _mark_copies(coco: CocoFile, copy: Path, short_side: int) -> None:

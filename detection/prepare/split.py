@@ -20,7 +20,7 @@ import numpy as np
 
 from data import DatasetError
 from detection.coco.annotations import CocoFile, SplitConfig, read_coco, survey_coco
-from detection.coco.defects import shown_path
+from detection.coco.defects import printable_path
 from detection.prepare.labels import SPLITS, full_path
 from detection.prepare.layouts import (
     Layout,
@@ -70,7 +70,7 @@ def _find_source(source: Path, images_dir: Path | None) -> UnsplitDataset:
         expected = "JSON with images, annotations that have a bbox, and categories"
         raise DatasetError(f"{source}: no COCO annotation file; expected {expected}")
     if len(datasets) > 1:
-        names = " and ".join(shown_path(dataset.annotations_path) for dataset in datasets)
+        names = " and ".join(printable_path(dataset.annotations_path) for dataset in datasets)
         raise DatasetError(f"{source}: several annotation files, such as {names}; name the one to split")
     if is_split_output(datasets[0].annotations_path):
         raise DatasetError(f"{source}: already a result of `split`; name the file that it was split from")
@@ -88,7 +88,7 @@ def group_images(coco: CocoFile, pattern: str | None) -> dict[str, list[int]]:
     for index, image in enumerate(coco.images):
         found = re.search(pattern or "(?s)(.*)", image.file_name)
         groups.setdefault(found and found[1], []).append(index)
-    path = shown_path(coco.annotations_path)
+    path = printable_path(coco.annotations_path)
     if unnamed := groups.get(None):
         number = f"{len(unnamed):,} of {len(coco.images):,} file names, such as {coco.images[unnamed[0]].file_name!r}"
         raise DatasetError(f"{path}: --groups {pattern} finds no group in {number}; expected one in every file name")

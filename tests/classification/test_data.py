@@ -4,7 +4,7 @@ import pytest
 from torchvision.models import Swin_T_Weights
 
 from classification.data import DataConfig, check_same_classes, imagenet_classes, read_folders, read_split
-from data import DatasetError, inputs_of, shared_images
+from data import DatasetError, find_shared_images, identify_inputs
 
 
 def test_labels_follow_the_sorted_folders_and_wordnet_ids_get_english_names(colours_root):
@@ -34,9 +34,9 @@ def test_images_in_both_splits_are_counted_in_every_format(fixture, request):
     kind = {"cifar10_root": "cifar10", "mnist_root": "mnist"}.get(fixture, "folders")
     config = DataConfig(root=str(request.getfixturevalue(fixture)), format=kind)
     train, val = read_split(config, "train"), read_split(config, "val")
-    shared = shared_images(val, val)
+    shared = find_shared_images(val, val)
     assert (shared.count, shared.total) == (len(val), len(val))
-    assert kind == "folders" or shared_images(train, val) is None
+    assert kind == "folders" or find_shared_images(train, val) is None
 
 
 def test_the_hash_of_a_folder_of_images_depends_on_their_content(colours_root, tmp_path):
@@ -44,7 +44,7 @@ def test_the_hash_of_a_folder_of_images_depends_on_their_content(colours_root, t
     sets = []
     for root in (colours_root, copy, copy):
         train, val = (read_folders(root / half) for half in ("train", "val"))
-        sets.append({half: images.sha256 for half, images in inputs_of(str(root), train, val).images.items()})
+        sets.append({half: images.sha256 for half, images in identify_inputs(str(root), train, val).images.items()})
         pixels = (copy / "val/blue/1.png").read_bytes()
         if len(sets) == 2:
             (copy / "val/blue/0.png").write_bytes(pixels + b"more")

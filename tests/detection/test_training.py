@@ -19,7 +19,7 @@ from detection.coco.annotations import describe, read_coco, read_split
 from detection.evaluate import warn_about_data
 from detection.network.ssd import build_ssd
 from detection.shapes import generate
-from detection.task import DetectionConfig, inputs_of
+from detection.task import DetectionConfig, identify_inputs
 from detection.training import announce, build_task
 from engine.checkpoint import load_checkpoint
 from engine.config import load_config
@@ -392,7 +392,7 @@ def test_training_warns_if_the_scores_cannot_reach_1(config_path, tmp_path, capl
 def test_scoring_training_images_gives_warnings(config_path, seven, tmp_path, caplog, scored, expected):
     config = load_config(config_path, (), DetectionConfig)
     train, val = (read_split(config.data, half) for half in ("train", "val"))
-    inputs_of(config.data, train, val).write(tmp_path)
+    identify_inputs(config.data, train, val).write(tmp_path)
     with caplog.at_level("WARNING", logger="workbench"):
         warn_about_data(tmp_path, val if scored == "val" else read_coco(seven, train.images_dir))
     assert len(caplog.messages) == len(expected)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from engine import inputs as module
-from engine.inputs import ImageSet, Inputs, copies, identify_images, read_inputs, repeated_names, shared_between
+from engine.inputs import ImageSet, Inputs, copies, find_repeated_names, find_shared_files, identify_images, read_inputs
 
 NAMES = [f"{number:02}.jpg" for number in range(12)]
 
@@ -115,7 +115,7 @@ def test_each_copy_is_paired_with_the_first_file_of_the_same_content(files):
 
 def test_validation_images_that_are_training_images_are_counted_and_named(files):
     a, b, c, d = files(a=b"one", b=b"two", c=b"one", d=b"six")
-    found = shared_between([a, b], [b, c, d])
+    found = find_shared_files([a, b], [b, c, d])
     assert found[1:] == (2, 3, ["b", "c"])
     assert "2 of 3 validation images are also training images" in str(found)
     assert "such as b, c" in str(found)
@@ -123,10 +123,10 @@ def test_validation_images_that_are_training_images_are_counted_and_named(files)
 
 def test_copies_within_a_split_are_not_shared_between_splits(files):
     a, b, c, d = files(a=b"one", b=b"one", c=b"two", d=b"two")
-    assert shared_between([a, b], [c, d]) is None
+    assert find_shared_files([a, b], [c, d]) is None
 
 
 def test_repeated_names_are_counted_after_normalising_the_path():
-    found = repeated_names(["a.jpg", "b.jpg", "./a.jpg", "a.jpg"])
+    found = find_repeated_names(["a.jpg", "b.jpg", "./a.jpg", "a.jpg"])
     assert (found.count, found.examples) == (1, ["a.jpg"])
-    assert repeated_names(["a.jpg", "x/a.jpg"]) is None
+    assert find_repeated_names(["a.jpg", "x/a.jpg"]) is None

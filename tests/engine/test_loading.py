@@ -14,7 +14,7 @@ def body_and_head(outputs: int) -> nn.ModuleDict:
 def test_weights_that_may_differ_in_shape_are_kept_and_the_rest_is_loaded():
     module, other = body_and_head(2), body_and_head(5)
     head = module["head"].weight.clone()
-    skipped = load_matching(module, other.state_dict(), may_be_misshaped=("head.",))
+    skipped = load_matching(module, other.state_dict(), shape_mismatch_prefixes=("head.",))
     assert skipped == ["head.weight (5, 3) instead of (2, 3)", "head.bias (5,) instead of (2,)"]
     assert torch.equal(module["body"].weight, other["body"].weight)
     assert torch.equal(module["head"].weight, head)
@@ -36,5 +36,5 @@ def test_any_other_mismatch_is_listed_and_nothing_is_loaded(change, named):
     before = module["body"].weight.clone()
     change(state)
     with pytest.raises(ValueError, match=f"nothing was loaded: {named}"):
-        load_matching(module, state, may_be_misshaped=("head.",))
+        load_matching(module, state, shape_mismatch_prefixes=("head.",))
     assert torch.equal(module["body"].weight, before)

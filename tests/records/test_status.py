@@ -14,13 +14,13 @@ import pytest
 from engine.command import RunError
 from engine.signals import Stopped
 from records import status as module
-from records.status import Status, at_work, begin_status, read_status, training_bar, write_status
+from records.status import Status, begin_status, mark_running, read_status, training_bar, write_status
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = """
 import os, sys, time, pathlib
-from records.status import at_work, begin_status
-with at_work(pathlib.Path(sys.argv[1])):
+from records.status import mark_running, begin_status
+with mark_running(pathlib.Path(sys.argv[1])):
     begin_status(pathlib.Path(sys.argv[1]))
     child = os.fork()  # like a loader process
     if child:
@@ -47,7 +47,7 @@ def other_run(tmp_path):
 
 def test_two_processes_cannot_run_in_one_experiment(tmp_path, other_run):
     assert read_status(tmp_path).state == "running"
-    with pytest.raises(ValueError, match="another process is running in it"), at_work(tmp_path):
+    with pytest.raises(ValueError, match="another process is running in it"), mark_running(tmp_path):
         pass
     assert read_status(tmp_path).pid == other_run[1]
 
@@ -58,7 +58,7 @@ def test_a_killed_run_is_detected_and_can_be_resumed(tmp_path, other_run):
     process.wait()
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
     assert read_status(tmp_path).state == "killed"
-    with at_work(tmp_path):
+    with mark_running(tmp_path):
         assert read_status(tmp_path).state == "running"
 
 
@@ -78,7 +78,7 @@ def test_the_status_records_how_a_run_ended(tmp_path, raised, state, code, reaso
     with ExitStack() as stack:
         if raised:
             stack.enter_context(pytest.raises(type(raised)))
-        with at_work(tmp_path):
+        with mark_running(tmp_path):
             begin_status(tmp_path)
             if raised:
                 raise raised
@@ -91,14 +91,14 @@ def test_the_status_records_how_a_run_ended(tmp_path, raised, state, code, reaso
 def test_a_refused_start_does_not_change_the_status(tmp_path, earlier):
     write_status(tmp_path, earlier)
     before = (tmp_path / "status.json").read_text()
-    with pytest.raises(ValueError, match="the data differ"), at_work(tmp_path):
+    with pytest.raises(ValueError, match="the data differ"), mark_running(tmp_path):
         raise ValueError("the data differ")
     assert (tmp_path / "status.json").read_text() == before
 
 
 def test_a_run_records_its_progress_and_a_later_start_keeps_it(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "STATUS_SECONDS", 0)
-    with at_work(tmp_path):
+    with mark_running(tmp_path):
         begin_status(tmp_path)
         with training_bar(tmp_path, step=9, steps_per_epoch=10, epochs=3, metric="mAP") as bar:
             bar.update()
@@ -107,7 +107,7 @@ def test_a_run_records_its_progress_and_a_later_start_keeps_it(tmp_path, monkeyp
         status = read_status(tmp_path)
     assert (status.state, status.step, status.total_steps) == ("running", 11, 30)
     assert (status.epoch, status.epochs, status.metric) == (2, 3, "mAP")
-    with at_work(tmp_path):
+    with mark_running(tmp_path):
         assert read_status(tmp_path).step == 11
 
 

@@ -19,7 +19,6 @@ from weights.registry import (
     describe,
     entry_named,
     find_weights,
-    identified,
     read_registry,
     read_weights,
     strip_common_prefix,
@@ -173,7 +172,7 @@ def save_as(name: str, content: object) -> Path:
 @pytest.mark.parametrize("name", ["a.pth", "public.safetensors", "release.safetensors"])
 def test_weights_can_be_read_from_every_format(here, name):
     assert torch.equal(read_weights(save_as(name, ONE))["x"], ONE["x"])
-    assert identified(Path(name)) == f"{name} (SHA-256 {module.file_sha256(Path(name))[:8]})"
+    assert path_with_sha256(Path(name)) == f"{name} (SHA-256 {module.file_sha256(Path(name))[:8]})"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detection.coco.errors import KINDS, confusion_matrix, error_breakdown
-from detection.coco.evaluation import evaluate_coco, image_statistics, summary_of
+from detection.coco.evaluation import evaluate_coco, image_statistics, summarise_evaluation
 
 CAT, DOG = 1, 7  # category ids
 BOX, OTHER_BOX = [10, 10, 40, 40], [200, 200, 40, 40]
@@ -113,7 +113,7 @@ def sample(shared_data):
 
 
 def test_ap50_of_the_coco_sample_equals_that_of_pycocotools(sample):
-    assert error_breakdown(sample)["AP50"] == pytest.approx(summary_of(sample)["AP50"], abs=1e-12)
+    assert error_breakdown(sample)["AP50"] == pytest.approx(summarise_evaluation(sample)["AP50"], abs=1e-12)
 
 
 # ---- confusion matrix: rows cat, dog, no object; columns cat, dog, missed -----------------------------------

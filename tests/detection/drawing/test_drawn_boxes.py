@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detection.coco.detections import Detections
-from detection.drawing.boxes import MAX_SIDE, MIN_SIDE, Mark, draw_found, draw_marks, palette_colour, place_label
+from detection.drawing.boxes import MAX_SIDE, MIN_SIDE, Mark, draw_marks, draw_predictions, palette_colour, place_label
 
 GREY = np.full((600, 1000, 3), 128, np.uint8)
 MAGENTA = (1.0, 0.0, 1.0)
@@ -28,8 +28,8 @@ def drawn(*marks):
 
 def test_boxes_are_drawn_along_their_edges_on_a_copy_of_the_image():
     pixels = GREY.copy()
-    changed = (np.asarray(draw_found(pixels, detections((300, 200, 700, 500)))) != GREY).any(axis=2)
-    assert np.array_equal(np.asarray(draw_found(pixels, detections())), GREY)
+    changed = (np.asarray(draw_predictions(pixels, detections((300, 200, 700, 500)))) != GREY).any(axis=2)
+    assert np.array_equal(np.asarray(draw_predictions(pixels, detections())), GREY)
     assert changed[200:500, [300, 699]].all()
     assert changed[[200, 499], 300:700].all()
     assert not changed[210:490, 310:690].any()
@@ -38,12 +38,12 @@ def test_boxes_are_drawn_along_their_edges_on_a_copy_of_the_image():
 
 @pytest.mark.parametrize(("side", "expected"), [(40, MIN_SIDE), (900, 900), (9000, MAX_SIDE)])
 def test_small_and_very_large_images_are_resized(side, expected):
-    picture = draw_found(np.zeros((side // 20, side, 3), np.uint8), detections((0, 0, side, side / 20)))
+    picture = draw_predictions(np.zeros((side // 20, side, 3), np.uint8), detections((0, 0, side, side / 20)))
     assert picture.size == (expected, round(expected * (side // 20) / side))
 
 
 def test_boxes_without_area_or_at_the_edge_are_drawn():
-    picture = draw_found(GREY, detections((50, 50, 50, 50), (990, 590, 1000, 600), (0, 0, 1000, 600)))
+    picture = draw_predictions(GREY, detections((50, 50, 50, 50), (990, 590, 1000, 600), (0, 0, 1000, 600)))
     assert (np.asarray(picture) != GREY).any()
 
 
