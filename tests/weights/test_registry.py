@@ -19,6 +19,7 @@ from weights.registry import (
     describe,
     entry_named,
     find_weights,
+    path_with_sha256,
     read_registry,
     read_weights,
     strip_common_prefix,
