@@ -184,8 +184,8 @@ def write_readme(
 ) -> None:
     """Write the README.md of an experiment.
 
-    facts: label to text, e.g. {"Model": "..."}. scores: name to value, None if undefined.
-    pictures: file name to caption; missing files are skipped."""
+    facts: dict from label to text, e.g. {"Model": "..."}. scores: dict from name to value, None if undefined.
+    pictures: dict from file name to caption; missing files are skipped."""
     lines = [f"# {experiment.name}: {title}", ""]
     lines += [f"- **{label}**: {text}" for label, text in facts.items()]
     if scores:
