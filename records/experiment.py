@@ -119,7 +119,8 @@ def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
 def slurm_job() -> dict | None:
     """Return the Slurm job of this process, or None outside Slurm.
 
-    job: "12", or "12_3" in an array. job_id: number, which a requeued job keeps. restarts: number of requeues."""
+    job: name of the job in messages: "12", or "12_3" for a task of an array. job_id: SLURM_JOB_ID, which stays the same
+    when the job is requeued. restarts: how often the job was requeued."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     if "SLURM_JOB_ID" not in os.environ:
         return None
