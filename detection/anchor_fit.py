@@ -87,8 +87,8 @@ def report_fit(fit: AnchorFit, coco: CocoFile, model: SSD, config: ModelConfig) 
     better = [f"{name} ({math.floor(100 * recall)}%)" for name, recall in tried.items() if recall > fit.recall + 0.01]
     logger.warning(
         "default boxes: only %s, so the remaining objects are hard to learn. At model.input_size=%d the median object "
-        "has a side of %.0f pixels, the smallest default box has %.0f. Settings with a higher recall: %s. You can also "
-        "add scales to ANCHOR_SCALES in detection/network/anchors.py",
+        "has a side of %.0f pixels, the smallest default box %.0f pixels. Settings with a higher recall: %s. You can "
+        "also add scales to ANCHOR_SCALES in detection/network/anchors.py",
         fit, model.input_size, fit.median_size, smallest, ", ".join(better) or "none of those tried",
     )  # fmt: skip
 

@@ -197,7 +197,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
     if category_ids is None:
         category_ids = list(range(1, len(trained.class_names) + 1))
         logger.warning(
-            "%s: its annotation file is missing or has changed, so category ids are set to 1 to %d; data.root was %s",
+            "%s: its annotation file is missing or has changed, so category ids are 1 to %d; data.root was %s",
             path, len(category_ids), config.data.root,
         )  # fmt: skip
     return Detector(path, model, config, trained.class_names, category_ids, trained.step)

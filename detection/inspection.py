@@ -203,7 +203,7 @@ def truth_panel(coco: CocoFile, index: int) -> Panel:
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     boxes_xyxy, labels, is_crowd = coco.objects(index)
     marks = object_marks(coco.class_names, boxes_xyxy * (image.width / record.width), labels, is_crowd)
-    caption = f"id {record.id}: {record.file_name[-40:]}"  # cut at the start, which is only folders
+    caption = f"id {record.id}: {record.file_name[-40:]}"  # a long name begins with folders
     return make_panel(np.asarray(image), caption, marks)
 
 

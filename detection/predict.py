@@ -10,7 +10,7 @@ its subfolders. --json also writes
 
 detections.json  detections in COCO's results format: pixels of the upright originals, category ids of the data set
 images.json      images and categories as in an annotation file; `file_name` is the original, `picture` the drawn copy;
-                 each frame of a video is an image
+                 each frame of a video is a separate image
 
 Unreadable files are reported, one line each, and skipped; the exit code is then 2. Files of an earlier run are
 replaced. If a file of the same name was made by a different program, nothing is written.

@@ -293,7 +293,7 @@ def generate(
 
 
 def _is_finished(root: Path, split: str, info: dict) -> bool:
-    """Return whether the split that `info` describes is complete. Raises FileExistsError if other code made it."""
+    """Return whether the split described by `info` is complete. Raises FileExistsError if another program wrote it."""
     annotations_path = root / f"annotations/instances_{split}.json"
     if not annotations_path.exists():
         return False

@@ -134,7 +134,7 @@ def slurm_job() -> dict | None:
 def requeued_experiment(root: Path) -> Path | None:
     """Return the experiment that this command trained before its Slurm job was requeued, or None.
 
-    The job id is not enough, because clusters use the same ids and because a job may run several commands."""
+    The job id alone does not identify a run: clusters use the same ids, and a job may run several commands."""
     job = slurm_job()
     if job is None or not job["restarts"]:
         return None

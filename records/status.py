@@ -150,7 +150,7 @@ def training_bar(experiment: Path, step: int, steps_per_epoch: int, epochs: int,
 
 
 class _TrainingBar(tqdm):
-    """A progress bar that writes status.json at most every STATUS_SECONDS, and when it is closed."""
+    """A progress bar that writes status.json at most once per STATUS_SECONDS, and when it is closed."""
 
     def update(self, n: float = 1) -> bool | None:
         shown = super().update(n)

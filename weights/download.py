@@ -1,4 +1,4 @@
-"""Download a file. Downloads resume after interruptions, and a file gets its name only when it is verified.
+"""Download a file. Downloads resume after interruptions, and a file gets its final name only after verification.
 
     download("https://host/file.zip", Path("datasets/file.zip"), size=1_048_576, sha256="30e14955")
 
