@@ -1,8 +1,8 @@
 """Measure how well the default boxes fit the objects of the training set.
 
-The recall of the default boxes is the share of objects whose IoU with some default box is at least `loss.match_iou`. An
-object below that is trained only on its best box, or on none if a different object has that box, so training and the
-dry run warn of a low recall (`detection.show --what matches` draws the boxes). Crowds and augmentation do not count.
+The recall of the default boxes is the share of objects whose IoU with some default box is at least `loss.match_iou`.
+Every other object is matched only to its best box, or to no box if a different object has that box. Training and the
+dry run warn of a low recall. `detection.show --what matches` draws the boxes. Crowds and augmentation are ignored.
 """
 
 import math
@@ -35,9 +35,9 @@ class AnchorFit(NamedTuple):
     median_size: float  # median square root of the object areas, in input pixels
 
     def __str__(self) -> str:
-        of = "" if self.measured == self.objects else f"a sample of {self.measured:,} of "
+        sample = "" if self.measured == self.objects else f"a sample of {self.measured:,} of "
         share = math.floor(100 * self.recall)
-        return f"{share}% of {of}{self.objects:,} training objects have one with IoU >= {self.iou_threshold:g}"
+        return f"{share}% of {sample}{self.objects:,} training objects have one with IoU >= {self.iou_threshold:g}"
 
 
 def object_boxes(coco: CocoFile) -> Tensor:
@@ -55,7 +55,7 @@ def sample_boxes(boxes_xyxy: Tensor, most: int) -> Tensor:
 
 
 def best_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the highest IoU (N,) of each box (N, 4) with a default box (A, 4), and the index (N,) of that box."""
+    """Return each box's highest IoU (N,) with a default box, and the index (N,) of that default box."""
     anchors_xyxy = box_convert(anchors_cxcywh, "cxcywh", "xyxy")
     parts = boxes_xyxy.split(max(1, MAX_IOUS_AT_ONCE // len(anchors_xyxy)))
     bar = progress_bar(parts, desc="measuring IoUs", leave=False)
@@ -86,15 +86,15 @@ def report_fit(fit: AnchorFit, coco: CocoFile, model: SSD, config: ModelConfig) 
     tried = try_settings(coco, model, config, fit.iou_threshold)
     better = [f"{name} ({math.floor(100 * recall)}%)" for name, recall in tried.items() if recall > fit.recall + 0.01]
     logger.warning(
-        "default boxes: only %s, so the rest are hard to learn. At model.input_size=%d the median object has a side of "
-        "%.0f pixels, and the smallest default box %.0f. Settings with a higher recall: %s. Or add fitting scales to "
-        "ANCHOR_SCALES in detection/network/anchors.py",
+        "default boxes: only %s, so the remaining objects are hard to learn. At model.input_size=%d the median object "
+        "has a side of %.0f pixels, the smallest default box %.0f pixels. Settings with a higher recall: %s. You can "
+        "also add scales to ANCHOR_SCALES in detection/network/anchors.py",
         fit, model.input_size, fit.median_size, smallest, ", ".join(better) or "none of those tried",
     )  # fmt: skip
 
 
 def try_settings(coco: CocoFile, model: SSD, config: ModelConfig, iou_threshold: float) -> dict[str, float]:
-    """Return {overrides: recall} for different scales and for twice the input size, the highest recall first."""
+    """Return a dict from overrides to recall, for different scales and twice the input size, best recall first."""
     boxes_xyxy = sample_boxes(object_boxes(coco), MAX_TRIED)
     tried = {}
     for side in (model.input_size, 2 * model.input_size):

@@ -58,7 +58,7 @@ def pattern(text: str) -> str:
 
 
 def add_fetch(add: Callable[..., object]) -> None:
-    """Download COCO 2017 (20 GB; needs 42 GB of disk space while it runs), or only the parts that a folder lacks.
+    """Download the parts of COCO 2017 that the folder lacks (20 GB in all; needs 42 GB of disk space while it runs).
 
     After an interruption, run the same command again to continue."""
     add("name", choices=["coco2017"], help="data set to download")
@@ -73,17 +73,17 @@ def add_layout(add: Callable[..., object]) -> None:
 def add_convert(add: Callable[..., object]) -> None:
     """Convert the annotations of a data set to COCO's format. The images stay where they are.
 
-    Pascal VOC has an XML file per image. Its difficult objects become crowds, which are neither trained on nor scored.
-    YOLO has a text file of boxes or outlines per image. Its classes are named by data.yaml or classes.txt."""
-    kinds = "a list in ImageSets/Main (voc), a folder, or a text file of images (default: search the usual places)"
+    Pascal VOC has an XML file per image. Difficult objects become crowds, which are neither trained on nor scored.
+    YOLO has a text file of boxes or outlines per image. The class names are read from data.yaml or classes.txt."""
+    kinds = "a list in ImageSets/Main (voc), a folder, or a text file of image names (default: search the usual places)"
     add("format", choices=["voc", "yolo"], help="format of the annotations")
     add("source", type=Path, metavar="FOLDER", help="folder of the data set (for yolo, its data.yaml also works)")
     add("--train", metavar="NAME", help=f"training split: {kinds}")
-    add("--val", metavar="NAME", help="validation split, given like --train")
+    add("--val", metavar="NAME", help="validation split, in the same form as --train")
     add_to(add)
     add(
         "--zero-based", action="store_true",
-        help="voc: box edges are counted from 0, as LabelImg writes them; without it, pixels are counted from 1 (VOC)",
+        help="voc: boxes are edges counted from 0, as in LabelImg (default: pixels counted from 1, as in Pascal VOC)",
     )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def add_check(add: Callable[..., object]) -> None:
     """Read every annotation and decode every image of a data set; list all defects."""
     add(
         "source", type=Path, metavar="CONFIG|FOLDER|ANNOTATIONS",
-        help="config (YAML) or folder of a data set, to check train and val; or a single COCO JSON file",
+        help="config (YAML) or folder of a data set (checks train and val), or a single COCO JSON file",
     )  # fmt: skip
     add("overrides", nargs="*", metavar="data.field=value", help="replaces a value of the config")
     add("--images", type=Path, metavar="FOLDER", help="image folder of ANNOTATIONS (default: search the usual places)")
@@ -116,14 +116,14 @@ def add_check(add: Callable[..., object]) -> None:
 def add_shrink(add: Callable[..., object]) -> None:
     """Copy a data set with smaller images, which decode faster. The annotations are copied unchanged."""
     add("root", type=Path, metavar="ROOT", help="folder of the data set, with annotations/instances_X.json")
-    add("--short-side", type=positive, required=True, metavar="N", help="short side in pixels, above model.input_size")
+    add("--short-side", type=positive, required=True, metavar="N", help="new short side in pixels (> model.input_size)")
     add("--to", type=Path, metavar="FOLDER", help="folder of the copy (default: ROOT_N)")
     add_workers(add)
 
 
 def add_to(add: Callable[..., object]) -> None:
     """Add --to."""
-    add("--to", type=Path, metavar="FOLDER", help="folder to write annotations/ to (default: the data set)")
+    add("--to", type=Path, metavar="FOLDER", help="folder for annotations/ (default: folder of the data set)")
 
 
 def add_workers(add: Callable[..., object]) -> None:
@@ -165,7 +165,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     elif name == "convert" and arguments.format == "yolo" and arguments.zero_based:
         parser.error("--zero-based is for voc only")
     elif name == "shrink":
-        root = Path(os.path.realpath(arguments.root))  # unlike resolve(), accepts a loop of links
+        root = Path(os.path.realpath(arguments.root))  # unlike resolve(), does not fail on a loop of links
         arguments.to = arguments.to or root.with_name(f"{root.name}_{arguments.short_side}")
     return arguments
 
@@ -179,9 +179,9 @@ def _verify_check(arguments: argparse.Namespace, parser: argparse.ArgumentParser
     if kind not in ("folder", ".json", *YAML):
         parser.error(f"{source}: expected a config (.yaml), annotations (.json) or the folder of a data set")
     if invalid := [override for override in overrides if kind not in YAML or not override.startswith("data.")]:
-        parser.error(f"{invalid[0]}: expected data.field=value after a CONFIG; other overrides are not possible")
+        parser.error(f"{invalid[0]}: expected data.field=value, which is possible only after a CONFIG")
     if kind != ".json" and arguments.images:
-        parser.error(f"--images: only for an ANNOTATIONS file; the image folders of {source} are known")
+        parser.error(f"--images: possible only with a COCO JSON file; {source} already names its image folders")
 
 
 def main(arguments: argparse.Namespace, _: "torch.device") -> None:

@@ -7,8 +7,8 @@
     for box_xyxy, name, score in zip(detections.boxes_xyxy, detections.class_names, detections.scores):
         print(name, score, box_xyxy)
 
-Pre- and post-processing are those of the experiment's evaluation. An image becomes upright 8-bit RGB, is resized to the
-model's square input without keeping its aspect ratio, and is normalised with ImageNet's mean and standard deviation.
+Pre- and post-processing are the same as in the experiment's evaluation. An image is converted to upright 8-bit RGB,
+resized to the model's square input without keeping its aspect ratio, and normalised with ImageNet's mean and std.
 """
 
 import json
@@ -48,10 +48,10 @@ EXPECTED = (
 
 @dataclass(frozen=True, eq=False)
 class Detector:
-    """A trained detector and what is needed to use it. Create one with `load`.
+    """A trained detector with its config and classes. Use `load` to create one.
 
     path: weights file. model: SSD in evaluation mode. config: training config; `config.eval` holds the thresholds.
-    class_names, category_ids: entry k - 1 belongs to label k. step: optimizer steps the weights were trained for."""
+    class_names, category_ids: entry k - 1 belongs to label k. step: number of optimizer steps in training."""
 
     path: Path
     model: SSD = field(repr=False)
@@ -87,8 +87,8 @@ class Detector:
     ) -> Detections | list[Detections]:
         """Detect objects in one image, or in each image of a sequence.
 
-        images: see `rgb_pixels`; any size. score_threshold: minimum score; None uses the experiment's threshold.
-        Raises DatasetError naming file or position if an image cannot be read, TypeError if it is not an image."""
+        images: of any size and of any type that `rgb_pixels` accepts. score_threshold: None uses `config.eval`.
+        Raises DatasetError naming the file or position of an unreadable image, TypeError for other types."""
         if isinstance(images, ImageLike) or not isinstance(images, Sequence) or isinstance(images, bytes):
             return self.detect([rgb_pixels(images)], score_threshold)[0]
         detections = []
@@ -131,11 +131,11 @@ def model_input(pixels: np.ndarray, input_size: int) -> Tensor:
 
 
 def rgb_pixels(image: ImageLike) -> np.ndarray:
-    """Convert any image to upright (H, W, 3) uint8 RGB, also if it is grey, 16-bit, palette, CMYK or transparent.
+    """Convert a colour, grey, 16-bit, palette, CMYK or transparent image to upright (H, W, 3) uint8 RGB.
 
-    image: a path; a PIL image; an array (H, W, 3), (H, W, 4) or (H, W) uint8, or (H, W) uint16; a tensor (3, H, W),
-    uint8 or float in [0, 1].
-    Raises DatasetError naming the file or shape if the image cannot be read, TypeError for any other type."""
+    image: a path, a PIL image, an array or a tensor. Arrays: uint8 (H, W, 3), (H, W, 4) or (H, W); uint16 (H, W).
+    Tensors: (3, H, W), uint8 or float in [0, 1].
+    Raises DatasetError naming the file or shape if the image cannot be read, TypeError for other types."""
     if isinstance(image, str | Path):
         return np.array(read_image(Path(image)))
     if isinstance(image, Image.Image):
@@ -175,7 +175,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
     source: an experiment directory (its newest checkpoint is loaded), one of its checkpoints, released weights
     (*.safetensors), or a folder made by weights.publish. device: None selects a GPU if there is one, else the CPU. The
     network computes in its training precision, or in fp32 if the device does not support that precision in hardware.
-    Raises ValueError, in one line, if the source is missing, corrupt, or not a detector."""
+    Raises ValueError with a one-line message if the source is missing, corrupt, or not a detector."""
     path = weights_file(Path(source))
     trained = read_detector(path)
     if not trained.class_names:
@@ -187,7 +187,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
         experiment = path.parent.parent
         if not (experiment / "config.yaml").is_file():
             raise CheckpointError(
-                f"{path}: {experiment / 'config.yaml'}, which describes its model, is missing; to share weights, use "
+                f"{path}: its model is unknown, because {experiment / 'config.yaml'} is missing; to share weights, use "
                 "python -m weights.publish EXPERIMENT"
             )
         config = read_experiment_config(experiment, DetectionConfig)
@@ -200,7 +200,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
     if category_ids is None:
         category_ids = list(range(1, len(trained.class_names) + 1))
         logger.warning(
-            "%s: its training annotations are missing or have changed, so category ids are 1 to %d; data.root was %s",
+            "%s: its annotation file is missing or has changed, so category ids are 1 to %d; data.root was %s",
             path, len(category_ids), config.data.root,
         )  # fmt: skip
     return Detector(path, model, config, trained.class_names, category_ids, trained.step)
@@ -211,19 +211,19 @@ def weights_file(path: Path) -> Path:
     if path.is_dir() and not (path / PUBLISHED_WEIGHTS).is_file():
         if not (path / "config.yaml").is_file():
             raise CheckpointError(f"{path}: contains neither config.yaml nor {PUBLISHED_WEIGHTS}; {EXPECTED}")
-        read_experiment_config(path, DetectionConfig)  # raises if it belongs to a different task
+        read_experiment_config(path, DetectionConfig)  # raises if the config belongs to a different task
     file = weights_in(path)
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file or folder; {EXPECTED}")
     if file.suffix not in WEIGHT_SUFFIXES:
-        raise CheckpointError(f"{file}: its suffix is not that of a weights file; {EXPECTED}")
+        raise CheckpointError(f"{file}: its suffix does not belong to a weights file; {EXPECTED}")
     return file
 
 
 def _category_ids(experiment: Path, config: DetectionConfig, class_names: Sequence[str]) -> list[int] | None:
     """Return the category ids, by label, of the annotation file that an experiment was trained with.
 
-    They are read from results.json, or else from the annotation file. Returns None if neither has the same classes."""
+    The ids are in results.json, or else in the annotation file. Returns None if neither file has these classes."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         results = read_results(experiment / "results.json")
         if results.protocol.classes == class_names and results.category_ids is not None:

@@ -4,7 +4,7 @@
     python -m detection.evaluate experiments/experiment_3 eval.score_threshold=0.01,0.05 eval.nms_iou=0.45,0.5
     torchrun --standalone --nproc_per_node=4 -m detection.evaluate EXPERIMENT --checkpoint best
 
-Comma-separated values of a threshold are scored in every combination; the network runs only once. The scores are
+If thresholds have several comma-separated values, every combination is scored. The network runs only once. Scores are
 written to test.json in the experiment directory. A folder made by weights.publish is scored the same way, but needs
 data.root=FOLDER, because its config does not contain the full path of the data.
 """
@@ -37,12 +37,12 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("experiment", type=Path, help="experiment directory, or a published folder")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.field=value[,value...]",
-        help="replaces a config value; fields of eval take several values, scored in every combination",
+        help="replaces a config value; fields of eval can have several values, and every combination is scored",
     )  # fmt: skip
     parser.add_argument("--checkpoint", default="last", metavar="last|best|FILE", help="weights (default: last)")
     arguments = parser.parse_intermixed_args(words)
     if arguments.experiment.is_file():
-        parser.error(f"{arguments.experiment}: is a file; expected a directory; choose weights with --checkpoint FILE")
+        parser.error(f"{arguments.experiment}: is a file; expected a directory; to score a file, add --checkpoint FILE")
     check_experiment(arguments.experiment)
     return arguments
 
@@ -104,7 +104,7 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
 
 
 def warn_about_data(experiment: Path, val: "CocoFile") -> None:
-    """Warn if the experiment was not trained with these annotations, or if it was trained on some of these images."""
+    """Warn if the run used different annotations, or if some of these validation images were training images."""
     from engine.inputs import read_inputs
     from engine.logbook import logger
 

@@ -3,16 +3,16 @@
     python -m detection.export experiments/experiment_3 --format onnx --postprocess
     python -m detection.export saved_weights/cells.safetensors photo.jpg --output cells.pt2
 
-The exported program takes `images` (B, 3, S, S) float32, with any batch size B. It returns all_boxes_xyxy (B, A, 4)
-float32, every default box decoded and clipped, and all_scores (B, A, C) float32, their class probabilities. With
+The exported program takes `images` (B, 3, S, S) float32, with any batch size B. It returns the decoded, clipped boxes
+all_boxes_xyxy (B, A, 4) float32 and the class probabilities all_scores (B, A, C) float32 of all A default boxes. With
 --postprocess (ONNX only) it returns the detections, best first and padded to N = max_detections: boxes_xyxy (B, N, 4),
 scores (B, N), labels (B, N) int64 and num_detections (B,) int64. Boxes are fractions of the image's sides.
 
 The file describes its preprocessing and outputs as JSON (`detection.formats.export_facts`): ONNX in metadata_props,
 torch.export in the extra file detector.json. docs/detection.md has examples.
 
-Before the file is written, the program is run on real images, singly and in a batch, and compared with the PyTorch
-model. If they differ, nothing is written and the exit code is 1.
+Before the file is written, the program is run on one image and on a batch of images, and compared with the PyTorch
+model. If the outputs differ, nothing is written and the exit code is 1.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         "images", nargs="*", metavar="IMAGE",
         help="images for the comparison (default: some of the experiment's validation images)",
     )  # fmt: skip
-    parser.add_argument("--format", choices=FORMATS, help="file format (default: by the suffix of --output, else onnx)")
+    parser.add_argument("--format", choices=FORMATS, help="file format (default: from the suffix of --output, or onnx)")
     parser.add_argument(
         "--postprocess", action="store_true",
         help="include score threshold and NMS, so that detections are returned instead of all boxes (ONNX only)",

@@ -35,16 +35,16 @@ DETECTION_OUTPUTS = {
     "num_detections": "(B,) int64, number of detections among the N entries; the rest are 0",
 }
 FACTS_FILE = "detector.json"  # extra file in the archive of torch.export
-OPSET = 18  # ONNX opset that PyTorch's exporter is written for; read by onnxruntime 1.18 and newer
-TOLERANCE = 1e-4  # largest accepted difference of a score, and of a box as a fraction of the image's sides
-MAX_DIFFERING = 0.01  # share of detections; rounding decides which of two equally good boxes NMS keeps
+OPSET = 18  # native opset of PyTorch's ONNX exporter; onnxruntime 1.18 and newer can read it
+TOLERANCE = 1e-4  # largest accepted difference between scores, and between box coordinates (fractions)
+MAX_DIFFERING = 0.01  # accepted share of different detections: rounding can change which of two boxes NMS keeps
 VERIFIED_IMAGES = 8  # number of validation images to compare on
 
 Network = Callable[[Tensor], Sequence[Tensor]]
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    """Export a detector on the CPU, compare the export with it, and write the file."""
+    """Export a detector on the CPU, compare the export with the detector, and write the file."""
     detector = load(arguments.detector, "cpu")
     images = read_images(detector, arguments.images)
     model = detector.model.to(memory_format=torch.contiguous_format)  # training may have used channels_last
@@ -58,14 +58,14 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 
 def read_images(detector: Detector, files: Sequence[str]) -> Tensor:
-    """Read and preprocess `files`, or some of the validation images if there are none: (n, 3, S, S) float32.
+    """Read and preprocess `files`, or some validation images if `files` is empty. Returns (n, 3, S, S) float32.
 
     Raises DatasetError if an image cannot be read, or if validation images are needed but missing."""
     if not files:
         try:
             val = read_split(detector.config.data, "val")
         except DatasetError as error:
-            raise DatasetError(f"no images to compare on; list some on the command line: {error}") from None
+            raise DatasetError(f"no images to compare on; name images on the command line: {error}") from None
         indices = np.linspace(0, len(val.images) - 1, min(VERIFIED_IMAGES, len(val.images))).round().astype(int)
         files = [val.file(index).path for index in indices]
     side = detector.model.input_size
@@ -73,7 +73,7 @@ def read_images(detector: Detector, files: Sequence[str]) -> Tensor:
 
 
 def export_facts(detector: Detector, settings: PostprocessConfig | None) -> dict[str, Any]:
-    """Return the metadata of the exported file. settings: its post-processing, or None."""
+    """Return the metadata of the exported file. settings: post-processing in the file, or None."""
     return {
         "classes": detector.class_names,
         "category_ids": detector.category_ids,
@@ -175,8 +175,8 @@ FORMATS = {
 
 # ---- post-processing in ONNX ------------------------------------------------------------------------------------
 
-# The table has a score for every pair of box and class. Pairs that NMS suppresses have -1; the best pairs are the
-# detections. TopK orders equal scores by box, then by class.
+# `table` contains the score of every (box, class) pair, or -1 if the score threshold or NMS discards the pair. The
+# detections are the pairs with the highest scores. TopK orders pairs with equal scores by box, then by class.
 POSTPROCESSING = """
 postprocessing (float[batch, boxes, 4] all_boxes_xyxy, float[batch, boxes, classes] all_scores) => (
     float[batch, {places}, 4] boxes_xyxy, float[batch, {places}] scores,
@@ -210,14 +210,14 @@ postprocessing (float[batch, boxes, 4] all_boxes_xyxy, float[batch, boxes, class
 def add_postprocessing(
     proto: "onnx.ModelProto", num_anchors: int, num_classes: int, settings: PostprocessConfig
 ) -> None:
-    """Add `detection.network.postprocess` to a graph: its outputs change from ALL_OUTPUTS to DETECTION_OUTPUTS."""
+    """Append `detection.network.postprocess` to an ONNX graph. The outputs of the graph become DETECTION_OUTPUTS."""
     import onnx
 
     places = min(settings.max_detections, num_anchors * num_classes)
     constants = {
         "places": np.array([places]),
         "nms_iou": np.float32(settings.nms_iou),
-        # NonMaxSuppression keeps scores > its threshold, but `postprocess` keeps scores >= the threshold.
+        # ONNX's NonMaxSuppression keeps scores > threshold, but `postprocess` keeps scores >= threshold.
         "largest_dropped_score": np.nextafter(np.float32(settings.score_threshold), np.float32(-1)),
         "image_box_class": np.array([0, 2, 1]),
         "dropped": np.float32(-1),
@@ -243,20 +243,20 @@ def add_postprocessing(
 def verify(model: SSD, exported: Network, images: Tensor, settings: PostprocessConfig | None = None) -> str:
     """Compare an exported network with the model on `images` (n, 3, S, S); return a summary.
 
-    Both run on the first image alone, then on a batch of all images with the first repeated.
-    settings: post-processing in `exported`, or None. Raises RunError if a box or score differs by more than TOLERANCE;
-    with post-processing, only if more than the share MAX_DIFFERING of the detections do."""
+    Both networks run on the first image alone, then on a batch of all images plus the first image again.
+    settings: post-processing in `exported`, or None. Raises RunError if a box or score differs by more than TOLERANCE.
+    With post-processing, a share of up to MAX_DIFFERING of the detections may differ by more than TOLERANCE."""
     compare = _compare_detections if settings else _compare_boxes
     batches = (images[:1], torch.cat([images, images[:1]]))
     differences = torch.cat([compare(model, exported, batch, settings) for batch in batches])  # (n, 2)
     if not len(differences):
-        logger.warning("no objects are detected in these images, so little is compared; use different images")
+        logger.warning("no objects were detected, so the comparison shows little; use images with objects")
     is_near = (differences <= TOLERANCE).all(dim=1)  # False if NaN
     box, score = F.pad(differences[is_near], (0, 0, 0, 1)).amax(dim=0).tolist()
     far = int((~is_near).sum())
     summary = (
         f"compared {len(differences):,} {'detections' if settings else 'boxes'} of {len(images)} image(s) with "
-        f"those of PyTorch: differences up to {box:.2g} of the image's side in boxes, {score:.2g} in scores; "
+        f"PyTorch: boxes differ by up to {box:.2g} of the image's side, scores by up to {score:.2g}; "
         f"{far:,} differ by more than {TOLERANCE:g}"
     )
     if far > (MAX_DIFFERING * len(differences) if settings else 0):
@@ -271,7 +271,7 @@ def _compare_boxes(model: SSD, exported: Network, images: Tensor, _: None) -> Te
 
 
 def _compare_detections(model: SSD, exported: Network, images: Tensor, settings: PostprocessConfig) -> Tensor:
-    """Return the differences from the model's to the exported detections and back: (n, 2), see `_differences`."""
+    """Return `_differences` of the model's detections to the exported detections, and the reverse: (n, 2)."""
     expected = postprocess(*model(images), model.anchors_cxcywh, **settings.model_dump())
     *columns, counts = exported(images)
     differences = []
@@ -282,7 +282,7 @@ def _compare_detections(model: SSD, exported: Network, images: Tensor, settings:
 
 
 def _differences(detections: RawDetections, references: RawDetections) -> Tensor:
-    """Return box and score difference of each detection to the nearest reference of its class, inf if none: (n, 2)."""
+    """Return (n, 2): box and score difference of each detection to the nearest reference of its class, inf if none."""
     box = (detections.boxes_xyxy[:, None] - references.boxes_xyxy).abs().amax(dim=-1)  # (n, m)
     score = (detections.scores[:, None] - references.scores).abs()
     is_different_class = detections.labels[:, None] != references.labels

@@ -39,7 +39,7 @@ def show(arguments: argparse.Namespace) -> None:
     paths = [arguments.output / name for name in names]
     for path in paths:
         if path.exists() and not is_ours(path):
-            raise FileExistsError(f"{path}:not made by detection.show; choose a different folder with --output")
+            raise FileExistsError(f"{path}: not made by detection.show; choose a different folder with --output")
     draw(load_config(arguments.config, arguments.overrides, DetectionConfig), arguments, *paths)
     print(f"wrote {', '.join(str(path) for path in paths if path.exists())}")
 
@@ -70,7 +70,7 @@ def show_augment(config: DetectionConfig, options: argparse.Namespace, path: Pat
 
 
 def show_anchors(config: DetectionConfig, options: argparse.Namespace, path: Path) -> None:
-    """Draw the default boxes of the middle cell of each level, and the centres of all cells."""
+    """Draw the default boxes of the middle grid cell of each level, and the centres of all grid cells."""
     model = build_ssd(config.model, num_classes=1)
     side, train = model.input_size, read_split(config.data, "train")
     keys = [(0, index) for index in choose_images([train], options)[0]]
@@ -133,9 +133,9 @@ DRAW_FUNCTIONS = {  # value of --what: function that draws, names of its files
 
 
 def choose_images(cocos: Sequence[CocoFile], options: argparse.Namespace) -> list[list[int]]:
-    """Return the indices of the images to draw, per annotation file: those of --ids, or evenly spaced ones.
+    """Return the indices of the images to draw in each annotation file. Without --ids, they are evenly spaced.
 
-    Raises DatasetError if no file has an image of --ids."""
+    Raises DatasetError if none of the files contains an id of --ids."""
     if not options.ids:
         return [spread(len(coco.images), options.images) for coco in cocos]
     index_of = [{record.id: index for index, record in enumerate(coco.images)} for coco in cocos]
@@ -146,7 +146,7 @@ def choose_images(cocos: Sequence[CocoFile], options: argparse.Namespace) -> lis
 
 
 def build_task(config: DetectionConfig) -> DetectionTask:
-    """Build the task as training does, but with random weights and without caching decoded images."""
+    """Build the task as in training, but with random weights and without a cache of decoded images."""
     config = config.model_copy(update={"data": config.data.model_copy(update={"cache_images": False})})
     train, val = read_split(config.data, "train"), read_split(config.data, "val")
     return DetectionTask(config, train, val, from_checkpoint=True)
@@ -161,7 +161,7 @@ def load_samples(dataset: CocoDetection, keys: Sequence[Key]) -> Iterator[Sample
 
 
 def find_levels(model: SSD) -> list[tuple[int, int, np.ndarray]]:
-    """Return (rows, columns, boxes_xyxy) of each level; the boxes are (rows, columns, K, 4), in input pixels."""
+    """Return (rows, columns, boxes_xyxy) of each level. boxes_xyxy: (rows, columns, K, 4), in input pixels."""
     grid_sizes = model.grid_sizes(model.input_size)
     counts = [rows * columns * boxes for (rows, columns), boxes in zip(grid_sizes, BOXES_PER_CELL, strict=True)]
     anchors_xyxy = box_convert(model.anchors_cxcywh, "cxcywh", "xyxy") * model.input_size
@@ -203,12 +203,12 @@ def truth_panel(coco: CocoFile, index: int) -> Panel:
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     boxes_xyxy, labels, is_crowd = coco.objects(index)
     marks = object_marks(coco.class_names, boxes_xyxy * (image.width / record.width), labels, is_crowd)
-    caption = f"id {record.id}: {record.file_name[-40:]}"  # the end of the name, since a long one begins with folders
+    caption = f"id {record.id}: {record.file_name[-40:]}"  # a long name begins with folders
     return make_panel(np.asarray(image), caption, marks)
 
 
 def match_panel(task: DetectionTask, sample: Sample, anchor_levels: Tensor, caption: str) -> Panel:
-    """Return a panel of an image with its objects, red if no default box fits, and the boxes that match them."""
+    """Return a panel of an image with its objects and matching boxes. Objects without a fitting box are red."""
     image, boxes_xyxy, labels = sample
     side, anchors_cxcywh, iou_threshold = len(image), task.model.anchors_cxcywh, task.config.loss.match_iou
     best_iou = best_boxes(boxes_xyxy, anchors_cxcywh)[0].tolist()

@@ -4,16 +4,16 @@
     python -m detection.predict experiments/experiment_3 photos/ 'more/**/*.png' --json --score 0.05
     python -m detection.predict saved_weights/blood_cells.safetensors clip.mp4
 
-The output folder receives a *.jpg for each image and an *.mp4 for each video, with the detections drawn in, under
-the name of the original. Videos need `pip install -e '.[video]'`. A folder stands for all images and videos in it and
-in its subfolders. --json also writes
+The detections are drawn on copies in the output folder: a *.jpg for each image and an *.mp4 for each video, with the
+name of the original. Videos need `pip install -e '.[video]'`. A folder means all images and videos in the folder and
+its subfolders. --json also writes
 
 detections.json  detections in COCO's results format: pixels of the upright originals, category ids of the data set
 images.json      images and categories as in an annotation file; `file_name` is the original, `picture` the drawn copy;
-                 each frame of a video is an image
+                 each frame of a video is a separate image
 
 Unreadable files are reported, one line each, and skipped; the exit code is then 2. Files of an earlier run are
-replaced. If a file of that name was made by a different program, nothing is written.
+replaced. If a file of the same name was made by a different program, nothing is written.
 """
 
 import argparse
@@ -32,20 +32,20 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m detection.predict",
-        description="Detect objects in images and videos. Write copies with the detections drawn in.\n"
+        description="Detect objects in images and videos. Write copies with the detections drawn on them.\n"
         "Unreadable files are reported and skipped; the exit code is then 2.",
         formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the example on one line
         epilog="example: python -m detection.predict experiments/experiment_3 photo.jpg photos/ --json",
     )
     parser.add_argument("detector", metavar="EXPERIMENT|WEIGHTS", help=DETECTORS)
     parser.add_argument(
-        "sources", nargs="+", metavar="IMAGE|FOLDER|GLOB|VIDEO", help="one or several, of any format and size"
+        "sources", nargs="+", metavar="IMAGE|FOLDER|GLOB|VIDEO", help="one or more images, folders, patterns or videos"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), metavar="DIR", help="output folder (default: predictions)"
     )
     parser.add_argument("--json", action="store_true", help="also write detections.json (COCO results) and images.json")
-    parser.add_argument("--score", type=parse_score, default=0.3, help="minimum score to draw and write (default: 0.3)")
+    parser.add_argument("--score", type=parse_score, default=0.3, help="minimum score of detections (default: 0.3)")
     arguments = parser.parse_intermixed_args(words)
     check_experiment(Path(arguments.detector), f"{DETECTORS}; list images after it")
     if arguments.output.exists() and not arguments.output.is_dir():

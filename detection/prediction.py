@@ -34,7 +34,7 @@ LISTED_CLASSES = 8
 
 
 class Item(NamedTuple):
-    """An image or video file, and where the copy with its detections is written."""
+    """An image or video file, and the path of the copy in which its detections are drawn."""
 
     source: Path
     target: Path
@@ -97,7 +97,7 @@ def predict(arguments: argparse.Namespace, device: torch.device) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether this command wrote a file. Both JSON files are recognised by the mark in images.json."""
+    """Return whether this command wrote a file. Both JSON files are recognised by MADE_BY in images.json."""
     marked_file = path.with_name("images.json") if path.suffix == ".json" else path
     return marked_file.is_file() and MADE_BY.encode() in marked_file.read_bytes()
 
@@ -106,10 +106,10 @@ def _is_ours(path: Path) -> bool:
 
 
 def find_items(sources: Sequence[str], output: Path) -> list[Item]:
-    """Return the files that the sources (files, folders, patterns) name, each once.
+    """Return the image and video files in the sources (files, folders, glob patterns), without duplicates.
 
-    Files that a folder or pattern finds in `output` are ignored. Raises ValueError if a folder or pattern has no file,
-    if an original would be overwritten, or if there are videos but PyAV is not installed."""
+    Files in `output` are ignored unless a source names them directly. Raises ValueError if a folder or pattern has no
+    file, if an input file would be overwritten, or if there are videos but PyAV is not installed."""
     places: dict[Path, Path] = {}
     for source in sources:
         for path, place in _files(source):
@@ -120,14 +120,14 @@ def find_items(sources: Sequence[str], output: Path) -> list[Item]:
             continue
         suffix = ".mp4" if path.suffix.lower() in VIDEO_SUFFIXES else ".jpg"
         target, number = output / place.with_suffix(suffix), 2
-        while target in items:  # originals that differ only in folder or suffix
+        while target in items:  # because input files may differ only in folder or suffix
             target, number = output / place.with_name(f"{place.stem}_{number}{suffix}"), number + 1
         items[target] = Item(path, target)
     if not items:
-        raise ConfigError(f"--output {output}: all files found are already in it; use a different folder")
+        raise ConfigError(f"--output {output}: this folder contains all input files; choose a different folder")
     originals = {item.source.resolve() for item in items.values()}
     if overwritten := [target for target in items if target.resolve() in originals]:
-        raise ConfigError(f"--output {output}: original {overwritten[0]} would be overwritten; use a different folder")
+        raise ConfigError(f"--output {output}: input {overwritten[0]} would be overwritten; choose a different folder")
     videos = [item.source for item in items.values() if item.is_video]
     if videos and not importlib.util.find_spec("av"):
         raise ConfigError(f"{videos[0]}: reading a video needs PyAV, which is not installed: pip install -e '.[video]'")
@@ -135,7 +135,7 @@ def find_items(sources: Sequence[str], output: Path) -> list[Item]:
 
 
 def _files(source: str) -> Iterator[tuple[Path, Path]]:
-    """Yield the files that a source names, each with the path of its copy relative to the output folder."""
+    """Yield the path of each file in a source, and the path of the file's copy relative to the output folder."""
     path = Path(source)
     if path.is_dir():
         suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
@@ -156,7 +156,7 @@ def _files(source: str) -> Iterator[tuple[Path, Path]]:
 
 
 def predict_images(detector: Detector, items: Sequence[Item], score_threshold: float, results: CocoJson) -> list[Path]:
-    """Detect objects in images and write the drawn copies. Logs and returns the files that cannot be read."""
+    """Detect objects in images and write copies with the detections. Logs unreadable files and returns them."""
     unreadable = []
     bar = progress_bar(total=len(items), desc="images", unit="image", leave=False)
     with bar, ThreadPoolExecutor() as pool:  # Pillow releases the GIL while decoding and encoding
@@ -233,7 +233,7 @@ def predict_video(detector: Detector, item: Item, score_threshold: float, result
 
 
 def _frames(source: Path) -> Iterator[tuple[Fraction, list[np.ndarray]]]:
-    """Yield the frame rate of a video with each batch of its frames, which are upright (H, W, 3) uint8 RGB.
+    """Yield (frame rate, frames) for each batch of a video. The frames are upright (H, W, 3) uint8 RGB.
 
     Raises DatasetError naming the file if it cannot be read or is truncated."""
     import av
@@ -246,7 +246,7 @@ def _frames(source: Path) -> Iterator[tuple[Fraction, list[np.ndarray]]]:
             streams[0].thread_type = "AUTO"
             rate, pictures = streams[0].average_rate or Fraction(25), []
             frames = video.decode(streams[0])
-            total = streams[0].frames or None  # 0 if the file does not state it
+            total = streams[0].frames or None  # 0 if the file does not state the number
             for frame in progress_bar(frames, total=total, desc=source.name, unit="image", leave=False):
                 pixels = frame.to_ndarray(format="rgb24")
                 pictures.append(np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))))

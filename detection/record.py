@@ -1,12 +1,12 @@
-"""Write the detection task's files of a finished run; records/record.py writes those that all tasks share.
+"""Write the detection-specific files of a finished run. records/record.py writes the files that all tasks share.
 
-image_statistics.npz  which detections match an object at each IoU threshold, per image (stats.image_statistics)
+image_statistics.npz  for each image and IoU threshold, which detections match an object (stats.image_statistics)
 detections.json       all detections that were scored, in COCO's results format
 detections.png        ground truth beside detections on a few validation images
 precision_recall.png  precision-recall curves by IoU threshold and by class
 class_scores.png      AP per class
 confusion.png         confusion matrix of the classes, with missed objects and detections on background
-examples/             the same images as small files: <image id>.jpg (detections), <image id>_truth.jpg (ground truth)
+examples/             the images of detections.png, one file each: <image id>.jpg, <image id>_truth.jpg (ground truth)
 """
 
 import json
@@ -25,7 +25,7 @@ from training import Evaluation
 
 
 def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> TaskRecord:
-    """Write the files listed above; return the task's part of results.json and README.md."""
+    """Write the files that the module docstring lists. Returns the task's part of results.json and README.md."""
     from detection.drawing.charts import draw_class_scores, draw_confusion, draw_precision  # imports matplotlib
     from detection.drawing.pictures import SHOWN_SCORE, draw_detections, draw_examples, examples
 
@@ -57,7 +57,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
                 "annotations_sha256": val.sha256,
                 "images": len(val.images),
                 "classes": val.class_names,
-                **({"short_side": val.short_side} if val.short_side else {}),  # of images that were shrunk
+                **({"short_side": val.short_side} if val.short_side else {}),  # short side of images that were shrunk
                 **config.eval.model_dump(),
             },
         },

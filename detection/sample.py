@@ -13,7 +13,7 @@ from engine.start import start
 if TYPE_CHECKING:
     import torch
 
-# Default numbers of training and validation images, and their side in pixels.
+# Default number of training images, number of validation images, and image side in pixels.
 STYLES = {
     "full": {"num_train": 600, "num_val": 150, "image_size": 128},
     "easy": {"num_train": 1000, "num_val": 300, "image_size": 96},
@@ -24,13 +24,13 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m detection.sample",
-        description="Draw a small detection data set in COCO's format, unless the folder holds it already.",
+        description="Draw a small detection data set in COCO's format, unless the folder already contains it.",
         epilog="example: python -m detection.sample datasets/sample",
     )
     parser.add_argument("root", type=Path, help="folder for the data set, such as datasets/sample")
     parser.add_argument(
         "--style", choices=STYLES, default="full",
- help="full: six classes with crowds and small objects; easy: three classes, few large shapes (default: full)",
+        help="full: six classes with crowds and small objects; easy: three classes, few large shapes (default: full)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="random seed of the images (default: 0)")
     parser.add_argument("--num-train", type=int, metavar="N", help="number of training images (full: 600, easy: 1000)")

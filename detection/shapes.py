@@ -1,14 +1,14 @@
 """Draw a small detection data set in COCO's format, so that nothing has to be downloaded.
 
-Six kinds of shapes overlap and cross the image edge. Some images are empty; some have a crowd, a heap of small shapes
-under one box with `iscrowd` 1. Category ids and image ids have gaps. As in COCO, box, area and segmentation describe
-the *visible* part of an object, which is at least half of it. Segmentations are polygons of fully visible objects, and
-run lengths (RLE) of partly hidden objects and crowds.
+The six classes are shapes that may overlap and cross the image edge. Some images are empty. Some contain a crowd: many
+small shapes in one box with `iscrowd` 1. Category ids and image ids have gaps. As in COCO, box, area and segmentation
+describe the *visible* part of an object. At least half of each object is visible. Segmentations are polygons if the
+object is fully visible. For partly hidden objects and crowds they are run-length encoded masks (RLE).
 
 The `easy` style, which the demo uses, has three classes, no crowds, and at most three shapes per image.
 
-An image depends only on the seed, its split and its index, so a larger set begins with the images of a smaller one. The
-same versions of NumPy and Pillow give the same bytes.
+An image depends only on the seed, its split and its index, so a larger set begins with the images of a smaller set.
+With the same versions of NumPy and Pillow, the files are identical byte for byte.
 """
 
 import json
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from engine.files import describe_write_errors, write_text
 
-FINE = 4  # supersampling factor: outlines are filled on a finer canvas for smooth edges and boxes to 1/4 pixel
+FINE = 4  # supersampling factor of the canvas, for smooth edges and boxes with a precision of 1/4 pixel
 DESCRIPTION = "Drawn shapes, made by detection/sample.py"
 VERSION = "1"  # increase it whenever the code draws different pixels or boxes
 
@@ -33,13 +33,13 @@ Outline = np.ndarray  # (n, 2) float, x and y of a polygon's corners
 
 
 def _polygon(*radii: float, corners: int) -> Outline:
-    """Return corners at equal angles around the origin; their distances from it cycle through `radii`."""
+    """Return corners at equal angles around the origin. Their distances from the origin cycle through `radii`."""
     angles = np.arange(corners) * (2 * np.pi / corners)
     return np.resize(radii, corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 CIRCLE = _polygon(1.0, corners=49)[[*range(49), 0]]
-RING = np.concatenate([CIRCLE, 0.55 * CIRCLE[::-1]])  # the hole is traced backwards: one outline with a seam
+RING = np.concatenate([CIRCLE, 0.55 * CIRCLE[::-1]])  # the hole is traced backwards, so one outline suffices
 ARM = np.array([[0.3, 0.3], [0.3, 1.0], [-0.3, 1.0]])
 CROSS = np.concatenate([ARM, ARM[:, ::-1] * [-1, 1], -ARM, ARM[:, ::-1] * [1, -1]])  # four rotated copies of ARM
 
@@ -64,11 +64,11 @@ class Style(NamedTuple):
     """Parameters of the images of a data set."""
 
     shapes: dict[str, Shape]
-    stretch: float  # largest stretch, as the logarithm of a factor
+    stretch: float  # natural logarithm of the largest stretch factor
     turns: tuple[float, float]  # smallest and largest rotation, radians
-    most_objects: int  # per image
-    visible: float  # smallest visible share of an object's area
-    small: float  # share of objects that are drawn small, 8 to 13% of the image side
+    most_objects: int  # largest number of objects per image
+    visible: float  # smallest share of an object's area that must be visible
+    small: float  # share of small objects, whose diameter is 8 to 13% of the image side
     empty: float  # share of images without objects
     crowds: float  # share of images with a crowd
 
@@ -89,10 +89,10 @@ STYLES = {
 
 
 class Thing(NamedTuple):
-    """An object or a crowd, which is drawn and annotated as one."""
+    """An object or a crowd. Each has a single annotation."""
 
     category_id: int
-    outlines: list[Outline]  # pixels
+    outlines: list[Outline]  # in pixels
     is_crowd: bool
 
 
@@ -141,9 +141,9 @@ def _full_area(outlines: list[Outline]) -> float:
 
 
 def _arrange(style: Style, side: int, rng: Generator) -> tuple[list[Thing], np.ndarray]:
-    """Choose and place the things of an image.
+    """Choose and place the objects and crowds of an image.
 
-    Returns them from back to front, and the index + 1 of the visible thing (0: none) per pixel of the fine canvas."""
+    Returns the things from back to front, and a map of the fine canvas: k where the k-th thing is visible, else 0."""
     kind = rng.random()
     if kind < style.empty:
         makers = []
@@ -168,7 +168,7 @@ def _arrange(style: Style, side: int, rng: Generator) -> tuple[list[Thing], np.n
 
 
 def _smooth_noise(cells: int, side: int, rng: Generator) -> np.ndarray:
-    """Return random values on a coarse grid, interpolated: (side, side) float between about -1 and 1."""
+    """Interpolate a coarse grid of random values. Returns (side, side) float, between about -1 and 1."""
     grid = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC))
 
@@ -235,16 +235,16 @@ def _paint(things: list[Thing], side: int, rng: Generator) -> Image.Image:
 
 
 def _rle(mask: np.ndarray) -> dict:
-    """Encode a (height, width) bool mask as COCO's uncompressed run lengths: column by column, zeros first."""
+    """Encode a (height, width) bool mask as COCO's uncompressed RLE: column by column, the first run is zeros."""
     pixels = np.concatenate([[False], mask.ravel(order="F")])  # the first run, of zeros, may be empty
     starts = np.flatnonzero(np.diff(pixels))
     return {"counts": np.diff([0, *starts, mask.size]).tolist(), "size": list(mask.shape)}
 
 
 def _annotate(thing: Thing, visible: np.ndarray) -> dict:
-    """Return the COCO annotation, without ids, of the visible part of a thing.
+    """Return the COCO annotation of the visible part of a thing, without ids.
 
-    visible: (FINE * side, FINE * side) bool, its visible pixels on the fine canvas."""
+    visible: (FINE * side, FINE * side) bool, visible pixels of the thing on the fine canvas."""
     side = len(visible) // FINE
     rows, columns = (np.flatnonzero(visible.any(axis=axis)) for axis in (1, 0))
     x, y = columns[0] / FINE, rows[0] / FINE
@@ -275,10 +275,10 @@ def generate(
 ) -> Path:
     """Draw the sample set into root/images/{train,val} and root/annotations/instances_{train,val}.json.
 
-    image_size: side of the square images in pixels. style: a key of STYLES. Does nothing if the same data set is there
-    and complete. The annotations are written last, so an interrupted data set is drawn again.
-    Returns root. Raises ValueError if a number is out of range, and FileExistsError if there are annotations of a
-    different program; nothing is drawn then."""
+    image_size: side of the square images in pixels. style: a key of STYLES. A split is kept if it is complete and has
+    the same parameters. The annotations are written last, so an interrupted split is drawn again.
+    Returns root. Raises ValueError if a number is out of range, and FileExistsError if a different program wrote the
+    annotations. In both cases, nothing is drawn."""
     minima = {"seed": (seed, 0), "num_train": (num_train, 1), "num_val": (num_val, 1), "image_size": (image_size, 32)}
     for name, (number, minimum) in minima.items():
         if number < minimum:
@@ -293,13 +293,13 @@ def generate(
 
 
 def _is_finished(root: Path, split: str, info: dict) -> bool:
-    """Return whether the split that `info` describes is complete. Raises FileExistsError if it was not made here."""
+    """Return whether the split described by `info` is complete. Raises FileExistsError if another program wrote it."""
     annotations_path = root / f"annotations/instances_{split}.json"
     if not annotations_path.exists():
         return False
     text = annotations_path.read_text()
     if f'"description": "{DESCRIPTION}"' not in text:
-        raise FileExistsError(f"{annotations_path}:not made by detection.sample; choose a different folder")
+        raise FileExistsError(f"{annotations_path}: not made by detection.sample; choose a different folder")
     found = json.loads(text)
     names = [record["file_name"] for record in found["images"]]
     return found["info"] == info and all((root / f"images/{split}" / name).is_file() for name in names)
@@ -308,13 +308,13 @@ def _is_finished(root: Path, split: str, info: dict) -> bool:
 def _draw_split(root: Path, split: str, info: dict) -> None:
     images_dir, annotations_path = root / f"images/{split}", root / f"annotations/instances_{split}.json"
     with describe_write_errors(annotations_path):
-        annotations_path.unlink(missing_ok=True)  # if they are of a different version or seed, they become wrong now
+        annotations_path.unlink(missing_ok=True)  # may be of a different version or seed than the new images
         images_dir.mkdir(parents=True, exist_ok=True)
         annotations_path.parent.mkdir(parents=True, exist_ok=True)
 
     side, split_number, style = info["image_size"], ("train", "val").index(split), STYLES[info.get("style", "full")]
     images, annotations = [], []
-    bar = {"desc": f"drawing {split} images", "unit": "image", "leave": False, "disable": None}  # no bar in a file
+    bar = {"desc": f"drawing {split} images", "unit": "image", "leave": False, "disable": None}  # None: not in a file
     for index in tqdm(range(info["num_images"]), **bar):
         rng = np.random.default_rng((info["seed"], split_number, index))
         image_id = 3 * index + 1 + split_number  # ids have gaps, and no id is in both splits

@@ -1,12 +1,12 @@
 """Draw the images and boxes that a detector is trained on, to check them before training.
 
     python -m detection.show configs/bccd.yaml --what data       images with their objects, crowds dashed
-    python -m detection.show configs/bccd.yaml --what augment    the same image as augmented in the first epochs
-    python -m detection.show configs/bccd.yaml --what anchors    default boxes of one cell of each level, to scale
+    python -m detection.show configs/bccd.yaml --what augment    the same image, augmented as in the first epochs
+    python -m detection.show configs/bccd.yaml --what anchors    default boxes of one grid cell per level, to scale
     python -m detection.show configs/bccd.yaml --what matches    which default boxes match which objects
 
-Images, augmentations and boxes are the same as in training with the same config, epoch by epoch. (With
-`data.cache_images` a pixel value may differ by 1 or 2.)
+Images, augmentations and boxes of each epoch are the same as in training with this config. (With `data.cache_images`,
+pixel values may differ by 1 or 2.)
 
 `matches` also measures the recall of the default boxes on all training images, see detection/anchor_fit.py.
 """
@@ -34,7 +34,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,  # do not wrap the example
         epilog="example: python -m detection.show configs/bccd.yaml --what matches model.input_size=300",
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, as for detection.training")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="config (YAML) of detection.training")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config")
     parser.add_argument(
         "--what", choices=SHOWS, required=True,
@@ -46,7 +46,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         "--images", type=positive, metavar="N",
         help=f"number of images, evenly spaced ({', '.join(f'{what}: {images}' for what, images in SHOWS.items())})",
     )  # fmt: skip
-    which.add_argument("--ids", type=image_ids, metavar="ID,ID", help="ids of images, in place of --images")
+    which.add_argument("--ids", type=image_ids, metavar="ID,ID", help="ids of the images to draw, instead of --images")
     parser.add_argument("--output", type=Path, default=Path("show"), metavar="FOLDER", help="folder (default: show)")
     options = parser.parse_intermixed_args(words)
     if (count := max(options.images or 0, len(options.ids or ()))) > MOST_IMAGES:

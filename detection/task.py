@@ -1,4 +1,4 @@
-"""The detection task: an SSD, its losses, its COCO scores, and the trained weights it starts from."""
+"""The detection task: an SSD, its losses, its COCO scores, and loading trained weights."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -60,22 +60,22 @@ class TrainedDetector(NamedTuple):
 
 
 def read_detector(path: Path) -> TrainedDetector:
-    """Read the weights that were scored (the moving average if there is one) from a checkpoint or a release.
+    """Read the scored weights from a checkpoint or a release: the moving average, if there is one.
 
-    path: see weights_in.
+    path: a weights file, a published folder or an experiment (see weights_in).
     Raises CheckpointError if the file is missing, corrupt or not a detector, or if a weight is not finite."""
     path = weights_in(path)
     if path.suffix == SUFFIX:
         weights, facts = read_safetensors(path)
         if not facts or not {"step", "classes"} <= facts.keys():
-            raise CheckpointError(f"{path}: not a detector; step or classes are missing in its metadata")
+            raise CheckpointError(f"{path}: not a detector: step or classes are missing in its metadata")
         detector = TrainedDetector(weights, int(facts["step"]), json.loads(facts["classes"]), facts)
     else:
         state = load_checkpoint(path)
         if not isinstance(state, dict) or not {"model", "ema", "step"} <= state.keys():
             raise CheckpointError(
                 f"{path}: not a detector checkpoint; expected an experiment's checkpoints/*.pt or released weights "
-                f"(*{SUFFIX}); for a public checkpoint of a trunk, use model.weights"
+                f"(*{SUFFIX}); for a public checkpoint of a classifier, use model.weights"
             )
         detector = TrainedDetector(trained_weights(state), state["step"], state.get("data", {}).get("classes"))
     if non_finite := [name for name, weight in detector.weights.items() if not weight.isfinite().all()]:
@@ -84,7 +84,7 @@ def read_detector(path: Path) -> TrainedDetector:
 
 
 def load_detector(model: SSD, weights: dict[str, Tensor], path: Path) -> None:
-    """Load the weights read from `path` into a detector. Raises CheckpointError listing the differences."""
+    """Load weights, read from `path`, into a detector. Raises CheckpointError listing the names that differ."""
     try:
         load_exactly(model, weights)
     except ValueError as error:
@@ -92,7 +92,7 @@ def load_detector(model: SSD, weights: dict[str, Tensor], path: Path) -> None:
 
 
 def start_trunk(model: SSD, config: ModelConfig) -> str:
-    """Load the weights that `config.weights` names into the trunk of the detector.
+    """Load the weights that `config.weights` names into the trunk (the classification network in the backbone).
 
     Returns a log line. Raises ValueError if the weights are missing or unreadable or do not fit the trunk."""
     try:
@@ -108,7 +108,7 @@ def start_trunk(model: SSD, config: ModelConfig) -> str:
 
 
 def start_from(model: SSD, path: Path, class_names: Sequence[str]) -> str:
-    """Load a trained detector; its class heads only if the classes and their order are the same.
+    """Load a trained detector. Its class heads are loaded only if it has the same classes in the same order.
 
     Returns a log line. Raises CheckpointError listing the differences if the rest of the model differs."""
     detector = read_detector(path)
@@ -137,9 +137,9 @@ class DetectionTask:
     def __init__(
         self, config: DetectionConfig, train: CocoFile | None, val: CocoFile, *, from_checkpoint: bool = False
     ) -> None:
-        """Build the model and load the weights that the config names, unless a checkpoint will replace them.
+        """Build the model. Load the weights that the config names, unless a checkpoint will replace them.
 
-        train, val: validated annotations; train may be None if the task only scores. Raises DatasetError if train and
+        train, val: validated annotations. train is None if the task only scores. Raises DatasetError if train and
         val do not match, ValueError if model.weights or model.start_from cannot be used."""
         self.config, self.train, self.val = config, train, val
         self.workers = config.data.workers
@@ -156,7 +156,7 @@ class DetectionTask:
             except (ValueError, OSError) as error:
                 raise CheckpointError(f"model.start_from: {error}") from error
         self.val_loader: DataLoader | None = None
-        # Kept in memory, because the file may be replaced during training.
+        # The ground truth is kept in memory, because the file may be replaced during training.
         self.truth = GroundTruth(val.annotations_path, val.sha256) if distributed.is_main() else None
         if train:
             if defects := list(pair_defects(train, val)):
@@ -181,7 +181,7 @@ class DetectionTask:
         return fit_anchors(self.train, self.model, self.config.loss.match_iou)
 
     def compile(self) -> None:
-        """Compile matching and loss; `dynamic`, because the maximum number of objects differs between batches."""
+        """Compile matching and loss. Shapes are dynamic because the maximum number of objects varies."""
         self.match_anchors = torch.compile(match_anchors, dynamic=True)
         self.multibox_loss = torch.compile(multibox_loss, dynamic=True)
 
@@ -202,13 +202,13 @@ class DetectionTask:
     def evaluate(
         self, model: nn.Module, device: torch.device, stop_if_requested: Callable[[], None] = lambda: None
     ) -> Evaluation:
-        """Return the twelve COCO scores on all validation images, and the scored detections (N, 7)."""
+        """Compute the twelve COCO scores on all validation images. Returns scores and detections (N, 7)."""
         results = self.detect_all(model, device, [self.config.eval], stop_if_requested)
         scores = results and quick_scores(self.truth, results[0])
         return Evaluation(distributed.broadcast(scores), results and results[0])
 
     def draw(self, experiment: Path, epoch: int, evaluation: Evaluation) -> None:
-        """Draw detections.png for the trackers, if there are any. The record draws it again for the final weights."""
+        """Draw detections.png if there are trackers. After training, detection.record draws the final detections."""
         if self.config.train.trackers:
             from detection.drawing.pictures import draw_detections, examples  # imports matplotlib
 
@@ -222,7 +222,7 @@ class DetectionTask:
         settings: list[PostprocessConfig],
         stop_if_requested: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray] | None:
-        """Return detections (N, 7) on all validation images for each post-processing setting; None except on rank 0.
+        """Detect objects in all validation images. Returns an array (N, 7) per setting on rank 0, None on other ranks.
 
         Batches and the order of results do not depend on the number of ranks."""
         if self.val_loader is None:
@@ -248,7 +248,7 @@ class DetectionTask:
 
 
 def identify_inputs(config: DataConfig, train: CocoFile, val: CocoFile) -> Inputs:
-    """Return the inputs of a run: both annotation files and all images that they list."""
+    """Return the inputs of a run: both annotation files and all images that the files list."""
     files = {str(coco.annotations_path): coco.sha256 for coco in (train, val)}
     images = {
         split: identify_images(coco.images_dir, [image.file_name for image in coco.images])

@@ -4,7 +4,7 @@ python -m detection.training configs/quickstart.yaml
 python -m detection.training configs/detection_ssd_SwinT.yaml model.neck=fpn data.root=/datasets/coco
 torchrun --standalone --nproc_per_node=4 -m detection.training configs/detection_ssd_resnet50.yaml
 python -m detection.training --resume experiments/experiment_3
-python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # starts or resumes there
+python -m detection.training configs/bccd.yaml --experiment experiments/bccd  # starts or resumes in this folder
 """
 
 import argparse
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from detection.task import DetectionConfig, DetectionTask
 
-# The files that compute weights and scores, besides those of the training loop. A change in one makes earlier results
-# stale (ablation/staleness.py). A file belongs to the first part that lists it.
+# The files that compute weights and scores, in addition to the files of the training loop. If one of them changes,
+# earlier results are stale (ablation/staleness.py). If several entries list a file, it belongs to the first entry.
 COMPUTES = {
     "loss": ("detection/network/loss.py", "detection/network/matching.py", "detection/network/boxes.py"),
     "network": ("model.py", "detection/network/*.py"),
@@ -36,7 +36,7 @@ COMPUTES = {
 
 
 def build_task(config: "DetectionConfig", from_checkpoint: bool) -> "DetectionTask":
-    """Return the task that a config describes, after validating its data. Raises DatasetError if they are invalid."""
+    """Validate the data of a config and return the task. Raises DatasetError if the data are invalid."""
     from detection.coco.annotations import read_split
     from detection.prepare.images import check_images
     from detection.task import DetectionTask
@@ -75,7 +75,7 @@ def announce(task: "DetectionTask") -> None:
         logger.warning("%s: %s", val.annotations_path, warning)
     limit = task.config.eval.max_detections
     if number := int(np.sum(np.diff(val.first_object) > limit)):
-        message = "%s: more objects than eval.max_detections (%d) in %d images; raise it, or some objects are missed"
+        message = "%s: more objects than eval.max_detections (%d) in %d images; raise it to detect all objects"
         logger.warning(message, val.annotations_path, limit, number)
 
 

@@ -6,11 +6,11 @@ experiments/experiment_7/
   inputs.json       checksums of the annotations and images that were read
   environment.json  commit, versions, hardware, command and config of each start
   train.log  metrics.jsonl  curves.png          log and metrics of the training
-  results.json  image_statistics.npz            scores with their protocol and cost, and the data for comparisons
+  results.json  image_statistics.npz            scores, protocol and cost; per-image data to compare runs
   detections.json  detections.png  examples/    predictions, for people and other programs (depends on the task)
-  cell.json         the cell of a grid that this run trains, if a grid started it
+  cell.json         grid, row, column and seed of the run, if a grid (ablation/) started it
   status.json       progress of the run, or how it ended (records/status.py)
-  checkpoints/  running.lock  output.log        git-ignored, as are the trackers' tensorboard/  wandb/
+  checkpoints/  running.lock  output.log        git-ignored, like tensorboard/ and wandb/ of the trackers
 """
 
 import itertools
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic", "diffusers")
 NAME = re.compile(r"experiment_(\d+)")
-# Config fields that may change when a run is resumed, because they do not affect what is learned.
+# Config fields that may change when a run is resumed, because they do not affect the trained weights.
 FREE_FIELDS = {
     "data.root",
     "data.workers",
@@ -85,15 +85,15 @@ def read_experiment_config(
         return load_config(path, overrides, config_class)
     if list((experiment / "checkpoints").glob("*.pt")):
         raise ConfigError(
-            f"{path}: missing, but there are checkpoints; copy the CONFIG of the `command` in environment.json to "
-            f"this path, apply the overrides of the command, then --resume {experiment}"
+            f"{path}: missing, but there are checkpoints; copy the CONFIG file of the `command` in environment.json to "
+            f"this path, apply the command's overrides to it, then use --resume {experiment}"
         )
     problem = "has no config.yaml" if experiment.is_dir() else "no such folder"
     raise ConfigError(f"{experiment}: {problem}; expected an experiment directory, such as experiments/experiment_N")
 
 
 def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
-    """Return what is needed to assess or reproduce this start: time, command, commit, versions, hardware.
+    """Return time, command, commit, versions and hardware of this start, to assess or reproduce it.
 
     hosts: host name of every rank."""
     import torch
@@ -135,14 +135,14 @@ def slurm_job() -> dict | None:
 def requeued_experiment(root: Path) -> Path | None:
     """Return the experiment that this command trained before its Slurm job was requeued, or None.
 
-    Clusters are compared because their job numbers overlap, and commands because a job may run several."""
+    The job id alone does not identify a run: clusters use the same ids, and a job may run several commands."""
     job = slurm_job()
     if job is None or not job["restarts"]:
         return None
     for path in reversed(list_experiments(root)):
         try:
             starts = read_environments(path)
-        except ValueError as error:  # most likely in an experiment of a different job
+        except ValueError as error:  # most likely an experiment of a different job
             logger.warning("%s", error)
             continue
         for start in starts:
@@ -204,7 +204,7 @@ def format_score(value: float | None) -> str:
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Format rows, which have the same keys, as columns for a terminal: text aligned left, numbers aligned right.
+    """Format rows with equal keys as a table for a terminal. Text is aligned left, numbers are aligned right.
 
     Floats and None are formatted by `format_score`."""
     columns = []
@@ -222,7 +222,7 @@ def _version(name: str) -> str | None:
 
 
 def _argv() -> list[str]:
-    """Return the program's name and arguments, which do not depend on the number of processes."""
+    """Return the program's name and arguments. They do not depend on the number of processes."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
@@ -235,7 +235,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    """Return the processor's model name on Linux, or what `platform` reports."""
+    """Return the processor's model name on Linux, or the name that `platform` reports."""
     with suppress(OSError):
         match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         if match:

@@ -8,14 +8,14 @@ from engine.files import write_text
 
 
 def write_metrics(experiment: Path, lines: Sequence[dict]) -> None:
-    """Replace metrics.jsonl with all epochs so far.
+    """Replace metrics.jsonl with the lines of all epochs so far.
 
-    The whole file is rewritten each time, so that changes to it during the run do not matter."""
+    The whole file is rewritten each time, so that other changes to the file during the run are undone."""
     write_text(experiment / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_metrics(experiment: Path) -> list[dict]:
-    """Return all epochs so far, oldest first. Raises ValueError naming the file if it is corrupt."""
+    """Return a dict for each epoch so far, oldest first. Raises ValueError naming the file if it is corrupt."""
     path = experiment / "metrics.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -29,9 +29,9 @@ def read_metrics(experiment: Path) -> list[dict]:
 
 
 def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict[str, float]) -> None:
-    """Draw curves.png from metrics.jsonl: training losses, validation metrics, the learning rate, over epochs.
+    """Draw curves.png from metrics.jsonl: training losses, validation metrics and learning rate by epoch.
 
-    reference_losses: name of a loss to its value for a constant predictor, drawn as a dashed line."""
+    reference_losses: dict from loss name to the loss of a constant predictor, which is drawn as a dashed line."""
     lines = read_metrics(experiment)
     if not lines:
         return
@@ -45,7 +45,7 @@ def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict
     epochs = [line["epoch"] for line in lines]
     style = {"marker": "o" if len(lines) < 30 else None, "ms": 3}
     keys = [key for key in lines[0] if key.startswith("train_loss_")]
-    for index, key in enumerate(keys[1:] if len(keys) == 2 else keys):  # skip the total of a single loss
+    for index, key in enumerate(keys[1:] if len(keys) == 2 else keys):  # skip the total: it equals a single loss
         name, colour = key.removeprefix("train_loss_"), f"C{index}"
         losses.plot(epochs, [line[key] for line in lines], label=name, color=colour, **style)
         if name in reference_losses:
@@ -59,7 +59,7 @@ def draw_curves(experiment: Path, metrics: Sequence[str], reference_losses: dict
         axes.grid(alpha=0.3)
         axes.set_xlim(0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_ylim(bottom=0)  # not top=1: on that scale early scores look flat
+        axes.set_ylim(bottom=0)  # no top=1, because early scores would look flat
     losses.legend(fontsize=8)
     if scored:
         scores.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""Write README.md and results.json of a finished run, from what all tasks share and what a task adds."""
+"""Write README.md and results.json of a finished run: entries that all tasks share, and entries of the task."""
 
 import json
 import statistics
@@ -18,12 +18,12 @@ from training import Task
 
 
 class TaskRecord(NamedTuple):
-    """What a task adds to results.json and README.md."""
+    """Facts that a task adds to results.json and README.md."""
 
     module: str  # training module, such as detection.training
     results: dict[str, Any]  # entries of results.json: task, variant, scores, per_class, protocol, ...
-    gflops: float  # of one forward pass of one image
-    title: str  # for README.md, like all fields below
+    gflops: float  # GFLOPs of one forward pass of one image
+    title: str  # this and all fields below are for README.md
     model: str  # name and size
     data: str  # size of the training and validation sets
     scored: str  # evaluation protocol
@@ -32,10 +32,10 @@ class TaskRecord(NamedTuple):
 
 
 def write_record(experiment: Path, task: Task, task_record: TaskRecord) -> dict:
-    """Write README.md, then results.json, whose presence marks the experiment as finished; return its content.
+    """Write README.md, then results.json. Returns the content of results.json.
 
-    Call it on rank 0, when metrics.jsonl, environment.json and the task's own files are complete. Logs a warning if
-    the data have changed since the run read them."""
+    An experiment with results.json is finished. Call this function on rank 0, when metrics.jsonl, environment.json and
+    the task's own files are complete. Logs a warning if the data have changed since the run read them."""
     lines, starts = read_metrics(experiment), read_environments(experiment)
     record = task_record.results | _common_results(task, task_record.gflops, lines, starts[-1])
     record["facts"] = _facts(experiment, task.config, task_record, record, lines, starts)
@@ -48,7 +48,7 @@ def write_record(experiment: Path, task: Task, task_record: TaskRecord) -> dict:
 def _common_results(task: Task, gflops: float, lines: list[dict], start: dict) -> dict:
     """Return the entries of results.json that all tasks share: seed, data, length and cost of the training.
 
-    lines: of metrics.jsonl. start: newest entry of environment.json."""
+    lines: content of metrics.jsonl. start: newest entry of environment.json."""
     for change in task.inputs.changes():
         logger.warning("%s since the run started; the record describes the data that the run read", change)
     config, parameters = task.config, list(task.model.parameters())
@@ -102,7 +102,7 @@ def _facts(
 
 
 def best_epoch(lines: list[dict], metric: str, lower_is_better: bool) -> str:
-    """Describe the epoch with the best score; warn if it is not the last. lines: of metrics.jsonl."""
+    """Describe the epoch with the best score, with a warning if the epoch is not the last."""
     scored = [line for line in lines if line.get(metric) is not None]
     if not scored:
         return "none scored"

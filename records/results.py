@@ -15,8 +15,8 @@ from engine.strict_yaml import read_yaml
 from records.experiment import read_environments
 from records.metrics import read_metrics
 
-Place = tuple[str, str]  # row and column of a table
-CURE = "train again, or move it away"
+Place = tuple[str, str]  # row and column of a results table, such as backbone and neck
+CURE = "train again, or move the file away"
 
 
 class Record(BaseModel):
@@ -26,11 +26,11 @@ class Record(BaseModel):
 
 
 class Cost(Record):
-    """Cost of the training. None means not measured."""
+    """Cost of the training. A value is None if it was not measured."""
 
     parameters: int | None = None
-    gflops: float | None = Field(None, description="of one forward pass of one image")
-    flops_counter: str | None = Field(None, description="tool that counted them")
+    gflops: float | None = Field(None, description="GFLOPs of one forward pass of one image")
+    flops_counter: str | None = Field(None, description="tool that counted the FLOPs")
     train_seconds: float | None = None
     images_per_second: float | None = None
     peak_memory_mib: float | None = None
@@ -44,11 +44,11 @@ class Cost(Record):
 
 
 class Protocol(Record):
-    """How the scores were computed. Runs are compared only if all fields are equal, including those a task adds."""
+    """How the scores were computed. Runs are compared only if all fields are equal, also fields that a task adds."""
 
     annotations: str | None = Field(None, description="name of the annotation file")
     annotations_sha256: str | None = None
-    images_sha256: str | None = Field(None, description="of the validation images, if they have no annotation file")
+    images_sha256: str | None = Field(None, description="SHA-256 of the validation images, without annotation file")
     images: int = Field(description="number of validation images")
     classes: list[str]
 
@@ -65,23 +65,23 @@ class Results(Record):
     """Content of results.json."""
 
     task: str
-    variant: dict[str, str] = Field(min_length=2, max_length=2, description="row and column of a table")
+    variant: dict[str, str] = Field(min_length=2, max_length=2, description="row and column of a results table")
     seed: int
     metric: str = Field(description="name of the score that runs are compared by")
-    lower_is_better: bool = Field(False, description="whether that score is a loss")
+    lower_is_better: bool = Field(False, description="whether lower values of `metric` are better")
     scores: dict[str, float | None]
     per_class: dict[str, dict[str, int | float | None]] = {}
     errors: Errors | None = None
     protocol: Protocol
-    inputs: dict[str, str] = Field(description="annotation files that were read, each with its SHA-256")
-    image_sets: dict[str, str] = Field({}, description="train and val, each with the SHA-256 of its images")
+    inputs: dict[str, str] = Field(description="SHA-256 of each annotation file that was read, by path")
+    image_sets: dict[str, str] = Field({}, description="SHA-256 of the images of each split, train and val")
     cost: Cost
     epochs: int = 0
     steps: int = 0
     precision: str | None = None
     weights: str | None = Field(None, description="which weights were scored: moving average, or last step")
-    category_ids: list[int] | None = Field(None, description="ids of a detector's classes, by label")
-    default_boxes: dict[str, Any] | None = Field(None, description="how well a detector's anchors fit the objects")
+    category_ids: list[int] | None = Field(None, description="category id of each class of a detector, by label")
+    default_boxes: dict[str, Any] | None = Field(None, description="fit of the anchors, see detection/anchor_fit.py")
 
     @property
     def place(self) -> Place:
@@ -91,7 +91,7 @@ class Results(Record):
 
     @property
     def score(self) -> float | None:
-        """Score that runs are compared by; None if undefined."""
+        """Score that runs are compared by. None if the score is undefined."""
         return self.scores[self.metric]
 
 
@@ -137,7 +137,7 @@ def read_results(path: Path) -> Results:
 
 
 def read_object(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Read a JSON object that has these keys. Raises ValueError naming the file if the content is anything else."""
+    """Read a JSON object that has these keys. Raises ValueError naming the file if the content is different."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

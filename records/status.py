@@ -1,7 +1,7 @@
 """Write and read status.json, which has the progress of a run and how it ended.
 
 A run replaces the file atomically. If the run is killed, the file still says "running". `read_status` detects this,
-because the operating system releases the locks of a process however it ends.
+because the operating system releases the locks of every process that ends, even if the process is killed.
 """
 
 import json
@@ -27,7 +27,7 @@ from records.experiment import slurm_job
 
 State = Literal["running", "done", "stopped", "failed", "killed"]  # stopped: ended on request
 STATUS = "status.json"
-RUN_LOCK, GRID_LOCK = "running.lock", "cell.lock"  # held by the run; held by the grid that started it
+RUN_LOCK, GRID_LOCK = "running.lock", "cell.lock"  # held by the run; by the grid that started the run
 START_FIELDS = ("state", "exit_code", "reason", "host", "pid", "job", "started")  # fields that every start replaces
 STATUS_SECONDS = 1  # minimum time between two writes of the progress
 
@@ -77,9 +77,9 @@ def begin_status(experiment: Path) -> None:
 
 
 def end_status(experiment: Path, state: State, exit_code: int, reason: str) -> int:
-    """Record the end of a run that could not record it itself; return the exit code that its status now has.
+    """Record how a run ended, unless the run itself recorded this. Returns the exit code of the run.
 
-    A run that recorded its end keeps its exit code, which may differ from that of a launcher such as torchrun."""
+    An exit code that the run recorded is kept. It may differ from the exit code of a launcher such as torchrun."""
     status = _read(experiment)
     if status and status.state != "running":
         return exit_code if status.exit_code is None else status.exit_code
@@ -89,10 +89,10 @@ def end_status(experiment: Path, state: State, exit_code: int, reason: str) -> i
 
 
 def read_status(experiment: Path) -> Status | None:
-    """Return the status of an experiment, or None if it has no readable one.
+    """Return the status of an experiment, or None if it is not running and status.json is missing or unreadable.
 
-    The state is "running" while a process holds a lock of the experiment, and "killed" if the file says "running" but
-    no process is running."""
+    The state is "running" while a process holds a lock of the experiment. The state is "killed" if the file says
+    "running" but no process is running."""
     status = _read(experiment)
     if any(is_locked(experiment / name) for name in (RUN_LOCK, GRID_LOCK)):
         return replace(status or Status("running", host="", pid=0, job=None), state="running")
@@ -121,7 +121,7 @@ def _runs_elsewhere(status: Status) -> bool:
 def mark_running(experiment: Path) -> Iterator[None]:
     """Hold the experiment's lock. On exit, record whether the run is done, stopped or failed.
 
-    The end is recorded only after `begin_status`: a start that is refused before leaves the status unchanged.
+    The end is recorded only after `begin_status`. A start that fails before that leaves the status unchanged.
     Raises ValueError if another process is running in the experiment."""
     busy = ValueError(f"{experiment}: another process is running in it; wait until it ends, or stop it")
     with locked(experiment / RUN_LOCK, busy):
@@ -151,7 +151,7 @@ def training_bar(experiment: Path, step: int, steps_per_epoch: int, epochs: int,
 
 
 class _TrainingBar(tqdm):
-    """A progress bar that writes status.json at most every STATUS_SECONDS, and when it is closed."""
+    """A progress bar that writes status.json at most once per STATUS_SECONDS, and when it is closed."""
 
     def update(self, n: float = 1) -> bool | None:
         shown = super().update(n)

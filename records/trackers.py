@@ -3,8 +3,8 @@
     tensorboard --logdir experiments                                   pip install -e '.[tensorboard]'
     wandb sync experiments/experiment_3/wandb/offline-run-*            pip install -e '.[wandb]'
 
-After each epoch they get its line of metrics.jsonl and all new pictures. W&B runs offline without an API key (`wandb
-login`), and under Slurm, because nodes may have no network. A tracker that fails is disabled with one warning.
+After each epoch, trackers receive the epoch's line of metrics.jsonl and all new pictures. W&B runs offline if no
+API key is set (`wandb login`), and under Slurm, where nodes may have no network. Failing trackers are disabled.
 """
 
 import os
@@ -45,7 +45,7 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of a run on rank 0, open from `start` to the end of the `with` block, also if an error ends it."""
+    """The trackers of a run on rank 0. They are open from `start` to the end of the `with` block, even on errors."""
 
     def __init__(self, names: Sequence[str], experiment: Path) -> None:
         self.names, self.experiment = names, experiment
@@ -59,12 +59,12 @@ class Trackers:
         self._attempt(self.open, lambda name: self.open[name].close(failed=kind is not None))
 
     def start(self) -> None:
-        """Open the trackers, to continue after the last line of metrics.jsonl. Requires config.yaml."""
-        self._new_pictures()  # an earlier start has sent these
+        """Open the trackers. They continue after the last line of metrics.jsonl. Requires config.yaml."""
+        self._new_pictures()  # existing pictures were sent by an earlier start
         self._attempt(self.names, lambda name: self.open.update({name: TRACKERS[name](self.experiment, self._step())}))
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Log a line of metrics.jsonl, and the pictures of its epoch."""
+        """Log a line of metrics.jsonl and all new pictures."""
         numbers = {prefixed(name): value for name, value in line.items() if name not in NOT_SENT and value is not None}
         pictures = self._new_pictures()
         self._attempt(self.open, lambda name: self.open[name].log(numbers, pictures, line["step"]))
@@ -104,7 +104,7 @@ def prefixed(name: str) -> str:
 
 
 class TensorBoard:
-    """Writer of event files in tensorboard/. Entries of an earlier start after `step` are hidden."""
+    """Writer of event files in tensorboard/. Entries that an earlier start wrote after `step` are hidden."""
 
     def __init__(self, experiment: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -126,7 +126,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A Weights & Biases run with its files in wandb/. W&B itself ignores a step that it already has."""
+    """A Weights & Biases run with its files in wandb/. W&B ignores steps that it already has."""
 
     def __init__(self, experiment: Path, step: int) -> None:
         import wandb
@@ -143,7 +143,7 @@ class Wandb:
             dir=experiment,
             mode=mode,
             config=read_yaml(experiment / "config.yaml")[0],
-            # Send nothing else, because the experiment has the log and the commit has the code.
+            # Do not upload the log, which is in the experiment, or the code, which is in the commit.
             settings=wandb.Settings(
                 console="off", silent=True, disable_git=True, save_code=False,
                 init_timeout=WAIT_SECONDS, finish_timeout=WAIT_SECONDS,

@@ -1,1 +1,1 @@
-"""The registry of public checkpoints, reading weights files, and publishing weights."""
+"""Find public checkpoints (the registry), read weights files, and publish weights."""

@@ -26,14 +26,14 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     list_ = commands.add_parser("list", help="list public weights, and whether they are downloaded")
     fetch_ = commands.add_parser("fetch", help="download public weights")
-    fetch_.add_argument("name", metavar="NAME", help="name of the weights in `list`")
+    fetch_.add_argument("name", metavar="NAME", help="name of the weights, as shown by `list`")
     for command in (list_, fetch_):
         command.add_argument(
             "--to", dest="folder", type=Path, default=Path("saved_weights"), metavar="FOLDER",
             help="folder of downloaded weights (default: saved_weights, where `model.weights` searches)",
         )  # fmt: skip
     inspect = commands.add_parser("inspect", help="describe a weights file")
-    inspect.add_argument("file", metavar="FILE", help="a weights file, a name in `list`, or an experiment")
+    inspect.add_argument("file", metavar="FILE", help="a weights file, a name shown by `list`, or an experiment")
     return parser.parse_args(words)
 
 

@@ -1,9 +1,9 @@
-"""Download a file: resume after interruptions, verify the file, and only then give it its name.
+"""Download a file. Downloads resume after interruptions, and a file gets its final name only after verification.
 
     download("https://host/file.zip", Path("datasets/file.zip"), size=1_048_576, sha256="30e14955")
 
-Received bytes are stored in `file.zip.part`. A later call resumes only if a checksum is given: without one, parts of
-two different versions of the file could be joined unnoticed. torch.hub and pooch always start over.
+Received bytes are stored in `file.zip.part`. A later call resumes only if a checksum is given: without a checksum,
+parts of two different versions of the file could be joined unnoticed. torch.hub and pooch always start over.
 """
 
 import os
@@ -21,7 +21,7 @@ from engine.logbook import progress_bar
 
 ATTEMPTS = 3  # consecutive attempts without progress before giving up
 WAIT_SECONDS = 1.0  # before the second attempt; twice as long before the third
-TIMEOUT_SECONDS = 30.0  # without receiving a byte
+TIMEOUT_SECONDS = 30.0  # longest time without receiving a byte
 CHUNK = 2**18  # bytes
 TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP status codes after which the download is retried
 INTERRUPTIONS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)
@@ -32,13 +32,13 @@ class DownloadError(ValueError):
 
 
 def download(url: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-    """Download `url` to `path`. An existing file is replaced only by a complete and verified one.
+    """Download `url` to `path`. An existing file is replaced only by a complete and verified file.
 
-    size: expected bytes. sha256: expected hexadecimal digits, all 64 or at least the first 8. None: not checked.
-    Raises DownloadError if the server cannot be reached, does not have the file or has a different one, or if another
-    process is downloading it; OSError naming `path` if the file cannot be written."""
+    size: expected number of bytes. sha256: expected hexadecimal digits, all 64 or at least the first 8. None: no check.
+    Raises DownloadError if the server cannot be reached, if its file is missing or different, or if another process is
+    downloading the file. Raises OSError naming `path` if the file cannot be written."""
     part = path.with_name(f"{path.name}.part")
-    busy = DownloadError(f"{part}: another process is downloading it; wait for it, or stop it")
+    busy = DownloadError(f"{part}: another process is downloading this file; wait until it ends, or stop it")
     with describe_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(part, busy):
@@ -99,7 +99,7 @@ def _receive_rest(url: str, file: BinaryIO, size: int | None, name: str) -> None
 
 
 def mismatch(path: Path, size: int | None, sha256: str | None) -> str:
-    """Describe how a file differs from the expected size or SHA-256, for a message; empty if it does not."""
+    """Describe for a message how a file differs from the expected size or SHA-256. Returns '' if it does not."""
     actual_size = path.stat().st_size
     if size not in (None, actual_size):
         return f"{actual_size:,} bytes, expected {size:,}"

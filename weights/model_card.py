@@ -1,4 +1,4 @@
-"""Collect what is published of a finished experiment: weights, confidence intervals and a model card.
+"""Collect the published parts of a finished experiment: weights, confidence intervals and a model card.
 
 All facts come from results.json, config.yaml, environment.json and image_statistics.npz. model_card.md.jinja is the
 template of the card. `python -m weights.publish` writes everything to a folder.
@@ -33,14 +33,14 @@ from weights.release import PUBLISHED_WEIGHTS, release_metadata, strip_local_pat
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 PIPELINES = {"detection": "object-detection", "classification": "image-classification"}  # huggingface.co/tasks
 CHECKSUMS = "SHA256SUMS"
-MAX_TABLE_CLASSES, MAX_LISTED_CLASSES = 100, 20  # in the table of scores by class, in the list of classes
+MAX_TABLE_CLASSES, MAX_LISTED_CLASSES = 100, 20  # limits of the table of scores by class, and of the list of classes
 RESAMPLES, SEED = 1000, 0  # as in ablation.compare
 MIN_IMAGES = 10  # with fewer, bootstrap resamples repeat the same few images
 
 
 @dataclass(frozen=True)
 class Published:
-    """Everything that is published of an experiment."""
+    """The published parts of an experiment."""
 
     weights: dict[str, Tensor]  # the scored weights
     config: dict[str, Any]  # with local paths shortened
@@ -50,11 +50,11 @@ class Published:
 
 
 def read_published(experiment: Path) -> Published:
-    """Read everything that is published of an experiment. Raises ValueError if it is unfinished or inconsistent."""
+    """Read the published parts of an experiment. Raises ValueError if it is unfinished or inconsistent."""
     path = experiment / "results.json"
     if not path.is_file():
-        problem = "no results.json, so it is not finished (see --resume)" if experiment.is_dir() else "no such folder"
-        raise ValueError(f"{experiment}: {problem}; name a finished experiment, experiments/experiment_N")
+        problem = "no results.json: the run is not finished (see --resume)" if experiment.is_dir() else "no such folder"
+        raise ValueError(f"{experiment}: {problem}; name a finished experiment, such as experiments/experiment_N")
     results = read_results(path)
     if results.task not in PIPELINES:
         raise ValueError(f"{experiment}: its task is {results.task}; expected one of {', '.join(PIPELINES)}")
@@ -62,7 +62,7 @@ def read_published(experiment: Path) -> Published:
     state = load_checkpoint(path)
     if state["step"] != results.steps:
         raise CheckpointError(
-            f"{path}: saved at step {state['step']}, but results.json scored step {results.steps}; finish by --resume"
+            f"{path}: has step {state['step']}, but results.json has step {results.steps}; finish the run with --resume"
         )
     config = strip_local_paths(read_overridden(experiment / "config.yaml", ()))
     release = release_metadata(
@@ -80,9 +80,9 @@ def read_published(experiment: Path) -> Published:
 
 
 def intervals(statistics: Statistics, scores: dict[str, float | None]) -> dict[str, Interval]:
-    """Return 95% confidence intervals over the choice of validation images, for scores that can be bootstrapped.
+    """Return a dict from score name to its 95% confidence interval, for scores that can be bootstrapped.
 
-    The bootstrap resamples images (stats/bootstrap.py). With fewer than MIN_IMAGES images, there are no intervals."""
+    The bootstrap resamples the validation images (stats/bootstrap.py). Fewer than MIN_IMAGES images: an empty dict."""
     if len(statistics.image_ids) < MIN_IMAGES:
         return {}
     logger.info("resampling %d images %d times", len(statistics.image_ids), RESAMPLES)
@@ -159,5 +159,5 @@ def format_interval(interval: Interval | None) -> str:
 
 
 def plain(name: str) -> str:
-    """Escape a class name for Markdown and its tables, on one line."""
+    """Return a class name on one line, escaped for tables in Markdown."""
     return html.escape(printable(" ".join(name.split())), quote=False).replace("|", "\\|")

@@ -1,7 +1,7 @@
 """Find public weights by name (saved_weights/registry.yaml), and read weights files of any training program.
 
-`model.weights` of a config is `imagenet1k` or `imagenet22k` (the registry's default for the trunk), a name in the
-registry, a file, or an experiment (its newest checkpoint). Only `python -m weights fetch` downloads anything.
+`model.weights` is a name in the registry, a file, an experiment (newest checkpoint), `imagenet1k` or `imagenet22k` (the
+registry's default for the trunk, the ResNet or Swin in a backbone). Only `python -m weights fetch` downloads anything.
 """
 
 import functools
@@ -26,10 +26,10 @@ from weights.release import SUFFIX, read_safetensors, weights_in
 
 REGISTRY = Path(__file__).parent.parent / "saved_weights/registry.yaml"
 FOLDER = Path("saved_weights")  # in the project's root, where commands are run
-WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which training programs save weights, best first
-# Parameters by which known models are recognized: ResNet, Swin (Microsoft's or timm's names), torchvision's Swin, SSD.
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which training programs save weights, by priority
+# Names of parameters that identify known models: ResNet, Swin (Microsoft's or timm's names), torchvision's Swin, SSD.
 FIRST_LAYERS = ("conv1.weight", "patch_embed.proj.weight", "features.0.0.weight", "class_head.0.weight")
-HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # part of the file names of PyTorch's public checkpoints
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # start of the SHA-256 in file names of PyTorch's checkpoints
 
 
 class Source(Config):
@@ -59,7 +59,7 @@ class Registry(Config):
     """All public weights."""
 
     sources: dict[str, Source]
-    defaults: dict[str, dict[str, str]] = Field(description="data set -> trunk -> name")
+    defaults: dict[str, dict[str, str]] = Field(description="name of the default weights by data set and trunk")
     weights: tuple[Entry, ...]
 
 
@@ -70,7 +70,7 @@ def read_registry() -> Registry:
 
 
 def entry_named(name: str) -> Entry:
-    """Return the registry entry of this name. Raises ValueError, suggesting a name, if there is none."""
+    """Return the registry entry of this name. Raises ValueError, suggesting a similar name, if there is no entry."""
     entries = {entry.name: entry for entry in read_registry().weights}
     if name not in entries:
         near = did_you_mean([entry for entry in entries if name in entry][:3] or nearest(name, entries))
@@ -88,13 +88,13 @@ def find_weights(name_or_path: str, trunk: str) -> Path:
     if name_or_path in registry.defaults:
         defaults = registry.defaults[name_or_path]
         if trunk not in defaults:
-            raise ValueError(f"no default for trunk {trunk!r}, only for {', '.join(defaults)}; name a file, or null")
+            raise ValueError(f"no default for trunk {trunk!r}, only for {', '.join(defaults)}; use a file, or null")
         name_or_path = defaults[trunk]
     if name_or_path in [entry.name for entry in registry.weights]:
         entry = entry_named(name_or_path)
         if entry.trunk != trunk:
             fitting = [each.name for each in registry.weights if each.trunk == trunk]
-            raise ValueError(f"is a {entry.trunk}, expected a {trunk}: {', '.join(fitting) or 'none in the registry'}")
+            raise ValueError(f"fits {entry.trunk}, not {trunk}; use {', '.join(fitting) or 'a file of weights'}")
         return local_file(entry)
     path = weights_in(user_path(name_or_path, "weights"))
     if not path.is_file():
@@ -107,7 +107,7 @@ def find_weights(name_or_path: str, trunk: str) -> Path:
 
 
 def local_file(entry: Entry) -> Path:
-    """Return the downloaded file of an entry. Raises ValueError, with the command to download it, if it is missing."""
+    """Return the downloaded file of an entry. Raises ValueError, with the download command, if the file is missing."""
     path = FOLDER / entry.file
     if not path.is_file():
         raise ValueError(
@@ -120,7 +120,7 @@ def local_file(entry: Entry) -> Path:
 def fetch(name: str, folder: Path) -> Path:
     """Download the file of a registry entry, unless it exists, and return its path.
 
-    Raises ValueError if the download fails, or if the file does not contain weights; then the file is removed."""
+    Raises ValueError if the download fails or the file does not contain weights. A file without weights is removed."""
     entry = entry_named(name)
     path = folder / entry.file
     if not path.is_file():
@@ -159,12 +159,12 @@ def listing(folder: Path) -> str:
 
 
 def read_weights(path: Path, average: bool = True) -> dict[str, Tensor]:
-    """Read the weights in a file, by name, on the CPU. Removed wrappers and prefixes are logged.
+    """Read a dict from name to weight from a file, on the CPU.
 
-    path: a public checkpoint (torch.save's or safetensors), a checkpoint of a run, or released weights. Only plain
-    data is loaded, so no code runs. A public checkpoint may wrap its weights in a dictionary, as in
-    {"state_dict": ...}, and its names may share a prefix, as in "module.conv1.weight".
-    average: prefer a run's moving average of the weights.
+    path: a checkpoint of a run, released weights, or a public checkpoint (written by torch.save or safetensors). Only
+    plain data is loaded, so no code runs. Wrappers, as in {"state_dict": ...}, and a common prefix, as in
+    "module.conv1.weight", are removed from a public checkpoint and logged.
+    average: return the moving average of a run's weights, if there is one.
     Raises ValueError if the file is corrupt or has a different format."""
     if path.suffix == SUFFIX:
         return strip_common_prefix(read_safetensors(path)[0])
@@ -184,10 +184,10 @@ def read_weights(path: Path, average: bool = True) -> dict[str, Tensor]:
 
 
 def unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    """Return the weights in what a training program saved, without the dictionaries around them.
+    """Return the dict of weights in a public checkpoint, without the dicts around it.
 
-    If several dictionaries contain tensors, the one under the first key in WRAPPERS is used. Raises ValueError with
-    the cure if there are no weights, or several dictionaries and none under a key in WRAPPERS."""
+    If several inner dicts contain tensors, the dict under the first key in WRAPPERS is used. Raises ValueError with
+    the cure if there are no weights, or if several inner dicts contain tensors but none is under a key in WRAPPERS."""
     while isinstance(content, dict):
         inner = [key for key, value in content.items() if isinstance(value, dict) and _has_tensors(value)]
         key = next((key for key in WRAPPERS if key in inner), None)
@@ -206,14 +206,14 @@ def unwrap(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _has_tensors(value: dict) -> bool:
-    """Return whether a value is a model's weights by name, or wraps weights; an optimizer's state is neither."""
+    """Return whether a dict contains tensors or a key in WRAPPERS, unlike the state of an optimizer."""
     return any(isinstance(each, Tensor) for each in value.values()) or any(key in value for key in WRAPPERS)
 
 
 def strip_common_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Remove the prefix that all names share, such as "module." of DataParallel.
 
-    The names are not changed if the result would not be the names of a known model (FIRST_LAYERS)."""
+    The prefix is removed only if the shorter names include a parameter in FIRST_LAYERS."""
     prefix = os.path.commonprefix([*weights])  # noqa: RUF071 (names, not paths)
     prefix = prefix[: prefix.rfind(".") + 1]
     if not any(prefix + first in weights for first in FIRST_LAYERS):
@@ -232,7 +232,7 @@ def path_with_sha256(path: Path) -> str:
 
 
 def describe(path: Path) -> dict[str, str]:
-    """Describe a weights file for people, as {label: value}. Raises ValueError as `read_weights` does."""
+    """Return a dict from label to text that describes a weights file. Raises the errors of `read_weights`."""
     weights, digest = read_weights(path), file_sha256(path)
     if path.suffix == SUFFIX:
         facts = read_safetensors(path)[1]
@@ -242,7 +242,7 @@ def describe(path: Path) -> dict[str, str]:
     names = [
         entry.name
         for entry in read_registry().weights
-        if (digest.startswith(entry.sha256) if entry.sha256 else path.name == entry.file)  # checksum may be unknown
+        if (digest.startswith(entry.sha256) if entry.sha256 else path.name == entry.file)  # the checksum may be unknown
     ]
     return {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",

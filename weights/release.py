@@ -1,7 +1,7 @@
 """Released weights: a safetensors file whose metadata describes the model.
 
 Safetensors files (https://huggingface.co/docs/safetensors) contain no code and can be read by many programs, but have
-no checksum. A release therefore has a metadata entry `sha256`, computed over the tensors and all remaining entries.
+no checksum. A release therefore has a metadata entry `sha256`, computed over the tensors and all other entries.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def release_metadata(
 ) -> dict[str, str]:
     """Return the metadata of an experiment's weights, for `save_release`.
 
-    config: the experiment's config. category_ids: those of a detector's classes, by label; None: omit this entry."""
+    config: the experiment's config. category_ids: category ids of a detector's classes; None omits this entry."""
     metadata = {
         "task": task,
         "config": dump_yaml(strip_local_paths(config)),
@@ -51,7 +51,7 @@ def release_metadata(
 
 
 def strip_local_paths(data: Any) -> Any:
-    """Return nested plain data with every local path shortened to its last part."""
+    """Return a copy of nested plain data in which every local path is shortened to its last part."""
     if isinstance(data, dict):
         return {key: strip_local_paths(value) for key, value in data.items()}
     if isinstance(data, list):
@@ -60,9 +60,9 @@ def strip_local_paths(data: Any) -> Any:
 
 
 def weights_in(path: Path) -> Path:
-    """Return the weights in a published folder, the newest checkpoint of an experiment, or else `path` itself.
+    """Return the weights file of a published folder, or the newest checkpoint of an experiment.
 
-    `path` need not exist. Raises CheckpointError if it is a folder without weights."""
+    A path that is not a folder is returned unchanged. Raises CheckpointError if a folder contains no weights."""
     if (path / PUBLISHED_WEIGHTS).is_file():
         return path / PUBLISHED_WEIGHTS
     return newest_checkpoint(path / "checkpoints") if path.is_dir() else path
@@ -76,7 +76,7 @@ def save_release(path: Path, weights: dict[str, Tensor], metadata: dict[str, str
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    """Read the tensors in a file, on the CPU, and the verified metadata of a release; None if it is not a release.
+    """Read the tensors in a file, on the CPU, and its verified metadata (None if the file is not a release).
 
     Raises CheckpointError if the file is missing or unreadable, DamagedCheckpointError if it is corrupt."""
     try:
@@ -107,7 +107,7 @@ def released_config(path: Path, metadata: dict[str, str], config_class: type[Con
         problem = f"{error.error_count()} invalid fields" if isinstance(error, ValidationError) else "none"
         raise CheckpointError(
             f"{path}: no {config_class.__name__} in its metadata ({problem}): its task is "
-            f"{metadata.get('task', 'unknown')}, or a different version of this project released it"
+            f"{metadata.get('task', 'unknown')}, or a different version of this project wrote the file"
         ) from None
 
 

@@ -136,7 +136,7 @@ def test_the_error_about_a_missing_file_names_the_command_and_the_url(here, valu
     ("value", "trunk", "message"),
     [
         ("imagenet1k", "swin_l", "no default .*'swin_l'.* resnet50, swin_t, swin_s, swin_b;"),
-        ("torchvision_swin_s", "swin_t", "swin_s, expected .*swin_t: torchvision_swin_t, microsoft_swin_t_224,"),
+        ("torchvision_swin_s", "swin_t", "swin_s.* swin_t.* torchvision_swin_t, microsoft_swin_t_224,"),
         ("experiments", "swin_t", "experiments/checkpoints: no checkpoint"),
         ("imagnet1k", "swin_t", r"no such file.* did you mean 'imagenet1k'"),
     ],
