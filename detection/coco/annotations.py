@@ -29,7 +29,7 @@ from engine.terminal import counted
 class SplitConfig(Config):
     """Paths of one split of a data set, train or val."""
 
-    images: str = Field(description="image folder, relative to root; it contains the files named by file_name")
+    images: str = Field(description="image folder, relative to root; file_name in the annotations is relative to it")
     annotations: str = Field(description="annotation file in COCO's format (JSON), relative to root")
 
 

@@ -119,7 +119,7 @@ class CocoDetection(Dataset):
         return [self._load(index, plan) for (_, index), plan in zip(keys, plans, strict=True)]
 
     def plan(self, key: Key) -> tuple[View, np.ndarray]:
-        """Return the view of an image and the labels in this view. Random choices depend on seed, epoch and index."""
+        """Return the view of an image and the labels in this view. Random choices depend only on seed, epoch, index."""
         epoch, index = key
         record, size = self.coco.images[index], self.coco.file(index).size
         boxes_xyxy, labels, is_crowd = self.coco.objects(index)

@@ -11,7 +11,7 @@ both            all other errors: wrong class and poor localisation -> removed
 An object is missed if no detection matches it, even after correcting class or box. TIDE removes such objects.
 
 The delta of a kind is the increase in AP50 if only this kind were corrected. The deltas do not add up to 1 - AP50. If
-several detections would be corrected to one object, all except the one with the highest score are removed.
+several detections would be corrected to one object, all except the detection with the highest score are removed.
 """
 
 from collections import defaultdict
@@ -53,8 +53,8 @@ def confusion_matrix(evaluation: PycocotoolsEvaluation, score_threshold: float) 
     """Compute the confusion matrix of classes. evaluation: returned by evaluate_coco.
 
     Ignores detections below score_threshold, crowds, and detections in crowds. The diagonal counts the true positives
-    of AP50. The remaining detections are then matched across classes, highest score first: each to the unmatched object
-    with the highest IoU, if the IoU is at least 0.5. (hotcoco's matrix treats crowds and true positives differently.)
+    of AP50. The remaining detections, highest score first, are then matched across classes to the unmatched object with
+    the highest IoU, if this IoU is at least 0.5. (hotcoco's matrix treats crowds and true positives differently.)
 
     Returns (C + 1, C + 1) int64: rows are true classes, columns predicted classes, both in the order of category ids.
     The last row counts detections without an object, including duplicates; the last column counts missed objects."""

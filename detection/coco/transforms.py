@@ -36,7 +36,7 @@ class AugmentConfig(Config):
 
     photometric: bool = Field(True, description="distort brightness, contrast, saturation, hue and channel order")
     zoom_out: float = Field(
-        4.0, ge=1, description="half of the images are padded, up to this many times their width and height; 1: off"
+        4.0, ge=1, description="half of the images are padded to at most this many times their width and height; 1: off"
     )
     crop_min_scale: float = Field(
         0.3, gt=0, le=1, description="minimum side length of a random crop, as a fraction of the image side; 1: off"

@@ -117,7 +117,7 @@ def place_label(
 def palette_colour(index: int) -> Colour:
     """Return the colour of a class. index: label - 1. About 80 classes have distinguishable colours.
 
-    Colours alternate between vivid, pale and dark. Hues advance by the golden angle, so any number of them is spread evenly."""
+    Colours alternate between vivid, pale and dark. Hues advance by the golden angle, so they are spread evenly."""
     turn, shade = divmod(int(index), 3)
     hue = (turn * (math.sqrt(5) - 1) / 2 + shade / 3) % 1
     saturation, value = ((0.95, 1.0), (0.5, 1.0), (0.95, 0.6))[shade]

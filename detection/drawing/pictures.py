@@ -105,7 +105,7 @@ def draw_panels(
 def lay_out(panels: Iterable[Panel], columns: int, side: int, key: Mapping[str, Colour] | None = None) -> Image.Image:
     """Arrange panels in rows, each image below its caption.
 
-    side: width of a panel and longer side of its image, pixels. key: legend, from meaning to colour; drawn on top."""
+    side: width of a panel and longer side of its image, pixels. key: legend above the panels, {meaning: colour}."""
     cells = []
     for panel in panels:
         image = draw_marks(panel.image, panel.marks, side)

@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def read_splits(labels: Labels, notes: Counter[str], source: Path) -> dict[str, list[LabelledImage]]:
-    """Read all files; return the images of each split. If there are defects, print all and raise DatasetError."""
+    """Read all files; return the images of each split. If there are defects, print them all and raise DatasetError."""
     defects, images_by_split = list(labels.defects), {}
     for split, paths in labels.splits.items():
         images: dict[Path, LabelledImage] = {}

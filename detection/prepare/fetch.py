@@ -101,7 +101,7 @@ def fetch(root: Path) -> tuple[Layout, list[Survey]]:
 
 
 def _survey(layout: Layout, split: str) -> Survey:
-    """Read a split, even if images are missing. Raises DatasetError if reading fails or the images are shrunken."""
+    """Read a split, even if images are missing. Raises DatasetError if that fails or the images are shrunken copies."""
     annotations_path, images_dir = layout.paths(split)
     print(f"reading {annotations_path}", flush=True)  # train takes half a minute
     survey = survey_coco(annotations_path, images_dir)
@@ -147,7 +147,7 @@ def _unpack(root: Path, archive: Archive, targets: Mapping[str, Path]) -> None:
     if path.is_file():
         print(f"checking {path}", flush=True)  # the SHA-256 of train takes a minute or more
         if problem := mismatch(path, archive.size, archive.sha256):
-            raise DatasetError(f"{path}: corrupt: {problem}; remove the file and run the command again")
+            raise DatasetError(f"{path}: corrupt: {problem}; remove the file and run the command again to download it")
     else:
         path = root / DOWNLOADS / archive.name
         if not path.is_file():

@@ -41,7 +41,7 @@ class LabelledImage(NamedTuple):
 class Labels(NamedTuple):
     """The annotation files of a data set, and a function to read them."""
 
-    splits: dict[str, list[Path]]  # from "train" and "val", or only "all", to one file per image
+    splits: dict[str, list[Path]]  # keys: "train" and "val", or only "all"; values: one file per image
     # Reads a file of `splits` and counts each kind of change in the Counter. Raises DatasetError naming the file.
     read: Callable[[Path, Counter[str]], LabelledImage]
     categories: dict[int, str] | None = None  # from category id to name; if None, all class names found get ids from 1

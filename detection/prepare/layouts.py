@@ -160,7 +160,7 @@ def unsplit_at(path: Path) -> UnsplitDataset | None:
     """Return an annotation file and its image folder; None if the file lists no images or its annotations lack boxes.
 
     A file that `convert` or `split` wrote names its image folder. For other files, choose the usual folder with most of
-    the first images. If no folder has any, choose ROOT/X for ROOT/annotations/instances_X.json, as in COCO."""
+    the first images. If no folder has any of them, choose ROOT/X for ROOT/annotations/instances_X.json, as in COCO."""
     root, stem = dataset_root(path), path.stem.removeprefix("instances_")
     if (mark := read_mark(path)) and not is_outside_folder(mark["images"]):
         return UnsplitDataset(path, root / mark["images"])

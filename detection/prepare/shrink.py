@@ -97,5 +97,5 @@ def _mark_copies(coco: CocoFile, copy: Path, short_side: int) -> None:
     if found is None and any(copy.iterdir()):
         raise DatasetError(f"{copy}: not empty, but has no {SHRUNK}; choose a new folder with --to")
     if found not in (None, short_side):
-        raise DatasetError(f"{copy}: has copies of short side {found}, not {short_side}; choose a new folder with --to")
+        raise DatasetError(f"{copy}: copies with short side {found}, not {short_side}; choose a new folder with --to")
     write_text(copy / SHRUNK, json.dumps({"short_side": short_side}) + "\n")

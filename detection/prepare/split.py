@@ -137,14 +137,14 @@ def choose_val(
         for name in order:
             if fits(name) and condition(name):
                 take(name)
-    return val or {min(order, key=lambda name: len(groups[name]))}  # if all groups are too large
+    return val or {min(order, key=lambda name: len(groups[name]))}  # the smallest if none fits
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
 def _write_splits(dataset: UnsplitDataset, val_ids: set[int], root: Path, options: Mapping[str, object]) -> Layout:
-    """Write the annotation files of train and val. options: of the command, stored in the mark of each file."""
+    """Write the annotation files of train and val. options: command options for the mark, see `read_mark`."""
     content = json.loads(dataset.annotations_path.read_bytes())
     images = config_path(full_path(dataset.images_dir), root)
     configs = {split: SplitConfig(images=images, annotations=f"annotations/instances_{split}.json") for split in SPLITS}

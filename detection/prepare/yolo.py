@@ -74,7 +74,7 @@ def find_yolo(source: Path, requested: Mapping[str, str | None]) -> Labels:
     for split, paths in splits.items():
         if not any(labels_path(path).is_file() for path in paths):
             first = labels_path(paths[0])
-            raise DatasetError(f"{split}: none of the {len(paths)} images has a label file; expected {first} etc.")
+            raise DatasetError(f"{split}: none of the {len(paths)} images has a label file, such as {first}")
 
     def read(path: Path, notes: Counter[str]) -> LabelledImage:
         _, size = image_sizes(path)
@@ -90,7 +90,7 @@ def find_yolo(source: Path, requested: Mapping[str, str | None]) -> Labels:
 
 
 def _find_settings(folder: Path) -> Path | None:
-    """Return the settings file of a data set: YAML with any name, or Darknet's obj.data; None if it has none."""
+    """Return the settings file of a data set: YAML with any name, or Darknet's obj.data; None if both are missing."""
     if candidates := [folder / name for name in YAML_NAMES if (folder / name).is_file()]:
         return candidates[0]
     candidates = [path for path in visible_paths(folder, "*.y*ml") if "names" in _read_settings(path)]
@@ -141,7 +141,7 @@ def _class_names(settings: Mapping[str, Any], path: Path) -> list[str]:
 
 
 def _places(settings: Mapping[str, Any], field: str, path: Path | None) -> list[str]:
-    """Return the folders or files in a settings field, if any. Raises DatasetError if the type is wrong."""
+    """Return the folders or files in a settings field, if any. Raises DatasetError if the value has a wrong type."""
     value = settings.get(field) or []
     places = [value] if isinstance(value, str) else value
     if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
