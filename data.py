@@ -283,13 +283,13 @@ def read_image(path: Path) -> Image.Image:
 
 def identify_inputs(root: str, train: LabelledImages, val: LabelledImages) -> Inputs:
     """Identify what a run reads: the files of CIFAR-10 or MNIST, or the image files of both splits."""
-    halves = {"train": train, "val": val}
+    splits = {"train": train, "val": val}
     return Inputs(
         root,
-        files={str(path): digest for each in halves.values() for path, digest in each.inputs.items()},
+        files={str(path): digest for each in splits.values() for path, digest in each.inputs.items()},
         images={
-            half: identify_images(each.place, map(each.name, range(len(each))))
-            for half, each in halves.items()
+            split: identify_images(each.place, map(each.name, range(len(each))))
+            for split, each in splits.items()
             if each.images.dtype.kind == "S"
         },
     )
@@ -309,7 +309,7 @@ def find_shared_images(train: LabelledImages, val: LabelledImages) -> Repeats | 
         paths = ([each.place / each.name(index) for index in range(len(each))] for each in (train, val))
         return find_shared_files(*paths)
     known = {image.tobytes() for image in train.images}
-    return repeats("halves", [val.name(k) for k, image in enumerate(val.images) if image.tobytes() in known], len(val))
+    return repeats("splits", [val.name(k) for k, image in enumerate(val.images) if image.tobytes() in known], len(val))
 
 
 def split_digest(images: np.ndarray, labels: np.ndarray) -> str:
@@ -341,11 +341,11 @@ def read_binary_dataset(kind: str, root: Path, train: bool) -> LabelledImages:
         test_list = [[name, None] for name, _ in datasets.CIFAR10.test_list]  # noqa: RUF012
         meta = datasets.CIFAR10.meta | {"md5": None}
 
-    name, *halves = FORMATS[kind]
+    name, *splits = FORMATS[kind]
     folder = root / name
-    if missing := [file for half in halves for file in half if not (folder / file).is_file()]:
+    if missing := [file for split in splits for file in split if not (folder / file).is_file()]:
         raise DatasetError(f"{folder}: missing {', '.join(missing)}; unpack the archive there (tar -xf, gunzip -k)")
-    files = [folder / file for file in halves[0 if train else 1]]
+    files = [folder / file for file in splits[0 if train else 1]]
     try:
         found = (AnyCifar10 if kind == "cifar10" else datasets.MNIST)(root, train=train)
     except Exception as error:  # parsing and unpickling raise many types
@@ -424,7 +424,7 @@ class LabelledTask:
         self.workers = config.data.workers
         self.inputs = identify_inputs(config.data.root, train, val)
         self.data = {"classes": train.class_ids, "training images": train.digest, "validation images": val.digest}
-        self.data |= {f"content of the {half} images": images.sha256 for half, images in self.inputs.images.items()}
+        self.data |= {f"content of the {split} images": images.sha256 for split, images in self.inputs.images.items()}
         self.val_loader: DataLoader | None = None
 
     def compile(self) -> None:

@@ -99,7 +99,7 @@ class Inputs:
 
     def write(self, experiment: Path) -> None:
         """Write inputs.json to an experiment directory."""
-        images = {half: images._asdict() for half, images in self.images.items()}
+        images = {split: images._asdict() for split, images in self.images.items()}
         write_text(experiment / INPUTS, json.dumps(vars(self) | {"images": images}) + "\n")
 
     def changes(self, root: Path | None = None) -> Iterator[Change]:
@@ -112,11 +112,11 @@ class Inputs:
                 yield Change(path, "is missing", is_missing=True)
             elif content_sha256(path) != digest:
                 yield Change(path, "has changed")
-        for half, images in self.images.items():
+        for split, images in self.images.items():
             folder = self._moved(images.folder, root)
             try:
                 if contents_sha256(folder, images.names) != images.contents:
-                    yield Change(folder, f"has different {half} images")
+                    yield Change(folder, f"has different {split} images")
             except OSError as error:
                 yield Change(Path(error.filename), "is missing", is_missing=not folder.is_dir())
 
@@ -132,7 +132,7 @@ def read_inputs(experiment: Path) -> Inputs | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        content["images"] = {half: ImageSet(**images) for half, images in content["images"].items()}
+        content["images"] = {split: ImageSet(**images) for split, images in content["images"].items()}
         return Inputs(**content)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: corrupt ({error!r:.100}); delete it to compare the annotations only") from None
@@ -143,7 +143,7 @@ def read_inputs(experiment: Path) -> Inputs | None:
 ADVICE = {
     "file names": "{count} of {total} file names occur more than once, such as {names}; keep one record per image",
     "bytes": "{count} of {total} images have the same bytes as another one, such as {names}; keep one of each",
-    "halves": "{count} of {total} validation images are also training images (same file or same bytes), such as "
+    "splits": "{count} of {total} validation images are also training images (same file or same bytes), such as "
     "{names}: scores are too high, because the model is scored on training images; remove them from one split",
 }
 
@@ -188,7 +188,7 @@ def find_shared_files(train: Iterable[Path], val: Iterable[Path]) -> Repeats | N
     sizes = {path: os.stat(path).st_size for path in (train | val)}
     common = {sizes[path] for path in train} & {sizes[path] for path in val}
     found = copies([path for path in (train | val) if sizes[path] in common])
-    return repeats("halves", [path.name for path in val if path in train or found.get(path) in train], len(val))
+    return repeats("splits", [path.name for path in val if path in train or found.get(path) in train], len(val))
 
 
 def copies(paths: Sequence[Path]) -> dict[Path, Path]:
