@@ -1,9 +1,9 @@
 """Read and check annotation files in COCO's format (cocodataset.org/#format-data).
 
-The defects that make a file invalid are defined in defects.py and image_files.py. Valid files follow these rules:
+A file with a defect (see defects.py and image_files.py) is invalid. Valid files are read as follows:
 
 - A box that extends beyond the edge of its image is clipped. A box without area is discarded (COCO's train2017 has
-  two). Both are counted, and both affect training only: scores are computed on the original file.
+  two). These boxes are counted. This affects only training: scores are computed on the original file.
 - Crowds (`iscrowd` 1) are never training targets. `iscrowd`, `area`, `segmentation` and `info` are optional.
 - Category ids may have gaps. The network's labels are 1 to num_classes, in the order of the ids; 0 is background.
 """
@@ -42,18 +42,18 @@ class DataConfig(Config):
     workers: int = Field(4, ge=0, le=256, description="loader processes per training process; 0: no extra processes")
     cache_images: bool = Field(
         False,
-        description="keep decoded images in memory: 3 bytes per pixel, 0.9 MB for 640 x 480, per training process",
+        description="keep decoded images in memory; each training process needs 3 bytes per pixel: 0.9 MB at 640 x 480",
     )
     cache_limit_mib: int = Field(
         8192, ge=1, description="cache size in MiB, for train and for val separately; only images that fit are cached"
     )
     check_images: bool = Field(
-        False, description="decode every image before training to find corrupt ones: 2 ms per image at 640 x 480"
+        False, description="decode every image before training to find corrupt images; takes 2 ms per 640 x 480 image"
     )
 
     @property
     def cache_mib(self) -> int:
-        """Size of the cache of decoded images in MiB; 0 if it is off."""
+        """Size of the cache of decoded images in MiB; 0 if caching is off."""
         return self.cache_limit_mib if self.cache_images else 0
 
     def paths(self, split: Literal["train", "val"]) -> tuple[Path, Path]:
@@ -89,7 +89,7 @@ class CocoFile:
     num_clipped: int  # boxes that extended beyond the edge of their image by a pixel or more
     num_discarded: int  # boxes without area
     short_side: int | None = None  # pixels, if the images are shrunken copies; None if they are the originals
-    sha256: str = ""  # of the bytes of the annotation file that were read
+    sha256: str = ""  # checksum of the annotation file when it was read
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (boxes_xyxy, labels, is_crowd) of the objects in images[index]."""
@@ -117,7 +117,7 @@ class CocoFile:
 
     @property
     def class_counts(self) -> np.ndarray:
-        """(classes,) int64: number of objects per class, without crowds; index k - 1 has that of label k."""
+        """(classes,) int64: number of objects per class, without crowds; index k - 1 has the count of label k."""
         return np.bincount(self.labels[~self.is_crowd], minlength=len(self.class_names) + 1)[1:]
 
 
@@ -143,7 +143,7 @@ def describe_size(coco: CocoFile) -> str:
 
 
 NOTES = {
-    "boxes_cut": "boxes over the edge of their image",
+    "boxes_cut": "boxes that extend beyond their image",
     "boxes_left_out": "boxes without area",
     "crowds": "crowds",
     "images_without_objects": "images without objects",
@@ -151,7 +151,7 @@ NOTES = {
 
 
 def describe(coco: CocoFile) -> str:
-    """Return the counts in one line; counts in NOTES only if they are above 0."""
+    """Return the counts as one line of text. Counts named in NOTES are included only if they are above 0."""
     counts = count(coco)
     notes = [f"{what}: {counts[name]:,}" for name, what in NOTES.items() if counts[name]]
     return "; ".join([f"{describe_size(coco)}, {counted(counts['classes'], 'class', 'classes')}", *notes])
@@ -166,16 +166,16 @@ class Survey(NamedTuple):
     files: list[ImageFile]  # the image files that exist and are not empty, in the order of the records
     defects: list[Defect]  # errors: the data set cannot be used
     warnings: list[Defect]  # problems that do not prevent training
-    is_complete: bool = False  # no record has a defect, so `coco` has all records; missing image files do not count
+    is_complete: bool = False  # `coco` has all records, because no record is invalid; image files may be missing
 
 
 # ---- reading and checking an annotation file ----------------------------------------------------------
 
 
 def read_coco(annotations_path: str | Path, images_dir: str | Path) -> CocoFile:
-    """Read an annotation file; check every record and that every image file exists, without opening the images.
+    """Read an annotation file. Check all records, and check that all image files exist, without opening the images.
 
-    Raises DatasetError with the first defect and the number of defects if there are any."""
+    If there are defects, raises DatasetError with the first defect and the number of defects."""
     survey = survey_coco(annotations_path, images_dir)
     if survey.defects:
         raise dataset_error(survey.defects)
@@ -203,7 +203,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
     lists = {name: content[name] if isinstance(content.get(name), list) else None for name in FIELDS}
     for name, records in lists.items():
         if records is None:
-            report("", f"no list {name!r}, expected an object with the lists {', '.join(FIELDS)}")
+            report("", f"no list {name!r}, expected a JSON object with the lists {', '.join(FIELDS)}")
         elif not records and name != "annotations":
             report("", f"list {name!r} is empty, expected at least one record")
     valid = valid_records(lists, images_dir, report)
@@ -229,7 +229,7 @@ def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:
 
 
 def pair_defects(train: CocoFile, val: CocoFile) -> Iterator[Defect]:
-    """Yield the defects of two valid files that cannot be used together: different classes, or nothing to train on."""
+    """Yield why two valid files cannot be used for training: their classes differ, or train has no usable objects."""
     if train.classes != val.classes:
         what = f"categories {val.classes} differ from {train.classes} in {train.annotations_path}"
         yield Defect(val.annotations_path, "", f"{what}; both files must list the same classes (ids and names)")
@@ -289,7 +289,7 @@ def _build(
 def _read_json(path: Path) -> tuple[dict, str]:
     """Return the JSON object in a file and the file's SHA-256.
 
-    Raises DatasetError if there is none; the message gives the reason but not the path."""
+    Raises DatasetError if the file has no JSON object; the message gives the reason but not the path."""
     try:
         text = path.read_bytes()
         content = json.loads(text)
@@ -302,5 +302,5 @@ def _read_json(path: Path) -> tuple[dict, str]:
     except (ValueError, RecursionError) as error:  # ValueError: invalid JSON or invalid UTF-8
         raise DatasetError(f"not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise DatasetError(f"is a JSON {type(content).__name__}, expected an object with lists {', '.join(FIELDS)}")
+        raise DatasetError(f"is a JSON {type(content).__name__}, expected an object with the lists {', '.join(FIELDS)}")
     return content, hashlib.sha256(text).hexdigest()

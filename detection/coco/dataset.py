@@ -1,8 +1,8 @@
 """Decode images, make samples for training or evaluation, and collate them into batches.
 
-An image is rotated as its EXIF orientation says, unless only the unrotated image has the width and height given in the
-annotation file. Every image becomes 8-bit RGB; `data.to_8_bits` scales images of 16 and 32 bits. Only the first frame
-of an animation is used.
+An image is rotated by its EXIF orientation, except if only the unrotated image has the width and height given in the
+annotation file. Every image is converted to 8-bit RGB; `data.to_8_bits` scales images of 16 and 32 bits. Only the first
+frame of an animation is used.
 """
 
 import math
@@ -35,7 +35,7 @@ def read_image(coco: CocoFile, index: int) -> np.ndarray:
 
 
 def read_file(file: ImageFile, part: tuple[int, int, int, int] | None = None, reduction: int = 1) -> np.ndarray:
-    """Run `decode_image`; its errors also name the file and the command that lists all defects."""
+    """Run `decode_image`, but raise errors that also name the file and the command that lists all defects."""
     try:
         return decode_image(file, part, reduction)
     except DatasetError as error:
@@ -75,18 +75,18 @@ def _wrong_size(image: Image.Image, file: ImageFile) -> DatasetError:
     (width, height), recorded = image.size, f"{file.size[0]} x {file.size[1]}"
     shrunk = " after shrinking" if file.is_shrunk else ""
     swapped = ": width and height are swapped" if file.size == (height, width) else ""
-    return DatasetError(f"{width} x {height} pixels, the annotation file says {recorded}{shrunk}{swapped}")
+    return DatasetError(f"{width} x {height} pixels, but the annotation file says {recorded}{shrunk}{swapped}")
 
 
 class CocoDetection(Dataset):
     """Data set of images and their objects, indexed by (epoch, index); the same pair always gives the same sample.
 
-    (The pixels of a JPEG resized to half its size or less differ slightly between cached and uncached images.)"""
+    (If a JPEG is resized to half its size or less, its pixels differ slightly with and without the cache.)"""
 
     def __init__(self, coco: CocoFile, transform: Transform, seed: int = 0, cache_mib: float = 0) -> None:
         """Create the data set; decode and cache as many of the first images as fit in `cache_mib`.
 
-        transform: see detection/coco/transforms.py. seed: of the augmentation, 0 or more."""
+        transform: see detection/coco/transforms.py. seed: seed of the augmentation, 0 or more."""
         self.coco, self.transform, self.seed = coco, transform, seed
         self.cached: list[np.ndarray] = []
         if cache_mib:
@@ -107,19 +107,19 @@ class CocoDetection(Dataset):
         return len(self.coco.images)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor | int]:
-        """Return one sample, without crowds.
+        """Return one sample, without crowds: a dict with the following entries.
 
-        It has image (3, S, S) uint8, boxes_xyxy (n, 4) float32 fractions, labels (n,) int64 and image_id int. If the
-        transform distorts colours, it also has colours (8,) float32 for distort_colours."""
+        image: (3, S, S) uint8. boxes_xyxy: (n, 4) float32 fractions. labels: (n,) int64. image_id: int.
+        colours: (8,) float32 for distort_colours, only if the transform distorts colours."""
         return self._load(key[1], self.plan(key))
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Tensor | int]]:
-        """Return the samples of a batch. All are planned before any is decoded, to make better use of the CPU cache."""
+        """Return the samples of a batch. All views are planned before decoding, to use the CPU cache better."""
         plans = [self.plan(key) for key in keys]
         return [self._load(index, plan) for (_, index), plan in zip(keys, plans, strict=True)]
 
     def plan(self, key: Key) -> tuple[View, np.ndarray]:
-        """Return the view of an image and the labels in it; random choices depend only on (seed, epoch, index)."""
+        """Return the view of an image and the labels in this view. Random choices depend only on seed, epoch, index."""
         epoch, index = key
         record, size = self.coco.images[index], self.coco.file(index).size
         boxes_xyxy, labels, is_crowd = self.coco.objects(index)
@@ -150,7 +150,7 @@ def collate(samples: list[dict]) -> dict[str, Tensor]:
 
     Returns images (B, 3, S, S) uint8, boxes_xyxy (B, M, 4) float32 fractions, labels (B, M) int64 (0 is padding), and
     image_ids (B,) int64. M is the largest number of objects in a sample, at least 1. If the samples have colours,
-    also returns colours (B, 8) float32: distort_colours(images, colours) computes the training images."""
+    also returns colours (B, 8) float32 for distort_colours."""
     max_objects = max(1, *(len(sample["labels"]) for sample in samples))
     boxes_xyxy = torch.zeros(len(samples), max_objects, 4)
     labels = torch.zeros(len(samples), max_objects, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Find defects in COCO annotation files: invalid records (FIELDS), and boxes in a format other than COCO's."""
+"""Find defects in COCO annotation files: invalid records (see FIELDS), and boxes in a different format."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -12,7 +12,7 @@ from engine.terminal import printable
 
 LIST_ALL = "`python -m detection.data check` lists all defects"
 MAX_AREA = 1e10  # square pixels; upper limit of pycocotools' area ranges
-Records = Mapping[str, list | None]  # list name (a key of FIELDS) -> its records; None if the file lacks the list
+Records = Mapping[str, list | None]  # from list name (key of FIELDS) to records; None if the list is missing
 
 
 class Defect(NamedTuple):
@@ -41,18 +41,18 @@ def dataset_error(defects: Sequence[Defect]) -> DatasetError:
 
 
 def summarise_warnings(warnings: Iterable[Defect]) -> list[str]:
-    """Return one line per distinct warning text: the first warning with that text and how many share it."""
+    """Group warnings by text. Return one line per text: the first warning and the number of such warnings."""
     groups: dict[object, list[Defect]] = {}
     for warning in warnings:
         groups.setdefault(str(warning.what), []).append(warning)
-    return [f"{same[0]}" + (f" (the first of {len(same)} alike)" if len(same) > 1 else "") for same in groups.values()]
+    return [f"{same[0]}" + (f" (first of {len(same)} such cases)" if len(same) > 1 else "") for same in groups.values()]
 
 
 # ---- the values of a record ---------------------------------------------------------------------------------------
 
 
 def is_id(value: Any) -> bool:
-    """Return whether a value can be an id: an integer that float64 stores exactly, and not negative (for hotcoco)."""
+    """Return whether a value is an id: an integer, at least 0 (hotcoco requires this), that float64 stores exactly."""
     return type(value) is int and 0 <= value < 2**53  # not isinstance: a bool is an int, too
 
 
@@ -88,7 +88,7 @@ class Field(NamedTuple):
     """The rule for one field of a record."""
 
     is_valid: Callable[[Any], bool]
-    expected: str  # what a valid value is, for messages
+    expected: str  # description of a valid value, for messages
     is_unique: bool = False
     refers_to: str = ""  # name of the list that must contain a record with this id
     is_optional: bool = False
@@ -123,7 +123,7 @@ FIELDS = {
 
 
 def valid_records(lists: Records, images_dir: Path, report: Callable[[str, str], None]) -> dict[str, list[dict]]:
-    """Return the valid records of each list, by the name of the list. Call report(record, what) for each defect."""
+    """Return a dict from list name to its valid records. Call report(record, what) for each defect."""
     known = {name: _by_id(lists[name]) for name in ("images", "categories")}
     valid: dict[str, list[dict]] = {}
     for name in FIELDS:
@@ -151,8 +151,8 @@ def _defects_of(
 ) -> Iterator[str]:
     """Yield a message for each defect of lists[name][position].
 
-    first_uses: (field, value) of unique fields -> position of the first record with this value; updated here.
-    known: list name -> its records by id; None if the file lacks the list, which is reported only once."""
+    first_uses: for unique fields, from (field, value) to the first position of this value; updated here.
+    known: from list name to its records by id, or to None if the file lacks the list (reported by `survey_coco`)."""
     for field, rule in FIELDS[name].items():
         value = record.get(field)
         if field not in record:
@@ -162,7 +162,7 @@ def _defects_of(
             hint = "; this is text: write it without quotes" if isinstance(value, str) and rule.expected != TEXT else ""
             yield f"{field} is {value!r:.100}, expected {rule.expected}{hint}"
         elif rule.is_unique and (first := first_uses.setdefault((field, value), position)) != position:
-            yield f"duplicate {field} {value!r}: already used by {name}[{first}]; give each record its own"
+            yield f"duplicate {field} {value!r}: already used by {name}[{first}]; give each record its own {field}"
         elif field == "file_name" and is_outside_folder(value):
             yield f"file_name is {value!r}, expected a path relative to the image folder {images_dir}, without .."
         elif rule.refers_to and known[rule.refers_to] is not None and value not in known[rule.refers_to]:
@@ -194,15 +194,15 @@ def _by_id(records: list | None) -> dict[int, dict] | None:
 
 # ---- the format of all boxes of a file ----------------------------------------------------------------------------
 
-MIN_AGREEMENT = 0.99  # fraction of the boxes that must fit an explanation
+MIN_AGREEMENT = 0.99  # fraction of the boxes that must fit a wrong format before it is reported
 MAX_OVERHANG = 0.1  # a box is suspicious if it extends beyond the edge by more than this fraction of the image side
-MIN_SUSPICIOUS = 0.2  # the format is questioned only if at least this fraction of the boxes is suspicious
+MIN_SUSPICIOUS = 0.2  # wrong formats are considered only if at least this fraction of the boxes is suspicious
 MIN_BOXES = 4  # fewer boxes are not enough to detect corners, centres or swapped sides
 EXPECTED = "expected bbox as [x, y, width, height] in pixels"
 
 
 def diagnose_annotations(lists: Records) -> str | None:
-    """Run `diagnose_boxes` on all annotations with a valid box and image size, even if they have further defects."""
+    """Run `diagnose_boxes` on all annotations with a valid box and image size, even if other fields are invalid."""
     images = _by_id(lists["images"])
     annotations = [record for record in lists["annotations"] or [] if isinstance(record, dict)]
     pairs = [(record["bbox"], image) for record in annotations if (image := _image_of(record, images))]
@@ -212,7 +212,7 @@ def diagnose_annotations(lists: Records) -> str | None:
 
 
 def diagnose_boxes(boxes_xywh: np.ndarray, sizes: np.ndarray) -> str | None:
-    """Return which wrong format the boxes of a file seem to have, with the cure; None if they look correct.
+    """Return a message if the boxes of a file seem to have a wrong format, with the cure; otherwise return None.
 
     boxes_xywh: (N, 4) float64, as stored in the file. sizes: (N, 2) width and height of each box's image, pixels."""
     has_area = (boxes_xywh[:, 2:] > 0).all(axis=1)  # an empty box fits every format

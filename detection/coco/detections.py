@@ -46,9 +46,9 @@ class Detections:
         ]
 
     def to_supervision(self) -> "supervision.Detections":
-        """Return the detections as an object of Roboflow's supervision, whose class_id is label - 1.
+        """Convert to the Detections class of Roboflow's supervision. Its class_id is label - 1.
 
-        Raises ImportError, with the command to install supervision, if it is missing."""
+        If supervision is missing, raises ImportError with the command to install it."""
         try:
             import supervision
         except ImportError as error:

@@ -1,6 +1,6 @@
-"""Count six kinds of detection errors and their cost in AP50 (TIDE, arXiv 2008.08115, section 2), computed by hotcoco.
+"""Count six kinds of detection errors and their cost in AP50 (TIDE, arXiv 2008.08115, section 2), using hotcoco.
 
-A detection that matches no object at IoU 0.5 gets the first kind that fits. After the arrow: how TIDE corrects it.
+A detection that matches no object at IoU 0.5 gets the first kind below that fits. Arrows show how TIDE corrects it.
 
 localisation    IoU of 0.1 to 0.5 with an object of its class -> moved to that object
 classification  IoU of 0.5 or more with an object of a different class -> gets the class of that object
@@ -8,10 +8,10 @@ duplicate       IoU of 0.5 or more with an object already matched by a detection
 background      no IoU above 0.1 with any object -> removed
 both            all other errors: wrong class and poor localisation -> removed
 
-An object is missed if no detection matches it, not even after a corrected class or box. The correction removes it.
+An object is missed if no detection matches it, even after correcting class or box. TIDE removes such objects.
 
-The delta of a kind is the increase in AP50 if only this kind were corrected; the deltas do not add up to 1 - AP50. If
-several detections would be corrected to one object, the one with the highest score is corrected, the rest are removed.
+The delta of a kind is the increase in AP50 if only this kind were corrected. The deltas do not add up to 1 - AP50. If
+several detections would be corrected to one object, all except the detection with the highest score are removed.
 """
 
 from collections import defaultdict
@@ -53,8 +53,8 @@ def confusion_matrix(evaluation: PycocotoolsEvaluation, score_threshold: float) 
     """Compute the confusion matrix of classes. evaluation: returned by evaluate_coco.
 
     Ignores detections below score_threshold, crowds, and detections in crowds. The diagonal counts the true positives
-    of AP50. The remaining detections are then matched across classes, highest score first, each to the unmatched object
-    with the highest IoU if that is at least 0.5. (hotcoco's matrix treats crowds and true positives differently.)
+    of AP50. The remaining detections, highest score first, are then matched across classes to the unmatched object with
+    the highest IoU, if this IoU is at least 0.5. (hotcoco's matrix treats crowds and true positives differently.)
 
     Returns (C + 1, C + 1) int64: rows are true classes, columns predicted classes, both in the order of category ids.
     The last row counts detections without an object, including duplicates; the last column counts missed objects."""
@@ -97,7 +97,7 @@ def confusion_matrix(evaluation: PycocotoolsEvaluation, score_threshold: float) 
 def _scored_records(evaluation: PycocotoolsEvaluation) -> tuple[list[dict], list[dict]]:
     """Return the objects and detections that AP50 is computed from. Image and category ids become indices from 0.
 
-    Crowds are excluded because hotcoco 1.3 would move a detection at the edge of a crowd to the crowd."""
+    Crowds are excluded: hotcoco 1.3 would count a detection that partly overlaps a crowd as a localisation error."""
     image_number = {image_id: number for number, image_id in enumerate(evaluation.params.imgIds)}
     class_number = {category_id: number for number, category_id in enumerate(evaluation.params.catIds)}
     objects, found = [], []

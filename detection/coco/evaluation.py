@@ -2,7 +2,7 @@
 
 `detect` returns detections as COCO results. `coco_scores` scores them with pycocotools on the original annotation file.
 `quick_scores` computes the same numbers with hotcoco, 50 times as fast (benchmarks/evaluation.md); training uses it
-after each epoch. `image_statistics` returns the matches in each image, from which the scores are computed.
+after each epoch. `image_statistics` returns the matches in each image; scores can be computed from them.
 """
 
 import contextlib
@@ -29,13 +29,12 @@ from engine.compute.precision import Precision, autocast
 from engine.logbook import progress_bar
 from stats.image_statistics import Matches
 
-# In the order of COCOeval.stats. small, medium, large: object area below 32 ** 2, up to 96 ** 2, and above, in square
-# pixels. AR_1, AR_10, AR_100: average recall with at most this many detections per class and image.
+# In the order of COCOeval.stats. Objects up to 32 ** 2 square pixels are small, up to 96 ** 2 medium, and above large.
+# AR_1, AR_10, AR_100: average recall with at most 1, 10 and 100 detections per class and image.
 METRICS = (
     "mAP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
-
 
 SCORED_FIELDS = ("image_id", "category_id", "bbox", "iscrowd", "area")  # fields of an annotation that affect scores
 MAX_DETECTIONS = 100  # COCO's protocol scores at most this many detections per class and image
@@ -63,7 +62,7 @@ def detect(
     model: (B, 3, S, S) normalised images -> box_deltas, class_logits; must have a buffer anchors_cxcywh, like SSD.
     coco: the annotation file of these images, for image sizes and category ids.
     settings: one or more post-processing settings to compare; the network runs only once for all of them.
-    stop_if_requested: called between batches; raises to end the run.
+    stop_if_requested: called between batches; may raise an exception to end the run.
     precision, channels_last: precision and memory layout of the network; use those of training to get equal scores.
 
     Returns one array of results (see to_coco_results) per setting, sorted by image id, then highest score first.
@@ -136,13 +135,13 @@ class GroundTruth:
     """The ground truth that detections are scored against: an annotation file, read once into the attribute `coco`."""
 
     def __init__(self, path: str | Path, sha256: str | None = None) -> None:
-        """Read an annotation file that detection.coco.annotations has checked. sha256: of the checked content.
+        """Read an annotation file that detection.coco.annotations has checked. sha256: checksum of the checked file.
 
         Raises DatasetError naming the file if it is not JSON or has changed since it was checked."""
         self.path = Path(path)
         text = self.path.read_bytes()
         if sha256 and hashlib.sha256(text).hexdigest() != sha256:
-            raise DatasetError(f"{path}: was changed after it was checked; start again")
+            raise DatasetError(f"{path}: was changed after it was checked; run the command again")
         try:
             content = json.loads(text)
         except ValueError as error:
@@ -170,7 +169,7 @@ def coco_scores(truth: GroundTruth | str | Path, results: Sequence[dict]) -> dic
     results: one {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"} per detection.
 
     Returns the twelve METRICS, from 0 to 1, and "per_class": {name: {"AP", "AP50"}}. A score is None (undefined) if
-    there are no objects of that class or size except crowds.
+    no objects have that class or size, not counting crowds.
     Raises ValueError if a result has an image id or category id that is not in the file.
     """
     return summarise_evaluation(evaluate_coco(truth, results))
@@ -208,18 +207,18 @@ def _read(truth: GroundTruth | str | Path) -> GroundTruth:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Return the mean of the defined values; None if there are none. pycocotools marks undefined values by -1."""
+    """Return the mean of the defined values, or None if all are undefined. pycocotools stores -1 for undefined."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None
 
 
 def _class_names(evaluation: COCOeval) -> list[str]:
-    """Return the class names in the order that the evaluation uses, which is the order of the category ids."""
+    """Return the class names in the order of the category ids, as in the evaluation."""
     return [evaluation.cocoGt.cats[category_id]["name"] for category_id in evaluation.params.catIds]
 
 
 def image_statistics(evaluation: COCOeval) -> Matches:
-    """Return which detections match an object at which IoU threshold: the data from which AP is computed.
+    """Return whether each detection matches an object at each IoU threshold. AP is computed from this data.
 
     evaluation: returned by evaluate_coco. Like AP, includes at most 100 detections per class and image."""
     image_ids, category_ids = evaluation.params.imgIds, evaluation.params.catIds
@@ -233,7 +232,7 @@ def image_statistics(evaluation: COCOeval) -> Matches:
     objects = np.array([np.sum(entry["gtIgnore"] == 0) for entry in entries], np.int64)
 
     def rows(key: str) -> np.ndarray:
-        """Concatenate the arrays entry[key], (T, n), of all entries; return (D, T) bool, True where not 0."""
+        """Concatenate entry[key], (T, n), of all entries. Return (D, T) bool: whether each value differs from 0."""
         nothing = np.zeros((len(thresholds), 0))
         return np.concatenate([nothing, *(entry[key] for entry in entries)], axis=1).T != 0
 
@@ -253,15 +252,16 @@ def image_statistics(evaluation: COCOeval) -> Matches:
 
 
 def evaluate_coco(truth: GroundTruth | str | Path, results: Sequence[dict]) -> COCOeval:
-    """Match detections with pycocotools and return the evaluation, which is not accumulated yet.
+    """Match detections to objects with pycocotools; return the evaluation, before `accumulate`.
 
-    Arguments and errors as in coco_scores. Ids in `cocoGt` and `cocoDt` start at 1; `cocoDt` keeps the input order."""
+    See coco_scores for arguments and errors. In `cocoGt` and `cocoDt`, annotation ids are 1, 2, ... in input order."""
     truth = _read(truth)
     ground_truth = truth.coco
     for key, known in (("image_id", ground_truth.imgs), ("category_id", ground_truth.cats)):
         unknown = {result[key] for result in results} - known.keys()
         if unknown:
-            raise ValueError(f"{key} {min(unknown)} of a detection is not in {truth.path}; use the matching file")
+            cure = "use the annotation file that these detections were made for"
+            raise ValueError(f"{key} {min(unknown)} of a detection is not in {truth.path}; {cure}")
 
     found = [result | {"iscrowd": 0, "area": result["bbox"][2] * result["bbox"][3]} for result in results]
     evaluation = COCOeval(ground_truth, _index(ground_truth.dataset | {"annotations": found}), "bbox")
@@ -271,13 +271,13 @@ def evaluate_coco(truth: GroundTruth | str | Path, results: Sequence[dict]) -> C
 
 
 def match_entries(evaluation: COCOeval) -> list[dict]:
-    """Return the matches for objects of any size: one entry per class and image with objects or detections of it."""
+    """Return the matches for objects of any size: one entry per image and class, if it has objects or detections."""
     any_size = evaluation.params.areaRng[0]
     return [entry for entry in evaluation.evalImgs if entry and entry["aRng"] == any_size]
 
 
 def _index(dataset: dict) -> COCO:
-    """Return a COCO object for records in memory; its annotations get ids from 1.
+    """Return a COCO object for records in memory, with the annotations renumbered from 1.
 
     COCOeval uses the id 0 for "unmatched", so an annotation with id 0 would always count as missed."""
     for number, annotation in enumerate(dataset["annotations"], start=1):

@@ -1,4 +1,4 @@
-"""Locate the image files that an annotation file names, and report missing and empty files.
+"""Locate the image files that an annotation file lists, and report missing and empty files.
 
 Files outside the image folder are never opened: a `file_name` that is absolute or contains `..` is a defect. Only
 regular files are opened; symbolic links are followed. A folder that contains `shrunk.json` holds shrunken copies of the
@@ -19,7 +19,7 @@ SHRUNK = "shrunk.json"  # marks a folder of shrunken copies: {"short_side": pixe
 
 
 class ImageFile(NamedTuple):
-    """An image file on disk and what its record says about it; the record may have defects."""
+    """An image file on disk, with the id and size from its record, which may have defects."""
 
     id: Any
     path: Path
@@ -32,7 +32,7 @@ class ImageFile(NamedTuple):
 
 
 def image_file(image_id: Any, path: Path, size: tuple[int, int] | None, short_side: int | None) -> ImageFile:
-    """Return an ImageFile. size: of the original. short_side: of shrunken copies; None if the files are originals."""
+    """Return an ImageFile. size: of the original image. short_side: of the shrunken copy; None for an original."""
     if size is None or short_side is None:
         return ImageFile(image_id, path, size)
     return ImageFile(image_id, path, shrunk_size(size, short_side), is_shrunk=True)
@@ -80,12 +80,12 @@ def find_files(
             files.append(image_file(record.get("id"), images_dir / name, size, short_side))
         else:
             what = f"no such file in {images_dir}" if num_bytes is None else "the file is empty"
-            report(f"images[{position}] (id {record.get('id')!r:.50})", f"file_name {name!r}: {what}; restore it")
+            report(f"images[{position}] (id {record.get('id')!r:.50})", f"file_name {name!r}: {what}; restore the file")
     return files
 
 
 def _list_sizes(folder: Path) -> dict[str, int]:
-    """Return {file name: size in bytes} for a folder; faster than a separate check of each of 100,000 files."""
+    """Return a dict from file name to size in bytes for a folder. This is faster than checking each file separately."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}

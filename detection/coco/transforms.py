@@ -1,11 +1,11 @@
-"""SSD's data augmentation (arXiv 1512.02325, sections 2.2 and 3.6), planned from the boxes before decoding any pixel.
+"""SSD's data augmentation (arXiv 1512.02325, sections 2.2 and 3.6), planned from the boxes before decoding the image.
 
 `transform(size, boxes_xyxy, rng)` returns a `View`. The image is then decoded and resampled only once, at no higher
 resolution than needed. `distort_colours` is applied last, to the collated batch on the training device.
 
 Probabilities and parameters are those of torchvision's RandomZoomOut, RandomIoUCrop, SanitizeBoundingBoxes, Resize,
-flips and RandomPhotometricDistort, in this order. Colours come last, unlike in the paper: contrast is relative to the
-mean of the visible part, not of the whole image, and the margin of a zoom-out is distorted, too.
+flips and RandomPhotometricDistort, in this order. Unlike in the paper, colours are distorted last. So contrast is
+relative to the mean of the visible part, not of the whole image, and the margin of a zoom-out is distorted, too.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ REDUCTIONS = (8, 4, 2, 1)  # a JPEG can be decoded faster to 1/8, 1/4 or 1/2 of 
 BRIGHTNESS, CONTRAST, SATURATION = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5)  # factors
 HUE = (-0.05, 0.05)  # fractions of a full turn of the colour wheel
 MEAN_COLOUR = torch.tensor([round(255 * value) for value in IMAGENET_MEAN], dtype=torch.uint8).view(3, 1, 1)
-LUMA = (0.2989, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
+LUMA = (0.2989, 0.587, 0.114)  # weights of red, green, blue (ITU-R BT.601)
 
 
 class AugmentConfig(Config):
@@ -36,10 +36,10 @@ class AugmentConfig(Config):
 
     photometric: bool = Field(True, description="distort brightness, contrast, saturation, hue and channel order")
     zoom_out: float = Field(
-        4.0, ge=1, description="half of the images get a margin, up to this many times their width and height; 1: off"
+        4.0, ge=1, description="half of the images are padded to at most this many times their width and height; 1: off"
     )
     crop_min_scale: float = Field(
-        0.3, gt=0, le=1, description="minimum side length of a random crop, as a fraction of the image's; 1: off"
+        0.3, gt=0, le=1, description="minimum side length of a random crop, as a fraction of the image side; 1: off"
     )
     horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
     vertical_flip: float = Field(0.0, ge=0, le=1, description="probability of an upside-down flip")
@@ -53,9 +53,9 @@ class View(NamedTuple):
 
     part: tuple[int, int, int, int]  # left, top, right, bottom in the image; multiples of `reduction`
     place: tuple[int, int, int, int]  # where the part goes in the square; the margin has ImageNet's mean colour
-    side: int  # of the square, pixels
-    reduction: int  # the part may be decoded at 1/reduction of its size and still has enough pixels
-    flips: tuple[bool, bool]  # left-right, upside-down; of the whole square
+    side: int  # side length of the square, pixels
+    reduction: int  # the part has enough pixels if it is decoded at 1/reduction of its width and height
+    flips: tuple[bool, bool]  # whether the square is flipped left-right, and upside-down
     boxes_xyxy: np.ndarray  # (k, 4) float32 fractions of the square, for the k objects that remain visible
     objects: np.ndarray  # (k,) int64, indices of these objects in the original boxes
     colours: np.ndarray | None  # (8,) float32, see distort_colours
@@ -123,8 +123,8 @@ def iou_crop(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a crop inside `window` like RandomIoUCrop(min_scale), with all trials for one minimum IoU vectorised.
 
-    The crop contains the centre of an object and has at least the minimum IoU with it. corners: (n, 2, 2), of objects.
-    Returns the crop, or `window` for no crop, and which objects have their centres in it, (n,) bool."""
+    At least one object has its centre in the crop and at least the minimum IoU with the crop. corners: (n, 2, 2) boxes.
+    Returns the crop, or `window` if none is drawn, and (n,) bool: whether the centre of each object is in the crop."""
     origin, canvas = window[0], window[1] - window[0]
     centres, areas = corners.mean(axis=1), (corners[:, 1] - corners[:, 0]).prod(axis=1)
     while len(corners):
@@ -133,7 +133,7 @@ def iou_crop(
             break
         scales, places = rng.random((2, CROP_TRIALS, 2))
         sizes = (canvas * (min_scale + (1 - min_scale) * scales)).astype(np.int64)
-        aspect_ratios = sizes[:, 0] / np.maximum(sizes[:, 1], 0.1)  # a crop with no width or height is out of range
+        aspect_ratios = sizes[:, 0] / np.maximum(sizes[:, 1], 0.1)  # a side of 0 gives a ratio out of range
         is_shaped = (aspect_ratios >= CROP_ASPECT_RATIOS[0]) & (aspect_ratios <= CROP_ASPECT_RATIOS[1])
         starts = (origin + ((canvas - sizes) * places).astype(np.int64))[:, None]  # (trials, 1, 2)
         ends = starts + sizes[:, None]
@@ -159,7 +159,7 @@ def _view(
 ) -> View:
     """Return the view of an image through a window, which may extend beyond the image.
 
-    reductions: allowed values. The place in the square is rounded to whole pixels, and boxes are scaled to match."""
+    reductions: allowed values, descending. The place in the square is rounded to pixels; boxes are scaled to match."""
     (columns, xs), (rows, ys) = (_span(*along, side) for along in zip(*window.tolist(), size, strict=True))
     for reduction in reductions:
         (left, right), (top, bottom) = ((-(-first // reduction), last // reduction) for first, last in (columns, rows))
@@ -179,7 +179,7 @@ def _view(
 
 
 def _span(start: int, end: int, length: int, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return, along one axis, the visible span of an image of `length` pixels and its span in the square."""
+    """Return the visible span of an image along one axis, and the span of this part in the square."""
     first, last = max(start, 0), min(end, length)
     low, high = (round((edge - start) * side / (end - start)) for edge in (first, last))
     low = min(low, side - 1)
@@ -245,9 +245,9 @@ def _grey(pixels: Tensor) -> Tensor:
 def _shift_hue(pixels: Tensor, turns: Tensor) -> Tensor:
     """Shift the hue as in HSV space, without the conversion. turns: fractions of a full turn of the colour wheel.
 
-    As a function of hue, a channel is a line of slope 6 (largest - least) per turn, clipped to the range of the three
-    channels. `2 channel - middle` (`middle`: the second largest) continues the line beyond the clipping, so a hue shift
-    moves along it and clips again. The order of the other two channels gives the sign of the slope."""
+    As a function of hue, a channel is a line of slope +-6 (largest - least) per turn, clipped to least ... largest.
+    `2 channel - middle` is the value before clipping (`middle` is the second largest channel). A hue shift moves this
+    value along the line and clips it again. The order of the other two channels gives the sign of the slope."""
     least, largest = pixels.amin(1, keepdim=True), pixels.amax(1, keepdim=True)
     middle = pixels.sum(1, keepdim=True).sub_(least).sub_(largest)
     direction = (pixels.roll(-1, 1) - pixels.roll(-2, 1)).sign_()

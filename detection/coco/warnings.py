@@ -1,6 +1,6 @@
 """Warn about valid data sets with misleading scores: duplicate images, or a highest possible mAP below 1.
 
-pycocotools uses at most 100 detections per class and image. A box without area counts as an object, but no detection
+pycocotools scores at most 100 detections per class and image. A box without area counts as an object, but no detection
 can match it. A box that extends beyond the edge of its image can be missed at high IoU thresholds.
 """
 

@@ -22,11 +22,11 @@ LINE_PER_SIDE, FONT_PER_SIDE = 1 / 260, 1 / 52  # line width and font size, as f
 MIN_FONT_SIZE = 11  # pixels
 # DejaVu comes with matplotlib and has the letters of most alphabets, but not those of East Asia.
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-MAX_HIDDEN = 0.3  # a label is not drawn if earlier labels cover more than this fraction of it; its box still is
+MAX_HIDDEN = 0.3  # a label is not drawn if earlier labels cover more than this fraction; its box is still drawn
 
 Colour = tuple[float, float, float]  # red, green, blue, each 0 to 1
 UNMATCHED: Colour = (0.9, 0.1, 0.1)  # colour of objects that match no default box
-LEVEL_HUES = (0.83, 0.72, 0.58, 0.48, 0.33, 0.15)  # fractions of the colour wheel; none is similar to UNMATCHED
+LEVEL_HUES = (0.83, 0.72, 0.58, 0.48, 0.33, 0.15)  # fractions of the colour wheel; no hue is similar to UNMATCHED
 
 
 class Mark(NamedTuple):
@@ -50,7 +50,7 @@ def draw_predictions(pixels: np.ndarray, found: Detections) -> Image.Image:
 
 
 def draw_marks(pixels: np.ndarray, marks: Sequence[Mark], side: int) -> Image.Image:
-    """Draw marks on a copy of an image, the first on top. Labels are placed in the order of the marks.
+    """Draw marks on a resized copy of an image. The first mark is on top, and its label is placed first.
 
     pixels: (H, W, 3) uint8 RGB. side: new length of the longer side of the image, pixels."""
     picture = Image.fromarray(pixels)
@@ -82,7 +82,7 @@ def draw_marks(pixels: np.ndarray, marks: Sequence[Mark], side: int) -> Image.Im
 def _outline(canvas: ImageDraw.ImageDraw, box_xyxy: list[int], colour: tuple, line: int, is_dashed: bool) -> None:
     """Draw the outline of a box, over a darker and wider outline that is visible on light images."""
     x0, y0, x1, y1 = box_xyxy
-    x1, y1 = max(x0, x1 - 1), max(y0, y1 - 1)  # the last pixel inside
+    x1, y1 = max(x0, x1 - 1), max(y0, y1 - 1)  # the last pixel inside the box
     canvas.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(0, 0, 0, 120), width=line + 2)
     if not is_dashed:
         canvas.rectangle((x0, y0, x1, y1), outline=colour, width=line)
@@ -99,10 +99,10 @@ def _outline(canvas: ImageDraw.ImageDraw, box_xyxy: list[int], colour: tuple, li
 def place_label(
     box_xyxy: Sequence[float], label_size: Sequence[float], image_size: Sequence[float], occupied: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, float]:
-    """Choose the place of a label that overlaps least with the labels already placed.
+    """Choose the place for a label that overlaps least with the labels already placed.
 
-    Tries, in this order: above the box, inside its top corners, below it, inside its bottom corners; always within the
-    image. Sizes: (width, height). occupied: places (4,) xyxy. Returns (4,) xyxy and the fraction that overlaps."""
+    Tries places above the box, inside its top corners, below it, and inside its bottom corners, all within the image.
+    Sizes: (width, height). occupied: (4,) xyxy per label. Returns (4,) xyxy and the overlapping fraction."""
     (x0, y0, x1, y1), (width, height) = box_xyxy, label_size
     corners = np.array([(left, top) for top in (y0 - height, y0, y1, y1 - height) for left in (x0, x1 - width)], float)
     corners = corners.clip(0, np.maximum(0, np.subtract(image_size, label_size)))
@@ -117,7 +117,7 @@ def place_label(
 def palette_colour(index: int) -> Colour:
     """Return the colour of a class. index: label - 1. About 80 classes have distinguishable colours.
 
-    Colours alternate between vivid, pale and dark. Hues advance by the golden angle, so any number is spread evenly."""
+    Colours alternate between vivid, pale and dark. Hues advance by the golden angle, so they are spread evenly."""
     turn, shade = divmod(int(index), 3)
     hue = (turn * (math.sqrt(5) - 1) / 2 + shade / 3) % 1
     saturation, value = ((0.95, 1.0), (0.5, 1.0), (0.95, 0.6))[shade]
@@ -125,12 +125,12 @@ def palette_colour(index: int) -> Colour:
 
 
 def level_colour(level: int) -> Colour:
-    """Return the colour of the default boxes of a feature level. level: from 0."""
+    """Return the colour of the default boxes of a feature level. level: index from 0."""
     return tuple(hsv_to_rgb((LEVEL_HUES[level], 0.6, 1.0)))
 
 
 def draw_text(picture: Image.Image, xy: tuple[float, float], text: str) -> float:
-    """Draw a line of text on a picture; return the x coordinate of its end. xy: left end, at half the text height."""
+    """Draw a line of text on a picture; return the x coordinate of its right end. xy: left end, vertically centred."""
     font, text = _font(13), printable(text)
     ImageDraw.Draw(picture).text(xy, text, fill="black", font=font, anchor="lm")
     return xy[0] + font.getlength(text)

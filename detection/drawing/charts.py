@@ -19,8 +19,8 @@ from stats.precision_recall import precision_by_recall
 WIDTH = 5.6  # inches
 DOTS_PER_INCH = 110
 BAR_INCHES = 0.19
-MAX_NAMED_CURVES = 8  # if there are more classes, half of these curves are the best and half the worst
-MAX_BARS = 100  # if there are more classes, half of these bars are the best and half the worst
+MAX_NAMED_CURVES = 8  # if there are more classes, half of these curves show the best classes and half the worst
+MAX_BARS = 100  # if there are more classes, half of these bars show the best classes and half the worst
 MAX_MATRIX_CLASSES = 12  # rows of the confusion matrix, without the row for "no object"
 # Okabe and Ito's palette for colour-blind readers, without yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
@@ -53,7 +53,7 @@ def _draw_by_iou(axes: Axes, precision: np.ndarray, iou_thresholds: np.ndarray) 
     for t, (threshold, curve) in enumerate(zip(iou_thresholds, precision, strict=True)):
         colour = colormaps["viridis"](0.92 * t / max(1, len(precision) - 1))
         axes.plot(RECALL_THRESHOLDS, curve, color=colour, lw=1.5, label=f"{threshold:.2f}: {curve.mean():.3f}")
-    _legend(axes, f"IoU: AP; mAP is the mean of these, {precision.mean():.3f}", columns=4)
+    _legend(axes, f"IoU: AP; their mean (mAP) is {precision.mean():.3f}", columns=4)
 
 
 def _draw_by_class(axes: Axes, precision: np.ndarray, names: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ def _draw_by_class(axes: Axes, precision: np.ndarray, names: Sequence[str]) -> N
 
 
 def draw_class_scores(path: Path, per_class: Mapping[str, Mapping[str, float | None]], counts: Sequence[int]) -> None:
-    """Write a PNG with bars for the AP and AP50 of each class, best on top, and its number of objects.
+    """Write a PNG with the AP and AP50 of each class as bars, best class on top, and the number of objects.
 
     per_class: from coco_scores. counts: number of objects of each class."""
     short = shorten(per_class)
@@ -100,11 +100,11 @@ def draw_class_scores(path: Path, per_class: Mapping[str, Mapping[str, float | N
 def draw_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str], score_threshold: float) -> None:
     """Write a PNG of a confusion matrix; if there are many classes, show only those with the most errors.
 
-    Cells show numbers of objects; the colour is the fraction of the row. The last row (no object) has no colour.
+    Cells show counts. Their colour is the fraction of the row total; the last row (no object) has no colour.
     counts: (C + 1, C + 1), from confusion_matrix."""
     short = shorten(class_names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    shares[-1] = 0  # the row counts detections without an object, so there is no number of objects to divide by
+    shares[-1] = 0  # this row counts detections without an object, so there is no number of objects to divide by
     title = f"detections with score ≥ {score_threshold:g}, matched at IoU ≥ 0.5;\ncolour: fraction of the true class"
     shown = np.arange(len(class_names))
     if len(shown) > MAX_MATRIX_CLASSES:
@@ -133,7 +133,7 @@ def draw_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str], s
 
 
 def _legend(axes: Axes, title: str, columns: int) -> None:
-    """Add a legend below the axes, because inside it would cover curves."""
+    """Add a legend below the axes, because a legend inside would cover curves."""
     legend = axes.legend(
         title=title, ncols=columns, fontsize=8, title_fontsize=8, alignment="left", frameon=False,
         handlelength=1.4, columnspacing=1.4, loc="upper left", bbox_to_anchor=(0, -0.13), borderaxespad=0,

@@ -15,7 +15,7 @@ from engine.files import write_atomically
 from engine.logbook import progress_bar
 
 EXAMPLES = 4  # images in detections.png
-SHOWN_SCORE = 0.3  # detections below it are not drawn
+SHOWN_SCORE = 0.3  # detections with a lower score are not drawn
 PANEL_SIDE = 400  # pixels, width of a panel in detections.png
 EXAMPLE_SIDE = 320  # pixels, longer side of an example
 LINE = 26  # pixels, height of a caption
@@ -37,13 +37,13 @@ class Panel(NamedTuple):
     image: np.ndarray  # (H, W, 3) uint8 RGB
     caption: str
     marks: Sequence[Mark]  # the first are drawn on top
-    dots_xy: np.ndarray = np.empty((0, 2))  # (m, 2) pixels
+    dots_xy: np.ndarray = np.empty((0, 2))  # (m, 2) points to draw, pixels
 
 
 def examples(coco: CocoFile, results: np.ndarray) -> dict[str, Example]:
-    """Return EXAMPLES images spread evenly over a data set, as {image id: Example}.
+    """Return a dict from image id to Example, for EXAMPLES images spread evenly over a data set.
 
-    results: detections (N, 7) from DetectionTask.detect_all, highest score first; ignores those below SHOWN_SCORE."""
+    results: (N, 7) from DetectionTask.detect_all, highest score first; scores below SHOWN_SCORE are ignored."""
     label_of = {category_id: label for label, category_id in enumerate(coco.category_ids, start=1)}
     chosen = {}
     for index in spread(len(coco.images), EXAMPLES):
@@ -76,7 +76,7 @@ def object_marks(
 
 
 def small_first(marks: Iterable[Mark]) -> list[Mark]:
-    """Sort marks so that small boxes are drawn on top of large ones, and boxes without a label below all of them."""
+    """Sort marks so that small boxes are drawn on top of large boxes, and boxes without a label below all others."""
     return sorted(marks, key=lambda mark: (not mark.label, np.prod(mark.box_xyxy[2:] - mark.box_xyxy[:2])))
 
 
@@ -88,8 +88,8 @@ def draw_detections(path: Path, pictures: Sequence[Example]) -> None:
         panels.append(Panel(picture.image, f"{picture.name}: ground truth", picture.truth))
         panels.append(Panel(picture.image, found, picture.found))
     drawn = lay_out(panels, columns=4 if len(pictures) > 3 else 2, side=PANEL_SIDE)
-    # 256 colours take a third of the bytes, because experiment records are committed. MAXCOVERAGE spreads them over all
-    # colours in the picture; the most frequent 256 could lack the colour of a small label.
+    # Experiment records are committed, so save space: a palette of 256 colours takes a third of the bytes. MAXCOVERAGE
+    # spreads the palette over all colours; the most frequent 256 colours could lack the colour of a small label.
     palette = drawn.quantize(256, Image.Quantize.MAXCOVERAGE)
     save_png(path, drawn.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
 
@@ -105,7 +105,7 @@ def draw_panels(
 def lay_out(panels: Iterable[Panel], columns: int, side: int, key: Mapping[str, Colour] | None = None) -> Image.Image:
     """Arrange panels in rows, each image below its caption.
 
-    side: of a panel and of the longer side of its image, pixels. key: {meaning: colour}, drawn above the panels."""
+    side: width of a panel and longer side of its image, pixels. key: legend above the panels, {meaning: colour}."""
     cells = []
     for panel in panels:
         image = draw_marks(panel.image, panel.marks, side)

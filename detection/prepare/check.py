@@ -1,6 +1,6 @@
 """Check a data set: read every annotation, decode every image, and list all defects at once.
 
-Training itself checks all annotations, but only that the images exist, unless `data.check_images=true`.
+Training also checks all annotations, but it decodes all images in advance only if `data.check_images=true`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from records.experiment import table
 
 
 class DataSection(Config, extra="ignore"):
-    """The section of a config that `check` reads; it ignores the others."""
+    """The section of a config that `check` reads. All other sections are ignored."""
 
     data: DataConfig
 
@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
         for defect in pair_defects(train.coco, val.coco):
             if defect.file == val.annotations_path:
                 val.defects.append(defect)
-            elif train.is_complete:  # otherwise skipping invalid records may be the cause
+            elif train.is_complete:  # otherwise the cause may be that invalid records were skipped
                 train.defects.append(defect)
     for survey in surveys:
         for defect in find_defects(survey.files, arguments.workers, survey.annotations_path.name):
@@ -65,7 +65,7 @@ def main(arguments: argparse.Namespace) -> None:
 def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
     """Read the annotations to check: train and val, or a single file.
 
-    Raises ConfigError if the config is invalid, DatasetError if the folder holds no data set that is recognised."""
+    Raises ConfigError if the config is invalid, and DatasetError if the folder contains no known data set layout."""
     source = arguments.source
     if source.is_dir():
         found = find_data(source)
@@ -81,7 +81,7 @@ def read_surveys(arguments: argparse.Namespace) -> list[Survey]:
 
 
 def dataset_warnings(surveys: Sequence[Survey]) -> Iterator[tuple[Survey, str | Repeats]]:
-    """Yield warnings: why mAP cannot reach 1, and images that are duplicates within a split or in train and val."""
+    """Yield (survey, warning): reasons why mAP cannot reach 1, and duplicate images within and across the splits."""
     for survey in surveys if len(surveys) == 1 else surveys[1:]:  # no score is computed on train
         if survey.is_complete and (what := ceiling_warning(survey.coco)):
             yield survey, what
@@ -96,7 +96,7 @@ def dataset_warnings(surveys: Sequence[Survey]) -> Iterator[tuple[Survey, str | 
 
 
 def report(survey: Survey) -> dict:
-    """Return the result for one annotation file, as written to --json."""
+    """Return the entry for one annotation file in the JSON report (option --json)."""
     return {
         "annotations": str(survey.annotations_path),
         "images": str(survey.images_dir),

@@ -1,11 +1,11 @@
-"""Convert annotations of other formats (voc.py, yolo.py) to COCO's format.
+"""Convert annotations in Pascal VOC or YOLO format (voc.py, yolo.py) to COCO's format.
 
 Writes annotations/instances_{train,val}.json, or instances_all.json if the data set has no splits. The images stay
-where they are. All files are read before any is written: if some cannot be converted, all of these are listed and
-nothing is written. Changes, such as a box clipped at the edge of its image, are counted and printed.
+where they are. All files are read before anything is written. If any files cannot be converted, all defects are listed
+and nothing is written. Changes, such as boxes clipped at the edge of their image, are counted and printed.
 
-(The library supervision reads both formats, but it drops `difficult`, lists of images and outlines, and stops at the
-first broken file.)
+(The library supervision also reads both formats, but it ignores `difficult`, image lists and outlines, and stops at
+the first broken file.)
 """
 
 import argparse
@@ -31,7 +31,7 @@ DIGITS = 3  # decimal places of a coordinate in pixels
 def main(arguments: argparse.Namespace) -> None:
     """Run the `convert` command; print what was converted and the command to run next.
 
-    Raises DatasetError if anything cannot be converted; nothing is written then."""
+    Raises DatasetError, without writing anything, if a file cannot be converted."""
     source, notes = arguments.source, Counter()
     names = {"train": arguments.train, "val": arguments.val}
     if not (source.exists() if arguments.format == "yolo" else source.is_dir()):
@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def read_splits(labels: Labels, notes: Counter[str], source: Path) -> dict[str, list[LabelledImage]]:
-    """Read all files; return the images of each split. If there are defects, print them and raise DatasetError."""
+    """Read all files; return the images of each split. If there are defects, print them all and raise DatasetError."""
     defects, images_by_split = list(labels.defects), {}
     for split, paths in labels.splits.items():
         images: dict[Path, LabelledImage] = {}
@@ -60,7 +60,7 @@ def read_splits(labels: Labels, notes: Counter[str], source: Path) -> dict[str, 
             try:
                 image = labels.read(path, notes)
                 if image.path in images:
-                    defects.append(f"{path}: {image.path.name} already has a different annotation file")
+                    defects.append(f"{path}: image {image.path.name} already has a different annotation file")
                 images[image.path] = image
             except DatasetError as error:
                 defects.append(str(error))
@@ -73,7 +73,7 @@ def read_splits(labels: Labels, notes: Counter[str], source: Path) -> dict[str, 
 
 
 def _number_classes(images_by_split: Mapping[str, Sequence[LabelledImage]]) -> dict[int, str]:
-    """Return a dict from category id to class name: all classes that have objects, in alphabetical order from 1."""
+    """Return a dict from category id to name for all classes with objects. Ids start at 1, in alphabetical order."""
     names = {thing.class_name for images in images_by_split.values() for image in images for thing in image.objects}
     return dict(enumerate(sorted(names), start=1))
 
@@ -81,10 +81,10 @@ def _number_classes(images_by_split: Mapping[str, Sequence[LabelledImage]]) -> d
 def write_coco(
     images_by_split: Mapping[str, Sequence[LabelledImage]], categories: Mapping[int, str], root: Path
 ) -> dict[str, SplitConfig]:
-    """Write root/annotations/instances_SPLIT.json for each split; return the config of each split.
+    """Write root/annotations/instances_SPLIT.json for each split; return a dict from split to its config.
 
-    Raises DatasetError if there are no objects to train on, or if annotations of a different program would be
-    overwritten; nothing is written then."""
+    Raises DatasetError, without writing anything, if there are no objects to train on, or if an existing annotation
+    file of a different program would be overwritten."""
     training_images = next(iter(images_by_split.values()))
     if not any(not thing.is_crowd for image in training_images for thing in image.objects):
         raise DatasetError(f"{root}: no objects to train on; nothing was written")

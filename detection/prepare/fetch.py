@@ -1,8 +1,8 @@
-"""Download COCO 2017, check it, and unpack it where the configs look for it.
+"""Download COCO 2017, verify the checksums, and unpack the files into the folders that the configs expect.
 
-Downloads three archives (20.4 GB) one after the other to ROOT/downloads, and removes that folder at the end. If an
-archive is already in ROOT itself, it is used instead of a download, and kept. When run again, the command unpacks only
-the annotated images that are missing. Each image is written completely or not at all.
+Downloads three archives (20.4 GB) one by one to ROOT/downloads, and removes that folder at the end. An archive that is
+already in ROOT is used instead of a download and is not removed. When run again, the command unpacks only the annotated
+images that are missing. Each image is written completely or not at all.
 """
 
 import argparse
@@ -33,14 +33,14 @@ class Archive(NamedTuple):
     url_path: str
     size: int  # bytes
     sha256: str
-    unpacked: int  # bytes on disk once unpacked, rounded up
+    unpacked: int  # bytes on disk after unpacking, rounded up
 
     @property
     def name(self) -> str:
         return self.url_path.rpartition("/")[2]
 
 
-# The publisher states no checksums. These sizes and checksums are from TensorFlow Datasets
+# The publisher provides no checksums. These sizes and checksums are from TensorFlow Datasets
 # (tensorflow_datasets/url_checksums/coco.txt).
 ANNOTATIONS = Archive(
     "annotations/annotations_trainval2017.zip",
@@ -68,14 +68,14 @@ SPLIT_CONFIGS = {
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Run the `fetch` command; print what the data set holds and the command that trains on it."""
+    """Run the `fetch` command; print the counts of the data set and the command to train on it."""
     print(summary(*fetch(arguments.root), RECIPE))
 
 
 def fetch(root: Path) -> tuple[Layout, list[Survey]]:
-    """Download the parts of COCO 2017 that a folder lacks; return its layout and the surveys of train and val.
+    """Download the parts of COCO 2017 that a folder lacks; return the layout and the surveys of train and val.
 
-    Raises DatasetError if the disk is too full, or if the folder holds corrupt files or a different data set.
+    Raises DatasetError if the disk is too full, or if the folder contains corrupt files or a different data set.
     Raises DownloadError if an archive cannot be downloaded."""
     layout = Layout("COCO 2017", root, **SPLIT_CONFIGS)
     paths = {split: layout.paths(split) for split in SPLITS}
@@ -101,14 +101,14 @@ def fetch(root: Path) -> tuple[Layout, list[Survey]]:
 
 
 def _survey(layout: Layout, split: str) -> Survey:
-    """Read a split, even if images are missing. Raises DatasetError if it is unreadable or holds shrunken copies."""
+    """Read a split, even if images are missing. Raises DatasetError if that fails or the images are shrunken copies."""
     annotations_path, images_dir = layout.paths(split)
     print(f"reading {annotations_path}", flush=True)  # train takes half a minute
     survey = survey_coco(annotations_path, images_dir)
     if survey.coco is None:
-        raise DatasetError(f"{dataset_error(survey.defects)}; remove the file and run this again to download it")
+        raise DatasetError(f"{dataset_error(survey.defects)}; remove the file and run the command again")
     if survey.coco.short_side is not None:
-        raise DatasetError(f"{images_dir}: holds shrunken copies; choose a different folder for COCO 2017")
+        raise DatasetError(f"{images_dir}: contains shrunken copies; choose a different folder for COCO 2017")
     return survey
 
 
@@ -116,7 +116,7 @@ def _survey(layout: Layout, split: str) -> Survey:
 
 
 def _check_free_space(root: Path, archives: Sequence[Archive]) -> None:
-    """Print which archives and how much disk space are needed. Raises DatasetError if less space is free."""
+    """Print the needed archives and disk space. Raises DatasetError if the free disk space is not sufficient."""
     if not archives:
         return
     needed = sum(archive.size + archive.unpacked - _bytes_on_disk(root, archive) for archive in archives)
@@ -132,7 +132,7 @@ def _check_free_space(root: Path, archives: Sequence[Archive]) -> None:
 
 
 def _bytes_on_disk(root: Path, archive: Archive) -> int:
-    """Return the bytes on disk of an archive (complete or partly downloaded) and of the images unpacked from it."""
+    """Return the size on disk of an archive (complete or partial) plus the images unpacked from it, in bytes."""
     places = (root / archive.name, root / DOWNLOADS / archive.name, root / DOWNLOADS / f"{archive.name}.part")
     images = (root / archive.name.removesuffix(".zip")).glob("*.jpg")
     return max(path.stat().st_size if path.is_file() else 0 for path in places) + sum(p.stat().st_size for p in images)
@@ -141,13 +141,13 @@ def _bytes_on_disk(root: Path, archive: Archive) -> int:
 def _unpack(root: Path, archive: Archive, targets: Mapping[str, Path]) -> None:
     """Unpack members of an archive; download the archive if it is missing.
 
-    targets: dict from a member's name to the path to write it to. Files with a wrong CRC-32 are not written.
-    Raises DatasetError if the archive is corrupt or lacks a member."""
+    targets: for each member name, the path to write it to. Paths stored in the archive are never used for writing.
+    Raises DatasetError if the archive is corrupt or lacks a member. Files with a wrong CRC-32 are not written."""
     path = root / archive.name
     if path.is_file():
         print(f"checking {path}", flush=True)  # the SHA-256 of train takes a minute or more
         if problem := mismatch(path, archive.size, archive.sha256):
-            raise DatasetError(f"{path}: corrupt: {problem}; remove it and run this again to download it")
+            raise DatasetError(f"{path}: corrupt: {problem}; remove the file and run the command again to download it")
     else:
         path = root / DOWNLOADS / archive.name
         if not path.is_file():
@@ -168,4 +168,4 @@ def _unpack(root: Path, archive: Archive, targets: Mapping[str, Path]) -> None:
                         targets[member], lambda copy, source=source: shutil.copyfileobj(source, copy), sync=False
                     )
     except (BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise DatasetError(f"{path}: corrupt ({error}); remove it and run this again") from error
+        raise DatasetError(f"{path}: corrupt ({error}); remove the file and run the command again") from error

@@ -1,4 +1,4 @@
-"""Find broken and blank images of a data set by decoding all of them in several processes."""
+"""Find broken and blank images of a data set by decoding all images in several processes."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +18,14 @@ from detection.coco.image_files import ImageFile
 from engine import distributed
 from engine.logbook import logger, progress_bar
 
-DARK = 15  # of 255: no brighter than a 12-bit image that is scaled as if it had 16 bits
+DARK = 15  # of 255; the highest value of a 12-bit image that is scaled as if it had 16 bits
 AT_ONCE = 4  # images per batch of a worker process
 
 
 def check_images(cocos: Sequence[CocoFile], workers: int) -> None:
-    """Decode all images of checked annotation files before training, and warn of blank ones.
+    """Decode all images of checked annotation files before training, and warn about blank images.
 
-    Each rank decodes a share in `workers` processes. Raises DatasetError on all ranks if an image is broken."""
+    Each rank decodes its share in `workers` processes. Raises DatasetError on all ranks if an image is broken."""
     files = [coco.file(index) for coco in cocos for index in range(len(coco.images))]
     share = files[distributed.rank() :: distributed.world_size()]
     parts = distributed.gather(find_defects(share, workers, "checking images"))
@@ -45,7 +45,7 @@ def find_defects(files: Sequence[ImageFile], workers: int, title: str) -> list[D
 def find_defect(file: ImageFile) -> Defect | None:
     """Decode an image and return its defect, if any. A blank image is a warning.
 
-    PNG checksums are verified in addition, because Pillow does not do that while decoding."""
+    Also verify the checksums of a PNG, because Pillow does not verify them while decoding."""
     try:
         with warnings.catch_warnings(action="ignore"):  # Pillow warns about images that it can decode
             pixels = decode_image(file)
@@ -57,14 +57,14 @@ def find_defect(file: ImageFile) -> Defect | None:
     except Exception as error:
         return file.defect(f"corrupt: {error}")
     if pixels.max() <= DARK:
-        return file.defect(f"black once decoded to 8 bits: no value above {DARK} of 255", is_warning=True)
+        return file.defect(f"black after decoding to 8 bits: no pixel value is above {DARK} (of 255)", is_warning=True)
     if np.all(pixels == pixels[0, 0]):
         return file.defect("all pixels have the same colour", is_warning=True)
     return None
 
 
 class _Results(Dataset):
-    """Data set of the results of a function, one per item."""
+    """Data set whose sample i is function(items[i])."""
 
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
         self.function, self.items = function, items
@@ -74,7 +74,7 @@ class _Results(Dataset):
 
 
 def for_each(function: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str) -> Iterator[Any]:
-    """Yield function(item) for each item, in order, from `workers` processes. Raises what data.build_loader raises."""
+    """Yield function(item) for each item, in order, computed in `workers` processes. Errors: see data.build_loader."""
     batches = eval_batches(len(items), AT_ONCE, rank=0, world_size=1)
     loader = build_loader(_Results(function, items), batches, list, workers, torch.device("cpu"))
     results = chain.from_iterable(loader)

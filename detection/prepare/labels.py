@@ -1,4 +1,4 @@
-"""Helpers of the converters of all formats: labelled images, file lists, and the choice of train and val."""
+"""Helpers shared by the converters: labelled images, file lists, and the search for the train and val splits."""
 
 import os
 import re
@@ -12,13 +12,13 @@ from PIL import ExifTags
 from data import IMAGE_SUFFIXES, DatasetError, open_image
 
 SPLITS = ("train", "val")
-UNSPLIT = "all"  # stands for the split if a data set has no train and val
+UNSPLIT = "all"  # used instead of a split name if a data set has no train and val splits
 # Usual folder names of each split, tried in this order.
 ALIASES = {"train": ("train2017", "train2014", "train"), "val": ("val2017", "val2014", "val", "validation", "valid")}
-CONTAINERS = ("annotations", "images", "jpegimages", "labels")  # folder names that do not name a split
+CONTAINERS = ("annotations", "images", "jpegimages", "labels")  # folder names that are not split names
 CLIPPED = "boxes clipped at the edge of their image"
 
-Box = tuple[float, float, float, float]  # x and y of two corners, pixels
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 
 
 class LabelledObject(NamedTuple):
@@ -27,32 +27,32 @@ class LabelledObject(NamedTuple):
     class_name: str
     box_xyxy: Box  # clipped to the image
     is_crowd: bool = False
-    outline: tuple[float, ...] = ()  # polygon corners x, y, x, y, ... in pixels; empty if there is no outline
+    outline: tuple[float, ...] = ()  # polygon x1, y1, x2, y2, ... in pixels; empty if there is no outline
 
 
 class LabelledImage(NamedTuple):
     """An image with its objects."""
 
-    path: Path  # from `full_path`
+    path: Path  # absolute, from `full_path`
     size: tuple[int, int]  # width and height in pixels, in the orientation that the boxes refer to
     objects: list[LabelledObject]
 
 
 class Labels(NamedTuple):
-    """The files of a data set, found but not read yet."""
+    """The annotation files of a data set, and a function to read them."""
 
-    splits: dict[str, list[Path]]  # keys "train" and "val", or only "all"; one file per image
-    # Read one of these files and count each kind of change in the Counter. Raises DatasetError naming the file.
+    splits: dict[str, list[Path]]  # keys: "train" and "val", or only "all"; values: one file per image
+    # Reads a file of `splits` and counts each kind of change in the Counter. Raises DatasetError naming the file.
     read: Callable[[Path, Counter[str]], LabelledImage]
-    categories: dict[int, str] | None = None  # category id to name; None: all names found, with ids from 1
-    defects: Sequence[str] = ()  # found without reading the files
+    categories: dict[int, str] | None = None  # from category id to name; if None, all class names found get ids from 1
+    defects: Sequence[str] = ()  # defects found before reading the files
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
 
 def visible_paths(folder: Path, pattern: str) -> list[Path]:
-    """Return matching paths in a folder, in natural order (2 before 10), without hidden ones (.ipynb_checkpoints)."""
+    """Return the paths in a folder that match a glob, in natural order (2 before 10). Hidden paths are skipped."""
     found = [
         path
         for path in folder.glob(pattern)
@@ -73,14 +73,14 @@ def full_path(path: Path) -> Path:
 
 
 def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return (width, height) of an image as stored, and after its EXIF rotation. Only the header is read.
+    """Return two sizes (width, height) of an image: as stored, and after its EXIF rotation. Reads only the header.
 
-    Raises DatasetError, naming the file, if it is not an image, or if its name is not valid UTF-8."""
+    Raises DatasetError naming the file if the file is not an image, or if the file name is not valid UTF-8."""
     if os.fsencode(path).decode(errors="ignore") != str(path):
         raise DatasetError(f"{path}: the file name is not valid UTF-8, which JSON requires; rename the file")
     try:
         with open_image(path) as image:
-            # getexif() would decode a whole PNG.
+            # For a PNG, getexif() would decode the whole image.
             orientation = 1 if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation, 1)
             return image.size, image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
     except DatasetError as error:
@@ -88,9 +88,9 @@ def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Return (line number from 1, stripped line) of each line of a text file that is not blank.
+    """Return (line number, stripped line) for each non-blank line of a text file. Line numbers start at 1.
 
-    Raises DatasetError, naming the file, if it cannot be read as UTF-8 text."""
+    Raises DatasetError naming the file if the file cannot be read as UTF-8 text."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -101,7 +101,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def sibling_folder(folder: Path, name: str, sibling: str) -> Path:
-    """Replace the last part of a path that is `name`: x/images/train becomes x/labels/train."""
+    """Replace the last path part equal to `name` by `sibling`: x/images/train becomes x/labels/train."""
     parts = list(folder.parts)
     if name in parts:
         parts[len(parts) - 1 - parts[::-1].index(name)] = sibling
@@ -112,7 +112,7 @@ def sibling_folder(folder: Path, name: str, sibling: str) -> Path:
 
 
 def group_by_folder(root: Path, paths: Iterable[Path]) -> dict[str, list[Path]]:
-    """Group files by `group_name`: train/images/a.jpg and images/train/more/a.jpg are both in `train`."""
+    """Group files by the `group_name` of their folder: train/images/a.jpg and images/train/b/a.jpg are in `train`."""
     groups: dict[str, list[Path]] = {}
     for path in paths:
         groups.setdefault(group_name(path.parent.relative_to(root)), []).append(path)
@@ -120,17 +120,17 @@ def group_by_folder(root: Path, paths: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def group_name(folder: Path) -> str:
-    """Return the group that a relative folder belongs to: its first part that is not one of CONTAINERS, or "."."""
+    """Return the group of a relative folder: the first part that is not in CONTAINERS, or "." if all parts are."""
     return next((part for part in folder.parts if part.lower() not in CONTAINERS), ".")
 
 
 def resolve_files(
     name: str, bases: Iterable[Path], groups: Mapping[str, list[Path]], read: Callable[[Path], list[Path]]
 ) -> list[Path]:
-    """Return the files that `name` refers to: a group, a folder or a text file. Empty if nothing has this name.
+    """Return the files of the group, folder or text file called `name`; an empty list if none has this name.
 
     bases: folders that `name` may be relative to. read: returns the files of a folder or text file.
-    A missing folder falls back to its group: Roboflow's exports say ../train/images and mean train/images."""
+    A missing folder falls back to its group, because Roboflow writes ../train/images but means train/images."""
     if name in groups:
         return groups[name]
     place = next((path for path in (base / name for base in bases) if path.exists()), None)
@@ -178,7 +178,7 @@ def find_splits(
 
 
 def clip_to_image(box_xyxy: Box, size: tuple[int, int], notes: Counter[str]) -> Box:
-    """Clip a box to its image, and count it in `notes` if that moves an edge by a pixel or more.
+    """Clip a box to its image. If this moves an edge by a pixel or more, count the box in `notes`.
 
     Raises ValueError if the box is outside the image."""
     left, top, right, bottom = box_xyxy

@@ -1,4 +1,4 @@
-"""Recognise the usual folder layouts of a COCO-format data set, and print the config overrides that select it."""
+"""Recognise the usual folder layouts of COCO-format data sets, and print the config overrides to select one."""
 
 import argparse
 import json
@@ -20,16 +20,16 @@ from engine.strict_yaml import read_value
 PROJECT = Path(__file__).parent.parent.parent
 EXAMPLE = "configs/quickstart.yaml"  # any detector config works, because classes are read from the annotations
 
-# Image folder and annotation file of the split {}. Tried in this order.
+# Layout -> image folder and annotation file, where {} is the name of a split. Tried in this order.
 LAYOUTS = {
     "COCO's archives unpacked into one folder, as torchvision expects them": ("{}", "annotations/instances_{}.json"),
     "images/ and annotations/": ("images/{}", "annotations/instances_{}.json"),
     "an export of FiftyOne": ("{}/data", "{}/labels.json"),
     "a COCO export of Roboflow": ("{}", "{}/_annotations.coco.json"),
 }
-MARK_KEY = "detection.data"  # first key of the annotation files that this command writes, see `write_annotations`
-MARK_MAX_CHARS = 2**14  # how much of a file is read to find the mark
-MAX_IMAGES_TRIED = 20  # how many images are searched for in each folder
+MARK_KEY = "detection.data"  # first key of the files that `write_annotations` writes; its value is called the mark
+MARK_MAX_CHARS = 2**14  # number of characters read from a file to find its mark
+MAX_IMAGES_TRIED = 20  # number of images searched for in each folder
 
 
 class UnsplitDataset(NamedTuple):
@@ -48,7 +48,7 @@ class Layout(NamedTuple):
     val: SplitConfig
 
     def paths(self, split: str) -> tuple[Path, Path]:
-        """Return the annotation file and the image folder of "train" or "val"."""
+        """Return the annotation file and the image folder of a split, "train" or "val"."""
         config = getattr(self, split)
         return self.root / config.annotations, self.root / config.images
 
@@ -56,7 +56,7 @@ class Layout(NamedTuple):
 def main(arguments: argparse.Namespace) -> None:
     """Run the `layout` command: print the layout of a folder and the command that trains on it.
 
-    Raises DatasetError if no layout is recognised, or if training would refuse the data set."""
+    Raises DatasetError if no layout is recognised, or if the data set has defects that prevent training."""
     found = find_data(arguments.folder)
     if isinstance(found, UnsplitDataset):
         raise DatasetError(f"{printable_path(found.annotations_path)}: {split_advice(found)}")
@@ -67,8 +67,8 @@ def main(arguments: argparse.Namespace) -> None:
 def find_data(folder: Path) -> Layout | UnsplitDataset:
     """Return the data set in a folder.
 
-    Raises DatasetError if there is none, naming the expected layouts or the command that converts the folder. Raises
-    it as well if there are several annotation files and no layout identifies train and val."""
+    Raises DatasetError if the folder has no data set; the message names the expected layouts or the command to convert
+    the folder. Also raises DatasetError if the folder has several annotation files in an unknown layout."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder")
     if layout := layout_of(folder):
@@ -79,8 +79,8 @@ def find_data(folder: Path) -> Layout | UnsplitDataset:
     if unsplit:
         first, second = (printable_path(whole.annotations_path) for whole in unsplit)
         raise DatasetError(
-            f"{folder}: several annotation files, such as {first} and {second}; name train and val in a config, or "
-            f"split one file: `python -m detection.data split {shlex.quote(first)}`"
+            f"{folder}: several annotation files, such as {first} and {second}; set data.train and "
+            f"data.val in a config, or split one file: `python -m detection.data split {shlex.quote(first)}`"
         )
     text = f"{folder}: no data set in COCO's format recognised"
     if cure := _convert_advice(folder):
@@ -93,15 +93,15 @@ def find_data(folder: Path) -> Layout | UnsplitDataset:
 
 
 def split_advice(dataset: UnsplitDataset) -> str:
-    """Return the end of a message about an annotation file: why and how to split it."""
+    """Return why an annotation file must be split, and the command that splits it, as the end of a message."""
     path = dataset.annotations_path
     words = [str(path)]
     if unsplit_at(path) != dataset:
         words += ["--images", str(dataset.images_dir)]
     if path.parent.name == "annotations" and path.stem in [f"instances_{split}" for split in SPLITS]:
-        words += ["--to", f"{dataset_root(path)}_split"]  # or else a split would overwrite this file
+        words += ["--to", f"{dataset_root(path)}_split"]  # otherwise `split` would overwrite this file
     return (
-        "the only annotation file, but training needs one for train and one for val; split it: "
+        "this is the only annotation file, but training needs one for train and one for val; split the file: "
         f"`python -m detection.data split {shlex.join(words)}`"
     )
 
@@ -129,7 +129,7 @@ def _find_split(folder: Path, split: str, images: str, annotations: str) -> Spli
 
 
 def _convert_advice(folder: Path) -> str:
-    """Return what to do if a folder holds annotations of a different format; empty if it holds none."""
+    """Return advice if a folder contains annotations in a different format; otherwise return an empty string."""
     quoted = shlex.quote(str(folder))
     if paths := [*visible_paths(folder, "*.xml"), *visible_paths(folder, "*/*.xml")]:
         try:
@@ -147,7 +147,7 @@ def _convert_advice(folder: Path) -> str:
 
 
 def find_unsplit(folder: Path) -> list[UnsplitDataset]:
-    """Return the annotation files in a folder or else in its subfolders: at most two, because each is read in full."""
+    """Return the annotation files of a folder, or of its subfolders if it has none. Stops at two: reading is slow."""
     subfolders = [child for child in visible_paths(folder, "*") if child.is_dir()]
     for folders in ([folder, folder / "annotations"], subfolders):
         paths = [path for each in folders for path in visible_paths(each, "*.json") if not is_split_output(path)]
@@ -157,10 +157,10 @@ def find_unsplit(folder: Path) -> list[UnsplitDataset]:
 
 
 def unsplit_at(path: Path) -> UnsplitDataset | None:
-    """Return an annotation file with its image folder; None if it lists no images or its annotations lack boxes.
+    """Return an annotation file and its image folder; None if the file lists no images or its annotations lack boxes.
 
-    If `convert` or `split` wrote the file, it records the image folder. Otherwise the usual folder that holds most of
-    the first images is chosen; if none holds any, ROOT/X for ROOT/annotations/instances_X.json, as in COCO."""
+    A file that `convert` or `split` wrote names its image folder. For other files, choose the usual folder with most of
+    the first images. If no folder has any of them, choose ROOT/X for ROOT/annotations/instances_X.json, as in COCO."""
     root, stem = dataset_root(path), path.stem.removeprefix("instances_")
     if (mark := read_mark(path)) and not is_outside_folder(mark["images"]):
         return UnsplitDataset(path, root / mark["images"])
@@ -195,9 +195,9 @@ def find_images_dir(annotations_path: Path) -> Path:
 
 
 def read_mark(annotations_path: Path) -> dict[str, Any] | None:
-    """Return the mark ("command", "images", ...) that `write_annotations` puts first in a file; None if it has none.
+    """Return the mark of a file, a dict with "command", "images", ... (see MARK_KEY); None if the file has no mark.
 
-    Only the beginning of the file is read, because reading all of COCO's takes half a minute."""
+    Read only the beginning of the file, because reading all annotations of COCO takes half a minute."""
     try:
         with annotations_path.open(encoding="utf-8", errors="replace") as file:
             text = file.read(MARK_MAX_CHARS)
@@ -210,16 +210,16 @@ def read_mark(annotations_path: Path) -> dict[str, Any] | None:
 
 
 def is_split_output(path: Path) -> bool:
-    """Return whether the `split` command wrote a file."""
+    """Return whether a file was written by the `split` command."""
     return (read_mark(path) or {}).get("command") == "split"
 
 
 def write_annotations(
     command: str, root: Path, contents: Mapping[SplitConfig, Mapping[str, Any]], **options: object
 ) -> None:
-    """Write annotation files, each marked with the command, its image folder and the options of the command.
+    """Write annotation files. The first entry of each is a mark: the command, the image folder and the options.
 
-    Raises DatasetError if a file exists that this command did not write; nothing is written then."""
+    Raises DatasetError, without writing anything, if one of the files exists but was not written by this command."""
     for config in contents:
         path = root / config.annotations
         if path.exists() and (read_mark(path) or {}).get("command") != command:
@@ -232,7 +232,7 @@ def write_annotations(
 
 
 def config_path(folder: Path, root: Path) -> str:
-    """Return a folder as a config names it: relative to the root, or its full path if it is outside the root."""
+    """Return the path of a folder for a config: relative to the root if the folder is in it, otherwise absolute."""
     root = full_path(root)
     return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 
@@ -241,9 +241,9 @@ def config_path(folder: Path, root: Path) -> str:
 
 
 def summary(layout: Layout, surveys: Sequence[Survey], config: str = EXAMPLE) -> str:
-    """Return the counts of train and val, warnings, and the command that trains on them, as text.
+    """Return text with the counts of train and val, warnings, and the command to train on the data set.
 
-    surveys: of train and val, in this order. config: path in the project of the config to train.
+    surveys: the results of `survey_coco` for train and for val. config: training config, relative to the project.
     Raises DatasetError if the data set has defects."""
     cocos = [survey.coco for survey in surveys]
     if defects := [defect for survey in surveys for defect in survey.defects] or list(pair_defects(*cocos)):
@@ -264,7 +264,7 @@ def overrides(layout: Layout) -> list[str]:
 
 
 def _yaml(text: str) -> str:
-    """Quote text if YAML would not read it as text: a folder may be called `2017` or `a: b`."""
+    """Quote text that YAML would not read back unchanged, such as the folder names `2017` and `a: b`."""
     try:
         return text if read_value(text) == text else json.dumps(text)
     except ValueError:

@@ -1,11 +1,11 @@
 """Copy a data set with smaller images, which take less disk space and decode faster in every epoch.
 
-Every annotations/instances_X.json is copied byte for byte. The images that it lists become JPEGs, whatever the suffix
-of their names; small images are copied unchanged. `shrunk.json` in the image folder marks the copies: width and height
-in the annotations are those of the originals, so boxes, detections and scores stay in pixels of the originals.
+Every annotations/instances_X.json is copied byte for byte, so boxes, detections and scores stay in pixels of the
+original images. The images are written as JPEGs, even if their names end in a different suffix. Images that are small
+enough are copied unchanged. The file `shrunk.json` in an image folder marks the images as shrunken copies.
 
 After an interruption, run the command again to continue. The annotations are copied last, so that an incomplete copy
-cannot be trained on. Existing copies are never rewritten: if the originals change, shrink them into a new folder.
+cannot be trained on. Existing copies are never rewritten: if the originals change, use a new folder.
 """
 
 import argparse
@@ -32,16 +32,16 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def shrink(root: Path, target: Path, short_side: int, workers: int) -> str:
-    """Make or continue the copy of a data set in `target`; return a one-line summary to print.
+    """Shrink a data set into the folder `target`, or continue an interrupted run; return a one-line summary.
 
-    Raises DatasetError if the data set is invalid, an image cannot be decoded, or `target` holds other files."""
+    Raises DatasetError if the data set is invalid, an image cannot be decoded, or `target` contains other files."""
     texts = {path: path.read_bytes() for path in sorted((root / "annotations").glob("instances_*.json"))}
     if not texts:
         raise DatasetError(f"{root}: no annotations/instances_*.json found; expected the root folder of a data set")
     for path in texts:
         if not (images := find_images_dir(path)).is_dir():
             raise DatasetError(f"{path}: missing image folder {images}; put the images there, or link to them")
-    copies = {}  # annotation file to the folder for its copied images
+    copies = {}  # from CocoFile to the folder for the copies of its images
     for coco in [read_coco(path, find_images_dir(path)) for path in texts]:
         copied_path = target / "annotations" / coco.annotations_path.name
         if copied_path.exists() and copied_path.read_bytes() != texts[coco.annotations_path]:
@@ -89,13 +89,13 @@ def shrink_image(short_side: int, file_and_copy: tuple[ImageFile, Path]) -> None
 def _mark_copies(coco: CocoFile, copy: Path, short_side: int) -> None:
     """Create the folder for the copies and write its `shrunk.json`.
 
-    Raises DatasetError if the images are copies themselves, or if the folder holds anything else."""
+    Raises DatasetError if the images are already shrunken, or if the folder contains other files or other copies."""
     if coco.short_side is not None:
         raise DatasetError(f"{coco.images_dir}: copies with a short side of {coco.short_side}; shrink the originals")
     copy.mkdir(parents=True, exist_ok=True)
     found = read_short_side(copy)
     if found is None and any(copy.iterdir()):
-        raise DatasetError(f"{copy}: not empty, but without {SHRUNK}; choose a new folder with --to")
+        raise DatasetError(f"{copy}: not empty, but has no {SHRUNK}; choose a new folder with --to")
     if found not in (None, short_side):
         raise DatasetError(f"{copy}: copies with short side {found}, not {short_side}; choose a new folder with --to")
     write_text(copy / SHRUNK, json.dumps({"short_side": short_side}) + "\n")

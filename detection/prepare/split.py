@@ -3,9 +3,9 @@
 Writes annotations/instances_{train,val}.json; the images stay where they are. Records are copied unchanged, and both
 files list all categories. All images of a group, such as a patient or a video, are in the same split.
 
-The split depends on the image names, the seed and the classes, not on the order of the file: groups are taken in the
-order of a hash. Three passes fill val up to its share. The first takes a group with each class that val lacks, the
-rarest class first; the second takes any group. Neither removes the last objects of a class from train; the third may.
+Groups are tried in the order of a hash of seed and group name, so the order of the records has no effect. Three passes
+add groups to val, up to its share of the images. The first pass adds a group for each class that val lacks, the rarest
+class first. The next passes add any group. Only the third pass may take the last objects of a class from train.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from records.experiment import table
 def main(arguments: argparse.Namespace) -> None:
     """Run the `split` command; print the counts of each split and the command that trains on them.
 
-    Raises DatasetError if the annotation file is missing or cannot be split; nothing is written then."""
+    Raises DatasetError, without writing anything, if the annotation file is missing or cannot be split."""
     dataset = _find_source(arguments.source, arguments.images)
     coco = read_coco(*dataset)
     groups = group_images(coco, arguments.groups)
@@ -71,9 +71,9 @@ def _find_source(source: Path, images_dir: Path | None) -> UnsplitDataset:
         raise DatasetError(f"{source}: no COCO annotation file; expected {expected}")
     if len(datasets) > 1:
         names = " and ".join(printable_path(dataset.annotations_path) for dataset in datasets)
-        raise DatasetError(f"{source}: several annotation files, such as {names}; name the one to split")
+        raise DatasetError(f"{source}: several annotation files, such as {names}; give the file to split")
     if is_split_output(datasets[0].annotations_path):
-        raise DatasetError(f"{source}: already a result of `split`; name the file that it was split from")
+        raise DatasetError(f"{source}: already a result of `split`; give the original annotation file")
     return UnsplitDataset(datasets[0].annotations_path, images_dir or datasets[0].images_dir)
 
 
@@ -110,7 +110,7 @@ def classes_of(coco: CocoFile, groups: Mapping[str, Sequence[int]]) -> dict[str,
 def choose_val(
     groups: Mapping[str, Sequence[int]], classes: Mapping[str, set[int]], share: float, seed: int
 ) -> set[str]:
-    """Return the groups for val, at least one and not all, chosen as described at the top of this module."""
+    """Choose the groups for val as described at the top of this module; return at least one group, but not all."""
     order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     target = max(1, round(share * sum(map(len, groups.values()))))
     groups_with = Counter(label for name in order for label in classes[name])
@@ -137,14 +137,14 @@ def choose_val(
         for name in order:
             if fits(name) and condition(name):
                 take(name)
-    return val or {min(order, key=lambda name: len(groups[name]))}  # every group is larger than the share
+    return val or {min(order, key=lambda name: len(groups[name]))}  # the smallest if none fits
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
 def _write_splits(dataset: UnsplitDataset, val_ids: set[int], root: Path, options: Mapping[str, object]) -> Layout:
-    """Write the annotation files of train and val. options: recorded in the mark of each file."""
+    """Write the annotation files of train and val. options: command options for the mark, see `read_mark`."""
     content = json.loads(dataset.annotations_path.read_bytes())
     images = config_path(full_path(dataset.images_dir), root)
     configs = {split: SplitConfig(images=images, annotations=f"annotations/instances_{split}.json") for split in SPLITS}
@@ -160,7 +160,7 @@ def _write_splits(dataset: UnsplitDataset, val_ids: set[int], root: Path, option
 
 
 def class_rows(train: CocoFile, val: CocoFile) -> list[dict[str, object]]:
-    """Return a table row per class: its images and objects in train and val. Crowds do not count."""
+    """Return a table row per class with its numbers of images and objects in train and val, without crowds."""
     columns: dict[str, Sequence[object]] = {"class": train.class_names}
     for split, coco in zip(SPLITS, (train, val), strict=True):
         pairs = np.unique(np.stack([coco.image_indices, coco.labels])[:, ~coco.is_crowd], axis=1)

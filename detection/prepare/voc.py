@@ -1,14 +1,14 @@
 """Read Pascal VOC annotations: one XML file per image, as in the 2007 development kit and from tools like LabelImg.
 
-- VOC boxes name their first and last pixels, counted from 1: xmin 1 and xmax W span an image of W pixels. So x is
-  xmin - 1, and the width is xmax - xmin + 1. Many tools instead write edges counted from 0 (LabelImg does, but writes
-  1 for 0); `zero_based` reads these. No file says which convention it uses; they differ by one pixel.
-- `difficult` objects become crowds, because COCO's evaluation ignores detections that match a crowd, as VOC's does for
-  `difficult`. COCO is a little more lenient: a detection only has to be within the crowd.
+- A VOC box is given by its first and last pixels, counted from 1: a box across an image of W pixels has xmin 1 and
+  xmax W. So x is xmin - 1, and the width is xmax - xmin + 1. Many tools instead write the edges of the box, counted
+  from 0 (LabelImg also replaces 0 by 1); `zero_based` reads such files. Files do not state which convention they use.
+- `difficult` objects become crowds: VOC's evaluation ignores detections that match a difficult object, and COCO's
+  ignores detections that match a crowd. COCO is more lenient: a detection only has to be inside the crowd.
 - The classes are all names found in train and val, in alphabetical order, with ids from 1. `pose`, `truncated`,
   `occluded` and `part` are ignored.
 - The image of ID.xml is ID.jpg (or .png, ...), in the same folder or in JPEGImages/ or images/ instead of Annotations/.
-  `filename` is used only if there is no such image, because tools do not update it when files are renamed.
+  If that image is missing, the element <filename> is used. (Many tools do not update it when files are renamed.)
 """
 
 import math
@@ -35,18 +35,18 @@ from detection.prepare.labels import (
     visible_paths,
 )
 
-LISTS = "ImageSets/Main"  # holds a text file per split, with the names of its images
+LISTS = "ImageSets/Main"  # folder with one text file per split, which lists image names
 IMAGE_FOLDERS = (("Annotations", "JPEGImages"), ("annotations", "images"))
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-DIFFICULT = "difficult objects that became crowds, which are neither trained on nor scored"
-FROM_ZERO = "boxes that begin at pixel 0, although VOC counts from 1 (if all boxes count from 0, give --zero-based)"
+DIFFICULT = "difficult objects converted to crowds, which are neither trained on nor scored"
+FROM_ZERO = "boxes with a corner at pixel 0, although VOC counts from 1 (if all boxes count from 0, use --zero-based)"
 
 
 def find_voc(source: Path, requested: Mapping[str, str | None], zero_based: bool) -> Labels:
     """Find the XML files of a data set.
 
-    requested: for train and val, a list in ImageSets/Main, a folder, or a text file of image names; None to search for
-    the usual names. zero_based: boxes are edges counted from 0.
+    requested: for train and for val, a list in ImageSets/Main, a folder, or a text file of image names; if None, the
+    usual names are tried. zero_based: whether boxes are stored as edges counted from 0.
     Raises DatasetError if there are no XML files, or if a split is missing or empty."""
     source = full_path(source)
     folders = group_by_folder(source, visible_paths(source, "**/*.xml"))
@@ -74,7 +74,7 @@ def find_voc(source: Path, requested: Mapping[str, str | None], zero_based: bool
 
 
 def _xml_path(folder: Path, line: str) -> Path:
-    """Return the XML file that a line of a list names. The line may end in an image suffix or a number."""
+    """Return the XML file for a line of a list: an image name, which may be followed by a suffix or a number."""
     names = [Path(name) for name in (line, line.split()[0])]  # the name itself may contain spaces
     stems = [name.stem if name.suffix.lower() in IMAGE_SUFFIXES else str(name) for name in names]
     paths = [folder / f"{stem}.xml" for stem in stems]
@@ -82,7 +82,7 @@ def _xml_path(folder: Path, line: str) -> Path:
 
 
 def _images_by_name(folder: Path) -> dict[str, Path]:
-    """Return a dict from name to path of the images in a folder; each name is a key with and without its suffix."""
+    """Return a dict from name to path of the images in a folder; two entries per image: with and without suffix."""
     return {name: path for path in images_in(folder) for name in (path.name, path.stem)}
 
 
@@ -108,14 +108,14 @@ def _read_image(
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """Parse an XML file. Raises DatasetError, without naming the file, if it is not a VOC annotation.
+    """Parse an XML file. Raises DatasetError, which does not name the file, if the file is not a VOC annotation.
 
     (The parser, expat, ignores external entities and limits the expansion of internal ones.)"""
     try:
         root = ElementTree.parse(path).getroot()
     except OSError as error:
         raise DatasetError(f"cannot be read: {error.strerror}") from None
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an unknown encoding
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: unknown encoding
         raise DatasetError(f"not XML: {error}") from None
     if root.tag == "annotations":
         raise DatasetError(

@@ -1,15 +1,15 @@
 """Read YOLO labels: one text file per image, one line per object, and data.yaml with the class names.
 
-- A line is a box, `class cx cy w h`, or the outline of an object, `class x1 y1 x2 y2 x3 y3 ...`. Coordinates are
+- A line contains a box, `class cx cy w h`, or the outline of an object, `class x1 y1 x2 y2 x3 y3 ...`. Coordinates are
   fractions of the image sides; classes are numbered from 0. An outline is replaced by its bounding box and kept as
   `segmentation`.
-- The labels of images/a/b.jpg are in labels/a/b.txt, or beside the image if no folder is called images. If that file is
-  missing or empty, the image has no objects, as in Ultralytics.
-- Repeated lines count once. Category ids are the class numbers, from 0, for all classes that data.yaml lists.
-- `train` and `val` in data.yaml may be a folder, a text file of images, or a list of these. Without them the usual
-  folders are tried. Without data.yaml, the class names are the lines of classes.txt.
+- The labels of images/a/b.jpg are in labels/a/b.txt, or beside the image if no folder is called images. If the label
+  file is missing or empty, the image has no objects, as in Ultralytics.
+- Repeated lines count once. Category ids are the class numbers, from 0. All classes in data.yaml become categories.
+- `train` and `val` in data.yaml may be a folder, a text file of images, or a list of folders and text files. If one is
+  missing, the usual folders are tried. If data.yaml is missing, the class names are read from the lines of classes.txt.
 - Darknet's obj.data (`train = data/train.txt`, `names = data/obj.names`) is read like data.yaml. The prefix `data/` of
-  its paths stands for the folder that obj.data is in.
+  its paths stands for the folder of obj.data.
 """
 
 import itertools
@@ -48,8 +48,8 @@ NO_LABELS = "images without a label file, converted as images without objects"
 def find_yolo(source: Path, requested: Mapping[str, str | None]) -> Labels:
     """Find the images of a data set.
 
-    source: its folder or its YAML file. requested: for train and val, a folder or a text file of images; None for the
-    one in the YAML file, or else the usual folder.
+    source: folder or YAML file of the data set. requested: for train and for val, a folder or a text file of images; if
+    None, the YAML file decides, or the usual folder is used if the YAML file has no entry.
     Raises DatasetError if the class names or a split are not found."""
     root, settings_path = (source.parent, source) if source.is_file() else (source, _find_settings(source))
     root = full_path(root)
@@ -74,7 +74,7 @@ def find_yolo(source: Path, requested: Mapping[str, str | None]) -> Labels:
     for split, paths in splits.items():
         if not any(labels_path(path).is_file() for path in paths):
             first = labels_path(paths[0])
-            raise DatasetError(f"{split}: none of the {len(paths)} images has a label file; expected {first} and so on")
+            raise DatasetError(f"{split}: none of the {len(paths)} images has a label file, such as {first}")
 
     def read(path: Path, notes: Counter[str]) -> LabelledImage:
         _, size = image_sizes(path)
@@ -90,7 +90,7 @@ def find_yolo(source: Path, requested: Mapping[str, str | None]) -> Labels:
 
 
 def _find_settings(folder: Path) -> Path | None:
-    """Return the settings file of a data set: YAML with any name, or Darknet's obj.data; None if there is neither."""
+    """Return the settings file of a data set: YAML with any name, or Darknet's obj.data; None if both are missing."""
     if candidates := [folder / name for name in YAML_NAMES if (folder / name).is_file()]:
         return candidates[0]
     candidates = [path for path in visible_paths(folder, "*.y*ml") if "names" in _read_settings(path)]
@@ -100,7 +100,7 @@ def _find_settings(folder: Path) -> Path | None:
 def _read_settings(path: Path) -> dict[str, Any]:
     """Read a settings file. All values stay text, because a class may be called `no` or `010`.
 
-    Raises DatasetError if the file cannot be read, or if its labels are key points."""
+    Raises DatasetError if the file cannot be read, or if it declares key points."""
     if path.suffix == ".data":
         lines = [line.partition("=") for _, line in read_lines(path)]
         settings = {name.strip(): value.strip() for name, _, value in lines}
@@ -112,27 +112,27 @@ def _read_settings(path: Path) -> dict[str, Any]:
     except (OSError, YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise DatasetError(f"{path}: expected lines of `name: value`, with the classes as `names`")
+        raise DatasetError(f"{path}: expected lines of `key: value`, with the class names under the key `names`")
     if "kpt_shape" in content:
         raise DatasetError(f"{path}: kpt_shape: the labels are key points, expected boxes or outlines")
     return content
 
 
 def _class_names(settings: Mapping[str, Any], path: Path) -> list[str]:
-    """Return the names of classes 0, 1, ... Raises DatasetError if they are missing, invalid or duplicates.
+    """Return the class names, in the order of class numbers. Raises DatasetError if they are missing or invalid.
 
-    path: the settings file, or the folder of the data set if it has none."""
+    path: the settings file, or the folder of the data set if there is no settings file."""
     names = settings.get("names")
     if names is None:
         root = path.parent if settings else path
         names_path = next((root / name for name in CLASSES if (root / name).is_file()), None)
         if names_path is None:
-            raise DatasetError(f"{root}: no class names: expected `names` in data.yaml, or a file {CLASSES[0]}")
+            raise DatasetError(f"{root}: no class names: expected the key `names` in data.yaml, or a file {CLASSES[0]}")
         names = [name for _, name in read_lines(names_path)]
     if isinstance(names, dict) and sorted(names) == sorted(map(str, range(len(names)))):
         names = [names[str(index)] for index in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise DatasetError(f"{path}: names: expected a list of names, or a name for each number from 0, got {names}")
+        raise DatasetError(f"{path}: names: expected a list of names, or lines `0: name`, `1: name`, ..., got {names}")
     if twice := [name for name in names if names.count(name) > 1]:
         raise DatasetError(f"{path}: names: duplicate class name {twice[0]!r}")
     if settings.get("nc", str(len(names))) != str(len(names)):
@@ -141,11 +141,11 @@ def _class_names(settings: Mapping[str, Any], path: Path) -> list[str]:
 
 
 def _places(settings: Mapping[str, Any], field: str, path: Path | None) -> list[str]:
-    """Return the folders or files that a field names, if any. Raises DatasetError if they are not text."""
+    """Return the folders or files in a settings field, if any. Raises DatasetError if the value has a wrong type."""
     value = settings.get(field) or []
     places = [value] if isinstance(value, str) else value
     if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
-        raise DatasetError(f"{path}: {field}: expected a folder, a text file, or a list of these")
+        raise DatasetError(f"{path}: {field}: expected a folder, a text file, or a list of folders and text files")
     return places
 
 
@@ -153,28 +153,28 @@ def _places(settings: Mapping[str, Any], field: str, path: Path | None) -> list[
 
 
 def _listed_images(list_path: Path, root: Path) -> list[Path]:
-    """Return the images listed in a text file, without duplicates. Raises DatasetError if one does not exist."""
+    """Return the images listed in a text file, without duplicates. Raises DatasetError if an image does not exist."""
     paths = []
     for number, line in read_lines(list_path):
         tried = (list_path.parent / line, root / _in_root(line))
         if not (path := next(filter(Path.is_file, tried), None)):
-            raise DatasetError(f"{list_path}: line {number}: no image {line}")
+            raise DatasetError(f"{list_path}: line {number}: image {line} does not exist")
         paths.append(full_path(path))
     return list(dict.fromkeys(paths))
 
 
 def _in_root(name: str) -> str:
-    """Remove the prefix data/ of a Darknet path, so that it is relative to the data set."""
+    """Remove the prefix data/ of a Darknet path, so that the path is relative to the data set."""
     return name.removeprefix("data/")
 
 
 def labels_path(image_path: Path) -> Path:
-    """Return the path of an image's label file: the last folder called images becomes labels."""
+    """Return the path of an image's label file: the last folder called `images` is replaced by `labels`."""
     return sibling_folder(image_path.parent, "images", "labels") / f"{image_path.stem}.txt"
 
 
 def _find_strays(paths: Iterable[Path]) -> list[str]:
-    """Return a defect for each label file without an image. Folders that hold labels and images are not searched."""
+    """Return a defect for each label file without an image. Folders with both labels and images are skipped."""
     strays = []
     for images_dir in dict.fromkeys(path.parent for path in paths):
         folder = sibling_folder(images_dir, "images", "labels")
@@ -210,7 +210,7 @@ def _read_line(line: str, size: tuple[int, int], names: Sequence[str], notes: Co
     if index not in range(len(names)):
         raise ValueError(f"class {index:g}, expected 0 to {len(names) - 1} (number of class names: {len(names)})")
     if outside := [value for value in values if not -ROUNDING <= value <= 1 + ROUNDING]:
-        raise ValueError(f"coordinate {outside[0]:g}, expected fractions of the image sides, 0 to 1; are these pixels?")
+        raise ValueError(f"coordinate {outside[0]:g}, expected fractions of the image sides, 0 to 1; is it in pixels?")
     width, height = size
     outline: tuple[float, ...] = ()
     if len(values) > 4:

@@ -31,7 +31,7 @@ def test_boxes_and_images_that_training_changes_or_ignores_are_counted(folder, c
     code, printed, errors = check(*write(folder, content), "--json", folder / "report.json")
     assert (code, errors) == (0, [])
     assert printed.startswith(f"{folder}/annotations.json: 2 images (2 objects), 2 classes; ")
-    assert "; boxes over the edge of their image: 1; boxes without area: 1; crowds: 1; images without obj" in printed
+    assert "; boxes that extend beyond their image: 1; boxes without area: 1; crowds: 1; images without obj" in printed
     assert printed.endswith("2 images decoded, no defects\n")
     (report,) = json.loads((folder / "report.json").read_text())
     assert report["counts"] == {

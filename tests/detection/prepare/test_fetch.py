@@ -141,9 +141,9 @@ def test_archives_that_the_user_provides_are_used_and_kept(server, root):
 @pytest.mark.parametrize(
     ("place", "damage", "message"),
     [
-        (".", lambda content: content[:-1], r"coco/val2017\.zip: corrupt: .* bytes, expected .*; remove it"),
-        (".", flipped, r"coco/val2017\.zip: corrupt: SHA-256 is \w+, expected \w+; remove it"),
-        ("downloads", flipped, r"s/val2017\.zip: corrupt \(Bad CRC-32 for file .*\); remove it"),
+        (".", lambda content: content[:-1], r"coco/val2017\.zip: corrupt: .* bytes, expected .*; remove"),
+        (".", flipped, r"coco/val2017\.zip: corrupt: SHA-256 is \w+, expected \w+; remove"),
+        ("downloads", flipped, r"s/val2017\.zip: corrupt \(Bad CRC-32 for file .*\); remove"),
         ("downloads", lambda content: bytes(len(content)), r"s/val2017\.zip: corrupt \(File is not a zip file\)"),
     ],
 )

@@ -263,4 +263,4 @@ def test_all_defects_are_listed_at_once(kit, conversion_error, rewrite):
 def test_two_files_for_one_image_are_a_defect(kit, conversion_error):
     shutil.copy(kit / "Annotations/000005.xml", kit / "Annotations/copy.xml")
     (kit / "ImageSets/Main/train.txt").write_text("000005\ncopy\n")
-    assert "copy.xml: 000005.jpg already has" in conversion_error("voc", kit)
+    assert "copy.xml: image 000005.jpg already has" in conversion_error("voc", kit)
