@@ -61,8 +61,7 @@ def resampled_scores(statistics: Statistics, weights: np.ndarray) -> tuple[dict[
 def resampled_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the mean of per-image values over each resample, such as the fraction of correct predictions.
 
-    values: (I,) bool or float. weights: (R, I), see resampled_scores. Returns (R,) float64; nan for an empty resample.
-    """
+    values: (I,) bool or float. weights: (R, I), see resampled_scores. Returns (R,); nan if no image was drawn."""
     weights = _check_weights(weights, len(values))
     num_drawn = weights.sum(axis=1)
     return np.where(num_drawn > 0, weights @ values / np.maximum(num_drawn, 1), np.nan)
@@ -255,8 +254,7 @@ def interval(estimate: float, replicates: np.ndarray) -> Interval:
 
     p = 2 * min(P(replicate <= 0), P(replicate >= 0)). P is (count + 1) / (number of replicates + 1), so p is never 0.
     Percentiles that were centred on the estimate, or reversed (2 * estimate - replicate), covered the true value less
-    often when classes had few objects.
-    nan replicates are ignored. If more than 5% are nan, the interval and p are nan."""
+    often when classes had few objects. nan replicates are ignored. If more than 5% are nan, interval and p are nan."""
     replicates = np.asarray(replicates, dtype=np.float64)
     defined = replicates[~np.isnan(replicates)]
     if np.isnan(estimate) or defined.size == 0 or defined.size < 0.95 * replicates.size:

@@ -59,7 +59,7 @@ class Matches(SavedArrays):
 class Hits(SavedArrays):
     """Correctness of a classifier's predictions, sufficient to compute top-1 and top-5 accuracy.
 
-    image_ids: (I,) text, for each validation image '<class folder>/<file>', or its number if it has no file.
+    image_ids: (I,) text, for each validation image '<class folder>/<file>', or the image's number if it has no file.
     class_names: (C,) text.
     labels: (I,) int16, the true class, index into class_names.
     hits: (I,) bool, whether the true class is the top prediction.
