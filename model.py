@@ -487,7 +487,7 @@ def load_swin_weights(
     Position tables for a different window or image size are resized. Weights of modules that `cut` removed are ignored.
     shape_mismatch_prefixes: name prefixes of weights that are skipped if the checkpoint has a different shape.
     Returns a list of the resized and a list of the skipped weights, with a text (name and both shapes) for each weight.
-    Raises ValueError if weights are missing, unexpected or of a different shape otherwise; the model stays unchanged."""
+    Raises ValueError, and loads nothing, if weights are missing, unexpected or of a shape that cannot be handled."""
     renamed = swin_state_dict(state_dict)
     weights = {key: tensor for key, tensor in renamed.items() if not key.startswith(model.removed_prefixes)}
     resized = []

@@ -56,9 +56,7 @@ def check_equal(ours: RawDetections, theirs: dict[str, Tensor], what: str) -> No
     """Raise RunError if the detections differ, other than in the order of equal scores."""
     ours_order, theirs_order = (best_first(ours.scores, ours.labels), best_first(theirs["scores"], theirs["labels"]))
     if ours.labels[ours_order].tolist() != theirs["labels"][theirs_order].tolist():
-        raise RunError(
-            f"{what}: our {len(ours.labels)} labels differ from torchvision's {len(theirs['labels'])} labels"
-        )
+        raise RunError(f"{what}: our {len(ours.labels)} labels differ from torchvision's {len(theirs['labels'])}")
     score_error = (ours.scores[ours_order] - theirs["scores"][theirs_order]).abs().max()
     box_error = (ours.boxes_xyxy[ours_order] * SIDE - theirs["boxes"][theirs_order]).abs().max()
     if score_error > 1e-6 or box_error > 0.01:
