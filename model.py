@@ -1,15 +1,15 @@
 """Swin Transformer: classification, and feature maps from every stage, at any input size.
 
 Paper: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030.
-Parameters have the names used in Microsoft's checkpoints. `load_swin_weights` also loads torchvision's and timm's.
+Parameters have the names used in Microsoft's checkpoints. `load_swin_weights` also accepts torchvision's and timm's.
 
 To support any input size, zeros are padded at the bottom and right, as in Microsoft's detection code. Images are padded
-to a multiple of the patch size. Before attention, maps are padded to a multiple of the window size, after the norm; the
-padding takes part in attention and is cropped afterwards. Before merging, odd sides are padded, so 21 merges to 11.
+to a multiple of the patch size. After the norm and before attention, maps are padded to a multiple of the window size.
+This padding takes part in attention and is then cropped. Before patch merging, odd sides are padded: 21 becomes 11.
 
-Implementations differ in two details, which do not affect inputs of 224 pixels. Here, windows are not shifted along a
-side that fits in one window, as in torchvision. Maps are padded before they are shifted, as in Microsoft's code and
-torchvision; timm shifts first.
+Public implementations differ in two details, which do not affect inputs of 224 pixels. First, this code and torchvision
+do not shift windows along a side that fits in one window. Second, this code, Microsoft's code and torchvision pad maps
+before shifting them; timm shifts them first.
 """
 
 import functools
@@ -29,14 +29,14 @@ SWIN_VARIANTS = {
     "swin_s": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
     "swin_b": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
     "swin_l": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
-    # Not in the paper: for small images, and for small data on a CPU.
+    # Not in the paper: for small images, and for training with small data sets on a CPU.
     "swin_slim": {"embed_dim": 32, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8), "window_size": 4},
 }
 
 POSITIONS = ("none", "abs", "rel", "abs+rel")
 
 STAGES = range(8)  # more stages than any Swin has
-# Replacements that give Microsoft's names, in order. timm has patch merging at the start of a stage, not at its end.
+# Applied in order, these replacements give Microsoft's names. timm's stages start with patch merging; ours end with it.
 TORCHVISION_NAMES = {
     "features.0.0.": "patch_embed.proj.",
     "features.0.2.": "patch_embed.norm.",
@@ -66,7 +66,7 @@ def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -
 
 
 def eager_cache(function: Callable) -> Callable:
-    """Cache results in eager mode only, because torch.compile cannot trace a cached function."""
+    """Cache a function's results in eager mode only, because torch.compile cannot trace a cached function."""
     cached = functools.lru_cache(maxsize=256)(function)
 
     @functools.wraps(function)
@@ -82,8 +82,8 @@ def shifted_window_mask(
 ) -> Tensor:
     """Return the attention mask that separates tokens which share a window only because of the cyclic shift.
 
-    See section 3.2. Returns (windows, 1, N, N) float32, to be added to the attention logits: 0 for tokens of the same
-    region, -100 for tokens of different regions. The mask is cached and built on the device, which avoids transfers."""
+    See section 3.2. Returns (windows, 1, N, N) float32, to be added to the attention logits: 0 for pairs of tokens that
+    may attend to each other, -100 for all other pairs. The mask is built on the device and cached there."""
 
     def regions(side: int, shift: int) -> Tensor:
         position = torch.arange(side, device=device)
@@ -96,7 +96,7 @@ def shifted_window_mask(
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """Return the row of the bias table for each pair of tokens in a window, (N, N) int64, N = window_size^2."""
+    """Return an index into the bias table for each pair of tokens in a window, (N, N) int64, N = window_size^2."""
     axis = torch.arange(window_size)
     y, x = (axis.flatten() for axis in torch.meshgrid(axis, axis, indexing="ij"))
     dy, dx = (c[:, None] - c[None, :] + window_size - 1 for c in (y, x))  # 0 .. 2 * window_size - 2
@@ -119,7 +119,9 @@ class WindowAttention(nn.Module):
             self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
 
     def logit_bias(self, mask: Tensor | None) -> Tensor | None:
-        """Return position bias plus mask, (heads, N, N) or (windows, heads or 1, N, N), or None if there is neither."""
+        """Return the relative position bias plus the mask, or None if there is no bias and no mask.
+
+        Shape: (heads, N, N) for only a bias, (windows, 1, N, N) for only a mask, (windows, heads, N, N) for both."""
         if self.relative_position_bias_table is None:
             return mask
         # An embedding lookup is faster than indexing, whose backward pass on CUDA sorts the indices every time.
@@ -134,21 +136,21 @@ class WindowAttention(nn.Module):
         logits = (q * self.scale) @ k.transpose(-2, -1)  # (B, windows, heads, N, N)
         bias = self.logit_bias(mask)
         if bias is not None:
-            logits += bias  # in place, because this is the block's largest tensor; matmul's backward does not need it
+            logits += bias  # in place to save memory: logits is the largest tensor. matmul's backward does not need it.
         # The explicit dtype keeps autocast from storing the probabilities in float32; the kernel still sums in float32.
         attention = logits.softmax(dim=-1, dtype=logits.dtype)
         return self.proj((attention @ v).transpose(2, 3).flatten(-2))
 
 
 class DropPath(nn.Module):
-    """Randomly zero a residual branch, per sample, during training (stochastic depth, arXiv 1603.09382)."""
+    """Randomly set a residual branch to zero, per sample, in training (stochastic depth, arXiv 1603.09382)."""
 
     def __init__(self, probability: float):
         super().__init__()
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zero samples of x (B, ...) with the given probability and scale the others to keep the expected value."""
+        """Set each sample of x (B, ...) to zero with this probability. Scale the rest to keep the expected value."""
         if not self.training or self.probability == 0.0:
             return x
         keep_probability = 1.0 - self.probability
@@ -279,13 +281,13 @@ def resize_grid(grid: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class SwinTransformer(nn.Module):
-    """Swin Transformer with switches for the paper's ablations (Table 4).
+    """Swin Transformer with options for the paper's ablations (Table 4).
 
-    embed_dim: channels of the first stage; every further stage doubles them. depths: number of blocks per stage.
+    embed_dim: channels of the first stage; every later stage has twice as many. depths: number of blocks per stage.
     num_heads: attention heads per stage. num_classes: number of outputs of the classifier.
     window_size: side of a window in tokens. patch_size: side of a patch in pixels.
-    image_size: image side in pixels for which the absolute position embedding is stored; resized for other inputs.
-    drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0 in the first block.
+    image_size: image side in pixels for which the absolute position embedding is stored. It is resized for other sides.
+    drop_path_rate: stochastic depth rate of the last block. The rate grows linearly from 0 in the first block.
     shift: whether to shift the windows of every second block by half a window.
     position: none, abs (learned embedding added to the tokens), rel (bias on the attention logits) or abs+rel.
     Raises ValueError for any other `position`."""
@@ -347,7 +349,7 @@ class SwinTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def modules_by_tap(self) -> dict[str, nn.Module]:
-        """Return the modules of the trunk in order, by the name of the tap at their output."""
+        """Return a dict from tap to module, in the order of execution. A tap names the output of its module."""
         modules = {}
         for number, layer in enumerate(self.layers, start=1):
             modules[f"stage{number}"] = layer.blocks
@@ -356,7 +358,7 @@ class SwinTransformer(nn.Module):
         return modules
 
     def out_channels(self, tap: str) -> int:
-        """Return the number of channels of the map at a tap. Raises ValueError for an unknown tap."""
+        """Return the number of channels of the feature map at a tap. Raises ValueError for an unknown tap."""
         self._tap_indices([tap])
         number = int(tap[-1])
         return self.embed_dim * 2 ** (number if tap.startswith("merge") else number - 1)
@@ -364,7 +366,7 @@ class SwinTransformer(nn.Module):
     def cut(self, taps: Sequence[str]) -> "SwinTransformer":
         """Remove all modules after the last of these taps, in place, and return self.
 
-        A cut model has `features` but no classifier. Raises ValueError for an unknown tap."""
+        `features` still works, but the classifier is removed. Raises ValueError for an unknown tap."""
         last = max(self._tap_indices(taps))
         name = list(self.modules_by_tap())[last]
         number = int(name[-1])
@@ -384,7 +386,7 @@ class SwinTransformer(nn.Module):
         return [known.index(tap) for tap in taps]
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return patch tokens, (B, H / patch, W / patch, C), plus the absolute position embedding if there is one."""
+        """Return the patch tokens (B, H / patch, W / patch, C). Add the absolute position embedding if there is one."""
         x = self.patch_embed(images)
         if self.absolute_pos_embed is None:
             return x
@@ -392,7 +394,7 @@ class SwinTransformer(nn.Module):
         return x + (grid if x.shape[1:3] == grid.shape[1:3] else resize_grid(grid, x.shape[1:3]))
 
     def features(self, images: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
-        """Return the feature map (B, C, H', W') of each tap: "stageN" (before patch merging) or "mergeN" (after it).
+        """Return a dict from tap to feature map (B, C, H', W'). Taps: "stageN", or "mergeN" after patch merging.
 
         images: (B, in_channels, H, W) float. Raises ValueError for an unknown tap."""
         last = max(self._tap_indices(taps))
@@ -407,7 +409,7 @@ class SwinTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return class logits (B, num_classes) for images (B, in_channels, H, W) float."""
         if self.head is None:
-            raise RuntimeError("this SwinTransformer was cut and has no classifier: call features() instead")
+            raise RuntimeError("cut() removed the classifier of this SwinTransformer: call features() instead")
         x = self.embed(images)
         for module in self.modules_by_tap().values():
             x = module(x)
@@ -417,7 +419,7 @@ class SwinTransformer(nn.Module):
 def swin_state_dict(state_dict: Mapping) -> dict[str, Tensor]:
     """Return the weights of a public Swin checkpoint under Microsoft's names, without buffers.
 
-    state_dict: from Microsoft (also if wrapped as {"model": ...}), torchvision or timm."""
+    state_dict: weights from Microsoft, torchvision or timm. A dict {"model": weights} is also accepted."""
     if isinstance(state_dict.get("model"), Mapping):
         state_dict = state_dict["model"]
     names = {}
@@ -437,14 +439,14 @@ def swin_state_dict(state_dict: Mapping) -> dict[str, Tensor]:
 def swin_arguments(state_dict: Mapping) -> dict:
     """Infer the arguments of SwinTransformer, except `shift` and `drop_path_rate`, from a classifier's weights.
 
-    state_dict: in a format that `swin_state_dict` accepts.
-    Raises ValueError if it is not a Swin classifier, lacks relative position bias, or has different window sizes."""
+    state_dict: in a format that `swin_state_dict` accepts. Raises ValueError if it is not a Swin classifier, has no
+    relative position bias, or has different window sizes in different stages."""
     shapes = {key: value.shape for key, value in swin_state_dict(state_dict).items() if isinstance(value, Tensor)}
     required = ("patch_embed.proj.weight", "layers.0.blocks.0.mlp.fc1.weight", "norm.weight", "head.weight")
     missing = [key for key in required if key not in shapes]
     if missing:
         raise ValueError(
-            f"weights without {missing[0]}: expected a Swin classifier with Microsoft's, torchvision's or timm's names"
+            f"{missing[0]} is missing in the weights: expected a Swin classifier of Microsoft, torchvision or timm"
         )
     matches = [re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.norm1\.weight", key) for key in shapes]
     depths = Counter(int(match[1]) for match in matches if match)
@@ -452,7 +454,7 @@ def swin_arguments(state_dict: Mapping) -> dict:
     if None in tables:
         raise ValueError(
             "cannot infer the number of heads from weights without relative position bias: "
-            "build the model from the config that it was trained with"
+            "build the model from the config with which it was trained"
         )
     windows = [(math.isqrt(rows) + 1) // 2 for rows, _ in tables]
     if len(set(windows)) > 1:
@@ -482,10 +484,10 @@ def load_swin_weights(
 ) -> tuple[list[str], list[str]]:
     """Load a public Swin checkpoint in a format that `swin_state_dict` accepts.
 
-    Position tables for a different window or image size are resized. Weights of parts that were cut are ignored.
-    shape_mismatch_prefixes: name prefixes of weights to skip, leaving the model's own, if the shapes differ.
-    Returns the resized weights and the skipped weights, each by name with both shapes.
-    Raises ValueError, and leaves the model unchanged, if any weight is missing, unexpected or has the wrong shape."""
+    Position tables for a different window or image size are resized. Weights of modules that `cut` removed are ignored.
+    shape_mismatch_prefixes: name prefixes of weights that are skipped if the checkpoint has a different shape.
+    Returns a list of the resized and a list of the skipped weights, with a text (name and both shapes) for each weight.
+    Raises ValueError, and loads nothing, if weights are missing, unexpected or of a shape that cannot be handled."""
     renamed = swin_state_dict(state_dict)
     weights = {key: tensor for key, tensor in renamed.items() if not key.startswith(model.removed_prefixes)}
     resized = []

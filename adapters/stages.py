@@ -11,13 +11,13 @@ from weights.registry import find_weights, read_weights
 class SwinStages(nn.Module):
     """A Swin trunk with a LayerNorm over the channels of each chosen stage's output.
 
-    The norms are needed because the residual sums of Swin's blocks are not normalised and grow with depth. They follow
-    Microsoft's detection and segmentation code. A classifier's checkpoint has no weights for them.
+    The norms are needed because the residual sums of Swin's blocks are not normalised and grow with depth. Microsoft's
+    detection and segmentation code has the same norms. A classifier's checkpoint has no weights for them.
 
-    name: a key of SWIN_VARIANTS. stages: among 1, 2, 3 and 4, with strides of 4, 8, 16 and 32 pixels.
-    weights: weights of the trunk, as in `model.weights` of a detection config, or None for random weights. Missing
-        weights are not downloaded.
-    The attribute `out_channels` lists the channels of the maps.
+    name: a key of SWIN_VARIANTS. stages: numbers from 1 to 4. Stages 1, 2, 3, 4 have strides of 4, 8, 16, 32 pixels.
+    weights: weights of the trunk, as in `model.weights` of a detection config, or None for random weights. Weights
+        that are not on disk are not downloaded.
+    The attribute `out_channels` lists the number of channels of each map.
     Raises ValueError for an unknown name or stage, and for weights that are missing or do not fit."""
 
     def __init__(
@@ -41,12 +41,12 @@ class SwinStages(nn.Module):
         try:
             resized, _ = load_swin_weights(self.trunk, read_weights(find_weights(weights, name)))
         except ValueError as error:
-            raise ValueError(f"weights {weights!r} of {name}: {error}") from error
+            raise ValueError(f"cannot load weights {weights!r} into {name}: {error}") from error
         if resized:
-            logger.warning("resized %d position tables of %s to fit: %s", len(resized), weights, listed(resized))
+            logger.warning("resized %d position tables of %s to this model: %s", len(resized), weights, listed(resized))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return a dict from "0", "1", ... to the map of each stage, as torchvision's detectors expect.
+        """Return a dict from "0", "1", ... to the map of each stage, the format that torchvision's detectors expect.
 
         images: (B, 3, H, W) float, normalised, of any size. Maps: (B, C, H / stride, W / stride), sides rounded up."""
         maps = self.trunk.features(images, self.taps).values()

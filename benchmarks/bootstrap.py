@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.bootstrap
 
-Detectors are simulated, so their true difference is known. The difficulty of objects and distractors has parts for all
-detectors, for one detector and for one run. Each trial draws a validation set, simulates runs on it and computes 95%
-intervals of differences of mAP. True scores are measured on 100,000 images. Takes 15 to 20 minutes on 2 cores.
+Detectors are simulated, so their true difference is known. Objects and distractors (background that looks like an
+object) have random difficulties, which partly depend on the detector and the run. Each trial draws a validation set,
+simulates runs on this set and computes 95% intervals of differences of mAP. Takes 15 to 20 minutes on 2 cores.
 """
 
 import resource
@@ -25,15 +25,15 @@ from stats.image_statistics import Matches
 
 REPLICATES, PROCESSES = 1000, 2
 COVERAGE, FALSE_POSITIVES = (0.92, 0.98), (0.03, 0.07)  # target ranges
-MAX_SECONDS, MAX_MIB = 90, 4096  # targets for one pair at the scale of COCO val2017
-SKILLS = {"": 0.5, "equal": 0.5, "better": 0.7, "much better": 1.5}  # of the detectors; the first is the baseline
+MAX_SECONDS, MAX_MIB = 90, 4096  # targets for comparing two detectors on a set as large as COCO val2017
+SKILLS = {"": 0.5, "equal": 0.5, "better": 0.7, "much better": 1.5}  # skill of each detector; the first is the baseline
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 COLUMNS = ("case", "detector", "interval", "true difference", "covered", "p < 0.05", "mean error of the estimate",
            "standard deviation of the error", "mean standard error")  # fmt: skip
 
 
 class Case(NamedTuple):
-    """Size of the simulated validation sets, and number of runs per detector and of trials."""
+    """Simulated validation sets, with the number of runs per detector and the number of trials."""
 
     images: int
     classes: int
@@ -54,7 +54,7 @@ CASES = {
 
 
 class Scene(NamedTuple):
-    """Simulated images. Objects of high ease are detected easily; distractors of high likeness look like objects."""
+    """Simulated images. ease: how easy an object is to detect. likeness: how similar a distractor is to an object."""
 
     num_images: int
     num_classes: int
@@ -69,7 +69,7 @@ class Scene(NamedTuple):
 def simulate_scene(
     num_images: int, num_classes: int, generator: np.random.Generator, objects: float = 3, distractors: float = 6
 ) -> Scene:
-    """Simulate images with these mean numbers of objects and distractors; class k has a frequency of about 1 / k."""
+    """Simulate images. objects, distractors: mean number per image. The frequency of class k is proportional to 1/k."""
     shares = 1 / np.arange(1, num_classes + 1)
     shares /= shares.sum()
     image_ease = generator.normal(0, 0.6, num_images)
@@ -89,7 +89,7 @@ def simulate_scene(
 
 
 def simulate_runs(scene: Scene, skills: Iterable[float], generator: np.random.Generator) -> list[Matches]:
-    """Simulate runs of one detector, one per skill, with noise that they share and noise specific to each run."""
+    """Simulate runs of one detector, one run per skill. Some noise is shared by these runs, some belongs to one run."""
     num_objects, num_distractors = len(scene.ease), len(scene.likeness)
     ease = scene.ease + generator.normal(0, 0.4, num_objects)
     likeness = scene.likeness + generator.normal(0, 0.5, num_distractors)
@@ -124,13 +124,13 @@ def simulate_runs(scene: Scene, skills: Iterable[float], generator: np.random.Ge
 
 
 def score_and_replicates(matches: Matches, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the mAP on the full set and on each resample."""
+    """Return the mAP of a run on the full set and on each resample."""
     scores = resampled_scores(matches, np.vstack([np.ones(weights.shape[1], weights.dtype), weights]))[0]["mAP"]
     return scores[0], scores[1:]
 
 
 def true_scores(batch: int, case: Case) -> list[float]:
-    """Return each detector's mAP on 25,000 images, averaged over seeds by Gauss-Hermite quadrature.
+    """Return each detector's mAP on 25,000 images, averaged over the skills of its runs by Gauss-Hermite quadrature.
 
     All detectors get the same images and the same random numbers, so differences have hardly any noise."""
     scene = simulate_scene(25_000, case.classes, np.random.default_rng([batch, 1]))
@@ -148,7 +148,7 @@ def true_scores(batch: int, case: Case) -> list[float]:
 
 
 def trial(number: int, case: Case) -> dict[tuple[str, str], Interval]:
-    """Compare each detector with the baseline on one validation set, with each kind of interval."""
+    """Simulate a validation set; return a dict from (kind, detector) to the interval of mAP minus baseline mAP."""
     generator = np.random.default_rng([number, case.images, case.classes, round(1000 * case.spread)])
     scene = simulate_scene(case.images, case.classes, generator)
     weights = image_weights(scene.num_images, REPLICATES, number)
@@ -173,7 +173,7 @@ def trial(number: int, case: Case) -> dict[tuple[str, str], Interval]:
 def table(
     name: str, case: Case, truths: dict[str, float], trials: list[dict[tuple[str, str], Interval]]
 ) -> tuple[list[str], list[str]]:
-    """Return the table rows of these trials, and the failures: rows outside the target ranges."""
+    """Return the table rows of these trials, and one text for each row outside the target ranges."""
     lines, failures = [], []
     for kind, contrast in trials[0]:
         intervals, truth = [result[kind, contrast] for result in trials], truths[contrast]
@@ -195,7 +195,7 @@ def table(
 
 
 def time_a_pair() -> tuple[float, float]:
-    """Return the seconds and peak MiB for comparing a pair on 5,000 images with 80 classes and 100 detections each."""
+    """Return the seconds and peak MiB of comparing two detectors on 5,000 images, with 100 detections per image."""
     generator = np.random.default_rng(0)
     scene = simulate_scene(5000, 80, generator, objects=7.2, distractors=92.8)
     runs = [simulate_runs(scene, [skill], generator)[0] for skill in (0.5, 0.7)]
@@ -212,14 +212,14 @@ def one_thread() -> None:
 
 
 def measure(device: torch.device) -> Page:
-    """Time one pair and run all trials."""
-    spawn = get_context("spawn")  # a new process, so that its peak memory is that of the pair
+    """Time one comparison of two detectors, and run all trials."""
+    spawn = get_context("spawn")  # a new process, so that peak memory does not include earlier work
     with ProcessPoolExecutor(1, spawn) as pool:
         seconds, peak_mib = pool.submit(time_a_pair).result()
     lines, failures = [], []
     with ProcessPoolExecutor(PROCESSES, spawn, initializer=one_thread) as pool:
         for name, case in CASES.items():
-            scores = np.mean(list(pool.map(partial(true_scores, case=case), range(4))), axis=0)
+            scores = np.mean(list(pool.map(partial(true_scores, case=case), range(4))), axis=0)  # 4 x 25,000 images
             truths = dict(zip(SKILLS, scores - scores[0], strict=True))
             trials = list(pool.map(partial(trial, case=case), range(case.trials)))
             new_lines, new_failures = table(name, case, truths, trials)

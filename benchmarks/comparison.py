@@ -1,6 +1,6 @@
 """Common code of the benchmarks: the command, the rows of the table, and the page with the results.
 
-A benchmark compares our code with a peer, alternating in the same run, and fails if their results differ. A ratio of 3
+A benchmark runs our code and a peer (such as torchvision) alternately, and fails if their results differ. A ratio of 3
 means three times as fast, or a third of the memory. `python -m benchmarks.comparison` lists all ratios with a target.
 """
 
@@ -25,18 +25,18 @@ COLUMNS = ("what", "peer", "theirs", "ours", "", "ratio", "target")
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement of ours and of a peer."""
+    """One row of a table: a value measured for our code, and the value of a peer or a target."""
 
     what: str
     peer: str
     theirs: float
     ours: float
-    unit: str  # of both: ms, s, MiB, images/s, mAP, ...
+    unit: str  # of both values: ms, s, MiB, images/s, mAP, ...
     target: float | None = None  # smallest acceptable ratio
 
     @property
     def ratio(self) -> float:
-        """How many times better ours is. Rates and scores are better if larger, all other units if smaller."""
+        """Factor by which ours is better. Rates and scores are better if larger, all other values if smaller."""
         larger_is_better = self.unit.endswith("/s") or self.unit in ("mAP", "AP50")
         return self.ours / self.theirs if larger_is_better else self.theirs / self.ours
 
@@ -44,12 +44,12 @@ class Row:
 class Page(NamedTuple):
     """The results of a benchmark."""
 
-    text: str  # Markdown that begins with a title line and has "{rows}" in place of the table
+    text: str  # Markdown: a title line, then text with the placeholder "{rows}" for the table
     rows: Sequence[Row] = ()
     failures: Sequence[str] = ()  # failures other than rows below their target
 
     def all_failures(self) -> list[str]:
-        """Return the rows below their target, and all other failures."""
+        """Return a text for each row below its target, followed by all other failures."""
         rows = [row for row in self.rows if row.target and row.ratio < row.target]
         return [*(f"{row.what} ({row.ratio:.2f}, target {row.target:g})" for row in rows), *self.failures]
 
@@ -57,10 +57,10 @@ class Page(NamedTuple):
 def run_benchmark(
     measure: Callable[..., Page | None], options: dict[str, dict] | None = None, on_cpu: bool = True
 ) -> None:
-    """Run `measure(device, **options)` as a command, and write the page that it returns next to its module.
+    """Run `measure(device, **options)` as a command. Write the returned page to a .md file next to the benchmark.
 
-    options: option name -> keyword arguments of `add_argument`. on_cpu: run on one CPU thread, even if there is a GPU.
-    Raises RunError if a row is below its target, or for other failures."""
+    options: dict from option name to keyword arguments of `add_argument`. on_cpu: use one CPU thread instead of a GPU.
+    Raises RunError if the page has failures, such as a row below its target."""
     module = sys.modules[measure.__module__]
     parser = argparse.ArgumentParser(description=module.__doc__.partition("\n")[0])
     for name, settings in (options or {}).items():
@@ -83,7 +83,7 @@ def run_benchmark(
 def time_alternating(contenders: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Return the process time of each contender in seconds, the minimum over `rounds` rounds.
 
-    Every round runs each contender once. Run all of them once before, to warm up."""
+    Every round runs each contender once. Warm up all contenders before calling this function."""
     seconds = [[] for _ in contenders]
     for _ in range(rounds):
         for contender, times in zip(contenders, seconds, strict=True):
@@ -121,7 +121,7 @@ Below target or failed: {"; ".join(page.all_failures()) or "nothing"}.
 
 
 def overview() -> str:
-    """Return a table of the rows of all pages that have a target, with links to the pages."""
+    """Return a table of all rows with a target, from all pages, with links to the pages."""
     lines = ["| benchmark | what | peer | ratio | target |", "|---|---|---|---:|---:|"]
     for page in sorted(Path(__file__).parent.glob("*.md")):
         _, _, rows = page.read_text().partition(f"| {' | '.join(COLUMNS)} |\n")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.data_pipeline [/path/to/coco80]
 
-The peer is torchvision's SSD recipe on PIL images. Ours is CocoDetection with the same probabilities, and `collate`:
-with distort_colours on the CPU; without it, because the training device does it; and so with images that were shrunk by
-`python -m detection.data shrink`. If no data set is given, 64 synthetic images are used. Takes a minute.
+The peer is torchvision's SSD recipe on PIL images. Ours is CocoDetection with the same probabilities, then `collate`.
+Colours are distorted on the CPU, or not at all because the training device would distort them. The second case is also
+measured with images shrunk by `python -m detection.data shrink`. Default: 64 synthetic images. Takes a minute.
 """
 
 import tempfile
@@ -55,7 +55,7 @@ def by_torchvision(coco: CocoFile, batches: list[list[int]]) -> None:
 
 
 def by_ours(dataset: CocoDetection, batches: list[list[int]], *, colour_on_cpu: bool) -> None:
-    """Make the same batches in the way of this project's loader processes."""
+    """Make batches of the same images with the code that runs in this project's loader processes."""
     for indices in batches:
         batch = collate(dataset.__getitems__([(0, index) for index in indices]))
         if colour_on_cpu:
@@ -63,7 +63,7 @@ def by_ours(dataset: CocoDetection, batches: list[list[int]], *, colour_on_cpu: 
 
 
 def measure(device: torch.device, root: Path | None) -> Page:
-    """Time all contenders on the images that have objects."""
+    """Time all contenders on images that have objects."""
     with tempfile.TemporaryDirectory() as work:
         if root is None:
             root = Path(work) / "synthetic"

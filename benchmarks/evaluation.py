@@ -1,9 +1,9 @@
-"""COCO evaluation as after each training epoch, compared with pycocotools.
+"""COCO evaluation, as it runs after a training epoch, compared with pycocotools.
 
     python -m benchmarks.evaluation
 
-Computes the twelve COCO scores from two JSON files: a synthetic set of the size of COCO val2017. The scores must equal
-those of pycocotools to 1e-9. Each contender runs in its own process, to measure its memory. Takes 2 minutes.
+Computes the twelve COCO scores from synthetic annotation and result files, for as many images as COCO val2017 has. The
+scores must equal pycocotools' scores to 1e-9. Each contender has its own process, to measure memory. Takes 2 minutes.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ IMAGE_SIZE = (640, 480)  # the most common size in COCO
 ROUNDS = 3  # for ours; pycocotools runs once
 TOLERANCE = 1e-9
 
-Evaluate = Callable[[str, str], list[float]]  # annotations, results -> the twelve scores
+Evaluate = Callable[[str, str], list[float]]  # takes the files of annotations and results, returns the twelve scores
 
 
 class Outcome(NamedTuple):
@@ -58,10 +58,10 @@ def by_ours(annotations: str, results: str) -> list[float]:
 
 
 def run_alone(evaluate: Evaluate, annotations: str, results: str) -> Outcome:
-    """Return the time, memory and scores of `evaluate`. Call in a new process. Works on Linux only."""
+    """Return the time, memory and scores of `evaluate`. Call this function in a new process, on Linux."""
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluate(*write_set(Path(annotations).parent, images=5, name="warmup"))  # runs its imports
+        evaluate(*write_set(Path(annotations).parent, images=5, name="warmup"))  # so that imports are not measured
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
         before, started = memory_mib("VmRSS"), time.process_time()
         stats = evaluate(annotations, results)
@@ -74,7 +74,7 @@ def memory_mib(name: str) -> float:
 
 
 def write_set(folder: Path, images: int, name: str) -> tuple[str, str]:
-    """Write random annotations and results. Half the detections are near an object, most of them with its class."""
+    """Write random annotations and results. Half of the detections are near an object; most of these have its class."""
     rng = np.random.default_rng(0)
     shares = 1 / np.arange(1, CLASSES + 1)
     counts = 1 + rng.poisson(6.3, images)
@@ -100,7 +100,7 @@ def write_set(folder: Path, images: int, name: str) -> tuple[str, str]:
 
 
 def write_coco(path: Path, objects: list[dict], file_names: list[str]) -> None:
-    """Write an annotation file of these objects, in images with ids 1, 2, ... The objects get ids here."""
+    """Write an annotation file of these images and objects. Image ids and object ids are 1, 2, ..."""
     width, height = IMAGE_SIZE
     content = {
         "images": [
@@ -120,7 +120,7 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def records(image_ids: np.ndarray, category_ids: np.ndarray, boxes: np.ndarray, **fields: np.ndarray) -> list[dict]:
-    """Return a record in COCO format for each box. fields: further values, one per box."""
+    """Return a record in COCO format for each box. fields: values of additional fields, one value per box."""
     columns = {"image_id": image_ids, "category_id": category_ids, "bbox": boxes.round(3)} | fields
     rows = zip(*(values.tolist() for values in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]

@@ -1,11 +1,11 @@
-"""Images per second on one GPU: the ten cells of the published table, and torchvision's ssd300_vgg16 for comparison.
+"""Images per second on one GPU, for ten detectors (cells of the published table) and torchvision's ssd300_vgg16.
 
     python -m benchmarks.gpu [--seconds 570]
 
-Training is a complete step. Inference is the forward pass and post-processing, which gets the random outputs of
-benchmarks.postprocess because an untrained detector detects nothing or everything. Both repeat one batch that is on the
-device, in bf16; ResNets use channels_last. "From files" trains on JPEG files of COCO's size, with one loader process
-per CPU core. torchvision runs in its default, fp32.
+A cell is a backbone with a neck. Training measures complete steps. Inference measures the forward pass and
+post-processing. Post-processing gets random outputs from benchmarks.postprocess, because an untrained detector detects
+nothing or everything. Both repeat one batch that is on the device, in bf16; ResNets use channels_last. "From files"
+trains on JPEG files of COCO's size, with one loader process per CPU core. torchvision's detector runs in fp32.
 
 The page is updated after every measurement. Without a GPU this is a smoke test: slim backbones, single steps, no page.
 """
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     """What to measure, and how long."""
 
     targets: dict[str, float]  # backbone -> target of images/s in training
-    more_cells: tuple[str, ...]  # a backbone, or "backbone x neck"
+    more_cells: tuple[str, ...]  # cells without a target: "backbone" or "backbone x neck"
     train_batch: int
     eval_batch: int
     steps: int
@@ -73,7 +73,7 @@ SMOKE = Plan(
 
 
 class Bench:
-    """Measure images per second, keep them by the name of the measurement, and write the page."""
+    """Run the measurements, store images per second by the name of the measurement, and write the page."""
 
     def __init__(self, plan: Plan, root: Path, device: torch.device, seconds: float) -> None:
         self.plan, self.root, self.device = plan, root, device
@@ -82,7 +82,7 @@ class Bench:
         self.failed: dict[str, str] = {}  # name -> reason
 
     def measurements(self) -> Iterable[tuple[str, Callable[[], float]]]:
-        """Yield the name and the function of every measurement, the most important first."""
+        """Yield the name and the function of every measurement, the most important measurements first."""
         main_cells = tuple(self.plan.targets)
         yield from self.for_cells(self.training, main_cells, self.plan.modes)
         yield "ssd300_vgg16, training", self.peer_training
@@ -111,7 +111,7 @@ class Bench:
             except Exception as error:  # continue with the next measurement
                 traceback.print_exc()
                 self.failed[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            torch._dynamo.reset()  # otherwise it keeps the weights, and stops compiling after a few models
+            torch._dynamo.reset()  # otherwise torch.compile keeps old weights and stops compiling after a few models
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -121,14 +121,14 @@ class Bench:
                 write_page(__file__, self.page(), self.device)
 
     def rate(self, step: Callable[[], object], images: int) -> float:
-        """Return the images/s of a step. The timer synchronises with the device."""
+        """Return the images/s of a step that processes `images` images. The timer synchronises with the device."""
         timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
         if self.plan.steps > 1:
             timer.timeit(5)
         return images / timer.timeit(self.plan.steps).median
 
     def run(self, cell: str, mode: str, workers: int = 0) -> Trainer:
-        """Return a Trainer of a cell on the synthetic data set."""
+        """Return a Trainer for a cell, on the synthetic data set."""
         backbone, _, neck = cell.partition(" x ")
         return make_run(
             self.root, self.device, backbone=backbone, neck=neck or "none", workers=workers,
@@ -221,9 +221,9 @@ From files: {os.cpu_count()} loader processes.
 
 
 def write_noise_set(root: Path, files: int, images: int) -> None:
-    """Write a data set of noise with COCO's image size, file size, number of classes and objects per image.
+    """Write a data set of noise images with COCO's image size, file size, number of classes and objects per image.
 
-    There are only `files` different files; the `images` ids share them."""
+    Only `files` image files are written. There are `images` image ids, which refer to these files in turn."""
     (root / "images/train").mkdir(parents=True)
     (root / "annotations").mkdir()
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
@@ -242,7 +242,7 @@ def write_noise_set(root: Path, files: int, images: int) -> None:
 
 
 def measure(device: torch.device, seconds: float) -> Page | None:
-    """Run the measurements that there is time for. Raises RunError if a smoke test fails."""
+    """Run as many measurements as time allows. Raises RunError if a smoke test fails."""
     plan = PUBLISHED if device.type == "cuda" else SMOKE
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(plan, Path(name), device, seconds)
@@ -259,5 +259,5 @@ def measure(device: torch.device, seconds: float) -> Page | None:
 
 
 if __name__ == "__main__":
-    options = {"--seconds": {"type": float, "default": 570, "help": "skip measurements that would end later (570)"}}
+    options = {"--seconds": {"type": float, "default": 570, "help": "skip measurements ending after this time (570 s)"}}
     run_benchmark(measure, options, on_cpu=False)

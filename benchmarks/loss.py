@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.loss
 
-32 images of 8,732 default boxes with 81 logits each, and 0 to 60 objects per image (7 on average, as in COCO). The
-dispatched operators are also counted, on a CPU and on an accelerator (the meta device). Gradients may differ by 1e-6.
-MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of a gigabyte make all contenders faster. Takes two minutes.
+32 images, each with 8,732 default boxes of 81 logits and 0 to 60 objects (7 on average, as in COCO). Operators are also
+counted, on a CPU and on the meta device (in place of a GPU). Gradients may differ by 1e-6. All contenders are faster if
+MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ are set to a gigabyte. Takes two minutes.
 """
 
 import os
@@ -30,7 +30,7 @@ Gradients = tuple[Tensor, ...]  # with respect to box_deltas and class_logits
 
 
 def random_batch(seed: int) -> dict[str, Tensor]:
-    """Return random objects, none in the first image, and random network outputs."""
+    """Return a batch of random objects and random network outputs. The first image has no objects."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.empty(BATCH_SIZE).exponential_(1 / MEAN_OBJECTS, generator=generator).round()
     counts = counts.long().clamp(max=MAX_OBJECTS)
@@ -82,7 +82,7 @@ def our_step(batch: dict[str, Tensor], loss: Callable[[dict[str, Tensor], Tensor
 
 
 class OperatorCount(TorchDispatchMode):
-    """Count the dispatched operators, and those that need a value on the host and so synchronise with a GPU."""
+    """Count dispatched operators, and operators that synchronise with a GPU because the host needs a value."""
 
     SYNCHRONISING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
     operators = synchronisations = 0
@@ -99,7 +99,7 @@ class OperatorCount(TorchDispatchMode):
 def measure(device: torch.device) -> Page:
     """Time all contenders and count their operators. Raises RunError if the gradients differ."""
     batch = random_batch(seed=0)
-    for name in ("boxes_xyxy", "labels"):  # the padding differs from batch to batch
+    for name in ("boxes_xyxy", "labels"):  # M, the padded number of objects, varies
         torch._dynamo.maybe_mark_dynamic(batch[name], 1)
     theirs, eager = torchvision_step(batch), our_step(batch, loss_per_positive)
     compiled = our_step(batch, torch.compile(loss_per_positive))

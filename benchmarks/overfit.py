@@ -32,7 +32,7 @@ BACKBONES = {  # name: (input size, peak learning rate, channels_last)
 
 
 def write_subset(root: Path, target: Path) -> None:
-    """Write an annotation file of the first images with one to eight objects and no crowd."""
+    """Write an annotation file of the first IMAGES images that have one to MAX_OBJECTS objects and no crowd."""
     content = json.loads((root / "annotations/instances_train.json").read_text())
     objects: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
@@ -48,7 +48,7 @@ def write_subset(root: Path, target: Path) -> None:
 
 
 def overfit(backbone: str, root: Path, annotations: Path, device: torch.device) -> dict:
-    """Train one backbone on the subset and return its scores and the minutes it took."""
+    """Train a detector with this backbone on the subset. Return its scores, and the training time in minutes."""
     side, learning_rate, channels_last = BACKBONES[backbone]
     split = SplitConfig(images="images/train", annotations=str(annotations))
     config = DetectionConfig(

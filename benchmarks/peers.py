@@ -1,4 +1,4 @@
-"""Common parts of several benchmarks: SSD300's anchors, and torchvision's SSD without a network."""
+"""Code shared by several benchmarks: SSD300's anchors, and torchvision's SSD without a network."""
 
 from torch import nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator

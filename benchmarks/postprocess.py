@@ -5,9 +5,9 @@
 One image has 8,732 default boxes and 80 classes. The settings are torchvision's: score 0.01, IoU 0.45, 200 detections.
 There are three kinds of random outputs:
 
-trained    objects and noise: near an object, the logits of its class and, less so, of a wrong class are raised
-confident  like trained, without the wrong class and with less noise: few pairs reach the threshold, all near objects
-untrained  random logits: 270,000 pairs of anchor and class reach the threshold
+trained    objects and noise; near an object, the logits of its class are high and the logits of a wrong class medium
+confident  like trained, but with no wrong class and less noise; only a few pairs near objects reach the threshold
+untrained  random logits; about 270,000 pairs of anchor and class reach the threshold
 
 The detections must have the same number, classes and order (except for ties), scores equal to 1e-6, and boxes equal to
 1/100 of a pixel. Takes a minute.
@@ -53,10 +53,10 @@ def random_outputs(kind: str, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def check_equal(ours: RawDetections, theirs: dict[str, Tensor], what: str) -> None:
-    """Raise RunError if the detections differ in more than the order of equal scores."""
+    """Raise RunError if the detections differ, other than in the order of equal scores."""
     ours_order, theirs_order = (best_first(ours.scores, ours.labels), best_first(theirs["scores"], theirs["labels"]))
     if ours.labels[ours_order].tolist() != theirs["labels"][theirs_order].tolist():
-        raise RunError(f"{what}: labels differ from torchvision's ({len(ours.labels)}, {len(theirs['labels'])} boxes)")
+        raise RunError(f"{what}: our {len(ours.labels)} labels differ from torchvision's {len(theirs['labels'])}")
     score_error = (ours.scores[ours_order] - theirs["scores"][theirs_order]).abs().max()
     box_error = (ours.boxes_xyxy[ours_order] * SIDE - theirs["boxes"][theirs_order]).abs().max()
     if score_error > 1e-6 or box_error > 0.01:

@@ -3,8 +3,8 @@
     torchrun --standalone --nproc_per_node=8 -m benchmarks.scaling
     srun --ntasks-per-node=8 --gpus-per-task=1 python -m benchmarks.scaling
 
-Steps with and without the all-reduce alternate. The efficiency is the time of a step without it divided by the time of
-a step with it. NVIDIA measured 7.9 times the speed of one A100 on eight (DeepLearningExamples, SSD300 v1.1).
+Steps with and without the all-reduce alternate. The efficiency is the time without all-reduce divided by the time with
+all-reduce. NVIDIA measured that 8 A100 are 7.9 times as fast as one (DeepLearningExamples, SSD300 v1.1).
 """
 
 import tempfile
@@ -42,7 +42,7 @@ def time_steps(root: Path, device: torch.device, backbone: str, batch_size: int,
 
 
 def measure(device: torch.device) -> Page:
-    """Time steps on all processes of this launch."""
+    """Time training steps on all processes that the launcher started."""
     on_gpu, count = device.type == "cuda", distributed.world_size()
     backbone, size, precision = ("ResNet50Backbone_B", 64, "bf16") if on_gpu else ("ResNet18SlimBackbone_B", 8, "fp32")
     with tempfile.TemporaryDirectory() as name:

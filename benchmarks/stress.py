@@ -2,9 +2,9 @@
 
     python -m benchmarks.stress [--kills 50] [--seed 0]        (make stress)
 
-Each variant is trained once undisturbed, then several times with interruptions: a random signal after a random time,
-then a start with the same command, until the run finishes. All runs must have the same digest of the last checkpoint,
-metrics.jsonl (without times) and detections.json.
+Each variant (see VARIANTS) is trained once undisturbed, then several times with interruptions. An interruption is a
+random signal after a random time. The same command then resumes the run, until it finishes. All runs must have the same
+digest of the last checkpoint, metrics.jsonl (without times) and detections.json.
 """
 
 import hashlib
@@ -58,12 +58,12 @@ class Result(NamedTuple):
 
     kills: Counter  # by signal
     runs: int  # finished runs that were interrupted
-    identical: int  # number of these that are bit-identical to the undisturbed run
+    identical: int  # number of these runs that are bit-identical to the undisturbed run
     seconds: float
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, object]]:
-    """Yield name and value of every leaf of nested containers. A tensor's value is its dtype, shape and hash."""
+    """Yield the name and value of every leaf of nested containers. For a tensor, the value is dtype, shape and hash."""
     if isinstance(value, (dict, list, tuple)):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from flatten(item, f"{name}/{key}")
@@ -74,14 +74,14 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, object]]:
 
 
 def digest(experiment: Path) -> str:
-    """Return the SHA-256 of everything in the records that must not depend on interruptions."""
+    """Return a SHA-256 hash of all results that must not depend on interruptions."""
     final = [load_checkpoint(list_checkpoints(experiment / "checkpoints")[-1]), read_metrics(experiment)]
     values = sorted(repr(leaf) for leaf in flatten(final) if "second" not in leaf[0])
     return hashlib.sha256("".join(values).encode() + (experiment / "detections.json").read_bytes()).hexdigest()
 
 
 def kill_all(log: Path) -> None:
-    """Send SIGKILL to all processes of a run, found by the environment variable STRESS_RUN, as if the node died."""
+    """Send SIGKILL to all processes whose environment variable STRESS_RUN is this log, as if the machine failed."""
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # the process has ended
             if f"STRESS_RUN={log}".encode() in (folder / "environ").read_bytes().split(b"\0"):
@@ -89,9 +89,9 @@ def kill_all(log: Path) -> None:
 
 
 def train(command: Sequence[str], log: Path, kills: int, max_seconds: float, rng: random.Random) -> Counter:
-    """Run `command` until it finishes, interrupting it at most `kills` times; return the interruptions by signal.
+    """Run `command` until it finishes. Interrupt it at most `kills` times; return how often each signal was sent.
 
-    Each interruption comes at most max_seconds after a start. Raises RunError if a start fails on its own."""
+    Each interruption comes at most max_seconds after a start. Raises RunError if a start fails without interruption."""
     sent: Counter = Counter()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "STRESS_RUN": str(log)}
     for limit in [*(rng.uniform(0.3, 1.0) * max_seconds for _ in range(kills)), LIMIT_SECONDS]:

@@ -31,9 +31,9 @@ BATCH_SIZE, ROUNDS = 8, 3
 def make_run(
     root: Path, device: torch.device, *, backbone: str, neck: str = "none", workers: int = 0, **train: object
 ) -> Trainer:
-    """Return a Trainer in training mode, on the images of root/images/train, with SGD for a ResNet or AdamW for a Swin.
+    """Return a Trainer on the images in root/images/train, in training mode. A ResNet uses SGD; a Swin uses AdamW.
 
-    train: fields of TrainConfig. channels_last is used for a ResNet in bf16. Checkpoints, if any, go to `root`."""
+    train: fields of TrainConfig. A ResNet in bf16 uses channels_last. Checkpoints, if any, are written to `root`."""
     is_convnet = backbone.startswith("ResNet")
     split = SplitConfig(images="images/train", annotations="annotations/instances_train.json")
     config = DetectionConfig(
@@ -49,7 +49,7 @@ def make_run(
 
 
 def first_batch(run: Trainer) -> dict[str, Tensor]:
-    """Return the first batch of this rank, on its device. Each rank gets a different part of the data set."""
+    """Return the first batch of this rank, on the rank's device. Each rank gets a different part of the data set."""
     first, size = distributed.rank() * run.config.batch_size, run.config.batch_size
     return batch_to(collate([run.task.train_set[0, index] for index in range(first, first + size)]), run.device)
 

@@ -1,9 +1,9 @@
 """Confidence intervals by the paired bootstrap over images (Efron and Tibshirani, 1993, chapters 6, 13 and 16).
 
-A resample of the validation set draws images with replacement, as many as the set has. It is stored as image weights:
-how often each image was drawn. Two models are compared on the same resamples, so that their shared noise cancels. An
-image that was drawn twice counts twice, as if the data set had two copies of it and of its detections; counting it once
-would make intervals too narrow. benchmarks/bootstrap.md measures the coverage of the intervals.
+A resample draws as many images as the validation set has, with replacement. It is stored as image weights: how often
+each image was drawn. Two models are compared on the same resamples, so that the noise they share cancels. An image that
+was drawn twice counts twice, as if the data set had two copies of the image and its detections. Counting it once would
+make intervals too narrow. benchmarks/bootstrap.md measures the coverage of the intervals.
 
     weights = image_weights(len(a.image_ids), 1000, seed=0)
     scores_a, _ = resampled_scores(a, weights)
@@ -19,7 +19,7 @@ import numpy as np
 
 from stats.image_statistics import Hits, Losses, Matches, Statistics
 
-RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)  # bitwise equal to those of pycocotools
+RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)  # bitwise equal to pycocotools' recall thresholds
 CHUNK_ELEMENTS = 2**19  # size of the largest array of a chunk of resamples; several such arrays should fit in the cache
 THREADS = 2  # each thread works on one class at a time
 
@@ -28,10 +28,10 @@ THREADS = 2  # each thread works on one class at a time
 
 
 def image_weights(num_images: int, replicates: int, seed: int) -> np.ndarray:
-    """Return how often each image is drawn in each resample, when num_images images are drawn with replacement.
+    """Draw num_images images with replacement for each resample, and return how often each image was drawn.
 
     Returns (replicates, num_images) int32; each row sums to num_images. The draws depend only on the arguments, so
-    that experiments on one validation set are compared on the same resamples."""
+    that experiments with the same validation set are compared on the same resamples."""
     generator = np.random.default_rng(seed)
     weights = np.empty((replicates, num_images), dtype=np.int32)
     for row in weights:
@@ -42,12 +42,12 @@ def image_weights(num_images: int, replicates: int, seed: int) -> np.ndarray:
 def resampled_scores(statistics: Statistics, weights: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Compute the scores of a model on each resample, and its main score per class.
 
-    weights: (R, I) non-negative integers, how often each of the I images was drawn; all ones give the full set.
+    weights: (R, I) non-negative integers, how often each resample drew each of the I images. Ones give the full set.
 
-    Returns the scores, (R,) float64 each, by their names in results.json, and the main score per class, (R, C) float64:
-    mAP, and AP per class; or top1 and top5, and top1 per class; or the mean loss, and the mean loss per class. All but
-    the loss are from 0 to 1. nan if a resample has nothing to score.
-    Raises ValueError if weights are not integers, one per image."""
+    Returns a dict from score name (as in results.json) to scores, (R,) float64, and the main score per class, (R, C)
+    float64. For Matches: mAP; AP per class. For Hits: top1, top5; top1 per class. For Losses: mean loss; mean loss per
+    class. All scores but the loss are in [0, 1]. A score is nan if the resample has nothing to score.
+    Raises ValueError if the weights are not integers, one per image."""
     if isinstance(statistics, Hits):
         scores = {"top1": resampled_mean(statistics.hits, weights), "top5": resampled_mean(statistics.in_top5, weights)}
         return scores, resampled_class_means(statistics.hits, statistics, weights)
@@ -59,16 +59,16 @@ def resampled_scores(statistics: Statistics, weights: np.ndarray) -> tuple[dict[
 
 
 def resampled_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the mean of a value per image over each resample, such as the fraction of correct predictions.
+    """Return the mean of per-image values over each resample, such as the fraction of correct predictions.
 
-    values: (I,) bool or float. weights: (R, I), see resampled_scores. Returns (R,) float64; nan if none is drawn."""
+    values: (I,) bool or float. weights: (R, I), see resampled_scores. Returns (R,); nan if no image was drawn."""
     weights = _check_weights(weights, len(values))
     num_drawn = weights.sum(axis=1)
     return np.where(num_drawn > 0, weights @ values / np.maximum(num_drawn, 1), np.nan)
 
 
 def resampled_class_means(values: np.ndarray, statistics: Hits | Losses, weights: np.ndarray) -> np.ndarray:
-    """Return the mean of a value per image over the images of each class in each resample.
+    """Return the mean of per-image values over the images of each class, for each resample.
 
     values, weights: see resampled_mean. Returns (R, C) float64; nan if no image of the class was drawn."""
     weights = _check_weights(weights, len(values))
@@ -77,12 +77,12 @@ def resampled_class_means(values: np.ndarray, statistics: Hits | Losses, weights
 
 
 def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
-    """Compute COCO's AP per class on each resample: all IoU thresholds, all object areas, 100 detections per image.
+    """Compute COCO's AP of each class on each resample (all object areas, at most 100 detections per image).
 
-    The result equals that of pycocotools on a data set with w consecutive copies of an image that was drawn w times.
-
-    weights: (R, I), see resampled_scores. Returns (R, C) float64 from 0 to 1; nan if a class has no object in the
-    resample. Raises ValueError if weights are not integers, one per image."""
+    AP is the mean over all IoU thresholds. pycocotools computes the same AP for a data set that contains w consecutive
+    copies of each image that was drawn w times.
+    weights: (R, I), see resampled_scores. Returns (R, C) float64 in [0, 1]; nan if a class has no object in the
+    resample. Raises ValueError if the weights are not integers, one per image."""
     weights, num_classes = _check_weights(weights, len(matches.image_ids)), len(matches.class_names)
     max_copies = weights.max(axis=0, initial=0)
     result = np.full((len(weights), num_classes), np.nan)
@@ -123,7 +123,7 @@ class _Ranking:
     """The detections of one class in all images, by descending score.
 
     images: (D,) int, index of each detection's image.
-    copies: (D,) int, the number of the image's copy that the row stands for, from 0; -1 for all copies (see _rank).
+    copies: (D,) int, the copy of the image (0, 1, ...) to which the row belongs, or -1 for all copies (see _rank).
     true_positives, ignored: (D, T) bool."""
 
     images: np.ndarray
@@ -144,9 +144,10 @@ class _Ranking:
 def _rank(matches: Matches, class_index: int, max_copies: np.ndarray) -> _Ranking:
     """Order the detections of one class like pycocotools: by score, then by image.
 
-    All copies of a detection are adjacent in this order, so one row with a weight can stand for them. There is one
-    exception: if detections d and e of an image have equal scores, the order is d e d e, not d d e e. Such detections
-    get one row per copy, up to max_copies (I,). Copy j occurs in resamples that drew the image more than j times."""
+    An image that was drawn several times gives several copies of its detections. Copies of the same detection are
+    adjacent in this order, so one row with a weight can represent them. There is one exception: if detections d and e
+    of an image have equal scores, the order is d e d e, not d d e e. Such detections get one row per copy. Copy j (0,
+    1, ...) occurs in resamples that drew the image more than j times. max_copies: (I,), most copies in any resample."""
     first, last = np.searchsorted(matches.detection_classes, [class_index, class_index + 1])
     order = first + np.argsort(-matches.scores[first:last], kind="stable")
     scores, images = matches.scores[order], matches.detection_images[order]
@@ -170,10 +171,10 @@ def _rank(matches: Matches, class_index: int, max_copies: np.ndarray) -> _Rankin
 
 
 def _class_average_precision(ranking: _Ranking, weights: np.ndarray, num_objects: np.ndarray) -> np.ndarray:
-    """Compute the AP of one class on each resample, (R,); nan without objects.
+    """Compute the AP of one class on each resample, (R,); nan if the class has no objects in the resample.
 
-    Precision only rises at true positives, so they alone determine its envelope. AP sums, over the true positives, the
-    envelope times the number of recall thresholds that this true positive is the first to reach.
+    Precision only rises at true positives, so only true positives determine its envelope. AP is a weighted sum of the
+    envelope at the true positives. The weight is the number of recall thresholds that are first reached there.
     weights: (R, I) int32. num_objects: (R,) int."""
     detections = np.cumsum(ranking.counts(slice(None), weights), axis=1, dtype=np.int32)  # (R, D)
     total = np.zeros(len(weights))
@@ -197,8 +198,8 @@ def _class_average_precision(ranking: _Ranking, weights: np.ndarray, num_objects
 
 
 def _thresholds_reached(recall: np.ndarray) -> np.ndarray:
-    """Return the number of recall thresholds <= recall, as int32, with exactly the comparisons of pycocotools."""
-    reached = (recall * 100 + 1e-9).astype(np.int32)  # the right number, or one less
+    """Return the number of recall thresholds <= recall, as int32, with the same comparisons as in pycocotools."""
+    reached = (recall * 100 + 1e-9).astype(np.int32)  # the correct number, or one less
     reached += RECALL_THRESHOLDS.take(reached) <= recall
     return reached
 
@@ -208,11 +209,11 @@ def _thresholds_reached(recall: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95% confidence interval; all but the estimate are nan if the resamples do not suffice.
+    """An estimate with its 95% confidence interval. If too few resamples have a score, all but the estimate are nan.
 
     low, high: ends of the interval. p: two-sided p value for the hypothesis that the true value is 0.
-    standard_error: half the interval's width / 1.96, because the standard deviation of the replicates may be infinite:
-    with few seeds they follow Student's t."""
+    standard_error: half the width of the interval, divided by 1.96. The standard deviation of the replicates is not
+    used because it may be infinite: with few seeds, the replicates follow Student's t."""
 
     estimate: float
     low: float
@@ -222,19 +223,18 @@ class Interval:
 
 
 def cell_replicates(estimates: Sequence[Sequence[float]], replicates: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Return replicates of the mean score of each table cell, which has one or more runs with different seeds.
+    """Return replicates of the mean score of each table cell (one or more runs that differ only in the seed).
 
-    estimates: for each of K cells, the scores of its n_k runs on the full set.
-    replicates: for each cell (n_k, R), the scores of its runs on the same resamples of one validation set.
+    estimates: for each of K cells, the scores of its n_k runs on the full validation set.
+    replicates: for each cell, the scores (n_k, R) of its runs on R resamples. All cells share the resamples.
 
     Image part: the mean score of a cell's runs on each resample.
-    Seed part: resampling two or three runs would keep only (n - 1) / n of their variance, so normal noise is added
-    instead, assuming the same variance between seeds in all cells. Its estimate s2 is the sample variance within cells,
-    pooled over cells with several runs, with df = sum(n_k - 1) degrees of freedom. Each replicate draws one variance
-    s2 * df / chi2(df) for all cells, so that differences follow Student's t. From it, the variance that the image part
-    already has is subtracted: runs also differ because they err on different images. The result, at least 0, is divided
-    by n_k (measured in benchmarks/bootstrap.md). If no cell has several runs, there is no seed part.
-
+    Seed part: normal noise is added, because resampling two or three runs would keep only (n - 1) / n of their
+    variance. All cells are assumed to have the same variance between seeds. Its estimate s2 is the sample variance
+    within cells, pooled over cells with several runs, with df = sum(n_k - 1) degrees of freedom. Each replicate draws
+    one variance s2 * df / chi2(df) for all cells, so that differences follow Student's t. The image part already
+    contains some of this variance, because runs err on different images; this is subtracted. The rest, at least 0, is
+    divided by n_k (coverage: benchmarks/bootstrap.md). If no cell has several runs, there is no seed part.
     Returns (K, R); nan if a run has no score on a resample. The draws depend only on the arguments."""
     assert [len(scores) for scores in estimates] == [len(part) for part in replicates]
     result = np.stack([np.mean(part, axis=0) for part in replicates])
@@ -243,7 +243,7 @@ def cell_replicates(estimates: Sequence[Sequence[float]], replicates: Sequence[n
         return result
     pooled_variance = sum(np.var(scores) * len(scores) for scores in estimates) / degrees
     image_variance = sum(np.nanvar(part - np.mean(part, axis=0), axis=1).sum() for part in replicates) / degrees
-    generator = np.random.default_rng([seed, 1])  # a different stream from that of image_weights
+    generator = np.random.default_rng([seed, 1])  # independent of the draws of image_weights
     variance = np.maximum(pooled_variance * degrees / generator.chisquare(degrees, result.shape[1]) - image_variance, 0)
     num_runs = np.array([[len(scores)] for scores in estimates])
     return result + generator.standard_normal(result.shape) * np.sqrt(variance / num_runs)
@@ -252,11 +252,9 @@ def cell_replicates(estimates: Sequence[Sequence[float]], replicates: Sequence[n
 def interval(estimate: float, replicates: np.ndarray) -> Interval:
     """Return the 95% percentile interval and two-sided p value of an estimate, from its replicates (R,).
 
-    p = 2 * min(P(replicate <= 0), P(replicate >= 0)). One is added to each count, so p is never 0.
-
-    Plain percentiles are used because centring them on the estimate, or reversing them (2 * estimate - replicate),
-    covered the true value less often when classes had few objects.
-    nan replicates are ignored; if more than 5% are nan, the interval is undefined (nan)."""
+    p = 2 * min(P(replicate <= 0), P(replicate >= 0)). P is (count + 1) / (number of replicates + 1), so p is never 0.
+    Percentiles that were centred on the estimate, or reversed (2 * estimate - replicate), covered the true value less
+    often when classes had few objects. nan replicates are ignored. If more than 5% are nan, interval and p are nan."""
     replicates = np.asarray(replicates, dtype=np.float64)
     defined = replicates[~np.isnan(replicates)]
     if np.isnan(estimate) or defined.size == 0 or defined.size < 0.95 * replicates.size:
@@ -270,8 +268,8 @@ def interval(estimate: float, replicates: np.ndarray) -> Interval:
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Adjust p values for multiple tests (Holm, 1979), so that the chance of any false positive at 0.05 is at most 5%.
 
-    The smallest of m values is multiplied by m, the next by m - 1, and so on, but never below the one before. nan (no
-    test) stays nan."""
+    The smallest of m values is multiplied by m, the next by m - 1, and so on. Each result is at least the previous
+    result and at most 1. A nan is not counted as a test and stays nan."""
     p_values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p_values)[: np.sum(~np.isnan(p_values))]  # argsort puts nan last
     adjusted = np.full(p_values.shape, np.nan)

@@ -1,4 +1,4 @@
-"""Contrasts between table cells: differences, main effects and interactions as weighted sums of the cells' scores."""
+"""Contrasts: differences, main effects and interactions, as weighted sums of the scores of a table's cells."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,7 +12,7 @@ Contrast = dict[Hashable, float]  # cell -> factor
 
 
 def mean_difference(ones: Sequence[Hashable], zeros: Sequence[Hashable]) -> Contrast:
-    """Return the contrast "mean over the cells `ones` minus mean over the cells `zeros`"."""
+    """Return the contrast: mean score of the cells `ones` minus mean score of the cells `zeros`."""
     return {cell: 1 / len(ones) for cell in ones} | {cell: -1 / len(zeros) for cell in zeros}
 
 
@@ -21,7 +21,7 @@ def contrast_intervals(
 ) -> list[tuple[Interval, float]]:
     """Estimate a family of contrasts, with p values corrected for multiple tests.
 
-    estimates: cell -> score, of K cells. replicates: (K, R), of the same cells in the same order.
+    estimates: dict from each of K cells to its score. replicates: (K, R), replicates of these scores in this order.
     Returns the interval and the Holm-corrected p value of each contrast."""
     index = {cell: number for number, cell in enumerate(estimates)}
     means, intervals = np.array(list(estimates.values())), []
@@ -34,10 +34,10 @@ def contrast_intervals(
 
 
 def detectable_difference(standard_error: float, num_tests: int) -> float:
-    """Return the true difference that is significant at 5%, after correction, in 80% of experiments.
+    """Return the size of a true difference that is significant at 5%, after correction, in 80% of experiments.
 
-    It is assumed to be the only one of num_tests tested differences, so that Holm's correction equals Bonferroni's.
-    Returns nan if the standard error is 0, for example between two models that get nothing right."""
+    All other differences among the num_tests tests are assumed to be 0, so that Holm's correction equals Bonferroni's.
+    Returns nan if the standard error is 0, for example because both models score 0 on every resample."""
     if standard_error == 0:
         return math.nan
     normal = NormalDist()

@@ -1,7 +1,7 @@
 """Per-image statistics, from which a score can be recomputed on any resample of the images.
 
-A finished run writes them to image_statistics.npz in its experiment directory; stats.bootstrap computes confidence
-intervals from them. The file contains only arrays, no pickles.
+A finished run writes these statistics to image_statistics.npz in its experiment directory, and stats.bootstrap computes
+confidence intervals from this file. The file contains only arrays, no pickles.
 """
 
 from dataclasses import dataclass, fields
@@ -27,19 +27,19 @@ class SavedArrays:
 class Matches(SavedArrays):
     """Detections matched to objects, sufficient to compute average precision.
 
-    image_ids: (I,) int64, every validation image, in the evaluator's order.
+    image_ids: (I,) int64, the ids of all validation images, in the evaluator's order.
     class_names: (C,) text.
     iou_thresholds: (T,) float64.
 
     One row per detection, ordered by class, then by image, then by the evaluator's rank within the image (best first).
-    This order breaks ties between equal scores.
+    Detections with equal scores are ranked in this order.
     detection_images: (D,) int32, index into image_ids.
     detection_classes: (D,) int16, index into class_names.
     scores: (D,) float64.
-    true_positives: (D, T) bool, whether matched to an object that is not a crowd.
-    ignored: (D, T) bool, whether matched to a crowd; such a detection is neither a true nor a false positive.
+    true_positives: (D, T) bool, whether the detection is matched to an object that is not a crowd.
+    ignored: (D, T) bool, whether it is matched to a crowd. Then it is neither a true nor a false positive.
 
-    One row per object, without crowds:
+    One row per object that is not a crowd:
     object_images: (G,) int32, index into image_ids.
     object_classes: (G,) int16, index into class_names."""
 
@@ -59,7 +59,7 @@ class Matches(SavedArrays):
 class Hits(SavedArrays):
     """Correctness of a classifier's predictions, sufficient to compute top-1 and top-5 accuracy.
 
-    image_ids: (I,) text, every validation image: '<class folder>/<file>', or its number if it has no file.
+    image_ids: (I,) text, for each validation image '<class folder>/<file>', or the image's number if it has no file.
     class_names: (C,) text.
     labels: (I,) int16, the true class, index into class_names.
     hits: (I,) bool, whether the true class is the top prediction.
@@ -76,10 +76,10 @@ class Hits(SavedArrays):
 class Losses(SavedArrays):
     """The loss on each image, sufficient to compute the mean loss.
 
-    name: () text, the name of the mean loss among the scores.
-    image_ids: (I,) text, every validation image, by its name or number in the data set.
+    name: () text, the key of the mean loss in the scores.
+    image_ids: (I,) text, the name or number of each validation image in the data set.
     class_names: (C,) text.
-    labels: (I,) int16, the class, index into class_names.
+    labels: (I,) int16, the class of each image, index into class_names.
     losses: (I,) float64."""
 
     name: np.ndarray
@@ -93,7 +93,7 @@ Statistics = Matches | Hits | Losses
 
 
 def load_statistics(experiment: Path) -> Statistics:
-    """Load image_statistics.npz of an experiment. The names of the arrays determine the class of the result.
+    """Load image_statistics.npz of an experiment. The names of the arrays decide which class is returned.
 
     Raises ValueError naming the file if it is missing, corrupt or contains unexpected arrays."""
     path = experiment / FILE_NAME

@@ -9,9 +9,9 @@ from stats.image_statistics import Matches
 def precision_by_recall(matches: Matches) -> np.ndarray:
     """Compute the interpolated precision at the recalls 0, 0.01, ..., 1, exactly as pycocotools does.
 
-    It is the best precision at this recall or a higher one, for objects of any size and at most 100 detections per
-    image and class. Returns (T, 101, C) float64 from 0 to 1; nan for a class without objects. AP is its mean over the
-    recalls."""
+    The interpolated precision is the highest precision at this recall or any higher recall. Objects of any size count,
+    with at most 100 detections per image and class. Returns (T, 101, C) float64 in [0, 1]; nan for a class without
+    objects. The mean over the recalls is the AP."""
     thresholds, classes = len(matches.iou_thresholds), len(matches.class_names)
     precision = np.full((thresholds, len(RECALL_THRESHOLDS), classes), np.nan)
     for label in range(classes):
@@ -23,7 +23,7 @@ def precision_by_recall(matches: Matches) -> np.ndarray:
         hits = np.cumsum(matches.true_positives[rows], axis=0, dtype=np.float64)  # (D, T)
         misses = np.cumsum(~matches.true_positives[rows] & ~matches.ignored[rows], axis=0)
         for t in range(thresholds):
-            envelope = hits[:, t] / (hits[:, t] + misses[:, t] + np.spacing(1))  # as pycocotools, to avoid 0 / 0
-            envelope = np.append(np.maximum.accumulate(envelope[::-1])[::-1], 0)  # 0 where recall is never reached
+            envelope = hits[:, t] / (hits[:, t] + misses[:, t] + np.spacing(1))  # like pycocotools, to avoid 0 / 0
+            envelope = np.append(np.maximum.accumulate(envelope[::-1])[::-1], 0)  # 0 for recalls never reached
             precision[t, :, label] = envelope[np.searchsorted(hits[:, t] / num_objects, RECALL_THRESHOLDS)]
     return precision

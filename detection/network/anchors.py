@@ -1,4 +1,4 @@
-"""Default boxes: SSD's anchors at every cell of its six feature maps (arXiv 1512.02325, section 2.2).
+"""Default boxes: the anchors that SSD places at every cell of six feature maps (arXiv 1512.02325, section 2.2).
 
 Maps of side 38, 19, 10, 5, 3, 1 (the paper's SSD300) have 8,732 boxes; maps of side 42, 21, 11, 6, 3, 1 have 10,684.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-# Side of each level's smaller square as a fraction of the image side. The larger square also depends on the next scale.
+# Each scale is the side of a level's smaller square / image side. The larger square's side is sqrt(scale * next scale).
 ANCHOR_SCALES: dict[str, tuple[float, ...]] = {
     "ssd": (0.1, 0.2, 0.375, 0.55, 0.725, 0.9, 1.0),  # the paper's scales for Pascal VOC
     "ssd_coco": (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),  # the authors' scales for COCO, which has smaller objects
@@ -25,13 +25,13 @@ BOXES_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
 def default_boxes(grid_sizes: Sequence[tuple[int, int]], scales: Sequence[float]) -> Tensor:
     """Return the default boxes of all feature maps, clipped to the image.
 
-    They are ordered by level, row, column and box, like the rows of the head's output. Apart from clipping, they equal
-    those of torchvision's DefaultBoxGenerator.
+    The boxes are ordered by level, row, column and index within the cell, like the rows of the SSD model's outputs.
+    Apart from clipping, they equal the boxes of torchvision's DefaultBoxGenerator.
 
     grid_sizes: (rows, columns) of each level's map, high to low resolution.
-    scales: one per level and one more, fractions of the image side; see ANCHOR_SCALES.
-    Returns anchors_cxcywh (A, 4) float32, fractions of the image side; their corners are in [0, 1].
-    Raises ValueError if the number of grids or scales does not match ASPECT_RATIOS."""
+    scales: one for each level plus one extra, fractions of the image side; see ANCHOR_SCALES.
+    Returns anchors_cxcywh (A, 4) float32, fractions of the image side; the corners of every box are in [0, 1].
+    Raises ValueError if the number of grid sizes or scales does not match ASPECT_RATIOS."""
     levels = len(ASPECT_RATIOS)
     if len(grid_sizes) != levels or len(scales) != levels + 1:
         raise ValueError(
@@ -51,7 +51,7 @@ def default_boxes(grid_sizes: Sequence[tuple[int, int]], scales: Sequence[float]
 
 
 def _box_sizes(scale: float, next_scale: float, ratios: Sequence[float]) -> list[tuple[float, float]]:
-    """Return the (width, height) of one cell's boxes: two squares, then a wide and a tall box per ratio."""
+    """Return the (width, height) of each box in a cell: two squares, then a wide and a tall box per ratio."""
     larger = math.sqrt(scale * next_scale)
     sizes = [(scale, scale), (larger, larger)]
     for ratio in ratios:

@@ -1,15 +1,16 @@
 """Backbones of the detector.
 
-A backbone is a trunk (ResNet, arXiv 1512.03385, or Swin, arXiv 2103.14030), feature maps tapped from it, and extra
-levels that reduce the last map to one cell (SSD, arXiv 1512.02325, section 2.1).
+A trunk is a classification network without its classifier: ResNet (arXiv 1512.03385) or Swin (arXiv 2103.14030). A
+backbone uses some feature maps of a trunk, named by taps such as "layer3". It adds extra levels, convolutions that
+reduce the last map to one cell (SSD, arXiv 1512.02325, section 2.1).
 
 BACKBONES lists the backbones; TRUNKS lists the trunks. Backbones A and B of the same trunk differ in their taps. To use
 a different ResNet or Swin, add an entry:
 
     BACKBONES["SwinSBackbone_B"] = dataclasses.replace(BACKBONES["SwinTBackbone_B"], trunk="swin_s")
 
-A checkpoint works at any square input of 96 pixels or more: the strides and paddings of the extra levels depend on the
-input size (`plan_extras`), but their weights do not.
+A checkpoint works for square inputs of any size from 96 pixels. The size changes only the strides and paddings of the
+extra levels (`plan_extras`), not their weights.
 """
 
 from collections.abc import Mapping
@@ -37,11 +38,11 @@ MIN_INPUT_SIZE = 96
 
 
 class ResNetTrunk(nn.Module):
-    """A ResNet v1.5 up to the last tapped layer, with torchvision's parameter names.
+    """A ResNet v1.5 that ends with the last tapped layer. Parameters have torchvision's names.
 
     block: torchvision's BasicBlock or Bottleneck. depths: number of blocks in each layer.
-    taps: names of the tapped layers, among "layer1".."layer4". unstrided: names of layers with stride 1 instead of 2.
-    width: channels of the stem and of the 3x3 convolutions in layer1; every further layer doubles it."""
+    taps: layers whose outputs are used, from "layer1" to "layer4". unstrided: layers with stride 1 instead of 2.
+    width: channels of the stem and of the 3x3 convolutions in layer1. The width doubles with every later layer."""
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class ResNetTrunk(nn.Module):
         if unknown:
             raise ValueError(f"layer {unknown[0]!r}: expected one of {', '.join(names)}")
         last = max(names.index(tap) for tap in taps)
-        self.removed_prefixes = ("fc.", *(f"{name}." for name in names[last + 1 :]))  # only a classifier has these
+        self.removed_prefixes = ("fc.", *(f"{name}." for name in names[last + 1 :]))  # parts that the trunk lacks
 
         self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -77,11 +78,11 @@ class ResNetTrunk(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def out_channels(self, tap: str) -> int:
-        """Return the number of channels of the map at a tap."""
+        """Return the number of channels of the feature map at a tap."""
         return self._out_channels[tap]
 
     def features(self, images: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
-        """Return the feature map (B, C, H', W') of each tap, by name. images: (B, 3, H, W) float."""
+        """Return a dict from tap to feature map (B, C, H', W'). images: (B, 3, H, W) float."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = {}
         for name in self._out_channels:
@@ -121,9 +122,9 @@ TRUNKS = {
 
 
 class L2Norm(nn.Module):
-    """Normalize each position to unit L2 norm over the channels, then scale each channel by a factor, initially 20.
+    """Normalize each position to unit L2 norm over the channels, then scale each channel by a learned factor.
 
-    Early maps have much larger values than late ones (Liu et al., ParseNet, arXiv 1506.04579, section 3.3)."""
+    Maps of early layers have much larger values than maps of late layers (ParseNet, arXiv 1506.04579, section 3.3)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -158,10 +159,10 @@ SAME = Convolution(stride=1, padding=1)
 def plan_extras(side: int, steps: tuple[Convolution, ...]) -> tuple[tuple[Convolution, ...], int]:
     """Choose the stride and padding of every extra level so that the last map has side 1.
 
-    side: side of the last tapped map. steps: the BackboneSpec's steps, which suit its reference input size.
-    Each level tries its own step, then HALVE, HALVE_UNPADDED and VALID; after a map of side 1 it uses SAME. The first
-    plan with the smallest last side (1, unless the input is huge) is chosen, so late levels change before early ones.
-    Returns the steps of all levels, and the side of the last map."""
+    side: side of the last tapped map. steps: stride and padding of each level at the reference input size.
+    Each level tries its own step, then HALVE, HALVE_UNPADDED and VALID. After a map of side 1, a level uses SAME.
+    The first plan with the smallest last side is chosen. This side is 1, unless the input is huge. Steps of late
+    levels are changed before steps of early levels. Returns the steps of all levels, and the side of the last map."""
     if side == 1 or not steps:
         return (SAME,) * len(steps), side
     best, smallest = (), side
@@ -205,11 +206,11 @@ class BackboneSpec:
 
     trunk: str  # a key of TRUNKS
     input_size: int  # reference side of the input in pixels
-    taps: tuple[str, ...]  # names of the trunk's maps to use
-    extras: tuple[tuple[int, int], ...]  # per extra level: output channels of its 1x1 and of its 3x3 convolution
+    taps: tuple[str, ...]  # names of the trunk's feature maps that are used
+    extras: tuple[tuple[int, int], ...]  # per extra level: output channels of the 1x1 and of the 3x3 convolution
     steps: tuple[Convolution, ...]  # per extra level: stride and padding at the reference input size
-    norm: type[nn.Module] = nn.BatchNorm2d  # norm layer of the extra levels, called with the number of channels
-    first: type[L2Norm] | type[PatchExpanding] | None = None  # applied to the first map, called with its channels
+    norm: type[nn.Module] = nn.BatchNorm2d  # norm layer of the extra levels; argument: number of channels
+    first: type[L2Norm] | type[PatchExpanding] | None = None  # module for the first map; argument: its channels
     unstrided: tuple[str, ...] = ()  # ResNet layers with stride 1 instead of 2
 
 
@@ -246,7 +247,7 @@ BACKBONES = {
         extras=((512, 512), (256, 512), (256, 256), (128, 256), (128, 256)),
         steps=(HALVE, HALVE, HALVE, HALVE, VALID),
     ),
-    # Slim backbones for the demo, and for small data on a CPU.
+    # Slim backbones for the demo, and for training with small data sets on a CPU.
     "ResNet18SlimBackbone_A": BackboneSpec(
         trunk="resnet18_slim",
         input_size=128,
@@ -278,7 +279,7 @@ BACKBONES = {
 class Backbone(nn.Module):
     """The backbone that a BackboneSpec describes, with random weights.
 
-    The attribute `out_channels` lists the channels of the maps.
+    The attribute `out_channels` lists the number of channels of each map.
     drop_path_rate: stochastic depth rate of a Swin trunk's last block; ignored by a ResNet."""
 
     def __init__(self, spec: BackboneSpec, drop_path_rate: float):
@@ -306,8 +307,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the feature maps, (B, C, side, side) each, from high to low resolution.
 
-        images: (B, 3, S, S) float, normalised, S at least MIN_INPUT_SIZE. Raises ValueError for any other image size.
-        """
+        images: (B, 3, S, S) float, normalised. Raises ValueError if they are not square or S < MIN_INPUT_SIZE."""
         height, width = images.shape[-2:]
         if height != width or height < MIN_INPUT_SIZE:
             raise ValueError(
@@ -328,11 +328,11 @@ def build_backbone(name: str, drop_path_rate: float = 0.2) -> Backbone:
 
 
 def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Load a public classification checkpoint into the trunk, ignoring the classifier and layers after the last tap.
+    """Load the weights of a public classifier into the trunk. Ignore its head and all layers after the last tap.
 
     state_dict: weights of a ResNet with torchvision's names, or of a Swin in a format that `load_swin_weights` accepts.
-    Returns the name and both shapes of each position table that was resized to the window or image size of a Swin.
-    Raises ValueError, and leaves the trunk unchanged, if the weights do not fit it."""
+    Returns one text (name, old shape, new shape) for each position table of a Swin that had to be resized.
+    Raises ValueError if the weights do not fit the trunk, which then stays unchanged."""
     if isinstance(backbone.trunk, SwinTransformer):
         resized, _ = load_swin_weights(backbone.trunk, state_dict)
         return resized

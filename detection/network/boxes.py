@@ -1,7 +1,7 @@
 """Encode boxes as offsets from anchors, and decode them (SSD, arXiv 1512.02325, section 2.2, eq. 2).
 
-Inside the network, box coordinates are float32 fractions of the square input's side. Variable names carry the format:
-`xyxy` is (left, top, right, bottom); `cxcywh` is (centre x, centre y, width, height).
+Inside the network, box coordinates are float32 fractions of the side of the square input. Variable names contain the
+format: `xyxy` is (left, top, right, bottom); `cxcywh` is (centre x, centre y, width, height).
 """
 
 import math
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-# The "variances" of SSD's code: regression targets are offsets divided by these (torchvision: weights 10, 10, 5, 5).
+# SSD's code calls these "variances" and divides offsets by them. torchvision multiplies by weights (10, 10, 5, 5).
 CENTER_VARIANCE = 0.1
 SIZE_VARIANCE = 0.2
 
-# Limits a box to 62.5 times its anchor, as in torchvision, so that exp does not overflow in an untrained network.
+# The sides of a decoded box are at most 1000 / 16 times the anchor's, as in torchvision, so that exp cannot overflow.
 MAX_LOG_GROWTH = math.log(1000 / 16)
 
 
 def encode_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> Tensor:
-    """Encode boxes as offsets from anchors, the targets of box regression; `decode_boxes` inverts it.
+    """Encode boxes as offsets from anchors, for use as regression targets. `decode_boxes` is the inverse.
 
-    boxes_xyxy: (..., 4) float, fractions of the image side. Every box must have an area (a check would synchronise the
-    GPU). anchors_cxcywh: (..., 4) float, fractions of the image side; broadcast against the boxes.
+    boxes_xyxy: (..., 4) float, fractions of the image side. Every box must have an area. This is not checked, because
+    a check would synchronise the GPU. anchors_cxcywh: (..., 4) float, fractions; broadcast against the boxes.
     Returns box_deltas (..., 4) float: centre x, centre y, log width, log height, each divided by its variance."""
     boxes_cxcywh = box_convert(boxes_xyxy, "xyxy", "cxcywh")
     center, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]

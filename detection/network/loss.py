@@ -1,6 +1,6 @@
 """MultiBox loss with hard negative mining (SSD, arXiv 1512.02325, section 2.2, eq. 1).
 
-Value and gradient equal those of torchvision's SSD.compute_loss. A whole batch is computed without GPU synchronisation.
+Losses and gradients are the same as in torchvision's SSD.compute_loss. A batch is computed without GPU synchronisation.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ class LossConfig(Config):
     box_weight: float = Field(
         1.0,
         ge=0,
-        description="weight of the box loss (smooth L1 summed over four coordinates) relative to the classification "
-        "loss: 1.0 in the SSD paper; 0.25 equals the reference code, which averaged over the coordinates",
+        description="weight of the box loss (smooth L1, summed over four coordinates) relative to the classification "
+        "loss; 1.0 as in the SSD paper; 0.25 as in the reference code, which averages over the coordinates",
     )
-    negatives_per_positive: int = Field(3, gt=0, description="hardest background boxes to train on per matched box")
+    negatives_per_positive: int = Field(3, gt=0, description="number of hard negatives to train on per matched box")
     match_iou: float = Field(0.5, gt=0, le=1, description="smallest IoU at which a default box matches an object")
 
 
@@ -39,25 +39,25 @@ def multibox_loss(
 ) -> dict[str, Tensor]:
     """Compute the two MultiBox losses, summed over the batch.
 
-    The caller divides the sums by the number of positives in the global batch. The classification loss is the softmax
-    cross-entropy of the positives (the matched anchors) and of each image's hardest negatives, those with the lowest
-    background probability. The box loss is smooth L1 over the positives, summed over the four coordinates. Both are
-    computed in float32, also under autocast. Without positives, both sums are zero but differentiable, so that the rank
-    still takes part in DDP's all-reduce.
+    Positives are the matched anchors. An image's hardest negatives are the unmatched anchors with the lowest background
+    probability. The classification loss is the softmax cross-entropy of the positives and hardest negatives. The box
+    loss is smooth L1 of the positives, summed over the four coordinates. Both losses are computed in float32, also
+    under autocast. The caller divides the sums by the number of positives in the global batch. Without positives, both
+    sums are zero but differentiable, so that the rank still takes part in DDP's all-reduce.
 
     box_deltas: (B, A, 4) float. class_logits: (B, A, num_classes + 1) float, 0 = background.
     matched: (B, A) int64, from match_anchors: the index of the matched object, or -1.
     boxes_xyxy: (B, M, 4) float, fractions of the image side. labels: (B, M) int64, 1..num_classes, 0 = padding.
     anchors_cxcywh: (A, 4) float, fractions of the image side.
-    negatives_per_positive: negatives to train on per positive of the same image, if the image has that many.
+    negatives_per_positive: number of negatives per positive of the same image; fewer if the image has not enough.
     Returns {"classification": (), "box": (), "num_positives": ()}: float32 sums and an int64 count."""
     num_images, num_anchors = matched.shape
     is_positive = matched >= 0  # (B, A)
     num_positives = is_positive.sum()
     is_trained = _trained_anchors(class_logits, is_positive, negatives_per_positive)  # (B, A)
 
-    # On the CPU only trained rows are computed. On a GPU, selecting them would synchronise (their number is not known
-    # in advance), so all rows are computed and the untrained ones are masked.
+    # A row holds the values of one anchor. On the CPU, only rows of trained anchors are computed. On a GPU, selecting
+    # rows would synchronise, because their number is not known in advance. So untrained rows are computed and masked.
     rows = is_trained.nonzero(as_tuple=True) if is_trained.is_cpu else ...  # R is (n,) on the CPU, (B, A) on a GPU
     is_positive, is_trained, object_index = is_positive[rows], is_trained[rows], matched.clamp(min=0)[rows]  # (R)
     image = torch.arange(num_images, device=matched.device)[:, None].expand(-1, num_anchors)[rows]  # (R)
@@ -79,10 +79,10 @@ def multibox_loss(
 
 @torch.no_grad()
 def _trained_anchors(class_logits: Tensor, is_positive: Tensor, negatives_per_positive: int) -> Tensor:
-    """Return which anchors the classification loss uses: positives and each image's hardest negatives, (B, A) bool."""
+    """Return a mask (B, A) bool of the anchors in the classification loss: positives and hardest negatives."""
     num_trained = is_positive.sum(dim=1, keepdim=True) * (1 + negatives_per_positive)  # (B, 1)
     hardness = _background_cross_entropy(class_logits).masked_fill(is_positive, torch.inf)  # (B, A)
-    if hardness.is_cpu:  # sort only as many anchors as needed; on a GPU, reading this number would synchronise
+    if hardness.is_cpu:  # find only as many anchors as needed; on a GPU, reading this number would synchronise
         max_trained = min(int(num_trained.max()), hardness.shape[1])
         hardest_first = hardness.topk(max_trained, dim=1).indices
     else:
@@ -108,12 +108,12 @@ def _background_cross_entropy(class_logits: Tensor) -> Tensor:
 def constant_predictor_loss(class_counts: Sequence[int] | Tensor, negatives_per_positive: int) -> float:
     """Return the classification loss per positive of the best constant predictor.
 
-    A network that has learned nothing plateaus at this loss. Let a constant predictor give every anchor the
-    probabilities p. If a fraction f_c of the positives has class c and k negatives are trained per positive, the loss
-    per positive is (k + 1) H(q, p), where H(q, p) is the cross-entropy and q = (k, f_1, ..., f_C) / (k + 1). The
-    minimum, at p = q, is (k + 1) H(q), where H(q) is the entropy in nats.
+    The loss stays at this value if a network learns nothing from the images. A constant predictor gives every anchor
+    the same class probabilities p, background first. Let a fraction f_c of the positives have class c, let k
+    negatives be trained per positive, and let q = (k, f_1, ..., f_C) / (k + 1). The loss per positive is (k + 1) times
+    the cross-entropy H(q, p). Its minimum, at p = q, is (k + 1) times the entropy H(q) in nats.
 
-    class_counts: (num_classes,) number of objects of each class, whose shares estimate f_c.
+    class_counts: (num_classes,) number of objects of each class; f_c is estimated as the share of class c.
     negatives_per_positive: k. Raises ValueError if all counts are zero."""
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     if not counts.sum() > 0:

@@ -18,9 +18,9 @@ def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, io
     """Match each anchor to an object or to background.
 
     1. Each anchor matches the object with the highest IoU, if that IoU is at least iou_threshold.
-    2. The anchor with the highest IoU for an object matches this object, even if the IoU is low or rule 1 chooses a
-       different object. If it is the best anchor of several objects, the last object gets it.
-    Ties in IoU go to the lowest index.
+    2. For each object, the anchor with the highest IoU matches this object, even if the IoU is low or rule 1 chooses a
+       different object. An anchor that is the best one for several objects matches the last of these objects.
+    If several IoUs are equal, the lowest index is chosen.
 
     boxes_xyxy: (B, M, 4) float, fractions of the image side. M is the largest number of objects per image, at least 1.
     labels: (B, M) int64, 0 = padding. Padding and boxes without an area match nothing.
@@ -42,11 +42,11 @@ def match_anchors(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, io
 
 
 def _best_overlaps(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each anchor's best IoU and the index of its box, both (B, A), and each box's best anchor, (B, M).
+    """Return the highest IoU and best box of each anchor, both (B, A), and the best anchor of each box, (B, M).
 
-    boxes_xyxy: (B, M, 4). anchors_xyxy: (A, 4). Ties go to the lowest index."""
+    boxes_xyxy: (B, M, 4). anchors_xyxy: (A, 4). Returns indices of boxes and anchors, the lowest if IoUs are equal."""
     iou = pairwise_iou(boxes_xyxy, anchors_xyxy)  # (B, M, A)
-    # Same as iou.max(dim=1), but compilers can vectorise it.
+    # The result is the same as for iou.max(dim=1), but compilers can vectorise this code.
     num_boxes = iou.shape[1]
     index = torch.arange(num_boxes, dtype=torch.int32, device=iou.device)
     best_iou = iou.amax(dim=1)
@@ -57,8 +57,8 @@ def _best_overlaps(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> tuple[Tensor, Te
 def pairwise_iou(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
     """Return the intersection over union (B, M, A) of every box (B, M, 4) with every anchor (A, 4).
 
-    The result is bitwise equal to torchvision.ops.box_iou. It is the largest tensor in matching, so it is computed with
-    unit stride and, where possible, in place."""
+    The result is bitwise equal to torchvision.ops.box_iou. It is the largest tensor in matching, so the code uses
+    contiguous memory and operates in place where possible."""
     left, top, right, bottom = boxes_xyxy[..., None].unbind(dim=2)  # (B, M, 1) each
     anchor_left, anchor_top, anchor_right, anchor_bottom = anchors_xyxy.T.contiguous()  # (A,) each
     width = torch.minimum(right, anchor_right).sub_(torch.maximum(left, anchor_left)).clamp_(min=0)

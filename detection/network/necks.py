@@ -1,7 +1,7 @@
 """Necks: fuse feature maps of different resolutions and project them to a common number of channels.
 
-Every neck takes a list of maps, from high to low resolution, and returns one map of the same height and width for each.
-The attribute `out_channels` lists the channels of the returned maps.
+Every neck takes a list of maps, from high to low resolution, and returns a list of maps with the same heights and
+widths. The attribute `out_channels` lists the number of channels of each returned map.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def make_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int
 
 
 class NoNeck(nn.Module):
-    """Return the backbone's maps unchanged; out_channels is ignored."""
+    """Return the backbone's maps unchanged. The argument out_channels is ignored."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int):
         super().__init__()
@@ -56,7 +56,7 @@ class PAN(FPN):
     """Path aggregation network (Liu et al., arXiv 1803.01534, section 3.1): FPN, then a bottom-up path.
 
     The output of a strided convolution has half the side of its input, rounded up. If the next map is smaller (for
-    example 1 after 3), the output is resized to it."""
+    example, side 1 after side 3), the output is resized to the size of the next map."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int):
         super().__init__(in_channels, out_channels)
@@ -72,13 +72,13 @@ class PAN(FPN):
 class DenseFPN(nn.Module):
     """Fuse each map with all coarser fused maps, by concatenation and one 3x3 convolution.
 
-    The coarsest map only gets the 1x1 convolution that every map gets first."""
+    Before this, a 1x1 convolution is applied to every map. The coarsest map is not changed further."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int):
         super().__init__()
         self.out_channels = [out_channels] * len(in_channels)
         self.aligns = nn.ModuleList(make_conv(channels, out_channels, 1) for channels in in_channels)
-        num_coarser = reversed(range(1, len(in_channels)))  # number of coarser maps, for each level but the coarsest
+        num_coarser = reversed(range(1, len(in_channels)))  # number of coarser maps, for all levels but the last
         self.fuses = nn.ModuleList(make_conv((i + 1) * out_channels, out_channels, 3) for i in num_coarser)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:

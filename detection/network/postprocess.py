@@ -1,8 +1,8 @@
 """Turn the network's outputs into detections: softmax, score threshold, NMS per class, top detections per image.
 
-Two shortcuts do not change the result. Softmax is computed only for anchors whose logits can reach the score threshold.
-NMS gets only the highest-scoring pairs of anchor and class, because a pair can only be suppressed by a higher-scoring
-one. It gets further pairs if too few detections remain.
+Two shortcuts save time and do not change the result. Softmax is computed only for anchors where a class can reach the
+score threshold. NMS starts with only the highest-scoring pairs of anchor and class, because a pair with a low score
+cannot suppress a pair with a higher score. If too few detections remain, NMS gets more pairs.
 """
 
 import math
@@ -16,13 +16,13 @@ from torchvision.ops import nms
 from detection.network.boxes import decode_boxes
 from engine.config import Config
 
-ROUNDING_MARGIN = 1e-4  # relative margin, far above the rounding error of a score
-INITIAL_PAIRS = 3  # pairs of anchor and class in the first round of NMS, per requested detection
-SPARE_PAIRS = 1.5  # in later rounds, the estimated number of pairs needed is multiplied by this
+ROUNDING_MARGIN = 1e-4  # fraction by which the score threshold is lowered; far larger than rounding errors
+INITIAL_PAIRS = 3  # number of pairs of anchor and class in the first round of NMS, per requested detection
+SPARE_PAIRS = 1.5  # in later rounds, the estimated number of required pairs is multiplied by this factor
 
 
 class PostprocessConfig(Config):
-    """Settings that decide which of the network's boxes are reported."""
+    """Settings that decide which predicted boxes are reported."""
 
     score_threshold: float = Field(0.05, ge=0, lt=1, description="smallest score (probability) to report")
     nms_iou: float = Field(
@@ -30,7 +30,7 @@ class PostprocessConfig(Config):
     )
     max_detections: int = Field(
         200, gt=0,
-        description="maximum number of detections per image, of all classes; COCO's scores use the best 100 per class",
+        description="maximum number of detections per image, over all classes; COCO scores use the best 100 per class",
     )  # fmt: skip
 
 
@@ -68,9 +68,9 @@ def postprocess(
 
 
 def _can_reach_threshold(class_logits: Tensor, score_threshold: float) -> Tensor:
-    """Return which anchors may have a class whose score reaches the threshold, (B, A) bool.
+    """Return a mask (B, A) bool of the anchors where the score of some class may reach the threshold.
 
-    There are no false negatives, because a class's softmax score is at most sigmoid(logit - background logit)."""
+    No such anchor is missed, because a class's softmax score is at most sigmoid(logit - background logit)."""
     min_logit = torch.tensor(score_threshold * (1 - ROUNDING_MARGIN), dtype=torch.float64).logit().item()  # -inf for 0
     best_logits = class_logits[..., 1:].amax(dim=-1).float()  # (B, A)
     return best_logits - class_logits[..., 0].float() >= min_logit
@@ -85,7 +85,7 @@ def _detect(
     nms_iou: float,
     max_detections: int,
 ) -> RawDetections:
-    """Return the detections of one image. The arguments are those of `postprocess` without the batch dimension."""
+    """Return the detections of one image. The tensors have no batch dimension. can_reach: see _can_reach_threshold."""
     candidates = can_reach.nonzero()[:, 0]  # (n,) anchor indices
     scores = class_logits[candidates].float().softmax(dim=-1)[:, 1:]  # (n, num_classes)
     detections = RawDetections(box_deltas.new_zeros(0, 4).float(), scores.new_zeros(0), candidates.new_zeros(0))
@@ -95,7 +95,7 @@ def _detect(
         candidate, label = (pairs[start:] for pairs in _best_pairs(scores, best_scores, score_threshold, stop))
         anchor = candidates[candidate]
         boxes_xyxy = decode_boxes(box_deltas[anchor].float(), anchors_cxcywh[anchor]).clamp(0, 1)
-        # Earlier detections survive NMS again: they do not suppress each other and score at least as high as new ones.
+        # NMS keeps all earlier detections: they do not suppress each other, and new detections do not score higher.
         new = RawDetections(boxes_xyxy, scores[candidate, label], label + 1)
         detections = RawDetections(*map(torch.cat, zip(detections, new, strict=True)))
         keep = _class_nms(*detections, nms_iou)[:max_detections]
@@ -107,12 +107,12 @@ def _detect(
 
 
 def _best_pairs(scores: Tensor, best_scores: Tensor, score_threshold: float, limit: int) -> tuple[Tensor, Tensor]:
-    """Return row and column indices of the (at most `limit`) highest scores that reach the threshold.
+    """Return the row and column indices of the highest scores that reach the threshold, at most `limit` scores.
 
     scores: (n, num_classes). best_scores: (n,), the maximum of each row.
     The indices are ordered by descending score, then by row, then by column."""
     min_score = scores.new_full((), score_threshold)
-    if len(scores) > limit:  # at least `limit` scores reach the limit-th highest row maximum, so skip lower ones
+    if len(scores) > limit:  # at least `limit` scores reach the limit-th highest row maximum, so skip the rest
         min_score = torch.maximum(min_score, best_scores.topk(limit).values[-1])
     rows = (best_scores >= min_score).nonzero()[:, 0]
     scores = scores[rows]
@@ -124,7 +124,7 @@ def _best_pairs(scores: Tensor, best_scores: Tensor, score_threshold: float, lim
 def _class_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, nms_iou: float) -> Tensor:
     """Apply NMS to each class and return the indices of the remaining boxes, by descending score.
 
-    boxes_xyxy: (n, 4) in [0, 1]. One call handles all classes: each class is shifted by its own offset, so that boxes
-    of different classes do not overlap. In float64 the shift does not round the coordinates."""
+    boxes_xyxy: (n, 4) in [0, 1]. One call of `nms` handles all classes: the boxes of each class are shifted by a
+    different offset and so do not overlap boxes of other classes. In float64, the shift does not round coordinates."""
     shifted = boxes_xyxy.double() + 2 * labels[:, None]
     return nms(shifted, scores.double(), nms_iou)

@@ -15,7 +15,7 @@ from engine.compute.inference import evaluation_mode
 from engine.config import Config
 from engine.text import UnknownNameError
 
-# Total probability of all foreground classes, for each anchor of an untrained head.
+# Initial probability that an anchor has any foreground class, as predicted by the untrained class head.
 FOREGROUND_PRIOR = 0.01
 
 
@@ -24,7 +24,7 @@ class ModelConfig(Config):
 
     backbone: str = Field("ResNet50Backbone_B", description="an entry of BACKBONES")
     neck: str = Field("none", description="an entry of NECKS")
-    neck_channels: int = Field(256, gt=0, description="channels of every map after the neck; ignored by neck none")
+    neck_channels: int = Field(256, gt=0, description="channels of every map after the neck; ignored if neck is none")
     input_size: int | None = Field(
         None,
         ge=MIN_INPUT_SIZE,
@@ -35,13 +35,13 @@ class ModelConfig(Config):
     weights: str | None = Field(
         None,
         description="initial weights of the trunk: imagenet1k, imagenet22k, a name from saved_weights/registry.yaml, a "
-        "file, or an experiment that trained a classifier or its published folder; null: random weights",
+        "weights file, an experiment that trained a classifier, or its published folder; null: random weights",
     )
-    average_weights: bool = Field(True, description="load the moving average of an experiment's weights, if it has one")
+    average_weights: bool = Field(True, description="load the moving average of the weights if the experiment has one")
     start_from: str | None = Field(
         None,
-        description="a trained detector to fine-tune, for the same or different classes: an experiment, a published "
-        "folder, or a file of weights from either",
+        description="a trained detector to fine-tune: an experiment, a published folder, or a weights file from an "
+        "experiment or published folder; the classes may differ",
     )
 
     @field_validator("backbone", "neck", "anchor_scales")
@@ -66,7 +66,7 @@ class SSD(nn.Module):
     neck: module that maps this list to a list of six maps; `neck.out_channels` lists their channels.
     num_classes: number of foreground classes, without background.
     input_size: S, in pixels. anchor_scales: a value of detection.network.anchors.ANCHOR_SCALES.
-    The buffer anchors_cxcywh (A, 4) holds the default boxes, in the order of the rows of the outputs."""
+    The buffer anchors_cxcywh (A, 4) holds the default boxes, in the same order as the rows of the outputs."""
 
     anchors_cxcywh: Tensor
 
@@ -112,9 +112,9 @@ class SSD(nn.Module):
     def _init_heads(self) -> None:
         """Initialise the heads to predict background with probability 1 - FOREGROUND_PRIOR at every anchor.
 
-        Otherwise, training with a random trunk never leaves the plateau at loss.constant_predictor_loss. As in
-        RetinaNet (arXiv 1708.02002, sections 3.3 and 4.1), weights are drawn from N(0, 0.01^2) and biases are zero,
-        except the background bias b, which solves e^b / (e^b + num_classes) = 1 - FOREGROUND_PRIOR."""
+        Otherwise, if the trunk has random weights, the loss never falls below loss.constant_predictor_loss. As in
+        RetinaNet (arXiv 1708.02002, sections 3.3 and 4.1), weights are drawn from N(0, 0.01^2) and biases are zero.
+        The exception is the background bias b, which solves e^b / (e^b + num_classes) = 1 - FOREGROUND_PRIOR."""
         for convolution in [*self.box_head, *self.class_head]:
             nn.init.normal_(convolution.weight, std=0.01)
             nn.init.zeros_(convolution.bias)
@@ -124,14 +124,14 @@ class SSD(nn.Module):
 
     @torch.no_grad()
     def grid_sizes(self, input_size: int) -> list[tuple[int, int]]:
-        """Return (rows, columns) of each map for inputs of this size, from a forward pass on a blank image."""
+        """Run a forward pass on a blank image of this size, and return (rows, columns) of each map."""
         with evaluation_mode(self):  # so that the pass uses no random numbers and changes no running statistics
             maps = self.neck(self.backbone(torch.zeros(1, 3, input_size, input_size)))
         return [tuple(m.shape[-2:]) for m in maps]
 
 
 def _head(in_channels: Sequence[int], outputs_per_box: int) -> nn.ModuleList:
-    """Create one 3x3 convolution per level. It has outputs_per_box channels for each default box of a cell."""
+    """Create one 3x3 convolution per level, with outputs_per_box output channels for each default box of a cell."""
     return nn.ModuleList(
         nn.Conv2d(channels, boxes * outputs_per_box, kernel_size=3, padding=1)
         for channels, boxes in zip(in_channels, BOXES_PER_CELL, strict=True)
