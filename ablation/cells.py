@@ -122,7 +122,7 @@ def distinguishing_labels(namesakes: Sequence[Run], run: Run) -> list[str]:
 def data_hashes(run: Run) -> dict[str, str]:
     """Return the SHA-256 of each annotation file that a run read, by name, and of its train and val images."""
     files = {Path(path).name: digest for path, digest in run.results.inputs.items()}
-    return files | {f"{half} images": digest for half, digest in run.results.image_sets.items()}
+    return files | {f"{split} images": digest for split, digest in run.results.image_sets.items()}
 
 
 def recipe_without_seed(run: Run) -> dict:

@@ -149,7 +149,7 @@ class Comparison:
 
     @property
     def class_metric(self) -> str:
-        """Name of the per-class score: the first key under per_class in results.json, such as AP."""
+        """Name of the per-class score: the first key of a class in results.json, such as AP, or else `metric`."""
         classes = self.scored_cells[0].runs[0].results.per_class
         return next(iter(next(iter(classes.values()), {})), self.metric)
 

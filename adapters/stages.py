@@ -46,7 +46,7 @@ class SwinStages(nn.Module):
             logger.warning("resized %d position tables of %s to fit: %s", len(resized), weights, listed(resized))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the map of each stage by the names "0", "1", ..., as torchvision's detectors expect.
+        """Return a dict from "0", "1", ... to the map of each stage, as torchvision's detectors expect.
 
         images: (B, 3, H, W) float, normalised, of any size. Maps: (B, C, H / stride, W / stride), sides rounded up."""
         maps = self.trunk.features(images, self.taps).values()

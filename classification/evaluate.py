@@ -76,7 +76,7 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
         images, labels=outputs[images.labels], class_ids=classifier.class_ids, class_names=classifier.class_names
     )
     logger.info(
-        "scoring %s on %d images in %s, which cover %d of its %d classes",
+        "scoring %s on %d images in %s; they cover %d of the classifier's %d classes",
         classifier.path, len(images), images.place, len(outputs), len(classifier.class_ids),
     )  # fmt: skip
     loader = eval_loader(images, classifier.transform, arguments.batch_size, arguments.workers, device)

@@ -94,8 +94,8 @@ def add_split(add: Callable[..., object]) -> None:
     add("--seed", type=seed, default=0, help="random seed of the split (default: %(default)s)")
     add(
         "--groups", type=pattern, metavar="REGEX",
-        help="regular expression whose first parentheses match the group in each file name, such as a patient or a "
-        "video; all images of a group stay in one split",
+        help="regular expression; its first capture group must match the part of the file name that identifies the "
+        "patient, video, ...; images with the same match stay in one split",
     )  # fmt: skip
     add("--images", type=Path, metavar="FOLDER", help="image folder (default: search the usual places)")
     add_to(add)

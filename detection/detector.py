@@ -148,7 +148,10 @@ def rgb_pixels(image: ImageLike) -> np.ndarray:
         raise TypeError(f"got {kind}, expected a path, a PIL image, an array, a tensor, or a list of these")
     what = f"{type(image).__name__} of shape {tuple(image.shape)} and type {image.dtype}"
     if isinstance(image, Tensor):
-        expected = "expected (3, height, width) RGB, uint8 or float in [0, 1], not normalised; for a batch, list(batch)"
+        expected = (
+            "expected (3, height, width) RGB, uint8 or float in [0, 1], not normalised; to pass a batch, convert it to "
+            "a list: list(batch)"
+        )
         if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
             raise DatasetError(f"{what}: {expected}")
         if image.is_floating_point() and 0 <= image.min() <= image.max() <= 1:

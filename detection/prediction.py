@@ -53,7 +53,7 @@ class CocoJson:
     detections: list[dict] = field(default_factory=list)  # image_id, category_id, bbox, score
 
     def add(self, detections: Detections, shape: tuple[int, int, int], item: Item, **frame: int) -> None:
-        """Add the detections in an image of this shape (H, W, 3). frame: its number if it is from a video."""
+        """Add the detections in an image of this shape (H, W, 3). frame: the index of a video frame."""
         image_id, picture = len(self.images) + 1, item.target.relative_to(self.output).as_posix()
         names = {"file_name": str(item.source), "picture": picture}
         self.images.append({"id": image_id, **names, **frame, "width": shape[1], "height": shape[0]})

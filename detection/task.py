@@ -251,7 +251,7 @@ def identify_inputs(config: DataConfig, train: CocoFile, val: CocoFile) -> Input
     """Return the inputs of a run: both annotation files and all images that they list."""
     files = {str(coco.annotations_path): coco.sha256 for coco in (train, val)}
     images = {
-        half: identify_images(coco.images_dir, [image.file_name for image in coco.images])
-        for half, coco in (("train", train), ("val", val))
+        split: identify_images(coco.images_dir, [image.file_name for image in coco.images])
+        for split, coco in (("train", train), ("val", val))
     }
     return Inputs(config.root, files, images)

@@ -152,7 +152,8 @@ def load_encoder_weights(model: SwinUNet, state_dict: Mapping[str, Tensor]) -> l
     """Load the weights of a trained classifier into the encoder.
 
     state_dict: as for `model.load_swin_weights`. The first convolution is adapted: its weights are summed over the
-    colours for grey images, and are zero for the class channels. Returns names and both shapes of resized tensors.
+    colours for grey images, and are zero for the class channels.
+    Returns a line for each resized tensor: its name, old and new shape.
     Raises ValueError, leaving the model unchanged, if a tensor is missing, unexpected or has a different shape."""
     weights = swin_state_dict(state_dict)
     if FIRST_CONVOLUTION in weights:

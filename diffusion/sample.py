@@ -66,8 +66,9 @@ def number(low: float, high: float = math.inf, kind: type = int) -> Callable[[st
         except ValueError:
             value = math.nan
         if not low <= value <= high:
-            expected = f"{low} up" if high == math.inf else f"{low} to {high}"
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a number from {expected}")
+            noun = "an integer" if kind is int else "a number"
+            limits = f">= {low}" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {noun} {limits}")
         return value
 
     return parse

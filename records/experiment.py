@@ -119,7 +119,8 @@ def describe_environment(hosts: Sequence[str], device: "torch.device") -> dict:
 def slurm_job() -> dict | None:
     """Return the Slurm job of this process, or None outside Slurm.
 
-    job: "12", or "12_3" in an array. job_id: number, which a requeued job keeps. restarts: number of requeues."""
+    job: name of the job in messages: "12", or "12_3" for a task of an array. job_id: SLURM_JOB_ID, which stays the same
+    when the job is requeued. restarts: how often the job was requeued."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     if "SLURM_JOB_ID" not in os.environ:
         return None
@@ -184,8 +185,8 @@ def write_readme(
 ) -> None:
     """Write the README.md of an experiment.
 
-    facts: label to text, e.g. {"Model": "..."}. scores: name to value, None if undefined.
-    pictures: file name to caption; missing files are skipped."""
+    facts: dict from label to text, e.g. {"Model": "..."}. scores: dict from name to value, None if undefined.
+    pictures: dict from file name to caption; missing files are skipped."""
     lines = [f"# {experiment.name}: {title}", ""]
     lines += [f"- **{label}**: {text}" for label, text in facts.items()]
     if scores:

@@ -61,7 +61,7 @@ def _common_results(task: Task, gflops: float, lines: list[dict], start: dict) -
         "precision": config.train.precision,
         "weights": "moving average" if config.train.ema_decay else "after the last step",
         "inputs": task.inputs.files,
-        "image_sets": {half: images.sha256 for half, images in task.inputs.images.items()},
+        "image_sets": {split: images.sha256 for split, images in task.inputs.images.items()},
         "cost": {
             "parameters": sum(parameter.numel() for parameter in parameters),
             "gflops": round(gflops, 3),
@@ -78,7 +78,7 @@ def _common_results(task: Task, gflops: float, lines: list[dict], start: dict) -
 def _facts(
     experiment: Path, config: Config, task_record: TaskRecord, record: dict, lines: list[dict], starts: list[dict]
 ) -> dict[str, str]:
-    """Return the facts of README.md, label to text."""
+    """Return the facts of README.md as a dict from label to text."""
     start, cost, train, optim = starts[-1], record["cost"], config.train, config.optim
     batch = train.batch_size * train.accumulation_steps * start["processes"]
     machine = start["cpu"] if start["device"] == "cpu" else start["device"]

@@ -108,7 +108,8 @@ def _read(experiment: Path) -> Status | None:
 
 def _runs_elsewhere(status: Status) -> bool:
     """Return whether Slurm reports the run on a different machine, whose locks may not be visible here."""
-    if status.host == platform.node() or status.job in (None, _job()):  # a requeued job sees its own earlier start
+    # A requeued job keeps its id, so squeue would report this very job as running.
+    if status.host == platform.node() or status.job in (None, _job()):
         return False
     command = ["squeue", "--noheader", f"--jobs={status.job}", "--states=RUNNING,COMPLETING"]
     with suppress(OSError, subprocess.TimeoutExpired):

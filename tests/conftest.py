@@ -51,13 +51,13 @@ def mnist_root(tmp_path_factory) -> Path:
     folder = root / "MNIST/raw"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for half, count in (("train", 40), ("t10k", 20)):
+    for split, count in (("train", 40), ("t10k", 20)):
         labels = (np.arange(count) % 10).astype(np.uint8)
         images = rng.integers(0, 30, (count, 28, 28), dtype=np.uint8)
         for image, label in zip(images, labels, strict=True):
             image[4:24, 4 + 2 * label : 7 + 2 * label] = 250
-        (folder / f"{half}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, count, 28, 28) + images.tobytes())
-        (folder / f"{half}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, count) + labels.tobytes())
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, count, 28, 28) + images.tobytes())
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, count) + labels.tobytes())
     return root
 
 

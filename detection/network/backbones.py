@@ -177,7 +177,9 @@ def plan_extras(side: int, steps: tuple[Convolution, ...]) -> tuple[tuple[Convol
 
 
 class ExtraLevel(nn.Module):
-    """A 1x1 and a 3x3 convolution, each followed by norm and ReLU. `forward` takes the stride and padding."""
+    """A 1x1 and a 3x3 convolution, each followed by norm and ReLU.
+
+    `forward` takes the stride and padding of the 3x3 convolution, because they depend on the input size."""
 
     def __init__(self, in_channels: int, mid_channels: int, out_channels: int, norm: type[nn.Module]):
         super().__init__()

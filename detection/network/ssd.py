@@ -22,15 +22,15 @@ FOREGROUND_PRIOR = 0.01
 class ModelConfig(Config):
     """Architecture and initial weights of the detector."""
 
-    backbone: str = Field("ResNet50Backbone_B", description="a key of detection.network.backbones.BACKBONES")
-    neck: str = Field("none", description="a key of detection.network.necks.NECKS")
+    backbone: str = Field("ResNet50Backbone_B", description="an entry of BACKBONES")
+    neck: str = Field("none", description="an entry of NECKS")
     neck_channels: int = Field(256, gt=0, description="channels of every map after the neck; ignored by neck none")
     input_size: int | None = Field(
         None,
         ge=MIN_INPUT_SIZE,
         description="side of the square input in pixels; null: the backbone's reference size",
     )
-    anchor_scales: str = Field("ssd", description="a key of detection.network.anchors.ANCHOR_SCALES")
+    anchor_scales: str = Field("ssd", description="an entry of ANCHOR_SCALES, the sizes of the default boxes")
     drop_path_rate: float = Field(0.2, ge=0, lt=1, description="stochastic depth rate of a Swin trunk's last block")
     weights: str | None = Field(
         None,

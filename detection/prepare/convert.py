@@ -73,7 +73,7 @@ def read_splits(labels: Labels, notes: Counter[str], source: Path) -> dict[str, 
 
 
 def _number_classes(images_by_split: Mapping[str, Sequence[LabelledImage]]) -> dict[int, str]:
-    """Return category id to name for all classes that have objects: ids from 1, in alphabetical order."""
+    """Return a dict from category id to class name: all classes that have objects, in alphabetical order from 1."""
     names = {thing.class_name for images in images_by_split.values() for image in images for thing in image.objects}
     return dict(enumerate(sorted(names), start=1))
 

@@ -141,7 +141,7 @@ def _bytes_on_disk(root: Path, archive: Archive) -> int:
 def _unpack(root: Path, archive: Archive, targets: Mapping[str, Path]) -> None:
     """Unpack members of an archive; download the archive if it is missing.
 
-    targets: member name to path; no path is taken from the archive. Files with a wrong CRC-32 are not written.
+    targets: dict from a member's name to the path to write it to. Files with a wrong CRC-32 are not written.
     Raises DatasetError if the archive is corrupt or lacks a member."""
     path = root / archive.name
     if path.is_file():

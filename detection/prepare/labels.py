@@ -144,10 +144,10 @@ def find_splits(
     groups: Mapping[str, list[Path]],
     read: Callable[[Path], list[Path]],
 ) -> dict[str, list[Path]]:
-    """Return the files of train and val, or all files under the key UNSPLIT if only one group could be a split.
+    """Return {"train": files, "val": files}, or {UNSPLIT: files} if the data set has a single group of files.
 
-    requested: names from the command line, see `resolve_files`. declared: files of the splits that the data set itself
-    declares. Splits in neither are searched for under ALIASES.
+    requested: names from the command line, see `resolve_files`. declared: splits that the data set's own files define.
+    A split that is in neither is found by its usual names (ALIASES).
     Raises DatasetError, naming the missing options, if a split is not found or every file of val is also in train."""
     found: dict[str, list[Path]] = {}
     for split in SPLITS:
@@ -171,8 +171,9 @@ def find_splits(
         what = " and ".join(requested[split] or split for split in missing)
         raise DatasetError(f"{source}: {what} not found or empty; {cure}")
     raise DatasetError(
-        f"{source}: all {len(found['val'])} files of val are also in train; {cure}, or name no val split: then all "
-        "images are converted into one annotation file for `python -m detection.data split`"
+        f"{source}: all {len(found['val'])} files of val are also in train; {cure}; or remove the val split "
+        "from the command line and from the data set's own files: then all images are converted into one annotation "
+        "file, which `python -m detection.data split` can split"
     )
 
 

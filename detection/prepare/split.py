@@ -81,7 +81,7 @@ def _find_source(source: Path, images_dir: Path | None) -> UnsplitDataset:
 
 
 def group_images(coco: CocoFile, pattern: str | None) -> dict[str, list[int]]:
-    """Return group name to image indices. Without a pattern, the group of an image is its file name.
+    """Return a dict from each group's name to the indices of its images. Without a pattern, each file name is a group.
 
     Raises DatasetError if the pattern does not match some file name, or if there is only one group."""
     groups: dict[str | None, list[int]] = {}
@@ -99,7 +99,7 @@ def group_images(coco: CocoFile, pattern: str | None) -> dict[str, list[int]]:
 
 
 def classes_of(coco: CocoFile, groups: Mapping[str, Sequence[int]]) -> dict[str, set[int]]:
-    """Return group name to the set of labels of its objects. Crowds do not count."""
+    """Return a dict from each group's name to the set of labels of its objects. Crowds do not count."""
     labels = {}
     for name, indices in groups.items():
         objects = [coco.objects(index) for index in indices]

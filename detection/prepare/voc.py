@@ -82,7 +82,7 @@ def _xml_path(folder: Path, line: str) -> Path:
 
 
 def _images_by_name(folder: Path) -> dict[str, Path]:
-    """Return the images in a folder by name, both with and without suffix."""
+    """Return a dict from name to path of the images in a folder; each name is a key with and without its suffix."""
     return {name: path for path in images_in(folder) for name in (path.name, path.stem)}
 
 

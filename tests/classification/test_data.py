@@ -43,13 +43,13 @@ def test_the_hash_of_a_folder_of_images_depends_on_their_content(colours_root, t
     copy = shutil.copytree(colours_root, tmp_path / "copy")
     sets = []
     for root in (colours_root, copy, copy):
-        train, val = (read_folders(root / half) for half in ("train", "val"))
-        sets.append({half: images.sha256 for half, images in identify_inputs(str(root), train, val).images.items()})
+        train, val = (read_folders(root / split) for split in ("train", "val"))
+        sets.append({split: images.sha256 for split, images in identify_inputs(str(root), train, val).images.items()})
         pixels = (copy / "val/blue/1.png").read_bytes()
         if len(sets) == 2:
             (copy / "val/blue/0.png").write_bytes(pixels + b"more")
     assert sets[0] == sets[1]
-    assert [half for half in sets[2] if sets[2][half] != sets[0][half]] == ["val"]
+    assert [split for split in sets[2] if sets[2][split] != sets[0][split]] == ["val"]
 
 
 def test_the_digest_changes_if_a_name_or_a_label_changes(colours_root, tmp_path):

@@ -391,7 +391,7 @@ def test_training_warns_if_the_scores_cannot_reach_1(config_path, tmp_path, capl
 )
 def test_scoring_training_images_gives_warnings(config_path, seven, tmp_path, caplog, scored, expected):
     config = load_config(config_path, (), DetectionConfig)
-    train, val = (read_split(config.data, half) for half in ("train", "val"))
+    train, val = (read_split(config.data, split) for split in ("train", "val"))
     identify_inputs(config.data, train, val).write(tmp_path)
     with caplog.at_level("WARNING", logger="workbench"):
         warn_about_data(tmp_path, val if scored == "val" else read_coco(seven, train.images_dir))

@@ -135,10 +135,10 @@ def test_corners_centres_and_swapped_sides_are_recognised(boxes, convert, parts)
 
 
 @pytest.mark.parametrize("name", ["coco80", "coco_person", "bccd", "cards", "raccoon"])
-@pytest.mark.parametrize("half", ["train", "val"])
-def test_the_box_format_of_real_data_is_recognised(shared_data, name, half):
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_box_format_of_real_data_is_recognised(shared_data, name, split):
     root = shared_data / name
-    survey = survey_coco(root / f"annotations/instances_{half}.json", root / f"images/{half}")
+    survey = survey_coco(root / f"annotations/instances_{split}.json", root / f"images/{split}")
     assert not survey.defects
     for convert, part in ((as_corners, "[x1, y1, x2, y2]"), (lambda boxes: boxes / 1000, "fractions")):
         boxes_xyxy, sizes = survey.coco.boxes_xyxy, [[image.width, image.height] for image in survey.coco.images]

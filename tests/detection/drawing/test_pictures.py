@@ -37,8 +37,8 @@ def test_any_number_of_images_of_any_shape_is_drawn(tmp_path, count):
 
 
 def test_examples_are_spread_over_the_data_set_with_objects_and_detections(sample_root):
-    splits = {half: {"images": f"images/{half}", "annotations": f"annotations/instances_{half}.json"}
-              for half in ("train", "val")}  # fmt: skip
+    splits = {split: {"images": f"images/{split}", "annotations": f"annotations/instances_{split}.json"}
+              for split in ("train", "val")}  # fmt: skip
     config = {"data": {"root": str(sample_root), **splits}, "train": {"epochs": 1, "batch_size": 1}}
     val = read_split(DetectionConfig.model_validate(config).data, "val")
     ids = [val.images[index].id for index in (0, 2, 5, 7)]

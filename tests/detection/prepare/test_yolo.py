@@ -165,7 +165,7 @@ def as_tool(root):
     (root / "notes.json").write_text('{"categories": [{"id": 0, "name": "cat"}], "info": {}}')
 
 
-def as_single_half(root):
+def as_single_split(root):
     draw(root / "train/images", root / "train/labels")
     (root / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnames: [cat]\n")
 
@@ -177,7 +177,7 @@ def as_darknet(root):
     (root / "train.txt").write_text("".join(f"data/obj_train_data/{number}.png\n" for number in range(6)))
 
 
-@pytest.mark.parametrize("lay_out", [as_tool, as_single_half, as_darknet])
+@pytest.mark.parametrize("lay_out", [as_tool, as_single_split, as_darknet])
 def test_a_data_set_without_splits_is_recognised_converted_and_split(tmp_path, command, lay_out):
     root = tmp_path / "export"
     lay_out(root)
