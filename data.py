@@ -31,10 +31,10 @@ from engine.logbook import logger
 from engine.signals import SIGNALS
 from engine.terminal import printable
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue, as fractions of full brightness
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # for red, green and blue, with pixel values from 0 to 1
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# A file in a folder of images counts as an image if its name ends in one of these.
+# In a folder of images, only files with these suffixes are read.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
 
 LOADER_TIMEOUT_SECONDS = 120  # a worker counts as dead or hung after this time without a batch
@@ -45,35 +45,36 @@ Key = tuple[int, int]  # index into a data set: (epoch, index)
 
 
 class DatasetError(ValueError):
-    """A data set that cannot be used; the message names the file and the problem."""
+    """Raised for a data set that cannot be used; the message names the file and the problem."""
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode (grey, CMYK, palette, transparent, more than 8 bits) to 8-bit RGB.
 
-    Raises DatasetError, without the file name, if `to_8_bits` cannot scale the values."""
+    Raises DatasetError, without the file name, if the values cannot be scaled to 8 bits."""
     if is_high_bit_depth(image):
         image = Image.fromarray(to_8_bits(np.asarray(image)))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def is_high_bit_depth(image: Image.Image) -> bool:
-    """Return whether an image is grey with more than 8 bits (modes I;16, I, F). Call `as_rgb` before cropping it."""
-    return image.mode.startswith(("I", "F"))
+    """Return whether an image is grey with more than 8 bits; call `as_rgb` before cropping such an image."""
+    return image.mode.startswith(("I", "F"))  # modes I;16, I and F
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale a grey image to 8 bits: multiply fractions (0 to 1) by 255, and keep the top 8 bits of other numbers.
+    """Scale a grey image to 8 bits.
 
-    values: (H, W) integers or floats. Returns (H, W) uint8.
-    Raises DatasetError if values are negative or not finite, or if the largest float is between 1 and 16."""
+    values: (H, W) floats or integers. Floats from 0 to 1 are multiplied by 255. Other values are shifted right, so that
+    the largest value fits in 8 bits. Returns (H, W) uint8.
+    Raises DatasetError if values are negative or not finite, or are floats whose maximum is between 1 and 16."""
     low, high = values.min().item(), values.max().item()
     is_float = values.dtype.kind == "f"
     if not (low >= 0 and high < 2**32) or (is_float and 1 < high < 16):
-        wanted = "fractions from 0 to 1, or numbers from 0 up to at least 16" if is_float else "numbers from 0 up"
+        wanted = "no negative value, and a maximum <= 1 or >= 16" if is_float else "no negative value"
         raise DatasetError(
-            f"{8 * values.dtype.itemsize}-bit grey values from {low:g} to {high:g}, expected {wanted}; save all images "
-            "with 8 bits, scaled in the same way"
+            f"{8 * values.dtype.itemsize}-bit grey values from {low:g} to {high:g}, expected {wanted}; convert all "
+            "images to 8 bits with the same scale"
         )
     if is_float and high <= 1:
         return np.rint(values * 255).astype(np.uint8)
@@ -87,7 +88,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             if image.format == "EPS":
-                raise DatasetError("EPS files are programs, which Pillow would run with Ghostscript: not supported")
+                raise DatasetError("EPS files are not supported: Pillow would run them as programs in Ghostscript")
             yield image
     except DatasetError:
         raise
@@ -95,13 +96,13 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         what = "not an image, or an unsupported format" if path.stat().st_size else "empty, 0 bytes"
         raise DatasetError(f"cannot be decoded: {what}") from None
     except Exception as error:  # Pillow's decoders raise many types of exception for corrupt files
-        what = re.sub(r" \(\d+ bytes not processed\)", "", str(error))  # misleading: not the number of missing bytes
+        what = re.sub(r" \(\d+ bytes not processed\)", "", str(error))  # misleading, not the number of missing bytes
         raise DatasetError(f"cannot be decoded: {what or type(error).__name__}") from None
 
 
 @functools.cache
 def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ImageNet's mean and standard deviation of 8-bit pixels, (3, 1, 1) each; cached to avoid GPU copies."""
+    """Return ImageNet's mean and standard deviation of 8-bit pixels, (3, 1, 1) each; cached to avoid copies."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
     return mean, std
 
@@ -109,11 +110,11 @@ def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 def normalize_images(images: Tensor, channels_last: bool = False) -> Tensor:
     """Normalize images with ImageNet's mean and standard deviation, on the device of the images.
 
-    images: (B, 3, H, W) uint8. channels_last: whether to return the memory layout that is faster for convnets.
+    images: (B, 3, H, W) uint8. channels_last: whether to return this memory layout, which is faster for convnets.
     Returns (B, 3, H, W) float32."""
     mean, std = _pixel_statistics(images.device)
     if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)  # cheaper on bytes than on floats
+        images = images.contiguous(memory_format=torch.channels_last)  # cheaper before the conversion to float
     return (images.float() - mean) / std
 
 
@@ -123,10 +124,10 @@ class EpochBatchSampler:
     The images are shuffled by (seed, epoch) and split into global batches. Rank r takes every world_size-th image of a
     global batch, starting at image r. An incomplete last global batch is dropped.
 
-    batch_size: images per process. epoch: the epoch to yield. first_batch: number of its batches to skip."""
+    batch_size: images per process. epoch: epoch to yield. first_batch: index of the first batch to yield."""
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int) -> None:
-        """Create the sampler. Raises ValueError if `num_samples` images are too few for one global batch."""
+        """Create the sampler. Raises ValueError if `num_samples` is smaller than a global batch."""
         self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
         self.seed = seed
         self.epoch = 0
@@ -134,7 +135,7 @@ class EpochBatchSampler:
         if len(self) == 0:
             raise ValueError(
                 f"batch_size {batch_size}: a global batch has {world_size} x {batch_size} images, but there are only "
-                f"{num_samples} training images; lower it to at most {num_samples // world_size}"
+                f"{num_samples} training images; lower batch_size to at most {num_samples // world_size}"
             )
 
     def __len__(self) -> int:
@@ -152,7 +153,7 @@ class EpochBatchSampler:
 def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
     """Return the evaluation batches of a rank: every world_size-th batch, starting at batch `rank`.
 
-    The composition of a batch does not depend on the number of processes, so that scores are bit-identical."""
+    A batch has the same images for any number of processes, so that scores are bit-identical."""
     starts = range(rank * batch_size, num_samples, world_size * batch_size)
     return [[(0, index) for index in range(start, min(start + batch_size, num_samples))] for start in starts]
 
@@ -166,12 +167,11 @@ def build_loader(
 ) -> DataLoader:
     """Return a data loader for `batches`.
 
-    workers: number of persistent worker processes; 0 loads in this process. Batches for a GPU are in pinned memory.
+    workers: number of worker processes; with 0, this process loads the data. Batches for a GPU are in pinned memory.
     Iteration raises RuntimeError if no batch arrives for LOADER_TIMEOUT_SECONDS."""
     parallel = {}
     if workers > 0:
-        # Forked workers start at once and share the parent's memory, such as decoded images. Other systems than Linux
-        # have no fork, or an unsafe one.
+        # Forked workers start at once and share the parent's memory. Outside Linux, fork is missing or unsafe.
         parallel = {
             "persistent_workers": True,
             "timeout": LOADER_TIMEOUT_SECONDS,
@@ -185,7 +185,7 @@ def build_loader(
 
 
 class _WatchedLoader(DataLoader):
-    """Loader that kills workers that freeze while transferring a batch, because PyTorch would wait forever."""
+    """Loader that kills its workers if one freezes while transferring a batch. PyTorch would wait forever."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         batches = super().__iter__()
@@ -210,11 +210,11 @@ def _kill_workers() -> None:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave signals to the training process: if a worker died, the run would end before a checkpoint is saved."""
+    """Ignore signals in a worker: if a worker died, the run would end before it saves a checkpoint."""
     os.setpgrp()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # Only delay SIGTERM: a parent that exits sends it to its children and waits for them.
+    # Delay SIGTERM instead of ignoring it, because an exiting parent sends SIGTERM to its workers and waits for them.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_EXIT_SECONDS))
     default = sys.excepthook  # the thread that transfers tensors raises OSError if the training process has ended
     sys.excepthook = lambda kind, *rest: None if issubclass(kind, OSError) else default(kind, *rest)
@@ -232,10 +232,10 @@ def batch_to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor
 class LabelledImages:
     """One split of a data set.
 
-    place: folder of the split. images: (N,) bytes, file names below `place`, or (N, H, W[, 3]) uint8 pixels; arrays,
-    because loader processes share their memory. labels: (N,) int64. class_ids, class_names: class identifiers of the
-    data set and readable names, by label. digest: SHA-256 of the labels and of the file names or pixels. inputs: files
-    of CIFAR-10 or MNIST to their SHA-256; empty for folders of images."""
+    place: folder of the split. labels: (N,) int64. class_ids, class_names: identifier and readable name of each label.
+    images: (N,) bytes, file names below `place`; or (N, H, W[, 3]) uint8 pixels. Loader processes share these arrays.
+    digest: SHA-256 of the labels and of the file names or pixels.
+    inputs: dict from each file of CIFAR-10 or MNIST to its SHA-256; empty for folders of images."""
 
     place: Path
     images: np.ndarray
@@ -259,18 +259,18 @@ class LabelledImages:
         return as_rgb(Image.fromarray(self.images[index]))
 
     def mean_by_class(self, name: str, values: np.ndarray) -> dict[str, dict[str, float | None]]:
-        """Return {class name: {name: mean of `values`, "images": count}}; the mean is None for classes without images.
+        """Return a dict from class name to {`name`: mean of `values`, "images": number of images of the class}.
 
-        values: (N,), one per image."""
-        found = {}
+        values: (N,), one per image. The mean is None for a class without images."""
+        by_class = {}
         for label, class_name in enumerate(self.class_names):
             own = values[self.labels == label]
-            found[class_name] = {name: float(own.mean()) if len(own) else None, "images": len(own)}
-        return found
+            by_class[class_name] = {name: float(own.mean()) if len(own) else None, "images": len(own)}
+        return by_class
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode a file to an upright 8-bit RGB image. Raises DatasetError naming the file if that fails."""
+    """Decode a file to an upright 8-bit RGB image. Raises DatasetError naming the file if decoding fails."""
     if not path.is_file():
         raise DatasetError(f"{printable(str(path))}: no such file")
     try:
@@ -282,7 +282,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def identify_inputs(root: str, train: LabelledImages, val: LabelledImages) -> Inputs:
-    """Identify what a run reads: the files of CIFAR-10 or MNIST, or the image files of both splits."""
+    """Identify the data that a run reads: the files of CIFAR-10 or MNIST, or the image files of both splits."""
     splits = {"train": train, "val": val}
     return Inputs(
         root,
@@ -313,13 +313,13 @@ def find_shared_images(train: LabelledImages, val: LabelledImages) -> Repeats | 
 
 
 def split_digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """Return the SHA-256 of a split: of its images (file names or pixels) and its labels."""
+    """Return the SHA-256 of the images (file names or pixels) and labels of a split."""
     digest = hashlib.sha256(images.tobytes())
     digest.update(labels)
     return digest.hexdigest()
 
 
-# data.format to torchvision's folder below the root, training files and validation files.
+# From data.format to (torchvision's folder below the root, training files, validation files).
 FORMATS = {
     "cifar10": ("cifar-10-batches-py", [f"data_batch_{number}" for number in range(1, 6)], ["test_batch"]),
     "mnist": (
@@ -335,7 +335,7 @@ def read_binary_dataset(kind: str, root: Path, train: bool) -> LabelledImages:
     from torchvision import datasets  # imported here, because it takes seconds
 
     class AnyCifar10(datasets.CIFAR10):
-        """Reader without checksums, for files that may differ from the original, such as a subset."""
+        """Reader that skips checksums, so that it also reads modified files, such as a subset."""
 
         train_list = [[name, None] for name, _ in datasets.CIFAR10.train_list]  # noqa: RUF012 (as in the base)
         test_list = [[name, None] for name, _ in datasets.CIFAR10.test_list]  # noqa: RUF012
@@ -394,7 +394,7 @@ class LabelledSamples(Dataset):
         return len(self.images)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor | int]:
-        """Return "image" (C, S, S) uint8, "label" int from 0, "image_id" int, the index of the image in the split."""
+        """Return a dict: "image" (C, S, S) uint8, "label" int, "image_id" int (index of the image in the split)."""
         epoch, index = key
         image = self.images.read(index)
         with torch.random.fork_rng(devices=[]):
@@ -428,7 +428,7 @@ class LabelledTask:
         self.val_loader: DataLoader | None = None
 
     def compile(self) -> None:
-        """Skip compilation: `losses` does little besides calling the model."""
+        """Do nothing, because `losses` does little besides calling the model."""
 
 
 def eval_loader(
@@ -443,8 +443,8 @@ def eval_loader(
 def gather_in_order(results: list[tuple[np.ndarray, ...]]) -> list[np.ndarray] | None:
     """Gather per-image results from all ranks, sorted by image index; return None on ranks other than 0.
 
-    results: for each batch of this rank, the image indices (B,) followed by other arrays (B, ...).
-    Returns one array (N, ...) over all images for each array of a batch, the indices first."""
+    results: for each batch of this rank, a tuple of image indices (B,), then arrays of results (B, ...).
+    Returns a list of the same arrays for all N images: image indices (N,), then arrays of results (N, ...)."""
     parts = distributed.gather(results)
     if parts is None:
         return None

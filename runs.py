@@ -47,7 +47,7 @@ from records.status import begin_status, mark_running
 from records.trackers import Trackers, check_installed
 from training import Evaluation, Task, Trainer, fit
 
-MAX_MEMORY_FRACTION = 0.9  # above it, a dry run warns: later batches may have more objects and need more memory
+MAX_MEMORY_FRACTION = 0.9  # above this, a dry run warns: batches with more objects may need more memory
 EDITED_CONFIG = "config_edited.yaml"  # copy of a config.yaml that was edited during training
 
 
@@ -56,10 +56,10 @@ class TrainCommand:
     """The task-specific parts of a training command."""
 
     config_class: type[Config]  # with sections `train` and `optim`
-    # (config, from_checkpoint) to task; see training.Task. Raises ValueError if data or weights are invalid.
+    # Called with (config, from_checkpoint), see training.Task. Raises ValueError if data or weights are invalid.
     build_task: Callable[[Any, bool], Task]
     announce: Callable[[Task], None]  # log the model and the data
-    # Write the task's files of a finished run, on rank 0; return the task's part of the record.
+    # Called on rank 0 after training: writes the task's files, and returns the task's part of the record.
     record: Callable[[Path, Task, Evaluation], TaskRecord]
     # Overrides that start a new run from the weights of {experiment}; empty if the task does not support this.
     start_from: str = ""
@@ -88,7 +88,7 @@ def train(command: TrainCommand, arguments: argparse.Namespace, device: torch.de
 def prepare(command: TrainCommand, arguments: argparse.Namespace, device: torch.device, folder: Path) -> Task:
     """Return the task to train. Raises ValueError if config, data or weights are invalid. Writes nothing.
 
-    folder: where checkpoints will be kept."""
+    folder: directory on the disk that checkpoints will be written to."""
     config = with_resolved_precision(read_config(arguments, command), device)
     if arguments.resume:
         newest_checkpoint(arguments.resume / "checkpoints")  # raises CheckpointError if there is none
@@ -114,7 +114,7 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
             start = {"started_from": task.started_from, "config": config.model_dump(mode="json")}
             append_environment(experiment, describe_environment(hosts, device) | start)
             if not resume:
-                write_metrics(experiment, [])  # an earlier start may have left metrics, but no checkpoint
+                write_metrics(experiment, [])  # an earlier start may have written metrics, but no checkpoint
             trackers.start()
 
     logger.info("experiment: %s", experiment)
@@ -140,19 +140,19 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
 
 
 def restore_config(experiment: Path, config: Config) -> None:
-    """Restore config.yaml if it was edited or removed during training; keep the edit as config_edited.yaml."""
+    """Restore config.yaml if it was edited or removed during training; keep the edited version."""
     path, text = experiment / "config.yaml", dump_config(config)
     current = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if current != text:
         logger.warning(
-            "%s was edited or removed during training: restored; the edited version is now %s", path, EDITED_CONFIG
+            "%s was edited or removed during training; it is restored, the edited version is in %s", path, EDITED_CONFIG
         )
         write_text(experiment / EDITED_CONFIG, current)
         write_text(path, text)
 
 
 def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.device) -> None:
-    """Build everything that training needs, and take two steps on real images. Writes nothing."""
+    """Build everything that training needs, and take two training steps on real images. Writes no files."""
     task = prepare(command, arguments, device, arguments.experiments)
     announce(command, task, device)
     first, second = rehearse(task, device)
@@ -168,9 +168,9 @@ def dry_run(command: TrainCommand, arguments: argparse.Namespace, device: torch.
 
 
 def rehearse(task: Task, device: torch.device) -> list[float]:
-    """Take two steps on the first batches, as `fit` would; return the seconds of each. Writes nothing.
+    """Take two training steps on the first batches; return the time of each step in seconds. Writes no files.
 
-    The second step needs the most memory, because the optimizer allocates its state at the end of the first.
+    The second step needs the most memory, because the optimizer allocates its state at the end of the first step.
     Raises RunError if the batch does not fit in memory, or if loss or gradient is not finite."""
     config, seconds = task.config.train, []
     try:
@@ -196,9 +196,9 @@ def rehearse(task: Task, device: torch.device) -> list[float]:
 
 
 def check_feasible(task: Task, folder: Path, device: torch.device) -> None:
-    """Raise ValueError, naming the field or folder, if the task cannot be trained. Writes nothing.
+    """Raise ValueError, naming the field or folder, if the task cannot be trained. Writes no files.
 
-    folder: where checkpoints will be kept; it need not exist yet."""
+    folder: directory on the disk that checkpoints will be written to; need not exist yet."""
     config = task.config.train
     weights = sum(tensor.nbytes for tensor in task.model.state_dict().values())
     copies = 1 + STATES_PER_WEIGHT[task.config.optim.optimizer] + (config.ema_decay is not None)
@@ -207,13 +207,13 @@ def check_feasible(task: Task, folder: Path, device: torch.device) -> None:
     if batches < config.accumulation_steps:
         raise ValueError(
             f"train.accumulation_steps {config.accumulation_steps}: an epoch has only {batches} batches of "
-            f"{config.batch_size} x {distributed.world_size()} images; lower it or train.batch_size"
+            f"{config.batch_size} images x {distributed.world_size()} processes; lower this field or train.batch_size"
         )
     if config.batch_norm == "sync" and device.type != "cuda":
         raise ValueError("train.batch_norm sync: works on GPUs only; use local or frozen on the CPU")
     has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in task.model.modules())
     if config.batch_norm == "local" and config.batch_size == 1 and has_batch_norm:
-        raise ValueError("train.batch_size 1: BatchNorm needs at least 2 images; raise it or use batch_norm frozen")
+        raise ValueError("train.batch_size 1: BatchNorm needs at least 2 images; raise it or set batch_norm=frozen")
 
 
 def announce(command: TrainCommand, task: Task, device: torch.device) -> None:
@@ -238,13 +238,13 @@ def announce(command: TrainCommand, task: Task, device: torch.device) -> None:
         logger.warning(warning)
     if not is_in_hardware(config.precision, device):
         logger.warning(
-            "train.precision %s: %s emulates it, so steps are many times slower than in fp32; use auto or fp32",
+            "train.precision %s: %s only emulates it, many times slower than fp32; use auto or fp32",
             config.precision, describe_device(device),
         )  # fmt: skip
 
 
 def with_resolved_precision(config: Config, device: torch.device) -> Config:
-    """Return the config with `train.precision` auto replaced by rank 0's choice; log it."""
+    """Return the config; if `train.precision` is auto, use the precision that rank 0 chooses. Log the precision."""
     precision = distributed.broadcast(resolve_precision(config.train.precision, device))
     requested = f" (train.precision auto, on {describe_device(device)})" if config.train.precision == "auto" else ""
     logger.info("precision: %s%s", precision, requested)
@@ -252,7 +252,7 @@ def with_resolved_precision(config: Config, device: torch.device) -> Config:
 
 
 def memory_usage(device: torch.device) -> tuple[float, float]:
-    """Return the peak memory use and the limit, in MiB: of the GPU, or of this process if it trains on the CPU."""
+    """Return peak memory use and memory limit in MiB, of the GPU or, if `device` is the CPU, of this process."""
     if device.type == "cuda":  # PyTorch does not return memory to the GPU, so this is the peak
         free, total = torch.cuda.mem_get_info(device)
         return (total - free) / 2**20, total / 2**20
@@ -263,9 +263,9 @@ def memory_usage(device: torch.device) -> tuple[float, float]:
 
 
 def resolve_resume(arguments: argparse.Namespace) -> None:
-    """Set `arguments.resume` if --experiment, or the experiment of a requeued Slurm job, has a checkpoint."""
+    """Set `arguments.resume` if the directory of --experiment or of a requeued Slurm job has a checkpoint."""
     requeued = resume = None
-    # Only rank 0 looks, because other machines may see an outdated version of a shared folder.
+    # Only rank 0 checks, because other machines may see an outdated version of a shared folder.
     if distributed.is_main() and not arguments.resume:
         requeued = None if arguments.experiment else requeued_experiment(arguments.experiments)
         folder = arguments.experiment or requeued
@@ -273,15 +273,15 @@ def resolve_resume(arguments: argparse.Namespace) -> None:
     requeued, resume = distributed.broadcast((requeued, resume))
     if requeued:
         arguments.experiment = requeued
-        arguments.config, arguments.overrides = str(requeued / "config.yaml"), []  # CONFIG may have been edited
+        arguments.config, arguments.overrides = str(requeued / "config.yaml"), []  # CONFIG may have changed since
     arguments.resume = arguments.resume or resume
 
 
 def read_config(arguments: argparse.Namespace, command: TrainCommand) -> Config:
-    """Return the config to train with. Raises ConfigError if it would change what a resumed run learns."""
+    """Return the config to train with. Raises ConfigError if a resumed run would train with different settings."""
     config_class, resume = command.config_class, arguments.resume
     path = arguments.config or str(resume / "config.yaml")
-    stored = resume and read_recorded_config(resume, config_class)  # first, because its error names a cure
+    stored = resume and read_recorded_config(resume, config_class)  # first, because only this error names a cure
     config = load_config(path, arguments.overrides, config_class)
     if not resume:
         return config
@@ -291,16 +291,16 @@ def read_config(arguments: argparse.Namespace, command: TrainCommand) -> Config:
     if changed:
         start = command.start_from.format(experiment=resume).split()
         new_run = shlex.join(["python", "-m", arguments.module, path, *arguments.overrides, *start])
-        edited = "" if arguments.config or arguments.overrides else " (its config.yaml was edited: undo that)"
+        edited = "" if arguments.config or arguments.overrides else " (first undo the edit of its config.yaml)"
         raise ConfigError(
-            f"{resume} was trained with a different config: {'; '.join(changed)}. Resume with its own: --resume "
-            f"{resume}; or start a new run{' from its weights' if start else ''}: `{new_run}`{edited}"
+            f"{resume} was trained with a different config: {'; '.join(changed)}. To resume with the original "
+            f"config: --resume {resume}{edited}; to start a new run{' from its weights' if start else ''}: `{new_run}`"
         )
     return config
 
 
 def read_recorded_config(experiment: Path, config_class: type[Config]) -> Config:
-    """Return the config of the newest start of a run, even if its config.yaml was changed since."""
+    """Return the config that a run was last started with, even if its config.yaml has been edited since."""
     try:
         started = [start["config"] for start in read_environments(experiment) if "config" in start][-1]
         return config_class.model_validate_json(json.dumps(started))
@@ -309,5 +309,5 @@ def read_recorded_config(experiment: Path, config_class: type[Config]) -> Config
 
 
 def set_precision(config: Config, precision: str) -> Config:
-    """Return a copy of the config with this `train.precision`."""
+    """Return a copy of the config with `train.precision` set to `precision`."""
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})

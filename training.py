@@ -1,7 +1,7 @@
 """The training loop of all tasks.
 
-A task (detection, ...) provides a model, a data set, losses and an evaluation. Random numbers depend only on (seed,
-epoch, image) in the data and on (seed, step, rank) in the model, so a resumed run draws the same ones.
+A task, such as detection, provides a model, a data set, losses and an evaluation. Random numbers depend only on
+(seed, epoch, image) in the data, and on (seed, step, rank) in the model. So a resumed run draws the same numbers.
 """
 
 import math
@@ -38,8 +38,8 @@ from records.metrics import draw_curves, write_metrics
 from records.status import training_bar
 from records.trackers import TrackerName
 
-INITIAL_LOSS_SCALE = 2.0**10  # for fp16; low, because losses are summed over a batch and divided after backward
-MAX_DATA_WAIT = 0.2  # fraction of an epoch's time; waiting longer for data causes a warning
+INITIAL_LOSS_SCALE = 2.0**10  # for fp16; low, because losses are sums over a batch, which are divided after backward
+MAX_DATA_WAIT = 0.2  # fraction of the time of an epoch; if waiting for data takes more, log a warning
 
 
 class TrainConfig(Config):
@@ -56,7 +56,7 @@ class TrainConfig(Config):
     channels_last: bool = Field(False, description="channels-last memory layout, faster for convnets")
     compile: bool = Field(False, description="torch.compile for model and losses: a slower start, then faster steps")
     batch_norm: BatchNorm = Field(
-        "local", description="BatchNorm statistics: of each process (local), of all (sync, GPU only), or fixed (frozen)"
+        "local", description="BatchNorm statistics: per process (local), over all (sync, GPU only), or fixed (frozen)"
     )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights, used in evaluation; null: no average"
@@ -69,7 +69,7 @@ class TrainConfig(Config):
 
 
 class Evaluation(NamedTuple):
-    """Scores of a model on the validation images, and the predictions behind them."""
+    """Scores of a model on the validation images, and the predictions that were scored."""
 
     scores: dict[str, float | None]  # identical on all ranks; None if undefined
     predictions: Any  # task-specific on rank 0, None on the other ranks
@@ -78,8 +78,8 @@ class Evaluation(NamedTuple):
 class Task(Protocol):
     """Interface between a task and the training loop.
 
-    The constructor is `Task(config, train, val, *, from_checkpoint=False)`. With `from_checkpoint`, a checkpoint will
-    replace the initial weights, so the weight files named in the config may be missing."""
+    The constructor is `Task(config, train, val, *, from_checkpoint=False)`. If `from_checkpoint` is true, a
+    checkpoint will replace the initial weights, so the weight files named in the config may be missing."""
 
     config: Config  # with sections `train` and `optim`
     model: nn.Module
@@ -88,20 +88,20 @@ class Task(Protocol):
     collate: Callable[[list], dict[str, Tensor]]
     workers: int  # loader processes per training process
     inputs: Inputs  # the files that the task has read
-    data: dict  # facts that identify the data; a run cannot resume if they differ
-    metrics: tuple[str, ...]  # scores to plot; the first one selects the best checkpoint
+    data: dict  # identifies the data; a run can only resume if this is unchanged
+    metrics: tuple[str, ...]  # names of the scores to plot; the first score selects the best checkpoint
     lower_is_better: bool  # whether lower values of the first metric are better
-    reference_losses: dict[str, float]  # loss name to the loss of the best constant predictor
+    reference_losses: dict[str, float]  # from loss name to the loss of the best constant predictor
 
     def compile(self) -> None:
         """Compile the parts of `losses` that run outside the model."""
         ...
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the losses as sums over a batch, and the count that these sums are divided by.
+        """Return each loss, summed over the batch, and the count to divide the losses by.
 
-        All are scalars on the device. The training loss is the sum of all losses over the global batch, divided by the
-        total count. `model` is self.model, possibly wrapped (DDP, torch.compile)."""
+        Losses and count are scalars on the device. The training loss is the sum of all losses over the global batch,
+        divided by the sum of the counts. `model` is self.model, possibly wrapped (DDP, torch.compile)."""
         ...
 
     def evaluate(
@@ -127,10 +127,10 @@ def fit(
 ) -> tuple[nn.Module, Evaluation]:
     """Train `task.model`; return the trained model (the moving average if there is one) and its last evaluation.
 
-    experiment: directory of metrics.jsonl, curves.png and checkpoints/. resume: continue from the newest checkpoint.
+    experiment: directory for metrics.jsonl, curves.png and checkpoints/. resume: continue from the newest checkpoint.
     on_start: called after the checkpoint is loaded, before the first step. on_epoch_end: called with the new metrics.
     Raises RunError if a loss or gradient is not finite, and CheckpointError if no checkpoint can be resumed.
-    Raises Stopped or KeyboardInterrupt, after saving a checkpoint, if any rank received a signal."""
+    If any rank receives a signal, saves a checkpoint and raises Stopped or KeyboardInterrupt."""
     trainer, config = Trainer(task, experiment, device), task.config.train
     if resume:
         trainer.resume()
@@ -144,14 +144,14 @@ def fit(
             line = state.line = state.line or trainer.train_epoch(epoch, bar)
             evaluation, improved = None, False
             if epoch + 1 == config.epochs or (epoch + 1) % config.eval_every_epochs == 0:
-                trainer.save()  # before the evaluation, which takes minutes: a time limit may end the run
+                trainer.save()  # because a time limit may end the run during the evaluation
                 trainer.stop_if_requested()
                 evaluation = trainer.evaluate(line)
                 improved = state.update_best(line["epoch"], line[task.metrics[0]], task.lower_is_better)
             trainer.log(line, evaluation)
             on_epoch_end(line)
             state.line = None
-            if improved:  # best.pt first: a run that is resumed from the next checkpoint would not write it
+            if improved:  # first, because a run resumed from the next checkpoint would not write best.pt
                 trainer.save("best.pt")
             trainer.save()
             trainer.stop_if_requested()
@@ -162,7 +162,7 @@ def fit(
 
 
 class Trainer:
-    """Everything that `fit` needs to train, and the parts of an epoch as methods."""
+    """Model, data, optimizer and state of a run; the methods are the parts of an epoch."""
 
     def __init__(self, task: Task, experiment: Path, device: torch.device) -> None:
         config, optim, world_size = task.config.train, task.config.optim, distributed.world_size()
@@ -182,7 +182,7 @@ class Trainer:
         scaler = GradScaler(device.type, INITIAL_LOSS_SCALE, enabled=self.precision == "fp16")
         ema = AveragedModel(model, use_buffers=True) if config.ema_decay else None
         self.state = TrainState(model, optimizer, scheduler, scaler, ema, task.data)
-        # With accumulation the graph is not static, because DDP exchanges gradients in the last backward pass only.
+        # With accumulation the graph is not static: DDP exchanges gradients only in the last backward pass of a step.
         self.parallel_model = distributed.data_parallel(model, device, static_graph=config.accumulation_steps == 1)
         if config.compile and can_compile(device):
             task.compile()
@@ -191,13 +191,13 @@ class Trainer:
         self.warned: set[str] = set()
 
     def resume(self) -> None:
-        """Load the newest checkpoint, and remove later epochs from metrics.jsonl."""
+        """Load the newest checkpoint, and remove the epochs after it from metrics.jsonl."""
         self.state.resume(self.experiment / "checkpoints")
         if distributed.is_main():
             write_metrics(self.experiment, self.state.lines)
 
     def train_epoch(self, epoch: int, bar: tqdm) -> dict:
-        """Train from the current step to the end of `epoch`; return the epoch's line of metrics.jsonl."""
+        """Train from the current step to the end of `epoch`; return its line of metrics.jsonl as a dict."""
         state, config = self.state, self.config
         first_step, waits, started = state.step, [], time.perf_counter()
         earlier_seconds = state.epoch_seconds  # spent on this epoch before the run was resumed
@@ -242,11 +242,11 @@ class Trainer:
         }
 
     def train_step(self, batches: list[dict[str, Tensor]]) -> float:
-        """Take one optimizer step on the accumulated `batches` of all ranks; return its learning rate.
+        """Take one optimizer step on the `batches` of all ranks; return the learning rate of the step.
 
-        Gradients of loss sums are accumulated, then divided by the total count: the split into batches has no effect.
+        Gradients of all batches are summed, then divided by the total count: the split into batches has no effect.
         Nothing here waits for a GPU. If loss or gradient is not finite, the optimizer skips the step on the GPU, and
-        `self.finite` detects that one step later. The scheduler and the moving average advance anyway."""
+        `self.finite` detects this one step later. The scheduler and the moving average are updated even then."""
         state, model = self.state, self.parallel_model
         # Dropout and drop path depend only on seed, step and rank, so that a resumed run repeats them.
         torch.manual_seed((self.config.seed << 40) + state.step * distributed.world_size() + distributed.rank())
@@ -263,8 +263,8 @@ class Trainer:
             counts.append(count)
 
         self.finite.check()
-        # Check `total`, too, because an infinite loss may have a finite gradient, for example for a box far away.
-        # DDP averages the gradients over ranks, hence the factor world_size. If the count is 0, so is the gradient.
+        # Check `total`, too, because an infinite loss may have a finite gradient (smooth L1 loss of a huge error).
+        # DDP averages gradients over ranks, so multiply by world_size. If the count is 0, the gradient is 0, too.
         count, total = distributed.sum_over_ranks(torch.stack([sum(counts).float(), sum(losses.values()).float()]))
         scale = distributed.world_size() / count.clamp(min=1)
         state.scaler.unscale_(state.optimizer)
@@ -291,14 +291,14 @@ class Trainer:
     def evaluate(self, line: dict) -> Evaluation:
         """Evaluate the model, and add its scores to `line`, the epoch's line of metrics.jsonl."""
         started = time.perf_counter()
-        distributed.broadcast_buffers(self.state.scored_model)  # all ranks evaluate the model that rank 0 saves
+        distributed.broadcast_buffers(self.state.scored_model)  # so that all ranks evaluate the same model
         evaluation = self.task.evaluate(self.state.scored_model, self.device, self.stop_request.stop_if_requested)
         line |= evaluation.scores
         line["eval_seconds"] = round(time.perf_counter() - started, 3)
         return evaluation
 
     def log(self, line: dict, evaluation: Evaluation | None) -> None:
-        """Log the epoch, and draw curves and pictures if it was evaluated. If `task.draw` fails, only warn."""
+        """Log the epoch; if it was evaluated, draw curves and pictures. If `task.draw` fails, only log a warning."""
         logger.info(epoch_summary(line, self.config.epochs, self.task.metrics[0]))
         self.state.lines.append(line)
         if not distributed.is_main():

@@ -21,13 +21,13 @@ CLASSIFIERS = "an experiment or its checkpoint, a published folder, a config wit
 
 
 def check_config(path: str | Path) -> None:
-    """Raise ConfigError, which suggests a similar name, if the file does not exist."""
+    """Raise ConfigError if the file does not exist. The message suggests a similar name."""
     if not Path(path).exists():
         raise missing_file(Path(path))
 
 
 def check_experiment(path: Path, expected: str = "an experiment directory, experiments/experiment_N") -> None:
-    """Raise ConfigError, which suggests a similar name or else `expected`, if the folder or file does not exist."""
+    """Raise ConfigError if the path does not exist. The message suggests a similar name, or contains `expected`."""
     if not path.exists():
         near = nearest(path.name, [each.name for each in path.parent.glob("*")] if path.name else [])
         cure = did_you_mean(path.with_name(name) for name in near)
@@ -48,10 +48,10 @@ def parse_training(module: str, description: str, example: str, words: Sequence[
     parser.add_argument("config", nargs="?", help="YAML file, see configs/; not needed with --resume")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="set a field of the config")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--resume", type=Path, metavar="EXPERIMENT", help="resume from its newest checkpoint")
+    start.add_argument("--resume", type=Path, metavar="EXPERIMENT", help="resume this run from its newest checkpoint")
     start.add_argument(
         "--experiment", type=Path, metavar="DIRECTORY",
-        help="train in this existing directory, not in a new experiment_N; resume if it has a checkpoint",
+        help="train in this existing directory instead of a new experiment_N; resume if it has a checkpoint",
     )  # fmt: skip
     start.add_argument(
         "--dry-run", action="store_true", help="take two steps, report time and memory, create no experiment"
@@ -63,14 +63,14 @@ def parse_training(module: str, description: str, example: str, words: Sequence[
         arguments.overrides.insert(0, arguments.config)
         arguments.config = None
     if arguments.config and Path(arguments.config).is_dir():
-        parser.error(f"{arguments.config} is a folder; pass a CONFIG, or resume an experiment with --resume FOLDER")
+        parser.error(f"{arguments.config} is a folder; pass a YAML file, or resume an experiment with --resume FOLDER")
     if arguments.experiment and not arguments.experiment.is_dir():
         parser.error(f"--experiment {arguments.experiment}: no such directory")
     if not arguments.config and not arguments.resume:
         parser.error("pass a CONFIG, or an experiment to resume with --resume")
     if arguments.resume:
         check_experiment(arguments.resume)
-    # Not here for a requeued job, which reads its experiment's config, nor with --experiment, which logs the error.
+    # Skipped for a requeued job, which reads the config of its experiment, and with --experiment, which logs the error.
     if arguments.config and not arguments.experiment and not os.environ.get("SLURM_RESTART_COUNT"):
         check_config(arguments.config)
     return arguments

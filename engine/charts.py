@@ -26,7 +26,7 @@ def shorten(names: Iterable[str]) -> dict[str, str]:
 
 
 def save_chart(path: Path, figure: "Figure") -> None:
-    """Write a figure as a PNG with 256 colours: files are a third as large, and experiment records are committed."""
+    """Write a figure as a PNG with 256 colours: three times smaller, which matters because records are committed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

@@ -1,12 +1,12 @@
-"""Checkpoints: written atomically, verified when read.
+"""Write checkpoints atomically, and verify them when they are read.
 
 A checkpoint is a `torch.save` file of plain tensors, numbers, strings, lists and dicts. So it loads with
-`weights_only=True`, which never runs code from the file. torch.load does not detect flipped bits. Therefore the comment
-at the end of the zip archive that torch.save writes holds the SHA-256 of everything before it.
+`weights_only=True`, which never runs code from the file. torch.load does not detect flipped bits. Therefore
+`save_checkpoint` ends the file with a SHA-256 of its content, as the comment of the zip archive.
 
-    checkpoints/step_000001234.pt             the newest few, named by optimizer step
-    checkpoints/best.pt                       the best one by the task's metric
-    checkpoints/step_000001300.pt.damaged     one that was corrupt when a run was resumed
+    checkpoints/step_000001234.pt             the newest checkpoints, named by optimizer step
+    checkpoints/best.pt                       the best checkpoint by the task's metric
+    checkpoints/step_000001300.pt.damaged     a corrupt checkpoint, renamed when a run was resumed
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from engine.files import describe_write_errors, rename_damaged, write_atomically
 from engine.logbook import logger
 
 MARK = b"sha256:"
-SEAL_SIZE = len(MARK) + 64  # bytes: the mark and 64 hexadecimal digits
+SEAL_SIZE = len(MARK) + 64  # bytes: the mark and a SHA-256 as 64 hexadecimal digits
 
 
 class CheckpointError(ValueError):
@@ -60,8 +60,8 @@ def save_checkpoint(path: Path, state: dict) -> None:
 def load_checkpoint(path: Path) -> dict:
     """Verify the checksum of a checkpoint; return its state on the CPU.
 
-    Raises DamagedCheckpointError if the file is truncated or corrupt, and CheckpointError if it is missing, unreadable
-    or contains anything but plain data."""
+    Raises DamagedCheckpointError if the file is truncated or corrupt.
+    Raises CheckpointError if the file is missing or unreadable, or contains more than plain data."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END) - SEAL_SIZE
@@ -76,13 +76,13 @@ def load_checkpoint(path: Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: refused, contains more than plain tensors and numbers: remove it") from error
+        raise CheckpointError(f"{path}: refused: contains more than plain tensors and numbers; delete it") from error
     except (OSError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether the file ends like one from `save_checkpoint`. Does not verify the checksum."""
+    """Return whether a file ends with a checksum from `save_checkpoint`. Does not verify the checksum."""
     with open(path, "rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - SEAL_SIZE, 0))
         return file.read(len(MARK)) == MARK
@@ -91,12 +91,12 @@ def is_checkpoint(path: Path) -> bool:
 def trained_weights(state: dict, average: bool = True) -> dict[str, Tensor]:
     """Return the weights that a run evaluates: the moving average if the checkpoint has one.
 
-    average: pass False for the weights that the optimizer updates."""
+    average: if False, return the weights that the optimizer updates."""
     return state["ema"]["weights"] if average and state["ema"] else state["model"]
 
 
 def _sha256(file: BinaryIO, size: int) -> bytes:
-    """Return the SHA-256 of the first `size` bytes as hexadecimal digits; move the file position to their end."""
+    """Return the SHA-256 of the first `size` bytes as hexadecimal digits; leave the file position after them."""
     digest = hashlib.sha256()
     file.seek(0)
     while size > 0:
@@ -117,8 +117,8 @@ def check_disk_space(folder: Path, size: int) -> None:
     except OSError as error:
         raise CheckpointError(f"{folder}: checkpoints cannot be written there: {error.strerror}") from None
     if free < 2 * size:
-        need = f"{2 * size >> 20} MiB, {free >> 20} MiB are free"
-        raise CheckpointError(f"{folder}: no space left for two checkpoints, which need {need}: free some space")
+        need = f"{2 * size >> 20} MiB, but only {free >> 20} MiB are free"
+        raise CheckpointError(f"{folder}: no space left for two checkpoints: they need {need}; free some space")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -136,13 +136,13 @@ def newest_checkpoint(folder: Path) -> Path:
     """Return the checkpoint with the highest step. Raises CheckpointError if there is none."""
     if paths := list_checkpoints(folder):
         return paths[-1]
-    raise CheckpointError(f"{folder}: no checkpoint in it (git ignores checkpoints); train again from its config.yaml")
+    raise CheckpointError(f"{folder}: no checkpoint in it (git ignores checkpoints); train again with ../config.yaml")
 
 
 def load_newest_intact(folder: Path) -> tuple[Path, dict]:
-    """Return path and state of the newest step checkpoint that is not damaged; rename and report newer, damaged ones.
+    """Return path and state of the newest undamaged step checkpoint. Log and rename the damaged ones that are newer.
 
-    Raises CheckpointError, and renames nothing, if all are damaged or missing, or if this one cannot be used."""
+    Raises CheckpointError, and renames nothing, if all are damaged or missing, or if that one cannot be loaded."""
     newest_checkpoint(folder)
     damaged = []
     for path in reversed(list_checkpoints(folder)):
@@ -154,7 +154,7 @@ def load_newest_intact(folder: Path) -> tuple[Path, dict]:
         for broken, error in damaged:
             logger.warning("%s; renamed to %s, falling back to %s", error, rename_damaged(broken).name, path.name)
         return path, state
-    raise CheckpointError(f"{damaged[0][1]}; none of the {len(damaged)} checkpoints is intact: start a new run")
+    raise CheckpointError(f"{damaged[0][1]}; all {len(damaged)} checkpoints are damaged: start a new run")
 
 
 def delete_temporary_files(experiment: Path) -> None:

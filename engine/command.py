@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import torch
 
 LOADER_FAILURE = re.compile(r"DataLoader (worker \(pid.*\) (is killed|exited)|timed out)")
-LOADER_CURE = "Out of memory, or the storage hangs? Lower data.workers; --resume continues from the last checkpoint"
-RANK_CURE = "The launcher's report names that process; --resume continues from the last checkpoint"
+LOADER_CURE = "Check memory and storage, lower data.workers, and continue from the last checkpoint with --resume"
+RANK_CURE = "The launcher's report names that process; continue from the last checkpoint with --resume"
 FAILED = 1
 BAD_INPUT = 2
 STOPPED = 75
@@ -121,7 +121,7 @@ def _report(error: BaseException, message: str, is_first_failure: bool) -> None:
 
 
 def _kill_children() -> None:
-    """Kill loader processes: otherwise they take a moment to end, or hang."""
+    """Kill loader processes, because they take a moment to end, or hang."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error
     for process in multiprocessing.active_children():
         process.kill()

@@ -16,16 +16,16 @@ from engine.text import UnknownNameError, did_you_mean, nearest, shown
 
 
 class Config(BaseModel):
-    """Base class of configs: frozen, no unknown fields, strict types (a float may be 8, but an int not 8.0 or '8')."""
+    """Base class of configs: frozen, no unknown fields, strict types (8 is a valid float, 8.0 is an invalid int)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 ConfigClass = TypeVar("ConfigClass", bound=Config)
-Problem = tuple[int, KeyPath, str]  # line, field, what is wrong with it
+Problem = tuple[int, KeyPath, str]  # line, path of the field, message
 NOWHERE, COMMAND_LINE = 0, 1 << 62  # line numbers of fields that are not in the file
-MIN_UNKNOWN = 4  # from this number on, the file is taken for a config of a different command
-EXPECTED = {  # type of pydantic error to a message; pydantic's own messages are used for all other types
+MIN_UNKNOWN = 4  # with so many unknown fields, a file is probably a config of a different command
+EXPECTED = {  # from type of pydantic error to message; all other types keep pydantic's message
     "bool_type": "should be true or false",
     "string_type": "should be text",
     "tuple_type": "should be a list",
@@ -37,8 +37,8 @@ def load_config(path: str | Path, overrides: Sequence[str], cls: type[ConfigClas
     """Read a config file, apply the command line's overrides, and validate the result.
 
     overrides: `section.field=value`, with a value in YAML: `model.neck=fpn`, `train.milestones=[43, 54]`.
-    Raises ConfigError, which reports every invalid field with its line, dotted name, value and expected value, or only
-    says that the file is a config of a different command."""
+    Raises ConfigError, which lists line, dotted name, value and expected value of every invalid field. If many fields
+    are unknown, the error only says that the file is a config of a different command."""
     data, lines = read_yaml(path)
     problems = _override(data, lines, overrides)
     try:
@@ -51,7 +51,7 @@ def load_config(path: str | Path, overrides: Sequence[str], cls: type[ConfigClas
         if len(unknown) >= MIN_UNKNOWN:
             raise ConfigError(
                 f"{path}: a config of a different command: {cls.__name__} has no {', '.join(unknown[:MIN_UNKNOWN])}; "
-                "its first lines, or the README.md of its experiment, name the command"
+                "see the first lines of the file, or the README.md of its experiment, for the command"
             ) from None
         problems += [_explain(detail, lines, cls) for detail in details]
     if problems:
@@ -70,7 +70,7 @@ def read_overridden(path: str | Path, overrides: Sequence[str]) -> dict[str, Any
 
 
 def _override(data: dict[str, Any], lines: dict[KeyPath, int], overrides: Sequence[str]) -> list[Problem]:
-    """Apply the overrides to `data` and `lines` in place; return the problems of those that cannot be applied."""
+    """Apply the overrides to `data` and `lines` in place; return the problems of invalid overrides."""
     problems: list[Problem] = []
     names = [override.partition("=")[0] for override in overrides]
     for index, override in enumerate(overrides):
@@ -90,7 +90,7 @@ def _override(data: dict[str, Any], lines: dict[KeyPath, int], overrides: Sequen
 def _set(data: dict[str, Any], lines: dict[KeyPath, int], path: tuple[str, ...], value: Any) -> None:
     """Set the value at `path` in place, with COMMAND_LINE as its line; create missing sections.
 
-    Raises ValueError if a key above it is in the file but is not a section."""
+    Raises ValueError if a parent key of `path` is in the file but is not a section."""
     for depth, key in enumerate(path[:-1], start=1):
         if data.get(key) is None:  # missing, or an optional section that is null
             data[key] = {}
@@ -127,7 +127,7 @@ def _explain(detail: dict[str, Any], lines: dict[KeyPath, int], cls: type[Config
         return line, path, "missing"
     if detail["type"] == "extra_forbidden":
         near, siblings = _suggest(path, cls)
-        return line, path, "no such field" + (did_you_mean(near) or f" among {', '.join(siblings)}")
+        return line, path, "no such field" + (did_you_mean(near) or f"; expected one of {', '.join(siblings)}")
     if isinstance(cause, UnknownNameError) or (cause and isinstance(value, dict)):
         return line, path, str(cause)
     expected = str(cause or EXPECTED.get(detail["type"]) or detail["msg"].removeprefix("Input "))
@@ -135,7 +135,7 @@ def _explain(detail: dict[str, Any], lines: dict[KeyPath, int], cls: type[Config
 
 
 def _suggest(path: KeyPath, cls: type[Config]) -> tuple[list[str], list[str]]:
-    """Return the known fields whose names resemble an unknown one, and all fields of its section."""
+    """Return known fields with a name similar to an unknown field's, and all fields in the section of that field."""
     *above, name = (key for key in path if isinstance(key, str))
     fields = [(*section, field) for section, nested in sections(cls) for field in nested.model_fields]
     siblings = [field[-1] for field in fields if field[:-1] == tuple(above)]
@@ -152,7 +152,7 @@ def sections(cls: type[Config], path: tuple[str, ...] = ()) -> Iterator[tuple[tu
 
 
 def nested_class(annotation: Any) -> type[Config] | None:
-    """Return the config class in a field's type annotation, also inside Optional or tuple; None if there is none."""
+    """Return the config class in a field's type annotation, even if inside Optional or tuple; None if there is none."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return annotation
     return next(filter(None, map(nested_class, get_args(annotation))), None)
@@ -167,12 +167,12 @@ def dump_config(config: Config) -> str:
 
 
 def changed_fields(before: Config, after: Config) -> dict[str, str]:
-    """Return the differences between two configs of one class: {"train.epochs": "train.epochs was 3, is 5"}."""
+    """Return the differences between two configs, such as {"train.epochs": "train.epochs was 3, is 5"}."""
     return changed_values(before.model_dump(mode="json"), after.model_dump(mode="json"))
 
 
 def changed_values(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
-    """Return the differences between two nested mappings, as `changed_fields` does; a missing value counts as null."""
+    """Return the differences between two nested dicts, as in `changed_fields`. Missing values count as null."""
     old, new = dict(_leaves(before)), dict(_leaves(after))
     return {
         name: f"{name} was {shown(old.get(name))}, is {shown(new.get(name))}"

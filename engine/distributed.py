@@ -1,7 +1,7 @@
 """Distributed training: start-up, ranks and collectives. Only this module uses torch.distributed.
 
 `torchrun`, or Slurm's `srun` (engine/ranks.py), starts one process per GPU (NCCL), or several processes on the CPU
-(gloo). A plain `python -m ...` has world size 1 and no process group; all functions work there, too.
+(gloo). A plain `python -m ...` has world size 1 and no process group; all functions work without a group, too.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ def process_group() -> Iterator[torch.device]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         if device.index >= torch.cuda.device_count():
             raise ValueError(
-                f"process {device.index} of this node has no GPU, because there are {torch.cuda.device_count()}: start "
+                f"process {device.index} of this node has no GPU (the node has {torch.cuda.device_count()}): start "
                 "fewer processes (torchrun --nproc_per_node), or hide all GPUs to use the CPU (CUDA_VISIBLE_DEVICES=)"
             )
         torch.cuda.set_device(device)
@@ -66,7 +66,7 @@ def is_from_another_rank(error: Exception) -> bool:
 def is_first_failure() -> bool:
     """Return whether this rank should report its error, because it is the first rank to call this function.
 
-    Returns False if rank 0, which hosts the store, has ended, because it or the launcher has reported the failure.
+    Returns False if rank 0, which hosts the store, has ended: then rank 0 or the launcher has reported the failure.
     Returns True if rank 0 hangs, because otherwise no rank might report the error."""
     if _store is None:
         return True
@@ -80,9 +80,9 @@ def is_first_failure() -> bool:
 
 
 def _stop_if_torchrun_dies() -> None:
-    """Let Linux send SIGTERM to this process, which then saves and stops, if torchrun dies (for example of SIGUSR1).
+    """Make Linux send SIGTERM to this process if torchrun dies, for example of SIGUSR1; the process saves and stops.
 
-    Otherwise the ranks would continue without a launcher. Does nothing on other systems."""
+    Without SIGTERM, the ranks would continue without a launcher. Does nothing on other systems."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -138,14 +138,14 @@ def broadcast(value: object) -> object:
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Copy rank 0's buffers to all ranks: BatchNorm statistics differ, because each rank trains on different images."""
+    """Copy rank 0's buffers to all ranks, because BatchNorm statistics differ: each rank trains on different images."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def data_parallel(model: nn.Module, device: torch.device, static_graph: bool) -> nn.Module:
-    """Wrap `model` in DistributedDataParallel, which averages gradients over ranks; return it as is on one process.
+    """Wrap `model` in DistributedDataParallel, which averages gradients over ranks. With one process, return `model`.
 
     static_graph: whether every backward pass exchanges the gradients of the same parameters."""
     if world_size() == 1:

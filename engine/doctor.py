@@ -21,7 +21,7 @@ from engine.start import start
 
 GIB = 2**30
 
-Finding = tuple[str, str, str]  # level (ok, warn or fail), finding, cure (ignored if ok)
+Finding = tuple[str, str, str]  # level (ok, warn or fail), text, cure (not printed if ok)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -74,20 +74,20 @@ def check_devices() -> Iterator[Finding]:
             yield "ok", f"{device}: {describe_device(device)}; train.precision auto is {precision}", ""
             if device.type == "cuda":
                 free, total = torch.cuda.mem_get_info(device)
-                yield check_free(f"free memory of {device}", free, 0.8 * total, "nvidia-smi shows what uses the rest")
+                yield check_free(f"free memory of {device}", free, 0.8 * total, "see the GPU's processes in nvidia-smi")
         except RuntimeError as error:
             cure = "install matching torch and torchvision; check in nvidia-smi whether the GPU is in use or broken"
             yield "fail", f"{device}: cannot be used: {str(error).splitlines()[0]}", cure
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
         cure = "unset CUDA_VISIBLE_DEVICES, update the driver, or install a build of torch with CUDA"
-        yield "warn", "nvidia-smi is installed, but torch sees no GPU", cure
+        yield "warn", "nvidia-smi is installed, but torch finds no GPU", cure
 
 
 def check_memory_and_disk() -> Iterator[Finding]:
     """Check free memory and disk space, and whether files can be written and locked in the folder of experiments."""
     yield check_free("memory for this process", memory_limit(), 4 * GIB, "request more: sbatch --mem, docker --memory")
     if (shared := Path("/dev/shm")).is_dir():  # loader processes transfer batches through it
-        cure = "docker run --shm-size=8g, or data.workers=0; otherwise loader processes may die of SIGBUS"
+        cure = "use docker run --shm-size=8g, or set data.workers=0; otherwise loader processes may die of SIGBUS"
         yield check_free(f"free space in {shared}", shutil.disk_usage(shared).free, GIB, cure)
     root = Path("experiments").absolute()
     folder = next(path for path in (root, *root.parents) if path.exists())
@@ -95,14 +95,14 @@ def check_memory_and_disk() -> Iterator[Finding]:
         with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        cure = "choose a different folder with --experiments; mount NFS with locks"
+        cure = "choose a different folder with --experiments, or mount NFS with locks"
         yield "fail", f"{folder}: cannot be written or locked: {error.strerror}", cure
-    cure = "free some space: a run keeps about three checkpoints, each three times as large as its weights"
+    cure = "free some space: a run keeps about three checkpoints, each three times as large as the model's weights"
     yield check_free(f"free space in {folder}", shutil.disk_usage(folder).free, 10 * GIB, cure)
 
 
 def check_free(what: str, free: float, least: float, cure: str) -> Finding:
-    """Return a finding about `free` bytes: a warning if they are fewer than `least`."""
+    """Return a finding about `free` bytes: a warning if `free` is less than `least`."""
     return "ok" if free >= least else "warn", f"{what}: {free / GIB:,.1f} GiB", cure
 
 

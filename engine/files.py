@@ -27,8 +27,8 @@ def describe_write_errors(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], sync: bool = True) -> None:
     """Write a file atomically: `write` fills a temporary file, which then replaces `path`.
 
-    If the process is killed at any time, the previous file stays. Raises OSError naming `path`.
-    sync: wait until the data is on the disk; otherwise a power failure may leave an empty file."""
+    If the process is killed, the previous file is unchanged. Raises OSError naming `path` if writing fails.
+    sync: whether to wait until the data is on the disk; without that, a power failure may leave an empty file."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with describe_write_errors(path):
@@ -64,7 +64,7 @@ os.register_at_fork(after_in_child=_release_in_child)
 def locked(path: Path, busy: Exception | None = None) -> Iterator[None]:
     """Context manager that holds an exclusive lock on a file, which is created if it is missing.
 
-    The operating system releases the lock however the process ends. On a file system without locks this does nothing.
+    The operating system releases the lock even if the process is killed. Does nothing on a file system without locks.
     busy: exception to raise if another process holds the lock; None: wait for the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _locks.add(descriptor)
@@ -104,7 +104,7 @@ def is_locked(path: Path) -> bool:
 def user_path(text: str, field: str) -> Path:
     """Return a path from user input, with `~` expanded. It need not exist.
 
-    field: config field of the path, such as "data.root", for the message.
+    field: name of the config field, such as "data.root", for the message.
     Raises ValueError if the path is not usable: unknown home, NUL character, name too long, file used as a folder."""
     try:
         path = Path(text).expanduser()
@@ -117,7 +117,7 @@ def user_path(text: str, field: str) -> Path:
 
 
 def rename_damaged(path: Path) -> Path:
-    """Rename a damaged file to NAME.damaged, which replaces an earlier one; return the new path."""
+    """Rename a damaged file to NAME.damaged, replacing an earlier file of this name; return the new path."""
     renamed = path.with_name(f"{path.name}.damaged")
     os.replace(path, renamed)
     return renamed

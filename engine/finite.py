@@ -22,12 +22,12 @@ class _Outcome(NamedTuple):
     step: int
     losses: dict[str, Tensor]
     batches: list[dict[str, Tensor]]
-    finite: Tensor  # (2,) bool, whether gradient norm and loss are finite; being copied to the CPU
-    arrival: torch.cuda.Event | None  # end of that copy; None if there is nothing to wait for
+    finite: Tensor  # (2,) bool, whether gradient norm and loss are finite; copied to the CPU asynchronously
+    arrival: torch.cuda.Event | None  # event at the end of the copy; None on the CPU
 
 
 class FiniteCheck:
-    """Check of each step of `state`, one step later."""
+    """Checks whether each training step was finite, one step later."""
 
     def __init__(self, state: TrainState) -> None:
         self.state = state
@@ -42,7 +42,7 @@ class FiniteCheck:
     def check(self) -> None:
         """Raise RunError on all ranks if the loss or gradient of the stored step was not finite.
 
-        In fp16, overflows of the gradient are counted, and raise only after MAX_OVERFLOWS consecutive ones."""
+        With fp16, overflows of the gradient are only counted, until MAX_OVERFLOWS consecutive steps overflow."""
         last, self.pending = self.pending, None
         if last is None:
             return
@@ -63,7 +63,7 @@ class FiniteCheck:
 
 
 def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Start a copy of `values` to the CPU; return it with the event at its end (None if there is nothing to copy)."""
+    """Start copying `values` to the CPU; return the copy, and an event at its end (None if no copy is needed)."""
     if values.device.type != "cuda":
         return values, None
     copy = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
@@ -73,7 +73,7 @@ def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def _describe(outcome: _Outcome) -> str:
-    """Return an error message with losses and image ids: of the ranks whose losses are not finite, or else of all."""
+    """Return an error message with losses and image ids of the ranks with non-finite losses, else of all ranks."""
     values = {name: float(value) for name, value in outcome.losses.items()}
     image_ids = [image_id for batch in outcome.batches for image_id in batch["image_ids"].tolist()]
     reports = distributed.broadcast(distributed.gather((distributed.rank(), values, image_ids)))

@@ -1,8 +1,8 @@
-"""Identify the data that a run reads by content, and find duplicate images.
+"""Identify the data of a run by its content, and find duplicate images.
 
 Two data sets are the same if their annotations and images have the same content; folders and times do not matter. A
-file is identified by its SHA-256. A set of images is identified by the names and sizes of all its files and by the
-content of some (`identify_images`).
+file is identified by its SHA-256. A set of images is identified by the names and sizes of all files, and by the
+content of all or some files (`identify_images`).
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from engine.files import file_sha256, write_text
 from engine.text import listed
 
 INPUTS = "inputs.json"  # in an experiment directory
-MAX_READ, MAX_READ_BYTES = 2_000, 2**28  # up to these numbers of images and bytes, the content of all images is read
-SAMPLE = 64  # number of images whose content is read in larger sets
-MAX_MEASURED = 200_000  # up to this number of images, the sizes of all images are read
-END = 4096  # bytes at the end of a file; they differ between images of one size, unless a format does not compress
+MAX_READ, MAX_READ_BYTES = 2_000, 2**28  # in a set of at most this many images and bytes, all images are read
+SAMPLE = 64  # number of images that are read in a larger set
+MAX_MEASURED = 200_000  # in a set of at most this many images, all file sizes are read
+END = 4096  # bytes at the end of a file; different compressed images of equal size usually differ there
 
 
 class ImageSet(NamedTuple):
@@ -36,11 +36,11 @@ class ImageSet(NamedTuple):
 
 
 def identify_images(folder: Path, names: Iterable[str]) -> ImageSet:
-    """Identify a set of images by the names and sizes of all files and the content of some; takes about 1 s for COCO.
+    """Identify a set of images by names, sizes and content. This takes about 1 s for COCO.
 
-    Up to MAX_READ images and MAX_READ_BYTES bytes, the content of all images is read. In larger sets it is read for
-    SAMPLE images, evenly spread over the sorted names, so a few images replaced by others of the same size may go
-    undetected. Above MAX_MEASURED images, sizes are read for the sample only. Modification times are ignored.
+    All images are read in sets of at most MAX_READ images and MAX_READ_BYTES bytes. In larger sets, SAMPLE images are
+    read, at equal distances in the sorted names. A replaced image that has the same size may then go undetected. In
+    sets of more than MAX_MEASURED images, only the sizes of the sample are read. Modification times are ignored.
 
     names: file names relative to the folder. Raises OSError naming the file if one is missing."""
     names = sorted(set(names))
@@ -68,7 +68,7 @@ def contents_sha256(folder: Path, names: Iterable[str]) -> str:
 
 
 def content_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; cached until the file changes, because all cells of a grid read the same files."""
+    """Return the SHA-256 of a file; cached until the file changes, because many runs read the same files."""
     stat = os.stat(path)
     return _content_sha256(path, stat.st_size, stat.st_mtime_ns)
 
@@ -83,7 +83,7 @@ class Change(NamedTuple):
 
     path: Path
     what: str
-    is_missing: bool = False  # whether the path is missing
+    is_missing: bool = False  # whether a file or a whole folder is missing
 
     def __str__(self) -> str:
         return f"{self.path} {self.what}"
@@ -94,8 +94,8 @@ class Inputs:
     """The data that a run read at its start."""
 
     root: str  # folder of the data set
-    files: dict[str, str]  # path to SHA-256, for annotations and files that contain many images
-    images: dict[str, ImageSet]  # for splits "train" and "val"; empty if `files` contain the images
+    files: dict[str, str]  # from path to SHA-256: annotations, and files that contain many images
+    images: dict[str, ImageSet]  # by split, "train" or "val"; empty if `files` contain the images
 
     def write(self, experiment: Path) -> None:
         """Write inputs.json to an experiment directory."""
@@ -103,9 +103,9 @@ class Inputs:
         write_text(experiment / INPUTS, json.dumps(vars(self) | {"images": images}) + "\n")
 
     def changes(self, root: Path | None = None) -> Iterator[Change]:
-        """Yield every file and set of images that is different or missing now.
+        """Yield a `Change` for every file and set of images that has changed or is missing.
 
-        root: present folder of the data set; None if it is still `self.root`."""
+        root: current folder of the data set; None if the folder is still `self.root`."""
         for name, digest in self.files.items():
             path = self._moved(name, root)
             if not path.is_file():
@@ -135,16 +135,16 @@ def read_inputs(experiment: Path) -> Inputs | None:
         content["images"] = {split: ImageSet(**images) for split, images in content["images"].items()}
         return Inputs(**content)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: corrupt ({error!r:.100}); delete it to compare the annotations only") from None
+        raise ValueError(f"{path}: corrupt ({error!r:.100}); delete it to compare only the annotations") from None
 
 
 # ---- duplicate images ------------------------------------------------------------------------------------------
 
 ADVICE = {
     "file names": "{count} of {total} file names occur more than once, such as {names}; keep one record per image",
-    "bytes": "{count} of {total} images have the same bytes as another one, such as {names}; keep one of each",
+    "bytes": "{count} of {total} images are exact copies of an earlier image, such as {names}; remove the copies",
     "splits": "{count} of {total} validation images are also training images (same file or same bytes), such as "
-    "{names}: scores are too high, because the model is scored on training images; remove them from one split",
+    "{names}; this makes scores too high; remove these images from one split",
 }
 
 
@@ -161,7 +161,7 @@ class Repeats(NamedTuple):
 
 
 def repeats(kind: str, names: Sequence[str], total: int) -> Repeats | None:
-    """Return `Repeats` with these names; None if there are no names."""
+    """Return `Repeats` for the names of repeated images; None if there are no names."""
     return Repeats(kind, len(names), total, list(names[:3])) if names else None
 
 
@@ -181,7 +181,7 @@ def find_repeated_bytes(paths: Iterable[Path]) -> Repeats | None:
 def find_shared_files(train: Iterable[Path], val: Iterable[Path]) -> Repeats | None:
     """Return the validation images that are also training images, by path or by content; None if there are none.
 
-    Only files of equal size are compared, which takes seconds for COCO; above MAX_MEASURED images, none are."""
+    Only files of equal size are compared, which takes seconds for COCO. Above MAX_MEASURED images, returns None."""
     train, val = dict.fromkeys(train), dict.fromkeys(val)
     if len(train) + len(val) > MAX_MEASURED:
         return None
@@ -192,9 +192,9 @@ def find_shared_files(train: Iterable[Path], val: Iterable[Path]) -> Repeats | N
 
 
 def copies(paths: Sequence[Path]) -> dict[Path, Path]:
-    """Return {copy: first file with the same bytes} for all files that are copies of an earlier one.
+    """Return a dict from each file that repeats the bytes of an earlier file to the first file with these bytes.
 
-    A file is only read completely if another file has the same size and end."""
+    A file is only read completely if another file has the same size and the same last bytes."""
     groups = [paths]
     for key in (_size_and_end, content_sha256):
         by_key = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Load weights into a module: either all of them, or none with an error that lists the differences."""
+"""Load weights into a module: either all weights, or none and an error that lists the differences."""
 
 from collections.abc import Mapping
 
@@ -22,11 +22,11 @@ def load_exactly(module: nn.Module, state_dict: Mapping[str, Tensor], ignored_pr
 def load_matching(
     module: nn.Module, state_dict: Mapping[str, Tensor], shape_mismatch_prefixes: tuple[str, ...]
 ) -> list[str]:
-    """Load all weights except those whose shapes may differ; load none if anything else does not match.
+    """Load all weights, but skip weights whose shapes differ if that is allowed for their prefix.
 
-    shape_mismatch_prefixes: prefixes of keys whose weights are kept unchanged in the module if their shapes differ.
+    shape_mismatch_prefixes: prefixes of keys whose weights stay unchanged in the module if the shapes differ.
     Returns the keys that were not loaded, with both shapes.
-    Raises ValueError naming the keys that are missing, unexpected, or of a different shape under any other prefix.
+    Raises ValueError, and loads nothing, if other keys are missing, unexpected or of a different shape.
     """
     expected = module.state_dict()
     # Some public checkpoints are older than BatchNorm's step counter; PyTorch adds it.
@@ -44,7 +44,7 @@ def load_matching(
         texts = [f"{len(keys)} {kind}: {listed(keys, LISTED_PROBLEMS)}" for kind, keys in problems.items() if keys]
         raise ValueError(
             f"weights do not fit {type(module).__name__}, nothing was loaded: {'; '.join(texts)}. "
-            "Use a checkpoint of exactly this variant (`python -m weights inspect FILE` shows the variant of a file)."
+            "Use a checkpoint of the same model variant (`python -m weights inspect FILE` shows the variant)."
         )
     module.load_state_dict({**state_dict, **{key: expected[key] for key in skipped}})
     return [misshaped[key] for key in skipped]

@@ -37,7 +37,7 @@ class _Formatter(logging.Formatter):
 
 
 def start_logging(experiment: Path | None, verbose: bool) -> None:
-    """Log to the terminal (if not `verbose`, only warnings) and, if `experiment` is given, to its train.log."""
+    """Log to the terminal (only warnings if not `verbose`) and to train.log in `experiment`, if not None."""
     logging.raiseExceptions = False  # print no traceback if the log file cannot be written
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
@@ -68,7 +68,7 @@ class _Lines:
 
 
 def progress_bar(steps: Iterable | None = None, bar_class: type[tqdm] = tqdm, **options: Any) -> tqdm:
-    """Return a tqdm bar over `steps`, disabled on ranks other than 0. In a log file it writes one line per minute."""
+    """Return a tqdm bar over `steps`, disabled on ranks other than 0. Without a terminal, write a line per minute."""
     minutely = {"file": _Lines(), "delay": 60, "mininterval": 60, "maxinterval": 120, "leave": False}
     options = ({"dynamic_ncols": True} if sys.stderr.isatty() else minutely) | options
     return bar_class(steps, disable=not is_first(), **options)

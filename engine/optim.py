@@ -51,7 +51,7 @@ def schedule_warnings(optim: OptimConfig, epochs: int) -> list[str]:
     """Return warnings about the parts of a schedule that take no effect within this number of epochs."""
     warnings = []
     if optim.schedule == "steps" and any(epoch >= epochs for epoch in optim.drop_epochs):
-        warnings.append(f"optim.drop_epochs {optim.drop_epochs}: training ends after epoch {epochs}")
+        warnings.append(f"optim.drop_epochs {optim.drop_epochs}: training ends after epoch {epochs}, before some drops")
     if optim.warmup_epochs >= epochs:
         warnings.append(
             f"optim.warmup_epochs {optim.warmup_epochs:g}: the learning rate rises until the end of training, after "
@@ -68,13 +68,13 @@ def scaled_learning_rate(config: OptimConfig, global_batch_size: int) -> float:
 def build_optimizer(model: nn.Module, config: OptimConfig, global_batch_size: int) -> Optimizer:
     """Return SGD or AdamW for the `parameter_groups` of a model, with the scaled peak learning rate.
 
-    The optimizer is fused: it is faster, and its attribute `found_inf` can skip a step without waiting for the GPU."""
+    A fused optimizer is faster, and skips a step without waiting for the GPU if its `found_inf` is 1."""
     groups = parameter_groups(model, config.weight_decay)
     rate = scaled_learning_rate(config, global_batch_size)
     if config.optimizer == "adamw":
         return AdamW(groups, lr=rate, fused=True)
     optimizer = SGD(groups, lr=rate, momentum=config.momentum, fused=True)
-    if config.momentum:  # if the first step is skipped, PyTorch leaves these buffers uninitialised
+    if config.momentum:  # PyTorch leaves these buffers uninitialised if it skips step 1
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
@@ -83,7 +83,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, global_batch_size: in
 def build_scheduler(
     optimizer: Optimizer, config: OptimConfig, global_batch_size: int, steps_per_epoch: int, epochs: int
 ) -> LRScheduler:
-    """Return a scheduler with linear warm-up, then drops or a cosine; call `.step()` after every optimizer step.
+    """Return a scheduler: linear warm-up, then step drops or cosine decay; call `.step()` after every optimizer step.
 
     In warm-up step i of W (from 0), the learning rate is (i + 1) / W of the peak."""
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)

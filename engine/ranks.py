@@ -1,11 +1,11 @@
 """Environment variables of torchrun that define a process's rank; read without importing torch.
 
-engine/distributed.py has the communication between ranks."""
+engine/distributed.py contains the communication between ranks."""
 
 import os
 import re
 
-FIRST_PORT, PORTS = 10_000, 20_000  # ports 10000 to 29999, below those that operating systems assign themselves
+FIRST_PORT, PORTS = 10_000, 20_000  # ports 10000 to 29999, below the ports that operating systems assign
 
 
 def is_first() -> bool:
@@ -21,7 +21,7 @@ def is_first_on_node() -> bool:
 def read_slurm_step() -> None:
     """Set torchrun's variables from Slurm's if srun started this process as one of several tasks.
 
-    Batch scripts and shells in srun (--pty) have similar variables, but are single processes: nothing is set there.
+    Batch scripts and shells in srun (--pty) have similar variables, but are single processes, so nothing is set.
     MASTER_ADDR and MASTER_PORT are kept if they are set."""
     step = os.environ
     tasks = int(step.get("SLURM_STEP_NUM_TASKS", "1"))
@@ -33,7 +33,7 @@ def read_slurm_step() -> None:
         "LOCAL_RANK": "0" if step.get("SLURM_GPUS_PER_TASK") == "1" else step["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(-(-tasks // nodes)),
         "MASTER_ADDR": "127.0.0.1" if nodes == 1 else first_host(step["SLURM_STEP_NODELIST"]),
-        # A different port for each job and step, so that two on one machine are unlikely to collide.
+        # A different port for each job and step, so that two jobs on one machine are unlikely to collide.
         "MASTER_PORT": str(FIRST_PORT + (10 * job + number) % PORTS),
         "RANK": step["SLURM_PROCID"],
         "WORLD_SIZE": str(tasks),

@@ -43,15 +43,15 @@ def start(
         read_slurm_step()
     arguments = read_arguments(parse_arguments)
     if on_device:
-        fit_threads()  # imports torch; here, while Ctrl-C ends the process without a traceback
+        fit_threads()  # imports torch before run_command, so Ctrl-C prints no traceback
     run_command(functools.partial(main, arguments), on_device)
 
 
 def read_arguments(parse_arguments: Callable[[Sequence[str]], argparse.Namespace]) -> argparse.Namespace:
     """Return the parsed command line; if it is invalid, exit with code 2 and an error message.
 
-    Only the first process on each machine does so. The others exit silently with 0, because after an error code the
-    launcher would kill the first process before it prints."""
+    Only the first process on each machine does this. The other processes exit silently with code 0, because after a
+    different code the launcher would kill the first process before it prints."""
     try:
         with contextlib.redirect_stderr(sys.stderr if is_first_on_node() else io.StringIO()):
             return parse_arguments(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Read YAML 1.2 as plain data with the line of every key (ruamel.yaml), and write it.
+"""Read YAML 1.2 as plain data with the line number of every key, and write it (with ruamel.yaml).
 
 `1e-4` is a number; `no`, `10:00:00` and `2024-01-31` are text. Duplicate keys, keys that are not text, anchors (which
 could expand to fill the memory) and object tags (which could run code) are errors.
@@ -27,7 +27,7 @@ class ConfigError(ValueError):
 
 
 class UnreadableError(ValueError):
-    """Text that is not YAML of the kind described above. line: from 1, or None if unknown."""
+    """Raised for text that is not YAML of this kind. line: line number, from 1; None if unknown."""
 
     def __init__(self, line: int | None, message: str) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Read a YAML file whose top level is a mapping.
 
     Returns the data (dict, list, str, int, float, bool, None) and the line of every key, such as
-    {("model", "neck"): 12}. Raises ConfigError if the file is missing, or for the first error in it."""
+    {("model", "neck"): 12}. Raises ConfigError if the file is missing or invalid."""
     path = Path(path)
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
@@ -84,21 +84,21 @@ def _parse(text: str) -> tuple[Any, dict[KeyPath, int]]:
         raise UnreadableError(error.problem_mark.line + 1, message) from None
     except UnreadableError:
         raise
-    except (YAMLError, ValueError, OverflowError, RecursionError) as error:  # control character; too large; too deep
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:  # control character, too large, too deep
         raise UnreadableError(None, str(error).splitlines()[0]) from None
 
 
 def _key_lines(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
     """Yield the path and line of every key below a node; turn dates, `<<` and `=` into text."""
     if node.anchor:
-        raise UnreadableError(node.start_mark.line + 1, "anchors and aliases (& and *) are not allowed; quote the text")
+        raise UnreadableError(node.start_mark.line + 1, "anchors and aliases are not allowed; quote text with & or *")
     if isinstance(node, ScalarNode):
         if node.tag in (f"{TAG}timestamp", f"{TAG}value", f"{TAG}merge"):
             node.tag = f"{TAG}str"
     elif isinstance(node, MappingNode):
         for key, value in node.value:
             if key.tag != f"{TAG}str":  # `1:`, `true:`, `[a, b]:`
-                raise UnreadableError(key.start_mark.line + 1, "this key is not text; quote it")
+                raise UnreadableError(key.start_mark.line + 1, "this key is not text; put it in quotes")
             yield (*path, key.value), key.start_mark.line + 1
             yield from _key_lines(value, (*path, key.value))
     else:
@@ -128,7 +128,7 @@ _Representer.add_representer(str, _Representer.represent_str)
 
 
 def dump_yaml(data: dict[str, Any]) -> str:
-    """Return plain data as YAML, with keys in their given order. `read_yaml` reads it back to equal data."""
+    """Return plain data as YAML, with keys in their given order. `read_yaml` returns equal data."""
     yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
     yaml.Representer = _Representer
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = False, False, 1 << 20

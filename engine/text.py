@@ -19,7 +19,7 @@ class UnknownNameError(ValueError):
 
 
 def nearest(word: Any, choices: Iterable[Any]) -> list[str]:
-    """Return the choice most similar to `word`, ignoring case, in a list. The list is empty if none is similar."""
+    """Return a list with the choice most similar to `word`, ignoring case; an empty list if no choice is similar."""
     by_lower = {str(choice).lower(): str(choice) for choice in choices}
     return [by_lower[near] for near in difflib.get_close_matches(str(word).lower(), by_lower, n=1)]
 
@@ -31,7 +31,7 @@ def did_you_mean(names: Iterable[Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as in a config, truncated to 80 characters."""
+    """Return a value as written in a config, truncated to 80 characters."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

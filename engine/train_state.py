@@ -39,7 +39,7 @@ class TrainState:
     scheduler: LRScheduler
     scaler: GradScaler  # loss scaling, enabled only for fp16
     ema: AveragedModel | None
-    data: dict  # facts that identify the training data; a run cannot resume if they differ
+    data: dict  # identifies the training data; a run can only resume if this is unchanged
     step: int = 0  # number of optimizer steps, including steps skipped because of fp16 overflows
     overflows: int = 0  # number of steps of this epoch that were skipped because of fp16 overflows
     consecutive_overflows: int = 0
@@ -55,7 +55,7 @@ class TrainState:
         return self.ema.module if self.ema else self.model
 
     def update_best(self, epoch: int, score: float | None, lower_is_better: bool) -> bool:
-        """Set `best` to this score if it is the best so far; return whether it is."""
+        """Set `best` to this epoch if its score is the best so far; return whether it is the best."""
         if score is None or not math.isfinite(score):
             return False
         if self.best and not (score < self.best["score"] if lower_is_better else score > self.best["score"]):
@@ -86,22 +86,22 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` returned. Raises CheckpointError if keys, data or ranks do not match."""
+        """Restore a state from `state_dict`. Raises CheckpointError if keys, data or number of processes differ."""
         if missing := [name for name in KEYS if not isinstance(state, dict) or name not in state]:
             raise CheckpointError(
-                f"not the state of a run, or of a different version: {', '.join(missing)} missing. Start a new run "
+                f"not the state of a run, or from a different version (no {', '.join(missing)}). Start a new run "
                 "from the experiment's config.yaml"
             )
         if state["processes"] != distributed.world_size():
             raise CheckpointError(
                 f"saved by {state['processes']} processes, but this run has {distributed.world_size()}: start the same "
-                "number, because the global batch size and the schedule depend on it"
+                "number of processes, because the global batch size and the schedule depend on it"
             )
         if changed := [name for name, value in self.data.items() if state["data"].get(name) != value]:
             differences = "; ".join(
                 f"{name} {state['data'].get(name)!r:.200}, now {self.data[name]!r:.200}" for name in changed
             )
-            raise CheckpointError(f"trained on different data: {differences}. Resume on the same, or start a new run")
+            raise CheckpointError(f"trained on different data: {differences}. Use the original data or start a new run")
         load_exactly(self.model, state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"]["weights"])
@@ -119,7 +119,7 @@ class TrainState:
         self.line, self.lines, self.best = state["line"], state["lines"], state["best"]
 
     def resume(self, folder: Path) -> None:
-        """Load the newest undamaged checkpoint. Raises CheckpointError if there is none, or it does not fit the run."""
+        """Load the newest undamaged checkpoint. Raises CheckpointError if there is none, or if it does not fit."""
         path, state = load_newest_intact(folder) if distributed.is_main() else (None, None)
         path = distributed.broadcast(path)
         try:
@@ -129,7 +129,7 @@ class TrainState:
         logger.info("resumed after step %d from %s", self.step, path)
 
     def save(self, folder: Path, keep: int, name: str | None = None) -> None:
-        """Write a checkpoint, by default named by its step; delete all step checkpoints but the newest `keep`.
+        """Write a checkpoint, by default named by its step; keep only the newest `keep` step checkpoints.
 
         Raises RunError on all ranks, and writes nothing, if a weight is not finite."""
         if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():

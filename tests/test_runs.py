@@ -203,7 +203,7 @@ def test_a_run_is_not_resumed_with_an_edited_config(start):
     experiment = start()
     text = (experiment / "config.yaml").read_text()
     (experiment / "config.yaml").write_text(text.replace("epochs: 1\n", "epochs: 2\n"))
-    with pytest.raises(ConfigError, match=r"train\.epochs was 1, is 2.*config\.yaml was edited: undo that"):
+    with pytest.raises(ConfigError, match=r"train\.epochs was 1, is 2.*undo the edit of its config\.yaml"):
         main(parse_arguments(["--resume", str(experiment)]), CPU)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, then restore each module's mode. A frozen BatchNorm was in eval mode before."""
+    """Put the model in evaluation mode, then restore each module's mode: frozen BatchNorm was not in training."""
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:

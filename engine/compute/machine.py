@@ -17,7 +17,7 @@ def allowed_cores() -> int:
 
 
 def usable_cores() -> float:
-    """Return the number of cores that this process may use at a time: `allowed_cores`, or its cgroup quota if less."""
+    """Return the number of cores that this process may use at a time: `allowed_cores` or a lower cgroup quota."""
     quotas = [
         float(quota) / float(period)
         for quota, period in (text.split() for text in _limits("cpu.max"))  # cgroup version 2: "quota period"
@@ -37,7 +37,7 @@ def visible_gpus() -> list[str]:
 
 
 def memory_limit() -> int:
-    """Return the memory that this process may use, in bytes: that of the machine, or its cgroup limit if less."""
+    """Return the bytes of memory that this process may use: all memory of the machine, or a lower cgroup limit."""
     limits = [int(text) for name in ("memory.max", "memory.limit_in_bytes") for text in _limits(name) if text != "max"]
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits])
 

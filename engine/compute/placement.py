@@ -15,7 +15,7 @@ BatchNorm = Literal["local", "sync", "frozen"]
 def place_model(model: nn.Module, device: torch.device, batch_norm: BatchNorm, channels_last: bool) -> nn.Module:
     """Move the model to the device; return it.
 
-    batch_norm: "local": statistics per process; "sync": over all processes; "frozen": fixed statistics and weights."""
+    batch_norm: statistics per process ("local"), over all processes ("sync"), or fixed like the weights ("frozen")."""
     if batch_norm == "sync":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if batch_norm == "frozen":
@@ -39,6 +39,6 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
         return True
-    except Exception as error:  # the compilers that it calls raise many types
+    except Exception as error:  # compilers raise many types of exception
         logger.warning("train.compile ignored: torch.compile does not work on this machine (%s)", first_line(error))
         return False

@@ -24,7 +24,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def inference_precision(trained: Precision, device: torch.device) -> Precision:
-    """Return the precision for a trained model: that of its training, or fp32 if `device` does not support it."""
+    """Return the precision to run a trained model in: `trained` if `device` supports it, else fp32."""
     precision = resolve_precision(trained, device)
     if is_in_hardware(precision, device):
         return precision
@@ -49,7 +49,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the autocast context of a precision: torch uses it where that is safe, and float32 elsewhere."""
+    """Return the autocast context of a precision. Operations that are unsafe in low precision run in float32."""
     precision = resolve_precision(precision, device)
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 

@@ -24,9 +24,9 @@ def fit_threads() -> None:
 def thread_count(environ: Mapping[str, str], usable: float, allowed: int) -> int | None:
     """Return the number of threads to set; None to keep the setting in OMP_NUM_THREADS or the library's default.
 
-    OMP_NUM_THREADS comes from the user or from torchrun (1 if there are several ranks). Without it, the number is what
-    Slurm grants each task, or this rank's share of the usable cores. If that is all allowed cores, the library
-    chooses, because it knows which of them share a physical core.
+    OMP_NUM_THREADS comes from the user or from torchrun (1 if there are several ranks). Otherwise the number is Slurm's
+    number of cores per task, or this rank's share of the usable cores. If this is not below `allowed`, the library's
+    default is kept, because it considers which cores share a physical core.
     usable, allowed: see `usable_cores` and `allowed_cores`."""
     if "OMP_NUM_THREADS" in environ:
         return None

@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_is_renamed_and_the_previous_one_is_loaded(three, d
 def test_if_all_checkpoints_are_damaged_none_is_loaded_or_renamed(three):
     for step in (1, 2, 3):
         step_path(three, step).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"step_000000003\.pt: truncated.*; none of the 3 checkpoints"):
+    with pytest.raises(CheckpointError, match=r"step_000000003\.pt: truncated.*; all 3 checkpoints are damaged"):
         load_newest_intact(three)
     with pytest.raises(CheckpointError, match="no checkpoint in it"):
         newest_checkpoint(three / "checkpoints")
@@ -182,5 +182,5 @@ def test_a_really_full_disk_keeps_the_previous_checkpoint(small_disk):
         save_checkpoint(step_path(small_disk, 2), {"model": torch.zeros(1_000_000)})
     assert [path.name for path in small_disk.iterdir()] == ["step_000000001.pt"]
     assert load_newest_intact(small_disk)[1]["step"] == 7
-    with pytest.raises(CheckpointError, match="no space left for two checkpoints, which need 7 MiB, 0 MiB are free"):
+    with pytest.raises(CheckpointError, match="they need 7 MiB, but only 0 MiB are free"):
         check_disk_space(small_disk, 4_000_000)

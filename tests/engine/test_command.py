@@ -58,7 +58,7 @@ def test_a_loader_process_that_dies_or_hangs_ends_the_run_with_a_one_line_error(
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
-    assert "Lower data.workers" in done.stderr
+    assert "lower data.workers" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

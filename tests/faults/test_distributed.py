@@ -85,7 +85,7 @@ def test_a_loader_process_that_freezes_ends_the_run(start, config_path, tmp_path
     os.kill(worker, signal.SIGSTOP)
     assert job.end() == 1
     [line] = job.errors
-    assert "Lower data.workers" in line
+    assert "lower data.workers" in line
     assert "Traceback" not in job.text
 
 
