@@ -75,7 +75,7 @@ def load_classifier(name_or_path: str, overrides: Sequence[str] = ()) -> Classif
     if path.suffix in (".yaml", ".yml"):
         config = load_config(path, overrides, ClassificationConfig)
         if config.model.weights is None:
-            raise ConfigError(f"{path}: model.weights is null; add model.weights=imagenet1k, or name a file or experiment")
+            raise ConfigError(f"{path}: model.weights is null; add model.weights=imagenet1k, a file or an experiment")
         try:
             file = find_weights(config.model.weights, config.model.name)
             return _build(config, file, config.model.average_weights)
