@@ -141,7 +141,7 @@ def costs(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def curves(comparison: Comparison) -> dict[str, Markup]:
-    """Return a dict from caption to plot: the score by epoch and the training loss by epoch."""
+    """Return a dict from caption to plot: the score and the training loss by epoch."""
     drawings = {}
     for name, label in ((comparison.metric, comparison.metric), ("train_loss_total", "training loss")):
         log = name == "train_loss_total"
@@ -183,7 +183,7 @@ def excluding_zero(changes: Mapping[str, Interval]) -> list[str]:
 
 
 def means(cells: Sequence[Cell], section: str, columns: Mapping[str, str]) -> dict[str, dict[str, float | None]]:
-    """Return means over seeds as {cell name: {heading: mean}}. columns: {key in the section: heading}."""
+    """Return means over seeds as {cell name: {heading: mean}}. columns: dict from name in the section to heading."""
     if not columns:
         return {}
     return {cell.name: {shown: cell.mean_of(section, name) for name, shown in columns.items()} for cell in cells}
@@ -193,7 +193,7 @@ def means(cells: Sequence[Cell], section: str, columns: Mapping[str, str]) -> di
 
 
 def pictures(comparison: Comparison, name: str) -> dict[str, Path]:
-    """Return a dict from cell name to the picture `name` of the cell's first run. Cells without it are omitted."""
+    """Return a dict from cell name to the picture `name` of the cell's first run; cells without it are omitted."""
     files = {cell.name: cell.runs[0].path / name for cell in comparison.scored_cells}
     return {cell: path for cell, path in files.items() if path.is_file()}
 
