@@ -1,4 +1,4 @@
-"""Train a classifier. Short for the commands of classification/; the first argument selects the command.
+"""Train a classifier. Shortcut for the commands of classification/; the first argument selects the command.
 
 python train_clf_imagenet.py CONFIG ...              runs python -m classification.training CONFIG ...
 python train_clf_imagenet.py evaluate|predict ...    runs python -m classification.evaluate|predict ...
@@ -14,12 +14,12 @@ from engine.start import start
 if TYPE_CHECKING:
     import torch
 
-COMPUTES = training.COMPUTES  # read when the `task` of a grid is this module
+COMPUTES = training.COMPUTES  # used if the `task` in a grid file is this module
 ACTIONS = {"evaluate": evaluate, "predict": predict}
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line. If its first argument is not an action, train."""
+    """Parse the command line. Without an action (evaluate or predict), train."""
     command = ACTIONS.get(words[0]) if words else None
     arguments = command.parse_arguments(words[1:]) if command else training.parse_arguments(words)
     arguments.command = command or training

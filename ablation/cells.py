@@ -1,4 +1,4 @@
-"""Build a comparison from experiments: group runs into cells of the table, and check that they can be compared."""
+"""Build a comparison: group runs by recipe into the cells of a table, and check that the runs can be compared."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from records.experiment import FREE_FIELDS
 from records.results import Place, Run, read_run
 
 LONG_HASH = re.compile("([0-9a-f]{8})[0-9a-f]{56}")
-MOST_DIFFERENCES = 4  # listed in a warning about recipes
+MAX_DIFFERENCES = 4  # maximum number listed in a warning about recipes
 
 
 def compare(
@@ -23,9 +23,9 @@ def compare(
 ) -> Comparison:
     """Read and check the runs of a grid or of a list of experiments, and compare them.
 
-    Raises ValueError if a run cannot be read, or if runs cannot be compared and `force` is not set."""
+    Raises ValueError if a run cannot be read or if runs cannot be compared (if `force`: only if metrics differ)."""
     if len(paths) > 1 and any(path.suffix == ".yaml" for path in paths):
-        raise ValueError(f"{paths[0]}, ...: got a grid file and more paths; name one grid file, or only experiments")
+        raise ValueError(f"{paths[0]}, ...: got a grid file and more paths; give one grid file or only experiments")
     grid = read_grid(paths[0]) if paths[0].suffix == ".yaml" else None
     if grid:
         cells, title = cells_of_grid(grid, experiments), grid.path.stem
@@ -37,7 +37,7 @@ def compare(
     if not runs:
         kinds = [note.kind for cell in cells.values() for note in cell.notes]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-        cure = "train them with `ablation.grid run`, and stale ones with --rerun-stale"
+        cure = "train the runs with `ablation.grid run` (for stale runs, add --rerun-stale)"
         raise ValueError(f"{paths[0]}: no runs to compare ({counts}); {cure}")
     differing = list(incompatibilities(runs))
     same_metric = len({run.results.metric for run in runs}) == 1
@@ -60,7 +60,7 @@ def compare(
 
 
 def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
-    """Return every cell of a grid with its done runs, its stale runs of the same recipe, and notes on runs not done."""
+    """Return the cells of a grid with runs (done, or stale if only the code changed) and notes on runs not done."""
     known, rows = read_cells(experiments), [row.name for row in grid.config.rows]
     cells: dict[Place, Cell] = {}
     for job in sorted(grid.jobs, key=lambda job: rows.index(job.row)):
@@ -81,7 +81,7 @@ def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
 def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     """Group experiments into cells: experiments that differ only in their seed share a cell.
 
-    If recipes or data with the same row and column differ, what differs is added to the name of the row.
+    If several cells have the same row and column, the fields or data that differ are appended to the row names.
     Raises ValueError if two experiments have the same recipe, data and seed."""
     recipes: dict[str, list[Run]] = {}
     for run in map(read_run, paths):
@@ -103,9 +103,9 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
 
 
 def distinguishing_labels(namesakes: Sequence[Run], run: Run) -> list[str]:
-    """Return how `run` differs from `namesakes`, runs of the same row and column: ['train.epochs 3', ...].
+    """Return the fields in which `run` differs from `namesakes`, such as ['train.epochs 3'].
 
-    If runs have the same recipe and data folder, their data are named by the start of their SHA-256."""
+    namesakes: runs with the same row and column. Different data are listed with the start of their SHA-256."""
     recipe = recipe_without_seed(run)
     changes = {name for other in namesakes for name in changed_values(recipe_without_seed(other), recipe)}
     same = [other for other in namesakes if recipe_without_seed(other) == recipe]
@@ -120,7 +120,7 @@ def distinguishing_labels(namesakes: Sequence[Run], run: Run) -> list[str]:
 
 
 def data_hashes(run: Run) -> dict[str, str]:
-    """Return the SHA-256 of each annotation file that a run read, by name, and of its train and val images."""
+    """Return a dict from name to SHA-256 of a run's annotation files, training images and validation images."""
     files = {Path(path).name: digest for path, digest in run.results.inputs.items()}
     return files | {f"{split} images": digest for split, digest in run.results.image_sets.items()}
 
@@ -135,7 +135,7 @@ def recipe_without_seed(run: Run) -> dict:
 
 
 def value_of(config: dict, name: str) -> str:
-    """Return the value of 'section.field' as text, as it would be written in a config."""
+    """Return the value of a config field as text, in the syntax of a config file. name: 'section.field'."""
     for key in name.split("."):
         config = (config or {}).get(key)
     return shown(config)
@@ -145,9 +145,9 @@ def value_of(config: dict, name: str) -> str:
 
 
 def incompatibilities(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield why runs cannot be compared with the first one: 'protocol.nms_iou is 0.45 in ... and 0.5 in ...'.
+    """Yield each reason why runs cannot be compared, such as 'protocol.nms_iou is 0.45 in ... and 0.5 in ...'.
 
-    Annotation files are compared by content; their names may differ."""
+    Compares each run with the first run. Annotation files may have different names if their content is the same."""
     first, *others = runs
     compared = {"task", "metric", "protocol"}
     for run in others:
@@ -159,7 +159,7 @@ def incompatibilities(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def recipe_warnings(comparison: Comparison, grid: Grid | None) -> Iterator[str]:
-    """Yield a warning for each difference between recipes that the names of rows and columns do not show."""
+    """Yield warnings about differences between recipes that the row and column names do not show."""
     for cell in comparison.cells.values():
         steps = {run.results.steps: run for run in cell.runs}
         if len(steps) > 1:
@@ -168,18 +168,18 @@ def recipe_warnings(comparison: Comparison, grid: Grid | None) -> Iterator[str]:
     if grid is None:
         differences = unnamed_differences(comparison.cells)
         if differences:
-            yield f"recipes also differ in fields that no name shows: {listed(differences, MOST_DIFFERENCES)}"
+            yield f"recipes also differ in fields not in row or column names: {listed(differences, MAX_DIFFERENCES)}"
     elif not grid.overrides_field("train.precision"):
         runs = [run for cell in comparison.cells.values() for run in cell.runs]
         found = {run.config["train"].get("precision"): run.path for run in runs}
         found.pop(None, None)
-        if len(found) > 1:  # train.precision: auto lets the hardware choose
+        if len(found) > 1:  # the precision of `train.precision: auto` depends on the hardware
             runs = ", ".join(f"{precision} in {path}" for precision, path in sorted(found.items()))
             yield f"runs were trained in different precisions ({runs}); set train.precision in the grid file"
 
 
 def unnamed_differences(cells: dict[Place, Cell]) -> list[str]:
-    """Return the differences between recipes that the names of rows and columns do not show."""
+    """Return the differences between recipes that the row and column names do not show."""
     first, *others = [cell.runs[0] for cell in cells.values()]
     labels = " ".join(name for place in cells for name in place)
     found: dict[str, str] = {}
@@ -193,14 +193,14 @@ def unnamed_differences(cells: dict[Place, Cell]) -> list[str]:
 
 
 def find_baseline(name: str | None, cells: dict[Place, Cell]) -> Place:
-    """Return the baseline: the cell that 'row x column' or an experiment's path names, or the first cell with a score.
+    """Return the baseline cell. name: 'row x column' or an experiment's path; None: the first cell with a score.
 
-    Raises ValueError if there is no such cell, or if it has no score."""
+    Raises ValueError if the cell does not exist or has no score."""
     if name is None:
         return next((place for place, cell in cells.items() if cell.mean is not None), next(iter(cells)))
     for place, cell in cells.items():
         if name == cell.name or Path(name).resolve() in (run.path.resolve() for run in cell.runs):
             if cell.mean is None:
-                raise ValueError(f"--baseline {name}: this cell has no score; choose one with a score")
+                raise ValueError(f"--baseline {name}: this cell has no score; choose a cell with a score")
             return place
     raise UnknownNameError("--baseline", name, [cell.name for cell in cells.values()])

@@ -20,19 +20,19 @@ from records.experiment import format_score
 from records.metrics import read_metrics
 from records.status import STATUS_SECONDS, begin_status, end_status, read_status
 
-OUTPUT = "output.log"  # stdout and stderr of a run, if several run at once
+OUTPUT = "output.log"  # stdout and stderr of a run; only written by parallel runs
 
 
 class Child:
-    """The process that trains a job in its experiment.
+    """The process that trains a job (one cell and seed of a grid) in an experiment.
 
-    A single run keeps the terminal and all threads. If several run at once, each writes its output to output.log and
-    has a progress line on the terminal."""
+    A single run uses the terminal and all threads. If several runs are parallel, each run writes its output to
+    output.log and has a progress line on the terminal."""
 
     def __init__(
         self, job: Job, heading: str, experiment: Path, claim: ExitStack, launcher: Sequence[str], slot: int, slots: int
     ) -> None:
-        """Start the process. claim: released when it has ended. slot: index of this run among `slots` parallel runs."""
+        """Start the process. claim: lock, released by `close`. slot: index of this run among `slots` parallel runs."""
         self.job, self.heading, self.experiment, self.claim = job, heading, experiment, claim
         self.progress, options = None, {}
         begin_status(experiment)
@@ -45,7 +45,7 @@ class Child:
             self.process = subprocess.Popen(job.command(experiment, launcher), **options)
 
     def has_ended(self) -> bool:
-        """Return whether the process has ended, and update its progress line."""
+        """Update the progress line, and return whether the process has ended."""
         if self.progress:
             self.progress.update()
         return self.process.poll() is not None
@@ -53,7 +53,7 @@ class Child:
     def close(self, stop_requested: bool) -> int:
         """Wait for the process, release the experiment, and return the exit code.
 
-        Writes the final status if the process did not. stop_requested: whether the grid forwarded a signal to it."""
+        Writes the final status if the process did not write it. stop_requested: whether it was sent a stop signal."""
         code = self.process.wait()
         if self.progress:
             self.progress.bar.close()
@@ -70,16 +70,16 @@ class Child:
 
 
 def signal_name(code: int) -> str:
-    """Return the signal that killed a process, from its exit code (-9) or srun's (137); "" if no signal did."""
+    """Return the name of the signal that killed a process, or "". code: exit code, such as -9, or 137 from srun."""
     with suppress(ValueError):
         return signal.Signals(-code if code < 0 else code - 128).name
     return ""
 
 
 def slot_environment(slot: int, slots: int) -> dict[str, str]:
-    """Return the environment of one of several parallel runs, with its share of the cores and GPUs.
+    """Return the environment of one of `slots` parallel runs, which limits the run to its share of cores and GPUs.
 
-    OMP_NUM_THREADS is kept if the user has set it. With fewer GPUs than runs, all runs see all GPUs."""
+    OMP_NUM_THREADS is kept if the user has set it. If there are fewer GPUs than runs, every run can use all GPUs."""
     environment = {"OMP_NUM_THREADS": str(max(1, int(usable_cores() / slots)))} | os.environ
     gpus = visible_gpus()
     share = len(gpus) // slots
@@ -92,7 +92,7 @@ class RunProgress:
     """The progress line of one run: step, time left, epoch and latest score."""
 
     def __init__(self, name: str, experiment: Path, slot: int) -> None:
-        """Create the line. slot: its position on the terminal, from 0."""
+        """Create the line. slot: position of the line on the terminal, from 0."""
         self.experiment, self.updated = experiment, 0.0
         self.bar = progress_bar(desc=name, position=slot, leave=False, unit="step", smoothing=0, postfix="starting")
 
@@ -103,17 +103,17 @@ class RunProgress:
         self.updated = time.monotonic()
         status = read_status(self.experiment)
         if status and status.total_steps:
-            if self.bar.total is None:  # first step: leave the start-up time out of the speed
+            if self.bar.total is None:  # first step: exclude the start-up time from the speed
                 self.bar.reset(status.total_steps)
                 self.bar.initial = self.bar.n = self.bar.last_print_n = status.step
             text = f"epoch {status.epoch}/{status.epochs}"
-            with suppress(ValueError):  # a corrupt file is reported when the whole run is read
+            with suppress(ValueError):  # a corrupt metrics file is reported later, when the finished run is read
                 scores = [line[status.metric] for line in read_metrics(self.experiment) if status.metric in line]
                 text += f", {status.metric} {format_score(scores[-1])}" if scores else ""
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(status.step - self.bar.n)
         if sys.stderr.isatty():
-            self.bar.refresh()  # keep the clock running while a run starts or is scored
+            self.bar.refresh()  # update the elapsed time while a run starts or is scored
 
 
 def print_line(text: str) -> None:

@@ -1,9 +1,9 @@
-"""Columns that a table can have beside the score. Imports nothing, so that --help stays fast."""
+"""Columns that can be added to the table of scores. This module imports nothing, so that --help stays fast."""
 
 SCORES = (
     "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "top1", "top5", "val_loss",
 )  # fmt: skip
-# Name -> section of results.json, key in it, heading, number format.
+# Column name -> (section of results.json, key in the section, heading, number format).
 COLUMNS = {
     **{name: ("scores", name, name, "{:.4f}") for name in SCORES},
     "parameters": ("cost", "parameters", "parameters", "{:,.0f}"),

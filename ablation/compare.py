@@ -39,17 +39,17 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that this command shares with `ablation.grid table`."""
-    parser.add_argument("--baseline", help="cell to compare with: an experiment or 'row x column' (default: the first)")
-    parser.add_argument("--pairs", action="store_true", help="every pair, not only with the baseline (ignored by csv)")
-    parser.add_argument("--format", choices=tuple(SUFFIXES), help="default: from the suffix of --output, else md")
-    parser.add_argument("--output", type=Path, help="file to write (default: print the text; html: comparison.html)")
-    columns = f"columns to add: any of {','.join(COLUMNS)}, or all (csv and html always have all)"
+    parser.add_argument("--baseline", help="baseline: 'row x column' or an experiment (default: first with a score)")
+    parser.add_argument("--pairs", action="store_true", help="test all pairs, not only with the baseline (not in csv)")
+    parser.add_argument("--format", choices=tuple(SUFFIXES), help="format (default: by the suffix of --output, or md)")
+    parser.add_argument("--output", type=Path, help="file to write (default: print text; for html: comparison.html)")
+    columns = f"comma-separated columns to add, from {','.join(COLUMNS)}; or 'all' (csv and html always have all)"
     parser.add_argument("--columns", type=column_names, default=(), help=columns)
-    parser.add_argument("--per-class", action="store_true", help="add each class's score and change (html: always)")
+    parser.add_argument("--per-class", action="store_true", help="add class scores and their changes (html: always)")
     parser.add_argument("--errors", action="store_true", help="add errors by kind and their changes (html: always)")
-    parser.add_argument("--replicates", type=replicate_count, default=1000, help="bootstrap resamples (default: 1000)")
-    parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, with a warning")
-    parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the runs")
+    parser.add_argument("--replicates", type=replicate_count, default=1000, help="number of resamples (default: 1000)")
+    parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, without any tests")
+    parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
 
 
 def replicate_count(text: str) -> int:
@@ -69,7 +69,7 @@ def check_output(arguments: argparse.Namespace) -> None:
     if path and not arguments.format:
         arguments.format = next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), None)
         if not arguments.format:
-            raise ValueError(f"--output {path}: unknown suffix; use {', '.join(SUFFIXES.values())}, or --format")
+            raise ValueError(f"--output {path}: unknown suffix; use {', '.join(SUFFIXES.values())}, or add --format")
     arguments.format = arguments.format or "md"
 
 

@@ -1,6 +1,6 @@
-"""The data of a comparison: cells of finished experiments, differences with their intervals, and warnings.
+"""Data classes of a comparison: cells with their runs, differences with their intervals, and warnings.
 
-ablation/tables.py, sentences.py and report.py turn these data into text and HTML.
+ablation/tables.py, sentences.py and report.py turn a Comparison into text and HTML.
 """
 
 import math
@@ -15,7 +15,7 @@ from stats.contrasts import detectable_difference
 
 
 class Note(NamedTuple):
-    """Why one seed of a cell has no score, or why its score comes with a warning."""
+    """The reason why one seed of a cell has no score, or why the score needs a warning."""
 
     seed: int
     kind: str  # waiting, running, stopped, killed, failed, stale
@@ -28,12 +28,12 @@ class Note(NamedTuple):
 
 @dataclass
 class Cell:
-    """One cell of the table: a recipe, such as a backbone with a neck, and its runs."""
+    """One cell of the table: the runs of one recipe, such as a backbone with a neck."""
 
     row: str
     column: str
     runs: list[Run] = field(default_factory=list)  # one per seed
-    notes: list[Note] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)  # one per seed that is not done
 
     @property
     def place(self) -> Place:
@@ -59,11 +59,11 @@ class Cell:
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation of the score over seeds; None with fewer than two."""
+        """Sample standard deviation of the score over seeds; None with fewer than two scores."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def mean_of(self, section: str, name: str) -> float | None:
-        """Return the mean over seeds of a number in results.json; None if a run does not have it.
+        """Return the mean over seeds of a number in results.json; None if a run lacks the number.
 
         section: scores, cost, delta_AP50 or counts. name: key in the section, such as AP50."""
         values = []
@@ -76,12 +76,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between scores, or a main effect or interaction, with its uncertainty."""
+    """A difference between cells, a main effect or an interaction, with its uncertainty."""
 
     label: str
     interval: Interval
-    p_holm: float  # p, Holm-corrected for the differences that were tested together
-    num_tests: int  # how many were tested together
+    p_holm: float  # p value after Holm correction for `num_tests` tests
+    num_tests: int  # number of differences that were tested together
 
     @property
     def significant(self) -> bool:
@@ -95,24 +95,24 @@ class Difference:
 
 @dataclass
 class Comparison:
-    """A table of cells, and what was computed from them. Rows and columns are in display order."""
+    """A table of cells, and the statistics computed from the cells. Rows and columns are in display order."""
 
     title: str
     metric: str
-    row_name: str  # "backbone"
-    column_name: str  # "neck"
+    row_name: str  # what the rows are, such as "backbone"
+    column_name: str  # what the columns are, such as "neck"
     rows: list[str]
     columns: list[str]
-    cells: dict[Place, Cell]  # by (row, column); a cell without finished runs has no runs
+    cells: dict[Place, Cell]  # by (row, column); includes cells without finished runs
     baseline: Place
     replicates: int  # number of bootstrap resamples
-    differences: list[Difference] = field(default_factory=list)  # from the baseline, or between all pairs
-    row_effects: list[Difference] = field(default_factory=list)  # empty without two complete rows and two columns
+    differences: list[Difference] = field(default_factory=list)  # from the baseline, or between all pairs of cells
+    row_effects: list[Difference] = field(default_factory=list)  # empty without at least two complete rows and columns
     column_effects: list[Difference] = field(default_factory=list)
     interactions: list[Difference] = field(default_factory=list)
-    # by name of a score; only scores that can be recomputed on a resample have an interval
+    # by cell and score name; only scores that can be recomputed on a resample have an interval
     intervals: dict[Place, dict[str, Interval]] = field(default_factory=dict)
-    # by class name; these intervals cover the choice of images only, not the seeds
+    # by cell and class name; these intervals cover only the choice of images, not the variation between seeds
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -161,7 +161,7 @@ class Comparison:
 
     @property
     def has_several_seeds(self) -> bool:
-        """Whether some cell has several seeds, so that the intervals include the variation between seeds."""
+        """Whether any cell has several seeds. If so, the intervals include the variation between seeds."""
         return any(len(cell.scores) > 1 for cell in self.scored_cells)
 
 

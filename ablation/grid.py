@@ -1,12 +1,12 @@
-"""Train a grid of experiments, show its progress, and compare the scores.
+"""Train a grid of experiments (rows x columns x seeds), show its progress, and compare the scores.
 
     python -m ablation.grid run    configs/grid_coco.yaml [--only 'ResNet50Backbone_B x fpn'] [--parallel 2]
     python -m ablation.grid submit configs/grid_coco.yaml [--max-running 4] [--dry-run]
     python -m ablation.grid status configs/grid_coco.yaml
     python -m ablation.grid table  configs/grid_coco.yaml [options of ablation.compare]
 
-`run` trains the missing runs, several at a time on a CPU. It resumes runs that were stopped, killed or failed, and
-skips finished ones. Stale runs (their recipe, data or code has changed) are trained again only with --rerun-stale.
+`run` trains the missing runs, several at a time on a CPU. It resumes stopped, killed and failed runs, and
+skips finished runs. Stale runs (their recipe, data or code has changed) are trained again only with --rerun-stale.
 `submit` does the same as one Slurm array job (ablation/slurm.py, sbatch/grid.sbatch).
 """
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 
 def main(arguments: argparse.Namespace, _: None) -> None:
-    """Run the action."""
+    """Run the selected action: run, submit, status, table or task."""
     arguments.do(arguments)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; `do` is the function that runs the action."""
+    """Parse the command line. `do` in the result is the function that runs the selected action."""
     parser = argparse.ArgumentParser(
         prog="python -m ablation.grid",
-        description="Train every cell and seed of a grid file as numbered experiments, and compare their scores.",
+        description="Train every cell (row x column) and seed of a grid file, and compare the scores of the cells.",
         epilog="example: python -m ablation.grid run configs/grid_quickstart.yaml --only '* x fpn'",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="run|submit|status|table")
@@ -52,19 +52,19 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
             continue
         action.add_argument("--only", metavar="'ROW x COLUMN'", help="only matching cells; * and ? are wildcards")
         action.add_argument("--seeds", type=seed_list, metavar="0,1,2", help="only these seeds")
-        action.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the runs")
+        action.add_argument("--experiments", type=Path, default=Path("experiments"), help="folder of the experiments")
         if name in ("run", "submit"):
-            action.add_argument("--rerun-stale", action="store_true", help="train stale runs again, as new experiments")
+            action.add_argument("--rerun-stale", action="store_true", help="train stale runs again, in new experiments")
         if name == "run":
             action.add_argument(
                 "--parallel", type=positive, metavar="N",
-                help="parallel runs (default: 1 with GPUs or --launcher; on a CPU one per core and 2 GiB of memory)",
+                help="parallel runs (default: 1 with GPUs or --launcher; else one per core and 2 GiB of memory)",
             )  # fmt: skip
             add_launcher(action)
         if name == "submit":
             action.add_argument("--max-running", type=positive, metavar="N", help="parallel tasks (default: no limit)")
-            action.add_argument("--dry-run", action="store_true", help="show the jobs without submitting them")
-    task = actions.add_parser("task", description="run one task of a submission")  # for sbatch/grid.sbatch
+            action.add_argument("--dry-run", action="store_true", help="print the jobs without submitting them")
+    task = actions.add_parser("task", description="train one run of a submission")  # for sbatch/grid.sbatch
     task.set_defaults(do=run_task)
     task.add_argument("folder", type=Path, help="folder of the submission")
     task.add_argument("--index", type=int, required=True, help="index of the task in the array")
@@ -78,7 +78,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Add --launcher, the command that starts runs."""
+    """Add --launcher, the command that starts each run."""
     parser.add_argument(
         "--launcher", type=shlex.split, default=[sys.executable], metavar="COMMAND",
         help="command that starts each run, such as 'torchrun --standalone --nproc_per_node=4' "
@@ -97,7 +97,7 @@ def seed_list(text: str) -> Sequence[int]:
 
 
 def run_grid(arguments: argparse.Namespace) -> None:
-    """Train every job that is not done. Raises RunError at the end if a job was stopped, killed or failed."""
+    """Train every missing run. Raises RunError at the end if any run was stopped, was killed or failed."""
     from ablation.plan import UNFINISHED, read_grid
     from ablation.runner import default_parallel, run
     from engine.command import RunError
@@ -120,7 +120,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
 
 
 def submit_grid(arguments: argparse.Namespace) -> None:
-    """Submit the missing runs that are not in the queue."""
+    """Submit the missing runs that are not yet in the Slurm queue."""
     from ablation import slurm
     from ablation.plan import read_cells, read_grid, state_of
     from ablation.runner import is_missing, scheduling_lock
@@ -145,7 +145,7 @@ def submit_grid(arguments: argparse.Namespace) -> None:
             print(slurm.preview(submission, arguments.max_running))
             return
         submission = slurm.submit(submission, arguments.max_running)
-    print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: the table, in {submission.folder}")
+    print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: table, written to {submission.folder}")
     print(f"to see their progress: {follow_up(arguments, 'status')}")
 
 
@@ -156,7 +156,7 @@ def follow_up(arguments: argparse.Namespace, action: str) -> str:
 
 
 def run_task(arguments: argparse.Namespace) -> None:
-    """Run one task of a submission."""
+    """Train the run of one array task of a submission."""
     from ablation import slurm
 
     slurm.run_task(arguments.folder, arguments.index, arguments.launcher)

@@ -1,7 +1,7 @@
 """Grid files: the runs they define, and the state of each run.
 
-A grid file names rows (each with a config of a task), columns and seeds; `Grid.jobs` lists the runs to train. Each job
-becomes a numbered experiment. The cell.json in it records the job, and the recipe and code that it was started with.
+A grid file lists rows (each with a config file), columns and seeds. A job is one run: a row, a column and a seed. Each
+job becomes a numbered experiment, with a cell.json that records the job, its recipe (the full config) and its code.
 """
 
 import fnmatch
@@ -56,7 +56,7 @@ class RowConfig(ColumnConfig):
 
 
 class GridConfig(Config):
-    """A grid file. If a field is set more than once, the row wins over the column, and both over the grid."""
+    """A grid file. Row overrides take precedence over column overrides, and column overrides over grid overrides."""
 
     task: str = Field(description="training module of the task, such as detection.training")
     seeds: tuple[int, ...] = Field(min_length=1, description="values of train.seed; each cell is trained once per seed")
@@ -80,7 +80,7 @@ class GridConfig(Config):
 
 @dataclass(frozen=True)
 class Job:
-    """A training run: one cell and seed of a grid."""
+    """A training run: one row, column and seed of a grid."""
 
     grid: str  # name of the grid file without its suffix
     task: str
@@ -107,20 +107,20 @@ class Job:
         return [*launcher, "-m", self.task, self.config, *self.overrides, "--experiment", str(experiment)]
 
     def recipe(self) -> dict[str, Any]:
-        """Return the config with the overrides applied, as plain data. Raises ConfigError."""
+        """Return the config with the overrides applied, as a plain dict. Raises ConfigError."""
         return read_overridden(self.config, self.overrides)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid file that was read."""
+    """A grid file and its parsed content."""
 
     path: Path
     config: GridConfig
 
     @property
     def jobs(self) -> list[Job]:
-        """Every run of the grid: all cells with the first seed, then all with the second, and so on."""
+        """All runs of the grid: every cell with the first seed, then every cell with the second seed, and so on."""
         config, jobs = self.config, []
         for seed, row, column in product(config.seeds, config.rows, config.columns):
             if row.columns is None or column.name in row.columns:
@@ -149,7 +149,7 @@ class Grid:
 
 
 def read_grid(path: Path) -> Grid:
-    """Read a grid file and every config it names. Raises ConfigError if any of them is invalid."""
+    """Read a grid file and the configs of its rows. Raises ConfigError if any of these files is invalid."""
     grid = Grid(path, load_config(path, [], GridConfig))
     try:
         code_of(grid.config.task)
@@ -173,8 +173,8 @@ class State:
     kind: Literal["waiting", "running", "stopped", "killed", "failed", "done", "stale"]
     experiment: Path | None = None  # None while waiting
     detail: str = ""
-    same_recipe: bool = True  # False if recipe or data changed; if only the code did, runs stay comparable
-    changes: str = ""  # of a stale run: what changed since it was trained
+    same_recipe: bool = True  # False if the recipe or data changed; if only the code changed, runs stay comparable
+    changes: str = ""  # what changed since a stale run was trained
 
 
 def job_from(entry: dict) -> Job:
@@ -183,13 +183,13 @@ def job_from(entry: dict) -> Job:
 
 
 def write_cell(job: Job, experiment: Path) -> None:
-    """Write cell.json: the job, its recipe, and hashes of the code that it is started with."""
+    """Write cell.json: the job, its recipe, and hashes of the current code."""
     cell = asdict(job) | {"recipe": job.recipe(), "computes": code_hashes(job.task)}
     write_text(experiment / "cell.json", json.dumps(cell, indent=2) + "\n")
 
 
 def read_cells(experiments: Path) -> list[tuple[Path, dict]]:
-    """Return every experiment that a grid started, oldest first, with its cell.json."""
+    """Return (experiment, content of cell.json) for every experiment that a grid started, oldest first."""
     return [
         (path, read_object(path / "cell.json", CELL))
         for path in list_experiments(experiments)
@@ -198,9 +198,9 @@ def read_cells(experiments: Path) -> list[tuple[Path, dict]]:
 
 
 def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
-    """Return the state of `job`, from the newest experiment with its recipe and data, even one of a different grid.
+    """Return the state of `job`, from the newest experiment with the same recipe and data, started by any grid.
 
-    Without one, the newest running or finished experiment of the same grid, cell and seed counts.
+    If there is no such experiment, use the newest running or finished experiment of the same grid, cell and seed.
     Raises ValueError if a record is corrupt."""
     recipe = job.recipe()
     same_task = [(path, cell) for path, cell in cells if cell["task"] == job.task]
@@ -208,7 +208,7 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
         (path, cell) for path, cell in same_task
         if not changed_recipe(cell["recipe"], recipe) and is_same_data(cell["recipe"], recipe, path)
     ]  # fmt: skip
-    if not data_folder(recipe).exists():  # without data, only the folder's name identifies them
+    if not data_folder(recipe).exists():  # if the data are missing, only their path identifies them
         same_folder = [each for each in same_recipe if data_folder(each[1]["recipe"]) == data_folder(recipe)]
         same_recipe = same_folder or same_recipe
     place = (job.grid, job.row, job.column, job.seed)
@@ -238,7 +238,7 @@ def finished_state(experiment: Path, cell: dict, recipe: dict) -> State:
 
 
 def unfinished_state(experiment: Path, status: Status | None) -> State:
-    """Return the state of an experiment without results; killed if it did not record how it ended."""
+    """Return the state of an experiment without results: the recorded state, or killed if no end was recorded."""
     kind = status.state if status and status.state in UNFINISHED else "killed"
     reason = "; ".join(line.strip() for line in status.reason.splitlines()) if status else ""
     details = [progress(experiment, status) if kind != "failed" else "", reason]

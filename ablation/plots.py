@@ -1,7 +1,7 @@
 """The plots of the HTML report, as matplotlib figures (made without pyplot).
 
-Figures fit the width of a phone and have text of at least 9 points. A cell has the same colour and marker in all plots.
-The legend is HTML beside the plots, so that long names can wrap.
+Figures fit the width of a phone screen and have text of at least 9 points. A cell has the same colour and marker in all
+plots. The legend is HTML beside the plots, so that long names can wrap.
 """
 
 import html
@@ -23,8 +23,8 @@ from engine.terminal import printable
 from records.results import Place
 
 WIDTH = 4.6  # inches
-# For matplotlib.rc_context. Text stays text in the SVG and fits, because matplotlib's layout font is wider than any
-# browser's sans serif. The fixed salt makes ids deterministic.
+# For matplotlib.rc_context. Text stays text in the SVG. It fits in every browser, because matplotlib's layout uses a
+# wider font than browsers' sans serif fonts. The fixed salt makes ids deterministic.
 RC_PARAMS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ablation",
@@ -37,7 +37,7 @@ RC_PARAMS = {
     "axes.grid": True,
     "grid.alpha": 0.3,
 }
-# Okabe and Ito's colours, which are distinct for colour-blind readers, without yellow, which is faint on white.
+# Okabe and Ito's colours, distinct for colour-blind readers. Yellow is omitted, because it is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 # Markers of matplotlib, each with its character in the legend. U+FE0E selects the text form, not the emoji.
 MARKER_SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖\ufe0e", "*": "★"}
@@ -53,13 +53,13 @@ class CellStyle(NamedTuple):
 
 
 def is_crowded(comparison: Comparison) -> bool:
-    """Return whether colours stand for columns and markers for rows, because there are more cells than colours."""
+    """Return whether to show columns by colour and rows by marker, because there are more cells than colours."""
     rows, columns = len(comparison.rows), len(comparison.columns)
     return len(comparison.cells) > len(COLOURS) and 1 < rows <= len(MARKERS) and 1 < columns <= len(COLOURS)
 
 
 def cell_styles(comparison: Comparison) -> dict[Place, CellStyle]:
-    """Return a style for every cell; up to 56 cells have distinct styles."""
+    """Return a style for every cell. Up to 56 cells (7 colours x 8 markers) have distinct styles."""
     if is_crowded(comparison):
         colours = dict(zip(comparison.columns, COLOURS, strict=False))
         markers = dict(zip(comparison.rows, MARKERS, strict=False))
@@ -69,7 +69,7 @@ def cell_styles(comparison: Comparison) -> dict[Place, CellStyle]:
 
 
 def legend(comparison: Comparison) -> dict[str, CellStyle]:
-    """Return the entries of the legend: cells, or columns (by colour) and rows (by marker) of a crowded grid."""
+    """Return a dict from name to style for the legend: of cells, or of columns and rows if the grid is crowded."""
     if is_crowded(comparison):
         columns = {name: CellStyle(colour, "") for name, colour in zip(comparison.columns, COLOURS, strict=False)}
         return columns | {name: CellStyle(INK, marker) for name, marker in zip(comparison.rows, MARKERS, strict=False)}
@@ -77,7 +77,7 @@ def legend(comparison: Comparison) -> dict[str, CellStyle]:
 
 
 def to_svg(figure: Figure, name: str, description: str) -> Markup:
-    """Return the figure as an inline SVG element. name: prefix that makes its ids unique on the page."""
+    """Return the figure as an inline SVG element. name: prefix that makes the SVG's ids unique."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub("<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
@@ -86,15 +86,15 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
 
 
 def _new_figure(height: float) -> tuple[Figure, Axes]:
-    """Return a figure with one plot. height: in inches."""
+    """Return a figure with one plot, and the axes of the plot. height: in inches."""
     figure = Figure((WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
 def draw_differences(differences: Sequence[Difference], styles: Mapping[str, CellStyle], unit: str) -> Figure:
-    """Draw each difference as a dot with its 95% interval, under its label; filled and thick if significant.
+    """Draw each difference as a dot with its 95% interval, below its label. Significant ones are filled and thick.
 
-    styles: of cells, by label; other labels are drawn in grey. unit: of the x axis."""
+    styles: dict from label to style; labels without a style are drawn in grey. unit: unit of the x axis."""
     labels = [textwrap.wrap(printable(difference.label), 58) for difference in differences]
     step = 0.26 + 0.14 * max(map(len, labels))  # inches
     figure, axes = _new_figure(0.65 + step * len(differences))
@@ -117,9 +117,9 @@ def draw_differences(differences: Sequence[Difference], styles: Mapping[str, Cel
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the points on the Pareto front, by rising cost.
+    """Return the indices of the points on the Pareto front, sorted by cost.
 
-    points: (cost, score); low cost and high score are better. A point is on the front if no point dominates it."""
+    points: (cost, score); low costs and high scores are better. A point is on the front if no other dominates it."""
 
     def is_dominated(cost: float, score: float) -> bool:
         return any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points)
@@ -131,7 +131,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 def draw_costs(comparison: Comparison, costs: Mapping[Place, float], label: str, more_is_better: bool) -> Figure:
     """Draw score against one kind of cost; markers on the Pareto front are filled and joined by a line.
 
-    costs: by cell; other cells are not drawn. more_is_better: whether a higher cost is better, as for a speed."""
+    costs: dict from cell to cost; cells without a cost are not drawn. more_is_better: whether high costs are better."""
     figure, axes = _new_figure(3.4)
     styles, places = cell_styles(comparison), list(costs)
     scores = [comparison.cells[place].mean for place in places]
@@ -154,9 +154,9 @@ def draw_costs(comparison: Comparison, costs: Mapping[Place, float], label: str,
 
 
 def draw_curves(comparison: Comparison, name: str, label: str, log: bool) -> Figure | None:
-    """Draw a value of metrics.jsonl by epoch: each cell's mean over seeds as a thick line, its seeds as thin lines.
+    """Draw a value of metrics.jsonl by epoch: thick lines for the cells' means over seeds, thin lines for single seeds.
 
-    A crowded grid has a panel for each row. Returns None if no run recorded the value."""
+    A crowded grid has one panel per row. Returns None if no run recorded the value."""
     curves: dict[Place, list[dict[int, float]]] = {}  # per cell, one {epoch: value} for each seed that has values
     for place, cell in comparison.cells.items():
         for run in cell.runs:
@@ -188,7 +188,7 @@ def draw_curves(comparison: Comparison, name: str, label: str, log: bool) -> Fig
 
 
 def _draw_seeds(axes: Axes, seeds: Sequence[Mapping[int, float]], style: CellStyle) -> None:
-    """Draw the mean over seeds at the epochs that all seeds have, and each seed if there are several."""
+    """Draw the mean over seeds, at epochs recorded for all seeds. If there are several seeds, also draw each seed."""
     if len(seeds) > 1:
         for curve in seeds:
             axes.plot(list(curve), list(curve.values()), color=style.colour, lw=0.6, alpha=0.45)

@@ -28,7 +28,7 @@ from engine.terminal import printable
 from records.experiment import commit_of
 from stats.bootstrap import Interval
 
-# Name under cost in results.json -> label, factor to its unit, number format, whether higher is better.
+# Key in the cost section of results.json -> (label, factor to the unit in the label, format, is higher better).
 COSTS = {
     "parameters": ("parameters (millions)", 1e-6, "{:.2f}", False),
     "gflops": ("GFLOPs per image", 1, "{:.2f}", False),
@@ -55,7 +55,7 @@ def write_report(path: Path, comparison: Comparison) -> None:
 
 
 def contents(comparison: Comparison) -> dict[str, Any]:
-    """Return the variables of the template, by name."""
+    """Return the variables of the template as a dict."""
     cells = comparison.scored_cells
     score_names = dict.fromkeys(name for cell in cells for run in cell.runs for name in run.results.scores)
     known = [name for name in score_names if any(cell.mean_of("scores", name) is not None for cell in cells)]
@@ -89,7 +89,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
 
 
 def protocol_facts(comparison: Comparison) -> dict[str, str]:
-    """Return how runs were scored: the protocol of the first run. A warning reports runs that differ."""
+    """Return how the first run was scored, as {name: text}. `cells.compare` warns of runs with other protocols."""
     if not comparison.scored_cells:
         return {}
     results = comparison.scored_cells[0].runs[0].results
@@ -104,7 +104,7 @@ def protocol_facts(comparison: Comparison) -> dict[str, str]:
 
 
 def differences(comparison: Comparison) -> dict[str, Any]:
-    """Return the differences with their title, the effects, and a function that draws differences."""
+    """Return the template's variables for differences and effects, including a function that draws them."""
     styles = {comparison.cells[place].name: style for place, style in plots.cell_styles(comparison).items()}
     (title, shown), *effects = families(comparison)
     suffix = f" - {comparison.baseline_cell.name}"
@@ -124,7 +124,7 @@ def differences(comparison: Comparison) -> dict[str, Any]:
 
 
 def costs(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return each kind of cost that a cell has, as text for each cell, with a plot if several cells have it."""
+    """Return a dict for each recorded kind of cost: the values by cell as text, and a plot if there are several."""
     columns = []
     for name, (label, factor, form, more_is_better) in COSTS.items():
         found = {cell.place: cell.mean_of("cost", name) for cell in comparison.scored_cells}
@@ -156,7 +156,7 @@ def curves(comparison: Comparison) -> dict[str, Markup]:
 
 
 def classes(comparison: Comparison) -> dict[str, Any]:
-    """Return the change of each class in each cell, largest rise first, and the shared scale of their plots."""
+    """Return the template's variables for class changes: changes sorted from rise to fall, and the scale of plots."""
     changes = {
         place: dict(sorted(each.items(), key=largest_rise_first))
         for place, each in comparison.per_class_change.items()
@@ -225,13 +225,13 @@ def escape_controls(value: object) -> object:
 
 
 def breakable(text: str) -> Markup:
-    """Return a long name such as ResNet50Backbone_B with a possible line break after each word in it."""
+    """Return a name as HTML with optional line breaks (<wbr/>) between its words, such as ResNet50 and Backbone_B."""
     breaks = r"(?<=_)(?=\w\w)|(?<=\w{5})(?:(?<=[a-z0-9])|(?<=[a-z][A-Z]))(?=[A-Z][a-z]{3})"
     return Markup(re.sub(breaks, "<wbr/>", escape(printable(text))))
 
 
 def largest(values: Mapping[str, Mapping[str, float | None]]) -> float:
-    """Return the largest value of a table, for the scale of its bars; 1 if no value is positive."""
+    """Return the largest value of a table of bars, which sets the scale of the bars; 1 if no value is positive."""
     return max((value for each in values.values() for value in each.values() if value and value > 0), default=1.0)
 
 

@@ -18,7 +18,7 @@ from engine.signals import SIGNALS, Stopped
 from records.experiment import new_experiment
 from records.status import GRID_LOCK
 
-POLL_SECONDS = 0.1  # between two polls of the processes
+POLL_SECONDS = 0.1  # time between two checks of the processes
 MEMORY_PER_RUN = 2 * 2**30  # bytes; limits the default number of parallel runs
 
 
@@ -43,7 +43,7 @@ def run(
                 if experiment:
                     slot = min({*slots} - running.keys())
                     running[slot] = Child(job, heading, experiment, claim, launcher, slot, len(slots))
-                    if signals:  # one may have arrived before this process existed
+                    if signals:  # a signal may have arrived before this process existed
                         running[slot].process.terminate()
                 continue
             time.sleep(POLL_SECONDS)
@@ -53,7 +53,7 @@ def run(
                 states[child.job] = state_of(child.job, read_cells(experiments))
                 if len(slots) > 1:
                     print_line(f"{child.heading}: {outcome(states[child.job])}")
-                if code in (INTERRUPTED, -signal.SIGINT) and not signals:  # only the child received it
+                if code in (INTERRUPTED, -signal.SIGINT) and not signals:  # only the child received Ctrl-C
                     signals.append(signal.SIGINT)
                     terminate(running.values())
                 if code == STOPPED and len(jobs) == 1 and not signals:  # Slurm sent its warning signal only to the run
@@ -93,7 +93,7 @@ def scheduling_lock(experiments: Path) -> Iterator[None]:
 
 
 def claim_experiment(job: Job, experiments: Path, rerun_stale: bool) -> tuple[State, Path | None, ExitStack]:
-    """Lock an experiment for a job. Return the job's state, the experiment (None if not missing), and the lock."""
+    """Lock an experiment for a job. Return the job's state, the experiment (None if nothing to train), and the lock."""
     claim = ExitStack()
     with scheduling_lock(experiments):  # so that two grids do not choose the same run
         state = state_of(job, read_cells(experiments))

@@ -10,7 +10,7 @@ NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
 
 
 def run_notes(comparison: Comparison, counted: bool) -> list[str]:
-    """Return 'all 12 runs: stale (...)' for each reason. counted: list the runs whose scores count, else the rest."""
+    """Return 'all 12 runs: stale (...)' for each reason. counted: for runs with a score in the table, else the rest."""
     shared: dict[str, list[tuple[Cell, Note]]] = {}
     for cell in comparison.cells.values():
         for note in cell.notes:
@@ -43,7 +43,7 @@ def unit_of(comparison: Comparison) -> str:
 
 
 def conclusion_of(comparison: Comparison) -> str:
-    """Return the significant differences, and the difference that could have been detected, as text to quote."""
+    """Return a conclusion to quote: the significant differences, and the size of a detectable difference."""
     if not comparison.differences:
         return "No difference was computed."
     if math.isnan(comparison.detectable):
@@ -72,7 +72,7 @@ def conclusion_of(comparison: Comparison) -> str:
 
 
 def _listed(differences: Sequence[Difference]) -> str:
-    """Return 'fpn minus none: −0.0101 (95% interval −0.0174 to −0.0023); pan minus none: ...'."""
+    """Return differences as text: 'fpn minus none: −0.0101 (95% interval −0.0174 to −0.0023); pan minus none: ...'."""
     return "; ".join(
         f"{' minus '.join(each.label.rsplit(' - ', 1))}: {with_minus(f'{each.interval.estimate:+.4f}')} "
         f"(95% interval {with_minus(f'{each.interval.low:+.4f} to {each.interval.high:+.4f}')})"

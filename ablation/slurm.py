@@ -1,7 +1,7 @@
 """Submit grids to Slurm, and read the state of their tasks from the queue.
 
-A submission is an array job with one task per missing run of a grid, and a job after it that writes the table. Its
-folder, experiments/slurm/<grid>-<n>/, holds submission.json (the run of each array task), the logs and the table.
+A submission is an array job with one task per missing run of a grid, followed by a job that writes the table of scores.
+The folder experiments/slurm/<grid>-<n>/ holds submission.json (the run of each array task), the logs and the table.
 """
 
 import json
@@ -33,7 +33,7 @@ class Submission:
     grid: str  # path of the grid file
     experiments: str
     rerun_stale: bool
-    jobs: tuple[dict, ...]  # fields of a Job and its recipe, because files may be edited before it starts
+    jobs: tuple[dict, ...]  # a Job's fields and recipe, because configs may be edited before the job starts
     array: str | None = None  # job id of the array job
     table: str | None = None  # job id of the job that writes the table
 
@@ -71,7 +71,7 @@ def read_submissions(experiments: Path) -> list[Submission]:
 def submit(submission: Submission, max_running: int | None) -> Submission:
     """Submit the array job and the table job, and return the submission with their job ids.
 
-    Raises ValueError with sbatch's message if it refuses a job; if that is the table job, cancels the array job."""
+    If sbatch refuses a job, raises ValueError with sbatch's message, after cancelling a submitted array job."""
     submission.folder.mkdir(parents=True)
     submission.write()
     try:
@@ -87,12 +87,12 @@ def submit(submission: Submission, max_running: int | None) -> Submission:
 
 
 def preview(submission: Submission, max_running: int | None) -> str:
-    """Return the jobs that `submit` would submit, and the output of sbatch --test-only for them; write nothing."""
+    """Return a text with the jobs that `submit` would submit and the output of sbatch --test-only. Write no files."""
     text = [f"{index:>5}  {job_from(entry).name}" for index, entry in enumerate(submission.jobs)]
     text += [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("SBATCH_")]
     submission = replace(submission, array="ARRAY_JOB")
     for command in (array_command(submission, max_running), table_command(submission)):
-        known = [word for word in command[1:] if not word.startswith("--dependency")]  # names a job that does not exist
+        known = [word for word in command[1:] if not word.startswith("--dependency")]  # that job does not exist
         text += ["", f"$ {shlex.join(command)}", _run(["sbatch", "--test-only", *known])]
     return "\n".join(text)
 
@@ -117,7 +117,7 @@ def table_command(submission: Submission) -> list[str]:
 
 
 def _sbatch(command: Sequence[str]) -> str:
-    """Submit a job and return its id. Raises ValueError with sbatch's message if it is refused."""
+    """Submit a job and return its id. Raises ValueError with sbatch's message if sbatch refuses the job."""
     return _run(command).partition(";")[0]  # sbatch may print id;cluster
 
 
@@ -128,12 +128,12 @@ def _run(command: Sequence[str]) -> str:
         raise ValueError(f"{command[0]}: command not found; run this on the login node of a Slurm cluster") from None
     if done.returncode:
         message = "; ".join(line.removeprefix("sbatch: error: ") for line in done.stderr.strip().splitlines())
-        raise ValueError(f"sbatch refused: {message} (SBATCH_* variables: see sbatch/cluster.env.example)")
+        raise ValueError(f"sbatch refused: {message} (to set SBATCH_* variables, see sbatch/cluster.env.example)")
     return (done.stdout + done.stderr).strip()
 
 
 def run_task(folder: Path, index: int, launcher: Sequence[str]) -> None:
-    """Train one run of a submission. Raises RunError if it does not finish, ValueError if its config was edited."""
+    """Train one run of a submission. Raises RunError if the run does not finish, ValueError if its config changed."""
     from ablation.runner import run  # imports torch
 
     submission = read_submission(folder)
@@ -155,7 +155,7 @@ class ArrayTask:
 
     name: str  # job id and index, such as 12_3
     state: str
-    reason: str = ""  # why it waits, the node it runs on, or the log if it failed
+    reason: str = ""  # why the task waits, the node of a running task, or the log of a failed task
 
     @property
     def ended(self) -> bool:
@@ -166,7 +166,7 @@ class ArrayTask:
 
 
 def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job, ArrayTask]:
-    """Return for each job the newest task with its recipe, if Slurm still lists that task."""
+    """Return a dict from job to the newest task with the job's recipe, without tasks that Slurm no longer lists."""
     known = _tasks([each.array for each in submissions if each.array])
     tasks = {}
     for submission in submissions:
@@ -181,12 +181,12 @@ def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job
 
 
 def _trains_recipe(entry: dict, recipe: dict) -> bool:
-    """Return whether a submitted job trains the current recipe and data."""
+    """Return whether a submitted job (an entry of submission.json) has the current recipe and data."""
     return not changed_recipe(entry["recipe"], recipe) and is_same_data(entry["recipe"], recipe)
 
 
 def _tasks(arrays: Sequence[str]) -> dict[str, ArrayTask]:
-    """Return all tasks of these array jobs that Slurm still lists, by name."""
+    """Return a dict from name to task, for all tasks of the array jobs that Slurm still lists."""
     if not arrays:
         return {}
     # squeue drops ended tasks after minutes; sacct keeps them, if the cluster has accounting.

@@ -1,6 +1,6 @@
 """Find what changed since a run was started: its recipe, its data, or the code that computes weights and scores.
 
-The training module of a task lists that code in COMPUTES, as {part: file patterns}. LOOP lists the code that all tasks
+The training module of a task lists this code in COMPUTES, as {part: file patterns}. LOOP lists the code that all tasks
 share. Changes of comments, docstrings, messages or any file not listed do not make a result stale.
 """
 
@@ -33,9 +33,9 @@ LOG_CALLS = ("logger.info", "logger.warning", "logger.error", "logger.debug")
 
 
 def changed_recipe(then: dict, now: dict) -> list[str]:
-    """Return the changes between two recipes, such as ['train.epochs was 3, is 5'], except in FREE_FIELDS.
+    """Return the changes between two recipes, such as ['train.epochs was 3, is 5'], ignoring FREE_FIELDS.
 
-    If `now` has `train.precision: auto` (the default), any precision matches, because the hardware determines it."""
+    If `now` has `train.precision: auto` (the default), any precision matches: `auto` depends on the hardware."""
     changes = changed_values(then, now)
     if now.get("train", {}).get("precision", "auto") == "auto":
         changes.pop("train.precision", None)
@@ -45,8 +45,8 @@ def changed_recipe(then: dict, now: dict) -> list[str]:
 def is_same_data(then: dict, now: dict, experiment: Path | None = None) -> bool:
     """Return whether two recipes use the same data: the same folder, or folders with the same content.
 
-    experiment: was started with `then` and recorded what it read. Without that record, different folders count as
-    different data. If neither folder exists, as in a clone without data, they count as the same."""
+    experiment: run that was started with `then` and recorded the data that it read. Without the record, different
+    folders count as different data. If both folders are missing, as in a clone without data, they count as the same."""
     old, new = data_folder(then), data_folder(now)
     if old == new or not (old.exists() or new.exists()):
         return True
@@ -55,16 +55,16 @@ def is_same_data(then: dict, now: dict, experiment: Path | None = None) -> bool:
 
 
 def changed_data(experiment: Path, recipe: dict) -> list[str]:
-    """Return ['data: .../instances_val.json'] for files and images that changed since the run read them.
+    """Return the data files that changed since the run read them, such as ['data: .../instances_val.json'].
 
-    Looks in the recipe's data.root. Missing data are not a change, because a clone may lack the data."""
+    Checks the files in the recipe's data.root. Missing files are not a change, because a clone may lack the data."""
     inputs = recorded_inputs(experiment)
     changes = inputs.changes(_data_root(recipe)) if inputs else ()
     return [f"data: {change.path}" for change in changes if not change.is_missing]
 
 
 def recorded_inputs(experiment: Path) -> Inputs | None:
-    """Return the data that a run read (earlier versions recorded only annotation files); None without a record."""
+    """Return the record of the data that a run read (of earlier versions: only annotation files), or None."""
     inputs = read_inputs(experiment)
     if inputs is None and (experiment / "results.json").is_file():
         config, _ = read_yaml(experiment / "config.yaml")
@@ -85,7 +85,7 @@ def _data_root(recipe: dict) -> Path:
 
 
 def changed_code(cell: dict) -> list[str]:
-    """Return ['code changed: detection/network/loss.py [loss]'] if code changed since the start, else an empty list."""
+    """Return ['code changed: detection/network/loss.py [loss]'] if code changed since the start, else []."""
     if "computes" not in cell:
         return ["started by an earlier version, so code changes are unknown"]
     then, now = cell["computes"], code_hashes(cell["task"])
@@ -97,13 +97,13 @@ def changed_code(cell: dict) -> list[str]:
 
 
 def code_hashes(task: str) -> dict[str, str]:
-    """Return the hash of every file that computes weights or scores of a task, by path. Raises ValueError."""
+    """Return a dict from path to code hash of all files that compute weights or scores of a task. Raises ValueError."""
     paths = [path for paths in code_of(task).values() for path in paths]
     return {path: _code_hash(PROJECT / path, (PROJECT / path).stat().st_mtime_ns) for path in sorted(paths)}
 
 
 def code_of(task: str) -> dict[str, list[str]]:
-    """Return the files that compute weights or scores of a task, by part; each file is in the first part that lists it.
+    """Return {part: files that compute weights or scores of a task}. A file is in the first part that lists it.
 
     Raises ValueError if the task has no training module, or if the module has no COMPUTES."""
     source = PROJECT / f"{task.replace('.', '/')}.py"

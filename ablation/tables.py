@@ -34,7 +34,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def lines(self, text: Callable[[str], str], bold: str) -> list[list[str]]:
-        """Return the rows with `text` applied to each cell, and the format `bold` to bold cells."""
+        """Return the rows, with `text` applied to each cell and the format string `bold` applied to bold cells."""
         return [
             [bold.format(text(value)) if (i, j) in self.bold else text(value) for j, value in enumerate(row)]
             for i, row in enumerate(self.rows)
@@ -42,7 +42,7 @@ class Table:
 
 
 def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
-    """Return a comparison as Markdown, LaTeX or CSV. options: format, columns, per_class and errors."""
+    """Return a comparison as Markdown, LaTeX or CSV. options: parsed arguments of ablation.compare."""
     if options.format == "csv":
         return to_csv(comparison)
     tables = [score_table(comparison)]
@@ -72,7 +72,7 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
 
 
 def families(comparison: Comparison) -> list[tuple[str, list[Difference]]]:
-    """Return the families of differences, each Holm-corrected on its own, as (title, differences)."""
+    """Return (title, differences) for each family. Holm correction is applied to each family separately."""
     row, column = comparison.row_name, comparison.column_name
     return [
         ("Differences", comparison.differences),
@@ -146,7 +146,7 @@ def shown_column(comparison: Comparison, cell: Cell, name: str) -> str:
 
 
 def difference_table(title: str, differences: Sequence[Difference], unit: str) -> Table:
-    """Return the table of differences with intervals and p values; significant ones are bold. unit: of differences."""
+    """Return the table of differences with intervals and p values; significant ones are bold. unit: for the header."""
     rows = []
     for each in differences:
         interval, numbers = each.interval, ["undefined"] * 5
@@ -199,7 +199,7 @@ def cells_with_errors(comparison: Comparison) -> list[Cell]:
 
 
 def error_table(comparison: Comparison) -> Table:
-    """Return the table of the AP50 that each kind of error costs, and its change from the baseline."""
+    """Return the table of the AP50 lost to each kind of error, with changes from the baseline."""
     cells, baseline = cells_with_errors(comparison), comparison.baseline_cell
     kinds, rows = list(cells[0].runs[0].results.errors.delta_AP50), []
     for cell in cells:

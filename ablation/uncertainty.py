@@ -1,8 +1,8 @@
 """Compute the uncertainty of a comparison: intervals of scores, differences, effects and classes.
 
-A paired bootstrap resamples the validation images, the same ones for every run, and computes every score again on each
+A paired bootstrap resamples the validation images, identically for all runs, and recomputes every score on each
 resample (stats/bootstrap.py). With several seeds, the variation between seeds is added. Differences, main effects and
-interactions are contrasts of the cells' scores (stats/contrasts.py) and get their intervals from the same resamples.
+interactions are contrasts (weighted sums) of the cells' scores (stats/contrasts.py), computed on the same resamples.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from stats.bootstrap import Interval, cell_replicates, image_weights, interval, 
 from stats.contrasts import Contrast, contrast_intervals, mean_difference
 from stats.image_statistics import load_statistics
 
-SEED = 0  # of the resamples, so that the same experiments give the same intervals
-FEWEST_IMAGES = 10  # with fewer, resamples repeat the same few images
+SEED = 0  # random seed of the resamples; fixed, so that the same experiments give the same intervals
+MIN_IMAGES = 10  # with fewer images, resamples repeat the same few images
 
 
 def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
     """Add intervals, differences, effects and class scores to a comparison, from resamples of the images.
 
-    Raises ValueError if runs were scored on different images, or if a run's files do not match."""
+    Raises ValueError if runs were scored on different images, or if a run's statistics and results disagree."""
     cells = {cell.place: cell for cell in comparison.scored_cells}
     weights, scores, classes = None, {}, {}
     runs = [run for cell in cells.values() for run in cell.scored_runs]
@@ -33,15 +33,15 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
         statistics = load_statistics(run.path)
         if weights is None:
             image_ids = statistics.image_ids
-            if len(image_ids) < FEWEST_IMAGES:
+            if len(image_ids) < MIN_IMAGES:
                 comparison.warnings.append(
-                    f"{len(image_ids)} validation images: no differences computed, at least {FEWEST_IMAGES} are needed"
+                    f"{len(image_ids)} validation images: no differences computed, at least {MIN_IMAGES} are needed"
                 )
                 return
             drawn = image_weights(len(image_ids), comparison.replicates, SEED)
             weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # row 0: the original images, each once
         if not np.array_equal(statistics.image_ids, image_ids):
-            raise ValueError(f"{run.path}: image_statistics.npz covers different images from those of {runs[0].path}")
+            raise ValueError(f"{run.path}: image_statistics.npz covers different images from {runs[0].path}")
         scores[run.path], classes[run.path] = resampled_scores(statistics, weights)
         score = scores[run.path][comparison.metric][0]
         if abs(score - run.score) > 1e-6:
@@ -69,9 +69,9 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
 def add_intervals(
     comparison: Comparison, cells: dict[Place, Cell], scores: dict[Path, dict[str, np.ndarray]]
 ) -> np.ndarray:
-    """Add the interval of every score of every cell, and return the (K, R) replicates of the compared score.
+    """Add an interval for every score of every cell. Return the compared score of K cells on R resamples, (K, R).
 
-    scores: per run, {name: (1 + R,)} with the score on the original images first. Scores without a number in
+    scores: {run: {score name: (1 + R,)}}; the first value is the score on the original images. Scores that are null in
     results.json, such as top-5 accuracy with five classes, get no interval."""
     runs = [run for cell in cells.values() for run in cell.scored_runs]
     result = {}

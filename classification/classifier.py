@@ -29,7 +29,7 @@ class Classifier:
 
     path: Path  # file of the weights
     model: SwinTransformer
-    class_ids: list[str]  # name of each output: a folder name, or its number if the file has no class names
+    class_ids: list[str]  # one per output: folder name of the class, or output index if the file has no names
     input_size: int  # side of the square input, in pixels
     resize_size: int  # shorter side of the image before the center crop, in pixels
     precision: Precision = "fp32"
@@ -48,10 +48,10 @@ class Classifier:
         return eval_transform(self.input_size, self.resize_size)
 
     def output_indices(self, class_ids: Sequence[str]) -> np.ndarray:
-        """Return the index of the output for each class, (len(class_ids),) int64.
+        """Return the output index of each class, (len(class_ids),) int64.
 
-        Classes are matched to outputs by name. Unnamed outputs are matched in order if there is one for each class.
-        Raises DatasetError for a class without an output."""
+        Classes are matched to outputs by name. Unnamed outputs are matched in order if there are as many as classes.
+        Raises DatasetError if a class has no output."""
         index = {name: output for output, name in enumerate(self.class_ids)}
         unknown = [name for name in class_ids if name not in index]
         if unknown and self.class_ids == list(map(str, range(len(class_ids)))):
@@ -67,9 +67,9 @@ class Classifier:
 def load_classifier(name_or_path: str, overrides: Sequence[str] = ()) -> Classifier:
     """Load a classifier by name or path.
 
-    name_or_path: an experiment or one of its checkpoints, a folder made by weights.publish or the weights file in it,
-    a config with `model.weights`, a name in saved_weights/registry.yaml, or a public Swin checkpoint.
-    overrides: section.field=value, to replace values of the config; they need an experiment or a config.
+    name_or_path: an experiment or its checkpoint, a folder made by weights.publish or its weights file, a config with
+    `model.weights`, a name in saved_weights/registry.yaml, or a public Swin checkpoint.
+    overrides: section.field=value, to change the config; only for an experiment or a config.
     Raises ValueError if `name_or_path` does not exist or is not a classifier."""
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):

@@ -32,9 +32,9 @@ class DataConfig(Config):
     format: Literal["folders", "cifar10", "mnist"] = Field(
         "folders", description="one folder per class, or the original files of CIFAR-10 or MNIST"
     )
-    train: str = Field("train", description="folder of the training images below root, with format: folders")
-    val: str = Field("val", description="folder of the validation images below root, with format: folders")
-    workers: int = Field(4, ge=0, le=256, description="loader processes per training process; 0: load in that process")
+    train: str = Field("train", description="folder of the training images, relative to root, if the format is folders")
+    val: str = Field("val", description="folder of the validation images, relative to root, if the format is folders")
+    workers: int = Field(4, ge=0, le=256, description="loader processes per rank; 0: load in the training process")
 
 
 # ---- classes -------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledIm
 
 
 def read_folders(folder: Path) -> LabelledImages:
-    """Read a folder with one subfolder of images per class. Raises DatasetError if there are none or one is empty."""
+    """Read a folder with one subfolder of images per class. Raises DatasetError if subfolders are missing or empty."""
     if not folder.is_dir():
         raise DatasetError(
             f"{folder}: no such folder; expected a folder with one subfolder of images per class. Correct data.root, "

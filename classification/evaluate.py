@@ -5,8 +5,8 @@ python -m classification.evaluate torchvision_swin_t /datasets/imagenet
 python -m classification.evaluate configs/SwinB_clf_384.yaml model.weights=microsoft_swin_b_384 /datasets/imagenet
 
 The images may cover only some of the classes: class folders are matched to the classifier's outputs by name.
-evaluation.json and evaluation_confusion.png are written to --output. Without --output, they are written to the
-experiment if it is scored on the data of its config.
+evaluation.json and evaluation_confusion.png are written to --output. By default, an experiment that is scored
+without DATA gets these files in its folder. In all other cases, the scores are only printed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from classification.classifier import Classifier
     from data import LabelledImages
 
-MAX_PRINTED_CLASSES = 50  # those with the lowest accuracy are printed
+MAX_PRINTED_CLASSES = 50  # the classes with the lowest accuracy are printed
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -40,19 +40,19 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("classifier", metavar="EXPERIMENT|CONFIG|WEIGHTS", help=CLASSIFIERS)
     parser.add_argument(
         "rest", nargs="*", metavar="DATA|section.field=value",
-        help="DATA: folder with one subfolder per class, or a data set that has val/ (default: the config's data)",
+        help="DATA: folder with one subfolder per class, or data set with a val/ folder (default: the config's data)",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=positive, default=64, help="images per batch and process (default: 64)")
     parser.add_argument(
         "--workers", type=int, choices=range(257), default=min(4, os.cpu_count() or 1), metavar="N",
         help="data-loading workers per process (default: up to 4)",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, help="output folder (default: the experiment, if scored on its data)")
+    parser.add_argument("--output", type=Path, help="output folder (default: the experiment; with DATA, only print)")
     arguments = parser.parse_intermixed_args(words)
     arguments.overrides = [word for word in arguments.rest if "=" in word]
     data = [word for word in arguments.rest if "=" not in word]
     if len(data) > 1:
-        parser.error(f"{data[1]}: expected one folder of images, but {data[0]} was given, too")
+        parser.error(f"{data[1]}: expected only one DATA folder, but {data[0]} is given as well")
     arguments.data = user_path(data[0], "DATA") if data else None
     return arguments
 
@@ -114,7 +114,7 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
 
 
 def read_images(folder: Path | None, classifier: "Classifier") -> "LabelledImages":
-    """Return the images in `folder`, or if it is None, the validation images of the classifier's config.
+    """Return the images in `folder`, or the validation images of the classifier's config if `folder` is None.
 
     Raises DatasetError if the images are missing, ConfigError if `folder` is None and the classifier has no config."""
     from classification.data import DataConfig, read_folders, read_split
@@ -123,7 +123,7 @@ def read_images(folder: Path | None, classifier: "Classifier") -> "LabelledImage
 
     if folder is None:
         if classifier.data is None:
-            raise ConfigError(f"{classifier.path}: has no config that names data; add a folder of images to score")
+            raise ConfigError(f"{classifier.path}: no config with a data set; add DATA, a folder of images to score")
         return read_split(classifier.data, "val")
     for name, (subfolder, *_) in FORMATS.items():
         if (folder / subfolder).is_dir():

@@ -13,14 +13,14 @@ from engine.charts import save_chart, shorten
 DOTS_PER_INCH = 110
 MAX_MATRIX_CLASSES = 25  # a larger matrix is unreadable
 EXAMPLE_COLUMNS = 4
-EXAMPLES = 12
-EXAMPLE_PREDICTIONS = 3
+EXAMPLES = 12  # images
+EXAMPLE_PREDICTIONS = 3  # per image
 
 
 def draw_confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> None:
-    """Write the confusion matrix as a PNG: rows are true classes, columns predicted ones, in percent of the row.
+    """Write the confusion matrix as a PNG: rows are true classes, columns are predicted classes, in percent of the row.
 
-    If there are more than MAX_MATRIX_CLASSES classes, those in the most frequent confusions are shown.
+    If there are more than MAX_MATRIX_CLASSES classes, only the most frequently confused classes are shown.
     labels, predicted: (N,) int, true and predicted class of each image."""
     classes = np.arange(len(class_names))
     if len(classes) > MAX_MATRIX_CLASSES:
@@ -53,7 +53,7 @@ def draw_confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, class_
 def draw_examples(path: Path, images: LabelledImages, predictions: Predictions) -> None:
     """Write a PNG of a few images, spread evenly over the split, each with its true class and top predictions.
 
-    A correct prediction is green, a wrong top-1 prediction is red. predictions: for all images, in order."""
+    A correct prediction is green, a wrong top-1 prediction is red. predictions: of all images, in order."""
     short = shorten(images.class_names)
     names = [short[name] for name in images.class_names]
     chosen = np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().astype(int)

@@ -15,7 +15,7 @@ from engine.start import start
 if TYPE_CHECKING:
     import torch
 
-TOP_K = 5  # most likely classes available per image, as in classification/task.py
+TOP_K = 5  # number of most likely classes per image, as in classification/task.py
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

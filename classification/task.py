@@ -44,7 +44,7 @@ class ModelConfig(Config):
     weights: str | None = Field(
         None,
         description="initial weights: imagenet1k, imagenet22k, a name in saved_weights/registry.yaml, a file, or an "
-        "experiment; null: random weights. A head for different classes is not loaded",
+        "experiment; null: random weights. The head is loaded only if the classes are the same",
     )
     average_weights: bool = Field(True, description="load an experiment's moving average of weights, if it has one")
 
@@ -58,7 +58,7 @@ class LossConfig(Config):
 class EvalConfig(Config):
     """How to crop validation images."""
 
-    crop_fraction: float = Field(0.875, gt=0, le=1, description="side of the center crop / shorter side of the image")
+    crop_fraction: float = Field(0.875, gt=0, le=1, description="share of the shorter side that the center crop keeps")
 
 
 class ClassificationConfig(Config):
@@ -93,16 +93,16 @@ def build_swin(config: ModelConfig, num_classes: int) -> SwinTransformer:
 
 
 class TrainedClassifier(NamedTuple):
-    """Weights and classes that a file holds."""
+    """The weights and classes in a file."""
 
-    weights: dict[str, Tensor]  # by Microsoft's parameter names
+    weights: dict[str, Tensor]  # by parameter name, as in Microsoft's Swin
     classes: list[str] | None  # class of each output; None if the file does not list them
 
 
 def read_classifier(path: Path, average: bool = True) -> TrainedClassifier:
     """Read a classifier's weights and classes from a file.
 
-    average: prefer a run's moving average of the weights. Raises ValueError if the file does not hold a classifier."""
+    average: prefer a run's moving average of the weights. Raises ValueError if the file is not a classifier."""
     classes = None
     if is_checkpoint(path):
         state = load_checkpoint(path)
@@ -121,9 +121,9 @@ def read_classifier(path: Path, average: bool = True) -> TrainedClassifier:
 
 
 def load_initial_weights(model: SwinTransformer, config: ModelConfig, class_ids: list[str]) -> str:
-    """Load the weights that a config names, except a head for different classes. Return a line for the log.
+    """Initialize the model with the weights given in the config. Return a line for the log.
 
-    Raises ValueError, naming the config field, if the weights are missing or do not fit the model."""
+    The head is loaded only for the same classes. Raises ValueError if the weights are missing or do not fit."""
     try:
         path = find_weights(config.weights, config.name)
         weights, classes = read_classifier(path, config.average_weights)
@@ -141,7 +141,7 @@ def load_initial_weights(model: SwinTransformer, config: ModelConfig, class_ids:
 
 
 class Predictions(NamedTuple):
-    """The K = min(5, C) most likely of C classes for each of N images, best first."""
+    """The K = min(5, C) most likely classes of each of N images, best first. C: number of classes."""
 
     image_ids: np.ndarray  # (N,) int64
     classes: np.ndarray  # (N, K) int64
@@ -159,7 +159,7 @@ def predict_batch(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compute_scores(predictions: Predictions, labels: np.ndarray, num_classes: int) -> dict[str, float | None]:
-    """Return the top-1 and top-5 accuracy, from 0 to 1; top-5 is None if there are only five classes or fewer.
+    """Return the top-1 and top-5 accuracy, from 0 to 1; top-5 is None if there are at most five classes.
 
     labels: (N,) int, true class of each image, in the order of the predictions."""
     is_correct = predictions.classes == labels[:, None]  # (N, K)
@@ -234,7 +234,7 @@ def predict_all(
     channels_last: bool = False,
     stop_if_requested: Callable[[], None] = lambda: None,
 ) -> Predictions | None:
-    """Predict the classes of the images of all ranks. Return them in image order on rank 0, None on other ranks.
+    """Predict the classes of all ranks' images. Return predictions in image order on rank 0, None on other ranks.
 
     loader: this rank's batches. stop_if_requested: called between batches."""
     batches = []

@@ -1,4 +1,4 @@
-"""Train a Swin classifier on a folder of class folders, such as ImageNet, score it and record the experiment.
+"""Train a Swin classifier on images in class folders, such as ImageNet, score it and record the experiment.
 
 python -m classification.training configs/SwinT_clf_300e_default.yaml data.root=/datasets/imagenet
 torchrun --standalone --nproc_per_node=4 -m classification.training configs/SwinT_clf_300e_default.yaml
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from classification.task import ClassificationConfig, ClassificationTask
 
-# Files that determine weights and scores, in addition to those of the training loop. If one changes, earlier results
-# are stale (ablation/staleness.py).
+# Files that determine weights and scores, in addition to the files of the training loop. If one of these files changes,
+# earlier results are stale (ablation/staleness.py).
 COMPUTES = {
     "network": ("model.py",),
     "data": ("classification/data.py", "classification/transforms.py"),

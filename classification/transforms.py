@@ -1,6 +1,6 @@
 """Augmentation for classification with torchvision.transforms.v2: per image in the loaders, then per batch.
 
-The recipe is that of Swin (arXiv 2103.14030, appendix A2.1), which follows DeiT (arXiv 2012.12877, table 9).
+It follows the recipe of Swin (arXiv 2103.14030, appendix A2.1), which is based on DeiT (arXiv 2012.12877, table 9).
 The defaults of RandAugmentConfig are timm's rand-m9-mstd0.5-inc1, but with torchvision's operations.
 """
 
@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 from engine.config import Config
 
 BICUBIC = InterpolationMode.BICUBIC
-MAGNITUDE_STEPS = 100  # between no change and the strongest one
+MAGNITUDE_STEPS = 100  # number of steps from no change to the strongest change
 FILL = [124, 116, 104]  # colour of pixels left empty by an operation: ImageNet's mean, which is normalized to 0
 
 
@@ -41,7 +41,7 @@ class AugmentConfig(Config):
     @classmethod
     def _is_a_range(cls, scale: tuple[float, float]) -> tuple[float, float]:
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError("expected two shares of the image area, above 0 and at most 1, the smaller one first")
+            raise ValueError("expected two shares of the image area, above 0 and at most 1, the smaller share first")
         return scale
 
 
@@ -94,7 +94,7 @@ class BatchAugment:
         self.mix = v2.RandomChoice(kinds) if kinds else None
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images and their targets: the labels, or if images are mixed, class shares (B, C) float.
+        """Return the images and their targets: the labels, or class shares, (B, C) float, if images are mixed.
 
         images: (B, 3, S, S) float, normalized, changed in place. labels: (B,) int64."""
         for index in torch.nonzero(torch.rand(len(images)) < self.erase_probability).flatten().tolist():

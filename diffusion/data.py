@@ -18,7 +18,7 @@ class DataConfig(Config):
     root: str = Field(description="folder of the data set, with MNIST/raw or cifar-10-batches-py in it")
     format: Literal["mnist", "cifar10"] = Field(description="format of the data set's files")
     flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip of a training image")
-    workers: int = Field(4, ge=0, le=256, description="loader processes per training process; 0: load in that process")
+    workers: int = Field(4, ge=0, le=256, description="loader processes per rank; 0: load in the training process")
 
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> LabelledImages:

@@ -35,9 +35,9 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="diffusion experiment or its checkpoint")
     parser.add_argument(
-        "--classifier", required=True, metavar="EXPERIMENT|WEIGHTS", help="a classifier, as for classification.evaluate"
+        "--classifier", required=True, metavar="EXPERIMENT|WEIGHTS", help="classifier, as in classification.evaluate"
     )
-    parser.add_argument("--samples", type=number(2), default=500, help="number of samples, over all classes (500)")
+    parser.add_argument("--samples", type=number(2), default=500, help="total number of samples of all classes (500)")
     parser.add_argument("--data", metavar="ROOT", help="data set of the real images (default: the config's data.root)")
     add_sampling(parser)
     arguments = parser.parse_args(words)

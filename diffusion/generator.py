@@ -32,7 +32,7 @@ class TrainedGenerator(NamedTuple):
         known |= {name: label for label, name in enumerate(self.class_ids)}
         for name in names:
             if name not in known:
-                expected = f"expected some of {listed(self.class_ids, 20)}"
+                expected = f"expected classes among {listed(self.class_ids, 20)}"
                 raise ValueError(f"class {name!r}: not among the classes of {self.checkpoint}; {expected}")
         return [known[name] for name in names]
 
@@ -54,9 +54,9 @@ class TrainedGenerator(NamedTuple):
 
 
 def load_generator(path: Path) -> TrainedGenerator:
-    """Load the model of an experiment, or of one of its checkpoints: the moving average of the weights, if it has one.
+    """Load the model from an experiment or checkpoint, with the moving average of the weights if there is one.
 
-    Raises ValueError if it is not an experiment of diffusion.training, or has no checkpoint."""
+    Raises ValueError if `path` is not an experiment of diffusion.training, or if the experiment has no checkpoint."""
     experiment = path.parent.parent if path.is_file() else path
     config = read_experiment_config(experiment, DiffusionConfig)
     checkpoint = path if path.is_file() else newest_checkpoint(path / "checkpoints")

@@ -3,7 +3,7 @@
     images, labels, timesteps
       -> encoder     the Swin of model.py, stage by stage
       -> middle      two more blocks on the last feature map
-      -> decoder     per level: patch expanding, concatenation of the encoder's map, a linear layer, two blocks
+      -> decoder     per level: patch expanding, concatenation with the encoder's map, a linear layer, two blocks
       -> output      patch expanding to pixels, and a convolution whose weights are initialized to zero
 
 Every stage adds the time embedding to its input, through its own linear layer (Ho et al., arXiv 2006.11239). The class
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from model import PatchExpanding, SwinBlock, SwinTransformer, load_swin_weights, swin_state_dict
 
-MAX_PERIOD = 10_000  # about the longest period of the time embedding, in timesteps / 2 pi
-CLASS_CHANNELS = 4  # length of the class vector, in input channels
+MAX_PERIOD = 10_000  # the longest period of the time embedding is almost 2 pi times as many timesteps
+CLASS_CHANNELS = 4  # length of the class vector: number of additional input channels
 FIRST_CONVOLUTION = "patch_embed.proj.weight"
 
 
@@ -81,7 +81,7 @@ class SwinUNet(nn.Module):
     """Predict the noise in images, or v (see diffusion/schedule.py).
 
     embed_dim, depths, num_heads, window_size, patch_size: sizes of the encoder, see model.SwinTransformer.
-    image_channels: channels of images and predictions. num_classes: this is also the label for "no class".
+    image_channels: channels of images and predictions. num_classes: label `num_classes` means "no class".
     Stochastic depth is off, because the noise regularizes enough.
     """
 
@@ -162,7 +162,7 @@ def load_encoder_weights(model: SwinUNet, state_dict: Mapping[str, Tensor]) -> l
             kernel = kernel.sum(dim=1, keepdim=True)  # the same response as to a grey image with three channels
         if kernel.shape[1] != channels:
             raise ValueError(
-                f"weights for images with {kernel.shape[1]} channels, expected {channels}: use different ones, or null"
+                f"weights for images with {kernel.shape[1]} channels, expected {channels}: use other weights, or null"
             )
         weights[FIRST_CONVOLUTION] = F.pad(kernel, (0, 0, 0, 0, 0, CLASS_CHANNELS))
     resized, _ = load_swin_weights(model.encoder, weights)

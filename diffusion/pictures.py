@@ -14,7 +14,7 @@ LAST_FRAME_MILLISECONDS = 2000
 
 
 def make_grid(samples: np.ndarray) -> Image.Image:
-    """Return images in a grid on white. samples: (rows, columns, C, S, S) uint8, C 1 or 3."""
+    """Return images in a grid on white. samples: (rows, columns, C, S, S) uint8; C is 1 or 3."""
     rows, columns, channels, side, _ = samples.shape
     scale = max(1, ENLARGED_SIDE // side)
     samples = samples.repeat(scale, axis=3).repeat(scale, axis=4)

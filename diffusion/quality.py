@@ -22,8 +22,8 @@ from engine.logbook import logger, progress_bar
 from engine.terminal import printable
 from records.experiment import format_score
 
-INCEPTION = Path("saved_weights/weights-inception-2015-12-05-6726825d.pth")  # file name of torch-fidelity
-COLUMNS = 10  # of the grid of samples
+INCEPTION = Path("saved_weights/weights-inception-2015-12-05-6726825d.pth")  # as named by torch-fidelity
+MAX_COLUMNS = 10  # of the grid of samples
 
 
 class Features(NamedTuple):
@@ -92,7 +92,7 @@ def score(arguments: argparse.Namespace, device: torch.device) -> None:
 def sample_real_images(images: LabelledImages, generator: TrainedGenerator, count: int) -> tuple[Tensor, np.ndarray]:
     """Return real images, spread evenly over a split and preprocessed as for the generator, and their labels.
 
-    Returns (N, C, S, S) uint8 and (N,) int64; N is `count`, or the size of the split if that is smaller."""
+    Returns (N, C, S, S) uint8 and (N,) int64; N is the smaller of `count` and the size of the split."""
     config = generator.config
     samples = LabelledSamples(images, build_transform(config.data, config.model.input_size, train=False), seed=0)
     chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
@@ -100,15 +100,15 @@ def sample_real_images(images: LabelledImages, generator: TrainedGenerator, coun
 
 
 def rows_by_class(samples: np.ndarray, classes: int) -> np.ndarray:
-    """Arrange the first samples of each class in a row of a grid. samples: (N, C, S, S), labels cycling 0, 1, 2, ..."""
+    """Arrange samples in a grid with one row per class. samples: (N, C, S, S), of classes 0, 1, ..., 0, 1, ..."""
     classes = min(classes, len(samples))
-    columns = min(COLUMNS, len(samples) // classes)
+    columns = min(MAX_COLUMNS, len(samples) // classes)
     return samples[: columns * classes].reshape(columns, classes, *samples.shape[1:]).swapaxes(0, 1)
 
 
 @torch.inference_mode()
 def extract_features(classifier: Classifier, images: Tensor, batch_size: int, device: torch.device) -> Features:
-    """Return the classifier's features and predictions for images, (N, C, S, S) uint8, C 1 or 3."""
+    """Return the classifier's features and predictions for images, (N, C, S, S) uint8; C is 1 or 3."""
     features, predictions = [], []
     hook = classifier.model.head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float().cpu()))
     for batch in progress_bar(images.split(batch_size), desc="features", unit="batch", leave=False):
@@ -150,11 +150,11 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
 
 @torch.inference_mode()
 def compute_fid(real: Tensor, fake: Tensor, batch_size: int, device: torch.device) -> float | None:
-    """Return the FID, or None if the weights of the Inception network are missing; they are never downloaded.
+    """Return the FID, or None if the file of Inception weights is missing; the file is never downloaded.
 
     real, fake: (N, C, S, S) uint8. Raises ValueError if torch-fidelity is not installed."""
     if not INCEPTION.is_file():
-        logger.info("fid not computed: the weights of the Inception network are missing: %s", INCEPTION)
+        logger.info("fid not computed: no file %s with the weights of the Inception network", INCEPTION)
         return None
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

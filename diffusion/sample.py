@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from diffusion.generator import TrainedGenerator
 
-SAMPLERS = ("ddpm", "ddim", "dpm++")  # as in diffusion/schedule.py
-MAX_FRAMES = 40  # of the animation
+SAMPLERS = ("ddpm", "ddim", "dpm++")  # keys of SAMPLERS in diffusion/schedule.py
+MAX_FRAMES = 40  # in the animation
 MAX_ANIMATED = 4  # samples per class in the animation; all steps of all samples may not fit into memory
 
 
@@ -34,7 +34,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         epilog="example: python -m diffusion.sample experiments/experiment_12 --classes 0,1,2 --guidance 2.0",
     )
     parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="diffusion experiment or its checkpoint")
-    parser.add_argument("--classes", metavar="NAME,...", help="class names or numbers, one row each (default: all)")
+    parser.add_argument("--classes", metavar="NAME,...", help="class names or numbers; a row each (default: all)")
     parser.add_argument("--per-class", type=positive, default=8, help="images per class (8)")
     add_sampling(parser)
     parser.add_argument("--output", type=Path, help="PNG file to write (default: in samples/ of the experiment)")
@@ -46,7 +46,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command and of `diffusion.evaluate`."""
+    """Add the sampling options, which this command shares with `diffusion.evaluate`."""
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="sampling algorithm (ddim)")
     parser.add_argument("--steps", type=positive, default=50, help="number of sampling steps (50)")
     parser.add_argument(
@@ -98,7 +98,7 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     draw_grid(output, in_rows(np.concatenate(samples), len(classes)))
     animation = output.with_suffix(".gif")
     draw_animation(animation, np.stack([in_rows(frame, len(classes)) for frame in np.concatenate(frames, axis=1)]))
-    print(f"{len(labels)} images, rows by class: {', '.join(generator.class_ids[label] for label in classes)}")
+    print(f"{len(labels)} images, one row per class: {', '.join(generator.class_ids[label] for label in classes)}")
     print(f"generated with {generator.checkpoint}; written to {output}; animation: {animation}")
 
 

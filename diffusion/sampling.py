@@ -1,6 +1,6 @@
 """Generate images from noise, with the schedulers of diffusers.
 
-Every image has its own random generator (`image_generator`), so apart from rounding it does not depend on its batch.
+Every image has its own random generator (`image_generator`), so an image depends on its batch only through rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +19,8 @@ from engine.compute.precision import Precision, autocast
 from engine.config import Config
 from engine.logbook import progress_bar
 
-# Recompute DDIM's noise from the clipped image. The default of diffusers keeps the noise from before clipping, so the
-# excess of strong guidance accumulates over the steps, and with many steps the classes are confused.
+# Recompute DDIM's noise from the clipped image. By default, diffusers keeps the noise from before clipping. Then the
+# error of strong guidance accumulates over the steps, and with many steps the images show wrong classes.
 STEP_OPTIONS = {"ddim": {"use_clipped_model_output": True}}
 
 
@@ -33,7 +33,7 @@ class SamplingConfig(Config):
 
 
 def check_sampling(noise: NoiseConfig, sampling: SamplingConfig) -> None:
-    """Raise ValueError if the sampler cannot take this number of steps, or the model was not trained for guidance."""
+    """Raise ValueError if the sampler does not support this number of steps, or the model does not support guidance."""
     steps, sampler, timesteps = sampling.steps, sampling.sampler, noise.timesteps
     if steps > timesteps:
         raise ValueError(f"steps {steps}: expected at most diffusion.timesteps ({timesteps})")
@@ -45,13 +45,13 @@ def check_sampling(noise: NoiseConfig, sampling: SamplingConfig) -> None:
         )
     if sampling.guidance != 1 and noise.label_dropout == 0:
         raise ValueError(
-            f"guidance {sampling.guidance:g}: expected 1, because diffusion.label_dropout is 0, so the model is not "
-            "trained without classes"
+            f"guidance {sampling.guidance:g}: expected 1, because with diffusion.label_dropout 0 the model is "
+            "never trained without a class"
         )
     scheduler = build_scheduler(noise, sampler)
     scheduler.set_timesteps(steps)
     if len(scheduler.timesteps.unique()) < steps:  # dpm++ divides by zero if a timestep occurs twice
-        raise ValueError(f"steps {steps}: too many for {sampler}: some of the {timesteps} timesteps repeat; use fewer")
+        raise ValueError(f"steps {steps}: {sampler} would repeat some of the {timesteps} timesteps; use fewer steps")
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -62,7 +62,7 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 def predict_guided(model: nn.Module, images: Tensor, timesteps: Tensor, labels: Tensor, guidance: float) -> Tensor:
     """Return the model's prediction with classifier-free guidance, (B, C, H, W) float32 (arXiv 2207.12598, eq. 6).
 
-    guidance: 1: the conditional prediction; higher values give clearer classes and less variety."""
+    guidance: 1 gives the conditional prediction; higher values give clearer classes and less variety."""
     if guidance == 1:
         return model(images, timesteps, labels).float()
     no_class = torch.full_like(labels, model.no_class)
@@ -83,8 +83,8 @@ def denoise(
 ) -> Iterator[Tensor]:
     """Generate an image for each label, and yield the images after every denoising step.
 
-    model: a SwinUNet. labels: (B,) int64 on the model's device, model.no_class for no class. generators: B, on the CPU.
-    Yields (B, C, input_size, input_size) float32, about -1 to 1. Those of the last step are the generated images."""
+    model: a SwinUNet. labels: (B,) int64 on the model's device, model.no_class for no class. generators: B on the CPU.
+    Yields (B, C, input_size, input_size) float32, about -1 to 1. The images of the last step are the result."""
     scheduler = build_scheduler(noise, sampling.sampler)
     scheduler.set_timesteps(sampling.steps)
     options = STEP_OPTIONS.get(sampling.sampler, {})
@@ -113,9 +113,9 @@ def generate(
     """Generate images batch by batch, with a progress bar.
 
     labels: (N,) int64, on the model's device. batches: from data.eval_batches. seed: image i depends only on seed and
-    i. frames: number of steps to return, spread evenly up to the last; all steps if there are fewer.
+    i. frames: number of steps whose images are returned, evenly spaced up to the last step; at most all steps.
     Yields for each batch the indices, (B,) int64, and the images, (frames, B, C, S, S) uint8, on the CPU.
-    Raises ValueError before the first batch, as check_sampling does. stop_if_requested: called between steps."""
+    Raises ValueError before the first batch if check_sampling does. stop_if_requested: called between steps."""
     check_sampling(noise, sampling)
     returned_steps = set(np.linspace(sampling.steps - 1, 0, frames).round().astype(int))
     with (

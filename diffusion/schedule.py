@@ -26,7 +26,7 @@ TRAILING = {"timestep_spacing": "trailing"}  # sampling starts at the last times
 SAMPLERS = {
     "ddpm": ("DDPMScheduler", TRAILING),  # arXiv 2006.11239: adds noise in every step; best with all timesteps
     "ddim": ("DDIMScheduler", TRAILING),  # arXiv 2010.02502: adds no noise; a tenth of the timesteps is enough
-    # arXiv 2211.01095: even fewer are enough. Clip the log SNR, as the cosine schedule ends in nearly pure noise.
+    # arXiv 2211.01095: needs even fewer. The log SNR is clipped because cosine schedules end in nearly pure noise.
     "dpm++": ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}),
 }
 
@@ -79,7 +79,7 @@ class NoiseSchedule:
         return self.scheduler.get_velocity(images, noise, timesteps)
 
     def zero_loss(self, mean_square: float) -> float:
-        """Return the mean squared error of always predicting zero. mean_square: of the pixels of the images."""
+        """Return the mean squared error of always predicting zero. mean_square: mean square of pixels."""
         if self.config.objective == "epsilon":
             return 1.0
         signal = float(self.scheduler.alphas_cumprod.mean())

@@ -26,7 +26,7 @@ from model import SWIN_VARIANTS
 from training import Evaluation, TrainConfig
 from weights.registry import find_weights, path_with_sha256, read_weights
 
-EVAL_SEED = 0  # of the noise in evaluations: the same in every run, so that losses can be compared
+EVAL_SEED = 0  # seed of the noise in evaluations; fixed, so that the losses of runs can be compared
 
 
 class ModelConfig(Config):
@@ -38,14 +38,14 @@ class ModelConfig(Config):
     window_size: int | None = Field(None, ge=1, description="side of a window in patches; null: the variant's default")
     weights: str | None = Field(
         None,
-        description="classifier that the encoder starts from: imagenet1k, a name in saved_weights/registry.yaml, a "
+        description="classifier that initializes the encoder: imagenet1k, a name in saved_weights/registry.yaml, a "
         "file, or an experiment; null: random weights",
     )
     average_weights: bool = Field(True, description="load an experiment's moving average of weights, if it has one")
 
 
 class DiffusionTrainConfig(TrainConfig):
-    """The training config of all tasks, but with a moving average by default: raw weights give much worse samples."""
+    """The common training config, but with a moving average by default: raw weights give much worse samples."""
 
     ema_decay: float | None = Field(0.999, gt=0, lt=1, description="sample and score a moving average of the weights")
 
@@ -53,7 +53,7 @@ class DiffusionTrainConfig(TrainConfig):
 class EvalConfig(SamplingConfig):
     """How to sample images in evaluations, which also compute the loss on validation images."""
 
-    samples_per_class: int = Field(8, ge=1, description="samples per class, the columns of the grid")
+    samples_per_class: int = Field(8, ge=1, description="samples per class: columns of the sample grid")
 
 
 class DiffusionConfig(Config):
@@ -79,7 +79,7 @@ def build_unet(config: ModelConfig, image_channels: int, num_classes: int) -> Sw
 
 
 def load_initial_weights(model: SwinUNet, config: ModelConfig) -> str:
-    """Load the weights that a config names into the encoder. Return a line for the log.
+    """Initialize the encoder with the weights given in the config. Return a line for the log.
 
     Raises ValueError, naming the config field, if the weights are missing or do not fit the encoder."""
     try:
@@ -95,7 +95,7 @@ def load_initial_weights(model: SwinUNet, config: ModelConfig) -> str:
 class EvaluationOutputs(NamedTuple):
     """The losses on N validation images, and samples."""
 
-    image_ids: np.ndarray  # (N,) int64, in order
+    image_ids: np.ndarray  # (N,) int64, ascending
     losses: np.ndarray  # (N,) float64
     samples: np.ndarray  # (classes, samples_per_class, C, S, S) uint8
 
@@ -125,7 +125,7 @@ class DiffusionTask(LabelledTask):
         self.train_set = LabelledSamples(train, transform, config.train.seed)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the loss summed over the images of a batch, and the number of images. Loss of an image: `errors`."""
+        """Return the loss summed over the images of a batch, and the number of images. `errors` gives each loss."""
         config = self.config.diffusion
         images, labels = to_unit(batch["images"]), batch["labels"]
         timesteps = torch.randint(config.timesteps, labels.shape, device=images.device)
@@ -158,7 +158,7 @@ class DiffusionTask(LabelledTask):
     def val_losses(
         self, model: nn.Module, device: torch.device, stop_if_requested: Callable[[], None]
     ) -> list[np.ndarray] | None:
-        """Return image ids, (N,) int64, and losses, (N,) float64, of validation images on rank 0; elsewhere None."""
+        """Return image ids, (N,) int64, and losses, (N,) float64, of validation images on rank 0, else None."""
         config = self.config
         if self.val_loader is None:
             transform = build_transform(config.data, config.model.input_size, train=False)
@@ -181,7 +181,7 @@ class DiffusionTask(LabelledTask):
     def sample(
         self, model: nn.Module, device: torch.device, stop_if_requested: Callable[[], None]
     ) -> np.ndarray | None:
-        """Return samples from fixed noise, (classes, samples_per_class, C, S, S) uint8; None except on rank 0."""
+        """Return samples from fixed noise, (classes, samples_per_class, C, S, S) uint8, on rank 0, else None."""
         config = self.config
         labels = torch.arange(len(self.train.class_ids), device=device).repeat_interleave(config.eval.samples_per_class)
         batches = eval_batches(len(labels), config.train.batch_size, distributed.rank(), distributed.world_size())
@@ -209,9 +209,9 @@ def mean_square(images: np.ndarray) -> float:
 
 
 def fixed_noise(image_ids: list[int], timesteps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return timesteps and noise for validation images, which depend only on the image ids.
+    """Return timesteps and noise for validation images. Both depend only on the image ids.
 
-    shape: of an image. Returns timesteps (B,) int64, below `timesteps`, and noise (B, *shape) float32."""
+    shape: shape of an image. Returns (B,) int64, from 0 to timesteps - 1, and (B, *shape) float32."""
     generators = [image_generator(EVAL_SEED, image_id) for image_id in image_ids]
     times = torch.cat([torch.randint(timesteps, (1,), generator=generator) for generator in generators])
     return times, torch.stack([torch.randn(shape, generator=generator) for generator in generators])

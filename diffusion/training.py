@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from diffusion.task import DiffusionConfig, DiffusionTask
 
-# Files that determine weights and scores, in addition to those of the training loop. If one changes, earlier results
-# are stale (ablation/staleness.py).
+# Files that determine weights and scores, in addition to the files of the training loop. If one of these files changes,
+# earlier results are stale (ablation/staleness.py).
 COMPUTES = {
     "network": ("model.py", "diffusion/model.py"),
     "noise": ("diffusion/schedule.py",),

@@ -177,7 +177,7 @@ def test_without_any_correct_detection_no_difference_can_be_tested(experiments):
 
 
 def test_with_too_few_images_a_warning_replaces_the_differences(experiments, monkeypatch):
-    monkeypatch.setattr("ablation.uncertainty.FEWEST_IMAGES", IMAGES + 1)
+    monkeypatch.setattr("ablation.uncertainty.MIN_IMAGES", IMAGES + 1)
     experiments.add("a")
     experiments.add("b")
     comparison = experiments.compare()
