@@ -349,7 +349,7 @@ class SwinTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def modules_by_tap(self) -> dict[str, nn.Module]:
-        """Return a dict from tap to module, in the order of execution. A tap names the output of its module."""
+        """Return the modules in the order of execution, by the name of their output map (the tap)."""
         modules = {}
         for number, layer in enumerate(self.layers, start=1):
             modules[f"stage{number}"] = layer.blocks

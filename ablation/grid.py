@@ -58,7 +58,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         if name == "run":
             action.add_argument(
                 "--parallel", type=positive, metavar="N",
-                help="parallel runs (default: 1 with GPUs or --launcher; else one per core and 2 GiB of memory)",
+                help="parallel runs (default: one per core, at most one per 2 GiB; 1 with GPUs or --launcher)",
             )  # fmt: skip
             add_launcher(action)
         if name == "submit":
@@ -123,7 +123,7 @@ def submit_grid(arguments: argparse.Namespace) -> None:
     """Submit the missing runs that are not yet in the Slurm queue."""
     from ablation import slurm
     from ablation.plan import read_cells, read_grid, state_of
-    from ablation.runner import is_missing, scheduling_lock
+    from ablation.runner import needs_training, scheduling_lock
 
     if not Path("sbatch/grid.sbatch").is_file():
         raise ValueError(f"{Path.cwd()}: sbatch/grid.sbatch not found; run this command from the project's root folder")
@@ -133,7 +133,9 @@ def submit_grid(arguments: argparse.Namespace) -> None:
         cells = read_cells(experiments)
         tasks = slurm.tasks_of(grid.jobs, slurm.read_submissions(experiments))
         live = {job for job, task in tasks.items() if not task.ended}
-        missing = [job for job in jobs if job not in live and is_missing(state_of(job, cells), arguments.rerun_stale)]
+        missing = [
+            job for job in jobs if job not in live and needs_training(state_of(job, cells), arguments.rerun_stale)
+        ]
         print(f"{len(missing)} of {len(jobs)} runs are missing and not in the queue")
         if not missing:
             print(f"nothing to submit; to compare the scores: {follow_up(arguments, 'table')}")

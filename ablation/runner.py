@@ -29,7 +29,7 @@ def run(
 
     If a stop signal arrives, waits for all runs to save and end, then raises KeyboardInterrupt or Stopped."""
     cells = read_cells(experiments)
-    missing = [job for job in jobs if is_missing(state_of(job, cells), rerun_stale)]
+    missing = [job for job in jobs if needs_training(state_of(job, cells), rerun_stale)]
     slots = range(min(parallel, len(missing)) or 1)
     waiting, states = list(jobs), {}
     running: dict[int, Child] = {}
@@ -79,7 +79,7 @@ def outcome(state: State) -> str:
     return f"{state.kind}, {state.experiment} ({state.detail})"
 
 
-def is_missing(state: State, rerun_stale: bool) -> bool:
+def needs_training(state: State, rerun_stale: bool) -> bool:
     """Return whether a job must be trained or resumed."""
     return state.kind in ("waiting", *UNFINISHED) or (state.kind == "stale" and rerun_stale)
 
@@ -97,7 +97,7 @@ def claim_experiment(job: Job, experiments: Path, rerun_stale: bool) -> tuple[St
     claim = ExitStack()
     with scheduling_lock(experiments):  # so that two grids do not choose the same run
         state = state_of(job, read_cells(experiments))
-        if not is_missing(state, rerun_stale):
+        if not needs_training(state, rerun_stale):
             return state, None, claim
         experiment = state.experiment if state.kind in UNFINISHED else new_experiment(experiments)
         if not list_checkpoints(experiment / "checkpoints"):  # nothing to resume: the run starts with the current code

@@ -50,9 +50,9 @@ def record(experiment: Path, task: ClassificationTask, evaluation: Evaluation) -
             "protocol": {"images_sha256": val.digest, "images": len(val), "classes": val.class_names},
         },
         gflops=forward_gflops(task.model, model.input_size),
-        title=f"{name} with position embedding {model.position}",
+        title=f"{name} with position encoding {model.position}",
         model=f"{model.name}, input size {model.input_size} pixels, patch size {model.patch_size}, "
-        f"{'shifted' if model.shift else 'unshifted'} windows, position embedding {model.position}",
+        f"{'shifted' if model.shift else 'unshifted'} windows, position encoding {model.position}",
         data=f"{len(task.train):,} training images, {len(val):,} validation images, {len(val.class_ids)} classes",
         scored=f"all {len(val)} images, shorter side resized to {config.resize_size} pixels, center crop",
         facts={},

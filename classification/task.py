@@ -39,7 +39,7 @@ class ModelConfig(Config):
     patch_size: int = Field(4, ge=1, description="side of a patch in pixels")
     window_size: int | None = Field(None, ge=1, description="side of a window in patches; null: the variant's default")
     shift: bool = Field(True, description="shift the windows of every second block")
-    position: Literal[*POSITIONS] = Field("rel", description="position embedding")
+    position: Literal[*POSITIONS] = Field("rel", description="position encoding")
     drop_path_rate: float = Field(0.2, ge=0, lt=1, description="stochastic depth rate of the last block")
     weights: str | None = Field(
         None,
@@ -58,7 +58,9 @@ class LossConfig(Config):
 class EvalConfig(Config):
     """How to crop validation images."""
 
-    crop_fraction: float = Field(0.875, gt=0, le=1, description="share of the shorter side that the center crop keeps")
+    crop_fraction: float = Field(
+        0.875, gt=0, le=1, description="side of the center crop / shorter side of the resized image"
+    )
 
 
 class ClassificationConfig(Config):
@@ -135,7 +137,7 @@ def load_initial_weights(model: SwinTransformer, config: ModelConfig, class_ids:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
     parts = [f"started from {path_with_sha256(path)}"]
     if resized:
-        parts.append(f"{len(resized)} position embeddings resized, such as {resized[0]}")
+        parts.append(f"{len(resized)} position tables resized, such as {resized[0]}")
     parts.append("head loaded" if is_same else "head started from random weights, because the classes differ")
     return "; ".join(parts)
 

@@ -41,7 +41,7 @@ def announce(task: "ClassificationTask") -> None:
     from engine.logbook import logger
 
     model = task.config.model
-    logger.info("%s, position embedding %s, shifted windows %s", model.name, model.position, model.shift)
+    logger.info("%s, position encoding %s, shifted windows %s", model.name, model.position, model.shift)
     log_images(task.train, task.val)
 
 

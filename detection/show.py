@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 SHOWS = {"data": 9, "augment": 3, "anchors": 1, "matches": 4}  # value of --what: default number of images
-MOST_IMAGES = 48  # keeps each side of the picture below 2 ** 16 pixels
+MAX_IMAGES = 48  # keeps each side of the picture below 2 ** 16 pixels
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -49,8 +49,8 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     which.add_argument("--ids", type=image_ids, metavar="ID,ID", help="ids of the images to draw, instead of --images")
     parser.add_argument("--output", type=Path, default=Path("show"), metavar="FOLDER", help="folder (default: show)")
     options = parser.parse_intermixed_args(words)
-    if (count := max(options.images or 0, len(options.ids or ()))) > MOST_IMAGES:
-        parser.error(f"--images or --ids: {count} images requested, expected at most {MOST_IMAGES}")
+    if (count := max(options.images or 0, len(options.ids or ()))) > MAX_IMAGES:
+        parser.error(f"--images or --ids: {count} images requested, expected at most {MAX_IMAGES}")
     if options.output.exists() and not options.output.is_dir():
         parser.error(f"--output {options.output}: a file, expected a folder")
     options.images = options.images or SHOWS[options.what]

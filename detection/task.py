@@ -91,7 +91,7 @@ def load_detector(model: SSD, weights: dict[str, Tensor], path: Path) -> None:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def start_trunk(model: SSD, config: ModelConfig) -> str:
+def load_initial_weights(model: SSD, config: ModelConfig) -> str:
     """Load the weights that `config.weights` names into the trunk (the classification network in the backbone).
 
     Returns a log line. Raises ValueError if the weights are missing or unreadable or do not fit the trunk."""
@@ -107,7 +107,7 @@ def start_trunk(model: SSD, config: ModelConfig) -> str:
     return line + f", {len(resized)} position tables resized, such as {resized[0]}" if resized else line
 
 
-def start_from(model: SSD, path: Path, class_names: Sequence[str]) -> str:
+def load_initial_detector(model: SSD, path: Path, class_names: Sequence[str]) -> str:
     """Load a trained detector. Its class heads are loaded only if it has the same classes in the same order.
 
     Returns a log line. Raises CheckpointError listing the differences if the rest of the model differs."""
@@ -148,11 +148,11 @@ class DetectionTask:
         self.model = build_ssd(config.model, len(val.class_names))
         self.started_from: str | None = None
         if config.model.weights is not None and not from_checkpoint:
-            self.started_from = start_trunk(self.model, config.model)
+            self.started_from = load_initial_weights(self.model, config.model)
         if config.model.start_from is not None and not from_checkpoint:
             try:
                 path = user_path(config.model.start_from, "file")
-                self.started_from = start_from(self.model, path, val.class_names)
+                self.started_from = load_initial_detector(self.model, path, val.class_names)
             except (ValueError, OSError) as error:
                 raise CheckpointError(f"model.start_from: {error}") from error
         self.val_loader: DataLoader | None = None

@@ -88,7 +88,7 @@ def load_initial_weights(model: SwinUNet, config: ModelConfig) -> str:
         resized = load_encoder_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    note = f"; {len(resized)} position embeddings resized, such as {resized[0]}" if resized else ""
+    note = f"; {len(resized)} position tables resized, such as {resized[0]}" if resized else ""
     return f"encoder started from {path_with_sha256(path)}{note}"
 
 

@@ -142,7 +142,8 @@ def newest_checkpoint(folder: Path) -> Path:
 def load_newest_intact(folder: Path) -> tuple[Path, dict]:
     """Return path and state of the newest undamaged step checkpoint. Log and rename the damaged ones that are newer.
 
-    Raises CheckpointError, and renames nothing, if all are damaged or missing, or if that one cannot be loaded."""
+    Raises CheckpointError, and renames nothing, if there is no undamaged checkpoint or if the newest one of them cannot
+    be loaded."""
     newest_checkpoint(folder)
     damaged = []
     for path in reversed(list_checkpoints(folder)):

@@ -119,7 +119,7 @@ class TrainState:
         self.line, self.lines, self.best = state["line"], state["lines"], state["best"]
 
     def resume(self, folder: Path) -> None:
-        """Load the newest undamaged checkpoint. Raises CheckpointError if there is none, or if it does not fit."""
+        """Load the newest undamaged checkpoint. Raises CheckpointError if none matches this run."""
         path, state = load_newest_intact(folder) if distributed.is_main() else (None, None)
         path = distributed.broadcast(path)
         try:

@@ -83,7 +83,7 @@ def _facts(
     batch = train.batch_size * train.accumulation_steps * start["processes"]
     machine = start["cpu"] if start["device"] == "cpu" else start["device"]
     versions = ", ".join(f"{name} {start['versions'][name]}" for name in ("torch", "torchvision", "python"))
-    # Reported by the first start; a resumed run does not load the initial weights again.
+    # Only the first start of a run loads the initial weights and records their source.
     reported = [each["started_from"] for each in starts if each.get("started_from")]
     started_from = reported[0] if reported else f"from {config.model.weights or 'random weights'}"
     return {

@@ -108,7 +108,7 @@ def _read(experiment: Path) -> Status | None:
 
 def _runs_elsewhere(status: Status) -> bool:
     """Return whether Slurm reports the run on a different machine, whose locks may not be visible here."""
-    # A requeued job keeps its id, so squeue would report this very job as running.
+    # Do not ask about this process's own job: a requeued job keeps its id, so squeue reports it as running.
     if status.host == platform.node() or status.job in (None, _job()):
         return False
     command = ["squeue", "--noheader", f"--jobs={status.job}", "--states=RUNNING,COMPLETING"]

@@ -77,7 +77,7 @@ def resampled_class_means(values: np.ndarray, statistics: Hits | Losses, weights
 
 
 def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
-    """Compute COCO's AP of each class on each resample (all object areas, at most 100 detections per image).
+    """Compute COCO's AP of each class on each resample: mean over IoUs, all areas, 100 detections per image.
 
     AP is the mean over all IoU thresholds. pycocotools computes the same AP for a data set that contains w consecutive
     copies of each image that was drawn w times.
@@ -234,7 +234,7 @@ def cell_replicates(estimates: Sequence[Sequence[float]], replicates: Sequence[n
     within cells, pooled over cells with several runs, with df = sum(n_k - 1) degrees of freedom. Each replicate draws
     one variance s2 * df / chi2(df) for all cells, so that differences follow Student's t. The image part already
     contains some of this variance, because runs err on different images; this is subtracted. The rest, at least 0, is
-    divided by n_k (coverage: benchmarks/bootstrap.md). If no cell has several runs, there is no seed part.
+    divided by n_k: the variance of the noise. If no cell has several runs, there is no seed part.
     Returns (K, R); nan if a run has no score on a resample. The draws depend only on the arguments."""
     assert [len(scores) for scores in estimates] == [len(part) for part in replicates]
     result = np.stack([np.mean(part, axis=0) for part in replicates])

@@ -89,7 +89,7 @@ def _receive_rest(url: str, file: BinaryIO, size: int | None, name: str) -> None
         length = response.headers.get("Content-Length")
         total = None if length is None else file.tell() + int(length)
         if None not in (total, size) and total != size:
-            raise DownloadError(f"{url}: the server has {total:,} bytes, expected {size:,}; is it a different version?")
+            raise DownloadError(f"{url}: the file has {total:,} bytes, expected {size:,}; is it a different version?")
         with progress_bar(total=total, initial=file.tell(), desc=name, unit="B", unit_scale=True) as bar:
             while chunk := response.read(CHUNK):
                 file.write(chunk)

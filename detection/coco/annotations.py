@@ -297,7 +297,7 @@ def _read_json(path: Path) -> tuple[dict, str]:
         where = "" if path.is_absolute() else f", relative to {Path.cwd()}"
         raise DatasetError(
             f"cannot be read: {error.strerror}{where}; set data.root=FOLDER to the folder of the data set "
-            "(`python -m detection.data layout FOLDER` prints all settings)"
+            "(`python -m detection.data layout FOLDER` prints the command that trains on it)"
         ) from None
     except (ValueError, RecursionError) as error:  # ValueError: invalid JSON or invalid UTF-8
         raise DatasetError(f"not JSON: {error}") from None

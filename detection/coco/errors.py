@@ -21,7 +21,7 @@ from hotcoco import COCO, COCOeval
 from pycocotools import mask
 from pycocotools.cocoeval import COCOeval as PycocotoolsEvaluation
 
-from detection.coco.evaluation import match_entries
+from detection.coco.evaluation import matched_entries
 
 KINDS = {
     "classification": "Cls", "localisation": "Loc", "both": "Both",
@@ -62,7 +62,7 @@ def confusion_matrix(evaluation: PycocotoolsEvaluation, score_threshold: float) 
     nothing = len(class_number)
     counts = np.zeros((nothing + 1, nothing + 1), np.int64)
     missed, unmatched = defaultdict(list), defaultdict(list)  # image id -> [(class, box)], [(score, class, box)]
-    for entry in match_entries(evaluation):
+    for entry in matched_entries(evaluation):
         label, image_id = class_number[entry["category_id"]], entry["image_id"]
         is_confident = np.array(entry["dtScores"]) >= score_threshold
         matches, ignored = entry["dtMatches"][0], entry["dtIgnore"][0].astype(bool)  # at IoU 0.5
@@ -101,7 +101,7 @@ def _scored_records(evaluation: PycocotoolsEvaluation) -> tuple[list[dict], list
     image_number = {image_id: number for number, image_id in enumerate(evaluation.params.imgIds)}
     class_number = {category_id: number for number, category_id in enumerate(evaluation.params.catIds)}
     objects, found = [], []
-    for entry in match_entries(evaluation):
+    for entry in matched_entries(evaluation):
         ids = {"image_id": image_number[entry["image_id"]], "category_id": class_number[entry["category_id"]]}
         for number, ignored in zip(entry["gtIds"], entry["gtIgnore"], strict=True):
             if not ignored:

@@ -225,14 +225,14 @@ def image_statistics(evaluation: COCOeval) -> Matches:
     thresholds = evaluation.params.iouThrs
     position_of_image = {image_id: position for position, image_id in enumerate(image_ids)}
     position_of_class = {category_id: position for position, category_id in enumerate(category_ids)}
-    entries = match_entries(evaluation)
+    entries = matched_entries(evaluation)
     images = np.array([position_of_image[entry["image_id"]] for entry in entries], np.int32)
     classes = np.array([position_of_class[entry["category_id"]] for entry in entries], np.int16)
     detections = np.array([len(entry["dtIds"]) for entry in entries], np.int64)
     objects = np.array([np.sum(entry["gtIgnore"] == 0) for entry in entries], np.int64)
 
     def rows(key: str) -> np.ndarray:
-        """Concatenate entry[key], (T, n), of all entries. Return (D, T) bool: whether each value differs from 0."""
+        """Return (D, T) bool: whether entry[key] is nonzero, for each detection and IoU threshold."""
         nothing = np.zeros((len(thresholds), 0))
         return np.concatenate([nothing, *(entry[key] for entry in entries)], axis=1).T != 0
 
@@ -270,7 +270,7 @@ def evaluate_coco(truth: GroundTruth | str | Path, results: Sequence[dict]) -> C
     return evaluation
 
 
-def match_entries(evaluation: COCOeval) -> list[dict]:
+def matched_entries(evaluation: COCOeval) -> list[dict]:
     """Return the matches for objects of any size: one entry per image and class, if it has objects or detections."""
     any_size = evaluation.params.areaRng[0]
     return [entry for entry in evaluation.evalImgs if entry and entry["aRng"] == any_size]

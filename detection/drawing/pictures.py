@@ -28,7 +28,7 @@ class Example(NamedTuple):
     image: np.ndarray  # (H, W, 3) uint8 RGB
     name: str
     truth: Sequence[Mark]
-    found: Sequence[Mark]  # best first
+    detections: Sequence[Mark]  # best first
 
 
 class Panel(NamedTuple):
@@ -49,13 +49,13 @@ def examples(coco: CocoFile, results: np.ndarray) -> dict[str, Example]:
     for index in spread(len(coco.images), EXAMPLES):
         image = coco.images[index]
         shown = results[(results[:, 0] == image.id) & (results[:, 5] >= SHOWN_SCORE)]
-        found = []
+        detections = []
         for x, y, width, height, score, category_id in shown[:, 1:].tolist():
             label = label_of[category_id]
             text = f"{coco.class_names[label - 1]} {score:.2f}"
-            found.append(Mark(np.array([x, y, x + width, y + height]), palette_colour(label - 1), text))
+            detections.append(Mark(np.array([x, y, x + width, y + height]), palette_colour(label - 1), text))
         truth = object_marks(coco.class_names, *coco.objects(index))
-        chosen[str(image.id)] = Example(read_image(coco, index), image.file_name, truth, found)
+        chosen[str(image.id)] = Example(read_image(coco, index), image.file_name, truth, detections)
     return chosen
 
 
@@ -84,9 +84,9 @@ def draw_detections(path: Path, pictures: Sequence[Example]) -> None:
     """Write a PNG with two panels per image: ground truth on the left, detections with scores on the right."""
     panels = []
     for picture in pictures:
-        found = f"{'' if picture.found else 'no '}detections with score ≥ {SHOWN_SCORE:g}"
+        caption = f"{'' if picture.detections else 'no '}detections with score ≥ {SHOWN_SCORE:g}"
         panels.append(Panel(picture.image, f"{picture.name}: ground truth", picture.truth))
-        panels.append(Panel(picture.image, found, picture.found))
+        panels.append(Panel(picture.image, caption, picture.detections))
     drawn = lay_out(panels, columns=4 if len(pictures) > 3 else 2, side=PANEL_SIDE)
     # Experiment records are committed, so save space: a palette of 256 colours takes a third of the bytes. MAXCOVERAGE
     # spreads the palette over all colours; the most frequent 256 colours could lack the colour of a small label.
@@ -141,7 +141,7 @@ def draw_examples(folder: Path, pictures: Mapping[str, Example]) -> None:
     for path in folder.glob("*.jpg"):
         path.unlink()
     for name, picture in pictures.items():
-        for marks, suffix in ((picture.found, ""), (picture.truth, "_truth")):
+        for marks, suffix in ((picture.detections, ""), (picture.truth, "_truth")):
             drawn = draw_marks(picture.image, marks, EXAMPLE_SIDE)
             save_jpeg(folder / f"{name}{suffix}.jpg", drawn, quality=85, optimize=True)
 

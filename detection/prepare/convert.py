@@ -83,8 +83,8 @@ def write_coco(
 ) -> dict[str, SplitConfig]:
     """Write root/annotations/instances_SPLIT.json for each split; return a dict from split to its config.
 
-    Raises DatasetError, without writing anything, if there are no objects to train on, or if an existing annotation
-    file of a different program would be overwritten."""
+    Raises DatasetError, and writes nothing, if there are no objects to train on, or if an annotation file exists that
+    the `convert` command did not write."""
     training_images = next(iter(images_by_split.values()))
     if not any(not thing.is_crowd for image in training_images for thing in image.objects):
         raise DatasetError(f"{root}: no objects to train on; nothing was written")

@@ -74,7 +74,9 @@ def find_yolo(source: Path, requested: Mapping[str, str | None]) -> Labels:
     for split, paths in splits.items():
         if not any(labels_path(path).is_file() for path in paths):
             first = labels_path(paths[0])
-            raise DatasetError(f"{split}: none of the {len(paths)} images has a label file, such as {first}")
+            raise DatasetError(
+                f"{split}: none of the {len(paths)} images has a label file; the first one was expected at {first}"
+            )
 
     def read(path: Path, notes: Counter[str]) -> LabelledImage:
         _, size = image_sizes(path)

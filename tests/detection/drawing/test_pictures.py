@@ -46,8 +46,8 @@ def test_examples_are_spread_over_the_data_set_with_objects_and_detections(sampl
     drawn = examples(val, np.array(found))
     assert list(drawn) == list(map(str, ids))
     name = val.class_names[1]
-    assert [mark.label for mark in drawn[str(ids[1])].found] == [f"{name} 0.90", f"{name} 0.50"]
-    assert drawn[str(ids[1])].found[0].box_xyxy.tolist() == [10, 20, 40, 60]
+    assert [mark.label for mark in drawn[str(ids[1])].detections] == [f"{name} 0.90", f"{name} 0.50"]
+    assert drawn[str(ids[1])].detections[0].box_xyxy.tolist() == [10, 20, 40, 60]
     assert [len(each.truth) for each in drawn.values()] == [len(val.objects(index)[1]) for index in (0, 2, 5, 7)]
 
 
