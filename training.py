@@ -151,7 +151,7 @@ def fit(
             trainer.log(line, evaluation)
             on_epoch_end(line)
             state.line = None
-            if improved:  # first, because a run resumed from the next checkpoint would not write best.pt
+            if improved:  # before the checkpoint, because a run resumed from it would not write best.pt
                 trainer.save("best.pt")
             trainer.save()
             trainer.stop_if_requested()

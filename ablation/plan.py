@@ -173,7 +173,7 @@ class State:
     kind: Literal["waiting", "running", "stopped", "killed", "failed", "done", "stale"]
     experiment: Path | None = None  # None while waiting
     detail: str = ""
-    same_recipe: bool = True  # False if the recipe or data changed; if only the code changed, runs stay comparable
+    same_recipe: bool = True  # of a stale run: True if only the code changed, so that its score still counts
     changes: str = ""  # what changed since a stale run was trained
 
 

@@ -72,9 +72,9 @@ def conclusion_of(comparison: Comparison) -> str:
 
 
 def _listed(differences: Sequence[Difference]) -> str:
-    """Return differences as text: 'fpn minus none is −0.0101 (95% interval −0.0174 to −0.0023); ...'."""
+    """Return differences as text: "'fpn' minus 'none' is −0.0101 (95% interval −0.0174 to −0.0023); ..."."""
     return "; ".join(
-        f"{' minus '.join(each.label.rsplit(' - ', 1))} is {with_minus(f'{each.interval.estimate:+.4f}')} "
+        f"{' minus '.join(map(repr, each.label.rsplit(' - ', 1)))} is {with_minus(f'{each.interval.estimate:+.4f}')} "
         f"(95% interval {with_minus(f'{each.interval.low:+.4f} to {each.interval.high:+.4f}')})"
         for each in differences
     )

@@ -271,7 +271,7 @@ def _compare_boxes(model: SSD, exported: Network, images: Tensor, _: None) -> Te
 
 
 def _compare_detections(model: SSD, exported: Network, images: Tensor, settings: PostprocessConfig) -> Tensor:
-    """Return `_differences` of the model's detections to the exported detections, and the reverse: (n, 2)."""
+    """Return the `_differences` of the two networks' detections, in both directions: (n, 2)."""
     expected = postprocess(*model(images), model.anchors_cxcywh, **settings.model_dump())
     *columns, counts = exported(images)
     differences = []

@@ -64,10 +64,10 @@ def is_from_another_rank(error: Exception) -> bool:
 
 
 def is_first_failure() -> bool:
-    """Return whether this rank should report its error, because it is the first rank to call this function.
+    """Return whether this rank is the first one to call this function; only the first rank reports its error.
 
     Returns False if rank 0, which hosts the store, has ended: then rank 0 or the launcher has reported the failure.
-    Returns True if rank 0 hangs, because otherwise no rank might report the error."""
+    Returns True if rank 0 does not answer: an error that is reported twice is better than one that is lost."""
     if _store is None:
         return True
     answer = ThreadPoolExecutor(1).submit(_store.add, "failures", 1)

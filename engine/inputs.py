@@ -135,7 +135,9 @@ def read_inputs(experiment: Path) -> Inputs | None:
         content["images"] = {split: ImageSet(**images) for split, images in content["images"].items()}
         return Inputs(**content)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: corrupt ({error!r:.100}); delete it to compare only the annotations") from None
+        raise ValueError(
+            f"{path}: corrupt ({error!r:.100}); if you delete it, only changes of the annotation files are detected"
+        ) from None
 
 
 # ---- duplicate images ------------------------------------------------------------------------------------------

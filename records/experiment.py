@@ -85,8 +85,8 @@ def read_experiment_config(
         return load_config(path, overrides, config_class)
     if list((experiment / "checkpoints").glob("*.pt")):
         raise ConfigError(
-            f"{path}: missing, but there are checkpoints; copy the CONFIG file of the `command` in environment.json to "
-            f"this path, apply the command's overrides to it, then use --resume {experiment}"
+            f"{path}: missing, but there are checkpoints; environment.json has the `command` that started the run; "
+            f"copy its config file to this path, apply its overrides, then use --resume {experiment}"
         )
     problem = "has no config.yaml" if experiment.is_dir() else "no such folder"
     raise ConfigError(f"{experiment}: {problem}; expected an experiment directory, such as experiments/experiment_N")
@@ -154,7 +154,7 @@ def requeued_experiment(root: Path) -> Path | None:
 
 
 def append_environment(experiment: Path, environment: dict) -> None:
-    """Append a start to environment.json, which has an entry for the first start and for every resume."""
+    """Append one start of the run to environment.json. Every resume is a start of its own."""
     starts = [*read_environments(experiment), environment]
     write_text(experiment / "environment.json", json.dumps(starts, indent=2) + "\n")
 

@@ -142,7 +142,7 @@ def test_only_large_differences_are_significant(grid):
     conclusion = conclusion_of(comparison)
     assert "2 of 3 differences in mAP significant" in conclusion
     assert "60 validation images and 2 seeds" in conclusion
-    assert "strong minus weak is +0." in conclusion
+    assert "'strong' minus 'weak' is +0." in conclusion
 
 
 def test_main_effects_are_mean_differences_and_interactions_are_differences_between_differences(grid):
