@@ -87,7 +87,7 @@ def _data_root(recipe: dict) -> Path:
 def changed_code(cell: dict) -> list[str]:
     """Return ['code changed: detection/network/loss.py [loss]'] if code changed since the start, else []."""
     if "computes" not in cell:
-        return ["started by an earlier version of this project that did not record its code"]
+        return ["started by an earlier version of this project, which did not record the code that a run used"]
     then, now = cell["computes"], code_hashes(cell["task"])
     parts = {path: part for part, paths in code_of(cell["task"]).items() for path in paths}
     changed = sorted(name for name in then | now if then.get(name) != now.get(name))

@@ -70,7 +70,7 @@ def parse_training(module: str, description: str, example: str, words: Sequence[
         parser.error("pass a CONFIG, or an experiment to resume with --resume")
     if arguments.resume:
         check_experiment(arguments.resume)
-    # A requeued job uses the config of its experiment. With --experiment, the check is later, so that errors are logged.
+    # A requeued job uses the config of its experiment. With --experiment, the check is later, so its errors are logged.
     if arguments.config and not arguments.experiment and not os.environ.get("SLURM_RESTART_COUNT"):
         check_config(arguments.config)
     return arguments

@@ -136,7 +136,7 @@ def read_inputs(experiment: Path) -> Inputs | None:
         return Inputs(**content)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: corrupt ({error!r:.100}); if you delete it, only changes of the annotation files are detected"
+            f"{path}: corrupt ({error!r:.100}); without this file, changed images cannot be detected"
         ) from None
 
 
