@@ -57,7 +57,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
 
 def test_every_tested_command_is_documented():
     text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-    assert all(f"-m {name}" in text or f"python {name}.py" in text for name in COMMANDS)
+    assert [name for name in COMMANDS if f"-m {name}" not in text and f"python {name}.py" not in text] == []
 
 
 @pytest.mark.parametrize("module", COMMANDS)
