@@ -281,7 +281,8 @@ def read_config(arguments: argparse.Namespace, command: TrainCommand) -> Config:
     """Return the config to train with. Raises ConfigError if a resumed run would train with different settings."""
     config_class, resume = command.config_class, arguments.resume
     path = arguments.config or str(resume / "config.yaml")
-    stored = resume and read_recorded_config(resume, config_class)  # first, because only this error names a cure
+    # Before load_config, because this error explains how to restore a missing config.yaml.
+    stored = resume and read_recorded_config(resume, config_class)
     config = load_config(path, arguments.overrides, config_class)
     if not resume:
         return config

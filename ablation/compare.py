@@ -41,7 +41,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that this command shares with `ablation.grid table`."""
     parser.add_argument("--baseline", help="baseline: 'row x column' or an experiment (default: first with a score)")
     parser.add_argument("--pairs", action="store_true", help="test all pairs, not only with the baseline (not in csv)")
-    parser.add_argument("--format", choices=tuple(SUFFIXES), help="format (default: by the suffix of --output, or md)")
+    parser.add_argument(
+        "--format", choices=tuple(SUFFIXES), help="default: from the suffix of --output; md without --output"
+    )
     parser.add_argument("--output", type=Path, help="file to write (default: print text; for html: comparison.html)")
     columns = f"comma-separated columns to add, from {','.join(COLUMNS)}; or 'all' (csv and html always have all)"
     parser.add_argument("--columns", type=column_names, default=(), help=columns)

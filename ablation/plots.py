@@ -92,7 +92,7 @@ def _new_figure(height: float) -> tuple[Figure, Axes]:
 
 
 def draw_differences(differences: Sequence[Difference], styles: Mapping[str, CellStyle], unit: str) -> Figure:
-    """Draw each difference as a dot with its 95% interval, below its label. Significant ones are filled and thick.
+    """Draw each difference as a dot with its 95% interval, below its label. Significant ones are bold.
 
     styles: dict from label to style; labels without a style are drawn in grey. unit: unit of the x axis."""
     labels = [textwrap.wrap(printable(difference.label), 58) for difference in differences]

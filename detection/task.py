@@ -181,7 +181,7 @@ class DetectionTask:
         return fit_anchors(self.train, self.model, self.config.loss.match_iou)
 
     def compile(self) -> None:
-        """Compile matching and loss. Shapes are dynamic because the maximum number of objects varies."""
+        """Compile matching and loss. Shapes are dynamic because batches are padded to different numbers of objects."""
         self.match_anchors = torch.compile(match_anchors, dynamic=True)
         self.multibox_loss = torch.compile(multibox_loss, dynamic=True)
 

@@ -73,7 +73,7 @@ def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def _describe(outcome: _Outcome) -> str:
-    """Return an error message with losses and image ids of the ranks with non-finite losses, else of all ranks."""
+    """Return an error message with losses and image ids of the ranks whose loss is not finite, or of all ranks."""
     values = {name: float(value) for name, value in outcome.losses.items()}
     image_ids = [image_id for batch in outcome.batches for image_id in batch["image_ids"].tolist()]
     reports = distributed.broadcast(distributed.gather((distributed.rank(), values, image_ids)))

@@ -83,7 +83,7 @@ class Change(NamedTuple):
 
     path: Path
     what: str
-    is_missing: bool = False  # whether a file or a whole folder is missing
+    is_missing: bool = False  # True for a missing file of `files` or image folder; False for a missing image
 
     def __str__(self) -> str:
         return f"{self.path} {self.what}"

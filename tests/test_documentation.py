@@ -108,6 +108,6 @@ def test_worked_example_is_short_and_its_detector_trains(example, sample_root):
     overrides = (f"data.root={sample_root}", "model.backbone=SwinSlimBackbone_C", "model.neck=weighted_fpn")
     config = load_config(ROOT / "configs/quickstart.yaml", (*overrides, "train.batch_size=4"), DetectionConfig)
     task = DetectionTask(config, read_split(config.data, "train"), read_split(config.data, "val"))
-    shares = task.model.neck.shares.detach().clone()
+    shares = task.model.neck.weights.detach().clone()
     rehearse(task, torch.device("cpu"))
-    assert not torch.equal(task.model.neck.shares, shares)
+    assert not torch.equal(task.model.neck.weights, shares)
