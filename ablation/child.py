@@ -53,7 +53,7 @@ class Child:
     def close(self, stop_requested: bool) -> int:
         """Wait for the process, release the experiment, and return the exit code.
 
-        Writes the final status if the process did not write it. stop_requested: whether it was sent a stop signal."""
+        Writes the final status if the process did not. stop_requested: whether the process was asked to stop."""
         code = self.process.wait()
         if self.progress:
             self.progress.bar.close()

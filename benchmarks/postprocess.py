@@ -69,7 +69,7 @@ def best_first(scores: Tensor, labels: Tensor) -> list[int]:
 
 
 def measure(device: torch.device) -> Page:
-    """Time both contenders on all kinds of outputs. Raises RunError if the detections differ."""
+    """Time torchvision's and our post-processing on each kind of outputs. Raises RunError if the detections differ."""
     settings = {"score_threshold": SCORE_THRESHOLD, "nms_iou": NMS_IOU, "max_detections": MAX_DETECTIONS}
     ssd = torchvision_ssd(score_thresh=SCORE_THRESHOLD, nms_thresh=NMS_IOU, detections_per_img=MAX_DETECTIONS)
     rows = []

@@ -99,7 +99,7 @@ def load_initial_weights(model: SSD, config: ModelConfig) -> str:
         path = find_weights(config.weights, BACKBONES[config.backbone].trunk)
         weights = read_weights(path, config.average_weights)
         if "class_head.0.weight" in weights:
-            raise ValueError(f"{path}: a complete detector, not a trunk; use model.start_from instead")
+            raise ValueError(f"{path}: is a complete detector, not the trunk alone; use model.start_from")
         resized = load_backbone_weights(model.backbone, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error

@@ -26,7 +26,7 @@ def shorten(names: Iterable[str]) -> dict[str, str]:
 
 
 def save_chart(path: Path, figure: "Figure") -> None:
-    """Write a figure as a PNG with 256 colours. Charts are committed, and this takes a third of the bytes."""
+    """Write a figure as a PNG with 256 colours. Charts are committed, and this makes them three times smaller."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

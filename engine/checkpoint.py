@@ -28,7 +28,7 @@ SEAL_SIZE = len(MARK) + 64  # bytes: the mark and a SHA-256 as 64 hexadecimal di
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used or written; the message names the file and the cure."""
+    """A checkpoint that cannot be used or written. The message names the file and the problem."""
 
 
 class DamagedCheckpointError(CheckpointError):

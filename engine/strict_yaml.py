@@ -84,14 +84,16 @@ def _parse(text: str) -> tuple[Any, dict[KeyPath, int]]:
         raise UnreadableError(error.problem_mark.line + 1, message) from None
     except UnreadableError:
         raise
-    except (YAMLError, ValueError, OverflowError, RecursionError) as error:  # control character, too large, too deep
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:  # control character, huge number, nesting
         raise UnreadableError(None, str(error).splitlines()[0]) from None
 
 
 def _key_lines(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
     """Yield the path and line of every key below a node; turn dates, `<<` and `=` into text."""
     if node.anchor:
-        raise UnreadableError(node.start_mark.line + 1, "anchors and aliases are not allowed; quote text with & or *")
+        raise UnreadableError(
+            node.start_mark.line + 1, "anchors and aliases are not allowed; put text with & or * in quotes"
+        )
     if isinstance(node, ScalarNode):
         if node.tag in (f"{TAG}timestamp", f"{TAG}value", f"{TAG}merge"):
             node.tag = f"{TAG}str"

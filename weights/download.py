@@ -28,7 +28,7 @@ INTERRUPTIONS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPExce
 
 
 class DownloadError(ValueError):
-    """A file that cannot be downloaded; the message names the URL and the cure."""
+    """A file that cannot be downloaded. The message names the URL or file, and what to do."""
 
 
 def download(url: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:

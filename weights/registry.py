@@ -186,8 +186,9 @@ def read_weights(path: Path, average: bool = True) -> dict[str, Tensor]:
 def unwrap(content: object, path: Path) -> dict[str, Tensor]:
     """Return the dict of weights in a public checkpoint, without the dicts around it.
 
-    If several inner dicts contain tensors, the dict under the first key in WRAPPERS is used. Raises ValueError with
-    the cure if there are no weights, or if several inner dicts contain tensors but none is under a key in WRAPPERS."""
+    If several inner dicts contain tensors, the dict under the first key in WRAPPERS is used.
+    Raises ValueError if there are no weights, or if several inner dicts contain tensors but none is under a key in
+    WRAPPERS."""
     while isinstance(content, dict):
         inner = [key for key, value in content.items() if isinstance(value, dict) and _has_tensors(value)]
         key = next((key for key in WRAPPERS if key in inner), None)

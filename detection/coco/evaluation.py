@@ -213,7 +213,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _class_names(evaluation: COCOeval) -> list[str]:
-    """Return the class names in the order of the category ids, as in the evaluation."""
+    """Return the class names in the order of the class axis of the evaluation."""
     return [evaluation.cocoGt.cats[category_id]["name"] for category_id in evaluation.params.catIds]
 
 

@@ -107,7 +107,7 @@ def test_position_tables_of_a_different_window_size_are_resized_and_logged(tmp_p
         ("imagenet1k", "'imagenet1k': no default .*'resnet18_slim'"),
         ("torchvision_resnet50_v1", "'torchvision_resnet50_v1': .*resnet50.*resnet18_slim"),
         ("html.pth", "'html.pth': .*torch.save"),
-        ("detector.pt", "'detector.pt': .*detector, not a trunk.*model.start_from"),
+        ("detector.pt", "'detector.pt': .*detector, not the trunk.*model.start_from"),
     ],
 )
 def test_the_error_for_unusable_trunk_weights_names_field_and_file(checkpoint, weights, named, tmp_path, monkeypatch):
