@@ -103,7 +103,7 @@ def test_scoring_uses_the_annotations_read_at_the_start_even_if_the_file_changes
     assert quick_scores(task.truth, table)["mAP"] == pytest.approx(1)
     assert coco_scores(task.truth, results)["mAP"] == pytest.approx(1)
     (message,) = map(str, task.inputs.changes())
-    assert message.startswith(f"{path} ")
+    assert message == f"{path} {'has changed' if path.exists() else 'is missing'}"
 
 
 def test_the_record_describes_the_data_at_the_start_and_changes_are_warnings(recorded, sample_root, tmp_path, caplog):
