@@ -18,7 +18,7 @@ from detection.coco.annotations import CocoFile, DataConfig, dataset_error, pair
 from detection.coco.dataset import CocoDetection, collate
 from detection.coco.evaluation import GroundTruth, detect, quick_scores, sort_by_image
 from detection.coco.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
-from detection.network.backbones import BACKBONES, load_backbone_weights
+from detection.network.backbones import backbone_spec, load_backbone_weights
 from detection.network.loss import LossConfig, constant_predictor_loss, multibox_loss
 from detection.network.matching import match_anchors
 from detection.network.postprocess import PostprocessConfig
@@ -96,7 +96,7 @@ def load_initial_weights(model: SSD, config: ModelConfig) -> str:
 
     Returns a log line. Raises ValueError if the weights are missing or unreadable or do not fit the trunk."""
     try:
-        path = find_weights(config.weights, BACKBONES[config.backbone].trunk)
+        path = find_weights(config.weights, backbone_spec(config.backbone).trunk)
         weights = read_weights(path, config.average_weights)
         if "class_head.0.weight" in weights:
             raise ValueError(f"{path}: is a complete detector, not the trunk alone; use model.start_from")

@@ -1,11 +1,12 @@
 """Backbones of the detector.
 
-A trunk is a classification network without its classifier: ResNet (arXiv 1512.03385) or Swin (arXiv 2103.14030). A
-backbone uses some feature maps of a trunk, named by taps such as "layer3". It adds extra levels, convolutions that
-reduce the last map to one cell (SSD, arXiv 1512.02325, section 2.1).
+A trunk is a classification network without its classifier: ResNet (arXiv 1512.03385), Swin (arXiv 2103.14030) or a
+model of timm. A backbone uses some feature maps of a trunk, named by taps such as "layer3". It adds extra levels,
+convolutions that reduce the last map to one cell (SSD, arXiv 1512.02325, section 2.1).
 
-BACKBONES lists the backbones; TRUNKS lists the trunks. Backbones A and B of the same trunk differ in their taps. To use
-a different ResNet or Swin, add an entry:
+BACKBONES lists the backbones; TRUNKS lists the trunks. Backbones A, B and C of the same trunk differ in their taps. C
+has the maps of a standard feature pyramid, of stride 8, 16 and 32. "timm/NAME" is backbone C with the model NAME of
+timm as its trunk. To use a different ResNet or Swin, add an entry:
 
     BACKBONES["SwinSBackbone_B"] = dataclasses.replace(BACKBONES["SwinTBackbone_B"], trunk="swin_s")
 
@@ -13,6 +14,7 @@ A checkpoint works for square inputs of any size from 96 pixels. The size change
 extra levels (`plan_extras`), not their weights.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from detection.network import timm_trunk
+from detection.network.timm_trunk import TimmTrunk
 from engine.loading import load_exactly
 from model import (
     SWIN_VARIANTS,
@@ -204,12 +208,13 @@ class ExtraLevel(nn.Module):
 class BackboneSpec:
     """Description of one backbone. Levels are listed from high to low resolution."""
 
-    trunk: str  # a key of TRUNKS
+    trunk: str  # a key of TRUNKS, or "timm/NAME"
     input_size: int  # reference side of the input in pixels
     taps: tuple[str, ...]  # names of the trunk's feature maps that are used
     extras: tuple[tuple[int, int], ...]  # per extra level: output channels of the 1x1 and of the 3x3 convolution
     steps: tuple[Convolution, ...]  # per extra level: stride and padding at the reference input size
     norm: type[nn.Module] = nn.BatchNorm2d  # norm layer of the extra levels; argument: number of channels
+    tap_norm: type[nn.Module] | None = None  # norm layer of each tapped map; argument: number of channels
     first: type[L2Norm] | type[PatchExpanding] | None = None  # module for the first map; argument: its channels
     unstrided: tuple[str, ...] = ()  # ResNet layers with stride 1 instead of 2
 
@@ -247,6 +252,24 @@ BACKBONES = {
         extras=((512, 512), (256, 512), (256, 256), (128, 256), (128, 256)),
         steps=(HALVE, HALVE, HALVE, HALVE, VALID),
     ),
+    "ResNet50Backbone_C": BackboneSpec(
+        trunk="resnet50",
+        input_size=320,
+        taps=("layer2", "layer3", "layer4"),
+        tap_norm=ChannelLayerNorm,
+        norm=ChannelLayerNorm,
+        extras=((256, 512), (128, 256), (128, 256)),
+        steps=(HALVE, HALVE, HALVE_UNPADDED),
+    ),
+    "SwinTBackbone_C": BackboneSpec(
+        trunk="swin_t",
+        input_size=320,
+        taps=("stage2", "stage3", "stage4"),
+        tap_norm=ChannelLayerNorm,
+        norm=ChannelLayerNorm,
+        extras=((256, 512), (128, 256), (128, 256)),
+        steps=(HALVE, HALVE, HALVE_UNPADDED),
+    ),
     # Slim backbones for the demo, and for training with small data sets on a CPU.
     "ResNet18SlimBackbone_A": BackboneSpec(
         trunk="resnet18_slim",
@@ -264,6 +287,15 @@ BACKBONES = {
         extras=((128, 256), (128, 256), (64, 128), (64, 128), (64, 128)),
         steps=(HALVE, HALVE, HALVE, HALVE, VALID),
     ),
+    "ResNet18SlimBackbone_C": BackboneSpec(
+        trunk="resnet18_slim",
+        input_size=128,
+        taps=("layer2", "layer3", "layer4"),
+        tap_norm=ChannelLayerNorm,
+        norm=ChannelLayerNorm,
+        extras=((128, 256), (64, 128), (64, 128)),
+        steps=(HALVE, HALVE, HALVE_UNPADDED),
+    ),
     "SwinSlimBackbone_B": BackboneSpec(
         trunk="swin_slim",
         input_size=128,
@@ -276,23 +308,42 @@ BACKBONES = {
 }
 
 
+def backbone_spec(name: str) -> BackboneSpec:
+    """Return the description of a backbone: an entry of BACKBONES, or "timm/NAME"."""
+    if name.startswith(timm_trunk.PREFIX):
+        return dataclasses.replace(BACKBONES["ResNet50Backbone_C"], trunk=name, taps=timm_trunk.TAPS)
+    return BACKBONES[name]
+
+
+def build_trunk(
+    spec: BackboneSpec, drop_path_rate: float, input_size: int
+) -> ResNetTrunk | SwinTransformer | TimmTrunk:
+    """Build the trunk of a backbone, with random weights."""
+    if spec.trunk.startswith(timm_trunk.PREFIX):
+        return TimmTrunk(spec.trunk.removeprefix(timm_trunk.PREFIX), input_size, drop_path_rate)
+    kind, sizes = TRUNKS[spec.trunk]
+    if kind == "resnet":
+        return ResNetTrunk(**sizes, taps=spec.taps, unstrided=spec.unstrided)
+    assert not spec.unstrided, "unstrided is only for ResNet trunks"
+    return SwinTransformer(**sizes, drop_path_rate=drop_path_rate).cut(spec.taps)
+
+
 class Backbone(nn.Module):
     """The backbone that a BackboneSpec describes, with random weights.
 
     The attribute `out_channels` lists the number of channels of each map.
-    drop_path_rate: stochastic depth rate of a Swin trunk's last block; ignored by a ResNet."""
+    drop_path_rate: stochastic depth rate of the last block of a trunk with LayerNorm; ignored by other trunks.
+    input_size: side of the images in pixels. Only some models of timm depend on it."""
 
-    def __init__(self, spec: BackboneSpec, drop_path_rate: float):
+    def __init__(self, spec: BackboneSpec, drop_path_rate: float, input_size: int):
         super().__init__()
-        kind, sizes = TRUNKS[spec.trunk]
-        if kind == "resnet":
-            self.trunk = ResNetTrunk(**sizes, taps=spec.taps, unstrided=spec.unstrided)
-        else:
-            assert not spec.unstrided, "unstrided is only for ResNet trunks"
-            self.trunk = SwinTransformer(**sizes, drop_path_rate=drop_path_rate).cut(spec.taps)
+        self.trunk = build_trunk(spec, drop_path_rate, input_size)
         self.taps = spec.taps
         self.out_channels = [self.trunk.out_channels(tap) for tap in spec.taps]
 
+        self.tap_norms = None
+        if spec.tap_norm is not None:
+            self.tap_norms = nn.ModuleList(spec.tap_norm(channels) for channels in self.out_channels)
         self.first = None
         if spec.first is not None:
             self.first = spec.first(self.out_channels[0])
@@ -314,6 +365,8 @@ class Backbone(nn.Module):
                 f"images of {width}x{height} pixels: expected square images of at least {MIN_INPUT_SIZE} pixels"
             )
         maps = list(self.trunk.features(images, self.taps).values())
+        if self.tap_norms is not None:
+            maps = [norm(x) for norm, x in zip(self.tap_norms, maps, strict=True)]
         if self.first is not None:
             maps[0] = self.first(maps[0])
         plan, _ = plan_extras(maps[-1].shape[-1], self.steps)
@@ -322,17 +375,24 @@ class Backbone(nn.Module):
         return maps
 
 
-def build_backbone(name: str, drop_path_rate: float = 0.2) -> Backbone:
-    """Build the backbone `name` of BACKBONES, with random weights."""
-    return Backbone(BACKBONES[name], drop_path_rate)
+def build_backbone(name: str, drop_path_rate: float = 0.2, input_size: int | None = None) -> Backbone:
+    """Build the backbone `name`, an entry of BACKBONES or "timm/NAME", with random weights.
+
+    input_size: side of the images in pixels; None: the backbone's reference size."""
+    spec = backbone_spec(name)
+    return Backbone(spec, drop_path_rate, input_size or spec.input_size)
 
 
 def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> list[str]:
     """Load the weights of a public classifier into the trunk. Ignore its head and all layers after the last tap.
 
-    state_dict: weights of a ResNet with torchvision's names, or of a Swin in a format that `load_swin_weights` accepts.
+    state_dict: weights of a ResNet with torchvision's names, of a Swin in a format that `load_swin_weights` accepts, or
+    of a model of timm (see `TimmTrunk.load_classifier`).
     Returns one text (name, old shape, new shape) for each position table of a Swin that had to be resized.
     Raises ValueError if the weights do not fit the trunk, which then stays unchanged."""
+    if isinstance(backbone.trunk, TimmTrunk):
+        backbone.trunk.load_classifier(state_dict)
+        return []
     if isinstance(backbone.trunk, SwinTransformer):
         resized, _ = load_swin_weights(backbone.trunk, state_dict)
         return resized

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Self
 
 import torch
@@ -9,8 +10,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from detection.network.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
-from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, build_backbone
+from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, backbone_spec, build_backbone
 from detection.network.necks import NECKS, build_neck
+from detection.network.timm_trunk import PREFIX, check_timm_name
 from engine.compute.inference import evaluation_mode
 from engine.config import Config
 from engine.text import UnknownNameError
@@ -22,7 +24,7 @@ FOREGROUND_PRIOR = 0.01
 class ModelConfig(Config):
     """Architecture and initial weights of the detector."""
 
-    backbone: str = Field("ResNet50Backbone_B", description="an entry of BACKBONES")
+    backbone: str = Field("ResNet50Backbone_B", description="an entry of BACKBONES, or timm/NAME for a model of timm")
     neck: str = Field("none", description="an entry of NECKS")
     neck_channels: int = Field(256, gt=0, description="channels of every map after the neck; ignored if neck is none")
     input_size: int | None = Field(
@@ -31,7 +33,13 @@ class ModelConfig(Config):
         description="side of the square input in pixels; null: the backbone's reference size",
     )
     anchor_scales: str = Field("ssd", description="an entry of ANCHOR_SCALES, the sizes of the default boxes")
-    drop_path_rate: float = Field(0.2, ge=0, lt=1, description="stochastic depth rate of a Swin trunk's last block")
+    drop_path_rate: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="stochastic depth rate of the last block of a trunk with LayerNorm (Swin, ConvNeXt, ...); other "
+        "trunks (ResNet, EfficientNet, ...) ignore it",
+    )
     weights: str | None = Field(
         None,
         description="initial weights of the trunk: imagenet1k, imagenet22k, a name from saved_weights/registry.yaml, a "
@@ -48,7 +56,10 @@ class ModelConfig(Config):
     @classmethod
     def _check_name(cls, name: str, info: ValidationInfo) -> str:
         table = {"backbone": BACKBONES, "neck": NECKS, "anchor_scales": ANCHOR_SCALES}[info.field_name]
-        if name not in table:
+        if info.field_name == "backbone" and name.startswith(PREFIX):
+            if find_spec("timm"):  # without timm, configs of finished runs can still be read
+                check_timm_name(name.removeprefix(PREFIX))
+        elif name not in table:
             raise UnknownNameError(info.field_name, name, table)
         return name
 
@@ -145,7 +156,7 @@ def _rows(head_map: Tensor, outputs_per_box: int) -> Tensor:
 
 def build_ssd(config: ModelConfig, num_classes: int) -> SSD:
     """Build the detector described by `config`, with random weights."""
-    backbone = build_backbone(config.backbone, config.drop_path_rate)
+    input_size = config.input_size or backbone_spec(config.backbone).input_size
+    backbone = build_backbone(config.backbone, config.drop_path_rate, input_size)
     neck = build_neck(config.neck, backbone.out_channels, config.neck_channels)
-    input_size = config.input_size or BACKBONES[config.backbone].input_size
     return SSD(backbone, neck, num_classes, input_size, ANCHOR_SCALES[config.anchor_scales])
