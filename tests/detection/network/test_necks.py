@@ -169,9 +169,9 @@ def random_bifpn(channels: list[int], out_channels: int, repeats: int = 1) -> Bi
 def test_bifpn_equals_the_formulas_of_the_paper(sides):
     neck = random_bifpn([3, 1, 2, 3], out_channels=2, repeats=2).double().eval()
     for index, node in enumerate(module for module in neck.modules() if isinstance(module, FusionNode)):
-        node.weights.data = torch.tensor([[1.5, 0.2, 0.7], [2e-4, 1e-4, 0.0], [-0.4, 0.3, 1.0]][index % 3])[
-            : len(node.weights)
-        ].double()
+        # Four patterns for the six nodes of a layer, so that the patterns of a node differ between the two layers.
+        weights = [[1.5, 0.2, 0.7], [2e-4, 1e-4, 3e-4], [-0.4, 0.3, 1.0], [0.6, 0.9, -0.1]][index % 4]
+        node.weights.data = torch.tensor(weights[: len(node.weights)]).double()
     maps = [torch.randn(1, c, side, side).double() for c, side in zip([3, 1, 2, 3], sides, strict=True)]
     expected = bifpn_by_loops(neck, [x[0].numpy() for x in maps])
     for result, reference in zip(neck(maps), expected, strict=True):
