@@ -27,6 +27,7 @@ class ModelConfig(Config):
     backbone: str = Field("ResNet50Backbone_B", description="an entry of BACKBONES, or timm/NAME for a model of timm")
     neck: str = Field("none", description="an entry of NECKS")
     neck_channels: int = Field(256, gt=0, description="channels of every map after the neck; ignored if neck is none")
+    neck_repeats: int = Field(3, ge=1, description="number of layers of the neck bifpn; ignored by the other necks")
     input_size: int | None = Field(
         None,
         ge=MIN_INPUT_SIZE,
@@ -158,5 +159,5 @@ def build_ssd(config: ModelConfig, num_classes: int) -> SSD:
     """Build the detector described by `config`, with random weights."""
     input_size = config.input_size or backbone_spec(config.backbone).input_size
     backbone = build_backbone(config.backbone, config.drop_path_rate, input_size)
-    neck = build_neck(config.neck, backbone.out_channels, config.neck_channels)
+    neck = build_neck(config.neck, backbone.out_channels, config.neck_channels, config.neck_repeats)
     return SSD(backbone, neck, num_classes, input_size, ANCHOR_SCALES[config.anchor_scales])

@@ -25,7 +25,10 @@ FACTS = {"classes": ["cat", "Kätzchen 猫", "dog"], "category_ids": [3, 7, 90]}
 SETTINGS = PostprocessConfig(score_threshold=0.05, max_detections=20)
 ONNX = ("onnx", "ResNet18SlimBackbone_A", "none")
 TORCH_EXPORT = ("torch-export", "SwinSlimBackbone_B", "fpn")
-SLOW = ("onnx", "SwinSlimBackbone_B", "pan")  # takes ten times as long as the rest
+SLOW = [  # take ten times as long as the rest
+    pytest.param(pair, marks=pytest.mark.slow)
+    for pair in (("onnx", "SwinSlimBackbone_B", "pan"), ("onnx", "ResNet18SlimBackbone_A", "bifpn"))
+]
 
 
 def detector(backbone: str, neck: str) -> SSD:
@@ -63,7 +66,7 @@ def exported_detections(exported, model):
     return formats.save_onnx(proto, FACTS)
 
 
-@pytest.mark.parametrize("pair", [ONNX, TORCH_EXPORT, pytest.param(SLOW, marks=pytest.mark.slow)], ids="-".join)
+@pytest.mark.parametrize("pair", [ONNX, TORCH_EXPORT, *SLOW], ids="-".join)
 def test_the_file_computes_what_the_model_does_for_one_image_and_for_a_batch(pair, exported, images):
     assert "; 0 differ" in verify(detector(*pair[1:]), FORMATS[pair[0]].load(exported(*pair)), images)
 

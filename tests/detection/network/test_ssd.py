@@ -139,6 +139,17 @@ def test_every_parameter_gets_a_gradient(backbone, neck):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+def test_neck_repeats_changes_bifpn_only():
+    names = {}
+    for neck in NECKS:
+        for repeats in (1, 2):
+            config = ModelConfig(
+                backbone="ResNet18SlimBackbone_B", neck=neck, neck_channels=8, neck_repeats=repeats, input_size=96
+            )
+            names[neck, repeats] = list(build_ssd(config, num_classes=2).state_dict())
+    assert [neck for neck in NECKS if names[neck, 1] != names[neck, 2]] == ["bifpn"]
+
+
 def test_slim_model_overfits_one_batch():
     torch.manual_seed(0)
     model = build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", input_size=96), num_classes=2)
