@@ -5,7 +5,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torchvision.ops import box_convert, box_iou
+from torchvision.transforms import v2
 
+from data import normalize_images, to_layout
 from detection.network.anchors import ANCHOR_SCALES
 from detection.network.backbones import BACKBONES, build_backbone
 from detection.network.loss import constant_predictor_loss, multibox_loss
@@ -111,6 +113,37 @@ def test_construction_keeps_running_statistics_module_modes_and_random_state():
     assert torch.rand(1) == next_number
     assert all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())
     assert [name for name, module in model.named_modules() if not module.training] == ["backbone.norm"]
+
+
+# --- normalisation
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_pixel_value_is_normalised_bitwise_as_by_normalize_images(dtype, channels_last):
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    expected = normalize_images(images, channels_last)
+    result = tiny_ssd().normalize(to_layout(images, channels_last).to(dtype))
+    assert torch.equal(result, expected)
+    assert result.stride() == expected.stride()
+
+
+def test_the_statistics_can_be_set_and_are_saved_with_the_weights():
+    model, images = tiny_ssd().eval(), noise(1, 64)
+    model.set_normalization((0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
+    expected = v2.Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.5))(images / 255)
+    torch.testing.assert_close(model.normalize(images), expected)
+    again = tiny_ssd().eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(images)[1], model(images)[1])
+
+
+def test_images_are_normalised_in_float32_under_autocast():
+    model, seen = tiny_ssd(), []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert (seen[0].dtype, outputs[0].dtype) == (torch.float32, torch.bfloat16)
 
 
 # --- the config and the assembled detector
