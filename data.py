@@ -107,15 +107,20 @@ def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
+def to_layout(images: Tensor, channels_last: bool) -> Tensor:
+    """Return images (B, 3, H, W) in the channels-last memory layout, which is faster for convnets, or unchanged.
+
+    Call it while the images are uint8, because that is cheaper than after the conversion to float."""
+    return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+
 def normalize_images(images: Tensor, channels_last: bool = False) -> Tensor:
     """Normalize images with ImageNet's mean and standard deviation, on the device of the images.
 
-    images: (B, 3, H, W) uint8. channels_last: whether to return this memory layout, which is faster for convnets.
-    Returns (B, 3, H, W) float32."""
+    Detectors normalize images themselves, because each has its own statistics (detection.network.ssd).
+    images: (B, 3, H, W) uint8. channels_last: whether to return this memory layout. Returns (B, 3, H, W) float32."""
     mean, std = _pixel_statistics(images.device)
-    if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)  # cheaper before the conversion to float
-    return (images.float() - mean) / std
+    return (to_layout(images, channels_last).float() - mean) / std
 
 
 class EpochBatchSampler:

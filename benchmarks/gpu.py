@@ -34,7 +34,7 @@ from benchmarks.evaluation import IMAGE_SIZE, random_boxes, records, write_coco
 from benchmarks.peers import ANCHORS, NUM_CLASSES
 from benchmarks.postprocess import random_outputs
 from benchmarks.training_step import first_batch, make_run
-from data import normalize_images
+from data import to_layout
 from detection.network.postprocess import PostprocessConfig, postprocess
 from engine.command import RunError
 from engine.compute.precision import autocast
@@ -167,7 +167,7 @@ class Bench:
         @torch.inference_mode()
         def step() -> None:
             with autocast(self.device, "bf16"):
-                outputs = forward(normalize_images(images, run.config.channels_last))
+                outputs = forward(to_layout(images, run.config.channels_last))
             outputs = [replacement.to(output.dtype) for replacement, output in zip(batched, outputs, strict=True)]
             postprocess(*outputs, anchors, **PostprocessConfig().model_dump())
 

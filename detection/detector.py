@@ -8,7 +8,7 @@
         print(name, score, box_xyxy)
 
 Pre- and post-processing are the same as in the experiment's evaluation. An image is converted to upright 8-bit RGB,
-resized to the model's square input without keeping its aspect ratio, and normalised with ImageNet's mean and std.
+resized to the model's square input without keeping its aspect ratio. The model normalises it.
 """
 
 import json
@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data import IMAGENET_MEAN, IMAGENET_STD, DatasetError, as_rgb, normalize_images, read_image
+from data import DatasetError, as_rgb, read_image, to_layout
 from detection.coco.detections import Detections
 from detection.coco.transforms import eval_transform
 from detection.network.postprocess import postprocess
@@ -67,15 +67,20 @@ class Detector:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Steps that turn a picture into the model's input, in order, as plain data for other programs."""
+        """Steps that turn a picture into the model's input, in order, as plain data for other programs.
+
+        The model itself does the rest: it multiplies by `scale`, subtracts `mean` and divides by `std`."""
         return {
             "colour": "RGB, 8 bits, upright",
             "resize": "bilinear, antialiased, to a square without keeping the aspect ratio",
             "input_size": self.model.input_size,
-            "scale": 1 / 255,
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
+            "values": "0 to 255, not scaled and not normalised",
             "layout": "NCHW",
+            "done_by_the_model": {
+                "scale": 1 / 255,
+                "mean": _rounded(self.model.pixel_mean),
+                "std": _rounded(self.model.pixel_std),
+            },
         }
 
     @overload
@@ -106,7 +111,7 @@ class Detector:
     def detect(self, pictures: Sequence[np.ndarray], score_threshold: float | None = None) -> list[Detections]:
         """Detect objects in a non-empty batch of pictures, each (H, W, 3) uint8 RGB. Their sizes may differ."""
         images = torch.stack([model_input(pixels, self.model.input_size) for pixels in pictures])
-        images = normalize_images(images.to(self.device), self.config.train.channels_last)
+        images = to_layout(images.to(self.device), self.config.train.channels_last)
         with autocast(self.device, inference_precision(self.config.train.precision, self.device)):
             outputs = self.model(images)
         settings = self.config.eval.model_dump()
@@ -121,6 +126,10 @@ class Detector:
             category_ids = np.array(self.category_ids, np.int64)[labels - 1]
             results.append(Detections(boxes_xyxy, raw.scores.double().cpu().numpy(), labels, names, category_ids))
         return results
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]  # float32 has 7 digits
 
 
 def model_input(pixels: np.ndarray, input_size: int) -> Tensor:

@@ -3,10 +3,11 @@
     python -m detection.export experiments/experiment_3 --format onnx --postprocess
     python -m detection.export saved_weights/cells.safetensors photo.jpg --output cells.pt2
 
-The exported program takes `images` (B, 3, S, S) float32, with any batch size B. It returns the decoded, clipped boxes
-all_boxes_xyxy (B, A, 4) float32 and the class probabilities all_scores (B, A, C) float32 of all A default boxes. With
---postprocess (ONNX only) it returns the detections, best first and padded to N = max_detections: boxes_xyxy (B, N, 4),
-scores (B, N), labels (B, N) int64 and num_detections (B,) int64. Boxes are fractions of the image's sides.
+The exported program takes `images` (B, 3, S, S) float32, with any batch size B: RGB pixel values from 0 to 255, which
+the program normalises itself. It returns the decoded, clipped boxes all_boxes_xyxy (B, A, 4) float32 and the class
+probabilities all_scores (B, A, C) float32 of all A default boxes. With --postprocess (ONNX only) it returns the
+detections, best first and padded to N = max_detections: boxes_xyxy (B, N, 4), scores (B, N), labels (B, N) int64 and
+num_detections (B,) int64. Boxes are fractions of the image's sides.
 
 The file describes its preprocessing and outputs as JSON (`detection.formats.export_facts`): ONNX in metadata_props,
 torch.export in the extra file detector.json. docs/detection.md has examples.

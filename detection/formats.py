@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import DatasetError, normalize_images
+from data import DatasetError
 from detection.coco.annotations import read_split
 from detection.detector import Detector, load, model_input, rgb_pixels
 from detection.network.boxes import decode_boxes
@@ -24,6 +24,7 @@ from engine.logbook import logger
 if TYPE_CHECKING:
     import onnx
 
+INPUTS = {"images": "(B, 3, S, S) float32, RGB pixel values from 0 to 255; the network normalises them itself"}
 ALL_OUTPUTS = {
     "all_boxes_xyxy": "(B, A, 4) float32, left, top, right, bottom of every box, as fractions of the image's sides",
     "all_scores": "(B, A, C) float32, probability of each class for every box, in the order of `classes`",
@@ -58,7 +59,7 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 
 def read_images(detector: Detector, files: Sequence[str]) -> Tensor:
-    """Read and preprocess `files`, or some validation images if `files` is empty. Returns (n, 3, S, S) float32.
+    """Read and resize `files`, or some validation images if `files` is empty. Returns (n, 3, S, S) float32, 0 to 255.
 
     Raises DatasetError if an image cannot be read, or if validation images are needed but missing."""
     if not files:
@@ -69,7 +70,7 @@ def read_images(detector: Detector, files: Sequence[str]) -> Tensor:
         indices = np.linspace(0, len(val.images) - 1, min(VERIFIED_IMAGES, len(val.images))).round().astype(int)
         files = [val.file(index).path for index in indices]
     side = detector.model.input_size
-    return normalize_images(torch.stack([model_input(rgb_pixels(file), side) for file in files]))
+    return torch.stack([model_input(rgb_pixels(file), side) for file in files]).float()
 
 
 def export_facts(detector: Detector, settings: PostprocessConfig | None) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def export_facts(detector: Detector, settings: PostprocessConfig | None) -> dict
         "category_ids": detector.category_ids,
         "input_size": detector.model.input_size,
         "preprocessing": detector.preprocessing,
+        "inputs": INPUTS,
         "outputs": DETECTION_OUTPUTS if settings else ALL_OUTPUTS,
         "postprocessing": settings.model_dump() if settings else None,
         "step": detector.step,
@@ -96,7 +98,7 @@ class DecodedSSD(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ALL_OUTPUTS. images: (B, 3, S, S) float32, normalised."""
+        """Return ALL_OUTPUTS. images: as in INPUTS."""
         box_deltas, class_logits = self.model(images)
         boxes_xyxy = decode_boxes(box_deltas, self.model.anchors_cxcywh).clamp(0, 1)
         return boxes_xyxy, class_logits.softmax(dim=-1)[..., 1:]  # (B, A, 4), (B, A, C)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import build_loader, eval_batches, normalize_images
+from data import build_loader, eval_batches, to_layout
 from detection.anchor_fit import AnchorFit, fit_anchors
 from detection.coco.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.coco.dataset import CocoDetection, collate
@@ -191,7 +191,7 @@ class DetectionTask:
         images, boxes_xyxy, labels = batch["images"], batch["boxes_xyxy"], batch["labels"]
         if "colours" in batch:
             images = distort_colours(images, batch["colours"])
-        box_deltas, class_logits = model(normalize_images(images, config.train.channels_last))
+        box_deltas, class_logits = model(to_layout(images, config.train.channels_last))
         matched = self.match_anchors(boxes_xyxy, labels, anchors, config.loss.match_iou)
         sums = self.multibox_loss(
             box_deltas, class_logits, matched, boxes_xyxy, labels, anchors, config.loss.negatives_per_positive

@@ -25,12 +25,18 @@ def load_matching(
     """Load all weights, but skip weights whose shapes differ if that is allowed for their prefix.
 
     shape_mismatch_prefixes: prefixes of keys whose weights stay unchanged in the module if the shapes differ.
+    The keys in `module.optional_weights`, if it has this attribute, may be missing; the module then sets these weights.
     Returns the keys that were not loaded, with both shapes.
     Raises ValueError, and loads nothing, if other keys are missing, unexpected or of a different shape.
     """
     expected = module.state_dict()
+    optional = getattr(module, "optional_weights", ())
     # Some public checkpoints are older than BatchNorm's step counter; PyTorch adds it.
-    missing = [key for key in expected if key not in state_dict and not key.endswith(".num_batches_tracked")]
+    missing = [
+        key
+        for key in expected
+        if key not in state_dict and key not in optional and not key.endswith(".num_batches_tracked")
+    ]
     unexpected = [key for key in state_dict if key not in expected]
     misshaped = {
         key: f"{key} {tuple(state_dict[key].shape)} instead of {tuple(tensor.shape)}"

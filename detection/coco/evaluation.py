@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from data import DatasetError, batch_to, normalize_images
+from data import DatasetError, batch_to, to_layout
 from detection.coco.annotations import CocoFile
 from detection.network.postprocess import PostprocessConfig, RawDetections, postprocess
 from engine.compute.inference import evaluation_mode
@@ -59,7 +59,7 @@ def detect(
 ) -> list[np.ndarray]:
     """Detect objects in every image that the loader yields, in this process only.
 
-    model: (B, 3, S, S) normalised images -> box_deltas, class_logits; must have a buffer anchors_cxcywh, like SSD.
+    model: images (B, 3, S, S) uint8 -> box_deltas, class_logits; must have a buffer anchors_cxcywh, like SSD.
     coco: the annotation file of these images, for image sizes and category ids.
     settings: one or more post-processing settings to compare; the network runs only once for all of them.
     stop_if_requested: called between batches; may raise an exception to end the run.
@@ -72,7 +72,7 @@ def detect(
     with evaluation_mode(model):
         for batch in progress_bar(loader, desc="scoring", unit="batch", leave=False):
             stop_if_requested()
-            images = normalize_images(batch_to(batch, device)["images"], channels_last)
+            images = to_layout(batch_to(batch, device)["images"], channels_last)
             with autocast(device, precision):
                 outputs = model(images)
             image_ids = batch["image_ids"].tolist()

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
+from data import IMAGENET_MEAN, IMAGENET_STD
 from detection.network.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
 from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, backbone_spec, build_backbone
 from detection.network.necks import NECKS, build_neck
@@ -74,13 +75,21 @@ class ModelConfig(Config):
 class SSD(nn.Module):
     """Single-shot detector: on each of six feature maps, one 3x3 convolution predicts boxes and one predicts classes.
 
+    It normalizes the images itself, so that training, evaluation and every other use have the same statistics.
+
     backbone: module that maps images (B, 3, S, S) to a list of six feature maps, high to low resolution.
     neck: module that maps this list to a list of six maps; `neck.out_channels` lists their channels.
     num_classes: number of foreground classes, without background.
     input_size: S, in pixels. anchor_scales: a value of detection.network.anchors.ANCHOR_SCALES.
-    The buffer anchors_cxcywh (A, 4) holds the default boxes, in the same order as the rows of the outputs."""
+    Buffers: anchors_cxcywh (A, 4) holds the default boxes, in the same order as the rows of the outputs. pixel_mean and
+    pixel_std (3,) hold the statistics for normalization, of pixel values from 0 to 1; see `set_normalization`."""
 
     anchors_cxcywh: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    # Weights that a file may lack (engine.loading), and their values then: older files have no statistics of their own.
+    optional_weights: ClassVar = {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}
 
     def __init__(
         self,
@@ -102,11 +111,14 @@ class SSD(nn.Module):
         self.register_buffer(
             "anchors_cxcywh", default_boxes(self.grid_sizes(input_size), anchor_scales), persistent=False
         )
+        for name, values in self.optional_weights.items():
+            self.register_buffer(name, torch.tensor(values))
+        self.register_load_state_dict_pre_hook(_add_optional_weights)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Predict a box and class logits for every anchor.
 
-        images: (B, 3, S, S) float, normalised (see data.normalize_images).
+        images: (B, 3, S, S) RGB pixel values from 0 to 255, uint8 or float, not normalised.
         Returns box_deltas (B, A, 4), to be decoded by boxes.decode_boxes, and class_logits (B, A, num_classes + 1),
         before softmax, with background first. Raises ValueError if S is not input_size."""
         if images.shape[-2:] != (self.input_size, self.input_size):
@@ -115,10 +127,24 @@ class SSD(nn.Module):
                 f"images of {width}x{height} pixels: expected {self.input_size}x{self.input_size}, "
                 "the model's input_size; resize the images or build the model with their size"
             )
-        maps = self.neck(self.backbone(images))  # six maps (B, C, H, W)
+        maps = self.neck(self.backbone(self.normalize(images)))  # six maps (B, C, H, W)
         box_deltas = [_rows(head(m), 4) for head, m in zip(self.box_head, maps, strict=True)]
         class_logits = [_rows(head(m), self.num_classes + 1) for head, m in zip(self.class_head, maps, strict=True)]
         return torch.cat(box_deltas, dim=1), torch.cat(class_logits, dim=1)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Subtract the mean of the pixel values, and divide by their standard deviation.
+
+        images: as in `forward`. Returns (B, 3, S, S) float32. With ImageNet's statistics, the result is bitwise equal
+        to that of data.normalize_images, so that earlier scores can be reproduced."""
+        mean = self.pixel_mean.view(3, 1, 1) * 255
+        std = self.pixel_std.view(3, 1, 1) * 255
+        return (images.float() - mean) / std
+
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the statistics that pretrained weights expect, of red, green and blue, for pixel values from 0 to 1."""
+        self.pixel_mean.copy_(torch.tensor(mean))
+        self.pixel_std.copy_(torch.tensor(std))
 
     @torch.no_grad()
     def _init_heads(self) -> None:
@@ -140,6 +166,12 @@ class SSD(nn.Module):
         with evaluation_mode(self):  # so that the pass uses no random numbers and changes no running statistics
             maps = self.neck(self.backbone(torch.zeros(1, 3, input_size, input_size)))
         return [tuple(m.shape[-2:]) for m in maps]
+
+
+def _add_optional_weights(model: SSD, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Add the `optional_weights` that a state dict lacks, before it is loaded into the model."""
+    for name, values in model.optional_weights.items():
+        weights.setdefault(prefix + name, torch.tensor(values))
 
 
 def _head(in_channels: Sequence[int], outputs_per_box: int) -> nn.ModuleList:

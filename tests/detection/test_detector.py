@@ -170,13 +170,21 @@ def test_a_checkpoint_a_published_folder_and_its_weights_file_can_be_loaded(
 def test_the_documented_preprocessing_gives_the_input_of_the_network(detector, pixels):
     steps = detector.preprocessing
     square = Image.fromarray(pixels).resize((steps["input_size"],) * 2, Image.Resampling.BILINEAR)  # also antialiased
-    expected = (np.asarray(square, np.float32) * steps["scale"] - steps["mean"]) / steps["std"]
+    inner = steps["done_by_the_model"]
+    expected = {"model": np.asarray(square, np.float32)}
+    expected["backbone"] = (expected["model"] * inner["scale"] - inner["mean"]) / inner["std"]
     seen = {}
-    handle = detector.model.register_forward_pre_hook(lambda _, inputs: seen.update(images=inputs[0]))
+    modules = {"model": detector.model, "backbone": detector.model.backbone}
+    handles = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+        for name, module in modules.items()
+    ]
     detector(pixels)
-    handle.remove()
-    assert seen["images"].shape == (1, 3, 96, 96)
-    assert np.abs(seen["images"][0].permute(1, 2, 0).numpy() - expected).max() < 0.02  # one grey level is 0.017
+    for handle in handles:
+        handle.remove()
+    for name, tolerance in (("model", 1), ("backbone", 0.02)):  # one grey level is 0.017 after normalisation
+        assert seen[name].shape == (1, 3, 96, 96)
+        assert np.abs(seen[name][0].permute(1, 2, 0).numpy() - expected[name]).max() <= tolerance
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from detection.network.ssd import build_ssd
 from detection.shapes import generate
 from detection.task import DetectionConfig, identify_inputs
 from detection.training import announce, build_task
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.config import load_config
 from records.metrics import read_metrics
 
@@ -110,6 +110,12 @@ def experiment(config_path, tmp_path_factory) -> Path:
     return train(config_path, tmp_path_factory.mktemp("experiments"))
 
 
+@pytest.fixture(scope="module")
+def averaged(config_path, tmp_path_factory) -> Path:
+    """Train a run with a moving average of the weights."""
+    return train(config_path, tmp_path_factory.mktemp("averaged"), "train.ema_decay=0.9")
+
+
 def part_of(experiment: Path, folder: Path, step: int) -> Path:
     """Copy what the experiment had when it was interrupted after `step`."""
     part = folder / "part"
@@ -173,6 +179,27 @@ def test_a_run_resumed_on_two_processes_ends_like_the_uninterrupted_run(config_p
     assert done.returncode == 0, done.stderr
     for key in ("model", "optimizer", "ema", "loss_sums", "scheduler"):
         assert_equal(last_state(part)[key], last_state(whole)[key])
+
+
+@pytest.mark.parametrize("change", ["set", "delete"])
+def test_a_resumed_run_keeps_the_statistics_of_the_pixels_or_sets_those_of_imagenet(averaged, run, tmp_path, change):
+    part = part_of(averaged, tmp_path, step=3)
+    path = part / "checkpoints/step_000000003.pt"
+    state = load_checkpoint(path)
+    for weights in (state["model"], state["ema"]["weights"]):
+        for name in ("pixel_mean", "pixel_std"):
+            if change == "set":
+                weights[name].fill_(0.5)
+            else:
+                del weights[name]
+    save_checkpoint(path, state)
+    run("detection.training", "--resume", part)
+    if change == "delete":
+        for key in ("model", "ema"):
+            assert_equal(last_state(part)[key], last_state(averaged)[key])
+    else:
+        for weights in (last_state(part)["model"], last_state(part)["ema"]["weights"]):
+            assert weights["pixel_mean"].tolist() == weights["pixel_std"].tolist() == [0.5] * 3
 
 
 def assert_equal(a: object, b: object) -> None:

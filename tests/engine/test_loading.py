@@ -20,6 +20,17 @@ def test_weights_that_may_differ_in_shape_are_kept_and_the_rest_is_loaded():
     assert torch.equal(module["head"].weight, head)
 
 
+def test_optional_weights_may_be_missing_because_the_module_sets_them():
+    module, other = body_and_head(2), body_and_head(2)
+    module.optional_weights = {"head.bias"}
+    module.register_load_state_dict_pre_hook(lambda _, weights, *__: weights.setdefault("head.bias", torch.ones(2)))
+    state = other.state_dict()
+    del state["head.bias"]
+    assert load_matching(module, state, shape_mismatch_prefixes=()) == []
+    assert torch.equal(module["head"].weight, other["head"].weight)
+    assert module["head"].bias.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

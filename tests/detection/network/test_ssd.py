@@ -5,7 +5,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torchvision.ops import box_convert, box_iou
+from torchvision.transforms import v2
 
+from data import normalize_images, to_layout
 from detection.network.anchors import ANCHOR_SCALES
 from detection.network.backbones import BACKBONES, build_backbone
 from detection.network.loss import constant_predictor_loss, multibox_loss
@@ -40,6 +42,11 @@ def tiny_ssd(num_classes: int = 3, backbone: nn.Module | None = None) -> SSD:
     return SSD(backbone, neck, num_classes, input_size=64, anchor_scales=ANCHOR_SCALES["ssd"])
 
 
+def noise(batch_size: int, side: int) -> torch.Tensor:
+    """Return random pixel values, (batch_size, 3, side, side) float from 0 to 255."""
+    return 255 * torch.rand(batch_size, 3, side, side)
+
+
 def losses_of(model, images, boxes_xyxy, labels):
     """Return the classification and box loss per positive."""
     matched = match_anchors(boxes_xyxy, labels, model.anchors_cxcywh)
@@ -57,7 +64,7 @@ def test_output_rows_depend_on_the_image_at_their_anchor(memory_format):
         nn.init.zeros_(level.weight)  # so that only the first map depends on the image
     images = torch.zeros(2, 3, 64, 64).contiguous(memory_format=memory_format)
     row, column = 11, 3  # of a cell of the first map, which is 4 pixels wide
-    images[1, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 1
+    images[1, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 255
     for output in model(images):
         changed = (output[0] != output[1]).any(dim=1)
         centers = model.anchors_cxcywh[changed, :2] * 16  # in cells; a 3x3 kernel covers one cell on each side
@@ -73,7 +80,7 @@ def test_output_rows_come_from_the_channels_of_their_default_box():
     with torch.no_grad():
         model.box_head[0].bias.copy_(torch.arange(boxes_per_cell * 4))
         model.class_head[0].bias.copy_(torch.arange(boxes_per_cell * 4))
-    for output in model(torch.rand(1, 3, 64, 64)):
+    for output in model(noise(1, 64)):
         first_map = output[0, : boxes_per_cell * 16**2].view(16, 16, boxes_per_cell, 4)
         assert (first_map == torch.arange(boxes_per_cell * 4).view(boxes_per_cell, 4)).all()
 
@@ -81,7 +88,7 @@ def test_output_rows_come_from_the_channels_of_their_default_box():
 @pytest.mark.parametrize("num_classes", [1, 3, 80])
 def test_untrained_head_predicts_background(num_classes):
     torch.manual_seed(0)
-    _, class_logits = tiny_ssd(num_classes).eval()(torch.rand(2, 3, 64, 64))
+    _, class_logits = tiny_ssd(num_classes).eval()(noise(2, 64))
     foreground = class_logits.softmax(dim=-1)[..., 1:]
     assert foreground.sum(dim=-1).mean().item() == pytest.approx(FOREGROUND_PRIOR, rel=0.1)
     assert foreground.max() < 3 * FOREGROUND_PRIOR / num_classes
@@ -108,6 +115,37 @@ def test_construction_keeps_running_statistics_module_modes_and_random_state():
     assert [name for name, module in model.named_modules() if not module.training] == ["backbone.norm"]
 
 
+# --- normalisation
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_pixel_value_is_normalised_bitwise_as_by_normalize_images(dtype, channels_last):
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    expected = normalize_images(images, channels_last)
+    result = tiny_ssd().normalize(to_layout(images, channels_last).to(dtype))
+    assert torch.equal(result, expected)
+    assert result.stride() == expected.stride()
+
+
+def test_the_statistics_can_be_set_and_are_saved_with_the_weights():
+    model, images = tiny_ssd().eval(), noise(1, 64)
+    model.set_normalization((0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
+    expected = v2.Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.5))(images / 255)
+    torch.testing.assert_close(model.normalize(images), expected)
+    again = tiny_ssd().eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(images)[1], model(images)[1])
+
+
+def test_images_are_normalised_in_float32_under_autocast():
+    model, seen = tiny_ssd(), []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert (seen[0].dtype, outputs[0].dtype) == (torch.float32, torch.bfloat16)
+
+
 # --- the config and the assembled detector
 
 cached_backbone = functools.cache(build_backbone)  # initialising a full-size trunk takes seconds
@@ -120,7 +158,7 @@ def test_every_backbone_works_with_every_neck(name, neck):
     neck = build_neck(neck, backbone.out_channels, out_channels=32)
     model = SSD(backbone, neck, num_classes=2, input_size=128, anchor_scales=ANCHOR_SCALES["ssd"]).eval()
     with torch.no_grad():
-        box_deltas, class_logits = model(torch.rand(1, 3, 128, 128))
+        box_deltas, class_logits = model(noise(1, 128))
     num_anchors = len(model.anchors_cxcywh)
     assert box_deltas.shape == (1, num_anchors, 4)
     assert class_logits.shape == (1, num_anchors, 3)
@@ -135,7 +173,7 @@ def test_every_parameter_gets_a_gradient(backbone, neck):
     sides = torch.tensor([0.1, 0.2, 0.375, 0.55, 0.725, 0.9])
     boxes_xyxy = box_convert(torch.stack([sides.new_full((6,), 0.5)] * 2 + [sides] * 2, dim=1), "cxcywh", "xyxy")
     boxes_xyxy, labels = boxes_xyxy.expand(2, 6, 4), torch.ones(2, 6, dtype=torch.int64)
-    sum(losses_of(model, torch.rand(2, 3, 128, 128), boxes_xyxy, labels)).backward()
+    sum(losses_of(model, noise(2, 128), boxes_xyxy, labels)).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
@@ -155,9 +193,9 @@ def test_slim_model_overfits_one_batch():
     model = build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", input_size=96), num_classes=2)
     boxes_xyxy = torch.tensor([[0.1, 0.1, 0.4, 0.4], [0.5, 0.2, 0.9, 0.7], [0.2, 0.5, 0.6, 0.9], [0.3, 0.3, 0.8, 0.6]])
     labels = torch.tensor([1, 2, 1, 2])
-    images = torch.randn(4, 3, 96, 96) * 0.1
+    images = 118 + 6 * torch.randn(4, 3, 96, 96)
     for image, (left, top, right, bottom), label in zip(images, (boxes_xyxy * 96).long(), labels, strict=True):
-        image[label - 1, top:bottom, left:right] += 1  # class 1 is red, class 2 green
+        image[label - 1, top:bottom, left:right] += 58  # class 1 is red, class 2 green
     boxes_xyxy, labels = boxes_xyxy[:, None], labels[:, None]
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
