@@ -30,6 +30,13 @@ ONE, TWO = {"x": torch.ones(2)}, {"x": torch.full((2,), 2.0)}
 ENTRIES = {entry.name: entry for entry in read_registry().weights}
 
 
+PUBLISHED_BY_TORCHVISION = {
+    weights.url: weights
+    for model in ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152", "Swin_T", "Swin_S", "Swin_B")
+    for weights in getattr(torchvision.models, f"{model}_Weights")
+}
+
+
 def each_entry_of(*sources: str):
     return pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.source in sources])
 
@@ -52,16 +59,17 @@ def test_the_defaults_fit_their_trunk_and_were_trained_on_one_data_set_only():
 @each_entry_of("torchvision")
 def test_torchvisions_entries_agree_with_torchvision(name):
     entry = ENTRIES[name]
-    published = {
-        weights.url: weights
-        for enum in ("ResNet50_Weights", "Swin_T_Weights", "Swin_S_Weights", "Swin_B_Weights")
-        for weights in getattr(torchvision.models, enum)
-    }[entry.url]
+    published = PUBLISHED_BY_TORCHVISION[entry.url]
     assert entry.top1 == published.meta["_metrics"]["ImageNet-1K"]["acc@1"]
     assert entry.image_size == published.transforms.keywords["crop_size"]
     assert [entry.resize_size] == published.transforms().resize_size
     assert entry.file == Path(entry.url).name
     assert entry.sha256 == module.HASH_IN_NAME.search(entry.file)[1]
+
+
+def test_every_version_that_torchvision_publishes_has_an_entry():
+    urls = {entry.url for entry in ENTRIES.values() if entry.source == "torchvision"}
+    assert urls == PUBLISHED_BY_TORCHVISION.keys()
 
 
 @each_entry_of("microsoft", "timm")
@@ -135,7 +143,7 @@ def test_the_error_about_a_missing_file_names_the_command_and_the_url(here, valu
 @pytest.mark.parametrize(
     ("value", "trunk", "message"),
     [
-        ("imagenet1k", "swin_l", "no default .*'swin_l'.* resnet50, swin_t, swin_s, swin_b;"),
+        ("imagenet1k", "swin_l", "no default .*'swin_l'.* resnet50, resnet101, .*swin_b;"),
         ("torchvision_swin_s", "swin_t", "swin_s.* swin_t.* torchvision_swin_t, microsoft_swin_t_224,"),
         ("experiments", "swin_t", "experiments/checkpoints: no checkpoint"),
         ("imagnet1k", "swin_t", r"no such file.* did you mean 'imagenet1k'"),
