@@ -68,14 +68,14 @@ def main(arguments: argparse.Namespace, _: "torch.device") -> None:
     """Convert the weights and write the file."""
     import safetensors.torch
 
-    from engine.files import write_atomically
-    from weights.registry import path_with_sha256
+    from engine.files import file_sha256, write_atomically
     from weights.timm_weights import import_timm
 
     weights = rename_by_order(read_package(), import_timm().create_model(MODEL).state_dict())
     arguments.file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.file, lambda file: file.write(safetensors.torch.save(weights)))
-    print(f"{path_with_sha256(arguments.file)}: {len(weights)} tensors for model.backbone timm/{MODEL}")
+    print(f"{arguments.file}: {len(weights)} tensors for model.backbone timm/{MODEL}")
+    print(f"SHA-256 {file_sha256(arguments.file)}")
 
 
 if __name__ == "__main__":

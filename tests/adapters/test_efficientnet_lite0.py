@@ -1,5 +1,6 @@
 """adapters/efficientnet_lite0.py: real ImageNet weights classify real photographs in timm's model."""
 
+import hashlib
 import sys
 
 import numpy as np
@@ -57,6 +58,7 @@ def test_the_file_is_the_same_each_time(converted, tmp_path, run_in_process):
     code, out, _ = run_in_process(command, tmp_path / "again.safetensors")
     assert code == 0
     assert "296 tensors" in out
+    assert hashlib.sha256(converted.read_bytes()).hexdigest() in out
     assert (tmp_path / "again.safetensors").read_bytes() == converted.read_bytes()
 
 
