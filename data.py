@@ -421,7 +421,6 @@ class LabelledTask:
     """Base class of tasks with labelled images; see training.Task."""
 
     collate = staticmethod(collate)
-    started_from: str | None = None
 
     def __init__(self, config: Config, train: LabelledImages, val: LabelledImages) -> None:
         """Create the task; `config` must have a section `data`."""

@@ -111,7 +111,8 @@ def train_and_record(command: TrainCommand, task: Task, experiment: Path, device
             begin_status(experiment)
             write_text(experiment / "config.yaml", dump_config(config))
             task.inputs.write(experiment)
-            start = {"started_from": task.started_from, "config": config.model_dump(mode="json")}
+            weights = task.initial_weights and task.initial_weights.model_dump()
+            start = {"initial_weights": weights, "config": config.model_dump(mode="json")}
             append_environment(experiment, describe_environment(hosts, device) | start)
             if not resume:
                 write_metrics(experiment, [])  # an earlier start may have written metrics, but no checkpoint
@@ -222,8 +223,8 @@ def announce(command: TrainCommand, task: Task, device: torch.device) -> None:
     command.announce(task)
     if not distributed.is_main():
         return
-    if task.started_from:
-        logger.info(task.started_from)
+    if task.initial_weights:
+        logger.info(task.initial_weights.describe())
     global_batch_size = config.batch_size * world_size * config.accumulation_steps
     steps = len(task.train_set) // (config.batch_size * world_size) // config.accumulation_steps
     logger.info(

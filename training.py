@@ -35,6 +35,7 @@ from engine.terminal import first_line
 from engine.train_state import TrainState, mean_losses
 from records.experiment import format_score
 from records.metrics import draw_curves, write_metrics
+from records.results import InitialWeights
 from records.status import training_bar
 from records.trackers import TrackerName
 
@@ -83,7 +84,7 @@ class Task(Protocol):
 
     config: Config  # with sections `train` and `optim`
     model: nn.Module
-    started_from: str | None  # log line about the initial weights; None if they are random
+    initial_weights: InitialWeights | None  # None if they are random, or if a checkpoint replaced them
     train_set: Dataset  # indexed by (epoch, index)
     collate: Callable[[list], dict[str, Tensor]]
     workers: int  # loader processes per training process

@@ -1,1 +1,1 @@
-"""Adapters for using the Swin trunk in models of other libraries."""
+"""Adapters between this project and models or weights of other libraries."""

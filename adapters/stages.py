@@ -39,7 +39,7 @@ class SwinStages(nn.Module):
 
     def _load(self, name: str, weights: str) -> None:
         try:
-            resized, _ = load_swin_weights(self.trunk, read_weights(find_weights(weights, name)))
+            resized, _ = load_swin_weights(self.trunk, read_weights(find_weights(weights, name).path))
         except ValueError as error:
             raise ValueError(f"cannot load weights {weights!r} into {name}: {error}") from error
         if resized:

@@ -77,7 +77,7 @@ def load_classifier(name_or_path: str, overrides: Sequence[str] = ()) -> Classif
         if config.model.weights is None:
             raise ConfigError(f"{path}: model.weights is null; add model.weights=imagenet1k, a file or an experiment")
         try:
-            file = find_weights(config.model.weights, config.model.name)
+            file = find_weights(config.model.weights, config.model.name).path
             return _build(config, file, config.model.average_weights)
         except ValueError as error:
             raise ValueError(f"model.weights '{config.model.weights}': {error}") from error
@@ -120,7 +120,7 @@ def _from_public_file(name_or_path: str) -> Classifier:
         raise ValueError(
             f"{name_or_path}: not a file, experiment, config or name of a public Swin{names} (python -m weights list)"
         )
-    file = find_weights(name_or_path, swins[name_or_path].trunk if name_or_path in swins else "")
+    file = find_weights(name_or_path, swins[name_or_path].trunk if name_or_path in swins else "").path
     weights, class_ids = read_classifier(file)
     try:
         arguments = swin_arguments(weights)

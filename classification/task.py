@@ -24,8 +24,9 @@ from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
 from model import POSITIONS, SWIN_VARIANTS, SwinTransformer, load_swin_weights, swin_state_dict
+from records.results import InitialWeights
 from training import Evaluation, TrainConfig
-from weights.registry import find_weights, path_with_sha256, read_weights
+from weights.registry import find_weights, initial_weights, read_weights
 from weights.release import SUFFIX, read_safetensors
 
 TOP_K = 5  # most likely classes kept per image
@@ -122,24 +123,23 @@ def read_classifier(path: Path, average: bool = True) -> TrainedClassifier:
     return TrainedClassifier(weights, classes)
 
 
-def load_initial_weights(model: SwinTransformer, config: ModelConfig, class_ids: list[str]) -> str:
-    """Initialize the model with the weights given in the config. Return a line for the log.
+def load_initial_weights(model: SwinTransformer, config: ModelConfig, class_ids: list[str]) -> InitialWeights:
+    """Initialize the model with the weights given in the config. Return the record of the weights.
 
     The head is loaded only for the same classes. Raises ValueError if the weights are missing or do not fit."""
     try:
-        path = find_weights(config.weights, config.name)
-        weights, classes = read_classifier(path, config.average_weights)
+        found = find_weights(config.weights, config.name)
+        weights, classes = read_classifier(found.path, config.average_weights)
         is_same = classes == class_ids or (classes is None and len(weights["head.weight"]) == len(class_ids))
         if not is_same:
             weights |= {f"head.{name}": value for name, value in model.head.state_dict().items()}
         resized, _ = load_swin_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    parts = [f"started from {path_with_sha256(path)}"]
+    note = "head loaded" if is_same else "head started from random weights, because the classes differ"
     if resized:
-        parts.append(f"{len(resized)} position tables resized, such as {resized[0]}")
-    parts.append("head loaded" if is_same else "head started from random weights, because the classes differ")
-    return "; ".join(parts)
+        note = f"{len(resized)} position tables resized, such as {resized[0]}; {note}"
+    return initial_weights("classifier", config.weights, found, note)
 
 
 class Predictions(NamedTuple):
@@ -194,8 +194,9 @@ class ClassificationTask(LabelledTask):
         }
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_swin(config.model, num_classes)
+        self.initial_weights: InitialWeights | None = None
         if config.model.weights is not None and not from_checkpoint:
-            self.started_from = load_initial_weights(self.model, config.model, train.class_ids)
+            self.initial_weights = load_initial_weights(self.model, config.model, train.class_ids)
         self.train_set = LabelledSamples(
             train, train_transform(config.augment, config.model.input_size), config.train.seed
         )

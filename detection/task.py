@@ -31,11 +31,13 @@ from engine.inputs import Inputs, identify_images
 from engine.loading import load_exactly
 from engine.optim import OptimConfig
 from engine.text import listed
+from records.results import InitialWeights
 from training import Evaluation, TrainConfig
-from weights.registry import find_weights, path_with_sha256, read_weights
+from weights.registry import FoundWeights, find_weights, initial_weights, read_weights
 from weights.release import SUFFIX, read_safetensors, weights_in
 
 LISTED_CLASSES = 8  # in log lines
+TRUNK = "backbone.trunk."  # prefix of the trunk's weights in a detector
 
 
 class DetectionConfig(Config):
@@ -91,38 +93,42 @@ def load_detector(model: SSD, weights: dict[str, Tensor], path: Path) -> None:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def load_initial_weights(model: SSD, config: ModelConfig) -> str:
+def load_initial_weights(model: SSD, config: ModelConfig) -> InitialWeights:
     """Load the weights that `config.weights` names into the trunk (the classification network in the backbone).
 
-    Returns a log line. Raises ValueError if the weights are missing or unreadable or do not fit the trunk."""
+    Of a detector, only the trunk is loaded. Returns the record of the weights.
+    Raises ValueError if the weights are missing or unreadable or do not fit the trunk."""
     try:
-        path = find_weights(config.weights, backbone_spec(config.backbone).trunk)
-        weights = read_weights(path, config.average_weights)
+        found = find_weights(config.weights, backbone_spec(config.backbone).trunk)
+        weights = read_weights(found.path, config.average_weights)
         if "class_head.0.weight" in weights:
-            raise ValueError(f"{path}: is a complete detector, not the trunk alone; use model.start_from")
+            weights = {name.removeprefix(TRUNK): weights[name] for name in weights if name.startswith(TRUNK)}
         resized = load_backbone_weights(model.backbone, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    line = f"trunk from {path_with_sha256(path)}"
-    return line + f", {len(resized)} position tables resized, such as {resized[0]}" if resized else line
+    note = f"{len(resized)} position tables resized, such as {resized[0]}" if resized else ""
+    return initial_weights("trunk", config.weights, found, note)
 
 
-def load_initial_detector(model: SSD, path: Path, class_names: Sequence[str]) -> str:
+def load_initial_detector(model: SSD, start_from: str, class_names: Sequence[str]) -> InitialWeights:
     """Load a trained detector. Its class heads are loaded only if it has the same classes in the same order.
 
-    Returns a log line. Raises CheckpointError listing the differences if the rest of the model differs."""
+    start_from: an experiment, a published folder or a weights file. Returns the record of the weights.
+    Raises CheckpointError listing the differences if the rest of the model differs."""
+    path = weights_in(user_path(start_from, "file"))
     detector = read_detector(path)
     class_heads = {key: value for key, value in model.state_dict().items() if key.startswith("class_head.")}
     has_same_classes = detector.class_names == list(class_names)
     load_detector(model, detector.weights if has_same_classes else detector.weights | class_heads, path)
-    origin = f"started from {path}, step {detector.step}"
     if has_same_classes:
-        return f"{origin}: all {len(detector.weights)} weights loaded, including the class heads"
-    classes = listed(detector.class_names or ["unknown"], LISTED_CLASSES)
-    return (
-        f"{origin}: {len(detector.weights) - len(class_heads)} weights loaded; {len(class_heads)} class-head weights "
-        f"start at random, because the checkpoint has different classes or a different order: {classes}"
-    )
+        note = f"all {len(detector.weights)} weights loaded, including the class heads"
+    else:
+        classes = listed(detector.class_names or ["unknown"], LISTED_CLASSES)
+        note = (
+            f"{len(detector.weights) - len(class_heads)} weights loaded; {len(class_heads)} class-head weights start "
+            f"at random, because the checkpoint has different classes or a different order: {classes}"
+        )
+    return initial_weights("detector", start_from, FoundWeights(path), f"step {detector.step}: {note}")
 
 
 class DetectionTask:
@@ -146,13 +152,13 @@ class DetectionTask:
         self.reference_losses: dict[str, float] = {}
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_ssd(config.model, len(val.class_names))
-        self.started_from: str | None = None
+        self.initial_weights: InitialWeights | None = None
         if config.model.weights is not None and not from_checkpoint:
-            self.started_from = load_initial_weights(self.model, config.model)
+            self.initial_weights = load_initial_weights(self.model, config.model)
         if config.model.start_from is not None and not from_checkpoint:
             try:
-                path = user_path(config.model.start_from, "file")
-                self.started_from = load_initial_detector(self.model, path, val.class_names)
+                start_from = config.model.start_from
+                self.initial_weights = load_initial_detector(self.model, start_from, val.class_names)
             except (ValueError, OSError) as error:
                 raise CheckpointError(f"model.start_from: {error}") from error
         self.val_loader: DataLoader | None = None

@@ -23,8 +23,9 @@ from engine.config import Config
 from engine.logbook import progress_bar
 from engine.optim import OptimConfig
 from model import SWIN_VARIANTS
+from records.results import InitialWeights
 from training import Evaluation, TrainConfig
-from weights.registry import find_weights, path_with_sha256, read_weights
+from weights.registry import find_weights, initial_weights, read_weights
 
 EVAL_SEED = 0  # seed of the noise in evaluations; fixed, so that the losses of runs can be compared
 
@@ -78,18 +79,18 @@ def build_unet(config: ModelConfig, image_channels: int, num_classes: int) -> Sw
     )
 
 
-def load_initial_weights(model: SwinUNet, config: ModelConfig) -> str:
-    """Initialize the encoder with the weights given in the config. Return a line for the log.
+def load_initial_weights(model: SwinUNet, config: ModelConfig) -> InitialWeights:
+    """Initialize the encoder with the weights given in the config. Return the record of the weights.
 
     Raises ValueError, naming the config field, if the weights are missing or do not fit the encoder."""
     try:
-        path = find_weights(config.weights, config.name)
-        weights = read_weights(path, config.average_weights)
+        found = find_weights(config.weights, config.name)
+        weights = read_weights(found.path, config.average_weights)
         resized = load_encoder_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
-    note = f"; {len(resized)} position tables resized, such as {resized[0]}" if resized else ""
-    return f"encoder started from {path_with_sha256(path)}{note}"
+    note = f"{len(resized)} position tables resized, such as {resized[0]}" if resized else ""
+    return initial_weights("encoder", config.weights, found, note)
 
 
 class EvaluationOutputs(NamedTuple):
@@ -119,8 +120,9 @@ class DiffusionTask(LabelledTask):
         self.reference_losses = {"denoising": self.schedule.zero_loss(mean_square(train.images))}
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_unet(config.model, CHANNELS[config.data.format], len(train.class_ids))
+        self.initial_weights: InitialWeights | None = None
         if config.model.weights is not None and not from_checkpoint:
-            self.started_from = load_initial_weights(self.model, config.model)
+            self.initial_weights = load_initial_weights(self.model, config.model)
         transform = build_transform(config.data, config.model.input_size, train=True)
         self.train_set = LabelledSamples(train, transform, config.train.seed)
 

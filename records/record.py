@@ -14,6 +14,7 @@ from engine.optim import scaled_learning_rate
 from engine.terminal import counted
 from records.experiment import commit_of, read_environments, write_readme
 from records.metrics import read_metrics
+from records.results import InitialWeights
 from training import Task
 
 
@@ -37,7 +38,7 @@ def write_record(experiment: Path, task: Task, task_record: TaskRecord) -> dict:
     An experiment with results.json is finished. Call this function on rank 0, when metrics.jsonl, environment.json and
     the task's own files are complete. Logs a warning if the data have changed since the run read them."""
     lines, starts = read_metrics(experiment), read_environments(experiment)
-    record = task_record.results | _common_results(task, task_record.gflops, lines, starts[-1])
+    record = task_record.results | _common_results(task, task_record.gflops, lines, starts)
     record["facts"] = _facts(experiment, task.config, task_record, record, lines, starts)
     pictures = task_record.pictures | {"curves.png": "Training loss, validation scores and learning rate by epoch"}
     write_readme(experiment, task_record.title, record["facts"], record["scores"], pictures)
@@ -45,13 +46,15 @@ def write_record(experiment: Path, task: Task, task_record: TaskRecord) -> dict:
     return record
 
 
-def _common_results(task: Task, gflops: float, lines: list[dict], start: dict) -> dict:
+def _common_results(task: Task, gflops: float, lines: list[dict], starts: list[dict]) -> dict:
     """Return the entries of results.json that all tasks share: seed, data, length and cost of the training.
 
-    lines: content of metrics.jsonl. start: newest entry of environment.json."""
+    lines: content of metrics.jsonl. starts: content of environment.json."""
     for change in task.inputs.changes():
         logger.warning("%s since the run started; the record describes the data that the run read", change)
-    config, parameters = task.config, list(task.model.parameters())
+    config, parameters, start = task.config, list(task.model.parameters()), starts[-1]
+    # A start that resumes from a checkpoint loads no initial weights.
+    loaded = [each["initial_weights"] for each in starts if each.get("initial_weights")]
     return {
         "metric": task.metrics[0],
         "lower_is_better": task.lower_is_better,
@@ -60,6 +63,7 @@ def _common_results(task: Task, gflops: float, lines: list[dict], start: dict) -
         "steps": lines[-1]["step"],
         "precision": config.train.precision,
         "weights": "moving average" if config.train.ema_decay else "after the last step",
+        "initial_weights": loaded[-1] if loaded else None,
         "inputs": task.inputs.files,
         "image_sets": {split: images.sha256 for split, images in task.inputs.images.items()},
         "cost": {
@@ -83,11 +87,13 @@ def _facts(
     batch = train.batch_size * train.accumulation_steps * start["processes"]
     machine = start["cpu"] if start["device"] == "cpu" else start["device"]
     versions = ", ".join(f"{name} {start['versions'][name]}" for name in ("torch", "torchvision", "python"))
-    # Only the first start of a run loads the initial weights and records their source.
-    reported = [each["started_from"] for each in starts if each.get("started_from")]
-    started_from = reported[0] if reported else f"from {config.model.weights or 'random weights'}"
+    if record["initial_weights"]:
+        origin = InitialWeights.model_validate(record["initial_weights"]).describe()
+    else:  # runs that an older version started recorded a text
+        texts = [each["started_from"] for each in starts if each.get("started_from")]
+        origin = texts[0] if texts else f"from {config.model.weights or 'random weights'}"
     return {
-        "Model": f"{task_record.model}, {cost['parameters'] / 1e6:.2f} M parameters; {started_from}",
+        "Model": f"{task_record.model}, {cost['parameters'] / 1e6:.2f} M parameters; {origin}",
         "Data": f"`{config.data.root}`: {task_record.data}",
         **task_record.facts,
         "Recipe": f"{train.epochs} epochs, batch {batch}, {optim.optimizer} with learning rate "

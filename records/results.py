@@ -25,6 +25,24 @@ class Record(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow", frozen=True)
 
 
+class InitialWeights(Record):
+    """The weights that a run started from. Its first start loads and records them."""
+
+    part: str = Field(description="part of the model that they initialized, such as trunk")
+    name: str = Field(description="model.weights or model.start_from of the config")
+    entry: str | None = Field(description="registry entry, or timm/MODEL.TAG; null for any other file")
+    source: str = Field(description="URL where the entry is published, or the path of the file")
+    file: str = Field(description="path of the file")
+    sha256: str = Field(description="SHA-256 of the file")
+    note: str = Field("", description="which weights were adapted or left out")
+
+    def describe(self) -> str:
+        """Return the part, the weights and the start of their SHA-256 in a line, for the log and README.md."""
+        digits = f"SHA-256 {self.sha256[:8]}"
+        origin = f"{self.entry} ({self.source}, {digits})" if self.entry else f"{self.file} ({digits})"
+        return f"{self.part} from {origin}" + f"; {self.note}" * bool(self.note)
+
+
 class Cost(Record):
     """Cost of the training. A value is None if it was not measured."""
 
@@ -76,6 +94,7 @@ class Results(Record):
     inputs: dict[str, str] = Field(description="SHA-256 of each annotation file that was read, by path")
     image_sets: dict[str, str] = Field({}, description="SHA-256 of the images of each split, train and val")
     cost: Cost
+    initial_weights: InitialWeights | None = Field(None, description="null: random, or recorded by an older version")
     epochs: int = 0
     steps: int = 0
     precision: str | None = None

@@ -100,7 +100,7 @@ def finished_detector(tmp_path_factory) -> Path:
     save_checkpoint(step_path(experiment / "checkpoints", 3), state)
     versions = {"torch": "2", "torchvision": "0", "python": "3"}
     start = {"processes": 1, "device": "cpu", "cpu": "a CPU", "commit": "abc", "uncommitted_changes": False}
-    (experiment / "environment.json").write_text(json.dumps([start | {"versions": versions, "started_from": None}]))
+    (experiment / "environment.json").write_text(json.dumps([start | {"versions": versions, "initial_weights": None}]))
     line = {"epoch": 1, "step": 3, "epoch_seconds": 2.0, "images_per_second": 6.0, "mAP": 0.0}
     (experiment / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     write_record(experiment, task, record(experiment, task, task.evaluate(task.model, torch.device("cpu"))))

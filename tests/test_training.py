@@ -49,7 +49,7 @@ class Points(Dataset):
 class PlaneTask:
     metrics = ("score",)
     lower_is_better = False
-    started_from = None
+    initial_weights = None
     workers = 0
     collate = staticmethod(default_collate)
 

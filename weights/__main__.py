@@ -1,7 +1,9 @@
 """List and download public weights, and describe weights files.
 
 python -m weights list                           list the public weights in saved_weights/registry.yaml
+python -m weights list 'timm/convnext_tiny*'     list weights of timm with their tags (pip install -e '.[timm]')
 python -m weights fetch torchvision_swin_t       download public weights to saved_weights/
+python -m weights fetch timm/convnext_tiny       the same for weights of timm: the default tag, or timm/MODEL.TAG
 python -m weights inspect FILE                   describe a weights file, public or your own
 """
 
@@ -25,6 +27,10 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     list_ = commands.add_parser("list", help="list public weights, and whether they are downloaded")
+    list_.add_argument(
+        "pattern", nargs="?", metavar="'timm/MODEL*'",
+        help="list the weights of these timm models instead of the registry; the pattern may also match tags",
+    )  # fmt: skip
     fetch_ = commands.add_parser("fetch", help="download public weights")
     fetch_.add_argument("name", metavar="NAME", help="name of the weights, as shown by `list`")
     for command in (list_, fetch_):
@@ -34,23 +40,32 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         )  # fmt: skip
     inspect = commands.add_parser("inspect", help="describe a weights file")
     inspect.add_argument("file", metavar="FILE", help="a weights file, a name shown by `list`, or an experiment")
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.command == "list" and arguments.pattern and not arguments.pattern.startswith("timm/"):
+        raise ValueError(f"{arguments.pattern}: expected a pattern such as 'timm/convnext_tiny*', or none")
+    return arguments
 
 
 def main(arguments: argparse.Namespace, _: "torch.device") -> None:
     """List, fetch or inspect weights."""
-    from weights.registry import describe, fetch, listing, local_file, read_registry
+    from weights.registry import describe, entry_named, fetch, listing, local_file, read_registry
     from weights.release import weights_in
+    from weights.timm_weights import PREFIX
 
     if arguments.command == "list":
-        print(listing(arguments.folder))
+        print(listing(arguments.folder, arguments.pattern))
+        if not arguments.pattern:
+            print(
+                "\nweights of timm: `python -m weights list 'timm/convnext_tiny*'` lists them, "
+                "`python -m weights fetch timm/MODEL.TAG` downloads them (pip install -e '.[timm]')"
+            )
         return
     if arguments.command == "fetch":
         path = fetch(arguments.name, arguments.folder)
     else:
-        entries = {entry.name: entry for entry in read_registry().weights}
-        entry = entries.get(arguments.file)
-        path = local_file(entry) if entry else weights_in(Path(arguments.file))
+        is_name = arguments.file in [entry.name for entry in read_registry().weights]
+        is_public = is_name or arguments.file.startswith(PREFIX)
+        path = local_file(entry_named(arguments.file)) if is_public else weights_in(Path(arguments.file))
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
     for label, value in describe(path).items():

@@ -7,6 +7,7 @@ parts of two different versions of the file could be joined unnoticed. torch.hub
 """
 
 import os
+import re
 import ssl
 import time
 from http import HTTPStatus
@@ -14,7 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener, urlopen
 
 from engine.files import describe_write_errors, file_sha256, locked
 from engine.logbook import progress_bar
@@ -24,6 +25,9 @@ WAIT_SECONDS = 1.0  # before the second attempt; twice as long before the third
 TIMEOUT_SECONDS = 30.0  # longest time without receiving a byte
 CHUNK = 2**18  # bytes
 TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP status codes after which the download is retried
+HEADERS = {"User-Agent": "ssd-workbench", "Accept-Encoding": "identity"}
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # start of the SHA-256 in file names of PyTorch's checkpoints
+STATED_HASH = "X-Linked-Etag"  # header with the SHA-256 of a large file, which the Hugging Face hub sends
 INTERRUPTIONS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)
 
 
@@ -75,7 +79,7 @@ def _receive_rest(url: str, file: BinaryIO, size: int | None, name: str) -> None
     """Receive the missing bytes over one connection. Start over if the server does not support ranges.
 
     Raises one of INTERRUPTIONS if the connection ends early, DownloadError if the server has a different file."""
-    headers = {"User-Agent": "ssd-workbench", "Accept-Encoding": "identity", "Range": f"bytes={file.tell()}-"}
+    headers = HEADERS | {"Range": f"bytes={file.tell()}-"}
     try:
         response = urlopen(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except HTTPError as error:
@@ -96,6 +100,33 @@ def _receive_rest(url: str, file: BinaryIO, size: int | None, name: str) -> None
                 bar.update(len(chunk))
     if total is not None and file.tell() < total:
         raise ConnectionError(f"the connection was closed at {file.tell():,} of {total:,} bytes")
+
+
+class _StopAtStatedHash(HTTPRedirectHandler):
+    """Follow redirects until a response states the SHA-256. Its target, a storage server, does not state it."""
+
+    def redirect_request(self, request, file, code, message, headers, new_url):
+        if STATED_HASH in headers:
+            return None  # urllib raises an HTTPError with these headers
+        redirected = super().redirect_request(request, file, code, message, headers, new_url)
+        redirected.method = request.method  # urllib would replace HEAD by GET
+        return redirected
+
+
+def stated_sha256(url: str) -> str | None:
+    """Return the SHA-256 that the server states for a file, without downloading it; None if it states none.
+
+    Also returns None if the server cannot be reached, because the download then reports that."""
+    request = Request(url, headers=HEADERS, method="HEAD")
+    try:
+        with build_opener(_StopAtStatedHash).open(request, timeout=TIMEOUT_SECONDS) as response:
+            stated = response.headers.get(STATED_HASH, "")
+    except HTTPError as error:
+        stated = error.headers.get(STATED_HASH, "")
+    except INTERRUPTIONS:
+        return None
+    match = re.fullmatch(r'"?([0-9a-f]{64})"?', stated)
+    return match and match[1]
 
 
 def mismatch(path: Path, size: int | None, sha256: str | None) -> str:

@@ -1,14 +1,15 @@
 """Find public weights by name (saved_weights/registry.yaml), and read weights files of any training program.
 
 `model.weights` is a name in the registry, a file, an experiment (newest checkpoint), `imagenet1k` or `imagenet22k` (the
-registry's default for the trunk, the ResNet or Swin in a backbone). Only `python -m weights fetch` downloads anything.
+registry's default for the trunk, the classification network in a backbone). For a trunk of timm it may also be a tag,
+or `timm` for the default tag (weights/timm_weights.py). Only `python -m weights fetch` downloads anything.
 """
 
 import functools
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -21,15 +22,18 @@ from engine.logbook import logger
 from engine.text import did_you_mean, nearest
 from model import SWIN_VARIANTS, swin_arguments
 from records.experiment import table
-from weights.download import download
+from records.results import InitialWeights
+from weights.download import HASH_IN_NAME, download, stated_sha256
 from weights.release import SUFFIX, read_safetensors, weights_in
+from weights.timm_weights import DEFAULT, PREFIX, TimmWeights, tags_of, timm_rows, timm_weights
 
 REGISTRY = Path(__file__).parent.parent / "saved_weights/registry.yaml"
 FOLDER = Path("saved_weights")  # in the project's root, where commands are run
+# What tags of timm call the data sets that have defaults in the registry; the last data set of a tag is after "_ft_".
+TAG_PARTS = {"imagenet1k": "in1k", "imagenet22k": "in2[12]k"}
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which training programs save weights, by priority
 # Names of parameters that identify known models: ResNet, Swin (Microsoft's or timm's names), torchvision's Swin, SSD.
 FIRST_LAYERS = ("conv1.weight", "patch_embed.proj.weight", "features.0.0.weight", "class_head.0.weight")
-HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # start of the SHA-256 in file names of PyTorch's checkpoints
 
 
 class Source(Config):
@@ -69,8 +73,21 @@ def read_registry() -> Registry:
     return load_config(REGISTRY, (), Registry)
 
 
-def entry_named(name: str) -> Entry:
-    """Return the registry entry of this name. Raises ValueError, suggesting a similar name, if there is no entry."""
+class FoundWeights(NamedTuple):
+    """The weights file that `model.weights` of a config names."""
+
+    path: Path
+    name: str | None = None  # registry entry, or "timm/MODEL.TAG"; None for any other file
+    url: str | None = None  # where the named weights are published
+
+
+def entry_named(name: str) -> Entry | TimmWeights:
+    """Return the registry entry of this name, or the weights of timm for "timm/MODEL" or "timm/MODEL.TAG".
+
+    Raises ValueError, suggesting a similar name, if there are none."""
+    if name.startswith(PREFIX):
+        model, _, tag = name.removeprefix(PREFIX).partition(".")
+        return timm_weights(model, tag or None)
     entries = {entry.name: entry for entry in read_registry().weights}
     if name not in entries:
         near = did_you_mean([entry for entry in entries if name in entry][:3] or nearest(name, entries))
@@ -78,35 +95,67 @@ def entry_named(name: str) -> Entry:
     return entries[name]
 
 
-def find_weights(name_or_path: str, trunk: str) -> Path:
+def find_weights(name_or_path: str, trunk: str) -> FoundWeights:
     """Return the weights file that `model.weights` of a config names.
 
-    name_or_path: "imagenet1k", "imagenet22k", a name in the registry, a file, or a folder (see weights_in).
-    trunk: the trunk that the weights must fit, such as "swin_t".
-    Raises ValueError with the cure if the file is missing, or if its registry entry is for a different trunk."""
-    registry = read_registry()
-    if name_or_path in registry.defaults:
-        defaults = registry.defaults[name_or_path]
-        if trunk not in defaults:
-            raise ValueError(f"no default for trunk {trunk!r}, only for {', '.join(defaults)}; use a file, or null")
-        name_or_path = defaults[trunk]
-    if name_or_path in [entry.name for entry in registry.weights]:
-        entry = entry_named(name_or_path)
-        if entry.trunk != trunk:
-            fitting = [each.name for each in registry.weights if each.trunk == trunk]
-            raise ValueError(f"fits {entry.trunk}, not {trunk}; use {', '.join(fitting) or 'a file of weights'}")
-        return local_file(entry)
+    name_or_path: "imagenet1k", "imagenet22k", a name in the registry, "timm", a tag of a timm trunk, a file, or a
+    folder (see weights_in). A name wins over a file or folder of the same name; `./NAME` is always a path.
+    trunk: the trunk that the weights must fit, such as "swin_t" or "timm/convnext_tiny".
+    Raises ValueError with the cure if the file is missing, or if the named weights are for a different trunk."""
+    if entry := _named_for_trunk(name_or_path, trunk):
+        return FoundWeights(local_file(entry), entry.name, entry.url)
     path = weights_in(user_path(name_or_path, "weights"))
     if not path.is_file():
-        names = [*registry.defaults, *(entry.name for entry in registry.weights)]
+        tags = tags_of(trunk.removeprefix(PREFIX)) if trunk.startswith(PREFIX) else []
+        registry = read_registry()
+        names = [DEFAULT, *tags] if tags else [*registry.defaults, *(entry.name for entry in registry.weights)]
+        where = f"tags of {trunk}: {', '.join(tags)}" if tags else "python -m weights list shows all names"
         raise ValueError(
             f"no such file, experiment or name of public weights{did_you_mean(nearest(name_or_path, names))} "
-            "(python -m weights list shows all names); null starts from random weights"
+            f"({where}); null starts from random weights"
         )
-    return path
+    return FoundWeights(path)
 
 
-def local_file(entry: Entry) -> Path:
+def _named_for_trunk(name: str, trunk: str) -> Entry | TimmWeights | None:
+    """Return the public weights that a name selects for a trunk; None if it is not a name of public weights."""
+    registry, tags = read_registry(), []
+    if trunk.startswith(PREFIX):
+        model = trunk.removeprefix(PREFIX)
+        tags = tags_of(model)
+        if name == DEFAULT or name in tags:
+            return timm_weights(model, None if name == DEFAULT else name)
+        if name in registry.defaults:
+            fitting = [tag for tag in tags if re.search(TAG_PARTS[name], tag.rpartition("_ft_")[2])] or tags
+            choices = f"timm, or a tag: {', '.join(fitting)}" if tags else "a file, an experiment, or null"
+            raise ValueError(f"not a name of weights for {trunk}; use {choices}")
+    elif name == DEFAULT:
+        return _timm_entry(trunk)
+    if name in registry.defaults:
+        defaults = registry.defaults[name]
+        if trunk not in defaults:
+            raise ValueError(f"no default for trunk {trunk!r}, only for {', '.join(defaults)}; use a file, or null")
+        name = defaults[trunk]
+    if name not in [entry.name for entry in registry.weights]:
+        return None
+    entry = entry_named(name)
+    if entry.trunk != trunk:
+        fitting = tags or [each.name for each in registry.weights if each.trunk == trunk]
+        raise ValueError(f"fits {entry.trunk}, not {trunk}; use {', '.join(fitting) or 'a file of weights'}")
+    return entry
+
+
+def _timm_entry(trunk: str) -> Entry:
+    """Return the registry's only weights of timm for a trunk that were trained on ImageNet-1k alone."""
+    entries = [entry for entry in read_registry().weights if entry.trunk == trunk]
+    found = [entry for entry in entries if entry.source == "timm" and entry.trained_on == ("imagenet1k",)]
+    if len(found) != 1:
+        names = [entry.name for entry in found or entries]
+        raise ValueError(f"{len(found)} weights of timm fit {trunk}, expected 1; use {', '.join(names) or 'a file'}")
+    return found[0]
+
+
+def local_file(entry: Entry | TimmWeights) -> Path:
     """Return the downloaded file of an entry. Raises ValueError, with the download command, if the file is missing."""
     path = FOLDER / entry.file
     if not path.is_file():
@@ -118,13 +167,13 @@ def local_file(entry: Entry) -> Path:
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Download the file of a registry entry, unless it exists, and return its path.
+    """Download the file of a registry entry or of timm's weights, unless it exists, and return its path.
 
     Raises ValueError if the download fails or the file does not contain weights. A file without weights is removed."""
     entry = entry_named(name)
     path = folder / entry.file
     if not path.is_file():
-        download(entry.url, path, sha256=entry.sha256)
+        download(entry.url, path, sha256=entry.sha256 or stated_sha256(entry.url))
         try:
             read_weights(path)  # without a checksum, the file may be a login page
         except Exception:
@@ -133,8 +182,12 @@ def fetch(name: str, folder: Path) -> Path:
     return path
 
 
-def listing(folder: Path) -> str:
-    """Return the registry as a table. folder: where to search for downloaded files."""
+def listing(folder: Path, pattern: str | None = None) -> str:
+    """Return the registry as a table, or all weights of timm that match a pattern such as "timm/convnext_tiny*".
+
+    folder: where to search for downloaded files. Raises ValueError if nothing matches the pattern."""
+    if pattern is not None:
+        return table(timm_rows(pattern, folder))
     registry = read_registry()
     rows = []
     for entry in registry.weights:
@@ -224,9 +277,15 @@ def strip_common_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
 
-def path_with_sha256(path: Path) -> str:
-    """Return a file's path and the start of its SHA-256, for logs."""
-    return f"{path} (SHA-256 {file_sha256(path)[:8]})"
+def initial_weights(part: str, name: str, found: FoundWeights, note: str = "") -> InitialWeights:
+    """Return the record of weights that were loaded.
+
+    part: part of the model, such as "trunk". name: value in the config. note: what was adapted or left out."""
+    path = str(found.path)
+    digest = file_sha256(found.path)
+    return InitialWeights(
+        part=part, name=name, entry=found.name, source=found.url or path, file=path, sha256=digest, note=note
+    )
 
 
 # ---- describing a weights file --------------------------------------------------------------------------------

@@ -111,8 +111,8 @@ def test_a_task_starts_from_a_runs_average_except_a_head_for_different_classes(c
     task = make_task(config_path, f"model.weights={checkpoint}")
     assert not any(weight.any() for name, weight in task.model.state_dict().items() if not name.startswith("head."))
     assert task.model.head.weight.any()
-    assert task.started_from.startswith(f"started from {checkpoint} (SHA-256 {file_sha256(checkpoint)[:8]})")
-    assert "random weights, because the classes differ" in task.started_from
+    assert (task.initial_weights.file, task.initial_weights.sha256) == (str(checkpoint), file_sha256(checkpoint))
+    assert "random weights, because the classes differ" in task.initial_weights.note
 
 
 @pytest.mark.parametrize("is_same", [True, False], ids=["same classes", "different classes"])
@@ -123,13 +123,13 @@ def test_a_head_for_as_many_classes_is_loaded_only_if_the_classes_are_the_same(c
     save_checkpoint(tmp_path / "six.pt", {"model": zeros, "ema": None, "data": {"classes": classes}})
     task = make_task(config_path, f"model.weights={tmp_path / 'six.pt'}")
     assert bool(task.model.head.weight.any()) == (not is_same)
-    assert ("head loaded" in task.started_from) == is_same
+    assert ("head loaded" in task.initial_weights.note) == is_same
 
 
 def test_missing_weights_are_an_error_unless_the_task_resumes_from_a_checkpoint(config_path):
     with pytest.raises(ValueError, match=r"model\.weights '/gone/swin\.pth': no such file"):
         make_task(config_path, "model.weights=/gone/swin.pth")
-    assert make_task(config_path, "model.weights=/gone/swin.pth", from_checkpoint=True).started_from is None
+    assert make_task(config_path, "model.weights=/gone/swin.pth", from_checkpoint=True).initial_weights is None
 
 
 CONFIGS = [

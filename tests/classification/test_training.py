@@ -114,7 +114,8 @@ def test_a_detectors_trunk_starts_from_a_trained_classifier(experiment, sample_r
     trunk = task.model.backbone.trunk.state_dict()
     assert len(trunk) > 100
     assert all(torch.equal(weight, trained[name]) for name, weight in trunk.items())
-    assert str(experiment) in task.started_from
+    assert task.initial_weights.name == str(experiment)
+    assert task.initial_weights.file == str(list_checkpoints(experiment / "checkpoints")[-1])
 
 
 def test_a_grid_of_classifiers_is_trained_and_compared(config_path, tmp_path):

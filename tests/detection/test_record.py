@@ -16,9 +16,19 @@ from detection.coco.evaluation import GroundTruth, coco_scores, quick_scores
 from detection.record import record
 from detection.task import DetectionConfig, DetectionTask
 from records.record import write_record
+from records.results import InitialWeights, read_results
 from training import Evaluation
 
 CPU = torch.device("cpu")
+WEIGHTS = {
+    "part": "trunk",
+    "name": "timm",
+    "entry": "timm/swin_t.ms_in1k",
+    "source": "https://hub.example/model.safetensors",
+    "file": "saved_weights/swin_t.ms_in1k.safetensors",
+    "sha256": "704ceda3" * 8,
+    "note": "",
+}
 SPLITS = {
     split: {"images": f"images/{split}", "annotations": f"annotations/instances_{split}.json"}
     for split in ("train", "val")
@@ -30,8 +40,8 @@ def recorded(sample_root, tmp_path_factory):
     """Return experiment, task and record of untrained weights, in a directory with an old example image."""
     experiment = tmp_path_factory.mktemp("experiment_1")
     last = {"processes": 2, "device": "cpu", "cpu": "a CPU", "commit": "2", "uncommitted_changes": False}
-    first = last | {"processes": 4, "started_from": "trunk from swin_t.pth (SHA-256 704ceda3)"}
-    last |= {"versions": {"torch": "2", "torchvision": "0", "python": "3"}}
+    first = last | {"processes": 4, "initial_weights": WEIGHTS}
+    last |= {"initial_weights": None} | {"versions": {"torch": "2", "torchvision": "0", "python": "3"}}
     (experiment / "environment.json").write_text(json.dumps([first, last]))
     line = {"epoch": 1, "step": 3, "epoch_seconds": 2.0, "images_per_second": 6.0, "mAP": 0.0}
     (experiment / "metrics.jsonl").write_text(json.dumps(line) + "\n")
@@ -65,8 +75,24 @@ def test_the_record_has_the_variant_seed_cost_and_scores_of_the_run(recorded, sa
     paths = [sample_root / SPLITS[split]["annotations"] for split in ("train", "val")]
     assert record["inputs"] == {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     assert record["protocol"]["annotations_sha256"] == record["inputs"][str(paths[1])]
-    assert record["facts"]["Model"].endswith("; trunk from swin_t.pth (SHA-256 704ceda3)")  # of the first start
+    assert record["initial_weights"] == WEIGHTS  # of the first start, because the other one resumed
+    assert read_results(experiment / "results.json").initial_weights == InitialWeights(**WEIGHTS)
+    for fact in ("timm/swin_t.ms_in1k", "https://hub.example/model.safetensors", "704ceda3"):
+        assert fact in record["facts"]["Model"]
     assert record["facts"]["Model"] in (experiment / "README.md").read_text()
+
+
+@pytest.mark.parametrize("start", [{"started_from": "trunk from swin_t.pth (SHA-256 704ceda3)"}, {}])
+def test_a_run_that_an_older_version_started_has_a_text_instead_or_nothing(recorded, tmp_path, start):
+    experiment, task, _ = recorded
+    shutil.copytree(experiment, tmp_path / "old")
+    environments = json.loads((experiment / "environment.json").read_text())
+    for each in environments:
+        del each["initial_weights"]
+    (tmp_path / "old/environment.json").write_text(json.dumps([environments[0] | start, environments[1]]))
+    results = write_record(tmp_path / "old", task, record(tmp_path / "old", task, task.evaluate(task.model, CPU)))
+    assert results["initial_weights"] is None
+    assert results["facts"]["Model"].endswith(start.get("started_from", "from random weights"))
 
 
 def spoil(change, path):

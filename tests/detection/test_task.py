@@ -57,13 +57,14 @@ def task_of(folder, content):
 def test_class_heads_are_loaded_only_for_the_same_classes_in_the_same_order(trained, checkpoint, class_names):
     model, total = detector(len(class_names)), len(trained.state_dict())
     heads = {key: tensor.clone() for key, tensor in model.state_dict().items() if key.startswith("class_head.")}
-    line = load_initial_detector(model, checkpoint, class_names)
+    record = load_initial_detector(model, str(checkpoint), class_names)
+    assert (record.part, record.file) == ("detector", str(checkpoint))
     if class_names == CLASSES:
         heads = {}
-        assert f"all {total} weights loaded" in line
+        assert f"all {total} weights loaded" in record.note
     else:
-        assert f"step_000000007.pt, step 7: {total - 12} weights loaded; 12 class-head weights" in line
-        assert line.endswith("cat, dog, horse")
+        assert f"step 7: {total - 12} weights loaded; 12 class-head weights" in record.note
+        assert record.note.endswith("cat, dog, horse")
     expected = trained.state_dict() | heads
     assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
 
@@ -83,6 +84,14 @@ def test_the_trunk_can_start_from_the_classifier_of_an_experiment(tmp_path):
     assert all(torch.equal(tensor, weights[key]) for key, tensor in loaded.items())
 
 
+@pytest.mark.parametrize("backbone", ["ResNet18SlimBackbone_B", "SwinSlimBackbone_B"])
+def test_the_trunk_can_start_from_that_of_a_detector_with_a_different_neck(tmp_path, backbone):
+    weights = detector(5, backbone=backbone, neck="none").state_dict()
+    save_checkpoint(tmp_path / "checkpoints/step_000000001.pt", {"model": weights, "ema": None})
+    loaded = started(tmp_path, backbone=backbone, neck="pan").state_dict()
+    assert all(torch.equal(tensor, weights[f"backbone.trunk.{key}"]) for key, tensor in loaded.items())
+
+
 @pytest.mark.parametrize(("average", "value"), [(True, 2.0), (False, 1.0)])
 def test_the_trunk_starts_from_the_moving_average_or_the_raw_weights(trained, tmp_path, average, value):
     weights = trained.backbone.trunk.state_dict()
@@ -95,9 +104,9 @@ def test_position_tables_of_a_different_window_size_are_resized_and_logged(tmp_p
     weights = SwinTransformer(**TRUNKS["swin_slim"][1] | {"window_size": 7}).state_dict()
     torch.save(weights, tmp_path / "a.pth")
     config = ModelConfig(backbone="SwinSlimBackbone_B", input_size=96, weights=str(tmp_path / "a.pth"))
-    line = load_initial_weights(build_ssd(config, num_classes=2), config)
-    assert "10 position tables resized" in line
-    assert "layers.0.blocks.0.attn.relative_position_bias_table (169, 1) to" in line
+    note = load_initial_weights(build_ssd(config, num_classes=2), config).note
+    assert "10 position tables resized" in note
+    assert "layers.0.blocks.0.attn.relative_position_bias_table (169, 1) to" in note
 
 
 @pytest.mark.parametrize(
@@ -107,7 +116,6 @@ def test_position_tables_of_a_different_window_size_are_resized_and_logged(tmp_p
         ("imagenet1k", "'imagenet1k': no default .*'resnet18_slim'"),
         ("torchvision_resnet50_v1", "'torchvision_resnet50_v1': .*resnet50.*resnet18_slim"),
         ("html.pth", "'html.pth': .*torch.save"),
-        ("detector.pt", "'detector.pt': .*detector, not the trunk.*model.start_from"),
     ],
 )
 def test_the_error_for_unusable_trunk_weights_names_field_and_file(checkpoint, weights, named, tmp_path, monkeypatch):
@@ -128,7 +136,7 @@ def test_the_error_for_unusable_trunk_weights_names_field_and_file(checkpoint, w
 )
 def test_a_detector_of_a_different_architecture_is_refused_with_the_differences(checkpoint, changes, named):
     with pytest.raises(CheckpointError, match=rf"step_000000007\.pt: weights do not fit SSD, nothing .*{named}"):
-        load_initial_detector(detector(2, **changes), checkpoint, ["cat", "dog"])
+        load_initial_detector(detector(2, **changes), str(checkpoint), ["cat", "dog"])
 
 
 @pytest.mark.parametrize("prefix", ["", "module.backbone."])
@@ -175,9 +183,10 @@ def test_the_error_for_a_file_that_is_not_a_detector_has_its_name_and_the_cure(t
 def test_a_task_starts_from_the_file_in_its_config_and_reports_it(task_of, trained, checkpoint, tmp_path):
     task, path = task_of(checkpoint), tmp_path / "trunk.pth"
     assert torch.equal(task.model.box_head[0].weight, trained.box_head[0].weight)
-    assert task.started_from.startswith(f"started from {checkpoint}")
+    assert task.initial_weights.describe().startswith(f"detector from {checkpoint} (SHA-256 ")
     torch.save(trained.backbone.trunk.state_dict(), path)
-    assert task_of(path, "weights").started_from == f"trunk from {path} (SHA-256 {file_sha256(path)[:8]})"
+    started_from = task_of(path, "weights").initial_weights.describe()
+    assert started_from == f"trunk from {path} (SHA-256 {file_sha256(path)[:8]})"
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_the_encoder_starts_from_a_classifiers_moving_average(config_path, tmp_p
     kernel = task.model.encoder.patch_embed.proj.weight
     assert (kernel[:, :1] == 1.5).all()  # sum of 0.5 for each colour
     assert not kernel[:, 1:].any()
-    assert task.started_from.startswith("encoder started from")
+    assert (task.initial_weights.part, task.initial_weights.file) == ("encoder", str(tmp_path / "six.pt"))
 
 
 CONFIGS = sorted((ROOT / "configs").glob("diffusion_*.yaml"))

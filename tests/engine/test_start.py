@@ -15,12 +15,13 @@ from diffusion.schedule import SAMPLERS
 from engine.start import read_arguments
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = {"torch", "torchvision", "numpy", "pydantic", "matplotlib", "PIL", "safetensors"}
+HEAVY = {"torch", "torchvision", "numpy", "pydantic", "matplotlib", "PIL", "safetensors", "timm"}
 COMMANDS = [
     "detection.training", "detection.evaluate", "detection.predict", "detection.show", "detection.export",
     "detection.data", "detection.sample", "ablation.grid", "ablation.compare", "engine.doctor", "weights",
     "weights.publish", "train_clf_imagenet", "classification.training", "classification.evaluate",
     "classification.predict", "diffusion.training", "diffusion.sample", "diffusion.evaluate",
+    "adapters.efficientnet_lite0",
 ]  # fmt: skip
 MISTAKES = [  # invalid command line, and what the error must name
     (["detection.training", "configs/bcd.yaml"], "configs/bccd.yaml"),

@@ -10,7 +10,7 @@ import pytest
 from engine.files import locked
 from tests.fileserver import Handler
 from weights import download as module
-from weights.download import DownloadError, download
+from weights.download import DownloadError, download, stated_sha256
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -132,3 +132,21 @@ def test_two_processes_cannot_download_to_the_same_file(server, path, part):
     path.parent.mkdir()
     with locked(part), pytest.raises(DownloadError, match=r"weights\.pth\.part: another process"):
         download(server.url, path)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [({"X-Linked-Etag": f'"{SHA256}"'}, SHA256), ({"X-Linked-Etag": '"1a2b"'}, None), ({}, None)],
+)
+def test_the_hash_that_a_hub_states_is_in_a_redirect_to_its_storage(server, headers, expected):
+    server.redirects = {"model.safetensors": ("second", {}), "second": ("weights.pth", headers)}
+    assert stated_sha256(server.url.replace("weights.pth", "model.safetensors")) == expected
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_a_server_without_an_answer_states_no_hash(server, is_stopped):
+    if is_stopped:
+        server.stop()
+    server.failures = [404]
+    assert stated_sha256(server.url) is None

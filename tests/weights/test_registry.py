@@ -1,6 +1,7 @@
 """weights/registry.py: registry entries, names in configs, weights files, and the command `python -m weights`."""
 
 import functools
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from weights.registry import (
     describe,
     entry_named,
     find_weights,
-    path_with_sha256,
+    initial_weights,
     read_registry,
     read_weights,
     strip_common_prefix,
@@ -28,6 +29,13 @@ from weights.release import save_release
 
 ONE, TWO = {"x": torch.ones(2)}, {"x": torch.full((2,), 2.0)}
 ENTRIES = {entry.name: entry for entry in read_registry().weights}
+
+
+PUBLISHED_BY_TORCHVISION = {
+    weights.url: weights
+    for model in ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152", "Swin_T", "Swin_S", "Swin_B")
+    for weights in getattr(torchvision.models, f"{model}_Weights")
+}
 
 
 def each_entry_of(*sources: str):
@@ -52,16 +60,17 @@ def test_the_defaults_fit_their_trunk_and_were_trained_on_one_data_set_only():
 @each_entry_of("torchvision")
 def test_torchvisions_entries_agree_with_torchvision(name):
     entry = ENTRIES[name]
-    published = {
-        weights.url: weights
-        for enum in ("ResNet50_Weights", "Swin_T_Weights", "Swin_S_Weights", "Swin_B_Weights")
-        for weights in getattr(torchvision.models, enum)
-    }[entry.url]
+    published = PUBLISHED_BY_TORCHVISION[entry.url]
     assert entry.top1 == published.meta["_metrics"]["ImageNet-1K"]["acc@1"]
     assert entry.image_size == published.transforms.keywords["crop_size"]
     assert [entry.resize_size] == published.transforms().resize_size
     assert entry.file == Path(entry.url).name
     assert entry.sha256 == module.HASH_IN_NAME.search(entry.file)[1]
+
+
+def test_every_version_that_torchvision_publishes_has_an_entry():
+    urls = {entry.url for entry in ENTRIES.values() if entry.source == "torchvision"}
+    assert urls == PUBLISHED_BY_TORCHVISION.keys()
 
 
 @each_entry_of("microsoft", "timm")
@@ -116,11 +125,12 @@ def put_file(here):
         ("imagenet1k", "swin_t", "torchvision_swin_t"),
         ("imagenet22k", "swin_l", "microsoft_swin_l_224_22k"),
         ("timm_swin_b_384", "swin_b", "timm_swin_b_384"),
+        ("timm", "swin_t", "timm_swin_t_224"),
     ],
 )
 def test_a_data_set_selects_the_default_of_the_trunk_and_a_name_its_entry(put_file, value, trunk, name):
     path = put_file(name)
-    assert find_weights(value, trunk) == path
+    assert find_weights(value, trunk) == (path, name, entry_named(name).url)
 
 
 @pytest.mark.parametrize("value", ["imagenet1k", "torchvision_swin_t"])
@@ -135,9 +145,11 @@ def test_the_error_about_a_missing_file_names_the_command_and_the_url(here, valu
 @pytest.mark.parametrize(
     ("value", "trunk", "message"),
     [
-        ("imagenet1k", "swin_l", "no default .*'swin_l'.* resnet50, swin_t, swin_s, swin_b;"),
+        ("imagenet1k", "swin_l", "no default .*'swin_l'.* resnet50, resnet101, .*swin_b;"),
         ("torchvision_swin_s", "swin_t", "swin_s.* swin_t.* torchvision_swin_t, microsoft_swin_t_224,"),
         ("experiments", "swin_t", "experiments/checkpoints: no checkpoint"),
+        ("timm", "swin_b", "2 weights of timm fit swin_b.* timm_swin_b_224, timm_swin_b_384$"),
+        ("timm", "resnet50", "0 weights of timm fit resnet50.* torchvision_resnet50_v1, torchvision_resnet50_v2$"),
         ("imagnet1k", "swin_t", r"no such file.* did you mean 'imagenet1k'"),
     ],
 )
@@ -149,11 +161,30 @@ def test_the_error_about_missing_or_unfit_weights_suggests_a_cure(here, value, t
 
 def test_a_file_selects_itself_and_an_experiment_its_newest_checkpoint(here):
     Path("my.pth").touch()
-    assert find_weights("my.pth", "swin_t") == Path("my.pth")
+    assert find_weights("my.pth", "swin_t") == (Path("my.pth"), None, None)
     folder = Path("experiments/experiment_1/checkpoints")
     for name in ("step_000000009.pt", "step_000000010.pt", "best.pt"):
         save_checkpoint(folder / name, {})
-    assert find_weights("experiments/experiment_1", "swin_t") == folder / "step_000000010.pt"
+    assert find_weights("experiments/experiment_1", "swin_t").path == folder / "step_000000010.pt"
+
+
+@pytest.mark.parametrize("value", ["imagenet1k", "my.pth"])
+def test_the_record_of_weights_has_the_name_in_the_config_the_entry_the_source_and_the_hash(put_file, value):
+    path = put_file("torchvision_swin_t").rename("my.pth") if value == "my.pth" else put_file("torchvision_swin_t")
+    entry, digest = entry_named("torchvision_swin_t"), hashlib.sha256().hexdigest()
+    record = initial_weights("trunk", value, find_weights(value, "swin_t"), "a note")
+    is_file = value == "my.pth"
+    assert record.model_dump() == {
+        "part": "trunk",
+        "name": value,
+        "entry": None if is_file else entry.name,
+        "source": "my.pth" if is_file else entry.url,
+        "file": str(path),
+        "sha256": digest,
+        "note": "a note",
+    }
+    for fact in ("trunk", value if is_file else entry.name, record.source, digest[:8], "a note"):
+        assert fact in record.describe()
 
 
 # ---- what a file holds
@@ -173,7 +204,6 @@ def save_as(name: str, content: object) -> Path:
 @pytest.mark.parametrize("name", ["a.pth", "public.safetensors", "release.safetensors"])
 def test_weights_can_be_read_from_every_format(here, name):
     assert torch.equal(read_weights(save_as(name, ONE))["x"], ONE["x"])
-    assert path_with_sha256(Path(name)) == f"{name} (SHA-256 {module.file_sha256(Path(name))[:8]})"
 
 
 @pytest.mark.parametrize(
@@ -314,8 +344,10 @@ def published(here, file_server, monkeypatch):
 def test_list_has_a_line_for_every_entry_and_shows_what_is_downloaded(command, put_file):
     put_file("torchvision_swin_t")
     code, out, _ = command("list")
-    lines = {line.split()[0]: line for line in out.splitlines()}
+    text, _, timm = out.partition("\n\n")
+    lines = {line.split()[0]: line for line in text.splitlines()}
     assert code == 0
+    assert "python -m weights fetch timm/" in timm
     assert lines.keys() == ENTRIES.keys() | {"name"}
     assert [name for name, line in lines.items() if line.endswith("yes")] == ["torchvision_swin_t"]
 
@@ -326,7 +358,7 @@ def test_fetch_downloads_a_file_once_to_where_a_config_finds_it(command, publish
         assert code == 0
         assert f"SHA-256:  {module.file_sha256(Path('original.pth'))}" in out
     assert len(published.requests) == 1
-    assert find_weights("tiny", "swin_t") == Path("saved_weights/tiny.pth")
+    assert find_weights("tiny", "swin_t").path == Path("saved_weights/tiny.pth")
     command("fetch", "tiny", "--to", "elsewhere/deep")
     assert Path("elsewhere/deep/tiny.pth").is_file()
 
