@@ -35,6 +35,19 @@ class TimmLevels(NamedTuple):
     takes_drop_path: bool  # a model with LayerNorm or GroupNorm; stochastic depth is not used for models with BatchNorm
 
 
+class UnsuitableModelError(ValueError):
+    """A model of timm does not have the feature maps that a detector needs.
+
+    reason: what it has instead; the same text for all models with the same problem."""
+
+    def __init__(self, name: str, reason: str, details: str = "") -> None:
+        """Create the error for the model `name`."""
+        self.reason = reason
+        found = f"{reason} ({details})" if details else reason
+        needed = ", ".join(map(str, STRIDES))
+        super().__init__(f"backbone 'timm/{name}': has {found}; a detector needs maps of stride {needed}; {LISTING}")
+
+
 def import_timm() -> ModuleType:
     """Import timm. Raises ValueError with the install command if it is not installed."""
     try:
@@ -60,18 +73,17 @@ def check_timm_name(name: str) -> None:
 def timm_levels(name: str) -> TimmLevels:
     """Return the feature maps of stride 8, 16 and 32 of a model, without allocating its weights.
 
-    Raises ValueError if timm has no such model, or if the model does not have feature maps of these strides."""
+    Raises ValueError if timm has no such model, and UnsuitableModelError if the model does not have feature maps of
+    these strides."""
     check_timm_name(name)
     try:
         model = _create_empty(name)
     except TIMM_ERRORS as error:
-        raise ValueError(f"backbone 'timm/{name}': has no feature maps ({_reason(error)}); {LISTING}") from error
+        raise UnsuitableModelError(name, "no feature maps", _reason(error)) from error
     strides = model.feature_info.reduction()
     if not set(STRIDES) <= set(strides):
-        found, wanted = (", ".join(map(str, sorted(set(each)))) for each in (strides, STRIDES))
-        raise ValueError(
-            f"backbone 'timm/{name}': has feature maps of stride {found}; a detector needs {wanted}; {LISTING}"
-        )
+        found = ", ".join(map(str, sorted(set(strides))))
+        raise UnsuitableModelError(name, f"feature maps of stride {found}")
     last = dict(zip(strides, model.feature_info.out_indices, strict=True))  # the last map of each stride
     indices = tuple(last[stride] for stride in STRIDES)
     try:
