@@ -1,9 +1,10 @@
-"""Draw the images and boxes that a detector is trained on, to check them before training.
+"""Draw the images and boxes that a detector is trained on, to check them before training; list backbones.
 
     python -m detection.show configs/bccd.yaml --what data       images with their objects, crowds dashed
     python -m detection.show configs/bccd.yaml --what augment    the same image, augmented as in the first epochs
     python -m detection.show configs/bccd.yaml --what anchors    default boxes of one grid cell per level, to scale
     python -m detection.show configs/bccd.yaml --what matches    which default boxes match which objects
+    python -m detection.show backbones 'convnext*'               backbones for model.backbone, see detection/listing.py
 
 Images, augmentations and boxes of each epoch are the same as in training with this config. (With `data.cache_images`,
 pixel values may differ by 1 or 2.)
@@ -28,11 +29,14 @@ MAX_IMAGES = 48  # keeps each side of the picture below 2 ** 16 pixels
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
+    if words and words[0] == "backbones":
+        return parse_backbones(words[1:])
     parser = argparse.ArgumentParser(
         prog="python -m detection.show",
         description="Draw what a detector is trained on: images, augmentation, default boxes, and their matches.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # do not wrap the example
-        epilog="example: python -m detection.show configs/bccd.yaml --what matches model.input_size=300",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # do not wrap the examples
+        epilog="example: python -m detection.show configs/bccd.yaml --what matches model.input_size=300\n"
+        "list backbones instead: python -m detection.show backbones --help",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="config (YAML) of detection.training")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config")
@@ -58,6 +62,22 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def parse_backbones(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line after the word `backbones`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m detection.show backbones",
+        description="List backbones for model.backbone, with parameters and strides of the trunk, ImageNet-1k accuracy "
+        "of the default weights, and the number of weights.",
+        epilog="example: python -m detection.show backbones 'convnext*'",
+    )
+    parser.add_argument(
+        "pattern", nargs="?", metavar="PATTERN",
+        help="names of timm models, such as 'resnet*' (quote the *); one name also lists all weights of this model; "
+        "without it: the project's own backbones",
+    )  # fmt: skip
+    return argparse.Namespace(what="backbones", pattern=parser.parse_args(words).pattern)
+
+
 def image_ids(text: str) -> list[int]:
     """Parse comma-separated image ids, for argparse."""
     try:
@@ -67,10 +87,15 @@ def image_ids(text: str) -> list[int]:
 
 
 def main(arguments: argparse.Namespace, _: "torch.device") -> None:
-    """Draw the requested pictures."""
-    from detection.inspection import show
+    """Draw the requested pictures, or list backbones."""
+    if arguments.what == "backbones":
+        from detection.listing import list_backbones
 
-    show(arguments)
+        print(list_backbones(arguments.pattern))
+    else:
+        from detection.inspection import show
+
+        show(arguments)
 
 
 if __name__ == "__main__":

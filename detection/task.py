@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import build_loader, eval_batches, to_layout
+from data import IMAGENET_MEAN, IMAGENET_STD, build_loader, eval_batches, to_layout
 from detection.anchor_fit import AnchorFit, fit_anchors
 from detection.coco.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.coco.dataset import CocoDetection, collate
@@ -35,6 +35,7 @@ from records.results import InitialWeights
 from training import Evaluation, TrainConfig
 from weights.registry import FoundWeights, find_weights, initial_weights, read_weights
 from weights.release import SUFFIX, read_safetensors, weights_in
+from weights.timm_weights import PREFIX, normalization
 
 LISTED_CLASSES = 8  # in log lines
 TRUNK = "backbone.trunk."  # prefix of the trunk's weights in a detector
@@ -96,14 +97,21 @@ def load_detector(model: SSD, weights: dict[str, Tensor], path: Path) -> None:
 def load_initial_weights(model: SSD, config: ModelConfig) -> InitialWeights:
     """Load the weights that `config.weights` names into the trunk (the classification network in the backbone).
 
-    Of a detector, only the trunk is loaded. Returns the record of the weights.
+    Of a detector, only the trunk is loaded. The model then normalizes images as in the training of these weights.
+    Returns the record of the weights.
     Raises ValueError if the weights are missing or unreadable or do not fit the trunk."""
+    trunk = backbone_spec(config.backbone).trunk
     try:
-        found = find_weights(config.weights, backbone_spec(config.backbone).trunk)
+        found = find_weights(config.weights, trunk)
         weights = read_weights(found.path, config.average_weights)
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        if trunk.startswith(PREFIX):
+            mean, std = normalization(trunk.removeprefix(PREFIX), (found.name or "").partition(".")[2])
         if "class_head.0.weight" in weights:
+            mean, std = (weights.get(name, values) for name, values in SSD.optional_weights.items())
             weights = {name.removeprefix(TRUNK): weights[name] for name in weights if name.startswith(TRUNK)}
         resized = load_backbone_weights(model.backbone, weights)
+        model.set_normalization(mean, std)
     except ValueError as error:
         raise ValueError(f"model.weights '{config.weights}': {error}") from error
     note = f"{len(resized)} position tables resized, such as {resized[0]}" if resized else ""

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from detection.network import timm_trunk
+from detection.network.timm_trunk import TAPS as TIMM_TAPS
 from detection.network.timm_trunk import TimmTrunk
 from engine.loading import load_exactly
 from model import (
@@ -35,6 +35,7 @@ from model import (
     eager_cache,
     load_swin_weights,
 )
+from weights.timm_weights import PREFIX
 
 MIN_INPUT_SIZE = 96
 
@@ -310,8 +311,8 @@ BACKBONES = {
 
 def backbone_spec(name: str) -> BackboneSpec:
     """Return the description of a backbone: an entry of BACKBONES, or "timm/NAME"."""
-    if name.startswith(timm_trunk.PREFIX):
-        return dataclasses.replace(BACKBONES["ResNet50Backbone_C"], trunk=name, taps=timm_trunk.TAPS)
+    if name.startswith(PREFIX):
+        return dataclasses.replace(BACKBONES["ResNet50Backbone_C"], trunk=name, taps=TIMM_TAPS)
     return BACKBONES[name]
 
 
@@ -319,8 +320,8 @@ def build_trunk(
     spec: BackboneSpec, drop_path_rate: float, input_size: int
 ) -> ResNetTrunk | SwinTransformer | TimmTrunk:
     """Build the trunk of a backbone, with random weights."""
-    if spec.trunk.startswith(timm_trunk.PREFIX):
-        return TimmTrunk(spec.trunk.removeprefix(timm_trunk.PREFIX), input_size, drop_path_rate)
+    if spec.trunk.startswith(PREFIX):
+        return TimmTrunk(spec.trunk.removeprefix(PREFIX), input_size, drop_path_rate)
     kind, sizes = TRUNKS[spec.trunk]
     if kind == "resnet":
         return ResNetTrunk(**sizes, taps=spec.taps, unstrided=spec.unstrided)
@@ -387,11 +388,11 @@ def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) 
     """Load the weights of a public classifier into the trunk. Ignore its head and all layers after the last tap.
 
     state_dict: weights of a ResNet with torchvision's names, of a Swin in a format that `load_swin_weights` accepts, or
-    of a model of timm (see `TimmTrunk.load_classifier`).
+    of a model of timm (see `TimmTrunk.load_weights`).
     Returns one text (name, old shape, new shape) for each position table of a Swin that had to be resized.
     Raises ValueError if the weights do not fit the trunk, which then stays unchanged."""
     if isinstance(backbone.trunk, TimmTrunk):
-        backbone.trunk.load_classifier(state_dict)
+        backbone.trunk.load_weights(state_dict)
         return []
     if isinstance(backbone.trunk, SwinTransformer):
         resized, _ = load_swin_weights(backbone.trunk, state_dict)

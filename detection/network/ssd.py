@@ -13,10 +13,11 @@ from data import IMAGENET_MEAN, IMAGENET_STD
 from detection.network.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
 from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, backbone_spec, build_backbone
 from detection.network.necks import NECKS, build_neck
-from detection.network.timm_trunk import PREFIX, check_timm_name
+from detection.network.timm_trunk import check_timm_name
 from engine.compute.inference import evaluation_mode
 from engine.config import Config
 from engine.text import UnknownNameError
+from weights.timm_weights import PREFIX
 
 # Initial probability that an anchor has any foreground class, as predicted by the untrained class head.
 FOREGROUND_PRIOR = 0.01
@@ -141,10 +142,10 @@ class SSD(nn.Module):
         std = self.pixel_std.view(3, 1, 1) * 255
         return (images.float() - mean) / std
 
-    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def set_normalization(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         """Set the statistics that pretrained weights expect, of red, green and blue, for pixel values from 0 to 1."""
-        self.pixel_mean.copy_(torch.tensor(mean))
-        self.pixel_std.copy_(torch.tensor(std))
+        self.pixel_mean.copy_(torch.as_tensor(mean))
+        self.pixel_std.copy_(torch.as_tensor(std))
 
     @torch.no_grad()
     def _init_heads(self) -> None:

@@ -6,15 +6,15 @@ extra. It is imported only for these backbones, because the import takes seconds
 
 import functools
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from engine.loading import load_exactly
 from engine.text import did_you_mean, nearest
+from weights.timm_weights import PREFIX, import_timm
 
-PREFIX = "timm/"
 STRIDES = (8, 16, 32)
 TAPS = tuple(f"stride{stride}" for stride in STRIDES)
 LISTING = "`python -m detection.show backbones 'convnext*'` lists the models that fit a pattern"
@@ -35,13 +35,17 @@ class TimmLevels(NamedTuple):
     takes_drop_path: bool  # a model with LayerNorm or GroupNorm; stochastic depth is not used for models with BatchNorm
 
 
-def import_timm() -> ModuleType:
-    """Import timm. Raises ValueError with the install command if it is not installed."""
-    try:
-        import timm
-    except ImportError:
-        raise ValueError("backbone timm/...: timm is not installed: pip install -e '.[timm]'") from None
-    return timm
+class UnsuitableModelError(ValueError):
+    """A model of timm does not have the feature maps that a detector needs.
+
+    reason: what it has instead; the same text for all models with the same problem."""
+
+    def __init__(self, name: str, reason: str, details: str = "") -> None:
+        """Create the error for the model `name`."""
+        self.reason = reason
+        found = f"{reason} ({details})" if details else reason
+        needed = ", ".join(map(str, STRIDES))
+        super().__init__(f"backbone 'timm/{name}': has {found}; a detector needs maps of stride {needed}; {LISTING}")
 
 
 def check_timm_name(name: str) -> None:
@@ -60,18 +64,17 @@ def check_timm_name(name: str) -> None:
 def timm_levels(name: str) -> TimmLevels:
     """Return the feature maps of stride 8, 16 and 32 of a model, without allocating its weights.
 
-    Raises ValueError if timm has no such model, or if the model does not have feature maps of these strides."""
+    Raises ValueError if timm has no such model, and UnsuitableModelError if the model does not have feature maps of
+    these strides."""
     check_timm_name(name)
     try:
         model = _create_empty(name)
     except TIMM_ERRORS as error:
-        raise ValueError(f"backbone 'timm/{name}': has no feature maps ({_reason(error)}); {LISTING}") from error
+        raise UnsuitableModelError(name, "no feature maps", _reason(error)) from error
     strides = model.feature_info.reduction()
     if not set(STRIDES) <= set(strides):
-        found, wanted = (", ".join(map(str, sorted(set(each)))) for each in (strides, STRIDES))
-        raise ValueError(
-            f"backbone 'timm/{name}': has feature maps of stride {found}; a detector needs {wanted}; {LISTING}"
-        )
+        found = ", ".join(map(str, sorted(set(strides))))
+        raise UnsuitableModelError(name, f"feature maps of stride {found}")
     last = dict(zip(strides, model.feature_info.out_indices, strict=True))  # the last map of each stride
     indices = tuple(last[stride] for stride in STRIDES)
     try:
@@ -155,11 +158,15 @@ class TimmTrunk(nn.Module):
         maps = dict(zip(TAPS, self.model(images), strict=True))
         return {tap: maps[tap].permute(0, 3, 1, 2) if self.has_channels_last_maps else maps[tap] for tap in taps}
 
-    def load_classifier(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load the weights of a classifier of this architecture. timm renames old names and resizes position tables.
+    def load_weights(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load the weights of this trunk in a detector, or of a classifier of this architecture.
 
-        state_dict: weights under timm's names, or under the original names of a checkpoint that timm can convert.
+        state_dict: weights under this module's names, under timm's names, or under the original names of a checkpoint
+        that timm can convert. For a classifier, timm resizes position tables.
         Raises ValueError, and loads nothing, if weights are missing, unexpected or of a different shape."""
+        if state_dict.keys() == self.state_dict().keys():
+            load_exactly(self, state_dict)
+            return
         timm = import_timm()
         names = timm.models.get_pretrained_cfg(self.name).classifier or ()
         names = [f"{name}.weight" for name in ([names] if isinstance(names, str) else names)]

@@ -1,0 +1,161 @@
+"""List backbones for `model.backbone`: the project's own, and the models of timm that fit a detector.
+
+python -m detection.show backbones                 the project's own backbones
+python -m detection.show backbones 'convnext*'     models of timm whose names match the pattern
+python -m detection.show backbones convnext_tiny   one model of timm, with all its weights
+"""
+
+import csv
+import functools
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from detection.network.backbones import BACKBONES, build_backbone
+from detection.network.timm_trunk import STRIDES, UnsuitableModelError, timm_levels
+from engine.logbook import progress_bar
+from engine.terminal import counted
+from engine.text import did_you_mean, nearest
+from records.experiment import table
+from weights.registry import entry_named, read_registry
+from weights.timm_weights import PREFIX, import_timm
+
+TIMM_TOP1 = Path(__file__).parent.parent / "saved_weights/timm_top1.csv"
+UNKNOWN = "-"
+TOP1 = "top-1 %"  # title of a column
+
+
+def list_backbones(pattern: str | None) -> str:
+    """Return the listing for the terminal.
+
+    pattern: names of timm models, such as 'convnext*', with or without the prefix timm/; None lists BACKBONES.
+    Raises ValueError if timm is not installed or has no matching model."""
+    return list_timm(pattern.removeprefix(PREFIX).lower()) if pattern else list_own()
+
+
+# ---- the project's backbones ----------------------------------------------------------------------------------
+
+
+def list_own() -> str:
+    """Return the table of BACKBONES, and how to search in timm."""
+    registry = read_registry()
+    rows = []
+    for name, spec in BACKBONES.items():
+        strides, parameters = measure(name)
+        default = registry.defaults["imagenet1k"].get(spec.trunk)
+        top1 = entry_named(default).top1 if default else None
+        number = sum(entry.trunk == spec.trunk for entry in registry.weights)
+        weights = {"default weights": default or UNKNOWN, "weights": number}
+        rows.append(trunk_cells(name, parameters, strides, top1) | weights)
+    return (
+        f"{table(rows)}\n\n"
+        "all weights: python -m weights list\n"
+        "more backbones, from timm: python -m detection.show backbones 'convnext*'"
+    )
+
+
+def measure(name: str, side: int = 256) -> tuple[tuple[int, ...], int]:
+    """Return the strides of the maps of the trunk of BACKBONES[name], and its number of parameters.
+
+    The backbone is built without memory for its weights. side: input side in pixels, divisible by all strides."""
+    with torch.device("meta"), torch.no_grad():
+        backbone = build_backbone(name).eval()
+        maps = backbone(torch.zeros(1, 3, side, side))[: len(backbone.taps)]
+    parameters = sum(parameter.numel() for parameter in backbone.trunk.parameters())
+    return tuple(side // each.shape[-1] for each in maps), parameters
+
+
+# ---- timm -----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def read_timm_top1() -> dict[str, float]:
+    """Return a dict from the name of timm's weights, model.tag, to their ImageNet-1k top-1 accuracy in percent."""
+    with TIMM_TOP1.open(newline="") as file:
+        return {line["name"]: float(line["top1"]) for line in csv.DictReader(file)}
+
+
+def list_timm(pattern: str) -> str:
+    """Return the table of the matching timm models that fit, and how many others do not fit, with reasons.
+
+    If only one model matches, its weights are listed as well. Raises ValueError if no model matches."""
+    timm = import_timm()
+    names = timm.list_models(pattern)
+    if not names:
+        raise ValueError(f"backbone {pattern!r}: no such model in timm {timm.__version__}{similar_patterns(pattern)}")
+    rows, misfits = [], Counter()
+    for name in progress_bar(names, desc="building models", unit="model", leave=False):
+        try:
+            levels = timm_levels(name)
+        except UnsuitableModelError as error:
+            misfits[error.reason] += 1
+            continue
+        tag = timm.get_pretrained_cfg(name).tag
+        tags = timm.list_pretrained(f"{name}.*")
+        default = tag if f"{name}.{tag}" in tags else None
+        top1 = read_timm_top1().get(f"{name}.{default}")
+        weights = {"default tag": default or UNKNOWN, "tags": len(tags)}
+        rows.append(trunk_cells(PREFIX + name, levels.parameters, levels.strides, top1) | weights)
+    if len(names) == 1 and rows:
+        return f"{table(rows)}\n\n{list_tags(names[0])}"
+    summary = summarize(len(names), misfits)
+    return f"{table(rows)}\n\n{summary}" if rows else summary
+
+
+def similar_patterns(pattern: str) -> str:
+    """Suggest a pattern that matches models of timm, or a model."""
+    timm = import_timm()
+    if "." in pattern:
+        return f"; tags belong to model.weights; did you mean '{pattern.partition('.')[0]}'?"
+    if timm.list_models(f"*{pattern}*"):
+        return did_you_mean([f"*{pattern}*"])
+    return did_you_mean(nearest(pattern, timm.list_models()))
+
+
+def list_tags(name: str) -> str:
+    """Return the table of all weights of a timm model, by tag."""
+    timm = import_timm()
+    rows = []
+    for full_name in timm.list_pretrained(f"{name}.*"):
+        config = timm.get_pretrained_cfg(full_name)
+        rows.append(
+            {
+                "tag": config.tag,
+                "pixels": (config.test_input_size or config.input_size)[-1],
+                TOP1: percent(read_timm_top1().get(full_name)),
+                "licence": config.license or UNKNOWN,
+            }
+        )
+    return table(rows) if rows else "timm has no weights of this model"
+
+
+def summarize(matching: int, misfits: Counter[str]) -> str:
+    """Return how many of the matching models do not fit, with a line for each reason."""
+    models = counted(matching, "matching model", "matching models")
+    if not misfits:
+        return f"{models}; all fit"
+    *most, last = map(str, STRIDES)
+    needed = f"feature maps of stride {', '.join(most)} and {last}"
+    lines = [f"{misfits.total():,} of {models} do not fit; a detector needs {needed}:"]
+    for reason, number in misfits.most_common():
+        lines.append(f"{number:>6,} have {reason}")
+    return "\n".join(lines)
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------
+
+
+def trunk_cells(name: str, parameters: int, strides: tuple[int, ...], top1: float | None) -> dict[str, str]:
+    """Return the first cells of a row. top1: ImageNet-1k accuracy of the default weights in percent, if known."""
+    return {
+        "model.backbone": name,
+        "params (M)": f"{parameters / 1e6:10.1f}",  # as wide as the title, so that numbers are aligned right
+        "strides": " ".join(map(str, strides)),
+        TOP1: percent(top1),
+    }
+
+
+def percent(top1: float | None) -> str:
+    """Return an accuracy with one decimal."""
+    return UNKNOWN if top1 is None else f"{top1:.1f}"
