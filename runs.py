@@ -199,7 +199,9 @@ def check_feasible(task: Task, folder: Path, device: torch.device) -> None:
     """Raise ValueError, naming the field or folder, if the task cannot be trained. Writes no files.
 
     folder: directory on the disk that checkpoints will be written to; need not exist yet."""
-    config = task.config.train
+    config, ratio = task.config.train, task.config.optim.backbone_lr_ratio
+    if ratio != 1 and task.trunk is None:
+        raise ValueError(f"optim.backbone_lr_ratio {ratio:g}: this task has no separate trunk; set it to 1")
     weights = sum(tensor.nbytes for tensor in task.model.state_dict().values())
     copies = 1 + STATES_PER_WEIGHT[task.config.optim.optimizer] + (config.ema_decay is not None)
     check_disk_space(folder, weights * copies)
@@ -226,12 +228,16 @@ def announce(command: TrainCommand, task: Task, device: torch.device) -> None:
         logger.info(task.started_from)
     global_batch_size = config.batch_size * world_size * config.accumulation_steps
     steps = len(task.train_set) // (config.batch_size * world_size) // config.accumulation_steps
+    learning_rate = scaled_learning_rate(optim, global_batch_size)
     logger.info(
         "%d images, %d steps per epoch, global batch %d (%d images x %d processes x %d accumulated), "
         "peak learning rate %.3g",
         len(task.train_set), steps, global_batch_size, config.batch_size,
-        world_size, config.accumulation_steps, scaled_learning_rate(optim, global_batch_size),
+        world_size, config.accumulation_steps, learning_rate,
     )  # fmt: skip
+    if optim.backbone_lr_ratio != 1:
+        ratio = optim.backbone_lr_ratio
+        logger.info("peak learning rate of the trunk %.3g (optim.backbone_lr_ratio %g)", ratio * learning_rate, ratio)
     for name, value in task.reference_losses.items():
         logger.info("the best constant predictor has a %s loss of %.3f", name, value)
     for warning in schedule_warnings(optim, config.epochs):

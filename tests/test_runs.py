@@ -19,7 +19,7 @@ from engine.strict_yaml import ConfigError, dump_yaml, read_yaml
 from records.experiment import read_experiment_config
 from records.trackers import metadata
 from runs import TrainCommand, check_feasible, memory_usage, rehearse, train
-from tests.test_training import PlaneTask, changed
+from tests.test_training import OPTIM, PlaneTask, changed
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -114,6 +114,23 @@ def test_a_config_that_cannot_be_trained_is_rejected(tmp_path, fields, named):
     task.model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
     with pytest.raises(ValueError, match=named):
         check_feasible(task, tmp_path, CPU)
+
+
+def test_a_ratio_for_a_task_without_a_trunk_is_rejected_with_the_cure(tmp_path):
+    task = PlaneTask(optim=OPTIM.model_copy(update={"backbone_lr_ratio": 0.1}))
+    with pytest.raises(ValueError, match=r"^optim\.backbone_lr_ratio 0\.1: .*set it to 1$"):
+        check_feasible(task, tmp_path, CPU)
+    task.trunk = task.model[0]
+    check_feasible(task, tmp_path, CPU)
+
+
+def test_the_ratio_is_logged_at_the_start_and_recorded(start):
+    experiment = start("optim.backbone_lr_ratio=0.25", "optim.learning_rate=0.8", "optim.reference_batch_size=4")
+    log = (experiment / "train.log").read_text()
+    assert "peak learning rate 0.8" in log
+    assert "trunk 0.2 (optim.backbone_lr_ratio 0.25)" in log
+    recipe = json.loads((experiment / "results.json").read_text())["facts"]["Recipe"]
+    assert "learning rate 0.8 (trunk: 0.25 times" in recipe
 
 
 def test_a_disk_without_space_for_two_checkpoints_is_an_error(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from detection.network.matching import match_anchors
 from detection.network.necks import NECKS, build_neck
 from detection.network.postprocess import PostprocessConfig, postprocess
 from detection.network.ssd import FOREGROUND_PRIOR, SSD, ModelConfig, build_ssd
+from engine.optim import parameter_groups
 
 
 class TinyBackbone(nn.Module):
@@ -137,6 +138,24 @@ def test_every_parameter_gets_a_gradient(backbone, neck):
     boxes_xyxy, labels = boxes_xyxy.expand(2, 6, 4), torch.ones(2, 6, dtype=torch.int64)
     sum(losses_of(model, torch.rand(2, 3, 128, 128), boxes_xyxy, labels)).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_parameter_is_in_exactly_one_group_of_the_optimizer(name, neck):
+    with torch.device("meta"):
+        model = build_ssd(ModelConfig(backbone=name, neck=neck), num_classes=2)
+    trunk = model.backbone.trunk
+    groups = [group["params"] for group in parameter_groups(model, 0.05, trunk)]
+    in_groups = [id(parameter) for group in groups for parameter in group]
+    assert len(in_groups) == len(set(in_groups))
+    assert set(in_groups) == {id(parameter) for parameter in model.parameters()}
+    rest, in_trunk = {*map(id, groups[0] + groups[1])}, {*map(id, groups[2] + groups[3])}
+    assert in_trunk == {id(parameter) for parameter in trunk.parameters()}
+    heads = [parameter for part in (model.box_head, model.class_head, model.neck) for parameter in part.parameters()]
+    assert rest > {id(parameter) for parameter in heads}
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert {*map(id, groups[0] + groups[2])} == {id(parameter) for parameter in matrices}
 
 
 def test_slim_model_overfits_one_batch():
