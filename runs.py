@@ -213,7 +213,8 @@ def check_feasible(task: Task, folder: Path, device: torch.device) -> None:
         )
     if config.batch_norm == "sync" and device.type != "cuda":
         raise ValueError("train.batch_norm sync: works on GPUs only; use local or frozen on the CPU")
-    has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in task.model.modules())
+    # In a new model, only frozen layers are not in training mode.
+    has_batch_norm = any(isinstance(module, BATCH_NORMS) and module.training for module in task.model.modules())
     if config.batch_norm == "local" and config.batch_size == 1 and has_batch_norm:
         raise ValueError("train.batch_size 1: BatchNorm needs at least 2 images; raise it or set batch_norm=frozen")
 
@@ -238,6 +239,8 @@ def announce(command: TrainCommand, task: Task, device: torch.device) -> None:
     if optim.backbone_lr_ratio != 1:
         ratio = optim.backbone_lr_ratio
         logger.info("peak learning rate of the trunk %.3g (optim.backbone_lr_ratio %g)", ratio * learning_rate, ratio)
+        if not any(parameter.requires_grad for parameter in task.trunk.parameters()):
+            logger.warning("optim.backbone_lr_ratio %g has no effect, because the trunk is frozen; set it to 1", ratio)
     for name, value in task.reference_losses.items():
         logger.info("the best constant predictor has a %s loss of %.3f", name, value)
     for warning in schedule_warnings(optim, config.epochs):

@@ -9,13 +9,16 @@ a different ResNet or Swin, add an entry:
 
     BACKBONES["SwinSBackbone_B"] = dataclasses.replace(BACKBONES["SwinTBackbone_B"], trunk="swin_s")
 
+The class of a trunk has the methods `features` and `out_channels`. `stem_prefixes` lists the name prefixes of its
+parameters before the first stage, `removed_prefixes` those of the classifier's parameters that the trunk lacks.
+
 A checkpoint works for square inputs of any size from 96 pixels. The size changes only the strides and paddings of the
 extra levels (`plan_extras`), not their weights.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +36,7 @@ from model import (
 )
 
 MIN_INPUT_SIZE = 96
+Freeze = Literal["none", "stem", "trunk"]  # part of the trunk that is not trained
 
 # ---------------------------------------------------------------------------------------------------- trunks
 
@@ -43,6 +47,8 @@ class ResNetTrunk(nn.Module):
     block: torchvision's BasicBlock or Bottleneck. depths: number of blocks in each layer.
     taps: layers whose outputs are used, from "layer1" to "layer4". unstrided: layers with stride 1 instead of 2.
     width: channels of the stem and of the 3x3 convolutions in layer1. The width doubles with every later layer."""
+
+    stem_prefixes = ("conv1.", "bn1.")
 
     def __init__(
         self,
@@ -280,9 +286,11 @@ class Backbone(nn.Module):
     """The backbone that a BackboneSpec describes, with random weights.
 
     The attribute `out_channels` lists the number of channels of each map.
-    drop_path_rate: stochastic depth rate of a Swin trunk's last block; ignored by a ResNet."""
+    drop_path_rate: stochastic depth rate of a Swin trunk's last block; ignored by a ResNet.
+    freeze: part of the trunk that is not trained. It stays in evaluation mode, so that its running statistics do not
+    change and it has no stochastic depth."""
 
-    def __init__(self, spec: BackboneSpec, drop_path_rate: float):
+    def __init__(self, spec: BackboneSpec, drop_path_rate: float, freeze: Freeze = "none"):
         super().__init__()
         kind, sizes = TRUNKS[spec.trunk]
         if kind == "resnet":
@@ -304,6 +312,20 @@ class Backbone(nn.Module):
             self.extras.append(ExtraLevel(self.out_channels[-1], mid_channels, out_channels, spec.norm))
             self.out_channels.append(out_channels)
 
+        self.frozen_prefixes = {"none": (), "stem": self.trunk.stem_prefixes, "trunk": ("",)}[freeze]
+        for name, parameter in self.trunk.named_parameters():
+            if name.startswith(self.frozen_prefixes):
+                parameter.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; the frozen part stays in evaluation mode."""
+        super().train(mode)
+        for name, module in self.trunk.named_modules():
+            if f"{name}.".startswith(self.frozen_prefixes):
+                module.eval()
+        return self
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the feature maps, (B, C, side, side) each, from high to low resolution.
 
@@ -322,9 +344,9 @@ class Backbone(nn.Module):
         return maps
 
 
-def build_backbone(name: str, drop_path_rate: float = 0.2) -> Backbone:
+def build_backbone(name: str, drop_path_rate: float = 0.2, freeze: Freeze = "none") -> Backbone:
     """Build the backbone `name` of BACKBONES, with random weights."""
-    return Backbone(BACKBONES[name], drop_path_rate)
+    return Backbone(BACKBONES[name], drop_path_rate, freeze)
 
 
 def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> list[str]:

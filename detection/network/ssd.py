@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from detection.network.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
-from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, build_backbone
+from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, Freeze, build_backbone
 from detection.network.necks import NECKS, build_neck
 from engine.compute.inference import evaluation_mode
 from engine.config import Config
@@ -43,6 +43,11 @@ class ModelConfig(Config):
         description="a trained detector to fine-tune: an experiment, a published folder, or a weights file from an "
         "experiment or published folder; the classes may differ",
     )
+    freeze: Freeze = Field(
+        "none",
+        description="part of the trunk that is not trained: nothing, the layers before the first stage, or all of it; "
+        "its norm layers keep their statistics",
+    )
 
     @field_validator("backbone", "neck", "anchor_scales")
     @classmethod
@@ -56,6 +61,15 @@ class ModelConfig(Config):
     def _check_initial_weights(self) -> Self:
         if self.weights is not None and self.start_from is not None:
             raise ValueError("weights and start_from are mutually exclusive: set one to null")
+        return self
+
+    @model_validator(mode="after")
+    def _check_freeze(self) -> Self:
+        if self.freeze != "none" and self.weights is None and self.start_from is None:
+            raise ValueError(
+                f"freeze is {self.freeze}, but the trunk has random weights, which must be trained: set weights or "
+                "start_from, or set freeze to none"
+            )
         return self
 
 
@@ -145,7 +159,7 @@ def _rows(head_map: Tensor, outputs_per_box: int) -> Tensor:
 
 def build_ssd(config: ModelConfig, num_classes: int) -> SSD:
     """Build the detector described by `config`, with random weights."""
-    backbone = build_backbone(config.backbone, config.drop_path_rate)
+    backbone = build_backbone(config.backbone, config.drop_path_rate, config.freeze)
     neck = build_neck(config.neck, backbone.out_channels, config.neck_channels)
     input_size = config.input_size or BACKBONES[config.backbone].input_size
     return SSD(backbone, neck, num_classes, input_size, ANCHOR_SCALES[config.anchor_scales])

@@ -190,6 +190,14 @@ def test_weights_and_start_from_are_mutually_exclusive():
         ModelConfig(weights="resnet50.pth", start_from="detector.safetensors")
 
 
+@pytest.mark.parametrize("freeze", ["stem", "trunk"])
+def test_random_weights_cannot_be_frozen(freeze):
+    with pytest.raises(ValidationError, match=rf"freeze is {freeze}.*set weights or start_from"):
+        ModelConfig(freeze=freeze)
+    assert ModelConfig(freeze=freeze, weights="imagenet1k").freeze == freeze
+    assert ModelConfig(freeze=freeze, start_from="detector.safetensors").freeze == freeze
+
+
 def test_error_about_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValidationError) as error:
         ModelConfig(backbone="ResNet50", neck="fnp", anchor_scales="voc")
