@@ -292,6 +292,8 @@ class SwinTransformer(nn.Module):
     position: none, abs (learned embedding added to the tokens), rel (bias on the attention logits) or abs+rel.
     Raises ValueError for any other `position`."""
 
+    stem_prefixes = ("patch_embed.", "absolute_pos_embed")  # name prefixes of the parameters before the first stage
+
     def __init__(
         self,
         embed_dim: int,

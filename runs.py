@@ -200,7 +200,9 @@ def check_feasible(task: Task, folder: Path, device: torch.device) -> None:
     """Raise ValueError, naming the field or folder, if the task cannot be trained. Writes no files.
 
     folder: directory on the disk that checkpoints will be written to; need not exist yet."""
-    config = task.config.train
+    config, ratio = task.config.train, task.config.optim.backbone_lr_ratio
+    if ratio != 1 and task.trunk is None:
+        raise ValueError(f"optim.backbone_lr_ratio {ratio:g}: this task has no separate trunk; set it to 1")
     weights = sum(tensor.nbytes for tensor in task.model.state_dict().values())
     copies = 1 + STATES_PER_WEIGHT[task.config.optim.optimizer] + (config.ema_decay is not None)
     check_disk_space(folder, weights * copies)
@@ -212,7 +214,8 @@ def check_feasible(task: Task, folder: Path, device: torch.device) -> None:
         )
     if config.batch_norm == "sync" and device.type != "cuda":
         raise ValueError("train.batch_norm sync: works on GPUs only; use local or frozen on the CPU")
-    has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in task.model.modules())
+    # In a new model, only frozen layers are not in training mode.
+    has_batch_norm = any(isinstance(module, BATCH_NORMS) and module.training for module in task.model.modules())
     if config.batch_norm == "local" and config.batch_size == 1 and has_batch_norm:
         raise ValueError("train.batch_size 1: BatchNorm needs at least 2 images; raise it or set batch_norm=frozen")
 
@@ -227,12 +230,18 @@ def announce(command: TrainCommand, task: Task, device: torch.device) -> None:
         logger.info(task.initial_weights.describe())
     global_batch_size = config.batch_size * world_size * config.accumulation_steps
     steps = len(task.train_set) // (config.batch_size * world_size) // config.accumulation_steps
+    learning_rate = scaled_learning_rate(optim, global_batch_size)
     logger.info(
         "%d images, %d steps per epoch, global batch %d (%d images x %d processes x %d accumulated), "
         "peak learning rate %.3g",
         len(task.train_set), steps, global_batch_size, config.batch_size,
-        world_size, config.accumulation_steps, scaled_learning_rate(optim, global_batch_size),
+        world_size, config.accumulation_steps, learning_rate,
     )  # fmt: skip
+    if optim.backbone_lr_ratio != 1:
+        ratio = optim.backbone_lr_ratio
+        logger.info("peak learning rate of the trunk %.3g (optim.backbone_lr_ratio %g)", ratio * learning_rate, ratio)
+        if not any(parameter.requires_grad for parameter in task.trunk.parameters()):
+            logger.warning("optim.backbone_lr_ratio %g has no effect, because the trunk is frozen; set it to 1", ratio)
     for name, value in task.reference_losses.items():
         logger.info("the best constant predictor has a %s loss of %.3f", name, value)
     for warning in schedule_warnings(optim, config.epochs):

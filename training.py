@@ -84,6 +84,8 @@ class Task(Protocol):
 
     config: Config  # with sections `train` and `optim`
     model: nn.Module
+    # The pretrained part, whose learning rate optim.backbone_lr_ratio scales; None if the task has none.
+    trunk: nn.Module | None
     initial_weights: InitialWeights | None  # None if they are random, or if a checkpoint replaced them
     train_set: Dataset  # indexed by (epoch, index)
     collate: Callable[[list], dict[str, Tensor]]
@@ -177,7 +179,7 @@ class Trainer:
         self.global_batch_size = config.batch_size * world_size * config.accumulation_steps
 
         model = place_model(task.model, device, config.batch_norm, config.channels_last)
-        optimizer = build_optimizer(model, optim, self.global_batch_size)
+        optimizer = build_optimizer(model, optim, self.global_batch_size, task.trunk)
         scheduler = build_scheduler(optimizer, optim, self.global_batch_size, self.steps_per_epoch, config.epochs)
         self.precision = resolve_precision(config.precision, device)
         scaler = GradScaler(device.type, INITIAL_LOSS_SCALE, enabled=self.precision == "fp16")

@@ -181,6 +181,7 @@ class ClassificationTask(LabelledTask):
 
     metrics = ("top1", "top5")
     lower_is_better = False
+    trunk = None  # weights of a classifier initialize the complete model
 
     def __init__(
         self, config: ClassificationConfig, train: LabelledImages, val: LabelledImages, *, from_checkpoint: bool = False

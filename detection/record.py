@@ -42,6 +42,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
     draw_class_scores(experiment / "class_scores.png", scores["per_class"], objects.tolist())
     confusions = confusion_matrix(coco, SHOWN_SCORE)
     draw_confusion(experiment / "confusion.png", confusions, val.class_names, SHOWN_SCORE)
+    frozen = "" if model.freeze == "none" else f" with frozen {model.freeze}"
     return TaskRecord(
         module="detection.training",
         results={
@@ -63,7 +64,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         },
         gflops=forward_gflops(task.model, task.model.input_size),
         title=f"{model.backbone} with neck {model.neck}",
-        model=f"{model.backbone}, neck {model.neck}, {task.model.input_size} pixels, "
+        model=f"{model.backbone}{frozen}, neck {model.neck}, {task.model.input_size} pixels, "
         f"{len(task.model.anchors_cxcywh):,} default boxes",
         data=f"{describe_size(task.train)} for training, {describe_size(val)} for validation, "
         f"{len(val.class_names)} classes",

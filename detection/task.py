@@ -160,6 +160,7 @@ class DetectionTask:
         self.reference_losses: dict[str, float] = {}
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_ssd(config.model, len(val.class_names))
+        self.trunk = self.model.backbone.trunk
         self.initial_weights: InitialWeights | None = None
         if config.model.weights is not None and not from_checkpoint:
             self.initial_weights = load_initial_weights(self.model, config.model)

@@ -59,6 +59,11 @@ def announce(task: "DetectionTask") -> None:
 
     model, train, val = task.config.model, task.train, task.val
     logger.info("%s with neck %s", model.backbone, model.neck)
+    if model.freeze != "none":
+        parameters = list(task.model.parameters())
+        total = sum(parameter.numel() for parameter in parameters)
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        logger.info("model.freeze %s: %s of %s parameters are trained", model.freeze, f"{trained:,}", f"{total:,}")
     for coco in (train, val):
         logger.info("%s: %s", coco.annotations_path, describe(coco))
     ids = val.category_ids

@@ -120,6 +120,7 @@ class DiffusionTask(LabelledTask):
         self.reference_losses = {"denoising": self.schedule.zero_loss(mean_square(train.images))}
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_unet(config.model, CHANNELS[config.data.format], len(train.class_ids))
+        self.trunk = self.model.encoder
         self.initial_weights: InitialWeights | None = None
         if config.model.weights is not None and not from_checkpoint:
             self.initial_weights = load_initial_weights(self.model, config.model)

@@ -92,12 +92,14 @@ def _facts(
     else:  # runs that an older version started recorded a text
         texts = [each["started_from"] for each in starts if each.get("started_from")]
         origin = texts[0] if texts else f"from {config.model.weights or 'random weights'}"
+    for_trunk = "" if optim.backbone_lr_ratio == 1 else f" (trunk: {optim.backbone_lr_ratio:g} times as much)"
     return {
         "Model": f"{task_record.model}, {cost['parameters'] / 1e6:.2f} M parameters; {origin}",
         "Data": f"`{config.data.root}`: {task_record.data}",
         **task_record.facts,
         "Recipe": f"{train.epochs} epochs, batch {batch}, {optim.optimizer} with learning rate "
-        f"{scaled_learning_rate(optim, batch):.3g}, {optim.schedule} schedule, {train.precision}, seed {train.seed}",
+        f"{scaled_learning_rate(optim, batch):.3g}{for_trunk}, {optim.schedule} schedule, {train.precision}, "
+        f"seed {train.seed}",
         "Scored": f"weights: {record['weights']}; {task_record.scored}",
         "Time": f"{cost['train_seconds'] / 60:.1f} minutes of training at {cost['images_per_second']:.0f} images/s "
         f"on {start['processes']} x {machine}, in {counted(len(starts), 'start', 'starts')}",

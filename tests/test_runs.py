@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from detection.network.backbones import build_backbone
 from detection.task import DetectionConfig, DetectionTask
 from detection.training import main, parse_arguments
 from engine.checkpoint import CheckpointError
@@ -19,7 +20,7 @@ from engine.strict_yaml import ConfigError, dump_yaml, read_yaml
 from records.experiment import read_experiment_config
 from records.trackers import metadata
 from runs import TrainCommand, check_feasible, memory_usage, rehearse, train
-from tests.test_training import PlaneTask, changed
+from tests.test_training import OPTIM, PlaneTask, changed
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -114,6 +115,35 @@ def test_a_config_that_cannot_be_trained_is_rejected(tmp_path, fields, named):
     task.model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
     with pytest.raises(ValueError, match=named):
         check_feasible(task, tmp_path, CPU)
+
+
+def test_one_image_per_batch_is_enough_if_all_batch_norms_are_frozen(tmp_path):
+    task = PlaneTask(changed(batch_size=1))
+    task.model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8).eval(), nn.Linear(8, 1))
+    check_feasible(task, tmp_path, CPU)
+
+
+def test_a_ratio_for_a_task_without_a_trunk_is_rejected_with_the_cure(tmp_path):
+    task = PlaneTask(optim=OPTIM.model_copy(update={"backbone_lr_ratio": 0.1}))
+    with pytest.raises(ValueError, match=r"^optim\.backbone_lr_ratio 0\.1: .*set it to 1$"):
+        check_feasible(task, tmp_path, CPU)
+    task.trunk = task.model[0]
+    check_feasible(task, tmp_path, CPU)
+
+
+def test_a_dry_run_with_a_frozen_trunk_warns_that_the_ratio_has_no_effect(start, tmp_path, caplog):
+    torch.save(build_backbone("ResNet18SlimBackbone_B").trunk.state_dict(), tmp_path / "trunk.pth")
+    start("--dry-run", f"model.weights={tmp_path}/trunk.pth", "model.freeze=trunk", "optim.backbone_lr_ratio=0.1")
+    assert any("optim.backbone_lr_ratio 0.1" in message and "frozen" in message for message in caplog.messages)
+
+
+def test_the_ratio_is_logged_at_the_start_and_recorded(start):
+    experiment = start("optim.backbone_lr_ratio=0.25", "optim.learning_rate=0.8", "optim.reference_batch_size=4")
+    log = (experiment / "train.log").read_text()
+    assert "peak learning rate 0.8" in log
+    assert "trunk 0.2 (optim.backbone_lr_ratio 0.25)" in log
+    recipe = json.loads((experiment / "results.json").read_text())["facts"]["Recipe"]
+    assert "learning rate 0.8 (trunk: 0.25 times" in recipe
 
 
 def test_a_disk_without_space_for_two_checkpoints_is_an_error(tmp_path, monkeypatch):

@@ -57,6 +57,7 @@ class PlaneTask:
         self.config = SimpleNamespace(train=config, optim=optim)
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 1))
+        self.trunk = None
         self.train_set = Points()
         self.data = {"points": "a plane's"}
         self.reference_losses = {"square": 5.25}
@@ -278,6 +279,27 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(tmp_path, call
     torch.manual_seed(99)  # the result must not depend on random numbers drawn before
     fit(PlaneTask(config), tmp_path / "resumed", CPU, resume=True)
     assert_same_run(tmp_path / "resumed", tmp_path / "uninterrupted")
+
+
+class TrunkTask(PlaneTask):
+    """A PlaneTask whose first layer is the trunk, with a tenth of the learning rate of the rest."""
+
+    def __init__(self, schedule):
+        super().__init__(optim=OPTIM.model_copy(update={"backbone_lr_ratio": 0.1, **schedule}))
+        self.trunk = self.model[0]
+
+
+@pytest.mark.parametrize("calls", [2, 5, 7, 14])  # in the warm-up, at its end, after it, before the last step
+@pytest.mark.parametrize(
+    "schedule", [{"min_learning_rate": 0.002}, {"schedule": "steps", "drop_epochs": (2,), "optimizer": "sgd"}]
+)
+def test_a_resumed_run_with_a_slower_trunk_ends_bit_identical_to_an_uninterrupted_one(tmp_path, calls, schedule):
+    fit(TrunkTask(schedule), tmp_path / "uninterrupted", CPU, resume=False)
+    stop_after(tmp_path / "resumed", calls, TrunkTask(schedule))
+    fit(TrunkTask(schedule), tmp_path / "resumed", CPU, resume=True)
+    assert_same_run(tmp_path / "resumed", tmp_path / "uninterrupted")
+    rates = [group["lr"] for group in newest_state(tmp_path / "resumed")["optimizer"]["param_groups"]]
+    assert rates == [rates[0], rates[0], 0.1 * rates[0], 0.1 * rates[0]]
 
 
 TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT

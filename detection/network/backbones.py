@@ -10,6 +10,9 @@ timm as its trunk. To use a different ResNet or Swin, add an entry:
 
     BACKBONES["SwinSBackbone_B"] = dataclasses.replace(BACKBONES["SwinTBackbone_B"], trunk="swin_s")
 
+The class of a trunk has the methods `features` and `out_channels`. `stem_prefixes` lists the name prefixes of its
+parameters before the first stage, `removed_prefixes` those of the classifier's parameters that the trunk lacks.
+
 A checkpoint works for square inputs of any size from 96 pixels. The size changes only the strides and paddings of the
 extra levels (`plan_extras`), not their weights.
 """
@@ -17,7 +20,7 @@ extra levels (`plan_extras`), not their weights.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +41,7 @@ from model import (
 from weights.timm_weights import PREFIX
 
 MIN_INPUT_SIZE = 96
+Freeze = Literal["none", "stem", "trunk"]  # part of the trunk that is not trained
 
 # ---------------------------------------------------------------------------------------------------- trunks
 
@@ -48,6 +52,8 @@ class ResNetTrunk(nn.Module):
     block: torchvision's BasicBlock or Bottleneck. depths: number of blocks in each layer.
     taps: layers whose outputs are used, from "layer1" to "layer4". unstrided: layers with stride 1 instead of 2.
     width: channels of the stem and of the 3x3 convolutions in layer1. The width doubles with every later layer."""
+
+    stem_prefixes = ("conv1.", "bn1.")
 
     def __init__(
         self,
@@ -334,9 +340,11 @@ class Backbone(nn.Module):
 
     The attribute `out_channels` lists the number of channels of each map.
     drop_path_rate: stochastic depth rate of the last block of a trunk with LayerNorm; ignored by other trunks.
+    freeze: part of the trunk that is not trained. It stays in evaluation mode, so that its running statistics do not
+    change and it has no stochastic depth.
     input_size: side of the images in pixels. Only some models of timm depend on it."""
 
-    def __init__(self, spec: BackboneSpec, drop_path_rate: float, input_size: int):
+    def __init__(self, spec: BackboneSpec, drop_path_rate: float, freeze: Freeze, input_size: int):
         super().__init__()
         self.trunk = build_trunk(spec, drop_path_rate, input_size)
         self.taps = spec.taps
@@ -355,6 +363,22 @@ class Backbone(nn.Module):
         for mid_channels, out_channels in spec.extras:
             self.extras.append(ExtraLevel(self.out_channels[-1], mid_channels, out_channels, spec.norm))
             self.out_channels.append(out_channels)
+
+        self.frozen_prefixes: tuple[str, ...] = ()
+        if freeze != "none":
+            self.frozen_prefixes = self.trunk.stem_prefixes if freeze == "stem" else ("",)
+        for name, parameter in self.trunk.named_parameters():
+            if name.startswith(self.frozen_prefixes):
+                parameter.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; the frozen part stays in evaluation mode."""
+        super().train(mode)
+        for name, module in self.trunk.named_modules():
+            if f"{name}.".startswith(self.frozen_prefixes):
+                module.eval()
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the feature maps, (B, C, side, side) each, from high to low resolution.
@@ -376,12 +400,14 @@ class Backbone(nn.Module):
         return maps
 
 
-def build_backbone(name: str, drop_path_rate: float = 0.2, input_size: int | None = None) -> Backbone:
+def build_backbone(
+    name: str, drop_path_rate: float = 0.2, freeze: Freeze = "none", input_size: int | None = None
+) -> Backbone:
     """Build the backbone `name`, an entry of BACKBONES or "timm/NAME", with random weights.
 
     input_size: side of the images in pixels; None: the backbone's reference size."""
     spec = backbone_spec(name)
-    return Backbone(spec, drop_path_rate, input_size or spec.input_size)
+    return Backbone(spec, drop_path_rate, freeze, input_size or spec.input_size)
 
 
 def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data import IMAGENET_MEAN, IMAGENET_STD
 from detection.network.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
-from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, backbone_spec, build_backbone
+from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, Freeze, backbone_spec, build_backbone
 from detection.network.necks import NECKS, build_neck
 from detection.network.timm_trunk import check_timm_name
 from engine.compute.inference import evaluation_mode
@@ -54,6 +54,11 @@ class ModelConfig(Config):
         description="a trained detector to fine-tune: an experiment, a published folder, or a weights file from an "
         "experiment or published folder; the classes may differ",
     )
+    freeze: Freeze = Field(
+        "none",
+        description="part of the trunk that is not trained: nothing, the layers before the first stage, or all of it; "
+        "its norm layers keep their statistics",
+    )
 
     @field_validator("backbone", "neck", "anchor_scales")
     @classmethod
@@ -70,6 +75,15 @@ class ModelConfig(Config):
     def _check_initial_weights(self) -> Self:
         if self.weights is not None and self.start_from is not None:
             raise ValueError("weights and start_from are mutually exclusive: set one to null")
+        return self
+
+    @model_validator(mode="after")
+    def _check_freeze(self) -> Self:
+        if self.freeze != "none" and self.weights is None and self.start_from is None:
+            raise ValueError(
+                f"freeze is {self.freeze}, but the trunk has random weights, which must be trained: set weights or "
+                "start_from, or set freeze to none"
+            )
         return self
 
 
@@ -191,6 +205,6 @@ def _rows(head_map: Tensor, outputs_per_box: int) -> Tensor:
 def build_ssd(config: ModelConfig, num_classes: int) -> SSD:
     """Build the detector described by `config`, with random weights."""
     input_size = config.input_size or backbone_spec(config.backbone).input_size
-    backbone = build_backbone(config.backbone, config.drop_path_rate, input_size)
+    backbone = build_backbone(config.backbone, config.drop_path_rate, config.freeze, input_size)
     neck = build_neck(config.neck, backbone.out_channels, config.neck_channels, config.neck_repeats)
     return SSD(backbone, neck, num_classes, input_size, ANCHOR_SCALES[config.anchor_scales])

@@ -5,6 +5,7 @@ extra. It is imported only for these backbones, because the import takes seconds
 """
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -158,6 +159,34 @@ class TimmTrunk(nn.Module):
         maps = dict(zip(TAPS, self.model(images), strict=True))
         return {tap: maps[tap].permute(0, 3, 1, 2) if self.has_channels_last_maps else maps[tap] for tap in taps}
 
+    @property
+    def stem_prefixes(self) -> tuple[str, ...]:
+        """Name prefixes of the parameters before the first stage, as timm groups them for layer-wise learning rates.
+
+        Raises ValueError if timm has no groups for this model."""
+        timm = import_timm()
+        with torch.device("meta"):
+            classifier = timm.create_model(self.name, **self.options)
+        groups = classifier.group_matcher(coarse=True) if hasattr(classifier, "group_matcher") else {}
+        pattern = groups.get("stem")
+        if not isinstance(pattern, str):
+            raise ValueError(f"model.freeze stem: timm does not define the stem of timm/{self.name}; use none or trunk")
+        own_names = {key.replace("_", "."): key for key in self.model.state_dict()}
+        prefixes = []
+        for name, _ in classifier.named_parameters():
+            if re.match(pattern, name):
+                own = own_names[(self._prefix + name).replace("_", ".")]
+                module, _, _ = own.rpartition(".")
+                is_in_module = module != self._prefix.rstrip(".")
+                prefixes.append(f"model.{module}." if is_in_module else f"model.{own}")
+        return tuple(dict.fromkeys(prefixes))
+
+    @property
+    def _prefix(self) -> str:
+        """What timm's feature extractor puts before the names of the classifier's weights: "model.", "body." or ""."""
+        children = [name for name, _ in self.model.named_children()]
+        return f"{children[0]}." if children in (["model"], ["body"]) else ""
+
     def load_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load the weights of this trunk in a detector, or of a classifier of this architecture.
 
@@ -179,8 +208,5 @@ class TimmTrunk(nn.Module):
         except TIMM_ERRORS as error:
             raise ValueError(f"weights do not fit timm/{self.name}, nothing was loaded: {_reason(error)}") from error
         # timm's feature extractors rename "stages.0.bias" to "stages_0.bias", "model.stages.0.bias" or similar.
-        children = [name for name, _ in self.model.named_children()]
-        prefix = f"{children[0]}." if children in (["model"], ["body"]) else ""
-        weights = {key.replace("_", "."): tensor for key, tensor in classifier.state_dict().items()}
-        own = self.model.state_dict()
-        self.model.load_state_dict({key: weights[key.removeprefix(prefix).replace("_", ".")] for key in own})
+        weights = {(self._prefix + key).replace("_", "."): tensor for key, tensor in classifier.state_dict().items()}
+        self.model.load_state_dict({key: weights[key.replace("_", ".")] for key in self.model.state_dict()})

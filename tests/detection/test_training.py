@@ -16,14 +16,18 @@ import torch
 import detection.evaluate
 import detection.training
 from detection.coco.annotations import describe, read_coco, read_split
+from detection.detector import load
 from detection.evaluate import warn_about_data
+from detection.network.backbones import build_backbone
 from detection.network.ssd import build_ssd
 from detection.shapes import generate
 from detection.task import DetectionConfig, identify_inputs
 from detection.training import announce, build_task
 from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.compute.placement import set_train_mode
 from engine.config import load_config
 from records.metrics import read_metrics
+from training import Trainer
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -200,6 +204,82 @@ def test_a_resumed_run_keeps_the_statistics_of_the_pixels_or_sets_those_of_image
     else:
         for weights in (last_state(part)["model"], last_state(part)["ema"]["weights"]):
             assert weights["pixel_mean"].tolist() == weights["pixel_std"].tolist() == [0.5] * 3
+
+
+# ---- frozen parts ------------------------------------------------------------------------------------------------
+
+STEMS = ("conv1.", "bn1.", "patch_embed.")
+
+
+@pytest.fixture(scope="module")
+def trunk_weights(tmp_path_factory):
+    """Return a function that writes weights for the trunk of a backbone, with statistics that no image has."""
+    folder = tmp_path_factory.mktemp("trunks")
+
+    @functools.cache
+    def write(backbone: str) -> Path:
+        torch.manual_seed(1)
+        weights = build_backbone(backbone).trunk.state_dict()
+        weights = {name: value + 0.1 if "running" in name else value for name, value in weights.items()}
+        torch.save(weights, folder / f"{backbone}.pth")
+        return folder / f"{backbone}.pth"
+
+    return write
+
+
+def trunk_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prefix = "backbone.trunk."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("freeze", ["none", "stem", "trunk"])
+@pytest.mark.parametrize("backbone", ["ResNet18SlimBackbone_B", "SwinSlimBackbone_B"])
+def test_steps_change_everything_but_the_frozen_part(config_path, trunk_weights, tmp_path, backbone, freeze):
+    words = (f"model.backbone={backbone}", f"model.freeze={freeze}", "train.ema_decay=0.9", "optim.clip_norm=0.1")
+    config = load_config(config_path, [*words, f"model.weights={trunk_weights(backbone)}"], DetectionConfig)
+    trainer = Trainer(build_task(config, False), tmp_path, torch.device("cpu"))
+    before = {name: value.clone() for name, value in trainer.state.model.state_dict().items()}
+    set_train_mode(trainer.parallel_model, config.train.batch_norm)
+    batches = list(trainer.loader)
+    for _ in range(3):
+        trainer.train_step(batches[:1])
+    trainer.save()  # checks that all steps were finite
+    frozen = {"none": (), "stem": STEMS, "trunk": ("",)}[freeze]
+    for model in (trainer.state.model, trainer.state.scored_model):
+        after = model.state_dict()
+        unchanged = {name for name, value in after.items() if torch.equal(value, before[name])}
+        expected = {f"backbone.trunk.{name}" for name in trunk_of(before) if name.startswith(frozen)}
+        assert unchanged == expected
+    optimized = sum(len(group["params"]) for group in trainer.state.optimizer.param_groups)
+    assert optimized == sum(name not in expected for name, _ in trainer.state.model.named_parameters())
+
+
+def test_a_run_with_a_frozen_stem_on_two_processes_needs_its_weights_file_only_once(
+    config_path, trunk_weights, run, tmp_path
+):
+    weights = shutil.copy(trunk_weights("ResNet18SlimBackbone_B"), tmp_path / "trunk.pth")
+    recipe = ("model.freeze=stem", "optim.backbone_lr_ratio=0.1", "train.ema_decay=0.9", "train.batch_size=2")
+    words = (*recipe, f"model.weights={weights}", "train.checkpoint_every_steps=1")
+    whole = train(config_path, tmp_path / "e", *words, processes=2)
+    log = (whole / "train.log").read_text()
+    sizes = [int(size.replace(",", "")) for size in re.search(r"freeze stem: (\S+) of (\S+) parameters", log).groups()]
+    assert sizes[1] - sizes[0] == 7 * 7 * 3 * 32 + 2 * 32
+    assert "with frozen stem" in results(whole)["facts"]["Model"]
+    before = torch.load(weights)
+    for state in (last_state(whole)["model"], last_state(whole)["ema"]["weights"]):
+        same = {name for name, value in trunk_of(state).items() if torch.equal(value, before[name])}
+        assert same == {name for name in before if name.startswith(STEMS)} & trunk_of(state).keys()
+
+    Path(weights).unlink()
+    part = part_of(whole, tmp_path, step=2)
+    done = launch("detection.training", "--resume", part, processes=2)
+    assert done.returncode == 0, done.stderr
+    for key in ("model", "optimizer", "ema", "loss_sums", "scheduler"):
+        assert_equal(last_state(part)[key], last_state(whole)[key])
+    run("detection.evaluate", whole)
+    assert scored(whole)["settings"][0].items() >= results(whole)["scores"].items()
+    run("weights.publish", whole, "--output", tmp_path / "published")
+    assert load(tmp_path / "published").config.model.freeze == "stem"
 
 
 def assert_equal(a: object, b: object) -> None:

@@ -10,6 +10,7 @@ from diffusion.data import CHANNELS, read_split, to_unit
 from diffusion.task import DiffusionConfig, DiffusionTask, build_unet
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
+from engine.optim import OptimConfig, build_optimizer
 from model import SWIN_VARIANTS, SwinTransformer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,6 +46,14 @@ def test_the_loss_is_the_mean_squared_error_summed_over_the_images(task):
     predicted = task.model(task.schedule.add_noise(images, noise, timesteps), timesteps, labels)
     torch.testing.assert_close(losses["denoising"], 8 * F.mse_loss(predicted, noise))
     assert count == 8
+
+
+def test_only_the_weights_that_a_classifier_initializes_have_the_learning_rate_of_the_trunk(task):
+    config = OptimConfig(learning_rate=1.0, reference_batch_size=8, backbone_lr_ratio=0.5)
+    optimizer = build_optimizer(task.model, config, 8, task.trunk)
+    names = {parameter: name for name, parameter in task.model.named_parameters()}
+    rates = {names[parameter]: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert rates == {name: 0.5 if name.startswith("encoder.") else 1.0 for name in names.values()}
 
 
 @pytest.mark.parametrize(("label_dropout", "expected"), [(0.0, {0, 1, 2, 3, 4, 5, 6, 7}), (1.0, {10})])

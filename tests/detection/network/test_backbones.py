@@ -19,6 +19,7 @@ from detection.network.backbones import (
     load_backbone_weights,
     plan_extras,
 )
+from engine.compute.placement import set_train_mode
 
 # name: (input size, channels, sides at that input size). Microsoft's Swin pads odd sides, so it merges 21 to 11.
 REFERENCE = {
@@ -213,6 +214,62 @@ def test_mismatched_checkpoint_is_an_error_and_changes_nothing():
     assert all(text in str(error.value) for text in ("bn1.bias (32,)", "(64,)"))
     assert "layer3.6.conv1.weight" in str(error.value)
     assert torch.equal(backbone.trunk.conv1.weight, before)
+
+
+# ------------------------------------------------------------------------------------------------ frozen parts
+
+STEM_SIZES = {  # number of parameters before the first stage, from the papers' kernel sizes
+    "resnet50": 7 * 7 * 3 * 64 + 2 * 64,
+    "resnet18_slim": 7 * 7 * 3 * 32 + 2 * 32,
+    "swin_t": 4 * 4 * 3 * 96 + 96 + 2 * 96,
+    "swin_slim": 4 * 4 * 3 * 32 + 32 + 2 * 32,
+}
+
+
+def size(module: nn.Module, *, trained: bool) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trained)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_only_the_parameters_of_the_frozen_part_are_not_trained(name):
+    with torch.device("meta"):
+        whole, stem, trunk = (build_backbone(name, freeze=freeze) for freeze in ("none", "stem", "trunk"))
+    assert size(whole, trained=True) == size(whole, trained=False)
+    assert size(stem, trained=True) == size(whole, trained=True) - STEM_SIZES[BACKBONES[name].trunk]
+    assert size(trunk, trained=True) == size(whole, trained=True) - size(whole.trunk, trained=True)
+    assert size(trunk.trunk, trained=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("ResNet18SlimBackbone_B", "trunk.bn1"), ("SwinSlimBackbone_B", "trunk.patch_embed.norm")]
+)
+@pytest.mark.parametrize("wrap", [lambda model: model, torch.compile], ids=["eager", "compiled"])
+@pytest.mark.parametrize("batch_norm", ["local", "frozen"])
+def test_the_frozen_part_stays_in_evaluation_mode(name, norm, wrap, batch_norm):
+    for freeze in ("stem", "trunk"):
+        with torch.device("meta"):
+            backbone = build_backbone(name, freeze=freeze)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(backbone))  # replaces the modules
+        for _ in range(2):
+            set_train_mode(wrap(model), batch_norm)
+            frozen = {name for name, module in backbone.named_modules() if not module.training}
+            assert norm in frozen
+            assert ("trunk" in frozen) == (freeze == "trunk")
+            if freeze == "trunk":
+                assert {f"trunk.{name}" for name, _ in backbone.trunk.named_modules() if name} <= frozen
+            elif batch_norm == "local":
+                assert all(name.startswith(("trunk.conv1", "trunk.bn1", "trunk.patch_embed")) for name in frozen)
+            assert backbone.extras.training
+            model.eval()
+            assert not any(module.training for module in model.modules())
+
+
+def test_a_frozen_trunk_has_no_stochastic_depth():
+    images = torch.randn(4, 3, 96, 96)
+    for freeze, differs in (("trunk", False), ("stem", True)):
+        backbone = build_backbone("SwinSlimBackbone_B", drop_path_rate=0.9, freeze=freeze).train()
+        first, second = (backbone.trunk.features(images, ("stage3",))["stage3"] for _ in range(2))
+        assert torch.equal(first, second) != differs
 
 
 @pytest.mark.filterwarnings("error:Dynamo detected")

@@ -15,6 +15,7 @@ from detection.network.matching import match_anchors
 from detection.network.necks import NECKS, build_neck
 from detection.network.postprocess import PostprocessConfig, postprocess
 from detection.network.ssd import FOREGROUND_PRIOR, SSD, ModelConfig, build_ssd
+from engine.optim import parameter_groups
 
 
 class TinyBackbone(nn.Module):
@@ -188,6 +189,24 @@ def test_neck_repeats_changes_bifpn_only():
     assert [neck for neck in NECKS if names[neck, 1] != names[neck, 2]] == ["bifpn"]
 
 
+@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_parameter_is_in_exactly_one_group_of_the_optimizer(name, neck):
+    with torch.device("meta"):
+        model = build_ssd(ModelConfig(backbone=name, neck=neck), num_classes=2)
+    trunk = model.backbone.trunk
+    groups = [group["params"] for group in parameter_groups(model, 0.05, trunk)]
+    in_groups = [id(parameter) for group in groups for parameter in group]
+    assert len(in_groups) == len(set(in_groups))
+    assert set(in_groups) == {id(parameter) for parameter in model.parameters()}
+    rest, in_trunk = {*map(id, groups[0] + groups[1])}, {*map(id, groups[2] + groups[3])}
+    assert in_trunk == {id(parameter) for parameter in trunk.parameters()}
+    heads = [parameter for part in (model.box_head, model.class_head, model.neck) for parameter in part.parameters()]
+    assert rest > {id(parameter) for parameter in heads}
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert {*map(id, groups[0] + groups[2])} == {id(parameter) for parameter in matrices}
+
+
 def test_slim_model_overfits_one_batch():
     torch.manual_seed(0)
     model = build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", input_size=96), num_classes=2)
@@ -218,6 +237,14 @@ def test_slim_model_overfits_one_batch():
 def test_weights_and_start_from_are_mutually_exclusive():
     with pytest.raises(ValidationError, match="mutually exclusive"):
         ModelConfig(weights="resnet50.pth", start_from="detector.safetensors")
+
+
+@pytest.mark.parametrize("freeze", ["stem", "trunk"])
+def test_random_weights_cannot_be_frozen(freeze):
+    with pytest.raises(ValidationError, match=rf"freeze is {freeze}.*set weights or start_from"):
+        ModelConfig(freeze=freeze)
+    assert ModelConfig(freeze=freeze, weights="imagenet1k").freeze == freeze
+    assert ModelConfig(freeze=freeze, start_from="detector.safetensors").freeze == freeze
 
 
 def test_error_about_an_unknown_name_lists_the_known_ones():
