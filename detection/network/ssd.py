@@ -34,8 +34,8 @@ class ModelConfig(Config):
     drop_path_rate: float = Field(0.2, ge=0, lt=1, description="stochastic depth rate of a Swin trunk's last block")
     weights: str | None = Field(
         None,
-        description="initial weights of the trunk: imagenet1k, imagenet22k, a name from saved_weights/registry.yaml, a "
-        "weights file, an experiment that trained a classifier, or its published folder; null: random weights",
+        description="initial weights of the trunk: imagenet1k, imagenet22k, a name from saved_weights/registry.yaml, "
+        "timm or a tag of timm's model, a weights file, an experiment, or its published folder; null: random weights",
     )
     average_weights: bool = Field(True, description="load the moving average of the weights if the experiment has one")
     start_from: str | None = Field(
