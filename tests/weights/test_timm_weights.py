@@ -166,7 +166,9 @@ def test_fetch_downloads_weights_once_to_where_a_config_finds_them(command, hub,
     found = find_weights(tag, TRUNK)
     assert found.path.read_bytes() == CONTENT
     assert found.url == f"{hub.url}/timm/convnext_tiny.{tag}/resolve/main/model.safetensors"
-    assert command("inspect", name)[0] == 0
+    for words in (("fetch", name), ("inspect", name)):
+        lines = command(*words)[1].splitlines()
+        assert {f"name:     {TRUNK}.{tag}", f"source:   {found.url}", f"SHA-256:  {SHA256}"} <= {*lines}
 
 
 def test_an_interrupted_fetch_resumes_in_the_next_call_because_the_hub_states_the_hash(command, hub):
