@@ -61,14 +61,16 @@ def main(arguments: argparse.Namespace, _: "torch.device") -> None:
             )
         return
     if arguments.command == "fetch":
-        path = fetch(arguments.name, arguments.folder)
+        path, entry = fetch(arguments.name, arguments.folder), entry_named(arguments.name)
+    elif arguments.file.startswith(PREFIX) or arguments.file in [each.name for each in read_registry().weights]:
+        entry = entry_named(arguments.file)
+        path = local_file(entry)
     else:
-        is_name = arguments.file in [entry.name for entry in read_registry().weights]
-        is_public = is_name or arguments.file.startswith(PREFIX)
-        path = local_file(entry_named(arguments.file)) if is_public else weights_in(Path(arguments.file))
+        path, entry = weights_in(Path(arguments.file)), None
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
-    for label, value in describe(path).items():
+    published = {"name": entry.name, "source": entry.url} if entry else {}
+    for label, value in (published | describe(path)).items():
         print(f"{label + ':':<10}{value}")
 
 

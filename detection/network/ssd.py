@@ -45,8 +45,8 @@ class ModelConfig(Config):
     )
     weights: str | None = Field(
         None,
-        description="initial weights of the trunk: imagenet1k, imagenet22k, a name from saved_weights/registry.yaml, a "
-        "weights file, an experiment that trained a classifier, or its published folder; null: random weights",
+        description="initial weights of the trunk: imagenet1k, imagenet22k, a name from saved_weights/registry.yaml, "
+        "timm or a tag of timm's model, a weights file, an experiment, or its published folder; null: random weights",
     )
     average_weights: bool = Field(True, description="load the moving average of the weights if the experiment has one")
     start_from: str | None = Field(

@@ -26,6 +26,8 @@ from detection.training import announce, build_task
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.compute.placement import set_train_mode
 from engine.config import load_config
+from engine.files import file_sha256
+from records.experiment import read_environments
 from records.metrics import read_metrics
 from training import Trainer
 
@@ -416,9 +418,13 @@ def test_a_published_folder_scores_like_its_experiment_and_can_be_fine_tuned_on_
     words = (f"data.root={root}", f"model.start_from={folder}", "train.epochs=1")
     tuned = train(config_path, tmp_path / "e", *words)
     log = (tuned / "train.log").read_text()
-    assert log.count(f"INFO started from {folder}, step 6: ") == 1
+    assert log.count(f"INFO detector from {folder}/model.safetensors (SHA-256 ") == 1
     assert "12 class-head weights start at random" in log
-    assert f"started from {folder}" in results(tuned)["facts"]["Model"]
+    weights = results(tuned)["initial_weights"]
+    assert weights == read_environments(tuned)[0]["initial_weights"]
+    assert (weights["name"], weights["sha256"]) == (str(folder), file_sha256(folder / "model.safetensors"))
+    assert weights["file"] in results(tuned)["facts"]["Model"]
+    assert results(experiment)["initial_weights"] is None
 
 
 # ---- errors and warnings -----------------------------------------------------------------------------------------

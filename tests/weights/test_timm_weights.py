@@ -87,8 +87,8 @@ def test_weights_that_only_timm_can_read_are_refused(monkeypatch, changes):
 def test_normalisation_is_that_of_the_tag_or_of_the_default_tag():
     half, imagenet = (0.5, 0.5, 0.5), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert normalization("tf_efficientnet_lite0") == (half, half)
-    assert normalization("mobilenetv3_large_100") == normalization("mobilenetv3_large_100", "my.pth") == imagenet
-    assert normalization("mobilenetv3_large_100", "ra4_e3600_r224_in1k") == (half, half)
+    assert normalization("efficientnet_b0") == normalization("efficientnet_b0", "my.pth") == imagenet
+    assert normalization("efficientnet_b0", "ra4_e3600_r224_in1k") == (half, half)
     assert normalization("mobilenetv3_large_100", "miil_in21k") == ((0, 0, 0), (1, 1, 1))
     assert normalization("botnet50ts_256") == imagenet  # without published weights
 
@@ -166,7 +166,9 @@ def test_fetch_downloads_weights_once_to_where_a_config_finds_them(command, hub,
     found = find_weights(tag, TRUNK)
     assert found.path.read_bytes() == CONTENT
     assert found.url == f"{hub.url}/timm/convnext_tiny.{tag}/resolve/main/model.safetensors"
-    assert command("inspect", name)[0] == 0
+    for words in (("fetch", name), ("inspect", name)):
+        lines = command(*words)[1].splitlines()
+        assert {f"name:     {TRUNK}.{tag}", f"source:   {found.url}", f"SHA-256:  {SHA256}"} <= {*lines}
 
 
 def test_an_interrupted_fetch_resumes_in_the_next_call_because_the_hub_states_the_hash(command, hub):
@@ -226,6 +228,7 @@ def test_list_shows_the_tags_that_match_a_pattern_their_licences_and_what_is_dow
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:]}
     assert code == 0
     assert lines.keys() == {f"timm/{name}" for name in timm.list_pretrained("convnext_tiny*")}
-    assert lines[f"{TRUNK}.{DEFAULT_TAG}"] == ["yes", "224", "ImageNet", "ImageNet", "apache-2.0", "no"]
+    licence = timm.models.get_pretrained_cfg("convnext_tiny").license or "unknown"
+    assert lines[f"{TRUNK}.{DEFAULT_TAG}"] == ["yes", "224", "ImageNet", "ImageNet", licence, "no"]
     assert [name for name, cells in lines.items() if cells[-1] == "yes"] == [f"{TRUNK}.{OTHER_TAG}"]
     assert "0.5 0.5 0.5" in command("list", "timm/tf_efficientnet_lite0.in1k")[1]
