@@ -1,5 +1,6 @@
 """Put a model on its device: memory layout, BatchNorm statistics, training mode, torch.compile."""
 
+import sys
 from typing import Literal
 
 import torch
@@ -17,12 +18,23 @@ def place_model(model: nn.Module, device: torch.device, batch_norm: BatchNorm, c
 
     batch_norm: statistics per process ("local"), over all processes ("sync"), or fixed like the weights ("frozen")."""
     if batch_norm == "sync":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_to_sync(model)
     if batch_norm == "frozen":
         for module in model.modules():
             if isinstance(module, BATCH_NORMS):
                 module.requires_grad_(False)
     return model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+
+
+def convert_to_sync(model: nn.Module) -> nn.Module:
+    """Replace every BatchNorm layer by SyncBatchNorm; return the model.
+
+    In models of timm, a BatchNorm layer may include the activation, which only timm's function keeps."""
+    if "timm" in sys.modules:
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(model)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def set_train_mode(model: nn.Module, batch_norm: BatchNorm) -> None:
