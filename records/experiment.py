@@ -38,7 +38,7 @@ from engine.terminal import printable
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic", "diffusers")
+PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic", "diffusers", "timm")
 NAME = re.compile(r"experiment_(\d+)")
 # Config fields that may change when a run is resumed, because they do not affect the trained weights.
 FREE_FIELDS = {
