@@ -5,10 +5,7 @@ python -m detection.show backbones 'convnext*'     models of timm whose names ma
 python -m detection.show backbones convnext_tiny   one model of timm, with all its weights
 """
 
-import csv
-import functools
 from collections import Counter
-from pathlib import Path
 
 import torch
 
@@ -18,10 +15,9 @@ from engine.logbook import progress_bar
 from engine.terminal import counted
 from engine.text import did_you_mean, nearest
 from records.experiment import table
-from weights.registry import entry_named, read_registry
-from weights.timm_weights import PREFIX, import_timm
+from weights.registry import FOLDER, entry_named, read_registry
+from weights.timm_weights import PREFIX, import_timm, read_timm_top1, timm_rows
 
-TIMM_TOP1 = Path(__file__).parent.parent / "saved_weights/timm_top1.csv"
 UNKNOWN = "-"
 TOP1 = "top-1 %"  # title of a column
 
@@ -69,13 +65,6 @@ def measure(name: str, side: int = 256) -> tuple[tuple[int, ...], int]:
 # ---- timm -----------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def read_timm_top1() -> dict[str, float]:
-    """Return a dict from the name of timm's weights, model.tag, to their ImageNet-1k top-1 accuracy in percent."""
-    with TIMM_TOP1.open(newline="") as file:
-        return {line["name"]: float(line["top1"]) for line in csv.DictReader(file)}
-
-
 def list_timm(pattern: str) -> str:
     """Return the table of the matching timm models that fit, and how many others do not fit, with reasons.
 
@@ -98,7 +87,7 @@ def list_timm(pattern: str) -> str:
         weights = {"default tag": default or UNKNOWN, "tags": len(tags)}
         rows.append(trunk_cells(PREFIX + name, levels.parameters, levels.strides, top1) | weights)
     if len(names) == 1 and rows:
-        return f"{table(rows)}\n\n{list_tags(names[0])}"
+        return f"{table(rows)}\n\n{table(timm_rows(PREFIX + names[0], FOLDER)) if tags else 'no published weights'}"
     summary = summarize(len(names), misfits)
     return f"{table(rows)}\n\n{summary}" if rows else summary
 
@@ -111,23 +100,6 @@ def similar_patterns(pattern: str) -> str:
     if timm.list_models(f"*{pattern}*"):
         return did_you_mean([f"*{pattern}*"])
     return did_you_mean(nearest(pattern, timm.list_models()))
-
-
-def list_tags(name: str) -> str:
-    """Return the table of all weights of a timm model, by tag."""
-    timm = import_timm()
-    rows = []
-    for full_name in timm.list_pretrained(f"{name}.*"):
-        config = timm.get_pretrained_cfg(full_name)
-        rows.append(
-            {
-                "tag": config.tag,
-                "pixels": (config.test_input_size or config.input_size)[-1],
-                TOP1: percent(read_timm_top1().get(full_name)),
-                "licence": config.license or UNKNOWN,
-            }
-        )
-    return table(rows) if rows else "timm has no weights of this model"
 
 
 def summarize(matching: int, misfits: Counter[str]) -> str:

@@ -4,7 +4,9 @@ The trunk "timm/convnext_tiny" is timm's model convnext_tiny. Its weights have t
 "timm/convnext_tiny.in12k_ft_in1k". timm lists the tags, most of them with a repository on the Hugging Face hub.
 """
 
+import csv
 import fnmatch
+import functools
 import os
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 PREFIX = "timm/"  # of trunks and weights
 DEFAULT = "timm"  # as model.weights: the default tag of the trunk
+TOP1 = Path(__file__).parent.parent / "saved_weights/timm_top1.csv"
 EXTRA = "pip install -e '.[timm]'"
 HUB = "https://huggingface.co"  # the environment variable HF_ENDPOINT selects a mirror
 Rgb = tuple[float, float, float]
@@ -96,6 +99,13 @@ def normalization(model: str, weights: str | None = None) -> tuple[Rgb, Rgb]:
     return config.mean, config.std
 
 
+@functools.cache
+def read_timm_top1() -> dict[str, float]:
+    """Return a dict from the name of timm's weights, MODEL.TAG, to their ImageNet-1k top-1 accuracy in percent."""
+    with TOP1.open(newline="") as file:
+        return {line["name"]: float(line["top1"]) for line in csv.DictReader(file)}
+
+
 def timm_rows(pattern: str, folder: Path) -> list[dict[str, str]]:
     """Return a table row for all published weights that match a pattern, such as "timm/convnext_tiny*".
 
@@ -117,6 +127,7 @@ def timm_rows(pattern: str, folder: Path) -> list[dict[str, str]]:
                 "pixels": str(config.input_size[-1]),
                 "mean": "ImageNet" if config.mean == usual.mean else " ".join(f"{value:.3g}" for value in config.mean),
                 "std": "ImageNet" if config.std == usual.std else " ".join(f"{value:.3g}" for value in config.std),
+                "top-1": f"{read_timm_top1()[name]:.1f}" if name in read_timm_top1() else "-",
                 "licence": config.license or "unknown",
                 "downloaded": "yes" if (folder / timm_weights(model, tag).file).is_file() else "no",
             }

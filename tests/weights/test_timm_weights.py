@@ -1,5 +1,6 @@
 """weights/timm_weights.py: names, tags, sources and normalisation of timm's weights, and the commands for them."""
 
+import csv
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +14,7 @@ import torch
 
 import weights.__main__ as weights
 from weights.registry import find_weights, read_registry
-from weights.timm_weights import normalization, tags_of, timm_weights
+from weights.timm_weights import TOP1, normalization, tags_of, timm_weights
 
 timm = pytest.importorskip("timm")
 
@@ -22,7 +23,7 @@ DEFAULT_TAG = "in12k_ft_in1k"
 OTHER_TAG = "fb_in22k"
 CONTENT = safetensors.torch.save({"stem.0.weight": torch.arange(40_000.0)})
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-TOLD_SHA256 = {"X-Linked-Etag": f'"{SHA256}"'}
+STATED_SHA256 = {"X-Linked-Etag": f'"{SHA256}"'}
 
 
 @pytest.fixture
@@ -34,6 +35,17 @@ def here(tmp_path, monkeypatch):
 
 
 # ---- names
+
+
+def test_accuracies_belong_to_weights_and_image_sizes_of_timm():
+    with TOP1.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len({line["name"] for line in lines}) == len(lines)
+    for line in lines:
+        weights = timm.get_pretrained_cfg(line["name"])
+        assert weights, line
+        assert int(line["image_size"]) == (weights.test_input_size or weights.input_size)[-1], line
+        assert 50 < float(line["top1"]) < 95
 
 
 def test_the_default_tag_is_first_and_is_that_of_timm():
@@ -152,7 +164,7 @@ def hub(here, file_server, monkeypatch):
     """Start a server that redirects to a storage server as the Hugging Face hub does, and return it."""
     monkeypatch.setenv("HF_ENDPOINT", file_server.url)
     file_server.files["storage"] = CONTENT
-    file_server.redirects["model.safetensors"] = ("storage", TOLD_SHA256)
+    file_server.redirects["model.safetensors"] = ("storage", STATED_SHA256)
     return file_server
 
 
@@ -229,6 +241,6 @@ def test_list_shows_the_tags_that_match_a_pattern_their_licences_and_what_is_dow
     assert code == 0
     assert lines.keys() == {f"timm/{name}" for name in timm.list_pretrained("convnext_tiny*")}
     licence = timm.models.get_pretrained_cfg("convnext_tiny").license or "unknown"
-    assert lines[f"{TRUNK}.{DEFAULT_TAG}"] == ["yes", "224", "ImageNet", "ImageNet", licence, "no"]
+    assert lines[f"{TRUNK}.{DEFAULT_TAG}"] == ["yes", "224", "ImageNet", "ImageNet", "84.5", licence, "no"]
     assert [name for name, cells in lines.items() if cells[-1] == "yes"] == [f"{TRUNK}.{OTHER_TAG}"]
     assert "0.5 0.5 0.5" in command("list", "timm/tf_efficientnet_lite0.in1k")[1]
