@@ -25,16 +25,21 @@ FACTS = {"classes": ["cat", "Kätzchen 猫", "dog"], "category_ids": [3, 7, 90]}
 SETTINGS = PostprocessConfig(score_threshold=0.05, max_detections=20)
 ONNX = ("onnx", "ResNet18SlimBackbone_A", "none")
 TORCH_EXPORT = ("torch-export", "SwinSlimBackbone_B", "fpn")
+TIMM = (  # a model of each family
+    "resnet10t", "regnetx_002", "tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto",
+    "swin_tiny_patch4_window7_224", "maxvit_rmlp_pico_rw_256", "pvt_v2_b0", "poolformer_s12", "edgenext_xx_small",
+    "fastvit_t8", "efficientvit_b0", "tiny_vit_5m_224", "densenet121", "ghostnet_050",
+)  # fmt: skip
 SLOW = [  # take ten times as long as the rest
     pytest.param(pair, marks=pytest.mark.slow)
     for pair in (("onnx", "SwinSlimBackbone_B", "pan"), ("onnx", "ResNet18SlimBackbone_A", "bifpn"))
 ]
 
 
-def detector(backbone: str, neck: str) -> SSD:
+def detector(backbone: str, neck: str, side: int = SIDE) -> SSD:
     """Return a detector with random weights that gives confident scores."""
     torch.manual_seed(0)
-    config = ModelConfig(backbone=backbone, neck=neck, neck_channels=16, input_size=SIDE)
+    config = ModelConfig(backbone=backbone, neck=neck, neck_channels=16, input_size=side)
     model = build_ssd(config, NUM_CLASSES).eval().requires_grad_(False)
     for convolution in (*model.box_head, *model.class_head):
         convolution.weight.normal_(std=0.02)
@@ -75,6 +80,17 @@ def test_with_postprocessing_the_file_returns_the_detections_of_the_model_and_po
     line = verify(model, detections, images, SETTINGS)
     assert "compared 200 detections of 3 image(s)" in line  # 20 in each of 5 images, in both directions
     assert "; 0 differ" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM)
+def test_a_model_of_timm_gives_the_same_detections_in_onnx(name):
+    pytest.importorskip("timm")
+    model = detector(f"timm/{name}", "fpn", side=128)
+    images = 255 * torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    line = verify(model, FORMATS["onnx"].load(formats.export(model, "onnx", FACTS, SETTINGS)), images, SETTINGS)
+    assert "; 0 differ" in line
+    assert "compared 0 detections" not in line
 
 
 # ---- post-processing in ONNX ------------------------------------------------------------------------------------

@@ -1,14 +1,19 @@
 """Models of timm as trunks: maps, gradients, weights, and equality with the project's own trunks."""
 
+import re
+
 import pytest
 import torch
+from torch import nn
 
 timm = pytest.importorskip("timm")
 
 from detection.network.backbones import build_backbone, load_backbone_weights  # noqa: E402
 from detection.network.necks import NECKS, build_neck  # noqa: E402
-from detection.network.ssd import ModelConfig  # noqa: E402
+from detection.network.ssd import ModelConfig, build_ssd  # noqa: E402
 from detection.network.timm_trunk import STRIDES, timm_levels  # noqa: E402
+from engine.compute.placement import place_model  # noqa: E402
+from engine.optim import parameter_groups  # noqa: E402
 
 # Small models of each family, in all forms that timm's feature extractors have.
 FAMILIES = {
@@ -132,6 +137,61 @@ def test_a_model_without_the_three_strides_is_refused_with_its_strides(name, fou
 def test_an_impossible_image_size_is_refused_with_sizes_that_work():
     with pytest.raises(ValueError, match=r"maxvit_rmlp_pico_rw_256.*300 pixels.*224, 256, 320"):
         build_backbone("timm/maxvit_rmlp_pico_rw_256", input_size=300)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "convnext_atto", "swinv2_cr_tiny_ns_224", "visformer_tiny", "densenet121"]
+)
+def test_a_frozen_stem_is_what_timm_calls_the_stem_and_stays_in_evaluation_mode(name):
+    backbone = build_backbone(f"timm/{name}", freeze="stem", input_size=128)
+    classifier = timm.create_model(name, **backbone.trunk.options)
+    pattern = classifier.group_matcher(coarse=True)["stem"]
+    stem = sum(value.numel() for key, value in classifier.named_parameters() if re.match(pattern, key))
+    frozen = {key for key, value in backbone.named_parameters() if not value.requires_grad}
+    assert sum(backbone.get_parameter(key).numel() for key in frozen) == stem > 0
+    assert all(key.startswith("trunk.model.") for key in frozen)
+    statistics = {key: value.clone() for key, value in backbone.named_buffers()}
+    backbone.train()(torch.rand(2, 3, 128, 128))
+    changed = {key.rpartition(".")[0] for key, value in backbone.named_buffers() if not value.equal(statistics[key])}
+    owners = {key.rpartition(".")[0] for key in frozen}
+    assert not changed & owners
+
+
+def test_freezing_the_stem_of_a_model_without_one_is_refused():
+    with pytest.raises(ValueError, match=r"poolformer_s12.*none or trunk"):
+        build_backbone("timm/poolformer_s12", freeze="stem", input_size=128)
+
+
+def test_parameters_without_influence_on_the_maps_are_not_trained():
+    backbone = build_backbone("timm/hrnet_w18_small", input_size=128)
+    frozen = [key for key, value in backbone.named_parameters() if not value.requires_grad]
+    maps = backbone.eval()(images := torch.rand(1, 3, 128, 128))
+    assert frozen
+    with torch.no_grad():
+        for key in frozen:
+            backbone.get_parameter(key).fill_(1e6)
+    assert all(torch.equal(got, expected) for got, expected in zip(backbone(images), maps, strict=True))
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "maxvit_rmlp_pico_rw_256", "tf_efficientnet_lite0"])
+def test_every_parameter_is_in_exactly_one_group_of_the_optimizer(name):
+    model = build_ssd(ModelConfig(backbone=f"timm/{name}", neck="fpn", neck_channels=16, input_size=128), 2)
+    groups = [group["params"] for group in parameter_groups(model, 0.05, model.backbone.trunk)]
+    in_groups = [id(parameter) for group in groups for parameter in group]
+    assert len(in_groups) == len(set(in_groups))
+    assert set(in_groups) == {id(parameter) for parameter in model.parameters()}
+    assert {*map(id, groups[2] + groups[3])} == {*map(id, model.backbone.trunk.parameters())}
+
+
+def test_sync_batch_norm_keeps_the_activations_of_timm():
+    backbone = build_backbone("timm/tf_efficientnet_lite0", input_size=128).eval()
+    images = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        expected = backbone(images)
+        converted = place_model(backbone, torch.device("cpu"), "sync", channels_last=False).eval()
+        assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+        for got, before in zip(converted(images), expected, strict=True):
+            torch.testing.assert_close(got, before)
 
 
 def test_stochastic_depth_is_used_with_layer_norm_only():
