@@ -107,9 +107,10 @@ def _create(name: str, levels: TimmLevels, input_size: int, drop_path_rate: floa
     if levels.takes_drop_path:
         options["drop_path_rate"] = drop_path_rate
     model = import_timm().create_model(name, features_only=True, out_indices=levels.indices, **options)
-    maps = model.eval()(torch.zeros(1, 3, input_size, input_size))
     parameters = list(model.parameters())
-    gradients = torch.autograd.grad(sum(x.sum() for x in maps), parameters, allow_unused=True)
+    with torch.enable_grad():  # a detector may be built under no_grad
+        maps = model.eval()(torch.zeros(1, 3, input_size, input_size))
+        gradients = torch.autograd.grad(sum(x.sum() for x in maps), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
     return model.train()
