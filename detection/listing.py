@@ -55,7 +55,7 @@ def measure(name: str, side: int = 256) -> tuple[tuple[int, ...], int]:
     """Return the strides of the maps of the trunk of BACKBONES[name], and its number of parameters.
 
     The backbone is built without memory for its weights. side: input side in pixels, divisible by all strides."""
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"):
         backbone = build_backbone(name).eval()
         maps = backbone(torch.zeros(1, 3, side, side))[: len(backbone.taps)]
     parameters = sum(parameter.numel() for parameter in backbone.trunk.parameters())

@@ -2,8 +2,8 @@
 
 python -m weights list                           list the public weights in saved_weights/registry.yaml
 python -m weights list 'timm/convnext_tiny*'     list weights of timm with their tags (pip install -e '.[timm]')
-python -m weights fetch torchvision_swin_t       download public weights to saved_weights/
-python -m weights fetch timm/convnext_tiny       the same for weights of timm: the default tag, or timm/MODEL.TAG
+python -m weights fetch torchvision_swin_t ...   download public weights to saved_weights/
+python -m weights fetch timm/convnext_tiny ...   the same for weights of timm: the default tag, or timm/MODEL.TAG
 python -m weights inspect FILE                   describe a weights file, public or your own
 """
 
@@ -32,7 +32,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         help="list the weights of these timm models instead of the registry; the pattern may also match tags",
     )  # fmt: skip
     fetch_ = commands.add_parser("fetch", help="download public weights")
-    fetch_.add_argument("name", metavar="NAME", help="name of the weights, as shown by `list`")
+    fetch_.add_argument("names", nargs="+", metavar="NAME", help="names of the weights, as shown by `list`")
     for command in (list_, fetch_):
         command.add_argument(
             "--to", dest="folder", type=Path, default=Path("saved_weights"), metavar="FOLDER",
@@ -61,17 +61,25 @@ def main(arguments: argparse.Namespace, _: "torch.device") -> None:
             )
         return
     if arguments.command == "fetch":
-        path, entry = fetch(arguments.name, arguments.folder), entry_named(arguments.name)
-    elif arguments.file.startswith(PREFIX) or arguments.file in [each.name for each in read_registry().weights]:
+        entries = [entry_named(name) for name in arguments.names]  # an unknown name is an error before any download
+        for name, entry in zip(arguments.names, entries, strict=True):
+            print_facts({"name": entry.name, "source": entry.url} | describe(fetch(name, arguments.folder)))
+        return
+    if arguments.file.startswith(PREFIX) or arguments.file in [each.name for each in read_registry().weights]:
         entry = entry_named(arguments.file)
         path = local_file(entry)
     else:
         path, entry = weights_in(Path(arguments.file)), None
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
-    published = {"name": entry.name, "source": entry.url} if entry else {}
-    for label, value in (published | describe(path)).items():
+    print_facts(({"name": entry.name, "source": entry.url} if entry else {}) | describe(path))
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    """Print one line per fact, and an empty line."""
+    for label, value in facts.items():
         print(f"{label + ':':<10}{value}")
+    print(flush=True)
 
 
 if __name__ == "__main__":

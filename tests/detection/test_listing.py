@@ -7,7 +7,7 @@ import torch
 from torchvision.models import resnet50
 
 from detection import show
-from detection.network.backbones import BACKBONES
+from detection.network.backbones import BACKBONES, backbone_spec
 from detection.network.timm_trunk import timm_levels
 
 
@@ -38,6 +38,13 @@ def test_without_a_pattern_the_own_backbones_are_listed(command):
     expected = [f"{parameters / 1e6:.1f}", "8 16 32", "76.1", "torchvision_resnet50_v1"]
     assert rows["ResNet50Backbone_A"][:4] == expected
     assert rows["SwinSlimBackbone_B"][1:] == ["8", "-", "-", "0"]
+
+
+def test_an_own_backbone_with_a_trunk_of_timm_is_listed_too(command, timm, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "LCNetBackbone_C", backbone_spec("timm/lcnet_035"))
+    code, out, _ = command()
+    assert code == 0
+    assert cells(out)["LCNetBackbone_C"] == [*cells(command("lcnet_035")[1])["timm/lcnet_035"][:2], "-", "-", "0"]
 
 
 @pytest.mark.parametrize("pattern", ["resnet18*", "timm/ResNet18*"])

@@ -15,6 +15,7 @@ import torch
 
 import detection.evaluate
 import detection.training
+from ablation.plan import read_grid
 from detection.coco.annotations import describe, read_coco, read_split
 from detection.detector import load
 from detection.evaluate import warn_about_data
@@ -30,6 +31,7 @@ from engine.files import file_sha256
 from records.experiment import read_environments
 from records.metrics import read_metrics
 from training import Trainer
+from weights.timm_weights import tags_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -478,6 +480,24 @@ CONFIGS = [path for path in sorted((ROOT / "configs").glob("[!g]*.yaml")) if "ba
 def test_every_config_builds_its_detector(path):
     config = load_config(path, ["model.weights=null"], DetectionConfig)
     assert build_ssd(config.model, num_classes=80).anchors_cxcywh.shape[1] == 4
+
+
+GRIDS = [path for path in sorted((ROOT / "configs").glob("grid_*.yaml")) if "detection.training" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_run_of_a_grid_has_a_valid_config(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for job in read_grid(path).jobs:
+        load_config(job.config, job.overrides, DetectionConfig)
+
+
+def test_the_grid_of_timm_backbones_names_weights_trained_on_imagenet_1k_alone(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for job in read_grid(ROOT / "configs/grid_backbones.yaml").jobs:
+        model = load_config(job.config, job.overrides, DetectionConfig).model
+        assert model.weights in tags_of(model.backbone.removeprefix("timm/"))
+        assert re.fullmatch("[a-z0-9]+_in1k", model.weights)  # "..._in22k_ft_in1k" lists two data sets
 
 
 def test_training_warns_if_the_scores_cannot_reach_1(config_path, tmp_path, caplog):

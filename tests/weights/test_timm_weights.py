@@ -183,6 +183,16 @@ def test_fetch_downloads_weights_once_to_where_a_config_finds_them(command, hub,
         assert {f"name:     {TRUNK}.{tag}", f"source:   {found.url}", f"SHA-256:  {SHA256}"} <= {*lines}
 
 
+def test_fetch_takes_several_names_and_checks_all_of_them_before_the_first_download(command, hub):
+    names = [f"{TRUNK}.{tag}" for tag in (DEFAULT_TAG, OTHER_TAG)]
+    assert command("fetch", *names, f"{TRUNK}.fb_in1kk")[0] == 2
+    assert hub.requests == []
+    code, out, _ = command("fetch", *names)
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("name:")] == names
+    assert all(find_weights(tag, TRUNK).path.is_file() for tag in (DEFAULT_TAG, OTHER_TAG))
+
+
 def test_an_interrupted_fetch_resumes_in_the_next_call_because_the_hub_states_the_hash(command, hub):
     hub.cuts = [100_000] * 3
     assert command("fetch", TRUNK)[0] == 2
