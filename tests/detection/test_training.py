@@ -253,7 +253,7 @@ def test_steps_change_everything_but_the_frozen_part(config_path, trunk_weights,
         after = model.state_dict()
         unchanged = {name for name, value in after.items() if torch.equal(value, before[name])}
         expected = {f"backbone.trunk.{name}" for name in trunk_of(before) if name.startswith(frozen)}
-        assert unchanged == expected
+        assert unchanged == expected | {"pixel_mean", "pixel_std"}
     optimized = sum(len(group["params"]) for group in trainer.state.optimizer.param_groups)
     assert optimized == sum(name not in expected for name, _ in trainer.state.model.named_parameters())
 
@@ -494,6 +494,7 @@ def test_every_run_of_a_grid_has_a_valid_config(path, monkeypatch):
 
 def test_the_grid_of_timm_backbones_names_weights_trained_on_imagenet_1k_alone(monkeypatch):
     monkeypatch.chdir(ROOT)
+    pytest.importorskip("timm")
     for job in read_grid(ROOT / "configs/grid_backbones.yaml").jobs:
         model = load_config(job.config, job.overrides, DetectionConfig).model
         assert model.weights in tags_of(model.backbone.removeprefix("timm/"))
