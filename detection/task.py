@@ -97,7 +97,7 @@ def load_detector(model: SSD, weights: dict[str, Tensor], path: Path) -> None:
 def load_initial_weights(model: SSD, config: ModelConfig) -> InitialWeights:
     """Load the weights that `config.weights` names into the trunk (the classification network in the backbone).
 
-    Of a detector, only the trunk is loaded. The model then normalizes images as in the training of these weights.
+    Of a detector, only the trunk is loaded. The model then normalises images as in the training of these weights.
     Returns the record of the weights.
     Raises ValueError if the weights are missing or unreadable or do not fit the trunk."""
     trunk = backbone_spec(config.backbone).trunk

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from engine.config import Config
 
 POSITION_PARAMETERS = ("relative_position_bias_table", "absolute_pos_embed")
-TRUNK_GROUPS = slice(2, 4)  # of the groups of `parameter_groups`, those of the trunk; missing if the ratio is 1
+TRUNK_GROUPS = slice(2, 4)  # positions of the trunk's groups in `parameter_groups`; an optimizer with ratio 1 has none
 
 
 class OptimConfig(Config):
@@ -93,8 +93,8 @@ def build_optimizer(
 ) -> Optimizer:
     """Return SGD or AdamW for the `parameter_groups` of a model, with the scaled peak learning rate.
 
-    trunk: part of the model whose learning rate is scaled by backbone_lr_ratio. If the ratio is 1, the trunk has no
-    groups of its own, so that checkpoints from before this field was added can be resumed. Must not be None otherwise.
+    trunk: part of the model whose learning rate is scaled by backbone_lr_ratio; required unless the ratio is 1. With
+    ratio 1, the trunk has no groups of its own, so that checkpoints from before this field was added can be resumed.
     A fused optimizer is faster, and skips a step without waiting for the GPU if its `found_inf` is 1."""
     ratio, rate = config.backbone_lr_ratio, scaled_learning_rate(config, global_batch_size)
     assert ratio == 1 or trunk is not None

@@ -13,8 +13,8 @@ timm as its trunk. To use a different ResNet or Swin, add an entry:
 The class of a trunk has the methods `features` and `out_channels`. `stem_prefixes` lists the name prefixes of its
 parameters before the first stage, `removed_prefixes` those of the classifier's parameters that the trunk lacks.
 
-A checkpoint works for square inputs of any size from 96 pixels. The size changes only the strides and paddings of the
-extra levels (`plan_extras`), not their weights.
+A checkpoint works for square inputs of any size from 96 pixels, except that some models of timm accept only certain
+sizes. The size changes only the strides and paddings of the extra levels (`plan_extras`), not their weights.
 """
 
 import dataclasses

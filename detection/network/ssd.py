@@ -92,14 +92,14 @@ class ModelConfig(Config):
 class SSD(nn.Module):
     """Single-shot detector: on each of six feature maps, one 3x3 convolution predicts boxes and one predicts classes.
 
-    It normalizes the images itself, so that training, evaluation and every other use have the same statistics.
+    It normalises the images itself, so that training, evaluation and every other use have the same statistics.
 
     backbone: module that maps images (B, 3, S, S) to a list of six feature maps, high to low resolution.
     neck: module that maps this list to a list of six maps; `neck.out_channels` lists their channels.
     num_classes: number of foreground classes, without background.
     input_size: S, in pixels. anchor_scales: a value of detection.network.anchors.ANCHOR_SCALES.
     Buffers: anchors_cxcywh (A, 4) holds the default boxes, in the same order as the rows of the outputs. pixel_mean and
-    pixel_std (3,) hold the statistics for normalization, of pixel values from 0 to 1; see `set_normalization`."""
+    pixel_std (3,) hold the statistics for normalising, of pixel values from 0 to 1; see `set_normalization`."""
 
     anchors_cxcywh: Tensor
     pixel_mean: Tensor

@@ -33,7 +33,7 @@ class TimmLevels(NamedTuple):
     strides: tuple[int, ...]
     parameters: int  # number of parameters up to the last of these maps
     takes_image_size: bool  # whether weights or windows depend on the image size
-    takes_drop_path: bool  # a model with LayerNorm or GroupNorm; stochastic depth is not used for models with BatchNorm
+    takes_drop_path: bool  # whether the model has LayerNorm or GroupNorm; others are trained without stochastic depth
 
 
 class UnsuitableModelError(ValueError):
@@ -132,7 +132,7 @@ class TimmTrunk(nn.Module):
     """A model of timm as a trunk, with random weights. Its taps are TAPS, the maps of stride 8, 16 and 32.
 
     name: a model of timm, without prefix and tag. input_size: side of the images in pixels.
-    drop_path_rate: stochastic depth rate of the last block; ignored by a model with BatchNorm, such as a ResNet.
+    drop_path_rate: stochastic depth rate of the last block; ignored by a model without LayerNorm, such as a ResNet.
     Raises ValueError if the model does not exist, does not fit, or cannot process images of this size."""
 
     def __init__(self, name: str, input_size: int, drop_path_rate: float):
@@ -145,8 +145,12 @@ class TimmTrunk(nn.Module):
         except TIMM_ERRORS as error:
             sizes = [size for size in SUGGESTED_SIZES if _works(name, self.levels, size)]
             raise ValueError(
-                f"backbone 'timm/{name}': cannot process images of {input_size} pixels ({_reason(error)}); set "
-                f"model.input_size to a different value, such as {', '.join(map(str, sizes))}"
+                f"backbone 'timm/{name}': cannot process images of {input_size} pixels ({_reason(error)}); "
+                + (
+                    f"set model.input_size to a different value, such as {', '.join(map(str, sizes))}"
+                    if sizes
+                    else f"no other size works either (tried {', '.join(map(str, SUGGESTED_SIZES))}); {LISTING}"
+                )
             ) from error
         self.has_channels_last_maps = getattr(self.model, "output_fmt", None) == import_timm().layers.Format.NHWC
 
@@ -206,7 +210,10 @@ class TimmTrunk(nn.Module):
                 self.name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **self.options
             )
         except TIMM_ERRORS as error:
-            raise ValueError(f"weights do not fit timm/{self.name}, nothing was loaded: {_reason(error)}") from error
+            raise ValueError(
+                f"weights do not fit timm/{self.name}, nothing was loaded: {_reason(error)}; "
+                f"`python -m weights list {PREFIX}{self.name}` lists weights that fit"
+            ) from error
         # timm's feature extractors rename "stages.0.bias" to "stages_0.bias", "model.stages.0.bias" or similar.
         weights = {(self._prefix + key).replace("_", "."): tensor for key, tensor in classifier.state_dict().items()}
         self.model.load_state_dict({key: weights[key.replace("_", ".")] for key in self.model.state_dict()})
