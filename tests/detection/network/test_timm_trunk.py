@@ -8,6 +8,7 @@ from torch import nn
 
 timm = pytest.importorskip("timm")
 
+from detection.network import timm_trunk  # noqa: E402
 from detection.network.backbones import build_backbone, load_backbone_weights  # noqa: E402
 from detection.network.necks import NECKS, build_neck  # noqa: E402
 from detection.network.ssd import ModelConfig, build_ssd  # noqa: E402
@@ -113,7 +114,7 @@ def test_loaded_weights_give_the_feature_maps_of_timm(name):
 def test_weights_of_a_different_model_are_refused_and_nothing_is_loaded():
     backbone = build_backbone("timm/resnet10t", input_size=128)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    with pytest.raises(ValueError, match="fit timm/resnet10t.*weights list timm/resnet10t"):
+    with pytest.raises(ValueError, match=r"fit timm/resnet10t.*weights list timm/resnet10t"):
         load_backbone_weights(backbone, timm.create_model("resnet18").state_dict())
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
@@ -138,8 +139,13 @@ def test_a_model_without_the_three_strides_is_refused_with_its_strides(name, fou
         build_backbone(f"timm/{name}")
 
 
-def test_an_impossible_image_size_is_refused_with_sizes_that_work():
-    with pytest.raises(ValueError, match=r"maxvit_rmlp_pico_rw_256.*300 pixels.*224, 256, 320"):
+@pytest.mark.parametrize(
+    ("tried", "cure"),
+    [((224, 256, 300), "model.input_size .*such as 224, 256$"), ((300,), "tried 300.*detection.show backbones")],
+)
+def test_an_impossible_image_size_is_refused_with_sizes_that_work_or_other_models(monkeypatch, tried, cure):
+    monkeypatch.setattr(timm_trunk, "SUGGESTED_SIZES", tried)
+    with pytest.raises(ValueError, match=rf"maxvit_rmlp_pico_rw_256.*300 pixels.*{cure}"):
         build_backbone("timm/maxvit_rmlp_pico_rw_256", input_size=300)
 
 
