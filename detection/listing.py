@@ -16,10 +16,9 @@ from engine.terminal import counted
 from engine.text import did_you_mean, nearest
 from records.experiment import table
 from weights.registry import FOLDER, entry_named, read_registry
-from weights.timm_weights import PREFIX, import_timm, read_timm_top1, timm_rows
+from weights.timm_weights import PREFIX, import_timm, read_timm_top1, tags_of, timm_rows
 
 UNKNOWN = "-"
-TOP1 = "top-1 %"  # title of a column
 
 
 def list_backbones(pattern: str | None) -> str:
@@ -76,20 +75,23 @@ def list_timm(pattern: str) -> str:
     rows, misfits = [], Counter()
     for name in progress_bar(names, desc="building models", unit="model", leave=False):
         try:
-            levels = timm_levels(name)
+            rows.append(timm_row(name))
         except UnsuitableModelError as error:
             misfits[error.reason] += 1
-            continue
-        tag = timm.get_pretrained_cfg(name).tag
-        tags = timm.list_pretrained(f"{name}.*")
-        default = tag if f"{name}.{tag}" in tags else None
-        top1 = read_timm_top1().get(f"{name}.{default}")
-        weights = {"default tag": default or UNKNOWN, "tags": len(tags)}
-        rows.append(trunk_cells(PREFIX + name, levels.parameters, levels.strides, top1) | weights)
-    if len(names) == 1 and rows:
-        return f"{table(rows)}\n\n{table(timm_rows(PREFIX + names[0], FOLDER)) if tags else 'no published weights'}"
-    summary = summarize(len(names), misfits)
-    return f"{table(rows)}\n\n{summary}" if rows else summary
+    if not rows:
+        return summarize(len(names), misfits)
+    if len(names) == 1:
+        weights = table(timm_rows(PREFIX + names[0], FOLDER)) if tags_of(names[0]) else "no published weights"
+        return f"{table(rows)}\n\n{weights}"
+    return f"{table(rows)}\n\n{summarize(len(names), misfits)}"
+
+
+def timm_row(name: str) -> dict[str, str | int]:
+    """Return the row of a model of timm. Raises UnsuitableModelError if it does not fit a detector."""
+    levels, tags = timm_levels(name), tags_of(name)
+    top1 = read_timm_top1().get(f"{name}.{tags[0]}") if tags else None
+    weights = {"default tag": tags[0] if tags else UNKNOWN, "tags": len(tags)}
+    return trunk_cells(PREFIX + name, levels.parameters, levels.strides, top1) | weights
 
 
 def similar_patterns(pattern: str) -> str:
@@ -124,10 +126,5 @@ def trunk_cells(name: str, parameters: int, strides: tuple[int, ...], top1: floa
         "model.backbone": name,
         "params (M)": f"{parameters / 1e6:10.1f}",  # as wide as the title, so that numbers are aligned right
         "strides": " ".join(map(str, strides)),
-        TOP1: percent(top1),
+        "top-1 %": UNKNOWN if top1 is None else f"{top1:.1f}",
     }
-
-
-def percent(top1: float | None) -> str:
-    """Return an accuracy with one decimal."""
-    return UNKNOWN if top1 is None else f"{top1:.1f}"

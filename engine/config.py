@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.strict_yaml import ConfigError, KeyPath, dump_yaml, read_value, read_yaml
-from engine.text import UnknownNameError, did_you_mean, nearest, shown
+from engine.text import did_you_mean, nearest, shown
 
 
 class Config(BaseModel):
@@ -128,7 +128,7 @@ def _explain(detail: dict[str, Any], lines: dict[KeyPath, int], cls: type[Config
     if detail["type"] == "extra_forbidden":
         near, siblings = _suggest(path, cls)
         return line, path, "no such field" + (did_you_mean(near) or f"; expected one of {', '.join(siblings)}")
-    if isinstance(cause, UnknownNameError) or (cause and isinstance(value, dict)):
+    if cause and (isinstance(value, dict) or shown(value) in str(cause)):
         return line, path, str(cause)
     expected = str(cause or EXPECTED.get(detail["type"]) or detail["msg"].removeprefix("Input "))
     return line, path, f"got {shown(value)}, {expected}"

@@ -40,7 +40,7 @@ class InitialWeights(Record):
         """Return the part, the weights and the start of their SHA-256 in a line, for the log and README.md."""
         digits = f"SHA-256 {self.sha256[:8]}"
         origin = f"{self.entry} ({self.source}, {digits})" if self.entry else f"{self.file} ({digits})"
-        return f"{self.part} from {origin}" + f"; {self.note}" * bool(self.note)
+        return f"{self.part} from {origin}; {self.note}" if self.note else f"{self.part} from {origin}"
 
 
 class Cost(Record):

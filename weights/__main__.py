@@ -62,8 +62,8 @@ def main(arguments: argparse.Namespace, _: "torch.device") -> None:
         return
     if arguments.command == "fetch":
         entries = [entry_named(name) for name in arguments.names]  # an unknown name is an error before any download
-        for name, entry in zip(arguments.names, entries, strict=True):
-            print_facts({"name": entry.name, "source": entry.url} | describe(fetch(name, arguments.folder)))
+        for entry in entries:
+            print_facts({"name": entry.name, "source": entry.url} | describe(fetch(entry, arguments.folder)))
         return
     if arguments.file.startswith(PREFIX) or arguments.file in [each.name for each in read_registry().weights]:
         entry = entry_named(arguments.file)

@@ -29,7 +29,7 @@ from weights.timm_weights import DEFAULT, PREFIX, TimmWeights, tags_of, timm_row
 
 REGISTRY = Path(__file__).parent.parent / "saved_weights/registry.yaml"
 FOLDER = Path("saved_weights")  # in the project's root, where commands are run
-# What tags of timm call the data sets that have defaults in the registry; the last data set of a tag is after "_ft_".
+# What tags of timm call the data sets that have defaults in the registry. Tags with "_ft_" name two data sets.
 TAG_PARTS = {"imagenet1k": "in1k", "imagenet22k": "in2[12]k"}
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which training programs save weights, by priority
 # Names of parameters that identify known models: ResNet, Swin (Microsoft's or timm's names), torchvision's Swin, SSD.
@@ -78,7 +78,7 @@ class FoundWeights(NamedTuple):
 
     path: Path
     name: str | None = None  # registry entry, or "timm/MODEL.TAG"; None for any other file
-    url: str | None = None  # where the named weights are published
+    url: str | None = None  # where the named weights are published; None if `model.weights` is a path
 
 
 def entry_named(name: str) -> Entry | TimmWeights:
@@ -98,45 +98,42 @@ def entry_named(name: str) -> Entry | TimmWeights:
 def find_weights(name_or_path: str, trunk: str) -> FoundWeights:
     """Return the weights file that `model.weights` of a config names.
 
-    name_or_path: "imagenet1k", "imagenet22k", a name in the registry, "timm", a tag of a timm trunk, a file, or a
-    folder (see weights_in). A name wins over a file or folder of the same name; `./NAME` is always a path.
+    name_or_path: "imagenet1k", "imagenet22k", a name that `python -m weights list` shows, "timm", a tag of a trunk of
+    timm, a file, or a folder (see weights_in). A name wins over a file or folder of the same name; `./NAME` is a path.
     trunk: the trunk that the weights must fit, such as "swin_t" or "timm/convnext_tiny".
     Raises ValueError with the cure if the file is missing, or if the named weights are for a different trunk."""
-    if entry := _named_for_trunk(name_or_path, trunk):
+    tags = tags_of(trunk.removeprefix(PREFIX)) if trunk.startswith(PREFIX) else []
+    if entry := _named_for_trunk(name_or_path, trunk, tags):
         return FoundWeights(local_file(entry), entry.name, entry.url)
     path = weights_in(user_path(name_or_path, "weights"))
     if not path.is_file():
-        tags = tags_of(trunk.removeprefix(PREFIX)) if trunk.startswith(PREFIX) else []
         registry = read_registry()
-        names = [DEFAULT, *tags] if tags else [*registry.defaults, *(entry.name for entry in registry.weights)]
-        where = f"tags of {trunk}: {', '.join(tags)}" if tags else "python -m weights list shows all names"
+        if trunk.startswith(PREFIX):
+            names, where = [DEFAULT, *tags], f"tags of {trunk}: {', '.join(tags) or 'none'}"
+        else:
+            names = [*registry.defaults, *(entry.name for entry in registry.weights)]
+            where = "python -m weights list shows all names"
         raise ValueError(
             f"no such file, experiment or name of public weights{did_you_mean(nearest(name_or_path, names))} "
             f"({where}); null starts from random weights"
         )
-    return FoundWeights(path)
+    model, tag = re.match(r"(\w*)\.?(\w*)", path.name).groups()
+    is_fetched = PREFIX + model == trunk and tag in tags  # the tag matters, because it determines the normalisation
+    return FoundWeights(path, f"{trunk}.{tag}" if is_fetched else None)
 
 
-def _named_for_trunk(name: str, trunk: str) -> Entry | TimmWeights | None:
-    """Return the public weights that a name selects for a trunk; None if it is not a name of public weights."""
-    registry, tags = read_registry(), []
-    if trunk.startswith(PREFIX):
-        model = trunk.removeprefix(PREFIX)
-        tags = tags_of(model)
-        if name == DEFAULT or name in tags:
-            return timm_weights(model, None if name == DEFAULT else name)
-        if name in registry.defaults:
-            fitting = [tag for tag in tags if re.search(TAG_PARTS[name], tag.rpartition("_ft_")[2])] or tags
-            choices = f"timm, or a tag: {', '.join(fitting)}" if tags else "a file, an experiment, or null"
-            raise ValueError(f"not a name of weights for {trunk}; use {choices}")
-    elif name == DEFAULT:
-        return _timm_entry(trunk)
-    if name in registry.defaults:
-        defaults = registry.defaults[name]
-        if trunk not in defaults:
-            raise ValueError(f"no default for trunk {trunk!r}, only for {', '.join(defaults)}; use a file, or null")
-        name = defaults[trunk]
-    if name not in [entry.name for entry in registry.weights]:
+def _named_for_trunk(name: str, trunk: str, tags: list[str]) -> Entry | TimmWeights | None:
+    """Return the public weights that a name selects for a trunk; None if it is not a name of public weights.
+
+    tags: tags of a timm trunk; empty for other trunks."""
+    registry = read_registry()
+    if name == DEFAULT:
+        name = trunk if trunk.startswith(PREFIX) else _timm_name(trunk)
+    elif name in tags:
+        name = f"{trunk}.{name}"
+    elif name in registry.defaults:
+        name = _default_name(name, trunk, tags)
+    elif not name.startswith(PREFIX) and name not in [entry.name for entry in registry.weights]:
         return None
     entry = entry_named(name)
     if entry.trunk != trunk:
@@ -145,14 +142,30 @@ def _named_for_trunk(name: str, trunk: str) -> Entry | TimmWeights | None:
     return entry
 
 
-def _timm_entry(trunk: str) -> Entry:
-    """Return the registry's only weights of timm for a trunk that were trained on ImageNet-1k alone."""
+def _default_name(data: str, trunk: str, tags: list[str]) -> str:
+    """Return the name of the registry's default weights for a trunk. Raises ValueError if it has none.
+
+    data: the data set that they were trained on, a key of `defaults` in the registry."""
+    defaults = read_registry().defaults[data]
+    if trunk in defaults:
+        return defaults[trunk]
+    if trunk.startswith(PREFIX):
+        fitting = [tag for tag in tags if "_ft_" not in tag and re.search(TAG_PARTS[data], tag)] or tags
+        choices = f"{', '.join(fitting)}, or timm for the default tag" if tags else "a file, an experiment, or null"
+        raise ValueError(f"not a name of weights for {trunk}; use {choices}")
+    raise ValueError(f"no default for trunk {trunk!r}, only for {', '.join(defaults)}; use a file, or null")
+
+
+def _timm_name(trunk: str) -> str:
+    """Return the name of the only weights of timm in the registry for a trunk that were trained on ImageNet-1k alone.
+
+    Raises ValueError if there are none, or several."""
     entries = [entry for entry in read_registry().weights if entry.trunk == trunk]
     found = [entry for entry in entries if entry.source == "timm" and entry.trained_on == ("imagenet1k",)]
     if len(found) != 1:
-        names = [entry.name for entry in found or entries]
-        raise ValueError(f"{len(found)} weights of timm fit {trunk}, expected 1; use {', '.join(names) or 'a file'}")
-    return found[0]
+        names = ", ".join(entry.name for entry in found or entries) or "a file, an experiment, or null"
+        raise ValueError(f"{len(found)} weights of timm in {REGISTRY.name} fit {trunk}, expected 1; use {names}")
+    return found[0].name
 
 
 def local_file(entry: Entry | TimmWeights) -> Path:
@@ -166,11 +179,10 @@ def local_file(entry: Entry | TimmWeights) -> Path:
     return path
 
 
-def fetch(name: str, folder: Path) -> Path:
-    """Download the file of a registry entry or of timm's weights, unless it exists, and return its path.
+def fetch(entry: Entry | TimmWeights, folder: Path) -> Path:
+    """Download the file of an entry, unless it exists, and return its path.
 
     Raises ValueError if the download fails or the file does not contain weights. A file without weights is removed."""
-    entry = entry_named(name)
     path = folder / entry.file
     if not path.is_file():
         download(entry.url, path, sha256=entry.sha256 or stated_sha256(entry.url))

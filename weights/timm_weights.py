@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from data import IMAGENET_MEAN, IMAGENET_STD
 from engine.text import UnknownNameError, did_you_mean, nearest
 from weights.download import HASH_IN_NAME
 
@@ -30,6 +31,7 @@ class TimmWeights(NamedTuple):
     """Weights that timm publishes."""
 
     name: str  # "timm/MODEL.TAG"
+    trunk: str  # "timm/MODEL"
     url: str
     file: str  # file name in saved_weights
     sha256: str | None  # first digits from the file name of the URL
@@ -49,7 +51,10 @@ def tags_of(model: str) -> list[str]:
     timm = import_timm()
     if not timm.is_model(model):
         near = did_you_mean(nearest(model, timm.list_models()))
-        raise ValueError(f"{PREFIX}{model}: no such model in timm {timm.__version__}{near}")
+        raise ValueError(
+            f"{PREFIX}{model}: no such model in timm {timm.__version__}; `python -m weights list 'timm/convnext*'` "
+            f"lists weights by name{near}"
+        )
     tags = [name.partition(".")[2] for name in timm.list_models(f"{model}.*", pretrained=True)]
     default = timm.models.get_pretrained_cfg(model).tag if tags else None
     return sorted(tags, key=lambda tag: tag != default)
@@ -68,8 +73,8 @@ def timm_weights(model: str, tag: str | None = None) -> TimmWeights:
     config = import_timm().models.get_pretrained_cfg(name)
     if not is_readable(config):
         raise ValueError(
-            f"{PREFIX}{name}: published in a format that only timm reads; use a different tag ({', '.join(tags)}), or "
-            "load them with timm and save model.state_dict() as a file"
+            f"{PREFIX}{name}: published in a format that only timm reads; use a different tag "
+            f"(`python -m weights list {PREFIX}{model}`), or load them with timm and save model.state_dict() as a file"
         )
     if config.hf_hub_id:
         hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
@@ -79,7 +84,7 @@ def timm_weights(model: str, tag: str | None = None) -> TimmWeights:
     found = HASH_IN_NAME.search(url.rpartition("/")[2])
     # A hash in the file name is checked whenever the file is read.
     file = f"{name}{f'-{found[1]}' if found else ''}{Path(url).suffix}"
-    return TimmWeights(PREFIX + name, url, file, found and found[1])
+    return TimmWeights(PREFIX + name, PREFIX + model, url, file, found and found[1])
 
 
 def is_readable(config: "PretrainedCfg") -> bool:
@@ -112,8 +117,7 @@ def timm_rows(pattern: str, folder: Path) -> list[dict[str, str]]:
     The pattern may match a name with or without the tag. folder: where to search for downloaded files.
     Raises ValueError if nothing matches."""
     timm = import_timm()
-    wanted, usual = pattern.removeprefix(PREFIX), timm.models.PretrainedCfg()  # the defaults are ImageNet's
-    rows = []
+    wanted, rows = pattern.removeprefix(PREFIX), []
     for name in timm.list_models(pretrained=True):
         model, _, tag = name.partition(".")
         config = timm.models.get_pretrained_cfg(name)
@@ -125,8 +129,8 @@ def timm_rows(pattern: str, folder: Path) -> list[dict[str, str]]:
                 "name": PREFIX + name,
                 "default": "yes" if tag == default else "-",
                 "pixels": str(config.input_size[-1]),
-                "mean": "ImageNet" if config.mean == usual.mean else " ".join(f"{value:.3g}" for value in config.mean),
-                "std": "ImageNet" if config.std == usual.std else " ".join(f"{value:.3g}" for value in config.std),
+                "mean": _shown(config.mean, IMAGENET_MEAN),
+                "std": _shown(config.std, IMAGENET_STD),
                 "top-1": f"{read_timm_top1()[name]:.1f}" if name in read_timm_top1() else "-",
                 "licence": config.license or "unknown",
                 "downloaded": "yes" if (folder / timm_weights(model, tag).file).is_file() else "no",
@@ -136,3 +140,7 @@ def timm_rows(pattern: str, folder: Path) -> list[dict[str, str]]:
         near = did_you_mean(nearest(wanted, timm.list_models()))
         raise ValueError(f"{pattern}: matches no published weights of timm {timm.__version__}{near}")
     return rows
+
+
+def _shown(values: Rgb, of_imagenet: Rgb) -> str:
+    return "ImageNet" if values == of_imagenet else " ".join(f"{value:.3g}" for value in values)

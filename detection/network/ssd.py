@@ -68,7 +68,9 @@ class ModelConfig(Config):
             if find_spec("timm"):  # without timm, configs of finished runs can still be read
                 check_timm_name(name.removeprefix(PREFIX))
         elif name not in table:
-            raise UnknownNameError(info.field_name, name, table)
+            raise UnknownNameError(
+                info.field_name, name, [*table, "timm/NAME"] if info.field_name == "backbone" else table
+            )
         return name
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ STRIDES = (8, 16, 32)
 TAPS = tuple(f"stride{stride}" for stride in STRIDES)
 LISTING = "`python -m detection.show backbones 'convnext*'` lists the models that fit a pattern"
 CLASSIFIERS = ("head.fc.weight", "head.weight", "fc.weight", "classifier.weight")  # weights that have a row per class
-SUGGESTED_SIZES = (224, 256, 320, 384, 512)  # pixels; the sizes that work are listed if a different size does not
+SUGGESTED_SIZES = (224, 256, 320, 384, 512)  # pixels; an error about an unsuitable size lists those that work
 # Errors of timm's models: unsupported image size, missing feature maps, unknown option, weights that do not fit.
 TIMM_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
@@ -58,7 +58,7 @@ def check_timm_name(name: str) -> None:
         raise ValueError(f"backbone 'timm/{name}': set model.backbone to timm/{model} and model.weights to {tag}")
     if not known:
         near = did_you_mean(PREFIX + each for each in nearest(name, timm.list_models()))
-        raise ValueError(f"backbone 'timm/{name}': timm {timm.__version__} has no such model{near}; {LISTING}")
+        raise ValueError(f"backbone 'timm/{name}': timm {timm.__version__} has no such model; {LISTING}{near}")
 
 
 @functools.cache

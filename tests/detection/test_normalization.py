@@ -3,9 +3,11 @@
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
@@ -18,7 +20,8 @@ from detection.coco.evaluation import detect
 from detection.coco.transforms import eval_transform
 from detection.detector import Detector
 from detection.network.postprocess import postprocess
-from detection.task import DetectionTask, load_initial_detector
+from detection.network.ssd import ModelConfig, build_ssd
+from detection.task import DetectionTask, load_initial_detector, load_initial_weights
 from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from weights import publish
 
@@ -153,8 +156,60 @@ def test_a_published_detector_has_the_statistics_of_its_experiment(
 
 def test_fine_tuning_starts_with_the_statistics_of_the_loaded_detector(half_experiment, imagenet, val):
     model = DetectionTask(imagenet.config, None, val).model
-    load_initial_detector(model, half_experiment, ["a different class", *val.class_names[1:]])
+    load_initial_detector(model, str(half_experiment), ["a different class", *val.class_names[1:]])
     assert {name: tuple(getattr(model, name).tolist()) for name in STATISTICS} == dict.fromkeys(STATISTICS, HALF)
+
+
+# ---- weights of the trunk ----------------------------------------------------------------------------------------
+
+
+def initial_statistics(weights, **changes) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of a new detector whose trunk starts from `weights`."""
+    config = ModelConfig(weights=str(weights), input_size=96, drop_path_rate=0, **changes)
+    model = build_ssd(config, num_classes=2)
+    load_initial_weights(model, config)
+    return model.pixel_mean.tolist(), model.pixel_std.tolist()
+
+
+def as_float32(values) -> list[float]:
+    return torch.tensor(values).tolist()
+
+
+IMAGENET = (as_float32(IMAGENET_MEAN), as_float32(IMAGENET_STD))
+MIIL = ([0.0] * 3, [1.0] * 3)  # of some weights of MobileNetV3 in timm
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ("miil_in21k_ft_in1k", MIIL),
+        ("saved_weights/mobilenetv3_large_100.miil_in21k_ft_in1k.safetensors", MIIL),
+        ("mine.safetensors", IMAGENET),  # those of the default tag
+    ],
+)
+def test_weights_of_timm_bring_the_statistics_of_their_tag(weights, expected, tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    state = timm.create_model("mobilenetv3_large_100").state_dict()
+    Path("saved_weights").mkdir()
+    for path in ("mine.safetensors", "saved_weights/mobilenetv3_large_100.miil_in21k_ft_in1k.safetensors"):
+        safetensors.torch.save_file(state, path)
+    assert initial_statistics(weights, backbone="timm/mobilenetv3_large_100") == expected
+
+
+@pytest.mark.parametrize(
+    ("statistics", "expected"),
+    [({name: torch.tensor(HALF) for name in STATISTICS}, (list(HALF), list(HALF))), ({}, IMAGENET)],
+    ids=["new", "old"],
+)
+@pytest.mark.parametrize("backbone", ["ResNet18SlimBackbone_B", "timm/tf_efficientnet_lite0"])
+def test_the_trunk_of_a_detector_brings_the_statistics_of_the_detector(tmp_path, backbone, statistics, expected):
+    if backbone.startswith("timm/"):
+        pytest.importorskip("timm")
+    weights = build_ssd(ModelConfig(backbone=backbone, input_size=96), num_classes=2).state_dict()
+    weights = {name: value for name, value in weights.items() if name not in STATISTICS} | statistics
+    save_checkpoint(tmp_path / "step_000000001.pt", {"model": weights, "ema": None})
+    assert initial_statistics(tmp_path / "step_000000001.pt", backbone=backbone, neck="fpn") == expected
 
 
 # ---- files without statistics ------------------------------------------------------------------------------------

@@ -148,8 +148,8 @@ def test_the_error_about_a_missing_file_names_the_command_and_the_url(here, valu
         ("imagenet1k", "swin_l", "no default .*'swin_l'.* resnet50, resnet101, .*swin_b;"),
         ("torchvision_swin_s", "swin_t", "swin_s.* swin_t.* torchvision_swin_t, microsoft_swin_t_224,"),
         ("experiments", "swin_t", "experiments/checkpoints: no checkpoint"),
-        ("timm", "swin_b", "2 weights of timm fit swin_b.* timm_swin_b_224, timm_swin_b_384$"),
-        ("timm", "resnet50", "0 weights of timm fit resnet50.* torchvision_resnet50_v1, torchvision_resnet50_v2$"),
+        ("timm", "swin_b", "2 weights of timm .* fit swin_b.* timm_swin_b_224, timm_swin_b_384$"),
+        ("timm", "resnet50", "0 weights of timm .* fit resnet50.* torchvision_resnet50_v1, torchvision_resnet50_v2$"),
         ("imagnet1k", "swin_t", r"no such file.* did you mean 'imagenet1k'"),
     ],
 )

@@ -117,12 +117,33 @@ def test_a_config_selects_the_default_or_another_tag(here, value, tag):
     assert find_weights(value, TRUNK) == (path, f"{TRUNK}.{tag}", timm_weights("convnext_tiny", tag).url)
 
 
+@pytest.mark.parametrize(("value", "tag"), [(TRUNK, DEFAULT_TAG), (f"{TRUNK}.{OTHER_TAG}", OTHER_TAG)])
+def test_a_config_selects_weights_by_the_name_that_list_shows_and_fetch_takes(here, value, tag):
+    Path(f"saved_weights/convnext_tiny.{tag}.safetensors").touch()
+    assert find_weights(value, TRUNK) == find_weights(tag, TRUNK)
+
+
 def test_a_tag_wins_over_a_file_of_the_same_name_except_for_one_with_a_folder(here):
     for name in (OTHER_TAG, "mine.pth", f"saved_weights/convnext_tiny.{OTHER_TAG}.safetensors"):
         Path(name).touch()
     assert find_weights(OTHER_TAG, TRUNK).name == f"{TRUNK}.{OTHER_TAG}"
-    for path in (f"./{OTHER_TAG}", "mine.pth", f"saved_weights/convnext_tiny.{OTHER_TAG}.safetensors"):
+    for path in (f"./{OTHER_TAG}", "mine.pth"):
         assert find_weights(path, TRUNK) == (Path(path), None, None)
+
+
+@pytest.mark.parametrize(
+    ("file", "trunk", "name"),
+    [
+        (f"saved_weights/convnext_tiny.{OTHER_TAG}.safetensors", TRUNK, f"{TRUNK}.{OTHER_TAG}"),
+        ("gcvit_tiny.in1k-ac783954.pth", "timm/gcvit_tiny", "timm/gcvit_tiny.in1k"),
+        (f"convnext_tiny.{OTHER_TAG}.safetensors", "timm/convnext_small", None),
+        ("convnext_tiny.mine.safetensors", TRUNK, None),
+        ("convnext_tiny.safetensors", TRUNK, None),
+    ],
+)
+def test_the_path_of_a_fetched_file_has_the_tag_in_its_name_and_its_normalisation(here, file, trunk, name):
+    Path(file).touch()
+    assert find_weights(file, trunk) == (Path(file), name, None)
 
 
 def test_no_tag_looks_like_a_path_or_is_a_name_in_the_registry():
@@ -135,12 +156,14 @@ def test_no_tag_looks_like_a_path_or_is_a_name_in_the_registry():
     ("value", "trunk", "named"),
     [
         ("fb_in1kk", TRUNK, ["did you mean 'fb_in1k'", f"tags of {TRUNK}: {DEFAULT_TAG}, "]),
-        ("imagenet1k", TRUNK, [f"use timm, or a tag: {DEFAULT_TAG}, fb_in1k, fb_in22k_ft_in1k,"]),
-        ("imagenet22k", TRUNK, ["use timm, or a tag: fb_in22k$"]),
+        ("imagenet1k", TRUNK, ["use fb_in1k, or timm"]),  # not in12k_ft_in1k, which names two data sets
+        ("imagenet22k", TRUNK, ["use fb_in22k, or timm"]),
         ("torchvision_swin_t", TRUNK, [f"fits swin_t, not {TRUNK}", OTHER_TAG]),
+        ("timm/resnet50.a1_in1k", TRUNK, [f"fits timm/resnet50, not {TRUNK}", OTHER_TAG]),
+        ("timm/resnet50.a1_in1k", "resnet50", ["fits timm/resnet50, not resnet50", "torchvision_resnet50_v1"]),
         ("timm", "timm/botnet50ts_256", ["timm/botnet50ts_256: .*no weights"]),
         ("imagenet1k", "timm/botnet50ts_256", ["a file, an experiment, or null"]),
-        ("a1_in1k", "timm/botnet50ts_256", ["no such file", "null"]),
+        ("a1_in1k", "timm/botnet50ts_256", ["no such file", "timm/botnet50ts_256: none", "null"]),
     ],
 )
 def test_the_error_about_unknown_or_unfit_weights_suggests_a_cure(here, value, trunk, named):

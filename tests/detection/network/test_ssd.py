@@ -250,5 +250,5 @@ def test_random_weights_cannot_be_frozen(freeze):
 def test_error_about_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValidationError) as error:
         ModelConfig(backbone="ResNet50", neck="fnp", anchor_scales="voc")
-    for text in ("backbone 'ResNet50'", "ResNet50Backbone_A", "neck 'fnp'", "anchor_scales 'voc'"):
+    for text in ("backbone 'ResNet50'", "ResNet50Backbone_A", "timm/NAME", "neck 'fnp'", "anchor_scales 'voc'"):
         assert text in str(error.value)

@@ -13,7 +13,9 @@ from detection.network.necks import NECKS, build_neck  # noqa: E402
 from detection.network.ssd import ModelConfig, build_ssd  # noqa: E402
 from detection.network.timm_trunk import STRIDES, timm_levels  # noqa: E402
 from engine.compute.placement import place_model  # noqa: E402
+from engine.config import load_config  # noqa: E402
 from engine.optim import parameter_groups  # noqa: E402
+from engine.strict_yaml import ConfigError  # noqa: E402
 
 # Small models of each family, in all forms that timm's feature extractors have.
 FAMILIES = {
@@ -125,9 +127,11 @@ def test_weights_of_a_different_model_are_refused_and_nothing_is_loaded():
         ("convnext_tiny.in12k_ft_in1k", "model.weights to in12k_ft_in1k"),
     ],
 )
-def test_an_unknown_name_is_an_error_of_the_config(name, facts):
-    with pytest.raises(ValueError, match=facts):
-        ModelConfig(backbone=f"timm/{name}")
+def test_an_unknown_name_is_an_error_of_the_config(name, facts, tmp_path):
+    (tmp_path / "model.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match=facts) as error:
+        load_config(tmp_path / "model.yaml", [f"backbone=timm/{name}"], ModelConfig)
+    assert str(error.value).count(f"'timm/{name}'") == 1
 
 
 @pytest.mark.parametrize(("name", "found"), [("vit_tiny_patch16_224", "stride 16"), ("levit_128s", "16, 32, 64")])
