@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from detection.coco.annotations import read_coco
@@ -197,3 +198,42 @@ def test_the_error_for_an_unusable_detector_names_field_and_file(task_of, tmp_pa
         (tmp_path / name).write_bytes(written)
     with pytest.raises(CheckpointError, match=rf"^model\.start_from: .*/{name}: (no such|truncated,? or not a)"):
         task_of(tmp_path / name)
+
+
+# ---- trunks of timm ----------------------------------------------------------------------------------------------
+
+LITE0 = {"backbone": "timm/tf_efficientnet_lite0", "input_size": 96}
+HALF = [0.5, 0.5, 0.5]
+
+
+def start_lite0(weights) -> nn.Module:
+    """Return a detector whose trunk of timm starts from `weights`."""
+    config = ModelConfig(**{**MODEL, **LITE0, "weights": str(weights)})
+    model = build_ssd(config, num_classes=2)
+    load_initial_weights(model, config)
+    return model
+
+
+@pytest.mark.parametrize("weights", ["./lite0.pth", "timm", "in1k"])
+def test_weights_of_timm_bring_the_statistics_of_their_training_images(tmp_path, monkeypatch, weights):
+    timm = pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    classifier = timm.create_model("tf_efficientnet_lite0")
+    torch.save(classifier.state_dict(), "lite0.pth")
+    (tmp_path / "saved_weights").mkdir()
+    save_file(classifier.state_dict(), "saved_weights/tf_efficientnet_lite0.in1k.safetensors")
+    model = start_lite0(weights)
+    assert torch.equal(model.backbone.trunk.model.conv_stem.weight, classifier.conv_stem.weight)
+    assert model.pixel_mean.tolist() == model.pixel_std.tolist() == HALF
+
+
+def test_a_timm_trunk_can_start_from_that_of_a_detector_and_takes_over_its_statistics(tmp_path):
+    pytest.importorskip("timm")
+    trained = detector(5, **LITE0, neck="none")
+    trained.set_normalization([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    weights = trained.state_dict()
+    save_checkpoint(tmp_path / "checkpoints/step_000000001.pt", {"model": weights, "ema": None})
+    loaded = start_lite0(tmp_path).state_dict()
+    names = [name for name in weights if name.startswith(("backbone.trunk.", "pixel_"))]
+    assert len(names) > 100
+    assert all(torch.equal(loaded[name], weights[name]) for name in names)

@@ -45,6 +45,8 @@ FAMILIES = {
     "vgg": ("vgg11",),
 }
 MODELS = [name for names in FAMILIES.values() for name in names]
+FAST = ("resnet10t", "tf_efficientnet_lite0", "convnext_atto", "swinv2_cr_tiny_ns_224", "visformer_tiny")
+PARAMETERS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
 
 
 def test_the_list_has_at_least_25_models_of_10_families():
@@ -52,7 +54,7 @@ def test_the_list_has_at_least_25_models_of_10_families():
     assert len(FAMILIES) >= 10
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_every_map_has_its_stride_and_every_neck_trains_every_parameter(name):
     assert timm_levels(name).strides == STRIDES
     for side in (128, 224):
@@ -90,7 +92,7 @@ def test_a_model_of_timm_equals_the_own_trunk_with_the_same_weights(timm_name, o
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_loaded_weights_give_the_feature_maps_of_timm(name):
     backbone = build_backbone(f"timm/{name}", input_size=128)
     weights = timm.create_model(name, **backbone.trunk.options).state_dict()
