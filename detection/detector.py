@@ -76,11 +76,7 @@ class Detector:
             "input_size": self.model.input_size,
             "values": "0 to 255, not scaled and not normalised",
             "layout": "NCHW",
-            "done_by_the_model": {
-                "scale": 1 / 255,
-                "mean": _rounded(self.model.pixel_mean),
-                "std": _rounded(self.model.pixel_std),
-            },
+            "done_by_the_model": {"scale": 1 / 255, **pixel_statistics(self.model)},
         }
 
     @overload
@@ -128,8 +124,10 @@ class Detector:
         return results
 
 
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 6) for value in values.tolist()]  # float32 has 7 digits
+def pixel_statistics(model: SSD) -> dict[str, list[float]]:
+    """Return mean and std that a detector normalises images with: red, green, blue, for pixel values from 0 to 1."""
+    statistics = {"mean": model.pixel_mean, "std": model.pixel_std}
+    return {name: [round(value, 6) for value in values.tolist()] for name, values in statistics.items()}
 
 
 def model_input(pixels: np.ndarray, input_size: int) -> Tensor:
@@ -201,7 +199,8 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
             )
         config = read_experiment_config(experiment, DetectionConfig)
         category_ids = _category_ids(experiment, config, trained.class_names)
-    model = build_ssd(config.model, len(trained.class_names))
+    with torch.inference_mode(False), torch.enable_grad():  # models of timm are built with gradients
+        model = build_ssd(config.model, len(trained.class_names))
     load_detector(model, trained.weights, path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     layout = torch.channels_last if config.train.channels_last else torch.preserve_format

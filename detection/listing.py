@@ -24,19 +24,22 @@ UNKNOWN = "-"
 def list_backbones(pattern: str | None) -> str:
     """Return the listing for the terminal.
 
-    pattern: names of timm models, such as 'convnext*', with or without the prefix timm/; None lists BACKBONES.
-    Raises ValueError if timm is not installed or has no matching model."""
-    return list_timm(pattern.removeprefix(PREFIX).lower()) if pattern else list_own()
+    pattern: a name of BACKBONES, or a pattern for names of timm's models, such as 'convnext*', with or without the
+    prefix timm/; None lists BACKBONES. Raises ValueError if timm is not installed or has no matching model."""
+    if pattern is None or pattern in BACKBONES:
+        return list_own([pattern] if pattern else list(BACKBONES))
+    return list_timm(pattern.removeprefix(PREFIX).lower())
 
 
 # ---- the project's backbones ----------------------------------------------------------------------------------
 
 
-def list_own() -> str:
-    """Return the table of BACKBONES, and how to search in timm."""
+def list_own(names: list[str]) -> str:
+    """Return the table of these BACKBONES, and how to search in timm."""
     registry = read_registry()
     rows = []
-    for name, spec in BACKBONES.items():
+    for name in names:
+        spec = BACKBONES[name]
         strides, parameters = measure(name)
         default = registry.defaults["imagenet1k"].get(spec.trunk)
         top1 = entry_named(default).top1 if default else None
@@ -111,9 +114,9 @@ def summarize(matching: int, misfits: Counter[str]) -> str:
         return f"{models}; all fit"
     *most, last = map(str, STRIDES)
     needed = f"feature maps of stride {', '.join(most)} and {last}"
-    lines = [f"{misfits.total():,} of {models} do not fit; a detector needs {needed}:"]
+    lines = [f"unsuitable: {misfits.total():,} of {models}; a detector needs {needed}:"]
     for reason, number in misfits.most_common():
-        lines.append(f"{number:>6,} have {reason}")
+        lines.append(f"{number:>6,} with {reason}")
     return "\n".join(lines)
 
 

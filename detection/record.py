@@ -17,9 +17,11 @@ import numpy as np
 from detection.coco.annotations import describe_size
 from detection.coco.errors import confusion_matrix, error_breakdown
 from detection.coco.evaluation import METRICS, as_dicts, evaluate_coco, image_statistics, summarise_evaluation
+from detection.detector import pixel_statistics
 from detection.task import DetectionTask
 from engine.compute.cost import forward_gflops
 from engine.files import write_text
+from engine.terminal import counted
 from records.record import TaskRecord
 from training import Evaluation
 
@@ -29,6 +31,8 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
     from detection.drawing.charts import draw_class_scores, draw_confusion, draw_precision  # imports matplotlib
     from detection.drawing.pictures import SHOWN_SCORE, draw_detections, draw_examples, examples
 
+    statistics = pixel_statistics(task.model)
+    listed_values = {name: ", ".join(map(str, values)) for name, values in statistics.items()}
     config, model, val, results = task.config, task.config.model, task.val, as_dicts(evaluation.predictions)
     coco = evaluate_coco(task.truth, results)
     scores, matches = summarise_evaluation(coco), image_statistics(coco)
@@ -53,6 +57,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
             "per_class": scores["per_class"],
             "errors": error_breakdown(coco),
             "default_boxes": task.anchor_fit._asdict(),
+            "normalization": statistics,
             "protocol": {
                 "annotations": val.annotations_path.name,
                 "annotations_sha256": val.sha256,
@@ -67,10 +72,11 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         model=f"{model.backbone}{frozen}, neck {model.neck}, {task.model.input_size} pixels, "
         f"{len(task.model.anchors_cxcywh):,} default boxes",
         data=f"{describe_size(task.train)} for training, {describe_size(val)} for validation, "
-        f"{len(val.class_names)} classes",
+        f"{counted(len(val.class_names), 'class', 'classes')}",
         scored=f"COCO mAP by pycocotools on all {len(val.images)} validation images; score >= "
         f"{config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, best {config.eval.max_detections} per image",
         facts={
+            "Normalisation": f"mean {listed_values['mean']}, std {listed_values['std']} (RGB from 0 to 1)",
             "Default boxes": str(task.anchor_fit),
             "Box loss weight": f"{config.loss.box_weight:g} (SSD paper: 1)",
         },

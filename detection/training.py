@@ -54,8 +54,10 @@ def announce(task: "DetectionTask") -> None:
     from detection.anchor_fit import report_fit
     from detection.coco.annotations import describe
     from detection.coco.warnings import ceiling_warning, leak_warnings
+    from detection.detector import pixel_statistics
     from engine import distributed
     from engine.logbook import logger
+    from engine.terminal import counted
 
     model, train, val = task.config.model, task.train, task.val
     logger.info("%s with neck %s", model.backbone, model.neck)
@@ -64,11 +66,14 @@ def announce(task: "DetectionTask") -> None:
         total = sum(parameter.numel() for parameter in parameters)
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         logger.info("model.freeze %s: %s of %s parameters are trained", model.freeze, f"{trained:,}", f"{total:,}")
+    statistics = pixel_statistics(task.model)
+    logger.info("pixels are normalised with mean %s and std %s", statistics["mean"], statistics["std"])
     for coco in (train, val):
         logger.info("%s: %s", coco.annotations_path, describe(coco))
     ids = val.category_ids
     unused = ids[-1] - ids[0] + 1 - len(ids)
-    logger.info("%d classes, category ids %d to %d (%d unused)", len(ids), ids[0], ids[-1], unused)
+    classes = counted(len(ids), "class", "classes")
+    logger.info("%s, category ids %d to %d (%d unused)", classes, ids[0], ids[-1], unused)
     if not val.class_counts.any():
         logger.warning("%s: contains no objects, so every score will be undefined", val.annotations_path)
     if not distributed.is_main():

@@ -42,7 +42,8 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     inspect.add_argument("file", metavar="FILE", help="a weights file, a name shown by `list`, or an experiment")
     arguments = parser.parse_args(words)
     if arguments.command == "list" and arguments.pattern and not arguments.pattern.startswith("timm/"):
-        raise ValueError(f"{arguments.pattern}: expected a pattern such as 'timm/convnext_tiny*', or none")
+        name = arguments.pattern
+        raise ValueError(f"{name}: expected no pattern, or one that begins with timm/, such as timm/{name}")
     return arguments
 
 

@@ -16,7 +16,11 @@ from PIL import Image
 from data import DatasetError
 from detection import Detections, load
 from detection.coco.annotations import read_split
-from engine.checkpoint import newest_checkpoint
+from detection.network.ssd import ModelConfig, build_ssd
+from detection.task import DetectionConfig
+from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from engine.config import dump_config
+from records.experiment import read_experiment_config
 from weights import publish
 from weights.release import save_release
 
@@ -236,3 +240,17 @@ def test_weights_of_a_different_architecture_are_refused(moved):
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, detection; assert 'torch' not in sys.modules, 'torch'; assert 'load' in detection.__all__"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_detector_with_a_trunk_of_timm_can_be_loaded_without_gradients(finished_detector, tmp_path):
+    pytest.importorskip("timm")
+    experiment = shutil.copytree(finished_detector, tmp_path / "experiment_9")
+    config = ModelConfig(backbone="timm/resnet10t", neck_channels=16, input_size=96)
+    state = load_checkpoint(newest_checkpoint(experiment / "checkpoints"))
+    state["model"] = build_ssd(config, len(state["data"]["classes"])).state_dict()
+    save_checkpoint(newest_checkpoint(experiment / "checkpoints"), state | {"ema": None})
+    text = dump_config(read_experiment_config(experiment, DetectionConfig).model_copy(update={"model": config}))
+    (experiment / "config.yaml").write_text(text)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            assert load(experiment, "cpu").model.backbone.trunk.name == "resnet10t"

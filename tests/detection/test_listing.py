@@ -47,6 +47,10 @@ def test_an_own_backbone_with_a_trunk_of_timm_is_listed_too(command, timm, monke
     assert cells(out)["LCNetBackbone_C"] == [*cells(command("lcnet_035")[1])["timm/lcnet_035"][:2], "-", "-", "0"]
 
 
+def test_one_of_the_own_backbones_is_listed_alone(command):
+    assert [name for name in cells(command("SwinTBackbone_C")[1]) if name in BACKBONES] == ["SwinTBackbone_C"]
+
+
 @pytest.mark.parametrize("pattern", ["resnet18*", "timm/ResNet18*"])
 def test_matching_models_of_timm_are_listed_in_the_order_of_timm(command, timm, pattern):
     code, out, _ = command(pattern)
@@ -62,14 +66,14 @@ def test_models_that_do_not_fit_are_counted_by_reason(command, timm):
     assert code == 0
     assert [name for name in cells(out) if "/" in name] == []
     names = timm.list_models("vit_[bt]*_patch16_clip_224")
-    assert [line.split()[0] for line in out.splitlines()] == [str(len(names)), str(len(names))]
+    assert [line.split()[index] for line, index in zip(out.splitlines(), (1, 0), strict=True)] == [str(len(names))] * 2
     assert out.splitlines()[1].endswith("stride 16")
 
 
 def test_models_that_fit_are_listed_before_the_number_of_others(command, timm):
     _, out, _ = command("efficientvit_[bm]0")  # m0 begins with a patch of 16 x 16 pixels
     assert out.split("\n\n")[0].splitlines()[1].startswith("timm/efficientvit_b0")
-    assert out.split("\n\n")[1].startswith("1 of 2 ")
+    assert out.split("\n\n")[1].startswith("unsuitable: 1 of 2 ")
 
 
 def test_a_model_without_feature_maps_is_counted(command, timm, monkeypatch):
@@ -79,8 +83,8 @@ def test_a_model_without_feature_maps_is_counted(command, timm, monkeypatch):
     timm_levels.cache_clear()
     monkeypatch.setattr(timm, "create_model", fail)
     _, out, _ = command("resnet18")
-    assert out.split()[:3] == ["1", "of", "1"]
-    assert out.splitlines()[1].split() == ["1", "have", "no", "feature", "maps"]
+    assert out.split()[1:4] == ["1", "of", "1"]
+    assert out.splitlines()[1].split() == ["1", "with", "no", "feature", "maps"]
     timm_levels.cache_clear()
 
 

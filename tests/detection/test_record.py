@@ -69,6 +69,7 @@ def test_the_record_has_the_variant_seed_cost_and_scores_of_the_run(recorded, sa
     assert list(record["variant"].items()) == [("backbone", "ResNet18SlimBackbone_B"), ("neck", "fpn")]
     assert record["seed"] == 5
     assert (record["cost"]["processes"], record["cost"]["device"]) == (2, "cpu")  # values of the last start
+    assert record["normalization"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert 0.01 < record["cost"]["gflops"] < 10
     assert record["cost"]["peak_memory_mib"] > 100
     assert record["errors"]["AP50"] == pytest.approx(record["scores"]["AP50"], abs=1e-12)

@@ -84,8 +84,9 @@ def test_the_card_has_the_facts_of_the_experiment(finished_detector):
     text = card("cells", published, "unknown")
     for fact in (
         "backbone ResNet18SlimBackbone_B, neck fpn", "`sample`", "epochs 1 (3 steps), batch size 8", "seed 0",
-        "commit abc", "score_threshold 0.3", "12 validation images", "| AP_large | undefined |", 'load("cells")',
-        "detection.predict cells photo.jpg", "model.start_from=cells/model.safetensors", "license: unknown",
+        "commit abc", "score_threshold 0.3", "12 validation images", "| AP_large | undefined |",
+        'load("saved_weights/cells")', "detection.predict saved_weights/cells photo.jpg", "license: unknown",
+        "model.start_from=saved_weights/cells/model.safetensors",
         "named no licence", f"weights {published.results.weights}", *published.results.protocol.classes,
     ):  # fmt: skip
         assert fact in text
@@ -113,7 +114,7 @@ def test_a_classifiers_card_shows_how_to_use_it(finished_detector):
     )
     text = card("cells", replace(published, results=results), "mit")
     assert "pipeline_tag: image-classification" in text
-    assert "train_clf_imagenet.py predict cells photo.jpg" in text
+    assert "train_clf_imagenet.py predict saved_weights/cells photo.jpg" in text
     assert "by class" not in text
     assert re.findall(r"\n\n\n|[^\n]\n#", text) == []
 
