@@ -32,7 +32,6 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
     from detection.drawing.pictures import SHOWN_SCORE, draw_detections, draw_examples, examples
 
     statistics = pixel_statistics(task.model)
-    listed_values = {name: ", ".join(map(str, values)) for name, values in statistics.items()}
     config, model, val, results = task.config, task.config.model, task.val, as_dicts(evaluation.predictions)
     coco = evaluate_coco(task.truth, results)
     scores, matches = summarise_evaluation(coco), image_statistics(coco)
@@ -76,7 +75,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         scored=f"COCO mAP by pycocotools on all {len(val.images)} validation images; score >= "
         f"{config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, best {config.eval.max_detections} per image",
         facts={
-            "Normalisation": f"mean {listed_values['mean']}, std {listed_values['std']} (RGB from 0 to 1)",
+            "Normalisation": f"mean {statistics['mean']}, std {statistics['std']} (RGB from 0 to 1)",
             "Default boxes": str(task.anchor_fit),
             "Box loss weight": f"{config.loss.box_weight:g} (SSD paper: 1)",
         },
