@@ -22,9 +22,8 @@ import os, sys, time, pathlib
 from records.status import mark_running, begin_status
 with mark_running(pathlib.Path(sys.argv[1])):
     begin_status(pathlib.Path(sys.argv[1]))
-    child = os.fork()  # like a loader process
-    if child:
-        print(os.getpid(), child, flush=True)
+    if os.fork() == 0:  # like a loader process; it prints when it has closed its copy of the lock
+        print(os.getppid(), os.getpid(), flush=True)
     time.sleep(600)
 """
 
