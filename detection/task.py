@@ -19,8 +19,7 @@ from detection.coco.dataset import CocoDetection, collate
 from detection.coco.evaluation import GroundTruth, detect, quick_scores, sort_by_image
 from detection.coco.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
 from detection.network.backbones import backbone_spec, load_backbone_weights
-from detection.network.loss import LossConfig, constant_predictor_loss, multibox_loss
-from detection.network.matching import match_anchors
+from detection.network.loss import Criterion, LossConfig, constant_predictor_loss
 from detection.network.postprocess import PostprocessConfig
 from detection.network.ssd import SSD, ModelConfig, build_ssd
 from engine import distributed
@@ -145,8 +144,6 @@ class DetectionTask:
     metrics = ("mAP", "AP50")
     lower_is_better = False
     collate = staticmethod(collate)
-    match_anchors = staticmethod(match_anchors)
-    multibox_loss = staticmethod(multibox_loss)
 
     def __init__(
         self, config: DetectionConfig, train: CocoFile | None, val: CocoFile, *, from_checkpoint: bool = False
@@ -161,6 +158,7 @@ class DetectionTask:
         torch.manual_seed(config.train.seed)  # initial weights
         self.model = build_ssd(config.model, len(val.class_names))
         self.trunk = self.model.backbone.trunk
+        self.criterion = Criterion(self.model.cells_per_level, **config.loss.model_dump())
         self.initial_weights: InitialWeights | None = None
         if config.model.weights is not None and not from_checkpoint:
             self.initial_weights = load_initial_weights(self.model, config.model)
@@ -187,8 +185,9 @@ class DetectionTask:
             }
             transform = train_transform(config.augment, self.model.input_size)
             self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_mib)
-            constant_loss = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
-            self.reference_losses = {"classification": constant_loss}
+            if config.loss.classification == "multibox":
+                constant_loss = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
+                self.reference_losses = {"classification": constant_loss}
 
     @cached_property
     def anchor_fit(self) -> AnchorFit:
@@ -196,23 +195,16 @@ class DetectionTask:
         return fit_anchors(self.train, self.model, self.config.loss.match_iou)
 
     def compile(self) -> None:
-        """Compile matching and loss. Shapes are dynamic because batches are padded to different numbers of objects."""
-        self.match_anchors = torch.compile(match_anchors, dynamic=True)
-        self.multibox_loss = torch.compile(multibox_loss, dynamic=True)
+        """Compile assignment and losses. Shapes are dynamic because the padded number of objects varies."""
+        self.criterion = torch.compile(self.criterion, dynamic=True)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the MultiBox losses summed over a batch, and the number of positive default boxes."""
-        config, anchors = self.config, self.model.anchors_cxcywh
-        images, boxes_xyxy, labels = batch["images"], batch["boxes_xyxy"], batch["labels"]
+        """Return the losses summed over a batch, and the count to divide them by (`Criterion`)."""
+        images = batch["images"]
         if "colours" in batch:
             images = distort_colours(images, batch["colours"])
-        box_deltas, class_logits = model(to_layout(images, config.train.channels_last))
-        matched = self.match_anchors(boxes_xyxy, labels, anchors, config.loss.match_iou)
-        sums = self.multibox_loss(
-            box_deltas, class_logits, matched, boxes_xyxy, labels, anchors, config.loss.negatives_per_positive
-        )
-        losses = {"classification": sums["classification"], "box": config.loss.box_weight * sums["box"]}
-        return losses, sums["num_positives"]
+        outputs = model(to_layout(images, self.config.train.channels_last))
+        return self.criterion(*outputs, batch["boxes_xyxy"], batch["labels"], self.model.anchors_cxcywh)
 
     def evaluate(
         self, model: nn.Module, device: torch.device, stop_if_requested: Callable[[], None] = lambda: None

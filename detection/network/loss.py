@@ -1,31 +1,137 @@
-"""MultiBox loss with hard negative mining (SSD, arXiv 1512.02325, section 2.2, eq. 1).
+"""Assignment and losses of a detector: which default boxes are trained to find which object, and at what cost.
 
-Losses and gradients are the same as in torchvision's SSD.compute_loss. A batch is computed without GPU synchronisation.
+`LossConfig` chooses the parts, and `Criterion` computes them for a batch, without GPU synchronisation. The default is
+the MultiBox loss with hard negative mining (SSD, arXiv 1512.02325, section 2.2, eq. 1): its losses and gradients equal
+those of torchvision's SSD.compute_loss. The alternatives are in atss.py, task_aligned.py, focal.py, box_loss.py and
+pisa.py.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from detection.network.boxes import encode_boxes
-from detection.network.matching import CPU_CHUNKS
+from detection.network.atss import match_atss
+from detection.network.box_loss import BOX_LOSSES, Rows, predicted_iou, select_rows, used_rows
+from detection.network.focal import focal_loss, quality_focal_loss
+from detection.network.matching import CPU_CHUNKS, match_anchors
+from detection.network.pisa import importance_weights, score_weights
+from detection.network.task_aligned import match_task_aligned
 from engine.config import Config
+
+# Classification losses, and how they turn logits into scores.
+SCORE_FUNCTIONS = {"multibox": "softmax", "focal": "sigmoid", "quality_focal": "sigmoid"}
 
 
 class LossConfig(Config):
-    """Settings of anchor matching and of the MultiBox loss."""
+    """Settings of the assignment of objects to default boxes, and of the losses. The defaults are SSD's of 2016."""
 
+    classification: Literal["multibox", "focal", "quality_focal"] = Field(
+        "multibox",
+        description="multibox: softmax and the hardest negatives (SSD); focal: sigmoid, all negatives, hard ones weigh "
+        "more (arXiv 1708.02002); quality_focal: focal, and the score is trained to be the IoU (arXiv 2006.04388)",
+    )
+    assignment: Literal["iou", "atss", "task_aligned"] = Field(
+        "iou",
+        description="which default boxes are positive: iou: by a fixed IoU (SSD); atss: by a threshold per object "
+        "(arXiv 1912.02424); task_aligned: those that predict the object best (arXiv 2108.07755; needs quality_focal)",
+    )
+    box: Literal["smooth_l1", "giou", "ciou"] = Field(
+        "smooth_l1",
+        description="box loss: smooth_l1 of the offsets, summed over four coordinates (SSD), or 1 - GIoU (arXiv "
+        "1902.09630) or 1 - CIoU (arXiv 1911.08287) of the boxes; their values are smaller, so raise box_weight",
+    )
+    reweight: Literal["none", "pisa"] = Field(
+        "none",
+        description="pisa: positives that locate their object well weigh more in the classification loss, and "
+        "confident ones in an additional box loss (arXiv 1904.04821; needs multibox)",
+    )
     box_weight: float = Field(
         1.0,
         ge=0,
-        description="weight of the box loss (smooth L1, summed over four coordinates) relative to the classification "
-        "loss; 1.0 as in the SSD paper; 0.25 as in the reference code, which averages over the coordinates",
+        description="weight of the box loss relative to the classification loss; with smooth_l1, 1.0 as in the SSD "
+        "paper; 0.25 as in the reference code, which averages over the coordinates",
     )
-    negatives_per_positive: int = Field(3, gt=0, description="number of hard negatives to train on per matched box")
-    match_iou: float = Field(0.5, gt=0, le=1, description="smallest IoU at which a default box matches an object")
+    negatives_per_positive: int = Field(
+        3, gt=0, description="number of hard negatives to train on per matched box; for multibox"
+    )
+    match_iou: float = Field(
+        0.5, gt=0, le=1, description="smallest IoU at which a default box matches an object; for the assignment iou"
+    )
+
+    @property
+    def score_function(self) -> str:
+        """How logits become scores: "softmax" over the classes and background, or "sigmoid" of each class."""
+        return SCORE_FUNCTIONS[self.classification]
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.assignment == "task_aligned" and self.classification != "quality_focal":
+            raise ValueError(
+                f"assignment task_aligned needs classification quality_focal, not {self.classification}, because the "
+                "scores are trained to be its alignment; set classification to quality_focal, or assignment to atss"
+            )
+        if self.reweight == "pisa" and self.classification != "multibox":
+            raise ValueError(
+                f"reweight pisa needs classification multibox, not {self.classification}; set reweight to none"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Assign default boxes to the objects of a batch and compute the losses. The fields are those of LossConfig.
+
+    cells_per_level: number of cells of each level's feature map, in the order of the default boxes."""
+
+    cells_per_level: tuple[int, ...]
+    classification: str = "multibox"
+    assignment: str = "iou"
+    box: str = "smooth_l1"
+    reweight: str = "none"
+    box_weight: float = 1.0
+    negatives_per_positive: int = 3
+    match_iou: float = 0.5
+
+    def __call__(
+        self, box_deltas: Tensor, class_logits: Tensor, boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute the losses, summed over the batch, and the count that they are divided by.
+
+        Everything is computed in float32, also under autocast, and for each image on its own, so that the split of a
+        batch over ranks has no effect. Without positives, the losses are still differentiable, so that the rank takes
+        part in DDP's all-reduce.
+
+        box_deltas: (B, A, 4) float. class_logits: (B, A, num_classes + 1) float with background first, or
+        (B, A, num_classes) if the scores are sigmoids. boxes_xyxy: (B, M, 4) float, fractions of the image side.
+        labels: (B, M) int64, 1..num_classes, 0 = padding. anchors_cxcywh: (A, 4) float, fractions of the image side.
+        Returns {"classification": (), "box": (), ...} and the number of positives or, with task_aligned, the sum of
+        their alignments, as scalars on the device."""
+        matched, alignment = self.assign(box_deltas, class_logits, boxes_xyxy, labels, anchors_cxcywh)
+        outputs = (box_deltas, class_logits, matched, boxes_xyxy, labels, anchors_cxcywh)
+        if self.classification == "multibox":
+            sums = multibox_loss(*outputs, self.negatives_per_positive, self.box, self.reweight)
+        else:
+            sums = sigmoid_loss(*outputs, alignment, self.classification, self.box)
+        count = sums.pop("num_positives") if alignment is None else alignment.sum()
+        losses = {name: self.box_weight * loss if name.startswith("box") else loss for name, loss in sums.items()}
+        return losses, count
+
+    def assign(
+        self, box_deltas: Tensor, class_logits: Tensor, boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the index of each anchor's object, or NO_OBJECT, (B, A) int64, and its alignment (B, A) or None.
+
+        The arguments are those of `__call__`. Only task_aligned depends on the predictions and returns an alignment."""
+        if self.assignment == "task_aligned":
+            return match_task_aligned(box_deltas, class_logits, boxes_xyxy, labels, anchors_cxcywh)
+        if self.assignment == "atss":
+            return match_atss(boxes_xyxy, labels, anchors_cxcywh, self.cells_per_level), None
+        return match_anchors(boxes_xyxy, labels, anchors_cxcywh, self.match_iou), None
 
 
 def multibox_loss(
@@ -36,45 +142,94 @@ def multibox_loss(
     labels: Tensor,
     anchors_cxcywh: Tensor,
     negatives_per_positive: int,
+    box: str = "smooth_l1",
+    reweight: str = "none",
 ) -> dict[str, Tensor]:
-    """Compute the two MultiBox losses, summed over the batch.
+    """Compute the MultiBox losses, summed over the batch.
 
     Positives are the matched anchors. An image's hardest negatives are the unmatched anchors with the lowest background
-    probability. The classification loss is the softmax cross-entropy of the positives and hardest negatives. The box
-    loss is smooth L1 of the positives, summed over the four coordinates. Both losses are computed in float32, also
-    under autocast. The caller divides the sums by the number of positives in the global batch. Without positives, both
-    sums are zero but differentiable, so that the rank still takes part in DDP's all-reduce.
+    probability. The classification loss is the softmax cross-entropy of the positives and hardest negatives. Without
+    positives, all sums are zero.
 
     box_deltas: (B, A, 4) float. class_logits: (B, A, num_classes + 1) float, 0 = background.
-    matched: (B, A) int64, from match_anchors: the index of the matched object, or -1.
+    matched: (B, A) int64, the index of the matched object, or -1.
     boxes_xyxy: (B, M, 4) float, fractions of the image side. labels: (B, M) int64, 1..num_classes, 0 = padding.
     anchors_cxcywh: (A, 4) float, fractions of the image side.
     negatives_per_positive: number of negatives per positive of the same image; fewer if the image has not enough.
-    Returns {"classification": (), "box": (), "num_positives": ()}: float32 sums and an int64 count."""
-    num_images, num_anchors = matched.shape
+    box: an entry of BOX_LOSSES. reweight: none, or pisa (pisa.py).
+    Returns {"classification": (), "box": (), "num_positives": ()}: float32 sums and an int64 count; with pisa, also
+    "box_by_score": ()."""
     is_positive = matched >= 0  # (B, A)
-    num_positives = is_positive.sum()
+    targets = (matched, box_deltas, boxes_xyxy, labels, anchors_cxcywh)
     is_trained = _trained_anchors(class_logits, is_positive, negatives_per_positive)  # (B, A)
+    rows = select_rows(used_rows(is_trained), *targets)
+    is_trained = is_trained[rows.index]  # (R)
+    row_logits = class_logits[rows.index].float()  # (R, num_classes + 1)
+    cross_entropy = F.cross_entropy(row_logits.flatten(0, -2), rows.labels.flatten(), reduction="none")
+    sums = {"box": BOX_LOSSES[box](rows).sum(), "num_positives": is_positive.sum()}
+    if reweight == "pisa":
+        weights, sums["box_by_score"] = _prime_samples(
+            class_logits, select_rows(_positives(is_positive), *targets), box
+        )
+        cross_entropy = cross_entropy * weights[rows.index].flatten()
+    return {"classification": cross_entropy.where(is_trained.flatten(), 0).sum()} | sums
 
-    # A row holds the values of one anchor. On the CPU, only rows of trained anchors are computed. On a GPU, selecting
-    # rows would synchronise, because their number is not known in advance. So untrained rows are computed and masked.
-    rows = is_trained.nonzero(as_tuple=True) if is_trained.is_cpu else ...  # R is (n,) on the CPU, (B, A) on a GPU
-    is_positive, is_trained, object_index = is_positive[rows], is_trained[rows], matched.clamp(min=0)[rows]  # (R)
-    image = torch.arange(num_images, device=matched.device)[:, None].expand(-1, num_anchors)[rows]  # (R)
 
-    row_labels = labels[image, object_index].masked_fill(~is_positive, 0)  # (R)
-    row_logits = class_logits[rows].float()  # (R, num_classes + 1)
-    cross_entropy = F.cross_entropy(row_logits.flatten(0, -2), row_labels.flatten(), reduction="none")
-    classification = cross_entropy.where(is_trained.flatten(), 0).sum()
+def sigmoid_loss(
+    box_deltas: Tensor,
+    class_logits: Tensor,
+    matched: Tensor,
+    boxes_xyxy: Tensor,
+    labels: Tensor,
+    anchors_cxcywh: Tensor,
+    alignment: Tensor | None,
+    classification: str,
+    box: str,
+) -> dict[str, Tensor]:
+    """Compute the losses of a detector with sigmoid scores, summed over the batch.
 
-    # The target of a negative anchor is its own prediction, so its loss and gradient are exactly zero.
-    row_deltas = box_deltas[rows].float()  # (R, 4)
-    row_anchors = anchors_cxcywh.expand(num_images, -1, -1)[rows]  # (R, 4)
-    box_targets = encode_boxes(boxes_xyxy[image, object_index], row_anchors)
-    box_targets = box_targets.where(is_positive[..., None], row_deltas.detach())
-    box = F.smooth_l1_loss(row_deltas, box_targets, reduction="sum")
+    classification: focal or quality_focal (focal.py). The target score of a positive anchor is 1 for focal. For
+    quality_focal it is the alignment (B, A) or, if that is None, the IoU of its predicted box with the object. The box
+    loss of an anchor is multiplied by its alignment, as in TOOD (arXiv 2108.07755, eq. 8).
+    class_logits: (B, A, num_classes) float. All other arguments and the result are as in `multibox_loss`."""
+    is_positive = matched >= 0  # (B, A)
+    rows = select_rows(used_rows(is_positive), matched, box_deltas, boxes_xyxy, labels, anchors_cxcywh)
+    row_losses = BOX_LOSSES[box](rows)  # (R, 4) or (R, 1)
+    if alignment is not None:
+        row_losses = row_losses * alignment[rows.index][..., None]
+    if classification == "focal":
+        loss = focal_loss(class_logits, rows)
+    else:
+        loss = quality_focal_loss(
+            class_logits, rows, predicted_iou(rows) if alignment is None else alignment[rows.index]
+        )
+    return {"classification": loss, "box": row_losses.sum(), "num_positives": is_positive.sum()}
 
-    return {"classification": classification, "box": box, "num_positives": num_positives}
+
+def _prime_samples(class_logits: Tensor, rows: Rows, box: str) -> tuple[Tensor, Tensor]:
+    """Return the weights (B, A) of all anchors in the classification loss, and the sum of the additional box loss.
+
+    rows: of all positives and some negatives, (B, K)."""
+    logits = class_logits[rows.index].float()  # (B, K, num_classes + 1)
+    log_scores = logits.log_softmax(dim=-1).gather(-1, rows.labels[..., None])[..., 0]  # (B, K)
+    row_weights = importance_weights(
+        predicted_iou(rows), rows.labels, rows.objects, rows.is_positive, -log_scores.detach()
+    )
+    weights = torch.ones(class_logits.shape[:2], device=class_logits.device)
+    weights[rows.index] = row_weights
+    factors = score_weights(log_scores.exp(), rows.is_positive)
+    return weights, (factors * BOX_LOSSES[box](rows).sum(dim=-1)).sum()
+
+
+def _positives(is_positive: Tensor) -> Any:
+    """Return an index of the positives (B, A) and of some negatives, so that all images have equally many, (B, K).
+
+    On a GPU, it selects all anchors, because the number of positives is not known in advance."""
+    if not is_positive.is_cpu:
+        return ...
+    most = max(1, int(is_positive.sum(dim=1).max()))
+    columns = is_positive.float().topk(most, dim=1).indices.sort(dim=1).values
+    return torch.arange(len(is_positive))[:, None], columns
 
 
 @torch.no_grad()

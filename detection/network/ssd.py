@@ -125,9 +125,9 @@ class SSD(nn.Module):
         self.class_head = _head(neck.out_channels, num_classes + 1)
         self._init_heads()
         # Not saved in checkpoints, because the anchors follow from the backbone, the input size and the scales.
-        self.register_buffer(
-            "anchors_cxcywh", default_boxes(self.grid_sizes(input_size), anchor_scales), persistent=False
-        )
+        grid_sizes = self.grid_sizes(input_size)
+        self.cells_per_level = tuple(rows * columns for rows, columns in grid_sizes)
+        self.register_buffer("anchors_cxcywh", default_boxes(grid_sizes, anchor_scales), persistent=False)
         for name, values in self.optional_weights.items():
             self.register_buffer(name, torch.tensor(values))
         self.register_load_state_dict_pre_hook(_add_optional_weights)

@@ -1,0 +1,1 @@
+def match_atss(*a): raise NotImplementedError

@@ -1,0 +1,1 @@
+def match_task_aligned(*a): raise NotImplementedError
