@@ -31,7 +31,7 @@ COMPUTES = {
         "detection/coco/transforms.py",
     ),
     "score": ("detection/coco/evaluation.py", "detection/coco/errors.py"),
-    "task": ("detection/task.py",),
+    "task": ("detection/task.py", "weights/timm_weights.py"),  # the latter has the mean and std of the pixels
 }
 
 

@@ -60,7 +60,7 @@ def test_every_imported_module_is_listed_in_computes_loop_or_unrelated(task):
     unrelated = {
         name for name in closure(task) if name in UNRELATED or any(name.startswith(f"{r}.") for r in UNRELATED_ROOMS)
     }
-    assert not computes & unrelated
+    assert computes & unrelated <= {"weights.timm_weights"}  # only detectors take mean and std of pixels from it
     assert closure(task) - computes - unrelated == set(), "add it to COMPUTES of the task, to LOOP, or to UNRELATED"
 
 
