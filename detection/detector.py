@@ -113,6 +113,7 @@ class Detector:
         settings = self.config.eval.model_dump()
         if score_threshold is not None:
             settings["score_threshold"] = score_threshold
+        settings["score_function"] = self.model.score_function
         results = []
         for pixels, raw in zip(pictures, postprocess(*outputs, self.model.anchors_cxcywh, **settings), strict=True):
             height, width, _ = pixels.shape
@@ -199,8 +200,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
             )
         config = read_experiment_config(experiment, DetectionConfig)
         category_ids = _category_ids(experiment, config, trained.class_names)
-    with torch.inference_mode(False), torch.enable_grad():  # models of timm are built with gradients
-        model = build_ssd(config.model, len(trained.class_names))
+    model = build_ssd(config.model, len(trained.class_names), config.loss.score_function)
     load_detector(model, trained.weights, path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     layout = torch.channels_last if config.train.channels_last else torch.preserve_format

@@ -15,6 +15,7 @@ from data import DatasetError
 from detection.coco.annotations import read_split
 from detection.detector import Detector, load, model_input, rgb_pixels
 from detection.network.boxes import decode_boxes
+from detection.network.heads import class_scores
 from detection.network.postprocess import PostprocessConfig, RawDetections, postprocess
 from detection.network.ssd import SSD
 from engine.command import RunError
@@ -82,6 +83,7 @@ def export_facts(detector: Detector, settings: PostprocessConfig | None) -> dict
         "preprocessing": detector.preprocessing,
         "inputs": INPUTS,
         "outputs": DETECTION_OUTPUTS if settings else ALL_OUTPUTS,
+        "score_function": detector.model.score_function,
         "postprocessing": settings.model_dump() if settings else None,
         "step": detector.step,
     }
@@ -101,7 +103,7 @@ class DecodedSSD(nn.Module):
         """Return ALL_OUTPUTS. images: as in INPUTS."""
         box_deltas, class_logits = self.model(images)
         boxes_xyxy = decode_boxes(box_deltas, self.model.anchors_cxcywh).clamp(0, 1)
-        return boxes_xyxy, class_logits.softmax(dim=-1)[..., 1:]  # (B, A, 4), (B, A, C)
+        return boxes_xyxy, class_scores(class_logits, self.model.score_function)  # (B, A, 4), (B, A, C)
 
 
 @torch.no_grad()
@@ -274,7 +276,9 @@ def _compare_boxes(model: SSD, exported: Network, images: Tensor, _: None) -> Te
 
 def _compare_detections(model: SSD, exported: Network, images: Tensor, settings: PostprocessConfig) -> Tensor:
     """Return the `_differences` of the two networks' detections, in both directions: (n, 2)."""
-    expected = postprocess(*model(images), model.anchors_cxcywh, **settings.model_dump())
+    expected = postprocess(
+        *model(images), model.anchors_cxcywh, **settings.model_dump(), score_function=model.score_function
+    )
     *columns, counts = exported(images)
     differences = []
     for image, count in enumerate(counts.tolist()):

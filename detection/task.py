@@ -19,6 +19,7 @@ from detection.coco.dataset import CocoDetection, collate
 from detection.coco.evaluation import GroundTruth, detect, quick_scores, sort_by_image
 from detection.coco.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
 from detection.network.backbones import backbone_spec, load_backbone_weights
+from detection.network.heads import tower_depth
 from detection.network.loss import Criterion, LossConfig, constant_predictor_loss
 from detection.network.postprocess import PostprocessConfig
 from detection.network.ssd import SSD, ModelConfig, build_ssd
@@ -38,6 +39,7 @@ from weights.timm_weights import PREFIX, normalization
 
 LISTED_CLASSES = 8  # in log lines
 TRUNK = "backbone.trunk."  # prefix of the trunk's weights in a detector
+CLASS_HEAD = "class_head.0.weight"  # a weight that every detector has, and no trunk
 
 
 class DetectionConfig(Config):
@@ -87,6 +89,12 @@ def read_detector(path: Path) -> TrainedDetector:
 
 def load_detector(model: SSD, weights: dict[str, Tensor], path: Path) -> None:
     """Load weights, read from `path`, into a detector. Raises CheckpointError listing the names that differ."""
+    wanted, found = tower_depth(model.state_dict()), tower_depth(weights)
+    if found != wanted and CLASS_HEAD in weights:
+        raise CheckpointError(
+            f"{path}: model.head_tower is {wanted}, but this detector was trained with {found}; "
+            f"set model.head_tower={found}"
+        )
     try:
         load_exactly(model, weights)
     except ValueError as error:
@@ -106,8 +114,9 @@ def load_initial_weights(model: SSD, config: ModelConfig) -> InitialWeights:
         mean, std = IMAGENET_MEAN, IMAGENET_STD
         if trunk.startswith(PREFIX):
             mean, std = normalization(trunk.removeprefix(PREFIX), (found.name or "").partition(".")[2])
-        if "class_head.0.weight" in weights:
-            mean, std = (weights.get(name, values) for name, values in SSD.optional_weights.items())
+        if CLASS_HEAD in weights:
+            mean = weights.get("pixel_mean", IMAGENET_MEAN)
+            std = weights.get("pixel_std", IMAGENET_STD)
             weights = {name.removeprefix(TRUNK): weights[name] for name in weights if name.startswith(TRUNK)}
         resized = load_backbone_weights(model.backbone, weights)
         model.set_normalization(mean, std)
@@ -118,24 +127,35 @@ def load_initial_weights(model: SSD, config: ModelConfig) -> InitialWeights:
 
 
 def load_initial_detector(model: SSD, start_from: str, class_names: Sequence[str]) -> InitialWeights:
-    """Load a trained detector. Its class heads are loaded only if it has the same classes in the same order.
+    """Load a trained detector, except its class heads if its classes, their order or its score function differ.
 
+    A class head is the last convolution for the classes of each level; a tower before it is always loaded.
     start_from: an experiment, a published folder or a weights file. Returns the record of the weights.
     Raises CheckpointError listing the differences if the rest of the model differs."""
     path = weights_in(user_path(start_from, "file"))
     detector = read_detector(path)
     class_heads = {key: value for key, value in model.state_dict().items() if key.startswith("class_head.")}
-    has_same_classes = detector.class_names == list(class_names)
-    load_detector(model, detector.weights if has_same_classes else detector.weights | class_heads, path)
-    if has_same_classes:
-        note = f"all {len(detector.weights)} weights loaded, including the class heads"
-    else:
-        classes = listed(detector.class_names or ["unknown"], LISTED_CLASSES)
+    difference = class_head_difference(model, detector, class_names)
+    load_detector(model, detector.weights | class_heads if difference else detector.weights, path)
+    if difference:
         note = (
             f"{len(detector.weights) - len(class_heads)} weights loaded; {len(class_heads)} class-head weights start "
-            f"at random, because the checkpoint has different classes or a different order: {classes}"
+            f"at random, because the checkpoint has {difference}"
         )
+    else:
+        note = f"all {len(detector.weights)} weights loaded, including the class heads"
     return initial_weights("detector", start_from, FoundWeights(path), f"step {detector.step}: {note}")
+
+
+def class_head_difference(model: SSD, detector: TrainedDetector, class_names: Sequence[str]) -> str:
+    """Return why the class heads of a detector do not fit the model with these classes, or "" if they do."""
+    if detector.class_names != list(class_names):
+        classes = listed(detector.class_names or ["unknown"], LISTED_CLASSES)
+        return f"different classes or a different order: {classes}"
+    outputs, expected = (len(weights.get(CLASS_HEAD, ())) for weights in (detector.weights, model.state_dict()))
+    if outputs != expected:  # the classes are equal, so only one of the two has outputs for background
+        return f"a different score function than {model.score_function}, the one of loss.classification"
+    return ""
 
 
 class DetectionTask:
@@ -156,7 +176,7 @@ class DetectionTask:
         self.workers = config.data.workers
         self.reference_losses: dict[str, float] = {}
         torch.manual_seed(config.train.seed)  # initial weights
-        self.model = build_ssd(config.model, len(val.class_names))
+        self.model = build_ssd(config.model, len(val.class_names), config.loss.score_function)
         self.trunk = self.model.backbone.trunk
         self.criterion = Criterion(self.model.cells_per_level, **config.loss.model_dump())
         self.initial_weights: InitialWeights | None = None

@@ -59,7 +59,7 @@ def detect(
 ) -> list[np.ndarray]:
     """Detect objects in every image that the loader yields, in this process only.
 
-    model: images (B, 3, S, S) uint8 -> box_deltas, class_logits; must have a buffer anchors_cxcywh, like SSD.
+    model: images (B, 3, S, S) uint8 -> box_deltas, class_logits; must have anchors_cxcywh and score_function, like SSD.
     coco: the annotation file of these images, for image sizes and category ids.
     settings: one or more post-processing settings to compare; the network runs only once for all of them.
     stop_if_requested: called between batches; may raise an exception to end the run.
@@ -78,7 +78,9 @@ def detect(
             image_ids = batch["image_ids"].tolist()
             sizes = [image_sizes[image_id] for image_id in image_ids]
             for results, setting in zip(found, settings, strict=True):
-                detections = postprocess(*outputs, model.anchors_cxcywh, **setting.model_dump())
+                detections = postprocess(
+                    *outputs, model.anchors_cxcywh, **setting.model_dump(), score_function=model.score_function
+                )
                 results.append(to_coco_results(detections, image_ids, sizes, coco.category_ids))
     return [sort_by_image(results) for results in found]
 

@@ -1,26 +1,23 @@
-"""The detector: backbone, neck and one convolutional head per level (SSD, arXiv 1512.02325, figure 2)."""
+"""The detector: backbone, neck and convolutional heads on every level (SSD, arXiv 1512.02325, figure 2)."""
 
-import math
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from data import IMAGENET_MEAN, IMAGENET_STD
-from detection.network.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
+from detection.network.anchors import ANCHOR_SCALES, default_boxes
 from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, Freeze, backbone_spec, build_backbone
+from detection.network.heads import ScoreFunction, init_heads, logits_per_box, make_head, make_towers, predict_rows
 from detection.network.necks import NECKS, build_neck
 from detection.network.timm_trunk import check_timm_name
 from engine.compute.inference import evaluation_mode
 from engine.config import Config
 from engine.text import UnknownNameError
 from weights.timm_weights import PREFIX
-
-# Initial probability that an anchor has any foreground class, as predicted by the untrained class head.
-FOREGROUND_PRIOR = 0.01
 
 
 class ModelConfig(Config):
@@ -30,6 +27,11 @@ class ModelConfig(Config):
     neck: str = Field("none", description="an entry of NECKS")
     neck_channels: int = Field(256, gt=0, description="channels of every map after the neck; ignored if neck is none")
     neck_repeats: int = Field(3, ge=1, description="number of layers of the neck bifpn; ignored by the other necks")
+    head_tower: Literal[0, 2, 4] = Field(
+        0,
+        description="number of 3x3 convolutions with GroupNorm before the last convolution of each head, separate for "
+        "boxes and classes (decoupled head); levels with equal channels share them",
+    )
     input_size: int | None = Field(
         None,
         ge=MIN_INPUT_SIZE,
@@ -90,7 +92,7 @@ class ModelConfig(Config):
 
 
 class SSD(nn.Module):
-    """Single-shot detector: on each of six feature maps, one 3x3 convolution predicts boxes and one predicts classes.
+    """Single-shot detector: on each of six feature maps, one head predicts boxes and one predicts classes.
 
     It normalises the images itself, so that training, evaluation and every other use have the same statistics.
 
@@ -98,6 +100,8 @@ class SSD(nn.Module):
     neck: module that maps this list to a list of six maps; `neck.out_channels` lists their channels.
     num_classes: number of foreground classes, without background.
     input_size: S, in pixels. anchor_scales: a value of detection.network.anchors.ANCHOR_SCALES.
+    head_tower: number of convolutions before the last one of each head.
+    score_function: how class logits become scores, see heads.class_scores.
     Buffers: anchors_cxcywh (A, 4) holds the default boxes, in the same order as the rows of the outputs. pixel_mean and
     pixel_std (3,) hold the statistics for normalising, of pixel values from 0 to 1; see `set_normalization`."""
 
@@ -115,15 +119,22 @@ class SSD(nn.Module):
         num_classes: int,
         input_size: int,
         anchor_scales: Sequence[float],
+        head_tower: int = 0,
+        score_function: ScoreFunction = "softmax",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = neck
         self.num_classes = num_classes
         self.input_size = input_size
-        self.box_head = _head(neck.out_channels, 4)
-        self.class_head = _head(neck.out_channels, num_classes + 1)
-        self._init_heads()
+        self.score_function = score_function
+        self.logits_per_box = logits_per_box(num_classes, score_function)
+        self.box_head = make_head(neck.out_channels, 4)
+        self.class_head = make_head(neck.out_channels, self.logits_per_box)
+        self.box_towers = make_towers(neck.out_channels, head_tower)
+        self.class_towers = make_towers(neck.out_channels, head_tower)
+        towers = (self.box_towers, self.class_towers)
+        init_heads(self.box_head, self.class_head, towers, num_classes, score_function)
         # Not saved in checkpoints, because the anchors follow from the backbone, the input size and the scales.
         grid_sizes = self.grid_sizes(input_size)
         self.cells_per_level = tuple(rows * columns for rows, columns in grid_sizes)
@@ -136,8 +147,9 @@ class SSD(nn.Module):
         """Predict a box and class logits for every anchor.
 
         images: (B, 3, S, S) RGB pixel values from 0 to 255, uint8 or float, not normalised.
-        Returns box_deltas (B, A, 4), to be decoded by boxes.decode_boxes, and class_logits (B, A, num_classes + 1),
-        before softmax, with background first. Raises ValueError if S is not input_size."""
+        Returns box_deltas (B, A, 4), to be decoded by boxes.decode_boxes, and class_logits. For softmax scores, the
+        logits are (B, A, num_classes + 1) with background first; for sigmoid scores, they are (B, A, num_classes).
+        Raises ValueError if S is not input_size."""
         if images.shape[-2:] != (self.input_size, self.input_size):
             height, width = images.shape[-2:]
             raise ValueError(
@@ -145,9 +157,8 @@ class SSD(nn.Module):
                 "the model's input_size; resize the images or build the model with their size"
             )
         maps = self.neck(self.backbone(self.normalize(images)))  # six maps (B, C, H, W)
-        box_deltas = [_rows(head(m), 4) for head, m in zip(self.box_head, maps, strict=True)]
-        class_logits = [_rows(head(m), self.num_classes + 1) for head, m in zip(self.class_head, maps, strict=True)]
-        return torch.cat(box_deltas, dim=1), torch.cat(class_logits, dim=1)
+        box_deltas = predict_rows(maps, self.box_towers, self.box_head, 4)
+        return box_deltas, predict_rows(maps, self.class_towers, self.class_head, self.logits_per_box)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Subtract the mean of the pixel values, and divide by their standard deviation.
@@ -164,20 +175,6 @@ class SSD(nn.Module):
         self.pixel_std.copy_(torch.as_tensor(std))
 
     @torch.no_grad()
-    def _init_heads(self) -> None:
-        """Initialise the heads to predict background with probability 1 - FOREGROUND_PRIOR at every anchor.
-
-        Otherwise, if the trunk has random weights, the loss never falls below loss.constant_predictor_loss. As in
-        RetinaNet (arXiv 1708.02002, sections 3.3 and 4.1), weights are drawn from N(0, 0.01^2) and biases are zero.
-        The exception is the background bias b, which solves e^b / (e^b + num_classes) = 1 - FOREGROUND_PRIOR."""
-        for convolution in [*self.box_head, *self.class_head]:
-            nn.init.normal_(convolution.weight, std=0.01)
-            nn.init.zeros_(convolution.bias)
-        background_bias = math.log(self.num_classes * (1 - FOREGROUND_PRIOR) / FOREGROUND_PRIOR)
-        for convolution in self.class_head:
-            convolution.bias[:: self.num_classes + 1] = background_bias
-
-    @torch.no_grad()
     def grid_sizes(self, input_size: int) -> list[tuple[int, int]]:
         """Run a forward pass on a blank image of this size, and return (rows, columns) of each map."""
         with evaluation_mode(self):  # so that the pass uses no random numbers and changes no running statistics
@@ -191,22 +188,12 @@ def _add_optional_weights(model: SSD, weights: dict[str, Tensor], prefix: str, *
         weights.setdefault(prefix + name, torch.tensor(values))
 
 
-def _head(in_channels: Sequence[int], outputs_per_box: int) -> nn.ModuleList:
-    """Create one 3x3 convolution per level, with outputs_per_box output channels for each default box of a cell."""
-    return nn.ModuleList(
-        nn.Conv2d(channels, boxes * outputs_per_box, kernel_size=3, padding=1)
-        for channels, boxes in zip(in_channels, BOXES_PER_CELL, strict=True)
-    )
+def build_ssd(config: ModelConfig, num_classes: int, score_function: ScoreFunction = "softmax") -> SSD:
+    """Build the detector described by `config`, with random weights.
 
-
-def _rows(head_map: Tensor, outputs_per_box: int) -> Tensor:
-    """Reshape a head's output (B, boxes * outputs, H, W) to one row per anchor, in the order of default_boxes."""
-    return head_map.permute(0, 2, 3, 1).reshape(head_map.shape[0], -1, outputs_per_box)  # (B, H * W * boxes, outputs)
-
-
-def build_ssd(config: ModelConfig, num_classes: int) -> SSD:
-    """Build the detector described by `config`, with random weights."""
+    num_classes: without background. score_function: the one of the loss, LossConfig.score_function."""
     input_size = config.input_size or backbone_spec(config.backbone).input_size
     backbone = build_backbone(config.backbone, config.drop_path_rate, config.freeze, input_size)
     neck = build_neck(config.neck, backbone.out_channels, config.neck_channels, config.neck_repeats)
-    return SSD(backbone, neck, num_classes, input_size, ANCHOR_SCALES[config.anchor_scales])
+    scales = ANCHOR_SCALES[config.anchor_scales]
+    return SSD(backbone, neck, num_classes, input_size, scales, config.head_tower, score_function)
