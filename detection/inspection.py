@@ -185,9 +185,9 @@ def fit_objects(
     Returns labels (n,) int64, from 1; the highest IoU (n,) float32; the level of its default box (n,) int64, from 0."""
     bar = progress_bar(range(len(dataset)), desc="matching objects", unit="image", leave=False)
     plans = [dataset.plan((0, index)) for index in bar]
-    boxes_xyxy = torch.from_numpy(np.concatenate([view.boxes_xyxy for view, _ in plans]))
+    boxes_xyxy = torch.from_numpy(np.concatenate([plan.boxes_xyxy for plan in plans]))
     best_iou, best_anchor = best_boxes(boxes_xyxy, anchors_cxcywh)
-    labels = np.concatenate([labels for _, labels in plans])
+    labels = np.concatenate([plan.labels for plan in plans])
     return labels, best_iou.numpy(), anchor_levels[best_anchor].numpy()
 
 

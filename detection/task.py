@@ -17,7 +17,7 @@ from detection.anchor_fit import AnchorFit, fit_anchors
 from detection.coco.annotations import CocoFile, DataConfig, dataset_error, pair_defects
 from detection.coco.dataset import CocoDetection, collate
 from detection.coco.evaluation import GroundTruth, detect, quick_scores, sort_by_image
-from detection.coco.transforms import AugmentConfig, distort_colours, eval_transform, train_transform
+from detection.coco.transforms import AugmentConfig, distort_colours, eval_transform, plan_mosaic, train_transform
 from detection.network.backbones import backbone_spec, load_backbone_weights
 from detection.network.heads import tower_depth
 from detection.network.loss import Criterion, LossConfig, constant_predictor_loss
@@ -204,7 +204,8 @@ class DetectionTask:
                 "short sides of shrunken images": [train.short_side, val.short_side],
             }
             transform = train_transform(config.augment, self.model.input_size)
-            self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_mib)
+            mosaic = plan_mosaic(config.augment, self.model.input_size, config.train.epochs)
+            self.train_set = CocoDetection(train, transform, config.train.seed, config.data.cache_mib, mosaic)
             if config.loss.classification == "multibox":
                 constant_loss = constant_predictor_loss(train.class_counts, config.loss.negatives_per_positive)
                 self.reference_losses = {"classification": constant_loss}

@@ -7,6 +7,7 @@ frame of an animation is used.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from data import DatasetError, Key, as_rgb, is_high_bit_depth, open_image
 from detection.coco.annotations import CocoFile
 from detection.coco.defects import dataset_error
 from detection.coco.image_files import ImageFile
-from detection.coco.transforms import Transform, View
+from detection.coco.transforms import MOSAIC_CORNERS, Mosaic, Transform, View, render
 from engine.logbook import logger, progress_bar
 
 
@@ -78,16 +79,33 @@ def _wrong_size(image: Image.Image, file: ImageFile) -> DatasetError:
     return DatasetError(f"{width} x {height} pixels, but the annotation file says {recorded}{shrunk}{swapped}")
 
 
+class Plan(NamedTuple):
+    """What a sample shows: views of one image or, in a mosaic, of several."""
+
+    indices: list[int]  # of the images
+    views: list[View]  # one per image
+    boxes_xyxy: np.ndarray  # (n, 4) float32 fractions of the square, for all views
+    labels: np.ndarray  # (n,) int64
+
+
 class CocoDetection(Dataset):
     """Data set of images and their objects, indexed by (epoch, index); the same pair always gives the same sample.
 
     (If a JPEG is resized to half its size or less, its pixels differ slightly with and without the cache.)"""
 
-    def __init__(self, coco: CocoFile, transform: Transform, seed: int = 0, cache_mib: float = 0) -> None:
+    def __init__(
+        self,
+        coco: CocoFile,
+        transform: Transform,
+        seed: int = 0,
+        cache_mib: float = 0,
+        mosaic: Mosaic | None = None,
+    ) -> None:
         """Create the data set; decode and cache as many of the first images as fit in `cache_mib`.
 
-        transform: see detection/coco/transforms.py. seed: seed of the augmentation, 0 or more."""
-        self.coco, self.transform, self.seed = coco, transform, seed
+        transform: see detection/coco/transforms.py. seed: seed of the augmentation, 0 or more. mosaic: replaces the
+        transform in the first `mosaic.epochs` epochs."""
+        self.coco, self.transform, self.seed, self.mosaic = coco, transform, seed, mosaic
         self.cached: list[np.ndarray] = []
         if cache_mib:
             self._fill_cache(cache_mib)
@@ -106,51 +124,65 @@ class CocoDetection(Dataset):
     def __len__(self) -> int:
         return len(self.coco.images)
 
-    def __getitem__(self, key: Key) -> dict[str, Tensor | int]:
+    def __getitem__(self, key: Key) -> dict[str, Tensor | list[int]]:
         """Return one sample, without crowds: a dict with the following entries.
 
-        image: (3, S, S) uint8. boxes_xyxy: (n, 4) float32 fractions. labels: (n,) int64. image_id: int.
-        colours: (8,) float32 for distort_colours, only if the transform distorts colours."""
-        return self._load(key[1], self.plan(key))
+        image: (3, S, S) uint8. boxes_xyxy: (n, 4) float32 fractions. labels: (n,) int64. image_ids: the id of the
+        image or, in a mosaic, of each image. colours: (8,) float32 for distort_colours, only if the transform distorts
+        colours."""
+        return self._load(self.plan(key))
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Tensor | int]]:
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Tensor | list[int]]]:
         """Return the samples of a batch. All views are planned before decoding, to use the CPU cache better."""
         plans = [self.plan(key) for key in keys]
-        return [self._load(index, plan) for (_, index), plan in zip(keys, plans, strict=True)]
+        return [self._load(plan) for plan in plans]
 
-    def plan(self, key: Key) -> tuple[View, np.ndarray]:
-        """Return the view of an image and the labels in this view. Random choices depend only on seed, epoch, index."""
+    def plan(self, key: Key) -> Plan:
+        """Return the views of a sample and its objects. Random choices depend only on seed, epoch, index."""
         epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        mosaic = self.mosaic if self.mosaic and epoch < self.mosaic.epochs else None
+        others = rng.integers(len(self), size=len(MOSAIC_CORNERS) - 1).tolist() if mosaic else []
+        indices = [index, *others]
+        sizes, boxes_xyxy, labels = zip(*map(self._objects, indices), strict=True)
+        views = mosaic.views(sizes, boxes_xyxy, rng) if mosaic else [self.transform(sizes[0], boxes_xyxy[0], rng)]
+        visible = [each[view.objects] for each, view in zip(labels, views, strict=True)]
+        return Plan(indices, views, np.concatenate([view.boxes_xyxy for view in views]), np.concatenate(visible))
+
+    def _objects(self, index: int) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
+        """Return the size of an image file, and the boxes (n, 4) in its pixels and labels (n,) without crowds."""
         record, size = self.coco.images[index], self.coco.file(index).size
         boxes_xyxy, labels, is_crowd = self.coco.objects(index)
         boxes_xyxy, labels = boxes_xyxy[~is_crowd], labels[~is_crowd]
         if size != (record.width, record.height):  # a shrunken copy
             boxes_xyxy = boxes_xyxy * np.tile(np.divide(size, (record.width, record.height)), 2)
-        view = self.transform(size, boxes_xyxy, np.random.default_rng((self.seed, epoch, index)))
-        return view, labels[view.objects]
+        return size, boxes_xyxy, labels
 
-    def _load(self, index: int, plan: tuple[View, np.ndarray]) -> dict[str, Tensor | int]:
-        view, labels = plan
+    def _load(self, plan: Plan) -> dict[str, Tensor | list[int]]:
+        parts = [self._read(index, view) for index, view in zip(plan.indices, plan.views, strict=True)]
+        sample = {
+            "image": render(plan.views, parts),
+            "boxes_xyxy": torch.from_numpy(plan.boxes_xyxy).clamp(0, 1),  # rounding can exceed the range
+            "labels": torch.from_numpy(plan.labels),
+            "image_ids": [self.coco.images[index].id for index in plan.indices],
+        }
+        colours = plan.views[0].colours
+        return sample if colours is None else sample | {"colours": torch.from_numpy(colours)}
+
+    def _read(self, index: int, view: View) -> np.ndarray:
+        """Return the part of an image that a view shows, (h, w, 3) uint8, at full or reduced size."""
         if index < len(self.cached):
             left, top, right, bottom = view.part
-            pixels = self.cached[index][top:bottom, left:right]
-        else:
-            pixels = read_file(self.coco.file(index), view.part, view.reduction)
-        sample = {
-            "image": view.render(pixels),
-            "boxes_xyxy": torch.from_numpy(view.boxes_xyxy).clamp(0, 1),  # rounding can exceed the range
-            "labels": torch.from_numpy(labels),
-            "image_id": self.coco.images[index].id,
-        }
-        return sample if view.colours is None else sample | {"colours": torch.from_numpy(view.colours)}
+            return self.cached[index][top:bottom, left:right]
+        return read_file(self.coco.file(index), view.part, view.reduction)
 
 
 def collate(samples: list[dict]) -> dict[str, Tensor]:
     """Stack samples of CocoDetection into a batch; pad boxes and labels with zeros.
 
     Returns images (B, 3, S, S) uint8, boxes_xyxy (B, M, 4) float32 fractions, labels (B, M) int64 (0 is padding), and
-    image_ids (B,) int64. M is the largest number of objects in a sample, at least 1. If the samples have colours,
-    also returns colours (B, 8) float32 for distort_colours."""
+    image_ids (B,) int64, or (4 B,) for mosaics. M is the largest number of objects in a sample, at least 1. If the
+    samples have colours, also returns colours (B, 8) float32 for distort_colours."""
     max_objects = max(1, *(len(sample["labels"]) for sample in samples))
     boxes_xyxy = torch.zeros(len(samples), max_objects, 4)
     labels = torch.zeros(len(samples), max_objects, dtype=torch.int64)
@@ -161,7 +193,7 @@ def collate(samples: list[dict]) -> dict[str, Tensor]:
         "images": torch.stack([sample["image"] for sample in samples]),
         "boxes_xyxy": boxes_xyxy,
         "labels": labels,
-        "image_ids": torch.tensor([sample["image_id"] for sample in samples]),
+        "image_ids": torch.tensor([image_id for sample in samples for image_id in sample["image_ids"]]),
     }
     if "colours" in samples[0]:
         batch["colours"] = torch.stack([sample["colours"] for sample in samples])

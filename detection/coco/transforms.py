@@ -1,16 +1,26 @@
-"""SSD's data augmentation (arXiv 1512.02325, sections 2.2 and 3.6), planned from the boxes before decoding the image.
+"""Data augmentation, planned from the boxes before decoding the image.
 
-`transform(size, boxes_xyxy, rng)` returns a `View`. The image is then decoded and resampled only once, at no higher
-resolution than needed. `distort_colours` is applied last, to the collated batch on the training device.
+`transform(size, boxes_xyxy, rng)` returns a `View`, and `Mosaic.views` returns the views of the images of a mosaic. An
+image is then decoded and resampled only once, at no higher resolution than needed. `render` makes the network input of
+the views. `distort_colours` is applied last, to the collated batch on the training device.
 
-Probabilities and parameters are those of torchvision's RandomZoomOut, RandomIoUCrop, SanitizeBoundingBoxes, Resize,
-flips and RandomPhotometricDistort, in this order. Unlike in the paper, colours are distorted last. So contrast is
-relative to the mean of the visible part, not of the whole image, and the margin of a zoom-out is distorted, too.
+GEOMETRIES lists the policies. In all policies, flips and colours follow the geometry:
+
+- ssd: zoom-out and crop of SSD (arXiv 1512.02325, sections 2.2 and 3.6).
+- lsj: large-scale jitter (arXiv 2012.07177, section 3), with a scale of 0.1 to 2.0.
+- mosaic: four images around a centre (YOLOv4, arXiv 2004.10934), then ssd in the last epochs (as in YOLOX, arXiv
+  2107.08430, where the last epochs have no mosaic).
+
+Probabilities and parameters of ssd, flips and colours are those of torchvision's RandomZoomOut, RandomIoUCrop,
+SanitizeBoundingBoxes, Resize, flips and RandomPhotometricDistort, in this order. Unlike in the paper, colours are
+distorted last. So contrast is relative to the mean of the visible part, not of the whole image, and the margin of a
+zoom-out is distorted, too.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +34,10 @@ from engine.config import Config
 CROP_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, None)  # minimum IoU with at least one object; None: no crop
 CROP_TRIALS = 40  # windows tried before a new minimum IoU is drawn
 CROP_ASPECT_RATIOS = (0.5, 2.0)
+LSJ_SCALES = (0.1, 2.0)  # side of the resized image, as a fraction of the side of the square
+MOSAIC_SCALES = (0.5, 1.5)  # the same, for each image of a mosaic
+MOSAIC_CENTRES = (0.25, 0.75)  # range of the common corner of the images of a mosaic, fractions of the square
+MOSAIC_CORNERS = ((0, 0), (1, 0), (0, 1), (1, 1))  # (column, row) of each image of a mosaic
 REDUCTIONS = (8, 4, 2, 1)  # a JPEG can be decoded faster to 1/8, 1/4 or 1/2 of its width and height
 BRIGHTNESS, CONTRAST, SATURATION = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5)  # factors
 HUE = (-0.05, 0.05)  # fractions of a full turn of the colour wheel
@@ -34,22 +48,42 @@ LUMA = (0.2989, 0.587, 0.114)  # weights of red, green, blue (ITU-R BT.601)
 class AugmentConfig(Config):
     """Augmentation of training images."""
 
+    policy: Literal["ssd", "lsj", "mosaic"] = Field(
+        "ssd",
+        description="ssd: zoom-out and crop of SSD; lsj: large-scale jitter, the image is scaled by 0.1 to 2.0 and "
+        "then cropped or padded; mosaic: four images around a centre. Flips and colours apply to all policies",
+    )
+    mosaic_share: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="share of the epochs with mosaic; the last epochs use the policy ssd; ignored by other policies",
+    )
     photometric: bool = Field(True, description="distort brightness, contrast, saturation, hue and channel order")
     zoom_out: float = Field(
-        4.0, ge=1, description="half of the images are padded to at most this many times their width and height; 1: off"
+        4.0,
+        ge=1,
+        description="half of the images are padded to at most this many times their width and height; 1: off; "
+        "ignored by lsj and in epochs with mosaic",
     )
     crop_min_scale: float = Field(
-        0.3, gt=0, le=1, description="minimum side length of a random crop, as a fraction of the image side; 1: off"
+        0.3,
+        gt=0,
+        le=1,
+        description="minimum side length of a random crop, as a fraction of the image side; 1: off; ignored by lsj "
+        "and in epochs with mosaic",
     )
     horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
     vertical_flip: float = Field(0.0, ge=0, le=1, description="probability of an upside-down flip")
 
 
-# ---- geometry: crop, zoom-out, resize, flips ------------------------------------------------------------------
+# ---- views: which part of an image is shown where ------------------------------------------------------------
 
 
 class View(NamedTuple):
-    """The part of an image that is shown to the network, and its position in the square network input."""
+    """The part of an image that is shown to the network, and its position in the square network input.
+
+    The views of a mosaic share one square, so they have the same side, flips and colours."""
 
     part: tuple[int, int, int, int]  # left, top, right, bottom in the image; multiples of `reduction`
     place: tuple[int, int, int, int]  # where the part goes in the square; the margin has ImageNet's mean colour
@@ -60,16 +94,25 @@ class View(NamedTuple):
     objects: np.ndarray  # (k,) int64, indices of these objects in the original boxes
     colours: np.ndarray | None  # (8,) float32, see distort_colours
 
-    def render(self, pixels: np.ndarray) -> Tensor:
-        """Render the square, (3, side, side) uint8. pixels: (h, w, 3) uint8, the part at full or reduced size."""
-        left, top, right, bottom = self.place
+
+def render(views: Sequence[View], parts: Sequence[np.ndarray]) -> Tensor:
+    """Render the square that all views share, (3, side, side) uint8.
+
+    parts: for each view, (h, w, 3) uint8, the part of its image at full or reduced size."""
+    side, flips = views[0].side, views[0].flips
+    images = []
+    for view, pixels in zip(views, parts, strict=True):
+        left, top, right, bottom = view.place
         part = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        image = interpolate(part, (bottom - top, right - left), mode="bilinear", antialias=True)[0]
-        if self.place != (0, 0, self.side, self.side):
-            part, image = image, MEAN_COLOUR.expand(3, self.side, self.side).clone()
-            image[:, top:bottom, left:right] = part
-        dims = [dim for dim, flipped in zip((2, 1), self.flips, strict=True) if flipped]
-        return image.flip(dims) if dims else image
+        images.append(interpolate(part, (bottom - top, right - left), mode="bilinear", antialias=True)[0])
+    square = images[0]
+    if views[0].place != (0, 0, side, side):
+        square = MEAN_COLOUR.expand(3, side, side).clone()
+        for view, image in zip(views, images, strict=True):
+            left, top, right, bottom = view.place
+            square[:, top:bottom, left:right] = image
+    dims = [dim for dim, flipped in zip((2, 1), flips, strict=True) if flipped]
+    return square.flip(dims) if dims else square
 
 
 Transform = Callable[[tuple[int, int], np.ndarray, np.random.Generator], View]
@@ -93,19 +136,98 @@ def _train_view(
 ) -> View:
     """Draw a random view. size: width and height of the image. boxes_xyxy: (n, 4) pixels."""
     corners = boxes_xyxy.reshape(-1, 2, 2).astype(np.float64)
-    window = zoom_out(size, config.zoom_out, rng)
-    is_kept = np.ones(len(corners), bool)
-    if config.crop_min_scale < 1:
-        window, is_kept = iou_crop(window, corners, config.crop_min_scale, rng)
-    flips = (rng.random() < config.horizontal_flip, rng.random() < config.vertical_flip)
-    colours = draw_colours(rng) if config.photometric else None
-    return _view(size, corners, is_kept, window, side, REDUCTIONS, flips, colours)
+    window, is_kept = GEOMETRIES[config.policy](config, size, corners, rng)
+    return _view(size, corners, is_kept, window, side, REDUCTIONS, *_draw_flips_and_colours(config, rng))
 
 
 def _eval_view(side: int, size: tuple[int, int], boxes_xyxy: np.ndarray, rng: np.random.Generator) -> View:
     corners = boxes_xyxy.reshape(-1, 2, 2).astype(np.float64)
     window = np.array([(0, 0), size])
     return _view(size, corners, np.ones(len(corners), bool), window, side, (1,), (False, False), None)
+
+
+class Mosaic(NamedTuple):
+    """Makes one view of each of four images, so that they meet at a random centre of the square."""
+
+    config: AugmentConfig
+    side: int  # side length of the square, pixels
+    epochs: int  # number of epochs with mosaic, from the first
+
+    def views(
+        self, sizes: Sequence[tuple[int, int]], boxes_xyxy: Sequence[np.ndarray], rng: np.random.Generator
+    ) -> list[View]:
+        """Draw the views of the images, from the upper left to the lower right.
+
+        sizes: width and height of each of the four images. boxes_xyxy: (n, 4) pixels, for each image."""
+        centre = np.rint(self.side * rng.uniform(*MOSAIC_CENTRES, 2)) / self.side  # on whole pixels, without gaps
+        scales = rng.uniform(*MOSAIC_SCALES, len(MOSAIC_CORNERS))
+        flips, colours = _draw_flips_and_colours(self.config, rng)
+        views = []
+        for size, boxes, corner, scale in zip(sizes, boxes_xyxy, MOSAIC_CORNERS, scales, strict=True):
+            corners = boxes.reshape(-1, 2, 2).astype(np.float64)
+            window = mosaic_window(size, corner, centre, scale)
+            is_kept = has_centre_in(window, corners)
+            views.append(_view(size, corners, is_kept, window, self.side, REDUCTIONS, flips, colours))
+        return views
+
+
+def plan_mosaic(config: AugmentConfig, input_size: int, epochs: int) -> Mosaic | None:
+    """Return the mosaic of a training of this many epochs, or None if the policy has no mosaic."""
+    return Mosaic(config, input_size, round(config.mosaic_share * epochs)) if config.policy == "mosaic" else None
+
+
+def _draw_flips_and_colours(
+    config: AugmentConfig, rng: np.random.Generator
+) -> tuple[tuple[bool, bool], np.ndarray | None]:
+    flips = (rng.random() < config.horizontal_flip, rng.random() < config.vertical_flip)
+    return flips, draw_colours(rng) if config.photometric else None
+
+
+# ---- geometry: the window through which an image is seen ------------------------------------------------------
+# A window is an array (2, 2): its upper left and lower right corner in pixels of the image. It may extend beyond it.
+
+
+def ssd_window(
+    config: AugmentConfig, size: tuple[int, int], corners: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the window of SSD: zoom out, then crop. corners: (n, 2, 2) boxes.
+
+    Returns the window, and (n,) bool: whether each object is kept."""
+    window = zoom_out(size, config.zoom_out, rng)
+    if config.crop_min_scale < 1:
+        return iou_crop(window, corners, config.crop_min_scale, rng)
+    return window, np.ones(len(corners), bool)
+
+
+def lsj_window(
+    config: AugmentConfig, size: tuple[int, int], corners: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a window for large-scale jitter: resize the image to a scale, then crop or pad it to the square.
+
+    Returns the same as ssd_window. The position is uniform, for a crop and for padding."""
+    shape = np.array(size) / rng.uniform(*LSJ_SCALES)
+    start = (size - shape) * rng.random(2)  # negative if the window is larger than the image
+    window = np.stack([start, start + shape])
+    return window, has_centre_in(window, corners)
+
+
+GEOMETRIES = {"ssd": ssd_window, "lsj": lsj_window, "mosaic": ssd_window}  # of one image; mosaic: in the last epochs
+
+
+def mosaic_window(size: tuple[int, int], corner: tuple[int, int], centre: np.ndarray, scale: float) -> np.ndarray:
+    """Return the window in which an image of `scale` times the side of the square has a corner at the centre.
+
+    corner: (column, row) of the image in the mosaic. (0, 0), the upper left image, has its lower right corner at the
+    centre. centre: (x, y), fractions of the square."""
+    shape = np.array(size) / scale
+    start = size * (1 - np.array(corner)) - centre * shape
+    return np.stack([start, start + shape])
+
+
+def has_centre_in(window: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Return (n,) bool: whether the centre of each box is in the window. corners: (n, 2, 2) boxes."""
+    centres = corners.mean(axis=1)
+    return ((window[0] < centres) & (centres < window[1])).all(1)
 
 
 def zoom_out(size: tuple[int, int], max_scale: float, rng: np.random.Generator) -> np.ndarray:
@@ -157,7 +279,7 @@ def _view(
     flips: tuple[bool, bool],
     colours: np.ndarray | None,
 ) -> View:
-    """Return the view of an image through a window, which may extend beyond the image.
+    """Return the view of an image through a window, which may extend beyond the image, but must overlap it.
 
     reductions: allowed values, descending. The place in the square is rounded to pixels; boxes are scaled to match."""
     (columns, xs), (rows, ys) = (_span(*along, side) for along in zip(*window.tolist(), size, strict=True))
@@ -178,12 +300,13 @@ def _view(
     return View(part, place, side, reduction, flips, corners.reshape(-1, 4).astype(np.float32), objects, colours)
 
 
-def _span(start: int, end: int, length: int, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _span(start: float, end: float, length: int, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the visible span of an image along one axis, and the span of this part in the square."""
     first, last = max(start, 0), min(end, length)
     low, high = (round((edge - start) * side / (end - start)) for edge in (first, last))
     low = min(low, side - 1)
-    return (first, last), (low, max(high, low + 1))  # at least one pixel, even for a narrow strip of the image
+    # At least one pixel, even for a narrow strip of the image.
+    return (math.floor(first), math.ceil(last)), (low, max(high, low + 1))
 
 
 # ---- colours --------------------------------------------------------------------------------------------------

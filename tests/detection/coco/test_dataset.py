@@ -195,7 +195,7 @@ def test_a_sample_has_fractions_of_the_square_and_the_file_s_image_id(read, cont
     assert type(sample["image"]) is type(sample["boxes_xyxy"]) is torch.Tensor
     torch.testing.assert_close(sample["boxes_xyxy"], torch.tensor([[10.5 / 40, 10 / 30, 30.5 / 40, 20 / 30]]))
     assert sample["labels"].tolist() == [2]
-    assert sample["image_id"] == 50
+    assert sample["image_ids"] == [50]
 
 
 def test_crowds_are_not_targets(read, content):
@@ -266,7 +266,7 @@ def test_collate_pads_with_label_0(counts):
             "image": torch.full((3, 4, 4), n, dtype=torch.uint8),
             "boxes_xyxy": torch.full((n, 4), 0.5),
             "labels": torch.full((n,), 3),
-            "image_id": 10 + n,
+            "image_ids": [10 + n],
             "colours": torch.full((8,), float(n)),
         }
         for n in counts

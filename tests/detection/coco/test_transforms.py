@@ -7,6 +7,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from detection.coco import transforms
 from detection.coco.transforms import (
     BRIGHTNESS,
     CONTRAST,
@@ -42,7 +43,7 @@ def render(transform, boxes, labels, seed=0, height=60, width=80):
     pixels = picture_of(boxes, labels, height, width)
     view = transform((width, height), np.float32(boxes).reshape(-1, 4), np.random.default_rng(seed))
     left, top, right, bottom = view.part
-    image = view.render(pixels[top:bottom, left:right])
+    image = transforms.render([view], [pixels[top:bottom, left:right]])
     return image, view.boxes_xyxy * view.side, np.array(labels, int)[view.objects].tolist()
 
 
@@ -55,7 +56,7 @@ def test_evaluation_resizes_like_torchvision(height, width):
     view = eval_transform(96)((width, height), np.zeros((0, 4)), np.random.default_rng())
     expected = v2.Resize((96, 96), antialias=True)(tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)))
     assert view.reduction == 1
-    assert torch.equal(view.render(pixels), expected.as_subclass(torch.Tensor))
+    assert torch.equal(transforms.render([view], [pixels]), expected.as_subclass(torch.Tensor))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_a_crop_is_resampled_like_torchvision():
         left, top, right, bottom = view.part
         whole = torch.from_numpy(pixels).permute(2, 0, 1)
         expected = functional.resized_crop(whole, top, left, bottom - top, right - left, [50, 50], antialias=True)
-        assert torch.equal(view.render(pixels[top:bottom, left:right]), expected)
+        assert torch.equal(transforms.render([view], [pixels[top:bottom, left:right]]), expected)
 
 
 def test_zooming_out_looks_like_padding_and_resizing():
@@ -144,7 +145,7 @@ def test_zooming_out_looks_like_padding_and_resizing():
         expected = functional.resize(canvas, [100, 100], antialias=True)
         left, top, right, bottom = view.part
         # View puts the edge of the image on whole pixels; torchvision blends at most one row of pixels at the edge.
-        assert (view.render(pixels[top:bottom, left:right]).float() - expected).abs().mean() < 3
+        assert (transforms.render([view], [pixels[top:bottom, left:right]]).float() - expected).abs().mean() < 3
 
 
 def test_a_reduced_part_has_enough_pixels_for_its_place():
