@@ -208,13 +208,16 @@ def truth_panel(coco: CocoFile, index: int) -> Panel:
 
 
 def match_panel(task: DetectionTask, sample: Sample, anchor_levels: Tensor, caption: str) -> Panel:
-    """Return a panel of an image with its objects and matching boxes. Objects without a fitting box are red."""
+    """Return a panel of an image with its objects and matching boxes. Objects without a fitting box are red.
+
+    The assignment task_aligned depends on the predictions; here, every default box predicts itself."""
     image, boxes_xyxy, labels = sample
     side, anchors_cxcywh, iou_threshold = len(image), task.model.anchors_cxcywh, task.config.loss.match_iou
     best_iou = best_boxes(boxes_xyxy, anchors_cxcywh)[0].tolist()
     matched = torch.full((len(anchors_cxcywh),), NO_OBJECT)
     if len(labels):
-        matched = task.match_anchors(boxes_xyxy[None], labels[None], anchors_cxcywh, iou_threshold)[0]
+        deltas, logits = torch.zeros(1, len(matched), 4), torch.zeros(1, len(matched), task.model.logits_per_box)
+        matched = task.criterion.assign(deltas, logits, boxes_xyxy[None], labels[None], anchors_cxcywh)[0][0]
     is_matched = matched != NO_OBJECT
     anchors_xyxy = box_convert(anchors_cxcywh[is_matched], "cxcywh", "xyxy").numpy() * side
     marks = list(map(Mark, anchors_xyxy, map(level_colour, anchor_levels[is_matched].tolist())))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
 from detection.network.boxes import decode_boxes, encode_boxes
+from detection.network.matching import paired_iou
 
 # torchvision's losses add 1e-7 to areas, which would matter for small boxes in fractions of the image side.
 PIXELS = 1024
@@ -73,13 +74,7 @@ def iou_loss(function: Callable[..., Tensor], rows: Rows) -> Tensor:
 @torch.no_grad()
 def predicted_iou(rows: Rows) -> Tensor:
     """Return the IoU (R,) of each positive row's decoded box with its object; 0 for a negative row."""
-    predicted, targets = _decoded(rows)
-    top_left = torch.maximum(predicted[..., :2], targets[..., :2])
-    bottom_right = torch.minimum(predicted[..., 2:], targets[..., 2:])
-    intersection = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
-    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(dim=-1) for boxes in (predicted, targets)]
-    iou = intersection / (areas[0] + areas[1] - intersection)
-    return iou.where(rows.is_positive, 0)
+    return paired_iou(*_decoded(rows)).where(rows.is_positive, 0)
 
 
 def _decoded(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,8 @@ class Criterion:
             sums = multibox_loss(*outputs, self.negatives_per_positive, self.box, self.reweight)
         else:
             sums = sigmoid_loss(*outputs, alignment, self.classification, self.box)
-        count = sums.pop("num_positives") if alignment is None else alignment.sum()
+        num_positives = sums.pop("num_positives")
+        count = num_positives if alignment is None else alignment.sum()
         losses = {name: self.box_weight * loss if name.startswith("box") else loss for name, loss in sums.items()}
         return losses, count
 
