@@ -7,6 +7,9 @@
 If thresholds have several comma-separated values, every combination is scored. The network runs only once. Scores are
 written to test.json in the experiment directory. A folder made by weights.publish is scored the same way, but needs
 data.root=FOLDER, because its config does not contain the full path of the data.
+
+Sigmoid scores (loss.classification focal or quality_focal) need their own eval.score_threshold: focal losses shift the
+scores, so that a threshold keeps more or fewer detections than it does with softmax scores. Sweep it, as above.
 """
 
 import argparse
@@ -93,10 +96,11 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
         "annotations_sha256": val.sha256,
         "images": len(val.images),
         "precision": base.train.precision,
+        "score_function": task.model.score_function,
         "settings": rows,
         "per_class": scores["per_class"] if len(rows) == 1 else None,
     }
-    print(table(rows))
+    print(f"{task.model.score_function} scores\n{table(rows)}")
     if record["per_class"]:
         print(table([{"class": name, **values} for name, values in record["per_class"].items()]))
     write_text(arguments.experiment / "test.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -83,7 +83,8 @@ def predict(arguments: argparse.Namespace, device: torch.device) -> None:
     if results.images:
         if arguments.json:
             categories = [{"id": number, "name": name} for number, name in name_of.items()]
-            header = {"info": {"description": MADE_BY}, "images": results.images, "categories": categories}
+            info = {"description": MADE_BY, "score_function": detector.model.score_function}
+            header = {"info": info, "images": results.images, "categories": categories}
             write_text(output / "images.json", json.dumps(header, indent=1) + "\n")
             write_text(output / "detections.json", json.dumps(results.detections) + "\n")
         counts = Counter(name_of[each["category_id"]] for each in results.detections)

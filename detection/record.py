@@ -46,6 +46,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
     confusions = confusion_matrix(coco, SHOWN_SCORE)
     draw_confusion(experiment / "confusion.png", confusions, val.class_names, SHOWN_SCORE)
     frozen = "" if model.freeze == "none" else f" with frozen {model.freeze}"
+    towers = f", {model.head_tower} convolutions before each head" if model.head_tower else ""
     return TaskRecord(
         module="detection.training",
         results={
@@ -57,6 +58,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
             "errors": error_breakdown(coco),
             "default_boxes": task.anchor_fit._asdict(),
             "normalization": statistics,
+            "score_function": task.model.score_function,
             "protocol": {
                 "annotations": val.annotations_path.name,
                 "annotations_sha256": val.sha256,
@@ -69,11 +71,12 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         gflops=forward_gflops(task.model, task.model.input_size),
         title=f"{model.backbone} with neck {model.neck}",
         model=f"{model.backbone}{frozen}, neck {model.neck}, {task.model.input_size} pixels, "
-        f"{len(task.model.anchors_cxcywh):,} default boxes",
+        f"{len(task.model.anchors_cxcywh):,} default boxes{towers}",
         data=f"{describe_size(task.train)} for training, {describe_size(val)} for validation, "
         f"{counted(len(val.class_names), 'class', 'classes')}",
-        scored=f"COCO mAP by pycocotools on all {len(val.images)} validation images; score >= "
-        f"{config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, best {config.eval.max_detections} per image",
+        scored=f"COCO mAP by pycocotools on all {len(val.images)} validation images; score "
+        f"({task.model.score_function}) >= {config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, best "
+        f"{config.eval.max_detections} per image",
         facts={
             "Normalisation": f"mean {statistics['mean']}, std {statistics['std']} (RGB from 0 to 1)",
             "Default boxes": str(task.anchor_fit),

@@ -60,7 +60,8 @@ def announce(task: "DetectionTask") -> None:
     from engine.terminal import counted
 
     model, train, val = task.config.model, task.train, task.val
-    logger.info("%s with neck %s", model.backbone, model.neck)
+    tower = f", {model.head_tower} convolutions before each head" if model.head_tower else ""
+    logger.info("%s with neck %s%s", model.backbone, model.neck, tower)
     if model.freeze != "none":
         parameters = list(task.model.parameters())
         total = sum(parameter.numel() for parameter in parameters)

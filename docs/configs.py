@@ -97,7 +97,7 @@ def accepted_values(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(map(accepted_values, schema["anyOf"]))
     if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])}"
+        return f"one of {', '.join(map(str, schema['enum']))}"
     if "prefixItems" in schema:
         return f"a list ({', '.join(map(accepted_values, schema['prefixItems']))})"
     limits = " and ".join(f"{words} {schema[key]:.10g}" for key, words in LIMITS.items() if key in schema)
