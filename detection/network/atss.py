@@ -5,6 +5,7 @@ synchronisation.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -60,7 +61,8 @@ def _candidates(object_centers: Tensor, cells_per_level: Sequence[int]) -> tuple
     levels = []
     first_anchor = 0
     for num_cells, boxes_per_cell in zip(cells_per_level, BOXES_PER_CELL, strict=True):
-        cells, x, y = _nearest_cells(object_centers, math.isqrt(num_cells))  # (B, M, K) each
+        side = math.isqrt(operator.index(num_cells))  # index: a constant for torch.compile, also if dynamic=True
+        cells, x, y = _nearest_cells(object_centers, side)  # (B, M, K) each
         boxes = torch.arange(boxes_per_cell, device=cells.device)
         anchors = first_anchor + cells[..., None] * boxes_per_cell + boxes  # (B, M, K, boxes)
         levels.append([t.flatten(2) for t in torch.broadcast_tensors(anchors, x[..., None], y[..., None])])

@@ -87,7 +87,7 @@ def init_heads(
         nn.init.zeros_(convolution.bias)
     for module in (module for each in towers for module in each.modules()):
         if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=0.01)
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     for convolution in class_head:
         if score_function == "softmax":
             background_bias = math.log(num_classes * (1 - FOREGROUND_PRIOR) / FOREGROUND_PRIOR)
