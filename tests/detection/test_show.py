@@ -112,6 +112,17 @@ def test_augmented_images_have_the_colours_of_training(command, panels, task):
     assert np.array_equal(panels[5].image, images[0].permute(1, 2, 0))
 
 
+@pytest.mark.parametrize("policy", ["lsj", "mosaic"])
+def test_every_policy_is_drawn_and_measured(command, panels, monkeypatch, policy):
+    monkeypatch.setattr(inspection, "EPOCHS", 2)
+    for what in ("augment", "matches"):
+        code, out, _ = command("--what", what, "--images", 1, f"augment.policy={policy}")
+        assert code == 0
+    (row,) = [line.split() for line in out.splitlines() if line.strip().startswith("(all)")]
+    assert row[1] != row[3]  # objects without and with augmentation
+    assert [panel.caption.partition(",")[0] for panel in panels[1:3]] == ["epoch 1", "epoch 2"]
+
+
 def test_requested_images_are_drawn_in_the_requested_order(command, panels, task):
     ids = [task.train.images[index].id for index in (5, 2)]
     assert command("--what", "data", "--ids", ",".join(map(str, ids)))[0] == 0

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from data import DatasetError, EpochBatchSampler, build_loader
 from detection.coco.annotations import read_coco
 from detection.coco.dataset import CocoDetection, collate, decode_image, read_image
-from detection.coco.transforms import AugmentConfig, eval_transform, train_transform
+from detection.coco.transforms import AugmentConfig, eval_transform, plan_mosaic, train_transform
 
 CPU = torch.device("cpu")
 
@@ -248,6 +248,85 @@ def test_batches_do_not_depend_on_the_number_of_workers(sample_root, cache_mib):
     assert len(here) == len(there) == 2
     for one, other in zip(here, there, strict=True):
         assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---- mosaic ---------------------------------------------------------------------------------------------------
+
+
+def mosaic_set(coco, side=64, epochs=1, **options):
+    """Return a data set with mosaic in all of `epochs` epochs, then SSD's augmentation."""
+    config = AugmentConfig(policy="mosaic", mosaic_share=1)
+    return CocoDetection(coco, train_transform(config, side), mosaic=plan_mosaic(config, side, epochs), **options)
+
+
+def test_a_mosaic_has_the_boxes_and_labels_of_its_own_and_three_random_images(sample_root):
+    coco = sample_coco(sample_root)
+    dataset, drawn = mosaic_set(coco, epochs=200, seed=3), []
+    for epoch in range(200):
+        plan = dataset.plan((epoch, 2))
+        assert plan.indices[0] == 2
+        labels = []
+        for index, view in zip(plan.indices, plan.views, strict=True):
+            _, own, is_crowd = coco.objects(index)
+            labels += own[~is_crowd][view.objects].tolist()
+        assert plan.labels.tolist() == labels
+        np.testing.assert_array_equal(plan.boxes_xyxy, np.concatenate([view.boxes_xyxy for view in plan.views]))
+        drawn += plan.indices[1:]
+    assert set(drawn) == set(range(len(coco.images)))
+    sample = dataset[0, 2]
+    assert sample["image_ids"] == [coco.images[index].id for index in dataset.plan((0, 2)).indices]
+    assert sample["image"].shape == (3, 64, 64)
+    assert len(sample["boxes_xyxy"]) == len(sample["labels"])
+    assert (sample["boxes_xyxy"] >= 0).all()
+    assert (sample["boxes_xyxy"] <= 1).all()
+
+
+def test_the_last_epochs_have_no_mosaic(sample_root):
+    coco = sample_coco(sample_root)
+    dataset, plain = mosaic_set(coco, epochs=2), CocoDetection(coco, train_transform(AugmentConfig(), 64))
+    assert [len(dataset[epoch, 0]["image_ids"]) for epoch in range(4)] == [4, 4, 1, 1]
+    for name, value in plain[2, 0].items():
+        assert np.array_equal(dataset[2, 0][name], value)
+
+
+def test_crowds_and_images_without_objects_in_a_mosaic(read, content):
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    sample = mosaic_set(read(content))[0, 0]
+    assert sample["boxes_xyxy"].shape == (0, 4)
+    assert sample["labels"].shape == (0,)
+    assert len(sample["image_ids"]) == 4
+    assert collate([sample, sample])["image_ids"].tolist() == 2 * sample["image_ids"]
+
+
+@pytest.mark.parametrize("share", [0.5, 2])
+def test_the_cache_changes_pixels_of_mosaics_only_if_jpegs_are_reduced(sample_root, share):
+    coco = sample_coco(sample_root)
+    mib = share * sum(3 * image.width * image.height for image in coco.images) / 2**20
+    plain, cached = (mosaic_set(coco, 64, 5, cache_mib=cache_mib) for cache_mib in (0, mib))
+    assert (len(cached.cached) < len(coco.images)) == (share < 1)
+    exact = 0
+    for key in [(epoch, index) for epoch in range(5) for index in range(4)]:
+        one, other = plain[key], cached[key]
+        assert all(np.array_equal(one[name], other[name]) for name in ("boxes_xyxy", "labels", "image_ids", "colours"))
+        difference = (one["image"].float() - other["image"].float()).abs()
+        is_reduced = any(view.reduction > 1 for view in plain.plan(key).views)
+        assert difference.mean() <= (4 if is_reduced else 0)
+        exact += not is_reduced
+    assert 0 < exact < 20
+
+
+@pytest.mark.parametrize("policy", ["lsj", "mosaic"])
+def test_batches_of_a_policy_do_not_depend_on_the_number_of_workers(sample_root, policy):
+    config = AugmentConfig(policy=policy)
+    dataset = CocoDetection(
+        sample_coco(sample_root), train_transform(config, 64), seed=4, mosaic=plan_mosaic(config, 64, 1)
+    )
+    batches = EpochBatchSampler(len(dataset), batch_size=5, rank=0, world_size=1, seed=4)
+    here, there = (list(build_loader(dataset, batches, collate, workers, CPU)) for workers in (0, 2))
+    assert len(here[0]["image_ids"]) == (20 if policy == "mosaic" else 5)
+    for one, other in zip(here, there, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 

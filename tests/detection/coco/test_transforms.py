@@ -15,12 +15,17 @@ from detection.coco.transforms import (
     CROP_IOUS,
     CROP_TRIALS,
     HUE,
+    LSJ_SCALES,
+    MOSAIC_CENTRES,
+    MOSAIC_SCALES,
     SATURATION,
     AugmentConfig,
     distort_colours,
     draw_colours,
     eval_transform,
     iou_crop,
+    lsj_window,
+    plan_mosaic,
     train_transform,
     zoom_out,
 )
@@ -157,6 +162,219 @@ def test_a_reduced_part_has_enough_pixels_for_its_place():
         assert ((part[1] - part[0]) // view.reduction >= shown[1] - shown[0]).all()
         reductions.add(view.reduction)
     assert reductions == {1, 2, 4, 8}
+
+
+# ---- large-scale jitter and mosaic ----------------------------------------------------------------------------
+
+LSJ, MOSAIC = ({**OFF, "policy": policy} for policy in ("lsj", "mosaic"))
+
+
+def smooth_picture(width, height):
+    """Return pixels (height, width, 3) uint8 without sharp edges, so that half a pixel matters little."""
+    x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 50, height))
+    return np.stack([x + y, 250 - x - y, 200 - x], axis=2).astype(np.uint8)
+
+
+def resized(pixels, height, width):
+    return functional.resize(torch.from_numpy(pixels).permute(2, 0, 1), [height, width], antialias=True)
+
+
+def mean_square(side):
+    return transforms.MEAN_COLOUR.expand(3, side, side).clone()
+
+
+def render_mosaic(config, pictures, boxes, seed, side, labels=((1,), (2,), (3,), (4,))):
+    """Return image (3, S, S), boxes (k, 4) in pixels of the square, labels (k,), views of a mosaic of four pictures."""
+    sizes = [pixels.shape[1::-1] for pixels in pictures]
+    boxes = [np.float32(each).reshape(-1, 4) for each in boxes]
+    views = plan_mosaic(AugmentConfig(**config), side, 1).views(sizes, boxes, np.random.default_rng(seed))
+    parts = [
+        pixels[view.part[1] : view.part[3], view.part[0] : view.part[2]]
+        for view, pixels in zip(views, pictures, strict=True)
+    ]
+    found = np.concatenate([view.boxes_xyxy for view in views]) * side
+    names = np.concatenate([np.array(name, int)[view.objects] for view, name in zip(views, labels, strict=True)])
+    return transforms.render(views, parts), found, names, views
+
+
+def test_lsj_looks_like_resizing_and_then_cropping_or_pasting():
+    side, pixels, enlarged = 160, smooth_picture(320, 200), 0
+    transform = train_transform(AugmentConfig(**LSJ), side)
+    for seed in range(40):
+        view = transform((320, 200), np.zeros((0, 4)), np.random.default_rng(seed))
+        left, top, right, bottom = view.part
+        image = transforms.render([view], [pixels[top:bottom, left:right]])
+
+        rng = np.random.default_rng(seed)
+        length = round(side * rng.uniform(0.1, 2))
+        x, y = ((side - length) * rng.random(2)).round().astype(int)
+        picture, expected = resized(pixels, length, length), mean_square(side)
+        if length > side:
+            expected = picture[:, -y : side - y, -x : side - x]
+            enlarged += 1
+        else:
+            expected[:, y : y + length, x : x + length] = picture
+        assert (image.float() - expected.float()).abs().mean() < 1.5
+    assert 10 < enlarged < 30
+
+
+def test_mosaic_looks_like_four_resized_images_pasted_around_the_centre():
+    side, gaps = 160, 0
+    pictures = [np.roll(smooth_picture(*size), turn, 2) for turn, size in enumerate([(320, 200), (90, 150)] * 2)]
+    for seed in range(40):
+        image, *_ = render_mosaic(MOSAIC, pictures, [[]] * 4, seed, side, [[]] * 4)
+        rng, expected = np.random.default_rng(seed), mean_square(5 * side)  # with room for what is cut off
+        x, y = (side * rng.uniform(0.25, 0.75, 2)).round().astype(int) + 2 * side
+        corners = [(False, False), (True, False), (False, True), (True, True)]
+        for (is_right, is_lower), scale, pixels in zip(corners, rng.uniform(0.5, 1.5, 4), pictures, strict=True):
+            length = round(side * scale)
+            left, top = x - (not is_right) * length, y - (not is_lower) * length
+            expected[:, top : top + length, left : left + length] = resized(pixels, length, length)
+        expected = expected[:, 2 * side : 3 * side, 2 * side : 3 * side]
+        assert (image.float() - expected.float()).abs().mean() < 1.5
+        gaps += bool((image == transforms.MEAN_COLOUR).all(0).any())
+    assert 5 < gaps < 40
+
+
+def test_the_images_of_a_mosaic_meet_at_the_centre():
+    sizes, none = [(640, 480), (31, 17), (1, 1), (200, 999)], [np.zeros((0, 4))] * 4
+    mosaic = plan_mosaic(AugmentConfig(**MOSAIC), 192, 1)
+    for seed in range(200):
+        (_, _, x, y), *rest = (view.place for view in mosaic.views(sizes, none, np.random.default_rng(seed)))
+        assert [rest[0][i] for i in (0, 3)] == [rest[1][2], rest[2][1]] == [x, y]
+        assert [rest[1][1], rest[2][0]] == [y, x]
+        assert 48 <= min(x, y) <= max(x, y) <= 144
+
+
+@pytest.mark.parametrize("flips", [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)])
+def test_boxes_fit_the_pixels_of_their_objects_after_lsj_and_mosaic(flips):
+    config = {"horizontal_flip": flips[0], "vertical_flip": flips[1]}
+    side, width, height, seen = 200, 240, 180, np.zeros((2, 5), int)
+    box = [70, 50, 170, 130]
+    for seed in range(50):
+        transform = train_transform(AugmentConfig(**LSJ | config), side)
+        image, boxes, labels = render(transform, [box], [1], seed, height, width)
+        squares = [(image, boxes, labels, [[0, 0, side, side]])]
+        pictures = [picture_of([box], [label], height, width) for label in (1, 2, 3, 4)]
+        image, boxes, labels, views = render_mosaic(MOSAIC | config, pictures, [[box]] * 4, seed, side)
+        places = [np.array(views[label - 1].place) for label in labels]
+        for axis in (0, 1):
+            if flips[axis]:
+                for place in places:
+                    place[[axis, axis + 2]] = side - place[[axis + 2, axis]]
+        squares.append((image, boxes, labels, places))
+        for policy, (image, boxes, labels, places) in enumerate(squares):
+            for box_xyxy, label, (left, top, right, bottom) in zip(boxes, labels, places, strict=False):
+                tile = image[0, top:bottom, left:right].float().numpy()
+                ys, xs = np.nonzero(tile < (128 + 10 * label) / 2)  # half of the edge is covered
+                corners = [left + xs.min(), top + ys.min(), left + xs.max() + 1, top + ys.max() + 1]
+                np.testing.assert_allclose(box_xyxy, corners, atol=1.01)
+                x, y = box_xyxy.reshape(2, 2).mean(0).astype(int)
+                assert abs(int(image[0, y, x]) - 10 * label) <= 1
+                seen[policy, label] += 1
+    assert seen[0, 1] > 25
+    assert (seen[1, 1:] > 10).all()
+
+
+def test_the_four_images_of_a_mosaic_are_flipped_together():
+    pictures = [picture_of([box], [label]) for label, box in enumerate([*BOXES, [20, 10, 60, 50]], start=1)]
+    boxes = [[*BOXES, [20, 10, 60, 50]][index] for index in range(4)]
+    for seed in range(20):
+        image, found, labels, _ = render_mosaic(MOSAIC, pictures, boxes, seed, 100)
+        flip = {"horizontal_flip": 1.0, "vertical_flip": 1.0}
+        turned, mirrored, same_labels, _ = render_mosaic(MOSAIC | flip, pictures, boxes, seed, 100)
+        assert torch.equal(turned, image.flip(1, 2))
+        np.testing.assert_allclose(mirrored, 100 - found[:, [2, 3, 0, 1]], atol=1e-4)
+        assert labels.tolist() == same_labels.tolist()
+
+
+def test_lsj_and_mosaic_keep_an_object_only_if_its_centre_is_visible():
+    box, side, kept = [60, 40, 80, 60], 80, []  # touches the lower right corner of an image of 80 x 60 pixels
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        scale = rng.uniform(0.1, 2)
+        x, y = (side - side * scale) * rng.random(2) + side * scale * np.array([70 / 80, 50 / 60])  # of the centre
+        view = train_transform(AugmentConfig(**LSJ), side)((80, 60), np.float32([box]), np.random.default_rng(seed))
+        assert len(view.objects) == (0 < x < side and 0 < y < side)
+        kept.append(len(view.objects))
+        mosaic = plan_mosaic(AugmentConfig(**MOSAIC), side, 1)
+        views = mosaic.views([(80, 60)] * 4, [np.float32([box])] * 4, np.random.default_rng(seed))
+        assert len(views[0].objects) == 1  # this corner is at the centre of the mosaic
+    assert 50 < sum(kept) < 100
+
+
+@pytest.mark.parametrize("sizes", [[(80, 60)] * 4, [(1, 1), (2, 500), (640, 3), (7, 5)]])
+def test_boxes_stay_inside_lsj_and_mosaic_views_of_any_image(sizes):
+    rng = np.random.default_rng(1)
+    boxes = [np.sort(rng.uniform(0, 1, (9, 2, 2)), axis=1).reshape(-1, 4) * np.tile(size, 2) for size in sizes]
+    boxes[0][0] = (0, 0, *sizes[0])
+    pictures = [np.zeros((height, width, 3), np.uint8) for width, height in sizes]
+    for seed in range(60):
+        image, _, _, views = render_mosaic(MOSAIC | {"photometric": True}, pictures, boxes, seed, 96, [range(9)] * 4)
+        assert image.shape == (3, 96, 96)
+        for size, box in zip(sizes, boxes, strict=True):
+            view = train_transform(AugmentConfig(**LSJ), 96)(size, np.float32(box), np.random.default_rng(seed))
+            views.append(view)
+        for view in views:
+            assert min(view.part) >= 0
+            assert (np.subtract(view.part[2:], view.part[:2]) >= 1).all()
+            assert (view.boxes_xyxy >= 0).all()
+            assert (view.boxes_xyxy <= 1 + 1e-6).all()  # rounding
+            assert (view.boxes_xyxy[:, 2:] > view.boxes_xyxy[:, :2]).all()
+
+
+def test_lsj_and_mosaic_read_no_more_pixels_than_needed():
+    reductions = set()
+    for policy in ("lsj", "mosaic"):
+        config, boxes, size = AugmentConfig(policy=policy), np.zeros((0, 4)), (1000, 750)
+        for seed in range(100):
+            rng = np.random.default_rng(seed)
+            if policy == "lsj":
+                views = [train_transform(config, 64)(size, boxes, rng)]
+            else:
+                views = plan_mosaic(config, 64, 1).views([size] * 4, [boxes] * 4, rng)
+            for view in views:
+                part, place = np.reshape(view.part, (2, 2)), np.reshape(view.place, (2, 2))
+                assert (part % view.reduction == 0).all()
+                assert ((part[1] - part[0]) // view.reduction >= place[1] - place[0]).all()
+                reductions.add(view.reduction)
+    assert reductions == {4, 8}
+
+
+def test_scales_and_positions_of_lsj_and_mosaic_are_uniform():
+    size, rng = np.array([8000, 6000]), np.random.default_rng(0)
+    windows = np.array([lsj_window(AugmentConfig(**LSJ), size, np.zeros((0, 2, 2)), rng)[0] for _ in range(2000)])
+    shapes = windows[:, 1] - windows[:, 0]
+    np.testing.assert_allclose(shapes[:, 0] * 6000, shapes[:, 1] * 8000)
+    assert_uniform(8000 / shapes[:, 0], 0.1, 2)
+    for axis in (0, 1):
+        assert_uniform(windows[:, 0, axis] / (size - shapes)[:, axis], 0, 1)
+
+    mosaic = plan_mosaic(AugmentConfig(**MOSAIC), 100_000, 1)
+    views = [mosaic.views([(8000, 6000)] * 4, [np.zeros((0, 4))] * 4, rng) for _ in range(400)]
+    for axis in (0, 1):
+        assert_uniform([each[0].place[2 + axis] / 100_000 for each in views], 0.25, 0.75)
+    # Side of the square per pixel of the image: exact, because a part has thousands of pixels.
+    scales = [
+        8000 * (view.place[2] - view.place[0]) / (view.part[2] - view.part[0]) / 100_000
+        for each in views
+        for view in each
+    ]
+    assert_uniform(scales, 0.5, 1.5)
+    assert (LSJ_SCALES, MOSAIC_SCALES, MOSAIC_CENTRES) == ((0.1, 2.0), (0.5, 1.5), (0.25, 0.75))
+
+
+def assert_uniform(values, low, high):
+    """Assert that a Kolmogorov-Smirnov test at 0.1 % does not reject a uniform distribution."""
+    shares = np.sort((np.array(values) - low) / (high - low))
+    steps = np.arange(len(shares) + 1) / len(shares)
+    assert max((steps[1:] - shares).max(), (shares - steps[:-1]).max()) < 1.95 / np.sqrt(len(shares))
+
+
+@pytest.mark.parametrize(("share", "epochs", "expected"), [(0.8, 100, 80), (1.0, 7, 7), (0.07, 100, 7), (0.01, 10, 0)])
+def test_mosaic_share_is_the_share_of_the_first_epochs(share, epochs, expected):
+    assert plan_mosaic(AugmentConfig(policy="mosaic", mosaic_share=share), 96, epochs).epochs == expected
+    assert plan_mosaic(AugmentConfig(policy="lsj", mosaic_share=share), 96, epochs) is None
 
 
 # ---- distributions, compared with torchvision's by two-sample Kolmogorov-Smirnov tests at 0.1 % -------------------
