@@ -132,6 +132,11 @@ def field_of(override: str) -> str:
     return override.partition("=")[0]
 
 
+def last_of(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the overrides without those that a later one replaces."""
+    return tuple({field_of(override): override for override in overrides}.values())
+
+
 @dataclass(frozen=True)
 class Job:
     """A training run: one row, column and seed of a grid."""
@@ -178,10 +183,8 @@ class Grid:
         config, jobs = self.config, []
         for seed, row, column in product(config.seeds, config.rows, config.all_columns):
             if row.columns is None or column.name in row.columns:
-                overrides = [*config.overrides, *column.overrides, *row.overrides, f"train.seed={seed}"]
-                last = {field_of(override): override for override in overrides}
-                name = self.path.stem
-                jobs.append(Job(name, config.task, row.name, column.name, seed, row.config, tuple(last.values())))
+                overrides = last_of([*config.overrides, *column.overrides, *row.overrides, f"train.seed={seed}"])
+                jobs.append(Job(self.path.stem, config.task, row.name, column.name, seed, row.config, overrides))
         return jobs
 
     def overrides_field(self, field: str) -> bool:
@@ -211,10 +214,22 @@ def read_grid(path: Path) -> Grid:
         raise ConfigError(f"{path}: {error}") from None
     if grid.overrides_field("train.seed"):
         raise ConfigError(f"{path}: train.seed is set by an override; list the seeds under `seeds` instead")
+    for row, factor in product(grid.config.rows, grid.config.factors):
+        low = last_of([*grid.config.overrides, *row.overrides])
+        recipes = [read_overridden(row.config, each) for each in (low, last_of([*low, *factor.overrides]))]
+        if is_same_recipe(*recipes):
+            raise ConfigError(
+                f"{path}: factor {factor.name} changes nothing in row {row.name}; drop it, or change the row"
+            )
     for (one, recipe), (other, its_recipe) in combinations([(job, job.recipe()) for job in grid.jobs], 2):
-        if not changed_recipe(recipe, its_recipe) and data_folder(recipe) == data_folder(its_recipe):
+        if is_same_recipe(recipe, its_recipe):
             raise ConfigError(f"{path}: {one.name} and {other.name} have the same recipe; their overrides must differ")
     return grid
+
+
+def is_same_recipe(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether two recipes train the same model on data in the same folder."""
+    return not changed_recipe(one, other) and data_folder(one) == data_folder(other)
 
 
 # ---- state of a run ----------------------------------------------------------------------------------------

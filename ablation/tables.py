@@ -290,7 +290,8 @@ def to_latex(table: Table) -> str:
     header, *rows = [
         " & ".join(row) + r" \\" for row in [map(text, table.header), *table.lines(text, r"\textbf{{{}}}")]
     ]
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{text('. '.join([table.title, *table.notes]))}}}"]
+    caption = ". ".join([table.title, *(note.removesuffix(".") for note in table.notes)])
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{text(caption)}}}"]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule", header, r"\midrule", *rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
