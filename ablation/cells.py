@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ablation.comparison import Cell, Comparison, Note
 from ablation.plan import Grid, read_cells, read_grid, state_of
+from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
 from ablation.sentences import run_notes
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
 from engine.text import UnknownNameError, listed, shown
-from records.experiment import FREE_FIELDS
 from records.results import Place, Run, read_run
 
 LONG_HASH = re.compile("([0-9a-f]{8})[0-9a-f]{56}")
@@ -29,11 +29,12 @@ def compare(
     grid = read_grid(paths[0]) if paths[0].suffix == ".yaml" else None
     if grid:
         cells, title = cells_of_grid(grid, experiments), grid.path.stem
-        rows, columns = ([entry.name for entry in entries] for entries in (grid.config.rows, grid.config.columns))
+        rows, columns = ([entry.name for entry in entries] for entries in (grid.config.rows, grid.config.all_columns))
     else:
         cells, title = cells_of_experiments(paths), f"{len(paths)} experiment{'s' * (len(paths) > 1)}"
         rows, columns = (list(dict.fromkeys(place[axis] for place in cells)) for axis in (0, 1))
     runs = [run for cell in cells.values() for run in cell.runs]
+    recipes = read_recipes(runs)
     if not runs:
         kinds = [note.kind for cell in cells.values() for note in cell.notes]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
@@ -44,12 +45,14 @@ def compare(
     if differing and not (force and same_metric):
         cure = " (--force shows their scores without testing differences)" if same_metric else ""
         raise ValueError(f"{differing[0]}; these runs cannot be compared{cure}")
+    row_name, column_name = runs[0].results.variant
+    design = grid.config.design if grid else None
     comparison = Comparison(
-        title, runs[0].results.metric, *runs[0].results.variant, rows, columns, cells, find_baseline(baseline, cells),
-        replicates,
+        title, runs[0].results.metric, row_name, "factors" if design else column_name, rows, columns, cells,
+        find_baseline(baseline, cells), replicates, design=design, recipes=recipe_changes(cells, recipes, grid),
     )  # fmt: skip
     comparison.warnings += [f"not comparable: {difference}" for difference in differing]
-    comparison.warnings += recipe_warnings(comparison, grid)
+    comparison.warnings += recipe_warnings(comparison, grid, recipes)
     comparison.warnings += run_notes(comparison, counted=True)
     if comparison.scored_cells and not differing:
         add_uncertainty(comparison, pairs)
@@ -83,62 +86,43 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
 
     If several cells have the same row and column, the fields or data that differ are appended to the row names.
     Raises ValueError if two experiments have the same recipe, data and seed."""
-    recipes: dict[str, list[Run]] = {}
-    for run in map(read_run, paths):
-        recipe = [run.results.place, recipe_without_seed(run), sorted(data_hashes(run).items())]
-        known = recipes.setdefault(json.dumps(recipe, sort_keys=True), [])
+    runs = list(map(read_run, paths))
+    recipes, groups = read_recipes(runs), {}
+    for run in runs:
+        recipe = [run.results.place, recipes[run.path], sorted(data_hashes(run).items())]
+        known = groups.setdefault(json.dumps(recipe, sort_keys=True), [])
         duplicate = next((other for other in known if other.seed == run.seed), None)
         if duplicate:
             raise ValueError(f"{duplicate.path} and {run.path} have the same recipe and seed {run.seed}; name only one")
         known.append(run)
-    firsts = [runs[0] for runs in recipes.values()]
+    firsts = [runs[0] for runs in groups.values()]
     cells: dict[Place, Cell] = {}
-    for runs in recipes.values():
+    for runs in groups.values():
         row, column = runs[0].results.place
-        labels = distinguishing_labels([other for other in firsts if other.results.place == (row, column)], runs[0])
+        namesakes = [other for other in firsts if other.results.place == (row, column)]
+        labels = distinguishing_labels(namesakes, runs[0], recipes)
         if labels:
             row += f" ({', '.join(labels)})"
         cells[row, column] = Cell(row, column, runs)
     return cells
 
 
-def distinguishing_labels(namesakes: Sequence[Run], run: Run) -> list[str]:
+def distinguishing_labels(namesakes: Sequence[Run], run: Run, recipes: Recipes) -> list[str]:
     """Return the fields in which `run` differs from `namesakes`, such as ['train.epochs 3'].
 
     namesakes: runs with the same row and column. Different data are listed with the start of their SHA-256."""
-    recipe = recipe_without_seed(run)
-    changes = {name for other in namesakes for name in changed_values(recipe_without_seed(other), recipe)}
-    same = [other for other in namesakes if recipe_without_seed(other) == recipe]
+    recipe = recipes[run.path]
+    changes = {name for other in namesakes for name in changed_values(recipes[other.path], recipe)}
+    labels = [f"{name} {shown(recipe.get(name))}" for name in sorted(changes)]
+    same = [other for other in namesakes if recipes[other.path] == recipe]
     if len(same) > 1:
-        changes.add("data.root")
+        labels.append(f"data.root {value_of(run.config, 'data.root')}")
     same = [other for other in same if value_of(other.config, "data.root") == value_of(run.config, "data.root")]
-    return [f"{name} {value_of(run.config, name)}" for name in sorted(changes)] + [
+    return labels + [
         f"{name} {digest[:8]}"
         for name, digest in data_hashes(run).items()
         if any(data_hashes(other).get(name) != digest for other in same)
     ]
-
-
-def data_hashes(run: Run) -> dict[str, str]:
-    """Return a dict from name to SHA-256 of a run's annotation files, training images and validation images."""
-    files = {Path(path).name: digest for path, digest in run.results.inputs.items()}
-    return files | {f"{split} images": digest for split, digest in run.results.image_sets.items()}
-
-
-def recipe_without_seed(run: Run) -> dict:
-    """Return the config of a run without the seed and without fields that do not affect training (FREE_FIELDS)."""
-    config = json.loads(json.dumps(run.config))
-    for name in [*FREE_FIELDS, "train.seed"]:
-        section, _, key = name.partition(".")
-        config.get(section, {}).pop(key, None)
-    return config
-
-
-def value_of(config: dict, name: str) -> str:
-    """Return the value of a config field as text, in the syntax of a config file. name: 'section.field'."""
-    for key in name.split("."):
-        config = (config or {}).get(key)
-    return shown(config)
 
 
 # ---- whether runs can be compared --------------------------------------------------------------------------
@@ -158,7 +142,7 @@ def incompatibilities(runs: Sequence[Run]) -> Iterator[str]:
                 yield f"{name} is {was} in {first.path} and {now} in {run.path}"
 
 
-def recipe_warnings(comparison: Comparison, grid: Grid | None) -> Iterator[str]:
+def recipe_warnings(comparison: Comparison, grid: Grid | None, recipes: Recipes) -> Iterator[str]:
     """Yield warnings about differences between recipes that the row and column names do not show."""
     for cell in comparison.cells.values():
         steps = {run.results.steps: run for run in cell.runs}
@@ -166,7 +150,7 @@ def recipe_warnings(comparison: Comparison, grid: Grid | None) -> Iterator[str]:
             runs = ", ".join(f"{count:,} in {run.path}" for count, run in sorted(steps.items()))
             yield f"{cell.name}: runs took different numbers of steps ({runs}), so their global batch sizes differ"
     if grid is None:
-        differences = unnamed_differences(comparison.cells)
+        differences = unnamed_differences(comparison.cells, recipes)
         if differences:
             yield f"recipes also differ in fields not in row or column names: {listed(differences, MAX_DIFFERENCES)}"
     elif not grid.overrides_field("train.precision"):
@@ -178,14 +162,14 @@ def recipe_warnings(comparison: Comparison, grid: Grid | None) -> Iterator[str]:
             yield f"runs were trained in different precisions ({runs}); set train.precision in the grid file"
 
 
-def unnamed_differences(cells: dict[Place, Cell]) -> list[str]:
+def unnamed_differences(cells: dict[Place, Cell], recipes: Recipes) -> list[str]:
     """Return the differences between recipes that the row and column names do not show."""
     first, *others = [cell.runs[0] for cell in cells.values()]
     labels = " ".join(name for place in cells for name in place)
     found: dict[str, str] = {}
     for run in others:
-        for name in changed_values(recipe_without_seed(first), recipe_without_seed(run)):
-            values = [value_of(each.config, name) for each in (first, run)]
+        for name in changed_values(recipes[first.path], recipes[run.path]):
+            values = [shown(recipes[each.path].get(name)) for each in (first, run)]
             named = set(values) <= set(map(shown, first.results.place + run.results.place)) or name in labels
             if not named:
                 found.setdefault(name, f"{name} is {values[0]} in {first.path} and {values[1]} in {run.path}")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from records.results import Place, Run
 from stats.bootstrap import Interval
 from stats.contrasts import detectable_difference
+from stats.factorial import Design
 
 
 class Note(NamedTuple):
@@ -110,6 +111,13 @@ class Comparison:
     row_effects: list[Difference] = field(default_factory=list)  # empty without at least two complete rows and columns
     column_effects: list[Difference] = field(default_factory=list)
     interactions: list[Difference] = field(default_factory=list)
+    # in place of column effects and interactions, if the columns are the points of a factorial design
+    design: Design | None = None
+    factor_effects: list[Difference] = field(default_factory=list)  # averaged over the complete rows
+    factor_effects_in: dict[str, list[Difference]] = field(default_factory=dict)  # by row, if several are complete
+    factor_interactions: list[Difference] = field(default_factory=list)  # how these effects differ from the first row's
+    # (row, column, factor or cell; fields that it changes), such as ("giou", "loss.box=giou")
+    recipes: list[tuple[str, str]] = field(default_factory=list)
     # by cell and score name; only scores that can be recomputed on a resample have an interval
     intervals: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     # by cell and class name; these intervals cover only the choice of images, not the variation between seeds
@@ -154,9 +162,14 @@ class Comparison:
         return next(iter(next(iter(classes.values()), {})), self.metric)
 
     @property
+    def main_family(self) -> list[Difference]:
+        """The differences to conclude from: main effects of the factors of a design, else differences of cells."""
+        return self.factor_effects or self.differences
+
+    @property
     def detectable(self) -> float:
-        """The typical detectable difference: the median of `smallest_detectable` over the differences."""
-        each = [difference.smallest_detectable for difference in self.differences]
+        """The typical detectable difference: the median of `smallest_detectable` over the main family."""
+        each = [difference.smallest_detectable for difference in self.main_family]
         return statistics.median([value for value in each if not math.isnan(value)] or [math.nan])
 
     @property

@@ -190,7 +190,9 @@ def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
         detail = "; ".join(filter(None, [state.detail, f"Slurm: {task}" if task and state.kind != "done" else ""]))
         where, cell = str(state.experiment or ""), job.cell
         rows.append({"cell": cell, "seed": str(job.seed), "state": state.kind, "experiment": where, "detail": detail})
-    return table(rows)
+    design = grid.config.design
+    legend = ["factors: " + ", ".join(map(design.label, design.factors))] if design else []
+    return "\n".join([table(rows), *legend])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Grid files: the runs they define, and the state of each run.
 
-A grid file lists rows (each with a config file), columns and seeds. A job is one run: a row, a column and a seed. Each
-job becomes a numbered experiment, with a cell.json that records the job, its recipe (the full config) and its code.
+A grid file lists rows (each with a config file), columns and seeds. It may list factors in place of columns: then each
+point of a two-level factorial design (stats/factorial.py) is a column. A job is one run: a row, a column and a seed. It
+becomes a numbered experiment, with a cell.json that records the job, its recipe (the full config) and its code.
 """
 
 import fnmatch
@@ -33,6 +34,7 @@ from records.experiment import format_score, list_experiments
 from records.metrics import read_metrics
 from records.results import Place, read_object, read_results
 from records.status import Status, read_status
+from stats.factorial import Design
 
 UNFINISHED = ("stopped", "killed", "failed")  # states of runs that can be resumed
 CELL = ("grid", "task", "row", "column", "seed", "recipe")  # required keys of cell.json
@@ -46,6 +48,14 @@ class ColumnConfig(Config):
 
     name: str = Field(description="name in the table")
     overrides: tuple[str, ...] = Field((), description="list of section.field=value")
+
+
+class FactorConfig(ColumnConfig):
+    """A factor of a two-level design, in place of columns. The high level has the overrides, the low level has none."""
+
+    product_of: tuple[str, ...] = Field(
+        (), description="crossed factors whose product (low -1, high +1) gives the level of this one; empty: crossed"
+    )
 
 
 class RowConfig(ColumnConfig):
@@ -62,20 +72,69 @@ class GridConfig(Config):
     seeds: tuple[int, ...] = Field(min_length=1, description="values of train.seed; each cell is trained once per seed")
     overrides: tuple[str, ...] = Field((), description="list of section.field=value, for every cell")
     rows: tuple[RowConfig, ...] = Field(min_length=1)
-    columns: tuple[ColumnConfig, ...] = Field(min_length=1)
+    columns: tuple[ColumnConfig, ...] = ()
+    factors: tuple[FactorConfig, ...] = ()
+
+    @property
+    def design(self) -> Design | None:
+        """The factorial design; None for a grid with columns. Raises ValueError if the design is invalid."""
+        return Design({factor.name: factor.product_of for factor in self.factors}) if self.factors else None
+
+    @property
+    def all_columns(self) -> Sequence[ColumnConfig]:
+        """The columns, or one column for each point of the factorial design."""
+        if self.design is None:
+            return self.columns
+        overrides = {factor.name: factor.overrides for factor in self.factors}
+        return [
+            ColumnConfig(
+                name=name, overrides=tuple(each for factor in overrides if factor in high for each in overrides[factor])
+            )
+            for name, high in self.design.points.items()
+        ]
 
     @model_validator(mode="after")
     def _names_are_known_and_unique(self) -> Self:
-        columns = [column.name for column in self.columns]
-        for what, names in (("rows", [row.name for row in self.rows]), ("columns", columns), ("seeds", self.seeds)):
+        lists = {what: [entry.name for entry in getattr(self, what)] for what in ("rows", "columns", "factors")}
+        for what, names in (*lists.items(), ("seeds", self.seeds)):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ValueError(f"{what}: {repeated[0]} is listed more than once")
+        if bool(self.columns) == bool(self.factors):
+            raise ValueError(
+                f"got {'both columns and' if self.columns else 'neither columns nor'} factors, expected one"
+            )
+        columns = [column.name for column in self.all_columns]
         for row in self.rows:
             for name in row.columns or ():
                 if name not in columns:
                     raise UnknownNameError(f"row {row.name}: column", name, columns)
         return self
+
+    @model_validator(mode="after")
+    def _factors_are_independent(self) -> Self:
+        """Check that only one factor sets a field: the other factor, or a row, would change nothing in some cells."""
+        owners: dict[str, str] = {}
+        for factor in self.factors:
+            for field in set(map(field_of, factor.overrides)):
+                if field in owners:
+                    raise ValueError(f"factors: {owners[field]} and {factor.name} both set {field}; merge or drop one")
+                owners[field] = factor.name
+        for row in self.rows:
+            for field in map(field_of, row.overrides):
+                if field in owners:
+                    raise ValueError(f"row {row.name} sets {field}, which belongs to factor {owners[field]}; drop one")
+        return self
+
+
+def field_of(override: str) -> str:
+    """Return the field that an override sets, such as "model.neck"."""
+    return override.partition("=")[0]
+
+
+def last_of(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the overrides without those that a later one replaces."""
+    return tuple({field_of(override): override for override in overrides}.values())
 
 
 @dataclass(frozen=True)
@@ -122,18 +181,16 @@ class Grid:
     def jobs(self) -> list[Job]:
         """All runs of the grid: every cell with the first seed, then every cell with the second seed, and so on."""
         config, jobs = self.config, []
-        for seed, row, column in product(config.seeds, config.rows, config.columns):
+        for seed, row, column in product(config.seeds, config.rows, config.all_columns):
             if row.columns is None or column.name in row.columns:
-                overrides = [*config.overrides, *column.overrides, *row.overrides, f"train.seed={seed}"]
-                last = {override.partition("=")[0]: override for override in overrides}
-                name = self.path.stem
-                jobs.append(Job(name, config.task, row.name, column.name, seed, row.config, tuple(last.values())))
+                overrides = last_of([*config.overrides, *column.overrides, *row.overrides, f"train.seed={seed}"])
+                jobs.append(Job(self.path.stem, config.task, row.name, column.name, seed, row.config, overrides))
         return jobs
 
     def overrides_field(self, field: str) -> bool:
         """Return whether an override of the grid file sets `field`, for a row, a column or all cells."""
-        sections = (self.config, *self.config.rows, *self.config.columns)
-        return any(override.partition("=")[0] == field for each in sections for override in each.overrides)
+        sections = (self.config, *self.config.rows, *self.config.all_columns)
+        return any(field_of(override) == field for each in sections for override in each.overrides)
 
     def select(self, only: str | None, seeds: Sequence[int] | None) -> list[Job]:
         """Return the jobs whose cell matches `only` and whose seed is in `seeds`; None selects all.
@@ -157,10 +214,22 @@ def read_grid(path: Path) -> Grid:
         raise ConfigError(f"{path}: {error}") from None
     if grid.overrides_field("train.seed"):
         raise ConfigError(f"{path}: train.seed is set by an override; list the seeds under `seeds` instead")
+    for row, factor in product(grid.config.rows, grid.config.factors):
+        low = last_of([*grid.config.overrides, *row.overrides])
+        recipes = [read_overridden(row.config, each) for each in (low, last_of([*low, *factor.overrides]))]
+        if is_same_recipe(*recipes):
+            raise ConfigError(
+                f"{path}: factor {factor.name} changes nothing in row {row.name}; drop it, or change the row"
+            )
     for (one, recipe), (other, its_recipe) in combinations([(job, job.recipe()) for job in grid.jobs], 2):
-        if not changed_recipe(recipe, its_recipe) and data_folder(recipe) == data_folder(its_recipe):
+        if is_same_recipe(recipe, its_recipe):
             raise ConfigError(f"{path}: {one.name} and {other.name} have the same recipe; their overrides must differ")
     return grid
+
+
+def is_same_recipe(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether two recipes train the same model on data in the same folder."""
+    return not changed_recipe(one, other) and data_folder(one) == data_folder(other)
 
 
 # ---- state of a run ----------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from matplotlib import rc_context
 
 from ablation import plots
 from ablation.comparison import Cell, Comparison, Difference, best_of
-from ablation.sentences import conclusion_of, run_notes, seeds_of, unit_of, with_minus
-from ablation.tables import FLOPS_NOTE, cells_with_errors, families, status_of
+from ablation.sentences import conclusion_of, design_notes, reference_of, run_notes, seeds_of, unit_of, with_minus
+from ablation.tables import FLOPS_NOTE, cells_with_errors, families, score_layout, status_of
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
@@ -60,6 +60,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     score_names = dict.fromkeys(name for cell in cells for run in cell.runs for name in run.results.scores)
     known = [name for name in score_names if any(cell.mean_of("scores", name) is not None for cell in cells)]
     errors = cells_with_errors(comparison)
+    score_header, score_lines = score_layout(comparison)
     kinds = {kind: kind for kind in errors[0].runs[0].results.errors.delta_AP50} if errors else {}
     return {
         "c": comparison,
@@ -68,7 +69,10 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "facts": protocol_facts(comparison),
         "styles": plots.legend(comparison),
         "signs": plots.MARKER_SIGNS,
+        "score_header": score_header,
+        "score_lines": score_lines,
         "score_names": known,
+        "reference": reference_of(comparison),
         **differences(comparison),
         "costs": costs(comparison),
         "devices": sorted({run.results.cost.device or "unknown" for cell in cells for run in cell.runs}),
@@ -106,7 +110,8 @@ def protocol_facts(comparison: Comparison) -> dict[str, str]:
 def differences(comparison: Comparison) -> dict[str, Any]:
     """Return the template's variables for differences and effects, including a function that draws them."""
     styles = {comparison.cells[place].name: style for place, style in plots.cell_styles(comparison).items()}
-    (title, shown), *effects = families(comparison)
+    effects = dict(families(comparison))
+    title, shown = "Differences", effects.pop("Differences")
     suffix = f" - {comparison.baseline_cell.name}"
     if all(difference.label.endswith(suffix) for difference in shown):
         title += f" from {comparison.baseline_cell.name}"
@@ -118,7 +123,8 @@ def differences(comparison: Comparison) -> dict[str, Any]:
     return {
         "differences_title": title,
         "shown_differences": shown,
-        "effects": [(title, family) for title, family in effects if family],
+        "effects": [(title, family) for title, family in effects.items() if family],
+        "design_notes": design_notes(comparison.design) if comparison.factor_effects else [],
         "draw_differences": draw,
     }
 

@@ -2,10 +2,12 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from ablation.comparison import Cell, Comparison, Difference, Note
+from stats.factorial import NONE, Design
 
+ROMAN = {3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII", 8: "VIII"}  # as resolutions are written
 NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
 
 
@@ -44,21 +46,27 @@ def unit_of(comparison: Comparison) -> str:
 
 def conclusion_of(comparison: Comparison) -> str:
     """Return a conclusion to quote: the significant differences, and the size of a detectable difference."""
-    if not comparison.differences:
+    family = comparison.main_family
+    if not family:
         return "No difference was computed."
     if math.isnan(comparison.detectable):
         return (
             f"No difference can be tested on the {comparison.num_images} validation images: they are too few, contain "
             "too little to score, or all cells have the same score on them."
         )
-    shown = [each for each in comparison.differences if each.significant]
+    shown = [each for each in family if each.significant]
     effects = [each for each in (*comparison.row_effects, *comparison.column_effects) if each.significant]
+    depending = [each for each in comparison.factor_interactions if each.significant]
     scope = "" if comparison.has_several_seeds else ", for these trained weights only (one seed per cell)"
-    result = f"{len(shown)} of {len(comparison.differences)} differences in {comparison.metric} significant"
+    kind = "main effects of factors on" if family is comparison.factor_effects else "differences in"
+    result = f"{len(shown)} of {len(family)} {kind} {comparison.metric} significant"
     listed = f": {_listed(shown)}" if shown else ""
     sentences = [f"A paired bootstrap with Holm correction finds {result} at the 5% level{scope}{listed}."]
     if comparison.lower_is_better and (shown or effects):
         sentences.append("Lower is better, so a negative difference is an improvement.")
+    if comparison.factor_interactions:
+        which = f"depend significantly on the {comparison.row_name}"
+        sentences.append(f"Factors whose effects {which}: {_listed(depending) or 'none'}.")
     if comparison.row_effects:
         sentences.append(f"Significant main effects, averaged over the rest of the grid: {_listed(effects) or 'none'}.")
     sentences.append(
@@ -69,6 +77,35 @@ def conclusion_of(comparison: Comparison) -> str:
     if not comparison.has_several_seeds:
         sentences.append("The variation between seeds is not included: one seed per cell cannot show it.")
     return " ".join(sentences)
+
+
+def design_notes(design: Design) -> list[str]:
+    """Return which effects of a factorial design are aliased: no analysis of its runs can tell them apart."""
+    runs, factors = len(design.points), len(design.factors)
+    if design.resolution is None:
+        return [f"Full factorial design: all {runs} combinations of {factors} factors, so no effects are aliased."]
+
+    def equal(groups: Iterable[Iterable[Collection[str]]]) -> str:
+        return "; ".join(" = ".join(map(design.letters, group)) for group in groups)
+
+    products = equal([[name], others] for name, others in design.factors.items() if others)
+    order = design.resolution - 1
+    main = {name: [each for each in design.aliases(frozenset([name])) if len(each) <= 3] for name in design.factors}
+    main = [[[name], *aliases] for name, aliases in main.items() if aliases]
+    pairs = design.alias_groups(2)
+    return [
+        f"Fractional factorial design of resolution {ROMAN.get(design.resolution, design.resolution)}: {runs} of the "
+        f"{2**factors} combinations of {factors} factors, with {products}. It cannot tell aliased effects apart: each "
+        "estimate is the sum of a main effect and its aliases.",
+        f"Main effects are aliased only with interactions of {order} or more factors{': ' * bool(main)}{equal(main)}.",
+        f"Two-factor interactions that are aliased with each other: {equal(pairs) or 'none'}.",
+    ]
+
+
+def reference_of(comparison: Comparison) -> str:
+    """Return the name of the cell that recipes are compared with."""
+    first = next(cell for cell in comparison.cells.values() if cell.runs)
+    return f"{first.row} x {NONE}" if comparison.design else first.name
 
 
 def _listed(differences: Sequence[Difference]) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from ablation.columns import COLUMNS
 from ablation.comparison import Cell, Comparison, Difference
-from ablation.sentences import conclusion_of, run_notes, seeds_of, unit_of, with_minus
+from ablation.sentences import conclusion_of, design_notes, reference_of, run_notes, seeds_of, unit_of, with_minus
 from engine.terminal import printable
+from records.results import Place
 from stats.bootstrap import Interval
 
 FLOPS_NOTE = (
@@ -46,11 +47,15 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     if options.format == "csv":
         return to_csv(comparison)
     tables = [score_table(comparison)]
+    if comparison.recipes:
+        tables.append(recipe_table(comparison))
     if options.columns:
         tables.append(column_table(comparison, options.columns))
     differences = [
         difference_table(title, family, unit_of(comparison)) for title, family in families(comparison) if family
     ]
+    if comparison.factor_effects:
+        differences[0].notes += design_notes(comparison.design)
     if differences:
         differences[0].notes.append(
             f"Paired bootstrap over {comparison.num_images} images ({comparison.replicates:,} resamples), "
@@ -74,6 +79,20 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
 def families(comparison: Comparison) -> list[tuple[str, list[Difference]]]:
     """Return (title, differences) for each family. Holm correction is applied to each family separately."""
     row, column = comparison.row_name, comparison.column_name
+    if comparison.design:
+        return [
+            (
+                f"Main effects of the factors{f', averaged over {row}s' * (len(comparison.rows) > 1)}",
+                comparison.factor_effects,
+            ),
+            *(
+                (f"Main effects of the factors, {name} only", each)
+                for name, each in comparison.factor_effects_in.items()
+            ),
+            (f"Does the effect of a factor depend on the {row}?", comparison.factor_interactions),
+            (f"Main effects of {row}, averaged over the design", comparison.row_effects),
+            ("Differences", comparison.differences),
+        ]
     return [
         ("Differences", comparison.differences),
         (f"Main effects of {column}, averaged over {row}s", comparison.column_effects),
@@ -88,15 +107,37 @@ def families(comparison: Comparison) -> list[tuple[str, list[Difference]]]:
 def score_table(comparison: Comparison) -> Table:
     """Return the table of scores by row and column: mean ± standard deviation over seeds."""
     best, bold, rows = comparison.best, set(), []
-    for i, row in enumerate(comparison.rows):
-        cells = [comparison.cells.get((row, column)) for column in comparison.columns]
-        rows.append([row, *map(shown_cell, cells)])
-        bold |= {(i, j) for j, cell in enumerate(cells, start=1) if cell is not None and cell is best}
+    header, lines = score_layout(comparison)
+    for i, (name, marks, places) in enumerate(lines):
+        cells = [comparison.cells.get(place) for place in places]
+        rows.append([name, *marks, *map(shown_cell, cells)])
+        bold |= {(i, j) for j, cell in enumerate(cells, 1 + len(marks)) if cell is not None and cell is best}
     seeds = seeds_of(comparison)
     over = "one seed" if seeds == "1 seed" else f"mean ± standard deviation over {seeds}"
     lower = ", lower is better" if comparison.lower_is_better else ""
-    header = [f"{comparison.row_name} \\ {comparison.column_name}", *comparison.columns]
     return Table(f"{comparison.metric}, {over}{lower}", header, rows, bold, run_notes(comparison, counted=False))
+
+
+def score_layout(comparison: Comparison) -> tuple[list[str], list[tuple[str, list[str], list[Place]]]]:
+    """Return the header of the table of scores, and (name, marks, cells) of each line.
+
+    A factorial design has a line per design point, with a "+" for each factor that the point has."""
+    rows, columns, design = comparison.rows, comparison.columns, comparison.design
+    if design is None:
+        lines = [(row, [], [(row, column) for column in columns]) for row in rows]
+        return [f"{comparison.row_name} \\ {comparison.column_name}", *columns], lines
+    lines = [
+        (point, ["+" if factor in high else "" for factor in design.factors], [(row, point) for row in rows])
+        for point, high in design.points.items()
+    ]
+    return ["", *map(design.label, design.factors), *rows], lines
+
+
+def recipe_table(comparison: Comparison) -> Table:
+    """Return the table of the fields that a row, column, factor or cell changes."""
+    return Table(
+        "Recipes", ["", f"differs from {reference_of(comparison)} in"], [list(each) for each in comparison.recipes]
+    )
 
 
 def shown_cell(cell: Cell | None) -> str:
@@ -249,7 +290,8 @@ def to_latex(table: Table) -> str:
     header, *rows = [
         " & ".join(row) + r" \\" for row in [map(text, table.header), *table.lines(text, r"\textbf{{{}}}")]
     ]
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{text('. '.join([table.title, *table.notes]))}}}"]
+    caption = ". ".join([table.title, *(note.removesuffix(".") for note in table.notes)])
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{text(caption)}}}"]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule", header, r"\midrule", *rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
@@ -260,6 +302,9 @@ def to_csv(comparison: Comparison) -> str:
     changes, lines = {difference.label: difference for difference in comparison.differences}, []
     for cell in comparison.cells.values():
         line = {comparison.row_name: cell.row, comparison.column_name: cell.column, "seeds": len(cell.scores)}
+        if comparison.design:
+            high = comparison.design.points[cell.column]
+            line |= {f"factor_{factor}": int(factor in high) for factor in comparison.design.factors}
         line |= {comparison.metric: cell.mean, "spread": cell.spread, "status": status_of(cell)}
         change = changes.get(f"{cell.name} - {comparison.baseline_cell.name}")
         for name in ("estimate", "low", "high", "p"):

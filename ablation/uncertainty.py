@@ -5,7 +5,7 @@ resample (stats/bootstrap.py). With several seeds, the variation between seeds i
 interactions are contrasts (weighted sums) of the cells' scores (stats/contrasts.py), computed on the same resamples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations, product
 from pathlib import Path
 
@@ -13,9 +13,11 @@ import numpy as np
 
 from ablation.comparison import Cell, Comparison, Difference
 from engine.logbook import progress_bar
+from engine.text import listed
 from records.results import Place
 from stats.bootstrap import Interval, cell_replicates, image_weights, interval, resampled_scores
 from stats.contrasts import Contrast, contrast_intervals, mean_difference
+from stats.factorial import Design
 from stats.image_statistics import load_statistics
 
 SEED = 0  # random seed of the resamples; fixed, so that the same experiments give the same intervals
@@ -104,9 +106,11 @@ def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates
 
     columns = comparison.columns
     rows = [row for row in comparison.rows if all((row, column) in cells for column in columns)]
+    if comparison.design:
+        add_factor_effects(comparison, cells, rows, family)
     if len(rows) < 2 or len(columns) < 2:
         return
-    if len(rows) < len(comparison.rows):
+    if not comparison.design and len(rows) < len(comparison.rows):
         comparison.warnings.append(f"main effects and interactions use the complete rows only: {', '.join(rows)}")
     in_row = {row: [(row, column) for column in columns] for row in rows}
     in_column = {column: [(row, column) for row in rows] for column in columns}
@@ -114,6 +118,8 @@ def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates
     comparison.row_effects = family(
         {f"{row} - {row0}": mean_difference(in_row[row], in_row[row0]) for row in rows if row != row0}
     )
+    if comparison.design:
+        return
     comparison.column_effects = family(
         {
             f"{column} - {column0}": mean_difference(in_column[column], in_column[column0])
@@ -128,6 +134,47 @@ def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates
             for row, column in product(rows, columns) if row != row0 and column != column0
         }
     )  # fmt: skip
+
+
+def add_factor_effects(
+    comparison: Comparison,
+    cells: dict[Place, Cell],
+    rows: Sequence[str],
+    family: Callable[[dict[str, Contrast]], list[Difference]],
+) -> None:
+    """Add the main effects of the factors: averaged over rows, in each row, and how they differ between rows.
+
+    rows: the complete rows; the other rows are left out. family: estimates contrasts, with a correction for all."""
+    places = product(comparison.rows, comparison.columns)
+    missing = [f"{row} x {column}" for row, column in places if (row, column) not in cells]
+    if missing:
+        result = f"estimated from the complete rows only ({', '.join(rows)})" if rows else "not estimated"
+        comparison.warnings.append(f"main effects: {result}, because they need all cells; missing: {listed(missing)}")
+    if not rows:
+        return
+    comparison.factor_effects = family(factor_contrasts(comparison.design, rows))
+    if len(rows) > 1:
+        effects = {row: factor_contrasts(comparison.design, [row]) for row in rows}
+        first, *others = rows
+        comparison.factor_effects_in = {row: family(contrasts) for row, contrasts in effects.items()}
+        comparison.factor_interactions = family(
+            {
+                f"{factor} on {row} - {factor} on {first}": contrast
+                | {place: -weight for place, weight in effects[first][factor].items()}
+                for row in others
+                for factor, contrast in effects[row].items()
+            }
+        )
+
+
+def factor_contrasts(design: Design, rows: Sequence[str]) -> dict[str, Contrast]:
+    """Return {label: main effect} of all factors: mean of the cells with the factor minus mean of those without it."""
+    contrasts = {}
+    for factor in design.factors:
+        high = [name for name, factors in design.points.items() if factor in factors]
+        low = [name for name in design.points if name not in high]
+        contrasts[design.label(factor)] = mean_difference(list(product(rows, high)), list(product(rows, low)))
+    return contrasts
 
 
 def add_classes(

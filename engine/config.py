@@ -173,7 +173,7 @@ def changed_fields(before: Config, after: Config) -> dict[str, str]:
 
 def changed_values(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
     """Return the differences between two nested dicts, as in `changed_fields`. Missing values count as null."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = dict(leaves(before)), dict(leaves(after))
     return {
         name: f"{name} was {shown(old.get(name))}, is {shown(new.get(name))}"
         for name in old | new
@@ -181,9 +181,10 @@ def changed_values(before: dict[str, Any], after: dict[str, Any]) -> dict[str, s
     }
 
 
-def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) for every value in a nested dict."""
     if not isinstance(data, dict):
         yield name, data
         return
     for key, value in data.items():
-        yield from _leaves(value, f"{name}.{key}".lstrip("."))
+        yield from leaves(value, f"{name}.{key}".lstrip("."))

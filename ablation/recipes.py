@@ -1,0 +1,100 @@
+"""The recipes of finished runs, and what differs between the cells of a comparison."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from ablation.comparison import Cell
+from ablation.plan import Grid
+from engine.config import Config, leaves, nested_class, sections
+from engine.text import shown
+from records.experiment import FREE_FIELDS
+from records.results import Place, Run
+
+Recipes = Mapping[Path, dict[str, Any]]  # experiment -> {field: value}, such as {"model.neck": "fpn"}
+
+
+def read_recipes(runs: Sequence[Run]) -> Recipes:
+    """Return the recipe of each run: its config, without the seed and without fields that do not affect training.
+
+    A field that was added to the project after a run counts as its default, because a new field's default keeps the
+    behaviour. The tasks' config classes are imported only if runs have different fields, because this takes seconds."""
+    configs = {run.path: dict(leaves(run.config)) for run in runs}
+    if len({frozenset(config) for config in configs.values()}) > 1:
+        defaults = {task: default_values(config_class(task)) for task in {run.results.task for run in runs}}
+        configs = {run.path: defaults[run.results.task] | configs[run.path] for run in runs}
+    left_out = {*FREE_FIELDS, "train.seed"}
+    return {
+        path: {name: value for name, value in config.items() if name not in left_out}
+        for path, config in configs.items()
+    }
+
+
+def config_class(task: str) -> type[Config]:
+    """Return the config class of a task: "detection" -> DetectionConfig in detection/task.py."""
+    return getattr(importlib.import_module(f"{task}.task"), f"{task.capitalize()}Config")
+
+
+def default_values(cls: type[Config]) -> dict[str, Any]:
+    """Return {field: default} for all fields of a config class that have a default, as in a config file."""
+    return {
+        ".".join((*path, name)): to_jsonable_python(field.default)
+        for path, section in sections(cls)
+        for name, field in section.model_fields.items()
+        if not field.is_required() and not nested_class(field.annotation)
+    }
+
+
+def recipe_changes(cells: Mapping[Place, Cell], recipes: Recipes, grid: Grid | None) -> list[tuple[str, str]]:
+    """Return (row, column, factor or cell; the fields that it changes), such as ("giou", "loss.box=giou").
+
+    The rows and columns of a grid are compared with the first cell, in its column and row; factors have the overrides
+    of the grid file. A cell is listed if its row and column do not explain its recipe. Without a grid, all cells are
+    compared with the first one."""
+    runs = {place: cell.runs[0] for place, cell in cells.items() if cell.runs}
+    (row0, column0), first = next(iter(runs.items()))
+    full = {place: recipes[run.path] | changed_data_root(first, run) for place, run in runs.items()}
+    base, rows, columns, factors = full[row0, column0], {}, {}, []
+    if grid:
+        rows = {row: changes_of(full[row, column0], base) for row, column in full if (row, column0) in full}
+        columns = {column: changes_of(full[row0, column], base) for row, column in full if (row0, column) in full}
+        factors = [(grid.config.design.label(each.name), ", ".join(each.overrides)) for each in grid.config.factors]
+    explained = {(row, column): base | rows.get(row, {}) | columns.get(column, {}) for row, column in full}
+    own = {cells[place].name: changes_of(full[place], explained[place]) for place in full}
+    changes = [*rows.items(), *(() if factors else columns.items()), *own.items()]
+    return factors + [
+        (name, ", ".join(f"{field}={as_override(value)}" for field, value in fields.items()))
+        for name, fields in changes
+        if fields
+    ]
+
+
+def changes_of(recipe: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe that differ from a base, with the recipe's values; a missing value is null."""
+    return {name: recipe.get(name) for name in base | recipe if recipe.get(name) != base.get(name)}
+
+
+def changed_data_root(first: Run, run: Run) -> dict[str, Any]:
+    """Return the data.root of a run on different data than the first run; recipes do not contain it."""
+    return {"data.root": dict(leaves(run.config)).get("data.root")} if data_hashes(run) != data_hashes(first) else {}
+
+
+def data_hashes(run: Run) -> dict[str, str]:
+    """Return a dict from name to SHA-256 of a run's annotation files, training images and validation images."""
+    files = {Path(path).name: digest for path, digest in run.results.inputs.items()}
+    return files | {f"{split} images": digest for split, digest in run.results.image_sets.items()}
+
+
+def value_of(config: dict, name: str) -> str:
+    """Return the value of a config field as text, in the syntax of a config file. name: 'section.field'."""
+    for key in name.split("."):
+        config = (config or {}).get(key)
+    return shown(config)
+
+
+def as_override(value: Any) -> str:
+    """Return a value as in an override on the command line, where text has no quotes."""
+    return value if isinstance(value, str) else shown(value)
