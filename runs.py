@@ -32,6 +32,7 @@ from engine.optim import STATES_PER_WEIGHT, scaled_learning_rate, schedule_warni
 from engine.signals import Stopped
 from engine.strict_yaml import ConfigError
 from records.experiment import (
+    AUTO_FIELDS,
     FREE_FIELDS,
     append_environment,
     describe_environment,
@@ -258,7 +259,7 @@ def with_resolved_precision(config: Config, device: torch.device) -> Config:
     precision = distributed.broadcast(resolve_precision(config.train.precision, device))
     requested = f" (train.precision auto, on {describe_device(device)})" if config.train.precision == "auto" else ""
     logger.info("precision: %s%s", precision, requested)
-    return set_precision(config, precision)
+    return with_value(config, "train", "precision", precision)
 
 
 def memory_usage(device: torch.device) -> tuple[float, float]:
@@ -296,8 +297,7 @@ def read_config(arguments: argparse.Namespace, command: TrainCommand) -> Config:
     config = load_config(path, arguments.overrides, config_class)
     if not resume:
         return config
-    if config.train.precision == "auto":  # keep the precision that was chosen when the experiment started
-        config = set_precision(config, stored.train.precision)
+    config = with_stored_choices(config, stored)
     changed = [text for name, text in changed_fields(stored, config).items() if name not in FREE_FIELDS]
     if changed:
         start = command.start_from.format(experiment=resume).split()
@@ -319,6 +319,16 @@ def read_recorded_config(experiment: Path, config_class: type[Config]) -> Config
         return read_experiment_config(experiment, config_class)
 
 
-def set_precision(config: Config, precision: str) -> Config:
-    """Return a copy of the config with `train.precision` set to `precision`."""
-    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+def with_stored_choices(config: Config, stored: Config) -> Config:
+    """Return the config; fields with the value auto keep the value that was chosen when the experiment started."""
+    for name, chosen_type in AUTO_FIELDS.items():
+        section, _, field = name.partition(".")
+        given, chosen = (getattr(getattr(each, section), field, None) for each in (config, stored))
+        if given == "auto" and isinstance(chosen, chosen_type):
+            config = with_value(config, section, field, chosen)
+    return config
+
+
+def with_value(config: Config, section: str, field: str, value: Any) -> Config:
+    """Return a copy of the config with a different value of one field."""
+    return config.model_copy(update={section: getattr(config, section).model_copy(update={field: value})})

@@ -8,21 +8,19 @@ dry run warn of a low recall. `detection.show --what matches` draws the boxes. C
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
 from detection.coco.annotations import CocoFile
-from detection.network.anchors import ANCHOR_SCALES, default_boxes
+from detection.network.anchor_scales import MAX_FITTED, MAX_MEASURED, fit_scales, sample_boxes
+from detection.network.anchors import AUTO, default_boxes
 from detection.network.matching import pairwise_iou
-from detection.network.ssd import SSD, ModelConfig
+from detection.network.ssd import SSD
 from engine.logbook import logger, progress_bar
 
 MAX_IOUS_AT_ONCE = 2**21
 MIN_RECALL = 0.8  # a lower recall is a warning
-MAX_MEASURED = 20_000  # objects; if there are more, a random sample is measured
-MAX_TRIED = 2_000  # objects in the sample on which alternative settings are tried
 
 
 class AnchorFit(NamedTuple):
@@ -33,25 +31,12 @@ class AnchorFit(NamedTuple):
     recall: float  # share of the measured objects whose best IoU is at least iou_threshold
     iou_threshold: float
     median_size: float  # median square root of the object areas, in input pixels
+    scales: tuple[float, ...]  # of the default boxes, fractions of the input side
 
     def __str__(self) -> str:
         sample = "" if self.measured == self.objects else f"a sample of {self.measured:,} of "
         share = math.floor(100 * self.recall)
         return f"{share}% of {sample}{self.objects:,} training objects have one with IoU >= {self.iou_threshold:g}"
-
-
-def object_boxes(coco: CocoFile) -> Tensor:
-    """Return the boxes of all objects except crowds: xyxy (N, 4) float32, fractions of the image sides."""
-    sizes = np.array([(record.width, record.height) for record in coco.images], np.float32)
-    sizes = np.repeat(sizes, np.diff(coco.first_object), axis=0)  # (objects, 2)
-    return torch.from_numpy((coco.boxes_xyxy / np.tile(sizes, 2))[~coco.is_crowd])
-
-
-def sample_boxes(boxes_xyxy: Tensor, most: int) -> Tensor:
-    """Return boxes_xyxy (N, 4), or a deterministic random sample of `most` of them if there are more."""
-    if len(boxes_xyxy) <= most:
-        return boxes_xyxy
-    return boxes_xyxy[np.sort(np.random.default_rng(0).choice(len(boxes_xyxy), most, replace=False))]
 
 
 def best_boxes(boxes_xyxy: Tensor, anchors_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,38 +55,38 @@ def recall_of(boxes_xyxy: Tensor, anchors_cxcywh: Tensor, iou_threshold: float) 
 
 def fit_anchors(coco: CocoFile, model: SSD, iou_threshold: float) -> AnchorFit:
     """Measure how the default boxes of a detector fit the objects of an annotation file (at least one object)."""
-    boxes_xyxy = object_boxes(coco)
+    boxes_xyxy = torch.from_numpy(coco.fractions_xyxy)
     measured = sample_boxes(boxes_xyxy, MAX_MEASURED)
     sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1).sqrt() * model.input_size
     recall = recall_of(measured, model.anchors_cxcywh.cpu(), iou_threshold)
-    return AnchorFit(len(boxes_xyxy), len(measured), recall, iou_threshold, float(sizes.median()))
+    median_size = float(sizes.median())
+    return AnchorFit(len(boxes_xyxy), len(measured), recall, iou_threshold, median_size, model.anchor_scales)
 
 
-def report_fit(fit: AnchorFit, coco: CocoFile, model: SSD, config: ModelConfig) -> None:
+def report_fit(fit: AnchorFit, coco: CocoFile, model: SSD) -> None:
     """Log the recall of the default boxes. If it is low, warn and suggest settings that raise it."""
     if fit.recall >= MIN_RECALL:
         logger.info("default boxes: %s", fit)
         return
-    smallest = ANCHOR_SCALES[config.anchor_scales][0] * model.input_size
-    tried = try_settings(coco, model, config, fit.iou_threshold)
+    smallest = fit.scales[0] * model.input_size
+    tried = try_settings(coco, model, fit.iou_threshold)
     better = [f"{name} ({math.floor(100 * recall)}%)" for name, recall in tried.items() if recall > fit.recall + 0.01]
     logger.warning(
         "default boxes: only %s, so the remaining objects are hard to learn. At model.input_size=%d the median object "
-        "has a side of %.0f pixels, the smallest default box %.0f pixels. Settings with a higher recall: %s. You can "
-        "also add scales to ANCHOR_SCALES in detection/network/anchors.py",
+        "has a side of %.0f pixels, the smallest default box %.0f pixels. Settings with a higher recall: %s",
         fit, model.input_size, fit.median_size, smallest, ", ".join(better) or "none of those tried",
     )  # fmt: skip
 
 
-def try_settings(coco: CocoFile, model: SSD, config: ModelConfig, iou_threshold: float) -> dict[str, float]:
-    """Return a dict from overrides to recall, for different scales and twice the input size, best recall first."""
-    boxes_xyxy = sample_boxes(object_boxes(coco), MAX_TRIED)
-    tried = {}
-    for side in (model.input_size, 2 * model.input_size):
-        grid_sizes = model.grid_sizes(side)
-        for name, scales in ANCHOR_SCALES.items():
-            changes = {f"model.anchor_scales={name}": name != config.anchor_scales}
-            changes |= {f"model.input_size={side}": side != model.input_size}
-            if setting := " ".join(text for text, is_change in changes.items() if is_change):
-                tried[setting] = recall_of(boxes_xyxy, default_boxes(grid_sizes, scales), iou_threshold)
-    return dict(sorted(tried.items(), key=lambda item: -item[1]))
+def try_settings(coco: CocoFile, model: SSD, iou_threshold: float) -> dict[str, float]:
+    """Return a dict from overrides to recall, for fitted scales, twice the input size and both, best recall first."""
+    boxes_xyxy = sample_boxes(torch.from_numpy(coco.fractions_xyxy), MAX_FITTED)
+    grid_sizes, finer = (model.grid_sizes(side) for side in (model.input_size, 2 * model.input_size))
+    auto, twice = f"model.anchor_scales={AUTO}", f"model.input_size={2 * model.input_size}"
+    tried = {
+        auto: default_boxes(grid_sizes, fit_scales(boxes_xyxy, grid_sizes, iou_threshold)),
+        twice: default_boxes(finer, model.anchor_scales),
+        f"{auto} {twice}": default_boxes(finer, fit_scales(boxes_xyxy, finer, iou_threshold)),
+    }
+    recalls = {setting: recall_of(boxes_xyxy, anchors, iou_threshold) for setting, anchors in tried.items()}
+    return dict(sorted(recalls.items(), key=lambda item: -item[1]))

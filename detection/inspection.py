@@ -20,7 +20,7 @@ from detection.drawing.pictures import Panel, draw_panels, object_marks, small_f
 from detection.network.anchors import BOXES_PER_CELL
 from detection.network.matching import NO_OBJECT
 from detection.network.ssd import SSD, build_ssd
-from detection.task import DetectionConfig, DetectionTask
+from detection.task import DetectionConfig, DetectionTask, with_fitted_scales
 from engine.charts import is_ours
 from engine.config import load_config
 from engine.logbook import progress_bar
@@ -71,8 +71,9 @@ def show_augment(config: DetectionConfig, options: argparse.Namespace, path: Pat
 
 def show_anchors(config: DetectionConfig, options: argparse.Namespace, path: Path) -> None:
     """Draw the default boxes of the middle grid cell of each level, and the centres of all grid cells."""
-    model = build_ssd(config.model, num_classes=1)
-    side, train = model.input_size, read_split(config.data, "train")
+    train = read_split(config.data, "train")
+    model = build_ssd(with_fitted_scales(config, train).model, num_classes=1)
+    side = model.input_size
     keys = [(0, index) for index in choose_images([train], options)[0]]
     panels = []
     for image, _, _ in load_samples(CocoDetection(train, eval_transform(side)), keys):

@@ -18,6 +18,8 @@ from detection.coco.annotations import CocoFile, DataConfig, dataset_error, pair
 from detection.coco.dataset import CocoDetection, collate
 from detection.coco.evaluation import GroundTruth, detect, quick_scores, sort_by_image
 from detection.coco.transforms import AugmentConfig, distort_colours, eval_transform, plan_mosaic, train_transform
+from detection.network.anchor_scales import fit_scales
+from detection.network.anchors import ANCHOR_SCALES, AUTO
 from detection.network.backbones import backbone_spec, load_backbone_weights
 from detection.network.heads import tower_depth
 from detection.network.loss import Criterion, LossConfig, constant_predictor_loss
@@ -29,6 +31,7 @@ from engine.config import Config
 from engine.files import user_path
 from engine.inputs import Inputs, identify_images
 from engine.loading import load_exactly
+from engine.logbook import logger
 from engine.optim import OptimConfig
 from engine.text import listed
 from records.results import InitialWeights
@@ -158,6 +161,23 @@ def class_head_difference(model: SSD, detector: TrainedDetector, class_names: Se
     return ""
 
 
+def with_fitted_scales(config: DetectionConfig, train: CocoFile) -> DetectionConfig:
+    """Return the config; if `model.anchor_scales` is auto, replace it by the scales that fit the objects of `train`.
+
+    The scales depend only on the objects, the sizes of the feature maps and `loss.match_iou`. Rank 0 computes them."""
+    if config.model.anchor_scales != AUTO:
+        return config
+    scales = None
+    if distributed.is_main():
+        any_scales = config.model.model_copy(update={"anchor_scales": next(iter(ANCHOR_SCALES))})
+        model = build_ssd(any_scales, num_classes=1)  # to find the sizes of its feature maps
+        boxes_xyxy = torch.from_numpy(train.fractions_xyxy)
+        scales = fit_scales(boxes_xyxy, model.grid_sizes(model.input_size), config.loss.match_iou)
+        logger.info("default boxes: scales %s (model.anchor_scales auto, fitted to the training objects)", list(scales))
+    scales = distributed.broadcast(scales)
+    return config.model_copy(update={"model": config.model.model_copy(update={"anchor_scales": scales})})
+
+
 class DetectionTask:
     """An SSD, its losses and its COCO scores (see training.Task)."""
 
@@ -170,8 +190,13 @@ class DetectionTask:
     ) -> None:
         """Build the model. Load the weights that the config names, unless a checkpoint will replace them.
 
+        If the config has `model.anchor_scales: auto`, self.config has the fitted scales instead.
         train, val: validated annotations. train is None if the task only scores. Raises DatasetError if train and
         val do not match, ValueError if model.weights or model.start_from cannot be used."""
+        if train:
+            if defects := list(pair_defects(train, val)):
+                raise dataset_error(defects)
+            config = with_fitted_scales(config, train)
         self.config, self.train, self.val = config, train, val
         self.workers = config.data.workers
         self.reference_losses: dict[str, float] = {}
@@ -192,8 +217,6 @@ class DetectionTask:
         # The ground truth is kept in memory, because the file may be replaced during training.
         self.truth = GroundTruth(val.annotations_path, val.sha256) if distributed.is_main() else None
         if train:
-            if defects := list(pair_defects(train, val)):
-                raise dataset_error(defects)
             self.inputs = identify_inputs(config.data, train, val)
             self.data = {
                 "classes": train.class_names,

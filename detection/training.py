@@ -79,7 +79,7 @@ def announce(task: "DetectionTask") -> None:
         logger.warning("%s: contains no objects, so every score will be undefined", val.annotations_path)
     if not distributed.is_main():
         return
-    report_fit(task.anchor_fit, train, task.model, model)
+    report_fit(task.anchor_fit, train, task.model)
     for line in leak_warnings(train, val):
         logger.warning(line)
     if (warning := ceiling_warning(val)) is not None:

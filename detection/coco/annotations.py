@@ -107,6 +107,12 @@ class CocoFile:
         return np.repeat(np.arange(len(self.images)), np.diff(self.first_object))
 
     @property
+    def fractions_xyxy(self) -> np.ndarray:
+        """(objects without crowds, 4) float32: boxes as fractions of the sides of their image."""
+        sizes = np.array([(record.width, record.height) for record in self.images], np.float32)[self.image_indices]
+        return (self.boxes_xyxy / np.tile(sizes, 2))[~self.is_crowd]
+
+    @property
     def image_paths(self) -> list[Path]:
         return [self.images_dir / image.file_name for image in self.images]
 

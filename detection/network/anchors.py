@@ -19,6 +19,9 @@ ANCHOR_SCALES: dict[str, tuple[float, ...]] = {
 # Aspect ratios of each level. A ratio r adds two boxes to the level's two squares: one of w/h = r and one of w/h = 1/r.
 ASPECT_RATIOS: tuple[tuple[int, ...], ...] = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
 
+AUTO = "auto"  # scales fitted to the objects of the training set, see detection/network/anchor_scales.py
+MAX_SCALE = 1.5  # larger boxes cover the whole image after clipping, whatever their aspect ratio
+
 BOXES_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
 
 
@@ -40,7 +43,7 @@ def default_boxes(grid_sizes: Sequence[tuple[int, int]], scales: Sequence[float]
         )
     anchors = []
     for level, (rows, columns) in enumerate(grid_sizes):
-        sizes = torch.tensor(_box_sizes(scales[level], scales[level + 1], ASPECT_RATIOS[level]))  # (K, 2)
+        sizes = torch.tensor(box_sizes(scales[level], scales[level + 1], ASPECT_RATIOS[level]))  # (K, 2)
         center_y = (torch.arange(rows) + 0.5) / rows
         center_x = (torch.arange(columns) + 0.5) / columns
         centers = torch.stack(torch.meshgrid(center_x, center_y, indexing="xy"), dim=-1)  # (rows, columns, 2)
@@ -50,7 +53,7 @@ def default_boxes(grid_sizes: Sequence[tuple[int, int]], scales: Sequence[float]
     return box_convert(anchors_xyxy, "xyxy", "cxcywh")
 
 
-def _box_sizes(scale: float, next_scale: float, ratios: Sequence[float]) -> list[tuple[float, float]]:
+def box_sizes(scale: float, next_scale: float, ratios: Sequence[float]) -> list[tuple[float, float]]:
     """Return the (width, height) of each box in a cell: two squares, then a wide and a tall box per ratio."""
     larger = math.sqrt(scale * next_scale)
     sizes = [(scale, scale), (larger, larger)]

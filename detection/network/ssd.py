@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -9,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from data import IMAGENET_MEAN, IMAGENET_STD
-from detection.network.anchors import ANCHOR_SCALES, default_boxes
+from detection.network.anchors import ANCHOR_SCALES, AUTO, MAX_SCALE, default_boxes
 from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, Freeze, backbone_spec, build_backbone
 from detection.network.heads import ScoreFunction, init_heads, logits_per_box, make_head, make_towers, predict_rows
 from detection.network.necks import NECKS, build_neck
@@ -37,7 +38,12 @@ class ModelConfig(Config):
         ge=MIN_INPUT_SIZE,
         description="side of the square input in pixels; null: the backbone's reference size",
     )
-    anchor_scales: str = Field("ssd", description="an entry of ANCHOR_SCALES, the sizes of the default boxes")
+    anchor_scales: str | tuple[float, ...] = Field(
+        "ssd",
+        description=f"sizes of the default boxes as fractions of the input side: {len(BOXES_PER_CELL) + 1} increasing "
+        f"numbers, at most {MAX_SCALE:g}; auto, which fits them to the training objects when a run starts; or an entry "
+        "of ANCHOR_SCALES",
+    )
     drop_path_rate: float = Field(
         0.2,
         ge=0,
@@ -62,10 +68,10 @@ class ModelConfig(Config):
         "its norm layers keep their statistics",
     )
 
-    @field_validator("backbone", "neck", "anchor_scales")
+    @field_validator("backbone", "neck")
     @classmethod
     def _check_name(cls, name: str, info: ValidationInfo) -> str:
-        table = {"backbone": BACKBONES, "neck": NECKS, "anchor_scales": ANCHOR_SCALES}[info.field_name]
+        table = {"backbone": BACKBONES, "neck": NECKS}[info.field_name]
         if info.field_name == "backbone" and name.startswith(PREFIX):
             if find_spec("timm"):  # without timm, configs of finished runs can still be read
                 check_timm_name(name.removeprefix(PREFIX))
@@ -74,6 +80,26 @@ class ModelConfig(Config):
                 info.field_name, name, [*table, "timm/NAME"] if info.field_name == "backbone" else table
             )
         return name
+
+    @field_validator("anchor_scales", mode="before")  # before, so that an error is one line, not one per type
+    @classmethod
+    def _check_anchor_scales(cls, scales: Any) -> str | tuple[float, ...]:
+        if isinstance(scales, str):
+            if scales not in (*ANCHOR_SCALES, AUTO):
+                raise UnknownNameError("anchor_scales", scales, [*ANCHOR_SCALES, AUTO, "a list of numbers"])
+            return scales
+        count = len(BOXES_PER_CELL) + 1
+        is_valid = (
+            isinstance(scales, list | tuple)
+            and len(scales) == count
+            and all(isinstance(scale, int | float) and not isinstance(scale, bool) for scale in scales)
+            and all(low < high for low, high in pairwise([0, *scales]))
+            and scales[-1] <= MAX_SCALE
+        )
+        if not is_valid:
+            names = ", ".join([*ANCHOR_SCALES, AUTO])
+            raise ValueError(f"expected one of {names}, or {count} increasing numbers > 0 and <= {MAX_SCALE:g}")
+        return tuple(map(float, scales))
 
     @model_validator(mode="after")
     def _check_initial_weights(self) -> Self:
@@ -99,7 +125,7 @@ class SSD(nn.Module):
     backbone: module that maps images (B, 3, S, S) to a list of six feature maps, high to low resolution.
     neck: module that maps this list to a list of six maps; `neck.out_channels` lists their channels.
     num_classes: number of foreground classes, without background.
-    input_size: S, in pixels. anchor_scales: a value of detection.network.anchors.ANCHOR_SCALES.
+    input_size: S, in pixels. anchor_scales: seven increasing numbers, see detection.network.anchors.default_boxes.
     head_tower: number of convolutions before the last one of each head.
     score_function: how class logits become scores, see heads.class_scores.
     Buffers: anchors_cxcywh (A, 4) holds the default boxes, in the same order as the rows of the outputs. pixel_mean and
@@ -127,6 +153,7 @@ class SSD(nn.Module):
         self.neck = neck
         self.num_classes = num_classes
         self.input_size = input_size
+        self.anchor_scales = tuple(anchor_scales)
         self.score_function = score_function
         self.logits_per_box = logits_per_box(num_classes, score_function)
         self.box_head = make_head(neck.out_channels, 4)
@@ -191,9 +218,14 @@ def _add_optional_weights(model: SSD, weights: dict[str, Tensor], prefix: str, *
 def build_ssd(config: ModelConfig, num_classes: int, score_function: ScoreFunction = "softmax") -> SSD:
     """Build the detector described by `config`, with random weights.
 
-    num_classes: without background. score_function: the one of the loss, LossConfig.score_function."""
+    num_classes: without background. score_function: the one of the loss, LossConfig.score_function.
+    Raises ValueError if `config.anchor_scales` is auto, which detection.task replaces by numbers."""
+    scales = config.anchor_scales
+    if scales == AUTO:
+        raise ValueError("model.anchor_scales auto: there are no training objects to fit; give the numbers or a preset")
     input_size = config.input_size or backbone_spec(config.backbone).input_size
     backbone = build_backbone(config.backbone, config.drop_path_rate, config.freeze, input_size)
     neck = build_neck(config.neck, backbone.out_channels, config.neck_channels, config.neck_repeats)
-    scales = ANCHOR_SCALES[config.anchor_scales]
-    return SSD(backbone, neck, num_classes, input_size, scales, config.head_tower, score_function)
+    return SSD(
+        backbone, neck, num_classes, input_size, ANCHOR_SCALES.get(scales, scales), config.head_tower, score_function
+    )

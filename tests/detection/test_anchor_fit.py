@@ -9,8 +9,9 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 from detection import anchor_fit
-from detection.anchor_fit import fit_anchors, object_boxes, report_fit, sample_boxes, try_settings
+from detection.anchor_fit import fit_anchors, report_fit, sample_boxes, try_settings
 from detection.coco.annotations import read_coco
+from detection.network.anchor_scales import fit_scales
 from detection.network.ssd import ModelConfig, build_ssd
 
 CONFIG = ModelConfig(backbone="ResNet18SlimBackbone_B", input_size=160)
@@ -70,18 +71,18 @@ def test_crowds_do_not_count_and_sizes_are_in_pixels_of_the_input(model, objects
 
 def test_if_there_are_many_objects_a_deterministic_sample_is_measured(model, sample, monkeypatch, caplog):
     caplog.set_level("INFO")
-    boxes_xyxy = object_boxes(sample)
+    boxes_xyxy = torch.from_numpy(sample.fractions_xyxy)
     assert torch.equal(sample_boxes(boxes_xyxy, 7), sample_boxes(boxes_xyxy, 7))
     assert len(sample_boxes(boxes_xyxy, 7).unique(dim=0)) == 7
     monkeypatch.setattr(anchor_fit, "MAX_MEASURED", 7)
-    report_fit(fit_anchors(sample, model, 0.5), sample, model, CONFIG)
+    report_fit(fit_anchors(sample, model, 0.5), sample, model)
     assert [record.levelno for record in caplog.records] == [logging.INFO]
     assert f"% of a sample of 7 of {len(boxes_xyxy)} training objects" in caplog.text
 
 
 def test_tiny_objects_cause_a_warning_with_their_size_and_better_settings(model, objects_of, caplog):
     coco = objects_of(*[2] * 40, *[3] * 5)  # sides of 9 to 14 input pixels; the smallest default box has 16
-    report_fit(fit_anchors(coco, model, 0.5), coco, model, CONFIG)
+    report_fit(fit_anchors(coco, model, 0.5), coco, model)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     for text in ("of 45 training objects", "9 pixels", "default box 16", "model.anchor_scales", "input_size"):
         assert text in caplog.text
@@ -89,7 +90,13 @@ def test_tiny_objects_cause_a_warning_with_their_size_and_better_settings(model,
 
 
 def test_the_reported_recall_of_alternative_settings_is_that_of_a_model_built_with_them(model, sample):
-    for setting, recall in try_settings(sample, model, CONFIG, 0.6).items():
+    settings = try_settings(sample, model, 0.6)
+    assert len(settings) == 3
+    for setting, recall in settings.items():
         changes = dict(change.removeprefix("model.").split("=") for change in setting.split())
-        changes |= {"input_size": int(changes.get("input_size", 160))}
-        assert fit_anchors(sample, build_ssd(CONFIG.model_copy(update=changes), 2), 0.6).recall == recall
+        config = CONFIG.model_copy(update={"input_size": int(changes.get("input_size", 160))})
+        if changes.get("anchor_scales") == "auto":
+            grid_sizes = build_ssd(config, 2).grid_sizes(config.input_size)
+            scales = fit_scales(torch.from_numpy(sample.fractions_xyxy), grid_sizes, 0.6)
+            config = config.model_copy(update={"anchor_scales": scales})
+        assert fit_anchors(sample, build_ssd(config, 2), 0.6).recall == recall
