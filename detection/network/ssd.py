@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from data import IMAGENET_MEAN, IMAGENET_STD
-from detection.network.anchors import ANCHOR_SCALES, AUTO, MAX_SCALE, default_boxes
+from detection.network.anchors import ANCHOR_SCALES, AUTO, BOXES_PER_CELL, MAX_SCALE, default_boxes
 from detection.network.backbones import BACKBONES, MIN_INPUT_SIZE, Freeze, backbone_spec, build_backbone
 from detection.network.heads import ScoreFunction, init_heads, logits_per_box, make_head, make_towers, predict_rows
 from detection.network.necks import NECKS, build_neck
