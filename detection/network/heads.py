@@ -2,7 +2,8 @@
 
 In the SSD paper (arXiv 1512.02325, figure 2) a head is one convolution. In RetinaNet (arXiv 1708.02002, section 4),
 FCOS (arXiv 1904.01355) and YOLOX (decoupled head, arXiv 2107.08430, section 2.1), a tower of convolutions comes before
-it. Boxes and classes have separate towers, and the levels share them.
+it. Boxes and classes have separate towers, and the levels share them. Unlike there, the tower's output is added to its
+input. Without this shortcut, the box loss of short trainings stayed on a plateau (docs/recipe.md).
 """
 
 import math
@@ -45,10 +46,10 @@ def make_head(in_channels: Sequence[int], outputs_per_box: int) -> nn.ModuleList
 def make_towers(in_channels: Sequence[int], num_convolutions: int) -> nn.ModuleDict:
     """Create a tower for each number of channels, which all levels with this number of channels share.
 
-    A tower is num_convolutions times a 3x3 convolution, GroupNorm and ReLU; the identity if num_convolutions is 0.
-    Its key is the number of channels."""
+    A tower is num_convolutions times a 3x3 convolution, GroupNorm and ReLU. Its key is the number of channels. There
+    are no towers if num_convolutions is 0."""
     towers = nn.ModuleDict()
-    for channels in dict.fromkeys(in_channels):
+    for channels in dict.fromkeys(in_channels if num_convolutions else ()):
         layers: list[nn.Module] = []
         for _ in range(num_convolutions):
             layers.append(nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False))
@@ -79,9 +80,11 @@ def init_heads(
     """Initialise the heads to predict few objects: FOREGROUND_PRIOR is the initial probability at every anchor.
 
     Otherwise, if the trunk has random weights, the loss never falls below loss.constant_predictor_loss. As in
-    RetinaNet (arXiv 1708.02002, sections 3.3 and 4.1), weights are drawn from N(0, 0.01^2) and biases are zero. With
-    sigmoid scores, the class biases b solve 1 / (1 + e^-b) = FOREGROUND_PRIOR. With softmax scores, only the background
-    bias is not zero; it solves e^b / (e^b + num_classes) = 1 - FOREGROUND_PRIOR."""
+    RetinaNet (arXiv 1708.02002, sections 3.3 and 4.1), weights of the last convolutions are drawn from N(0, 0.01^2) and
+    biases are zero. With sigmoid scores, the class biases b solve 1 / (1 + e^-b) = FOREGROUND_PRIOR. With softmax
+    scores, only the background bias is not zero; it solves e^b / (e^b + num_classes) = 1 - FOREGROUND_PRIOR.
+    Convolutions of the towers are initialised as in arXiv 1502.01852, because N(0, 0.01^2) is small beside Adam's
+    steps."""
     for convolution in [*box_head, *class_head]:
         nn.init.normal_(convolution.weight, std=0.01)
         nn.init.zeros_(convolution.bias)
@@ -102,7 +105,9 @@ def predict_rows(maps: Sequence[Tensor], towers: nn.ModuleDict, head: nn.ModuleL
     Returns one row per anchor, in the order of default_boxes: (B, A, outputs_per_box)."""
     rows = []
     for x, last in zip(maps, head, strict=True):
-        output = last(towers[str(x.shape[1])](x))  # (B, boxes * outputs, H, W)
+        if towers:
+            x = x + towers[str(x.shape[1])](x)
+        output = last(x)  # (B, boxes * outputs, H, W)
         rows.append(output.permute(0, 2, 3, 1).reshape(x.shape[0], -1, outputs_per_box))  # (B, H * W * boxes, outputs)
     return torch.cat(rows, dim=1)
 
