@@ -66,6 +66,18 @@ def finished_detector(tmp_path_factory) -> Path:
     """Return a finished experiment of an untrained detector, whose random class heads give detections of all scores.
 
     It is evaluated on 12 images of 160 x 160 pixels. The category ids of its annotation file have gaps."""
+    return write_finished_detector(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="session")
+def modern_detector(tmp_path_factory) -> Path:
+    """Return a finished experiment like finished_detector, but with towers in the heads and sigmoid scores."""
+    root = tmp_path_factory.mktemp("modern")
+    return write_finished_detector(root, model={"head_tower": 2}, loss={"classification": "quality_focal"})
+
+
+def write_finished_detector(root: Path, **changes: dict) -> Path:
+    """Write data and a finished experiment to a folder. changes: sections of the config with their changed fields."""
     from detection.coco.annotations import read_split
     from detection.record import record
     from detection.shapes import generate
@@ -74,8 +86,8 @@ def finished_detector(tmp_path_factory) -> Path:
     from engine.config import dump_config
     from records.record import write_record
 
-    root = tmp_path_factory.mktemp("finished")
     generate(root / "sample", num_train=2, num_val=12, image_size=160)
+    model = {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn", "neck_channels": 32, "input_size": 96}
     config = DetectionConfig.model_validate(
         {
             "data": {
@@ -84,7 +96,8 @@ def finished_detector(tmp_path_factory) -> Path:
                 "val": {"images": "images/val", "annotations": "annotations/instances_val.json"},
                 "workers": 0,
             },
-            "model": {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn", "neck_channels": 32, "input_size": 96},
+            "model": model | changes.get("model", {}),
+            "loss": changes.get("loss", {}),
             "train": {"epochs": 1, "batch_size": 8},
             "eval": {"score_threshold": 0.3, "max_detections": 50},
         }

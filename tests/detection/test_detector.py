@@ -16,6 +16,7 @@ from PIL import Image
 from data import DatasetError
 from detection import Detections, load
 from detection.coco.annotations import read_split
+from detection.formats import export_facts
 from detection.network.ssd import ModelConfig, build_ssd
 from detection.task import DetectionConfig
 from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -52,10 +53,15 @@ def are_equal(a: Detections, b: Detections) -> bool:
 # ---- detections ----------------------------------------------------------------------------------------------
 
 
-def test_the_detections_are_those_that_were_scored(finished_detector, detector, val):
+@pytest.mark.parametrize("experiment", ["finished_detector", "modern_detector"])
+def test_the_detections_are_those_that_were_scored(experiment, request):
+    experiment = request.getfixturevalue(experiment)
+    detector = load(experiment, "cpu")
+    val = read_split(detector.config.data, "val")
     found = detector([val.file(index).path for index in range(len(val.images))])
     records = [record for image, each in zip(val.images, found, strict=True) for record in each.to_coco(image.id)]
-    assert records == json.loads((finished_detector / "detections.json").read_text())
+    assert len(records) > 100
+    assert records == json.loads((experiment / "detections.json").read_text())
 
 
 def test_boxes_are_in_pixels_of_the_original_and_classes_are_those_of_the_annotation_file(detector, val, pixels):
@@ -66,6 +72,11 @@ def test_boxes_are_in_pixels_of_the_original_and_classes_are_those_of_the_annota
     assert found.boxes_xyxy[:, 2].max() > 96 > found.boxes_xyxy[:, 0].min()  # wider than the network's input
     assert (found.boxes_xyxy >= 0).all()
     assert (found.boxes_xyxy <= (120, 160, 120, 160)).all()
+
+
+def test_exported_files_say_how_scores_are_computed(detector, modern_detector):
+    modern = load(modern_detector, "cpu")
+    assert [export_facts(each, None)["score_function"] for each in (detector, modern)] == ["softmax", "sigmoid"]
 
 
 def test_a_score_threshold_replaces_that_of_the_experiment(detector, pixels):
@@ -212,6 +223,21 @@ def test_category_ids_come_from_the_record_or_are_counted_from_1_with_a_warning(
     assert "category ids are 1 to" in caplog.text
 
 
+def test_an_experiment_that_is_older_than_the_heads_with_towers_can_be_loaded(moved, detector, pixels):
+    folder = moved("  head_tower: 0\n", "")
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("  classification: multibox\n", ""))
+    names = ("head_tower", "classification")
+    assert not any(name in (folder / "config.yaml").read_text() for name in names)
+    assert are_equal(load(folder, "cpu")(pixels), detector(pixels))
+
+
+def test_a_different_tower_is_refused_with_the_field_to_set(moved):
+    with pytest.raises(ValueError, match=r"step_000000003\.pt: .*set model\.head_tower=0$") as error:
+        load(moved("head_tower: 0", "head_tower: 4"))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -242,7 +268,7 @@ def test_importing_the_package_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_detector_with_a_trunk_of_timm_can_be_loaded_without_gradients(finished_detector, tmp_path):
+def test_a_detector_with_a_trunk_of_timm_can_be_loaded_without_gradients(finished_detector, pixels, tmp_path):
     pytest.importorskip("timm")
     experiment = shutil.copytree(finished_detector, tmp_path / "experiment_9")
     config = ModelConfig(backbone="timm/resnet10t", neck_channels=16, input_size=96)
@@ -251,6 +277,9 @@ def test_a_detector_with_a_trunk_of_timm_can_be_loaded_without_gradients(finishe
     save_checkpoint(newest_checkpoint(experiment / "checkpoints"), state | {"ema": None})
     text = dump_config(read_experiment_config(experiment, DetectionConfig).model_copy(update={"model": config}))
     (experiment / "config.yaml").write_text(text)
+    expected = load(experiment, "cpu")(pixels)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            assert load(experiment, "cpu").model.backbone.trunk.name == "resnet10t"
+            loaded = load(experiment, "cpu")
+        assert loaded.model.backbone.trunk.name == "resnet10t"
+        assert np.array_equal(loaded(pixels).scores, expected.scores)

@@ -16,6 +16,7 @@ from detection import formats, load
 from detection.formats import FORMATS, add_postprocessing, verify
 from detection.network.anchors import ANCHOR_SCALES, default_boxes
 from detection.network.boxes import decode_boxes
+from detection.network.heads import class_scores, logits_per_box
 from detection.network.postprocess import PostprocessConfig, postprocess
 from detection.network.ssd import SSD, ModelConfig, build_ssd
 from engine.command import RunError
@@ -36,11 +37,11 @@ SLOW = [  # take ten times as long as the rest
 ]
 
 
-def detector(backbone: str, neck: str, side: int = SIDE) -> SSD:
+def detector(backbone: str, neck: str, side: int = SIDE, head_tower=0, score_function="softmax") -> SSD:
     """Return a detector with random weights that gives confident scores."""
     torch.manual_seed(0)
-    config = ModelConfig(backbone=backbone, neck=neck, neck_channels=16, input_size=side)
-    model = build_ssd(config, NUM_CLASSES).eval().requires_grad_(False)
+    config = ModelConfig(backbone=backbone, neck=neck, neck_channels=16, input_size=side, head_tower=head_tower)
+    model = build_ssd(config, NUM_CLASSES, score_function).eval().requires_grad_(False)
     for convolution in (*model.box_head, *model.class_head):
         convolution.weight.normal_(std=0.02)
         convolution.bias.zero_()
@@ -82,6 +83,26 @@ def test_with_postprocessing_the_file_returns_the_detections_of_the_model_and_po
     assert "; 0 differ" in line
 
 
+def test_towers_and_sigmoid_scores_are_exported_to_onnx_with_postprocessing(images):
+    model = detector("ResNet18SlimBackbone_B", "fpn", head_tower=2, score_function="sigmoid")
+    program = onnx.load_from_string(formats.export(model, "onnx", FACTS))
+    network = FORMATS["onnx"].load(program.SerializeToString())
+    assert "; 0 differ" in verify(model, network, images)
+    _, all_scores = network(images)
+    torch.testing.assert_close(all_scores, model(images)[1].sigmoid(), atol=1e-5, rtol=0)
+    add_postprocessing(program, len(model.anchors_cxcywh), NUM_CLASSES, SETTINGS)
+    line = verify(model, FORMATS["onnx"].load(formats.save_onnx(program, FACTS)), images, SETTINGS)
+    assert "compared 200 detections" in line
+    assert "; 0 differ" in line
+
+
+def test_towers_and_sigmoid_scores_are_exported_to_torch_export(images):
+    model = detector("ResNet18SlimBackbone_B", "none", head_tower=4, score_function="sigmoid")
+    network = FORMATS["torch-export"].load(formats.export(model, "torch-export", FACTS))
+    assert "; 0 differ" in verify(model, network, images)
+    torch.testing.assert_close(network(images)[1], model(images)[1].sigmoid(), atol=1e-5, rtol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM)
 def test_a_model_of_timm_gives_the_same_detections_in_onnx(name):
@@ -98,10 +119,10 @@ def test_a_model_of_timm_gives_the_same_detections_in_onnx(name):
 ANCHORS = default_boxes([(16, 16), (8, 8), (4, 4), (2, 2), (1, 1), (1, 1)], ANCHOR_SCALES["ssd"])
 
 
-def detections_by_onnx(box_deltas, class_logits, settings):
+def detections_by_onnx(box_deltas, class_logits, settings, score_function="softmax"):
     """Run only the post-processing, in ONNX, on all boxes and scores."""
     boxes_xyxy = decode_boxes(box_deltas, ANCHORS).clamp(0, 1)
-    scores = class_logits.softmax(dim=-1)[..., 1:].contiguous()
+    scores = class_scores(class_logits, score_function).contiguous()
     kinds = {"all_boxes_xyxy": ["batch", len(ANCHORS), 4], "all_scores": ["batch", *scores.shape[1:]]}
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, kind) for name, kind in kinds.items()]
     opset = [onnx.helper.make_opsetid("", formats.OPSET)]
@@ -112,19 +133,21 @@ def detections_by_onnx(box_deltas, class_logits, settings):
     return session.run(None, {"all_boxes_xyxy": boxes_xyxy.numpy(), "all_scores": scores.numpy()})
 
 
+@pytest.mark.parametrize("score_function", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("quantum", [None, 2.0], ids=["distinct scores", "many ties"])
 @pytest.mark.parametrize(("score_threshold", "max_detections"), [(0.0, 9000), (0.05, 200), (0.999999, 5)])
-def test_detections_by_onnx_equal_postprocess(score_threshold, max_detections, quantum):
+def test_detections_by_onnx_equal_postprocess(score_threshold, max_detections, quantum, score_function):
     generator = torch.Generator().manual_seed(max_detections)
     box_deltas = torch.randn(3, len(ANCHORS), 4, generator=generator) * 2
-    class_logits = torch.randn(3, len(ANCHORS), NUM_CLASSES + 1, generator=generator) * 4
+    columns = logits_per_box(NUM_CLASSES, score_function)
+    class_logits = torch.randn(3, len(ANCHORS), columns, generator=generator) * 4
     class_logits[0, :50, 2] += 40  # scores of exactly 1
-    class_logits[1, :, 0] += 10  # the second image has fewer detections
+    class_logits[1, :, 0] += 10 if score_function == "softmax" else -10  # the second image has fewer detections
     if quantum is not None:
         class_logits = (class_logits / quantum).round() * quantum
     settings = PostprocessConfig(score_threshold=score_threshold, max_detections=max_detections)
-    expected = postprocess(box_deltas, class_logits, ANCHORS, **settings.model_dump())
-    boxes_xyxy, scores, labels, counts = detections_by_onnx(box_deltas, class_logits, settings)
+    expected = postprocess(box_deltas, class_logits, ANCHORS, **settings.model_dump(), score_function=score_function)
+    boxes_xyxy, scores, labels, counts = detections_by_onnx(box_deltas, class_logits, settings, score_function)
     assert counts.tolist() == [len(image.scores) for image in expected]
     for image, count in enumerate(counts):
         assert labels[image, :count].tolist() == expected[image].labels.tolist()

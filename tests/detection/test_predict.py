@@ -56,6 +56,7 @@ def test_the_json_files_are_valid_coco_and_name_each_image(predict, photos, tmp_
     header = json.loads((tmp_path / "found/images.json").read_text())
     (tmp_path / "truth.json").write_text(json.dumps(header | {"annotations": []}))
     results = COCO(tmp_path / "truth.json").loadRes(str(tmp_path / "found/detections.json"))
+    assert header["info"]["score_function"] == "softmax"
     sizes = {image["file_name"]: (image["width"], image["height"]) for image in header["images"]}
     assert sizes == {str(photos / "a.jpg"): (160, 160), str(photos / "b.png"): (300, 200),
                      str(photos / "more/a.tif"): (90, 250)}  # fmt: skip

@@ -96,6 +96,23 @@ def test_a_run_that_an_older_version_started_has_a_text_instead_or_nothing(recor
     assert results["facts"]["Model"].endswith(start.get("started_from", "from random weights"))
 
 
+@pytest.mark.parametrize(
+    ("name", "score_function", "threshold"),
+    [("finished_detector", "softmax", 0.3), ("modern_detector", "sigmoid", 0.3)],
+)
+def test_the_record_says_how_scores_are_computed_outside_of_the_protocol(name, score_function, threshold, request):
+    experiment = request.getfixturevalue(name)
+    results = read_results(experiment / "results.json")
+    assert results.score_function == score_function
+    assert score_function not in results.protocol.model_dump().values()  # so that both kinds stay comparable
+    assert f"score ({score_function}) >= {threshold}" in (experiment / "README.md").read_text()
+
+
+def test_the_record_names_the_towers_of_the_heads(finished_detector, modern_detector):
+    facts = [json.loads((each / "results.json").read_text())["facts"] for each in (finished_detector, modern_detector)]
+    assert ["2 convolutions before each head" in each["Model"] for each in facts] == [False, True]
+
+
 def spoil(change, path):
     """Replace the annotation file with what `change` returns for its content; delete it for None."""
     content = json.loads(path.read_text())

@@ -22,8 +22,8 @@ CLASSES = ["cat", "dog", "horse"]
 MODEL = {"backbone": "ResNet18SlimBackbone_B", "neck": "fpn", "neck_channels": 16, "input_size": 96}
 
 
-def detector(num_classes: int, **changes) -> nn.Module:
-    return build_ssd(ModelConfig(**{**MODEL, **changes}), num_classes)
+def detector(num_classes: int, score_function="softmax", **changes) -> nn.Module:
+    return build_ssd(ModelConfig(**{**MODEL, **changes}), num_classes, score_function)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,62 @@ def test_class_heads_are_loaded_only_for_the_same_classes_in_the_same_order(trai
         assert record.note.endswith("cat, dog, horse")
     expected = trained.state_dict() | heads
     assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def modern(tmp_path_factory):
+    """Save a checkpoint of a detector with towers and sigmoid scores."""
+    path, model = tmp_path_factory.mktemp("modern") / "step_000000009.pt", detector(3, "sigmoid", head_tower=2)
+    save_checkpoint(path, {"step": 9, "model": model.state_dict(), "ema": None, "data": {"classes": CLASSES}})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("score_function", "class_names", "reason"),
+    [
+        ("sigmoid", CLASSES, None),
+        ("softmax", CLASSES, "a different score function than softmax"),
+        ("sigmoid", ["cat"], "different classes"),
+        ("softmax", ["cat", "dog"], "different classes"),  # as many logits per box as the checkpoint has
+    ],
+)
+def test_class_heads_are_loaded_only_for_the_same_score_function(modern, score_function, class_names, reason):
+    model = detector(len(class_names), score_function, head_tower=2)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    weights = read_detector(modern).weights
+    note = load_initial_detector(model, str(modern), class_names).note
+    for key, tensor in model.state_dict().items():
+        is_loaded = reason is None or not key.startswith("class_head.")
+        assert torch.equal(tensor, (weights if is_loaded else before)[key]), key
+    if reason is None:
+        assert f"all {len(weights)} weights loaded" in note
+    else:
+        assert f"{len(weights) - 12} weights loaded; 12 class-head weights" in note
+        assert f"because the checkpoint has {reason}" in note
+
+
+def test_a_detector_with_sigmoid_scores_can_start_from_one_with_softmax_scores(trained, checkpoint):
+    model = detector(3, "sigmoid")
+    note = load_initial_detector(model, str(checkpoint), CLASSES).note
+    assert "a different score function than sigmoid" in note
+    assert torch.equal(model.box_head[0].weight, trained.box_head[0].weight)
+    assert len(model.class_head[0].bias.unique()) == 1  # still the prior
+
+
+@pytest.mark.parametrize("depth", [0, 4])
+def test_a_detector_with_a_different_tower_is_refused_with_the_field_to_set(modern, depth):
+    model = detector(3, "sigmoid", head_tower=depth)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=rf"head_tower is {depth}, .*set model\.head_tower=2$") as error:
+        load_initial_detector(model, str(modern), CLASSES)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_the_trunk_can_start_from_that_of_a_detector_with_towers(modern):
+    weights = read_detector(modern).weights
+    loaded = started(modern).state_dict()
+    assert all(torch.equal(tensor, weights[f"backbone.trunk.{key}"]) for key, tensor in loaded.items())
 
 
 def started(weights, **changes) -> nn.Module:

@@ -3,15 +3,16 @@ import torch
 from torchvision.ops import box_convert, nms
 
 from detection.network.boxes import decode_boxes, encode_boxes
+from detection.network.heads import logits_per_box
 from detection.network.postprocess import INITIAL_PAIRS, PostprocessConfig, RawDetections, postprocess
 from tests.detection.network.peers import ANCHORS, NUM_CLASSES, OperatorCount
 
 DEFAULTS = PostprocessConfig().model_dump()
 
 
-def plain_postprocess(box_deltas, class_logits, score_threshold, nms_iou, max_detections):
+def plain_postprocess(box_deltas, class_logits, score_threshold, nms_iou, max_detections, score_function):
     """Post-process one image by definition: all scores, all pairs over the threshold, NMS class by class."""
-    scores = class_logits.softmax(dim=-1)[:, 1:]
+    scores = {"softmax": class_logits.softmax(dim=-1)[:, 1:], "sigmoid": class_logits.sigmoid()}[score_function]
     anchor, label = (scores >= score_threshold).nonzero(as_tuple=True)
     scores, order = scores[anchor, label].sort(descending=True, stable=True)
     anchor, labels = anchor[order], label[order] + 1
@@ -24,17 +25,20 @@ def plain_postprocess(box_deltas, class_logits, score_threshold, nms_iou, max_de
     return RawDetections(boxes_xyxy[keep], scores[keep], labels[keep])
 
 
+@pytest.mark.parametrize("score_function", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("score_threshold", [0.0, 0.01, 0.3, 1 - 1e-6])
 @pytest.mark.parametrize("max_detections", [1, 10, 100, 5000])
 @pytest.mark.parametrize("quantum", [None, 0.5, 2.0], ids=["distinct scores", "some ties", "many ties"])
-def test_detections_are_bitwise_equal_to_the_definition(score_threshold, max_detections, quantum):
+def test_detections_are_bitwise_equal_to_the_definition(score_threshold, max_detections, quantum, score_function):
     generator = torch.Generator().manual_seed(max_detections)
     box_deltas = torch.randn(2, len(ANCHORS), 4, generator=generator) * 2
-    class_logits = torch.randn(2, len(ANCHORS), NUM_CLASSES + 1, generator=generator) * 4
+    columns = logits_per_box(NUM_CLASSES, score_function)
+    class_logits = torch.randn(2, len(ANCHORS), columns, generator=generator) * 4
     class_logits[0, :50, 2] += 40  # scores of exactly 1
     if quantum is not None:
         class_logits = (class_logits / quantum).round() * quantum
     settings = {"score_threshold": score_threshold, "nms_iou": 0.45, "max_detections": max_detections}
+    settings["score_function"] = score_function
     for image, detections in enumerate(postprocess(box_deltas, class_logits, ANCHORS, **settings)):
         expected = plain_postprocess(box_deltas[image], class_logits[image], **settings)
         assert len(expected.scores) > 0 or image == 1
@@ -59,14 +63,28 @@ def test_anchor_with_nan_scores_is_not_reported(invalid_logit):
     torch.testing.assert_close(detections.boxes_xyxy, boxes_xyxy[1:])
 
 
+def test_sigmoid_scores_that_equal_the_threshold_are_detections():
+    class_logits = torch.linspace(-9, 9, len(ANCHORS)).view(1, -1, 1)
+    for index, score in list(enumerate(class_logits.sigmoid().flatten().tolist()))[::40]:
+        settings = {"score_threshold": score, "nms_iou": 1.0, "max_detections": len(ANCHORS)}
+        [detections] = postprocess(
+            torch.zeros(1, len(ANCHORS), 4), class_logits, ANCHORS, **settings, score_function="sigmoid"
+        )
+        assert len(detections.scores) >= len(ANCHORS) - index
+        assert detections.scores[-1] == score
+        assert set(detections.labels.tolist()) == {1}
+
+
+@pytest.mark.parametrize("score_function", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("num_classes", [1, 40])
-def test_number_of_operators_is_independent_of_num_classes(num_classes):
+def test_number_of_operators_is_independent_of_num_classes(num_classes, score_function):
     # On a GPU, a loop over the classes would synchronise once per class.
     generator = torch.Generator().manual_seed(0)
     box_deltas = torch.randn(1, len(ANCHORS), 4, generator=generator)
-    class_logits = torch.randn(1, len(ANCHORS), num_classes + 1, generator=generator)
+    class_logits = torch.randn(1, len(ANCHORS), logits_per_box(num_classes, score_function), generator=generator)
+    settings = DEFAULTS | {"max_detections": 10, "score_function": score_function}
     with OperatorCount() as operators:
-        postprocess(box_deltas, class_logits, ANCHORS, **DEFAULTS | {"max_detections": 10})
+        postprocess(box_deltas, class_logits, ANCHORS, **settings)
     assert operators.count < 120
 
 

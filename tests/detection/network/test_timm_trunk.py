@@ -1,6 +1,7 @@
 """Models of timm as trunks: maps, gradients, weights, and equality with the project's own trunks."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -169,9 +170,29 @@ def test_a_frozen_stem_is_what_timm_calls_the_stem_and_stays_in_evaluation_mode(
     assert not changed & owners
 
 
-def test_freezing_the_stem_of_a_model_without_one_is_refused():
-    with pytest.raises(ValueError, match=r"poolformer_s12.*none or trunk"):
-        build_backbone("timm/poolformer_s12", freeze="stem", input_size=128)
+def test_the_stem_of_a_model_without_groups_of_stages_can_be_frozen():
+    backbone = build_backbone("timm/rdnet_tiny", freeze="stem", input_size=128)
+    frozen = {key for key, value in backbone.trunk.model.named_parameters() if not value.requires_grad}
+    assert frozen == {f"stem_{layer}.{name}" for layer in (0, 1) for name in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("name", ["poolformer_s12", "inception_v3", "inception_resnet_v2"])
+def test_freezing_the_stem_of_a_model_without_one_is_refused(name):
+    trunk = SimpleNamespace(name=name, options={}, model=None)  # building the real one takes seconds
+    with pytest.raises(ValueError, match=rf"{name}.*none or trunk") as error:
+        timm_trunk.TimmTrunk.stem_prefixes.fget(trunk)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_trunk_is_the_same_if_it_is_built_without_gradients(context):
+    with context():
+        trunk = timm_trunk.TimmTrunk("hrnet_w18_small", 128, 0.0)
+    expected = timm_trunk.TimmTrunk("hrnet_w18_small", 128, 0.0)
+    needs_gradient = [value.requires_grad for value in trunk.parameters()]
+    assert needs_gradient == [value.requires_grad for value in expected.parameters()]
+    assert {True, False} == set(needs_gradient)  # it has parameters that the maps do not depend on
+    assert not any(value.is_inference() for value in trunk.parameters())
 
 
 def test_parameters_without_influence_on_the_maps_are_not_trained():
