@@ -123,6 +123,12 @@ def test_every_policy_is_drawn_and_measured(command, panels, monkeypatch, policy
     assert [panel.caption.partition(",")[0] for panel in panels[1:3]] == ["epoch 1", "epoch 2"]
 
 
+def test_training_has_mosaic_in_its_share_of_the_epochs(sample_root):
+    overrides = [f"data.root={sample_root}", "augment.policy=mosaic", "augment.mosaic_share=0.5", "train.epochs=6"]
+    train_set = inspection.build_task(load_config(QUICKSTART, overrides, DetectionConfig)).train_set
+    assert [len(train_set.plan((epoch, 0)).indices) for epoch in range(6)] == [4, 4, 4, 1, 1, 1]
+
+
 def test_requested_images_are_drawn_in_the_requested_order(command, panels, task):
     ids = [task.train.images[index].id for index in (5, 2)]
     assert command("--what", "data", "--ids", ",".join(map(str, ids)))[0] == 0

@@ -288,19 +288,33 @@ def test_the_four_images_of_a_mosaic_are_flipped_together():
         assert labels.tolist() == same_labels.tolist()
 
 
-def test_lsj_and_mosaic_keep_an_object_only_if_its_centre_is_visible():
-    box, side, kept = [60, 40, 80, 60], 80, []  # touches the lower right corner of an image of 80 x 60 pixels
+def test_lsj_keeps_an_object_only_if_its_centre_is_visible():
+    box, side, kept = [60, 40, 80, 60], 80, []
     for seed in range(100):
         rng = np.random.default_rng(seed)
         scale = rng.uniform(0.1, 2)
         x, y = (side - side * scale) * rng.random(2) + side * scale * np.array([70 / 80, 50 / 60])  # of the centre
         view = train_transform(AugmentConfig(**LSJ), side)((80, 60), np.float32([box]), np.random.default_rng(seed))
-        assert len(view.objects) == (0 < x < side and 0 < y < side)
-        kept.append(len(view.objects))
-        mosaic = plan_mosaic(AugmentConfig(**MOSAIC), side, 1)
-        views = mosaic.views([(80, 60)] * 4, [np.float32([box])] * 4, np.random.default_rng(seed))
-        assert len(views[0].objects) == 1  # this corner is at the centre of the mosaic
+        kept.append(0 < x < side and 0 < y < side)
+        assert len(view.objects) == kept[-1]
     assert 50 < sum(kept) < 100
+
+
+def test_a_mosaic_keeps_an_object_only_if_its_centre_is_visible():
+    boxes, side, size = np.float32([[0, 0, 40, 30], [20, 15, 60, 45], [50, 40, 80, 60]]), 80, (80, 60)
+    kept = []
+    for seed in range(100):
+        mosaic = plan_mosaic(AugmentConfig(**MOSAIC), side, 1)
+        views = mosaic.views([size] * 4, [boxes] * 4, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        middle = (side * rng.uniform(0.25, 0.75, 2)).round()
+        for view, scale, corner in zip(views, rng.uniform(0.5, 1.5, 4), [(1, 1), (0, 1), (1, 0), (0, 0)], strict=True):
+            centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / size  # fractions of the image; `corner` is at the middle
+            shown = middle + (centres - corner) * side * scale
+            visible = ((shown > 0) & (shown < side)).all(1)
+            assert view.objects.tolist() == np.flatnonzero(visible).tolist()
+            kept.extend(visible)
+    assert 300 < sum(kept) < 900
 
 
 @pytest.mark.parametrize("sizes", [[(80, 60)] * 4, [(1, 1), (2, 500), (640, 3), (7, 5)]])
