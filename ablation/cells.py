@@ -87,7 +87,8 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     If several cells have the same row and column, the fields or data that differ are appended to the row names.
     Raises ValueError if two experiments have the same recipe, data and seed."""
     runs = list(map(read_run, paths))
-    recipes, groups = read_recipes(runs), {}
+    recipes = read_recipes(runs)
+    groups: dict[str, list[Run]] = {}
     for run in runs:
         recipe = [run.results.place, recipes[run.path], sorted(data_hashes(run).items())]
         known = groups.setdefault(json.dumps(recipe, sort_keys=True), [])
@@ -95,15 +96,15 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
         if duplicate:
             raise ValueError(f"{duplicate.path} and {run.path} have the same recipe and seed {run.seed}; name only one")
         known.append(run)
-    firsts = [runs[0] for runs in groups.values()]
+    firsts = [group[0] for group in groups.values()]
     cells: dict[Place, Cell] = {}
-    for runs in groups.values():
-        row, column = runs[0].results.place
+    for group in groups.values():
+        row, column = group[0].results.place
         namesakes = [other for other in firsts if other.results.place == (row, column)]
-        labels = distinguishing_labels(namesakes, runs[0], recipes)
+        labels = distinguishing_labels(namesakes, group[0], recipes)
         if labels:
             row += f" ({', '.join(labels)})"
-        cells[row, column] = Cell(row, column, runs)
+        cells[row, column] = Cell(row, column, group)
     return cells
 
 

@@ -78,8 +78,10 @@ def changes_of(recipe: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, 
 
 
 def changed_data_root(first: Run, run: Run) -> dict[str, Any]:
-    """Return the data.root of a run on different data than the first run; recipes do not contain it."""
-    return {"data.root": dict(leaves(run.config)).get("data.root")} if data_hashes(run) != data_hashes(first) else {}
+    """Return the data.root of a run whose data differ from the first run's, because recipes do not contain it."""
+    known = data_hashes(first)
+    is_different = any(known.get(name, digest) != digest for name, digest in data_hashes(run).items())
+    return {"data.root": dict(leaves(run.config)).get("data.root")} if is_different else {}
 
 
 def data_hashes(run: Run) -> dict[str, str]:

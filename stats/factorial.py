@@ -38,7 +38,7 @@ class Design:
                 if other not in self.crossed:
                     raise UnknownNameError(f"factor {name}: product_of: crossed factor", other, self.crossed)
         if self.resolution == 2:
-            pair = " and ".join(self.ordered(self.relation[0]))
+            pair = " and ".join(name for name in self.factors if name in self.relation[0])
             raise ValueError(f"factors: {pair} have the same level in every run; change product_of of one of them")
 
     @property
@@ -91,10 +91,6 @@ class Design:
     def label(self, factor: str) -> str:
         """Return a factor's name with its letter, such as "focal loss (A)"."""
         return f"{factor} ({self.letters([factor])})"
-
-    def ordered(self, effect: Effect) -> list[str]:
-        """Return the factors of an effect in the order of `factors`."""
-        return [name for name in self.factors if name in effect]
 
     def by_size(self, effects: Iterable[Effect]) -> list[Effect]:
         """Return effects sorted by their number of factors, then by their letters."""
