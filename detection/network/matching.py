@@ -1,6 +1,7 @@
 """Match default boxes to objects (SSD, arXiv 1512.02325, section 2.2, "Matching strategy").
 
-Implements the rule of torchvision's SSDMatcher for a whole batch, without GPU synchronisation.
+Implements the rule of torchvision's SSDMatcher for a whole batch, without GPU synchronisation. The last functions are
+shared with the other assignments, `atss` and `task_aligned`, which choose a few candidate anchors for each object.
 """
 
 import torch
@@ -67,3 +68,43 @@ def pairwise_iou(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
     anchor_area = (anchor_right - anchor_left) * (anchor_bottom - anchor_top)
     union = ((right - left) * (bottom - top) + anchor_area).sub_(intersection)
     return intersection.div_(union)
+
+
+def paired_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
+    """Return the intersection over union (...) of boxes (..., 4) with other boxes (..., 4), which are broadcast."""
+    left, top, right, bottom = boxes_xyxy.unbind(dim=-1)
+    other_left, other_top, other_right, other_bottom = others_xyxy.unbind(dim=-1)
+    width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp(min=0)
+    height = (torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)).clamp(min=0)
+    intersection = width * height
+    areas = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top)
+    return intersection / (areas - intersection)
+
+
+def is_inside(x: Tensor, y: Tensor, boxes_xyxy: Tensor) -> Tensor:
+    """Return a mask (...) bool of the points (x, y), (...) each, that are strictly inside boxes (..., 4).
+
+    No point is inside a box without an area. Points and boxes are broadcast."""
+    left, top, right, bottom = boxes_xyxy.unbind(dim=-1)
+    return (x > left) & (x < right) & (y > top) & (y < bottom)
+
+
+def resolve_conflicts(candidates: Tensor, iou: Tensor, is_positive: Tensor, num_anchors: int) -> tuple[Tensor, Tensor]:
+    """Give an anchor that is positive for several objects to the object with the highest IoU, the first if equal.
+
+    candidates: (B, M, K) int64, anchors. iou: (B, M, K) float, of the object and the anchor.
+    is_positive: (B, M, K) bool; the positives of an object are different anchors. num_anchors: A.
+    Returns matched (B, A) int64, the index of the object or NO_OBJECT, and has_won (B, M, K) bool, which candidates
+    are positives that their object keeps."""
+    num_images, num_objects, num_candidates = candidates.shape
+    anchors = candidates.flatten(1)  # (B, M * K)
+    claims = iou.where(is_positive, -1).flatten(1)
+    best_iou = claims.new_full((num_images, num_anchors), -1).scatter_reduce(1, anchors, claims, "amax")
+    is_best = is_positive.flatten(1) & (claims == best_iou.gather(1, anchors))
+
+    objects = torch.arange(num_objects, device=candidates.device).repeat_interleave(num_candidates)  # (M * K,)
+    best_objects = torch.where(is_best, objects, num_objects)  # (B, M * K)
+    first_best = best_objects.new_full((num_images, num_anchors), num_objects)
+    first_best = first_best.scatter_reduce(1, anchors, best_objects, "amin")  # (B, A)
+    has_won = is_best & (objects == first_best.gather(1, anchors))
+    return torch.where(first_best < num_objects, first_best, NO_OBJECT), has_won.unflatten(1, (num_objects, -1))
