@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# tensor[index] selects rows from a tensor (B, A, ...); `...` selects all. R, the shape of the rows, is (B, A) for `...`.
-# On a CPU, it is (n,) for the index of used_rows, and (B, K) for that of positive_rows.
+# tensor[index] selects rows from a tensor (B, A, ...). R, the shape of the rows, is (B, A) for `...`, which selects
+# all. On a CPU, it is (n,) for the index of used_rows, and (B, K) for that of positive_rows.
 RowIndex = EllipsisType | tuple[Tensor, Tensor]
 
 
