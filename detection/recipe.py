@@ -1,4 +1,4 @@
-"""The recipe of a run in a few words: the parts that differ from SSD of 2016 (arXiv 1512.02325), the reference recipe."""
+"""The recipe of a run in a few words: the parts that differ from the reference, SSD of 2016 (arXiv 1512.02325)."""
 
 from typing import TYPE_CHECKING
 
