@@ -37,7 +37,7 @@ data:
   workers: 0
 model: {{backbone: ResNet18SlimBackbone_B, neck: fpn, neck_channels: 16, input_size: 96}}
 optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_epochs: 1, schedule: cosine}}
-train: {{epochs: 2, batch_size: 4, precision: fp32, checkpoint_every_steps: 1, keep_checkpoints: 9,
+train: {{epochs: 2, batch_size: 4, precision: fp32, checkpoint_every_steps: 2, keep_checkpoints: 9,
   eval_every_epochs: 2}}
 """
 
@@ -112,16 +112,16 @@ def test_a_run_resumed_within_an_epoch_ends_like_the_uninterrupted_run(overrides
     whole, recorded = tmp_path / "whole", tmp_path / "config.yaml"
     recorded.write_text(dump_config(task.config))
     fit(task, whole, CPU, resume=False)
-    lines = read_metrics(whole)
+    lines, expected = read_metrics(whole), load_checkpoint(step_path(whole / "checkpoints", 6))
     assert [line["step"] for line in lines] == [3, 6]
-    for step in (2, 5):  # in the first epoch, which has mosaics, and in the second, which has none
+    for step in (2, 4):  # in the first epoch, which has mosaics if any has, and in the second, which has none
         part = tmp_path / f"from_{step}"
         (part / "checkpoints").mkdir(parents=True)
         shutil.copy(step_path(whole / "checkpoints", step), part / "checkpoints")
         fit(build_task(load_config(recorded, [], DetectionConfig), True), part, CPU, resume=True)
-        ends = [load_checkpoint(step_path(folder / "checkpoints", 6)) for folder in (whole, part)]
+        found = load_checkpoint(step_path(part / "checkpoints", 6))
         for key in ("model", "ema", "optimizer", "scheduler"):
-            assert_equal(ends[1][key], ends[0][key])
+            assert_equal(found[key], expected[key])
         assert [without_times(line) for line in read_metrics(part)] == list(map(without_times, lines))
 
 
