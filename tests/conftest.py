@@ -71,9 +71,9 @@ def finished_detector(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def modern_detector(tmp_path_factory) -> Path:
-    """Return a finished experiment like finished_detector, but with towers in the heads and sigmoid scores."""
-    root = tmp_path_factory.mktemp("modern")
-    return write_finished_detector(root, model={"head_tower": 2}, loss={"classification": "quality_focal"})
+    """Return an experiment like finished_detector, with towers, fitted default boxes and sigmoid scores."""
+    model, loss = {"head_tower": 2, "anchor_scales": "auto"}, {"classification": "quality_focal"}
+    return write_finished_detector(tmp_path_factory.mktemp("modern"), model=model, loss=loss)
 
 
 def write_finished_detector(root: Path, **changes: dict) -> Path:
@@ -108,7 +108,7 @@ def write_finished_detector(root: Path, **changes: dict) -> Path:
         torch.nn.init.zeros_(convolution.bias)
     experiment = root / "experiments/experiment_7"
     (experiment / "checkpoints").mkdir(parents=True)
-    (experiment / "config.yaml").write_text(dump_config(config))
+    (experiment / "config.yaml").write_text(dump_config(task.config))
     state = {"model": task.model.state_dict(), "ema": None, "step": 3, "data": task.data}
     save_checkpoint(step_path(experiment / "checkpoints", 3), state)
     versions = {"torch": "2", "torchvision": "0", "python": "3"}
