@@ -18,6 +18,7 @@ from detection.coco.annotations import describe_size
 from detection.coco.errors import confusion_matrix, error_breakdown
 from detection.coco.evaluation import METRICS, as_dicts, evaluate_coco, image_statistics, summarise_evaluation
 from detection.detector import pixel_statistics
+from detection.recipe import describe_recipe
 from detection.task import DetectionTask
 from engine.compute.cost import forward_gflops
 from engine.files import write_text
@@ -47,7 +48,6 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
     confusions = confusion_matrix(coco, SHOWN_SCORE)
     draw_confusion(experiment / "confusion.png", confusions, val.class_names, SHOWN_SCORE)
     frozen = "" if model.freeze == "none" else f" with frozen {model.freeze}"
-    towers = f", {model.head_tower} convolutions before each head" if model.head_tower else ""
     return TaskRecord(
         module="detection.training",
         results={
@@ -72,7 +72,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         gflops=forward_gflops(task.model, task.model.input_size),
         title=f"{model.backbone} with neck {model.neck}",
         model=f"{model.backbone}{frozen}, neck {model.neck}, {task.model.input_size} pixels, "
-        f"{len(task.model.anchors_cxcywh):,} default boxes{towers}",
+        f"{len(task.model.anchors_cxcywh):,} default boxes",
         data=f"{describe_size(task.train)} for training, {describe_size(val)} for validation, "
         f"{counted(len(val.class_names), 'class', 'classes')}",
         scored=f"COCO mAP by pycocotools on all {len(val.images)} validation images; score "
@@ -81,6 +81,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         facts={
             "Normalisation": f"mean {statistics['mean']}, std {statistics['std']} (RGB from 0 to 1)",
             "Default boxes": f"{task.anchor_fit}; scales {listed(list(map(str, task.anchor_fit.scales)))}",
+            "Recipe": describe_recipe(config),
             "Box loss weight": f"{config.loss.box_weight:g} (SSD paper: 1)",
         },
         pictures={

@@ -55,13 +55,13 @@ def announce(task: "DetectionTask") -> None:
     from detection.coco.annotations import describe
     from detection.coco.warnings import ceiling_warning, leak_warnings
     from detection.detector import pixel_statistics
+    from detection.recipe import describe_recipe
     from engine import distributed
     from engine.logbook import logger
     from engine.terminal import counted
 
     model, train, val = task.config.model, task.train, task.val
-    tower = f", {model.head_tower} convolutions before each head" if model.head_tower else ""
-    logger.info("%s with neck %s%s", model.backbone, model.neck, tower)
+    logger.info("%s with neck %s; recipe: %s", model.backbone, model.neck, describe_recipe(task.config))
     if model.freeze != "none":
         parameters = list(task.model.parameters())
         total = sum(parameter.numel() for parameter in parameters)

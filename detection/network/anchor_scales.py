@@ -4,6 +4,9 @@ The recall of the default boxes is the share of objects whose IoU with some defa
 `fit_scales` maximises it by coordinate descent from many starts. One scale of a level determines all its boxes except
 the larger square, which depends on the product of this scale and the next one. So on a logarithmic grid of scales,
 the IoUs of all boxes that the search can choose fit in memory, and a candidate costs only maxima and a count.
+
+Many scales can have the highest recall. Of these, the search chooses those with the highest recall of resized objects
+(FACTORS), because augmentation resizes objects in training, and then those with the highest mean IoU.
 """
 
 import math
@@ -17,6 +20,8 @@ from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, MAX_SCALE, b
 
 MAX_MEASURED = 20_000  # objects; if there are more, the recall is measured on a random sample
 MAX_FITTED = 2_000  # objects; if there are more, scales are fitted to a smaller random sample
+MAX_RESIZED = 500  # objects that are resized by each factor
+FACTORS = (0.3, 0.5, 2.0)
 STEP = 1.04  # ratio of neighbouring scales of the search grid
 MIN_SCALE = 0.01
 # Rounded so that platforms with different rounding of powers have the same grid.
@@ -28,17 +33,21 @@ RANDOM_STARTS = 50
 
 
 def fit_scales(boxes_xyxy: Tensor, grid_sizes: Sequence[tuple[int, int]], iou_threshold: float) -> tuple[float, ...]:
-    """Return the scales for which the default boxes have the highest recall, and then the highest mean best IoU.
+    """Return the scales for which the default boxes have the highest recall.
 
     boxes_xyxy: (N, 4) float32 with N > 0, the objects, fractions of the image sides. grid_sizes: as for default_boxes.
     The result is deterministic. Its recall on MAX_MEASURED objects is never below that of an entry of ANCHOR_SCALES."""
-    search = ScaleSearch(sample_boxes(boxes_xyxy, MAX_FITTED), grid_sizes, iou_threshold)
+    few = sample_boxes(boxes_xyxy, MAX_RESIZED)
+    copies = torch.cat([resized(few, factor) for factor in FACTORS])
+    search = ScaleSearch(sample_boxes(boxes_xyxy, MAX_FITTED), copies, grid_sizes, iou_threshold)
     fitted = [rounded([GRID[index] for index in search.climb(start)]) for start in starts()]
     measured = sample_boxes(boxes_xyxy, MAX_MEASURED)
-    return max(
-        dict.fromkeys([*fitted, *ANCHOR_SCALES.values()]),
-        key=lambda scales: total(best_ious(measured, grid_sizes, scales), iou_threshold).item(),
-    )
+
+    def score_of(scales: Sequence[float]) -> int:
+        iou = best_ious(torch.cat([measured, copies]), grid_sizes, scales)
+        return int(score(iou, len(measured), iou_threshold))
+
+    return max(dict.fromkeys([*fitted, *ANCHOR_SCALES.values()]), key=score_of)
 
 
 def sample_boxes(boxes_xyxy: Tensor, most: int) -> Tensor:
@@ -48,17 +57,28 @@ def sample_boxes(boxes_xyxy: Tensor, most: int) -> Tensor:
     return boxes_xyxy[np.sort(np.random.default_rng(0).choice(len(boxes_xyxy), most, replace=False))]
 
 
+def resized(boxes_xyxy: Tensor, factor: float) -> Tensor:
+    """Return boxes (N, 4) with resized sides, at most 1, and centres moved only as far as needed to fit in [0, 1]."""
+    half = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).mul(factor / 2).clamp(max=0.5)
+    centers = ((boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2).maximum(half).minimum(1 - half)
+    return torch.cat([centers - half, centers + half], dim=1).clamp(0, 1)
+
+
 # ---- search ---------------------------------------------------------------------------------------------------
 
 
 class ScaleSearch:
     """Coordinate descent over seven increasing indices of GRID.
 
+    objects, copies: (N - C, 4) and (C, 4) boxes; copies are resized objects. G: length of GRID.
     own[level] (G, N): best IoU of each object with the boxes of a level that depend on its scale only.
     larger[level] (2G - 1, N): best IoU with the larger square of the scales i and j, in row i + j."""
 
-    def __init__(self, boxes_xyxy: Tensor, grid_sizes: Sequence[tuple[int, int]], iou_threshold: float) -> None:
-        self.iou_threshold = iou_threshold
+    def __init__(
+        self, objects: Tensor, copies: Tensor, grid_sizes: Sequence[tuple[int, int]], iou_threshold: float
+    ) -> None:
+        self.num_objects, self.iou_threshold = len(objects), iou_threshold
+        boxes_xyxy = torch.cat([objects, copies])
         squares = [math.sqrt(GRID[n // 2] * GRID[n - n // 2]) for n in range(2 * len(GRID) - 1)]
         self.own, self.larger = [], []
         for grid_size, ratios in zip(grid_sizes, ASPECT_RATIOS, strict=True):
@@ -69,13 +89,12 @@ class ScaleSearch:
 
     def climb(self, indices: Sequence[int]) -> list[int]:
         """Return a local optimum near these indices: no change of one of them is an improvement."""
-        indices, score = list(indices), self.score(indices)
-        while True:
+        indices, before = list(indices), None
+        while indices != before:
+            before = list(indices)
             for position in range(LEVELS + 1):
                 indices[position] = self.best_index(indices, position)
-            if (improved := self.score(indices)) <= score:
-                return indices
-            score = improved
+        return indices
 
     def best_index(self, indices: Sequence[int], position: int) -> int:
         """Return the best index at a position, between its neighbours, if the other indices do not change."""
@@ -91,17 +110,12 @@ class ScaleSearch:
                 iou = iou.maximum(self.larger[level][indices[level] + low : indices[level] + high])
             else:
                 iou = iou.maximum(self.ious(level, indices))
-        return low + int(total(iou, self.iou_threshold).argmax())
+        return low + int(score(iou, self.num_objects, self.iou_threshold).argmax())
 
     def ious(self, level: int, indices: Sequence[int]) -> Tensor:
         """Return the best IoU (N,) of each object with the boxes of a level."""
         square = self.larger[level][indices[level] + indices[level + 1]]
         return self.own[level][indices[level]].maximum(square)
-
-    def score(self, indices: Sequence[int]) -> float:
-        """Return the total of seven indices, see `total`."""
-        iou = torch.stack([self.ious(level, indices) for level in range(LEVELS)]).amax(dim=0)
-        return total(iou, self.iou_threshold).item()
 
 
 def starts() -> list[list[int]]:
@@ -124,12 +138,14 @@ def rounded(scales: Sequence[float]) -> tuple[float, ...]:
     return tuple(unit / 10**DECIMALS for unit in units)
 
 
-def total(iou: Tensor, iou_threshold: float) -> Tensor:
-    """Return the number of objects with an IoU of at least the threshold, plus the mean IoU: (..., N) -> (...).
+def score(iou: Tensor, num_objects: int, iou_threshold: float) -> Tensor:
+    """Return the quality of scales: the order is by recall of the objects, recall of the copies, sum of IoUs.
 
-    The sum of multiples of 2^-16 is exact in float64, so that it does not depend on the order of summation."""
-    multiples = (iou * 2**16).floor_().sum(dim=-1, dtype=torch.float64)
-    return (iou >= iou_threshold).sum(dim=-1) + multiples / (2**16 * iou.shape[-1] + 1)
+    iou: (..., N) best IoUs, of the objects first. Returns (...) int64, exact whatever the order of summation."""
+    fits, sum_of_ious = iou >= iou_threshold, (iou[..., :num_objects] * 2**16).int().sum(dim=-1)
+    copies = iou.shape[-1] - num_objects
+    hits = fits[..., :num_objects].sum(dim=-1) * (copies + 1) + fits[..., num_objects:].sum(dim=-1)
+    return hits * (2**16 * num_objects + 1) + sum_of_ious
 
 
 # ---- best IoUs ------------------------------------------------------------------------------------------------

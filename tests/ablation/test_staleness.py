@@ -31,6 +31,7 @@ UNRELATED = {
     "engine.compute.cost": "measurements", "engine.compute.machine": "measurements",
     "engine.compute.threads": "speed",
     "detection.training": "command line and messages", "detection.record": "records of a run",
+    "detection.recipe": "messages and records of a run",
     "classification.training": "command line and messages",
     "detection.anchor_fit": "a report", "detection.coco.warnings": "warnings", "detection.coco.defects": "errors",
     "detection.coco.detections": "detections for other programs",

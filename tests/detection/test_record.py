@@ -108,9 +108,9 @@ def test_the_record_says_how_scores_are_computed_outside_of_the_protocol(name, s
     assert f"score ({score_function}) >= {threshold}" in (experiment / "README.md").read_text()
 
 
-def test_the_record_names_the_towers_of_the_heads(finished_detector, modern_detector):
+def test_the_record_names_the_parts_of_the_recipe_that_differ(finished_detector, modern_detector):
     facts = [json.loads((each / "results.json").read_text())["facts"] for each in (finished_detector, modern_detector)]
-    assert ["2 convolutions before each head" in each["Model"] for each in facts] == [False, True]
+    assert ["model.head_tower 2" in each["Recipe"] for each in facts] == [False, True]
 
 
 def spoil(change, path):
