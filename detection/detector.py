@@ -25,7 +25,7 @@ from torch import Tensor
 
 from data import DatasetError, as_rgb, read_image, to_layout
 from detection.coco.detections import Detections
-from detection.coco.transforms import eval_transform
+from detection.coco.transforms import eval_transform, render
 from detection.network.postprocess import postprocess
 from detection.network.ssd import SSD, build_ssd
 from detection.task import DetectionConfig, load_detector, read_detector
@@ -135,7 +135,7 @@ def model_input(pixels: np.ndarray, input_size: int) -> Tensor:
     """Resize a picture (H, W, 3) uint8 as in evaluation. Returns (3, input_size, input_size) uint8, not normalised."""
     height, width, _ = pixels.shape
     view = eval_transform(input_size)((width, height), np.empty((0, 4)), np.random.default_rng(0))
-    return view.render(pixels)
+    return render([view], [pixels])
 
 
 def rgb_pixels(image: ImageLike) -> np.ndarray:

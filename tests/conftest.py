@@ -71,9 +71,9 @@ def finished_detector(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def modern_detector(tmp_path_factory) -> Path:
-    """Return an experiment like finished_detector, with towers, fitted default boxes and sigmoid scores."""
-    model, loss = {"head_tower": 2, "anchor_scales": "auto"}, {"classification": "quality_focal"}
-    return write_finished_detector(tmp_path_factory.mktemp("modern"), model=model, loss=loss)
+    """Return a finished experiment like finished_detector, but with towers in the heads and sigmoid scores."""
+    root = tmp_path_factory.mktemp("modern")
+    return write_finished_detector(root, model={"head_tower": 2}, loss={"classification": "quality_focal"})
 
 
 def write_finished_detector(root: Path, **changes: dict) -> Path:

@@ -176,6 +176,7 @@ def test_losses_and_gradients_of_a_batch_are_the_sums_over_its_shares(overrides,
 
 # Trains two steps of each recipe, in one process group.
 DRY_RUNS = """
+import sys
 import detection.training
 from engine.command import run_command
 
