@@ -76,12 +76,13 @@ def _nearest_cells(points: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
 
     points: (B, M, 2), fractions of the image side. side: number of rows and columns of the map."""
     window = min(side, WINDOW)
-    first = ((points * side).long() - WINDOW // 2).clamp(0, side - window)  # (B, M, 2): first column, first row
+    points = points * side  # in units of cells, so that equal distances are exactly equal
+    first = (points.long() - WINDOW // 2).clamp(0, side - window)  # (B, M, 2): first column, first row
     cells = first[..., None] + torch.arange(window, device=points.device)  # (B, M, 2, window)
-    centers = (cells + 0.5) / side
+    centers = cells + 0.5
     distances = (centers - points[..., None]) ** 2
     distance = distances[:, :, 1, :, None] + distances[:, :, 0, None, :]  # (B, M, window rows, window columns)
     nearest = distance.flatten(2).argsort(dim=2, stable=True)[..., :NEAREST_CELLS]  # (B, M, K)
     row, column = nearest // window, nearest % window
     index = cells[:, :, 1].gather(2, row) * side + cells[:, :, 0].gather(2, column)
-    return index, centers[:, :, 0].gather(2, column), centers[:, :, 1].gather(2, row)
+    return index, centers[:, :, 0].gather(2, column) / side, centers[:, :, 1].gather(2, row) / side
