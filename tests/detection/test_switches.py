@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import detection.evaluate
+import detection.export
 import detection.training
 from ablation import compare
 from ablation.recipes import as_override, default_values
 from detection.coco.annotations import read_coco
 from detection.coco.dataset import collate
 from detection.network.loss import Criterion, LossConfig
+from detection.recipe import PARTS
 from detection.task import DetectionConfig, with_fitted_scales
 from detection.training import build_task
 from engine.checkpoint import load_checkpoint, step_path
@@ -64,12 +68,13 @@ def test_a_config_without_the_switches_is_the_reference_recipe(config_path):
     assert LossConfig().model_dump() | {"cells_per_level": ()} == vars(Criterion(()))
 
 
-def test_the_switches_and_their_levels_are_those_of_the_config(config_path):
+def test_the_switches_and_their_levels_are_those_of_the_config():
     schema = DetectionConfig.model_json_schema()["$defs"]
     for section, name in (("LossConfig", "loss"), ("AugmentConfig", "augment"), ("ModelConfig", "model")):
         for field, entry in schema[section]["properties"].items():
             if "enum" in entry and f"{name}.{field}" != "model.freeze":
                 assert list(map(str, entry["enum"])) == list(SWITCHES[f"{name}.{field}"])
+    assert tuple(SWITCHES) == PARTS
     defaults = default_values(DetectionConfig)
     assert [f"{field}={as_override(defaults[field])}" for field in SWITCHES] == list(REFERENCE)
 
@@ -123,6 +128,29 @@ def test_a_run_resumed_within_an_epoch_ends_like_the_uninterrupted_run(overrides
         for key in ("model", "ema", "optimizer", "scheduler"):
             assert_equal(found[key], expected[key])
         assert [without_times(line) for line in read_metrics(part)] == list(map(without_times, lines))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", COMBINATIONS.values(), ids=COMBINATIONS)
+def test_the_commands_train_resume_score_and_export(overrides, config_path, tmp_path, run_in_process):
+    def run(module, *words) -> str:
+        code, output, errors = run_in_process(module, *words)
+        assert (code, errors) == (0, [])
+        return output
+
+    run(detection.training, config_path, *overrides, "--experiment", tmp_path / "whole")
+    for name in ("config.yaml", "environment.json", "checkpoints/step_000000002.pt"):  # as if it had been killed
+        (tmp_path / "part" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "part" / name)
+    run(detection.training, config_path, *overrides, "--resume", tmp_path / "part")
+    whole, part = ((tmp_path / name / "detections.json").read_text() for name in ("whole", "part"))
+    assert part == whole
+    assert json.loads(part)
+    run(detection.evaluate, tmp_path / "part")
+    [scores] = json.loads((tmp_path / "part/test.json").read_text())["settings"]
+    assert scores.items() >= json.loads((tmp_path / "whole/results.json").read_text())["scores"].items()
+    for file in ("detector.onnx", "detector.pt2"):
+        assert "; 0 differ" in run(detection.export, tmp_path / "part", "--output", tmp_path / file)
 
 
 def without_times(line: dict) -> dict:
