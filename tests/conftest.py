@@ -108,7 +108,7 @@ def write_finished_detector(root: Path, **changes: dict) -> Path:
         torch.nn.init.zeros_(convolution.bias)
     experiment = root / "experiments/experiment_7"
     (experiment / "checkpoints").mkdir(parents=True)
-    (experiment / "config.yaml").write_text(dump_config(config))
+    (experiment / "config.yaml").write_text(dump_config(task.config))
     state = {"model": task.model.state_dict(), "ema": None, "step": 3, "data": task.data}
     save_checkpoint(step_path(experiment / "checkpoints", 3), state)
     versions = {"torch": "2", "torchvision": "0", "python": "3"}

@@ -26,6 +26,10 @@ FACTS = {"classes": ["cat", "Kätzchen 猫", "dog"], "category_ids": [3, 7, 90]}
 SETTINGS = PostprocessConfig(score_threshold=0.05, max_detections=20)
 ONNX = ("onnx", "ResNet18SlimBackbone_A", "none")
 TORCH_EXPORT = ("torch-export", "SwinSlimBackbone_B", "fpn")
+RECIPES = [  # score function and changed fields of the model
+    ("sigmoid", {"head_tower": 2}),
+    ("softmax", {"head_tower": 4, "anchor_scales": (0.08, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)}),
+]
 TIMM = (  # a model of each family
     "resnet10t", "regnetx_002", "tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto",
     "swin_tiny_patch4_window7_224", "maxvit_rmlp_pico_rw_256", "pvt_v2_b0", "poolformer_s12", "edgenext_xx_small",
@@ -37,10 +41,10 @@ SLOW = [  # take ten times as long as the rest
 ]
 
 
-def detector(backbone: str, neck: str, side: int = SIDE, head_tower=0, score_function="softmax") -> SSD:
-    """Return a detector with random weights that gives confident scores."""
+def detector(backbone: str, neck: str, side: int = SIDE, score_function: str = "softmax", **changes) -> SSD:
+    """Return a detector with random weights that gives confident scores. changes: fields of ModelConfig."""
     torch.manual_seed(0)
-    config = ModelConfig(backbone=backbone, neck=neck, neck_channels=16, input_size=side, head_tower=head_tower)
+    config = ModelConfig(backbone=backbone, neck=neck, neck_channels=16, input_size=side, **changes)
     model = build_ssd(config, NUM_CLASSES, score_function).eval().requires_grad_(False)
     for convolution in (*model.box_head, *model.class_head):
         convolution.weight.normal_(std=0.02)
@@ -83,24 +87,29 @@ def test_with_postprocessing_the_file_returns_the_detections_of_the_model_and_po
     assert "; 0 differ" in line
 
 
-def test_towers_and_sigmoid_scores_are_exported_to_onnx_with_postprocessing(images):
-    model = detector("ResNet18SlimBackbone_B", "fpn", head_tower=2, score_function="sigmoid")
+@pytest.mark.parametrize(("score_function", "changes"), RECIPES)
+def test_towers_scales_and_both_kinds_of_scores_are_exported_to_onnx_with_postprocessing(
+    images, score_function, changes
+):
+    model = detector("ResNet18SlimBackbone_B", "fpn", score_function=score_function, **changes)
     program = onnx.load_from_string(formats.export(model, "onnx", FACTS))
     network = FORMATS["onnx"].load(program.SerializeToString())
     assert "; 0 differ" in verify(model, network, images)
     _, all_scores = network(images)
-    torch.testing.assert_close(all_scores, model(images)[1].sigmoid(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(all_scores, class_scores(model(images)[1], score_function), atol=1e-5, rtol=0)
     add_postprocessing(program, len(model.anchors_cxcywh), NUM_CLASSES, SETTINGS)
     line = verify(model, FORMATS["onnx"].load(formats.save_onnx(program, FACTS)), images, SETTINGS)
     assert "compared 200 detections" in line
     assert "; 0 differ" in line
 
 
-def test_towers_and_sigmoid_scores_are_exported_to_torch_export(images):
-    model = detector("ResNet18SlimBackbone_B", "none", head_tower=4, score_function="sigmoid")
+@pytest.mark.parametrize(("score_function", "changes"), RECIPES)
+def test_towers_scales_and_both_kinds_of_scores_are_exported_to_torch_export(images, score_function, changes):
+    model = detector("ResNet18SlimBackbone_B", "none", score_function=score_function, **changes)
     network = FORMATS["torch-export"].load(formats.export(model, "torch-export", FACTS))
     assert "; 0 differ" in verify(model, network, images)
-    torch.testing.assert_close(network(images)[1], model(images)[1].sigmoid(), atol=1e-5, rtol=0)
+    all_scores = class_scores(model(images)[1], score_function)
+    torch.testing.assert_close(network(images)[1], all_scores, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow

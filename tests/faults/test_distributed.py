@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import distributed
+from tests.conftest import write_finished_detector
 
 pytestmark = pytest.mark.slow
 
@@ -89,24 +90,50 @@ def test_a_loader_process_that_freezes_ends_the_run(start, config_path, tmp_path
     assert "Traceback" not in job.text
 
 
-def test_scores_are_byte_identical_on_1_2_and_5_processes(start, finished_detector, tmp_path):
+# Scores several experiments in one process group.
+EVALUATIONS = """
+import sys
+from detection.evaluate import main, parse_arguments
+from engine.command import run_command
+
+def evaluate_all(device):
+    for experiment in sys.argv[1:]:
+        many = ["eval.score_threshold=0.01", "eval.max_detections=1000"]
+        main(parse_arguments([experiment, "train.batch_size=1", *many]), device)
+
+run_command(evaluate_all)
+"""
+
+
+def test_scores_are_byte_identical_on_any_number_of_processes(start, finished_detector, tmp_path):
     """With three images, two processes get different numbers of images, and two of five processes get none."""
-    annotations = finished_detector.parent.parent / "sample/annotations/instances_val.json"
-    content = json.loads(annotations.read_text())
-    content["images"] = content["images"][:3]
-    ids = {image["id"] for image in content["images"]}
-    content["annotations"] = [each for each in content["annotations"] if each["image_id"] in ids]
-    (tmp_path / "three.json").write_text(json.dumps(content))
-    experiment = shutil.copytree(finished_detector, tmp_path / "experiment")
-    text = (experiment / "config.yaml").read_text()
-    (experiment / "config.yaml").write_text(text.replace("annotations/instances_val.json", f"{tmp_path}/three.json"))
-    texts = set()
-    for count in (1, 2, 5):
-        job = start("-m", "detection.evaluate", experiment, "train.batch_size=1", processes=count)
+    fitted = [
+        write_finished_detector(
+            tmp_path / name, model={"head_tower": 2, "anchor_scales": "auto"}, loss={"classification": name}
+        )
+        for name in ("multibox", "quality_focal")
+    ]
+    experiments = []
+    for detector in (finished_detector, *fitted):
+        annotations = detector.parent.parent / "sample/annotations/instances_val.json"
+        content = json.loads(annotations.read_text())
+        content["images"] = content["images"][:3]
+        ids = {image["id"] for image in content["images"]}
+        content["annotations"] = [each for each in content["annotations"] if each["image_id"] in ids]
+        experiment = shutil.copytree(detector, tmp_path / f"experiment_{len(experiments)}")
+        three = write(experiment / "three.json", json.dumps(content))
+        text = (experiment / "config.yaml").read_text()
+        (experiment / "config.yaml").write_text(text.replace("annotations/instances_val.json", str(three)))
+        experiments.append(experiment)
+    script, texts = write(tmp_path / "evaluations.py", EVALUATIONS), set()
+    for count in (1, 2, 3, 5):
+        job = start(script, *experiments, processes=count)
         assert job.end() == 0, job.text
-        texts.add((experiment / "test.json").read_text())
+        texts.add(tuple((experiment / "test.json").read_text() for experiment in experiments))
     assert len(texts) == 1
-    assert json.loads(texts.pop())["settings"][0]["mAP"] > 0
+    scores = [json.loads(text) for text in texts.pop()]
+    assert [each["score_function"] for each in scores] == ["softmax", "softmax", "sigmoid"]
+    assert all(each["settings"][0]["mAP"] > 0 for each in scores)
 
 
 def test_a_hung_rank_ends_the_job_after_the_timeout(hung):

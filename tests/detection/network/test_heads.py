@@ -72,7 +72,7 @@ def test_the_default_head_adds_no_weights():
 
 @pytest.mark.parametrize("score_function", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("head_tower", [0, 2, 4])
-def test_a_head_is_convolution_group_norm_and_relu_before_the_last_convolution(head_tower, score_function):
+def test_a_tower_of_convolutions_group_norms_and_relus_is_added_to_its_input(head_tower, score_function):
     model, images = pyramid_ssd(head_tower, score_function).eval(), noise(2, 64)
     randomise(model)
     weights, maps = model.state_dict(), model.backbone(model.normalize(images))
@@ -80,13 +80,15 @@ def test_a_head_is_convolution_group_norm_and_relu_before_the_last_convolution(h
     for kind, output in zip(columns, model(images), strict=True):
         rows = []
         for level, x in enumerate(maps):
-            channels = x.shape[1]
+            channels, shortcut = x.shape[1], x if head_tower else 0
             for layer in range(head_tower):
                 tower = f"{kind}_towers.{channels}"
                 x = F.conv2d(x, weights[f"{tower}.{3 * layer}.weight"], padding=1)
                 scale, shift = (weights[f"{tower}.{3 * layer + 1}.{name}"] for name in ("weight", "bias"))
                 x = F.relu(F.group_norm(x, {8: 1, 20: 2, 32: 4}[channels], scale, shift))
-            x = F.conv2d(x, *(weights[f"{kind}_head.{level}.{name}"] for name in ("weight", "bias")), padding=1)
+            x = F.conv2d(
+                x + shortcut, *(weights[f"{kind}_head.{level}.{name}"] for name in ("weight", "bias")), padding=1
+            )
             for row in range(x.shape[2]):
                 for column in range(x.shape[3]):
                     rows.append(x[:, :, row, column].view(2, -1, columns[kind]))
