@@ -23,6 +23,8 @@ class Rows(NamedTuple):
     """Values of some or all anchors, one row each. Their shape R is (n,), (B, K) or (B, A)."""
 
     index: Any  # selects the rows from a tensor (B, A, ...)
+    image: Tensor  # (R) int64, index of the image
+    anchor: Tensor  # (R) int64, index of the anchor
     is_positive: Tensor  # (R) bool
     labels: Tensor  # (R) int64, 1..num_classes, 0 for a negative
     objects: Tensor  # (R) int64, index of the matched object in its image; 0 for a negative
@@ -41,13 +43,16 @@ def select_rows(
     num_images, num_anchors = matched.shape
     is_positive, object_index = (matched >= 0)[index], matched.clamp(min=0)[index]
     image = torch.arange(num_images, device=matched.device)[:, None].expand(-1, num_anchors)[index]
+    anchor = torch.arange(num_anchors, device=matched.device).expand(num_images, -1)[index]
     return Rows(
         index,
+        image,
+        anchor,
         is_positive,
         labels[image, object_index].masked_fill(~is_positive, 0),
         object_index,
         box_deltas[index].float(),
-        anchors_cxcywh.expand(num_images, -1, -1)[index],
+        anchors_cxcywh[anchor],
         boxes_xyxy[image, object_index],
     )
 
