@@ -8,7 +8,9 @@ from torchvision.ops import box_convert
 from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, default_boxes
 
 NUM_CLASSES, SIDE = 80, 300
-ANCHORS = default_boxes([(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)], ANCHOR_SCALES["ssd_coco"])  # 8,732
+GRIDS = [(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)]
+CELLS_PER_LEVEL = tuple(rows * columns for rows, columns in GRIDS)
+ANCHORS = default_boxes(GRIDS, ANCHOR_SCALES["ssd_coco"])  # 8,732
 ANCHORS_XYXY = box_convert(ANCHORS, "cxcywh", "xyxy")
 
 

@@ -19,6 +19,8 @@ class Rows(NamedTuple):
     """Values of some or all anchors, one row each."""
 
     index: RowIndex  # of these rows
+    image: Tensor  # (R) int64
+    anchor: Tensor  # (R) int64
     is_positive: Tensor  # (R) bool
     labels: Tensor  # (R) int64, 1..num_classes, 0 for a negative
     objects: Tensor  # (R) int64, index of the matched object in its image; 0 for a negative
@@ -53,12 +55,15 @@ def select_rows(
     num_images, num_anchors = matched.shape
     is_positive, objects = (matched >= 0)[index], matched.clamp(min=0)[index]
     image = torch.arange(num_images, device=matched.device)[:, None].expand(-1, num_anchors)[index]
+    anchor = torch.arange(num_anchors, device=matched.device).expand(num_images, -1)[index]
     return Rows(
         index,
+        image,
+        anchor,
         is_positive,
         labels[image, objects].masked_fill(~is_positive, 0),
         objects,
         box_deltas[index].float(),
-        anchors_cxcywh.expand(num_images, -1, -1)[index],
+        anchors_cxcywh[anchor],
         boxes_xyxy[image, objects],
     )

@@ -95,17 +95,33 @@ def test_infinitely_sure_predictions_have_finite_gradients(loss):
 
 
 @pytest.mark.usefixtures("code_path")
-def test_gradient_of_the_negatives_is_that_of_their_loss(monkeypatch):
+def test_value_and_gradient_of_the_negatives_in_float64(monkeypatch):
     monkeypatch.setattr(focal, "CPU_CHUNK", 7)  # parts of several sizes
     special = torch.tensor([-50.0, -19, -1, 0, 1, 19, 50])
     generator = torch.Generator().manual_seed(6)
     logits = torch.cat([special, torch.randn(20, generator=generator) * 3]).double().view(3, 9).requires_grad_()
-    assert torch.autograd.gradcheck(focal._NegativeLoss.apply, [logits])
-    formula = (logits.sigmoid() ** 2 * F.softplus(logits)).sum()
-    loss = focal._NegativeLoss.apply(logits)
-    torch.testing.assert_close(loss, formula)
-    gradients = [torch.autograd.grad(3 * value, logits)[0] for value in (loss, formula)]
+    image, anchor, column = torch.tensor([[0, 2, 2], [1, 0, 0], [2, 0, 1]])
+    logits = logits.detach().view(3, 3, 3).requires_grad_()
+
+    def loss(logits):
+        return focal._NegativeLoss.apply(logits, image, anchor, column)
+
+    def formula(logits):
+        return (logits.sigmoid() ** 2 * F.softplus(logits)).sum(), logits[image, anchor, column]
+
+    torch.testing.assert_close(loss(logits), formula(logits), atol=0, rtol=1e-8)
+    gradients = [
+        torch.autograd.grad(3 * total + (pairs**2).sum(), logits)[0] for total, pairs in (loss(logits), formula(logits))
+    ]
     torch.testing.assert_close(*gradients, atol=1e-8, rtol=1e-6)
+
+
+def test_a_second_backward_pass_is_an_error():
+    logits, (rows, _, _) = random_logits(8, 3), random_rows(8)
+    loss = focal_loss(logits, rows)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError):
+        loss.backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
