@@ -73,7 +73,8 @@ def finished_detector(tmp_path_factory) -> Path:
 def modern_detector(tmp_path_factory) -> Path:
     """Return a finished experiment like finished_detector, but with towers in the heads and sigmoid scores."""
     root = tmp_path_factory.mktemp("modern")
-    return write_finished_detector(root, model={"head_tower": 2}, loss={"classification": "quality_focal"})
+    changes = {"model": {"head_tower": 2}, "loss": {"classification": "quality_focal"}, "eval": {"max_detections": 600}}
+    return write_finished_detector(root, **changes)
 
 
 def write_finished_detector(root: Path, **changes: dict) -> Path:
@@ -99,7 +100,7 @@ def write_finished_detector(root: Path, **changes: dict) -> Path:
             "model": model | changes.get("model", {}),
             "loss": changes.get("loss", {}),
             "train": {"epochs": 1, "batch_size": 8},
-            "eval": {"score_threshold": 0.3, "max_detections": 50},
+            "eval": {"score_threshold": 0.3, "max_detections": 50} | changes.get("eval", {}),
         }
     )
     task = DetectionTask(config, read_split(config.data, "train"), read_split(config.data, "val"))

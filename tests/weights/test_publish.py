@@ -84,7 +84,7 @@ def test_the_card_has_the_facts_of_the_experiment(finished_detector):
     text = card("cells", published, "unknown")
     for fact in (
         "backbone ResNet18SlimBackbone_B, neck fpn", "`sample`", "epochs 1 (3 steps), batch size 8", "seed 0",
-        "commit abc", "score_threshold 0.3", "12 validation images", "| AP_large | undefined |",
+        "commit abc", "softmax scores, score_threshold 0.3", "12 validation images", "| AP_large | undefined |",
         'load("saved_weights/cells")', "detection.predict saved_weights/cells photo.jpg", "license: unknown",
         "model.start_from=saved_weights/cells/model.safetensors",
         "named no licence", f"weights {published.results.weights}", *published.results.protocol.classes,

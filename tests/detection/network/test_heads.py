@@ -173,6 +173,14 @@ def test_an_untrained_head_starts_at_the_foreground_prior(head_tower, channels, 
     assert foreground.max() < 10 * FOREGROUND_PRIOR
 
 
+def test_all_convolutions_of_the_heads_start_with_the_same_spread():
+    model = pyramid_ssd(4)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 2 * (6 + 3 * 4)
+    for convolution in convolutions:
+        assert convolution.weight.std().item() == pytest.approx(0.01, rel=0.15)
+
+
 def test_sigmoid_scores_of_a_zero_input_are_exactly_the_prior():
     model = pyramid_ssd(2, "sigmoid")
     for convolution in model.class_head:
