@@ -20,8 +20,8 @@ from torchvision.ops import box_iou
 
 from benchmarks.comparison import Page, Row, run_benchmark, time_alternating
 from benchmarks.peers import ANCHORS, ANCHORS_XYXY, CELLS_PER_LEVEL, NUM_CLASSES, torchvision_ssd
+from detection.network.assignment.matching import match_anchors
 from detection.network.loss import SCORE_FUNCTIONS, Criterion
-from detection.network.matching import match_anchors
 from engine.command import RunError
 
 BATCH_SIZE, MEAN_OBJECTS, MAX_OBJECTS = 32, 7.3, 60

@@ -15,7 +15,7 @@ from torchvision.ops import box_convert
 from detection.coco.annotations import CocoFile
 from detection.network.anchor_scales import MAX_FITTED, MAX_MEASURED, fit_scales, sample_boxes
 from detection.network.anchors import AUTO, default_boxes
-from detection.network.matching import pairwise_iou
+from detection.network.assignment.matching import pairwise_iou
 from detection.network.ssd import SSD
 from engine.logbook import logger, progress_bar
 

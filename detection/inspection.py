@@ -18,7 +18,7 @@ from detection.coco.transforms import distort_colours, eval_transform
 from detection.drawing.boxes import UNMATCHED, Mark, level_colour
 from detection.drawing.pictures import Panel, draw_panels, object_marks, small_first, spread
 from detection.network.anchors import BOXES_PER_CELL
-from detection.network.matching import NO_OBJECT
+from detection.network.assignment.matching import NO_OBJECT
 from detection.network.ssd import SSD, build_ssd
 from detection.task import DetectionConfig, DetectionTask, with_fitted_scales
 from engine.charts import is_ours

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 # The files that compute weights and scores, in addition to the files of the training loop. If one of them changes,
 # earlier results are stale (ablation/staleness.py). If several entries list a file, it belongs to the first entry.
 COMPUTES = {
-    "loss": ("detection/network/loss.py", "detection/network/matching.py", "detection/network/boxes.py"),
+    "loss": (
+        "detection/network/loss.py",
+        "detection/network/losses/*.py",
+        "detection/network/assignment/*.py",
+        "detection/network/boxes.py",
+    ),
     "network": ("model.py", "detection/network/*.py"),
     "data": (
         "detection/coco/annotations.py",

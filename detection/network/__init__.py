@@ -1,1 +1,1 @@
-"""The detector: backbones, necks, SSD heads and default boxes, with matching, loss and post-processing."""
+"""The detector: backbones, necks, heads and default boxes, with assignment, losses and post-processing."""

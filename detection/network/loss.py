@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from detection.network.atss import match_atss
-from detection.network.box_loss import BOX_LOSSES, predicted_iou
-from detection.network.focal import focal_loss, quality_focal_loss
+from detection.network.assignment.atss import match_atss
+from detection.network.assignment.matching import CPU_CHUNKS, match_anchors
+from detection.network.assignment.task_aligned import match_task_aligned
 from detection.network.heads import ScoreFunction
-from detection.network.matching import CPU_CHUNKS, match_anchors
-from detection.network.pisa import importance_weights, score_weights
-from detection.network.rows import Rows, positive_rows, select_rows, used_rows
-from detection.network.task_aligned import match_task_aligned
+from detection.network.losses.box_loss import BOX_LOSSES, predicted_iou
+from detection.network.losses.focal import focal_loss, quality_focal_loss
+from detection.network.losses.pisa import importance_weights, score_weights
+from detection.network.losses.rows import Rows, positive_rows, select_rows, used_rows
 from engine.config import Config
 
 # Classification losses, and how they turn logits into scores.

@@ -7,7 +7,7 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 from detection.network.anchors import ANCHOR_SCALES, BOXES_PER_CELL, default_boxes
-from detection.network.atss import match_atss
+from detection.network.assignment.atss import match_atss
 from tests.detection.network import peers
 from tests.detection.network.peers import OperatorCount, random_objects
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torchvision.ops import box_convert, box_iou, generalized_box_iou_loss
 
+from detection.network.assignment.matching import match_anchors
 from detection.network.boxes import decode_boxes, encode_boxes
 from detection.network.loss import Criterion, LossConfig, constant_predictor_loss, multibox_loss
-from detection.network.matching import match_anchors
 from tests.detection.network import peers
 from tests.detection.network.peers import NUM_CLASSES, OperatorCount, random_objects, torchvision_ssd
 

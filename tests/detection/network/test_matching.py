@@ -3,7 +3,7 @@ import torch
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_convert, box_iou
 
-from detection.network.matching import match_anchors
+from detection.network.assignment.matching import match_anchors
 from tests.detection.network.peers import ANCHORS, random_objects
 
 

@@ -3,10 +3,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_iou
 
+from detection.network.assignment.matching import match_anchors
 from detection.network.boxes import decode_boxes, encode_boxes
 from detection.network.loss import multibox_loss
-from detection.network.matching import match_anchors
-from detection.network.pisa import importance_weights, score_weights
+from detection.network.losses.pisa import importance_weights, score_weights
 from tests.detection.network.peers import ANCHORS, NUM_CLASSES, random_objects
 
 BATCH_SIZE = 5

@@ -9,10 +9,10 @@ from torchvision.transforms import v2
 
 from data import normalize_images, to_layout
 from detection.network.anchors import ANCHOR_SCALES
+from detection.network.assignment.matching import match_anchors
 from detection.network.backbones import BACKBONES, build_backbone
 from detection.network.heads import FOREGROUND_PRIOR
 from detection.network.loss import constant_predictor_loss, multibox_loss
-from detection.network.matching import match_anchors
 from detection.network.necks import NECKS, build_neck
 from detection.network.postprocess import PostprocessConfig, postprocess
 from detection.network.ssd import SSD, ModelConfig, build_ssd

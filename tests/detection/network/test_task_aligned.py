@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchvision.ops import box_convert, box_iou
 
+from detection.network.assignment.task_aligned import match_task_aligned
 from detection.network.boxes import decode_boxes
-from detection.network.task_aligned import match_task_aligned
 from tests.detection.network.peers import ANCHORS, NUM_CLASSES, OperatorCount, random_objects
 
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detection.network.assignment.matching import paired_iou
 from detection.network.boxes import decode_boxes, encode_boxes
-from detection.network.matching import paired_iou
-from detection.network.rows import Rows
+from detection.network.losses.rows import Rows
 
 MIN_SIDE = 1e-6  # of a predicted box, in its aspect ratio for CIoU, so that the ratio and its gradient are finite
 MIN_DENOMINATOR = 1e-7  # in CIoU's alpha, which would be 0 / 0 for a perfect prediction; as in torchvision

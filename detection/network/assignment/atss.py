@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from detection.network.anchors import BOXES_PER_CELL
-from detection.network.matching import is_inside, paired_iou, resolve_conflicts
+from detection.network.assignment.matching import is_inside, paired_iou, resolve_conflicts
 
 NEAREST_CELLS = 9  # k in the paper
 

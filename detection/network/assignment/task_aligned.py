@@ -7,8 +7,8 @@ class and box are best become the positives, and the quality is their target in 
 import torch
 from torch import Tensor
 
+from detection.network.assignment.matching import CPU_CHUNKS, is_inside, paired_iou, resolve_conflicts
 from detection.network.boxes import decode_boxes
-from detection.network.matching import CPU_CHUNKS, is_inside, paired_iou, resolve_conflicts
 
 SCORE_EXPONENT = 1  # alpha in the paper
 IOU_EXPONENT = 6  # beta in the paper
