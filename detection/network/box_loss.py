@@ -2,11 +2,12 @@
 
 torchvision.ops also has GIoU and CIoU, but its functions synchronise with a GPU, because they select boxes with a mask.
 The gradient of its CIoU is NaN for a predicted box whose width and height are rounded to 0.
+
+R is the shape of the rows of anchors, see rows.py.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,49 +15,10 @@ from torch import Tensor
 
 from detection.network.boxes import decode_boxes, encode_boxes
 from detection.network.matching import paired_iou
+from detection.network.rows import Rows
 
 MIN_SIDE = 1e-6  # of a predicted box, in its aspect ratio for CIoU, so that the ratio and its gradient are finite
 MIN_DENOMINATOR = 1e-7  # in CIoU's alpha, which would be 0 / 0 for a perfect prediction; as in torchvision
-
-
-class Rows(NamedTuple):
-    """Values of some or all anchors, one row each. Their shape R is (n,), (B, K) or (B, A)."""
-
-    index: Any  # selects the rows from a tensor (B, A, ...)
-    is_positive: Tensor  # (R) bool
-    labels: Tensor  # (R) int64, 1..num_classes, 0 for a negative
-    objects: Tensor  # (R) int64, index of the matched object in its image; 0 for a negative
-    deltas: Tensor  # (R, 4) float32, predicted
-    anchors_cxcywh: Tensor  # (R, 4)
-    boxes_xyxy: Tensor  # (R, 4), the matched object; any object for a negative
-
-
-def select_rows(
-    index: Any, matched: Tensor, box_deltas: Tensor, boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor
-) -> Rows:
-    """Return the rows that `index` selects from a tensor (B, A, ...).
-
-    matched: (B, A) int64, the index of the object, or -1. box_deltas: (B, A, 4). boxes_xyxy: (B, M, 4).
-    labels: (B, M) int64. anchors_cxcywh: (A, 4)."""
-    num_images, num_anchors = matched.shape
-    is_positive, object_index = (matched >= 0)[index], matched.clamp(min=0)[index]
-    image = torch.arange(num_images, device=matched.device)[:, None].expand(-1, num_anchors)[index]
-    return Rows(
-        index,
-        is_positive,
-        labels[image, object_index].masked_fill(~is_positive, 0),
-        object_index,
-        box_deltas[index].float(),
-        anchors_cxcywh.expand(num_images, -1, -1)[index],
-        boxes_xyxy[image, object_index],
-    )
-
-
-def used_rows(is_used: Tensor) -> Any:
-    """Return an index of the anchors where is_used (B, A) is true: on a CPU of these only, on a GPU of all anchors.
-
-    On a GPU, selecting rows would synchronise, because their number is not known in advance."""
-    return is_used.nonzero(as_tuple=True) if is_used.is_cpu else ...
 
 
 def smooth_l1(rows: Rows) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from detection.network.box_loss import Rows
+from detection.network.rows import Rows
 
 ALPHA = 0.25  # weight of positives; negatives weigh 1 - ALPHA. The exponents gamma and beta of the papers are 2.
 

@@ -8,7 +8,7 @@ pisa.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,17 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from detection.network.atss import match_atss
-from detection.network.box_loss import BOX_LOSSES, Rows, predicted_iou, select_rows, used_rows
+from detection.network.box_loss import BOX_LOSSES, predicted_iou
 from detection.network.focal import focal_loss, quality_focal_loss
+from detection.network.heads import ScoreFunction
 from detection.network.matching import CPU_CHUNKS, match_anchors
 from detection.network.pisa import importance_weights, score_weights
+from detection.network.rows import Rows, positive_rows, select_rows, used_rows
 from detection.network.task_aligned import match_task_aligned
 from engine.config import Config
 
 # Classification losses, and how they turn logits into scores.
-SCORE_FUNCTIONS = {"multibox": "softmax", "focal": "sigmoid", "quality_focal": "sigmoid"}
+SCORE_FUNCTIONS: dict[str, ScoreFunction] = {"multibox": "softmax", "focal": "sigmoid", "quality_focal": "sigmoid"}
 
 
 class LossConfig(Config):
@@ -64,7 +66,7 @@ class LossConfig(Config):
     )
 
     @property
-    def score_function(self) -> str:
+    def score_function(self) -> ScoreFunction:
         """How logits become scores: "softmax" over the classes and background, or "sigmoid" of each class."""
         return SCORE_FUNCTIONS[self.classification]
 
@@ -170,7 +172,7 @@ def multibox_loss(
     sums = {"box": BOX_LOSSES[box](rows).sum(), "num_positives": is_positive.sum()}
     if reweight == "pisa":
         weights, sums["box_by_score"] = _prime_samples(
-            class_logits, select_rows(_positives(is_positive), *targets), box
+            class_logits, select_rows(positive_rows(is_positive), *targets), box
         )
         cross_entropy = cross_entropy * weights[rows.index].flatten()
     return {"classification": cross_entropy.where(is_trained.flatten(), 0).sum()} | sums
@@ -220,17 +222,6 @@ def _prime_samples(class_logits: Tensor, rows: Rows, box: str) -> tuple[Tensor, 
     weights[rows.index] = row_weights
     factors = score_weights(log_scores.exp(), rows.is_positive)
     return weights, (factors * BOX_LOSSES[box](rows).sum(dim=-1)).sum()
-
-
-def _positives(is_positive: Tensor) -> Any:
-    """Return an index of the positives (B, A) and of some negatives, so that all images have equally many, (B, K).
-
-    On a GPU, it selects all anchors, because the number of positives is not known in advance."""
-    if not is_positive.is_cpu:
-        return ...
-    most = max(1, int(is_positive.sum(dim=1).max()))
-    columns = is_positive.float().topk(most, dim=1).indices.sort(dim=1).values
-    return torch.arange(len(is_positive))[:, None], columns
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_iou, complete_box_iou_loss, generalized_box_iou_loss
 
-from detection.network.box_loss import BOX_LOSSES, predicted_iou, select_rows, used_rows
+from detection.network.box_loss import BOX_LOSSES, predicted_iou
 from detection.network.boxes import decode_boxes, encode_boxes
+from detection.network.rows import select_rows, used_rows
 from tests.detection.network.peers import ANCHORS, random_objects
 
 PIXELS = 4096  # torchvision adds 1e-7 to areas, which matters only in fractions of the image side

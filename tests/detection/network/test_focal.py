@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from detection.network import focal
-from detection.network.box_loss import select_rows, used_rows
 from detection.network.focal import focal_loss, quality_focal_loss
+from detection.network.rows import select_rows, used_rows
 from tests.detection.network.peers import ANCHORS, NUM_CLASSES
 
 SHAPE = (3, len(ANCHORS), NUM_CLASSES)
