@@ -1,4 +1,7 @@
-"""Every switch of the recipe, at every level: it trains, resumes bit for bit, and has the same losses on any ranks."""
+"""Every switch of the recipe, at every level: training, resuming, any number of ranks, and the tables of comparisons.
+
+tests/faults/test_distributed.py scores detectors of several recipes on any number of processes, and
+tests/detection/test_export.py exports them."""
 
 import html
 import itertools
@@ -43,6 +46,7 @@ model: {{backbone: ResNet18SlimBackbone_B, neck: fpn, neck_channels: 16, input_s
 optim: {{optimizer: adamw, learning_rate: 1e-3, reference_batch_size: 4, warmup_epochs: 1, schedule: cosine}}
 train: {{epochs: 2, batch_size: 4, precision: fp32, checkpoint_every_steps: 2, keep_checkpoints: 9,
   eval_every_epochs: 2}}
+eval: {{score_threshold: 0.001}}
 """
 
 
@@ -138,6 +142,7 @@ def test_the_commands_train_resume_score_and_export(overrides, config_path, tmp_
         assert (code, errors) == (0, [])
         return output
 
+    (tmp_path / "whole").mkdir()
     run(detection.training, config_path, *overrides, "--experiment", tmp_path / "whole")
     for name in ("config.yaml", "environment.json", "checkpoints/step_000000002.pt"):  # as if it had been killed
         (tmp_path / "part" / name).parent.mkdir(parents=True, exist_ok=True)
