@@ -66,15 +66,15 @@ def fit_anchors(coco: CocoFile, model: SSD, iou_threshold: float) -> AnchorFit:
 def report_fit(fit: AnchorFit, coco: CocoFile, model: SSD) -> None:
     """Log the recall of the default boxes. If it is low, warn and suggest settings that raise it."""
     if fit.recall >= MIN_RECALL:
-        logger.info("default boxes: %s", fit)
+        logger.info("default boxes: %s; scales %s", fit, list(fit.scales))
         return
     smallest = fit.scales[0] * model.input_size
     tried = try_settings(coco, model, fit.iou_threshold)
     better = [f"{name} ({math.floor(100 * recall)}%)" for name, recall in tried.items() if recall > fit.recall + 0.01]
     logger.warning(
-        "default boxes: only %s, so the remaining objects are hard to learn. At model.input_size=%d the median object "
+        "default boxes: only %s with scales %s, so the remaining objects are hard to learn. At model.input_size=%d the median object "
         "has a side of %.0f pixels, the smallest default box %.0f pixels. Settings with a higher recall: %s",
-        fit, model.input_size, fit.median_size, smallest, ", ".join(better) or "none of those tried",
+        fit, list(fit.scales), model.input_size, fit.median_size, smallest, ", ".join(better) or "none of those tried",
     )  # fmt: skip
 
 
