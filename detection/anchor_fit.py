@@ -72,8 +72,8 @@ def report_fit(fit: AnchorFit, coco: CocoFile, model: SSD) -> None:
     tried = try_settings(coco, model, fit.iou_threshold)
     better = [f"{name} ({math.floor(100 * recall)}%)" for name, recall in tried.items() if recall > fit.recall + 0.01]
     logger.warning(
-        "default boxes: only %s with scales %s, so the remaining objects are hard to learn. At model.input_size=%d the median object "
-        "has a side of %.0f pixels, the smallest default box %.0f pixels. Settings with a higher recall: %s",
+        "default boxes: only %s with scales %s, so the remaining objects are hard to learn. At model.input_size=%d the "
+        "median object has a side of %.0f pixels, the smallest default box %.0f. Settings with a higher recall: %s",
         fit, list(fit.scales), model.input_size, fit.median_size, smallest, ", ".join(better) or "none of those tried",
     )  # fmt: skip
 
