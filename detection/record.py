@@ -76,7 +76,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         f"{config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, best {config.eval.max_detections} per image",
         facts={
             "Normalisation": f"mean {statistics['mean']}, std {statistics['std']} (RGB from 0 to 1)",
-            "Default boxes": f"{task.anchor_fit}; scales {list(task.anchor_fit.scales)}",
+            "Default boxes": f"{task.anchor_fit}; scales {task.anchor_fit.scales}",
             "Box loss weight": f"{config.loss.box_weight:g} (SSD paper: 1)",
         },
         pictures={
