@@ -31,7 +31,7 @@ class AnchorFit(NamedTuple):
     recall: float  # share of the measured objects whose best IoU is at least iou_threshold
     iou_threshold: float
     median_size: float  # median square root of the object areas, in input pixels
-    scales: tuple[float, ...]  # of the default boxes, fractions of the input side
+    scales: list[float]  # of the default boxes, fractions of the input side
 
     def __str__(self) -> str:
         sample = "" if self.measured == self.objects else f"a sample of {self.measured:,} of "
@@ -60,21 +60,21 @@ def fit_anchors(coco: CocoFile, model: SSD, iou_threshold: float) -> AnchorFit:
     sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1).sqrt() * model.input_size
     recall = recall_of(measured, model.anchors_cxcywh.cpu(), iou_threshold)
     median_size = float(sizes.median())
-    return AnchorFit(len(boxes_xyxy), len(measured), recall, iou_threshold, median_size, model.anchor_scales)
+    return AnchorFit(len(boxes_xyxy), len(measured), recall, iou_threshold, median_size, list(model.anchor_scales))
 
 
 def report_fit(fit: AnchorFit, coco: CocoFile, model: SSD) -> None:
     """Log the recall of the default boxes. If it is low, warn and suggest settings that raise it."""
     if fit.recall >= MIN_RECALL:
-        logger.info("default boxes: %s", fit)
+        logger.info("default boxes: %s; scales %s", fit, fit.scales)
         return
     smallest = fit.scales[0] * model.input_size
     tried = try_settings(coco, model, fit.iou_threshold)
     better = [f"{name} ({math.floor(100 * recall)}%)" for name, recall in tried.items() if recall > fit.recall + 0.01]
     logger.warning(
-        "default boxes: only %s, so the remaining objects are hard to learn. At model.input_size=%d the median object "
-        "has a side of %.0f pixels, the smallest default box %.0f pixels. Settings with a higher recall: %s",
-        fit, model.input_size, fit.median_size, smallest, ", ".join(better) or "none of those tried",
+        "default boxes: only %s with scales %s, so the remaining objects are hard to learn. At model.input_size=%d the "
+        "median object has a side of %.0f pixels, the smallest default box %.0f. Settings with a higher recall: %s",
+        fit, fit.scales, model.input_size, fit.median_size, smallest, ", ".join(better) or "none of those tried",
     )  # fmt: skip
 
 

@@ -23,7 +23,6 @@ from detection.task import DetectionTask
 from engine.compute.cost import forward_gflops
 from engine.files import write_text
 from engine.terminal import counted
-from engine.text import listed
 from records.record import TaskRecord
 from training import Evaluation
 
@@ -80,7 +79,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         f"{config.eval.max_detections} per image",
         facts={
             "Normalisation": f"mean {statistics['mean']}, std {statistics['std']} (RGB from 0 to 1)",
-            "Default boxes": f"{task.anchor_fit}; scales {listed(list(map(str, task.anchor_fit.scales)))}",
+            "Default boxes": f"{task.anchor_fit}; scales {task.anchor_fit.scales}",
             "Recipe": describe_recipe(config),
             "Box loss weight": f"{config.loss.box_weight:g} (SSD paper: 1)",
         },

@@ -31,7 +31,6 @@ from engine.config import Config
 from engine.files import user_path
 from engine.inputs import Inputs, identify_images
 from engine.loading import load_exactly
-from engine.logbook import logger
 from engine.optim import OptimConfig
 from engine.text import listed
 from records.results import InitialWeights
@@ -173,7 +172,6 @@ def with_fitted_scales(config: DetectionConfig, train: CocoFile) -> DetectionCon
         model = build_ssd(any_scales, num_classes=1)  # to find the sizes of its feature maps
         boxes_xyxy = torch.from_numpy(train.fractions_xyxy)
         scales = fit_scales(boxes_xyxy, model.grid_sizes(model.input_size), config.loss.match_iou)
-        logger.info("default boxes: scales %s (model.anchor_scales auto, fitted to the training objects)", list(scales))
     scales = distributed.broadcast(scales)
     return config.model_copy(update={"model": config.model.model_copy(update={"anchor_scales": scales})})
 

@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from ablation.cells import cells_of_experiments
+from detection import evaluate
+from detection.detector import load
+from detection.network.anchors import ANCHOR_SCALES
 from detection.network.backbones import build_backbone
 from detection.task import DetectionConfig, DetectionTask
-from detection.training import main, parse_arguments
+from detection.training import build_task, main, parse_arguments
 from engine.checkpoint import CheckpointError
 from engine.command import RunError
 from engine.config import dump_config, load_config
@@ -21,9 +25,15 @@ from records.experiment import read_experiment_config
 from records.trackers import metadata
 from runs import TrainCommand, check_feasible, memory_usage, rehearse, train
 from tests.test_training import OPTIM, PlaneTask, changed
+from weights import publish
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
+
+
+def recall_of_config(config: DetectionConfig) -> float:
+    """Return the recall of the default boxes of a config on its training objects."""
+    return build_task(config, from_checkpoint=True).anchor_fit.recall
 
 
 @pytest.fixture
@@ -47,6 +57,7 @@ def start(sample_root, tmp_path, monkeypatch):
         return folder / "experiments/experiment_1"
 
     run.config, run.folder = config, folder
+    run.recall = lambda *words: recall_of_config(load_config(config, words, DetectionConfig))
     return run
 
 
@@ -211,6 +222,75 @@ def test_an_emulated_precision_causes_one_warning(start, monkeypatch, caplog):
     monkeypatch.setattr("engine.compute.precision._cpu_has_bf16", lambda: False)
     start("--dry-run", "train.precision=bf16")
     assert [message[:20] for message in caplog.messages if "emulates" in message] == ["train.precision bf16"]
+
+
+# ---- fitted default boxes ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fitted(start):
+    """Train with fitted default boxes. Return the experiment, and the scales in its config."""
+    experiment = start("model.anchor_scales=auto")
+    return experiment, read_yaml(experiment / "config.yaml")[0]["model"]["anchor_scales"]
+
+
+@pytest.fixture
+def cannot_fit(monkeypatch):
+    """Make fitting the default boxes an error."""
+
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("detection.task.fit_scales", fail)
+
+
+def test_fitted_scales_are_recorded(start, fitted):
+    experiment, scales = fitted
+    assert len(scales) == 7
+    fit = json.loads((experiment / "results.json").read_text())["default_boxes"]
+    assert fit["scales"] == scales
+    presets = [start.recall(f"model.anchor_scales={name}") for name in ANCHOR_SCALES]
+    assert fit["recall"] == start.recall(f"model.anchor_scales={scales}") >= max(presets)
+    for name in ("README.md", "train.log"):
+        assert str(scales) in (experiment / name).read_text()
+
+
+def test_a_resumed_run_keeps_its_scales(start, fitted, cannot_fit):
+    experiment, scales = fitted
+    original = [str(start.config), "model.anchor_scales=auto"]
+    for words in (["--resume"], [*original, "--resume"], [*original, "--experiment"]):
+        (experiment / "results.json").unlink()
+        main(parse_arguments([*words, str(experiment)]), CPU)
+        assert json.loads((experiment / "results.json").read_text())["default_boxes"]["scales"] == scales
+        assert read_yaml(experiment / "config.yaml")[0]["model"]["anchor_scales"] == scales
+    with pytest.raises(ConfigError, match=r"model\.anchor_scales was \[0\..*\], is 'ssd'"):
+        start("--resume", str(experiment))
+
+
+def test_a_run_with_a_preset_is_not_resumed_with_fitted_scales(start):
+    experiment = start()
+    with pytest.raises(ConfigError, match=r"model\.anchor_scales was 'ssd', is 'auto'"):
+        start("model.anchor_scales=auto", "--resume", str(experiment))
+
+
+def test_runs_that_differ_only_in_their_seed_have_the_same_scales_and_share_a_cell(start, fitted):
+    experiment, _ = fitted
+    start("model.anchor_scales=auto", "train.seed=1")
+    (cell,) = cells_of_experiments([experiment, experiment.parent / "experiment_2"]).values()
+    assert [run.seed for run in cell.runs] == [0, 1]
+
+
+def test_a_detector_with_fitted_scales_is_scored_loaded_and_published_with_them(fitted, cannot_fit, tmp_path):
+    experiment, scales = fitted
+    evaluate.main(evaluate.parse_arguments([str(experiment)]), CPU)
+    (row,) = json.loads((experiment / "test.json").read_text())["settings"]
+    scores = json.loads((experiment / "results.json").read_text())["scores"]
+    assert {name: row[name] for name in scores} == scores
+    detector = load(experiment, "cpu")
+    assert list(detector.model.anchor_scales) == scales
+    publish.main(publish.parse_arguments([str(experiment), "--output", str(tmp_path / "published")]), CPU)
+    published = load(tmp_path / "published", "cpu")
+    assert torch.equal(published.model.anchors_cxcywh, detector.model.anchors_cxcywh)
 
 
 # ---- resuming ----------------------------------------------------------------------------------------------------

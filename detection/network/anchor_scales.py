@@ -24,10 +24,9 @@ MAX_RESIZED = 500  # objects that are resized by each factor
 FACTORS = (0.3, 0.5, 2.0)
 STEP = 1.04  # ratio of neighbouring scales of the search grid
 MIN_SCALE = 0.01
-# Rounded so that platforms with different rounding of powers have the same grid.
-GRID = [round(MIN_SCALE * STEP**n, 6) for n in range(int(math.log(MAX_SCALE / MIN_SCALE, STEP)) + 1)]
-MAX_BOXES_AT_ONCE = 2**14  # default boxes times objects; so few that the tensors fit in the cache of the CPU
-DECIMALS = 4  # of the fitted scales
+# Rounded so that configs are short, and the grid is the same on platforms that compute powers differently.
+GRID = [round(MIN_SCALE * STEP**n, 4) for n in range(int(math.log(MAX_SCALE / MIN_SCALE, STEP)) + 1)]
+MAX_BOXES_AT_ONCE = 2**12  # default boxes times objects; so few that the tensors fit in the cache of the CPU
 LEVELS = len(ASPECT_RATIOS)
 RANDOM_STARTS = 50
 
@@ -40,7 +39,7 @@ def fit_scales(boxes_xyxy: Tensor, grid_sizes: Sequence[tuple[int, int]], iou_th
     few = sample_boxes(boxes_xyxy, MAX_RESIZED)
     copies = torch.cat([resized(few, factor) for factor in FACTORS])
     search = ScaleSearch(sample_boxes(boxes_xyxy, MAX_FITTED), copies, grid_sizes, iou_threshold)
-    fitted = [rounded([GRID[index] for index in search.climb(start)]) for start in starts()]
+    fitted = [tuple(GRID[index] for index in search.climb(start)) for start in starts()]
     measured = sample_boxes(boxes_xyxy, MAX_MEASURED)
 
     def score_of(scales: Sequence[float]) -> int:
@@ -128,14 +127,6 @@ def starts() -> list[list[int]]:
 def nearest_indices(scales: Sequence[float]) -> list[int]:
     """Return the indices of GRID closest to these scales, which are further apart than the grid."""
     return [int(np.abs(np.log(GRID) - math.log(scale)).argmin()) for scale in scales]
-
-
-def rounded(scales: Sequence[float]) -> tuple[float, ...]:
-    """Return increasing scales, rounded to DECIMALS; equal values are moved apart."""
-    units = [round(scale * 10**DECIMALS) for scale in scales]
-    for position in range(1, len(units)):
-        units[position] = max(units[position], units[position - 1] + 1)
-    return tuple(unit / 10**DECIMALS for unit in units)
 
 
 def score(iou: Tensor, num_objects: int, iou_threshold: float) -> Tensor:

@@ -179,6 +179,23 @@ def test_an_error_names_a_corrupt_record(job, experiment, name, content):
         state(job, experiment)
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "kind"),
+    [("auto", "auto", "done"), ("auto", "ssd", "stale"), ("ssd", "auto", "stale"), ("auto", "[0.1, 0.2]", "stale")],
+)
+def test_fitted_default_boxes_match_a_run_whose_recipe_says_so(tmp_path, then, now, kind):
+    """The config.yaml of such a run has the fitted numbers, but its cell.json has the recipe."""
+    first, later = (
+        read_grid(write_grid(tmp_path, GRID.replace("model.neck=pan", f"'model.anchor_scales={value}'"))).jobs[0]
+        for value in (then, now)
+    )
+    experiment = new_run(first, tmp_path)
+    finish(experiment)
+    content = json.loads((experiment / "config.yaml").read_text()) | {"model": {"anchor_scales": [0.1, 0.2]}}
+    (experiment / "config.yaml").write_text(json.dumps(content))
+    assert state(later, experiment).kind == kind
+
+
 # ---- stale results and identical data -----------------------------------------------------------------------
 
 

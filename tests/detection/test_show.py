@@ -10,14 +10,14 @@ from PIL import Image
 from torchvision.ops import box_convert
 
 from detection import inspection, show
-from detection.anchor_fit import best_boxes
+from detection.anchor_fit import best_boxes, fit_anchors
 from detection.coco.annotations import read_coco
 from detection.coco.dataset import collate
 from detection.coco.transforms import distort_colours
 from detection.drawing.boxes import UNMATCHED
 from detection.inspection import find_levels, level_of_anchor, match_panel, truth_panel
 from detection.network.ssd import ModelConfig, build_ssd
-from detection.task import DetectionConfig
+from detection.task import DetectionConfig, with_fitted_scales
 from engine.config import load_config
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
@@ -156,6 +156,23 @@ def test_matches_prints_the_recall_of_the_default_boxes(command, panels, task):
     (row,) = [line.split() for line in out.splitlines() if line.strip().startswith("(all)")]
     assert int(row[1]) == task.train.class_counts.sum()
     assert float(row[2]) == pytest.approx(task.anchor_fit.recall, abs=5e-3)
+
+
+def test_fitted_default_boxes_are_drawn_and_measured(command, panels, task):
+    fitted = with_fitted_scales(
+        task.config.model_copy(update={"model": task.config.model.model_copy(update={"anchor_scales": "auto"})}),
+        task.train,
+    )
+    code, _, _ = command("--what", "anchors", "--images", 1, "model.anchor_scales=auto")
+    assert code == 0
+    for panel, scale in zip(panels[:3], fitted.model.anchor_scales, strict=False):
+        left, top, right, bottom = panel.marks[0].box_xyxy
+        assert right - left == pytest.approx(bottom - top)
+        assert right - left == pytest.approx(scale * task.model.input_size, rel=1e-4)
+    _, out, _ = command("--what", "matches", "--images", 1, "model.anchor_scales=auto")
+    (row,) = [line.split() for line in out.splitlines() if line.strip().startswith("(all)")]
+    fit = fit_anchors(task.train, build_ssd(fitted.model, 6), 0.5)
+    assert float(row[2]) == pytest.approx(fit.recall, abs=5e-5)
 
 
 def test_a_file_of_a_different_program_is_not_overwritten(command, tmp_path):

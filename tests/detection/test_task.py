@@ -256,6 +256,41 @@ def test_the_error_for_an_unusable_detector_names_field_and_file(task_of, tmp_pa
         task_of(tmp_path / name)
 
 
+def test_fitted_scales_do_not_change_the_initial_weights_and_replace_auto_in_the_config(folder, content):
+    (folder / "a.json").write_text(json.dumps(content))
+    coco = read_coco(folder / "a.json", folder / "images")
+    split = {"images": "images", "annotations": "a.json"}
+    data = {"root": str(folder), "train": split, "val": split}
+
+    def task_with(scales, seed=0) -> DetectionTask:
+        train = {"epochs": 1, "batch_size": 1, "seed": seed}
+        return DetectionTask(
+            DetectionConfig(data=data, model=MODEL | {"anchor_scales": scales}, train=train), coco, coco
+        )
+
+    fitted = task_with("auto")
+    scales = fitted.config.model.anchor_scales
+    assert task_with("auto", seed=1).config.model.anchor_scales == scales
+    listed = task_with(scales)
+    assert listed.config == fitted.config
+    assert torch.equal(listed.model.anchors_cxcywh, fitted.model.anchors_cxcywh)
+    assert all(torch.equal(one, other) for one, other in zip(
+        listed.model.state_dict().values(), fitted.model.state_dict().values(), strict=True
+    ))  # fmt: skip
+
+
+def test_scales_cannot_be_fitted_without_training_objects(folder, content):
+    content["annotations"] = []
+    (folder / "a.json").write_text(json.dumps(content))
+    coco = read_coco(folder / "a.json", folder / "images")
+    split = {"images": "images", "annotations": "a.json"}
+    data = {"root": str(folder), "train": split, "val": split}
+    config = DetectionConfig(data=data, model=MODEL | {"anchor_scales": "auto"}, train={"epochs": 1, "batch_size": 1})
+    for train, message in ((coco, "no objects to train on"), (None, r"model\.anchor_scales auto")):
+        with pytest.raises(ValueError, match=message):
+            DetectionTask(config, train, coco)
+
+
 # ---- trunks of timm ----------------------------------------------------------------------------------------------
 
 LITE0 = {"backbone": "timm/tf_efficientnet_lite0", "input_size": 96}

@@ -8,7 +8,7 @@ from torchvision.ops import box_convert, box_iou
 from torchvision.transforms import v2
 
 from data import normalize_images, to_layout
-from detection.network.anchors import ANCHOR_SCALES
+from detection.network.anchors import ANCHOR_SCALES, default_boxes
 from detection.network.assignment.matching import match_anchors
 from detection.network.backbones import BACKBONES, build_backbone
 from detection.network.heads import FOREGROUND_PRIOR
@@ -16,7 +16,9 @@ from detection.network.loss import constant_predictor_loss, multibox_loss
 from detection.network.necks import NECKS, build_neck
 from detection.network.postprocess import PostprocessConfig, postprocess
 from detection.network.ssd import SSD, ModelConfig, build_ssd
+from engine.config import dump_config, load_config
 from engine.optim import parameter_groups
+from engine.strict_yaml import ConfigError
 
 
 class TinyBackbone(nn.Module):
@@ -246,6 +248,54 @@ def test_random_weights_cannot_be_frozen(freeze):
         ModelConfig(freeze=freeze)
     assert ModelConfig(freeze=freeze, weights="imagenet1k").freeze == freeze
     assert ModelConfig(freeze=freeze, start_from="detector.safetensors").freeze == freeze
+
+
+SCALES = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1]
+
+
+@pytest.mark.parametrize("scales", ["ssd", "ssd_coco", "auto", SCALES, tuple(SCALES)])
+def test_a_config_with_anchor_scales_can_be_written_and_read(tmp_path, scales):
+    path = tmp_path / "config.yaml"
+    config = ModelConfig(anchor_scales=scales)
+    path.write_text(dump_config(config))
+    assert load_config(path, [], ModelConfig) == config
+    if not isinstance(scales, str):
+        assert config.anchor_scales == tuple(SCALES)
+        assert all(type(scale) is float for scale in config.anchor_scales)
+        assert load_config(path, [f"anchor_scales={SCALES}"], ModelConfig) == config
+
+
+def test_the_default_boxes_of_listed_scales_are_used():
+    model = build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", input_size=96, anchor_scales=SCALES), 2)
+    assert model.anchor_scales == tuple(SCALES)
+    assert torch.equal(model.anchors_cxcywh, default_boxes(model.grid_sizes(96), SCALES))
+
+
+def test_a_model_cannot_be_built_with_scales_that_are_still_to_be_fitted():
+    with pytest.raises(ValueError, match=r"model\.anchor_scales auto: .*objects"):
+        build_ssd(ModelConfig(backbone="ResNet18SlimBackbone_B", input_size=96, anchor_scales="auto"), 2)
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        "[]", "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]", "[0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]",
+        "[-0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]", "[0.1, 0.2, 0.2, 0.4, 0.5, 0.6, 0.7]",
+        "[0.1, 0.3, 0.2, 0.4, 0.5, 0.6, 0.7]", "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.6]",
+        "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, true]", "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, x]", "0.1", "null", "true",
+        "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, .nan]", "[[0.1], 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]",
+    ],
+)  # fmt: skip
+def test_invalid_anchor_scales_are_a_one_line_error_with_the_value_and_the_accepted_values(tmp_path, scales):
+    path = tmp_path / "config.yaml"
+    path.write_text("neck: none\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [f"anchor_scales={scales}"], ModelConfig)
+    message = str(error.value)
+    assert "\n" not in message
+    value = scales.replace("x", '"x"').replace(".nan", "NaN")
+    for text in ("anchor_scales", f"got {value}", "ssd_coco", "auto", "7 increasing numbers", "1.5"):
+        assert text in message
 
 
 def test_error_about_an_unknown_name_lists_the_known_ones():
