@@ -80,7 +80,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         facts={
             "Normalisation": f"mean {statistics['mean']}, std {statistics['std']} (RGB from 0 to 1)",
             "Default boxes": f"{task.anchor_fit}; scales {task.anchor_fit.scales}",
-            "Recipe": describe_recipe(config),
+            "Detector recipe": describe_recipe(config),
             "Box loss weight": f"{config.loss.box_weight:g} (SSD paper: 1)",
         },
         pictures={

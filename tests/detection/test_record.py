@@ -110,7 +110,7 @@ def test_the_record_says_how_scores_are_computed_outside_of_the_protocol(name, s
 
 def test_the_record_names_the_parts_of_the_recipe_that_differ(finished_detector, modern_detector):
     facts = [json.loads((each / "results.json").read_text())["facts"] for each in (finished_detector, modern_detector)]
-    assert ["model.head_tower 2" in each["Recipe"] for each in facts] == [False, True]
+    assert ["loss.classification quality_focal" in each["Detector recipe"] for each in facts] == [False, True]
 
 
 def spoil(change, path):
