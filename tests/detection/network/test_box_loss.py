@@ -37,9 +37,8 @@ def positives(outputs):
     return [x.double() for x in (outputs["box_deltas"][image, anchor], ANCHORS[anchor], boxes_xyxy)]
 
 
-def reference(box, outputs):
+def reference_losses(box, deltas, anchors, boxes_xyxy):
     """Return the loss of each positive from PyTorch's and torchvision's functions."""
-    deltas, anchors, boxes_xyxy = positives(outputs)
     if box == "smooth_l1":
         return F.smooth_l1_loss(deltas, encode_boxes(boxes_xyxy, anchors), reduction="none").sum(dim=1)
     function = {"giou": generalized_box_iou_loss, "ciou": complete_box_iou_loss}[box]
@@ -56,10 +55,26 @@ def rows_of(outputs):
 def test_losses_and_gradients_equal_torchvision(box, scale):
     outputs = random_outputs(1, scale)
     rows = rows_of(outputs)
-    losses, expected = BOX_LOSSES[box](rows).sum(dim=-1), reference(box, outputs)
+    losses, expected = BOX_LOSSES[box](rows).sum(dim=-1), reference_losses(box, *positives(outputs))
     torch.testing.assert_close(losses[rows.is_positive].double(), expected, rtol=1e-5, atol=1e-5)
     gradients = [torch.autograd.grad(loss.sum(), outputs["box_deltas"])[0] for loss in (losses, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("box", BOX_LOSSES)
+def test_losses_and_gradients_of_good_predictions_in_float64(box, noise):
+    outputs = random_outputs(7, noise)
+    _, anchors, boxes_xyxy = positives(outputs)
+    errors = positives(outputs)[0].detach()
+    rows = rows_of(outputs)
+    deltas = [(encode_boxes(boxes_xyxy, anchors) + errors).requires_grad_() for _ in range(2)]
+    ours = rows._replace(deltas=deltas[0], anchors_cxcywh=anchors, boxes_xyxy=boxes_xyxy)
+    expected = reference_losses(box, deltas[1], anchors, boxes_xyxy)
+    losses = BOX_LOSSES[box](ours).sum(dim=-1)
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-9)
+    gradients = [torch.autograd.grad(loss.sum(), d)[0] for loss, d in zip((losses, expected), deltas, strict=True)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("box", BOX_LOSSES)

@@ -24,8 +24,8 @@ def random_rows(seed, share_of_positives=0.1):
     labels = torch.randint(1, NUM_CLASSES + 1, (SHAPE[0], 4), generator=generator)
     boxes_xyxy = torch.tensor([0.2, 0.2, 0.7, 0.7]).expand(SHAPE[0], 4, 4)
     targets = (matched, torch.zeros(*SHAPE[:2], 4), boxes_xyxy, labels, ANCHORS)
-    quality = torch.rand(SHAPE[:2], generator=generator).where(is_positive, 0)
-    quality[1, :50] = 0  # positives whose predicted box does not overlap
+    quality = torch.rand(SHAPE[:2], generator=generator)
+    quality[1, :50] = 0  # of a predicted box that does not overlap; the values of negatives have no effect
     return select_rows(used_rows(is_positive), *targets), select_rows(..., *targets), quality
 
 
@@ -36,7 +36,7 @@ def one_hot(rows):
 
 def quality_focal_reference(logits, rows, quality):
     """Return |q - p|^2 times the binary cross-entropy, summed, in float64."""
-    logits, target = logits.double(), one_hot(rows) * quality[..., None]
+    logits, target = logits.double(), one_hot(rows) * quality[..., None]  # 0 for a negative
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return ((target - logits.sigmoid()).abs() ** 2 * cross_entropy).sum()
 

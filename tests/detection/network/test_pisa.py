@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from detection.network.assignment.matching import match_anchors
 from detection.network.boxes import decode_boxes, encode_boxes
@@ -47,8 +47,8 @@ def weights_of_image(iou, labels, objects, losses):
     return [w * total / weighted for w in weights]
 
 
-def expected_losses(batch, box_loss):
-    """Return the classification loss and the additional box loss, image by image. box_loss: of offsets and targets."""
+def expected_losses(batch, box):
+    """Return the classification loss and the additional box loss, image by image."""
     classification = additional = 0
     for matched, deltas, logits, boxes, labels in zip(
         *(batch[name] for name in ("matched", "box_deltas", "class_logits", "boxes_xyxy", "labels")), strict=True
@@ -68,12 +68,13 @@ def expected_losses(batch, box_loss):
         scores = logits[positives].softmax(dim=1)[range(len(positives)), labels[objects]]
         factors = 0.2 + 0.8 * scores
         factors = factors / factors.mean()
-        additional += (factors * box_loss(deltas[positives], ANCHORS[positives], boxes[objects])).sum()
+        if box == "giou":
+            box_losses = generalized_box_iou_loss(predicted * 4096, boxes[objects] * 4096)
+        else:
+            targets = encode_boxes(boxes[objects], ANCHORS[positives])
+            box_losses = F.smooth_l1_loss(deltas[positives], targets, reduction="none").sum(dim=1)
+        additional += (factors * box_losses).sum()
     return {"classification": classification, "box_by_score": additional}
-
-
-def smooth_l1(deltas, anchors, boxes):
-    return F.smooth_l1_loss(deltas, encode_boxes(boxes, anchors), reduction="none").sum(dim=1)
 
 
 def losses_of(batch, **settings):
@@ -86,10 +87,11 @@ def gradients(loss, batch):
 
 
 @pytest.mark.usefixtures("code_path")
+@pytest.mark.parametrize("box", ["smooth_l1", "giou"])
 @pytest.mark.parametrize("seed", range(4))
-def test_losses_and_gradients_equal_plain_loops_over_the_images(seed):
+def test_losses_and_gradients_equal_plain_loops_over_the_images(seed, box):
     batch = random_batch(seed)
-    losses, expected = losses_of(batch, reweight="pisa"), expected_losses(batch, smooth_l1)
+    losses, expected = losses_of(batch, box=box, reweight="pisa"), expected_losses(batch, box)
     assert losses["num_positives"] == (batch["matched"] >= 0).sum() > 50
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value)
