@@ -327,7 +327,6 @@ def losses_box(batch, image, anchor, objects):
         ALLOWED[0],
         ("multibox", "iou", "giou", "pisa"),
         ("focal", "atss", "smooth_l1", "none"),
-        ("quality_focal", "iou", "smooth_l1", "none"),
         ("quality_focal", "task_aligned", "ciou", "none"),
     ],
     ids="-".join,
