@@ -80,7 +80,7 @@ def init_heads(
     num_classes: int,
     score_function: ScoreFunction,
 ) -> None:
-    """Initialise the heads to predict few objects: FOREGROUND_PRIOR is the initial probability at every anchor.
+    """Initialise the heads to predict few objects: at an anchor, the probability is about FOREGROUND_PRIOR.
 
     Otherwise, if the trunk has random weights, the loss never falls below loss.constant_predictor_loss. As in
     RetinaNet (arXiv 1708.02002, sections 3.3 and 4.1), weights of the last convolutions are drawn from N(0, 0.01^2) and
