@@ -187,7 +187,7 @@ def test_sigmoid_scores_of_a_zero_input_are_exactly_the_prior():
     torch.testing.assert_close(scores, torch.full_like(scores, FOREGROUND_PRIOR))
 
 
-def test_score_functions_of_the_same_odds():
+def test_softmax_of_two_logits_equals_the_sigmoid_of_their_difference():
     logits = torch.tensor([[0.0, 2.0], [0.0, -1.0]])  # background first
     torch.testing.assert_close(class_scores(logits, "softmax"), class_scores(logits[:, 1:], "sigmoid"))
     assert (logits_per_box(80, "softmax"), logits_per_box(80, "sigmoid")) == (81, 80)
