@@ -3,10 +3,10 @@
 The recall of the default boxes is the share of objects whose IoU with some default box is at least `loss.match_iou`.
 `fit_scales` maximises it by coordinate descent from many starts. One scale of a level determines all its boxes except
 the larger square, which depends on the product of this scale and the next one. So on a logarithmic grid of scales,
-the IoUs of all boxes that the search can choose fit in memory, and a candidate costs only maxima and a count.
+the IoUs of all boxes that the search can choose fit in memory, and only maxima and a count are needed to try a scale.
 
-Many scales can have the highest recall. Of these, the search chooses those with the highest recall of resized objects
-(FACTORS), because augmentation resizes objects in training, and then those with the highest mean IoU.
+Several sets of scales can have the same recall. Of these, the search chooses those with the highest recall of resized
+objects (FACTORS), because augmentation resizes objects in training, and then those with the highest mean IoU.
 """
 
 import math
@@ -26,13 +26,13 @@ STEP = 1.04  # ratio of neighbouring scales of the search grid
 MIN_SCALE = 0.01
 # Rounded so that configs are short, and the grid is the same on platforms that compute powers differently.
 GRID = [round(MIN_SCALE * STEP**n, 4) for n in range(int(math.log(MAX_SCALE / MIN_SCALE, STEP)) + 1)]
-MAX_BOXES_AT_ONCE = 2**12  # default boxes times objects; so few that the tensors fit in the cache of the CPU
+MAX_BOXES_AT_ONCE = 2**12  # default boxes times objects; few enough that the tensors fit in the cache of the CPU
 LEVELS = len(ASPECT_RATIOS)
 RANDOM_STARTS = 50
 
 
 def fit_scales(boxes_xyxy: Tensor, grid_sizes: Sequence[tuple[int, int]], iou_threshold: float) -> tuple[float, ...]:
-    """Return the scales for which the default boxes have the highest recall.
+    """Return the scales for which the default boxes have the highest recall that the search finds.
 
     boxes_xyxy: (N, 4) float32 with N > 0, the objects, fractions of the image sides. grid_sizes: as for default_boxes.
     The result is deterministic. Its recall on MAX_MEASURED objects is never below that of an entry of ANCHOR_SCALES."""
@@ -130,9 +130,10 @@ def nearest_indices(scales: Sequence[float]) -> list[int]:
 
 
 def score(iou: Tensor, num_objects: int, iou_threshold: float) -> Tensor:
-    """Return the quality of scales: the order is by recall of the objects, recall of the copies, sum of IoUs.
+    """Return the quality of scales, which sorts by recall of the objects, then recall of the copies, then sum of IoUs.
 
-    iou: (..., N) best IoUs, of the objects first. Returns (...) int64, exact whatever the order of summation."""
+    iou: (..., N) best IoUs, of the objects first, then of the copies. Returns (...) int64, which does not depend on the
+    order of summation."""
     fits, sum_of_ious = iou >= iou_threshold, (iou[..., :num_objects] * 2**16).int().sum(dim=-1)
     copies = iou.shape[-1] - num_objects
     hits = fits[..., :num_objects].sum(dim=-1) * (copies + 1) + fits[..., num_objects:].sum(dim=-1)
@@ -173,7 +174,7 @@ def _best_cells(low: Tensor, high: Tensor, lengths: Tensor, cells: int) -> tuple
     With excess = length / overlap, 1 / IoU = area / (overlap_x overlap_y) + excess_x excess_y - 1. So the best cell has
     either the largest overlap or the smallest excess. They differ only if boxes are clipped, which shortens them.
     low, high: (N,) ends of the objects. lengths: (K, 1) of the boxes before clipping. cells: number of cells.
-    Returns overlap and excess of the cell with the largest overlap, and of that with the smallest excess: (2, K, N)."""
+    Returns overlaps and excesses, (2, K, N) each: of the cell with the largest overlap, then of the smallest excess."""
     half = lengths / 2
     aligned = torch.stack([high - half, low + half])  # (2, K, N) centres of boxes that share an end with the object
     below = (aligned * cells - 0.5).floor_()

@@ -115,7 +115,7 @@ def test_scales_depend_neither_on_the_order_of_the_objects_nor_on_random_numbers
     assert fit_scales(shuffled, GRIDS, 0.5) == expected
 
 
-def test_scales_of_a_fixed_set_are_these_on_every_platform():
+def test_scales_of_a_fixed_set_of_objects_are_the_same_on_every_platform():
     left, top, width, height = torch.meshgrid(
         *(torch.tensor(values) / 64 for values in ([1, 20, 41], [3, 17, 38], [5, 11, 23], [4, 13, 22])), indexing="ij"
     )
@@ -140,7 +140,7 @@ def test_resized_boxes_stay_in_the_image():
     torch.testing.assert_close(resized(boxes_xyxy, 0.5)[0], torch.tensor([0.05, 0.425, 0.15, 0.475]))
 
 
-def test_of_many_objects_a_sample_is_fitted_and_a_larger_one_is_compared_with_the_presets(monkeypatch):
+def test_the_search_uses_a_sample_of_many_objects_and_the_presets_are_compared_on_a_larger_one(monkeypatch):
     monkeypatch.setattr(anchor_scales, "RANDOM_STARTS", 0)
     monkeypatch.setattr(anchor_scales, "MAX_FITTED", 1)
     monkeypatch.setattr(anchor_scales, "MAX_MEASURED", 250)
