@@ -5,8 +5,7 @@ The recall of the default boxes is the share of objects whose IoU with some defa
 the larger square, which depends on the product of this scale and the next one. So on a logarithmic grid of scales,
 the IoUs of all boxes that the search can choose fit in memory, and only maxima and a count are needed to try a scale.
 
-Several sets of scales can have the same recall. Of these, the search chooses those with the highest recall of resized
-objects (FACTORS), because augmentation resizes objects in training, and then those with the highest mean IoU.
+Several sets of scales can have the same recall. Of these, the search chooses those with the highest mean IoU.
 """
 
 import math
@@ -20,8 +19,6 @@ from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, MAX_SCALE, b
 
 MAX_MEASURED = 20_000  # objects; if there are more, the recall is measured on a random sample
 MAX_FITTED = 2_000  # objects; if there are more, scales are fitted to a smaller random sample
-MAX_RESIZED = 500  # objects that are resized by each factor
-FACTORS = (0.3, 0.5, 2.0)
 STEP = 1.04  # ratio of neighbouring scales of the search grid
 MIN_SCALE = 0.01
 # Rounded so that configs are short, and the grid is the same on platforms that compute powers differently.
@@ -36,17 +33,13 @@ def fit_scales(boxes_xyxy: Tensor, grid_sizes: Sequence[tuple[int, int]], iou_th
 
     boxes_xyxy: (N, 4) float32 with N > 0, the objects, fractions of the image sides. grid_sizes: as for default_boxes.
     The result is deterministic. Its recall on MAX_MEASURED objects is never below that of an entry of ANCHOR_SCALES."""
-    few = sample_boxes(boxes_xyxy, MAX_RESIZED)
-    copies = torch.cat([resized(few, factor) for factor in FACTORS])
-    search = ScaleSearch(sample_boxes(boxes_xyxy, MAX_FITTED), copies, grid_sizes, iou_threshold)
+    search = ScaleSearch(sample_boxes(boxes_xyxy, MAX_FITTED), grid_sizes, iou_threshold)
     fitted = [tuple(GRID[index] for index in search.climb(start)) for start in starts()]
     measured = sample_boxes(boxes_xyxy, MAX_MEASURED)
-
-    def score_of(scales: Sequence[float]) -> int:
-        iou = best_ious(torch.cat([measured, copies]), grid_sizes, scales)
-        return int(score(iou, len(measured), iou_threshold))
-
-    return max(dict.fromkeys([*fitted, *ANCHOR_SCALES.values()]), key=score_of)
+    return max(
+        dict.fromkeys([*fitted, *ANCHOR_SCALES.values()]),
+        key=lambda scales: int(score(best_ious(measured, grid_sizes, scales), iou_threshold)),
+    )
 
 
 def sample_boxes(boxes_xyxy: Tensor, most: int) -> Tensor:
@@ -56,28 +49,18 @@ def sample_boxes(boxes_xyxy: Tensor, most: int) -> Tensor:
     return boxes_xyxy[np.sort(np.random.default_rng(0).choice(len(boxes_xyxy), most, replace=False))]
 
 
-def resized(boxes_xyxy: Tensor, factor: float) -> Tensor:
-    """Return boxes (N, 4) with resized sides, at most 1, and centres moved only as far as needed to fit in [0, 1]."""
-    half = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).mul(factor / 2).clamp(max=0.5)
-    centers = ((boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2).maximum(half).minimum(1 - half)
-    return torch.cat([centers - half, centers + half], dim=1).clamp(0, 1)
-
-
 # ---- search ---------------------------------------------------------------------------------------------------
 
 
 class ScaleSearch:
     """Coordinate descent over seven increasing indices of GRID.
 
-    objects, copies: (N - C, 4) and (C, 4) boxes; copies are resized objects. G: length of GRID.
+    boxes_xyxy: (N, 4), the objects. G: length of GRID.
     own[level] (G, N): best IoU of each object with the boxes of a level that depend on its scale only.
     larger[level] (2G - 1, N): best IoU with the larger square of the scales i and j, in row i + j."""
 
-    def __init__(
-        self, objects: Tensor, copies: Tensor, grid_sizes: Sequence[tuple[int, int]], iou_threshold: float
-    ) -> None:
-        self.num_objects, self.iou_threshold = len(objects), iou_threshold
-        boxes_xyxy = torch.cat([objects, copies])
+    def __init__(self, boxes_xyxy: Tensor, grid_sizes: Sequence[tuple[int, int]], iou_threshold: float) -> None:
+        self.iou_threshold = iou_threshold
         squares = [math.sqrt(GRID[n // 2] * GRID[n - n // 2]) for n in range(2 * len(GRID) - 1)]
         self.own, self.larger = [], []
         for grid_size, ratios in zip(grid_sizes, ASPECT_RATIOS, strict=True):
@@ -109,7 +92,7 @@ class ScaleSearch:
                 iou = iou.maximum(self.larger[level][indices[level] + low : indices[level] + high])
             else:
                 iou = iou.maximum(self.ious(level, indices))
-        return low + int(score(iou, self.num_objects, self.iou_threshold).argmax())
+        return low + int(score(iou, self.iou_threshold).argmax())
 
     def ious(self, level: int, indices: Sequence[int]) -> Tensor:
         """Return the best IoU (N,) of each object with the boxes of a level."""
@@ -129,15 +112,12 @@ def nearest_indices(scales: Sequence[float]) -> list[int]:
     return [int(np.abs(np.log(GRID) - math.log(scale)).argmin()) for scale in scales]
 
 
-def score(iou: Tensor, num_objects: int, iou_threshold: float) -> Tensor:
-    """Return the quality of scales, which sorts by recall of the objects, then recall of the copies, then sum of IoUs.
+def score(iou: Tensor, iou_threshold: float) -> Tensor:
+    """Return the quality of scales, which sorts by recall, then by the sum of IoUs.
 
-    iou: (..., N) best IoUs, of the objects first, then of the copies. Returns (...) int64, which does not depend on the
-    order of summation."""
-    fits, sum_of_ious = iou >= iou_threshold, (iou[..., :num_objects] * 2**16).int().sum(dim=-1)
-    copies = iou.shape[-1] - num_objects
-    hits = fits[..., :num_objects].sum(dim=-1) * (copies + 1) + fits[..., num_objects:].sum(dim=-1)
-    return hits * (2**16 * num_objects + 1) + sum_of_ious
+    iou: (..., N) best IoUs of the objects. Returns (...) int64, which does not depend on the order of summation."""
+    hits, sum_of_ious = (iou >= iou_threshold).sum(dim=-1), (iou * 2**16).int().sum(dim=-1)
+    return hits * (2**16 * iou.shape[-1] + 1) + sum_of_ious
 
 
 # ---- best IoUs ------------------------------------------------------------------------------------------------
