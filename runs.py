@@ -320,7 +320,7 @@ def read_recorded_config(experiment: Path, config_class: type[Config]) -> Config
 
 
 def with_stored_choices(config: Config, stored: Config) -> Config:
-    """Return the config; fields with the value auto keep the value that was chosen when the experiment started."""
+    """Return the config of a resumed run: fields that are `auto` get the value that was chosen when the run started."""
     for name, chosen_type in AUTO_FIELDS.items():
         section, _, field = name.partition(".")
         given, chosen = (getattr(getattr(each, section), field, None) for each in (config, stored))

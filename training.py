@@ -267,7 +267,7 @@ class Trainer:
 
         self.finite.check()
         # Check `total`, too, because an infinite loss may have a finite gradient (smooth L1 loss of a huge error).
-        # DDP averages gradients over ranks, so multiply by world_size. A batch may have no objects, so a count of 0.
+        # DDP averages gradients over ranks, so multiply by world_size. The count of a batch without objects is 0.
         count, total = distributed.sum_over_ranks(torch.stack([sum(counts).float(), sum(losses.values()).float()]))
         scale = distributed.world_size() / count.clamp(min=1)
         state.scaler.unscale_(state.optimizer)

@@ -111,7 +111,7 @@ class Comparison:
     row_effects: list[Difference] = field(default_factory=list)  # empty without at least two complete rows and columns
     column_effects: list[Difference] = field(default_factory=list)
     interactions: list[Difference] = field(default_factory=list)
-    # in place of column effects and interactions, if the columns are the points of a factorial design
+    # if the columns are the points of a factorial design, these replace column effects and interactions
     design: Design | None = None
     factor_effects: list[Difference] = field(default_factory=list)  # averaged over the complete rows
     factor_effects_in: dict[str, list[Difference]] = field(default_factory=dict)  # by row, if several are complete
@@ -163,7 +163,7 @@ class Comparison:
 
     @property
     def main_family(self) -> list[Difference]:
-        """The differences to conclude from: main effects of the factors of a design, else differences of cells."""
+        """The differences that the conclusion reports: main effects of factors, if any, otherwise those of cells."""
         return self.factor_effects or self.differences
 
     @property

@@ -1,7 +1,7 @@
 """Grid files: the runs they define, and the state of each run.
 
-A grid file lists rows (each with a config file), columns and seeds. It may list factors in place of columns: then each
-point of a two-level factorial design (stats/factorial.py) is a column. A job is one run: a row, a column and a seed. It
+A grid file lists rows (each with a config file), columns and seeds. If it lists factors in place of columns, each point
+of a two-level factorial design (stats/factorial.py) is a column. A job is one run: a row, a column and a seed. It
 becomes a numbered experiment, with a cell.json that records the job, its recipe (the full config) and its code.
 """
 
@@ -51,10 +51,10 @@ class ColumnConfig(Config):
 
 
 class FactorConfig(ColumnConfig):
-    """A factor of a two-level design, in place of columns. The high level has the overrides, the low level has none."""
+    """A factor of a two-level design, in place of columns. The high level has the overrides, the low level none."""
 
     product_of: tuple[str, ...] = Field(
-        (), description="crossed factors whose product (low -1, high +1) gives the level of this one; empty: crossed"
+        (), description="crossed factors; the product of their levels (low -1, high +1) is the level; empty: crossed"
     )
 
 
@@ -102,7 +102,7 @@ class GridConfig(Config):
                 raise ValueError(f"{what}: {repeated[0]} is listed more than once")
         if bool(self.columns) == bool(self.factors):
             raise ValueError(
-                f"got {'both columns and' if self.columns else 'neither columns nor'} factors, expected one"
+                f"got {'both columns and' if self.columns else 'neither columns nor'} factors, expected one of them"
             )
         columns = [column.name for column in self.all_columns]
         for row in self.rows:
@@ -113,7 +113,7 @@ class GridConfig(Config):
 
     @model_validator(mode="after")
     def _factors_are_independent(self) -> Self:
-        """Check that only one factor sets a field: the other factor, or a row, would change nothing in some cells."""
+        """Raise ValueError if two factors, or a factor and a row, set a field: one would be without effect."""
         owners: dict[str, str] = {}
         for factor in self.factors:
             for field in set(map(field_of, factor.overrides)):
@@ -133,7 +133,7 @@ def field_of(override: str) -> str:
 
 
 def last_of(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Return the overrides without those that a later one replaces."""
+    """Return the last override of each field."""
     return tuple({field_of(override): override for override in overrides}.values())
 
 

@@ -80,7 +80,7 @@ def conclusion_of(comparison: Comparison) -> str:
 
 
 def design_notes(design: Design) -> list[str]:
-    """Return which effects of a factorial design are aliased: no analysis of its runs can tell them apart."""
+    """Return sentences about the aliased effects of a factorial design, which no analysis of its runs can separate."""
     runs, factors = len(design.points), len(design.factors)
     if design.resolution is None:
         return [f"Full factorial design: all {runs} combinations of {factors} factors, so no effects are aliased."]
@@ -95,7 +95,7 @@ def design_notes(design: Design) -> list[str]:
     pairs = design.alias_groups(2)
     return [
         f"Fractional factorial design of resolution {ROMAN.get(design.resolution, design.resolution)}: {runs} of the "
-        f"{2**factors} combinations of {factors} factors, with {products}. It cannot tell aliased effects apart: each "
+        f"{2**factors} combinations of {factors} factors, with {products}. It cannot separate aliased effects: each "
         "estimate is the sum of a main effect and its aliases.",
         f"Main effects are aliased only with interactions of {order} or more factors{': ' * bool(main)}{equal(main)}.",
         f"Two-factor interactions that are aliased with each other: {equal(pairs) or 'none'}.",

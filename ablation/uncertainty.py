@@ -144,7 +144,7 @@ def add_factor_effects(
 ) -> None:
     """Add the main effects of the factors: averaged over rows, in each row, and how they differ between rows.
 
-    rows: the complete rows; the other rows are left out. family: estimates contrasts, with a correction for all."""
+    rows: the complete rows; the other rows are left out. family: estimates contrasts, with Holm correction."""
     places = product(comparison.rows, comparison.columns)
     missing = [f"{row} x {column}" for row, column in places if (row, column) not in cells]
     if missing:

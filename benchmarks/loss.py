@@ -79,7 +79,7 @@ def retinanet_head() -> RetinaNetHead:
 def torchvision_step(batch: Batch, compute_loss: Callable[..., dict[str, Tensor]], first_label: int) -> Callable:
     """Return a function that computes matching, loss and gradients as in torchvision's SSD.forward.
 
-    compute_loss: of an SSD or a RetinaNetHead. first_label: the column of the logits of the first class."""
+    compute_loss: method of an SSD or a RetinaNetHead. first_label: column of the first class in the logits."""
     matcher = SSDMatcher(0.5)
     pairs = zip(batch["boxes_xyxy"], batch["labels"], strict=True)
     targets = [{"boxes": boxes[labels > 0], "labels": labels[labels > 0] - 1 + first_label} for boxes, labels in pairs]
@@ -97,7 +97,7 @@ def torchvision_step(batch: Batch, compute_loss: Callable[..., dict[str, Tensor]
 
 
 def our_step(batch: Batch, criterion: Callable) -> Callable[[], Gradients]:
-    """Return a function that computes assignment, loss and gradients of a criterion, maybe a compiled one.
+    """Return a function that computes assignment, loss and gradients of a criterion, which may be compiled.
 
     The losses are divided by the count, as in training."""
     outputs = [batch["box_deltas"], batch["class_logits"]]
@@ -116,7 +116,9 @@ def with_sigmoids(batch: Batch) -> Batch:
 
 
 def per_image(gradients: Gradients, batch: Batch) -> Gradients:
-    """Scale gradients of a loss divided by the batch's positives, as if each image's were divided by its positives."""
+    """Rescale gradients of a loss that was divided by the number of positives of the batch.
+
+    The result is as if the loss of each image was divided by its own number of positives, then averaged (RetinaNet)."""
     num_positives = (match_anchors(batch["boxes_xyxy"], batch["labels"], ANCHORS) >= 0).sum(dim=1)
     scale = num_positives.sum() / num_positives.clamp(min=1) / BATCH_SIZE
     return tuple(gradient * scale[:, None, None] for gradient in gradients)
@@ -138,14 +140,14 @@ class OperatorCount(TorchDispatchMode):
 
 
 def count_operators(step: Callable[[], Gradients]) -> OperatorCount:
-    """Return the counts of one call."""
+    """Count the operators and synchronisations of one call."""
     with OperatorCount() as count:
         step()
     return count
 
 
 def on_accelerator(batch: Batch, criterion: Criterion, batch_size: int = BATCH_SIZE) -> Callable[[], Gradients]:
-    """Return a step of the first images of the batch on the meta device, which takes the code path of a GPU."""
+    """Return our_step for the first images of the batch on the meta device, which takes the code path of a GPU."""
     tensors = {name: tensor[:batch_size].detach().to("meta") for name, tensor in batch.items()}
     return our_step({name: t.requires_grad_(t.is_floating_point()) for name, t in tensors.items()}, criterion)
 
@@ -192,7 +194,7 @@ def measure(device: torch.device) -> Page:
         *(Row(f"with {what}", "torchvision SSD", ssd_ms, our_ms[what], "ms", 1.0) for what in VARIANTS),
         Row("operators on a CPU", "torchvision SSD", peer.operators, on_cpu.operators, "", 10),
         Row("operators on an accelerator", "torchvision SSD", peer.operators, on_gpu["default"].operators, "", 10),
-        Row("the same, most of any row above", "torchvision SSD", peer.operators, most, "", 3),
+        Row("operators on an accelerator, maximum of all losses above", "torchvision SSD", peer.operators, most, "", 3),
     ]
     trim_threshold = os.environ.get("MALLOC_TRIM_THRESHOLD_", "the system's default")
     text = f"""# Assignment and losses
@@ -203,9 +205,9 @@ torchvision's to {TOLERANCE:g}.
 
 {{rows}}
 
-Synchronisations with the device: torchvision {peer.synchronisations}, ours {synchronisations} on an accelerator, in \
-all rows together (and {on_cpu.synchronisations} on a CPU, where they cost nothing). On an accelerator, the number of \
-operators is the same for 2 images.
+Synchronisations with the device: torchvision {peer.synchronisations}, ours {synchronisations} on an accelerator for \
+all losses together, and {on_cpu.synchronisations} on a CPU, where they cost nothing. On an accelerator, 2 images need \
+as many operators as {BATCH_SIZE}.
 """
     return Page(text, rows, [f"{what}: operators grow with the batch" for what in grows])
 

@@ -8,8 +8,8 @@ If thresholds have several comma-separated values, every combination is scored. 
 written to test.json in the experiment directory. A folder made by weights.publish is scored the same way, but needs
 data.root=FOLDER, because its config does not contain the full path of the data.
 
-Sigmoid scores (loss.classification focal or quality_focal) need their own eval.score_threshold: focal losses shift the
-scores, so that a threshold keeps more or fewer detections than it does with softmax scores. Sweep it, as above.
+Sigmoid scores (loss.classification focal or quality_focal) are distributed differently from softmax scores, so the same
+eval.score_threshold keeps a different number of detections. Choose the threshold by a sweep, as above.
 """
 
 import argparse

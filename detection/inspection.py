@@ -211,7 +211,7 @@ def truth_panel(coco: CocoFile, index: int) -> Panel:
 def match_panel(task: DetectionTask, sample: Sample, anchor_levels: Tensor, caption: str) -> Panel:
     """Return a panel of an image with its objects and matching boxes. Objects without a fitting box are red.
 
-    The assignment task_aligned depends on the predictions; here, every default box predicts itself."""
+    The assignment task_aligned depends on predictions. For the drawing, every default box predicts itself."""
     image, boxes_xyxy, labels = sample
     side, anchors_cxcywh, iou_threshold = len(image), task.model.anchors_cxcywh, task.config.loss.match_iou
     best_iou = best_boxes(boxes_xyxy, anchors_cxcywh)[0].tolist()

@@ -1,4 +1,4 @@
-"""The recipe of a run in a few words: what differs from the reference recipe, SSD of 2016 (arXiv 1512.02325)."""
+"""Describe the recipe of a run: what differs from the reference recipe, which is that of SSD (arXiv 1512.02325)."""
 
 from typing import TYPE_CHECKING
 

@@ -41,7 +41,7 @@ from weights.timm_weights import PREFIX, normalization
 
 LISTED_CLASSES = 8  # in log lines
 TRUNK = "backbone.trunk."  # prefix of the trunk's weights in a detector
-CLASS_HEAD = "class_head.0.weight"  # a weight that every detector has, and no trunk
+CLASS_HEAD = "class_head.0.weight"  # a weight of every detector, but of no trunk
 
 
 class DetectionConfig(Config):
@@ -129,9 +129,9 @@ def load_initial_weights(model: SSD, config: ModelConfig) -> InitialWeights:
 
 
 def load_initial_detector(model: SSD, start_from: str, class_names: Sequence[str]) -> InitialWeights:
-    """Load a trained detector, except its class heads if its classes, their order or its score function differ.
+    """Load a trained detector, without its class heads if its classes, their order or its score function differ.
 
-    A class head is the last convolution for the classes of each level; a tower before it is always loaded.
+    A class head is the last convolution of a level that predicts classes. The towers before it are always loaded.
     start_from: an experiment, a published folder or a weights file. Returns the record of the weights.
     Raises CheckpointError listing the differences if the rest of the model differs."""
     path = weights_in(user_path(start_from, "file"))
@@ -150,7 +150,7 @@ def load_initial_detector(model: SSD, start_from: str, class_names: Sequence[str
 
 
 def class_head_difference(model: SSD, detector: TrainedDetector, class_names: Sequence[str]) -> str:
-    """Return why the class heads of a detector do not fit the model with these classes, or "" if they do."""
+    """Return what prevents the class heads of a detector from being used in the model, or "" if nothing does."""
     if detector.class_names != list(class_names):
         classes = listed(detector.class_names or ["unknown"], LISTED_CLASSES)
         return f"different classes or a different order: {classes}"
@@ -161,7 +161,7 @@ def class_head_difference(model: SSD, detector: TrainedDetector, class_names: Se
 
 
 def with_fitted_scales(config: DetectionConfig, train: CocoFile) -> DetectionConfig:
-    """Return the config; if `model.anchor_scales` is auto, replace it by the scales that fit the objects of `train`.
+    """Return the config; if `model.anchor_scales` is auto, with scales that are fitted to the objects of `train`.
 
     The scales depend only on the objects, the sizes of the feature maps and `loss.match_iou`. Rank 0 computes them."""
     if config.model.anchor_scales != AUTO:
@@ -188,7 +188,7 @@ class DetectionTask:
     ) -> None:
         """Build the model. Load the weights that the config names, unless a checkpoint will replace them.
 
-        If the config has `model.anchor_scales: auto`, self.config has the fitted scales instead.
+        If `model.anchor_scales` is auto in the config, self.config contains the fitted scales instead.
         train, val: validated annotations. train is None if the task only scores. Raises DatasetError if train and
         val do not match, ValueError if model.weights or model.start_from cannot be used."""
         if train:

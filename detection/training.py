@@ -36,7 +36,7 @@ COMPUTES = {
         "detection/coco/transforms.py",
     ),
     "score": ("detection/coco/evaluation.py", "detection/coco/errors.py"),
-    "task": ("detection/task.py", "weights/timm_weights.py"),  # the latter has the mean and std of the pixels
+    "task": ("detection/task.py", "weights/timm_weights.py"),  # the second file chooses mean and std of the pixels
 }
 
 

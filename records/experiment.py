@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "torchvision", "pycocotools", "hotcoco", "numpy", "pillow", "pydantic", "diffusers", "timm")
 NAME = re.compile(r"experiment_(\d+)")
-# Config fields whose value auto is replaced when a new run starts, and the type of the stored values.
+# Config fields whose value `auto` is replaced when a new run starts, and the type of the value that replaces it.
 AUTO_FIELDS = {"train.precision": str, "model.anchor_scales": tuple}
 # Config fields that may change when a run is resumed, because they do not affect the trained weights.
 FREE_FIELDS = {

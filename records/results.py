@@ -101,7 +101,7 @@ class Results(Record):
     weights: str | None = Field(None, description="which weights were scored: moving average, or last step")
     category_ids: list[int] | None = Field(None, description="category id of each class of a detector, by label")
     score_function: str | None = Field(
-        None, description="how a detector's scores are computed, softmax or sigmoid; null: softmax, by an older version"
+        None, description="how a detector's scores are computed, softmax or sigmoid; null: softmax (older version)"
     )
     default_boxes: dict[str, Any] | None = Field(None, description="fit of the anchors, see detection/anchor_fit.py")
 

@@ -1,8 +1,8 @@
-"""Two-level factorial designs: which factors each run combines, and which effects the runs cannot tell apart.
+"""Two-level factorial designs: which factors each run combines, and which effects the runs cannot separate.
 
 k factors with two levels, low and high, have 2^k combinations. A fraction of them is enough if most interactions of
-several factors are negligible: some factors are crossed, and the level of every other factor follows from the product
-of the levels of crossed factors (-1: low, +1: high). Box and Hunter, "The 2^(k-p) fractional factorial designs",
+several factors are negligible: some factors are crossed, and the level of every other factor is the product of the
+levels of some crossed factors (-1: low, +1: high). Box and Hunter, "The 2^(k-p) fractional factorial designs",
 Technometrics 3 (1961), 311-351.
 """
 
@@ -21,7 +21,7 @@ NONE = "none"  # name of the point with all factors low
 
 @dataclass(frozen=True)
 class Design:
-    """A two-level design. factors: name -> the crossed factors whose product gives its level; empty: crossed.
+    """A two-level design. factors: name -> the crossed factors whose levels are multiplied; empty: it is crossed.
 
     Raises ValueError if a product is invalid, or if two main effects are aliased."""
 
@@ -72,11 +72,11 @@ class Design:
         return min(map(len, self.relation), default=None)
 
     def aliases(self, effect: Effect) -> list[Effect]:
-        """Return the effects that cannot be told apart from `effect`, those of the fewest factors first."""
+        """Return the effects that the runs cannot separate from `effect`, those of the fewest factors first."""
         return self.by_size(effect ^ word for word in self.relation)
 
     def alias_groups(self, size: int) -> list[list[Effect]]:
-        """Return groups of two or more effects of `size` factors each that cannot be told apart."""
+        """Return groups of two or more aliased effects of `size` factors each."""
         groups = []
         for effect in map(frozenset, combinations(self.factors, size)):
             group = [effect, *(other for other in self.aliases(effect) if len(other) == size)]

@@ -108,7 +108,7 @@ class CocoFile:
 
     @property
     def fractions_xyxy(self) -> np.ndarray:
-        """(objects without crowds, 4) float32: boxes as fractions of the sides of their image."""
+        """(N, 4) float32: the boxes of all N objects except crowds, as fractions of the sides of their image."""
         sizes = np.array([(record.width, record.height) for record in self.images], np.float32)[self.image_indices]
         return (self.boxes_xyxy / np.tile(sizes, 2))[~self.is_crowd]
 

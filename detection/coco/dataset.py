@@ -80,11 +80,11 @@ def _wrong_size(image: Image.Image, file: ImageFile) -> DatasetError:
 
 
 class Plan(NamedTuple):
-    """What a sample shows: views of one image or, in a mosaic, of several."""
+    """Content of a sample, chosen before decoding: views of one image or, for a mosaic, of four, and their objects."""
 
     indices: list[int]  # of the images
     views: list[View]  # one per image
-    boxes_xyxy: np.ndarray  # (n, 4) float32 fractions of the square, for all views
+    boxes_xyxy: np.ndarray  # (n, 4) float32 fractions of the square, of all views
     labels: np.ndarray  # (n,) int64
 
 
@@ -103,8 +103,8 @@ class CocoDetection(Dataset):
     ) -> None:
         """Create the data set; decode and cache as many of the first images as fit in `cache_mib`.
 
-        transform: see detection/coco/transforms.py. seed: seed of the augmentation, 0 or more. mosaic: replaces the
-        transform in the first `mosaic.epochs` epochs."""
+        transform: see detection/coco/transforms.py. seed: seed of the augmentation, 0 or more. mosaic: used in place of
+        the transform in the first `mosaic.epochs` epochs."""
         self.coco, self.transform, self.seed, self.mosaic = coco, transform, seed, mosaic
         self.cached: list[np.ndarray] = []
         if cache_mib:
@@ -128,7 +128,7 @@ class CocoDetection(Dataset):
         """Return one sample, without crowds: a dict with the following entries.
 
         image: (3, S, S) uint8. boxes_xyxy: (n, 4) float32 fractions. labels: (n,) int64. image_ids: the id of the
-        image or, in a mosaic, of each image. colours: (8,) float32 for distort_colours, only if the transform distorts
+        image or, for a mosaic, of each image. colours: (8,) float32 for distort_colours, only if the transform distorts
         colours."""
         return self._load(self.plan(key))
 
@@ -150,7 +150,7 @@ class CocoDetection(Dataset):
         return Plan(indices, views, np.concatenate([view.boxes_xyxy for view in views]), np.concatenate(visible))
 
     def _objects(self, index: int) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
-        """Return the size of an image file, and the boxes (n, 4) in its pixels and labels (n,) without crowds."""
+        """Return width and height of an image file, and boxes (n, 4) in its pixels and labels (n,), without crowds."""
         record, size = self.coco.images[index], self.coco.file(index).size
         boxes_xyxy, labels, is_crowd = self.coco.objects(index)
         boxes_xyxy, labels = boxes_xyxy[~is_crowd], labels[~is_crowd]

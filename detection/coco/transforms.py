@@ -1,15 +1,15 @@
 """Data augmentation, planned from the boxes before decoding the image.
 
 `transform(size, boxes_xyxy, rng)` returns a `View`, and `Mosaic.views` returns the views of the images of a mosaic. An
-image is then decoded and resampled only once, at no higher resolution than needed. `render` makes the network input of
-the views. `distort_colours` is applied last, to the collated batch on the training device.
+image is then decoded and resampled only once, at no higher resolution than needed. `render` creates the network input
+from the views. `distort_colours` is applied last, to the collated batch on the training device.
 
-GEOMETRIES lists the policies. In all policies, flips and colours follow the geometry:
+GEOMETRIES lists the policies, which choose the visible part of an image. With every policy, flips and colours follow:
 
 - ssd: zoom-out and crop of SSD (arXiv 1512.02325, sections 2.2 and 3.6).
 - lsj: large-scale jitter (arXiv 2012.07177, section 3), with a scale of 0.1 to 2.0.
-- mosaic: four images around a centre (YOLOv4, arXiv 2004.10934), then ssd in the last epochs (as in YOLOX, arXiv
-  2107.08430, where the last epochs have no mosaic).
+- mosaic: four images around a random centre (YOLOv4, arXiv 2004.10934). The last epochs use ssd instead. In YOLOX
+  (arXiv 2107.08430), too, the last epochs have no mosaic.
 
 Probabilities and parameters of ssd, flips and colours are those of torchvision's RandomZoomOut, RandomIoUCrop,
 SanitizeBoundingBoxes, Resize, flips and RandomPhotometricDistort, in this order. Unlike in the paper, colours are
@@ -50,14 +50,16 @@ class AugmentConfig(Config):
 
     policy: Literal["ssd", "lsj", "mosaic"] = Field(
         "ssd",
-        description="ssd: zoom-out and crop of SSD; lsj: large-scale jitter, the image is scaled by 0.1 to 2.0 and "
-        "then cropped or padded; mosaic: four images around a centre. Flips and colours apply to all policies",
+        description="ssd: zoom-out and crop of SSD; lsj: large-scale jitter, which resizes the image to 0.1 to 2.0 "
+        "times the input side, then crops or pads it; mosaic: four images around a random centre. Flips and colours "
+        "apply to all policies",
     )
     mosaic_share: float = Field(
         0.8,
         gt=0,
         le=1,
-        description="share of the epochs with mosaic; the last epochs use the policy ssd; ignored by other policies",
+        description="share of the epochs that have mosaics, from the first epoch; the remaining epochs use the policy "
+        "ssd; ignored by other policies",
     )
     photometric: bool = Field(True, description="distort brightness, contrast, saturation, hue and channel order")
     zoom_out: float = Field(
@@ -147,7 +149,7 @@ def _eval_view(side: int, size: tuple[int, int], boxes_xyxy: np.ndarray, rng: np
 
 
 class Mosaic(NamedTuple):
-    """Makes one view of each of four images, so that they meet at a random centre of the square."""
+    """Draws views of four images that meet at a random centre of the square."""
 
     config: AugmentConfig
     side: int  # side length of the square, pixels
@@ -156,10 +158,10 @@ class Mosaic(NamedTuple):
     def views(
         self, sizes: Sequence[tuple[int, int]], boxes_xyxy: Sequence[np.ndarray], rng: np.random.Generator
     ) -> list[View]:
-        """Draw the views of the images, from the upper left to the lower right.
+        """Draw the views of the images, in the order of MOSAIC_CORNERS.
 
         sizes: width and height of each of the four images. boxes_xyxy: (n, 4) pixels, for each image."""
-        centre = np.rint(self.side * rng.uniform(*MOSAIC_CENTRES, 2)) / self.side  # on whole pixels, without gaps
+        centre = np.rint(self.side * rng.uniform(*MOSAIC_CENTRES, 2)) / self.side  # on a whole pixel: no gaps
         scales = rng.uniform(*MOSAIC_SCALES, len(MOSAIC_CORNERS))
         flips, colours = _draw_flips_and_colours(self.config, rng)
         views = []
@@ -172,7 +174,7 @@ class Mosaic(NamedTuple):
 
 
 def plan_mosaic(config: AugmentConfig, input_size: int, epochs: int) -> Mosaic | None:
-    """Return the mosaic of a training of this many epochs, or None if the policy has no mosaic."""
+    """Return the mosaic for a training run of this many epochs, or None if the policy is not mosaic."""
     return Mosaic(config, input_size, round(config.mosaic_share * epochs)) if config.policy == "mosaic" else None
 
 
@@ -183,14 +185,15 @@ def _draw_flips_and_colours(
     return flips, draw_colours(rng) if config.photometric else None
 
 
-# ---- geometry: the window through which an image is seen ------------------------------------------------------
-# A window is an array (2, 2): its upper left and lower right corner in pixels of the image. It may extend beyond it.
+# ---- geometry: windows --------------------------------------------------------------------------------------------
+# A window is the rectangle that fills the square, an array (2, 2): upper left and lower right corner, in pixels of the
+# image. It may extend beyond the image.
 
 
 def ssd_window(
     config: AugmentConfig, size: tuple[int, int], corners: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the window of SSD: zoom out, then crop. corners: (n, 2, 2) boxes.
+    """Draw a window as in SSD: zoom out, then crop. size: width and height. corners: (n, 2, 2) boxes in pixels.
 
     Returns the window, and (n,) bool: whether each object is kept."""
     window = zoom_out(size, config.zoom_out, rng)
@@ -204,18 +207,18 @@ def lsj_window(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a window for large-scale jitter: resize the image to a scale, then crop or pad it to the square.
 
-    Returns the same as ssd_window. The position is uniform, for a crop and for padding."""
+    Arguments and result are as in `ssd_window`. The position of the crop or of the padded image is uniform."""
     shape = np.array(size) / rng.uniform(*LSJ_SCALES)
     start = (size - shape) * rng.random(2)  # negative if the window is larger than the image
     window = np.stack([start, start + shape])
     return window, has_centre_in(window, corners)
 
 
-GEOMETRIES = {"ssd": ssd_window, "lsj": lsj_window, "mosaic": ssd_window}  # of one image; mosaic: in the last epochs
+GEOMETRIES = {"ssd": ssd_window, "lsj": lsj_window, "mosaic": ssd_window}  # mosaic: for its last epochs
 
 
 def mosaic_window(size: tuple[int, int], corner: tuple[int, int], centre: np.ndarray, scale: float) -> np.ndarray:
-    """Return the window in which an image of `scale` times the side of the square has a corner at the centre.
+    """Return the window in which an image, resized to `scale` times the side of the square, has a corner at the centre.
 
     corner: (column, row) of the image in the mosaic. (0, 0), the upper left image, has its lower right corner at the
     centre. centre: (x, y), fractions of the square."""
@@ -225,7 +228,7 @@ def mosaic_window(size: tuple[int, int], corner: tuple[int, int], centre: np.nda
 
 
 def has_centre_in(window: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Return (n,) bool: whether the centre of each box is in the window. corners: (n, 2, 2) boxes."""
+    """Return (n,) bool: whether the centre of each box is in the window. corners: (n, 2, 2) boxes in pixels."""
     centres = corners.mean(axis=1)
     return ((window[0] < centres) & (centres < window[1])).all(1)
 

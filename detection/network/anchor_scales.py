@@ -3,10 +3,9 @@
 The recall of the default boxes is the share of objects whose IoU with some default box is at least `loss.match_iou`.
 `fit_scales` maximises it by coordinate descent from many starts. One scale of a level determines all its boxes except
 the larger square, which depends on the product of this scale and the next one. So on a logarithmic grid of scales,
-the IoUs of all boxes that the search can choose fit in memory, and a candidate costs only maxima and a count.
+the IoUs of all boxes that the search can choose fit in memory, and only maxima and a count are needed to try a scale.
 
-Many scales can have the highest recall. Of these, the search chooses those with the highest recall of resized objects
-(FACTORS), because augmentation resizes objects in training, and then those with the highest mean IoU.
+Several sets of scales can have the same recall. Of these, the search chooses those with the highest mean IoU.
 """
 
 import math
@@ -20,33 +19,27 @@ from detection.network.anchors import ANCHOR_SCALES, ASPECT_RATIOS, MAX_SCALE, b
 
 MAX_MEASURED = 20_000  # objects; if there are more, the recall is measured on a random sample
 MAX_FITTED = 2_000  # objects; if there are more, scales are fitted to a smaller random sample
-MAX_RESIZED = 500  # objects that are resized by each factor
-FACTORS = (0.3, 0.5, 2.0)
 STEP = 1.04  # ratio of neighbouring scales of the search grid
 MIN_SCALE = 0.01
 # Rounded so that configs are short, and the grid is the same on platforms that compute powers differently.
 GRID = [round(MIN_SCALE * STEP**n, 4) for n in range(int(math.log(MAX_SCALE / MIN_SCALE, STEP)) + 1)]
-MAX_BOXES_AT_ONCE = 2**12  # default boxes times objects; so few that the tensors fit in the cache of the CPU
+MAX_BOXES_AT_ONCE = 2**12  # default boxes times objects; few enough that the tensors fit in the cache of the CPU
 LEVELS = len(ASPECT_RATIOS)
 RANDOM_STARTS = 50
 
 
 def fit_scales(boxes_xyxy: Tensor, grid_sizes: Sequence[tuple[int, int]], iou_threshold: float) -> tuple[float, ...]:
-    """Return the scales for which the default boxes have the highest recall.
+    """Return the scales for which the default boxes have the highest recall that the search finds.
 
     boxes_xyxy: (N, 4) float32 with N > 0, the objects, fractions of the image sides. grid_sizes: as for default_boxes.
     The result is deterministic. Its recall on MAX_MEASURED objects is never below that of an entry of ANCHOR_SCALES."""
-    few = sample_boxes(boxes_xyxy, MAX_RESIZED)
-    copies = torch.cat([resized(few, factor) for factor in FACTORS])
-    search = ScaleSearch(sample_boxes(boxes_xyxy, MAX_FITTED), copies, grid_sizes, iou_threshold)
+    search = ScaleSearch(sample_boxes(boxes_xyxy, MAX_FITTED), grid_sizes, iou_threshold)
     fitted = [tuple(GRID[index] for index in search.climb(start)) for start in starts()]
     measured = sample_boxes(boxes_xyxy, MAX_MEASURED)
-
-    def score_of(scales: Sequence[float]) -> int:
-        iou = best_ious(torch.cat([measured, copies]), grid_sizes, scales)
-        return int(score(iou, len(measured), iou_threshold))
-
-    return max(dict.fromkeys([*fitted, *ANCHOR_SCALES.values()]), key=score_of)
+    return max(
+        dict.fromkeys([*fitted, *ANCHOR_SCALES.values()]),
+        key=lambda scales: int(score(best_ious(measured, grid_sizes, scales), iou_threshold)),
+    )
 
 
 def sample_boxes(boxes_xyxy: Tensor, most: int) -> Tensor:
@@ -56,28 +49,18 @@ def sample_boxes(boxes_xyxy: Tensor, most: int) -> Tensor:
     return boxes_xyxy[np.sort(np.random.default_rng(0).choice(len(boxes_xyxy), most, replace=False))]
 
 
-def resized(boxes_xyxy: Tensor, factor: float) -> Tensor:
-    """Return boxes (N, 4) with resized sides, at most 1, and centres moved only as far as needed to fit in [0, 1]."""
-    half = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).mul(factor / 2).clamp(max=0.5)
-    centers = ((boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2).maximum(half).minimum(1 - half)
-    return torch.cat([centers - half, centers + half], dim=1).clamp(0, 1)
-
-
 # ---- search ---------------------------------------------------------------------------------------------------
 
 
 class ScaleSearch:
     """Coordinate descent over seven increasing indices of GRID.
 
-    objects, copies: (N - C, 4) and (C, 4) boxes; copies are resized objects. G: length of GRID.
+    boxes_xyxy: (N, 4), the objects. G: length of GRID.
     own[level] (G, N): best IoU of each object with the boxes of a level that depend on its scale only.
     larger[level] (2G - 1, N): best IoU with the larger square of the scales i and j, in row i + j."""
 
-    def __init__(
-        self, objects: Tensor, copies: Tensor, grid_sizes: Sequence[tuple[int, int]], iou_threshold: float
-    ) -> None:
-        self.num_objects, self.iou_threshold = len(objects), iou_threshold
-        boxes_xyxy = torch.cat([objects, copies])
+    def __init__(self, boxes_xyxy: Tensor, grid_sizes: Sequence[tuple[int, int]], iou_threshold: float) -> None:
+        self.iou_threshold = iou_threshold
         squares = [math.sqrt(GRID[n // 2] * GRID[n - n // 2]) for n in range(2 * len(GRID) - 1)]
         self.own, self.larger = [], []
         for grid_size, ratios in zip(grid_sizes, ASPECT_RATIOS, strict=True):
@@ -109,7 +92,7 @@ class ScaleSearch:
                 iou = iou.maximum(self.larger[level][indices[level] + low : indices[level] + high])
             else:
                 iou = iou.maximum(self.ious(level, indices))
-        return low + int(score(iou, self.num_objects, self.iou_threshold).argmax())
+        return low + int(score(iou, self.iou_threshold).argmax())
 
     def ious(self, level: int, indices: Sequence[int]) -> Tensor:
         """Return the best IoU (N,) of each object with the boxes of a level."""
@@ -129,14 +112,12 @@ def nearest_indices(scales: Sequence[float]) -> list[int]:
     return [int(np.abs(np.log(GRID) - math.log(scale)).argmin()) for scale in scales]
 
 
-def score(iou: Tensor, num_objects: int, iou_threshold: float) -> Tensor:
-    """Return the quality of scales: the order is by recall of the objects, recall of the copies, sum of IoUs.
+def score(iou: Tensor, iou_threshold: float) -> Tensor:
+    """Return the quality of scales, which sorts by recall, then by the sum of IoUs.
 
-    iou: (..., N) best IoUs, of the objects first. Returns (...) int64, exact whatever the order of summation."""
-    fits, sum_of_ious = iou >= iou_threshold, (iou[..., :num_objects] * 2**16).int().sum(dim=-1)
-    copies = iou.shape[-1] - num_objects
-    hits = fits[..., :num_objects].sum(dim=-1) * (copies + 1) + fits[..., num_objects:].sum(dim=-1)
-    return hits * (2**16 * num_objects + 1) + sum_of_ious
+    iou: (..., N) best IoUs of the objects. Returns (...) int64, which does not depend on the order of summation."""
+    hits, sum_of_ious = (iou >= iou_threshold).sum(dim=-1), (iou * 2**16).int().sum(dim=-1)
+    return hits * (2**16 * iou.shape[-1] + 1) + sum_of_ious
 
 
 # ---- best IoUs ------------------------------------------------------------------------------------------------
@@ -173,7 +154,7 @@ def _best_cells(low: Tensor, high: Tensor, lengths: Tensor, cells: int) -> tuple
     With excess = length / overlap, 1 / IoU = area / (overlap_x overlap_y) + excess_x excess_y - 1. So the best cell has
     either the largest overlap or the smallest excess. They differ only if boxes are clipped, which shortens them.
     low, high: (N,) ends of the objects. lengths: (K, 1) of the boxes before clipping. cells: number of cells.
-    Returns overlap and excess of the cell with the largest overlap, and of that with the smallest excess: (2, K, N)."""
+    Returns overlaps and excesses, (2, K, N) each: of the cell with the largest overlap, then of the smallest excess."""
     half = lengths / 2
     aligned = torch.stack([high - half, low + half])  # (2, K, N) centres of boxes that share an end with the object
     below = (aligned * cells - 0.5).floor_()

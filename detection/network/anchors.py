@@ -20,7 +20,7 @@ ANCHOR_SCALES: dict[str, tuple[float, ...]] = {
 ASPECT_RATIOS: tuple[tuple[int, ...], ...] = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
 
 AUTO = "auto"  # scales fitted to the objects of the training set, see detection/network/anchor_scales.py
-MAX_SCALE = 1.5  # larger boxes cover the whole image after clipping, whatever their aspect ratio
+MAX_SCALE = 1.5  # boxes are clipped to the image; a larger scale is probably a size in pixels
 
 BOXES_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
 

@@ -1,9 +1,10 @@
 """The heads of the detector: on each map, 3x3 convolutions that predict boxes and class logits.
 
-In the SSD paper (arXiv 1512.02325, figure 2) a head is one convolution. In RetinaNet (arXiv 1708.02002, section 4),
+In the SSD paper (arXiv 1512.02325, figure 2), a head is one convolution. In RetinaNet (arXiv 1708.02002, section 4),
 FCOS (arXiv 1904.01355) and YOLOX (decoupled head, arXiv 2107.08430, section 2.1), a tower of convolutions comes before
-it. Boxes and classes have separate towers, and the levels share them. Unlike there, the tower's output is added to its
-input. Without this shortcut, the box loss of short trainings stayed on a plateau (docs/recipe.md).
+it. As there, boxes and classes have separate towers. Levels with the same number of channels share a tower. Unlike
+there, the output of a tower is added to its input. Without this shortcut, the box loss stayed on a plateau in short
+training runs (docs/recipe.md).
 """
 
 import math
@@ -21,8 +22,10 @@ ScoreFunction = Literal["softmax", "sigmoid"]
 # Initial probability that an anchor has any foreground class (softmax) or each of them (sigmoid).
 FOREGROUND_PRIOR = 0.01
 
-MOST_GROUPS = 32  # of a GroupNorm, as in arXiv 1803.08494
-MIN_GROUP_CHANNELS = 8  # as 32 groups of 256 channels have; on a map of one cell, few channels normalise to a constant
+# GroupNorm (arXiv 1803.08494) with 32 groups, and 8 channels per group as for 256 channels. With fewer channels per
+# group, the normalised values of a map of one cell would be almost constant.
+MOST_GROUPS = 32
+MIN_GROUP_CHANNELS = 8
 
 
 def logits_per_box(num_classes: int, score_function: ScoreFunction) -> int:
@@ -46,8 +49,8 @@ def make_head(in_channels: Sequence[int], outputs_per_box: int) -> nn.ModuleList
 def make_towers(in_channels: Sequence[int], num_convolutions: int) -> nn.ModuleDict:
     """Create a tower for each number of channels, which all levels with this number of channels share.
 
-    A tower is num_convolutions times a 3x3 convolution, GroupNorm and ReLU. Its key is the number of channels. There
-    are no towers if num_convolutions is 0."""
+    A tower repeats a 3x3 convolution, GroupNorm and ReLU num_convolutions times. Its key is the number of channels.
+    There are no towers if num_convolutions is 0."""
     towers = nn.ModuleDict()
     for channels in dict.fromkeys(in_channels if num_convolutions else ()):
         layers: list[nn.Module] = []
@@ -77,14 +80,14 @@ def init_heads(
     num_classes: int,
     score_function: ScoreFunction,
 ) -> None:
-    """Initialise the heads to predict few objects: FOREGROUND_PRIOR is the initial probability at every anchor.
+    """Initialise the heads to predict few objects: at an anchor, the probability is about FOREGROUND_PRIOR.
 
     Otherwise, if the trunk has random weights, the loss never falls below loss.constant_predictor_loss. As in
     RetinaNet (arXiv 1708.02002, sections 3.3 and 4.1), weights of the last convolutions are drawn from N(0, 0.01^2) and
     biases are zero. With sigmoid scores, the class biases b solve 1 / (1 + e^-b) = FOREGROUND_PRIOR. With softmax
     scores, only the background bias is not zero; it solves e^b / (e^b + num_classes) = 1 - FOREGROUND_PRIOR.
-    Convolutions of the towers are initialised as in arXiv 1502.01852, because N(0, 0.01^2) is small beside Adam's
-    steps."""
+    Convolutions of the towers are initialised as in arXiv 1502.01852, because weights from N(0, 0.01^2) are small
+    compared with the steps of Adam."""
     for convolution in [*box_head, *class_head]:
         nn.init.normal_(convolution.weight, std=0.01)
         nn.init.zeros_(convolution.bias)

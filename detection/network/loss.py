@@ -1,4 +1,4 @@
-"""Assignment and losses of a detector: which default boxes are trained to find which object, and at what cost.
+"""Assignment and losses of a detector: which default boxes are trained to find which object, and with which loss.
 
 `LossConfig` chooses the parts, and `Criterion` computes them for a batch, without GPU synchronisation. The default is
 the MultiBox loss with hard negative mining (SSD, arXiv 1512.02325, section 2.2, eq. 1): its losses and gradients equal
@@ -30,7 +30,7 @@ SCORE_FUNCTIONS: dict[str, ScoreFunction] = {"multibox": "softmax", "focal": "si
 
 
 class LossConfig(Config):
-    """Settings of the assignment of objects to default boxes, and of the losses. The defaults are SSD's of 2016."""
+    """Settings of the assignment of objects to default boxes, and of the losses. The defaults are those of SSD."""
 
     classification: Literal["multibox", "focal", "quality_focal"] = Field(
         "multibox",
@@ -39,18 +39,20 @@ class LossConfig(Config):
     )
     assignment: Literal["iou", "atss", "task_aligned"] = Field(
         "iou",
-        description="which default boxes are positive: iou: by a fixed IoU (SSD); atss: by a threshold per object "
-        "(arXiv 1912.02424); task_aligned: those that predict the object best (arXiv 2108.07755; needs quality_focal)",
+        description="which default boxes are positive: iou: those with an IoU of at least match_iou, and the best one "
+        "of each object (SSD); atss: those above an IoU threshold per object (arXiv 1912.02424); task_aligned: those "
+        "that predict the object best (arXiv 2108.07755; needs quality_focal)",
     )
     box: Literal["smooth_l1", "giou", "ciou"] = Field(
         "smooth_l1",
-        description="box loss: smooth_l1 of the offsets, summed over four coordinates (SSD), or 1 - GIoU (arXiv "
-        "1902.09630) or 1 - CIoU (arXiv 1911.08287) of the boxes; their values are smaller, so raise box_weight",
+        description="box loss: smooth_l1 of the offsets, summed over four coordinates (SSD); giou: 1 - GIoU (arXiv "
+        "1902.09630); ciou: 1 - CIoU (arXiv 1911.08287). The values of giou and ciou are smaller than those of "
+        "smooth_l1, so raise box_weight",
     )
     reweight: Literal["none", "pisa"] = Field(
         "none",
         description="pisa: positives that locate their object well weigh more in the classification loss, and "
-        "confident ones in an additional box loss (arXiv 1904.04821; needs multibox)",
+        "positives with a high score weigh more in an additional box loss (arXiv 1904.04821; needs multibox)",
     )
     box_weight: float = Field(
         1.0,
@@ -59,15 +61,19 @@ class LossConfig(Config):
         "paper; 0.25 as in the reference code, which averages over the coordinates",
     )
     negatives_per_positive: int = Field(
-        3, gt=0, description="number of hard negatives to train on per matched box; for multibox"
+        3, gt=0, description="number of hard negatives to train on per matched box; only for multibox"
     )
     match_iou: float = Field(
-        0.5, gt=0, le=1, description="smallest IoU at which a default box matches an object; for the assignment iou"
+        0.5,
+        gt=0,
+        le=1,
+        description="smallest IoU at which a default box matches an object, for the assignment iou; with every "
+        "assignment, the IoU that counts in the recall of the default boxes (see model.anchor_scales auto)",
     )
 
     @property
     def score_function(self) -> ScoreFunction:
-        """How logits become scores: "softmax" over the classes and background, or "sigmoid" of each class."""
+        """How logits become scores: "softmax" over background and the classes, or "sigmoid" for each class."""
         return SCORE_FUNCTIONS[self.classification]
 
     @model_validator(mode="after")
@@ -104,7 +110,7 @@ class Criterion:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the losses, summed over the batch, and the count that they are divided by.
 
-        Everything is computed in float32, also under autocast, and for each image on its own, so that the split of a
+        Everything is computed in float32, also under autocast, and separately for each image, so that the split of a
         batch over ranks has no effect. Without positives, the losses are still differentiable, so that the rank takes
         part in DDP's all-reduce.
 
@@ -158,8 +164,8 @@ def multibox_loss(
     matched: (B, A) int64, the index of the matched object, or -1.
     boxes_xyxy: (B, M, 4) float, fractions of the image side. labels: (B, M) int64, 1..num_classes, 0 = padding.
     anchors_cxcywh: (A, 4) float, fractions of the image side.
-    negatives_per_positive: number of negatives per positive of the same image; fewer if the image has not enough.
-    box: an entry of BOX_LOSSES. reweight: none, or pisa (pisa.py).
+    negatives_per_positive: number of negatives per positive of the same image; fewer if the image has too few.
+    box: a key of BOX_LOSSES. reweight: none, or pisa (see pisa.py).
     Returns {"classification": (), "box": (), "num_positives": ()}: float32 sums and an int64 count; with pisa, also
     "box_by_score": ()."""
     is_positive = matched >= 0  # (B, A)
@@ -191,7 +197,7 @@ def sigmoid_loss(
 ) -> dict[str, Tensor]:
     """Compute the losses of a detector with sigmoid scores, summed over the batch.
 
-    classification: focal or quality_focal (focal.py). The target score of a positive anchor is 1 for focal. For
+    classification: focal or quality_focal (see focal.py). The target score of a positive anchor is 1 for focal. For
     quality_focal it is the alignment (B, A) or, if that is None, the IoU of its predicted box with the object. The box
     loss of an anchor is multiplied by its alignment, as in TOOD (arXiv 2108.07755, eq. 8).
     class_logits: (B, A, num_classes) float. All other arguments and the result are as in `multibox_loss`."""
@@ -212,7 +218,7 @@ def sigmoid_loss(
 def _prime_samples(class_logits: Tensor, rows: Rows, box: str) -> tuple[Tensor, Tensor]:
     """Return the weights (B, A) of all anchors in the classification loss, and the sum of the additional box loss.
 
-    rows: of all positives and some negatives, (B, K)."""
+    class_logits: (B, A, num_classes + 1). rows: (B, K), all positives and some negatives. box: a key of BOX_LOSSES."""
     logits = class_logits[rows.index].float()  # (B, K, num_classes + 1)
     log_scores = logits.log_softmax(dim=-1).gather(-1, rows.labels[..., None])[..., 0]  # (B, K)
     row_weights = importance_weights(

@@ -135,7 +135,7 @@ class SSD(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    # Weights that a file may lack (engine.loading), and their values then: older files have no statistics of their own.
+    # Weights that a file may lack, and the values that replace them: older files do not contain statistics.
     optional_weights: ClassVar = {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}
 
     def __init__(
@@ -218,11 +218,11 @@ def _add_optional_weights(model: SSD, weights: dict[str, Tensor], prefix: str, *
 def build_ssd(config: ModelConfig, num_classes: int, score_function: ScoreFunction = "softmax") -> SSD:
     """Build the detector described by `config`, with random weights.
 
-    num_classes: without background. score_function: the one of the loss, LossConfig.score_function.
+    num_classes: without background. score_function: that of the loss, see LossConfig.score_function.
     Raises ValueError if `config.anchor_scales` is auto, which detection.task replaces by numbers."""
     scales = config.anchor_scales
     if scales == AUTO:
-        raise ValueError("model.anchor_scales auto: there are no training objects to fit; give the numbers or a preset")
+        raise ValueError("model.anchor_scales auto: there are no training objects to fit; set numbers or a preset")
     input_size = config.input_size or backbone_spec(config.backbone).input_size
     backbone = build_backbone(config.backbone, config.drop_path_rate, config.freeze, input_size)
     neck = build_neck(config.neck, backbone.out_channels, config.neck_channels, config.neck_repeats)

@@ -98,13 +98,13 @@ def _create_empty(name: str, **options: Any) -> nn.Module:
         return import_timm().create_model(name, features_only=True, **options)
 
 
-@torch.inference_mode(False)  # the caller may have disabled gradients
+@torch.inference_mode(False)  # because the caller may have disabled gradients
 @torch.enable_grad()
 def _create(name: str, levels: TimmLevels, input_size: int, drop_path_rate: float = 0.0) -> nn.Module:
     """Create a feature extractor with random weights, and run it on a blank image of this size.
 
     Parameters that the maps do not depend on are frozen, because DDP expects a gradient for each trainable parameter.
-    Gradients are enabled meanwhile, because they show on which parameters the maps depend.
+    Gradients are enabled for this, because they show which parameters the maps depend on.
     Raises one of TIMM_ERRORS if the model cannot process images of this size."""
     options: dict[str, Any] = {"img_size": input_size} if levels.takes_image_size else {}
     if levels.takes_drop_path:
@@ -175,7 +175,7 @@ class TimmTrunk(nn.Module):
         with torch.device("meta"):
             classifier = timm.create_model(self.name, **self.options)
         groups = classifier.group_matcher(coarse=False) if hasattr(classifier, "group_matcher") else {}
-        pattern = groups.get("stem") if isinstance(groups, dict) else None  # a few models have a function instead
+        pattern = groups.get("stem") if isinstance(groups, dict) else None  # of a few models, it is a function
         if not isinstance(pattern, str):
             raise ValueError(f"model.freeze stem: timm does not define the stem of timm/{self.name}; use none or trunk")
         own_names = {key.replace("_", "."): key for key in self.model.state_dict()}

@@ -183,8 +183,8 @@ def test_an_error_names_a_corrupt_record(job, experiment, name, content):
     ("then", "now", "kind"),
     [("auto", "auto", "done"), ("auto", "ssd", "stale"), ("ssd", "auto", "stale"), ("auto", "[0.1, 0.2]", "stale")],
 )
-def test_fitted_default_boxes_match_a_run_whose_recipe_says_so(tmp_path, then, now, kind):
-    """The config.yaml of such a run has the fitted numbers, but its cell.json has the recipe."""
+def test_anchor_scales_match_a_run_if_its_recipe_has_the_same_setting(tmp_path, then, now, kind):
+    """The config.yaml of a run with auto has the fitted numbers, but its cell.json has the recipe with auto."""
     first, later = (
         read_grid(write_grid(tmp_path, GRID.replace("model.neck=pan", f"'model.anchor_scales={value}'"))).jobs[0]
         for value in (then, now)

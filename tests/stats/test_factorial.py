@@ -82,7 +82,7 @@ def test_alias_groups_are_the_sets_of_equal_columns(design):
         ),
     ],
 )
-def test_designs_of_a_textbook(name, relation, resolution, pairs):
+def test_relation_resolution_and_aliases_equal_those_of_a_textbook(name, relation, resolution, pairs):
     design = design_of(DESIGNS[name])
     assert (" ".join(map(design.letters, design.relation)), design.resolution) == (relation, resolution)
     assert " ".join("=".join(map(design.letters, group)) for group in design.alias_groups(2)) == pairs

@@ -1,1 +1,1 @@
-"""Assignments: which default boxes are trained to find which object."""
+"""Assignment rules: which default boxes are trained to find which object."""

@@ -17,9 +17,10 @@ from detection.network.assignment.matching import is_inside, paired_iou, resolve
 
 NEAREST_CELLS = 9  # k in the paper
 
-# The nine cells nearest to a point of the image are among the 7 x 7 cells around the point's cell. (The window is moved
-# if it crosses the border.) Every other cell is at least 3.5 sides of a cell away. The ninth nearest is at most 2.92
-# sides away, unless the point is in a corner cell. In this case, it is at most 3.54 sides away, but the others 6.5.
+# The nine cells nearest to a point of the image are in a window of 7 x 7 cells around the point's cell. (A window that
+# crosses the border is moved inside.) Distances in sides of a cell: the centres of the cells outside the window are at
+# least 3.5 away, and the ninth nearest centre is at most 2.92 away. Only if the point is in a corner cell, the ninth
+# nearest may be up to 3.54 away, but then the cells outside the window are at least 6.5 away.
 WINDOW = 7
 
 
@@ -35,8 +36,9 @@ def match_atss(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, cells
     4. An anchor that is positive for several objects matches the one with the highest IoU, the lowest index if equal.
     An object may have no positive, as in the paper: for example, if it is small and contains no centre of a cell.
 
-    The centre of an anchor is the centre of its cell, as in the paper, where anchors are not clipped. Clipping at the
-    border of the image moves the centres of our anchors away from the border, outside small objects at the border.
+    The centre of an anchor is the centre of its cell, as in the paper, where anchors are not clipped. Our anchors are
+    clipped at the border of the image. This moves their centres inwards, so small objects at the border would not
+    contain them.
 
     boxes_xyxy: (B, M, 4) float, fractions of the image side. M is the largest number of objects per image, at least 1.
     labels: (B, M) int64, 0 = padding. Padding and boxes without an area match nothing.
@@ -55,13 +57,14 @@ def match_atss(boxes_xyxy: Tensor, labels: Tensor, anchors_cxcywh: Tensor, cells
 
 
 def _candidates(object_centers: Tensor, cells_per_level: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the C candidates of each object, over all levels, (B, M, C) int64, and x and y of their cells' centres.
+    """Return the C candidates of each object on all levels, and x and y of the centres of their cells.
 
-    object_centers: (B, M, 2), fractions of the image side."""
+    object_centers: (B, M, 2), fractions of the image side. Returns anchor indices (B, M, C) int64, and x and y,
+    (B, M, C) float each, fractions of the image side."""
     levels = []
     first_anchor = 0
     for num_cells, boxes_per_cell in zip(cells_per_level, BOXES_PER_CELL, strict=True):
-        side = math.isqrt(operator.index(num_cells))  # index: a constant for torch.compile, also if dynamic=True
+        side = math.isqrt(operator.index(num_cells))  # index() makes it constant for torch.compile(dynamic=True)
         cells, x, y = _nearest_cells(object_centers, side)  # (B, M, K) each
         boxes = torch.arange(boxes_per_cell, device=cells.device)
         anchors = first_anchor + cells[..., None] * boxes_per_cell + boxes  # (B, M, K, boxes)

@@ -1,7 +1,8 @@
 """Match default boxes to objects (SSD, arXiv 1512.02325, section 2.2, "Matching strategy").
 
-Implements the rule of torchvision's SSDMatcher for a whole batch, without GPU synchronisation. The last functions are
-shared with the other assignments, `atss` and `task_aligned`, which choose a few candidate anchors for each object.
+Implements the rule of torchvision's SSDMatcher for a whole batch, without GPU synchronisation. `paired_iou`,
+`is_inside` and `resolve_conflicts` are shared with the other assignment rules, `atss` and `task_aligned`, which choose
+a few candidate anchors for each object.
 """
 
 import torch
@@ -71,7 +72,7 @@ def pairwise_iou(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
 
 
 def paired_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
-    """Return the intersection over union (...) of boxes (..., 4) with other boxes (..., 4), which are broadcast."""
+    """Return the intersection over union (...) of pairs of boxes, (..., 4) each. The boxes are broadcast."""
     left, top, right, bottom = boxes_xyxy.unbind(dim=-1)
     other_left, other_top, other_right, other_bottom = others_xyxy.unbind(dim=-1)
     width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp(min=0)
@@ -92,10 +93,10 @@ def is_inside(x: Tensor, y: Tensor, boxes_xyxy: Tensor) -> Tensor:
 def resolve_conflicts(candidates: Tensor, iou: Tensor, is_positive: Tensor, num_anchors: int) -> tuple[Tensor, Tensor]:
     """Give an anchor that is positive for several objects to the object with the highest IoU, the first if equal.
 
-    candidates: (B, M, K) int64, anchors. iou: (B, M, K) float, of the object and the anchor.
-    is_positive: (B, M, K) bool; the positives of an object are different anchors. num_anchors: A.
-    Returns matched (B, A) int64, the index of the object or NO_OBJECT, and has_won (B, M, K) bool, which candidates
-    are positives that their object keeps."""
+    candidates: (B, M, K) int64, anchor indices. iou: (B, M, K) float, of the object and the anchor.
+    is_positive: (B, M, K) bool; the positives of an object are distinct anchors. num_anchors: A.
+    Returns matched (B, A) int64, the index of the object or NO_OBJECT; and has_won (B, M, K) bool, true for the
+    positives that their object keeps."""
     num_images, num_objects, num_candidates = candidates.shape
     anchors = candidates.flatten(1)  # (B, M * K)
     claims = iou.where(is_positive, -1).flatten(1)

@@ -1,7 +1,7 @@
 """Match default boxes to objects by the quality of their predictions (TOOD, arXiv 2108.07755, section 3.2).
 
-An alternative to `matching.match_anchors` for a whole batch, without GPU synchronisation. The anchors whose predicted
-class and box are best become the positives, and the quality is their target in the classification loss.
+An alternative to `matching.match_anchors` for a whole batch, without GPU synchronisation. The anchors with the best
+predictions of class and box become the positives, and the quality of a prediction is the target of its score.
 """
 
 import torch
@@ -23,19 +23,19 @@ def match_task_aligned(
 
     1. The alignment of an anchor and an object is t = s^1 * u^6, where s is the predicted score of the object's class
        and u is the IoU of the predicted box and the object.
-    2. The positives of an object are the 13 anchors with the highest t, of those whose centre is inside the object and
-       whose t is above 0. If several t are equal, the lowest index is chosen.
+    2. Of the anchors whose centre is inside the object and whose t is above 0, the 13 with the highest t are the
+       positives of the object. If several t are equal, the lowest index is chosen.
     3. An anchor that is positive for several objects matches the one with the highest u, the lowest index if equal.
     4. The alignments of an object's remaining positives are multiplied by a factor, so that the largest alignment
        equals the largest u of these positives.
     An object may have no positive: for example, if it is small and contains no centre of an anchor.
 
-    All numbers are computed in float32, also under autocast.
+    All values are computed in float32, also under autocast.
 
     box_deltas: (B, A, 4) float. class_logits: (B, A, num_classes) float, before sigmoid, without background.
     boxes_xyxy: (B, M, 4) float, fractions of the image side. M is the largest number of objects per image, at least 1.
     labels: (B, M) int64, 1..num_classes, 0 = padding. Padding and boxes without an area match nothing.
-    anchors_cxcywh: (A, 4) float, fractions of the image side; their centres count after clipping at the border.
+    anchors_cxcywh: (A, 4) float, fractions of the image side, clipped at the border, which moves centres.
     Returns matched (B, A) int64: the index of the matched object, 0..M-1, or NO_OBJECT (-1) for background; and
     alignment (B, A) float32, from step 4, 0 for background."""
     boxes_xyxy = boxes_xyxy.masked_fill((labels == 0)[..., None], 0)  # a box without an area contains no centre
@@ -61,10 +61,10 @@ def match_task_aligned(
 def _measure(
     class_logits: Tensor, predicted_xyxy: Tensor, boxes_xyxy: Tensor, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return t, 0 if the anchor's centre is outside the object, and u, (...) float32 each, for pairs.
+    """Return the alignment t and the IoU u of pairs, (...) float32 each; t is 0 if the anchor's centre is outside.
 
-    class_logits: (...), of the object's class. predicted_xyxy: (..., 4). boxes_xyxy: (..., 4), of the objects.
-    x, y: (...), centres of the anchors. All are broadcast."""
+    class_logits: (...), of the object's class. predicted_xyxy: (..., 4). boxes_xyxy: (..., 4), the objects.
+    x, y: (...), centres of the anchors. All arguments are broadcast."""
     iou = paired_iou(boxes_xyxy, predicted_xyxy)
     t = class_logits.float().sigmoid() ** SCORE_EXPONENT * iou**IOU_EXPONENT
     return t.where(is_inside(x, y, boxes_xyxy), 0), iou
@@ -73,7 +73,9 @@ def _measure(
 def _candidates_of_all_pairs(
     predicted_xyxy: Tensor, class_logits: Tensor, boxes_xyxy: Tensor, labels: Tensor, x: Tensor, y: Tensor
 ) -> Tensor:
-    """Return the anchors with the highest t of each object, (B, M, K) int64. x, y: (A,), centres of the anchors."""
+    """Return the anchors with the highest t of each object, (B, M, K) int64.
+
+    predicted_xyxy: (B, A, 4), decoded boxes. x, y: (A,), centres of the anchors."""
     images = torch.arange(len(labels), device=labels.device)[:, None]
     logits = class_logits[images, :, _classes(labels)]  # (B, M, A)
     t, _ = _measure(logits, predicted_xyxy[:, None], boxes_xyxy[:, :, None], x, y)
@@ -106,9 +108,10 @@ def _classes(labels: Tensor) -> Tensor:
 
 
 def _keys(t: Tensor, anchor: Tensor) -> Tensor:
-    """Return int64 numbers in the order of t (...), which is not negative; if t is equal, in reverse order of anchor.
+    """Return int64 keys (...) that sort by t, then by descending anchor index. t: (...) float32, not negative.
 
-    topk needs these keys because it chooses arbitrarily between equal numbers. Their upper half is the bits of t."""
+    topk needs these keys, because it chooses arbitrarily between equal numbers. The upper half of a key is the bits of
+    t, which sort like the number if it is not negative."""
     return (t.view(torch.int32).long() << 32) - anchor
 
 

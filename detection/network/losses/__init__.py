@@ -1,1 +1,1 @@
-"""Parts of the losses: classification losses of sigmoid scores, box losses, and prime sample attention."""
+"""Parts of the losses: classification losses for sigmoid scores, box losses, and prime sample attention."""

@@ -3,7 +3,7 @@
 torchvision.ops also has GIoU and CIoU, but its functions synchronise with a GPU, because they select boxes with a mask.
 The gradient of its CIoU is NaN for a predicted box whose width and height are rounded to 0.
 
-R is the shape of the rows of anchors, see rows.py.
+R stands for the shape of the rows of anchors; see rows.py.
 """
 
 import math
@@ -17,12 +17,12 @@ from detection.network.assignment.matching import paired_iou
 from detection.network.boxes import decode_boxes, encode_boxes
 from detection.network.losses.rows import Rows
 
-MIN_SIDE = 1e-6  # of a predicted box, in its aspect ratio for CIoU, so that the ratio and its gradient are finite
+MIN_SIDE = 1e-6  # smaller sides are raised to this in CIoU's aspect ratio, so that ratio and gradient are finite
 MIN_DENOMINATOR = 1e-7  # in CIoU's alpha, which would be 0 / 0 for a perfect prediction; as in torchvision
 
 
 def smooth_l1(rows: Rows) -> Tensor:
-    """Return smooth L1 of each row's offsets from the anchor, (R, 4): one value per coordinate.
+    """Return the smooth L1 loss of each row's offsets from the anchor, (R, 4): one value per coordinate.
 
     The target of a negative row is its own prediction, so that its loss and gradient are exactly zero."""
     targets = encode_boxes(rows.boxes_xyxy, rows.anchors_cxcywh)
@@ -34,7 +34,7 @@ def giou(rows: Rows) -> Tensor:
     """Return 1 - GIoU (arXiv 1902.09630) of each row's decoded box, (R, 1); zero for a negative row."""
     predicted, targets = _decoded(rows)
     iou = paired_iou(predicted, targets)
-    union = (_area(predicted) + _area(targets)) / (1 + iou)  # because iou is (area + area - union) / union
+    union = (_area(predicted) + _area(targets)) / (1 + iou)  # because iou = (sum of areas - union) / union
     width, height = _enclosing_sides(predicted, targets)
     enclosing = width * height
     return _of_positives(1 - iou + (enclosing - union) / enclosing, rows)
@@ -96,5 +96,5 @@ def _enclosing_sides(boxes_xyxy: Tensor, others_xyxy: Tensor) -> tuple[Tensor, T
     return _sides(torch.cat([low, high], dim=-1))
 
 
-# Each returns the loss of every row, of which the sum over the last dimension and over the rows is the box loss.
+# Each function returns losses (R, 4) or (R, 1). The box loss is the sum of all of them.
 BOX_LOSSES: dict[str, Callable[[Rows], Tensor]] = {"smooth_l1": smooth_l1, "giou": giou, "ciou": ciou}

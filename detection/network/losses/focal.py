@@ -1,4 +1,4 @@
-"""Classification losses of sigmoid scores: focal loss (arXiv 1708.02002) and quality focal loss (arXiv 2006.04388).
+"""Classification losses for sigmoid scores: focal loss (arXiv 1708.02002) and quality focal loss (arXiv 2006.04388).
 
 Every anchor is trained on every class. Almost all of these pairs are negatives. Up to a factor, the loss of a negative
 with logit x is p^2 softplus(x), where p = sigmoid(x) is its score. So this loss and its gradient are computed for all
@@ -21,10 +21,10 @@ RANGE = (1e-38, 1 - 2**-24)  # of probabilities in float32 whose logarithm is fi
 class _NegativeLoss(torch.autograd.Function):
     """Sum of p^2 softplus(x) over all logits x (B, A, num_classes), with p = sigmoid(x), and the logits of some pairs.
 
-    image, anchor, column: (R) int64, different pairs of an anchor and a class. Returns the sum, () float, and the
-    logits (R) of the pairs. They are selected here, because PyTorch's gradient of an indexing allocates and adds a
-    tensor as large as all logits. The only such tensor here is the gradient, which is computed in the forward pass.
-    The backward pass changes it, so a second one fails."""
+    image, anchor, column: (R) int64, distinct pairs of an anchor and a class. Returns the sum, () float, and the
+    logits (R) of the pairs. They are selected here, because PyTorch's gradient of an indexing operation allocates and
+    adds a tensor as large as all logits. The only such tensor here is the gradient, which is computed in the forward
+    pass. The backward pass modifies it in place, so a second backward pass fails."""
 
     @staticmethod
     def forward(context, logits: Tensor, image: Tensor, anchor: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,8 +57,8 @@ def _negative_loss(logits: Tensor, gradient: Tensor) -> Tensor:
 def _softplus(logits: Tensor, scores: Tensor) -> Tensor:
     """Return log(1 + exp(x)) of logits x; scores: p = sigmoid(x).
 
-    PyTorch's softplus uses log1p, which is slow on a CPU: it takes 80% of the time of the loss. An equivalent formula
-    is p * log(q) / (q - 1) with q = 1 - p. If q is the rounded sigmoid(-x), the quotient is still accurate."""
+    PyTorch's softplus uses log1p, which is slow on a CPU and would take most of the time of the loss. An equivalent
+    formula is p * log(q) / (q - 1) with q = 1 - p. The quotient stays accurate if q is the rounded sigmoid(-x)."""
     if not logits.is_cpu or torch.compiler.is_compiling():
         return F.softplus(logits)
     opposite = logits.neg()
@@ -70,7 +70,7 @@ def _softplus(logits: Tensor, scores: Tensor) -> Tensor:
 def focal_loss(class_logits: Tensor, rows: Rows) -> Tensor:
     """Return the focal loss with alpha 0.25 and gamma 2, summed over all anchors and classes, () float32.
 
-    class_logits: (B, A, num_classes) float. rows: the positive anchors (on a GPU, all anchors)."""
+    class_logits: (B, A, num_classes) float. rows: of the positive anchors (on a GPU, of all anchors)."""
     negative, x = _negative_loss_and_label_logits(class_logits, rows)
     p = x.sigmoid()
     positive = ALPHA * (1 - p).square() * F.softplus(-x)

@@ -3,7 +3,8 @@
 - Importance-based reweighting (ISR): the positives of an image are ranked by the IoU of their predicted box with their
   object, first within each object, then within each class. The weight in the classification loss falls with the rank.
 - Classification-aware regression loss (CARL): an additional box loss, in which positives weigh more if the score of
-  their class is higher. Its gradient lowers the scores of badly located positives.
+  their class is higher. Its gradient lowers the scores of positives with a
+  poor box.
 
 In the paper, ranks and normalisation are computed over the images of one GPU. Here they are computed within each image,
 so that the split of a batch over ranks has no effect.
@@ -12,8 +13,9 @@ so that the split of a batch over ranks has no effect.
 import torch
 from torch import Tensor
 
-EXPONENT = 2.0  # of ISR; its bias is 0
-SCORE_BIAS = 0.2  # of CARL; its exponent is 1. All four as in the authors' SSD.
+# Exponent of ISR and bias of CARL. The bias of ISR is 0, the exponent of CARL is 1. All four as in the authors' SSD.
+EXPONENT = 2.0
+SCORE_BIAS = 0.2
 
 
 @torch.no_grad()
@@ -22,7 +24,7 @@ def importance_weights(
 ) -> Tensor:
     """Return the weight of each positive in the classification loss, (B, K) float32; 1 for all others.
 
-    The weights of an image do not change the sum of the classification losses of its positives.
+    The weights are scaled so that the sum of an image's classification losses over its positives does not change.
 
     iou: (B, K) float, of the predicted box with the object. labels: (B, K) int64. objects: (B, K) int64, the index of
     the object in the image. is_positive: (B, K) bool. classification: (B, K) float, the classification losses."""

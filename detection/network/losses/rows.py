@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# tensor[index] selects rows from a tensor (B, A, ...). R, the shape of the rows, is (B, A) for `...`, which selects
-# all. On a CPU, it is (n,) for the index of used_rows, and (B, K) for that of positive_rows.
+# tensor[index] selects rows from a tensor (B, A, ...). R stands for the shape of the rows. It is (B, A) if the index is
+# `...`, which selects all anchors. On a CPU, it is (n,) for an index of used_rows, and (B, K) for one of positive_rows.
 RowIndex = EllipsisType | tuple[Tensor, Tensor]
 
 
@@ -19,8 +19,8 @@ class Rows(NamedTuple):
     """Values of some or all anchors, one row each."""
 
     index: RowIndex  # of these rows
-    image: Tensor  # (R) int64
-    anchor: Tensor  # (R) int64
+    image: Tensor  # (R) int64, index of the image in the batch
+    anchor: Tensor  # (R) int64, index of the anchor
     is_positive: Tensor  # (R) bool
     labels: Tensor  # (R) int64, 1..num_classes, 0 for a negative
     objects: Tensor  # (R) int64, index of the matched object in its image; 0 for a negative
@@ -37,7 +37,7 @@ def used_rows(is_used: Tensor) -> RowIndex:
 def positive_rows(is_positive: Tensor) -> RowIndex:
     """Return an index of the positives (B, A) and of as many negatives as needed so that all images have K rows.
 
-    K is the largest number of positives of an image, at least 1. On a GPU, the index selects all anchors."""
+    K is the largest number of positives of an image, at least 1. On a GPU, the index selects all A anchors."""
     if not is_positive.is_cpu:
         return ...
     most = max(1, int(is_positive.sum(dim=1).max()))

@@ -290,7 +290,7 @@ def test_the_last_epochs_have_no_mosaic(sample_root):
         assert np.array_equal(dataset[2, 0][name], value)
 
 
-def test_crowds_and_images_without_objects_in_a_mosaic(read, content):
+def test_a_mosaic_of_images_with_only_crowds_has_no_boxes(read, content):
     for annotation in content["annotations"]:
         annotation["iscrowd"] = 1
     sample = mosaic_set(read(content))[0, 0]

@@ -124,7 +124,7 @@ def test_predicted_iou_equals_torchvision():
 
 
 @pytest.mark.parametrize("index", [..., "columns"])
-def test_rows_of_an_index(index):
+def test_rows_have_the_values_of_the_selected_anchors(index):
     outputs = random_outputs(6)
     if index == "columns":
         index = (torch.arange(BATCH_SIZE)[:, None], torch.arange(7).expand(BATCH_SIZE, -1))

@@ -64,7 +64,7 @@ def test_quality_focal_loss_equals_its_formula(scale):
 
 
 @pytest.mark.usefixtures("code_path")
-def test_losses_without_positives():
+def test_losses_without_positives_equal_the_references():
     logits, (rows, all_rows, quality) = random_logits(3, 3), random_rows(3, share_of_positives=0)
     assert not all_rows.is_positive.any()
     assert_equal(
@@ -85,7 +85,7 @@ def test_the_target_score_of_quality_focal_loss_is_its_minimum():
 
 @pytest.mark.usefixtures("code_path")
 @pytest.mark.parametrize("loss", [focal_loss, quality_focal_loss])
-def test_infinitely_sure_predictions_have_finite_gradients(loss):
+def test_extreme_logits_have_finite_gradients(loss):
     rows, _, quality = random_rows(5)
     arguments = (rows,) if loss is focal_loss else (rows, quality[rows.index])
     for sign in (1, -1):
@@ -95,7 +95,7 @@ def test_infinitely_sure_predictions_have_finite_gradients(loss):
 
 
 @pytest.mark.usefixtures("code_path")
-def test_value_and_gradient_of_the_negatives_in_float64(monkeypatch):
+def test_loss_of_negatives_and_its_gradient_equal_the_formula_in_float64(monkeypatch):
     monkeypatch.setattr(focal, "CPU_CHUNK", 7)  # parts of several sizes
     special = torch.tensor([-50.0, -19, -1, 0, 1, 19, 50])
     generator = torch.Generator().manual_seed(6)

@@ -250,7 +250,7 @@ def test_losses_of_half_precision_outputs_are_computed_in_float32_and_finite(val
 
 
 @pytest.mark.parametrize("values", [ALLOWED[0], ("multibox", "atss", "giou", "pisa")], ids="-".join)
-def test_weight_of_the_box_loss(values):
+def test_box_weight_scales_all_box_losses_and_nothing_else(values):
     batch = criterion_batch(criterion_of(values), seed=6)
     once, count, _ = evaluate(criterion_of(values), batch)
     thrice, same_count, _ = evaluate(criterion_of(values, box_weight=3), batch)
@@ -339,7 +339,7 @@ def test_compiled_criterion_equals_the_eager_one_at_any_padding(values):
         torch.testing.assert_close(evaluate(compiled, batch), evaluate(criterion, batch), rtol=1e-5, atol=2e-6)
 
 
-def test_refused_combinations():
+def test_only_task_aligned_and_pisa_with_a_different_classification_are_refused():
     assert [
         values
         for values in itertools.product(*(get_args(LossConfig.model_fields[name].annotation) for name in SWITCHES))
@@ -369,7 +369,7 @@ def test_a_refusal_is_one_line_with_both_fields(settings, names):
 @pytest.mark.parametrize(
     ("classification", "score_function"), [("multibox", "softmax"), ("focal", "sigmoid"), ("quality_focal", "sigmoid")]
 )
-def test_score_function(classification, score_function):
+def test_score_function_follows_from_the_classification_loss(classification, score_function):
     assert LossConfig(classification=classification).score_function == score_function
 
 
