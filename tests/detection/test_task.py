@@ -10,9 +10,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from detection.coco.annotations import read_coco
+from detection.network.anchor_scales import fit_scales
 from detection.network.backbones import TRUNKS
 from detection.network.ssd import ModelConfig, build_ssd
-from detection.task import DetectionConfig, DetectionTask, load_initial_detector, load_initial_weights, read_detector
+from detection.task import (
+    DetectionConfig,
+    DetectionTask,
+    load_initial_detector,
+    load_initial_weights,
+    read_detector,
+    with_fitted_scales,
+)
 from engine.checkpoint import CheckpointError, save_checkpoint
 from engine.files import file_sha256
 from model import SwinTransformer
@@ -277,6 +285,19 @@ def test_fitted_scales_do_not_change_the_initial_weights_and_replace_auto_in_the
     assert all(torch.equal(one, other) for one, other in zip(
         listed.model.state_dict().values(), fitted.model.state_dict().values(), strict=True
     ))  # fmt: skip
+
+
+@pytest.mark.parametrize("match_iou", [0.4, 0.7])
+def test_scales_are_fitted_to_the_training_objects_at_match_iou(sample_root, match_iou):
+    coco = read_coco(sample_root / "annotations/instances_train.json", sample_root / "images/train")
+    split = {"images": "images/train", "annotations": "annotations/instances_train.json"}
+    config = DetectionConfig(
+        data={"root": str(sample_root), "train": split, "val": split}, model=MODEL | {"anchor_scales": "auto"},
+        loss={"match_iou": match_iou}, train={"epochs": 1, "batch_size": 1},
+    )  # fmt: skip
+    grid_sizes = detector(1).grid_sizes(MODEL["input_size"])
+    expected = fit_scales(torch.from_numpy(coco.fractions_xyxy), grid_sizes, match_iou)
+    assert with_fitted_scales(config, coco).model.anchor_scales == expected
 
 
 def test_scales_cannot_be_fitted_without_training_objects(folder, content):
