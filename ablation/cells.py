@@ -15,6 +15,7 @@ from engine.text import UnknownNameError, listed, shown
 from records.results import Place, Run, read_run
 
 LONG_HASH = re.compile("([0-9a-f]{8})[0-9a-f]{56}")
+LOW_THRESHOLD = 0.01  # of scores; so low that it hardly affects mAP for either kind of score
 MAX_DIFFERENCES = 4  # maximum number listed in a warning about recipes
 
 
@@ -150,12 +151,19 @@ def recipe_warnings(comparison: Comparison, grid: Grid | None, recipes: Recipes)
         if len(steps) > 1:
             runs = ", ".join(f"{count:,} in {run.path}" for count, run in sorted(steps.items()))
             yield f"{cell.name}: runs took different numbers of steps ({runs}), so their global batch sizes differ"
+    runs = [run for cell in comparison.cells.values() for run in cell.runs]
+    kinds = {run.results.score_function for run in runs} - {None}
+    threshold = max((getattr(run.results.protocol, "score_threshold", None) or 0 for run in runs), default=0)
+    if len(kinds) > 1 and threshold > LOW_THRESHOLD:
+        yield (
+            f"a score threshold of {threshold:g} favours one kind of score ({' or '.join(sorted(kinds))}); set "
+            f"eval.score_threshold={LOW_THRESHOLD:g} in all runs"
+        )
     if grid is None:
         differences = unnamed_differences(comparison.cells, recipes)
         if differences:
             yield f"recipes also differ in fields not in row or column names: {listed(differences, MAX_DIFFERENCES)}"
     elif not grid.overrides_field("train.precision"):
-        runs = [run for cell in comparison.cells.values() for run in cell.runs]
         found = {run.config["train"].get("precision"): run.path for run in runs}
         found.pop(None, None)
         if len(found) > 1:  # the precision of `train.precision: auto` depends on the hardware

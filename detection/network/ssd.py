@@ -99,7 +99,7 @@ class ModelConfig(Config):
         if not is_valid:
             names = ", ".join([*ANCHOR_SCALES, AUTO])
             raise ValueError(f"expected one of {names}, or {count} increasing numbers > 0 and <= {MAX_SCALE:g}")
-        return tuple(scales)
+        return tuple(map(float, scales))
 
     @model_validator(mode="after")
     def _check_initial_weights(self) -> Self:

@@ -268,6 +268,24 @@ def test_a_warning_about_different_precisions_names_the_cure(two_cell_grid, tabl
     assert "set train.precision" in text
 
 
+@pytest.mark.parametrize(
+    ("kinds", "threshold", "is_warned"),
+    [
+        (("softmax", "sigmoid"), 0.05, True),
+        (("softmax", "sigmoid"), 0.01, False),
+        (("sigmoid", "sigmoid"), 0.05, False),
+        ((None, "softmax"), 0.05, False),  # an earlier version, which had only softmax
+    ],
+)
+def test_different_kinds_of_scores_are_warned_about_unless_the_threshold_is_low(
+    two_cell_grid, table_of_grid, experiments, kinds, threshold, is_warned
+):
+    for column, kind in zip(("none", "fpn"), kinds, strict=True):
+        changes = {"score_function": kind, "protocol": {"score_threshold": threshold}}
+        two_cell_grid[column] = State("done", experiments.add("a", column, **changes))
+    assert ("eval.score_threshold=0.01" in table_of_grid()[1]) == is_warned
+
+
 # ---- tables and the command --------------------------------------------------------------------------------
 
 
