@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ablation.comparison import Cell, Comparison, Note
-from ablation.plan import Grid, read_cells, read_grid, state_of
+from ablation.display.sentences import run_notes
+from ablation.jobs import Grid, read_cells, read_grid, state_of
 from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
-from ablation.sentences import run_notes
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
 from engine.text import UnknownNameError, listed, shown

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablation.columns import COLUMNS
+from ablation.display.columns import COLUMNS
 from engine.arguments import check_config, check_experiment
 from engine.start import start
 from engine.text import UnknownNameError
@@ -91,15 +91,15 @@ def main(arguments: argparse.Namespace, _: None) -> None:
 
 def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace) -> None:
     """Compare a grid or experiments, and print the comparison or write it to --output."""
-    from ablation import tables
     from ablation.cells import compare
+    from ablation.display import tables
     from engine.files import write_text
     from engine.terminal import printable_lines
 
     options = {name: getattr(arguments, name) for name in ("baseline", "pairs", "replicates", "force")}
     comparison, path = compare(paths, arguments.experiments, **options), arguments.output
     if arguments.format == "html":
-        from ablation.report import write_report  # imports matplotlib
+        from ablation.display.report import write_report  # imports matplotlib
 
         path = path or Path("comparison.html")
         write_report(path, comparison)

@@ -1,6 +1,6 @@
 """Data classes of a comparison: cells with their runs, differences with their intervals, and warnings.
 
-ablation/tables.py, sentences.py and report.py turn a Comparison into text and HTML.
+ablation/display/tables.py, sentences.py and report.py turn a Comparison into text and HTML.
 """
 
 import math

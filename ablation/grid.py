@@ -22,7 +22,7 @@ from engine.arguments import check_config, positive
 from engine.start import start
 
 if TYPE_CHECKING:
-    from ablation.plan import Grid, Job
+    from ablation.jobs import Grid, Job
 
 
 def main(arguments: argparse.Namespace, _: None) -> None:
@@ -98,7 +98,7 @@ def seed_list(text: str) -> Sequence[int]:
 
 def run_grid(arguments: argparse.Namespace) -> None:
     """Train every missing run. Raises RunError at the end if any run was stopped, was killed or failed."""
-    from ablation.plan import UNFINISHED, read_grid
+    from ablation.jobs import UNFINISHED, read_grid
     from ablation.runner import default_parallel, run
     from engine.command import RunError
 
@@ -122,7 +122,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
 def submit_grid(arguments: argparse.Namespace) -> None:
     """Submit the missing runs that are not yet in the Slurm queue."""
     from ablation import slurm
-    from ablation.plan import read_cells, read_grid, state_of
+    from ablation.jobs import read_cells, read_grid, state_of
     from ablation.runner import needs_training, scheduling_lock
 
     if not Path("sbatch/grid.sbatch").is_file():
@@ -166,7 +166,7 @@ def run_task(arguments: argparse.Namespace) -> None:
 
 def print_status(arguments: argparse.Namespace) -> None:
     """Print the state of each job."""
-    from ablation.plan import read_grid
+    from ablation.jobs import read_grid
 
     grid = read_grid(arguments.grid)
     print(status(grid, grid.select(arguments.only, arguments.seeds), arguments.experiments))
@@ -180,7 +180,7 @@ def print_table(arguments: argparse.Namespace) -> None:
 def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
     """Return a table with the state and experiment of each job, and the Slurm state of each job that is not done."""
     from ablation import slurm
-    from ablation.plan import read_cells, state_of
+    from ablation.jobs import read_cells, state_of
     from records.experiment import table
 
     cells, tasks = read_cells(experiments), slurm.tasks_of(jobs, slurm.read_submissions(experiments))

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from ablation.child import Child, print_line
-from ablation.plan import UNFINISHED, Job, State, read_cells, state_of, write_cell
+from ablation.jobs import UNFINISHED, Job, State, read_cells, state_of, write_cell
 from engine.checkpoint import list_checkpoints
 from engine.command import INTERRUPTED, STOPPED
 from engine.compute.machine import memory_limit, usable_cores, visible_gpus

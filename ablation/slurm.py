@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ablation.plan import Job, job_from
+from ablation.jobs import Job, job_from
 from ablation.staleness import changed_recipe, is_same_data
 from engine.command import RunError
 from engine.files import write_text

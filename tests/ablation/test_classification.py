@@ -6,8 +6,8 @@ import pytest
 
 from ablation import compare as command
 from ablation.comparison import Comparison
-from ablation.report import write_report
-from ablation.tables import column_table
+from ablation.display.report import write_report
+from ablation.display.tables import column_table
 from stats.image_statistics import load_statistics
 from tests.ablation.conftest import Experiments
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from ablation import compare as command
-from ablation.plan import State
-from ablation.sentences import conclusion_of
-from ablation.tables import Table, difference_table, score_table, to_csv, to_latex, to_markdown
+from ablation.display.sentences import conclusion_of
+from ablation.display.tables import Table, difference_table, score_table, to_csv, to_latex, to_markdown
+from ablation.jobs import State
 from tests.ablation.conftest import IMAGES, fake_matches
 
 RGB, THERMAL = (dict.fromkeys(("train", "val"), digit * 64) for digit in "ab")
@@ -340,7 +340,7 @@ def test_the_format_of_the_output_file_is_from_the_option_or_else_the_suffix(
     experiments, run_in_process, monkeypatch, tmp_path, name, options, start
 ):
     experiments.add("a")
-    monkeypatch.setattr("ablation.report.write_report", lambda path, _: path.write_text("<!DOCTYPE html>"))
+    monkeypatch.setattr("ablation.display.report.write_report", lambda path, _: path.write_text("<!DOCTYPE html>"))
     run_in_process(command, experiments.folder / "experiment_1", "--output", tmp_path / name, *options)
     assert (tmp_path / name).read_text().startswith(start)
 

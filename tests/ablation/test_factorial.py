@@ -14,16 +14,16 @@ import pytest
 from ablation import grid as grid_command
 from ablation.cells import compare
 from ablation.comparison import Comparison
-from ablation.plan import State, read_grid
-from ablation.report import write_report
-from ablation.sentences import conclusion_of, design_notes
-from ablation.tables import as_text, score_table, to_csv
+from ablation.display.report import write_report
+from ablation.display.sentences import conclusion_of, design_notes
+from ablation.display.tables import as_text, score_table, to_csv
+from ablation.jobs import State, read_grid
 from ablation.uncertainty import factor_contrasts
 from engine.strict_yaml import ConfigError
 from stats.contrasts import contrast_intervals
 from stats.factorial import Design
 from tests.ablation.conftest import Experiments
-from tests.ablation.test_report import sections_of, text_of, tree_of
+from tests.ablation.display.test_report import sections_of, text_of, tree_of
 
 GRID = """
 task: detection.training

@@ -16,7 +16,7 @@ import pytest
 
 from ablation import child, runner, slurm
 from ablation import grid as grid_command
-from ablation.plan import Grid, read_grid
+from ablation.jobs import Grid, read_grid
 from engine.command import RunError
 from engine.logbook import progress_bar
 from engine.signals import Stopped

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from ablation import plots
 from ablation.comparison import Comparison
-from ablation.report import write_report
-from ablation.sentences import conclusion_of, unit_of
-from ablation.tables import class_table, difference_table, score_table
+from ablation.display import plots
+from ablation.display.report import write_report
+from ablation.display.sentences import conclusion_of, unit_of
+from ablation.display.tables import class_table, difference_table, score_table
 
 
 @pytest.fixture(scope="module")

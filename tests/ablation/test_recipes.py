@@ -6,7 +6,7 @@ import pytest
 
 from ablation import compare as command
 from ablation.cells import compare
-from ablation.plan import State
+from ablation.jobs import State
 from ablation.recipes import config_class, default_values
 from engine.strict_yaml import read_yaml
 

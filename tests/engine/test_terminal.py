@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from ablation import plots
 from ablation.comparison import Difference
-from ablation.report import breakable
-from ablation.tables import Table, to_latex, to_markdown
+from ablation.display import plots
+from ablation.display.report import breakable
+from ablation.display.tables import Table, to_latex, to_markdown
 from data import DatasetError, read_image
 from detection.coco.annotations import Defect
 from detection.coco.detections import Detections

@@ -2,8 +2,8 @@
 
     python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html
 
-This module computes the data that the template ablation/report.html.jinja shows. Sections without data are omitted. The
-page loads no other files: plots (ablation/plots.py) are inline SVG, and pictures are data URIs.
+This module computes the data that the template report.html.jinja shows. Sections without data are omitted. The page
+loads no other files: plots (plots.py) are inline SVG, and pictures are data URIs.
 """
 
 import base64
@@ -19,10 +19,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 
-from ablation import plots
 from ablation.comparison import Cell, Comparison, Difference, best_of
-from ablation.sentences import conclusion_of, design_notes, reference_of, run_notes, seeds_of, unit_of, with_minus
-from ablation.tables import FLOPS_NOTE, cells_with_errors, families, score_layout, status_of
+from ablation.display import plots
+from ablation.display.sentences import (
+    conclusion_of,
+    design_notes,
+    reference_of,
+    run_notes,
+    seeds_of,
+    unit_of,
+    with_minus,
+)
+from ablation.display.tables import FLOPS_NOTE, cells_with_errors, families, score_layout, status_of
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of

@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from ablation import plots
 from ablation.comparison import Cell, Comparison, Difference, Note
-from ablation.report import write_report
+from ablation.display import plots
+from ablation.display.report import write_report
 from stats.bootstrap import Interval
 
 EVERY_SECTION = [

@@ -1,4 +1,4 @@
-"""Tests of ablation/plan.py: the runs of a grid file, and their states."""
+"""Tests of ablation/jobs.py: the runs of a grid file, and their states."""
 
 import json
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.plan import Grid, Job, State, read_cells, read_grid, state_of, write_cell
+from ablation.jobs import Grid, Job, State, read_cells, read_grid, state_of, write_cell
 from ablation.staleness import PROJECT
 from engine.files import file_sha256, locked
 from engine.inputs import Inputs, identify_images

@@ -8,9 +8,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ablation.columns import COLUMNS
 from ablation.comparison import Cell, Comparison, Difference
-from ablation.sentences import conclusion_of, design_notes, reference_of, run_notes, seeds_of, unit_of, with_minus
+from ablation.display.columns import COLUMNS
+from ablation.display.sentences import (
+    conclusion_of,
+    design_notes,
+    reference_of,
+    run_notes,
+    seeds_of,
+    unit_of,
+    with_minus,
+)
 from engine.terminal import printable
 from records.results import Place
 from stats.bootstrap import Interval
