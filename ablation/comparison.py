@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from records.results import Place, Run
 from stats.bootstrap import Interval
 from stats.contrasts import detectable_difference
@@ -107,6 +109,8 @@ class Comparison:
     cells: dict[Place, Cell]  # by (row, column); includes cells without finished runs
     baseline: Place
     replicates: int  # number of bootstrap resamples
+    # by cell: the compared score of each run on the validation set and on R resamples, (n_k, 1 + R), without seed noise
+    run_scores: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
     differences: list[Difference] = field(default_factory=list)  # from the baseline, or between all pairs of cells
     row_effects: list[Difference] = field(default_factory=list)  # empty without at least two complete rows and columns
     column_effects: list[Difference] = field(default_factory=list)

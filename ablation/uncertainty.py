@@ -81,6 +81,8 @@ def add_intervals(
         if any(run.results.scores.get(name) is None for run in runs):
             continue
         values = [np.stack([scores[run.path][name] for run in cell.scored_runs]) for cell in cells.values()]
+        if name == comparison.metric:
+            comparison.run_scores = dict(zip(cells, values, strict=True))
         result[name] = cell_replicates([each[:, 0] for each in values], [each[:, 1:] for each in values], SEED)
         for place, each, replicates in zip(cells, values, result[name], strict=True):
             comparison.intervals.setdefault(place, {})[name] = interval(each[:, 0].mean(), replicates)
