@@ -13,6 +13,7 @@ from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
 from engine.text import UnknownNameError, listed, shown
 from records.results import Place, Run, read_run
+from stats.replicates import SeedSpread
 
 LONG_HASH = re.compile("([0-9a-f]{8})[0-9a-f]{56}")
 LOW_THRESHOLD = 0.01  # of scores; so low that it hardly affects mAP for either kind of score
@@ -20,11 +21,22 @@ MAX_DIFFERENCES = 4  # maximum number listed in a warning about recipes
 
 
 def compare(
-    paths: Sequence[Path], experiments: Path, baseline: str | None, pairs: bool, replicates: int, force: bool
+    paths: Sequence[Path],
+    experiments: Path,
+    *,
+    baseline: str | None = None,
+    pairs: bool = False,
+    replicates: int = 1000,
+    resample_seed: int = 0,
+    one_family: bool = False,
+    margin: float | None = None,
+    known_spread: SeedSpread | None = None,
+    force: bool = False,
 ) -> Comparison:
     """Read and check the runs of a grid or of a list of experiments, and compare them.
 
-    Raises ValueError if a run cannot be read or if runs cannot be compared (if `force`: only if metrics differ)."""
+    The options are those of the command (ablation/compare.py). Raises ValueError if a run cannot be read or if runs
+    cannot be compared (if `force`: only if metrics differ)."""
     if len(paths) > 1 and any(path.suffix == ".yaml" for path in paths):
         raise ValueError(f"{paths[0]}, ...: got a grid file and more paths; give one grid file or only experiments")
     grid = read_grid(paths[0]) if paths[0].suffix == ".yaml" else None
@@ -50,11 +62,15 @@ def compare(
     design = grid.config.design if grid else None
     comparison = Comparison(
         title, runs[0].results.metric, row_name, "factors" if design else column_name, rows, columns, cells,
-        find_baseline(baseline, cells), replicates, design=design, recipes=recipe_changes(cells, recipes, grid),
+        find_baseline(baseline, cells), replicates, resample_seed, margin=margin, known_spread=known_spread,
+        one_family=one_family,
+        design=design, recipes=recipe_changes(cells, recipes, grid),
     )  # fmt: skip
     comparison.warnings += [f"not comparable: {difference}" for difference in differing]
     comparison.warnings += recipe_warnings(comparison, grid, recipes)
     comparison.warnings += run_notes(comparison, counted=True)
+    if known_spread and comparison.has_several_seeds:
+        raise ValueError("--seed-sd is for one seed per cell; these cells have several, whose own spread is used")
     if comparison.scored_cells and not differing:
         add_uncertainty(comparison, pairs)
     return comparison

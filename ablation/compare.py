@@ -9,12 +9,13 @@ corrected p value from a paired bootstrap over the validation images (stats/boot
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ablation.display.columns import COLUMNS
-from engine.arguments import check_config, check_experiment
+from engine.arguments import check_config, check_experiment, positive
 from engine.start import start
 from engine.text import UnknownNameError
 
@@ -49,7 +50,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=column_names, default=(), help=columns)
     parser.add_argument("--per-class", action="store_true", help="add class scores and their changes (html: always)")
     parser.add_argument("--errors", action="store_true", help="add errors by kind and their changes (html: always)")
+    parser.add_argument("--margin", type=positive_number, metavar="D", help="also show which differences are below D")
+    parser.add_argument(
+        "--one-family", action="store_true", help="correct all tests of the comparison together, not each table"
+    )
+    parser.add_argument(
+        "--seed-sd", type=positive_number, metavar="SD",
+        help="known standard deviation between seeds, if the cells have one seed each",
+    )  # fmt: skip
+    parser.add_argument("--seed-df", type=positive, metavar="N", help="runs that --seed-sd was measured from, minus 1")
     parser.add_argument("--replicates", type=replicate_count, default=1000, help="number of resamples (default: 1000)")
+    parser.add_argument("--resample-seed", type=int, default=0, metavar="N", help="random seed of the resamples")
     parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, without any tests")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
 
@@ -64,8 +75,11 @@ def replicate_count(text: str) -> int:
 def check_output(arguments: argparse.Namespace) -> None:
     """Set the format from the suffix of --output if --format is not given.
 
-    Raises ValueError if the folder of --output does not exist or if its suffix is unknown."""
+    Raises ValueError if the folder of --output does not exist, if its suffix is unknown, or if only one of --seed-sd
+    and --seed-df is given."""
     path = arguments.output
+    if (arguments.seed_sd is None) != (arguments.seed_df is None):
+        raise ValueError("--seed-sd and --seed-df: give both, such as --seed-sd 0.0014 --seed-df 14 from 15 runs")
     if path and (not path.parent.is_dir() or path.is_dir()):
         raise ValueError(f"--output {path}: expected a file in an existing folder")
     if path and not arguments.format:
@@ -73,6 +87,17 @@ def check_output(arguments: argparse.Namespace) -> None:
         if not arguments.format:
             raise ValueError(f"--output {path}: unknown suffix; use {', '.join(SUFFIXES.values())}, or add --format")
     arguments.format = arguments.format or "md"
+
+
+def positive_number(text: str) -> float:
+    """Parse a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return value
 
 
 def column_names(text: str) -> Sequence[str]:
@@ -95,8 +120,12 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace) -> Non
     from ablation.display import tables
     from engine.files import write_text
     from engine.terminal import printable_lines
+    from stats.replicates import SeedSpread
 
-    options = {name: getattr(arguments, name) for name in ("baseline", "pairs", "replicates", "force")}
+    names = ("baseline", "pairs", "replicates", "resample_seed", "one_family", "margin", "force")
+    options = {name: getattr(arguments, name) for name in names}
+    if arguments.seed_sd is not None:
+        options["known_spread"] = SeedSpread(arguments.seed_sd, arguments.seed_df)
     comparison, path = compare(paths, arguments.experiments, **options), arguments.output
     if arguments.format == "html":
         from ablation.display.report import write_report  # imports matplotlib

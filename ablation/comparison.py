@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from records.results import Place, Run
-from stats.bootstrap import Interval
-from stats.contrasts import detectable_difference
+from stats.contrasts import Interval, Tested
 from stats.factorial import Design
+from stats.replicates import SeedSpread
 
 
 class Note(NamedTuple):
@@ -48,8 +48,8 @@ class Cell:
 
     @property
     def scored_runs(self) -> list[Run]:
-        """The runs whose score is defined."""
-        return [run for run in self.runs if run.score is not None]
+        """The runs whose score is defined, ordered by seed."""
+        return sorted((run for run in self.runs if run.score is not None), key=lambda run: run.seed)
 
     @property
     def scores(self) -> list[float]:
@@ -78,22 +78,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A difference between cells, a main effect or an interaction, with its uncertainty."""
+class Difference(Tested):
+    """A difference between cells, a main effect or an interaction, tested in a family of such differences.
+
+    probability_better: chance that a single run of the first cell is better than a single run of the second cell; nan
+    for effects and interactions, and with one seed per cell."""
 
     label: str
-    interval: Interval
-    p_holm: float  # p value after Holm correction for `num_tests` tests
-    num_tests: int  # number of differences that were tested together
-
-    @property
-    def significant(self) -> bool:
-        return self.p_holm < 0.05
-
-    @property
-    def smallest_detectable(self) -> float:
-        """The true difference that would be significant in 80% of such experiments; nan if the standard error is 0."""
-        return detectable_difference(self.interval.standard_error, self.num_tests)
+    probability_better: float = math.nan
 
 
 @dataclass
@@ -109,6 +101,11 @@ class Comparison:
     cells: dict[Place, Cell]  # by (row, column); includes cells without finished runs
     baseline: Place
     replicates: int  # number of bootstrap resamples
+    resample_seed: int = 0  # random seed of the resamples; fixed, so that the same experiments give the same intervals
+    level: float = 0.05  # of the tests
+    known_spread: SeedSpread | None = None  # standard deviation between seeds, for cells with one run each
+    margin: float | None = None  # differences below it do not matter
+    one_family: bool = False  # whether all tests are corrected together, not those of each table
     # by cell: the compared score of each run on the validation set and on R resamples, (n_k, 1 + R), without seed noise
     run_scores: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
     differences: list[Difference] = field(default_factory=list)  # from the baseline, or between all pairs of cells
@@ -127,6 +124,8 @@ class Comparison:
     # by cell and class name; these intervals cover only the choice of images, not the variation between seeds
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
+    may_be_best: list[Place] = field(default_factory=list)  # cells of which none is shown to be worse than another
+    optimism: float = math.nan  # by how much the best mean score is expected to exceed the true score of its cell
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -172,14 +171,35 @@ class Comparison:
 
     @property
     def detectable(self) -> float:
-        """The typical detectable difference: the median of `smallest_detectable` over the main family."""
-        each = [difference.smallest_detectable for difference in self.main_family]
+        """The typical detectable difference: the median of `detectable` over the main family."""
+        each = [difference.detectable for difference in self.main_family]
         return statistics.median([value for value in each if not math.isnan(value)] or [math.nan])
 
     @property
     def has_several_seeds(self) -> bool:
         """Whether any cell has several seeds. If so, the intervals include the variation between seeds."""
         return any(len(cell.scores) > 1 for cell in self.scored_cells)
+
+    @property
+    def covers_seeds(self) -> bool:
+        """Whether the intervals include the variation between seeds. If not, they hold for the trained weights only."""
+        return self.has_several_seeds or self.known_spread is not None
+
+    @property
+    def shown_worse(self) -> list[Place]:
+        """The cells that are shown to be worse than another cell."""
+        return [cell.place for cell in self.scored_cells if self.may_be_best and cell.place not in self.may_be_best]
+
+    def verdict(self, difference: Difference) -> str:
+        """Return the verdict on a difference as a word or two, such as "significant" or "smaller than 0.005"."""
+        if math.isnan(difference.interval.low):
+            return "undefined"
+        scope, found = "" if self.covers_seeds else " for these weights only", []
+        if difference.is_significant:
+            found.append(f"differs{scope}" if scope else "significant")
+        if self.margin is not None and difference.bound < self.margin:
+            found.append(f"smaller than {self.margin:g}{scope}")
+        return ", ".join(found) or ("not shown" if self.margin is None else "open")
 
 
 def best_of(cells: Sequence[Cell], lower_is_better: bool) -> Cell | None:

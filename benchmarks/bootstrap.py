@@ -20,8 +20,10 @@ import torch
 
 from benchmarks.comparison import Page, Row, run_benchmark
 from stats import bootstrap
-from stats.bootstrap import Interval, cell_replicates, image_weights, interval, resampled_scores
+from stats.bootstrap import image_weights, resampled_scores
+from stats.contrasts import Interval, interval
 from stats.image_statistics import Matches
+from stats.replicates import cell_replicates
 
 REPLICATES, PROCESSES = 1000, 2
 COVERAGE, FALSE_POSITIVES = (0.92, 0.98), (0.03, 0.07)  # target ranges

@@ -1,4 +1,4 @@
-"""Confidence intervals by the paired bootstrap over images (Efron and Tibshirani, 1993, chapters 6, 13 and 16).
+"""Scores on resamples of the validation images: the paired bootstrap (Efron and Tibshirani, 1993, chapters 6, 13, 16).
 
 A resample draws as many images as the validation set has, with replacement. It is stored as image weights: how often
 each image was drawn. Two models are compared on the same resamples, so that the noise they share cancels. An image that
@@ -11,7 +11,6 @@ make intervals too narrow. benchmarks/bootstrap.md measures the coverage of the 
     print(interval(estimate_b - estimate_a, scores_b["mAP"] - scores_a["mAP"]))
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -202,77 +201,3 @@ def _thresholds_reached(recall: np.ndarray) -> np.ndarray:
     reached = (recall * 100 + 1e-9).astype(np.int32)  # the correct number, or one less
     reached += RECALL_THRESHOLDS.take(reached) <= recall
     return reached
-
-
-# ---- from resamples to intervals ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95% confidence interval. If too few resamples have a score, all but the estimate are nan.
-
-    low, high: ends of the interval. p: two-sided p value for the hypothesis that the true value is 0.
-    standard_error: half the width of the interval, divided by 1.96. The standard deviation of the replicates is not
-    used because it may be infinite: with few seeds, the replicates follow Student's t."""
-
-    estimate: float
-    low: float
-    high: float
-    p: float
-    standard_error: float
-
-
-def cell_replicates(estimates: Sequence[Sequence[float]], replicates: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Return replicates of the mean score of each table cell (one or more runs that differ only in the seed).
-
-    estimates: for each of K cells, the scores of its n_k runs on the full validation set.
-    replicates: for each cell, the scores (n_k, R) of its runs on R resamples. All cells share the resamples.
-
-    Image part: the mean score of a cell's runs on each resample.
-    Seed part: normal noise is added, because resampling two or three runs would keep only (n - 1) / n of their
-    variance. All cells are assumed to have the same variance between seeds. Its estimate s2 is the sample variance
-    within cells, pooled over cells with several runs, with df = sum(n_k - 1) degrees of freedom. Each replicate draws
-    one variance s2 * df / chi2(df) for all cells, so that differences follow Student's t. The image part already
-    contains some of this variance, because runs err on different images; this is subtracted. The rest, at least 0, is
-    divided by n_k: the variance of the noise. If no cell has several runs, there is no seed part.
-    Returns (K, R); nan if a run has no score on a resample. The draws depend only on the arguments."""
-    assert [len(scores) for scores in estimates] == [len(part) for part in replicates]
-    result = np.stack([np.mean(part, axis=0) for part in replicates])
-    degrees = sum(len(scores) - 1 for scores in estimates)
-    if degrees == 0:
-        return result
-    pooled_variance = sum(np.var(scores) * len(scores) for scores in estimates) / degrees
-    image_variance = sum(np.nanvar(part - np.mean(part, axis=0), axis=1).sum() for part in replicates) / degrees
-    generator = np.random.default_rng([seed, 1])  # independent of the draws of image_weights
-    variance = np.maximum(pooled_variance * degrees / generator.chisquare(degrees, result.shape[1]) - image_variance, 0)
-    num_runs = np.array([[len(scores)] for scores in estimates])
-    return result + generator.standard_normal(result.shape) * np.sqrt(variance / num_runs)
-
-
-def interval(estimate: float, replicates: np.ndarray) -> Interval:
-    """Return the 95% percentile interval and two-sided p value of an estimate, from its replicates (R,).
-
-    p = 2 * min(P(replicate <= 0), P(replicate >= 0)). P is (count + 1) / (number of replicates + 1), so p is never 0.
-    Percentiles that were centred on the estimate, or reversed (2 * estimate - replicate), covered the true value less
-    often when classes had few objects. nan replicates are ignored. If more than 5% are nan, interval and p are nan."""
-    replicates = np.asarray(replicates, dtype=np.float64)
-    defined = replicates[~np.isnan(replicates)]
-    if np.isnan(estimate) or defined.size == 0 or defined.size < 0.95 * replicates.size:
-        return Interval(float(estimate), np.nan, np.nan, np.nan, np.nan)
-    low, high = np.quantile(defined, (0.025, 0.975))
-    fewer_side = min(np.sum(defined <= 0), np.sum(defined >= 0))
-    p = min(1.0, 2 * (fewer_side + 1) / (defined.size + 1))
-    return Interval(float(estimate), float(low), float(high), float(p), float((high - low) / (2 * 1.96)))
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjust p values for multiple tests (Holm, 1979), so that the chance of any false positive at 0.05 is at most 5%.
-
-    The smallest of m values is multiplied by m, the next by m - 1, and so on. Each result is at least the previous
-    result and at most 1. A nan is not counted as a test and stays nan."""
-    p_values = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p_values)[: np.sum(~np.isnan(p_values))]  # argsort puts nan last
-    adjusted = np.full(p_values.shape, np.nan)
-    factors = len(order) - np.arange(len(order))
-    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
-    return adjusted

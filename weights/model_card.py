@@ -19,14 +19,8 @@ from engine.terminal import printable
 from engine.text import listed
 from records.experiment import format_score
 from records.results import Results, read_results
-from stats.bootstrap import (
-    Interval,
-    average_precision,
-    image_weights,
-    interval,
-    mean_average_precision,
-    resampled_scores,
-)
+from stats.bootstrap import average_precision, image_weights, mean_average_precision, resampled_scores
+from stats.contrasts import Interval, interval
 from stats.image_statistics import Matches, Statistics, load_statistics
 from weights.release import PUBLISHED_WEIGHTS, release_metadata, strip_local_paths
 

@@ -101,7 +101,7 @@ def draw_differences(differences: Sequence[Difference], styles: Mapping[str, Cel
     axes.axvline(0, color=INK, lw=1)
     for place, (difference, lines) in enumerate(zip(differences, labels, strict=True)):
         colour, marker = styles.get(difference.label, CellStyle(INK, "o"))
-        interval, (width, fill) = difference.interval, (3, colour) if difference.significant else (1.2, "white")
+        interval, (width, fill) = difference.interval, (3, colour) if difference.is_significant else (1.2, "white")
         axes.plot([interval.low, interval.high], [place, place], color=colour, lw=width)
         axes.plot(interval.estimate, place, marker, ms=8, color=colour, mfc=fill)
         text = axes.text(

@@ -34,7 +34,7 @@ from ablation.display.tables import FLOPS_NOTE, cells_with_errors, families, sco
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
-from stats.bootstrap import Interval
+from stats.contrasts import Interval
 
 # Key in the cost section of results.json -> (label, factor to the unit in the label, format, is higher better).
 COSTS = {

@@ -5,9 +5,12 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 from ablation.comparison import Cell, Comparison, Difference, Note
+from engine.text import listed
 from stats.factorial import NONE, Design
 
 ROMAN = {3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII", 8: "VIII"}  # as resolutions are written
+MAX_NAMED = 6  # cells or differences in a sentence; the tables list all
+VERDICTS = {"significant": "Shown (with corrected 95% intervals)", "not shown": "Not shown", "open": "Open"}
 NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
 
 
@@ -44,39 +47,112 @@ def unit_of(comparison: Comparison) -> str:
     return f"{comparison.metric} (negative is better)" if comparison.lower_is_better else comparison.metric
 
 
-def conclusion_of(comparison: Comparison) -> str:
-    """Return a conclusion to quote: the significant differences, and the size of a detectable difference."""
+def conclusion_of(comparison: Comparison) -> list[str]:
+    """Return the conclusion as paragraphs to quote: the best, what is shown, what is open, what can be found."""
     family = comparison.main_family
     if not family:
-        return "No difference was computed."
+        return ["No difference was computed."]
     if math.isnan(comparison.detectable):
-        return (
+        return [
             f"No difference can be tested on the {comparison.num_images} validation images: they are too few, contain "
             "too little to score, or all cells have the same score on them."
-        )
-    shown = [each for each in family if each.significant]
-    effects = [each for each in (*comparison.row_effects, *comparison.column_effects) if each.significant]
-    depending = [each for each in comparison.factor_interactions if each.significant]
-    scope = "" if comparison.has_several_seeds else ", for these trained weights only (one seed per cell)"
-    kind = "main effects of factors on" if family is comparison.factor_effects else "differences in"
-    result = f"{len(shown)} of {len(family)} {kind} {comparison.metric} significant"
-    listed = f": {_listed(shown)}" if shown else ""
-    sentences = [f"A paired bootstrap with Holm correction finds {result} at the 5% level{scope}{listed}."]
-    if comparison.lower_is_better and (shown or effects):
-        sentences.append("Lower is better, so a negative difference is an improvement.")
-    if comparison.factor_interactions:
-        which = f"depend significantly on the {comparison.row_name}"
-        sentences.append(f"Factors whose effects {which}: {_listed(depending) or 'none'}.")
-    if comparison.row_effects:
-        sentences.append(f"Significant main effects, averaged over the rest of the grid: {_listed(effects) or 'none'}.")
-    sentences.append(
+        ]
+    paragraphs = [best_sentence(comparison), *shown_sentences(comparison)]
+    paragraphs.append(
         f"With {comparison.num_images} validation images and {seeds_of(comparison)} per cell, a true difference of "
-        f"about {comparison.detectable:.2g} would be significant in 80% of such experiments; "
-        "much smaller ones would mostly be missed."
+        f"about {comparison.detectable:.2g} would be found in 80% of such experiments; much smaller ones would mostly "
+        "be missed."
     )
-    if not comparison.has_several_seeds:
-        sentences.append("The variation between seeds is not included: one seed per cell cannot show it.")
-    return " ".join(sentences)
+    if not comparison.covers_seeds:
+        paragraphs[-1] += " All statements hold for these trained weights only: one seed per cell cannot show how much "
+        paragraphs[-1] += "training again would change the scores."
+    return paragraphs
+
+
+def best_sentence(comparison: Comparison) -> str:
+    """Return which cells may be the best, which are shown to be worse, and how lucky the best mean score is."""
+    kept, worse = (
+        [comparison.cells[place].name for place in places]
+        for places in (comparison.may_be_best, comparison.shown_worse)
+    )
+    lower = " Lower is better." if comparison.lower_is_better else ""
+    if not worse:
+        text = f"Any of the {len(kept)} cells may be the best: none is shown to be worse."
+    elif len(kept) == 1:
+        others = "the other" if len(worse) == 1 else f"all other {len(worse)}"
+        text = f"The best is {kept[0]}. Shown to be worse: {others}."
+    else:
+        rest = listed(worse, MAX_NAMED) if len(worse) <= MAX_NAMED else f"the other {len(worse)}"
+        text = f"May be the best: {listed(kept, MAX_NAMED)}{f' ({len(kept)} cells)' * (len(kept) > MAX_NAMED)}. "
+        text += f"Shown to be worse: {rest}."
+    if comparison.optimism == comparison.optimism and len(kept) > 1:
+        best = comparison.best
+        text += with_minus(
+            f" {best.name} has the best mean, {best.mean:.4f}, partly by luck: corrected for the choice of the best of "
+            f"{len(comparison.scored_cells)} cells, it is {best.mean - comparison.optimism:.4f}."
+        )
+    return text + lower
+
+
+def shown_sentences(comparison: Comparison) -> list[str]:
+    """Return a sentence for each kind of statement: differences and effects that are shown, small or open."""
+    row, column = comparison.row_name, comparison.column_name
+    groups = {
+        "differences": comparison.differences,
+        f"effects of the {column}, averaged over {row}s": comparison.column_effects,
+        f"effects of the {row}, averaged over {column}s": comparison.row_effects,
+        "interactions": comparison.interactions,
+    }
+    if comparison.design:
+        groups = {
+            "main effects of the factors": comparison.factor_effects,
+            f"changes of these effects with the {row}": comparison.factor_interactions,
+            "differences": comparison.differences,
+        }
+    by_verdict: dict[str, dict[str, list[Difference]]] = {}
+    for name, family in groups.items():
+        for each in family:
+            by_verdict.setdefault(comparison.verdict(each), {}).setdefault(name, []).append(each)
+    sentences = []
+    for verdict in sorted(by_verdict, key=lambda verdict: (verdict in ("not shown", "open"), verdict)):
+        found = by_verdict[verdict]
+        if verdict in ("not shown", "open", "undefined"):
+            counts = ", ".join(f"{len(family)} of {len(groups[name])} {name}" for name, family in found.items())
+            bound = max((each.bound for family in found.values() for each in family), default=math.nan)
+            limit = f"; with 95% confidence, none is larger than {bound:.2g}" if not math.isnan(bound) else ""
+            sentences.append(f"{VERDICTS.get(verdict, verdict)}: {counts}{limit}.")
+        else:
+            named = "; ".join(f"{name}: {described(family)}" for name, family in found.items())
+            sentences.append(f"{VERDICTS.get(verdict, verdict[0].upper() + verdict[1:])}: {named}.")
+    return sentences
+
+
+def difference_notes(comparison: Comparison) -> list[str]:
+    """Return the notes that explain the columns of a table of differences."""
+    tested = (
+        "all tests of this comparison together" if comparison.one_family
+        else "the tests of one table; each table has its own 5%"
+    )  # fmt: skip
+    seeds = "several seeds" if comparison.has_several_seeds else "one seed"
+    level = f"{comparison.level:.2g}"
+    notes = [
+        f"Paired bootstrap over {comparison.num_images} images ({comparison.replicates:,} resamples), "
+        f"{seeds_of(comparison)} per cell. p (Holm), verdict, corrected interval and at most: corrected for {tested}. "
+        f"Significant: p (Holm) below {level}. At most: no difference is larger (95% confidence). Detectable: "
+        "the true difference that would be significant in 80% of such experiments.",
+        "All statements are about models trained on this training set and validated on images from the same source.",
+    ]
+    if comparison.has_several_seeds:
+        notes[0] += (
+            " Single run better: the chance that one run of the first cell scores better than one of the second."
+        )
+    if comparison.known_spread:
+        known = comparison.known_spread
+        notes.append(
+            f"The standard deviation between seeds, {known.standard_deviation:g} with {known.degrees:g} degrees of "
+            f"freedom, was given with --seed-sd: these runs have {seeds} per cell and cannot show it."
+        )
+    return notes
 
 
 def design_notes(design: Design) -> list[str]:
@@ -108,13 +184,21 @@ def reference_of(comparison: Comparison) -> str:
     return f"{first.row} x {NONE}" if comparison.design else first.name
 
 
-def _listed(differences: Sequence[Difference]) -> str:
-    """Return differences as text: "'fpn' minus 'none' is −0.0101 (95% interval −0.0174 to −0.0023); ..."."""
-    return "; ".join(
-        f"{' minus '.join(map(repr, each.label.rsplit(' - ', 1)))} is {with_minus(f'{each.interval.estimate:+.4f}')} "
-        f"(95% interval {with_minus(f'{each.interval.low:+.4f} to {each.interval.high:+.4f}')})"
-        for each in differences
-    )
+def described(differences: Sequence[Difference]) -> str:
+    """Return differences as text: "'fpn' minus 'none' is −0.0101 (−0.0174 to −0.0023); ...", at most MAX_NAMED."""
+    texts = [
+        f"{quoted(each.label)} is {with_minus(f'{each.interval.estimate:+.4f}')} "
+        f"({with_minus(f'{each.simultaneous[0]:+.4f} to {each.simultaneous[1]:+.4f}')})"
+        for each in sorted(differences, key=lambda each: -abs(each.interval.estimate))[:MAX_NAMED]
+    ]
+    more = len(differences) - MAX_NAMED
+    return "; ".join(texts + [f"and {more} more"] * (more > 0))
+
+
+def quoted(label: str) -> str:
+    """Return "'fpn' minus 'none'" for the label "fpn - none"; labels of interactions have more parts and stay whole."""
+    parts = label.split(" - ")
+    return " minus ".join(map(repr, parts)) if len(parts) == 2 else repr(label)
 
 
 def with_minus(text: str) -> str:

@@ -13,6 +13,7 @@ from ablation.display.columns import COLUMNS
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
+    difference_notes,
     reference_of,
     run_notes,
     seeds_of,
@@ -21,7 +22,7 @@ from ablation.display.sentences import (
 )
 from engine.terminal import printable
 from records.results import Place
-from stats.bootstrap import Interval
+from stats.contrasts import Interval
 
 FLOPS_NOTE = (
     "GFLOPs are for one forward pass on one image, with two FLOPs per multiply-add. Only matrix products, convolutions "
@@ -59,24 +60,18 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
         tables.append(recipe_table(comparison))
     if options.columns:
         tables.append(column_table(comparison, options.columns))
-    differences = [
-        difference_table(title, family, unit_of(comparison)) for title, family in families(comparison) if family
-    ]
+    differences = [difference_table(title, family, comparison) for title, family in families(comparison) if family]
     if comparison.factor_effects:
         differences[0].notes += design_notes(comparison.design)
     if differences:
-        differences[0].notes.append(
-            f"Paired bootstrap over {comparison.num_images} images ({comparison.replicates:,} resamples), "
-            f"{seeds_of(comparison)} per cell. p (Holm): corrected for the number of differences in the same table. "
-            "Detectable: the true difference that would be significant in 80% of such experiments."
-        )
+        differences[0].notes += difference_notes(comparison)
     tables += differences
     if options.per_class and comparison.per_class:
         tables.append(class_table(comparison))
     if options.errors and cells_with_errors(comparison):
         tables.append(error_table(comparison))
     warnings = [f"WARNING: {warning}" for warning in comparison.warnings]
-    prose = [*warnings, conclusion_of(comparison)]
+    prose = [*conclusion_of(comparison), *warnings]
     if options.format == "latex":
         tables[0].notes = [*warnings, *tables[0].notes]  # in the caption, because comments are not typeset
         head = [*prose, r"In the preamble: \usepackage{booktabs}"]
@@ -194,24 +189,44 @@ def shown_column(comparison: Comparison, cell: Cell, name: str) -> str:
     return shown_interval(interval, form.format) if interval else form.format(value)
 
 
-def difference_table(title: str, differences: Sequence[Difference], unit: str) -> Table:
-    """Return the table of differences with intervals and p values; significant ones are bold. unit: for the header."""
+def difference_table(title: str, differences: Sequence[Difference], comparison: Comparison) -> Table:
+    """Return the table of differences with corrected intervals, p values and verdicts; significant ones are bold."""
+    header = ["", f"difference in {unit_of(comparison)}", "95% interval", "corrected interval", "p (Holm)", "verdict"]
+    header += ["at most", "detectable"]
+    with_single_runs = any(not math.isnan(each.probability_better) for each in differences)
     rows = []
     for each in differences:
-        interval, numbers = each.interval, ["undefined"] * 5
-        if not math.isnan(interval.low):
-            detectable = each.smallest_detectable
-            numbers = [
-                f"{interval.low:+.4f} to {interval.high:+.4f}",
-                f"{interval.p:.3f}",
-                f"{each.p_holm:.3f}",
-                "yes" if each.significant else "no",
-                "undefined" if math.isnan(detectable) else f"{detectable:.4f}",
-            ]
-        rows.append([each.label, f"{interval.estimate:+.4f}", *numbers])
-    bold = {(i, 1) for i, each in enumerate(differences) if each.significant}
-    header = ["", f"difference in {unit}", "95% interval", "p", "p (Holm)", "significant", "detectable"]
-    return Table(title, header, rows, bold)
+        row = [
+            each.label,
+            shown_number(each.interval.estimate, "+.4f"),
+            shown_range(each.interval.low, each.interval.high),
+        ]
+        row += [shown_range(*each.simultaneous), shown_p(each.p_holm, comparison, each.num_tests)]
+        row += [comparison.verdict(each), shown_number(each.bound, ".4f"), shown_number(each.detectable, ".4f")]
+        if with_single_runs:
+            row.append(shown_number(each.probability_better, ".0%"))
+        rows.append(row)
+    bold = {(i, 1) for i, each in enumerate(differences) if each.is_significant and comparison.covers_seeds}
+    return Table(title, header + ["single run better"] * with_single_runs, rows, bold)
+
+
+def shown_number(value: float, form: str) -> str:
+    """Return a number in a format such as "+.4f"; "undefined" for nan."""
+    return "undefined" if math.isnan(value) else f"{value:{form}}"
+
+
+def shown_range(low: float, high: float) -> str:
+    """Return an interval such as "+0.0012 to +0.0034"."""
+    return "undefined" if math.isnan(low) else f"{low:+.4f} to {high:+.4f}"
+
+
+def shown_p(p: float, comparison: Comparison, num_tests: int = 1) -> str:
+    """Return a p value; the lowest that the number of resamples allows is shown as a limit."""
+    if math.isnan(p):
+        return "undefined"
+    lowest = min(1.0, num_tests * 2 / (comparison.replicates + 1))
+    digits = 3 if p >= 0.01 else 4
+    return f"<{lowest + 5e-5:.4f}" if p <= lowest < 0.05 else f"{p:.{digits}f}"
 
 
 def class_table(comparison: Comparison) -> Table:
@@ -227,8 +242,8 @@ def class_table(comparison: Comparison) -> Table:
                 text += f", {shown_interval(change, f'{{:+.{digits}f}}'.format)}"
             row.append(text)
     notes = [
-        f"After the comma: change from {comparison.baseline_cell.name}. In brackets: 95% intervals over the choice of "
-        "validation images only, not corrected for the number of classes."
+        f"After the comma: change from {comparison.baseline_cell.name}. In brackets: 95% intervals, not corrected for "
+        "the number of classes."
     ]
     return Table(f"{comparison.class_metric} by class", header, rows, notes=notes)
 
@@ -317,8 +332,15 @@ def to_csv(comparison: Comparison) -> str:
         change = changes.get(f"{cell.name} - {comparison.baseline_cell.name}")
         for name in ("estimate", "low", "high", "p"):
             line[f"difference_{name}"] = change and getattr(change.interval, name)
-        line |= {"difference_p_holm": change and change.p_holm}
-        line |= {"smallest_detectable": change and change.smallest_detectable}
+        line |= {
+            "corrected_low": change and change.simultaneous[0],
+            "corrected_high": change and change.simultaneous[1],
+        }
+        line |= {"difference_p_holm": change and change.p_holm, "verdict": change and comparison.verdict(change)}
+        line |= {"at_most": change and change.bound, "detectable": change and change.detectable}
+        line |= {"single_run_better": change and change.probability_better}
+        if comparison.may_be_best:
+            line |= {"may_be_best": int(cell.place in comparison.may_be_best)}
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
         lines.append(line | {"warnings": " / ".join(comparison.warnings)})
     output = io.StringIO()

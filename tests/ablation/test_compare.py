@@ -135,7 +135,7 @@ def test_only_large_differences_are_significant(grid):
     assert list(differences) == [
         "weak x fpn - weak x none", "strong x none - weak x none", "strong x fpn - weak x none",
     ]  # fmt: skip
-    assert [difference.significant for difference in differences.values()] == [False, True, True]
+    assert [difference.is_significant for difference in differences.values()] == [False, True, True]
     interval = differences["strong x none - weak x none"].interval
     assert 0 < interval.low < interval.estimate < interval.high
     assert difference_table("Differences", comparison.differences, "mAP").bold == {(1, 1), (2, 1)}
@@ -156,8 +156,8 @@ def test_main_effects_are_mean_differences_and_interactions_are_differences_betw
         sum(mean[row, "fpn"] - mean[row, "none"] for row in ("weak", "strong")) / 2
     )
     assert both.interval.estimate == pytest.approx(change[1] - change[0])
-    assert rows.significant
-    assert not columns.significant
+    assert rows.is_significant
+    assert not columns.is_significant
 
 
 def test_effects_use_only_complete_rows(grid):

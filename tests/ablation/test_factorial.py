@@ -181,11 +181,11 @@ def test_main_effects_are_mean_differences_over_all_rows_and_in_each_row(compari
 
 
 def test_only_the_factor_with_an_effect_is_significant_and_only_where_it_has_one(comparison):
-    significant = [each.label for each in comparison.factor_effects if each.significant]
+    significant = [each.label for each in comparison.factor_effects if each.is_significant]
     assert significant == ["fast (A)"]
-    assert [each.label for each in comparison.factor_effects_in["large"] if each.significant] == ["fast (A)"]
-    assert [each.label for each in comparison.factor_effects_in["small"] if each.significant] == []
-    depends = [each.label for each in comparison.factor_interactions if each.significant]
+    assert [each.label for each in comparison.factor_effects_in["large"] if each.is_significant] == ["fast (A)"]
+    assert [each.label for each in comparison.factor_effects_in["small"] if each.is_significant] == []
+    depends = [each.label for each in comparison.factor_interactions if each.is_significant]
     assert depends == ["fast (A) on large - fast (A) on small"]
     assert "1 of 4 main effects of factors on mAP significant" in conclusion_of(comparison)
     assert comparison.column_effects == comparison.interactions == []

@@ -30,7 +30,7 @@ def test_the_best_cell_has_the_lowest_loss(comparison):
 def test_a_negative_difference_in_loss_is_reported_as_an_improvement(comparison):
     (difference,) = comparison.differences
     assert difference.interval.estimate == pytest.approx(-0.1, abs=0.01)
-    assert difference.significant
+    assert difference.is_significant
     table = difference_table("Differences", comparison.differences, unit_of(comparison))
     assert table.header[1] == "difference in val_loss (negative is better)"
     assert "Lower is better" in conclusion_of(comparison)

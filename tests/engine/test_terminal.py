@@ -21,7 +21,7 @@ from engine.logbook import logger, start_logging
 from engine.terminal import printable, printable_lines
 from engine.text import listed
 from records.experiment import table
-from stats.bootstrap import Interval
+from stats.contrasts import Interval
 from weights.model_card import plain
 
 EVIL = "cat\nerror: fake\x1b[2J\x9b31m\r\u202egod"

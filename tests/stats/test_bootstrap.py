@@ -1,4 +1,4 @@
-"""The bootstrap's scores equal those of a data set with copied images; intervals and p values are correct."""
+"""The bootstrap's scores equal those of a data set with copied images, and its intervals cover true differences."""
 
 import json
 
@@ -7,17 +7,14 @@ import pytest
 
 from detection.coco.evaluation import coco_scores, evaluate_coco, image_statistics
 from stats.bootstrap import (
-    Interval,
     average_precision,
-    cell_replicates,
-    holm,
     image_weights,
-    interval,
     mean_average_precision,
     resampled_class_means,
     resampled_mean,
     resampled_scores,
 )
+from stats.contrasts import Interval, interval
 from stats.image_statistics import Hits, Losses
 
 CATEGORIES = [{"id": number, "name": name} for number, name in ((2, "cat"), (3, "dog"), (7, "owl"), (9, "yak"))]
@@ -256,79 +253,3 @@ def test_pairing_makes_the_interval_narrower(real_pair):
         for m, seed in ((real_pair[0], 0), (real_pair[1], 0), (real_pair[1], 1))
     )
     assert np.std(b - a) < 0.8 * np.std(b_unpaired - a)
-
-
-# ---- seeds -------------------------------------------------------------------------------------------------
-
-FLAT = np.zeros((3, 50_000))  # replicates of three runs, without image noise
-
-
-def test_one_run_per_cell_keeps_the_image_replicates():
-    replicates = [np.array([[1.0, 2.0, 3.0]]), np.array([[4.0, np.nan, 6.0]])]
-    result = cell_replicates([[1.0], [2.0]], replicates, seed=0)
-    np.testing.assert_array_equal(result, np.concatenate(replicates))
-
-
-def test_seed_noise_follows_students_t_with_the_pooled_spread():
-    estimates = [[1.0, 2.0, 3.0], [1.0, 5.0, 9.0]]  # variances 1 and 16, pooled 8.5 with 4 degrees of freedom
-    result = cell_replicates(estimates, [FLAT, FLAT], seed=0)
-    difference = (result[1] - result[0]) / np.sqrt(8.5 * (1 / 3 + 1 / 3))
-    np.testing.assert_allclose(np.quantile(difference, [0.025, 0.5, 0.975]), [-2.776, 0, 2.776], atol=0.06)
-
-
-def test_a_cell_with_one_run_gets_the_pooled_variance_of_the_other_cells():
-    estimates = [[1.0, 2.0, 3.0], [5.0], [2.0, 3.0, 4.0]]
-    result = cell_replicates(estimates, [FLAT, FLAT[:1], FLAT], seed=0)
-    low, high = np.quantile(result[1], [0.025, 0.975])
-    assert (high - low) / 2 == pytest.approx(2.776, rel=0.03)  # variance 1, 4 degrees of freedom, one run
-
-
-def test_variance_between_runs_that_images_explain_is_not_counted_twice():
-    """Simulate twelve cells of three runs that differ only because they err on different images."""
-    generator = np.random.default_rng(0)
-    estimates = generator.normal(0, 1, (12, 3))
-    replicates = estimates[:, :, None] + generator.normal(0, 1, (12, 3, 20_000))
-    result = cell_replicates(estimates.tolist(), list(replicates), seed=0)
-    assert np.mean(result.std(axis=1)) == pytest.approx(np.sqrt(1 / 3), rel=0.15)  # sqrt(2 / 3) if counted twice
-
-
-# ---- intervals and p values --------------------------------------------------------------------------------
-
-
-def test_interval_of_normal_replicates():
-    result = interval(1.0, np.random.default_rng(0).normal(1.0, 0.5, 200_000))
-    assert (result.low, result.high) == pytest.approx((0.02, 1.98), abs=0.02)
-    assert result.standard_error == pytest.approx(0.5, rel=0.01)
-    assert result.p == pytest.approx(0.0455, abs=0.002)
-    assert interval(5.0, np.full(999, 5.0)).p == pytest.approx(2 / 1000)  # never 0
-
-
-def test_few_nan_replicates_are_ignored():
-    replicates = np.random.default_rng(0).normal(size=1000)
-    with_nan = np.append(replicates, [np.nan] * 40)
-    assert interval(0.0, with_nan) == interval(0.0, replicates)
-
-
-@pytest.mark.parametrize(
-    ("estimate", "replicates"),
-    [(0.5, [0.5] * 90 + [np.nan] * 10), (np.nan, [0.5] * 100), (0.5, [np.nan] * 100), (0.5, [])],
-    ids=["too many nan replicates", "nan estimate", "only nan replicates", "no replicates"],
-)
-def test_interval_is_nan_without_enough_replicates_or_an_estimate(estimate, replicates):
-    result = interval(estimate, np.array(replicates))
-    assert np.isnan([result.low, result.high, result.p, result.standard_error]).all()
-
-
-@pytest.mark.parametrize(
-    ("p_values", "adjusted"),
-    [
-        # sorted: 0.01 0.02 0.03 0.04; times 4 3 2 1: 0.04 0.06 0.06 0.04; running maximum: 0.04 0.06 0.06 0.06
-        ([0.04, 0.01, 0.03, 0.02], [0.06, 0.04, 0.06, 0.06]),
-        ([0.6, 0.9], [1.0, 1.0]),
-        ([0.03], [0.03]),
-        ([], []),
-        ([0.02, np.nan, 0.04], [0.04, np.nan, 0.04]),  # nan is not a test
-    ],
-)
-def test_holm_adjusts_p_values(p_values, adjusted):
-    np.testing.assert_allclose(holm(p_values), adjusted)

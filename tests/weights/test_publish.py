@@ -14,7 +14,8 @@ import torch
 import weights.publish
 from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from engine.config import read_overridden
-from stats.bootstrap import image_weights, interval, resampled_scores
+from stats.bootstrap import image_weights, resampled_scores
+from stats.contrasts import interval
 from stats.image_statistics import load_statistics
 from weights.model_card import card, intervals, read_published
 from weights.release import read_safetensors

@@ -15,7 +15,7 @@ from PIL import Image
 from ablation.comparison import Cell, Comparison, Difference, Note
 from ablation.display import plots
 from ablation.display.report import write_report
-from stats.bootstrap import Interval
+from stats.contrasts import Interval
 
 EVERY_SECTION = [
     "scores", "differences", "effects", "costs", "curves", "classes", "sizes", "errors", "examples", "experiments",
