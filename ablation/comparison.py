@@ -13,8 +13,9 @@ import numpy as np
 
 from records.results import Place, Run
 from stats.bootstrap import Interval
-from stats.contrasts import detectable_difference
+from stats.contrasts import Contrast, detectable_difference
 from stats.factorial import Design
+from stats.planning import Variances
 
 
 class Note(NamedTuple):
@@ -122,6 +123,8 @@ class Comparison:
     factor_interactions: list[Difference] = field(default_factory=list)  # how these effects differ from the first row's
     # (row, column, factor or cell; fields that it changes), such as ("giou", "loss.box=giou")
     recipes: list[tuple[str, str]] = field(default_factory=list)
+    contrasts: dict[str, Contrast] = field(default_factory=dict, repr=False)  # of the main family, by label
+    variances: Variances | None = None  # what limits the main family; None without several seeds per cell
     # by cell and score name; only scores that can be recomputed on a resample have an interval
     intervals: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     # by cell and class name; these intervals cover only the choice of images, not the variation between seeds

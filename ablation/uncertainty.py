@@ -19,6 +19,7 @@ from stats.bootstrap import Interval, cell_replicates, image_weights, interval, 
 from stats.contrasts import Contrast, contrast_intervals, mean_difference
 from stats.factorial import Design
 from stats.image_statistics import load_statistics
+from stats.planning import Spread, Variances, has_shared_seeds, measure
 
 SEED = 0  # random seed of the resamples; fixed, so that the same experiments give the same intervals
 MIN_IMAGES = 10  # with fewer images, resamples repeat the same few images
@@ -54,6 +55,8 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
     replicates = add_intervals(comparison, cells, scores)
     if len(cells) > 1:
         add_differences(comparison, cells, replicates, pairs)
+        if comparison.has_several_seeds:
+            comparison.variances = variances_of(comparison)
     add_classes(comparison, cells, classes, statistics.class_names)
     lowest_p = 2 / (comparison.replicates + 1)
     if lowest_p * len(comparison.differences) >= 0.05:
@@ -100,11 +103,8 @@ def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates
         return [Difference(label, *each, len(contrasts)) for label, each in zip(contrasts, found, strict=True)]
 
     base = comparison.baseline
-    places = [base, *(place for place in cells if place != base)]
-    chosen = combinations(places, 2) if pairs else ((base, place) for place in places[1:])
-    comparison.differences = family(
-        {f"{cells[one].name} - {cells[zero].name}": mean_difference([one], [zero]) for zero, one in chosen}
-    )
+    comparison.contrasts = cell_contrasts(list(cells), base, pairs)
+    comparison.differences = family(comparison.contrasts)
 
     columns = comparison.columns
     rows = [row for row in comparison.rows if all((row, column) in cells for column in columns)]
@@ -154,7 +154,8 @@ def add_factor_effects(
         comparison.warnings.append(f"main effects: {result}, because they need all cells; missing: {listed(missing)}")
     if not rows:
         return
-    comparison.factor_effects = family(factor_contrasts(comparison.design, rows))
+    comparison.contrasts = factor_contrasts(comparison.design, rows)
+    comparison.factor_effects = family(comparison.contrasts)
     if len(rows) > 1:
         effects = {row: factor_contrasts(comparison.design, [row]) for row in rows}
         first, *others = rows
@@ -169,6 +170,13 @@ def add_factor_effects(
         )
 
 
+def cell_contrasts(places: Sequence[Place], baseline: Place, pairs: bool) -> dict[str, Contrast]:
+    """Return {label: difference} of each cell from the baseline, or of all pairs of cells."""
+    places = [baseline, *(place for place in places if place != baseline)]
+    chosen = combinations(places, 2) if pairs else ((baseline, place) for place in places[1:])
+    return {f"{' x '.join(one)} - {' x '.join(zero)}": mean_difference([one], [zero]) for zero, one in chosen}
+
+
 def factor_contrasts(design: Design, rows: Sequence[str]) -> dict[str, Contrast]:
     """Return {label: main effect} of all factors: mean of the cells with the factor minus mean of those without it."""
     contrasts = {}
@@ -177,6 +185,13 @@ def factor_contrasts(design: Design, rows: Sequence[str]) -> dict[str, Contrast]
         low = [name for name in design.points if name not in high]
         contrasts[design.label(factor)] = mean_difference(list(product(rows, high)), list(product(rows, low)))
     return contrasts
+
+
+def variances_of(comparison: Comparison, spread: Spread | None = None) -> Variances:
+    """Return what limits the differences of the main family. spread: replaces the measured one between seeds."""
+    seeds = [[run.seed for run in comparison.cells[place].scored_runs] for place in comparison.run_scores]
+    contrasts = list(comparison.contrasts.values())
+    return measure(comparison.run_scores, contrasts, comparison.num_images, has_shared_seeds(seeds), spread)
 
 
 def add_classes(

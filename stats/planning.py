@@ -81,6 +81,12 @@ class Variances:
         parts, total = self.parts(), sum(self.parts())
         return tuple(part / total if total > 0 else math.nan for part in parts)
 
+    @property
+    def spread_range(self) -> tuple[float, float]:
+        """Ends of the 95% interval of the standard deviation between seeds, divided by its estimate."""
+        low, high = np.sqrt(self.degrees / chi2.ppf((0.975, 0.025), self.degrees))
+        return float(low), float(high)
+
     def degrees_of_freedom(self, seeds: float | None = None) -> float:
         """Return the degrees of freedom of the variance between seeds, pooled over the cells."""
         return self.degrees if seeds is None else (self.cells - self.shared_seeds) * (seeds - 1)

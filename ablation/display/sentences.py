@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from ablation.comparison import Cell, Comparison, Difference, Note
 from stats.factorial import NONE, Design
+from stats.planning import Variances
 
 ROMAN = {3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII", 8: "VIII"}  # as resolutions are written
 NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
@@ -77,6 +78,27 @@ def conclusion_of(comparison: Comparison) -> str:
     if not comparison.has_several_seeds:
         sentences.append("The variation between seeds is not included: one seed per cell cannot show it.")
     return " ".join(sentences)
+
+
+def limits_of(variances: Variances) -> list[str]:
+    """Return what limits a comparison: the shares of the variance, and how well they are known."""
+    parts = (
+        "comes from the choice of images and stays with more seeds",
+        "comes from how each run errs on these images; more seeds or more images reduce it",
+        "comes from differences between seeds that remain on any number of images; only more seeds reduce it",
+    )
+    shares = [(round(100 * share), part) for share, part in zip(variances.shares, parts, strict=True)]
+    sentences = [f"{share}% {part}." for share, part in shares if share]
+    sentences[0] = sentences[0].replace("% comes", "% of the variance comes", 1)
+    error = f"The standard error of a typical difference is {variances.standard_error():.2g}."
+    lines = [f"What limits this comparison: {' '.join(sentences)} {error}"]
+    if 0 < variances.degrees < 30:
+        low, high = variances.spread_range
+        lines.append(
+            f"The variance between seeds was estimated with {variances.degrees} degrees of freedom: the true standard "
+            f"deviation may be {low:.1f} to {high:.1f} times as large, so numbers of seeds are a rough guide."
+        )
+    return lines
 
 
 def design_notes(design: Design) -> list[str]:

@@ -13,6 +13,7 @@ from ablation.display.columns import COLUMNS
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
+    limits_of,
     reference_of,
     run_notes,
     seeds_of,
@@ -22,6 +23,7 @@ from ablation.display.sentences import (
 from engine.terminal import printable
 from records.results import Place
 from stats.bootstrap import Interval
+from stats.planning import Variances
 
 FLOPS_NOTE = (
     "GFLOPs are for one forward pass on one image, with two FLOPs per multiply-add. Only matrix products, convolutions "
@@ -71,6 +73,8 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
             "Detectable: the true difference that would be significant in 80% of such experiments."
         )
     tables += differences
+    if comparison.variances and comparison.variances.standard_error() > 0:
+        tables.append(comparison_limits(comparison))
     if options.per_class and comparison.per_class:
         tables.append(class_table(comparison))
     if options.errors and cells_with_errors(comparison):
@@ -214,6 +218,43 @@ def difference_table(title: str, differences: Sequence[Difference], unit: str) -
     return Table(title, header, rows, bold)
 
 
+def comparison_limits(comparison: Comparison) -> Table:
+    """Return the table of detectable differences of a comparison, with what limits it as notes."""
+    label = f"{seeds_of(comparison).rpartition(' ')[0]} (now)"
+    table = limits_table(comparison.variances, label, comparison.metric)
+    table.notes += limits_of(comparison.variances)
+    return table
+
+
+def limits_table(
+    variances: Variances, now: str, metric: str, seeds: Sequence[int] = (3, 5, 10), factors: Sequence[int] = (1, 2, 4)
+) -> Table:
+    """Return the table of detectable differences by number of seeds and of images.
+
+    now: the present number of seeds, such as '3 (now)'; empty if it leaves the variance between seeds unknown.
+    factors: numbers of images, divided by the present number."""
+    rows = {now: None} if now else {}
+    present = now.partition(" (")[0]
+    rows |= {f"{count}": count for count in seeds if f"{count}" != present} | {"any number": math.inf}
+    images = [f"{factor * variances.images:,} images{' (now)' * (factor == 1)}" for factor in factors]
+    lines = [
+        [label, *(shown_size(variances.detectable(count, factor)) for factor in factors)]
+        for label, count in rows.items()
+    ]
+    tests = f"{variances.tests} difference{'s' * (variances.tests > 1)} tested together"
+    note = f"True difference that would be significant in 80% of comparisons, with {tests}; for a typical difference."
+    return Table(
+        f"Detectable differences in {metric}, with more seeds or images", ["seeds", *images], lines, notes=[note]
+    )
+
+
+def shown_size(value: float) -> str:
+    """Return the size of a difference as text; 'undefined' for nan."""
+    if math.isnan(value):
+        return "undefined"
+    return f"{value:.4f}" if value >= 0.001 else f"{value:.2g}"
+
+
 def class_table(comparison: Comparison) -> Table:
     """Return the table of each class's score and its change from the baseline."""
     digits = 4 if comparison.lower_is_better else 3
@@ -319,6 +360,8 @@ def to_csv(comparison: Comparison) -> str:
             line[f"difference_{name}"] = change and getattr(change.interval, name)
         line |= {"difference_p_holm": change and change.p_holm}
         line |= {"smallest_detectable": change and change.smallest_detectable}
+        shares = comparison.variances.shares if comparison.variances else (None, None, None)
+        line |= dict(zip(("share_images", "share_errors", "share_seeds"), shares, strict=True))
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
         lines.append(line | {"warnings": " / ".join(comparison.warnings)})
     output = io.StringIO()
