@@ -24,6 +24,9 @@ from engine.text import UnknownNameError
 
 if TYPE_CHECKING:
     from ablation.comparison import Cell, Comparison
+    from ablation.display.tables import Table
+    from ablation.jobs import Grid
+    from records.results import Place
     from stats.planning import Spread, Variances
 
 REFERENCES = Path(__file__).parent / "reference_spreads.json"  # written by benchmarks/reference_spreads.py
@@ -41,7 +44,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--baseline", help="baseline: 'row x column' or an experiment (default: first with a score)")
     parser.add_argument("--pairs", action="store_true", help="plan for tests of all pairs, not only with the baseline")
     parser.add_argument("--seeds", type=seed_counts, default=(3, 5, 10), help="seeds per cell (default: 3,5,10)")
-    parser.add_argument("--replicates", type=replicate_count, default=1000, help="number of resamples (default: 1000)")
+    parser.add_argument("--replicates", type=replicate_count, default=10_000, help="resamples (default: 10,000)")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
     parser.add_argument("--images", type=positive, help="number of validation images, if no run is finished")
     parser.add_argument("--seed-sd", type=size, help="known standard deviation of the score between seeds")
@@ -171,14 +174,15 @@ def scale(reference: Reference, images: int) -> float:
 class Plan:
     """What limits a comparison, and what more of it would cost.
 
-    cells: with their finished runs; includes cells without runs. now: what the present numbers of seeds are called.
-    warnings: what the plan does not know."""
+    cells: with their finished runs; includes cells without runs. seeds: per cell, such as '3' or '1 to 3'; empty if
+    they show no variance between seeds. is_measured: whether finished runs show it. warnings: what is not known."""
 
     title: str
     metric: str
     variances: "Variances"
     cells: "Sequence[Cell]"
-    now: str = "now"
+    seeds: str
+    is_measured: bool
     warnings: list[str] = field(default_factory=list)
 
     def new_runs(self, seeds: int) -> dict[str, int]:
@@ -216,7 +220,8 @@ def make_plan(paths: Sequence[Path], arguments: argparse.Namespace) -> Plan:
 
 
 def plan_from_runs(comparison: "Comparison", arguments: argparse.Namespace) -> Plan:
-    """Return the plan of a comparison with runs in at least two cells. With one seed per cell, the spread is a guess."""
+    """Return the plan of a comparison with runs in at least two cells."""
+    from ablation.display.sentences import seeds_of
     from ablation.uncertainty import variances_of
     from stats.planning import Spread
 
@@ -243,27 +248,34 @@ def plan_from_runs(comparison: "Comparison", arguments: argparse.Namespace) -> P
             f"no score yet: {', '.join(missing)}; the variances are those of the other cells, and fewer differences "
             "are tested than in the complete table"
         )
-    return Plan(comparison.title, comparison.metric, variances, list(comparison.cells.values()), warnings=warnings)
+    seeds = seeds_of(comparison).rpartition(" ")[0] if comparison.has_several_seeds else ""
+    cells = list(comparison.cells.values())
+    return Plan(comparison.title, comparison.metric, variances, cells, seeds, comparison.has_several_seeds, warnings)
 
 
-def plan_before_runs(grid, cells: dict, arguments: argparse.Namespace) -> Plan:
+def plan_before_runs(grid: "Grid", cells: "dict[Place, Cell]", arguments: argparse.Namespace) -> Plan:
     """Return a rough plan of a grid with a score in fewer than two cells, from stored spreads of other comparisons."""
-    from ablation.uncertainty import cell_contrasts, factor_contrasts
+    from ablation.uncertainty import MIN_IMAGES, cell_contrasts, factor_contrasts
     from stats.planning import Variances, has_shared_seeds
 
     runs = [run for cell in cells.values() for run in cell.runs]
     images = arguments.images or (runs[0].results.protocol.images if runs else None)
     if images is None:
         raise ValueError(f"{grid.path}: no finished runs; add --images N, the number of validation images")
-    task = task_of(grid.config.task)
-    rough, (places, seeds) = guide(task, images, arguments), (list(cells), grid.config.seeds)
+    if images < MIN_IMAGES:
+        raise ValueError(f"{images} validation images: at least {MIN_IMAGES} are needed to measure a difference")
     if len(cells) < 2:
         raise ValueError(f"{grid.path}: the grid has one cell; two are needed for a difference")
-    baseline = next((place for place, cell in cells.items() if cell.name == arguments.baseline), places[0])
+    places = {cell.name: place for place, cell in cells.items()}
+    baseline = arguments.baseline or next(iter(places))
+    if baseline not in places:
+        raise UnknownNameError("--baseline", baseline, places)
+    task, seeds = task_of(grid.config.task), grid.config.seeds
+    rough = guide(task, images, arguments)
     if grid.config.design:
-        contrasts = factor_contrasts(grid.config.design, list(dict.fromkeys(row for row, _ in places)))
+        contrasts = factor_contrasts(grid.config.design, [row.name for row in grid.config.rows])
     else:
-        contrasts = cell_contrasts(places, baseline, arguments.pairs)
+        contrasts = cell_contrasts(list(cells), places[baseline], arguments.pairs)
     squares = statistics.fmean(sum(v**2 for v in contrast.values()) for contrast in contrasts.values())
     shared_seeds = has_shared_seeds([seeds] * len(cells))
     variances = Variances(
@@ -277,7 +289,8 @@ def plan_before_runs(grid, cells: dict, arguments: argparse.Namespace) -> Plan:
         "change both: train two cells with two seeds each, then plan again"
     )
     metric = next(each.metric for each in read_references() if each.task == task)
-    return Plan(grid.path.stem, metric, variances, list(cells.values()), "in the grid file", [warning])
+    in_grid = str(len(seeds)) if len(seeds) > 1 else ""
+    return Plan(grid.path.stem, metric, variances, list(cells.values()), in_grid, False, [warning])
 
 
 def task_of(module: str) -> str:
@@ -290,7 +303,7 @@ def task_of(module: str) -> str:
 
 def as_markdown(plan: Plan, arguments: argparse.Namespace) -> str:
     """Return a plan as Markdown: what limits the comparison, detectable differences, and what finds --find."""
-    from ablation.display.sentences import limits_of
+    from ablation.display.sentences import limits_of, spread_note
     from ablation.display.tables import limits_table, to_markdown
 
     title = f"## Plan of {plan.title}"
@@ -298,41 +311,32 @@ def as_markdown(plan: Plan, arguments: argparse.Namespace) -> str:
     if not plan.variances.standard_error() > 0:
         lines.append("All cells have the same score on every resample, so there is no variance to plan from.")
         return "\n\n".join([title, *lines]) + "\n"
-    table = limits_table(plan.variances, seeds_label(plan), plan.metric, arguments.seeds)
-    sections = [title, *lines, *limits_of(plan.variances), to_markdown(table).rstrip()]
+    table = limits_table(plan.variances, plan.seeds, plan.metric, arguments.seeds)
+    notes = [limits_of(plan.variances)] + [spread_note(plan.variances)] * plan.is_measured
+    sections = [title, *lines, *notes, to_markdown(table).rstrip()]
     if arguments.find:
-        sections += [*conclusions(plan, arguments.find), to_markdown(ways(plan, arguments)).rstrip()]
+        sections += [conclusion(plan, arguments.find), to_markdown(ways(plan, arguments)).rstrip()]
     return "\n\n".join(sections) + "\n"
 
 
-def seeds_label(plan: Plan) -> str:
-    """Return the present number of seeds per cell as text, such as '3 (now)' or '1 to 3 (now)'."""
-    if plan.variances.degrees == 0:
-        return ""
-    counts = sorted({len(cell.scores) for cell in plan.cells if cell.scores})
-    if plan.now != "now":
-        return f"{round(plan.variances.squares / plan.variances.per_seed)} ({plan.now})"
-    return f"{counts[0] if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'} ({plan.now})"
-
-
-def conclusions(plan: Plan, find: float) -> list[str]:
-    """Return sentences: the seeds that find a difference with the present images, or that no number of seeds does."""
+def conclusion(plan: Plan, find: float) -> str:
+    """Return how many seeds find a difference with the present images, or that no number of seeds does."""
     variances, images = plan.variances, f"{plan.variances.images:,} images"
     seeds = variances.seeds_needed(find)
     if seeds is None:
         limit, needed = variances.detectable(math.inf), variances.images_needed(find, math.inf)
-        return [
+        return (
             f"**No number of seeds will do.** Even infinitely many seeds per cell on these {images} would only find "
             f"differences of {limit:.2g} or more in 80% of comparisons. A difference of {find:g} needs at least "
             f"{needed:,} images, and more with few seeds."
-        ]
+        )
     runs, hours = sum(plan.new_runs(seeds).values()), plan.device_hours(seeds)
     cost = "" if hours is None else f", about {hours:.3g} device-hours"
     more = f"{runs:,} more runs{cost}" if runs else "which all cells have"
-    return [f"**{seeds:,} seeds per cell** find a difference of {find:g} on the present {images}: {more}."]
+    return f"**{seeds:,} seeds per cell** find a difference of {find:g} on the present {images}: {more}."
 
 
-def ways(plan: Plan, arguments: argparse.Namespace):
+def ways(plan: Plan, arguments: argparse.Namespace) -> "Table":
     """Return the table of combinations of seeds and images that find the difference, with their cost."""
     from ablation.display.tables import Table
 

@@ -26,7 +26,7 @@ GRIDS = {
 PUBLISHED = [
     Reference(
         "coco_ssd300", "detection", "mAP", images=5000, seeds=15, cells=1, seed_sd=0.0014,
-        source="NVIDIA DeepLearningExamples, SSD300 v1.1, README of October 2022 (docs/scores.md); only seeds published",
+        source="NVIDIA DeepLearningExamples, SSD300 v1.1, README of October 2022 (docs/scores.md)",
     ),
 ]  # fmt: skip
 
@@ -37,11 +37,11 @@ def measure(name: str, grid: str) -> Reference:
     variances, runs = comparison.variances, list(comparison.run_scores.values())
     spread, _ = measure_spread(runs, variances.shared_seeds)
     image_variance = np.mean([each[:, 1:].var(axis=1).mean() for each in runs])
-    same_cell = 1 - variances.run_image / image_variance
+    same_cell = float(1 - variances.run_image / image_variance)
     return Reference(
         name, comparison.scored_cells[0].runs[0].results.task, comparison.metric, comparison.num_images,
         seeds=len(runs[0]), cells=len(runs), source=f"{grid}, experiments/published",
-        seed_sd=float(np.sqrt(spread.seed_variance)), image_se=float(np.sqrt(image_variance)), same_cell=float(same_cell),
+        seed_sd=float(np.sqrt(spread.seed_variance)), image_se=float(np.sqrt(image_variance)), same_cell=same_cell,
         other_cell=float(same_cell - variances.shared / variances.squares / image_variance),
     )  # fmt: skip
 

@@ -94,10 +94,12 @@ class Variances:
     def detectable(self, seeds: float | None = None, images_factor: float = 1.0) -> float:
         """Return the true difference that would be significant, after correction, in 80% of such comparisons.
 
-        nan if the variance is 0, or if one seed per cell leaves the variance between seeds unknown."""
+        nan if all scores are equal, or if one seed per cell leaves the variance between seeds unknown. 0 if infinitely
+        many seeds or images leave no variance."""
         degrees = self.degrees_of_freedom(seeds)
-        parts = self.parts(seeds, images_factor)
-        return detectable(*parts, degrees, self.tests) if degrees > 0 and sum(parts) > 0 else math.nan
+        if degrees == 0 or self.standard_error() == 0:
+            return math.nan
+        return detectable(*self.parts(seeds, images_factor), degrees, self.tests)
 
     def seeds_needed(self, find: float, images_factor: float = 1.0) -> int | None:
         """Return the fewest seeds per cell, at least 2, with which `find` is detectable; None if no number suffices."""

@@ -80,8 +80,8 @@ def conclusion_of(comparison: Comparison) -> str:
     return " ".join(sentences)
 
 
-def limits_of(variances: Variances) -> list[str]:
-    """Return what limits a comparison: the shares of the variance, and how well they are known."""
+def limits_of(variances: Variances) -> str:
+    """Return a sentence with the shares of the variance that more seeds or more images reduce."""
     parts = (
         "comes from the choice of images and stays with more seeds",
         "comes from how each run errs on these images; more seeds or more images reduce it",
@@ -91,14 +91,16 @@ def limits_of(variances: Variances) -> list[str]:
     sentences = [f"{share}% {part}." for share, part in shares if share]
     sentences[0] = sentences[0].replace("% comes", "% of the variance comes", 1)
     error = f"The standard error of a typical difference is {variances.standard_error():.2g}."
-    lines = [f"What limits this comparison: {' '.join(sentences)} {error}"]
-    if 0 < variances.degrees < 30:
-        low, high = variances.spread_range
-        lines.append(
-            f"The variance between seeds was estimated with {variances.degrees} degrees of freedom: the true standard "
-            f"deviation may be {low:.1f} to {high:.1f} times as large, so numbers of seeds are a rough guide."
-        )
-    return lines
+    return f"What limits this comparison: {' '.join(sentences)} {error}"
+
+
+def spread_note(variances: Variances) -> str:
+    """Return a sentence on how well the variance between seeds is known from the runs of a comparison."""
+    low, high = variances.spread_range
+    return (
+        f"The variance between seeds was estimated with {variances.degrees} degrees of freedom: the true standard "
+        f"deviation may be {low:.1f} to {high:.1f} times as large, so numbers of seeds are a rough guide."
+    )
 
 
 def design_notes(design: Design) -> list[str]:

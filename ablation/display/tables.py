@@ -17,6 +17,7 @@ from ablation.display.sentences import (
     reference_of,
     run_notes,
     seeds_of,
+    spread_note,
     unit_of,
     with_minus,
 )
@@ -29,6 +30,7 @@ FLOPS_NOTE = (
     "GFLOPs are for one forward pass on one image, with two FLOPs per multiply-add. Only matrix products, convolutions "
     "and attention are counted; norms, activations, resizing, softmax and post-processing are not."
 )
+IMAGE_FACTORS = (1, 2, 4)  # numbers of images in the table of detectable differences, divided by the present number
 INTERVAL_NOTE = (
     "In brackets: 95% intervals over the choice of validation images and, with several seeds per cell, over seeds."
 )
@@ -73,7 +75,7 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
             "Detectable: the true difference that would be significant in 80% of such experiments."
         )
     tables += differences
-    if comparison.variances and comparison.variances.standard_error() > 0:
+    if has_limits(comparison):
         tables.append(comparison_limits(comparison))
     if options.per_class and comparison.per_class:
         tables.append(class_table(comparison))
@@ -218,34 +220,37 @@ def difference_table(title: str, differences: Sequence[Difference], unit: str) -
     return Table(title, header, rows, bold)
 
 
+def has_limits(comparison: Comparison) -> bool:
+    """Return whether the variances of a comparison are known: there are several seeds and scores differ."""
+    return comparison.variances is not None and comparison.variances.standard_error() > 0
+
+
 def comparison_limits(comparison: Comparison) -> Table:
     """Return the table of detectable differences of a comparison, with what limits it as notes."""
-    label = f"{seeds_of(comparison).rpartition(' ')[0]} (now)"
-    table = limits_table(comparison.variances, label, comparison.metric)
-    table.notes += limits_of(comparison.variances)
+    seeds = seeds_of(comparison).rpartition(" ")[0]
+    table = limits_table(comparison.variances, seeds, comparison.metric)
+    table.notes += [limits_of(comparison.variances), spread_note(comparison.variances)]
     return table
 
 
-def limits_table(
-    variances: Variances, now: str, metric: str, seeds: Sequence[int] = (3, 5, 10), factors: Sequence[int] = (1, 2, 4)
-) -> Table:
-    """Return the table of detectable differences by number of seeds and of images.
+def limits_table(variances: Variances, seeds_now: str, metric: str, seeds: Sequence[int] = (3, 5, 10)) -> Table:
+    """Return the table of detectable differences by number of seeds and of images; the present one is bold.
 
-    now: the present number of seeds, such as '3 (now)'; empty if it leaves the variance between seeds unknown.
-    factors: numbers of images, divided by the present number."""
-    rows = {now: None} if now else {}
-    present = now.partition(" (")[0]
-    rows |= {f"{count}": count for count in seeds if f"{count}" != present} | {"any number": math.inf}
-    images = [f"{factor * variances.images:,} images{' (now)' * (factor == 1)}" for factor in factors]
+    seeds_now: such as '3' or '1 to 3'; empty if there is no row for it. seeds: further numbers of seeds per cell."""
+    rows = {str(count): count for count in seeds}
+    if seeds_now:
+        rows[seeds_now] = variances.squares / variances.per_seed  # for the order of the rows
+    order = sorted(rows, key=rows.get)
+    counts = [None if label == seeds_now else rows[label] for label in order] + [math.inf]
     lines = [
-        [label, *(shown_size(variances.detectable(count, factor)) for factor in factors)]
-        for label, count in rows.items()
+        [label, *(shown_size(variances.detectable(count, factor)) for factor in IMAGE_FACTORS)]
+        for label, count in zip([*order, "any number"], counts, strict=True)
     ]
     tests = f"{variances.tests} difference{'s' * (variances.tests > 1)} tested together"
-    note = f"True difference that would be significant in 80% of comparisons, with {tests}; for a typical difference."
-    return Table(
-        f"Detectable differences in {metric}, with more seeds or images", ["seeds", *images], lines, notes=[note]
-    )
+    note = f"True difference of typical cells that would be significant in 80% of comparisons, with {tests}."
+    header = ["seeds per cell", *(f"{factor * variances.images:,} images" for factor in IMAGE_FACTORS)]
+    bold = {(order.index(seeds_now), 1)} if seeds_now else set()
+    return Table(f"Detectable differences in {metric}, with more seeds or images", header, lines, bold, [note])
 
 
 def shown_size(value: float) -> str:
