@@ -29,6 +29,12 @@ def test_more_images_and_more_seeds_reduce_their_own_parts_of_the_variance():
     assert VARIANCES.standard_error(seeds=math.inf, images_factor=2) ** 2 == pytest.approx(1 / 2)
 
 
+def test_planned_seeds_give_as_many_degrees_of_freedom_as_the_runs_leave():
+    assert VARIANCES.degrees_of_freedom(5) == 4 * 4
+    assert replace(VARIANCES, shared_seeds=True).degrees_of_freedom(5) == 3 * 4
+    assert VARIANCES.degrees_of_freedom() == 8
+
+
 def test_components_equal_the_formulas_by_hand():
     draw = np.random.default_rng(0)
     runs = {"a": draw.normal(0, 1, (2, 301)), "b": draw.normal(0, 1, (4, 301))}
