@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from records.results import Place, Run
-from stats.contrasts import Interval, Tested
+from stats.contrasts import Contrast, Interval, Tested
 from stats.factorial import Design
+from stats.planning import Variances
 from stats.replicates import SeedSpread
 
 
@@ -119,6 +120,8 @@ class Comparison:
     factor_interactions: list[Difference] = field(default_factory=list)  # how these effects differ from the first row's
     # (row, column, factor or cell; fields that it changes), such as ("giou", "loss.box=giou")
     recipes: list[tuple[str, str]] = field(default_factory=list)
+    contrasts: dict[str, Contrast] = field(default_factory=dict, repr=False)  # of the main family, by label
+    variances: Variances | None = None  # what limits the main family; None without several seeds per cell
     # by cell and score name; only scores that can be recomputed on a resample have an interval
     intervals: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     # by cell and class name; these intervals cover only the choice of images, not the variation between seeds

@@ -6,7 +6,8 @@ Differences, main effects and interactions are contrasts (weighted sums) of the 
 computed on the same resamples.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
@@ -22,6 +23,7 @@ from stats.contrasts import Contrast, assess_family, exact_mcnemar, interval, me
 from stats.decisions import may_be_best, optimism_of_best, probability_better
 from stats.factorial import Design
 from stats.image_statistics import Hits, Matches, Statistics, load_statistics
+from stats.planning import Spread, Variances, detectable, measure
 from stats.replicates import cell_replicates, run_variances
 
 MIN_IMAGES = 10  # with fewer images, resamples repeat the same few images
@@ -63,6 +65,8 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
         sample = replicates_of(comparison, cells, comparison.run_scores.values(), for_contrasts=True)
         add_differences(comparison, cells, sample, pairs, hits)
         add_decisions(comparison, cells, sample)
+        if comparison.has_several_seeds:
+            comparison.variances = variances_of(comparison, list(comparison.contrasts.values()))
     add_classes(comparison, cells, classes, statistics.class_names)
     add_warnings(comparison, statistics)
 
@@ -74,15 +78,19 @@ def replicates_of(
 
     values: for each cell (n_k, 1 + R), the score of each run on the original images and on R resamples.
     for_contrasts: leave out what all cells have in common, if they have the same seeds."""
-    seeds = {tuple(run.seed for run in cell.scored_runs) for cell in cells.values()}
     return cell_replicates(
         [each[:, 0] for each in values],
         [each[:, 1:] for each in values],
         comparison.resample_seed,
         rows=row_numbers(comparison, cells),
-        shared_seeds=for_contrasts and len(seeds) == 1,
+        shared_seeds=for_contrasts and have_same_seeds(cells.values()),
         known=comparison.known_spread,
     )
+
+
+def have_same_seeds(cells: Iterable[Cell]) -> bool:
+    """Return whether all cells were trained with the same seeds."""
+    return len({tuple(run.seed for run in cell.scored_runs) for cell in cells}) == 1
 
 
 def row_numbers(comparison: Comparison, cells: dict[Place, Cell]) -> list[int]:
@@ -119,17 +127,19 @@ def add_differences(
 
     replicates: (K, R), scores of the K cells on R resamples. hits: which predictions of a classifier are right, by
     run."""
-    base, means = comparison.baseline, {place: cell.mean for place, cell in cells.items()}
-    places = [base, *(place for place in cells if place != base)]
-    compared = [
-        (one, zero) for zero, one in (combinations(places, 2) if pairs else ((base, place) for place in places[1:]))
-    ]
-    differences = {f"{cells[one].name} - {cells[zero].name}": mean_difference([one], [zero]) for one, zero in compared}
+    means = {place: cell.mean for place, cell in cells.items()}
+    differences = cell_contrasts(list(cells), comparison.baseline, pairs)
+    compared = [tuple(contrast) for contrast in differences.values()]
     exact = [exact_p(cells[one], cells[zero], hits) for one, zero in compared]
     families: Families = {"differences": differences} | effect_families(comparison, cells)
+    comparison.contrasts = families.get("factor_effects", differences)
+
+    def power(contrast: Contrast, tests: int) -> float:
+        variances = variances_of(comparison, [contrast])
+        return detectable(*variances.parts(), variances.degrees or math.inf, tests, comparison.level)
 
     def tested(contrasts: dict[str, Contrast], exact: Sequence[float | None]) -> list[Difference]:
-        found = assess_family(list(contrasts.values()), means, replicates, comparison.level, exact)
+        found = assess_family(list(contrasts.values()), means, replicates, comparison.level, exact, power)
         return [Difference(**vars(each), label=label) for label, each in zip(contrasts, found, strict=True)]
 
     if comparison.one_family:
@@ -219,6 +229,13 @@ def factor_families(comparison: Comparison, cells: dict[Place, Cell], rows: Sequ
     return families
 
 
+def cell_contrasts(places: Sequence[Place], baseline: Place, pairs: bool) -> dict[str, Contrast]:
+    """Return {label: difference} of each cell from the baseline, or of all pairs of cells."""
+    places = [baseline, *(place for place in places if place != baseline)]
+    chosen = combinations(places, 2) if pairs else ((baseline, place) for place in places[1:])
+    return {f"{' x '.join(one)} - {' x '.join(zero)}": mean_difference([one], [zero]) for zero, one in chosen}
+
+
 def factor_contrasts(design: Design, rows: Sequence[str]) -> dict[str, Contrast]:
     """Return {label: main effect} of all factors: mean of the cells with the factor minus mean of those without it."""
     contrasts = {}
@@ -227,6 +244,16 @@ def factor_contrasts(design: Design, rows: Sequence[str]) -> dict[str, Contrast]
         low = [name for name in design.points if name not in high]
         contrasts[design.label(factor)] = mean_difference(list(product(rows, high)), list(product(rows, low)))
     return contrasts
+
+
+def variances_of(comparison: Comparison, contrasts: Sequence[Contrast], spread: Spread | None = None) -> Variances:
+    """Return what limits some differences. spread: replaces the measured one between seeds."""
+    known = comparison.known_spread
+    if spread is None and known:
+        spread = Spread(known.standard_deviation**2, 0.0)
+    shared = have_same_seeds(comparison.cells[place] for place in comparison.run_scores)
+    variances = measure(comparison.run_scores, contrasts, comparison.num_images, shared, spread)
+    return replace(variances, degrees=known.degrees) if known else variances
 
 
 def add_decisions(comparison: Comparison, cells: dict[Place, Cell], replicates: np.ndarray) -> None:

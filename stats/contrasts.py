@@ -5,14 +5,13 @@ positive in the family is at most the level of the tests, usually 5%.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest
 
 Contrast = dict[Hashable, float]  # cell -> factor
-Z_80 = 0.8416  # standard normal quantile of 0.8
 FEW_DISCORDANT = 25  # images; with fewer, the bootstrap rejects equal classifiers too often
 
 
@@ -69,12 +68,13 @@ def assess_family(
     replicates: np.ndarray,
     level: float = 0.05,
     exact_p: Sequence[float | None] | None = None,
+    detectable: Callable[[Contrast, int], float] = lambda contrast, tests: math.nan,
 ) -> list[Tested]:
     """Estimate a family of contrasts, and test each for being 0, with Holm's correction.
 
     estimates: dict from each of K cells to its score. replicates: (K, R), replicates of these scores in this order.
-    exact_p: for each contrast, the p value of an exact test that replaces that of the replicates; None: there is
-    none."""
+    exact_p: for each contrast, the p value of an exact test that replaces that of the replicates; None: there is none.
+    detectable: returns the detectable value of a contrast in a family of m tests (stats/planning.py)."""
     index = {cell: number for number, cell in enumerate(estimates)}
     means, intervals, samples = np.array(list(estimates.values())), [], []
     for contrast in contrasts:
@@ -92,13 +92,11 @@ def assess_family(
     is_stable = (holm(p_values - 2 * errors) < level) == (holm(p_values + 2 * errors) < level)
     tests = max(1, int(np.sum(~np.isnan(p_values))))
     family = []
-    for number, (each, sample) in enumerate(zip(intervals, samples, strict=True)):
-        simultaneous, bound, detectable = family_limits(each, sample, level / tests)
-        family.append(
-            Tested(
-                each, float(corrected[number]), bool(is_stable[number]), simultaneous, bound, detectable, tests, level
-            )
-        )
+    for number, (contrast, each, sample) in enumerate(zip(contrasts, intervals, samples, strict=True)):
+        simultaneous, bound = corrected_limits(each, sample, level / tests)
+        smallest = math.nan if math.isnan(each.low) else detectable(contrast, tests)
+        verdict = float(corrected[number]), bool(is_stable[number])
+        family.append(Tested(each, *verdict, simultaneous, bound, smallest, tests, level))
     return family
 
 
@@ -117,17 +115,14 @@ def interval(estimate: float, replicates: np.ndarray) -> Interval:
     return Interval(float(estimate), float(low), float(high), float(p), float((high - low) / (2 * 1.96)))
 
 
-def family_limits(interval: Interval, replicates: np.ndarray, level: float) -> tuple[tuple[float, float], float, float]:
-    """Return the simultaneous interval, bound and detectable value of a contrast; see Tested. level: level / m."""
+def corrected_limits(interval: Interval, replicates: np.ndarray, level: float) -> tuple[tuple[float, float], float]:
+    """Return the simultaneous interval and the bound of a contrast; see Tested. level: level of the family / m."""
     if math.isnan(interval.low):
-        return (math.nan, math.nan), math.nan, math.nan
-    defined = defined_part(replicates)
-    low, low_bound, high_bound, high = np.quantile(defined, (level / 2, level, 1 - level, 1 - level / 2))
-    detectable = math.nan
-    if interval.standard_error > 0:
-        critical = np.quantile(np.abs(defined - np.median(defined)), 1 - level)
-        detectable = float(critical + Z_80 * interval.standard_error)
-    return (float(low), float(high)), float(max(abs(low_bound), abs(high_bound))), detectable
+        return (math.nan, math.nan), math.nan
+    low, low_bound, high_bound, high = np.quantile(
+        defined_part(replicates), (level / 2, level, 1 - level, 1 - level / 2)
+    )
+    return (float(low), float(high)), float(max(abs(low_bound), abs(high_bound)))
 
 
 def defined_part(replicates: np.ndarray) -> np.ndarray:

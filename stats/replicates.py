@@ -55,7 +55,7 @@ def cell_replicates(
             return result
         groups, excess, degrees = runs * 0, np.array([known.standard_deviation**2]), np.array([known.degrees])
     else:
-        shared_seeds = shared_seeds and (len(runs) - 1) * (runs[0] - 1) >= MIN_DEGREES
+        shared_seeds = removes_seeds(runs, shared_seeds)
         groups, degrees = pooling(runs, rows, shared_seeds)
         image_errors = [part - np.nanmean(part, axis=1, keepdims=True) for part in replicates]
         of_images = np.nanmean(seed_variance(image_errors, groups, shared_seeds), axis=1)
@@ -65,6 +65,13 @@ def cell_replicates(
     scales = degrees[:, None] / generator.chisquare(degrees[:, None], (len(degrees), result.shape[1]))
     variances = (excess[:, None] * scales)[groups] / runs[:, None]  # (K, R)
     return result + generator.standard_normal(result.shape) * np.sqrt(variances)
+
+
+def removes_seeds(runs: np.ndarray, shared_seeds: bool) -> bool:
+    """Return whether the mean of each seed is removed: all cells have the same seeds, and enough runs.
+
+    runs: (K,), number of runs of each cell. The design decides, not the scores, because that would bias the result."""
+    return shared_seeds and (len(runs) - 1) * (runs[0] - 1) >= MIN_DEGREES
 
 
 def pooling(runs: np.ndarray, rows: Sequence[int] | None, shared_seeds: bool) -> tuple[np.ndarray, np.ndarray]:

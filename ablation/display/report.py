@@ -30,7 +30,15 @@ from ablation.display.sentences import (
     unit_of,
     with_minus,
 )
-from ablation.display.tables import FLOPS_NOTE, cells_with_errors, families, score_layout, status_of
+from ablation.display.tables import (
+    FLOPS_NOTE,
+    cells_with_errors,
+    comparison_limits,
+    families,
+    has_limits,
+    score_layout,
+    status_of,
+)
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
@@ -82,6 +90,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "score_names": known,
         "reference": reference_of(comparison),
         **differences(comparison),
+        "limits": comparison_limits(comparison) if has_limits(comparison) else None,
         "costs": costs(comparison),
         "devices": sorted({run.results.cost.device or "unknown" for cell in cells for run in cell.runs}),
         "flops_note": FLOPS_NOTE,

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from ablation.comparison import Cell, Comparison, Difference, Note
 from engine.text import listed
 from stats.factorial import NONE, Design
+from stats.planning import Variances
 
 ROMAN = {3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII", 8: "VIII"}  # as resolutions are written
 MAX_NAMED = 6  # cells or differences in a sentence; the tables list all
@@ -153,6 +154,29 @@ def difference_notes(comparison: Comparison) -> list[str]:
             f"freedom, was given with --seed-sd: these runs have {seeds} per cell and cannot show it."
         )
     return notes
+
+
+def limits_of(variances: Variances) -> str:
+    """Return a sentence with the shares of the variance that more seeds or more images reduce."""
+    parts = (
+        "comes from the choice of images and stays with more seeds",
+        "comes from how each run errs on these images; more seeds or more images reduce it",
+        "comes from differences between seeds that remain on any number of images; only more seeds reduce it",
+    )
+    shares = [(round(100 * share), part) for share, part in zip(variances.shares, parts, strict=True)]
+    sentences = [f"{share}% {part}." for share, part in shares if share]
+    sentences[0] = sentences[0].replace("% comes", "% of the variance comes", 1)
+    error = f"The standard error of a typical difference is {variances.standard_error():.2g}."
+    return f"What limits this comparison: {' '.join(sentences)} {error}"
+
+
+def spread_note(variances: Variances) -> str:
+    """Return a sentence on how well the variance between seeds is known from the runs of a comparison."""
+    low, high = variances.spread_range
+    return (
+        f"The variance between seeds was estimated with {variances.degrees} degrees of freedom: the true standard "
+        f"deviation may be {low:.1f} to {high:.1f} times as large, so numbers of seeds are a rough guide."
+    )
 
 
 def design_notes(design: Design) -> list[str]:

@@ -14,20 +14,24 @@ from ablation.display.sentences import (
     conclusion_of,
     design_notes,
     difference_notes,
+    limits_of,
     reference_of,
     run_notes,
     seeds_of,
+    spread_note,
     unit_of,
     with_minus,
 )
 from engine.terminal import printable
 from records.results import Place
 from stats.contrasts import Interval
+from stats.planning import Variances
 
 FLOPS_NOTE = (
     "GFLOPs are for one forward pass on one image, with two FLOPs per multiply-add. Only matrix products, convolutions "
     "and attention are counted; norms, activations, resizing, softmax and post-processing are not."
 )
+IMAGE_FACTORS = (1, 2, 4)  # numbers of images in the table of detectable differences, divided by the present number
 INTERVAL_NOTE = (
     "In brackets: 95% intervals over the choice of validation images and, with several seeds per cell, over seeds."
 )
@@ -66,6 +70,8 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     if differences:
         differences[0].notes += difference_notes(comparison)
     tables += differences
+    if has_limits(comparison):
+        tables.append(comparison_limits(comparison))
     if options.per_class and comparison.per_class:
         tables.append(class_table(comparison))
     if options.errors and cells_with_errors(comparison):
@@ -229,6 +235,46 @@ def shown_p(p: float, comparison: Comparison, num_tests: int = 1) -> str:
     return f"<{lowest + 5e-5:.4f}" if p <= lowest < 0.05 else f"{p:.{digits}f}"
 
 
+def has_limits(comparison: Comparison) -> bool:
+    """Return whether the variances of a comparison are known: there are several seeds and scores differ."""
+    return comparison.variances is not None and comparison.variances.standard_error() > 0
+
+
+def comparison_limits(comparison: Comparison) -> Table:
+    """Return the table of detectable differences of a comparison, with what limits it as notes."""
+    seeds = seeds_of(comparison).rpartition(" ")[0]
+    table = limits_table(comparison.variances, seeds, comparison.metric)
+    table.notes += [limits_of(comparison.variances), spread_note(comparison.variances)]
+    return table
+
+
+def limits_table(variances: Variances, seeds_now: str, metric: str, seeds: Sequence[int] = (3, 5, 10)) -> Table:
+    """Return the table of detectable differences by number of seeds and of images; the present one is bold.
+
+    seeds_now: such as '3' or '1 to 3'; empty if there is no row for it. seeds: further numbers of seeds per cell."""
+    rows = {str(count): count for count in seeds}
+    if seeds_now:
+        rows[seeds_now] = variances.squares / variances.per_seed  # for the order of the rows
+    order = sorted(rows, key=rows.get)
+    counts = [None if label == seeds_now else rows[label] for label in order] + [math.inf]
+    lines = [
+        [label, *(shown_size(variances.detectable(count, factor)) for factor in IMAGE_FACTORS)]
+        for label, count in zip([*order, "any number"], counts, strict=True)
+    ]
+    tests = f"{variances.tests} difference{'s' * (variances.tests > 1)} tested together"
+    note = f"True difference of typical cells that would be significant in 80% of comparisons, with {tests}."
+    header = ["seeds per cell", *(f"{factor * variances.images:,} images" for factor in IMAGE_FACTORS)]
+    bold = {(order.index(seeds_now), 1)} if seeds_now else set()
+    return Table(f"Detectable differences in {metric}, with more seeds or images", header, lines, bold, [note])
+
+
+def shown_size(value: float) -> str:
+    """Return the size of a difference as text; 'undefined' for nan."""
+    if math.isnan(value):
+        return "undefined"
+    return f"{value:.4f}" if value >= 0.001 else f"{value:.2g}"
+
+
 def class_table(comparison: Comparison) -> Table:
     """Return the table of each class's score and its change from the baseline."""
     digits = 4 if comparison.lower_is_better else 3
@@ -341,6 +387,8 @@ def to_csv(comparison: Comparison) -> str:
         line |= {"single_run_better": change and change.probability_better}
         if comparison.may_be_best:
             line |= {"may_be_best": int(cell.place in comparison.may_be_best)}
+        shares = comparison.variances.shares if comparison.variances else (None, None, None)
+        line |= dict(zip(("share_images", "share_errors", "share_seeds"), shares, strict=True))
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
         lines.append(line | {"warnings": " / ".join(comparison.warnings)})
     output = io.StringIO()

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent.parent
 HEAVY = {"torch", "torchvision", "numpy", "pydantic", "matplotlib", "PIL", "safetensors", "timm"}
 COMMANDS = [
     "detection.training", "detection.evaluate", "detection.predict", "detection.show", "detection.show backbones",
-    "detection.export", "detection.data", "detection.sample", "ablation.grid", "ablation.compare", "engine.doctor",
+    "detection.export", "detection.data", "detection.sample", "ablation.grid", "ablation.compare", "ablation.plan",
+    "engine.doctor",
     "weights", "weights.publish", "train_clf_imagenet", "classification.training", "classification.evaluate",
     "classification.predict", "diffusion.training", "diffusion.sample", "diffusion.evaluate",
     "adapters.efficientnet_lite0",
@@ -30,6 +31,7 @@ MISTAKES = [  # invalid command line, and what the error must name
     (["detection.export", "nowhere", "--format", "onx"], "onnx"),
     (["ablation.grid", "status", "configs/grid_cco.yaml"], "configs/grid_coco.yaml"),
     (["ablation.compare", "experiments/published/experiment_1", "--columns", "gflop"], "gflops"),
+    (["ablation.plan", "configs/grid_cco.yaml"], "configs/grid_coco.yaml"),
     (["train_clf_imagenet", "--resume", "experiments/published/experimnt_1"], "experiments/published/experiment_1"),
     (["diffusion.sample", "experiments/published/experiment_1", "--sampler", "ddmi"], "ddim"),
 ]

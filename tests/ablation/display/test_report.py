@@ -18,7 +18,8 @@ from ablation.display.report import write_report
 from stats.contrasts import Interval
 
 EVERY_SECTION = [
-    "scores", "differences", "effects", "costs", "curves", "classes", "sizes", "errors", "examples", "experiments",
+    "scores", "differences", "effects", "limits", "costs", "curves", "classes", "sizes", "errors", "examples",
+    "experiments",
 ]  # fmt: skip
 WARNING = "protocol.nms_iou is 0.45 in a and 0.5 in b"
 UNDEFINED = Interval(math.nan, math.nan, math.nan, math.nan, math.nan)
