@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from ablation.comparison import Comparison, Difference
+from ablation.display.sentences import unit_of
 from engine.terminal import printable
 from records.results import Place
 
@@ -91,26 +92,38 @@ def _new_figure(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def draw_differences(differences: Sequence[Difference], styles: Mapping[str, CellStyle], unit: str) -> Figure:
-    """Draw each difference as a dot with its 95% interval, below its label. Significant ones are bold.
+def draw_differences(
+    differences: Sequence[Difference],
+    styles: Mapping[str, CellStyle],
+    comparison: Comparison,
+    ends: tuple[float, float],
+) -> Figure:
+    """Draw each difference below its label: a dot, its 95% interval, and thinner its corrected interval.
 
-    styles: dict from label to style; labels without a style are drawn in grey. unit: unit of the x axis."""
+    Significant ones are filled. The margin, if any, is shaded.
+    styles: dict from label to style; labels without a style are drawn in grey. ends: lowest and highest end of all
+    intervals on the page, for one scale in all plots."""
     labels = [textwrap.wrap(printable(difference.label), 58) for difference in differences]
     step = 0.26 + 0.14 * max(map(len, labels))  # inches
     figure, axes = _new_figure(0.65 + step * len(differences))
     axes.axvline(0, color=INK, lw=1)
+    if comparison.margin is not None:
+        axes.axvspan(-comparison.margin, comparison.margin, color="#e8ebef", lw=0, zorder=0)
     for place, (difference, lines) in enumerate(zip(differences, labels, strict=True)):
         colour, marker = styles.get(difference.label, CellStyle(INK, "o"))
-        interval, (width, fill) = difference.interval, (3, colour) if difference.is_significant else (1.2, "white")
-        axes.plot([interval.low, interval.high], [place, place], color=colour, lw=width)
-        axes.plot(interval.estimate, place, marker, ms=8, color=colour, mfc=fill)
+        interval, is_bold = difference.interval, difference.is_significant and comparison.covers_seeds
+        axes.plot(difference.simultaneous, [place, place], color=colour, lw=1)
+        axes.plot([interval.low, interval.high], [place, place], color=colour, lw=3.5, solid_capstyle="butt")
+        axes.plot(interval.estimate, place, marker, ms=8, color=colour, mfc=colour if is_bold else "white")
         text = axes.text(
             0, place - 0.1 / step, "\n".join(lines), transform=axes.get_yaxis_transform(),
             linespacing=1.1, verticalalignment="bottom",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
         text.set_in_layout(False)
-    axes.set(yticks=[], ylim=(len(differences) - 1 + 0.15 / step, -1), xlabel=f"difference in {unit}")
+    space = 0.04 * (ends[1] - ends[0]) or 1
+    axes.set(yticks=[], ylim=(len(differences) - 1 + 0.15 / step, -1), xlim=(ends[0] - space, ends[1] + space))
+    axes.set_xlabel(f"difference in {unit_of(comparison)}")
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.spines["left"].set_visible(False)
     return figure

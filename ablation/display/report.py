@@ -10,10 +10,12 @@ import base64
 import math
 import mimetypes
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -24,16 +26,17 @@ from ablation.display import plots
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
+    difference_notes,
     reference_of,
     run_notes,
     seeds_of,
-    unit_of,
     with_minus,
 )
 from ablation.display.tables import (
     FLOPS_NOTE,
     cells_with_errors,
     comparison_limits,
+    difference_table,
     families,
     has_limits,
     score_layout,
@@ -65,6 +68,7 @@ def write_report(path: Path, comparison: Comparison) -> None:
         "number": number, "signed": signed, "between": between, "p_value": p_value, "defined": is_defined,
         "breakable": breakable, "data_uri": data_uri, "largest": largest, "status": status_of, "commit": commit_of,
         "excluding_zero": excluding_zero,
+        "labelled": labelled, "minus": with_minus,
     }  # fmt: skip
     with rc_context(plots.RC_PARAMS):
         write_text(path, pages.get_template("report.html.jinja").render(contents(comparison)).lstrip())
@@ -125,24 +129,29 @@ def protocol_facts(comparison: Comparison) -> dict[str, str]:
 
 
 def differences(comparison: Comparison) -> dict[str, Any]:
-    """Return the template's variables for differences and effects, including a function that draws them."""
+    """Return the template's variables for differences and effects: a table and a plot each, all plots on one scale."""
     styles = {comparison.cells[place].name: style for place, style in plots.cell_styles(comparison).items()}
-    effects = dict(families(comparison))
-    title, shown = "Differences", effects.pop("Differences")
-    suffix = f" - {comparison.baseline_cell.name}"
+    effects = {title: family for title, family in families(comparison) if family}
+    shown = effects.pop("Differences", [])
+    title, suffix = "Differences", f" - {comparison.baseline_cell.name}"
     if all(difference.label.endswith(suffix) for difference in shown):
         title += f" from {comparison.baseline_cell.name}"
         shown = [replace(each, label=each.label.removesuffix(suffix)) for each in shown]
+    drawn = [each for family in (shown, *effects.values()) for each in family]
+    ends = [end for each in drawn for end in each.simultaneous if math.isfinite(end)] + [0.0]
 
-    def draw(name: str, description: str, family: Sequence[Difference]) -> Markup:
-        return plots.to_svg(plots.draw_differences(family, styles, unit_of(comparison)), name, description)
+    def part(name: str, title: str, family: Sequence[Difference]) -> dict[str, Any]:
+        counts = Counter(map(comparison.verdict, family))
+        caption = ", ".join(f"{count} of {len(family)} {verdict}" for verdict, count in counts.items())
+        drawing = plots.draw_differences(family, styles, comparison, (min(ends), max(ends)))
+        svg = plots.to_svg(drawing, name, f"{title}: {caption}")
+        return {"table": difference_table(title, family, comparison), "drawing": svg, "caption": caption}
 
     return {
-        "differences_title": title,
-        "shown_differences": shown,
-        "effects": [(title, family) for title, family in effects.items() if family],
+        "main_differences": part("differences", title, shown) if shown else None,
+        "difference_notes": difference_notes(comparison) if shown else [],
+        "effects": [part(f"effects-{number}", *each) for number, each in enumerate(effects.items(), start=1)],
         "design_notes": design_notes(comparison.design) if comparison.factor_effects else [],
-        "draw_differences": draw,
     }
 
 
@@ -245,6 +254,16 @@ def data_uri(path: Path) -> str:
 def escape_controls(value: object) -> object:
     """Return a value as text, with control characters (invalid in HTML and XML) escaped."""
     return value if isinstance(value, Markup) else printable(str(value))
+
+
+def labelled(rows: Markup, header: Sequence[str]) -> Markup:
+    """Return rows of a table with the column's name as data-label of each cell, for narrow screens."""
+    body = ElementTree.fromstring(f"<tbody>{rows}</tbody>")
+    for row in body:
+        for cell, name in zip(row, header, strict=True):
+            if cell.tag == "td":
+                cell.set("data-label", printable(name))
+    return Markup("".join(ElementTree.tostring(row, encoding="unicode", short_empty_elements=False) for row in body))
 
 
 def breakable(text: str) -> Markup:
