@@ -49,7 +49,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=column_names, default=(), help=columns)
     parser.add_argument("--per-class", action="store_true", help="add class scores and their changes (html: always)")
     parser.add_argument("--errors", action="store_true", help="add errors by kind and their changes (html: always)")
-    parser.add_argument("--replicates", type=replicate_count, default=1000, help="number of resamples (default: 1000)")
+    help_text = "number of resamples (default: 10000)"
+    parser.add_argument("--replicates", type=replicate_count, default=10_000, help=help_text)
     parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, without any tests")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
 
