@@ -26,7 +26,7 @@ def compare(
     *,
     baseline: str | None = None,
     pairs: bool = False,
-    replicates: int = 1000,
+    replicates: int = 10_000,
     resample_seed: int = 0,
     one_family: bool = False,
     margin: float | None = None,

@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="known standard deviation between seeds, if the cells have one seed each",
     )  # fmt: skip
     parser.add_argument("--seed-df", type=positive, metavar="N", help="runs that --seed-sd was measured from, minus 1")
-    parser.add_argument("--replicates", type=replicate_count, default=1000, help="number of resamples (default: 1000)")
+    parser.add_argument("--replicates", type=replicate_count, default=10_000, help="number of resamples")
     parser.add_argument("--resample-seed", type=int, default=0, metavar="N", help="random seed of the resamples")
     parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, without any tests")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")

@@ -5,21 +5,24 @@ each image was drawn. Two models are compared on the same resamples, so that the
 was drawn twice counts twice, as if the data set had two copies of the image and its detections. Counting it once would
 make intervals too narrow. benchmarks/bootstrap.md measures the coverage of the intervals.
 
-    weights = image_weights(len(a.image_ids), 1000, seed=0)
+    weights = image_weights(len(a.image_ids), 10_000, seed=0)
     scores_a, _ = resampled_scores(a, weights)
     scores_b, _ = resampled_scores(b, weights)
     print(interval(estimate_b - estimate_a, scores_b["mAP"] - scores_a["mAP"]))
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
+from scipy.sparse import csr_array
 
 from stats.image_statistics import Hits, Losses, Matches, Statistics
 
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)  # bitwise equal to pycocotools' recall thresholds
-CHUNK_ELEMENTS = 2**19  # size of the largest array of a chunk of resamples; several such arrays should fit in the cache
+RESAMPLES_PER_CHUNK = 2048  # more keep Python's overhead small; fewer keep the arrays of a step in the CPU's cache
 THREADS = 2  # each thread works on one class at a time
 
 
@@ -29,10 +32,10 @@ THREADS = 2  # each thread works on one class at a time
 def image_weights(num_images: int, replicates: int, seed: int) -> np.ndarray:
     """Draw num_images images with replacement for each resample, and return how often each image was drawn.
 
-    Returns (replicates, num_images) int32; each row sums to num_images. The draws depend only on the arguments, so
+    Returns (replicates, num_images) int16; each row sums to num_images. The draws depend only on the arguments, so
     that experiments with the same validation set are compared on the same resamples."""
     generator = np.random.default_rng(seed)
-    weights = np.empty((replicates, num_images), dtype=np.int32)
+    weights = np.empty((replicates, num_images), dtype=np.int16)
     for row in weights:
         row[:] = np.bincount(generator.integers(num_images, size=num_images), minlength=num_images)
     return weights
@@ -41,7 +44,7 @@ def image_weights(num_images: int, replicates: int, seed: int) -> np.ndarray:
 def resampled_scores(statistics: Statistics, weights: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Compute the scores of a model on each resample, and its main score per class.
 
-    weights: (R, I) non-negative integers, how often each resample drew each of the I images. Ones give the full set.
+    weights: (R, I) integers from 0 to 65535, how often each resample drew each image. Ones give the full set.
 
     Returns a dict from score name (as in results.json) to scores, (R,) float64, and the main score per class, (R, C)
     float64. For Matches: mAP; AP per class. For Hits: top1, top5; top1 per class. For Losses: mean loss; mean loss per
@@ -61,18 +64,29 @@ def resampled_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the mean of per-image values over each resample, such as the fraction of correct predictions.
 
     values: (I,) bool or float. weights: (R, I), see resampled_scores. Returns (R,); nan if no image was drawn."""
-    weights = _check_weights(weights, len(values))
-    num_drawn = weights.sum(axis=1)
-    return np.where(num_drawn > 0, weights @ values / np.maximum(num_drawn, 1), np.nan)
+    return _group_means(values, np.zeros(len(values), dtype=int), 1, weights)[:, 0]
 
 
 def resampled_class_means(values: np.ndarray, statistics: Hits | Losses, weights: np.ndarray) -> np.ndarray:
     """Return the mean of per-image values over the images of each class, for each resample.
 
     values, weights: see resampled_mean. Returns (R, C) float64; nan if no image of the class was drawn."""
-    weights = _check_weights(weights, len(values))
-    members = [np.flatnonzero(statistics.labels == label) for label in range(len(statistics.class_names))]
-    return np.stack([resampled_mean(values[images], weights[:, images]) for images in members], axis=1)
+    return _group_means(values, statistics.labels, len(statistics.class_names), weights)
+
+
+def _group_means(values: np.ndarray, groups: np.ndarray, num_groups: int, weights: np.ndarray) -> np.ndarray:
+    """Return the mean of per-image values over the images of each group, for each resample.
+
+    groups: (I,) int, group of each image. Returns (R, num_groups) float64; nan if no image of the group was drawn."""
+    _check_weights(weights, len(values))
+    shape, places = (num_groups, len(values)), (groups, np.arange(len(values)))
+    members = csr_array((np.ones(len(values)), places), shape)
+    sums = csr_array((values.astype(np.float64), places), shape)
+    result = np.full((len(weights), num_groups), np.nan)
+    for chunk, drawn in _chunks(weights, 64, np.float64):  # 64 resamples of 50,000 images: 26 MB
+        num_drawn = members @ drawn
+        np.divide(sums @ drawn, num_drawn, out=result[chunk].T, where=num_drawn > 0)
+    return result
 
 
 def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
@@ -82,18 +96,15 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
     copies of each image that was drawn w times.
     weights: (R, I), see resampled_scores. Returns (R, C) float64 in [0, 1]; nan if a class has no object in the
     resample. Raises ValueError if the weights are not integers, one per image."""
-    weights, num_classes = _check_weights(weights, len(matches.image_ids)), len(matches.class_names)
-    max_copies = weights.max(axis=0, initial=0)
-    result = np.full((len(weights), num_classes), np.nan)
+    _check_weights(weights, len(matches.image_ids))
+    num_classes, max_copies = len(matches.class_names), weights.max(axis=0, initial=0).astype(np.int64)
+    chunks = list(_chunks(weights, RESAMPLES_PER_CHUNK, np.uint16))
+    result = np.empty((len(weights), num_classes))
 
     def fill(class_index: int) -> None:
         ranking = _rank(matches, class_index, max_copies)
-        objects = matches.object_images[matches.object_classes == class_index]
-        chunk = max(1, CHUNK_ELEMENTS // max(1, len(ranking.images), len(objects)))
-        for start in range(0, len(weights), chunk):
-            part = weights[start : start + chunk]
-            num_objects = part.take(objects, axis=1).sum(axis=1)
-            result[start : start + chunk, class_index] = _class_average_precision(ranking, part, num_objects)
+        for chunk, drawn in chunks:
+            result[chunk, class_index] = _class_average_precision(ranking, drawn)
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(fill, range(num_classes)))
@@ -109,35 +120,42 @@ def mean_average_precision(per_class: np.ndarray) -> np.ndarray:
     return np.where(count > 0, np.where(defined, per_class, 0.0).sum(axis=1) / np.maximum(count, 1), np.nan)
 
 
-def _check_weights(weights: np.ndarray, num_images: int) -> np.ndarray:
-    """Return the weights as (R, num_images) int32. Raises ValueError if they are not integers, one per image."""
+def _check_weights(weights: np.ndarray, num_images: int) -> None:
+    """Raise ValueError if the weights are not integers, one per image."""
     if weights.ndim != 2 or weights.shape[1] != num_images or weights.dtype.kind not in "iu":
         got = f"{weights.dtype} of shape {weights.shape}"
         raise ValueError(f"image weights: got {got}, expected integers of shape (replicates, {num_images})")
-    return np.ascontiguousarray(weights, dtype=np.int32)
+
+
+def _chunks(weights: np.ndarray, size: int, dtype: DTypeLike) -> Iterator[tuple[slice, np.ndarray]]:
+    """Split the weights into chunks of resamples. Yield the slice of resamples and their weights, (I, resamples)."""
+    for start in range(0, len(weights), size):
+        chunk = slice(start, start + size)
+        yield chunk, np.ascontiguousarray(weights[chunk].T, dtype=dtype)
 
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The detections of one class in all images, by descending score.
+    """The detections of one class in all images by descending score, cut into P segments that each end with a match.
 
-    images: (D,) int, index of each detection's image.
-    copies: (D,) int, the copy of the image (0, 1, ...) to which the row belongs, or -1 for all copies (see _rank).
-    true_positives, ignored: (D, T) bool."""
+    A match is a detection that is a true positive or ignored at any of the T IoU thresholds. AP needs the number of
+    detections only at matches. All counts are sums of image weights: counts @ weights. Each of the K detections that
+    belong to one copy of an image (see _rank) has its own row of the weights, after the rows of the I images.
 
-    images: np.ndarray
-    copies: np.ndarray
-    true_positives: np.ndarray
-    ignored: np.ndarray
+    counts: (P + 2 T + 1, I + K) sparse. The rows count the detections of each segment, the true positives at each IoU
+    threshold, the ignored detections at each IoU threshold, and the objects.
+    tied_images, tied_copies: (K,) int, the image and the copy (0, 1, ...) of the last K rows of the weights.
+    sources: for each match, its row of the weights.
+    true_positives, ignored: for each match, the ranges of IoU thresholds at which it is a true positive or ignored.
+    peaks: the ranges of IoU thresholds at which it is a true positive and the next detection is not."""
 
-    def counts(self, rows: np.ndarray | slice, weights: np.ndarray) -> np.ndarray:
-        """Return how often each of these rows occurs in each resample, (R, rows) int32. weights: (R, I)."""
-        counts = weights.take(self.images[rows], axis=1)
-        copies = self.copies[rows]
-        tied = np.flatnonzero(copies >= 0)
-        if tied.size:
-            counts[:, tied] = counts[:, tied] > copies[tied]
-        return counts
+    counts: csr_array
+    tied_images: np.ndarray
+    tied_copies: np.ndarray
+    sources: list[int]
+    true_positives: list[list[slice]]
+    ignored: list[list[slice]]
+    peaks: list[list[slice]]
 
 
 def _rank(matches: Matches, class_index: int, max_copies: np.ndarray) -> _Ranking:
@@ -161,43 +179,84 @@ def _rank(matches: Matches, class_index: int, max_copies: np.ndarray) -> _Rankin
     rows = np.repeat(np.arange(len(order)), num_rows)
     by_copy = np.lexsort((copies, runs[rows]))  # stable, so each copy keeps the evaluator's order
     rows, copies = rows[by_copy], copies[by_copy]
+    num_images, tied = len(max_copies), np.flatnonzero(tied[rows])
+    sources = images[rows].astype(np.int64)
+    tied_images, sources[tied] = sources[tied], num_images + np.arange(len(tied))
+
+    true_positives, ignored = matches.true_positives[order[rows]], matches.ignored[order[rows]]
+    peaks = true_positives.copy()
+    peaks[:-1] &= ~true_positives[1:]
+    matched = np.concatenate([true_positives, ignored], axis=1)  # (D, 2 T)
+    ends = np.flatnonzero(matched.any(axis=1))
+    segments = np.searchsorted(ends, np.arange(len(rows)))
+    ranked = np.flatnonzero(segments < len(ends))  # detections after the last match do not matter
+    match_rows, thresholds = np.nonzero(matched)
+    objects = matches.object_images[matches.object_classes == class_index]
+
+    num_counts = len(ends) + matched.shape[1] + 1
+    counted_in = np.concatenate([segments[ranked], len(ends) + thresholds, np.full(len(objects), num_counts - 1)])
+    counted = np.concatenate([sources[ranked], sources[match_rows], objects])
+    largest = np.bincount(counted_in).max(initial=0) * max_copies.max(initial=0)  # a count cannot be larger
+    ones = np.ones(len(counted), np.uint16 if largest <= np.iinfo(np.uint16).max else np.uint32)
     return _Ranking(
-        images[rows],
-        np.where(tied[rows], copies, -1),
-        matches.true_positives[order[rows]],
-        matches.ignored[order[rows]],
+        csr_array((ones, (counted_in, counted)), shape=(num_counts, num_images + len(tied))),
+        tied_images,
+        copies[tied],
+        sources[ends].tolist(),
+        _runs(true_positives[ends]),
+        _runs(ignored[ends]),
+        _runs(peaks[ends]),
     )
 
 
-def _class_average_precision(ranking: _Ranking, weights: np.ndarray, num_objects: np.ndarray) -> np.ndarray:
+def _runs(mask: np.ndarray) -> list[list[slice]]:
+    """Return the ranges of True in each row of a mask."""
+    changes = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    starts, stops = np.argwhere(changes == 1).tolist(), np.argwhere(changes == -1).tolist()
+    runs = [[] for _ in mask]
+    for (row, start), (_, stop) in zip(starts, stops, strict=True):
+        runs[row].append(slice(start, stop))
+    return runs
+
+
+def _class_average_precision(ranking: _Ranking, weights: np.ndarray) -> np.ndarray:
     """Compute the AP of one class on each resample, (R,); nan if the class has no objects in the resample.
 
-    Precision only rises at true positives, so only true positives determine its envelope. AP is a weighted sum of the
-    envelope at the true positives. The weight is the number of recall thresholds that are first reached there.
-    weights: (R, I) int32. num_objects: (R,) int."""
-    detections = np.cumsum(ranking.counts(slice(None), weights), axis=1, dtype=np.int32)  # (R, D)
-    total = np.zeros(len(weights))
-    num_thresholds = ranking.true_positives.shape[1]
-    for t in range(num_thresholds):
-        rows = np.flatnonzero(ranking.true_positives[:, t])
-        if not rows.size:
-            continue
-        hits = np.cumsum(ranking.counts(rows, weights), axis=1, dtype=np.int32)  # (R, P)
-        counted = detections.take(rows, axis=1)
-        ignored = np.flatnonzero(ranking.ignored[:, t])
-        if ignored.size:
-            num_ignored = np.cumsum(ranking.counts(ignored, weights), axis=1, dtype=np.int32)
-            before = np.searchsorted(ignored, rows)  # number of ignored rows that rank higher
-            counted[:, before > 0] -= num_ignored[:, before[before > 0] - 1]
-        envelope = hits / np.maximum(counted, 1)
-        np.maximum.accumulate(envelope[:, ::-1], axis=1, out=envelope[:, ::-1])
-        reached = _thresholds_reached(hits / np.maximum(num_objects, 1)[:, None])
-        total += envelope[:, 0] * reached[:, 0] + np.einsum("rp,rp->r", envelope[:, 1:], np.diff(reached, axis=1))
-    return np.where(num_objects > 0, total / (len(RECALL_THRESHOLDS) * num_thresholds), np.nan)
+    Go from the last match to the first. Arrays are (T, R), so that NumPy handles all resamples and several IoU
+    thresholds in one step. The envelope is the highest precision so far. When it rises, it rises for all recall
+    thresholds that the current recall reaches. From one true positive to the next, precision only rises if no other
+    detection is between them. Therefore only peaks can raise the envelope.
+    weights: (I, R) uint16."""
+    if ranking.tied_images.size:
+        is_drawn = weights[ranking.tied_images] > ranking.tied_copies[:, None]
+        weights = np.concatenate([weights, is_drawn], dtype=np.uint16)
+    counts = ranking.counts @ weights.astype(ranking.counts.dtype, copy=False)
+    in_segments, others = np.split(counts, [len(ranking.sources)])
+    *hits_and_ignored, num_objects = others.astype(np.int64)
+    hits, ignored = np.split(np.stack(hits_and_ignored), 2)  # up to and including the current match, (T, R) each
+    detections, has_ignored = in_segments.sum(axis=0, dtype=np.float64), ignored.any()
+    reached, offset = _thresholds_reached(num_objects)
+    envelope, total = np.zeros(hits.shape), np.zeros(hits.shape)
+    for match in reversed(range(len(in_segments))):
+        drawn = weights[ranking.sources[match]]
+        for t in ranking.peaks[match]:
+            counted = detections - ignored[t] if has_ignored else detections
+            precision = np.maximum(envelope[t], hits[t] / np.maximum(counted, 1))
+            total[t] += (precision - envelope[t]) * reached.take(hits[t] + offset)
+            envelope[t] = precision
+        for t in ranking.true_positives[match]:
+            hits[t] -= drawn
+        for t in ranking.ignored[match]:
+            ignored[t] -= drawn
+        detections -= in_segments[match]
+    return np.where(num_objects > 0, total.sum(axis=0) / (len(RECALL_THRESHOLDS) * len(total)), np.nan)
 
 
-def _thresholds_reached(recall: np.ndarray) -> np.ndarray:
-    """Return the number of recall thresholds <= recall, as int32, with the same comparisons as in pycocotools."""
-    reached = (recall * 100 + 1e-9).astype(np.int32)  # the correct number, or one less
-    reached += RECALL_THRESHOLDS.take(reached) <= recall
-    return reached
+def _thresholds_reached(num_objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a table of the number of recall thresholds that recall reaches, with the same comparisons as pycocotools.
+
+    num_objects: (R,) int. Returns the table (uint8) and the offset of each resample: table[true positives + offset]."""
+    values, which = np.unique(num_objects, return_inverse=True)
+    recall = np.arange(values[-1] + 1) / np.maximum(values, 1)[:, None]
+    table = np.searchsorted(RECALL_THRESHOLDS, recall, side="right").astype(np.uint8)
+    return table.ravel(), which * table.shape[1]

@@ -150,6 +150,33 @@ def test_undetected_class_scores_zero_and_resample_without_objects_is_nan(tmp_pa
     assert np.isnan(mean_average_precision(empty[None])).all()
 
 
+@pytest.mark.parametrize("score_decimals", [6, 1], ids=["few ties", "many ties"])
+def test_ap_does_not_depend_on_the_number_of_resamples_per_chunk(tmp_path, monkeypatch, score_decimals):
+    matches, weights = statistics(tmp_path, *random_set(1, score_decimals)), image_weights(14, 7, seed=0)
+    expected = average_precision(matches, weights)
+    monkeypatch.setattr("stats.bootstrap.RESAMPLES_PER_CHUNK", 3)
+    np.testing.assert_array_equal(average_precision(matches, weights), expected)
+
+
+def test_counts_larger_than_16_bits_do_not_overflow(tmp_path):
+    """Without ties, precision and recall stay the same if every image is drawn 4,000 times as often."""
+    matches, weights = statistics(tmp_path, *random_set(1, score_decimals=9)), image_weights(14, 7, seed=0)
+    assert np.bincount(matches.object_classes).max() * 4000 > 2**16
+    np.testing.assert_allclose(
+        average_precision(matches, 4000 * weights.astype(int)), average_precision(matches, weights), rtol=0, atol=1e-12
+    )
+
+
+def test_ap_counts_recall_thresholds_like_pycocotools_for_any_number_of_objects(tmp_path):
+    """Detect the first m of n objects of one class, with one object per image, for thresholds such as 0.35 = 7 / 20."""
+    for detected, objects in ((7, 20), (41, 100), (57, 100), (7, 10), (35, 100), (1, 3), (19, 20), (20, 20)):
+        images = [{"id": i, "file_name": f"{i}.jpg", "width": 9, "height": 9} for i in range(1, objects + 1)]
+        boxes = [{"image_id": i, "category_id": 2, "bbox": [0, 0, 5, 5]} for i in range(1, objects + 1)]
+        content = {"images": images, "categories": CATEGORIES, "annotations": [box | {"iscrowd": 0} for box in boxes]}
+        results = [box | {"score": 1 / (1 + box["image_id"])} for box in boxes[:detected]]
+        assert_equals_pycocotools(tmp_path, content, results, np.ones((1, objects), dtype=int))
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
@@ -215,6 +242,14 @@ def test_intervals_of_a_difference_in_accuracy_cover_the_truth_in_about_95_perce
         result = interval(difference[0], difference[1:])
         covered.append(result.low <= 0.08 <= result.high)
     assert 0.92 < np.mean(covered) < 0.97
+
+
+def test_accuracy_of_more_resamples_than_fit_in_a_chunk():
+    hits, weights = random_hits(0), image_weights(40, 150, seed=0)
+    top1, by_class = resampled_mean(hits.hits, weights), resampled_class_means(hits.hits, hits, weights)
+    for row in (0, 63, 64, 149):
+        np.testing.assert_array_equal(resampled_mean(hits.hits, weights[[row]]), top1[[row]])
+        np.testing.assert_array_equal(resampled_class_means(hits.hits, hits, weights[[row]]), by_class[[row]])
 
 
 def test_accuracy_without_images_is_nan():
