@@ -20,7 +20,7 @@ from ablation.display.tables import as_text, score_table, to_csv
 from ablation.jobs import State, read_grid
 from ablation.uncertainty import factor_contrasts
 from engine.strict_yaml import ConfigError
-from stats.contrasts import contrast_intervals
+from stats.contrasts import assess_family
 from stats.factorial import Design
 from tests.ablation.conftest import Experiments
 from tests.ablation.display.test_report import sections_of, text_of, tree_of
@@ -113,9 +113,9 @@ def test_known_effects_are_recovered_from_scores():
     noise = np.random.default_rng(0).normal(0, 0.004, (len(scores), 2000))
     replicates = np.array(list(scores.values()))[:, None] + noise
     contrasts = factor_contrasts(design, list(rows))
-    found = contrast_intervals(list(contrasts.values()), scores, replicates)
+    found = [each.interval for each in assess_family(list(contrasts.values()), scores, replicates)]
     assert list(contrasts) == [f"{name} ({name.upper()})" for name in effects]
-    for (interval, _), effect in zip(found, effects.values(), strict=True):
+    for interval, effect in zip(found, effects.values(), strict=True):
         assert interval.estimate == pytest.approx(effect)
         assert interval.standard_error == pytest.approx(0.004 * math.sqrt(4 / 16), rel=0.1)  # as of 8 cells minus 8
         assert interval.low < effect < interval.high
@@ -187,7 +187,9 @@ def test_only_the_factor_with_an_effect_is_significant_and_only_where_it_has_one
     assert [each.label for each in comparison.factor_effects_in["small"] if each.is_significant] == []
     depends = [each.label for each in comparison.factor_interactions if each.is_significant]
     assert depends == ["fast (A) on large - fast (A) on small"]
-    assert "1 of 4 main effects of factors on mAP significant" in conclusion_of(comparison)
+    conclusion = " ".join(conclusion_of(comparison))
+    assert "main effects of the factors: 'fast (A)'" in conclusion
+    assert "3 of 4 main effects of the factors" in conclusion
     assert comparison.column_effects == comparison.interactions == []
 
 

@@ -7,7 +7,7 @@ import pytest
 from ablation.comparison import Comparison
 from ablation.display import plots
 from ablation.display.report import write_report
-from ablation.display.sentences import conclusion_of, unit_of
+from ablation.display.sentences import conclusion_of
 from ablation.display.tables import class_table, difference_table, score_table
 
 
@@ -31,10 +31,11 @@ def test_a_negative_difference_in_loss_is_reported_as_an_improvement(comparison)
     (difference,) = comparison.differences
     assert difference.interval.estimate == pytest.approx(-0.1, abs=0.01)
     assert difference.is_significant
-    table = difference_table("Differences", comparison.differences, unit_of(comparison))
+    table = difference_table("Differences", comparison.differences, comparison)
     assert table.header[1] == "difference in val_loss (negative is better)"
-    assert "Lower is better" in conclusion_of(comparison)
-    assert re.search(r"true difference of about 0\.00\d+ would", conclusion_of(comparison))
+    conclusion = " ".join(conclusion_of(comparison))
+    assert "Lower is better" in conclusion
+    assert re.search(r"true difference of about 0\.00\d+ would", conclusion)
     assert re.search(r"^0\.\d{4} \[", class_table(comparison).rows[0][1])
 
 

@@ -68,8 +68,11 @@ def test_names_are_harmless_in_pictures(tmp_path):
     panel = pictures.Panel(np.zeros((40, 40, 3), np.uint8), EVIL, [pictures.Mark(box, (1, 0, 0), EVIL)])
     pictures.draw_panels(tmp_path / "panels.png", [panel], columns=1, side=300)
     charts.draw_confusion(tmp_path / "confusion.png", np.eye(3, dtype=int), [EVIL, "dog"], 0.3)
-    difference = Difference(EVIL, Interval(0.1, 0.0, 0.2, 0.5, 0.1), 0.5, 1)
-    svg = plots.to_svg(plots.draw_differences([difference], {}, "mAP"), "differences", "differences")
+    interval = Interval(0.1, 0.0, 0.2, 0.5, 0.1)
+    difference = Difference(interval, 0.5, True, (0.0, 0.2), 0.2, 0.1, 1, 0.05, EVIL)
+    comparison = SimpleNamespace(margin=None, covers_seeds=True, lower_is_better=False, metric="mAP")
+    drawing = plots.draw_differences([difference], {}, comparison, (0.0, 0.2))
+    svg = plots.to_svg(drawing, "differences", "differences")
     assert "fake" in svg
     ElementTree.fromstring(svg)
 

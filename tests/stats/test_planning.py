@@ -8,9 +8,10 @@ import pytest
 from scipy.stats import nct, norm, t
 
 from benchmarks.simulated_scores import Population, simulate
-from stats.bootstrap import cell_replicates, image_weights, interval
-from stats.contrasts import mean_difference
+from stats.bootstrap import image_weights
+from stats.contrasts import interval, mean_difference
 from stats.planning import Spread, Variances, detectable, measure
+from stats.replicates import cell_replicates
 
 # SE**2 = (4 + 6) / 3 + 2 / 3 for two cells with three seeds: shared 3 at 72 images
 VARIANCES = Variances(
