@@ -9,6 +9,7 @@ from ablation.comparison import Cell, Comparison, Note
 from ablation.display.sentences import run_notes
 from ablation.jobs import Grid, read_cells, read_grid, state_of
 from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
+from ablation.slices import add_slices
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
 from engine.text import UnknownNameError, listed, shown
@@ -20,10 +21,17 @@ MAX_DIFFERENCES = 4  # maximum number listed in a warning about recipes
 
 
 def compare(
-    paths: Sequence[Path], experiments: Path, baseline: str | None, pairs: bool, replicates: int, force: bool
+    paths: Sequence[Path],
+    experiments: Path,
+    baseline: str | None,
+    pairs: bool,
+    replicates: int,
+    force: bool,
+    slices: Sequence[str] = (),
 ) -> Comparison:
     """Read and check the runs of a grid or of a list of experiments, and compare them.
 
+    slices: attributes of images to compare by, see ablation/slices.py.
     Raises ValueError if a run cannot be read or if runs cannot be compared (if `force`: only if metrics differ)."""
     if len(paths) > 1 and any(path.suffix == ".yaml" for path in paths):
         raise ValueError(f"{paths[0]}, ...: got a grid file and more paths; give one grid file or only experiments")
@@ -57,6 +65,8 @@ def compare(
     comparison.warnings += run_notes(comparison, counted=True)
     if comparison.scored_cells and not differing:
         add_uncertainty(comparison, pairs)
+        if slices and comparison.intervals:
+            add_slices(comparison, slices)
     return comparison
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from ablation.display.columns import COLUMNS
 from engine.arguments import check_config, check_experiment
 from engine.start import start
-from engine.text import UnknownNameError
+from engine.text import UnknownNameError, did_you_mean, nearest
 
+BUILT_IN_SLICES = ("objects", "size")  # here and not in ablation/slices.py, so that --help stays fast
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 
 
@@ -49,6 +50,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=column_names, default=(), help=columns)
     parser.add_argument("--per-class", action="store_true", help="add class scores and their changes (html: always)")
     parser.add_argument("--errors", action="store_true", help="add errors by kind and their changes (html: always)")
+    slices = "compare on slices of the images too: comma-separated objects, size and CSV files of attributes"
+    parser.add_argument("--slices", type=slice_sources, default=(), help=slices)
     parser.add_argument("--replicates", type=replicate_count, default=1000, help="number of resamples (default: 1000)")
     parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, without any tests")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
@@ -84,6 +87,17 @@ def column_names(text: str) -> Sequence[str]:
     return names
 
 
+def slice_sources(text: str) -> Sequence[str]:
+    """Parse --slices: comma-separated names of built-in slices, and CSV files."""
+    sources = text.split(",")
+    for source in sources:
+        if source not in BUILT_IN_SLICES and not Path(source).is_file():
+            cure = did_you_mean(nearest(source, BUILT_IN_SLICES))
+            expected = f"expected {', '.join(BUILT_IN_SLICES)} or an existing CSV file"
+            raise argparse.ArgumentTypeError(f"{source!r}: {expected}{cure}")
+    return list(dict.fromkeys(sources))
+
+
 def main(arguments: argparse.Namespace, _: None) -> None:
     """Run the command."""
     show_comparison(arguments.paths, arguments)
@@ -96,7 +110,7 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace) -> Non
     from engine.files import write_text
     from engine.terminal import printable_lines
 
-    options = {name: getattr(arguments, name) for name in ("baseline", "pairs", "replicates", "force")}
+    options = {name: getattr(arguments, name) for name in ("baseline", "pairs", "replicates", "force", "slices")}
     comparison, path = compare(paths, arguments.experiments, **options), arguments.output
     if arguments.format == "html":
         from ablation.display.report import write_report  # imports matplotlib

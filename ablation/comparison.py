@@ -96,6 +96,31 @@ class Difference:
         return detectable_difference(self.interval.standard_error, self.num_tests)
 
 
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The validation images that share a value of an attribute, such as night=yes."""
+
+    attribute: str
+    name: str
+    images: np.ndarray = field(repr=False)  # (I,) bool, whether each validation image is in the slice
+    num_objects: int | None  # None if the task has no objects
+
+    @property
+    def num_images(self) -> int:
+        return int(self.images.sum())
+
+
+@dataclass(frozen=True)
+class SliceDifference:
+    """The difference of a cell from the baseline on a slice, or how much larger it is there than on other images."""
+
+    slice: Slice
+    cell: Cell
+    score: float  # of the cell on the slice; for an interaction, minus the score on the other images
+    is_unreliable: bool  # whether the interval is based on few images
+    difference: Difference  # the ends of its interval are simultaneous: corrected for all slices and cells
+
+
 @dataclass
 class Comparison:
     """A table of cells, and the statistics computed from the cells. Rows and columns are in display order."""
@@ -127,6 +152,10 @@ class Comparison:
     # by cell and class name; these intervals cover only the choice of images, not the variation between seeds
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
+    # by slice and cell; interactions test whether a difference is the same on the slice and on the other images
+    slices: list[SliceDifference] = field(default_factory=list)
+    slice_interactions: list[SliceDifference] = field(default_factory=list)
+    slice_notes: list[str] = field(default_factory=list)  # which images and slices were left out
     warnings: list[str] = field(default_factory=list)
 
     @property

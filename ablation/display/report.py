@@ -30,7 +30,15 @@ from ablation.display.sentences import (
     unit_of,
     with_minus,
 )
-from ablation.display.tables import FLOPS_NOTE, cells_with_errors, families, score_layout, status_of
+from ablation.display.tables import (
+    FLOPS_NOTE,
+    cells_with_errors,
+    families,
+    score_layout,
+    slice_name,
+    slice_tables,
+    status_of,
+)
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
@@ -56,7 +64,7 @@ def write_report(path: Path, comparison: Comparison) -> None:
     pages.filters |= {
         "number": number, "signed": signed, "between": between, "p_value": p_value, "defined": is_defined,
         "breakable": breakable, "data_uri": data_uri, "largest": largest, "status": status_of, "commit": commit_of,
-        "excluding_zero": excluding_zero,
+        "excluding_zero": excluding_zero, "minus": with_minus,
     }  # fmt: skip
     with rc_context(plots.RC_PARAMS):
         write_text(path, pages.get_template("report.html.jinja").render(contents(comparison)).lstrip())
@@ -82,6 +90,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "score_names": known,
         "reference": reference_of(comparison),
         **differences(comparison),
+        **slices(comparison),
         "costs": costs(comparison),
         "devices": sorted({run.results.cost.device or "unknown" for cell in cells for run in cell.runs}),
         "flops_note": FLOPS_NOTE,
@@ -135,6 +144,20 @@ def differences(comparison: Comparison) -> dict[str, Any]:
         "design_notes": design_notes(comparison.design) if comparison.factor_effects else [],
         "draw_differences": draw,
     }
+
+
+def slices(comparison: Comparison) -> dict[str, Any]:
+    """Return the template's variables for slices: their tables, and a plot for each cell."""
+    styles, drawings = plots.cell_styles(comparison), {}
+    base = comparison.baseline_cell.name
+    for number, cell in enumerate(comparison.scored_cells):
+        own = [replace(each.difference, label=slice_name(each)) for each in comparison.slices if each.cell is cell]
+        if own:
+            style = dict.fromkeys((each.label for each in own), styles[cell.place])
+            drawing = plots.draw_differences(own, style, unit_of(comparison))
+            caption = f"{cell.name} minus {base}, by slice"
+            drawings[caption] = plots.to_svg(drawing, f"slices-{number}", caption)
+    return {"slice_tables": slice_tables(comparison), "slice_drawings": drawings}
 
 
 def costs(comparison: Comparison) -> list[dict[str, Any]]:

@@ -76,7 +76,40 @@ def conclusion_of(comparison: Comparison) -> str:
     )
     if not comparison.has_several_seeds:
         sentences.append("The variation between seeds is not included: one seed per cell cannot show it.")
+    sentences += slice_sentences(comparison)
     return " ".join(sentences)
+
+
+def slice_sentences(comparison: Comparison) -> list[str]:
+    """Return the significant differences on slices, and those that depend on the slice, as sentences to quote."""
+    if not comparison.slices:
+        return []
+    base = comparison.baseline_cell.name
+    shown = [each for each in comparison.slices if each.difference.significant]
+    depending = [each for each in comparison.slice_interactions if each.difference.significant]
+    scope = "" if comparison.has_several_seeds else ", for these trained weights"
+    sentences = [
+        f"In slice {each.slice.name} ({each.slice.num_images} images){scope}, {each.cell.name!r} minus {base!r} is "
+        f"{_with_ends(each.difference)}."
+        for each in shown
+    ]
+    if not shown:
+        count = len({each.slice.name for each in comparison.slices})
+        sentences.append(f"In none of the {count} slices is a difference from {base!r} significant.")
+    sentences += [
+        f"In slice {each.slice.name}, the difference between {each.cell.name!r} and {base!r} is not the same as on the "
+        f"other images{scope}: it changes by {_with_ends(each.difference)}."
+        for each in depending
+    ]
+    if comparison.slice_interactions and not depending:
+        sentences.append("It is not shown that any difference depends on the slice.")
+    return sentences
+
+
+def _with_ends(difference: Difference) -> str:
+    """Return an estimate and its simultaneous interval as text: "+0.021 (simultaneous 95% interval ...)"."""
+    ends = f"{difference.interval.low:+.4f} to {difference.interval.high:+.4f}"
+    return with_minus(f"{difference.interval.estimate:+.4f} (simultaneous 95% interval {ends})")
 
 
 def design_notes(design: Design) -> list[str]:

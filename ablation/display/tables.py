@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ablation.comparison import Cell, Comparison, Difference
+from ablation.comparison import Cell, Comparison, Difference, SliceDifference
 from ablation.display.columns import COLUMNS
 from ablation.display.sentences import (
     conclusion_of,
@@ -70,7 +70,7 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
             f"{seeds_of(comparison)} per cell. p (Holm): corrected for the number of differences in the same table. "
             "Detectable: the true difference that would be significant in 80% of such experiments."
         )
-    tables += differences
+    tables += differences + slice_tables(comparison)
     if options.per_class and comparison.per_class:
         tables.append(class_table(comparison))
     if options.errors and cells_with_errors(comparison):
@@ -214,6 +214,58 @@ def difference_table(title: str, differences: Sequence[Difference], unit: str) -
     return Table(title, header, rows, bold)
 
 
+def slice_tables(comparison: Comparison) -> list[Table]:
+    """Return the tables of differences on slices: on each slice, and how they differ from those on other images."""
+    tables, base = [], comparison.baseline_cell.name
+    few = ["* based on fewer than 30 images: the interval is unreliable."]
+    unit = f"difference in {unit_of(comparison)}"
+    test = ["simultaneous 95% interval", "p (Holm)", "significant"]
+    if comparison.slices:
+        objects = ["objects"] if comparison.slices[0].slice.num_objects is not None else []
+        rows = [
+            [slice_name(each), str(each.slice.num_images), *[str(each.slice.num_objects)] * len(objects),
+             each.cell.name, f"{each.score:.4f}", *shown_test(each.difference)]
+            for each in comparison.slices
+        ]  # fmt: skip
+        notes = [
+            f"The intervals are corrected for {len(rows)} differences (Bonferroni), and the p values too (Holm). A "
+            "difference that is significant in one slice only may be the same in the others: see the next table.",
+            *few * any(each.is_unreliable for each in comparison.slices),
+            *comparison.slice_notes,
+        ]
+        header = ["slice", "images", *objects, "cell", comparison.metric, unit, *test]
+        bold = {(i, len(header) - 4) for i, each in enumerate(comparison.slices) if each.difference.significant}
+        tables.append(Table(f"Differences from {base}, by slice of the validation images", header, rows, bold, notes))
+    elif comparison.slice_notes:
+        tables.append(Table("Differences by slice: none compared", ["slice"], [], notes=comparison.slice_notes))
+    if comparison.slice_interactions:
+        found = comparison.slice_interactions
+        rows = [[slice_name(each), each.cell.name, *shown_test(each.difference)] for each in found]
+        notes = [
+            f"The difference from {base} on the slice, minus the same difference on images with other values of the "
+            f"attribute. Corrected for {len(rows)} differences, like the table above.",
+            *few * any(each.is_unreliable for each in found),
+        ]
+        bold = {(i, 2) for i, each in enumerate(found) if each.difference.significant}
+        header = ["slice", "cell", "change of the difference", *test]
+        tables.append(Table("Does the difference depend on the slice?", header, rows, bold, notes))
+    return tables
+
+
+def slice_name(each: SliceDifference) -> str:
+    """Return the name of the slice, with an asterisk if the interval is unreliable."""
+    return f"{each.slice.name}{' *' * each.is_unreliable}"
+
+
+def shown_test(difference: Difference) -> list[str]:
+    """Return a difference on a slice as text: estimate, interval, corrected p value, whether it is significant."""
+    interval, estimate = difference.interval, f"{difference.interval.estimate:+.4f}"
+    if math.isnan(interval.low):
+        return [estimate, "undefined", "undefined", "undefined"]
+    ends = f"{interval.low:+.4f} to {interval.high:+.4f}"
+    return [estimate, ends, f"{difference.p_holm:.3f}", "yes" if difference.significant else "no"]
+
+
 def class_table(comparison: Comparison) -> Table:
     """Return the table of each class's score and its change from the baseline."""
     digits = 4 if comparison.lower_is_better else 3
@@ -320,9 +372,28 @@ def to_csv(comparison: Comparison) -> str:
         line |= {"difference_p_holm": change and change.p_holm}
         line |= {"smallest_detectable": change and change.smallest_detectable}
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
+        line |= slice_columns(comparison, cell)
         lines.append(line | {"warnings": " / ".join(comparison.warnings)})
     output = io.StringIO()
     writer = csv.DictWriter(output, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return output.getvalue()
+
+
+def slice_columns(comparison: Comparison, cell: Cell) -> dict[str, float | None]:
+    """Return the columns of a cell in CSV that --slices adds; None for the baseline.
+
+    Four for each slice, such as difference[night=yes], and four for each interaction. The ends of the intervals
+    (_low, _high) are simultaneous."""
+    columns: dict[str, float | None] = {}
+    families = {"difference": comparison.slices, "interaction": comparison.slice_interactions}
+    for kind, found in families.items():
+        own = {each.slice.name: each.difference for each in found if each.cell is cell}
+        for name in dict.fromkeys(each.slice.name for each in found):
+            each = own.get(name)
+            columns[f"{kind}[{name}]"] = each and each.interval.estimate
+            columns[f"{kind}_low[{name}]"] = each and each.interval.low
+            columns[f"{kind}_high[{name}]"] = each and each.interval.high
+            columns[f"{kind}_p_holm[{name}]"] = each and each.p_holm
+    return columns

@@ -1,0 +1,91 @@
+"""Differences between models on slices: subsets of the validation images, such as the images that were taken at night.
+
+The score of a slice is the score of its images only. Slices are compared on the same resamples of the whole validation
+set, so that the number of images of a slice varies between resamples, as it would between validation sets.
+
+A comparison on many slices tests many differences, and some of them would exclude zero by chance. The intervals are
+therefore simultaneous: Bonferroni's correction divides 5% by the number of differences, so that the chance that any
+of the intervals misses its true difference is at most 5%. The p values have Holm's correction.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from stats.bootstrap import Interval, cell_replicates, holm, interval
+from stats.image_statistics import Matches, Statistics
+
+ALPHA = 0.05
+MIN_TAIL = 5  # resamples beyond each end of a simultaneous interval; with fewer, the ends depend on the draw
+PER_IMAGE = ("image_ids", "labels", "hits", "in_top5", "losses")  # arrays of Hits and Losses with a value per image
+
+
+def restrict(statistics: Statistics, images: np.ndarray) -> Statistics:
+    """Return the statistics of a subset of the images, in the same order.
+
+    Average precision of the result is the same as pycocotools computes with `params.imgIds` set to these images.
+    images: (I,) bool, whether to keep each image."""
+    if not isinstance(statistics, Matches):
+        kept = [name for name in PER_IMAGE if hasattr(statistics, name)]
+        return replace(statistics, **{name: getattr(statistics, name)[images] for name in kept})
+    position = (np.cumsum(images) - 1).astype(np.int32)  # of each kept image in the result
+    detections, objects = images[statistics.detection_images], images[statistics.object_images]
+    return replace(
+        statistics,
+        image_ids=statistics.image_ids[images],
+        detection_images=position[statistics.detection_images[detections]],
+        detection_classes=statistics.detection_classes[detections],
+        scores=statistics.scores[detections],
+        true_positives=statistics.true_positives[detections],
+        ignored=statistics.ignored[detections],
+        object_images=position[statistics.object_images[objects]],
+        object_classes=statistics.object_classes[objects],
+    )
+
+
+def cut(values: np.ndarray, num_groups: int) -> np.ndarray:
+    """Cut numbers into groups of about equal size, from low to high. Equal numbers are in the same group.
+
+    values: (N,). Returns (N,) int, the group of each number: 0, 1, ... There may be fewer groups than num_groups."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2  # rank of the middle of each run of equal numbers
+    groups = np.minimum(num_groups * middle / len(values), num_groups - 1).astype(int)
+    return np.unique(groups, return_inverse=True)[1][inverse]
+
+
+def simultaneous_intervals(
+    scores: Sequence[Sequence[np.ndarray]], contrasts: np.ndarray, seed: int
+) -> list[list[tuple[Interval, float]]]:
+    """Estimate the same contrasts of K cells on each slice, as one family of tests.
+
+    scores: for each slice and each cell, (n_k, 1 + R): the scores of the cell's n_k runs on the slice's images and on R
+    resamples. To test whether a difference depends on the slice, use the score on the slice minus that on the rest.
+    contrasts: (C, K), weights of the cells. seed: of the noise for the variation between runs, see cell_replicates.
+
+    Returns for each slice and contrast an interval and the p value after Holm's correction. `low` and `high` are
+    Bonferroni-corrected for all slices and contrasts; `p` and `standard_error` are not."""
+    families = []  # for each slice and contrast: the interval without correction, and the replicates
+    for cells in scores:
+        means = np.array([each[:, 0].mean() for each in cells])
+        replicates = cell_replicates([each[:, 0] for each in cells], [each[:, 1:] for each in cells], seed)
+        families += [(interval(row @ means, row @ replicates), row @ replicates) for row in contrasts]
+    num_tests = sum(not np.isnan(each.p) for each, _ in families)
+    adjusted = holm([each.p for each, _ in families]).tolist()
+    found = [
+        (each if np.isnan(each.p) else corrected(each, replicates, num_tests), p_holm)
+        for (each, replicates), p_holm in zip(families, adjusted, strict=True)
+    ]
+    return [found[start : start + len(contrasts)] for start in range(0, len(found), len(contrasts))]
+
+
+def corrected(pointwise: Interval, replicates: np.ndarray, num_tests: int) -> Interval:
+    """Return an interval with Bonferroni-corrected ends: quantiles of the replicates (R,) at 5% / num_tests."""
+    tail = ALPHA / num_tests / 2
+    low, high = np.nanquantile(replicates, (tail, 1 - tail))
+    return replace(pointwise, low=float(low), high=float(high))
+
+
+def needed_replicates(num_tests: int) -> int:
+    """Return the number of resamples at which MIN_TAIL of them are beyond each end of a simultaneous interval."""
+    return round(MIN_TAIL * num_tests * 2 / ALPHA)
