@@ -50,8 +50,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=column_names, default=(), help=columns)
     parser.add_argument("--per-class", action="store_true", help="add class scores and their changes (html: always)")
     parser.add_argument("--errors", action="store_true", help="add errors by kind and their changes (html: always)")
-    slices = "compare on slices of the images too: comma-separated objects, size and CSV files of attributes"
-    parser.add_argument("--slices", type=slice_sources, default=(), help=slices)
+    slices = "compare on parts of the images too: by objects per image, object size, or the attributes in CSV files"
+    parser.add_argument("--slices", type=slice_sources, default=(), metavar="objects,size,FILE.csv", help=slices)
     parser.add_argument("--replicates", type=replicate_count, default=1000, help="number of resamples (default: 1000)")
     parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, without any tests")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
