@@ -147,16 +147,20 @@ def differences(comparison: Comparison) -> dict[str, Any]:
 
 
 def slices(comparison: Comparison) -> dict[str, Any]:
-    """Return the template's variables for slices: their tables, and a plot for each cell."""
-    styles, drawings = plots.cell_styles(comparison), {}
-    base = comparison.baseline_cell.name
-    for number, cell in enumerate(comparison.scored_cells):
+    """Return the template's variables for slices: their tables, and a plot for each cell, all on one scale."""
+    styles, base, figures = plots.cell_styles(comparison), comparison.baseline_cell.name, {}
+    for cell in comparison.scored_cells:
         own = [replace(each.difference, label=slice_name(each)) for each in comparison.slices if each.cell is cell]
         if own:
             style = dict.fromkeys((each.label for each in own), styles[cell.place])
-            drawing = plots.draw_differences(own, style, unit_of(comparison))
-            caption = f"{cell.name} minus {base}, by slice"
-            drawings[caption] = plots.to_svg(drawing, f"slices-{number}", caption)
+            figures[f"{cell.name} minus {base}, by slice"] = plots.draw_differences(own, style, unit_of(comparison))
+    limits = [figure.axes[0].get_xlim() for figure in figures.values()]
+    for figure in figures.values():
+        figure.axes[0].set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+    drawings = {
+        caption: plots.to_svg(figure, f"slices-{number}", caption)
+        for number, (caption, figure) in enumerate(figures.items())
+    }
     return {"slice_tables": slice_tables(comparison), "slice_drawings": drawings}
 
 

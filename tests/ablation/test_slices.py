@@ -14,7 +14,8 @@ from ablation import slices
 from ablation.display.report import write_report
 from ablation.display.sentences import conclusion_of
 from ablation.display.tables import slice_tables, to_csv
-from stats.bootstrap import average_precision, mean_average_precision, resampled_scores
+from ablation.uncertainty import SEED
+from stats.bootstrap import average_precision, image_weights, mean_average_precision, resampled_scores
 from stats.image_statistics import load_statistics
 from stats.slices import restrict
 from tests.ablation.conftest import IMAGES, fake_matches
@@ -101,6 +102,15 @@ def test_scores_on_a_slice_are_the_mean_over_runs_of_the_score_on_its_images(com
             part = restrict(load_statistics(run.path), each.slice.images)
             expected.append(resampled_scores(part, np.ones((1, 30), int))[0]["mAP"][0])
         assert each.score == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def test_slices_use_the_resamples_of_the_whole_comparison(comparison):
+    drawn = image_weights(IMAGES, REPLICATES, SEED)
+    scores = slices.subset_scores(comparison, [NIGHT])[NIGHT.tobytes()]
+    for cell, values in zip(comparison.scored_cells, scores, strict=True):
+        for run, found in zip(cell.runs, values, strict=True):
+            expected, _ = resampled_scores(load_statistics(run.path), drawn * NIGHT)  # no image by day is drawn
+            np.testing.assert_allclose(found[1:], expected["mAP"], rtol=0, atol=1e-12)
 
 
 def test_three_slices_are_each_compared_with_the_rest(pair, tmp_path):
