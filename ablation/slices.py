@@ -100,7 +100,7 @@ def family(
     contrasts = np.eye(len(cells))[others]
     contrasts[:, base] = -1
     num_tests = len(slices) * len(others)
-    intervals = simultaneous_intervals(scores, contrasts, SEED)
+    intervals = simultaneous_intervals(scores, num_images, contrasts, SEED)
     return [
         SliceDifference(
             each,

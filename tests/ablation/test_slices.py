@@ -21,7 +21,7 @@ from stats.slices import restrict
 from tests.ablation.conftest import IMAGES, fake_matches
 
 NIGHT = np.arange(IMAGES) % 2 == 0
-REPLICATES = 400  # enough for two slices of one cell
+REPLICATES = 800  # enough for two slices of one cell
 
 
 def add_detector(experiments, row, quality, seed, objects=None, **changes):
@@ -129,8 +129,8 @@ def test_three_slices_are_each_compared_with_the_rest(pair, tmp_path):
 
 def test_too_few_resamples_for_the_family_are_reported(pair, tmp_path):
     source = night_csv(tmp_path)
-    assert any("--replicates 400" in warning for warning in pair.compare(slices=[source]).warnings)  # 200 resamples
-    assert not any("--replicates" in each for each in pair.compare(slices=[source], replicates=400).warnings)
+    assert any("--replicates 800" in warning for warning in pair.compare(slices=[source]).warnings)  # 200 resamples
+    assert not any("--replicates" in each for each in pair.compare(slices=[source], replicates=800).warnings)
 
 
 # ---- tables ------------------------------------------------------------------------------------------------

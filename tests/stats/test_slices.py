@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from detection.coco.evaluation import evaluate_coco, summarise_evaluation
 from stats.bootstrap import image_weights, resampled_scores
 from stats.image_statistics import Hits, Losses
-from stats.slices import cut, needed_replicates, restrict, simultaneous_intervals
+from stats.slices import cut, needed_replicates, restrict, simultaneous_intervals, widened, widening
 from tests.stats.test_bootstrap import cocoeval100, random_set, statistics
 
 
@@ -111,7 +112,7 @@ def test_a_difference_in_one_slice_is_found_there_and_not_elsewhere(resamples):
     found = np.zeros((len(SIZES), 2))
     for trial in range(40):
         scores = simulated(np.random.default_rng(trial), resamples, effects=(0, 0.4, 0))
-        found += [[p < 0.05 for _, p in row] for row in simultaneous_intervals(scores, DIFFERENCES, trial)]
+        found += [[p < 0.05 for _, p in row] for row in simultaneous_intervals(scores, SIZES, DIFFERENCES, trial)]
     assert found[1, 1] >= 38
     found[1, 1] = 0
     assert found.max() <= 3
@@ -123,7 +124,7 @@ def test_simultaneous_intervals_all_cover_in_95_percent_of_trials(resamples):
     all_covered = pointwise_covered = false_alarms = 0
     for trial in range(trials):
         scores = simulated(np.random.default_rng(trial), resamples, effects)
-        found = simultaneous_intervals(scores, DIFFERENCES, trial)
+        found = simultaneous_intervals(scores, SIZES, DIFFERENCES, trial)
         ends = np.array([[(each.low, each.high) for each, _ in row] for row in found])
         errors = np.array([[each.standard_error for each, _ in row] for row in found])
         estimates = np.array([[each.estimate for each, _ in row] for row in found])
@@ -141,7 +142,7 @@ def test_an_effect_that_is_the_same_in_all_slices_does_not_depend_on_the_slice(r
         for effect, elsewhere in ((0.3, 0.3), (0.3, 0)):
             scores = simulated(np.random.default_rng(trial), resamples, (effect, elsewhere, elsewhere))
             change = [[one - two for one, two in zip(scores[0], scores[1], strict=True)]]
-            ((_, (_, p)),) = simultaneous_intervals(change, DIFFERENCES, trial)
+            ((_, (_, p)),) = simultaneous_intervals(change, [60], DIFFERENCES, trial)
             same += effect == elsewhere and p < 0.05
             different += effect != elsewhere and p < 0.05
     assert same <= 0.08 * 200  # 5%, and two standard errors of 200 trials
@@ -152,12 +153,23 @@ def test_a_slice_without_a_score_on_most_resamples_is_no_test():
     values = np.random.default_rng(0).normal(0, 1, (2, 1, 401))
     gone = values.copy()
     gone[:, :, 1:100] = np.nan
-    (first,), (second,) = simultaneous_intervals([values, gone], np.array([[-1, 1]]), 0)
-    alone = simultaneous_intervals([values], np.array([[-1, 1]]), 0)[0][0]
+    (first,), (second,) = simultaneous_intervals([values, gone], [50, 50], np.array([[-1, 1]]), 0)
+    ((_, alone),) = simultaneous_intervals([values], [50], np.array([[-1, 1]]), 0)[0]
     assert np.isnan([second[0].low, second[1]]).all()
-    assert first == alone
+    assert first[1] == pytest.approx(alone, abs=0.02)  # two tests would double it
 
 
-def test_as_many_resamples_are_needed_as_leave_five_beyond_each_end():
-    assert needed_replicates(1) == 200
-    assert needed_replicates(12) == 2400
+@pytest.mark.parametrize("num_images", [10, 40])
+def test_widened_resamples_of_normal_values_give_students_interval_of_the_mean(num_images):
+    generator, num_tests = np.random.default_rng(0), 4
+    values = generator.normal(0, 1, num_images)
+    drawn = generator.normal(values.mean(), values.std() / num_images**0.5, 400_000)  # what resampled means approach
+    tail = 0.05 / num_tests / 2
+    ends = np.quantile(widened(drawn[None], widening(num_images, num_tests)), (tail, 1 - tail))
+    expected = ttest_1samp(values, 0).confidence_interval(1 - 2 * tail)
+    np.testing.assert_allclose(ends, expected, atol=0.01)
+
+
+def test_as_many_resamples_are_needed_as_leave_ten_beyond_each_end():
+    assert needed_replicates(1) == 400
+    assert needed_replicates(12) == 4800
