@@ -8,8 +8,7 @@ therefore simultaneous: Bonferroni's correction divides 5% by the number of diff
 of the intervals misses its true difference is at most 5%. The p values have Holm's correction.
 
 Slices are small, and resamples of n images vary less than samples of n new images. The replicates are therefore widened
-as in the expanded percentile interval (Hesterberg, 2015, arXiv 1411.5279). benchmarks/slices.md measures
-the coverage.
+as in the expanded percentile interval (Hesterberg, 2015, arXiv 1411.5279). benchmarks/slices.md measures the coverage.
 """
 
 from collections.abc import Sequence
