@@ -9,6 +9,7 @@ from ablation.comparison import Cell, Comparison, Note
 from ablation.display.sentences import run_notes
 from ablation.jobs import Grid, read_cells, read_grid, state_of
 from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
+from ablation.slices import add_slices
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
 from engine.text import UnknownNameError, listed, shown
@@ -31,6 +32,7 @@ def compare(
     one_family: bool = False,
     margin: float | None = None,
     known_spread: SeedSpread | None = None,
+    slices: Sequence[str] = (),
     force: bool = False,
 ) -> Comparison:
     """Read and check the runs of a grid or of a list of experiments, and compare them.
@@ -73,6 +75,8 @@ def compare(
         raise ValueError("--seed-sd is for one seed per cell; these cells have several, whose own spread is used")
     if comparison.scored_cells and not differing:
         add_uncertainty(comparison, pairs)
+        if slices and comparison.intervals:
+            add_slices(comparison, slices)
     return comparison
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from ablation.display.columns import COLUMNS
 from engine.arguments import check_config, check_experiment, positive
 from engine.start import start
-from engine.text import UnknownNameError
+from engine.text import UnknownNameError, did_you_mean, nearest
 
+BUILT_IN_SLICES = ("objects", "size")  # here and not in ablation/slices.py, so that --help stays fast
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 
 
@@ -59,6 +60,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="known standard deviation between seeds, if the cells have one seed each",
     )  # fmt: skip
     parser.add_argument("--seed-df", type=positive, metavar="N", help="runs that --seed-sd was measured from, minus 1")
+    slices = "compare on parts of the images too: by objects per image, object size, or the attributes in CSV files"
+    parser.add_argument("--slices", type=slice_sources, default=(), metavar="objects,size,FILE.csv", help=slices)
     parser.add_argument("--replicates", type=replicate_count, default=10_000, help="number of resamples")
     parser.add_argument("--resample-seed", type=int, default=0, metavar="N", help="random seed of the resamples")
     parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, without any tests")
@@ -109,6 +112,17 @@ def column_names(text: str) -> Sequence[str]:
     return names
 
 
+def slice_sources(text: str) -> Sequence[str]:
+    """Parse --slices: comma-separated names of built-in slices, and CSV files."""
+    sources = text.split(",")
+    for source in sources:
+        if source not in BUILT_IN_SLICES and not Path(source).is_file():
+            cure = did_you_mean(nearest(source, BUILT_IN_SLICES))
+            expected = f"expected {', '.join(BUILT_IN_SLICES)} or an existing CSV file"
+            raise argparse.ArgumentTypeError(f"{source!r}: {expected}{cure}")
+    return list(dict.fromkeys(sources))
+
+
 def main(arguments: argparse.Namespace, _: None) -> None:
     """Run the command."""
     show_comparison(arguments.paths, arguments)
@@ -122,7 +136,7 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace) -> Non
     from engine.terminal import printable_lines
     from stats.replicates import SeedSpread
 
-    names = ("baseline", "pairs", "replicates", "resample_seed", "one_family", "margin", "force")
+    names = ("baseline", "pairs", "replicates", "resample_seed", "one_family", "margin", "force", "slices")
     options = {name: getattr(arguments, name) for name in names}
     if arguments.seed_sd is not None:
         options["known_spread"] = SeedSpread(arguments.seed_sd, arguments.seed_df)

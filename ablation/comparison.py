@@ -89,6 +89,31 @@ class Difference(Tested):
     probability_better: float = math.nan
 
 
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The validation images that share a value of an attribute, such as night=yes."""
+
+    attribute: str
+    name: str
+    images: np.ndarray = field(repr=False)  # (I,) bool, whether each validation image is in the slice
+    num_objects: int | None  # None if the task has no objects
+
+    @property
+    def num_images(self) -> int:
+        return int(self.images.sum())
+
+
+@dataclass(frozen=True)
+class SliceDifference:
+    """The difference of a cell from the baseline on a slice, or how much larger it is there than on other images."""
+
+    slice: Slice
+    cell: Cell
+    score: float  # of the cell on the slice; for an interaction, minus the score on the other images
+    is_unreliable: bool  # whether the interval is based on few images
+    difference: Difference  # the ends of its interval are simultaneous: corrected for all slices and cells
+
+
 @dataclass
 class Comparison:
     """A table of cells, and the statistics computed from the cells. Rows and columns are in display order."""
@@ -129,6 +154,10 @@ class Comparison:
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     may_be_best: list[Place] = field(default_factory=list)  # cells of which none is shown to be worse than another
     optimism: float = math.nan  # by how much the best mean score is expected to exceed the true score of its cell
+    # by slice and cell; interactions test whether a difference is the same on the slice and on the other images
+    slices: list[SliceDifference] = field(default_factory=list)
+    slice_interactions: list[SliceDifference] = field(default_factory=list)
+    slice_notes: list[str] = field(default_factory=list)  # which images and slices were left out
     warnings: list[str] = field(default_factory=list)
 
     @property

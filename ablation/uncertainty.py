@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,25 +79,24 @@ def replicates_of(
 
     values: for each cell (n_k, 1 + R), the score of each run on the original images and on R resamples.
     for_contrasts: leave out what all cells have in common, if they have the same seeds."""
-    return cell_replicates(
-        [each[:, 0] for each in values],
-        [each[:, 1:] for each in values],
-        comparison.resample_seed,
-        rows=row_numbers(comparison, cells),
-        shared_seeds=for_contrasts and have_same_seeds(cells.values()),
-        known=comparison.known_spread,
-    )
+    estimates, replicates = [each[:, 0] for each in values], [each[:, 1:] for each in values]
+    options = seed_options(comparison, list(cells.values()), for_contrasts)
+    return cell_replicates(estimates, replicates, comparison.resample_seed, **options)
+
+
+def seed_options(comparison: Comparison, cells: Sequence[Cell], for_contrasts: bool) -> dict[str, Any]:
+    """Return the arguments of cell_replicates that say which cells share a row, and whether they share seeds."""
+    rows = [row for row in comparison.rows if any(cell.row == row for cell in cells)]
+    return {
+        "rows": [rows.index(cell.row) for cell in cells],
+        "shared_seeds": for_contrasts and have_same_seeds(cells),
+        "known": comparison.known_spread,
+    }
 
 
 def have_same_seeds(cells: Iterable[Cell]) -> bool:
     """Return whether all cells were trained with the same seeds."""
     return len({tuple(run.seed for run in cell.scored_runs) for cell in cells}) == 1
-
-
-def row_numbers(comparison: Comparison, cells: dict[Place, Cell]) -> list[int]:
-    """Return the number of each cell's row, from 0, counting only rows with a cell."""
-    rows = [row for row in comparison.rows if any(place[0] == row for place in cells)]
-    return [rows.index(row) for row, _ in cells]
 
 
 def add_intervals(comparison: Comparison, cells: dict[Place, Cell], scores: dict[Path, dict[str, np.ndarray]]) -> None:
@@ -154,9 +154,8 @@ def add_differences(
             getattr(comparison, key[0])[key[1]] = found
         else:
             setattr(comparison, key, found)
-    variances = dict(
-        zip(cells, run_variances([cell.scores for cell in cells.values()], row_numbers(comparison, cells)), strict=True)
-    )
+    rows = seed_options(comparison, list(cells.values()), for_contrasts=False)["rows"]
+    variances = dict(zip(cells, run_variances([cell.scores for cell in cells.values()], rows), strict=True))
     sign = -1 if comparison.lower_is_better else 1
     comparison.differences = [
         replace(

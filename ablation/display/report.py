@@ -40,6 +40,8 @@ from ablation.display.tables import (
     families,
     has_limits,
     score_layout,
+    slice_name,
+    slice_tables,
     status_of,
 )
 from engine.files import write_text
@@ -95,6 +97,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "reference": reference_of(comparison),
         **differences(comparison),
         "limits": comparison_limits(comparison) if has_limits(comparison) else None,
+        **slices(comparison),
         "costs": costs(comparison),
         "devices": sorted({run.results.cost.device or "unknown" for cell in cells for run in cell.runs}),
         "flops_note": FLOPS_NOTE,
@@ -153,6 +156,20 @@ def differences(comparison: Comparison) -> dict[str, Any]:
         "effects": [part(f"effects-{number}", *each) for number, each in enumerate(effects.items(), start=1)],
         "design_notes": design_notes(comparison.design) if comparison.factor_effects else [],
     }
+
+
+def slices(comparison: Comparison) -> dict[str, Any]:
+    """Return the template's variables for slices: their tables, and a plot for each cell, all on one scale."""
+    styles, base, drawings = plots.cell_styles(comparison), comparison.baseline_cell.name, {}
+    ends = [end for each in comparison.slices for end in each.difference.simultaneous if math.isfinite(end)] + [0.0]
+    for number, cell in enumerate(comparison.scored_cells):
+        own = [replace(each.difference, label=slice_name(each)) for each in comparison.slices if each.cell is cell]
+        if own:
+            style = dict.fromkeys((each.label for each in own), styles[cell.place])
+            caption = f"{cell.name} minus {base}, by slice"
+            drawing = plots.draw_differences(own, style, comparison, (min(ends), max(ends)))
+            drawings[caption] = plots.to_svg(drawing, f"slices-{number}", caption)
+    return {"slice_tables": slice_tables(comparison), "slice_drawings": drawings}
 
 
 def costs(comparison: Comparison) -> list[dict[str, Any]]:

@@ -67,6 +67,8 @@ def conclusion_of(comparison: Comparison) -> list[str]:
     if not comparison.covers_seeds:
         paragraphs[-1] += " All statements hold for these trained weights only: one seed per cell cannot show how much "
         paragraphs[-1] += "training again would change the scores."
+    if comparison.slices:
+        paragraphs.append(" ".join(slice_sentences(comparison)))
     return paragraphs
 
 
@@ -179,6 +181,35 @@ def spread_note(variances: Variances) -> str:
     )
 
 
+def slice_sentences(comparison: Comparison) -> list[str]:
+    """Return the significant differences on slices, and those that depend on the slice, as sentences to quote."""
+    base = comparison.baseline_cell.name
+    shown = [each for each in comparison.slices if each.difference.is_significant]
+    depending = [each for each in comparison.slice_interactions if each.difference.is_significant]
+    sentences = [
+        f"In slice {each.slice.name} ({each.slice.num_images} images), {each.cell.name!r} minus {base!r} is "
+        f"{with_ends(each.difference)}."
+        for each in shown
+    ]
+    if not shown:
+        count = len({each.slice.name for each in comparison.slices})
+        sentences.append(f"In none of the {count} slices is a difference from {base!r} significant.")
+    sentences += [
+        f"In slice {each.slice.name}, the difference between {each.cell.name!r} and {base!r} is not the same as on the "
+        f"other images: it changes by {with_ends(each.difference)}."
+        for each in depending
+    ]
+    if comparison.slice_interactions and not depending:
+        sentences.append("It is not shown that any difference depends on the slice.")
+    return sentences
+
+
+def with_ends(difference: Difference) -> str:
+    """Return an estimate and its corrected interval as text: "+0.0210 (+0.0040 to +0.0380)"."""
+    low, high = difference.simultaneous
+    return with_minus(f"{difference.interval.estimate:+.4f} ({low:+.4f} to {high:+.4f})")
+
+
 def design_notes(design: Design) -> list[str]:
     """Return sentences about the aliased effects of a factorial design, which no analysis of its runs can separate."""
     runs, factors = len(design.points), len(design.factors)
@@ -211,8 +242,7 @@ def reference_of(comparison: Comparison) -> str:
 def described(differences: Sequence[Difference]) -> str:
     """Return differences as text: "'fpn' minus 'none' is −0.0101 (−0.0174 to −0.0023); ...", at most MAX_NAMED."""
     texts = [
-        f"{quoted(each.label)} is {with_minus(f'{each.interval.estimate:+.4f}')} "
-        f"({with_minus(f'{each.simultaneous[0]:+.4f} to {each.simultaneous[1]:+.4f}')})"
+        f"{quoted(each.label)} is {with_ends(each)}"
         for each in sorted(differences, key=lambda each: -abs(each.interval.estimate))[:MAX_NAMED]
     ]
     more = len(differences) - MAX_NAMED

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ablation.comparison import Cell, Comparison, Difference
+from ablation.comparison import Cell, Comparison, Difference, SliceDifference
 from ablation.display.columns import COLUMNS
 from ablation.display.sentences import (
     conclusion_of,
@@ -69,7 +69,7 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
         differences[0].notes += design_notes(comparison.design)
     if differences:
         differences[0].notes += difference_notes(comparison)
-    tables += differences
+    tables += differences + slice_tables(comparison)
     if has_limits(comparison):
         tables.append(comparison_limits(comparison))
     if options.per_class and comparison.per_class:
@@ -275,6 +275,60 @@ def shown_size(value: float) -> str:
     return f"{value:.4f}" if value >= 0.001 else f"{value:.2g}"
 
 
+def slice_tables(comparison: Comparison) -> list[Table]:
+    """Return the tables of differences on slices: on each slice, and how they differ from those on other images."""
+    tables, base = [], comparison.baseline_cell.name
+    few = ["* based on fewer than 30 images: the interval is unreliable."]
+    unit = f"difference in {unit_of(comparison)}"
+    test = ["corrected interval", "p (Holm)", "verdict"]
+    if comparison.slices:
+        objects = ["objects"] if comparison.slices[0].slice.num_objects is not None else []
+        rows = [
+            [slice_name(each), str(each.slice.num_images), *[str(each.slice.num_objects)] * len(objects),
+             each.cell.name, f"{each.score:.4f}", *shown_test(each.difference, comparison)]
+            for each in comparison.slices
+        ]  # fmt: skip
+        notes = [
+            f"The intervals are corrected for {len(rows)} differences (Bonferroni), and the p values too (Holm). A "
+            "difference that is significant in one slice only may be the same in the others: see the next table.",
+            *few * any(each.is_unreliable for each in comparison.slices),
+            *comparison.slice_notes,
+        ]
+        header = ["slice", "images", *objects, "cell", comparison.metric, unit, *test]
+        shown = [i for i, each in enumerate(comparison.slices) if each.difference.is_significant]
+        bold = {(i, len(header) - 4) for i in shown if comparison.covers_seeds}
+        tables.append(Table(f"Differences from {base}, by slice of the validation images", header, rows, bold, notes))
+    elif comparison.slice_notes:
+        tables.append(Table("Differences by slice: none compared", ["slice"], [], notes=comparison.slice_notes))
+    if comparison.slice_interactions:
+        found = comparison.slice_interactions
+        rows = [[slice_name(each), each.cell.name, *shown_test(each.difference, comparison)] for each in found]
+        notes = [
+            f"The difference from {base} on the slice, minus the same difference on images with other values of the "
+            f"attribute. Corrected for {len(rows)} differences, like the table above.",
+            *few * any(each.is_unreliable for each in found),
+        ]
+        bold = {(i, 2) for i, each in enumerate(found) if each.difference.is_significant and comparison.covers_seeds}
+        header = ["slice", "cell", "change of the difference", *test]
+        tables.append(Table("Does the difference depend on the slice?", header, rows, bold, notes))
+    return tables
+
+
+def slice_name(each: SliceDifference) -> str:
+    """Return the name of the slice, with an asterisk if the interval is unreliable."""
+    return f"{each.slice.name}{' *' * each.is_unreliable}"
+
+
+def shown_test(difference: Difference, comparison: Comparison) -> list[str]:
+    """Return a difference on a slice as text: estimate, corrected interval, corrected p value and verdict."""
+    return [
+        f"{difference.interval.estimate:+.4f}",
+        shown_range(*difference.simultaneous),
+        shown_p(difference.p_holm, comparison, difference.num_tests),
+        comparison.verdict(difference),
+    ]
+
+
 def class_table(comparison: Comparison) -> Table:
     """Return the table of each class's score and its change from the baseline."""
     digits = 4 if comparison.lower_is_better else 3
@@ -390,9 +444,28 @@ def to_csv(comparison: Comparison) -> str:
         shares = comparison.variances.shares if comparison.variances else (None, None, None)
         line |= dict(zip(("share_images", "share_errors", "share_seeds"), shares, strict=True))
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
+        line |= slice_columns(comparison, cell)
         lines.append(line | {"warnings": " / ".join(comparison.warnings)})
     output = io.StringIO()
     writer = csv.DictWriter(output, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return output.getvalue()
+
+
+def slice_columns(comparison: Comparison, cell: Cell) -> dict[str, float | None]:
+    """Return the columns of a cell in CSV that --slices adds; None for the baseline.
+
+    Four for each slice, such as difference[night=yes], and four for each interaction. The ends of the intervals
+    (_low, _high) are simultaneous."""
+    columns: dict[str, float | None] = {}
+    families = {"difference": comparison.slices, "interaction": comparison.slice_interactions}
+    for kind, found in families.items():
+        own = {each.slice.name: each.difference for each in found if each.cell is cell}
+        for name in dict.fromkeys(each.slice.name for each in found):
+            each = own.get(name)
+            columns[f"{kind}[{name}]"] = each and each.interval.estimate
+            columns[f"{kind}_low[{name}]"] = each and each.simultaneous[0]
+            columns[f"{kind}_high[{name}]"] = each and each.simultaneous[1]
+            columns[f"{kind}_p_holm[{name}]"] = each and each.p_holm
+    return columns
