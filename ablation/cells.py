@@ -8,6 +8,7 @@ from pathlib import Path
 from ablation.comparison import Cell, Comparison, Note
 from ablation.display.sentences import run_notes
 from ablation.jobs import Grid, read_cells, read_grid, state_of
+from ablation.looks import add_looks
 from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
@@ -57,6 +58,8 @@ def compare(
     comparison.warnings += run_notes(comparison, counted=True)
     if comparison.scored_cells and not differing:
         add_uncertainty(comparison, pairs)
+        if grid and grid.config.looks and comparison.differences:
+            add_looks(comparison, grid)
     return comparison
 
 

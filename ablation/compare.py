@@ -18,6 +18,7 @@ from engine.arguments import check_config, check_experiment
 from engine.start import start
 from engine.text import UnknownNameError
 
+REPLICATES = 1000
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 
 
@@ -49,7 +50,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=column_names, default=(), help=columns)
     parser.add_argument("--per-class", action="store_true", help="add class scores and their changes (html: always)")
     parser.add_argument("--errors", action="store_true", help="add errors by kind and their changes (html: always)")
-    parser.add_argument("--replicates", type=replicate_count, default=1000, help="number of resamples (default: 1000)")
+    parser.add_argument(
+        "--replicates", type=replicate_count, default=REPLICATES, help=f"number of resamples (default: {REPLICATES})"
+    )
     parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, without any tests")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
 
@@ -93,11 +96,15 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace) -> Non
     """Compare a grid or experiments, and print the comparison or write it to --output."""
     from ablation.cells import compare
     from ablation.display import tables
+    from ablation.jobs import read_grid
+    from ablation.looks import announce_look
     from engine.files import write_text
     from engine.terminal import printable_lines
 
     options = {name: getattr(arguments, name) for name in ("baseline", "pairs", "replicates", "force")}
     comparison, path = compare(paths, arguments.experiments, **options), arguments.output
+    if paths[0].suffix == ".yaml":
+        announce_look(comparison, read_grid(paths[0]), arguments.experiments)
     if arguments.format == "html":
         from ablation.display.report import write_report  # imports matplotlib
 

@@ -5,7 +5,7 @@ ablation/display/tables.py, sentences.py and report.py turn a Comparison into te
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -77,6 +77,28 @@ class Cell:
         return statistics.fmean(values) if values and None not in values else None
 
 
+class Verdict(NamedTuple):
+    """What the planned looks (ablation/looks.py) found about a difference."""
+
+    shown_at: int | None  # number of the look at which it became significant, from 1
+    is_hopeless: bool  # whether more seeds are unlikely to make it significant, see conditional_power
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The planned looks at a grid, and which of them are complete: all cells that need it have the planned seeds."""
+
+    planned: tuple[int, ...]  # seeds per cell at each look
+    fractions: list[float]  # information fraction of each complete look
+    levels: list[float]  # significance level of each complete look, for Holm-corrected p values
+    needed: dict[Place, int]  # seeds that each cell needs for the next look; of settled cells, those of their last look
+
+    @property
+    def complete(self) -> int:
+        """Number of complete looks."""
+        return len(self.levels)
+
+
 @dataclass(frozen=True)
 class Difference:
     """A difference between cells, a main effect or an interaction, with its uncertainty."""
@@ -85,10 +107,13 @@ class Difference:
     interval: Interval
     p_holm: float  # p value after Holm correction for `num_tests` tests
     num_tests: int  # number of differences that were tested together
+    contrast: Mapping[Place, float] = field(default_factory=dict, repr=False, compare=False)  # factor of each cell
+    level: float = 0.05  # significance level; lower at a planned look
+    verdict: Verdict | None = None  # only with planned looks: it replaces the test of p_holm
 
     @property
     def significant(self) -> bool:
-        return self.p_holm < 0.05
+        return self.p_holm < self.level if self.verdict is None else self.verdict.shown_at is not None
 
     @property
     def smallest_detectable(self) -> float:
@@ -127,6 +152,7 @@ class Comparison:
     # by cell and class name; these intervals cover only the choice of images, not the variation between seeds
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
+    looks: Looks | None = None  # only if the grid file plans looks
     warnings: list[str] = field(default_factory=list)
 
     @property

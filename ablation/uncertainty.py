@@ -97,7 +97,10 @@ def add_differences(comparison: Comparison, cells: dict[Place, Cell], replicates
 
     def family(contrasts: dict[str, Contrast]) -> list[Difference]:
         found = contrast_intervals(list(contrasts.values()), means, replicates)
-        return [Difference(label, *each, len(contrasts)) for label, each in zip(contrasts, found, strict=True)]
+        return [
+            Difference(label, *each, len(contrasts), contrast)
+            for (label, contrast), each in zip(contrasts.items(), found, strict=True)
+        ]
 
     base = comparison.baseline
     places = [base, *(place for place in cells if place != base)]
