@@ -81,7 +81,7 @@ class Verdict(NamedTuple):
     """What the planned looks (ablation/looks.py) found about a difference."""
 
     shown_at: int | None  # number of the look at which it became significant, from 1
-    is_hopeless: bool  # whether more seeds are unlikely to make it significant, see conditional_power
+    is_hopeless: bool  # whether no or hardly any chance is left that it becomes significant, see conditional_power
 
 
 @dataclass(frozen=True)

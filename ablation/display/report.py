@@ -30,7 +30,15 @@ from ablation.display.sentences import (
     unit_of,
     with_minus,
 )
-from ablation.display.tables import FLOPS_NOTE, cells_with_errors, families, score_layout, status_of
+from ablation.display.tables import (
+    FLOPS_NOTE,
+    answer_of,
+    cells_with_errors,
+    families,
+    looks_table,
+    score_layout,
+    status_of,
+)
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
@@ -56,7 +64,7 @@ def write_report(path: Path, comparison: Comparison) -> None:
     pages.filters |= {
         "number": number, "signed": signed, "between": between, "p_value": p_value, "defined": is_defined,
         "breakable": breakable, "data_uri": data_uri, "largest": largest, "status": status_of, "commit": commit_of,
-        "excluding_zero": excluding_zero,
+        "excluding_zero": excluding_zero, "answer": answer_of,
     }  # fmt: skip
     with rc_context(plots.RC_PARAMS):
         write_text(path, pages.get_template("report.html.jinja").render(contents(comparison)).lstrip())
@@ -81,6 +89,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "score_lines": score_lines,
         "score_names": known,
         "reference": reference_of(comparison),
+        "looks": looks_table(comparison) if comparison.looks else None,
         **differences(comparison),
         "costs": costs(comparison),
         "devices": sorted({run.results.cost.device or "unknown" for cell in cells for run in cell.runs}),

@@ -55,6 +55,8 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     if options.format == "csv":
         return to_csv(comparison)
     tables = [score_table(comparison)]
+    if comparison.looks:
+        tables.append(looks_table(comparison))
     if comparison.recipes:
         tables.append(recipe_table(comparison))
     if options.columns:
@@ -205,13 +207,42 @@ def difference_table(title: str, differences: Sequence[Difference], unit: str) -
                 f"{interval.low:+.4f} to {interval.high:+.4f}",
                 f"{interval.p:.3f}",
                 f"{each.p_holm:.3f}",
-                "yes" if each.significant else "no",
+                answer_of(each),
                 "undefined" if math.isnan(detectable) else f"{detectable:.4f}",
             ]
         rows.append([each.label, f"{interval.estimate:+.4f}", *numbers])
     bold = {(i, 1) for i, each in enumerate(differences) if each.significant}
     header = ["", f"difference in {unit}", "95% interval", "p", "p (Holm)", "significant", "detectable"]
     return Table(title, header, rows, bold)
+
+
+def answer_of(difference: Difference) -> str:
+    """Return whether a difference is significant, as text. With planned looks, it may still be open."""
+    verdict = difference.verdict
+    if verdict is None:
+        return "yes" if difference.significant else "no"
+    if verdict.shown_at is not None:
+        return f"yes, at look {verdict.shown_at}"
+    return "no" if verdict.is_hopeless else "not yet"
+
+
+def looks_table(comparison: Comparison) -> Table:
+    """Return the table of the planned looks: seeds, level, and the differences that became significant at each."""
+    looks, family, rows = comparison.looks, comparison.main_family, []
+    for number, seeds in enumerate(looks.planned, start=1):
+        values = ["not complete", "", ""]
+        if number <= looks.complete:
+            shown = sum(each.verdict.shown_at == number for each in family)
+            fraction, level = looks.fractions[number - 1], looks.levels[number - 1]
+            values = [f"{fraction:.2f}", f"{level:.4f}", f"{shown} of {len(family)}"]
+        rows.append([f"look {number}", str(seeds), *values])
+    header = ["", "seeds per cell", "information", "level", "significant at this look"]
+    notes = [
+        "Information: variance of a difference at the last look, divided by its variance at this look. Level: a "
+        "difference is significant at this look if its p (Holm) is lower; together, the looks have at most 5% false "
+        "alarms (Lan and DeMets 1983). It stays significant at later looks. Not yet: more seeds may still decide.",
+    ]
+    return Table("Planned looks", header, rows, notes=notes)
 
 
 def class_table(comparison: Comparison) -> Table:
@@ -318,6 +349,8 @@ def to_csv(comparison: Comparison) -> str:
         for name in ("estimate", "low", "high", "p"):
             line[f"difference_{name}"] = change and getattr(change.interval, name)
         line |= {"difference_p_holm": change and change.p_holm}
+        if comparison.looks:
+            line |= {"level": change and change.level, "shown_at_look": change and change.verdict.shown_at}
         line |= {"smallest_detectable": change and change.smallest_detectable}
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
         lines.append(line | {"warnings": " / ".join(comparison.warnings)})

@@ -17,6 +17,7 @@ from ablation import grid as grid_command
 from ablation import looks, runner
 from ablation.cells import compare
 from ablation.comparison import Comparison
+from ablation.display import report, tables
 from ablation.jobs import Grid, Job, State, read_cells, read_grid, state_of
 from engine.strict_yaml import ConfigError
 from stats.image_statistics import Losses
@@ -86,6 +87,9 @@ def write_records(job: Job, experiment: Path) -> None:
         "lower_is_better": True, "scores": {"val_loss": float(losses.mean())}, "inputs": {},
         "protocol": {"images": IMAGES, "classes": ["a"]}, "cost": {"train_seconds": 1800.0, "processes": 2},
     }  # fmt: skip
+    start = {"started": "2026-11-20T10:15:00+00:00", "command": "python", "commit": "c87c5e7aa7e6a7bb", "processes": 2,
+             "device": "cpu", "cpu": "AMD EPYC", "uncommitted_changes": False}  # fmt: skip
+    (experiment / "environment.json").write_text(json.dumps([start]))
     (experiment / "config.yaml").write_text(json.dumps(job.recipe()))
     (experiment / "results.json").write_text(json.dumps(results))
     labels = np.zeros(IMAGES, np.int16)
@@ -334,3 +338,27 @@ def test_a_corrupt_record_is_named(folder, capsys):
 def test_a_plan_must_increase_up_to_all_seeds(folder, plan):
     with pytest.raises(ConfigError, match=r"looks: got .*, expected .* the last 6, all seeds"):
         write_grid(["base", "far"], f"looks: {plan}")
+
+
+# ---- display ---------------------------------------------------------------------------------------------------
+
+
+def test_tables_and_page_show_the_looks_and_their_verdicts(folder):
+    grid = write_grid(["base", "far", "same", "near"])
+    train(grid, [7, 8, 9])
+    comparison = compared(grid)
+    shown = tables.looks_table(comparison)
+    assert [row[:2] for row in shown.rows] == [["look 1", "3"], ["look 2", "4"], ["look 3", "6"]]
+    assert shown.rows[0][3:] == [f"{comparison.looks.levels[0]:.4f}", "1 of 3"]
+    assert [row[2] for row in shown.rows[1:]] == ["not complete"] * 2
+    answers = [tables.answer_of(each) for each in comparison.differences]
+    assert answers == ["yes, at look 1", "no", "not yet"]
+    report.write_report(Path("page.html"), comparison)
+    page = Path("page.html").read_text()
+    assert 'id="looks"' in page
+    assert all(f"<small>{answer}</small>" in page for answer in answers)
+    options = argparse.Namespace(format="md", columns=(), per_class=False, errors=False)
+    assert "| look 1 | 3 |" in tables.as_text(comparison, options)
+    lines = tables.to_csv(comparison).splitlines()
+    columns = lines[0].split(",")
+    assert [line.split(",")[columns.index("shown_at_look")] for line in lines[1:]] == ["", "1", "", ""]
