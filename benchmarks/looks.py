@@ -4,7 +4,7 @@
 
 Scores are simulated with known variances of seeds and images (benchmarks/simulated_scores.py). A trial trains up to 10
 seeds per cell and compares the first cell with the others: after every seed without a plan, and at 3, 5 and 8 seeds
-with the plan, in which cells of settled differences get no more seeds. Takes about 5 minutes of CPU time.
+with the plan, in which cells of settled differences get no more seeds. Takes 4 minutes of CPU time.
 """
 
 from collections.abc import Sequence
@@ -159,7 +159,7 @@ One look: tested once, at {PLANNED[-1]} seeds. Seeds: mean per cell with stoppin
 ## False alarms: all cells are equal
 
 {TRIALS["equal"]:,} trials, so that a rate of 5% has a standard error of {chance:.1%}. Information: mean estimated \
-information fraction of the first two looks. Target: at most 5%.
+information fraction of the first two looks. Target: at most 5%, within two standard errors.
 
 | case | information | without a plan | planned, all seeds | planned, stopping | one look | seeds |
 |---|---|---|---|---|---|---|
