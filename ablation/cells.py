@@ -8,6 +8,7 @@ from pathlib import Path
 from ablation.comparison import Cell, Comparison, Note
 from ablation.display.sentences import run_notes
 from ablation.jobs import Grid, read_cells, read_grid, state_of
+from ablation.looks import add_looks
 from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
 from ablation.slices import add_slices
 from ablation.uncertainty import add_uncertainty
@@ -75,6 +76,8 @@ def compare(
         raise ValueError("--seed-sd is for one seed per cell; these cells have several, whose own spread is used")
     if comparison.scored_cells and not differing:
         add_uncertainty(comparison, pairs)
+        if grid and grid.config.looks and comparison.differences:
+            add_looks(comparison, grid)
         if slices and comparison.intervals:
             add_slices(comparison, slices)
     return comparison

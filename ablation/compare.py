@@ -20,6 +20,7 @@ from engine.start import start
 from engine.text import UnknownNameError, did_you_mean, nearest
 
 BUILT_IN_SLICES = ("objects", "size")  # here and not in ablation/slices.py, so that --help stays fast
+REPLICATES = 10_000
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 
 
@@ -62,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed-df", type=positive, metavar="N", help="runs that --seed-sd was measured from, minus 1")
     slices = "compare on parts of the images too: by objects per image, object size, or the attributes in CSV files"
     parser.add_argument("--slices", type=slice_sources, default=(), metavar="objects,size,FILE.csv", help=slices)
-    parser.add_argument("--replicates", type=replicate_count, default=10_000, help="number of resamples")
+    parser.add_argument("--replicates", type=replicate_count, default=REPLICATES, help="number of resamples")
     parser.add_argument("--resample-seed", type=int, default=0, metavar="N", help="random seed of the resamples")
     parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, without any tests")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
@@ -132,6 +133,8 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace) -> Non
     """Compare a grid or experiments, and print the comparison or write it to --output."""
     from ablation.cells import compare
     from ablation.display import tables
+    from ablation.jobs import read_grid
+    from ablation.looks import announce_look
     from engine.files import write_text
     from engine.terminal import printable_lines
     from stats.replicates import SeedSpread
@@ -141,6 +144,8 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace) -> Non
     if arguments.seed_sd is not None:
         options["known_spread"] = SeedSpread(arguments.seed_sd, arguments.seed_df)
     comparison, path = compare(paths, arguments.experiments, **options), arguments.output
+    if paths[0].suffix == ".yaml":
+        announce_look(comparison, read_grid(paths[0]), arguments.experiments)
     if arguments.format == "html":
         from ablation.display.report import write_report  # imports matplotlib
 

@@ -5,7 +5,7 @@ ablation/display/tables.py, sentences.py and report.py turn a Comparison into te
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -78,6 +78,33 @@ class Cell:
         return statistics.fmean(values) if values and None not in values else None
 
 
+class LookVerdict(NamedTuple):
+    """What the planned looks (ablation/looks.py) found about a difference."""
+
+    shown_at: int | None  # number of the look at which it became significant, from 1
+    is_hopeless: bool = False  # whether hardly any chance is left that it becomes significant, see conditional_power
+    is_small: bool = False  # whether it is smaller than the margin
+
+    def is_open(self, margin: float | None) -> bool:
+        """Return whether more seeds may still settle the difference. margin: differences below it do not matter."""
+        return self.shown_at is None and not self.is_small and (not self.is_hopeless or margin is not None)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The planned looks at a grid, and which of them are complete: all cells that need it have the planned seeds."""
+
+    planned: tuple[int, ...]  # seeds per cell at each look
+    fractions: list[float]  # information fraction of each complete look
+    levels: list[float]  # significance level of each complete look, for Holm-corrected p values
+    needed: dict[Place, int]  # seeds that each cell needs for the next look; of settled cells, those of their last look
+
+    @property
+    def complete(self) -> int:
+        """Number of complete looks."""
+        return len(self.levels)
+
+
 @dataclass(frozen=True)
 class Difference(Tested):
     """A difference between cells, a main effect or an interaction, tested in a family of such differences.
@@ -87,6 +114,12 @@ class Difference(Tested):
 
     label: str
     probability_better: float = math.nan
+    contrast: Mapping[Place, float] = field(default_factory=dict, repr=False, compare=False)  # factor of each cell
+    at_looks: LookVerdict | None = None  # only with planned looks: it replaces the test of p_holm
+
+    @property
+    def is_significant(self) -> bool:
+        return self.p_holm < self.level if self.at_looks is None else self.at_looks.shown_at is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +191,7 @@ class Comparison:
     slices: list[SliceDifference] = field(default_factory=list)
     slice_interactions: list[SliceDifference] = field(default_factory=list)
     slice_notes: list[str] = field(default_factory=list)  # which images and slices were left out
+    looks: Looks | None = None  # only if the grid file plans looks
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -227,10 +261,14 @@ class Comparison:
         if math.isnan(difference.interval.low):
             return "undefined"
         scope, found = "" if self.covers_seeds else " for these weights only", []
+        at_looks = difference.at_looks
         if difference.is_significant:
-            found.append(f"differs{scope}" if scope else "significant")
+            when = f", at look {at_looks.shown_at}" if at_looks else ""
+            found.append(f"differs{scope}" if scope else f"significant{when}")
         if self.margin is not None and difference.bound < self.margin:
             found.append(f"smaller than {self.margin:g}{scope}")
+        if not found and at_looks and at_looks.is_open(self.margin):
+            return "not yet shown"
         return ", ".join(found) or ("not shown" if self.margin is None else "open")
 
 

@@ -1,12 +1,14 @@
 """Train a grid of experiments (rows x columns x seeds), show its progress, and compare the scores.
 
     python -m ablation.grid run    configs/grid_coco.yaml [--only 'ResNet50Backbone_B x fpn'] [--parallel 2]
+                                                          [--all-seeds]
     python -m ablation.grid submit configs/grid_coco.yaml [--max-running 4] [--dry-run]
     python -m ablation.grid status configs/grid_coco.yaml
     python -m ablation.grid table  configs/grid_coco.yaml [options of ablation.compare]
 
 `run` trains the missing runs, several at a time on a CPU. It resumes stopped, killed and failed runs, and
 skips finished runs. Stale runs (their recipe, data or code has changed) are trained again only with --rerun-stale.
+With `looks:` in the grid file, cells get more seeds only while they are in an open difference (ablation/stopping.py).
 `submit` does the same as one Slurm array job (ablation/slurm.py, sbatch/grid.sbatch).
 """
 
@@ -15,14 +17,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablation import compare
 from engine.arguments import check_config, positive
 from engine.start import start
 
 if TYPE_CHECKING:
-    from ablation.jobs import Grid, Job
+    from ablation.jobs import Grid, Job, State
 
 
 def main(arguments: argparse.Namespace, _: None) -> None:
@@ -55,6 +57,16 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         action.add_argument("--experiments", type=Path, default=Path("experiments"), help="folder of the experiments")
         if name in ("run", "submit"):
             action.add_argument("--rerun-stale", action="store_true", help="train stale runs again, in new experiments")
+            looks = "with `looks:` in the grid file: "
+            action.add_argument("--all-seeds", action="store_true", help=f"{looks}train all seeds of all cells")
+            action.add_argument("--pairs", action="store_true", help=f"{looks}seeds for all pairs of cells")
+            action.add_argument("--baseline", metavar="'ROW x COLUMN'", help=f"{looks}baseline (default: first cell)")
+            margin = f"{looks}stop for differences below D too"
+            action.add_argument("--margin", type=compare.positive_number, metavar="D", help=margin)
+            action.add_argument(
+                "--replicates", type=compare.replicate_count, default=compare.REPLICATES, metavar="R",
+                help=f"{looks}number of resamples (default: {compare.REPLICATES})",
+            )  # fmt: skip
         if name == "run":
             action.add_argument(
                 "--parallel", type=positive, metavar="N",
@@ -100,11 +112,30 @@ def run_grid(arguments: argparse.Namespace) -> None:
     """Train every missing run. Raises RunError at the end if any run was stopped, was killed or failed."""
     from ablation.jobs import UNFINISHED, read_grid
     from ablation.runner import default_parallel, run
+    from ablation.stopping import needed_jobs, outcome_of, stopping_point
     from engine.command import RunError
 
-    jobs = read_grid(arguments.grid).select(arguments.only, arguments.seeds)
+    grid = read_grid(arguments.grid)
+    jobs = grid.select(arguments.only, arguments.seeds)
     parallel = arguments.parallel or default_parallel(arguments.launcher)
-    states = run(jobs, arguments.experiments, arguments.rerun_stale, arguments.launcher, parallel)
+
+    def train(jobs: "Sequence[Job]") -> "dict[Job, State]":
+        return run(jobs, arguments.experiments, arguments.rerun_stale, arguments.launcher, parallel)
+
+    if not grid.config.looks or arguments.all_seeds:
+        states = train(jobs)
+    else:
+        states, outcome = {}, ""
+        while True:
+            stopping, before = stopping_point(grid, arguments.experiments, **look_options(arguments)), outcome
+            outcome = outcome_of(stopping, grid, arguments.experiments)
+            if outcome != before:
+                print(outcome)
+            missing = [job for job in needed_jobs(jobs, stopping, grid) if job not in states]
+            if not missing:
+                break
+            states |= train(missing)
+        jobs = list(states)
     kinds = [state.kind for state in states.values()]
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
     bad = {job: state.detail for job, state in states.items() if state.kind in UNFINISHED}
@@ -124,11 +155,16 @@ def submit_grid(arguments: argparse.Namespace) -> None:
     from ablation import slurm
     from ablation.jobs import read_cells, read_grid, state_of
     from ablation.runner import needs_training, scheduling_lock
+    from ablation.stopping import needed_jobs, outcome_of, stopping_point
 
     if not Path("sbatch/grid.sbatch").is_file():
         raise ValueError(f"{Path.cwd()}: sbatch/grid.sbatch not found; run this command from the project's root folder")
     grid = read_grid(arguments.grid)
     experiments, jobs = arguments.experiments, grid.select(arguments.only, arguments.seeds)
+    if grid.config.looks and not arguments.all_seeds:
+        stopping = stopping_point(grid, experiments, **look_options(arguments))
+        print(outcome_of(stopping, grid, experiments))
+        jobs = needed_jobs(jobs, stopping, grid)
     with scheduling_lock(experiments):
         cells = read_cells(experiments)
         tasks = slurm.tasks_of(grid.jobs, slurm.read_submissions(experiments))
@@ -149,6 +185,13 @@ def submit_grid(arguments: argparse.Namespace) -> None:
         submission = slurm.submit(submission, arguments.max_running)
     print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: table, written to {submission.folder}")
     print(f"to see their progress: {follow_up(arguments, 'status')}")
+    if grid.config.looks and not arguments.all_seeds:
+        print("submit again when they have ended, to decide which cells get more seeds")
+
+
+def look_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the comparison that decides at planned looks."""
+    return {name: getattr(arguments, name) for name in ("baseline", "pairs", "replicates", "margin")}
 
 
 def follow_up(arguments: argparse.Namespace, action: str) -> str:
@@ -181,13 +224,18 @@ def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
     """Return a table with the state and experiment of each job, and the Slurm state of each job that is not done."""
     from ablation import slurm
     from ablation.jobs import read_cells, state_of
+    from ablation.stopping import settled_cells
     from records.experiment import table
 
+    settled = settled_cells(grid, experiments)
     cells, tasks = read_cells(experiments), slurm.tasks_of(jobs, slurm.read_submissions(experiments))
     rows = []
     for job in sorted(jobs, key=lambda job: [row.name for row in grid.config.rows].index(job.row)):
         state, task = state_of(job, cells), tasks.get(job)
-        detail = "; ".join(filter(None, [state.detail, f"Slurm: {task}" if task and state.kind != "done" else ""]))
+        number, count = settled.get(job.cell, (0, len(grid.config.seeds)))
+        is_needed = state.kind == "done" or grid.config.seeds.index(job.seed) < count
+        notes = [state.detail, f"Slurm: {task}" if task and state.kind != "done" else ""]
+        detail = "; ".join(filter(None, [*notes, "" if is_needed else f"not needed (decided at look {number})"]))
         where, cell = str(state.experiment or ""), job.cell
         rows.append({"cell": cell, "seed": str(job.seed), "state": state.kind, "experiment": where, "detail": detail})
     design = grid.config.design

@@ -36,6 +36,7 @@ from records.results import Place, read_object, read_results
 from records.status import Status, read_status
 from stats.factorial import Design
 
+SCHEDULE_LOCK = "grid.lock"  # in a folder of experiments that a grid trained in
 UNFINISHED = ("stopped", "killed", "failed")  # states of runs that can be resumed
 CELL = ("grid", "task", "row", "column", "seed", "recipe")  # required keys of cell.json
 
@@ -70,6 +71,9 @@ class GridConfig(Config):
 
     task: str = Field(description="training module of the task, such as detection.training")
     seeds: tuple[int, ...] = Field(min_length=1, description="values of train.seed; each cell is trained once per seed")
+    looks: tuple[int, ...] = Field(
+        (), description="seeds per cell at which scores are compared, such as [3, 5, 8]; empty: no plan"
+    )
     overrides: tuple[str, ...] = Field((), description="list of section.field=value, for every cell")
     rows: tuple[RowConfig, ...] = Field(min_length=1)
     columns: tuple[ColumnConfig, ...] = ()
@@ -109,6 +113,17 @@ class GridConfig(Config):
             for name in row.columns or ():
                 if name not in columns:
                     raise UnknownNameError(f"row {row.name}: column", name, columns)
+        return self
+
+    @model_validator(mode="after")
+    def _looks_lead_to_all_seeds(self) -> Self:
+        looks, seeds = list(self.looks), len(self.seeds)
+        if looks and (looks != sorted({*looks}) or len(looks) < 2 or looks[0] < 2 or looks[-1] != seeds):
+            example = f", such as [{max(2, seeds // 2)}, {seeds}]" if seeds > 2 else "; list at least three seeds"
+            raise ValueError(
+                f"looks: got {looks}, expected two or more increasing numbers of seeds per cell, the first at least 2 "
+                f"and the last {seeds}, all seeds of the grid{example}"
+            )
         return self
 
     @model_validator(mode="after")

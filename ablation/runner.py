@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from ablation.child import Child, print_line
-from ablation.jobs import UNFINISHED, Job, State, read_cells, state_of, write_cell
+from ablation.jobs import SCHEDULE_LOCK, UNFINISHED, Job, State, read_cells, state_of, write_cell
 from engine.checkpoint import list_checkpoints
 from engine.command import INTERRUPTED, STOPPED
 from engine.compute.machine import memory_limit, usable_cores, visible_gpus
@@ -88,7 +88,7 @@ def needs_training(state: State, rerun_stale: bool) -> bool:
 def scheduling_lock(experiments: Path) -> Iterator[None]:
     """Context manager that prevents two grids from choosing runs at the same time."""
     experiments.mkdir(parents=True, exist_ok=True)
-    with locked(experiments / "grid.lock"):
+    with locked(experiments / SCHEDULE_LOCK):
         yield
 
 

@@ -136,11 +136,16 @@ def add_differences(
 
     def power(contrast: Contrast, tests: int) -> float:
         variances = variances_of(comparison, [contrast])
+        if variances.standard_error() == 0:  # for example because all scores are 0
+            return math.nan
         return detectable(*variances.parts(), variances.degrees or math.inf, tests, comparison.level)
 
     def tested(contrasts: dict[str, Contrast], exact: Sequence[float | None]) -> list[Difference]:
         found = assess_family(list(contrasts.values()), means, replicates, comparison.level, exact, power)
-        return [Difference(**vars(each), label=label) for label, each in zip(contrasts, found, strict=True)]
+        return [
+            Difference(**vars(each), label=label, contrast=contrast)
+            for (label, contrast), each in zip(contrasts.items(), found, strict=True)
+        ]
 
     if comparison.one_family:
         together = tested({(key, label): each for key in families for label, each in families[key].items()}, exact)

@@ -58,7 +58,8 @@ def conclusion_of(comparison: Comparison) -> list[str]:
             f"No difference can be tested on the {comparison.num_images} validation images: they are too few, contain "
             "too little to score, or all cells have the same score on them."
         ]
-    paragraphs = [best_sentence(comparison), *shown_sentences(comparison)]
+    best = [best_sentence(comparison)] if comparison.may_be_best else []
+    paragraphs = [*best, *shown_sentences(comparison)]
     paragraphs.append(
         f"With {comparison.num_images} validation images and {seeds_of(comparison)} per cell, a true difference of "
         f"about {comparison.detectable:.2g} would be found in 80% of such experiments; much smaller ones would mostly "

@@ -60,6 +60,8 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     if options.format == "csv":
         return to_csv(comparison)
     tables = [score_table(comparison)]
+    if comparison.looks:
+        tables.append(looks_table(comparison))
     if comparison.recipes:
         tables.append(recipe_table(comparison))
     if options.columns:
@@ -329,6 +331,25 @@ def shown_test(difference: Difference, comparison: Comparison) -> list[str]:
     ]
 
 
+def looks_table(comparison: Comparison) -> Table:
+    """Return the table of the planned looks: seeds, level, and the differences that became significant at each."""
+    looks, family, rows = comparison.looks, comparison.main_family, []
+    for number, seeds in enumerate(looks.planned, start=1):
+        values = ["not complete", "", ""]
+        if number <= looks.complete:
+            shown = sum(each.at_looks.shown_at == number for each in family)
+            fraction, level = looks.fractions[number - 1], looks.levels[number - 1]
+            values = [f"{fraction:.2f}", f"{level:.4f}", f"{shown} of {len(family)}"]
+        rows.append([f"look {number}", str(seeds), *values])
+    header = ["", "seeds per cell", "information", "level", "significant at this look"]
+    notes = [
+        "Information: variance of a difference at the last look, divided by its variance at this look. Level: a "
+        "difference is significant at this look if its p (Holm) is lower; together, the looks have at most 5% false "
+        "alarms (Lan and DeMets 1983). It stays significant at later looks. Not yet shown: more seeds may decide it.",
+    ]
+    return Table("Planned looks", header, rows, notes=notes)
+
+
 def class_table(comparison: Comparison) -> Table:
     """Return the table of each class's score and its change from the baseline."""
     digits = 4 if comparison.lower_is_better else 3
@@ -443,6 +464,8 @@ def to_csv(comparison: Comparison) -> str:
             line |= {"may_be_best": int(cell.place in comparison.may_be_best)}
         shares = comparison.variances.shares if comparison.variances else (None, None, None)
         line |= dict(zip(("share_images", "share_errors", "share_seeds"), shares, strict=True))
+        if comparison.looks:
+            line |= {"level": change and change.level, "shown_at_look": change and change.at_looks.shown_at}
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
         line |= slice_columns(comparison, cell)
         lines.append(line | {"warnings": " / ".join(comparison.warnings)})

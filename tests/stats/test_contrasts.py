@@ -49,7 +49,6 @@ def test_limits_of_a_family_are_normal_quantiles_at_the_corrected_level():
         )
         assert found.simultaneous == pytest.approx((1 - two_sided, 1 + two_sided), abs=0.03)
         assert found.bound == pytest.approx(1 + one_sided, abs=0.03)
-        assert found.detectable == pytest.approx(two_sided + stats.norm.ppf(0.8), abs=0.03)
 
 
 def test_a_simultaneous_interval_excludes_zero_only_if_the_difference_is_significant():
@@ -58,10 +57,11 @@ def test_a_simultaneous_interval_excludes_zero_only_if_the_difference_is_signifi
         assert found.is_significant or found.simultaneous[0] <= 0
 
 
-def test_detectable_is_undefined_without_variance():
-    (found,) = assess_family([mean_difference(["a"], ["b"])], {"a": 0.0, "b": 0.0}, np.zeros((2, 100)))
-    assert math.isnan(found.detectable)
-    assert found.bound == 0
+def test_the_detectable_value_is_that_of_the_number_of_tests():
+    contrasts = [mean_difference(["b"], ["a"]), mean_difference(["c"], ["a"])]
+    found = assess_family(contrasts, ESTIMATES, REPLICATES, detectable=lambda contrast, tests: len(contrast) * tests)
+    assert [each.detectable for each in found] == [4, 4]
+    assert math.isnan(assess_family(contrasts, ESTIMATES, REPLICATES)[0].detectable)
 
 
 def test_level_decides_what_is_significant():

@@ -120,6 +120,7 @@ def test_failed_cells_and_cells_not_in_the_comparison_are_marked(grid, tmp_path)
     failed.runs.clear()
     failed.notes.append(Note(0, "failed", "loss is not finite at step 120"))
     del comparison.cells["strong", "fpn"]
+    comparison.may_be_best.clear()
     comparison.per_class = comparison.per_class_change = {}
     shown = text_of(report(comparison, tmp_path))
     assert "no score failed" in shown
@@ -153,7 +154,8 @@ def test_undefined_numbers_are_dashes(experiments, tmp_path):
     for row in "ab":
         experiments.add(row, scores={"AP_small": None}, errors={"delta_AP50": {"missed": None, "both": 0.1}})
     comparison = experiments.compare()
-    comparison.differences.append(Difference("undefined - one", UNDEFINED, math.nan, 2))
+    undefined = Difference(UNDEFINED, math.nan, True, (math.nan, math.nan), math.nan, math.nan, 2, 0.05,
+    "undefined - one") comparison.differences.append(undefined)
     comparison.per_class["b", "none"]["cat"] = comparison.per_class_change["b", "none"]["cat"] = UNDEFINED
     text = report(comparison, tmp_path)
     assert "nan" not in re.findall(r"[a-z]+", text_of(text))
