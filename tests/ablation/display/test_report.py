@@ -154,8 +154,9 @@ def test_undefined_numbers_are_dashes(experiments, tmp_path):
     for row in "ab":
         experiments.add(row, scores={"AP_small": None}, errors={"delta_AP50": {"missed": None, "both": 0.1}})
     comparison = experiments.compare()
-    undefined = Difference(UNDEFINED, math.nan, True, (math.nan, math.nan), math.nan, math.nan, 2, 0.05,
-    "undefined - one") comparison.differences.append(undefined)
+    ends = (math.nan, math.nan)
+    undefined = Difference(UNDEFINED, math.nan, True, ends, math.nan, math.nan, 2, 0.05, "undefined - one")
+    comparison.differences.append(undefined)
     comparison.per_class["b", "none"]["cat"] = comparison.per_class_change["b", "none"]["cat"] = UNDEFINED
     text = report(comparison, tmp_path)
     assert "nan" not in re.findall(r"[a-z]+", text_of(text))
