@@ -44,7 +44,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.row} x {self.column}"
+        """Row and column; only the row if the table has a single column without a name."""
+        return f"{self.row} x {self.column}" if self.column else self.row
 
     @property
     def scored_runs(self) -> list[Run]:

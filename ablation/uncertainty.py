@@ -18,7 +18,6 @@ from records.results import Place
 from stats.bootstrap import Interval, cell_replicates, image_weights, interval, resampled_scores
 from stats.contrasts import Contrast, contrast_intervals, mean_difference
 from stats.factorial import Design
-from stats.image_statistics import load_statistics
 
 SEED = 0  # random seed of the resamples; fixed, so that the same experiments give the same intervals
 MIN_IMAGES = 10  # with fewer images, resamples repeat the same few images
@@ -32,7 +31,7 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
     weights, scores, classes = None, {}, {}
     runs = [run for cell in cells.values() for run in cell.scored_runs]
     for run in progress_bar(runs, desc="resampling", unit="run", leave=False):
-        statistics = load_statistics(run.path)
+        statistics = run.load_statistics()
         if weights is None:
             image_ids = statistics.image_ids
             if len(image_ids) < MIN_IMAGES:

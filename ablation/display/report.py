@@ -30,7 +30,15 @@ from ablation.display.sentences import (
     unit_of,
     with_minus,
 )
-from ablation.display.tables import FLOPS_NOTE, cells_with_errors, families, score_layout, status_of
+from ablation.display.tables import (
+    FLOPS_NOTE,
+    any_results_files,
+    cells_with_errors,
+    families,
+    files_table,
+    score_layout,
+    status_of,
+)
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
@@ -83,7 +91,9 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "reference": reference_of(comparison),
         **differences(comparison),
         "costs": costs(comparison),
-        "devices": sorted({run.results.cost.device or "unknown" for cell in cells for run in cell.runs}),
+        "devices": sorted(
+            {run.results.cost.device or "unknown" for cell in cells for run in cell.runs if run.is_experiment}
+        ),
         "flops_note": FLOPS_NOTE,
         "curves": curves(comparison),
         **classes(comparison),
@@ -92,7 +102,8 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "error_counts": means(errors, "counts", kinds),
         "pictures": lambda name: pictures(comparison, name),
         "examples": examples(comparison),
-        "runs": [(cell, run) for cell in comparison.cells.values() for run in cell.runs],
+        "runs": [(cell, run) for cell in comparison.cells.values() for run in cell.runs if run.is_experiment],
+        "files": files_table(comparison) if any_results_files(comparison) else None,
         "number": number,
         "signed": signed,
         "count": lambda value: "-" if value is None else f"{value:,.0f}",
@@ -108,7 +119,10 @@ def protocol_facts(comparison: Comparison) -> dict[str, str]:
     facts = {"task": results.task, "score": comparison.metric, "seeds": f"{seeds_of(comparison)} per cell"}
     if comparison.differences:
         facts["intervals"] = f"95%, from {comparison.replicates:,} resamples of the images"
-    for name, value in results.protocol.model_dump(exclude_unset=True).items():
+    shared = set.intersection(
+        *(run.results.protocol.model_fields_set for cell in comparison.scored_cells for run in cell.runs)
+    )
+    for name, value in results.protocol.model_dump(include=shared).items():
         if isinstance(value, list):
             value = f"{len(value)}: {', '.join(value[:12])}{', ...' * (len(value) > 12)}"
         facts[name.replace("_", " ")] = str(value)

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ablation.comparison import Cell, Comparison, Difference
 from ablation.display.columns import COLUMNS
 from ablation.display.sentences import (
@@ -19,6 +21,7 @@ from ablation.display.sentences import (
     unit_of,
     with_minus,
 )
+from ablation.results_files import COLUMN
 from engine.terminal import printable
 from records.results import Place
 from stats.bootstrap import Interval
@@ -55,6 +58,8 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     if options.format == "csv":
         return to_csv(comparison)
     tables = [score_table(comparison)]
+    if any_results_files(comparison):
+        tables.append(files_table(comparison))
     if comparison.recipes:
         tables.append(recipe_table(comparison))
     if options.columns:
@@ -131,6 +136,8 @@ def score_layout(comparison: Comparison) -> tuple[list[str], list[tuple[str, lis
 
     A factorial design has a line per design point, with a "+" for each factor that the point has."""
     rows, columns, design = comparison.rows, comparison.columns, comparison.design
+    if design is None and columns == [COLUMN]:
+        return [comparison.row_name, comparison.metric], [(row, [], [(row, COLUMN)]) for row in rows]
     if design is None:
         lines = [(row, [], [(row, column) for column in columns]) for row in rows]
         return [f"{comparison.row_name} \\ {comparison.column_name}", *columns], lines
@@ -139,6 +146,30 @@ def score_layout(comparison: Comparison) -> tuple[list[str], list[tuple[str, lis
         for point, high in design.points.items()
     ]
     return ["", *map(design.label, design.factors), *rows], lines
+
+
+def any_results_files(comparison: Comparison) -> bool:
+    """Return whether the comparison contains the detections of other tools."""
+    return any(not run.is_experiment for cell in comparison.cells.values() for run in cell.runs)
+
+
+def files_table(comparison: Comparison) -> Table:
+    """Return the table of results files: what each contains, and its score."""
+    rows = []
+    for cell in comparison.cells.values():
+        for run in cell.runs:
+            if not run.is_experiment:
+                matches, checksum = run.load_statistics(), run.results.inputs[str(run.path)]
+                covered = len(np.unique(matches.detection_images))
+                score = "undefined" if run.score is None else f"{run.score:.4f}"
+                rows.append([cell.name, str(run.path), score, f"{len(matches.scores):,}", f"{covered:,}", checksum[:8]])
+    header = ["", "file", comparison.metric, "detections", "images with detections", "SHA-256"]
+    protocol = comparison.scored_cells[0].runs[0].results.protocol
+    note = (
+        f"Scored against {protocol.annotations} ({comparison.num_images:,} images). Detections: at most the best 100 "
+        "per class and image, as in COCO's protocol. These files do not show how the detectors were trained."
+    )
+    return Table("Results files", header, rows, notes=[note])
 
 
 def recipe_table(comparison: Comparison) -> Table:
@@ -174,7 +205,10 @@ def recorded_columns(comparison: Comparison) -> list[str]:
 
 def column_table(comparison: Comparison, names: Sequence[str]) -> Table:
     """Return the table of extra scores and costs, as means over seeds. names: keys of COLUMNS, or "all"."""
-    names = recorded_columns(comparison) if "all" in names else names
+    recorded = recorded_columns(comparison)
+    names = recorded if "all" in names else names
+    if any_results_files(comparison):  # their cost is unknown
+        names = [name for name in names if name in recorded or COLUMNS[name][0] != "cost"]
     rows = [
         [cell.name, shown_cell(cell), *(shown_column(comparison, cell, name) for name in names)]
         for cell in comparison.scored_cells
@@ -309,7 +343,10 @@ def to_csv(comparison: Comparison) -> str:
     """Return a comparison as CSV: a line per cell with score, difference from the baseline and all recorded columns."""
     changes, lines = {difference.label: difference for difference in comparison.differences}, []
     for cell in comparison.cells.values():
-        line = {comparison.row_name: cell.row, comparison.column_name: cell.column, "seeds": len(cell.scores)}
+        line = {comparison.row_name: cell.row}
+        if comparison.column_name:
+            line[comparison.column_name] = cell.column
+        line["seeds"] = len(cell.scores)
         if comparison.design:
             high = comparison.design.points[cell.column]
             line |= {f"factor_{factor}": int(factor in high) for factor in comparison.design.factors}
