@@ -41,8 +41,9 @@ def score_files(
     files: from the name of a detector to its results files, one per training seed.
     with_errors: whether to count errors by kind, which takes longer than all the rest.
 
-    Returns {name: runs} and warnings. A run's seed is the number of its file, counted over all names, because equal
-    seeds of different detectors would have nothing in common. Raises DatasetError if a file is invalid."""
+    Returns {name: runs} and warnings. The seed of a run is -1 for the first file, -2 for the second, and so on, because
+    the seed of its training is unknown, and equal seeds would mean that runs have something in common.
+    Raises DatasetError if a file is invalid."""
     with no_garbage_collection():
         return _score_files(annotations, files, with_errors)
 
@@ -68,8 +69,8 @@ def _score_files(
     warnings += repeated_files(read)
     truth, runs = GroundTruth(annotations, coco.sha256), {name: [] for name in files}
     every = [(name, file) for name, each in read.items() for file in each]
-    for seed, (name, file) in enumerate(progress_bar(every, desc="scoring", unit="file", leave=False), start=1):
-        runs[name].append(score_file(name, seed, file, coco, truth, with_errors))
+    for number, (name, file) in enumerate(progress_bar(every, desc="scoring", unit="file", leave=False), start=1):
+        runs[name].append(score_file(name, -number, file, coco, truth, with_errors))
     return runs, warnings
 
 

@@ -163,7 +163,7 @@ def files_table(comparison: Comparison) -> Table:
                 covered = len(np.unique(matches.detection_images))
                 score = "undefined" if run.score is None else f"{run.score:.4f}"
                 rows.append([cell.name, str(run.path), score, f"{len(matches.scores):,}", f"{covered:,}", checksum[:8]])
-    header = ["", "file", comparison.metric, "detections", "images with detections", "SHA-256"]
+    header = ["", "file", comparison.metric, "detections", "images with detections", "checksum"]
     protocol = comparison.scored_cells[0].runs[0].results.protocol
     note = (
         f"Scored against {protocol.annotations} ({comparison.num_images:,} images). Detections: at most the best 100 "
@@ -224,7 +224,7 @@ def shown_column(comparison: Comparison, cell: Cell, name: str) -> str:
     section, key, _, form = COLUMNS[name]
     value, interval = cell.mean_of(section, key), comparison.intervals.get(cell.place, {}).get(key)
     if value is None:
-        return "undefined"
+        return "-" if section == "cost" else "undefined"  # a cost is unknown if it was not measured
     return shown_interval(interval, form.format) if interval else form.format(value)
 
 
