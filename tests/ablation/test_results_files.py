@@ -117,8 +117,8 @@ def test_one_file_per_name_gives_cells_with_one_seed(run, results):
 def add(experiments, annotations):
     """Return a function that adds an experiment that was scored on the same annotations."""
 
-    def add(row, column="none", sha256=file_sha256(annotations), **options):
-        protocol = {"annotations": "instances.json", "annotations_sha256": sha256}
+    def add(row, column="none", sha256=None, **options):
+        protocol = {"annotations": "instances.json", "annotations_sha256": sha256 or file_sha256(annotations)}
         return experiments.add(row, column, protocol=protocol, **options)
 
     return add

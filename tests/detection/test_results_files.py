@@ -1,4 +1,4 @@
-"""detection/results_files.py: scores, matches and errors of results files equal those of pycocotools and of our runs."""
+"""detection/results_files.py: scores, matches and errors of results files equal those of pycocotools."""
 
 import json
 from dataclasses import fields

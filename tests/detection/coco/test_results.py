@@ -136,10 +136,13 @@ def test_class_indices_in_place_of_category_ids_are_recognised(read, content, id
     assert f"replace {start} by {ids[0]}, ..., {last} by {ids[-1]}" in text
 
 
-def test_other_unknown_categories_are_not_called_class_indices(read, content):
-    text = message(read, [GOOD | {"category_id": 99}], with_categories(content, COCO_IDS))
+@pytest.mark.parametrize(
+    ("ids", "used", "known"), [(COCO_IDS, [99], "1 to 28, with gaps"), ([0, 1, 2], [0, 3], "0 to 2")]
+)
+def test_other_unknown_categories_are_not_called_class_indices(read, content, ids, used, known):
+    text = message(read, [GOOD | {"category_id": number} for number in used], with_categories(content, ids))
     assert "indices" not in text
-    assert "1 to 28, with gaps" in text
+    assert f"({known})" in text
 
 
 # ---- warnings ----------------------------------------------------------------------------------------------
