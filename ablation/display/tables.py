@@ -155,18 +155,17 @@ def any_results_files(comparison: Comparison) -> bool:
 
 def files_table(comparison: Comparison) -> Table:
     """Return the table of results files: what each contains, and its score."""
+    files = [(cell, run) for cell in comparison.cells.values() for run in cell.runs if not run.is_experiment]
     rows = []
-    for cell in comparison.cells.values():
-        for run in cell.runs:
-            if not run.is_experiment:
-                matches, checksum = run.load_statistics(), run.results.inputs[str(run.path)]
-                covered = len(np.unique(matches.detection_images))
-                score = "undefined" if run.score is None else f"{run.score:.4f}"
-                rows.append([cell.name, str(run.path), score, f"{len(matches.scores):,}", f"{covered:,}", checksum[:8]])
+    for cell, run in files:
+        matches, checksum = run.load_statistics(), run.results.inputs[str(run.path)]
+        covered = len(np.unique(matches.detection_images))
+        counts = [f"{len(matches.scores):,}", f"{covered:,}"]
+        rows.append([cell.name, str(run.path), f"{run.score:.4f}", *counts, checksum[:8]])
     header = ["", "file", comparison.metric, "detections", "images with detections", "checksum"]
-    protocol = comparison.scored_cells[0].runs[0].results.protocol
+    protocol = files[0][1].results.protocol
     note = (
-        f"Scored against {protocol.annotations} ({comparison.num_images:,} images). Detections: at most the best 100 "
+        f"Scored against {protocol.annotations} ({protocol.images:,} images). Detections: at most the best 100 "
         "per class and image, as in COCO's protocol. These files do not show how the detectors were trained."
     )
     return Table("Results files", header, rows, notes=[note])
