@@ -10,9 +10,11 @@ from ablation.display.sentences import run_notes
 from ablation.jobs import Grid, read_cells, read_grid, state_of
 from ablation.looks import add_looks
 from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
+from ablation.results_files import ROW_NAME, ScoredFiles, beside_experiments
 from ablation.slices import add_slices
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
+from engine.terminal import counted
 from engine.text import UnknownNameError, listed, shown
 from records.results import Place, Run, read_run
 from stats.replicates import SeedSpread
@@ -34,20 +36,25 @@ def compare(
     margin: float | None = None,
     known_spread: SeedSpread | None = None,
     slices: Sequence[str] = (),
+    files: ScoredFiles | None = None,
     force: bool = False,
 ) -> Comparison:
     """Read and check the runs of a grid or of a list of experiments, and compare them.
 
-    The options are those of the command (ablation/compare.py). Raises ValueError if a run cannot be read or if runs
+    files: scored results files, to compare with each other and with experiments. The other options are those of the
+    command (ablation/compare.py).
+    Raises ValueError if a run cannot be read or if runs
     cannot be compared (if `force`: only if metrics differ)."""
     if len(paths) > 1 and any(path.suffix == ".yaml" for path in paths):
         raise ValueError(f"{paths[0]}, ...: got a grid file and more paths; give one grid file or only experiments")
-    grid = read_grid(paths[0]) if paths[0].suffix == ".yaml" else None
+    grid = read_grid(paths[0]) if paths and paths[0].suffix == ".yaml" else None
     if grid:
         cells, title = cells_of_grid(grid, experiments), grid.path.stem
         rows, columns = ([entry.name for entry in entries] for entries in (grid.config.rows, grid.config.all_columns))
     else:
-        cells, title = cells_of_experiments(paths), f"{len(paths)} experiment{'s' * (len(paths) > 1)}"
+        cells, title = cells_of_experiments(paths), counted(len(paths), "experiment", "experiments")
+        if files:
+            cells, title = beside_experiments(cells, files)
         rows, columns = (list(dict.fromkeys(place[axis] for place in cells)) for axis in (0, 1))
     runs = [run for cell in cells.values() for run in cell.runs]
     recipes = read_recipes(runs)
@@ -61,7 +68,7 @@ def compare(
     if differing and not (force and same_metric):
         cure = " (--force shows their scores without testing differences)" if same_metric else ""
         raise ValueError(f"{differing[0]}; these runs cannot be compared{cure}")
-    row_name, column_name = runs[0].results.variant
+    row_name, column_name = (ROW_NAME, "") if files else runs[0].results.variant
     design = grid.config.design if grid else None
     comparison = Comparison(
         title, runs[0].results.metric, row_name, "factors" if design else column_name, rows, columns, cells,
@@ -69,6 +76,7 @@ def compare(
         one_family=one_family,
         design=design, recipes=recipe_changes(cells, recipes, grid),
     )  # fmt: skip
+    comparison.warnings += files.warnings if files else []
     comparison.warnings += [f"not comparable: {difference}" for difference in differing]
     comparison.warnings += recipe_warnings(comparison, grid, recipes)
     comparison.warnings += run_notes(comparison, counted=True)
@@ -156,11 +164,16 @@ def distinguishing_labels(namesakes: Sequence[Run], run: Run, recipes: Recipes) 
 def incompatibilities(runs: Sequence[Run]) -> Iterator[str]:
     """Yield each reason why runs cannot be compared, such as 'protocol.nms_iou is 0.45 in ... and 0.5 in ...'.
 
-    Compares each run with the first run. Annotation files may have different names if their content is the same."""
+    Compares each run with the first run. Annotation files may have different names if their content is the same. How
+    the detections in a results file were computed is unknown, so this is not compared with experiments."""
     first, *others = runs
     compared = {"task", "metric", "protocol"}
     for run in others:
         one, other = (each.results.model_dump(include=compared, exclude_unset=True) for each in (first, run))
+        if first.is_experiment != run.is_experiment:
+            shared = one["protocol"].keys() & other["protocol"].keys()
+            for each in (one, other):
+                each["protocol"] = {name: value for name, value in each["protocol"].items() if name in shared}
         for name in changed_values(one, other):
             if name != "protocol.annotations":
                 was, now = (LONG_HASH.sub(r"\1...", value_of(each, name)) for each in (one, other))
@@ -196,7 +209,10 @@ def recipe_warnings(comparison: Comparison, grid: Grid | None, recipes: Recipes)
 
 def unnamed_differences(cells: dict[Place, Cell], recipes: Recipes) -> list[str]:
     """Return the differences between recipes that the row and column names do not show."""
-    first, *others = [cell.runs[0] for cell in cells.values()]
+    firsts = [cell.runs[0] for cell in cells.values() if cell.runs[0].is_experiment]
+    if not firsts:
+        return []
+    first, *others = firsts
     labels = " ".join(name for place in cells for name in place)
     found: dict[str, str] = {}
     for run in others:

@@ -3,9 +3,11 @@
     python -m ablation.compare experiments/experiment_2 experiments/experiment_3 --baseline experiments/experiment_2
     python -m ablation.compare configs/grid_coco.yaml --format latex --columns AP50,AP_small,parameters,gflops
     python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html
+    python -m ablation.compare --annotations instances_val.json yolo=a.json rtdetr=b.json,c.json
 
 Experiments that differ only in their seed share a cell of the table. Every difference has a 95% interval and a
-corrected p value from a paired bootstrap over the validation images (stats/bootstrap.py).
+corrected p value from a paired bootstrap over the validation images (stats/bootstrap.py). The last example compares the
+detections of other tools: results files in COCO's format, scored against an annotation file.
 """
 
 import argparse
@@ -13,14 +15,19 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablation.display.columns import COLUMNS
 from engine.arguments import check_config, check_experiment, positive
 from engine.start import start
 from engine.text import UnknownNameError, did_you_mean, nearest
 
+if TYPE_CHECKING:
+    from ablation.results_files import ScoredFiles
+
 BUILT_IN_SLICES = ("objects", "size")  # here and not in ablation/slices.py, so that --help stays fast
 REPLICATES = 10_000
+SYNTAX = "write NAME=FILE.json, or NAME=FILE.json,FILE.json for several seeds, such as yolo=predictions.json"
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 
 
@@ -31,10 +38,15 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         description="Compare the scores of experiments, with 95% intervals and corrected p values.",
         epilog="example: python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html",
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="EXPERIMENT|GRID", help="experiments, or a grid file")
+    parser.add_argument(
+        "paths", nargs="+", metavar="EXPERIMENT|GRID|NAME=FILE[,FILE]",
+        help="experiments, a grid file, or detections by name: results files in COCO's format, one per seed",
+    )  # fmt: skip
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="annotation file of the images of NAME=FILE")
     add_options(parser)
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_intermixed_args(words)
     check_output(arguments)
+    arguments.paths, arguments.files = split_words(arguments.paths, arguments.annotations)
     for path in arguments.paths:
         (check_config if path.suffix == ".yaml" else check_experiment)(path)
     return arguments
@@ -42,7 +54,9 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that this command shares with `ablation.grid table`."""
-    parser.add_argument("--baseline", help="baseline: 'row x column' or an experiment (default: first with a score)")
+    parser.add_argument(
+        "--baseline", help="baseline: 'row x column', NAME, or an experiment (default: the first scored)"
+    )
     parser.add_argument("--pairs", action="store_true", help="test all pairs, not only with the baseline (not in csv)")
     parser.add_argument(
         "--format", choices=tuple(SUFFIXES), help="default: from the suffix of --output; md without --output"
@@ -124,13 +138,54 @@ def slice_sources(text: str) -> Sequence[str]:
     return list(dict.fromkeys(sources))
 
 
+def split_words(words: Sequence[str], annotations: Path | None) -> tuple[list[Path], dict[str, list[Path]]]:
+    """Split the words of a command line into paths (experiments or a grid) and results files by name.
+
+    Raises ValueError if the words cannot be used together, or if a file does not exist."""
+    paths, files = [], {}
+    for word in words:
+        name, separator, listed = word.partition("=")
+        if not separator or Path(word).exists():
+            paths.append(Path(word))
+            continue
+        if name in files:
+            raise ValueError(f"{word}: {name!r} is given twice; {SYNTAX}")
+        if not name.strip() or not all(listed.split(",")) or " - " in name:  # " - " separates the cells of a difference
+            raise ValueError(f"{word!r}: expected a name (without ' - ') and files; {SYNTAX}")
+        files[name] = [Path(file) for file in listed.split(",")]
+    for path in paths:
+        if path.is_file() and path.suffix != ".yaml":
+            raise ValueError(f"{path}: results files need a name: {SYNTAX}")
+    if files and annotations is None:
+        first = next(iter(files))
+        raise ValueError(
+            f"{first}={files[first][0]}: results files need the annotation file of their images; add --annotations FILE"
+        )
+    if annotations and not files:
+        raise ValueError(f"--annotations {annotations}: no results files; {SYNTAX}")
+    if files and any(path.suffix == ".yaml" for path in paths):
+        raise ValueError(
+            f"{paths[0]}: a grid cannot be compared with results files; name its experiments instead of the grid"
+        )
+    for file in [*([annotations] if annotations else []), *(file for each in files.values() for file in each)]:
+        check_experiment(file, "a JSON file")
+        if file.is_dir():
+            raise ValueError(f"{file}: is a folder, expected a JSON file")
+    return paths, files
+
+
 def main(arguments: argparse.Namespace, _: None) -> None:
     """Run the command."""
-    show_comparison(arguments.paths, arguments)
+    from ablation.results_files import score_files
+
+    files = None
+    if arguments.files:
+        files = score_files(arguments.annotations, arguments.files, arguments.errors or arguments.format == "html")
+    show_comparison(arguments.paths, arguments, files)
 
 
-def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace) -> None:
-    """Compare a grid or experiments, and print the comparison or write it to --output."""
+def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace, files: "ScoredFiles | None" = None) -> None:
+    """Compare a grid or experiments, and print the comparison or write it to --output. files: see cells.compare."""
     from ablation.cells import compare
     from ablation.display import tables
     from ablation.jobs import read_grid
@@ -143,8 +198,8 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace) -> Non
     options = {name: getattr(arguments, name) for name in names}
     if arguments.seed_sd is not None:
         options["known_spread"] = SeedSpread(arguments.seed_sd, arguments.seed_df)
-    comparison, path = compare(paths, arguments.experiments, **options), arguments.output
-    if paths[0].suffix == ".yaml":
+    comparison, path = compare(paths, arguments.experiments, files=files, **options), arguments.output
+    if paths and paths[0].suffix == ".yaml":
         announce_look(comparison, read_grid(paths[0]), arguments.experiments)
     if arguments.format == "html":
         from ablation.display.report import write_report  # imports matplotlib

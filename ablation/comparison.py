@@ -30,6 +30,12 @@ class Note(NamedTuple):
         return f"{self.kind} ({self.detail})".removesuffix(" ()")
 
 
+def cell_name(place: Place) -> str:
+    """Return row and column as text; only the row if the table has a single column without a name."""
+    row, column = place
+    return f"{row} x {column}" if column else row
+
+
 @dataclass
 class Cell:
     """One cell of the table: the runs of one recipe, such as a backbone with a neck."""
@@ -45,7 +51,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.row} x {self.column}"
+        return cell_name(self.place)
 
     @property
     def scored_runs(self) -> list[Run]:

@@ -20,8 +20,10 @@ Recipes = Mapping[Path, dict[str, Any]]  # experiment -> {field: value}, such as
 def read_recipes(runs: Sequence[Run]) -> Recipes:
     """Return the recipe of each run: its config, without the seed and without fields that do not affect training.
 
-    A run that is older than a field gets the field's default, because the default of a new field keeps the behaviour.
-    The config classes of the tasks are imported only if runs have different fields, because this takes seconds."""
+    Results files have no recipe and are left out. A run that is older than a field gets the field's default, because
+    the default of a new field keeps the behaviour. The config classes of the tasks are imported only if runs have
+    different fields, because this takes seconds."""
+    runs = [run for run in runs if run.is_experiment]
     configs = {run.path: dict(leaves(run.config)) for run in runs}
     if len({frozenset(config) for config in configs.values()}) > 1:
         defaults = {task: default_values(config_class(task)) for task in {run.results.task for run in runs}}
@@ -54,7 +56,9 @@ def recipe_changes(cells: Mapping[Place, Cell], recipes: Recipes, grid: Grid | N
     The rows of a grid are compared with the first cell in its column, and the columns in its row. Factors are listed
     with the overrides of the grid file. A cell is listed if its row and column do not explain its recipe. Without a
     grid, all cells are compared with the first one."""
-    runs = {place: cell.runs[0] for place, cell in cells.items() if cell.runs}
+    runs = {place: cell.runs[0] for place, cell in cells.items() if cell.runs and cell.runs[0].is_experiment}
+    if not runs:
+        return []
     (row0, column0), first = next(iter(runs.items()))
     full = {place: recipes[run.path] | changed_data_root(first, run) for place, run in runs.items()}
     base, rows, columns, factors = full[row0, column0], {}, {}, []

@@ -25,7 +25,7 @@ from engine.logbook import progress_bar
 from engine.text import listed
 from records.results import Run
 from stats.bootstrap import image_weights, resampled_scores
-from stats.image_statistics import Matches, Statistics, load_statistics
+from stats.image_statistics import Matches, Statistics
 from stats.slices import assess_slices, cut, needed_replicates, restrict
 
 ID_COLUMNS = ("image_id", "file_name")
@@ -47,7 +47,7 @@ def add_slices(comparison: Comparison, sources: Sequence[str]) -> None:
     sources: names in BUILT_IN and paths of CSV files.
     Raises ValueError if a source is invalid or does not fit the validation images."""
     runs = [run for cell in comparison.scored_cells for run in cell.scored_runs]
-    statistics = load_statistics(runs[0].path)
+    statistics = runs[0].load_statistics()
     slices = read_slices(sources, statistics, runs, comparison)
     compared = [each for each in slices if is_scorable(each.images, statistics)]
     left_out = [f"{each.name} ({each.num_images})" for each in slices if each not in compared]
@@ -146,7 +146,7 @@ def subset_scores(comparison: Comparison, subsets: Sequence[np.ndarray]) -> dict
     cells = comparison.scored_cells
     runs = [run for cell in cells for run in cell.scored_runs]
     for run in progress_bar(runs, desc="slices", unit="run", leave=False):
-        statistics = load_statistics(run.path)
+        statistics = run.load_statistics()
         for each in subsets:
             found, _ = resampled_scores(restrict(statistics, each), weights[:, each])
             scores[each.tobytes()].append(found[comparison.metric])

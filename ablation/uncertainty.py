@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ablation.comparison import Cell, Comparison, Difference
+from ablation.comparison import Cell, Comparison, Difference, cell_name
 from engine.logbook import progress_bar
 from engine.text import listed
 from records.results import Place
@@ -23,7 +23,7 @@ from stats.bootstrap import image_weights, resampled_scores
 from stats.contrasts import Contrast, assess_family, exact_mcnemar, interval, mean_difference
 from stats.decisions import may_be_best, optimism_of_best, probability_better
 from stats.factorial import Design
-from stats.image_statistics import Hits, Matches, Statistics, load_statistics
+from stats.image_statistics import Hits, Matches, Statistics
 from stats.planning import Spread, Variances, detectable, measure
 from stats.replicates import cell_replicates, run_variances
 
@@ -40,7 +40,7 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
     weights, scores, classes, hits = None, {}, {}, {}
     runs = [run for cell in cells.values() for run in cell.scored_runs]
     for run in progress_bar(runs, desc="resampling", unit="run", leave=False):
-        statistics = load_statistics(run.path)
+        statistics = run.load_statistics()
         if weights is None:
             image_ids = statistics.image_ids
             if len(image_ids) < MIN_IMAGES:
@@ -50,6 +50,7 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
                 return
             drawn = image_weights(len(image_ids), comparison.replicates, comparison.resample_seed)
             weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # row 0: the original images, each once
+            del drawn  # up to a gigabyte
         if not np.array_equal(statistics.image_ids, image_ids):
             raise ValueError(f"{run.path}: image_statistics.npz covers different images from {runs[0].path}")
         scores[run.path], classes[run.path] = resampled_scores(statistics, weights)
@@ -237,7 +238,7 @@ def cell_contrasts(places: Sequence[Place], baseline: Place, pairs: bool) -> dic
     """Return {label: difference} of each cell from the baseline, or of all pairs of cells."""
     places = [baseline, *(place for place in places if place != baseline)]
     chosen = combinations(places, 2) if pairs else ((baseline, place) for place in places[1:])
-    return {f"{' x '.join(one)} - {' x '.join(zero)}": mean_difference([one], [zero]) for zero, one in chosen}
+    return {f"{cell_name(one)} - {cell_name(zero)}": mean_difference([one], [zero]) for zero, one in chosen}
 
 
 def factor_contrasts(design: Design, rows: Sequence[str]) -> dict[str, Contrast]:

@@ -1,19 +1,23 @@
 """Read a finished experiment into typed objects.
 
-`Results` is results.json of any task; `Run` is a whole experiment (records/experiment.py lists its files).
+`Results` is results.json of any task; `Run` is a whole experiment (records/experiment.py lists its files). A `Run` can
+also be a results file of another program, scored by detection/results_files.py.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.strict_yaml import read_yaml
 from records.experiment import read_environments
 from records.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from stats.image_statistics import Statistics
 
 Place = tuple[str, str]  # row and column of a results table, such as backbone and neck
 CURE = "train again, or move the file away"
@@ -119,13 +123,25 @@ class Results(Record):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished experiment."""
+    """A finished experiment, or a results file: the scored detections of a detector that was trained elsewhere."""
 
-    path: Path
+    path: Path  # experiment directory, or results file
     results: Results
-    config: dict[str, Any]  # config.yaml
+    config: dict[str, Any]  # config.yaml; a results file has no config, curve or starts
     curve: list[dict]  # metrics.jsonl, a dict per epoch
     starts: list[dict]  # environment.json, a dict per start
+    statistics: "Statistics | None" = field(default=None, repr=False)  # of a results file
+
+    @property
+    def is_experiment(self) -> bool:
+        """Whether this is an experiment, not a results file."""
+        return self.statistics is None
+
+    def load_statistics(self) -> "Statistics":
+        """Return the per-image statistics; those of an experiment are read from image_statistics.npz."""
+        from stats.image_statistics import load_statistics  # imports numpy
+
+        return load_statistics(self.path) if self.statistics is None else self.statistics
 
     @property
     def seed(self) -> int:

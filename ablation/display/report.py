@@ -34,10 +34,12 @@ from ablation.display.sentences import (
 )
 from ablation.display.tables import (
     FLOPS_NOTE,
+    any_results_files,
     cells_with_errors,
     comparison_limits,
     difference_table,
     families,
+    files_table,
     has_limits,
     looks_table,
     score_layout,
@@ -101,7 +103,9 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "limits": comparison_limits(comparison) if has_limits(comparison) else None,
         **slices(comparison),
         "costs": costs(comparison),
-        "devices": sorted({run.results.cost.device or "unknown" for cell in cells for run in cell.runs}),
+        "devices": sorted(
+            {run.results.cost.device or "unknown" for cell in cells for run in cell.runs if run.is_experiment}
+        ),
         "flops_note": FLOPS_NOTE,
         "curves": curves(comparison),
         **classes(comparison),
@@ -110,7 +114,8 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "error_counts": means(errors, "counts", kinds),
         "pictures": lambda name: pictures(comparison, name),
         "examples": examples(comparison),
-        "runs": [(cell, run) for cell in comparison.cells.values() for run in cell.runs],
+        "runs": [(cell, run) for cell in comparison.cells.values() for run in cell.runs if run.is_experiment],
+        "files": files_table(comparison) if any_results_files(comparison) else None,
         "number": number,
         "signed": signed,
         "count": lambda value: "-" if value is None else f"{value:,.0f}",
@@ -126,7 +131,10 @@ def protocol_facts(comparison: Comparison) -> dict[str, str]:
     facts = {"task": results.task, "score": comparison.metric, "seeds": f"{seeds_of(comparison)} per cell"}
     if comparison.differences:
         facts["intervals"] = f"95%, from {comparison.replicates:,} resamples of the images"
-    for name, value in results.protocol.model_dump(exclude_unset=True).items():
+    shared = set.intersection(
+        *(run.results.protocol.model_fields_set for cell in comparison.scored_cells for run in cell.runs)
+    )
+    for name, value in results.protocol.model_dump(include=shared).items():
         if isinstance(value, list):
             value = f"{len(value)}: {', '.join(value[:12])}{', ...' * (len(value) > 12)}"
         facts[name.replace("_", " ")] = str(value)

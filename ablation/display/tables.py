@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ablation.comparison import Cell, Comparison, Difference, SliceDifference
 from ablation.display.columns import COLUMNS
 from ablation.display.sentences import (
@@ -22,6 +24,7 @@ from ablation.display.sentences import (
     unit_of,
     with_minus,
 )
+from ablation.results_files import COLUMN
 from engine.terminal import printable
 from records.results import Place
 from stats.contrasts import Interval
@@ -62,6 +65,8 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     tables = [score_table(comparison)]
     if comparison.looks:
         tables.append(looks_table(comparison))
+    if any_results_files(comparison):
+        tables.append(files_table(comparison))
     if comparison.recipes:
         tables.append(recipe_table(comparison))
     if options.columns:
@@ -134,6 +139,8 @@ def score_layout(comparison: Comparison) -> tuple[list[str], list[tuple[str, lis
 
     A factorial design has a line per design point, with a "+" for each factor that the point has."""
     rows, columns, design = comparison.rows, comparison.columns, comparison.design
+    if design is None and columns == [COLUMN]:
+        return [comparison.row_name, comparison.metric], [(row, [], [(row, COLUMN)]) for row in rows]
     if design is None:
         lines = [(row, [], [(row, column) for column in columns]) for row in rows]
         return [f"{comparison.row_name} \\ {comparison.column_name}", *columns], lines
@@ -142,6 +149,29 @@ def score_layout(comparison: Comparison) -> tuple[list[str], list[tuple[str, lis
         for point, high in design.points.items()
     ]
     return ["", *map(design.label, design.factors), *rows], lines
+
+
+def any_results_files(comparison: Comparison) -> bool:
+    """Return whether the comparison contains the detections of other tools."""
+    return any(not run.is_experiment for cell in comparison.cells.values() for run in cell.runs)
+
+
+def files_table(comparison: Comparison) -> Table:
+    """Return the table of results files: what each contains, and its score."""
+    files = [(cell, run) for cell in comparison.cells.values() for run in cell.runs if not run.is_experiment]
+    rows = []
+    for cell, run in files:
+        matches, checksum = run.load_statistics(), run.results.inputs[str(run.path)]
+        covered = len(np.unique(matches.detection_images))
+        counts = [f"{len(matches.scores):,}", f"{covered:,}"]
+        rows.append([cell.name, str(run.path), f"{run.score:.4f}", *counts, checksum[:8]])
+    header = ["", "file", comparison.metric, "detections", "images with detections", "checksum"]
+    protocol = files[0][1].results.protocol
+    note = (
+        f"Scored against {protocol.annotations} ({protocol.images:,} images). Detections: at most the best 100 "
+        "per class and image, as in COCO's protocol. These files do not show how the detectors were trained."
+    )
+    return Table("Results files", header, rows, notes=[note])
 
 
 def recipe_table(comparison: Comparison) -> Table:
@@ -177,7 +207,10 @@ def recorded_columns(comparison: Comparison) -> list[str]:
 
 def column_table(comparison: Comparison, names: Sequence[str]) -> Table:
     """Return the table of extra scores and costs, as means over seeds. names: keys of COLUMNS, or "all"."""
-    names = recorded_columns(comparison) if "all" in names else names
+    recorded = recorded_columns(comparison)
+    names = recorded if "all" in names else names
+    if any_results_files(comparison):  # their cost is unknown
+        names = [name for name in names if name in recorded or COLUMNS[name][0] != "cost"]
     rows = [
         [cell.name, shown_cell(cell), *(shown_column(comparison, cell, name) for name in names)]
         for cell in comparison.scored_cells
@@ -193,7 +226,7 @@ def shown_column(comparison: Comparison, cell: Cell, name: str) -> str:
     section, key, _, form = COLUMNS[name]
     value, interval = cell.mean_of(section, key), comparison.intervals.get(cell.place, {}).get(key)
     if value is None:
-        return "undefined"
+        return "-" if section == "cost" else "undefined"  # a cost is unknown if it was not measured
     return shown_interval(interval, form.format) if interval else form.format(value)
 
 
@@ -445,7 +478,10 @@ def to_csv(comparison: Comparison) -> str:
     """Return a comparison as CSV: a line per cell with score, difference from the baseline and all recorded columns."""
     changes, lines = {difference.label: difference for difference in comparison.differences}, []
     for cell in comparison.cells.values():
-        line = {comparison.row_name: cell.row, comparison.column_name: cell.column, "seeds": len(cell.scores)}
+        line = {comparison.row_name: cell.row}
+        if comparison.column_name:
+            line[comparison.column_name] = cell.column
+        line["seeds"] = len(cell.scores)
         if comparison.design:
             high = comparison.design.points[cell.column]
             line |= {f"factor_{factor}": int(factor in high) for factor in comparison.design.factors}
