@@ -24,7 +24,7 @@ from stats.contrasts import Contrast, assess_family, exact_mcnemar, interval, me
 from stats.decisions import may_be_best, optimism_of_best, probability_better
 from stats.factorial import Design
 from stats.image_statistics import Hits, Matches, Statistics
-from stats.planning import Spread, Variances, detectable, measure
+from stats.planning import Spread, Variances, detectable, measure_variances
 from stats.replicates import cell_replicates, run_variances
 
 MIN_IMAGES = 10  # with fewer images, resamples repeat the same few images
@@ -257,7 +257,7 @@ def variances_of(comparison: Comparison, contrasts: Sequence[Contrast], spread: 
     if spread is None and known:
         spread = Spread(known.standard_deviation**2, 0.0)
     shared = have_same_seeds(comparison.cells[place] for place in comparison.run_scores)
-    variances = measure(comparison.run_scores, contrasts, comparison.num_images, shared, spread)
+    variances = measure_variances(comparison.run_scores, contrasts, comparison.num_images, shared, spread)
     return replace(variances, degrees=known.degrees) if known else variances
 
 

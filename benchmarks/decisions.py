@@ -18,8 +18,9 @@ import torch
 from benchmarks.comparison import Page, run_benchmark
 from benchmarks.simulated_scores import Population, simulate
 from stats.bootstrap import image_weights
-from stats.contrasts import Tested, assess_family, mean_difference
+from stats.contrasts import Contrast, Tested, assess_family, mean_difference
 from stats.decisions import may_be_best, optimism_of_best
+from stats.planning import detectable, measure_variances
 from stats.replicates import cell_replicates
 
 IMAGES, REPLICATES, TRIALS, PROCESSES = 200, 1000, 2000, 2
@@ -54,10 +55,16 @@ class Design(NamedTuple):
 
     def draw(self, number: int, means: Sequence[float] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean scores (K,) of a trial and their replicates (K, R), in units of NOISE."""
-        generator = np.random.default_rng([number, self.columns, self.seeds])
-        estimates, replicates = simulate(generator, self.population(means), self.seeds, resamples())
+        estimates, replicates = self.draw_runs(number, means)
         sample = cell_replicates(estimates, replicates, number, rows=self.rows, shared_seeds=True)
-        return np.mean(estimates, axis=1) / NOISE, sample / NOISE
+        return np.mean(estimates, axis=1), sample
+
+    def draw_runs(self, number: int, means: Sequence[float] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores (K, n) of the runs of a trial and their replicates (K, n, R), in units of NOISE."""
+        generator = np.random.default_rng([number, self.columns, self.seeds])
+        scores = simulate(generator, self.population(means), self.seeds, resamples())
+        estimates, replicates = (np.array(each) / NOISE for each in scores)
+        return estimates, replicates
 
 
 COVERED = {
@@ -93,9 +100,16 @@ def kept(number: int, design: Design, means: Sequence[float]) -> tuple[bool, int
 
 def from_first(number: int, design: Design, means: Sequence[float]) -> list[Tested]:
     """Return the tested differences of all cells from the first."""
+    scores, replicates = design.draw_runs(number, means)
+    runs = dict(enumerate(np.concatenate([scores[:, :, None], replicates], axis=2)))
+
+    def power(contrast: Contrast, tests: int) -> float:
+        variances = measure_variances(runs, [contrast], IMAGES, shared_seeds=True)
+        return detectable(*variances.parts(), variances.degrees, tests)
+
     estimates, sample = design.draw(number, means)
     contrasts = [mean_difference([cell], [0]) for cell in range(1, len(estimates))]
-    return assess_family(contrasts, dict(enumerate(estimates)), sample)
+    return assess_family(contrasts, dict(enumerate(estimates)), sample, detectable=power)
 
 
 def optimism(number: int, design: Design, means: Sequence[float]) -> tuple[float, float]:

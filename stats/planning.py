@@ -145,7 +145,7 @@ def measure_spread(runs: Sequence[np.ndarray], shared_seeds: bool) -> tuple[Spre
     return Spread(of_seeds, np.nanmean(seed_variance(errors, groups, shared_seeds))), round(degrees[0]), shared_seeds
 
 
-def measure(
+def measure_variances(
     runs: Mapping[Hashable, np.ndarray], contrasts: Sequence[Contrast], images: int, shared_seeds: bool,
     spread: Spread | None = None,
 ) -> Variances:  # fmt: skip

@@ -80,9 +80,9 @@ def pooling(runs: np.ndarray, rows: Sequence[int] | None, shared_seeds: bool) ->
     runs: (K,), number of runs of each cell. rows, shared_seeds: see cell_replicates. Returns (K,) and (G,)."""
     remaining = (len(runs) - 1) / len(runs) if shared_seeds else 1.0
     groups = np.asarray(rows if rows is not None else runs * 0, dtype=int)
+    if np.bincount(groups, runs - 1).min() < MIN_DEGREES or (shared_seeds and len(runs) == 2):
+        groups = runs * 0
     degrees = remaining * np.bincount(groups, runs - 1)
-    if degrees.min() < MIN_DEGREES or (shared_seeds and len(runs) == 2):
-        groups, degrees = runs * 0, np.array([remaining * np.sum(runs - 1)])
     return groups, degrees
 
 

@@ -10,7 +10,7 @@ from scipy.stats import nct, norm, t
 from benchmarks.simulated_scores import Population, simulate
 from stats.bootstrap import image_weights
 from stats.contrasts import interval, mean_difference
-from stats.planning import Spread, Variances, detectable, measure
+from stats.planning import Spread, Variances, detectable, measure_variances
 from stats.replicates import cell_replicates
 
 # SE**2 = (4 + 6) / 3 + 2 / 3 for two cells with three seeds: shared 3 at 72 images
@@ -40,7 +40,7 @@ def test_components_equal_the_formulas_by_hand():
     draw = np.random.default_rng(0)
     runs = {"a": draw.normal(0, 1, (2, 301)), "b": draw.normal(0, 1, (4, 301))}
     runs["b"][:, 0] *= 3
-    found = measure(runs, [{"b": 1, "a": -1}], 50, shared_seeds=False)
+    found = measure_variances(runs, [{"b": 1, "a": -1}], 50, shared_seeds=False)
     e = sum(np.var(each[:, 1:] - each[:, 1:].mean(axis=0), axis=1).sum() for each in runs.values()) / 4
     s2 = (np.var(runs["a"][:, 0], ddof=1) + 3 * np.var(runs["b"][:, 0], ddof=1)) / 4
     over_images = np.var(runs["b"][:, 1:].mean(axis=0) - runs["a"][:, 1:].mean(axis=0))
@@ -53,7 +53,7 @@ def test_components_equal_the_formulas_by_hand():
 def test_one_seed_per_cell_takes_the_given_spread():
     draw = np.random.default_rng(0)
     runs = {name: draw.normal(0, 1, (1, 301)) for name in "ab"}
-    found = measure(runs, [{"b": 1, "a": -1}], 50, False, Spread(seed_variance=0.5, run_image=0.2))
+    found = measure_variances(runs, [{"b": 1, "a": -1}], 50, False, Spread(seed_variance=0.5, run_image=0.2))
     over_images = np.var(runs["b"][0, 1:] - runs["a"][0, 1:])
     assert (found.shared, found.run_image, found.seed) == pytest.approx((over_images - 0.4, 0.2, 0.3))
     assert math.isnan(found.detectable())  # no seed part can be tested with one seed
@@ -61,7 +61,7 @@ def test_one_seed_per_cell_takes_the_given_spread():
 
 
 def test_equal_scores_have_no_variance_and_no_detectable_difference():
-    found = measure({name: np.full((3, 101), 0.5) for name in "ab"}, [{"b": 1, "a": -1}], 50, False)
+    found = measure_variances({name: np.full((3, 101), 0.5) for name in "ab"}, [{"b": 1, "a": -1}], 50, False)
     assert found.standard_error() == 0
     assert math.isnan(found.detectable())
     assert np.isnan(found.shares).all()
@@ -74,7 +74,7 @@ def pilot_of(population: Population, seeds: int, images: int, number: int) -> tu
 
 def variances_of(estimates: list, replicates: list, contrasts: list, shared_seeds: bool) -> Variances:
     runs = [np.column_stack(each) for each in zip(estimates, replicates, strict=True)]
-    return measure(dict(enumerate(runs)), contrasts, 200, shared_seeds)
+    return measure_variances(dict(enumerate(runs)), contrasts, 200, shared_seeds)
 
 
 @pytest.mark.parametrize("shared_seeds", [False, True])
