@@ -78,11 +78,10 @@ def assess_family(
     index = {cell: number for number, cell in enumerate(estimates)}
     means, intervals, samples = np.array(list(estimates.values())), [], []
     for contrast in contrasts:
-        factors = np.zeros(len(index))
-        for cell, factor in contrast.items():
-            factors[index[cell]] += factor
-        samples.append(factors @ replicates)
-        intervals.append(interval(factors @ means, samples[-1]))
+        rows = [index[cell] for cell, factor in contrast.items() if factor]  # others may be nan
+        factors = np.array([factor for factor in contrast.values() if factor])
+        samples.append(factors @ replicates[rows])
+        intervals.append(interval(factors @ means[rows], samples[-1]))
     p_values = np.array([each.p for each in intervals])
     errors = monte_carlo_errors(p_values, replicates.shape[1])
     for number, p in enumerate(exact_p or ()):

@@ -185,7 +185,7 @@ def detectable(shared: float, run_image: float, seed: float, degrees: float, tes
     """Return the true difference that is significant, after Bonferroni correction, in 80% of comparisons.
 
     shared, run_image, seed: the parts of SE**2. The comparison is tested as in `stats.replicates.cell_replicates`: its
-    estimate of run_image + seed has `degrees` degrees of freedom, and only the excess over run_image is uncertain. With
+    estimate of run_image + seed has `degrees` degrees of freedom, and only the excess over run_image is added. With
     shared = run_image = 0, this is Student's t test, whose power is that of the noncentral t distribution."""
     level = 1 - level / (2 * tests)
     standard_error = math.sqrt(shared + run_image + seed)
@@ -206,11 +206,11 @@ def _critical_values(
 ) -> np.ndarray:
     """Return the quantiles at `level` of the replicates of a difference of 0, one for each of M estimates.
 
-    A replicate is normal with the variance shared + run_image + max(estimate - run_image, 0) / factor, where the factor
-    is a draw of chi2(degrees) / degrees. estimates, factors: (M,), at equal quadrature nodes. Returns (M,), found by
-    bisection."""
-    excess = np.maximum(estimates[:, None] - run_image, 0)
-    deviations = np.sqrt(shared + run_image + excess / factors)  # (M, M)
+    A replicate is normal with the variance shared + run_image + max(estimate / factor - run_image / sqrt(factor), 0),
+    where the factor is a draw of chi2(degrees) / degrees. estimates, factors: (M,), at equal quadrature nodes. Returns
+    (M,), found by bisection."""
+    excess = np.maximum(estimates[:, None] / factors - run_image / np.sqrt(factors), 0)
+    deviations = np.sqrt(shared + run_image + excess)  # (M, M)
     tail = (1 + level) / 2  # a sum exceeds both quantiles at `tail` with a probability of at most 1 - level
     low = np.zeros(len(estimates))
     high = ndtri(tail) * math.sqrt(shared + run_image) + t.ppf(tail, degrees) * np.sqrt(estimates)

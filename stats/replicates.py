@@ -43,9 +43,10 @@ def cell_replicates(
     known: a spread to use for cells with one run each, from which it cannot be estimated.
 
     The variance of a group is s2, with df degrees of freedom. The images account for a part e of it, because runs err
-    on different images, and the replicates already contain this part. The excess max(s2 - e, 0) is scaled by df /
-    chi2(df) in each replicate, equally for all cells of the group, so that differences follow Student's t if it
-    dominates.
+    on different images, and the replicates already contain this part. Each replicate draws r = df / chi2(df) for all
+    cells of a group, and adds noise with the variance max(r * s2 - sqrt(r) * e, 0). Differences follow Student's t if
+    the seeds dominate. With e instead of sqrt(r) * e (a generalized pivotal quantity), intervals are too wide if the
+    seeds matter little and df is small; with r * e, corrected intervals are too narrow (benchmarks/decisions.md).
     Returns (K, R); nan if a run has no score on a resample. The draws depend only on the arguments."""
     assert [len(scores) for scores in estimates] == [len(part) for part in replicates]
     result = np.stack([np.mean(part, axis=0) for part in replicates])
@@ -53,17 +54,18 @@ def cell_replicates(
     if (runs == 1).all():
         if known is None:
             return result
-        groups, excess, degrees = runs * 0, np.array([known.standard_deviation**2]), np.array([known.degrees])
+        groups, degrees = runs * 0, np.array([known.degrees])
+        of_seeds, of_images = np.array([known.standard_deviation**2]), np.zeros(1)
     else:
         shared_seeds = removes_seeds(runs, shared_seeds)
         groups, degrees = pooling(runs, rows, shared_seeds)
         image_errors = [part - np.nanmean(part, axis=1, keepdims=True) for part in replicates]
         of_images = np.nanmean(seed_variance(image_errors, groups, shared_seeds), axis=1)
         of_seeds = seed_variance([np.asarray(scores)[:, None] for scores in estimates], groups, shared_seeds)[:, 0]
-        excess = np.maximum(of_seeds - of_images, 0)
     generator = np.random.default_rng([seed, 1])  # independent of the draws of image_weights
-    scales = degrees[:, None] / generator.chisquare(degrees[:, None], (len(degrees), result.shape[1]))
-    variances = (excess[:, None] * scales)[groups] / runs[:, None]  # (K, R)
+    ratios = degrees[:, None] / generator.chisquare(degrees[:, None], (len(degrees), result.shape[1]))
+    excess = np.maximum(ratios * of_seeds[:, None] - np.sqrt(ratios) * of_images[:, None], 0)  # (G, R)
+    variances = excess[groups] / runs[:, None]  # (K, R)
     return result + generator.standard_normal(result.shape) * np.sqrt(variances)
 
 

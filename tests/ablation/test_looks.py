@@ -3,6 +3,8 @@
 Runs are not trained: a stand-in for the runner writes records with chosen losses."""
 
 import argparse
+import csv
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -354,14 +356,13 @@ def test_tables_and_page_show_the_looks_and_their_verdicts(folder):
     assert [row[:2] for row in shown.rows] == [["look 1", "3"], ["look 2", "4"], ["look 3", "6"]]
     assert shown.rows[0][3:] == [f"{comparison.looks.levels[0]:.4f}", "1 of 3"]
     assert [row[2] for row in shown.rows[1:]] == ["not complete"] * 2
-    answers = [tables.answer_of(each) for each in comparison.differences]
-    assert answers == ["yes, at look 1", "no", "not yet"]
+    answers = [comparison.verdict(each) for each in comparison.differences]
+    assert answers == ["significant, at look 1", "not shown", "not yet shown"]
     report.write_report(Path("page.html"), comparison)
     page = Path("page.html").read_text()
     assert 'id="looks"' in page
-    assert all(f"<small>{answer}</small>" in page for answer in answers)
+    assert all(f">{answer}</td>" in page for answer in answers)
     options = argparse.Namespace(format="md", columns=(), per_class=False, errors=False)
     assert "| look 1 | 3 |" in tables.as_text(comparison, options)
-    lines = tables.to_csv(comparison).splitlines()
-    columns = lines[0].split(",")
-    assert [line.split(",")[columns.index("shown_at_look")] for line in lines[1:]] == ["", "1", "", ""]
+    lines = csv.DictReader(io.StringIO(tables.to_csv(comparison)))
+    assert [line["shown_at_look"] for line in lines] == ["", "1", "", ""]

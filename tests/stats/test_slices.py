@@ -76,7 +76,7 @@ def test_numbers_are_cut_into_groups_of_similar_size_and_equal_numbers_stay_toge
 
 # ---- simulated losses, whose true differences are known ----------------------------------------------------
 
-SIZES, REPLICATES = (120, 60, 60), 1000  # images of each slice
+SIZES, REPLICATES = (120, 60, 60), 2400  # images of each slice
 
 
 @pytest.fixture(scope="module")
