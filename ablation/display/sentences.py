@@ -81,7 +81,8 @@ def best_sentence(comparison: Comparison) -> str:
     )
     lower = " Lower is better." if comparison.lower_is_better else ""
     if not worse:
-        text = f"Any of the {len(kept)} cells may be the best: none is shown to be worse."
+        which = "Either cell" if len(kept) == 2 else f"Any of the {len(kept)} cells"
+        text = f"{which} may be the best: none is shown to be worse."
     elif len(kept) == 1:
         others = "the other" if len(worse) == 1 else f"all other {len(worse)}"
         text = f"The best is {kept[0]}. Shown to be worse: {others}."

@@ -267,7 +267,8 @@ def shown_p(p: float, comparison: Comparison, num_tests: int = 1) -> str:
         return "undefined"
     lowest = min(1.0, num_tests * 2 / (comparison.replicates + 1))
     digits = 3 if p >= 0.01 else 4
-    return f"<{lowest + 5e-5:.4f}" if p <= lowest < 0.05 else f"{p:.{digits}f}"
+    is_lowest = p < 1.05 * lowest  # not exactly, because some resamples may have no score
+    return f"<{max(lowest, 5e-5):.4f}" if is_lowest and lowest < 0.05 else f"{p:.{digits}f}"
 
 
 def has_limits(comparison: Comparison) -> bool:
