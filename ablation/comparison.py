@@ -150,7 +150,7 @@ class SliceDifference:
     cell: Cell
     score: float  # of the cell on the slice; for an interaction, minus the score on the other images
     is_unreliable: bool  # whether the interval is based on few images
-    difference: Difference  # the ends of its interval are simultaneous: corrected for all slices and cells
+    difference: Difference  # corrected for all slices and cells
 
 
 @dataclass
@@ -188,7 +188,7 @@ class Comparison:
     variances: Variances | None = None  # what limits the main family; None without several seeds per cell
     # by cell and score name; only scores that can be recomputed on a resample have an interval
     intervals: dict[Place, dict[str, Interval]] = field(default_factory=dict)
-    # by cell and class name; these intervals cover only the choice of images, not the variation between seeds
+    # by cell and class name; these intervals are not corrected for the number of classes
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     may_be_best: list[Place] = field(default_factory=list)  # cells of which none is shown to be worse than another

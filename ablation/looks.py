@@ -3,8 +3,8 @@
 A grid file with `looks: [3, 5, 8]` plans to compare the cells when each has 3, 5 and 8 seeds. `add_looks` tests the
 differences at every complete look, at the level that stats/looks.py gives to it. A look uses the first seeds of the
 list only, so its verdicts do not change when more runs finish. A difference is settled if it is significant at a look,
-if it is smaller than the margin, or if
-there is no margin and more seeds are unlikely to make it significant. ablation/stopping.py then adds no seeds for it.
+if it is smaller than the margin, or if there is no margin and more seeds are unlikely to make it significant.
+ablation/stopping.py then adds no seeds for it.
 
 Without a plan, every look at more seeds than before is recorded, and the next table says so (`announce_look`).
 """

@@ -82,7 +82,7 @@ def add_slices(comparison: Comparison, sources: Sequence[str]) -> None:
     num_tests = len(comparison.slices)
     if comparison.replicates < needed_replicates(num_tests):
         comparison.warnings.append(
-            f"{comparison.replicates:,} resamples are too few for simultaneous intervals of {num_tests} differences on "
+            f"{comparison.replicates:,} resamples are too few for corrected intervals of {num_tests} differences on "
             f"slices; use --replicates {needed_replicates(num_tests)}"
         )
 
@@ -92,7 +92,7 @@ def family(
 ) -> list[SliceDifference]:
     """Return the differences of all cells from the baseline on all slices, corrected as one family.
 
-    scores: for each slice and cell, (n_k, 1 + R), see simultaneous_intervals. num_images: for each slice, the number of
+    scores: for each slice and cell, (n_k, 1 + R), see assess_slices. num_images: for each slice, the number of
     images that the intervals are based on."""
     cells = comparison.scored_cells
     base = cells.index(comparison.baseline_cell)

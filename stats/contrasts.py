@@ -37,8 +37,8 @@ class Tested:
     p_holm: p value after Holm's correction.
     is_stable: whether 2 Monte Carlo standard errors of the p values leave the verdict as it is. If not, other resamples
     may give a different verdict.
-    simultaneous: interval at level / m. With a chance of 1 - level, all intervals of the family contain the true value.
-    Such an interval excludes 0 only if the contrast is significant.
+    simultaneous: the corrected interval, at level / m. With a chance of 1 - level, all intervals of the family
+    contain the true value. Such an interval excludes 0 only if the contrast is significant.
     bound: the true value is at most this far from 0. With a chance of 1 - level, all bounds of the family hold.
     detectable: the true value that would be significant in 80% of such experiments if all others were 0, so that Holm's
     correction equals Bonferroni's; nan if the standard error is 0, for example because all scores are 0."""
@@ -115,7 +115,7 @@ def interval(estimate: float, replicates: np.ndarray) -> Interval:
 
 
 def corrected_limits(interval: Interval, replicates: np.ndarray, level: float) -> tuple[tuple[float, float], float]:
-    """Return the simultaneous interval and the bound of a contrast; see Tested. level: level of the family / m."""
+    """Return the corrected interval and the bound of a contrast; see Tested. level: level of the family / m."""
     if math.isnan(interval.low):
         return (math.nan, math.nan), math.nan
     low, low_bound, high_bound, high = np.quantile(

@@ -21,7 +21,7 @@ from stats.image_statistics import Matches, Statistics
 from stats.replicates import cell_replicates
 
 LEVEL = 0.05
-MIN_TAIL = 10  # resamples beyond each end of a simultaneous interval; with fewer, the ends depend on the draw
+MIN_TAIL = 10  # resamples beyond each end of a corrected interval; with fewer, the ends depend on the draw
 PER_IMAGE = ("image_ids", "labels", "hits", "in_top5", "losses")  # arrays of Hits and Losses with a value per image
 
 
@@ -100,5 +100,5 @@ def widened(replicates: np.ndarray, factor: float) -> np.ndarray:
 
 
 def needed_replicates(num_tests: int) -> int:
-    """Return the number of resamples at which MIN_TAIL of them are beyond each end of a simultaneous interval."""
+    """Return the number of resamples at which MIN_TAIL of them are beyond each end of a corrected interval."""
     return round(MIN_TAIL * num_tests * 2 / LEVEL)

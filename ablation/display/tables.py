@@ -516,8 +516,8 @@ def to_csv(comparison: Comparison) -> str:
 def slice_columns(comparison: Comparison, cell: Cell) -> dict[str, float | None]:
     """Return the columns of a cell in CSV that --slices adds; None for the baseline.
 
-    Four for each slice, such as difference[night=yes], and four for each interaction. The ends of the intervals
-    (_low, _high) are simultaneous."""
+    Four for each slice, such as difference[night=yes], and four for each interaction. _low and _high are the ends of
+    the corrected interval."""
     columns: dict[str, float | None] = {}
     families = {"difference": comparison.slices, "interaction": comparison.slice_interactions}
     for kind, found in families.items():
