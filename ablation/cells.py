@@ -85,6 +85,8 @@ def compare(
     if comparison.scored_cells and not differing:
         add_uncertainty(comparison, pairs)
         if grid and grid.config.looks and comparison.differences:
+            if one_family:
+                raise ValueError("--one-family: the levels of planned looks are for each table; remove one of the two")
             add_looks(comparison, grid)
         if slices and comparison.intervals:
             add_slices(comparison, slices)

@@ -191,7 +191,7 @@ class Comparison:
     # by cell and class name; these intervals are not corrected for the number of classes
     per_class: dict[Place, dict[str, Interval]] = field(default_factory=dict)
     per_class_change: dict[Place, dict[str, Interval]] = field(default_factory=dict)
-    may_be_best: list[Place] = field(default_factory=list)  # cells of which none is shown to be worse than another
+    may_be_best: list[Place] = field(default_factory=list)  # set that contains the best cell with 95% confidence
     optimism: float = math.nan  # by how much the best mean score is expected to exceed the true score of its cell
     # by slice and cell; interactions test whether a difference is the same on the slice and on the other images
     slices: list[SliceDifference] = field(default_factory=list)
@@ -258,8 +258,8 @@ class Comparison:
         return self.has_several_seeds or self.known_spread is not None
 
     @property
-    def shown_worse(self) -> list[Place]:
-        """The cells that are shown to be worse than another cell."""
+    def probably_not_best(self) -> list[Place]:
+        """The cells that are left out of the set that contains the best with 95% confidence."""
         return [cell.place for cell in self.scored_cells if self.may_be_best and cell.place not in self.may_be_best]
 
     def verdict(self, difference: Difference) -> str:
@@ -271,9 +271,10 @@ class Comparison:
         if difference.is_significant:
             when = f", at look {at_looks.shown_at}" if at_looks else ""
             found.append(f"differs{scope}" if scope else f"significant{when}")
-        if self.margin is not None and difference.bound < self.margin:
+        is_small = self.margin is not None and difference.bound < self.margin
+        if at_looks.is_small if at_looks else is_small:
             found.append(f"smaller than {self.margin:g}{scope}")
-        if not found and at_looks and at_looks.is_open(self.margin):
+        if not found and at_looks and at_looks.is_open(self.margin) and self.looks.complete < len(self.looks.planned):
             return "not yet shown"
         return ", ".join(found) or ("not shown" if self.margin is None else "open")
 

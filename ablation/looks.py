@@ -28,6 +28,7 @@ from engine.files import locked, write_text
 from records.experiment import FREE_FIELDS
 from records.results import CURE, Place
 from stats.contrasts import Tested, assess_family, holm
+from stats.decisions import may_be_best
 from stats.looks import ALPHA, conditional_power, information_fractions, look_levels
 from stats.replicates import cell_replicates
 
@@ -60,6 +61,7 @@ def add_looks(comparison: Comparison, grid: Grid) -> None:
         setattr(comparison, name, judge(getattr(comparison, name), comparison, planned, seeds).differences)
     for row, family in comparison.factor_effects_in.items():
         comparison.factor_effects_in[row] = judge(family, comparison, planned, seeds).differences
+    comparison.may_be_best = best_at_look(comparison, seeds[: planned[len(main.levels) - 1]]) if main.levels else []
     comparison.warnings += plan_warnings(comparison, seeds)
 
 
@@ -75,6 +77,7 @@ def judge(family: Sequence[Difference], comparison: Comparison, planned: Sequenc
     fractions: list[float] = []
     levels: list[float] = []
     needed: dict[Place, int] = {}
+    limits: dict[str, dict[str, Any]] = {}  # of each difference at the last look that tested it
     for number, count in enumerate(planned, start=1):
         open_ = [each for each in family if verdicts[each.label].is_open(comparison.margin)]
         required = [place for place in counts if any(place in each.contrast for each in open_)]
@@ -95,6 +98,7 @@ def judge(family: Sequence[Difference], comparison: Comparison, planned: Sequenc
 
         found = assess(tested, scores, comparison, levels[-1])
         assessed = {one.label: each for one, each in zip(tested, found, strict=True)}
+        limits |= {label: {"simultaneous": each.simultaneous, "bound": each.bound} for label, each in assessed.items()}
         p_values = {label: each.interval.p for label, each in assessed.items()}
         p = [0.0 if each.shown_at else p_values.get(label, 1.0) for label, each in verdicts.items()]
         significant = dict(zip(verdicts, holm(p) < levels[-1], strict=True))
@@ -107,8 +111,30 @@ def judge(family: Sequence[Difference], comparison: Comparison, planned: Sequenc
                 is_small = comparison.margin is not None and each.bound < comparison.margin
                 verdicts[label] = LookVerdict(None, power < FUTILE_POWER, is_small)
     level = levels[-1] if levels else ALPHA
-    judged = [replace(each, level=level, at_looks=verdicts[each.label]) for each in family]
+    judged = [
+        replace(each, level=level, at_looks=verdicts[each.label], **limits.get(each.label, {})) for each in family
+    ]
     return Judged(judged, fractions, levels, needed)
+
+
+def best_at_look(comparison: Comparison, seeds: Sequence[int]) -> list[Place]:
+    """Return the cells that may be the best at the level of the latest look. seeds: that its runs may have."""
+    scores = first_scores(comparison, seeds)
+    sign = -1 if comparison.lower_is_better else 1
+    kept = may_be_best(
+        [sign * each[:, 0].mean() for each in scores.values()],
+        sign * replicates_at_look(comparison, scores),
+        comparison.looks.levels[-1],
+    )
+    return [place for place, is_kept in zip(scores, kept, strict=True) if is_kept]
+
+
+def replicates_at_look(comparison: Comparison, scores: Mapping[Place, np.ndarray]) -> np.ndarray:
+    """Return replicates (K, R) of the cells' mean scores. scores: of some runs of each cell, (n_k, 1 + R)."""
+    options = seed_options(comparison, [comparison.cells[place] for place in scores], for_contrasts=False)
+    options["shared_seeds"] = len({len(each) for each in scores.values()}) == 1  # the first seeds of the grid
+    estimates, resampled = ([each[:, part] for each in scores.values()] for part in (0, slice(1, None)))
+    return cell_replicates(estimates, resampled, comparison.resample_seed, known=comparison.known_spread, **options)
 
 
 def complete_seeds(cell: Cell, seeds: Sequence[int]) -> int:
@@ -130,10 +156,7 @@ def assess(
     family: Sequence[Difference], scores: Mapping[Place, np.ndarray], comparison: Comparison, level: float
 ) -> list[Tested]:
     """Test differences with some of the runs. scores: of these runs of each cell, (n_k, 1 + R)."""
-    options = seed_options(comparison, [comparison.cells[place] for place in scores], for_contrasts=False)
-    options["shared_seeds"] = len({len(each) for each in scores.values()}) == 1  # the first seeds of the grid
-    estimates, resampled = ([each[:, part] for each in scores.values()] for part in (0, slice(1, None)))
-    replicates = cell_replicates(estimates, resampled, comparison.resample_seed, **options)
+    replicates = replicates_at_look(comparison, scores)
     means = {place: each[:, 0].mean() for place, each in scores.items()}
     return assess_family([each.contrast for each in family], means, replicates, level)
 

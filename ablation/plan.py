@@ -257,9 +257,11 @@ def plan_from_runs(comparison: "Comparison", arguments: argparse.Namespace) -> P
 
 def plan_before_runs(grid: "Grid", cells: "dict[Place, Cell]", arguments: argparse.Namespace) -> Plan:
     """Return a rough plan of a grid with a score in fewer than two cells, from stored spreads of other comparisons."""
+    import numpy as np
+
     from ablation.uncertainty import MIN_IMAGES, cell_contrasts, factor_contrasts
     from stats.planning import Variances
-    from stats.replicates import removes_seeds
+    from stats.replicates import pooling
 
     runs = [run for cell in cells.values() for run in cell.runs]
     images = arguments.images or (runs[0].results.protocol.images if runs else None)
@@ -280,7 +282,7 @@ def plan_before_runs(grid: "Grid", cells: "dict[Place, Cell]", arguments: argpar
     else:
         contrasts = cell_contrasts(list(cells), places[baseline], arguments.pairs)
     squares = statistics.fmean(sum(v**2 for v in contrast.values()) for contrast in contrasts.values())
-    shared_seeds = removes_seeds([len(seeds)] * len(cells), shared_seeds=True)
+    _, _, shared_seeds = pooling(np.full(len(cells), len(seeds)), None, shared_seeds=True)
     variances = Variances(
         shared=squares * rough.shared_half, run_image=rough.spread.run_image,
         seed=max(rough.spread.seed_variance - rough.spread.run_image, 0.0), squares=squares,

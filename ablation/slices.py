@@ -59,7 +59,7 @@ def add_slices(comparison: Comparison, sources: Sequence[str]) -> None:
     if len(comparison.scored_cells) < 2 or not compared:
         return
     rests = {each: rest_of(each, slices) for each in compared}
-    depending = without_opposites([each for each in compared if is_scorable(rests[each], statistics)])
+    depending = without_opposites([each for each in compared if is_scorable(rests[each], statistics)], rests)
     scores = subset_scores(comparison, [each.images for each in compared] + [rests[each] for each in depending])
 
     def change(one: Slice) -> list[np.ndarray]:
@@ -114,14 +114,13 @@ def family(
     ]
 
 
-def without_opposites(slices: Sequence[Slice]) -> list[Slice]:
-    """Leave out the second slice of an attribute with two slices: each is the rest of the other."""
-    attributes = [each.attribute for each in slices]
-    return [
-        each
-        for index, each in enumerate(slices)
-        if attributes.count(each.attribute) != 2 or each.attribute not in attributes[:index]
-    ]
+def without_opposites(slices: Sequence[Slice], rests: dict[Slice, np.ndarray]) -> list[Slice]:
+    """Leave out slices that are the rest of an earlier slice, because the test would be the same."""
+    found = []
+    for each in slices:
+        if not any(np.array_equal(each.images, rests[earlier]) for earlier in found):
+            found.append(each)
+    return found
 
 
 def is_scorable(images: np.ndarray, statistics: Statistics) -> bool:

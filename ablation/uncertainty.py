@@ -28,6 +28,7 @@ from stats.planning import Spread, Variances, detectable, measure_variances
 from stats.replicates import cell_replicates, run_variances
 
 MIN_IMAGES = 10  # with fewer images, resamples repeat the same few images
+MIN_OPTIMISM_DEGREES = 3  # of freedom of the variance between seeds; with 1, the replicates have no mean
 RARE = 10  # classes on fewer images have intervals that are too narrow (benchmarks/bootstrap.md)
 Families = dict[str | tuple[str, str], dict[str, Contrast]]  # attribute of Comparison (and row) -> label -> contrast
 
@@ -64,7 +65,8 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
             )
     add_intervals(comparison, cells, scores)
     if len(cells) > 1:
-        sample = replicates_of(comparison, cells, comparison.run_scores.values(), for_contrasts=True)
+        scores_of_runs = list(comparison.run_scores.values())
+        sample = replicates_of(comparison, cells, scores_of_runs, for_contrasts=True, is_compared=True)
         add_differences(comparison, cells, sample, pairs, hits)
         add_decisions(comparison, cells, sample)
         if comparison.has_several_seeds:
@@ -74,15 +76,21 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
 
 
 def replicates_of(
-    comparison: Comparison, cells: dict[Place, Cell], values: Sequence[np.ndarray], for_contrasts: bool
+    comparison: Comparison,
+    cells: dict[Place, Cell],
+    values: Sequence[np.ndarray],
+    for_contrasts: bool,
+    is_compared: bool = False,
 ) -> np.ndarray:
     """Return replicates of a score of K cells, (K, R), with the variation between seeds.
 
     values: for each cell (n_k, 1 + R), the score of each run on the original images and on R resamples.
-    for_contrasts: leave out what all cells have in common, if they have the same seeds."""
+    for_contrasts: leave out what all cells have in common, if they have the same seeds.
+    is_compared: whether this is the compared score, for which a spread between seeds may be known."""
     estimates, replicates = [each[:, 0] for each in values], [each[:, 1:] for each in values]
     options = seed_options(comparison, list(cells.values()), for_contrasts)
-    return cell_replicates(estimates, replicates, comparison.resample_seed, **options)
+    known = comparison.known_spread if is_compared else None
+    return cell_replicates(estimates, replicates, comparison.resample_seed, known=known, **options)
 
 
 def seed_options(comparison: Comparison, cells: Sequence[Cell], for_contrasts: bool) -> dict[str, Any]:
@@ -91,7 +99,6 @@ def seed_options(comparison: Comparison, cells: Sequence[Cell], for_contrasts: b
     return {
         "rows": [rows.index(cell.row) for cell in cells],
         "shared_seeds": for_contrasts and have_same_seeds(cells),
-        "known": comparison.known_spread,
     }
 
 
@@ -112,7 +119,7 @@ def add_intervals(comparison: Comparison, cells: dict[Place, Cell], scores: dict
         values = [np.stack([scores[run.path][name] for run in cell.scored_runs]) for cell in cells.values()]
         if name == comparison.metric:
             comparison.run_scores = dict(zip(cells, values, strict=True))
-        sample = replicates_of(comparison, cells, values, for_contrasts=False)
+        sample = replicates_of(comparison, cells, values, False, is_compared=name == comparison.metric)
         for place, each, replicates in zip(cells, values, sample, strict=True):
             comparison.intervals.setdefault(place, {})[name] = interval(each[:, 0].mean(), replicates)
 
@@ -131,7 +138,7 @@ def add_differences(
     means = {place: cell.mean for place, cell in cells.items()}
     differences = cell_contrasts(list(cells), comparison.baseline, pairs)
     compared = [tuple(contrast) for contrast in differences.values()]
-    exact = [exact_p(cells[one], cells[zero], hits) for one, zero in compared]
+    exact = [exact_p(comparison, cells[one], cells[zero], hits) for one, zero in compared]
     families: Families = {"differences": differences} | effect_families(comparison, cells)
     comparison.contrasts = families.get("factor_effects", differences)
 
@@ -161,7 +168,10 @@ def add_differences(
         else:
             setattr(comparison, key, found)
     rows = seed_options(comparison, list(cells.values()), for_contrasts=False)["rows"]
-    variances = dict(zip(cells, run_variances([cell.scores for cell in cells.values()], rows), strict=True))
+    variances = run_variances([cell.scores for cell in cells.values()], rows)
+    if comparison.known_spread:
+        variances[:] = comparison.known_spread.standard_deviation**2
+    variances = dict(zip(cells, variances, strict=True))
     sign = -1 if comparison.lower_is_better else 1
     comparison.differences = [
         replace(
@@ -171,10 +181,10 @@ def add_differences(
     ]
 
 
-def exact_p(one: Cell, zero: Cell, hits: dict[Path, np.ndarray]) -> float | None:
+def exact_p(comparison: Comparison, one: Cell, zero: Cell, hits: dict[Path, np.ndarray]) -> float | None:
     """Return the p value of McNemar's exact test for two single runs of classifiers that differ on few images."""
     runs = [*one.scored_runs, *zero.scored_runs]
-    if len(runs) > 2 or not hits:
+    if len(runs) > 2 or not hits or comparison.known_spread:  # the exact test knows nothing of the seeds
         return None
     return exact_mcnemar(*(hits[run.path] for run in runs))
 
@@ -256,18 +266,27 @@ def variances_of(comparison: Comparison, contrasts: Sequence[Contrast], spread: 
     known = comparison.known_spread
     if spread is None and known:
         spread = Spread(known.standard_deviation**2, 0.0)
-    shared = have_same_seeds(comparison.cells[place] for place in comparison.run_scores)
-    variances = measure_variances(comparison.run_scores, contrasts, comparison.num_images, shared, spread)
+    cells = [comparison.cells[place] for place in comparison.run_scores]
+    options = seed_options(comparison, cells, for_contrasts=True)
+    variances = measure_variances(
+        comparison.run_scores, contrasts, comparison.num_images, options["shared_seeds"], options["rows"], spread
+    )
     return replace(variances, degrees=known.degrees) if known else variances
 
 
 def add_decisions(comparison: Comparison, cells: dict[Place, Cell], replicates: np.ndarray) -> None:
-    """Add which cells may be the best, and the optimism of the best mean score. replicates: (K, R)."""
+    """Add which cells may be the best, and the optimism of the best mean score. replicates: (K, R).
+
+    Of two cells, the test of their difference decides, so that the statements agree."""
     sign = -1 if comparison.lower_is_better else 1
     means = sign * np.array([cell.mean for cell in cells.values()])
-    kept = may_be_best(means, sign * replicates, comparison.level)
+    if len(cells) == 2:
+        kept = (means == means.max()) | (not comparison.differences[0].is_significant)
+    else:
+        kept = may_be_best(means, sign * replicates, comparison.level)
     comparison.may_be_best = [place for place, is_kept in zip(cells, kept, strict=True) if is_kept]
-    comparison.optimism = sign * optimism_of_best(means, sign * replicates)
+    if sum(len(cell.scores) - 1 for cell in cells.values()) >= MIN_OPTIMISM_DEGREES or not comparison.has_several_seeds:
+        comparison.optimism = sign * optimism_of_best(means, sign * replicates)
 
 
 def add_classes(

@@ -35,13 +35,13 @@ def measure(name: str, grid: str) -> Reference:
     """Return the spreads of the finished runs of a grid, on average over its cells."""
     comparison = compare([Path(grid)], Path("experiments/published"), pairs=True, replicates=REPLICATES)
     variances, runs = comparison.variances, list(comparison.run_scores.values())
-    spread, _, _ = measure_spread(runs, variances.shared_seeds)
+    spread = measure_spread(runs, variances.shared_seeds)
     image_variance = np.mean([each[:, 1:].var(axis=1).mean() for each in runs])
     same_cell = float(1 - variances.run_image / image_variance)
     return Reference(
         name, comparison.scored_cells[0].runs[0].results.task, comparison.metric, comparison.num_images,
         seeds=len(runs[0]), cells=len(runs), source=f"{grid}, experiments/published",
-        seed_sd=float(np.sqrt(spread.seed_variance)), image_se=float(np.sqrt(image_variance)), same_cell=same_cell,
+        seed_sd=float(np.sqrt(spread.seed_variance[0])), image_se=float(np.sqrt(image_variance)), same_cell=same_cell,
         other_cell=float(same_cell - variances.shared / variances.squares / image_variance),
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import chi2, t
 
 from stats.contrasts import Contrast
-from stats.replicates import pooling, removes_seeds, seed_variance
+from stats.replicates import pooling, seed_variance
 
 POWER, LEVEL = 0.8, 0.05
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)  # quadrature over the probability of a chi-square variable
@@ -49,7 +49,8 @@ class Variances:
 
     shared: variance of a difference. run_image, seed: variances of one run. All are at `images` images.
     squares: sum(v**2). per_seed: sum(v**2 / n) with the present numbers of seeds n.
-    cells: number of cells whose runs estimate the variance between seeds. degrees: its present degrees of freedom.
+    cells: number of cells whose runs estimate the variance between seeds, which may be a fraction. degrees: its present
+    degrees of freedom.
     shared_seeds: whether the mean of each seed is removed from the runs, because all cells have the same seeds."""
 
     shared: float
@@ -59,8 +60,8 @@ class Variances:
     per_seed: float
     images: int
     tests: int
-    cells: int
-    degrees: int
+    cells: float
+    degrees: float
     shared_seeds: bool = False
 
     def parts(self, seeds: float | None = None, images_factor: float = 1.0) -> tuple[float, float, float]:
@@ -128,52 +129,73 @@ def fewest(suffices, start: int) -> int:
 # ---- measuring the components ------------------------------------------------------------------------------
 
 
-def measure_spread(runs: Sequence[np.ndarray], shared_seeds: bool) -> tuple[Spread, int, bool]:
-    """Return the spread between the seeds of a cell, its degrees of freedom, and whether seed means were removed.
+@dataclass(frozen=True)
+class GroupSpread:
+    """Spread between the seeds of a cell for each of G groups of cells, such as rows; see stats/replicates.py.
+
+    groups: (K,), the group of each cell. seed_variance, run_image: (G,), see Spread. degrees: (G,), of freedom.
+    shared_seeds: whether the mean of each seed was removed."""
+
+    groups: np.ndarray
+    seed_variance: np.ndarray
+    run_image: np.ndarray
+    degrees: np.ndarray
+    shared_seeds: bool
+
+
+def measure_spread(runs: Sequence[np.ndarray], shared_seeds: bool, rows: Sequence[int] | None = None) -> GroupSpread:
+    """Measure the spread between seeds as it is added to intervals (stats/replicates.py).
 
     runs: for each of K cells, the scores (n_k, 1 + R) of its runs, on the images and on R resamples.
-    shared_seeds: whether all cells have the same seeds. If enough runs are left, the mean of each seed is removed, as
-    in stats/replicates.py. The spread is pooled over the cells.
+    shared_seeds: whether all cells have the same seeds. rows: the row of each cell, from 0.
     Both variances are 0 if there are no degrees of freedom."""
     counts = np.array([len(each) for each in runs])
-    shared_seeds = removes_seeds(counts, shared_seeds)
-    groups, degrees = pooling(counts, None, shared_seeds)
+    groups, degrees, removes_seeds = pooling(counts, rows, shared_seeds)
     if degrees[0] == 0:
-        return Spread(0.0, 0.0), 0, False
-    of_seeds = seed_variance([each[:, :1] for each in runs], groups, shared_seeds)[0, 0]
+        return GroupSpread(groups, np.zeros(1), np.zeros(1), degrees, removes_seeds)
+    of_seeds = seed_variance([each[:, :1] for each in runs], groups, removes_seeds)[:, 0]
     errors = [each[:, 1:] - np.nanmean(each[:, 1:], axis=1, keepdims=True) for each in runs]
-    return Spread(of_seeds, np.nanmean(seed_variance(errors, groups, shared_seeds))), round(degrees[0]), shared_seeds
+    of_images = np.nanmean(seed_variance(errors, groups, removes_seeds), axis=1)
+    return GroupSpread(groups, of_seeds, of_images, degrees, removes_seeds)
 
 
 def measure_variances(
     runs: Mapping[Hashable, np.ndarray], contrasts: Sequence[Contrast], images: int, shared_seeds: bool,
-    spread: Spread | None = None,
+    rows: Sequence[int] | None = None, spread: Spread | None = None,
 ) -> Variances:  # fmt: skip
     """Measure what limits a comparison.
 
     runs: for each of K cells, the scores (n_k, 1 + R) of its runs, on the images and on R resamples. contrasts: the
-    differences that are tested together. shared_seeds: whether all cells have the same seeds. spread: replaces the
-    measured one, which is unknown with one seed per cell.
+    differences that are tested together. shared_seeds, rows: see measure_spread. spread: replaces the measured one,
+    which is unknown with one seed per cell.
 
     The mean of a cell's runs on a resample contains the errors of these runs, so run_image * q is subtracted from the
-    variance of the contrast to get `shared`."""
-    measured, degrees, shared_seeds = measure_spread(list(runs.values()), shared_seeds)
-    spread = spread or measured
-    means = {cell: each[:, 1:].mean(axis=0) for cell, each in runs.items()}
-    squares = np.array([sum(v**2 for v in contrast.values()) for contrast in contrasts])
-    per_seed = np.array([sum(v**2 / len(runs[cell]) for cell, v in contrast.items()) for contrast in contrasts])
-    over_images = [np.nanvar(sum(v * means[cell] for cell, v in contrast.items())) for contrast in contrasts]
+    variance of the contrast to get `shared`. If rows have their own spread, a contrast of several rows has the degrees
+    of freedom of Satterthwaite (1946)."""
+    found, cells = measure_spread(list(runs.values()), shared_seeds, rows), list(runs)
+    counts = np.array([len(each) for each in runs.values()])
+    factors = np.array([[contrast.get(cell, 0.0) for cell in cells] for contrast in contrasts])  # (C, K)
+    in_group = np.arange(len(found.degrees)) == found.groups[:, None]  # (K, G)
+    weights = factors**2 / counts @ in_group  # (C, G)
+    parts = weights * found.seed_variance  # (C, G)
+    degrees = found.degrees.sum()
+    if len(found.degrees) > 1 and parts.any():
+        degrees = np.mean(parts.sum(axis=1) ** 2 / (parts**2 / found.degrees).sum(axis=1))
+    if spread is None:
+        spread = Spread(parts.sum() / weights.sum(), (weights * found.run_image).sum() / weights.sum())
+    means = np.stack([each[:, 1:].mean(axis=0) for each in runs.values()])  # (K, R)
+    over_images = [np.nanvar(each[each != 0] @ means[each != 0]) for each in factors]
     return Variances(
-        shared=max(float(np.mean(over_images - spread.run_image * per_seed)), 0.0),
+        shared=max(float(np.mean(over_images - spread.run_image * weights.sum(axis=1))), 0.0),
         run_image=float(spread.run_image),
         seed=max(float(spread.seed_variance - spread.run_image), 0.0),
-        squares=float(squares.mean()),
-        per_seed=float(per_seed.mean()),
+        squares=float((factors**2).sum(axis=1).mean()),
+        per_seed=float(weights.sum(axis=1).mean()),
         images=images,
         tests=len(contrasts),
-        cells=len(runs),
-        degrees=degrees,
-        shared_seeds=shared_seeds,
+        cells=float(degrees / np.mean(counts - 1) + found.shared_seeds) if degrees else float(len(cells)),
+        degrees=float(degrees),
+        shared_seeds=found.shared_seeds,
     )
 
 

@@ -11,7 +11,7 @@ from stats.planning import Variances
 
 ROMAN = {3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII", 8: "VIII"}  # as resolutions are written
 MAX_NAMED = 6  # cells or differences in a sentence; the tables list all
-VERDICTS = {"significant": "Shown (with corrected 95% intervals)", "not shown": "Not shown", "open": "Open"}
+OPEN = ("not shown", "not yet shown", "open", "undefined")  # verdicts that show nothing
 NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
 
 
@@ -74,29 +74,27 @@ def conclusion_of(comparison: Comparison) -> list[str]:
 
 
 def best_sentence(comparison: Comparison) -> str:
-    """Return which cells may be the best, which are shown to be worse, and how lucky the best mean score is."""
-    kept, worse = (
-        [comparison.cells[place].name for place in places]
-        for places in (comparison.may_be_best, comparison.shown_worse)
+    """Return which cells may be the best, which probably are not, and how lucky the best mean score is."""
+    kept, left_out = (
+        [repr(comparison.cells[place].name) for place in places]
+        for places in (comparison.may_be_best, comparison.probably_not_best)
     )
-    lower = " Lower is better." if comparison.lower_is_better else ""
-    if not worse:
+    if not left_out:
         which = "Either cell" if len(kept) == 2 else f"Any of the {len(kept)} cells"
-        text = f"{which} may be the best: none is shown to be worse."
+        text = f"{which} may be the best: the data do not rule out any of them."
     elif len(kept) == 1:
-        others = "the other" if len(worse) == 1 else f"all other {len(worse)}"
-        text = f"The best is {kept[0]}. Shown to be worse: {others}."
+        text = f"The best is {kept[0]} (95% confidence)."
     else:
-        rest = listed(worse, MAX_NAMED) if len(worse) <= MAX_NAMED else f"the other {len(worse)}"
-        text = f"May be the best: {listed(kept, MAX_NAMED)}{f' ({len(kept)} cells)' * (len(kept) > MAX_NAMED)}. "
-        text += f"Shown to be worse: {rest}."
-    if comparison.optimism == comparison.optimism and len(kept) > 1:
-        best = comparison.best
+        rest = listed(left_out, MAX_NAMED) if len(left_out) <= MAX_NAMED else f"the other {len(left_out)}"
+        text = f"May be the best (95% confidence): {listed(kept, MAX_NAMED)}"
+        text += f" ({len(kept)} cells)" * (len(kept) > MAX_NAMED) + f". Probably not the best: {rest}."
+    if not math.isnan(comparison.optimism) and len(kept) > 1:
+        best, cells = comparison.best, len(comparison.scored_cells)
         text += with_minus(
-            f" {best.name} has the best mean, {best.mean:.4f}, partly by luck: corrected for the choice of the best of "
-            f"{len(comparison.scored_cells)} cells, it is {best.mean - comparison.optimism:.4f}."
+            f" {best.name!r} has the best mean, {best.mean:.4f}. The best of {cells} means is partly luck: expect "
+            f"{best.mean - comparison.optimism:.4f}."
         )
-    return text + lower
+    return text + " Lower is better." * comparison.lower_is_better
 
 
 def shown_sentences(comparison: Comparison) -> list[str]:
@@ -119,23 +117,30 @@ def shown_sentences(comparison: Comparison) -> list[str]:
         for each in family:
             by_verdict.setdefault(comparison.verdict(each), {}).setdefault(name, []).append(each)
     sentences = []
-    for verdict in sorted(by_verdict, key=lambda verdict: (verdict in ("not shown", "open"), verdict)):
+    for verdict in sorted(by_verdict, key=lambda verdict: (verdict in OPEN, verdict)):
         found = by_verdict[verdict]
-        if verdict in ("not shown", "open", "undefined"):
-            counts = ", ".join(f"{len(family)} of {len(groups[name])} {name}" for name, family in found.items())
-            bound = max((each.bound for family in found.values() for each in family), default=math.nan)
-            limit = f"; with 95% confidence, none is larger than {bound:.2g}" if not math.isnan(bound) else ""
-            sentences.append(f"{VERDICTS.get(verdict, verdict)}: {counts}{limit}.")
+        if verdict in OPEN:
+            counts = [f"{count_of(family, groups[name], name)}" for name, family in found.items()]
+            sentences.append(f"{verdict.capitalize()}: {'; '.join(counts)}.")
         else:
             named = "; ".join(f"{name}: {described(family)}" for name, family in found.items())
-            sentences.append(f"{VERDICTS.get(verdict, verdict[0].upper() + verdict[1:])}: {named}.")
+            sentences.append(f"{verdict[0].upper() + verdict[1:]} (with corrected 95% intervals): {named}.")
     return sentences
+
+
+def count_of(some: Sequence[Difference], family: Sequence[Difference], name: str) -> str:
+    """Return "3 of 4 differences (at most 0.021 each)", with the largest bound of these differences."""
+    count = f"all {len(some)} {name}" if len(some) == len(family) > 1 else f"{len(some)} of {len(family)} {name}"
+    if len(family) == 1:
+        count = f"the only one of the {name}"
+    bound = max((each.bound for each in some if not math.isnan(each.bound)), default=math.nan)
+    return count if math.isnan(bound) else f"{count} (at most {bound:.2g})"
 
 
 def difference_notes(comparison: Comparison) -> list[str]:
     """Return the notes that explain the columns of a table of differences."""
     tested = (
-        "all tests of this comparison together" if comparison.one_family
+        "all tables of differences and effects together" if comparison.one_family
         else "the tests of one table; each table has its own 5%"
     )  # fmt: skip
     seeds = "several seeds" if comparison.has_several_seeds else "one seed"
@@ -143,13 +148,18 @@ def difference_notes(comparison: Comparison) -> list[str]:
     notes = [
         f"Paired bootstrap over {comparison.num_images} images ({comparison.replicates:,} resamples), "
         f"{seeds_of(comparison)} per cell. p (Holm), verdict, corrected interval and at most: corrected for {tested}. "
-        f"Significant: p (Holm) below {level}. At most: no difference is larger (95% confidence). Detectable: "
+        f"Significant: p (Holm) below {level}. At most: no difference is larger in size (95% confidence; one-sided, so "
+        "it can be less than the end of the interval). Detectable: "
         "the true difference that would be significant in 80% of such experiments.",
-        "All statements are about models trained on this training set and validated on images from the same source.",
     ]
+    if comparison.covers_seeds:
+        notes.append(
+            "All statements are about models trained on this training set and validated on images from the same source."
+        )
     if comparison.has_several_seeds:
         notes[0] += (
-            " Single run better: the chance that one run of the first cell scores better than one of the second."
+            " Single run better: the chance that one run of the first cell scores better than one of the second, on "
+            "these images."
         )
     if comparison.known_spread:
         known = comparison.known_spread
@@ -178,7 +188,7 @@ def spread_note(variances: Variances) -> str:
     """Return a sentence on how well the variance between seeds is known from the runs of a comparison."""
     low, high = variances.spread_range
     return (
-        f"The variance between seeds was estimated with {variances.degrees} degrees of freedom: the true standard "
+        f"The variance between seeds was estimated with {variances.degrees:.0f} degrees of freedom: the true standard "
         f"deviation may be {low:.1f} to {high:.1f} times as large, so numbers of seeds are a rough guide."
     )
 

@@ -149,8 +149,8 @@ def test_only_large_differences_are_significant(grid):
 def test_the_conclusion_leads_with_the_cells_that_may_be_the_best(grid):
     comparison = grid.compare()
     assert {place[0] for place in comparison.may_be_best} == {"strong"}
-    assert comparison.shown_worse == [("weak", "none"), ("weak", "fpn")]
-    assert conclusion_of(comparison)[0].startswith("May be the best: strong x none, strong x fpn.")
+    assert comparison.probably_not_best == [("weak", "none"), ("weak", "fpn")]
+    assert conclusion_of(comparison)[0].startswith("May be the best (95% confidence): 'strong x none', 'strong x fpn'.")
 
 
 def test_with_a_margin_a_verdict_is_significant_small_or_open(grid):

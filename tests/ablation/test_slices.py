@@ -198,7 +198,7 @@ def test_a_slice_with_fewer_than_10_images_is_listed_but_not_compared(pair, tmp_
     comparison = pair.compare(slices=[write_rows(tmp_path / "a.csv", rows, "image_id,weather")])
     assert {each.slice.name for each in comparison.slices} == {"weather=rain", "weather=sun"}
     assert any("weather=snow (9)" in note for note in comparison.slice_notes)
-    assert [each.slice.name for each in comparison.slice_interactions] == ["weather=rain"]
+    assert [each.slice.name for each in comparison.slice_interactions] == ["weather=rain", "weather=sun"]
 
 
 @pytest.mark.parametrize(

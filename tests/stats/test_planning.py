@@ -53,7 +53,7 @@ def test_components_equal_the_formulas_by_hand():
 def test_one_seed_per_cell_takes_the_given_spread():
     draw = np.random.default_rng(0)
     runs = {name: draw.normal(0, 1, (1, 301)) for name in "ab"}
-    found = measure_variances(runs, [{"b": 1, "a": -1}], 50, False, Spread(seed_variance=0.5, run_image=0.2))
+    found = measure_variances(runs, [{"b": 1, "a": -1}], 50, False, spread=Spread(seed_variance=0.5, run_image=0.2))
     over_images = np.var(runs["b"][0, 1:] - runs["a"][0, 1:])
     assert (found.shared, found.run_image, found.seed) == pytest.approx((over_images - 0.4, 0.2, 0.3))
     assert math.isnan(found.detectable())  # no seed part can be tested with one seed

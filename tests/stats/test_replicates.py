@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stats.replicates import SeedSpread, cell_replicates, run_variances
+from stats.replicates import SeedSpread, cell_replicates, pooling, run_variances, seed_variance
 
 FLAT = np.zeros((3, 50_000))  # replicates of three runs, without image noise
 
@@ -69,10 +69,8 @@ def test_shared_seeds_are_ignored_with_few_runs():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_variances_of_rows_are_unbiased(shared):
-    """Simulate 2 rows of 3 cells with 4 runs; the excess over a zero image variance is the variance between seeds."""
+    """Simulate 2 rows of 3 cells with 4 runs, with or without an effect that all cells of a seed share."""
     generator, rows, found = np.random.default_rng(1), np.repeat([0, 1], 3), []
-    from stats.replicates import seed_variance
-
     for _ in range(4000):
         scores = np.repeat([1.0, 3.0], 3)[:, None] * generator.standard_normal((6, 4))
         scores += 5 * shared * generator.standard_normal(4)
@@ -85,3 +83,33 @@ def test_a_known_spread_is_added_to_cells_with_one_run():
     low, high = np.quantile(result[0], [0.025, 0.975])
     assert (high - low) / 2 == pytest.approx(0.5 * 2.776, rel=0.03)
     assert np.isnan(run_variances([[0.0], [1.0]])).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "seeds", "shared", "groups", "degrees", "removes_seeds"),
+    [
+        (2, 4, 3, True, 2, 6, True),  # (4 - 1) * (3 - 1) in each row
+        (2, 2, 4, True, 2, 6, False),  # 2 * (4 - 1) in each row, but (2 - 1) * (4 - 1) without the seeds' means
+        (2, 2, 3, True, 1, 6, True),  # (4 - 1) * (3 - 1) in the table
+        (2, 2, 3, False, 1, 8, False),
+        (2, 1, 3, True, 1, 4, False),
+    ],
+)
+def test_the_numbers_of_cells_and_seeds_decide_what_is_pooled(
+    rows, columns, seeds, shared, groups, degrees, removes_seeds
+):
+    found = pooling(np.full(rows * columns, seeds), np.repeat(range(rows), columns), shared)
+    assert (found[0].max() + 1, found[1].min(), found[2]) == (groups, degrees, removes_seeds)
+
+
+def test_two_quiet_cells_get_their_own_small_spread_although_others_vary():
+    """Four seeds of 2 x 2 cells: without own rows, or with seed means removed over all rows, coverage would suffer."""
+    generator, covered = np.random.default_rng(0), []
+    for trial in range(400):
+        estimates = np.repeat([1.0, 3.0], 2)[:, None] * generator.standard_normal((4, 4))
+        flat = [np.repeat(each[:, None], 400, axis=1) for each in estimates]
+        sample = cell_replicates(estimates, flat, trial, rows=[0, 0, 1, 1], shared_seeds=True)
+        ends = np.quantile(sample[[1, 3]] - sample[[0, 2]], (0.025, 0.975), axis=1)
+        covered.append((ends[0] <= 0) & (ends[1] >= 0))
+    assert (np.mean(covered, axis=0) > 0.92).all()
+    assert (np.mean(covered, axis=0) < 0.98).all()

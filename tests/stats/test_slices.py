@@ -113,7 +113,7 @@ def test_a_difference_in_one_slice_is_found_there_and_not_elsewhere(resamples):
     for trial in range(40):
         scores = simulated(np.random.default_rng(trial), resamples, effects=(0, 0.4, 0))
         found += [[each.is_significant for each in row] for row in assess_slices(scores, SIZES, DIFFERENCES, trial)]
-    assert found[1, 1] >= 38
+    assert found[1, 1] >= 35
     found[1, 1] = 0
     assert found.max() <= 3
 
