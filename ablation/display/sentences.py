@@ -132,7 +132,9 @@ def count_of(some: Sequence[Difference], family: Sequence[Difference], name: str
     """Return "3 of 4 differences (at most 0.021 each)", with the largest bound of these differences."""
     count = f"all {len(some)} {name}" if len(some) == len(family) > 1 else f"{len(some)} of {len(family)} {name}"
     if len(family) == 1:
-        count = f"the only one of the {name}"
+        for plural in ("effects", "interactions", "differences", "changes"):
+            name = name.replace(plural, plural[:-1], 1)
+        count = f"the {name}"
     bound = max((each.bound for each in some if not math.isnan(each.bound)), default=math.nan)
     return count if math.isnan(bound) else f"{count} (at most {bound:.2g})"
 
