@@ -24,7 +24,7 @@ from engine.text import UnknownNameError
 
 if TYPE_CHECKING:
     from ablation.comparison import Cell, Comparison
-    from ablation.display.tables import Table
+    from ablation.display.formats import Table
     from ablation.jobs import Grid
     from records.results import Place
     from stats.planning import Spread, Variances
@@ -308,8 +308,9 @@ def task_of(module: str) -> str:
 
 def as_markdown(plan: Plan, arguments: argparse.Namespace) -> str:
     """Return a plan as Markdown: what limits the comparison, detectable differences, and what finds --find."""
+    from ablation.display.formats import to_markdown
     from ablation.display.sentences import limits_of, spread_note
-    from ablation.display.tables import limits_table, to_markdown
+    from ablation.display.tables import limits_table
 
     title = f"## Plan of {plan.title}"
     lines = [f"WARNING: {warning}" for warning in plan.warnings]
@@ -343,7 +344,7 @@ def conclusion(plan: Plan, find: float) -> str:
 
 def ways(plan: Plan, arguments: argparse.Namespace) -> "Table":
     """Return the table of combinations of seeds and images that find the difference, with their cost."""
-    from ablation.display.tables import Table
+    from ablation.display.formats import Table
 
     variances, find = plan.variances, arguments.find
     needed = variances.seeds_needed(find)

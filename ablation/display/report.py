@@ -156,6 +156,8 @@ def differences(comparison: Comparison) -> dict[str, Any]:
     def part(name: str, title: str, family: Sequence[Difference]) -> dict[str, Any]:
         counts = Counter(map(comparison.verdict, family))
         caption = ", ".join(f"{count} of {len(family)} {verdict}" for verdict, count in counts.items())
+        caption += "; thick: 95% interval, thin: corrected interval, filled: significant"
+        caption += "; shaded: smaller than the margin" * (comparison.margin is not None)
         drawing = plots.draw_differences(family, styles, comparison, (min(ends), max(ends)))
         svg = plots.to_svg(drawing, name, f"{title}: {caption}")
         return {"table": difference_table(title, family, comparison), "drawing": svg, "caption": caption}

@@ -1,17 +1,16 @@
-"""Write comparisons as Markdown, LaTeX (booktabs) or CSV tables."""
+"""The tables of a comparison, as text in Markdown, LaTeX or CSV."""
 
 import argparse
 import csv
 import io
 import math
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from ablation.comparison import Cell, Comparison, Difference, SliceDifference
 from ablation.display.columns import COLUMNS
+from ablation.display.formats import Table, to_latex, to_markdown
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
@@ -22,10 +21,8 @@ from ablation.display.sentences import (
     seeds_of,
     spread_note,
     unit_of,
-    with_minus,
 )
 from ablation.results_files import COLUMN
-from engine.terminal import printable
 from records.results import Place
 from stats.contrasts import Interval
 from stats.planning import Variances
@@ -38,24 +35,6 @@ IMAGE_FACTORS = (1, 2, 4)  # numbers of images in the table of detectable differ
 INTERVAL_NOTE = (
     "In brackets: 95% intervals over the choice of validation images and, with several seeds per cell, over seeds."
 )
-
-
-@dataclass
-class Table:
-    """A table of text. bold: (row, column) of bold cells, from 0. notes: sentences below the table."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    bold: set[tuple[int, int]] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
-
-    def lines(self, text: Callable[[str], str], bold: str) -> list[list[str]]:
-        """Return the rows, with `text` applied to each cell and the format string `bold` applied to bold cells."""
-        return [
-            [bold.format(text(value)) if (i, j) in self.bold else text(value) for j, value in enumerate(row)]
-            for i, row in enumerate(self.rows)
-        ]
 
 
 def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
@@ -435,44 +414,7 @@ def error_table(comparison: Comparison) -> Table:
     return Table("Errors by kind", ["", *kinds], rows, notes=notes)
 
 
-# ---- formats -----------------------------------------------------------------------------------------------
-
-
-def to_markdown(table: Table) -> str:
-    """Return a table as GitHub Markdown, with its title above and its notes below."""
-
-    def text(value: str) -> str:
-        return printable(with_minus(value)).replace("|", "\\|")
-
-    rows = [[printable(name).replace("|", "\\|") for name in table.header], ["---"] * len(table.header)]
-    rows += table.lines(text, "**{}**")
-    lines = [f"### {table.title}", "", *(f"| {' | '.join(row)} |" for row in rows)]
-    lines += [""] * bool(table.notes) + [f"- {printable(note)}" for note in table.notes]
-    return "\n".join(lines) + "\n"
-
-
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
-    "[": "{[}",  # after \\ at the end of a row, [ would start an option
-}  # fmt: skip
-
-
-def to_latex(table: Table) -> str:
-    """Return a table as a LaTeX table environment for the booktabs package."""
-
-    def text(value: str) -> str:
-        escaped = "".join(LATEX.get(character, character) for character in printable(value))
-        return re.sub(r"-(?=\d)", "$-$", escaped).replace(" x ", r" $\times$ ")
-
-    header, *rows = [
-        " & ".join(row) + r" \\" for row in [map(text, table.header), *table.lines(text, r"\textbf{{{}}}")]
-    ]
-    caption = ". ".join([table.title, *(note.removesuffix(".") for note in table.notes)])
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{text(caption)}}}"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule", header, r"\midrule", *rows]
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+# ---- CSV --------------------------------------------------------------------------------------------------
 
 
 def to_csv(comparison: Comparison) -> str:

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from ablation import compare as command
+from ablation.display.formats import Table, to_latex, to_markdown
 from ablation.display.sentences import conclusion_of
-from ablation.display.tables import Table, difference_table, score_table, to_csv, to_latex, to_markdown
+from ablation.display.tables import difference_table, score_table, to_csv
 from ablation.jobs import State
 from stats.replicates import SeedSpread
 from tests.ablation.conftest import IMAGES, fake_matches

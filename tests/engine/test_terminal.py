@@ -10,8 +10,8 @@ import pytest
 
 from ablation.comparison import Difference
 from ablation.display import plots
+from ablation.display.formats import Table, to_latex, to_markdown
 from ablation.display.report import breakable
-from ablation.display.tables import Table, to_latex, to_markdown
 from data import DatasetError, read_image
 from detection.coco.annotations import Defect
 from detection.coco.detections import Detections
