@@ -308,9 +308,9 @@ def task_of(module: str) -> str:
 
 def as_markdown(plan: Plan, arguments: argparse.Namespace) -> str:
     """Return a plan as Markdown: what limits the comparison, detectable differences, and what finds --find."""
+    from ablation.display.difference_tables import limits_table
     from ablation.display.formats import to_markdown
     from ablation.display.sentences import limits_of, spread_note
-    from ablation.display.tables import limits_table
 
     title = f"## Plan of {plan.title}"
     lines = [f"WARNING: {warning}" for warning in plan.warnings]

@@ -23,6 +23,14 @@ from matplotlib import rc_context
 
 from ablation.comparison import Cell, Comparison, Difference, best_of
 from ablation.display import plots
+from ablation.display.difference_tables import (
+    comparison_limits,
+    difference_table,
+    has_limits,
+    looks_table,
+    slice_name,
+    slice_tables,
+)
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
@@ -36,15 +44,9 @@ from ablation.display.tables import (
     FLOPS_NOTE,
     any_results_files,
     cells_with_errors,
-    comparison_limits,
-    difference_table,
     families,
     files_table,
-    has_limits,
-    looks_table,
     score_layout,
-    slice_name,
-    slice_tables,
     status_of,
 )
 from engine.files import write_text

@@ -19,7 +19,7 @@ from ablation import grid as grid_command
 from ablation import looks, runner
 from ablation.cells import compare
 from ablation.comparison import Comparison
-from ablation.display import report, tables
+from ablation.display import difference_tables, report, tables
 from ablation.jobs import Grid, Job, State, read_cells, read_grid, state_of
 from engine.strict_yaml import ConfigError
 from stats.image_statistics import Losses
@@ -352,7 +352,7 @@ def test_tables_and_page_show_the_looks_and_their_verdicts(folder):
     grid = write_grid(["base", "far", "same", "near"])
     train(grid, [7, 8, 9])
     comparison = compared(grid)
-    shown = tables.looks_table(comparison)
+    shown = difference_tables.looks_table(comparison)
     assert [row[:2] for row in shown.rows] == [["look 1", "3"], ["look 2", "4"], ["look 3", "6"]]
     assert shown.rows[0][3:] == [f"{comparison.looks.levels[0]:.4f}", "1 of 3"]
     assert [row[2] for row in shown.rows[1:]] == ["not complete"] * 2

@@ -6,9 +6,10 @@ import pytest
 
 from ablation.comparison import Comparison
 from ablation.display import plots
+from ablation.display.difference_tables import difference_table
 from ablation.display.report import write_report
 from ablation.display.sentences import conclusion_of
-from ablation.display.tables import class_table, difference_table, score_table
+from ablation.display.tables import class_table, score_table
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from dataclasses import asdict
 import pytest
 
 from ablation import plan as command
+from ablation.display.difference_tables import comparison_limits
 from ablation.display.sentences import limits_of
-from ablation.display.tables import comparison_limits, to_csv
+from ablation.display.tables import to_csv
 from ablation.plan import Reference, as_markdown, make_plan, parse_arguments
 from tests.ablation.test_jobs import write_grid
 

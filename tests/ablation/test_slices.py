@@ -11,9 +11,10 @@ import pytest
 
 from ablation import compare as command
 from ablation import slices
+from ablation.display.difference_tables import slice_tables
 from ablation.display.report import write_report
 from ablation.display.sentences import conclusion_of
-from ablation.display.tables import slice_tables, to_csv
+from ablation.display.tables import to_csv
 from stats.bootstrap import average_precision, image_weights, mean_average_precision, resampled_scores
 from stats.image_statistics import load_statistics
 from stats.slices import restrict
