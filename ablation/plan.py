@@ -266,7 +266,10 @@ def plan_before_runs(grid: "Grid", cells: "dict[Place, Cell]", arguments: argpar
     runs = [run for cell in cells.values() for run in cell.runs]
     images = arguments.images or (runs[0].results.protocol.images if runs else None)
     if images is None:
-        raise ValueError(f"{grid.path}: no finished runs; add --images N, the number of validation images")
+        raise ValueError(
+            f"{grid.path}: no finished runs in {arguments.experiments}; name their folder with --experiments, or plan "
+            "before any run with --images N, the number of validation images"
+        )
     if images < MIN_IMAGES:
         raise ValueError(f"{images} validation images: at least {MIN_IMAGES} are needed to measure a difference")
     if len(cells) < 2:
