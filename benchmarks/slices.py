@@ -80,8 +80,7 @@ at least {TARGET:.0%} of trials. A share of 95% has a standard error of 0.7 perc
 
 {chr(10).join(lines)}
 
-With one run per model, the difference is between these trained weights. With few runs, the noise for the variation \
-between runs is wide (Student's t), so all intervals cover in more than 95% of trials.
+With one run per model, the difference is between these trained weights.
 """
     return Page(text, failures=failures)
 
