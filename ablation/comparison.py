@@ -103,7 +103,7 @@ class Looks:
     planned: tuple[int, ...]  # seeds per cell at each look
     fractions: list[float]  # information fraction of each complete look
     levels: list[float]  # significance level of each complete look, for Holm-corrected p values
-    needed: dict[Place, int]  # seeds that each cell needs for the next look; of settled cells, those of their last look
+    needed: dict[Place, int]  # seeds that each cell needs: at the next look or, if it is settled, at its last look
 
     @property
     def complete(self) -> int:

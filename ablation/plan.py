@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablation.compare import replicate_count
+from ablation.compare import positive_number, replicate_count
 from engine.arguments import check_config, check_experiment, positive
 from engine.start import start
 from engine.text import UnknownNameError
@@ -40,31 +40,24 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         epilog="example: python -m ablation.plan configs/grid_coco.yaml --find 0.005",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="EXPERIMENT|GRID", help="experiments, or a grid file")
-    parser.add_argument("--find", type=size, metavar="D", help="true difference to find in 80%% of comparisons")
+    parser.add_argument(
+        "--find", type=positive_number, metavar="D", help="true difference to find in 80%% of comparisons"
+    )
     parser.add_argument("--baseline", help="baseline: 'row x column' or an experiment (default: first with a score)")
     parser.add_argument("--pairs", action="store_true", help="plan for tests of all pairs, not only with the baseline")
     parser.add_argument("--seeds", type=seed_counts, default=(3, 5, 10), help="seeds per cell (default: 3,5,10)")
     parser.add_argument("--replicates", type=replicate_count, default=10_000, help="resamples (default: 10,000)")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
     parser.add_argument("--images", type=positive, help="number of validation images, if no run is finished")
-    parser.add_argument("--seed-sd", type=size, help="known standard deviation of the score between seeds")
-    parser.add_argument("--image-se", type=size, help="standard error of one run's score over images, before any run")
+    parser.add_argument("--seed-sd", type=positive_number, help="known standard deviation of the score between seeds")
+    parser.add_argument(
+        "--image-se", type=positive_number, help="standard error of one run's score over images, before any run"
+    )
     parser.add_argument("--reference", help="entry of ablation/reference_spreads.json (default: nearest in images)")
     arguments = parser.parse_args(words)
     for path in arguments.paths:
         (check_config if path.suffix == ".yaml" else check_experiment)(path)
     return arguments
-
-
-def size(text: str) -> float:
-    """Parse a positive number, in the unit of the score; an argparse type."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a positive number such as 0.005")
-    return value
 
 
 def seed_counts(text: str) -> Sequence[int]:

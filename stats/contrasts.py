@@ -35,8 +35,8 @@ class Tested:
     """A contrast as a member of a family of m contrasts that are tested at a level.
 
     p_holm: p value after Holm's correction.
-    is_stable: whether 2 Monte Carlo standard errors of the p values leave the verdict as it is. If not, other resamples
-    may give a different verdict.
+    is_stable: whether the verdict stays the same if the p values change by 2 Monte Carlo standard errors. If not, other
+    resamples may give a different verdict.
     simultaneous: the corrected interval, at level / m. With a chance of 1 - level, all intervals of the family
     contain the true value. Such an interval excludes 0 only if the contrast is significant.
     bound: the true value is at most this far from 0. With a chance of 1 - level, all bounds of the family hold.
