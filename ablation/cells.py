@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ablation.comparison import Cell, Comparison, Note
 from ablation.display.sentences import run_notes
-from ablation.jobs import Grid, read_cells, read_grid, state_of
 from ablation.looks import add_looks
 from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
 from ablation.results_files import ROW_NAME, ScoredFiles, beside_experiments
+from ablation.scheduling.jobs import Grid, read_cells, read_grid, state_of
 from ablation.slices import add_slices
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values

@@ -188,8 +188,8 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace, files:
     """Compare a grid or experiments, and print the comparison or write it to --output. files: see cells.compare."""
     from ablation.cells import compare
     from ablation.display import tables
-    from ablation.jobs import read_grid
     from ablation.looks import announce_look
+    from ablation.scheduling.jobs import read_grid
     from engine.files import write_text
     from engine.terminal import printable_lines
     from stats.replicates import SeedSpread

@@ -8,8 +8,8 @@
 
 `run` trains the missing runs, several at a time on a CPU. It resumes stopped, killed and failed runs, and
 skips finished runs. Stale runs (their recipe, data or code has changed) are trained again only with --rerun-stale.
-With `looks:` in the grid file, cells get more seeds only while they are in an open difference (ablation/stopping.py).
-`submit` does the same as one Slurm array job (ablation/slurm.py, sbatch/grid.sbatch).
+With `looks:` in the grid file, cells get more seeds only while they are in an open difference. `submit` does the same
+as one Slurm array job. The parts are in ablation/scheduling.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from engine.arguments import check_config, positive
 from engine.start import start
 
 if TYPE_CHECKING:
-    from ablation.jobs import Grid, Job, State
+    from ablation.scheduling.jobs import Grid, Job, State
 
 
 def main(arguments: argparse.Namespace, _: None) -> None:
@@ -110,9 +110,9 @@ def seed_list(text: str) -> Sequence[int]:
 
 def run_grid(arguments: argparse.Namespace) -> None:
     """Train every missing run. Raises RunError at the end if any run was stopped, was killed or failed."""
-    from ablation.jobs import UNFINISHED, read_grid
-    from ablation.runner import default_parallel, run
-    from ablation.stopping import needed_jobs, outcome_of, stopping_point
+    from ablation.scheduling.jobs import UNFINISHED, read_grid
+    from ablation.scheduling.runner import default_parallel, run
+    from ablation.scheduling.stopping import needed_jobs, outcome_of, stopping_point
     from engine.command import RunError
 
     grid = read_grid(arguments.grid)
@@ -152,10 +152,10 @@ def run_grid(arguments: argparse.Namespace) -> None:
 
 def submit_grid(arguments: argparse.Namespace) -> None:
     """Submit the missing runs that are not yet in the Slurm queue."""
-    from ablation import slurm
-    from ablation.jobs import read_cells, read_grid, state_of
-    from ablation.runner import needs_training, scheduling_lock
-    from ablation.stopping import needed_jobs, outcome_of, stopping_point
+    from ablation.scheduling import slurm
+    from ablation.scheduling.jobs import read_cells, read_grid, state_of
+    from ablation.scheduling.runner import needs_training, scheduling_lock
+    from ablation.scheduling.stopping import needed_jobs, outcome_of, stopping_point
 
     if not Path("sbatch/grid.sbatch").is_file():
         raise ValueError(f"{Path.cwd()}: sbatch/grid.sbatch not found; run this command from the project's root folder")
@@ -202,14 +202,14 @@ def follow_up(arguments: argparse.Namespace, action: str) -> str:
 
 def run_task(arguments: argparse.Namespace) -> None:
     """Train the run of one array task of a submission."""
-    from ablation import slurm
+    from ablation.scheduling import slurm
 
     slurm.run_task(arguments.folder, arguments.index, arguments.launcher)
 
 
 def print_status(arguments: argparse.Namespace) -> None:
     """Print the state of each job."""
-    from ablation.jobs import read_grid
+    from ablation.scheduling.jobs import read_grid
 
     grid = read_grid(arguments.grid)
     print(status(grid, grid.select(arguments.only, arguments.seeds), arguments.experiments))
@@ -222,9 +222,9 @@ def print_table(arguments: argparse.Namespace) -> None:
 
 def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
     """Return a table with the state and experiment of each job, and the Slurm state of each job that is not done."""
-    from ablation import slurm
-    from ablation.jobs import read_cells, state_of
-    from ablation.stopping import settled_cells
+    from ablation.scheduling import slurm
+    from ablation.scheduling.jobs import read_cells, state_of
+    from ablation.scheduling.stopping import settled_cells
     from records.experiment import table
 
     settled = settled_cells(grid, experiments)

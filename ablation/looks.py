@@ -4,7 +4,7 @@ A grid file with `looks: [3, 5, 8]` plans to compare the cells when each has 3, 
 differences at every complete look, at the level that stats/looks.py gives to it. A look uses the first seeds of the
 list only, so its verdicts do not change when more runs finish. A difference is settled if it is significant at a look,
 if it is smaller than the margin, or if there is no margin and more seeds are unlikely to make it significant.
-ablation/stopping.py then adds no seeds for it.
+ablation/scheduling/stopping.py then adds no seeds for it.
 
 Without a plan, every look at more seeds than before is recorded, and the next table says so (`announce_look`).
 """
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ablation.comparison import Cell, Comparison, Difference, Looks, LookVerdict
-from ablation.jobs import SCHEDULE_LOCK, Grid
+from ablation.scheduling.jobs import SCHEDULE_LOCK, Grid
 from ablation.uncertainty import seed_options
 from engine.config import leaves
 from engine.files import locked, write_text

@@ -25,7 +25,7 @@ from engine.text import UnknownNameError
 if TYPE_CHECKING:
     from ablation.comparison import Cell, Comparison
     from ablation.display.formats import Table
-    from ablation.jobs import Grid
+    from ablation.scheduling.jobs import Grid
     from records.results import Place
     from stats.planning import Spread, Variances
 
@@ -201,7 +201,7 @@ class Plan:
 def make_plan(paths: Sequence[Path], arguments: argparse.Namespace) -> Plan:
     """Return the plan of a grid or of experiments. Raises ValueError if they leave too much unknown."""
     from ablation.cells import cells_of_grid, compare
-    from ablation.jobs import read_grid
+    from ablation.scheduling.jobs import read_grid
 
     if len(paths) == 1 and paths[0].suffix == ".yaml":
         grid = read_grid(paths[0])

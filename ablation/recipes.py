@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from ablation.comparison import Cell
-from ablation.jobs import Grid
+from ablation.scheduling.jobs import Grid
 from engine.config import Config, leaves, nested_class, sections
 from engine.text import shown
 from records.experiment import FREE_FIELDS

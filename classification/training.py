@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from classification.task import ClassificationConfig, ClassificationTask
 
 # Files that determine weights and scores, in addition to the files of the training loop. If one of these files changes,
-# earlier results are stale (ablation/staleness.py).
+# earlier results are stale (ablation/scheduling).
 COMPUTES = {
     "network": ("model.py",),
     "data": ("classification/data.py", "classification/transforms.py"),

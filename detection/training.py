@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from detection.task import DetectionConfig, DetectionTask
 
 # The files that compute weights and scores, in addition to the files of the training loop. If one of them changes,
-# earlier results are stale (ablation/staleness.py). If several entries list a file, it belongs to the first entry.
+# earlier results are stale (ablation/scheduling). If several entries list a file, it belongs to the first entry.
 COMPUTES = {
     "loss": (
         "detection/network/loss.py",

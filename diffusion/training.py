@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusion.task import DiffusionConfig, DiffusionTask
 
 # Files that determine weights and scores, in addition to the files of the training loop. If one of these files changes,
-# earlier results are stale (ablation/staleness.py).
+# earlier results are stale (ablation/scheduling).
 COMPUTES = {
     "network": ("model.py", "diffusion/model.py"),
     "noise": ("diffusion/schedule.py",),

@@ -13,7 +13,7 @@ from typing import Any, get_origin
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ablation.jobs import GridConfig
+from ablation.scheduling.jobs import GridConfig
 from classification.task import ClassificationConfig
 from detection.network.anchors import ANCHOR_SCALES
 from detection.network.backbones import BACKBONES

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from ablation import grid as grid_command
-from ablation.jobs import read_grid
+from ablation.scheduling.jobs import read_grid
 from detection.shapes import generate
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from records.experiment import read_environments

@@ -11,7 +11,7 @@ from ablation.display.difference_tables import difference_table
 from ablation.display.formats import Table, to_latex, to_markdown
 from ablation.display.sentences import conclusion_of
 from ablation.display.tables import score_table, to_csv
-from ablation.jobs import State
+from ablation.scheduling.jobs import State
 from stats.replicates import SeedSpread
 from tests.ablation.conftest import IMAGES, fake_matches
 

@@ -17,7 +17,7 @@ from ablation.comparison import Comparison
 from ablation.display.report import write_report
 from ablation.display.sentences import conclusion_of, design_notes
 from ablation.display.tables import as_text, score_table, to_csv
-from ablation.jobs import State, read_grid
+from ablation.scheduling.jobs import State, read_grid
 from ablation.uncertainty import factor_contrasts
 from engine.strict_yaml import ConfigError
 from stats.contrasts import assess_family

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ablation import child, runner, slurm
 from ablation import grid as grid_command
-from ablation.jobs import Grid, read_grid
+from ablation.scheduling import child, runner, slurm
+from ablation.scheduling.jobs import Grid, read_grid
 from engine.command import RunError
 from engine.logbook import progress_bar
 from engine.signals import Stopped
@@ -108,7 +108,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "base.yaml").write_text("fake: {end: well}\n")
     (tmp_path / "grid_fake.yaml").write_text(GRID)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ablation.staleness.PROJECT", tmp_path)
+    monkeypatch.setattr("ablation.scheduling.staleness.PROJECT", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Tests of ablation/looks.py and ablation/stopping.py: verdicts at planned looks, and runs that are not needed.
+"""Tests of verdicts at planned looks (ablation/looks.py), and of runs that are then not needed (stopping.py).
 
 Runs are not trained: a stand-in for the runner writes records with chosen losses."""
 
@@ -16,11 +16,12 @@ import pytest
 
 from ablation import compare as compare_command
 from ablation import grid as grid_command
-from ablation import looks, runner
+from ablation import looks
 from ablation.cells import compare
 from ablation.comparison import Comparison
 from ablation.display import difference_tables, report, tables
-from ablation.jobs import Grid, Job, State, read_cells, read_grid, state_of
+from ablation.scheduling import runner
+from ablation.scheduling.jobs import Grid, Job, State, read_cells, read_grid, state_of
 from engine.strict_yaml import ConfigError
 from stats.image_statistics import Losses
 
@@ -57,7 +58,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "fake_task.py").write_text('COMPUTES = {"stub": ("fake_task.py",)}\n')
     (tmp_path / "base.yaml").write_text("fake: {name: x}\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ablation.staleness.PROJECT", tmp_path)
+    monkeypatch.setattr("ablation.scheduling.staleness.PROJECT", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(runner, "run", fake_run)
     monkeypatch.setattr(fake_run, "left", None, raising=False)
@@ -199,7 +200,7 @@ def test_submitting_counts_only_the_seeds_of_the_next_look(folder, capsys, monke
     grid = write_grid(["base", "far", "near"])
     Path("sbatch").mkdir()
     Path("sbatch/grid.sbatch").touch()
-    monkeypatch.setattr("ablation.slurm.preview", lambda submission, _: f"jobs: {len(submission.jobs)}")
+    monkeypatch.setattr("ablation.scheduling.slurm.preview", lambda submission, _: f"jobs: {len(submission.jobs)}")
     words = ["submit", "grid_fake.yaml", "--dry-run", "--replicates", "2000"]
     grid_command.main(grid_command.parse_arguments(words), None)
     assert "jobs: 9" in capsys.readouterr().out  # three seeds of three cells

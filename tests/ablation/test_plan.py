@@ -13,7 +13,7 @@ from ablation.display.difference_tables import comparison_limits
 from ablation.display.sentences import limits_of
 from ablation.display.tables import to_csv
 from ablation.plan import Reference, as_markdown, make_plan, parse_arguments
-from tests.ablation.test_jobs import write_grid
+from tests.ablation.scheduling.test_jobs import write_grid
 
 ENTRIES = [
     Reference("small", "detection", "mAP", 100, 3, 4, "a grid", seed_sd=0.02, image_se=0.04, same_cell=0.9,

@@ -6,8 +6,8 @@ import pytest
 
 from ablation import compare as command
 from ablation.cells import compare
-from ablation.jobs import State
 from ablation.recipes import config_class, default_values
+from ablation.scheduling.jobs import State
 from engine.strict_yaml import read_yaml
 
 GRID = """

@@ -15,7 +15,7 @@ import torch
 
 import detection.evaluate
 import detection.training
-from ablation.jobs import read_grid
+from ablation.scheduling.jobs import read_grid
 from detection.coco.annotations import describe, read_coco, read_split
 from detection.detector import load
 from detection.evaluate import warn_about_data

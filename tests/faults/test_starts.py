@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ablation.grid import status
-from ablation.jobs import read_grid
+from ablation.scheduling.jobs import read_grid
 from engine.checkpoint import list_checkpoints
 from records.experiment import new_experiment, read_environments
 from records.status import read_status

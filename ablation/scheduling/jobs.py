@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from ablation.staleness import (
+from ablation.scheduling.staleness import (
     changed_code,
     changed_data,
     changed_recipe,

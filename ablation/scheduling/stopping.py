@@ -12,8 +12,8 @@ from typing import Any
 
 from ablation.cells import cells_of_grid, compare
 from ablation.comparison import Cell, Comparison
-from ablation.jobs import Grid, Job, read_cells, state_of
 from ablation.looks import complete_seeds, hash_of_cells, new_look, read_looks, record_look
+from ablation.scheduling.jobs import Grid, Job, read_cells, state_of
 
 
 def stopping_point(grid: Grid, experiments: Path, **options: Any) -> Comparison | None:

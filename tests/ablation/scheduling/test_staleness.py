@@ -1,4 +1,4 @@
-"""Tests of ablation/staleness.py: which changes make a result stale."""
+"""Tests of ablation/scheduling/staleness.py: which changes make a result stale."""
 
 import ast
 import os
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ablation import staleness
-from ablation.staleness import PROJECT, changed_code, changed_recipe, code_hashes, outline
+from ablation.scheduling import staleness
+from ablation.scheduling.staleness import PROJECT, changed_code, changed_recipe, code_hashes, outline
 from tests.test_imports import SOURCES, imported
 
 TASKS = ("detection.training", "train_clf_imagenet", "diffusion.training")

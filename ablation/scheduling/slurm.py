@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ablation.jobs import Job, job_from
-from ablation.staleness import changed_recipe, is_same_data
+from ablation.scheduling.jobs import Job, job_from
+from ablation.scheduling.staleness import changed_recipe, is_same_data
 from engine.command import RunError
 from engine.files import write_text
 from records.results import read_object
@@ -134,7 +134,7 @@ def _run(command: Sequence[str]) -> str:
 
 def run_task(folder: Path, index: int, launcher: Sequence[str]) -> None:
     """Train one run of a submission. Raises RunError if the run does not finish, ValueError if its config changed."""
-    from ablation.runner import run  # imports torch
+    from ablation.scheduling.runner import run  # imports torch
 
     submission = read_submission(folder)
     entry = submission.jobs[index]

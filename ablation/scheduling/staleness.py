@@ -18,7 +18,7 @@ from engine.strict_yaml import read_yaml
 from records.experiment import FREE_FIELDS
 from records.results import read_results
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 LOOP = {
     "training loop": (
         "training.py", "engine/optim.py", "engine/loading.py", "engine/distributed.py", "engine/train_state.py",

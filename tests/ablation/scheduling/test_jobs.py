@@ -1,4 +1,4 @@
-"""Tests of ablation/jobs.py: the runs of a grid file, and their states."""
+"""Tests of ablation/scheduling/jobs.py: the runs of a grid file, and their states."""
 
 import json
 from dataclasses import replace
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ablation.jobs import Grid, Job, State, read_cells, read_grid, state_of, write_cell
-from ablation.staleness import PROJECT
+from ablation.scheduling.jobs import Grid, Job, State, read_cells, read_grid, state_of, write_cell
+from ablation.scheduling.staleness import PROJECT
 from engine.files import file_sha256, locked
 from engine.inputs import Inputs, identify_images
 from engine.strict_yaml import ConfigError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ablation.jobs import Job
+from ablation.scheduling.jobs import Job
 from engine.command import INTERRUPTED, STOPPED
 from engine.compute.machine import usable_cores, visible_gpus
 from engine.logbook import progress_bar

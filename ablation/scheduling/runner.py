@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from ablation.child import Child, print_line
-from ablation.jobs import SCHEDULE_LOCK, UNFINISHED, Job, State, read_cells, state_of, write_cell
+from ablation.scheduling.child import Child, print_line
+from ablation.scheduling.jobs import SCHEDULE_LOCK, UNFINISHED, Job, State, read_cells, state_of, write_cell
 from engine.checkpoint import list_checkpoints
 from engine.command import INTERRUPTED, STOPPED
 from engine.compute.machine import memory_limit, usable_cores, visible_gpus
