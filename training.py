@@ -132,7 +132,7 @@ def fit(
 
     experiment: directory for metrics.jsonl, curves.png and checkpoints/. resume: continue from the newest checkpoint.
     on_start: called after the checkpoint is loaded, before the first step. on_epoch_end: called with the new metrics.
-    Raises RunError if a loss or gradient is not finite, and CheckpointError if no checkpoint can be resumed.
+    Raises DivergedError if a loss or gradient is not finite, and CheckpointError if no checkpoint can be resumed.
     If any rank receives a signal, saves a checkpoint and raises Stopped or KeyboardInterrupt."""
     trainer, config = Trainer(task, experiment, device), task.config.train
     if resume:
@@ -327,7 +327,7 @@ class Trainer:
             self.stop_request.raise_stop()
 
     def save(self, name: str | None = None) -> None:
-        """Write a checkpoint (`TrainState.save`). Raises RunError if the last step was not finite."""
+        """Write a checkpoint (`TrainState.save`). Raises DivergedError if the last step was not finite."""
         self.finite.check()
         self.state.save(self.experiment / "checkpoints", self.config.keep_checkpoints, name)
 

@@ -213,7 +213,8 @@ class DetectionTask:
                 raise CheckpointError(f"model.start_from: {error}") from error
         self.val_loader: DataLoader | None = None
         # The ground truth is kept in memory, because the file may be replaced during training.
-        self.truth = GroundTruth(val.annotations_path, val.sha256) if distributed.is_main() else None
+        image_ids = {image.id for image in val.images} if config.data.holdout else None
+        self.truth = GroundTruth(val.annotations_path, val.sha256, image_ids) if distributed.is_main() else None
         if train:
             self.inputs = identify_inputs(config.data, train, val)
             self.data = {

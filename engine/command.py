@@ -1,8 +1,9 @@
 """Run the body of a command: join the process group, report errors in one line, exit with a documented code.
 
 0    done
-1    the run cannot continue (for example, the loss is not finite)
+1    the run cannot continue
 2    invalid input: command line, config, data, checkpoint
+3    the training diverged: loss, gradient or a weight is not finite
 75   stopped by SIGTERM, SIGUSR1 or SIGHUP after saving; can be resumed (EX_TEMPFAIL of sysexits.h)
 130  interrupted from the keyboard
 
@@ -34,12 +35,17 @@ LOADER_CURE = "Check memory and storage, lower data.workers, and continue from t
 RANK_CURE = "The launcher's report names that process; continue from the last checkpoint with --resume"
 FAILED = 1
 BAD_INPUT = 2
+DIVERGED = 3
 STOPPED = 75
 INTERRUPTED = 130
 
 
 class RunError(RuntimeError):
     """Raised if a run cannot continue; the message says where and why."""
+
+
+class DivergedError(RunError):
+    """Raised if the loss, the gradient or a weight is not finite."""
 
 
 def run_command(main: Callable[["torch.device | None"], None], on_device: bool = True) -> None:
@@ -64,7 +70,7 @@ def run_command(main: Callable[["torch.device | None"], None], on_device: bool =
         is_first_failure = not ranks or ranks.is_first_failure()
         if ending.is_bug:
             traceback.print_exception(error)
-        if ending.code in (FAILED, BAD_INPUT):
+        if ending.code in (FAILED, BAD_INPUT, DIVERGED):
             _report(error, ending.message, is_first_failure)
         _exit_now(ending.code)
     if "RANK" in os.environ:
@@ -102,7 +108,7 @@ def explain(error: BaseException) -> Ending:
     if isinstance(error, (ValueError, OSError, EOFError)):
         return Ending(BAD_INPUT, text)
     if isinstance(error, RunError):
-        return Ending(FAILED, text)
+        return Ending(DIVERGED if isinstance(error, DivergedError) else FAILED, text)
     ranks = sys.modules.get("engine.distributed")
     if ranks and ranks.is_from_another_rank(error):
         return Ending(FAILED, f"another process of this run died or hangs ({first_line}). {RANK_CURE}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine import distributed
-from engine.command import RunError
+from engine.command import DivergedError
 from engine.train_state import TrainState
 
 MAX_OVERFLOWS = 20  # consecutive steps whose gradients overflow fp16; each halves the loss scale
@@ -40,7 +40,7 @@ class FiniteCheck:
         self.pending = _Outcome(self.state.step, losses, batches, *_copy_to_host(finite))
 
     def check(self) -> None:
-        """Raise RunError on all ranks if the loss or gradient of the stored step was not finite.
+        """Raise DivergedError on all ranks if the loss or gradient of the stored step was not finite.
 
         With fp16, overflows of the gradient are only counted, until MAX_OVERFLOWS consecutive steps overflow."""
         last, self.pending = self.pending, None
@@ -54,7 +54,7 @@ class FiniteCheck:
         state.overflows += overflow
         state.consecutive_overflows = state.consecutive_overflows + 1 if overflow else 0
         if not finite_total or not (finite_norm or overflow) or state.consecutive_overflows == MAX_OVERFLOWS:
-            raise RunError(_describe(last))
+            raise DivergedError(_describe(last))
 
     @property
     def is_device_busy(self) -> bool:

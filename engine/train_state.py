@@ -20,7 +20,7 @@ from engine.checkpoint import (
     save_checkpoint,
     step_path,
 )
-from engine.command import RunError
+from engine.command import DivergedError
 from engine.loading import load_exactly
 from engine.logbook import logger
 
@@ -131,9 +131,9 @@ class TrainState:
     def save(self, folder: Path, keep: int, name: str | None = None) -> None:
         """Write a checkpoint, by default named by its step; keep only the newest `keep` step checkpoints.
 
-        Raises RunError on all ranks, and writes nothing, if a weight is not finite."""
+        Raises DivergedError on all ranks, and writes nothing, if a weight is not finite."""
         if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
-            raise RunError(
+            raise DivergedError(
                 f"step {self.step}: the weights are not finite after this step, so they are not saved. "
                 "Lower optim.learning_rate"
             )

@@ -18,7 +18,7 @@ from engine.checkpoint import (
     step_path,
     trained_weights,
 )
-from engine.command import RunError
+from engine.command import DivergedError
 from engine.optim import OptimConfig
 from engine.signals import Stopped
 from records.metrics import read_metrics
@@ -398,7 +398,7 @@ def overflowing(task, calls):
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change(tmp_path, config, factor):
     task = with_fault(PlaneTask(config), lambda sums, _: {"square": sums["square"] * factor}, {7})
-    with pytest.raises(RunError, match=r"step 7: .* rank 0: .* image ids \["):
+    with pytest.raises(DivergedError, match=r"step 7: .* rank 0: .* image ids \["):
         fit(task, tmp_path, CPU, resume=False)
     assert newest_state(tmp_path)["step"] == 6
     assert_equal(dict(task.model.state_dict()), dict(newest_state(tmp_path)["model"]))
@@ -406,7 +406,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change(tmp_p
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     optim = OptimConfig(optimizer="sgd", learning_rate=3e38, reference_batch_size=4, warmup_epochs=0, clip_norm=None)
-    with pytest.raises(RunError, match=r"step 1: .*weights are not finite"):
+    with pytest.raises(DivergedError, match=r"step 1: .*weights are not finite"):
         fit(PlaneTask(optim=optim), tmp_path, CPU, resume=False)
     assert not list_checkpoints(tmp_path / "checkpoints")
 
@@ -431,6 +431,6 @@ def test_an_fp16_run_that_is_resumed_between_overflows_ends_bit_identical(tmp_pa
 
 def test_twenty_consecutive_overflows_end_the_run(tmp_path):
     task = overflowing(PlaneTask(changed(FP16, epochs=10)), range(5, 100))
-    with pytest.raises(RunError, match=r"step 24: loss or gradient is not finite"):
+    with pytest.raises(DivergedError, match=r"step 24: loss or gradient is not finite"):
         fit(task, tmp_path, CPU, resume=False)
     assert all(weight.isfinite().all() for weight in newest_state(tmp_path)["model"].values())

@@ -10,8 +10,8 @@ A file with a defect (see defects.py and image_files.py) is invalid. Valid files
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -47,6 +47,13 @@ class DataConfig(Config):
     cache_limit_mib: int = Field(
         8192, ge=1, description="cache size in MiB, for train and for val separately; only images that fit are cached"
     )
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the training images that are scored in place of the validation images, and not trained "
+        "on; chosen by a hash of their ids; 0: score the validation images. For tuning",
+    )
     check_images: bool = Field(
         False, description="decode every image before training to find corrupt images; takes 2 ms per 640 x 480 image"
     )
@@ -57,7 +64,11 @@ class DataConfig(Config):
         return self.cache_limit_mib if self.cache_images else 0
 
     def paths(self, split: Literal["train", "val"]) -> tuple[Path, Path]:
-        """Return the paths of the annotation file and the image folder of one split."""
+        """Return the paths of the annotation file and the image folder of one split.
+
+        With a holdout, both splits are parts of the training images."""
+        if self.holdout:
+            split = "train"
         root, paths = user_path(self.root, "data.root"), getattr(self, split)
         for field in ("annotations", "images"):
             user_path(str(root / getattr(paths, field)), f"data.{split}.{field}")
@@ -100,6 +111,20 @@ class CocoFile:
         """Return the file of images[index]."""
         image_id, file_name, *size = self.images[index]
         return image_file(image_id, self.images_dir / file_name, tuple(size), self.short_side)
+
+    def part(self, is_in_part: np.ndarray) -> "CocoFile":
+        """Return the images with a true entry in `is_in_part` (images,) and their objects.
+
+        num_clipped and num_discarded still count the whole file."""
+        keep = is_in_part[self.image_indices]
+        return replace(
+            self,
+            images=[record for record, is_kept in zip(self.images, is_in_part, strict=True) if is_kept],
+            boxes_xyxy=self.boxes_xyxy[keep],
+            labels=self.labels[keep],
+            is_crowd=self.is_crowd[keep],
+            first_object=np.concatenate([[0], np.cumsum(np.diff(self.first_object)[is_in_part])]),
+        )
 
     @property
     def image_indices(self) -> np.ndarray:
@@ -189,8 +214,29 @@ def read_coco(annotations_path: str | Path, images_dir: str | Path) -> CocoFile:
 
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> CocoFile:
-    """Run `read_coco` for one split of the configured data set."""
-    return read_coco(*config.paths(split))
+    """Run `read_coco` for one split of the configured data set. With a holdout, val is a part of the training images.
+
+    Raises DatasetError if the file has defects, or if the holdout leaves no image for one of the splits."""
+    coco = read_coco(*config.paths(split))
+    if not config.holdout:
+        return coco
+    is_held_out = held_out([record.id for record in coco.images], config.holdout)
+    if is_held_out.all() or not is_held_out.any():
+        raise DatasetError(
+            f"{coco.annotations_path}: data.holdout={config.holdout:g} holds out {is_held_out.sum()} of "
+            f"{counted(len(coco.images), 'image', 'images')}; at least one must be held out, and one trained on"
+        )
+    return coco.part(is_held_out if split == "val" else ~is_held_out)
+
+
+def held_out(image_ids: Sequence[int], share: float) -> np.ndarray:
+    """Return which images are held out, (images,) bool: those with the lowest hash of their id.
+
+    share: of the images, rounded to a whole number. The choice does not depend on the order of the images."""
+    hashes = [hashlib.sha256(str(image_id).encode()).hexdigest() for image_id in image_ids]
+    chosen = np.zeros(len(hashes), bool)
+    chosen[np.argsort(hashes)[: round(share * len(hashes))]] = True
+    return chosen
 
 
 def survey_coco(annotations_path: str | Path, images_dir: str | Path) -> Survey:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import hotcoco
@@ -136,9 +136,10 @@ def as_dicts(results: np.ndarray) -> list[dict]:
 class GroundTruth:
     """The ground truth that detections are scored against: an annotation file, read once into the attribute `coco`."""
 
-    def __init__(self, path: str | Path, sha256: str | None = None) -> None:
-        """Read an annotation file that detection.coco.annotations has checked. sha256: checksum of the checked file.
+    def __init__(self, path: str | Path, sha256: str | None = None, image_ids: Collection[int] | None = None) -> None:
+        """Read an annotation file that detection.coco.annotations has checked.
 
+        sha256: checksum of the checked file. image_ids: the images to score; None: all.
         Raises DatasetError naming the file if it is not JSON or has changed since it was checked."""
         self.path = Path(path)
         text = self.path.read_bytes()
@@ -152,9 +153,11 @@ class GroundTruth:
             {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
             | {key: annotation[key] for key in SCORED_FIELDS if key in annotation}
             for annotation in content["annotations"]
+            if image_ids is None or annotation["image_id"] in image_ids
         ]
-        lists = {name: content[name] for name in ("images", "categories")}
-        self.coco = _index(lists | {"annotations": annotations})
+        images = [image for image in content["images"] if image_ids is None or image["id"] in image_ids]
+        categories = content["categories"]
+        self.coco = _index({"images": images, "annotations": annotations, "categories": categories})
 
     @functools.cached_property
     def hotcoco(self) -> hotcoco.COCO:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.command import RunError, run_command
+from engine.command import DivergedError, RunError, run_command
 from engine.logbook import start_logging
 
 ROOT = Path(__file__).parent.parent.parent
@@ -14,7 +14,13 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.mark.parametrize(
     ("raised", "code"),
-    [(ValueError("x.yaml: bad"), 2), (FileNotFoundError("x"), 2), (RunError("step 3"), 1), (KeyboardInterrupt(), 130)],
+    [
+        (ValueError("x.yaml: bad"), 2),
+        (FileNotFoundError("x"), 2),
+        (RunError("step 3"), 1),
+        (DivergedError("step 3"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
 )
 def test_an_error_sets_the_exit_code_and_is_one_line_on_the_terminal_and_in_the_log(raised, code, tmp_path, capsys):
     def main(device):
