@@ -11,6 +11,7 @@ from ablation.looks import add_looks
 from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
 from ablation.results_files import ROW_NAME, ScoredFiles, beside_experiments
 from ablation.scheduling.jobs import Grid, read_cells, read_grid, state_of
+from ablation.scheduling.trials import tuned
 from ablation.slices import add_slices
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
@@ -47,7 +48,7 @@ def compare(
     cannot be compared (if `force`: only if metrics differ)."""
     if len(paths) > 1 and any(path.suffix == ".yaml" for path in paths):
         raise ValueError(f"{paths[0]}, ...: got a grid file and more paths; give one grid file or only experiments")
-    grid = read_grid(paths[0]) if paths and paths[0].suffix == ".yaml" else None
+    grid = tuned(read_grid(paths[0]), experiments) if paths and paths[0].suffix == ".yaml" else None
     if grid:
         cells, title = cells_of_grid(grid, experiments), grid.path.stem
         rows, columns = ([entry.name for entry in entries] for entries in (grid.config.rows, grid.config.all_columns))

@@ -8,6 +8,7 @@
 
 `run` trains the missing runs, several at a time on a CPU. It resumes stopped, killed and failed runs, and
 skips finished runs. Stale runs (their recipe, data or code has changed) are trained again only with --rerun-stale.
+With `tune:` in the grid file, trials choose values of some fields for each row or cell before its runs start.
 With `looks:` in the grid file, cells get more seeds only while they are in an open difference. `submit` does the same
 as one Slurm array job. The parts are in ablation/scheduling.
 """
@@ -15,7 +16,7 @@ as one Slurm array job. The parts are in ablation/scheduling.
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,83 +110,121 @@ def seed_list(text: str) -> Sequence[int]:
 
 
 def run_grid(arguments: argparse.Namespace) -> None:
-    """Train every missing run. Raises RunError at the end if any run was stopped, was killed or failed."""
+    """Train every missing trial, then every missing run. Raises RunError at the end if any of them did not finish."""
     from ablation.scheduling.jobs import UNFINISHED, read_grid
     from ablation.scheduling.runner import default_parallel, run
-    from ablation.scheduling.stopping import needed_jobs, outcome_of, stopping_point
+    from ablation.scheduling.stopping import needed_jobs
+    from ablation.scheduling.trials import describe_choices, trials_of, tuned
     from engine.command import RunError
 
     grid = read_grid(arguments.grid)
-    jobs = grid.select(arguments.only, arguments.seeds)
     parallel = arguments.parallel or default_parallel(arguments.launcher)
 
     def train(jobs: "Sequence[Job]") -> "dict[Job, State]":
         return run(jobs, arguments.experiments, arguments.rerun_stale, arguments.launcher, parallel)
 
+    states = train(trials_of(grid.select(arguments.only, arguments.seeds), grid))
+    grid = tuned(grid, arguments.experiments)
+    if grid.config.tune:
+        print("\n".join(describe_choices(grid, arguments.experiments)))
+    jobs = grid.select(arguments.only, arguments.seeds)
+    blocked = [job for job in jobs if job.chosen is None]
+    jobs = [job for job in jobs if job.chosen is not None]
     if not grid.config.looks or arguments.all_seeds:
-        states = train(jobs)
+        states |= train(jobs)
+    elif blocked:  # some cells have no scores to look at
+        states |= train(needed_jobs(jobs, None, grid))
     else:
-        states, outcome = {}, ""
-        while True:
-            stopping, before = stopping_point(grid, arguments.experiments, **look_options(arguments)), outcome
-            outcome = outcome_of(stopping, grid, arguments.experiments)
-            if outcome != before:
-                print(outcome)
-            missing = [job for job in needed_jobs(jobs, stopping, grid) if job not in states]
-            if not missing:
-                break
-            states |= train(missing)
-        jobs = list(states)
+        states |= run_to_looks(grid, jobs, train, arguments)
     kinds = [state.kind for state in states.values()]
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
     bad = {job: state.detail for job, state in states.items() if state.kind in UNFINISHED}
+    bad |= dict.fromkeys(blocked, "not trained, because the trials of its row or cell gave no values")
     if bad:
         reasons = {why: [job.name for job in bad if bad[job] == why] for why in bad.values()}
         lines = [f"{names[0] if len(names) == 1 else f'{len(names)} runs'}: {why}" for why, names in reasons.items()]
-        raise RunError("\n  ".join([f"{len(bad)} of {len(jobs)} runs did not finish", *lines]))
+        if "stale" in kinds and blocked:
+            lines.append("stale trials were skipped; --rerun-stale trains them again as new experiments")
+        raise RunError(f"{len(bad)} of {len(states) + len(blocked)} runs did not finish\n  " + "\n  ".join(lines))
     if "stale" in kinds:
         print("stale runs were skipped; --rerun-stale trains them again as new experiments")
+
+
+def run_to_looks(
+    grid: "Grid",
+    jobs: "Sequence[Job]",
+    train: "Callable[[Sequence[Job]], dict[Job, State]]",
+    arguments: argparse.Namespace,
+) -> "dict[Job, State]":
+    """Train the runs that the planned looks need, look by look. Return the state of each of them."""
+    from ablation.scheduling.stopping import needed_jobs, outcome_of, stopping_point
+
+    states, outcome = {}, ""
+    while True:
+        stopping, before = stopping_point(grid, arguments.experiments, **look_options(arguments)), outcome
+        outcome = outcome_of(stopping, grid, arguments.experiments)
+        if outcome != before:
+            print(outcome)
+        missing = [job for job in needed_jobs(jobs, stopping, grid) if job not in states]
+        if not missing:
+            return states
+        states |= train(missing)
 
 
 # ---- under Slurm -------------------------------------------------------------------------------------------
 
 
 def submit_grid(arguments: argparse.Namespace) -> None:
-    """Submit the missing runs that are not yet in the Slurm queue."""
+    """Submit the missing runs that are not yet in the Slurm queue.
+
+    Missing trials become an array job of their own. The other runs start after it, with the values that it chose."""
     from ablation.scheduling import slurm
     from ablation.scheduling.jobs import read_cells, read_grid, state_of
     from ablation.scheduling.runner import needs_training, scheduling_lock
     from ablation.scheduling.stopping import needed_jobs, outcome_of, stopping_point
+    from ablation.scheduling.trials import trials_of, tuned
 
     if not Path("sbatch/grid.sbatch").is_file():
         raise ValueError(f"{Path.cwd()}: sbatch/grid.sbatch not found; run this command from the project's root folder")
-    grid = read_grid(arguments.grid)
-    experiments, jobs = arguments.experiments, grid.select(arguments.only, arguments.seeds)
-    if grid.config.looks and not arguments.all_seeds:
+    experiments = arguments.experiments
+    grid = tuned(read_grid(arguments.grid), experiments)
+    jobs = grid.select(arguments.only, arguments.seeds)
+    decides_at_looks = grid.config.looks and not arguments.all_seeds
+    if decides_at_looks and all(job.chosen is not None for job in grid.jobs):
         stopping = stopping_point(grid, experiments, **look_options(arguments))
         print(outcome_of(stopping, grid, experiments))
         jobs = needed_jobs(jobs, stopping, grid)
+    elif decides_at_looks:
+        jobs = needed_jobs(jobs, None, grid)
     with scheduling_lock(experiments):
         cells = read_cells(experiments)
-        tasks = slurm.tasks_of(grid.jobs, slurm.read_submissions(experiments))
-        live = {job for job, task in tasks.items() if not task.ended}
-        missing = [
-            job for job in jobs if job not in live and needs_training(state_of(job, cells), arguments.rerun_stale)
-        ]
-        print(f"{len(missing)} of {len(jobs)} runs are missing and not in the queue")
-        if not missing:
+        trials = trials_of(jobs, grid)
+        tasks = slurm.tasks_of([*trials, *grid.jobs], slurm.read_submissions(experiments))
+
+        def missing(jobs: "Sequence[Job]") -> "list[Job]":
+            waiting = [job for job in jobs if needs_training(state_of(job, cells), arguments.rerun_stale)]
+            return [job for job in waiting if job not in tasks or tasks[job].ended]
+
+        groups = [group for group in (missing(trials), missing(jobs)) if group]
+        total = len(trials) + len(jobs)
+        print(f"{sum(map(len, groups))} of {total} runs are missing and not in the queue")
+        if not groups:
             print(f"nothing to submit; to compare the scores: {follow_up(arguments, 'table')}")
-            if any(state_of(job, cells).kind == "stale" for job in jobs):
+            if any(state_of(job, cells).kind == "stale" for job in [*trials, *jobs]):
                 print("stale runs were skipped; --rerun-stale trains them again as new experiments")
             return
-        submission = slurm.prepare(arguments.grid, experiments, missing, arguments.rerun_stale)
+        running = {tasks[job].array for job in trials if job in tasks and not tasks[job].ended}
+        submissions = slurm.prepare(arguments.grid, experiments, groups, arguments.rerun_stale)
         if arguments.dry_run:
-            print(slurm.preview(submission, arguments.max_running))
+            print(slurm.preview(submissions, sorted(running), arguments.max_running))
             return
-        submission = slurm.submit(submission, arguments.max_running)
-    print(f"job {submission.array}: {len(missing)} runs\njob {submission.table}: table, written to {submission.folder}")
+        submissions = slurm.submit(submissions, sorted(running), arguments.max_running)
+    for submission in submissions:
+        print(f"job {submission.array}: {len(submission.jobs)} {submission.what}")
+    if submission.table:
+        print(f"job {submission.table}: table, written to {submission.folder}")
     print(f"to see their progress: {follow_up(arguments, 'status')}")
-    if grid.config.looks and not arguments.all_seeds:
+    if decides_at_looks:
         print("submit again when they have ended, to decide which cells get more seeds")
 
 
@@ -208,11 +247,15 @@ def run_task(arguments: argparse.Namespace) -> None:
 
 
 def print_status(arguments: argparse.Namespace) -> None:
-    """Print the state of each job."""
+    """Print the state of each job, and what the trials chose."""
     from ablation.scheduling.jobs import read_grid
+    from ablation.scheduling.trials import describe_choices, trials_of, tuned
 
-    grid = read_grid(arguments.grid)
-    print(status(grid, grid.select(arguments.only, arguments.seeds), arguments.experiments))
+    grid = tuned(read_grid(arguments.grid), arguments.experiments)
+    jobs = grid.select(arguments.only, arguments.seeds)
+    print(status(grid, [*trials_of(jobs, grid), *jobs], arguments.experiments))
+    if grid.config.tune:
+        print("\n".join(["values that the trials chose:", *describe_choices(grid, arguments.experiments)]))
 
 
 def print_table(arguments: argparse.Namespace) -> None:
@@ -233,11 +276,11 @@ def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
     for job in sorted(jobs, key=lambda job: [row.name for row in grid.config.rows].index(job.row)):
         state, task = state_of(job, cells), tasks.get(job)
         number, count = settled.get(job.cell, (0, len(grid.config.seeds)))
-        is_needed = state.kind == "done" or grid.config.seeds.index(job.seed) < count
+        is_needed = state.kind == "done" or job.trial or grid.config.seeds.index(job.seed) < count
         notes = [state.detail, f"Slurm: {task}" if task and state.kind != "done" else ""]
         detail = "; ".join(filter(None, [*notes, "" if is_needed else f"not needed (decided at look {number})"]))
-        where, cell = str(state.experiment or ""), job.cell
-        rows.append({"cell": cell, "seed": str(job.seed), "state": state.kind, "experiment": where, "detail": detail})
+        where, seed = str(state.experiment or ""), f"trial {job.trial}" if job.trial else str(job.seed)
+        rows.append({"cell": job.cell, "seed": seed, "state": state.kind, "experiment": where, "detail": detail})
     design = grid.config.design
     legend = ["factors: " + ", ".join(map(design.label, design.factors))] if design else []
     return "\n".join([table(rows), *legend])

@@ -267,7 +267,7 @@ def hash_of_cells(grid: Grid) -> str:
     """Return 16 hex digits that identify the cells of a grid and their recipes, without seeds."""
     free = {*FREE_FIELDS, "train.seed"}
     recipes = {
-        job.cell: {name: value for name, value in leaves(job.recipe()) if name not in free}
+        job.cell: {name: value for name, value in leaves(job.untuned_recipe()) if name not in free}
         for job in grid.jobs
         if job.seed == grid.config.seeds[0]
     }

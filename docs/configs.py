@@ -13,7 +13,7 @@ from typing import Any, get_origin
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ablation.scheduling.jobs import GridConfig
+from ablation.scheduling.grid_file import GridConfig
 from classification.task import ClassificationConfig
 from detection.network.anchors import ANCHOR_SCALES
 from detection.network.backbones import BACKBONES
@@ -25,7 +25,7 @@ from engine.config import Config, nested_class, sections
 PAGE = Path(__file__).parent / "configs.md"
 NAMES = {"backbone": BACKBONES, "neck": NECKS, "anchor_scales": ANCHOR_SCALES}  # field -> dict of the accepted names
 KINDS = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false", "null": "null",
-         "array": "a list"}  # fmt: skip
+         "array": "a list", "object": "a section"}  # fmt: skip
 LIMITS = {
     "exclusiveMinimum": ">",
     "minimum": ">=",

@@ -1,22 +1,23 @@
-"""Grid files: the runs they define, and the state of each run.
+"""The runs of a grid file, and the state of each run.
 
 A grid file lists rows (each with a config file), columns and seeds. If it lists factors in place of columns, each point
-of a two-level factorial design (stats/factorial.py) is a column. A job is one run: a row, a column and a seed. It
-becomes a numbered experiment, with a cell.json that records the job, its recipe (the full config) and its code.
+of a two-level factorial design (stats/factorial.py) is a column. A job is one run: a row, a column and a seed, or a
+trial (trials.py). It becomes a numbered experiment, with a cell.json that records the job, its recipe (the full config)
+and its code.
 """
 
 import fnmatch
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
 from tqdm import tqdm
 
+from ablation.scheduling.grid_file import GridConfig, field_of, last_of
 from ablation.scheduling.staleness import (
     changed_code,
     changed_data,
@@ -26,7 +27,8 @@ from ablation.scheduling.staleness import (
     data_folder,
     is_same_data,
 )  # fmt: skip
-from engine.config import Config, load_config, read_overridden
+from engine.command import DIVERGED
+from engine.config import load_config, read_overridden
 from engine.files import write_text
 from engine.strict_yaml import ConfigError
 from engine.text import UnknownNameError
@@ -34,127 +36,15 @@ from records.experiment import format_score, list_experiments
 from records.metrics import read_metrics
 from records.results import Place, read_object, read_results
 from records.status import Status, read_status
-from stats.factorial import Design
 
 SCHEDULE_LOCK = "grid.lock"  # in a folder of experiments that a grid trained in
 UNFINISHED = ("stopped", "killed", "failed")  # states of runs that can be resumed
-CELL = ("grid", "task", "row", "column", "seed", "recipe")  # required keys of cell.json
-
-
-# ---- grid files --------------------------------------------------------------------------------------------
-
-
-class ColumnConfig(Config):
-    """A column of the table: overrides that apply to every row."""
-
-    name: str = Field(description="name in the table")
-    overrides: tuple[str, ...] = Field((), description="list of section.field=value")
-
-
-class FactorConfig(ColumnConfig):
-    """A factor of a two-level design, in place of columns. The high level has the overrides, the low level none."""
-
-    product_of: tuple[str, ...] = Field(
-        (), description="crossed factors; the product of their levels (low -1, high +1) is the level; empty: crossed"
-    )
-
-
-class RowConfig(ColumnConfig):
-    """A row of the table: a config and overrides."""
-
-    config: str = Field(description="config file of the task")
-    columns: tuple[str, ...] | None = Field(None, description="columns to train for this row; null: all")
-
-
-class GridConfig(Config):
-    """A grid file. Row overrides take precedence over column overrides, and column overrides over grid overrides."""
-
-    task: str = Field(description="training module of the task, such as detection.training")
-    seeds: tuple[int, ...] = Field(min_length=1, description="values of train.seed; each cell is trained once per seed")
-    looks: tuple[int, ...] = Field(
-        (), description="seeds per cell at which scores are compared, such as [3, 5, 8]; empty: no plan"
-    )
-    overrides: tuple[str, ...] = Field((), description="list of section.field=value, for every cell")
-    rows: tuple[RowConfig, ...] = Field(min_length=1)
-    columns: tuple[ColumnConfig, ...] = ()
-    factors: tuple[FactorConfig, ...] = ()
-
-    @property
-    def design(self) -> Design | None:
-        """The factorial design; None for a grid with columns. Raises ValueError if the design is invalid."""
-        return Design({factor.name: factor.product_of for factor in self.factors}) if self.factors else None
-
-    @property
-    def all_columns(self) -> Sequence[ColumnConfig]:
-        """The columns, or one column for each point of the factorial design."""
-        if self.design is None:
-            return self.columns
-        overrides = {factor.name: factor.overrides for factor in self.factors}
-        return [
-            ColumnConfig(
-                name=name, overrides=tuple(each for factor in overrides if factor in high for each in overrides[factor])
-            )
-            for name, high in self.design.points.items()
-        ]
-
-    @model_validator(mode="after")
-    def _names_are_known_and_unique(self) -> Self:
-        lists = {what: [entry.name for entry in getattr(self, what)] for what in ("rows", "columns", "factors")}
-        for what, names in (*lists.items(), ("seeds", self.seeds)):
-            repeated = sorted({name for name in names if names.count(name) > 1})
-            if repeated:
-                raise ValueError(f"{what}: {repeated[0]} is listed more than once")
-        if bool(self.columns) == bool(self.factors):
-            raise ValueError(
-                f"got {'both columns and' if self.columns else 'neither columns nor'} factors, expected one of them"
-            )
-        columns = [column.name for column in self.all_columns]
-        for row in self.rows:
-            for name in row.columns or ():
-                if name not in columns:
-                    raise UnknownNameError(f"row {row.name}: column", name, columns)
-        return self
-
-    @model_validator(mode="after")
-    def _looks_lead_to_all_seeds(self) -> Self:
-        looks, seeds = list(self.looks), len(self.seeds)
-        if looks and (looks != sorted({*looks}) or len(looks) < 2 or looks[0] < 2 or looks[-1] != seeds):
-            example = f", such as [{max(2, seeds // 2)}, {seeds}]" if seeds > 2 else "; list at least three seeds"
-            raise ValueError(
-                f"looks: got {looks}, expected two or more increasing numbers of seeds per cell, the first at least 2 "
-                f"and the last {seeds}, all seeds of the grid{example}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _factors_are_independent(self) -> Self:
-        """Raise ValueError if two factors, or a factor and a row, set a field: one would be without effect."""
-        owners: dict[str, str] = {}
-        for factor in self.factors:
-            for field in set(map(field_of, factor.overrides)):
-                if field in owners:
-                    raise ValueError(f"factors: {owners[field]} and {factor.name} both set {field}; merge or drop one")
-                owners[field] = factor.name
-        for row in self.rows:
-            for field in map(field_of, row.overrides):
-                if field in owners:
-                    raise ValueError(f"row {row.name} sets {field}, which belongs to factor {owners[field]}; drop one")
-        return self
-
-
-def field_of(override: str) -> str:
-    """Return the field that an override sets, such as "model.neck"."""
-    return override.partition("=")[0]
-
-
-def last_of(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Return the last override of each field."""
-    return tuple({field_of(override): override for override in overrides}.values())
+CELL = ("grid", "task", "row", "column", "seed", "recipe")  # required keys of cell.json; trials also have "trial"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training run: one row, column and seed of a grid."""
+    """A training run: one row, column and seed of a grid, or a trial of its row or cell."""
 
     grid: str  # name of the grid file without its suffix
     task: str
@@ -163,6 +53,8 @@ class Job:
     seed: int
     config: str
     overrides: tuple[str, ...]
+    trial: int | None = None  # number of the trial, from 1; None for a run of the table
+    chosen: tuple[str, ...] | None = ()  # overrides that trials chose; None until they are known
 
     @property
     def cell(self) -> str:
@@ -170,7 +62,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.cell}, seed {self.seed}"
+        return f"{self.cell}, {f'trial {self.trial}' if self.trial else f'seed {self.seed}'}"
 
     @property
     def place(self) -> Place:
@@ -178,10 +70,15 @@ class Job:
 
     def command(self, experiment: Path, launcher: Sequence[str] = (sys.executable,)) -> list[str]:
         """Return the command that trains the job in `experiment`, or resumes it there."""
-        return [*launcher, "-m", self.task, self.config, *self.overrides, "--experiment", str(experiment)]
+        overrides = [*self.overrides, *(self.chosen or ())]
+        return [*launcher, "-m", self.task, self.config, *overrides, "--experiment", str(experiment)]
 
     def recipe(self) -> dict[str, Any]:
         """Return the config with the overrides applied, as a plain dict. Raises ConfigError."""
+        return read_overridden(self.config, [*self.overrides, *(self.chosen or ())])
+
+    def untuned_recipe(self) -> dict[str, Any]:
+        """Return the recipe without the values that trials chose, which are not known from the start."""
         return read_overridden(self.config, self.overrides)
 
 
@@ -191,16 +88,26 @@ class Grid:
 
     path: Path
     config: GridConfig
+    choices: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)  # see trials.tuned
 
     @property
     def jobs(self) -> list[Job]:
-        """All runs of the grid: every cell with the first seed, then every cell with the second seed, and so on."""
+        """All runs of the table: every cell with the first seed, then every cell with the second seed, and so on."""
         config, jobs = self.config, []
         for seed, row, column in product(config.seeds, config.rows, config.all_columns):
             if row.columns is None or column.name in row.columns:
                 overrides = last_of([*config.overrides, *column.overrides, *row.overrides, f"train.seed={seed}"])
-                jobs.append(Job(self.path.stem, config.task, row.name, column.name, seed, row.config, overrides))
+                job = Job(self.path.stem, config.task, row.name, column.name, seed, row.config, overrides)
+                jobs.append(replace(job, chosen=self.choices.get(self.tuned_place(job.place))) if config.tune else job)
         return jobs
+
+    def tuned_place(self, place: Place) -> Place:
+        """Return the cell whose trials choose values for a cell: the cell itself, or the first cell of its row."""
+        if self.config.tune.per == "cell":
+            return place
+        [row] = [row for row in self.config.rows if row.name == place[0]]
+        first = next(c.name for c in self.config.all_columns if row.columns is None or c.name in row.columns)
+        return place[0], first
 
     def overrides_field(self, field: str) -> bool:
         """Return whether an override of the grid file sets `field`, for a row, a column or all cells."""
@@ -254,7 +161,8 @@ def is_same_recipe(one: dict[str, Any], other: dict[str, Any]) -> bool:
 class State:
     """The state of a job."""
 
-    kind: Literal["waiting", "running", "stopped", "killed", "failed", "done", "stale"]
+    # diverged: a trial that failed because its loss was not finite, which is a result and not an error
+    kind: Literal["waiting", "running", "stopped", "killed", "failed", "diverged", "done", "stale"]
     experiment: Path | None = None  # None while waiting
     detail: str = ""
     same_recipe: bool = True  # of a stale run: True if only the code changed, so that its score still counts
@@ -263,7 +171,8 @@ class State:
 
 def job_from(entry: dict) -> Job:
     """Return the job stored in a cell.json or submission.json."""
-    return Job(**{field.name: entry[field.name] for field in fields(Job)} | {"overrides": tuple(entry["overrides"])})
+    job = {each.name: entry[each.name] for each in fields(Job) if each.name in entry}  # older entries have no trial
+    return Job(**job | {name: tuple(job[name]) for name in ("overrides", "chosen") if job.get(name) is not None})
 
 
 def write_cell(job: Job, experiment: Path) -> None:
@@ -286,6 +195,8 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
 
     If there is no such experiment, use the newest running or finished experiment of the same grid, cell and seed.
     Raises ValueError if a record is corrupt."""
+    if job.chosen is None:
+        return State("waiting", detail="for the trials that choose its values")
     recipe = job.recipe()
     same_task = [(path, cell) for path, cell in cells if cell["task"] == job.task]
     same_recipe = [
@@ -295,9 +206,11 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
     if not data_folder(recipe).exists():  # if the data are missing, only their path identifies them
         same_folder = [each for each in same_recipe if data_folder(each[1]["recipe"]) == data_folder(recipe)]
         same_recipe = same_folder or same_recipe
-    place = (job.grid, job.row, job.column, job.seed)
+    place = (job.grid, job.row, job.column, job.seed, job.trial)
     same_place = [
-        (path, cell) for path, cell in same_task if (cell["grid"], cell["row"], cell["column"], cell["seed"]) == place
+        (path, cell)
+        for path, cell in same_task
+        if (cell["grid"], cell["row"], cell["column"], cell["seed"], cell.get("trial")) == place
     ]
     for path, cell in reversed(same_recipe or same_place):
         status = read_status(path)
@@ -306,7 +219,9 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
         if (path / "results.json").is_file():
             return finished_state(path, cell, recipe)
         if same_recipe:
-            return unfinished_state(path, status)
+            state = unfinished_state(path, status)
+            is_result = job.trial and state.kind == "failed" and status.exit_code == DIVERGED
+            return replace(state, kind="diverged") if is_result else state
     return State("waiting")
 
 

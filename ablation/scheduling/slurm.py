@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ablation.scheduling.jobs import Job, job_from
+from ablation.scheduling.jobs import Job, job_from, read_grid
 from ablation.scheduling.staleness import changed_recipe, is_same_data
+from ablation.scheduling.trials import tuned
 from engine.command import RunError
 from engine.files import write_text
 from records.results import read_object
@@ -33,9 +34,18 @@ class Submission:
     grid: str  # path of the grid file
     experiments: str
     rerun_stale: bool
-    jobs: tuple[dict, ...]  # a Job's fields and recipe, because configs may be edited before the job starts
+    jobs: tuple[dict, ...]  # a Job's fields and untuned recipe, because configs may be edited before the job starts
     array: str | None = None  # job id of the array job
-    table: str | None = None  # job id of the job that writes the table
+    table: str | None = None  # job id of the job that writes the table; None for trials
+
+    @property
+    def are_trials(self) -> bool:
+        """Whether the jobs are trials, which choose values for later runs."""
+        return self.jobs[0].get("trial") is not None
+
+    @property
+    def what(self) -> str:
+        return "trials" if self.are_trials else "runs"
 
     def write(self) -> None:
         """Write submission.json to the folder."""
@@ -43,14 +53,17 @@ class Submission:
         write_text(self.folder / "submission.json", json.dumps(content, indent=2) + "\n")
 
 
-def prepare(grid: Path, experiments: Path, jobs: Sequence[Job], rerun_stale: bool) -> Submission:
-    """Return a submission for the next free folder, without creating the folder."""
+def prepare(grid: Path, experiments: Path, groups: Sequence[Sequence[Job]], rerun_stale: bool) -> list[Submission]:
+    """Return a submission for each group of jobs, for the next free folders, without creating the folders."""
     numbers = [path.name.rpartition("-") for path in (experiments / "slurm").glob("*-*")]
     last = max((int(number) for name, _, number in numbers if name == grid.stem and number.isdecimal()), default=0)
-    entries = tuple(asdict(job) | {"recipe": job.recipe()} for job in jobs)
-    return Submission(
-        experiments / "slurm" / f"{grid.stem}-{last + 1}", str(grid), str(experiments), rerun_stale, entries
-    )
+    return [
+        Submission(
+            experiments / "slurm" / f"{grid.stem}-{last + number}", str(grid), str(experiments), rerun_stale,
+            tuple(asdict(job) | {"recipe": job.untuned_recipe()} for job in jobs),
+        )
+        for number, jobs in enumerate(groups, start=1)
+    ]  # fmt: skip
 
 
 def read_submission(folder: Path) -> Submission:
@@ -68,41 +81,58 @@ def read_submissions(experiments: Path) -> list[Submission]:
     return [read_submission(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
 
 
-def submit(submission: Submission, max_running: int | None) -> Submission:
-    """Submit the array job and the table job, and return the submission with their job ids.
+def submit(submissions: Sequence[Submission], after: Sequence[str], max_running: int | None) -> list[Submission]:
+    """Submit an array job for each submission, and a job that writes the table. Return the submissions with job ids.
 
-    If sbatch refuses a job, raises ValueError with sbatch's message, after cancelling a submitted array job."""
-    submission.folder.mkdir(parents=True)
-    submission.write()
+    Each array job starts after the previous one has ended, because trials choose the values of the runs after them.
+    after: ids of array jobs in the queue with trials that the runs need.
+    If sbatch refuses a job, raises ValueError with sbatch's message, after cancelling the submitted array jobs."""
+    done: list[Submission] = []
     try:
-        submission = replace(submission, array=_sbatch(array_command(submission, max_running)))
-        submission = replace(submission, table=_sbatch(table_command(submission)))
+        for submission in submissions:
+            submission.folder.mkdir(parents=True)
+            submission.write()  # a task may start before all jobs are submitted
+            before = [each.array for each in done] + ([] if submission.are_trials else list(after))
+            done.append(replace(submission, array=_sbatch(array_command(submission, before, max_running))))
+        if not done[-1].are_trials:
+            done[-1] = replace(done[-1], table=_sbatch(table_command(done[-1])))
     except ValueError:
-        if submission.array:
+        for submission in done:
             subprocess.run(["scancel", submission.array], check=False)
-        shutil.rmtree(submission.folder)
+        for submission in submissions:
+            shutil.rmtree(submission.folder, ignore_errors=True)
         raise
-    submission.write()
-    return submission
+    for submission in done:
+        submission.write()
+    return done
 
 
-def preview(submission: Submission, max_running: int | None) -> str:
+def preview(submissions: Sequence[Submission], after: Sequence[str], max_running: int | None) -> str:
     """Return a text with the jobs that `submit` would submit and the output of sbatch --test-only. Write no files."""
-    text = [f"{index:>5}  {job_from(entry).name}" for index, entry in enumerate(submission.jobs)]
+    text, commands, before = [], [], []
+    for submission in submissions:
+        text += [f"{index:>5}  {job_from(entry).name}" for index, entry in enumerate(submission.jobs)]
+        known = before if submission.are_trials else [*before, *after]
+        commands.append(array_command(submission, known, max_running))
+        before = ["TRIALS_JOB"]
+    if not submission.are_trials:
+        commands.append(table_command(replace(submission, array="ARRAY_JOB")))
     text += [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("SBATCH_")]
-    submission = replace(submission, array="ARRAY_JOB")
-    for command in (array_command(submission, max_running), table_command(submission)):
-        known = [word for word in command[1:] if not word.startswith("--dependency")]  # that job does not exist
-        text += ["", f"$ {shlex.join(command)}", _run(["sbatch", "--test-only", *known])]
+    for command in commands:
+        words = [word for word in command[1:] if not word.startswith("--dependency")]  # that job may not exist
+        text += ["", f"$ {shlex.join(command)}", _run(["sbatch", "--test-only", *words])]
     return "\n".join(text)
 
 
-def array_command(submission: Submission, max_running: int | None) -> list[str]:
-    """Return the command that submits the array job. max_running: limit of parallel tasks, None for no limit."""
+def array_command(submission: Submission, before: Sequence[str], max_running: int | None) -> list[str]:
+    """Return the command that submits the array job.
+
+    before: ids of jobs that must have ended. max_running: limit of parallel tasks, None for no limit."""
     folder, limit = submission.folder, f"%{max_running}" if max_running else ""
     return [
         "sbatch", "--parsable", f"--job-name={folder.name}", f"--array=0-{len(submission.jobs) - 1}{limit}",
-        f"--output={folder}/slurm_%A_%a.out", "sbatch/grid.sbatch", str(folder),
+        f"--output={folder}/slurm_%A_%a.out", *([f"--dependency=afterany:{':'.join(before)}"] if before else []),
+        "sbatch/grid.sbatch", str(folder),
     ]  # fmt: skip
 
 
@@ -139,11 +169,25 @@ def run_task(folder: Path, index: int, launcher: Sequence[str]) -> None:
     submission = read_submission(folder)
     entry = submission.jobs[index]
     job = job_from(entry)
-    if changes := changed_recipe(entry["recipe"], job.recipe()):
+    if changes := changed_recipe(entry["recipe"], job.untuned_recipe()):
         raise ValueError(f"{job.config}: edited since the submission: {'; '.join(changes)}; submit the grid again")
+    if job.chosen is None:
+        job = with_choice(job, submission)
     state = run([job], Path(submission.experiments), submission.rerun_stale, launcher)[job]
-    if state.kind != "done":  # the array task also fails if another process trains the run
+    if state.kind not in ("done", "diverged"):  # the array task also fails if another process trains the run
         raise RunError(f"{job.name}: {state.kind}, {state.detail}")
+
+
+def with_choice(job: Job, submission: Submission) -> Job:
+    """Return a job with the values that its trials chose. Raises RunError if the trials have not all ended."""
+    grid = tuned(read_grid(Path(submission.grid)), Path(submission.experiments))
+    choice = grid.choices.get(grid.tuned_place(job.place))
+    if choice is None:
+        raise RunError(
+            f"{job.name}: its trials chose no value, because not all of them have ended, or none has a score; "
+            "see `ablation.grid status`, and submit the grid again"
+        )
+    return replace(job, chosen=choice)
 
 
 # ---- state of the queue -------------------------------------------------------------------------------------
@@ -156,6 +200,11 @@ class ArrayTask:
     name: str  # job id and index, such as 12_3
     state: str
     reason: str = ""  # why the task waits, the node of a running task, or the log of a failed task
+
+    @property
+    def array(self) -> str:
+        """Id of the array job."""
+        return self.name.partition("_")[0]
 
     @property
     def ended(self) -> bool:

@@ -200,7 +200,7 @@ def test_submitting_counts_only_the_seeds_of_the_next_look(folder, capsys, monke
     grid = write_grid(["base", "far", "near"])
     Path("sbatch").mkdir()
     Path("sbatch/grid.sbatch").touch()
-    monkeypatch.setattr("ablation.scheduling.slurm.preview", lambda submission, _: f"jobs: {len(submission.jobs)}")
+    monkeypatch.setattr("ablation.scheduling.slurm.preview", lambda groups, *_: f"jobs: {len(groups[0].jobs)}")
     words = ["submit", "grid_fake.yaml", "--dry-run", "--replicates", "2000"]
     grid_command.main(grid_command.parse_arguments(words), None)
     assert "jobs: 9" in capsys.readouterr().out  # three seeds of three cells
