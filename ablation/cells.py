@@ -13,6 +13,7 @@ from ablation.results_files import ROW_NAME, ScoredFiles, beside_experiments
 from ablation.scheduling.jobs import Grid, read_cells, read_grid, state_of
 from ablation.scheduling.trials import tuned
 from ablation.slices import add_slices
+from ablation.tuning import edge_warnings, read_tuning
 from ablation.uncertainty import add_uncertainty
 from engine.config import changed_values
 from engine.terminal import counted
@@ -91,6 +92,9 @@ def compare(
             add_looks(comparison, grid)
         if slices and comparison.intervals:
             add_slices(comparison, slices)
+    if grid and grid.config.tune:
+        comparison.tuning = read_tuning(grid, experiments, replicates, resample_seed)
+        comparison.warnings += edge_warnings(comparison.tuning)
     return comparison
 
 

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from stats.contrasts import Contrast, Interval, Tested
 from stats.factorial import Design
 from stats.planning import Variances
 from stats.replicates import SeedSpread
+
+if TYPE_CHECKING:
+    from ablation.tuning import Tuning
 
 
 class Note(NamedTuple):
@@ -198,6 +201,7 @@ class Comparison:
     slice_interactions: list[SliceDifference] = field(default_factory=list)
     slice_notes: list[str] = field(default_factory=list)  # which images and slices were left out
     looks: Looks | None = None  # only if the grid file plans looks
+    tuning: "Tuning | None" = None  # only if trials chose values for the rows or cells of the grid
     warnings: list[str] = field(default_factory=list)
 
     @property

@@ -387,3 +387,58 @@ def test_grid_is_submitted_as_an_array_job_and_a_table_job(cluster, grid_path):
     text = (folder / "table.md").read_text()
     assert re.search(r"\| slim \| \S+ \| \S+ \| killed \| failed \|", text.replace("*", "")), text
     assert (folder / "table.html").exists()
+
+
+TUNED_GRID = """
+task: detection.training
+seeds: [0]
+overrides: [train.eval_every_epochs=1, train.epochs=2]
+tune: {{trials: 2, on: 0.1, train.epochs: 0.5, optim.learning_rate: {{log_uniform: [1e-4, 1e-3]}}}}
+rows:
+  - {{name: none, config: {config}, overrides: [model.neck=none]}}
+  - {{name: fpn, config: {config}, overrides: [model.neck=fpn]}}
+columns: [{{name: slim}}]
+"""
+
+
+def test_the_runs_of_a_tuned_grid_start_after_its_trials_with_the_values_that_they_chose(
+    cluster, grid_path, config_path
+):
+    grid_path.write_text(TUNED_GRID.format(config=config_path))
+    runs = grid_path.parent / "runs"
+    submission = submit(grid_path)
+    trials, final, table = re.findall(r"job (\d+):", submission)
+    assert "6 of 6 runs are missing" in submission
+    assert "0 of 6 runs are missing and not in the queue" in submit(grid_path)
+    assert f"afterany:{trials}" in cluster.show(f"{final}_0", "Dependency")
+
+    # A requeued trial resumes; a trial whose process is killed leaves its row without values.
+    requeued, killed = runs / "experiment_1", runs / "experiment_2"
+    until(at_step(requeued, 10), 600)
+    call("scontrol", "requeue", read_environments(requeued)[0]["slurm"]["job"])
+    until(at_step(killed, 10), 600)
+    os.kill(rank_of(killed, 0), signal.SIGKILL)
+    cluster.wait(table, seconds=900)
+    cells = {path: json.loads((path / "cell.json").read_text()) for path in runs.glob("experiment_*")}
+    assert len(cells) == 5
+    assert len(read_environments(requeued)) == 2
+    without, other = cells[killed]["row"], cells[requeued]["row"]
+    logs = "".join(path.read_text() for path in runs.glob(f"slurm/*/slurm_{final}_*.out"))
+    assert f"{without} x slim, seed 0: its trials chose no value" in logs
+
+    submission = submit(grid_path)
+    assert "2 of 6 runs are missing" in submission
+    *_, table = re.findall(r"job (\d+):", submission)
+    cluster.wait(table, seconds=900)
+    cells = {path: json.loads((path / "cell.json").read_text()) for path in runs.glob("experiment_*")}
+    assert sorted((cell["row"], cell["trial"] or 0) for cell in cells.values()) == [
+        (row, trial) for row in ("fpn", "none") for trial in (0, 1, 2)
+    ]
+    scores = {path: json.loads((path / "results.json").read_text())["scores"]["mAP"] for path in cells}
+    for row in (without, other):
+        of_row = [path for path in cells if cells[path]["row"] == row]
+        [run] = [path for path in of_row if not cells[path]["trial"]]
+        best = max((path for path in of_row if path != run), key=lambda path: (scores[path], -cells[path]["trial"]))
+        assert cells[run]["recipe"]["optim"] == cells[best]["recipe"]["optim"] | {"warmup_epochs": 1}
+        assert cells[best]["recipe"]["data"]["holdout"] == 0.1
+        assert "holdout" not in cells[run]["recipe"]["data"]

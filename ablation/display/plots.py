@@ -11,7 +11,7 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -22,6 +22,9 @@ from ablation.comparison import Comparison, Difference
 from ablation.display.sentences import unit_of
 from engine.terminal import printable
 from records.results import Place
+
+if TYPE_CHECKING:
+    from ablation.tuning import Tuning
 
 WIDTH = 4.6  # inches
 # For matplotlib.rc_context. Text stays text in the SVG. It fits in every browser, because matplotlib's layout uses a
@@ -197,6 +200,22 @@ def draw_curves(comparison: Comparison, name: str, label: str, log: bool) -> Fig
             _use_plain_log_ticks(axes.yaxis)
     else:
         grid[0].set_ylim(bottom=max(0, grid[0].get_ylim()[0]))  # no value is negative
+    return figure
+
+
+def draw_budget(tuning: "Tuning", styles: Mapping[str, CellStyle]) -> Figure:
+    """Draw the expected best score by number of trials: a line with its band for each row or cell.
+
+    styles: by name of the row or cell."""
+    figure, axes = _new_figure(3.4)
+    for owner, curve in zip(tuning.tuned, tuning.curves, strict=True):
+        style, trials = styles[owner.name], range(1, len(curve.estimate) + 1)
+        axes.fill_between(trials, curve.low, curve.high, color=style.colour, alpha=0.15, lw=0)
+        axes.plot(trials, curve.estimate, color=style.colour, marker=style.marker, ms=5, lw=1.7)
+    axes.set(xlabel=f"trials per {tuning.config.per}", ylabel=f"expected best {tuning.metric}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if not tuning.lower_is_better:
+        axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))  # no score is negative, but a band may be
     return figure
 
 

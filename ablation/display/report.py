@@ -7,6 +7,7 @@ loads no other files: plots (plots.py) are inline SVG, and pictures are data URI
 """
 
 import base64
+import itertools
 import math
 import mimetypes
 import re
@@ -49,6 +50,7 @@ from ablation.display.tables import (
     score_layout,
     status_of,
 )
+from ablation.display.tuning_tables import budget_sentences, tuning_tables
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
@@ -91,7 +93,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     kinds = {kind: kind for kind in errors[0].runs[0].results.errors.delta_AP50} if errors else {}
     return {
         "c": comparison,
-        "conclusion": conclusion_of(comparison),
+        "conclusion": [*conclusion_of(comparison), *budget_sentences(comparison)],
         "missing": run_notes(comparison, counted=False),
         "facts": protocol_facts(comparison),
         "styles": plots.legend(comparison),
@@ -104,6 +106,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         **differences(comparison),
         "limits": comparison_limits(comparison) if has_limits(comparison) else None,
         **slices(comparison),
+        **tuning(comparison),
         "costs": costs(comparison),
         "devices": sorted(
             {run.results.cost.device or "unknown" for cell in cells for run in cell.runs if run.is_experiment}
@@ -184,6 +187,19 @@ def slices(comparison: Comparison) -> dict[str, Any]:
             drawing = plots.draw_differences(own, style, comparison, (min(ends), max(ends)))
             drawings[caption] = plots.to_svg(drawing, f"slices-{number}", caption)
     return {"slice_tables": slice_tables(comparison), "slice_drawings": drawings}
+
+
+def tuning(comparison: Comparison) -> dict[str, Any]:
+    """Return the template's variables for the tuning: its tables, and the plot of the budget curves with its legend."""
+    found, drawing, styles = comparison.tuning, None, {}
+    if found and found.curves:
+        # Rows have no style of their own: they get those of the first cells.
+        looks = zip(itertools.cycle(plots.COLOURS), itertools.cycle(plots.MARKERS), strict=False)
+        styles = {owner.name: plots.CellStyle(*look) for owner, look in zip(found.owners, looks, strict=False)}
+        if found.config.per == "cell":
+            styles = {comparison.cells[place].name: style for place, style in plots.cell_styles(comparison).items()}
+        drawing = plots.to_svg(plots.draw_budget(found, styles), "budget", "expected best score by number of trials")
+    return {"tuning_tables": tuning_tables(comparison), "budget_drawing": drawing, "budget_styles": styles}
 
 
 def costs(comparison: Comparison) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from ablation.display.sentences import (
     run_notes,
     seeds_of,
 )
+from ablation.display.tuning_tables import budget_sentences, tuning_columns, tuning_tables
 from ablation.results_files import COLUMN
 from records.results import Place
 from stats.contrasts import Interval
@@ -61,12 +62,13 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     tables += differences + slice_tables(comparison)
     if has_limits(comparison):
         tables.append(comparison_limits(comparison))
+    tables += tuning_tables(comparison)
     if options.per_class and comparison.per_class:
         tables.append(class_table(comparison))
     if options.errors and cells_with_errors(comparison):
         tables.append(error_table(comparison))
     warnings = [f"WARNING: {warning}" for warning in comparison.warnings]
-    prose = [*conclusion_of(comparison), *warnings]
+    prose = [*conclusion_of(comparison), *budget_sentences(comparison), *warnings]
     if options.format == "latex":
         tables[0].notes = [*warnings, *tables[0].notes]  # in the caption, because comments are not typeset
         head = [*prose, r"In the preamble: \usepackage{booktabs}"]
@@ -294,6 +296,7 @@ def to_csv(comparison: Comparison) -> str:
         line |= dict(zip(("share_images", "share_errors", "share_seeds"), shares, strict=True))
         if comparison.looks:
             line |= {"level": change and change.level, "shown_at_look": change and change.at_looks.shown_at}
+        line |= tuning_columns(comparison, cell)
         line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
         line |= slice_columns(comparison, cell)
         lines.append(line | {"warnings": " / ".join(comparison.warnings)})

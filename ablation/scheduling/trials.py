@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ablation.scheduling.grid_file import last_of
 from ablation.scheduling.jobs import Grid, Job, State, read_cells, state_of
 from engine.strict_yaml import ConfigError
 from engine.text import shown
 from records.experiment import format_score
 from records.results import Place, Results, read_results
-from stats.tuning import draw_points
+from stats.trial_points import draw_points
 
 SCALED = ("optim.warmup_epochs", "optim.drop_epochs")  # fields of the schedule, which shrink with train.epochs
 
@@ -71,7 +72,7 @@ def trial_job(job: Job, number: int, point: Mapping[str, Any], grid: Grid) -> Jo
     schedule = {name: section_value(recipe, name) for name in SCALED if name not in point}
     values |= {name: scaled(value, values["train.epochs"] / epochs) for name, value in schedule.items() if value}
     overrides = tuple(f"{name}={shown(value)}" for name, value in values.items())
-    return replace(job, trial=number, chosen=(), overrides=(*job.overrides, *overrides))
+    return replace(job, trial=number, chosen=(), overrides=last_of([*job.overrides, *overrides]))
 
 
 def section_value(recipe: Mapping[str, Any], name: str) -> Any:

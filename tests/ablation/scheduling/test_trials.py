@@ -25,6 +25,7 @@ from records.status import Status, write_status
 GRID = """
 task: fake_task
 seeds: [0, 1]
+overrides: [train.epochs=40]
 tune:
   per: row
   trials: 4
@@ -42,7 +43,7 @@ BASE = """
 data: {root: here}
 model: {size: 1, neck: a}
 optim: {learning_rate: 0.5, warmup_epochs: 2.0, drop_epochs: [20, 30]}
-train: {epochs: 40}
+train: {epochs: 3}
 """
 BEST = {1: 1e-3, 2: 3e-3}  # learning rate with the best score, by model.size
 
