@@ -1,0 +1,167 @@
+"""Tests of ablation/tuning.py and ablation/display/tuning_tables.py: what the trials of a tuned grid show."""
+
+import csv
+import io
+import math
+import re
+
+import numpy as np
+import pytest
+
+from ablation import compare as command
+from ablation.display.report import write_report
+from ablation.display.tuning_tables import budget_sentences, tuning_tables
+from ablation.scheduling.jobs import Grid, read_grid, write_cell
+from ablation.scheduling.trials import trial_jobs, tuned
+from ablation.tuning import Tuning, read_tuning
+from engine.command import DIVERGED
+from records.status import Status, write_status
+from stats.tuning import expected_best
+
+GRID = """
+task: fake_task
+seeds: [0, 1]
+tune: {trials: 6, on: 0.2, train.epochs: 0.5, optim.learning_rate: {log_uniform: [1e-4, 1e-2]}}
+rows:
+  - {name: tough, config: base.yaml}
+  - {name: picky, config: base.yaml, overrides: [model.size=2]}
+columns: [{name: none}]
+"""
+CURVES = {"tough": (0.6, 1e-3, 0.01), "picky": (0.8, 8e-3, 0.1)}  # best quality, best rate, loss per squared log
+
+
+@pytest.fixture
+def write_grid(tmp_path, monkeypatch, new_experiments):
+    """Return a function that writes a tuned grid with its trials and runs, and returns it with its experiments."""
+    (tmp_path / "fake_task.py").write_text('COMPUTES = {"stub": ("fake_task.py",)}\n')
+    (tmp_path / "base.yaml").write_text("model: {size: 1}\noptim: {learning_rate: 1.0}\ntrain: {epochs: 12}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ablation.scheduling.staleness.PROJECT", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    experiments = new_experiments()
+
+    def write(text: str = GRID, diverged: tuple[int, ...] = (), missing: tuple[int, ...] = ()) -> Grid:
+        path = tmp_path / "grid_tuned.yaml"
+        path.write_text(text)
+        grid = read_grid(path)
+        for place, jobs in trial_jobs(grid).items():
+            for job in jobs:
+                if job.trial not in missing:
+                    add(job, *CURVES[place[0]], job.trial in diverged)
+        for job in tuned(grid, experiments.folder).jobs:
+            if job.chosen is not None:
+                add(job, *CURVES[job.row], has_diverged=False)
+        return grid
+
+    def add(job, peak, best, sharpness, has_diverged):
+        rate = job.recipe()["optim"]["learning_rate"]
+        quality = min(max(peak - sharpness * math.log(rate / best) ** 2, 0.05), 0.95)
+        path = experiments.add(job.row, job.column, job.seed, quality, config={"epochs": 6 if job.trial else 12})
+        write_cell(job, path)
+        if has_diverged:
+            (path / "results.json").unlink()
+            write_status(path, Status("failed", exit_code=DIVERGED))
+
+    write.folder = experiments.folder
+    return write
+
+
+def read(write_grid, grid: Grid) -> Tuning:
+    return read_tuning(grid, write_grid.folder, 200, 0)
+
+
+def text(write_grid, form: str = "md") -> str:
+    words = ["grid_tuned.yaml", "--experiments", str(write_grid.folder), "--replicates", "200", "--format", form]
+    command.main(command.parse_arguments([*words, "--output", "out"]), None)
+    with open("out", encoding="utf-8") as file:
+        return file.read()
+
+
+def test_the_curve_of_each_row_is_the_expected_best_of_its_trials(write_grid):
+    tuning = read(write_grid, write_grid())
+    assert [owner.name for owner in tuning.tuned] == ["tough", "picky"]
+    for owner, curve in zip(tuning.tuned, tuning.curves, strict=True):
+        np.testing.assert_allclose(curve.estimate, expected_best(owner.scores))
+        assert curve.estimate[0] == pytest.approx(np.mean(owner.scores))
+        assert curve.estimate[-1] == pytest.approx(owner.best.score)
+        assert (curve.low <= curve.estimate).all()
+        assert (curve.estimate <= curve.high).all()
+
+
+def test_the_winner_flips_if_the_other_row_is_better_only_when_tuned(write_grid):
+    tuning = read(write_grid, write_grid())
+    assert tuning.tuned[tuning.flip.leader].name == "tough"
+    number, winner = tuning.flip.estimated
+    assert tuning.tuned[winner].name == "picky"
+    assert 1 < number < 6
+
+
+def test_the_final_runs_have_the_chosen_rate_and_the_tables_say_so(write_grid):
+    grid = write_grid()
+    tuning, page = read(write_grid, grid), text(write_grid)
+    for owner in tuning.tuned:
+        rate = owner.best.values["optim.learning_rate"]
+        row = next(line for line in page.splitlines() if line.startswith(f"| {owner.name} | {rate}"))
+        assert f"| {owner.best.score:.4f} |" in row
+        assert all(job.recipe()["optim"]["learning_rate"] == rate for job in tuned(grid, write_grid.folder).jobs
+                   if job.row == owner.name)  # fmt: skip
+    assert "### Tuning: 6 trials per row" in page
+    assert "### Budget curve" in page
+    assert re.search(r"with one trial, tough leads picky by 0\.\d+ \(.* to .*\); from \d trials on, picky leads", page)
+
+
+def test_a_value_at_the_edge_is_marked_and_warned_about(write_grid):
+    page = text(write_grid, "md") if write_grid() else ""
+    assert re.search(r"WARNING: picky: the chosen optim.learning_rate \S+ is the highest of its trials", page)
+    assert "(highest)" in page
+    assert "WARNING: tough" not in page
+
+
+def test_a_diverged_trial_counts_as_the_worst_and_is_listed(write_grid):
+    tuning = read(write_grid, write_grid(diverged=(1,)))
+    for owner, curve in zip(tuning.tuned, tuning.curves, strict=True):
+        assert owner.num_diverged == 1
+        assert curve.estimate[0] == pytest.approx(np.nansum(owner.scores) / 6)
+    assert "6 (1 diverged)" in text(write_grid)
+
+
+def test_without_all_trials_there_is_no_choice_but_a_table(write_grid):
+    grid = write_grid(missing=(4,))
+    tuning = read(write_grid, grid)
+    assert not tuning.tuned
+    assert not tuning.curves
+    with pytest.raises(ValueError, match="no runs to compare"):
+        text(write_grid)
+
+
+def test_every_format_has_the_choices(write_grid):
+    tuning = read(write_grid, write_grid())
+    rates = {owner.name: owner.best.values["optim.learning_rate"] for owner in tuning.tuned}
+    lines = {line["backbone"]: line for line in csv.DictReader(io.StringIO(text(write_grid, "csv")))}
+    assert {name: float(line["chosen optim.learning_rate"]) for name, line in lines.items()} == rates
+    assert "Budget curve" in text(write_grid, "latex")
+    page = text(write_grid, "html")
+    assert '<section id="tuning">' in page
+    assert "Expected best mAP by number of trials" in page
+
+
+def test_the_agreement_with_the_final_ranking_is_that_of_the_recorded_scores(write_grid):
+    tuning = read(write_grid, write_grid())
+    assert tuning.epochs == [2, 4, 6, 8, 10, 12]
+    assert all(0.9 <= tau <= 1 for tau in tuning.agreement)  # the curves of the fake runs do not cross
+
+
+def test_with_one_row_there_is_a_curve_and_no_flip(write_grid, tmp_path):
+    one = re.sub(r"  - \{name: picky.*\n", "", GRID)
+    tuning = read(write_grid, write_grid(one))
+    assert len(tuning.curves) == 1
+    assert tuning.flip is None
+
+
+def test_a_grid_without_tuning_has_no_tuning_tables(experiments):
+    experiments.add("a")
+    experiments.add("b")
+    comparison = experiments.compare()
+    assert tuning_tables(comparison) == budget_sentences(comparison) == []
+    write_report(experiments.folder / "page.html", comparison)
+    assert 'id="tuning"' not in (experiments.folder / "page.html").read_text()
