@@ -5,7 +5,7 @@ ablation/scheduling/trials.py defines the trials and chooses. The statistics are
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,10 +91,15 @@ def read_tuning(grid: Grid, experiments: Path, replicates: int, resample_seed: i
             options = {"points": [trial.values for trial in tuned[0].trials], "seed": resample_seed}
             options["lower_is_better"] = lower_is_better
             sample = resampled_trials(tuned, metric, min(replicates, MAX_REPLICATES), resample_seed)
-            curves = budget_curves(values, sample, **options)
+            curves = [within_limits(each, lower_is_better) for each in budget_curves(values, sample, **options)]
             flip = flip_budget(values, sample, **options) if len(tuned) > 1 else None
     epochs, agreement = early_ranking(tuned, metric, lower_is_better)
     return Tuning(tune, owners, metric, lower_is_better, num_images, curves, flip, epochs, agreement)
+
+
+def within_limits(curve: Curve, lower_is_better: bool) -> Curve:
+    """Return a curve whose band is limited to possible scores: from 0, and except for a loss, to 1."""
+    return replace(curve, low=curve.low.clip(0), high=curve.high if lower_is_better else curve.high.clip(max=1))
 
 
 def resampled_trials(owners: Sequence[Owner], metric: str, replicates: int, seed: int) -> np.ndarray:
@@ -143,7 +148,7 @@ def edge_warnings(tuning: Tuning) -> list[str]:
     """Return a warning for each chosen value at the edge of its range."""
     return [
         f"{owner.name}: the chosen {name} {shown(owner.best.values[name])} is the {edge} of its trials, so the best "
-        "value may be outside the range; widen the range in `tune`"
+        "value may be outside the range; widen it in the section tune of the grid file"
         for owner in tuning.tuned
         for name, edge in owner.edges.items()
     ]

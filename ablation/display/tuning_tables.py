@@ -81,7 +81,7 @@ def early_table(tuning: Tuning) -> Table:
     note = (
         f"Kendall's tau between the ranking of the trials of a {tuning.config.per} after an epoch and at the end, mean "
         f"over {tuning.config.per}s: 1 is the same ranking, 0 no relation. If it is high early, trials can be shorter "
-        "(`train.epochs` in `tune`)."
+        "(train.epochs in the section tune)."
     )
     return Table("How early the ranking of the trials was known", ["epoch", "Kendall's tau"], rows, notes=[note])
 
