@@ -20,7 +20,7 @@ distinguished from noise, so the band is wide. benchmarks/tuning.md measures bot
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,14 +168,31 @@ def _curve(
     measured = scale(scores, weights)
     of_images = scale(resampled - resampled.mean(axis=0), weights).mean(axis=0)
 
-    spreads = np.sqrt(np.mean(steps(scores) ** 2, axis=1, keepdims=True))  # (k, 1)
-    spreads = np.where(spreads > 0, spreads, 1e-9)  # a row of equal scores
-    normal = np.random.default_rng([seed, 2]).standard_normal(resampled.shape) * spreads
+    normal = _reference(scores, steps, np.random.default_rng([seed, 2]).standard_normal(resampled.shape))
     noise, found = best(normal), scale(normal, _pair_weights(normal, first, second))  # (R, N) each
     ratios = found.mean(axis=0) / found
     variances = np.maximum(ratios * measured - np.sqrt(ratios) * of_images, 0) / found.mean(axis=0)
     sample = on_images - 2 * bias + bias[0] + (noise.mean(axis=0) - noise) * np.sqrt(variances)  # bias[0]: of a mean
     return Curve(estimate, *simultaneous_band(sample, level))
+
+
+def _reference(scores: np.ndarray, steps: Callable[[np.ndarray], np.ndarray], normal: np.ndarray) -> np.ndarray:
+    """Return scores of trials as in the hypothesis of the bands: normal noise, and what two rows have in common.
+
+    The common response of two rows cancels in their lead, but it determines which trial is the best of both. Then the
+    noise of a single trial counts, which is larger than that of the best of several equal trials.
+    scores: (k, N). steps: between neighbours. normal: (R, k, N), standard normal. Returns (R, k, N)."""
+    of_rows, variances = steps(scores), np.mean(steps(scores) ** 2, axis=1)  # (k, pair), (k,)
+    shared, common = 0.0, 0.0
+    if len(scores) == 2:
+        shared = max(float(np.mean(of_rows[0] * of_rows[1])), 0.0)
+    if shared > 0:
+        common = scores.mean(axis=0) - scores.mean()
+        common = common * math.sqrt(shared / np.mean(steps(common) ** 2))
+        own = np.maximum(variances - shared, 0)
+        variances = own * np.mean((of_rows[1] - of_rows[0]) ** 2) / max(own.sum(), 1e-300)
+    spreads = np.sqrt(variances) if variances.any() else np.full(len(scores), 1e-9)  # equal scores
+    return common + normal * spreads[:, None]
 
 
 def _pair_weights(scores: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -56,25 +56,23 @@ def test_a_failed_trial_counts_as_one_with_the_worst_score():
 # ---- bands -----------------------------------------------------------------------------------------------------
 
 
-def simulated(generator, rows: int, images: float, replicates: int = 300) -> tuple[np.ndarray, np.ndarray]:
+def simulated(generator, rows: int, images: float, replicates: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Return scores of six trials that differ by noise with deviation 1, plus image noise, and their replicates."""
-    shared, own = (
-        generator.normal(0, images, (rows, 1, 1 + replicates)),
-        generator.normal(0, images, (rows, 6, 1 + replicates)),
-    )
+    shared = generator.normal(0, images, (rows, 1, 1 + replicates))
+    own = generator.normal(0, images, (rows, 6, 1 + replicates))
     values = generator.standard_normal((rows, 6)) + shared[:, :, 0] + own[:, :, 0]
     return values, values[:, :, None] + shared[:, :, 1:] + own[:, :, 1:]
 
 
 @pytest.mark.parametrize("images", [0.0, 1.0])
 def test_the_bands_cover_the_whole_true_curve_as_often_as_they_should(images):
-    """The true curve is the mean of the best of n standard normal variables. 400 trials: 95% has an error of 1.1%."""
+    """The true curve is the mean of the best of n standard normal variables. 250 trials: 95% has an error of 1.4%."""
     generator, covered = np.random.default_rng(5), []
     truth = expected_best(generator.standard_normal((200_000, 6))).mean(axis=0)
-    for trial in range(400):
+    for trial in range(250):
         (curve,) = budget_curves(*simulated(generator, 1, images), SIX, trial)
         covered.append(np.all((curve.low <= truth) & (truth <= curve.high)))
-    assert 0.92 <= np.mean(covered) <= 0.98
+    assert 0.91 <= np.mean(covered) <= 0.99
 
 
 def test_the_scores_of_a_loss_give_the_mirrored_band():
@@ -104,11 +102,12 @@ def test_equal_scores_have_a_band_without_width():
     np.testing.assert_allclose([curve.low, curve.high], 0.3)
 
 
-def test_a_failed_trial_does_not_widen_the_band_of_the_best_of_all_as_much_as_that_of_one():
-    values = np.array([[0.40, 0.41, 0.39, 0.40, 0.42, np.nan]])
+def test_a_failed_trial_that_no_good_trial_is_near_widens_the_band_of_the_best_least():
+    """Between steady trials, one failure says much about the mean of the trials, and less about the best of them."""
+    values = np.array([[np.nan, 0.40, 0.41, 0.39, 0.40, 0.42]])
     points = [{"rate": rate} for rate in (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 1e-2)]
     (curve,) = budget_curves(values, without_images(values), points, 0)
-    assert (curve.estimate - curve.low)[-1] < (curve.estimate - curve.low)[0]
+    assert (curve.estimate - curve.low)[-1] < 0.8 * (curve.estimate - curve.low)[0]
 
 
 def test_a_simultaneous_band_contains_its_share_of_whole_curves():
@@ -138,7 +137,7 @@ def test_a_flip_is_found_where_the_curves_cross():
 
 def test_a_flip_is_shown_only_beyond_the_noise():
     generator, shown, leaders = np.random.default_rng(7), [], []
-    for trial in range(300):
+    for trial in range(120):
         flip = flip_budget(*simulated(generator, 3, 0.5), SIX, trial)
         shown.append(flip.shown is not None)
         leaders.append(flip.leader)
