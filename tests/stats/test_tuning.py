@@ -58,21 +58,31 @@ def test_a_failed_trial_counts_as_one_with_the_worst_score():
 
 def simulated(generator, rows: int, images: float, replicates: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Return scores of six trials that differ by noise with deviation 1, plus image noise, and their replicates."""
-    shared = generator.normal(0, images, (rows, 1, 1 + replicates))
-    own = generator.normal(0, images, (rows, 6, 1 + replicates))
-    values = generator.standard_normal((rows, 6)) + shared[:, :, 0] + own[:, :, 0]
-    return values, values[:, :, None] + shared[:, :, 1:] + own[:, :, 1:]
+    errors = generator.normal(0, images, (rows, 6, 1 + replicates))
+    values = generator.standard_normal((rows, 6)) + errors[:, :, 0]
+    return values, values[:, :, None] + errors[:, :, 1:]
 
 
-@pytest.mark.parametrize("images", [0.0, 1.0])
+@pytest.mark.parametrize("images", [0.0, 2.0])
 def test_the_bands_cover_the_whole_true_curve_as_often_as_they_should(images):
-    """The true curve is the mean of the best of n standard normal variables. 250 trials: 95% has an error of 1.4%."""
+    """The true curve is the mean of the best of n standard normal variables. 150 trials: 95% has an error of 1.8%."""
     generator, covered = np.random.default_rng(5), []
     truth = expected_best(generator.standard_normal((200_000, 6))).mean(axis=0)
-    for trial in range(250):
+    for trial in range(150):
         (curve,) = budget_curves(*simulated(generator, 1, images), SIX, trial)
         covered.append(np.all((curve.low <= truth) & (truth <= curve.high)))
-    assert 0.91 <= np.mean(covered) <= 0.99
+    assert 0.90 <= np.mean(covered) <= 0.987
+
+
+def test_the_band_of_a_lead_covers_the_truth_if_the_response_decides_which_trial_is_the_best():
+    """Both rows have the same steep response: the true lead is 0, and its noise at n = N is that of single trials."""
+    generator, covered = np.random.default_rng(8), []
+    response = 100 * np.log([point["rate"] for point in SIX])
+    for trial in range(150):
+        values = response + generator.standard_normal((2, 6))
+        lead = lead_curve(1, 0, values, without_images(values, 200), SIX, trial)
+        covered.append(lead.low[-1] <= 0 <= lead.high[-1])
+    assert 0.93 <= np.mean(covered) <= 0.998
 
 
 def test_the_scores_of_a_loss_give_the_mirrored_band():
