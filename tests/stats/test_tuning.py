@@ -85,6 +85,20 @@ def test_the_band_of_a_lead_covers_the_truth_if_the_response_decides_which_trial
     assert 0.93 <= np.mean(covered) <= 0.998
 
 
+def test_image_noise_counts_once_and_its_bias_is_removed():
+    """Trials that differ by image noise only: all true values are 0, but the best of six looks better."""
+    generator, errors = np.random.default_rng(9), []
+    for trial in range(40):
+        noise = generator.standard_normal((1, 6, 401))
+        values, replicates = noise[:, :, 0], noise[:, :, :1] + noise[:, :, 1:]
+        (curve,) = budget_curves(values, replicates, SIX, trial)
+        errors.append([curve.estimate[-1], (curve.low + curve.high)[-1] / 2, (curve.high - curve.low)[0] / 2])
+    best, middle, half_width = np.mean(errors, axis=0)
+    assert best > 1.2
+    assert middle < 1.75
+    assert 1.96 / np.sqrt(6) < half_width < 1.5 * 1.96 / np.sqrt(6)
+
+
 def test_the_scores_of_a_loss_give_the_mirrored_band():
     values, replicates = simulated(np.random.default_rng(1), 2, 0.5)
     up, down = (
