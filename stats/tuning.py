@@ -12,7 +12,7 @@ response, which the quasi-random points repeat in every experiment. The quantile
 normal noise only, from a simulation with the same N and the same neighbours, so that they contain the error of the
 scale too, as Student's t does. A band holds for the whole curve (all n at once). It contains the true curve in 95% of
 experiments if the noise dominates, and in more if the response does: with few trials, a steep response cannot be
-distinguished from noise, so the band is wide. That of a lead contains the truth in 93% to 96%, but in 88% if half of
+distinguished from noise, so the band is wide. That of a lead contains the truth in 93% or more, but in 88% if half of
 the trials fail in both rows, because a score of 0 hides the noise. benchmarks/tuning.md measures all of this.
 
     points = draw_points(ranges, trials=6, seed=0)    # stats/trial_points.py
@@ -227,9 +227,8 @@ def tuning_luck(values: np.ndarray, num_replicates: int, seed: int, lower_is_bet
     With few trials, the chosen point misses the best one by a different amount in each row, which adds to their
     difference although tuning was equally expensive. Resample the trials, the same for all rows: the loss is by how
     much the trial that is chosen from a resample is worse than the best trial. Its mean is subtracted: what n trials
-    cost on average is part of the result. Valid for the size of the losses in the trials, so if trials are shorter than
-    final runs, their losses should not be smaller. It makes tests conservative if trials are
-    noisy: power is lost (benchmarks/tuning.md), and more trials bring it back.
+    cost on average is part of the result. The losses are those of the trials, so they must not be smaller than in the
+    final runs. Tests become conservative: they lose power if trials are few or noisy (benchmarks/tuning.md).
     values: (K, N), see budget_curves. If scores are better when lower, the noise is that of these scores."""
     scores = comparable(values, lower_is_better)
     trials = scores.shape[1]
