@@ -34,7 +34,6 @@ from stats.replicates import cell_replicates
 
 FUTILE_POWER = 0.1  # more seeds are not worth their cost if the conditional power is lower
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-FAMILIES = ("differences", "row_effects", "column_effects", "interactions", "factor_effects", "factor_interactions")
 
 
 # ---- verdicts at planned looks -----------------------------------------------------------------------------
@@ -57,10 +56,9 @@ def add_looks(comparison: Comparison, grid: Grid) -> None:
     planned, seeds = grid.config.looks, grid.config.seeds
     main = judge(comparison.main_family, comparison, planned, seeds)
     comparison.looks = Looks(planned, main.fractions, main.levels, main.needed)
-    for name in FAMILIES:
-        setattr(comparison, name, judge(getattr(comparison, name), comparison, planned, seeds).differences)
-    for row, family in comparison.factor_effects_in.items():
-        comparison.factor_effects_in[row] = judge(family, comparison, planned, seeds).differences
+    comparison.families = {
+        family: judge(found, comparison, planned, seeds).differences for family, found in comparison.families.items()
+    }
     comparison.may_be_best = best_at_look(comparison, seeds[: planned[len(main.levels) - 1]]) if main.levels else []
     comparison.warnings += plan_warnings(comparison, seeds)
 

@@ -9,20 +9,19 @@ computed on the same resamples.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ablation.comparison import Cell, Comparison, Difference, cell_name
+from ablation.comparison import Cell, Comparison, Difference, Family
+from ablation.families import families_of
 from engine.logbook import progress_bar
 from engine.text import listed
 from records.results import Place
 from stats.bootstrap import image_weights, resampled_scores
-from stats.contrasts import Contrast, assess_family, exact_mcnemar, interval, mean_difference
+from stats.contrasts import Contrast, assess_family, exact_mcnemar, interval
 from stats.decisions import may_be_best, optimism_of_best, probability_better
-from stats.factorial import Design
 from stats.image_statistics import Hits, Matches, Statistics
 from stats.planning import Spread, Variances, detectable, measure_variances
 from stats.replicates import cell_replicates, run_variances
@@ -30,7 +29,6 @@ from stats.replicates import cell_replicates, run_variances
 MIN_IMAGES = 10  # with fewer images, resamples repeat the same few images
 MIN_OPTIMISM_DEGREES = 3  # of freedom of the variance between seeds; with 1, the replicates have no mean
 RARE = 10  # classes on fewer images have intervals that are too narrow (benchmarks/bootstrap.md)
-Families = dict[str | tuple[str, str], dict[str, Contrast]]  # attribute of Comparison (and row) -> label -> contrast
 
 
 def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
@@ -70,7 +68,7 @@ def add_uncertainty(comparison: Comparison, pairs: bool) -> None:
         add_differences(comparison, cells, sample, pairs, hits)
         add_decisions(comparison, cells, sample)
         if comparison.has_several_seeds:
-            comparison.variances = variances_of(comparison, list(comparison.contrasts.values()))
+            comparison.variances = main_variances(comparison)
     add_classes(comparison, cells, classes, statistics.class_names)
     add_warnings(comparison, statistics)
 
@@ -131,16 +129,13 @@ def add_differences(
     pairs: bool,
     hits: dict[Path, np.ndarray],
 ) -> None:
-    """Add differences between cells, main effects and interactions.
+    """Add all families of differences, each with its own correction or, with `one_family`, all with one.
 
     replicates: (K, R), scores of the K cells on R resamples. hits: which predictions of a classifier are right, by
     run."""
-    means = {place: cell.mean for place, cell in cells.items()}
-    differences = cell_contrasts(list(cells), comparison.baseline, pairs)
-    compared = [tuple(contrast) for contrast in differences.values()]
-    exact = [exact_p(comparison, cells[one], cells[zero], hits) for one, zero in compared]
-    families: Families = {"differences": differences} | effect_families(comparison, cells)
-    comparison.contrasts = families.get("factor_effects", differences)
+    means, families = {place: cell.mean for place, cell in cells.items()}, families_of(comparison, pairs)
+    variances = single_run_variances(comparison, cells)
+    sign = -1 if comparison.lower_is_better else 1
 
     def power(contrast: Contrast, tests: int) -> float:
         variances = variances_of(comparison, [contrast])
@@ -148,117 +143,40 @@ def add_differences(
             return math.nan
         return detectable(*variances.parts(), variances.degrees or math.inf, tests, comparison.level)
 
-    def tested(contrasts: dict[str, Contrast], exact: Sequence[float | None]) -> list[Difference]:
-        found = assess_family(list(contrasts.values()), means, replicates, comparison.level, exact, power)
-        return [
-            Difference(**vars(each), label=label, contrast=contrast)
-            for (label, contrast), each in zip(contrasts.items(), found, strict=True)
-        ]
+    for together in [list(families)] if comparison.one_family else [[family] for family in families]:
+        members = [(family, *each) for family in together for each in families[family].items()]
+        exact = [exact_p(comparison, family, contrast, hits) for family, _, contrast in members]
+        contrasts = [contrast for *_, contrast in members]
+        found = assess_family(contrasts, means, replicates, comparison.level, exact, power)
+        for (family, label, contrast), each in zip(members, found, strict=True):
+            better = math.nan
+            if family.kind == "difference":
+                better = probability_better(sign * each.interval.estimate, sum(variances[place] for place in contrast))
+            difference = Difference(**vars(each), label=label, probability_better=better, contrast=contrast)
+            comparison.families.setdefault(family, []).append(difference)
 
-    if comparison.one_family:
-        together = tested({(key, label): each for key in families for label, each in families[key].items()}, exact)
-    for key, contrasts in families.items():
-        if comparison.one_family:
-            found, together = together[: len(contrasts)], together[len(contrasts) :]
-            found = [replace(each, label=label) for label, each in zip(contrasts, found, strict=True)]
-        else:
-            found = tested(contrasts, exact if key == "differences" else [])
-        if isinstance(key, tuple):
-            getattr(comparison, key[0])[key[1]] = found
-        else:
-            setattr(comparison, key, found)
-    rows = seed_options(comparison, list(cells.values()), for_contrasts=False)["rows"]
-    variances = run_variances([cell.scores for cell in cells.values()], rows)
+
+def single_run_variances(comparison: Comparison, cells: dict[Place, Cell]) -> dict[Place, float]:
+    """Return the variance of a single run's score between seeds, for each cell; nan if it is unknown."""
     if comparison.known_spread:
-        variances[:] = comparison.known_spread.standard_deviation**2
-    variances = dict(zip(cells, variances, strict=True))
-    sign = -1 if comparison.lower_is_better else 1
-    comparison.differences = [
-        replace(
-            each, probability_better=probability_better(sign * each.interval.estimate, variances[one] + variances[zero])
-        )
-        for each, (one, zero) in zip(comparison.differences, compared, strict=True)
-    ]
+        return dict.fromkeys(cells, comparison.known_spread.standard_deviation**2)
+    rows = seed_options(comparison, list(cells.values()), for_contrasts=False)["rows"]
+    return dict(zip(cells, run_variances([cell.scores for cell in cells.values()], rows), strict=True))
 
 
-def exact_p(comparison: Comparison, one: Cell, zero: Cell, hits: dict[Path, np.ndarray]) -> float | None:
+def exact_p(comparison: Comparison, family: Family, contrast: Contrast, hits: dict[Path, np.ndarray]) -> float | None:
     """Return the p value of McNemar's exact test for two single runs of classifiers that differ on few images."""
-    runs = [*one.scored_runs, *zero.scored_runs]
-    if len(runs) > 2 or not hits or comparison.known_spread:  # the exact test knows nothing of the seeds
+    if family.kind != "difference" or not hits or comparison.known_spread:  # the test knows nothing of the seeds
+        return None
+    runs = [run for place in contrast for run in comparison.cells[place].scored_runs]
+    if len(runs) > 2:
         return None
     return exact_mcnemar(*(hits[run.path] for run in runs))
 
 
-def effect_families(comparison: Comparison, cells: dict[Place, Cell]) -> Families:
-    """Return the contrasts of the main effects and interactions; none without two complete rows or columns."""
-    columns, base = comparison.columns, comparison.baseline
-    rows = [row for row in comparison.rows if all((row, column) in cells for column in columns)]
-    families: Families = factor_families(comparison, cells, rows) if comparison.design else {}
-    if len(rows) < 2 or len(columns) < 2:
-        return families
-    if not comparison.design and len(rows) < len(comparison.rows):
-        comparison.warnings.append(f"main effects and interactions use the complete rows only: {', '.join(rows)}")
-    in_row = {row: [(row, column) for column in columns] for row in rows}
-    in_column = {column: [(row, column) for row in rows] for column in columns}
-    row0, column0 = base[0] if base[0] in rows else rows[0], base[1]
-    families["row_effects"] = {
-        f"{row} - {row0}": mean_difference(in_row[row], in_row[row0]) for row in rows if row != row0
-    }
-    if comparison.design:
-        return families
-    families["column_effects"] = {
-        f"{column} - {column0}": mean_difference(in_column[column], in_column[column0])
-        for column in columns if column != column0
-    }  # fmt: skip
-    families["interactions"] = {
-        f"({column} - {column0}) on {row} - ({column} - {column0}) on {row0}": {
-            (row, column): 1, (row, column0): -1, (row0, column): -1, (row0, column0): 1,
-        }
-        for row, column in product(rows, columns) if row != row0 and column != column0
-    }  # fmt: skip
-    return families
-
-
-def factor_families(comparison: Comparison, cells: dict[Place, Cell], rows: Sequence[str]) -> Families:
-    """Return the main effects of the factors: averaged over rows, in each row, and how they differ between rows.
-
-    rows: the complete rows; the other rows are left out."""
-    places = product(comparison.rows, comparison.columns)
-    missing = [f"{row} x {column}" for row, column in places if (row, column) not in cells]
-    if missing:
-        result = f"estimated from the complete rows only ({', '.join(rows)})" if rows else "not estimated"
-        comparison.warnings.append(f"main effects: {result}, because they need all cells; missing: {listed(missing)}")
-    if not rows:
-        return {}
-    families: Families = {"factor_effects": factor_contrasts(comparison.design, rows)}
-    if len(rows) > 1:
-        effects = {row: factor_contrasts(comparison.design, [row]) for row in rows}
-        first, *others = rows
-        families |= {("factor_effects_in", row): contrasts for row, contrasts in effects.items()}
-        families["factor_interactions"] = {
-            f"{factor} on {row} - {factor} on {first}": contrast
-            | {place: -weight for place, weight in effects[first][factor].items()}
-            for row in others
-            for factor, contrast in effects[row].items()
-        }
-    return families
-
-
-def cell_contrasts(places: Sequence[Place], baseline: Place, pairs: bool) -> dict[str, Contrast]:
-    """Return {label: difference} of each cell from the baseline, or of all pairs of cells."""
-    places = [baseline, *(place for place in places if place != baseline)]
-    chosen = combinations(places, 2) if pairs else ((baseline, place) for place in places[1:])
-    return {f"{cell_name(one)} - {cell_name(zero)}": mean_difference([one], [zero]) for zero, one in chosen}
-
-
-def factor_contrasts(design: Design, rows: Sequence[str]) -> dict[str, Contrast]:
-    """Return {label: main effect} of all factors: mean of the cells with the factor minus mean of those without it."""
-    contrasts = {}
-    for factor in design.factors:
-        high = [name for name, factors in design.points.items() if factor in factors]
-        low = [name for name in design.points if name not in high]
-        contrasts[design.label(factor)] = mean_difference(list(product(rows, high)), list(product(rows, low)))
-    return contrasts
+def main_variances(comparison: Comparison, spread: Spread | None = None) -> Variances:
+    """Return what limits the main family. spread: see variances_of."""
+    return variances_of(comparison, [each.contrast for each in comparison.main_family], spread)
 
 
 def variances_of(comparison: Comparison, contrasts: Sequence[Contrast], spread: Spread | None = None) -> Variances:
@@ -310,18 +228,15 @@ def add_classes(
 
 def add_warnings(comparison: Comparison, statistics: Statistics) -> None:
     """Add warnings about tests that cannot be significant or are unstable, rare classes, and single seeds."""
-    families = [
-        comparison.differences, comparison.row_effects, comparison.column_effects, comparison.interactions,
-        comparison.factor_effects, *comparison.factor_effects_in.values(), comparison.factor_interactions,
-    ]  # fmt: skip
+    differences = [each for family in comparison.families.values() for each in family]
     lowest_p = 2 / (comparison.replicates + 1)
-    tests = max((each.num_tests for family in families for each in family), default=0)
+    tests = max((each.num_tests for each in differences), default=0)
     if lowest_p * tests >= comparison.level:
         comparison.warnings.append(
             f"{comparison.replicates} resamples are too few: p cannot fall below {lowest_p:.4f}, so none of {tests} "
             "differences can be significant after Holm correction; raise --replicates"
         )
-    unstable = [f"{each.label} (p {each.p_holm:.3f})" for family in families for each in family if not each.is_stable]
+    unstable = [f"{each.label} (p {each.p_holm:.3f})" for each in differences if not each.is_stable]
     if unstable:
         comparison.warnings.append(
             f"other resamples may change the verdict on {listed(unstable, 4)}: the corrected p value is within 2 "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ablation.comparison import Cell, Comparison, Difference
+from ablation.comparison import Cell, Comparison
 from ablation.display.columns import COLUMNS
 from ablation.display.difference_tables import (
     comparison_limits,
@@ -53,8 +53,8 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
         tables.append(recipe_table(comparison))
     if options.columns:
         tables.append(column_table(comparison, options.columns))
-    differences = [difference_table(title, family, comparison) for title, family in families(comparison) if family]
-    if comparison.factor_effects:
+    differences = [difference_table(family.title, found, comparison) for family, found in comparison.families.items()]
+    if comparison.family("factor effect"):
         differences[0].notes += design_notes(comparison.design)
     if differences:
         differences[0].notes += difference_notes(comparison)
@@ -72,31 +72,6 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
         head = [*prose, r"In the preamble: \usepackage{booktabs}"]
         return "\n".join([*(f"% {line}" for line in head), *map(to_latex, tables)])
     return "\n".join([f"## {comparison.title}", "", *(f"{line}\n" for line in prose), *map(to_markdown, tables)])
-
-
-def families(comparison: Comparison) -> list[tuple[str, list[Difference]]]:
-    """Return (title, differences) for each family. Holm correction is applied to each family separately."""
-    row, column = comparison.row_name, comparison.column_name
-    if comparison.design:
-        return [
-            (
-                f"Main effects of the factors{f', averaged over {row}s' * (len(comparison.rows) > 1)}",
-                comparison.factor_effects,
-            ),
-            *(
-                (f"Main effects of the factors, {name} only", each)
-                for name, each in comparison.factor_effects_in.items()
-            ),
-            (f"Does the effect of a factor depend on the {row}?", comparison.factor_interactions),
-            (f"Main effects of {row}, averaged over the design", comparison.row_effects),
-            ("Differences", comparison.differences),
-        ]
-    return [
-        ("Differences", comparison.differences),
-        (f"Main effects of {column}, averaged over {row}s", comparison.column_effects),
-        (f"Main effects of {row}, averaged over {column}s", comparison.row_effects),
-        ("Interactions", comparison.interactions),
-    ]
 
 
 # ---- content ----------------------------------------------------------------------------------------------

@@ -194,9 +194,9 @@ def test_a_known_spread_is_refused_if_the_cells_have_several_seeds(grid):
 
 def test_one_family_corrects_all_tests_together(grid):
     apart, together = grid.compare(), grid.compare(one_family=True)
-    assert {each.num_tests for each in apart.row_effects} == {1}
-    assert {each.num_tests for each in (*together.differences, *together.row_effects, *together.interactions)} == {6}
-    assert together.row_effects[0].p_holm >= apart.row_effects[0].p_holm
+    assert [each.num_tests for family in apart.families.values() for each in family] == [3, 3, 3, 1, 1, 1]
+    assert [each.num_tests for family in together.families.values() for each in family] == [6] * 6
+    assert together.family("row effect")[0].p_holm >= apart.family("row effect")[0].p_holm
 
 
 def test_verdicts_do_not_depend_on_the_resamples_or_are_warned_about(experiments):
@@ -223,7 +223,7 @@ def test_rare_classes_are_warned_about(experiments, monkeypatch):
 def test_main_effects_are_mean_differences_and_interactions_are_differences_between_differences(grid):
     comparison = grid.compare()
     mean = {place: cell.mean for place, cell in comparison.cells.items()}
-    ((rows,), (columns,), (both,)) = comparison.row_effects, comparison.column_effects, comparison.interactions
+    ((rows,), (columns,), (both,)) = map(comparison.family, ("row effect", "column effect", "interaction"))
     change = [mean["strong", column] - mean["weak", column] for column in ("none", "fpn")]
     assert rows.label == "strong - weak"
     assert rows.interval.estimate == pytest.approx(sum(change) / 2)
@@ -238,7 +238,7 @@ def test_main_effects_are_mean_differences_and_interactions_are_differences_betw
 def test_effects_use_only_complete_rows(grid):
     grid.add("lonely")
     comparison = grid.compare()
-    assert [effect.label for effect in comparison.row_effects] == ["strong - weak"]
+    assert [effect.label for effect in comparison.family("row effect")] == ["strong - weak"]
     assert any("complete rows only: weak, strong" in text for text in comparison.warnings)
     assert score_table(comparison).rows[2][2] == "-"
 
