@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from records.results import Place, Run
-from stats.contrasts import Interval, Tested
+from stats.contrasts import LEVEL, Interval, Tested
 from stats.factorial import Design
 from stats.planning import Variances
 from stats.replicates import SeedSpread
@@ -178,7 +178,7 @@ class Comparison:
     baseline: Place
     replicates: int  # number of bootstrap resamples
     resample_seed: int = 0  # random seed of the resamples; fixed, so that the same experiments give the same intervals
-    level: float = 0.05  # of the tests
+    level: float = LEVEL  # of the tests
     known_spread: SeedSpread | None = None  # standard deviation between seeds, for cells with one run each
     margin: float | None = None  # differences below it do not matter
     one_family: bool = False  # whether all tests are corrected together, not those of each table

@@ -29,7 +29,7 @@ from records.experiment import FREE_FIELDS
 from records.results import CURE, Place
 from stats.contrasts import Tested, assess_family, holm
 from stats.decisions import may_be_best
-from stats.looks import ALPHA, conditional_power, information_fractions, look_levels
+from stats.looks import conditional_power, information_fractions, look_levels
 from stats.replicates import cell_replicates
 
 FUTILE_POWER = 0.1  # more seeds are not worth their cost if the conditional power is lower
@@ -108,7 +108,7 @@ def judge(family: Sequence[Difference], comparison: Comparison, planned: Sequenc
                 power = conditional_power(p_values[label], fractions[-1], schedule[-1] / num_left)
                 is_small = comparison.margin is not None and each.bound < comparison.margin
                 verdicts[label] = LookVerdict(None, power < FUTILE_POWER, is_small)
-    level = levels[-1] if levels else ALPHA
+    level = levels[-1] if levels else comparison.level
     judged = [
         replace(each, level=level, at_looks=verdicts[each.label], **limits.get(each.label, {})) for each in family
     ]

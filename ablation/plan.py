@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablation.compare import positive_number, replicate_count
+from ablation.compare import REPLICATES, positive_number, replicate_count
 from engine.arguments import check_config, check_experiment, positive
 from engine.start import start
 from engine.text import UnknownNameError
@@ -46,7 +46,9 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--baseline", help="baseline: 'row x column' or an experiment (default: first with a score)")
     parser.add_argument("--pairs", action="store_true", help="plan for tests of all pairs, not only with the baseline")
     parser.add_argument("--seeds", type=seed_counts, default=(3, 5, 10), help="seeds per cell (default: 3,5,10)")
-    parser.add_argument("--replicates", type=replicate_count, default=10_000, help="resamples (default: 10,000)")
+    parser.add_argument(
+        "--replicates", type=replicate_count, default=REPLICATES, help=f"resamples (default: {REPLICATES:,})"
+    )
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
     parser.add_argument("--images", type=positive, help="number of validation images, if no run is finished")
     parser.add_argument("--seed-sd", type=positive_number, help="known standard deviation of the score between seeds")
@@ -251,7 +253,7 @@ def plan_before_runs(grid: "Grid", cells: "dict[Place, Cell]", arguments: argpar
     import numpy as np
 
     from ablation.families import cell_contrasts, factor_contrasts
-    from ablation.uncertainty import MIN_IMAGES
+    from stats.bootstrap import MIN_IMAGES
     from stats.planning import Variances
     from stats.replicates import pooling
 

@@ -24,15 +24,13 @@ from engine.inputs import content_sha256
 from engine.logbook import progress_bar
 from engine.text import listed
 from records.results import Run
-from stats.bootstrap import image_weights, resampled_scores
+from stats.bootstrap import MIN_IMAGES, image_weights, resampled_scores
 from stats.image_statistics import Matches, Statistics
-from stats.slices import assess_slices, cut, needed_replicates, restrict
+from stats.slices import FEW_IMAGES, assess_slices, cut, needed_replicates, restrict
 
 ID_COLUMNS = ("image_id", "file_name")
 MAX_SLICES = 20
 MAX_VALUES = 6  # a numeric attribute with more distinct values is cut into ranges
-MIN_IMAGES = 10  # a smaller slice is not compared
-FEW_IMAGES = 30  # the intervals of a smaller slice are marked as unreliable
 AREAS = {"small": 32**2, "medium": 96**2, "large": math.inf}  # square pixels, COCO's limits
 NUM_EXAMPLES = 3  # of ids in an error message
 

@@ -19,14 +19,13 @@ from ablation.families import families_of
 from engine.logbook import progress_bar
 from engine.text import listed
 from records.results import Place
-from stats.bootstrap import image_weights, resampled_scores
+from stats.bootstrap import MIN_IMAGES, image_weights, resampled_scores
 from stats.contrasts import Contrast, assess_family, exact_mcnemar, interval
 from stats.decisions import may_be_best, optimism_of_best, probability_better
 from stats.image_statistics import Hits, Matches, Statistics
 from stats.planning import Spread, Variances, detectable, measure_variances
 from stats.replicates import cell_replicates, run_variances
 
-MIN_IMAGES = 10  # with fewer images, resamples repeat the same few images
 MIN_OPTIMISM_DEGREES = 3  # of freedom of the variance between seeds; with 1, the replicates have no mean
 RARE = 10  # classes on fewer images have intervals that are too narrow (benchmarks/bootstrap.md)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
+LEVEL = 0.05  # of the tests of a family, unless another is given
 Contrast = dict[Hashable, float]  # cell -> factor
 FEW_DISCORDANT = 25  # images; with fewer, the bootstrap rejects equal classifiers too often
 
@@ -66,7 +67,7 @@ def assess_family(
     contrasts: Sequence[Contrast],
     estimates: Mapping[Hashable, float],
     replicates: np.ndarray,
-    level: float = 0.05,
+    level: float = LEVEL,
     exact_p: Sequence[float | None] | None = None,
     detectable: Callable[[Contrast, int], float] = lambda contrast, tests: math.nan,
 ) -> list[Tested]:

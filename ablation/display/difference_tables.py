@@ -7,6 +7,7 @@ from ablation.comparison import Cell, Comparison, Difference, SliceDifference
 from ablation.display.formats import Table
 from ablation.display.sentences import limits_of, seeds_of, spread_note, unit_of
 from stats.planning import Variances
+from stats.slices import FEW_IMAGES
 
 IMAGE_FACTORS = (1, 2, 4)  # numbers of images in the table of detectable differences, divided by the present number
 
@@ -49,7 +50,7 @@ def shown_p(p: float, comparison: Comparison, num_tests: int = 1) -> str:
     lowest = min(1.0, num_tests * 2 / (comparison.replicates + 1))
     digits = 3 if p >= 0.01 else 4
     is_lowest = p < 1.05 * lowest  # not exactly, because some resamples may have no score
-    return f"<{max(lowest, 5e-5):.4f}" if is_lowest and lowest < 0.05 else f"{p:.{digits}f}"
+    return f"<{max(lowest, 5e-5):.4f}" if is_lowest and lowest < comparison.level else f"{p:.{digits}f}"
 
 
 def has_limits(comparison: Comparison) -> bool:
@@ -95,7 +96,7 @@ def shown_size(value: float) -> str:
 def slice_tables(comparison: Comparison) -> list[Table]:
     """Return the tables of differences on slices: on each slice, and how they differ from those on other images."""
     tables, base = [], comparison.baseline_cell.name
-    few = ["* based on fewer than 30 images: the interval is unreliable."]
+    few = [f"* based on fewer than {FEW_IMAGES} images: the interval is unreliable."]
     unit = f"difference in {unit_of(comparison)}"
     test = ["corrected interval", "p (Holm)", "verdict"]
     if comparison.slices:
