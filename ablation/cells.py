@@ -12,7 +12,7 @@ from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes,
 from ablation.results_files import ROW_NAME, ScoredFiles, beside_experiments
 from ablation.scheduling.jobs import Grid, read_cells, read_grid, state_of
 from ablation.slices import add_slices
-from ablation.uncertainty import add_uncertainty
+from ablation.uncertainty import add_uncertainty, stability_warnings
 from engine.config import changed_values
 from engine.terminal import counted
 from engine.text import UnknownNameError, listed, shown
@@ -88,6 +88,7 @@ def compare(
             if one_family:
                 raise ValueError("--one-family: the levels of planned looks are for each table; remove one of the two")
             add_looks(comparison, grid)
+        comparison.warnings += stability_warnings(comparison)
         if slices and comparison.intervals:
             add_slices(comparison, slices)
     return comparison

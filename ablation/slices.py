@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from ablation.comparison import Comparison, Difference, Slice, SliceDifference
-from ablation.uncertainty import seed_options
+from ablation.uncertainty import seed_options, weights_of
 from engine.inputs import content_sha256
 from engine.logbook import progress_bar
 from engine.text import listed
 from records.results import Run
-from stats.bootstrap import MIN_IMAGES, image_weights, resampled_scores
+from stats.bootstrap import MIN_IMAGES, resampled_scores
 from stats.image_statistics import Matches, Statistics
 from stats.slices import FEW_IMAGES, assess_slices, cut, needed_replicates, restrict
 
@@ -138,8 +138,7 @@ def subset_scores(comparison: Comparison, subsets: Sequence[np.ndarray]) -> dict
     subsets: (I,) bool each. Returns {bytes of the subset: for each scored cell (n_k, 1 + R)}."""
     subsets = list({each.tobytes(): each for each in subsets}.values())
     scores: dict[bytes, list[np.ndarray]] = {each.tobytes(): [] for each in subsets}
-    drawn = image_weights(len(subsets[0]), comparison.replicates, comparison.resample_seed)
-    weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # row 0: the original images, each once
+    weights = weights_of(comparison, len(subsets[0]))
     cells = comparison.scored_cells
     runs = [run for cell in cells for run in cell.scored_runs]
     for run in progress_bar(runs, desc="slices", unit="run", leave=False):
