@@ -90,6 +90,7 @@ class LookVerdict(NamedTuple):
     shown_at: int | None  # number of the look at which it became significant, from 1
     is_hopeless: bool = False  # whether hardly any chance is left that it becomes significant, see conditional_power
     is_small: bool = False  # whether it is smaller than the margin
+    unstable_at: int | None = None  # number of the first look at which other resamples may change the verdict
 
     def is_open(self, margin: float | None) -> bool:
         """Return whether more seeds may still settle the difference. margin: differences below it do not matter."""

@@ -262,11 +262,16 @@ def stability_warnings(comparison: Comparison) -> Iterator[str]:
             f"{comparison.replicates} resamples are too few: p cannot fall below {lowest_p:.4f}, so none of {tests} "
             "differences can be significant after Holm correction; raise --replicates"
         )
-    unstable = [f"{each.label} (p {each.p_holm:.3f})" for each in differences if not each.is_stable]
+    unstable = [
+        f"{each.label} ({f'at look {each.at_looks.unstable_at}' if each.at_looks else f'p {each.p_holm:.3f}'})"
+        for each in differences
+        if not each.is_stable
+    ]
     if unstable:
+        level = "the level of the look" if comparison.looks else f"{comparison.level:g}"
         yield (
             f"other resamples may change the verdict on {listed(unstable, 4)}: the corrected p value is within 2 "
-            f"standard errors of {comparison.level:g}; raise --replicates"
+            f"standard errors of {level}; raise --replicates"
         )
 
 
