@@ -36,6 +36,7 @@ def compare(
     margin: float | None = None,
     known_spread: SeedSpread | None = None,
     slices: Sequence[str] = (),
+    annotations: Path | None = None,
     files: ScoredFiles | None = None,
     force: bool = False,
 ) -> Comparison:
@@ -73,8 +74,7 @@ def compare(
     comparison = Comparison(
         title, runs[0].results.metric, row_name, "factors" if design else column_name, rows, columns, cells,
         find_baseline(baseline, cells), replicates, resample_seed, margin=margin, known_spread=known_spread,
-        one_family=one_family,
-        design=design, recipes=recipe_changes(cells, recipes, grid),
+        one_family=one_family, annotations=annotations, design=design, recipes=recipe_changes(cells, recipes, grid),
     )  # fmt: skip
     comparison.warnings += files.warnings if files else []
     comparison.warnings += [f"not comparable: {difference}" for difference in differing]

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -200,6 +201,7 @@ class Comparison:
     # by slice and cell; interactions test whether a difference is the same on the slice and on the other images
     slices: list[SliceDifference] = field(default_factory=list)
     slice_interactions: list[SliceDifference] = field(default_factory=list)
+    annotations: Path | None = None  # annotation file of the validation images, if it is not where the runs recorded it
     slice_notes: list[str] = field(default_factory=list)  # which images and slices were left out
     looks: Looks | None = None  # only if the grid file plans looks
     warnings: list[str] = field(default_factory=list)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
+from ablation import grid as grid_command
 from ablation import slices
 from ablation.display.difference_tables import slice_tables
 from ablation.display.report import write_report
@@ -286,6 +287,39 @@ def test_size_is_skipped_with_the_name_of_the_file_if_the_annotations_are_not_th
     assert any("--slices size: skipped" in line and str(path) in line for line in comparison.warnings)
     with pytest.raises(ValueError, match=r"instances_val\.json.*use image_id"):
         experiments.compare(slices=[write_rows(tmp_path / "a.csv", [("000.jpg", 1)], "file_name,night")])
+
+
+def test_annotations_that_were_moved_are_named_with_an_option(annotated, tmp_path):
+    experiments, path = annotated
+    moved = path.rename(tmp_path / "moved.json")
+    assert any("--annotations FILE" in line for line in experiments.compare(slices=["size"]).warnings)
+    assert len(experiments.compare(slices=["size"], annotations=moved).slices) == 3
+    rows = [(f"{i:03}.jpg", i % 2) for i in range(IMAGES)]
+    source = write_rows(tmp_path / "a.csv", rows, "file_name,odd")
+    assert len(experiments.compare(slices=[source], annotations=moved).slices) == 2
+    with pytest.raises(ValueError, match=r"a\.csv.*--annotations FILE"):
+        experiments.compare(slices=[source])
+
+
+def test_a_different_annotation_file_is_refused(annotated, tmp_path):
+    experiments, path = annotated
+    (tmp_path / "other.json").write_text("{}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=rf"other\.json: SHA-256 44136fa3; .*{digest[:8]}"):
+        experiments.compare(slices=["size"], annotations=tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--annotations", "val.json"], "--slices"), (["--annotations", "no.json", "--slices", "size"], "no.json")],
+)
+def test_parsing_refuses_annotations_without_use_or_file(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "val.json").touch()
+    (tmp_path / "grid.yaml").touch()
+    for parse, words in ((command.parse_arguments, []), (grid_command.parse_arguments, ["table"])):
+        with pytest.raises(ValueError, match=message):
+            parse([*words, "grid.yaml", *options])
 
 
 def test_images_are_grouped_by_their_number_of_objects(experiments):
