@@ -28,6 +28,7 @@ from stats.image_statistics import Matches, Statistics
 from stats.slices import FEW_IMAGES, assess_slices, cut, needed_replicates, restrict
 
 ID_COLUMNS = ("image_id", "file_name")
+SEPARATORS = {"semicolons": ";", "tabs": "\t"}  # that spreadsheets write in place of commas
 MAX_SLICES = 20
 MAX_VALUES = 6  # a numeric attribute with more distinct values is cut into ranges
 AREAS = {"small": 32**2, "medium": 96**2, "large": math.inf}  # square pixels, COCO's limits
@@ -310,7 +311,11 @@ def read_csv(path: Path, statistics: Statistics, comparison: Comparison) -> list
     header, *rows = lines
     if header[0] not in ID_COLUMNS or len(header) < 2:
         got = ",".join(header)
-        raise ValueError(f"{path}: header {got!r}: expected image_id or file_name first, then attributes")
+        other = next((name for name, mark in SEPARATORS.items() if mark in got), None)
+        cure = f"; the columns seem to be separated by {other}: export the file with commas" if other else ""
+        raise ValueError(
+            f"{path}: header {got!r}: expected image_id or file_name first, then attributes, separated by commas{cure}"
+        )
     if len(set(header)) < len(header) or "" in header:
         raise ValueError(f"{path}: header {','.join(header)!r}: expected a different name for every column")
     wrong = next((row for row in rows if len(row) != len(header)), None)

@@ -154,7 +154,10 @@ def _missing(entry: Any, field: str) -> str:
         return f"is {entry!r:.80}; {EXPECTED}"
     if field == "bbox" and (shapes := [name for name in ("segmentation", "keypoints") if name in entry]):
         return f"has {shapes[0]} but no bbox; only boxes are compared, so export the detector's boxes"
-    return f"no {field!r}; {EXPECTED}"
+    keys = ", ".join(map(str, entry))[:80]
+    if field == "score":
+        return f"no 'score' (keys: {keys}), expected a number from 0 to 1; export scores, because AP ranks by them"
+    return f"no {field!r} (keys: {keys}); {EXPECTED}"
 
 
 def _to_numbers(values: list) -> np.ndarray:
@@ -171,8 +174,8 @@ def _unknown_image(value: Any, coco: CocoFile, none_known: bool) -> str:
     """Return what is wrong with an image id, and the cure. none_known: whether no entry has a known image id."""
     ids = {image.id for image in coco.images}
     if isinstance(value, str):
-        if value.isdecimal() and int(value) in ids:
-            return f"image_id is {value!r}, expected the integer {int(value)}; write ids without quotes"
+        if (number := _integer(value)) in ids:
+            return f"image_id is {value!r}, expected the integer {number}; write ids as integers, without quotes"
         stem = PurePath(value).stem
         for image in coco.images:
             if value == image.file_name or stem in (PurePath(image.file_name).stem, PurePath(image.file_name).name):
@@ -194,7 +197,7 @@ def _unknown_category(value: Any, used: np.ndarray, coco: CocoFile) -> str:
     expected = f"one of the {counted(number, 'id', 'ids')} of {coco.annotations_path} ({_ranges(ids)})"
     text = f"category_id is {value!r:.80}, expected {expected}"
     if isinstance(value, str):
-        cure = "write ids without quotes" if value.isdecimal() and int(value) in ids else "write ids, not names"
+        cure = "write ids as integers, without quotes" if _integer(value) in ids else "write ids, not names"
         return f"{text}; {cure}"
     for start in (0, 1):
         indices = range(start, start + number)
@@ -205,6 +208,14 @@ def _unknown_category(value: Any, used: np.ndarray, coco: CocoFile) -> str:
                 "ids in ascending order, if the detector's classes have the same order)"
             )
     return f"{text}; use the annotation file with the classes of this detector, or map its classes to these ids"
+
+
+def _integer(text: str) -> int | None:
+    """Return the integer that a text such as '293' or '293.0' stands for; None if there is none."""
+    try:
+        return int(float(text)) if float(text).is_integer() else None
+    except ValueError:
+        return None
 
 
 def _ranges(ids: Sequence[int]) -> str:

@@ -210,6 +210,8 @@ def test_a_slice_with_fewer_than_10_images_is_listed_but_not_compared(pair, tmp_
         ("image_id,night\n", "only a header"),
         ("image,night\n1,yes\n", "header 'image,night': expected image_id"),
         ("image_id\n1\n", "header 'image_id'"),
+        ("image_id;night\n1;yes\n", r"a\.csv: header 'image_id;night': .* separated by semicolons: export .* commas"),
+        ("image_id\tnight\n1\tyes\n", "separated by tabs"),
         ("image_id,a,a\n1,2,3\n", "different name"),
         ("image_id,night\n1,yes\n2,no,3\n", "row '2,no,3' has 3 fields; expected 2"),
         ("image_id,night\n1,yes\n2,no\n77,no\n78,no\n", r"2 of 4 ids are not validation images \(77, 78\)"),
