@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", help="baseline: 'row x column', NAME, or an experiment (default: the first scored)"
     )
-    parser.add_argument("--pairs", action="store_true", help="test all pairs, not only with the baseline (not in csv)")
+    parser.add_argument("--pairs", action="store_true", help="test all pairs, not only with the baseline")
     parser.add_argument(
         "--format", choices=tuple(SUFFIXES), help="default: from the suffix of --output; md without --output"
     )
@@ -74,7 +74,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="known standard deviation between seeds, if the cells have one seed each",
     )  # fmt: skip
     parser.add_argument("--seed-df", type=positive, metavar="N", help="runs that --seed-sd was measured from, minus 1")
-    slices = "compare on parts of the images too: by objects per image, object size, or the attributes in CSV files"
+    slices = (
+        "compare on parts of the images too, with the baseline only: by objects per image or object size, or by CSV"
+    )
     parser.add_argument("--slices", type=slice_sources, default=(), metavar="objects,size,FILE.csv", help=slices)
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE",

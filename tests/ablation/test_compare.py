@@ -376,6 +376,21 @@ def test_csv_has_one_line_per_cell_in_full_precision(grid):
     assert float(lines[0]["device_hours"]) == 2.0
 
 
+def test_csv_has_a_line_per_effect_and_per_difference_between_other_cells(grid):
+    comparison = grid.compare(pairs=True)
+    lines = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+    kinds = [line["kind"] for line in lines]
+    assert kinds == ["cell"] * 4 + ["difference"] * 3 + ["column effect", "row effect", "interaction"]
+    found = {line["label"]: line for line in lines if line["kind"] != "cell"}
+    (effect,) = comparison.family("row effect")
+    assert float(found["strong - weak"]["difference_estimate"]) == effect.interval.estimate
+    assert float(found["strong - weak"]["at_most"]) == effect.bound
+    assert found["strong - weak"]["verdict"] == "significant"
+    assert found["strong - weak"]["mAP"] == ""
+    assert {"strong x none - weak x fpn", "strong x fpn - strong x none"} < found.keys()
+    assert "strong x none - weak x none" not in found  # it is on the line of its cell
+
+
 def test_markdown_escapes_names_and_uses_minus_signs_for_numbers():
     text = to_markdown(Table("", ["", "change"], [["swin-2", "[-0.1, 0.2]"], ["a|b", "0"]]))
     assert "| swin-2 | [\N{MINUS SIGN}0.1, 0.2] |" in text
@@ -408,7 +423,7 @@ def test_the_command_prints_all_requested_tables_as_markdown(grid, run_in_proces
         ("table.txt", ["--format", "latex"], "% "),
         ("table.html", [], "<!DOCTYPE"),
         ("table.tex", [], "% "),
-        ("table.csv", [], "backbone,neck,seeds,mAP"),
+        ("table.csv", [], "kind,label,backbone,neck,seeds,mAP"),
     ],
 )
 def test_the_format_of_the_output_file_is_from_the_option_or_else_the_suffix(
