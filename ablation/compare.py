@@ -71,9 +71,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed-sd", type=positive_number, metavar="SD",
-        help="known standard deviation between seeds, if the cells have one seed each",
+        help="standard deviation between seeds, known from N + 1 other runs; only if the cells have one seed each",
     )  # fmt: skip
-    parser.add_argument("--seed-df", type=positive, metavar="N", help="runs that --seed-sd was measured from, minus 1")
+    parser.add_argument("--seed-df", type=positive, metavar="N", help="number of the runs of --seed-sd, minus 1")
     slices = (
         "compare on parts of the images too, with the baseline only: by objects per image or object size, or by CSV"
     )

@@ -51,7 +51,11 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
     parser.add_argument("--images", type=positive, help="number of validation images, if no run is finished")
-    parser.add_argument("--seed-sd", type=positive_number, help="known standard deviation of the score between seeds")
+    parser.add_argument(
+        "--seed-sd", type=positive_number, metavar="SD",
+        help="standard deviation between seeds to plan with, in place of the measured or stored one (unlike "
+        "--seed-sd of ablation.compare, which widens intervals)",
+    )  # fmt: skip
     parser.add_argument(
         "--image-se", type=positive_number, help="standard error of one run's score over images, before any run"
     )

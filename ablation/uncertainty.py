@@ -198,8 +198,10 @@ def exact_p(comparison: Comparison, contrast: Contrast, hits: dict[Path, np.ndar
 
 
 def main_variances(comparison: Comparison, spread: Spread | None = None) -> Variances:
-    """Return what limits the main family. spread: see variances_of."""
-    return variances_of(comparison, [each.contrast for each in comparison.main_family], spread)
+    """Return what limits the main family, at the number of tests it is corrected for. spread: see variances_of."""
+    family = comparison.main_family
+    variances = variances_of(comparison, [each.contrast for each in family], spread)
+    return replace(variances, tests=family[0].num_tests)
 
 
 def variances_of(comparison: Comparison, contrasts: Sequence[Contrast], spread: Spread | None = None) -> Variances:

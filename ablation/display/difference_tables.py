@@ -98,7 +98,7 @@ def slice_tables(comparison: Comparison) -> list[Table]:
     tables, base = [], comparison.baseline_cell.name
     few = [f"* based on fewer than {FEW_IMAGES} images: the interval is unreliable."]
     unit = f"difference in {unit_of(comparison)}"
-    test = ["corrected interval", "p (Holm)", "verdict"]
+    test = ["corrected interval", "p (Holm)", "verdict", "at most"]
     if comparison.slices:
         objects = ["objects"] if comparison.slices[0].slice.num_objects is not None else []
         rows = [
@@ -114,7 +114,7 @@ def slice_tables(comparison: Comparison) -> list[Table]:
         ]
         header = ["slice", "images", *objects, "cell", comparison.metric, unit, *test]
         shown = [i for i, each in enumerate(comparison.slices) if each.difference.is_significant]
-        bold = {(i, len(header) - 4) for i in shown if comparison.covers_seeds}
+        bold = {(i, header.index(unit)) for i in shown if comparison.covers_seeds}
         tables.append(Table(f"Differences from {base}, by slice of the validation images", header, rows, bold, notes))
     elif comparison.slice_notes:
         tables.append(Table("Differences by slice: none compared", ["slice"], [], notes=comparison.slice_notes))
@@ -138,20 +138,21 @@ def slice_name(each: SliceDifference) -> str:
 
 
 def shown_test(difference: Difference, comparison: Comparison) -> list[str]:
-    """Return a difference on a slice as text: estimate, corrected interval, corrected p value and verdict."""
+    """Return a difference on a slice as text: estimate, and the columns of the test."""
     return [
         f"{difference.interval.estimate:+.4f}",
         shown_range(*difference.simultaneous),
         shown_p(difference.p_holm, comparison, difference.num_tests),
         comparison.verdict(difference),
+        shown_number(difference.bound, ".4f"),
     ]
 
 
 def slice_columns(comparison: Comparison, cell: Cell) -> dict[str, float | None]:
     """Return the columns of a cell in CSV that --slices adds; None for the baseline.
 
-    Four for each slice, such as difference[night=yes], and four for each interaction. _low and _high are the ends of
-    the corrected interval."""
+    Several for each slice, such as difference[night=yes], and for each interaction. _low and _high are the ends of the
+    corrected interval."""
     columns: dict[str, float | None] = {}
     families = {"difference": comparison.slices, "interaction": comparison.slice_interactions}
     for kind, found in families.items():
@@ -162,6 +163,7 @@ def slice_columns(comparison: Comparison, cell: Cell) -> dict[str, float | None]
             columns[f"{kind}_low[{name}]"] = each and each.simultaneous[0]
             columns[f"{kind}_high[{name}]"] = each and each.simultaneous[1]
             columns[f"{kind}_p_holm[{name}]"] = each and each.p_holm
+            columns[f"{kind}_at_most[{name}]"] = each and each.bound
     return columns
 
 

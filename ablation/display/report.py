@@ -287,12 +287,13 @@ def escape_controls(value: object) -> object:
 
 
 def labelled(rows: Markup, header: Sequence[str]) -> Markup:
-    """Return rows of a table with the column's name as data-label of each cell, for narrow screens."""
+    """Return rows of a table with the column's name as data-label of each cell, for narrow screens.
+
+    The first column of a table of rows and columns is labelled with what the rows are."""
     body = ElementTree.fromstring(f"<tbody>{rows}</tbody>")
     for row in body:
         for cell, name in zip(row, header, strict=True):
-            if cell.tag == "td":
-                cell.set("data-label", printable(name))
+            cell.set("data-label", printable(name.partition(" \\ ")[0]))
     return Markup("".join(ElementTree.tostring(row, encoding="unicode", short_empty_elements=False) for row in body))
 
 

@@ -196,6 +196,8 @@ def test_one_family_corrects_all_tests_together(grid):
     apart, together = grid.compare(), grid.compare(one_family=True)
     assert [each.num_tests for family in apart.families.values() for each in family] == [3, 3, 3, 1, 1, 1]
     assert [each.num_tests for family in together.families.values() for each in family] == [6] * 6
+    assert [apart.variances.tests, together.variances.tests] == [3, 6]
+    assert together.variances.detectable() > apart.variances.detectable()
     assert together.family("row effect")[0].p_holm >= apart.family("row effect")[0].p_holm
 
 

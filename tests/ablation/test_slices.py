@@ -147,7 +147,10 @@ def test_tables_list_images_objects_and_corrected_tests(comparison):
     assert lines["night=yes"]["verdict"] == "significant"
     assert lines["night=no"]["verdict"] == "not shown"
     assert len(table.bold) == 1
-    assert changes.rows[0][-1] == "significant"
+    assert changes.rows[0][changes.header.index("verdict")] == "significant"
+    day = next(each for each in comparison.slices if each.slice.name == "night=no").difference
+    assert lines["night=no"]["at most"] == f"{day.bound:.4f}"
+    assert abs(day.interval.estimate) < day.bound <= max(map(abs, day.simultaneous))
 
 
 def test_csv_has_the_slices_as_columns_on_the_lines_of_the_cells(comparison):
@@ -157,6 +160,7 @@ def test_csv_has_the_slices_as_columns_on_the_lines_of_the_cells(comparison):
     assert float(lines["new"]["difference[night=yes]"]) == night.interval.estimate
     assert float(lines["new"]["difference_low[night=yes]"]) == night.simultaneous[0]
     assert lines["old"]["difference[night=yes]"] == ""
+    assert float(lines["new"]["difference_at_most[night=yes]"]) == night.bound
     assert float(lines["new"]["interaction_p_holm[night=no]"]) < 0.05
 
 
