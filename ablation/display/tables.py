@@ -19,7 +19,7 @@ from ablation.display.difference_tables import (
     slice_columns,
     slice_tables,
 )
-from ablation.display.formats import Table, to_latex, to_markdown
+from ablation.display.formats import PREAMBLE, Table, to_latex, to_markdown
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
@@ -70,7 +70,7 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     prose = [*conclusion_of(comparison), *warnings]
     if options.format == "latex":
         tables[0].notes = [*warnings, *tables[0].notes]  # in the caption, because comments are not typeset
-        head = [*prose, r"In the preamble: \usepackage{booktabs}"]
+        head = [*prose, f"In the preamble: {PREAMBLE}"]
         return "\n".join([*(f"% {line}" for line in head), *map(to_latex, tables)])
     return "\n".join([f"## {comparison.title}", "", *(f"{line}\n" for line in prose), *map(to_markdown, tables)])
 

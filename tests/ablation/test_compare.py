@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 
 import pytest
@@ -407,6 +408,21 @@ def test_latex_escapes_names_and_prints_the_best_in_bold(experiments):
     assert r"\textbf{0." in text
     assert text.count(r"\\") == 3
     assert text.index(r"\begin{tabular}{lrr}") < text.index(r"\bottomrule")
+
+
+def test_latex_is_balanced_and_wide_tables_fit_the_width_of_the_text(grid, run_in_process):
+    words = ["--columns", "all", "--per-class", "--errors", "--replicates", 200, "--format", "latex"]
+    _, text, _ = run_in_process(command, *sorted(grid.folder.iterdir()), *words)
+    typeset = "\n".join(re.sub(r"(?<!\\)%.*", "", line) for line in text.splitlines())
+    tables = re.findall(r"\\begin\{table\}.*?\\end\{table\}", typeset, re.DOTALL)
+    assert len(tables) == text.count(r"\begin{table}")
+    for table in tables:
+        braces = re.sub(r"\\[{}]", "", table)
+        assert braces.count("{") == braces.count("}")
+        columns = len(re.search(r"\\begin\{tabular\}\{(l?r*)\}", table)[1])
+        rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
+        assert (r"\resizebox{\textwidth}" in table) == (columns > 7)
 
 
 def test_the_command_prints_all_requested_tables_as_markdown(grid, run_in_process):
