@@ -14,7 +14,7 @@ from ablation.scheduling.jobs import Grid, read_cells, read_grid, state_of
 from ablation.scheduling.trials import tuned
 from ablation.slices import add_slices
 from ablation.tuning import edge_warnings, read_tuning
-from ablation.uncertainty import add_uncertainty
+from ablation.uncertainty import add_uncertainty, stability_warnings
 from engine.config import changed_values
 from engine.terminal import counted
 from engine.text import UnknownNameError, listed, shown
@@ -38,6 +38,7 @@ def compare(
     margin: float | None = None,
     known_spread: SeedSpread | None = None,
     slices: Sequence[str] = (),
+    annotations: Path | None = None,
     files: ScoredFiles | None = None,
     force: bool = False,
 ) -> Comparison:
@@ -75,8 +76,7 @@ def compare(
     comparison = Comparison(
         title, runs[0].results.metric, row_name, "factors" if design else column_name, rows, columns, cells,
         find_baseline(baseline, cells), replicates, resample_seed, margin=margin, known_spread=known_spread,
-        one_family=one_family,
-        design=design, recipes=recipe_changes(cells, recipes, grid),
+        one_family=one_family, annotations=annotations, design=design, recipes=recipe_changes(cells, recipes, grid),
     )  # fmt: skip
     comparison.warnings += files.warnings if files else []
     comparison.warnings += [f"not comparable: {difference}" for difference in differing]
@@ -84,17 +84,18 @@ def compare(
     comparison.warnings += run_notes(comparison, counted=True)
     if known_spread and comparison.has_several_seeds:
         raise ValueError("--seed-sd is for one seed per cell; these cells have several, whose own spread is used")
+    if grid and grid.config.tune:
+        comparison.tuning = read_tuning(grid, experiments, replicates, resample_seed)
+        comparison.warnings += edge_warnings(comparison.tuning)
     if comparison.scored_cells and not differing:
         add_uncertainty(comparison, pairs)
         if grid and grid.config.looks and comparison.differences:
             if one_family:
                 raise ValueError("--one-family: the levels of planned looks are for each table; remove one of the two")
             add_looks(comparison, grid)
+        comparison.warnings += stability_warnings(comparison)
         if slices and comparison.intervals:
             add_slices(comparison, slices)
-    if grid and grid.config.tune:
-        comparison.tuning = read_tuning(grid, experiments, replicates, resample_seed)
-        comparison.warnings += edge_warnings(comparison.tuning)
     return comparison
 
 

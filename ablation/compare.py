@@ -42,11 +42,10 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         "paths", nargs="+", metavar="EXPERIMENT|GRID|NAME=FILE[,FILE]",
         help="experiments, a grid file, or detections by name: results files in COCO's format, one per seed",
     )  # fmt: skip
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="annotation file of the images of NAME=FILE")
     add_options(parser)
     arguments = parser.parse_intermixed_args(words)
-    check_output(arguments)
     arguments.paths, arguments.files = split_words(arguments.paths, arguments.annotations)
+    check_options(arguments)
     for path in arguments.paths:
         (check_config if path.suffix == ".yaml" else check_experiment)(path)
     return arguments
@@ -57,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", help="baseline: 'row x column', NAME, or an experiment (default: the first scored)"
     )
-    parser.add_argument("--pairs", action="store_true", help="test all pairs, not only with the baseline (not in csv)")
+    parser.add_argument("--pairs", action="store_true", help="test all pairs, not only with the baseline")
     parser.add_argument(
         "--format", choices=tuple(SUFFIXES), help="default: from the suffix of --output; md without --output"
     )
@@ -72,11 +71,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed-sd", type=positive_number, metavar="SD",
-        help="known standard deviation between seeds, if the cells have one seed each",
+        help="standard deviation between seeds, known from N + 1 other runs; only if the cells have one seed each",
     )  # fmt: skip
-    parser.add_argument("--seed-df", type=positive, metavar="N", help="runs that --seed-sd was measured from, minus 1")
-    slices = "compare on parts of the images too: by objects per image, object size, or the attributes in CSV files"
+    parser.add_argument("--seed-df", type=positive, metavar="N", help="number of the runs of --seed-sd, minus 1")
+    slices = (
+        "compare on parts of the images too, with the baseline only: by objects per image or object size, or by CSV"
+    )
     parser.add_argument("--slices", type=slice_sources, default=(), metavar="objects,size,FILE.csv", help=slices)
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE",
+        help="annotation file of the images: of NAME=FILE, and for --slices if it is not where the runs recorded it",
+    )  # fmt: skip
     parser.add_argument("--replicates", type=replicate_count, default=REPLICATES, help="number of resamples")
     parser.add_argument("--resample-seed", type=int, default=0, metavar="N", help="random seed of the resamples")
     parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, without any tests")
@@ -90,12 +95,16 @@ def replicate_count(text: str) -> int:
     return int(text)
 
 
-def check_output(arguments: argparse.Namespace) -> None:
-    """Set the format from the suffix of --output if --format is not given.
+def check_options(arguments: argparse.Namespace) -> None:
+    """Check the options of add_options, and set the format from the suffix of --output if --format is not given.
 
-    Raises ValueError if the folder of --output does not exist, if its suffix is unknown, or if only one of --seed-sd
-    and --seed-df is given."""
-    path = arguments.output
+    Raises ValueError if the folder of --output does not exist, if its suffix is unknown, if only one of --seed-sd and
+    --seed-df is given, or if --annotations is not a file or has no use."""
+    path, annotations = arguments.output, arguments.annotations
+    if annotations:
+        check_json(annotations)
+        if not arguments.slices and not arguments.files:
+            raise ValueError(f"--annotations {annotations}: no results files and no --slices that need it; {SYNTAX}")
     if (arguments.seed_sd is None) != (arguments.seed_df is None):
         raise ValueError("--seed-sd and --seed-df: give both, such as --seed-sd 0.0014 --seed-df 14 from 15 runs")
     if path and (not path.parent.is_dir() or path.is_dir()):
@@ -161,17 +170,20 @@ def split_words(words: Sequence[str], annotations: Path | None) -> tuple[list[Pa
         raise ValueError(
             f"{first}={files[first][0]}: results files need the annotation file of their images; add --annotations FILE"
         )
-    if annotations and not files:
-        raise ValueError(f"--annotations {annotations}: no results files; {SYNTAX}")
     if files and any(path.suffix == ".yaml" for path in paths):
         raise ValueError(
             f"{paths[0]}: a grid cannot be compared with results files; name its experiments instead of the grid"
         )
-    for file in [*([annotations] if annotations else []), *(file for each in files.values() for file in each)]:
-        check_experiment(file, "a JSON file")
-        if file.is_dir():
-            raise ValueError(f"{file}: is a folder, expected a JSON file")
+    for file in (file for each in files.values() for file in each):
+        check_json(file)
     return paths, files
+
+
+def check_json(path: Path) -> None:
+    """Raise ValueError if a file does not exist or is a folder."""
+    check_experiment(path, "a JSON file")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected a JSON file")
 
 
 def main(arguments: argparse.Namespace, _: None) -> None:
@@ -194,7 +206,17 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace, files:
     from engine.terminal import printable_lines
     from stats.replicates import SeedSpread
 
-    names = ("baseline", "pairs", "replicates", "resample_seed", "one_family", "margin", "force", "slices")
+    names = (
+        "baseline",
+        "pairs",
+        "replicates",
+        "resample_seed",
+        "one_family",
+        "margin",
+        "force",
+        "slices",
+        "annotations",
+    )
     options = {name: getattr(arguments, name) for name in names}
     if arguments.seed_sd is not None:
         options["known_spread"] = SeedSpread(arguments.seed_sd, arguments.seed_df)

@@ -7,12 +7,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from records.results import Place, Run
-from stats.contrasts import Contrast, Interval, Tested
+from stats.contrasts import LEVEL, Interval, Tested
 from stats.factorial import Design
 from stats.planning import Variances
 from stats.replicates import SeedSpread
@@ -93,6 +94,7 @@ class LookVerdict(NamedTuple):
     shown_at: int | None  # number of the look at which it became significant, from 1
     is_hopeless: bool = False  # whether hardly any chance is left that it becomes significant, see conditional_power
     is_small: bool = False  # whether it is smaller than the margin
+    unstable_at: int | None = None  # number of the first look at which other resamples may change the verdict
 
     def is_open(self, margin: float | None) -> bool:
         """Return whether more seeds may still settle the difference. margin: differences below it do not matter."""
@@ -129,6 +131,17 @@ class Difference(Tested):
     @property
     def is_significant(self) -> bool:
         return self.p_holm < self.level if self.at_looks is None else self.at_looks.shown_at is not None
+
+
+class Family(NamedTuple):
+    """The names of a family: differences that are tested together and shown in one table (ablation/families.py).
+
+    kind: "difference", "row effect", "column effect" or "interaction"; in a factorial design "factor effect", "factor
+    effect in ROW" or "factor interaction". plural: name in the conclusion; empty if the conclusion leaves them out."""
+
+    kind: str
+    title: str
+    plural: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,24 +183,16 @@ class Comparison:
     baseline: Place
     replicates: int  # number of bootstrap resamples
     resample_seed: int = 0  # random seed of the resamples; fixed, so that the same experiments give the same intervals
-    level: float = 0.05  # of the tests
+    level: float = LEVEL  # of the tests
     known_spread: SeedSpread | None = None  # standard deviation between seeds, for cells with one run each
     margin: float | None = None  # differences below it do not matter
     one_family: bool = False  # whether all tests are corrected together, not those of each table
     # by cell: the compared score of each run on the validation set and on R resamples, (n_k, 1 + R), without seed noise
     run_scores: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
-    differences: list[Difference] = field(default_factory=list)  # from the baseline, or between all pairs of cells
-    row_effects: list[Difference] = field(default_factory=list)  # empty without at least two complete rows and columns
-    column_effects: list[Difference] = field(default_factory=list)
-    interactions: list[Difference] = field(default_factory=list)
-    # if the columns are the points of a factorial design, these replace column effects and interactions
-    design: Design | None = None
-    factor_effects: list[Difference] = field(default_factory=list)  # averaged over the complete rows
-    factor_effects_in: dict[str, list[Difference]] = field(default_factory=dict)  # by row, if several are complete
-    factor_interactions: list[Difference] = field(default_factory=list)  # how these effects differ from the first row's
+    families: dict[Family, list[Difference]] = field(default_factory=dict)  # in the order of display
+    design: Design | None = None  # if the columns are the points of a factorial design
     # (row, column, factor or cell; fields that it changes), such as ("giou", "loss.box=giou")
     recipes: list[tuple[str, str]] = field(default_factory=list)
-    contrasts: dict[str, Contrast] = field(default_factory=dict, repr=False)  # of the main family, by label
     variances: Variances | None = None  # what limits the main family; None without several seeds per cell
     # by cell and score name; only scores that can be recomputed on a resample have an interval
     intervals: dict[Place, dict[str, Interval]] = field(default_factory=dict)
@@ -199,6 +204,7 @@ class Comparison:
     # by slice and cell; interactions test whether a difference is the same on the slice and on the other images
     slices: list[SliceDifference] = field(default_factory=list)
     slice_interactions: list[SliceDifference] = field(default_factory=list)
+    annotations: Path | None = None  # annotation file of the validation images, if it is not where the runs recorded it
     slice_notes: list[str] = field(default_factory=list)  # which images and slices were left out
     looks: Looks | None = None  # only if the grid file plans looks
     tuning: "Tuning | None" = None  # only if trials chose values for the rows or cells of the grid
@@ -240,10 +246,19 @@ class Comparison:
         classes = self.scored_cells[0].runs[0].results.per_class
         return next(iter(next(iter(classes.values()), {})), self.metric)
 
+    def family(self, kind: str) -> list[Difference]:
+        """Return the differences of the family of this kind; empty if there is none."""
+        return next((found for family, found in self.families.items() if family.kind == kind), [])
+
+    @property
+    def differences(self) -> list[Difference]:
+        """The differences from the baseline, or between all pairs of cells."""
+        return self.family("difference")
+
     @property
     def main_family(self) -> list[Difference]:
-        """The differences that the conclusion reports: main effects of factors, if any, otherwise those of cells."""
-        return self.factor_effects or self.differences
+        """The differences that decide: main effects of factors, if any, otherwise those of cells."""
+        return self.family("factor effect") or self.differences
 
     @property
     def detectable(self) -> float:

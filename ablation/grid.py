@@ -86,7 +86,8 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     if arguments.action != "task":
         check_config(arguments.grid)
     if arguments.action == "table":
-        compare.check_output(arguments)
+        arguments.files = {}
+        compare.check_options(arguments)
     return arguments
 
 

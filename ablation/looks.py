@@ -27,14 +27,13 @@ from engine.config import leaves
 from engine.files import locked, write_text
 from records.experiment import FREE_FIELDS
 from records.results import CURE, Place
-from stats.contrasts import Tested, assess_family, holm
+from stats.contrasts import Tested, are_stable, assess_family, holm, monte_carlo_errors
 from stats.decisions import may_be_best
-from stats.looks import ALPHA, conditional_power, information_fractions, look_levels
+from stats.looks import conditional_power, information_fractions, look_levels
 from stats.replicates import cell_replicates
 
 FUTILE_POWER = 0.1  # more seeds are not worth their cost if the conditional power is lower
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-FAMILIES = ("differences", "row_effects", "column_effects", "interactions", "factor_effects", "factor_interactions")
 
 
 # ---- verdicts at planned looks -----------------------------------------------------------------------------
@@ -57,10 +56,9 @@ def add_looks(comparison: Comparison, grid: Grid) -> None:
     planned, seeds = grid.config.looks, grid.config.seeds
     main = judge(comparison.main_family, comparison, planned, seeds)
     comparison.looks = Looks(planned, main.fractions, main.levels, main.needed)
-    for name in FAMILIES:
-        setattr(comparison, name, judge(getattr(comparison, name), comparison, planned, seeds).differences)
-    for row, family in comparison.factor_effects_in.items():
-        comparison.factor_effects_in[row] = judge(family, comparison, planned, seeds).differences
+    comparison.families = {
+        family: judge(found, comparison, planned, seeds).differences for family, found in comparison.families.items()
+    }
     comparison.may_be_best = best_at_look(comparison, seeds[: planned[len(main.levels) - 1]]) if main.levels else []
     comparison.warnings += plan_warnings(comparison, seeds)
 
@@ -77,7 +75,7 @@ def judge(family: Sequence[Difference], comparison: Comparison, planned: Sequenc
     fractions: list[float] = []
     levels: list[float] = []
     needed: dict[Place, int] = {}
-    limits: dict[str, dict[str, Any]] = {}  # of each difference at the last look that tested it
+    latest: dict[str, Tested] = {}  # of each difference, from the last look that tested it
     for number, count in enumerate(planned, start=1):
         open_ = [each for each in family if verdicts[each.label].is_open(comparison.margin)]
         required = [place for place in counts if any(place in each.contrast for each in open_)]
@@ -94,27 +92,54 @@ def judge(family: Sequence[Difference], comparison: Comparison, planned: Sequenc
         predicted = information_fractions(factors, list(scores.values()), planned)
         fractions.append(predicted[number - 1])
         schedule = look_levels([*fractions, *predicted[number:]], len(family))
-        levels.append(schedule[number - 1])
-
+        levels = schedule[:number]
         found = assess(tested, scores, comparison, levels[-1])
-        assessed = {one.label: each for one, each in zip(tested, found, strict=True)}
-        limits |= {label: {"simultaneous": each.simultaneous, "bound": each.bound} for label, each in assessed.items()}
-        p_values = {label: each.interval.p for label, each in assessed.items()}
-        p = [0.0 if each.shown_at else p_values.get(label, 1.0) for label, each in verdicts.items()]
-        significant = dict(zip(verdicts, holm(p) < levels[-1], strict=True))
-        num_left = max(1, len(family) - sum(significant.values()))
-        for label, each in assessed.items():
-            if significant[label]:
-                verdicts[label] = LookVerdict(number)
-            else:
-                power = conditional_power(p_values[label], fractions[-1], schedule[-1] / num_left)
-                is_small = comparison.margin is not None and each.bound < comparison.margin
-                verdicts[label] = LookVerdict(None, power < FUTILE_POWER, is_small)
-    level = levels[-1] if levels else ALPHA
-    judged = [
-        replace(each, level=level, at_looks=verdicts[each.label], **limits.get(each.label, {})) for each in family
-    ]
+        latest |= found
+        verdicts |= verdicts_at(number, found, verdicts, fractions[-1], schedule, comparison)
+    level = levels[-1] if levels else comparison.level
+    judged = [with_verdict(each, verdicts[each.label], latest.get(each.label), level) for each in family]
     return Judged(judged, fractions, levels, needed)
+
+
+def verdicts_at(
+    number: int,
+    found: Mapping[str, Tested],
+    before: Mapping[str, LookVerdict],
+    fraction: float,
+    schedule: Sequence[float],
+    comparison: Comparison,
+) -> dict[str, LookVerdict]:
+    """Return the verdicts of the differences that a look tests, by label.
+
+    found: the tested differences. before: the verdicts on the whole family at the look before. fraction: information
+    fraction of the look. schedule: levels of all looks."""
+    level = schedule[number - 1]
+    p_values = np.array(
+        [0.0 if each.shown_at else found[label].interval.p if label in found else 1.0 for label, each in before.items()]
+    )
+    is_significant = holm(p_values) < level
+    is_stable = are_stable(p_values, monte_carlo_errors(p_values, comparison.replicates), level)
+    level_of_rest = schedule[-1] / max(1, len(before) - is_significant.sum())
+    verdicts = {}
+    for (label, earlier), p, significant, stable in zip(
+        before.items(), p_values, is_significant, is_stable, strict=True
+    ):
+        if label in found:
+            verdicts[label] = LookVerdict(
+                number if significant else None,
+                is_hopeless=not significant and conditional_power(p, fraction, level_of_rest) < FUTILE_POWER,
+                is_small=not significant and comparison.margin is not None and found[label].bound < comparison.margin,
+                unstable_at=earlier.unstable_at or (None if stable else number),
+            )
+    return verdicts
+
+
+def with_verdict(difference: Difference, verdict: LookVerdict, tested: Tested | None, level: float) -> Difference:
+    """Return a difference with its verdict at the looks. tested: at the last look that tested it, if any did.
+
+    Corrected interval and bound are those of this look; p, interval and detectable stay those of all runs."""
+    judged = replace(difference, level=level, at_looks=verdict, is_stable=verdict.unstable_at is None)
+    return replace(judged, simultaneous=tested.simultaneous, bound=tested.bound) if tested else judged
 
 
 def best_at_look(comparison: Comparison, seeds: Sequence[int]) -> list[Place]:
@@ -154,11 +179,12 @@ def first_scores(comparison: Comparison, seeds: Sequence[int]) -> dict[Place, np
 
 def assess(
     family: Sequence[Difference], scores: Mapping[Place, np.ndarray], comparison: Comparison, level: float
-) -> list[Tested]:
-    """Test differences with some of the runs. scores: of these runs of each cell, (n_k, 1 + R)."""
+) -> dict[str, Tested]:
+    """Test differences with some of the runs, by label. scores: of these runs of each cell, (n_k, 1 + R)."""
     replicates = replicates_at_look(comparison, scores)
     means = {place: each[:, 0].mean() for place, each in scores.items()}
-    return assess_family([each.contrast for each in family], means, replicates, level)
+    found = assess_family([each.contrast for each in family], means, replicates, level)
+    return {each.label: tested for each, tested in zip(family, found, strict=True)}
 
 
 def plan_warnings(comparison: Comparison, seeds: Sequence[int]) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablation.compare import positive_number, replicate_count
+from ablation.compare import REPLICATES, positive_number, replicate_count
 from engine.arguments import check_config, check_experiment, positive
 from engine.start import start
 from engine.text import UnknownNameError
@@ -46,10 +46,16 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--baseline", help="baseline: 'row x column' or an experiment (default: first with a score)")
     parser.add_argument("--pairs", action="store_true", help="plan for tests of all pairs, not only with the baseline")
     parser.add_argument("--seeds", type=seed_counts, default=(3, 5, 10), help="seeds per cell (default: 3,5,10)")
-    parser.add_argument("--replicates", type=replicate_count, default=10_000, help="resamples (default: 10,000)")
+    parser.add_argument(
+        "--replicates", type=replicate_count, default=REPLICATES, help=f"resamples (default: {REPLICATES:,})"
+    )
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="directory of the experiments")
     parser.add_argument("--images", type=positive, help="number of validation images, if no run is finished")
-    parser.add_argument("--seed-sd", type=positive_number, help="known standard deviation of the score between seeds")
+    parser.add_argument(
+        "--seed-sd", type=positive_number, metavar="SD",
+        help="standard deviation between seeds to plan with, in place of the measured or stored one (unlike "
+        "--seed-sd of ablation.compare, which widens intervals)",
+    )  # fmt: skip
     parser.add_argument(
         "--image-se", type=positive_number, help="standard error of one run's score over images, before any run"
     )
@@ -215,27 +221,25 @@ def make_plan(paths: Sequence[Path], arguments: argparse.Namespace) -> Plan:
 def plan_from_runs(comparison: "Comparison", arguments: argparse.Namespace) -> Plan:
     """Return the plan of a comparison with runs in at least two cells."""
     from ablation.display.sentences import seeds_of
-    from ablation.uncertainty import variances_of
+    from ablation.uncertainty import main_variances
     from stats.planning import Spread
 
     for option in ("images", "image_se"):
         if getattr(arguments, option):
             name = f"--{option.replace('_', '-')}"
             raise ValueError(f"{name} is only for plans before any run: the finished runs measure it; omit it")
-    if not comparison.contrasts:
+    if not comparison.main_family:
         reason = "; ".join(comparison.warnings) or "two cells with a score are needed"
         raise ValueError(f"{comparison.title}: nothing to plan from: {reason}")
     warnings, variances = [], comparison.variances
     if variances is None:
         rough = guide(comparison.scored_cells[0].runs[0].results.task, comparison.num_images, arguments)
-        variances = variances_of(comparison, list(comparison.contrasts.values()), rough.spread)
+        variances = main_variances(comparison, rough.spread)
         warnings.append(
             f"one seed per cell cannot show the variance between seeds. A rough guide instead: {rough.note}"
         )
     elif arguments.seed_sd:
-        variances = variances_of(
-            comparison, list(comparison.contrasts.values()), Spread(arguments.seed_sd**2, variances.run_image)
-        )
+        variances = main_variances(comparison, Spread(arguments.seed_sd**2, variances.run_image))
         warnings.append(f"the variance between seeds is that of --seed-sd {arguments.seed_sd:g}, not the measured one")
     missing = [cell.name for cell in comparison.cells.values() if cell.mean is None]
     if missing:
@@ -252,7 +256,8 @@ def plan_before_runs(grid: "Grid", cells: "dict[Place, Cell]", arguments: argpar
     """Return a rough plan of a grid with a score in fewer than two cells, from stored spreads of other comparisons."""
     import numpy as np
 
-    from ablation.uncertainty import MIN_IMAGES, cell_contrasts, factor_contrasts
+    from ablation.families import cell_contrasts, factor_contrasts
+    from stats.bootstrap import MIN_IMAGES
     from stats.planning import Variances
     from stats.replicates import pooling
 

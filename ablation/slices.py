@@ -19,26 +19,24 @@ from typing import Any
 import numpy as np
 
 from ablation.comparison import Comparison, Difference, Slice, SliceDifference
-from ablation.uncertainty import seed_options
+from ablation.uncertainty import seed_options, weights_of
 from engine.inputs import content_sha256
 from engine.logbook import progress_bar
 from engine.text import listed
-from records.results import Run
-from stats.bootstrap import image_weights, resampled_scores
+from stats.bootstrap import MIN_IMAGES, resampled_scores
 from stats.image_statistics import Matches, Statistics
-from stats.slices import assess_slices, cut, needed_replicates, restrict
+from stats.slices import FEW_IMAGES, assess_slices, cut, needed_replicates, restrict
 
 ID_COLUMNS = ("image_id", "file_name")
+SEPARATORS = {"semicolons": ";", "tabs": "\t"}  # that spreadsheets write in place of commas
 MAX_SLICES = 20
 MAX_VALUES = 6  # a numeric attribute with more distinct values is cut into ranges
-MIN_IMAGES = 10  # a smaller slice is not compared
-FEW_IMAGES = 30  # the intervals of a smaller slice are marked as unreliable
 AREAS = {"small": 32**2, "medium": 96**2, "large": math.inf}  # square pixels, COCO's limits
 NUM_EXAMPLES = 3  # of ids in an error message
 
 
 class MissingAnnotationsError(ValueError):
-    """The annotation file of the validation images was not found, or has changed."""
+    """The annotation file is not where it was when the runs were scored, or it has changed since."""
 
 
 def add_slices(comparison: Comparison, sources: Sequence[str]) -> None:
@@ -46,9 +44,8 @@ def add_slices(comparison: Comparison, sources: Sequence[str]) -> None:
 
     sources: names in BUILT_IN and paths of CSV files.
     Raises ValueError if a source is invalid or does not fit the validation images."""
-    runs = [run for cell in comparison.scored_cells for run in cell.scored_runs]
-    statistics = runs[0].load_statistics()
-    slices = read_slices(sources, statistics, runs, comparison)
+    statistics = comparison.scored_cells[0].scored_runs[0].load_statistics()
+    slices = read_slices(sources, statistics, comparison)
     compared = [each for each in slices if is_scorable(each.images, statistics)]
     left_out = [f"{each.name} ({each.num_images})" for each in slices if each not in compared]
     if left_out:
@@ -140,8 +137,7 @@ def subset_scores(comparison: Comparison, subsets: Sequence[np.ndarray]) -> dict
     subsets: (I,) bool each. Returns {bytes of the subset: for each scored cell (n_k, 1 + R)}."""
     subsets = list({each.tobytes(): each for each in subsets}.values())
     scores: dict[bytes, list[np.ndarray]] = {each.tobytes(): [] for each in subsets}
-    drawn = image_weights(len(subsets[0]), comparison.replicates, comparison.resample_seed)
-    weights = np.concatenate([np.ones_like(drawn[:1]), drawn])  # row 0: the original images, each once
+    weights = weights_of(comparison, len(subsets[0]))
     cells = comparison.scored_cells
     runs = [run for cell in cells for run in cell.scored_runs]
     for run in progress_bar(runs, desc="slices", unit="run", leave=False):
@@ -156,22 +152,20 @@ def subset_scores(comparison: Comparison, subsets: Sequence[np.ndarray]) -> dict
 # ---- where slices come from --------------------------------------------------------------------------------
 
 
-def read_slices(
-    sources: Sequence[str], statistics: Statistics, runs: Sequence[Run], comparison: Comparison
-) -> list[Slice]:
+def read_slices(sources: Sequence[str], statistics: Statistics, comparison: Comparison) -> list[Slice]:
     """Return the slices of all sources; explain in the comparison's notes which images are in no slice.
 
     Raises ValueError if a source is invalid, or if the slices are too many."""
     slices: list[Slice] = []
     for source in sources:
         if source not in BUILT_IN:
-            slices += read_csv(Path(source), statistics, runs, comparison)
+            slices += read_csv(Path(source), statistics, comparison)
         elif not isinstance(statistics, Matches):
-            task = runs[0].results.task
+            task = comparison.scored_cells[0].runs[0].results.task
             raise ValueError(f"--slices {source}: {task} has no objects; use a CSV file with the column image_id")
         else:
             try:
-                slices += BUILT_IN[source](statistics, runs, comparison)
+                slices += BUILT_IN[source](statistics, comparison)
             except MissingAnnotationsError as error:
                 comparison.warnings.append(f"--slices {source}: skipped; {error}")
     attributes = list(dict.fromkeys(each.attribute for each in slices))
@@ -238,19 +232,19 @@ def number(text: str) -> float | None:
 # ---- built-in slices ---------------------------------------------------------------------------------------
 
 
-def slices_by_count(statistics: Matches, _: Sequence[Run], comparison: Comparison) -> list[Slice]:
+def slices_by_count(statistics: Matches, comparison: Comparison) -> list[Slice]:
     """Return slices of images with few, some and many objects. Images without objects count as images with few."""
     counts = np.bincount(statistics.object_images, minlength=len(statistics.image_ids))
     slices = ranges("objects", counts.astype(float), statistics, least=1)
     return several("--slices objects", slices, comparison)
 
 
-def slices_by_size(statistics: Matches, runs: Sequence[Run], comparison: Comparison) -> list[Slice]:
+def slices_by_size(statistics: Matches, comparison: Comparison) -> list[Slice]:
     """Return slices of images by the median area of their objects: small, medium or large, with COCO's limits.
 
     Raises MissingAnnotationsError if the annotation file is missing, because image_statistics.npz has no areas."""
     areas: dict[int, list[float]] = {}
-    for each in read_annotations(runs)["annotations"]:
+    for each in read_annotations(comparison)["annotations"]:
         if not each.get("iscrowd"):
             areas.setdefault(each["image_id"], []).append(each.get("area", each["bbox"][2] * each["bbox"][3]))
     medians = [np.median(areas[image]) if image in areas else math.nan for image in statistics.image_ids.tolist()]
@@ -268,36 +262,40 @@ def several(source: str, slices: list[Slice], comparison: Comparison) -> list[Sl
     return []
 
 
-BUILT_IN: dict[str, Callable[[Matches, Sequence[Run], Comparison], list[Slice]]] = {
+BUILT_IN: dict[str, Callable[[Matches, Comparison], list[Slice]]] = {
     "objects": slices_by_count,
     "size": slices_by_size,
 }
 
 
-def read_annotations(runs: Sequence[Run]) -> dict[str, Any]:
-    """Read the annotation file of the validation images, which the records identify by its SHA-256.
+def read_annotations(comparison: Comparison) -> dict[str, Any]:
+    """Read the annotation file of the validation images: that of --annotations, or else the file that a run recorded.
 
-    Raises MissingAnnotationsError if no run's file exists with this content."""
-    protocol = runs[0].results.protocol
-    paths = dict.fromkeys(
-        Path(os.path.expanduser(path))
-        for run in runs
-        for path, digest in run.results.inputs.items()
-        if digest == run.results.protocol.annotations_sha256
-    )
+    Raises ValueError if the file of --annotations has other content than the recorded SHA-256, and
+    MissingAnnotationsError if no recorded file has this content."""
+    runs = [run for cell in comparison.scored_cells for run in cell.scored_runs]
+    protocol, given = runs[0].results.protocol, comparison.annotations
+    wanted = f"{protocol.annotations} with SHA-256 {(protocol.annotations_sha256 or 'unknown')[:8]}"
+    recorded = {
+        path for run in runs for path, sha256 in run.results.inputs.items() if sha256 == protocol.annotations_sha256
+    }
+    paths = [given] if given else [Path(os.path.expanduser(path)) for path in sorted(recorded)]
     for path in paths:
         if path.is_file() and content_sha256(path) == protocol.annotations_sha256:
             return json.loads(path.read_bytes())
+    if given:
+        raise ValueError(
+            f"--annotations {given}: SHA-256 {content_sha256(given)[:8]}; the runs were scored on {wanted}"
+        )
     changed = [str(path) for path in paths if path.is_file()]
     what = f"{changed[0]} has changed since the runs" if changed else f"{', '.join(map(str, paths))} not found"
-    digest = (protocol.annotations_sha256 or "unknown")[:8]
-    raise MissingAnnotationsError(f"annotation file {what}; expected {protocol.annotations} with SHA-256 {digest}")
+    raise MissingAnnotationsError(f"annotation file {what}; expected {wanted}: give its path with --annotations FILE")
 
 
 # ---- CSV files ---------------------------------------------------------------------------------------------
 
 
-def read_csv(path: Path, statistics: Statistics, runs: Sequence[Run], comparison: Comparison) -> list[Slice]:
+def read_csv(path: Path, statistics: Statistics, comparison: Comparison) -> list[Slice]:
     """Read the attributes of images from a CSV file, and return their slices.
 
     Raises ValueError naming the file and the problem. Validation images without a row are in no slice."""
@@ -313,7 +311,11 @@ def read_csv(path: Path, statistics: Statistics, runs: Sequence[Run], comparison
     header, *rows = lines
     if header[0] not in ID_COLUMNS or len(header) < 2:
         got = ",".join(header)
-        raise ValueError(f"{path}: header {got!r}: expected image_id or file_name first, then attributes")
+        other = next((name for name, mark in SEPARATORS.items() if mark in got), None)
+        cure = f"; the columns seem to be separated by {other}: export the file with commas" if other else ""
+        raise ValueError(
+            f"{path}: header {got!r}: expected image_id or file_name first, then attributes, separated by commas{cure}"
+        )
     if len(set(header)) < len(header) or "" in header:
         raise ValueError(f"{path}: header {','.join(header)!r}: expected a different name for every column")
     wrong = next((row for row in rows if len(row) != len(header)), None)
@@ -322,9 +324,9 @@ def read_csv(path: Path, statistics: Statistics, runs: Sequence[Run], comparison
 
     if header[0] == "file_name" and isinstance(statistics, Matches):
         try:
-            names = {image["id"]: image["file_name"] for image in read_annotations(runs)["images"]}
+            names = {image["id"]: image["file_name"] for image in read_annotations(comparison)["images"]}
         except MissingAnnotationsError as error:
-            raise ValueError(f"{path}: file_name needs the annotations, but {error}; or use image_id") from None
+            raise ValueError(f"{path}: file_name needs the annotations, but {error}, or use image_id") from None
         ids = [names[image] for image in statistics.image_ids.tolist()]
     else:
         ids = list(map(str, statistics.image_ids.tolist()))

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
+from ablation.comparison import Cell
 from ablation.scheduling.grid_file import TuneConfig
 from ablation.scheduling.jobs import Grid, read_cells
 from ablation.scheduling.trials import Trial, best_trial, read_trials
 from engine.logbook import progress_bar
 from engine.text import shown
 from records.metrics import read_metrics
-from stats.bootstrap import image_weights, resampled_scores
+from stats.bootstrap import MIN_IMAGES, image_weights, resampled_scores
 from stats.image_statistics import load_statistics
 from stats.trial_points import at_edge
-from stats.tuning import Curve, Flip, budget_curves, expected_best, flip_budget, rank_agreement
+from stats.tuning import Curve, Flip, budget_curves, expected_best, flip_budget, rank_agreement, tuning_luck
 
 MAX_REPLICATES = 2_000  # of a budget curve; resampling costs as much as for that many runs
-MIN_IMAGES = 10  # with fewer images, resamples repeat the same few images
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class Tuning:
     flip: Flip | None  # owners are numbered as in `tuned`; None with fewer than two
     epochs: list[int]  # of the trials, with a score in all of them
     agreement: list[float]  # Kendall's tau between the ranking after each of `epochs` and at the end, mean over owners
+    luck: dict[str, np.ndarray]  # by name of the tuned owner: (R,), see stats.tuning.tuning_luck
+
+    def owner_of(self, cell: Cell) -> str:
+        """Return the name of the owner whose trials chose the values of a cell."""
+        return cell.row if self.config.per == "row" else cell.name
 
     @property
     def tuned(self) -> list[Owner]:
@@ -81,9 +86,11 @@ def read_tuning(grid: Grid, experiments: Path, replicates: int, resample_seed: i
     known = [trial.results for owner in owners for trial in owner.trials if trial.results]
     metric, lower_is_better = (known[0].metric, known[0].lower_is_better) if known else ("score", False)
     num_images = known[0].protocol.images if known else 0
-    curves, flip = [], None
+    curves, flip, luck = [], None, {}
     if tuned:
         values = np.stack([owner.scores for owner in tuned])
+        noise = tuning_luck(values, replicates, resample_seed, lower_is_better)
+        luck = dict(zip([owner.name for owner in tuned], noise, strict=True))
         if num_images < MIN_IMAGES:
             flat = [expected_best(each, lower_is_better) for each in values]
             curves = [Curve(each, each * math.nan, each * math.nan) for each in flat]
@@ -94,7 +101,7 @@ def read_tuning(grid: Grid, experiments: Path, replicates: int, resample_seed: i
             curves = [within_limits(each, lower_is_better) for each in budget_curves(values, sample, **options)]
             flip = flip_budget(values, sample, **options) if len(tuned) > 1 else None
     epochs, agreement = early_ranking(tuned, metric, lower_is_better)
-    return Tuning(tune, owners, metric, lower_is_better, num_images, curves, flip, epochs, agreement)
+    return Tuning(tune, owners, metric, lower_is_better, num_images, curves, flip, epochs, agreement, luck)
 
 
 def within_limits(curve: Curve, lower_is_better: bool) -> Curve:

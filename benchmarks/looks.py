@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ablation.comparison import Cell, Comparison, Difference
+from ablation.comparison import Cell, Comparison, Difference, Family
 from ablation.looks import Judged, judge
 from benchmarks.comparison import Page, run_benchmark
 from benchmarks.simulated_scores import Population, simulate
@@ -62,8 +62,9 @@ def comparison_of(scores: Sequence[np.ndarray]) -> Comparison:
         for each, place, contrast in zip(found, places[1:], contrasts, strict=True)
     ]
     columns = [column for _, column in places]
+    families = {Family("difference", "Differences"): differences}
     return Comparison(
-        "", "", "", "", [""], columns, cells, places[0], replicates, run_scores=run_scores, differences=differences
+        "", "", "", "", [""], columns, cells, places[0], replicates, run_scores=run_scores, families=families
     )
 
 

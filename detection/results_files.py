@@ -23,7 +23,7 @@ from data import DatasetError
 from detection.coco.annotations import CocoFile
 from detection.coco.errors import error_breakdown
 from detection.coco.evaluation import MAX_DETECTIONS, METRICS, GroundTruth, as_dicts, image_statistics, quick_scores
-from detection.coco.results import ResultsFile, read_annotations, read_results_file
+from detection.coco.results import ResultsFile, permutation_warning, read_annotations, read_results_file
 from detection.coco.warnings import ceiling_warning
 from engine.logbook import progress_bar
 from records.results import Cost, Results, Run
@@ -70,7 +70,10 @@ def _score_files(
     truth, runs = GroundTruth(annotations, coco.sha256), {name: [] for name in files}
     every = [(name, file) for name, each in read.items() for file in each]
     for number, (name, file) in enumerate(progress_bar(every, desc="scoring", unit="file", leave=False), start=1):
-        runs[name].append(score_file(name, -number, file, coco, truth, with_errors))
+        run = score_file(name, -number, file, coco, truth, with_errors)
+        ap = np.array([scores["AP"] for scores in run.results.per_class.values()], np.float64)
+        warnings += filter(None, [permutation_warning(file, coco, ap)])
+        runs[name].append(run)
     return runs, warnings
 
 

@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 
 from stats.image_statistics import Hits, Losses, Matches, Statistics
 
+MIN_IMAGES = 10  # with fewer images, resamples repeat the same few images
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)  # bitwise equal to pycocotools' recall thresholds
 RESAMPLES_PER_CHUNK = 2048  # more keep Python's overhead small; fewer keep the arrays of a step in the CPU's cache
 THREADS = 2  # each thread works on one class at a time

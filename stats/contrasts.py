@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
+LEVEL = 0.05  # of the tests of a family, unless another is given
 Contrast = dict[Hashable, float]  # cell -> factor
 FEW_DISCORDANT = 25  # images; with fewer, the bootstrap rejects equal classifiers too often
 
@@ -66,7 +67,7 @@ def assess_family(
     contrasts: Sequence[Contrast],
     estimates: Mapping[Hashable, float],
     replicates: np.ndarray,
-    level: float = 0.05,
+    level: float = LEVEL,
     exact_p: Sequence[float | None] | None = None,
     detectable: Callable[[Contrast, int], float] = lambda contrast, tests: math.nan,
 ) -> list[Tested]:
@@ -87,8 +88,7 @@ def assess_family(
     for number, p in enumerate(exact_p or ()):
         if p is not None:
             p_values[number], errors[number] = p, 0
-    corrected = holm(p_values)
-    is_stable = (holm(p_values - 2 * errors) < level) == (holm(p_values + 2 * errors) < level)
+    corrected, is_stable = holm(p_values), are_stable(p_values, errors, level)
     tests = max(1, int(np.sum(~np.isnan(p_values))))
     family = []
     for number, (contrast, each, sample) in enumerate(zip(contrasts, intervals, samples, strict=True)):
@@ -134,6 +134,14 @@ def monte_carlo_errors(p_values: np.ndarray, replicates: int) -> np.ndarray:
     """Return the standard error of two-sided p values that were estimated from a number of replicates."""
     one_sided = np.minimum(p_values / 2, 0.5)
     return 2 * np.sqrt(one_sided * (1 - one_sided) / replicates)
+
+
+def are_stable(p_values: np.ndarray, errors: np.ndarray, level: float) -> np.ndarray:
+    """Return for each p value of a family whether a change of all by 2 of their errors leaves the verdict as it is.
+
+    errors: Monte Carlo standard errors of the p values."""
+    lowest, highest = np.maximum(p_values - 2 * errors, 0), p_values + 2 * errors
+    return (holm(lowest) < level) == (holm(highest) < level)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

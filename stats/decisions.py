@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import norm
 
-from stats.contrasts import interval
+from stats.contrasts import LEVEL, interval
 
 
-def may_be_best(estimates: Sequence[float], replicates: np.ndarray, level: float = 0.05) -> np.ndarray:
+def may_be_best(estimates: Sequence[float], replicates: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """Return which cells may have the highest true score, (K,) bool. The truly best cell is among them with 1 - level.
 
     A cell is excluded if another cell is better by more than chance explains: if the largest of its differences D_jk

@@ -18,20 +18,21 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
-ALPHA = 0.05
+from stats.contrasts import LEVEL
+
 FARTHEST = 8.0  # largest boundary of |z|; a normal variable exceeds it with probability 1e-15
 POINTS = 401  # of the numerical integration; 1601 points change no level by more than 1e-6
 CLOSEST = 0.99  # highest ratio of two information fractions; closer looks would need a finer integration
 
 
-def spent_alpha(fraction: float, alpha: float = ALPHA) -> float:
+def spent_alpha(fraction: float, alpha: float = LEVEL) -> float:
     """Return the part of `alpha` that is spent up to an information fraction in (0, 1], O'Brien-Fleming type.
 
     alpha(t) = 2 - 2 Phi(z / sqrt(t)), with the two-sided critical value z of `alpha` (Lan and DeMets 1983)."""
     return float(2 * ndtr(ndtri(alpha / 2) / np.sqrt(fraction)))
 
 
-def look_levels(fractions: Sequence[float], num_tests: int = 1, alpha: float = ALPHA) -> list[float]:
+def look_levels(fractions: Sequence[float], num_tests: int = 1, alpha: float = LEVEL) -> list[float]:
     """Return the two-sided significance level of each look, for Holm-corrected p values of `num_tests` tests.
 
     fractions: information fraction of each look; 1 at the last look of the plan. A look whose fraction is not larger

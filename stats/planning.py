@@ -25,10 +25,11 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from scipy.stats import chi2, t
 
-from stats.contrasts import Contrast
+from stats.bootstrap import MIN_IMAGES
+from stats.contrasts import LEVEL, Contrast
 from stats.replicates import pooling, seed_variance
 
-POWER, LEVEL = 0.8, 0.05
+POWER = 0.8
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)  # quadrature over the probability of a chi-square variable
 _PROBABILITIES, _PROBABILITY_WEIGHTS = (_NODES + 1) / 2, _NODE_WEIGHTS / 2
 
@@ -109,10 +110,10 @@ class Variances:
         return fewest(lambda seeds: not self.detectable(seeds, images_factor) > find, 2)
 
     def images_needed(self, find: float, seeds: float | None = None) -> int | None:
-        """Return the fewest images, at least 10, with which `find` is detectable; None if no number suffices."""
+        """Return the fewest images, at least MIN_IMAGES, with which `find` is detectable; None if none suffice."""
         if self.seed > 0 and self.detectable(seeds, math.inf) >= find:
             return None
-        return fewest(lambda images: not self.detectable(seeds, images / self.images) > find, 10)
+        return fewest(lambda images: not self.detectable(seeds, images / self.images) > find, MIN_IMAGES)
 
 
 def fewest(suffices, start: int) -> int:

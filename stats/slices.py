@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from stats.contrasts import Tested, assess_family
+from stats.contrasts import LEVEL, Tested, assess_family
 from stats.image_statistics import Matches, Statistics
 from stats.replicates import cell_replicates
 
-LEVEL = 0.05
+FEW_IMAGES = 30  # the intervals of a smaller slice are unreliable
 MIN_TAIL = 10  # resamples beyond each end of a corrected interval; with fewer, the ends depend on the draw
 PER_IMAGE = ("image_ids", "labels", "hits", "in_top5", "losses")  # arrays of Hits and Losses with a value per image
 

@@ -7,6 +7,7 @@ from ablation.comparison import Cell, Comparison, Difference, SliceDifference
 from ablation.display.formats import Table
 from ablation.display.sentences import limits_of, seeds_of, spread_note, unit_of
 from stats.planning import Variances
+from stats.slices import FEW_IMAGES
 
 IMAGE_FACTORS = (1, 2, 4)  # numbers of images in the table of detectable differences, divided by the present number
 
@@ -49,7 +50,7 @@ def shown_p(p: float, comparison: Comparison, num_tests: int = 1) -> str:
     lowest = min(1.0, num_tests * 2 / (comparison.replicates + 1))
     digits = 3 if p >= 0.01 else 4
     is_lowest = p < 1.05 * lowest  # not exactly, because some resamples may have no score
-    return f"<{max(lowest, 5e-5):.4f}" if is_lowest and lowest < 0.05 else f"{p:.{digits}f}"
+    return f"<{max(lowest, 5e-5):.4f}" if is_lowest and lowest < comparison.level else f"{p:.{digits}f}"
 
 
 def has_limits(comparison: Comparison) -> bool:
@@ -95,9 +96,9 @@ def shown_size(value: float) -> str:
 def slice_tables(comparison: Comparison) -> list[Table]:
     """Return the tables of differences on slices: on each slice, and how they differ from those on other images."""
     tables, base = [], comparison.baseline_cell.name
-    few = ["* based on fewer than 30 images: the interval is unreliable."]
+    few = [f"* based on fewer than {FEW_IMAGES} images: the interval is unreliable."]
     unit = f"difference in {unit_of(comparison)}"
-    test = ["corrected interval", "p (Holm)", "verdict"]
+    test = ["corrected interval", "p (Holm)", "verdict", "at most"]
     if comparison.slices:
         objects = ["objects"] if comparison.slices[0].slice.num_objects is not None else []
         rows = [
@@ -113,7 +114,7 @@ def slice_tables(comparison: Comparison) -> list[Table]:
         ]
         header = ["slice", "images", *objects, "cell", comparison.metric, unit, *test]
         shown = [i for i, each in enumerate(comparison.slices) if each.difference.is_significant]
-        bold = {(i, len(header) - 4) for i in shown if comparison.covers_seeds}
+        bold = {(i, header.index(unit)) for i in shown if comparison.covers_seeds}
         tables.append(Table(f"Differences from {base}, by slice of the validation images", header, rows, bold, notes))
     elif comparison.slice_notes:
         tables.append(Table("Differences by slice: none compared", ["slice"], [], notes=comparison.slice_notes))
@@ -137,20 +138,21 @@ def slice_name(each: SliceDifference) -> str:
 
 
 def shown_test(difference: Difference, comparison: Comparison) -> list[str]:
-    """Return a difference on a slice as text: estimate, corrected interval, corrected p value and verdict."""
+    """Return a difference on a slice as text: estimate, and the columns of the test."""
     return [
         f"{difference.interval.estimate:+.4f}",
         shown_range(*difference.simultaneous),
         shown_p(difference.p_holm, comparison, difference.num_tests),
         comparison.verdict(difference),
+        shown_number(difference.bound, ".4f"),
     ]
 
 
 def slice_columns(comparison: Comparison, cell: Cell) -> dict[str, float | None]:
     """Return the columns of a cell in CSV that --slices adds; None for the baseline.
 
-    Four for each slice, such as difference[night=yes], and four for each interaction. _low and _high are the ends of
-    the corrected interval."""
+    Several for each slice, such as difference[night=yes], and for each interaction. _low and _high are the ends of the
+    corrected interval."""
     columns: dict[str, float | None] = {}
     families = {"difference": comparison.slices, "interaction": comparison.slice_interactions}
     for kind, found in families.items():
@@ -161,6 +163,7 @@ def slice_columns(comparison: Comparison, cell: Cell) -> dict[str, float | None]
             columns[f"{kind}_low[{name}]"] = each and each.simultaneous[0]
             columns[f"{kind}_high[{name}]"] = each and each.simultaneous[1]
             columns[f"{kind}_p_holm[{name}]"] = each and each.p_holm
+            columns[f"{kind}_at_most[{name}]"] = each and each.bound
     return columns
 
 

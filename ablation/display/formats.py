@@ -44,10 +44,12 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
     "[": "{[}",  # after \\ at the end of a row, [ would start an option
 }  # fmt: skip
+PREAMBLE = r"\usepackage{booktabs,graphicx}"
+MAX_COLUMNS = 7  # a wider table is scaled down to the width of the text
 
 
 def to_latex(table: Table) -> str:
-    """Return a table as a LaTeX table environment for the booktabs package."""
+    """Return a table as a LaTeX table environment for the packages of PREAMBLE."""
 
     def text(value: str) -> str:
         escaped = "".join(LATEX.get(character, character) for character in printable(value))
@@ -58,6 +60,9 @@ def to_latex(table: Table) -> str:
     ]
     caption = ". ".join([table.title, *(note.removesuffix(".") for note in table.notes)])
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{text(caption)}}}"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule", header, r"\midrule", *rows]
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    tabular = [rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule", header, r"\midrule", *rows]
+    tabular += [r"\bottomrule", r"\end{tabular}"]
+    if len(table.header) > MAX_COLUMNS:
+        tabular = [r"\resizebox{\textwidth}{!}{%", *tabular, "}"]
+    lines += [*tabular, r"\end{table}"]
     return "\n".join(lines) + "\n"

@@ -45,7 +45,6 @@ from ablation.display.tables import (
     FLOPS_NOTE,
     any_results_files,
     cells_with_errors,
-    families,
     files_table,
     score_layout,
     status_of,
@@ -149,13 +148,13 @@ def protocol_facts(comparison: Comparison) -> dict[str, str]:
 def differences(comparison: Comparison) -> dict[str, Any]:
     """Return the template's variables for differences and effects: a table and a plot each, all plots on one scale."""
     styles = {comparison.cells[place].name: style for place, style in plots.cell_styles(comparison).items()}
-    effects = {title: family for title, family in families(comparison) if family}
-    shown = effects.pop("Differences", [])
+    shown = comparison.differences
+    effects = [(family.title, found) for family, found in comparison.families.items() if family.kind != "difference"]
     title, suffix = "Differences", f" - {comparison.baseline_cell.name}"
     if all(difference.label.endswith(suffix) for difference in shown):
         title += f" from {comparison.baseline_cell.name}"
         shown = [replace(each, label=each.label.removesuffix(suffix)) for each in shown]
-    drawn = [each for family in (shown, *effects.values()) for each in family]
+    drawn = [each for family in (shown, *(found for _, found in effects)) for each in family]
     ends = [end for each in drawn for end in each.simultaneous if math.isfinite(end)] + [0.0]
 
     def part(name: str, title: str, family: Sequence[Difference]) -> dict[str, Any]:
@@ -170,8 +169,8 @@ def differences(comparison: Comparison) -> dict[str, Any]:
     return {
         "main_differences": part("differences", title, shown) if shown else None,
         "difference_notes": difference_notes(comparison) if shown else [],
-        "effects": [part(f"effects-{number}", *each) for number, each in enumerate(effects.items(), start=1)],
-        "design_notes": design_notes(comparison.design) if comparison.factor_effects else [],
+        "effects": [part(f"effects-{number}", *each) for number, each in enumerate(effects, start=1)],
+        "design_notes": design_notes(comparison.design) if comparison.family("factor effect") else [],
     }
 
 
@@ -304,12 +303,13 @@ def escape_controls(value: object) -> object:
 
 
 def labelled(rows: Markup, header: Sequence[str]) -> Markup:
-    """Return rows of a table with the column's name as data-label of each cell, for narrow screens."""
+    """Return rows of a table with the column's name as data-label of each cell, for narrow screens.
+
+    The first column of a table of rows and columns is labelled with what the rows are."""
     body = ElementTree.fromstring(f"<tbody>{rows}</tbody>")
     for row in body:
         for cell, name in zip(row, header, strict=True):
-            if cell.tag == "td":
-                cell.set("data-label", printable(name))
+            cell.set("data-label", printable(name.partition(" \\ ")[0]))
     return Markup("".join(ElementTree.tostring(row, encoding="unicode", short_empty_elements=False) for row in body))
 
 

@@ -99,19 +99,7 @@ def best_sentence(comparison: Comparison) -> str:
 
 def shown_sentences(comparison: Comparison) -> list[str]:
     """Return a sentence for each kind of statement: differences and effects that are shown, small or open."""
-    row, column = comparison.row_name, comparison.column_name
-    groups = {
-        "differences": comparison.differences,
-        f"effects of the {column}, averaged over {row}s": comparison.column_effects,
-        f"effects of the {row}, averaged over {column}s": comparison.row_effects,
-        "interactions": comparison.interactions,
-    }
-    if comparison.design:
-        groups = {
-            "main effects of the factors": comparison.factor_effects,
-            f"changes of these effects with the {row}": comparison.factor_interactions,
-            "differences": comparison.differences,
-        }
+    groups = {family.plural: found for family, found in comparison.families.items() if family.plural}
     by_verdict: dict[str, dict[str, list[Difference]]] = {}
     for name, family in groups.items():
         for each in family:

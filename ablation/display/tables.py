@@ -5,6 +5,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ablation.display.difference_tables import (
     slice_columns,
     slice_tables,
 )
-from ablation.display.formats import Table, to_latex, to_markdown
+from ablation.display.formats import PREAMBLE, Table, to_latex, to_markdown
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
@@ -54,8 +55,8 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
         tables.append(recipe_table(comparison))
     if options.columns:
         tables.append(column_table(comparison, options.columns))
-    differences = [difference_table(title, family, comparison) for title, family in families(comparison) if family]
-    if comparison.factor_effects:
+    differences = [difference_table(family.title, found, comparison) for family, found in comparison.families.items()]
+    if comparison.family("factor effect"):
         differences[0].notes += design_notes(comparison.design)
     if differences:
         differences[0].notes += difference_notes(comparison)
@@ -71,34 +72,9 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     prose = [*conclusion_of(comparison), *budget_sentences(comparison), *warnings]
     if options.format == "latex":
         tables[0].notes = [*warnings, *tables[0].notes]  # in the caption, because comments are not typeset
-        head = [*prose, r"In the preamble: \usepackage{booktabs}"]
+        head = [*prose, f"In the preamble: {PREAMBLE}"]
         return "\n".join([*(f"% {line}" for line in head), *map(to_latex, tables)])
     return "\n".join([f"## {comparison.title}", "", *(f"{line}\n" for line in prose), *map(to_markdown, tables)])
-
-
-def families(comparison: Comparison) -> list[tuple[str, list[Difference]]]:
-    """Return (title, differences) for each family. Holm correction is applied to each family separately."""
-    row, column = comparison.row_name, comparison.column_name
-    if comparison.design:
-        return [
-            (
-                f"Main effects of the factors{f', averaged over {row}s' * (len(comparison.rows) > 1)}",
-                comparison.factor_effects,
-            ),
-            *(
-                (f"Main effects of the factors, {name} only", each)
-                for name, each in comparison.factor_effects_in.items()
-            ),
-            (f"Does the effect of a factor depend on the {row}?", comparison.factor_interactions),
-            (f"Main effects of {row}, averaged over the design", comparison.row_effects),
-            ("Differences", comparison.differences),
-        ]
-    return [
-        ("Differences", comparison.differences),
-        (f"Main effects of {column}, averaged over {row}s", comparison.column_effects),
-        (f"Main effects of {row}, averaged over {column}s", comparison.row_effects),
-        ("Interactions", comparison.interactions),
-    ]
 
 
 # ---- content ----------------------------------------------------------------------------------------------
@@ -269,39 +245,55 @@ def error_table(comparison: Comparison) -> Table:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return a comparison as CSV: a line per cell with score, difference from the baseline and all recorded columns."""
-    changes, lines = {difference.label: difference for difference in comparison.differences}, []
-    for cell in comparison.cells.values():
-        line = {comparison.row_name: cell.row}
-        if comparison.column_name:
-            line[comparison.column_name] = cell.column
-        line["seeds"] = len(cell.scores)
-        if comparison.design:
-            high = comparison.design.points[cell.column]
-            line |= {f"factor_{factor}": int(factor in high) for factor in comparison.design.factors}
-        line |= {comparison.metric: cell.mean, "spread": cell.spread, "status": status_of(cell)}
-        change = changes.get(f"{cell.name} - {comparison.baseline_cell.name}")
-        for name in ("estimate", "low", "high", "p"):
-            line[f"difference_{name}"] = change and getattr(change.interval, name)
-        line |= {
-            "corrected_low": change and change.simultaneous[0],
-            "corrected_high": change and change.simultaneous[1],
-        }
-        line |= {"difference_p_holm": change and change.p_holm, "verdict": change and comparison.verdict(change)}
-        line |= {"at_most": change and change.bound, "detectable": change and change.detectable}
-        line |= {"single_run_better": change and change.probability_better}
-        if comparison.may_be_best:
-            line |= {"may_be_best": int(cell.place in comparison.may_be_best)}
-        shares = comparison.variances.shares if comparison.variances else (None, None, None)
-        line |= dict(zip(("share_images", "share_errors", "share_seeds"), shares, strict=True))
-        if comparison.looks:
-            line |= {"level": change and change.level, "shown_at_look": change and change.at_looks.shown_at}
-        line |= tuning_columns(comparison, cell)
-        line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
-        line |= slice_columns(comparison, cell)
-        lines.append(line | {"warnings": " / ".join(comparison.warnings)})
+    """Return a comparison as CSV. The column `kind` says what a line is.
+
+    cell: score, difference from the baseline and all recorded columns of a cell. The kinds of Family: main effects,
+    interactions, and the differences between other cells; these lines have a label and the columns of differences."""
+    base = comparison.baseline_cell.name
+    of_cells = {f"{cell.name} - {base}": cell for cell in comparison.cells.values()}
+    changes = {of_cells[each.label].place: each for each in comparison.differences if each.label in of_cells}
+    lines = [cell_line(comparison, cell, changes.get(cell.place)) for cell in comparison.cells.values()]
+    lines += [
+        {"kind": family.kind, "label": each.label} | difference_columns(comparison, each)
+        for family, found in comparison.families.items()
+        for each in found
+        if each not in changes.values()
+    ]
     output = io.StringIO()
     writer = csv.DictWriter(output, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return output.getvalue()
+
+
+def cell_line(comparison: Comparison, cell: Cell, change: Difference | None) -> dict[str, Any]:
+    """Return the columns of a cell in CSV. change: its difference from the baseline."""
+    line = {"kind": "cell", "label": cell.name, comparison.row_name: cell.row}
+    if comparison.column_name:
+        line[comparison.column_name] = cell.column
+    line["seeds"] = len(cell.scores)
+    if comparison.design:
+        high = comparison.design.points[cell.column]
+        line |= {f"factor_{factor}": int(factor in high) for factor in comparison.design.factors}
+    line |= {comparison.metric: cell.mean, "spread": cell.spread, "status": status_of(cell)}
+    line |= difference_columns(comparison, change)
+    if comparison.may_be_best:
+        line |= {"may_be_best": int(cell.place in comparison.may_be_best)}
+    shares = comparison.variances.shares if comparison.variances else (None, None, None)
+    line |= dict(zip(("share_images", "share_errors", "share_seeds"), shares, strict=True))
+    line |= tuning_columns(comparison, cell)
+    line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
+    line |= slice_columns(comparison, cell)
+    return line | {"warnings": " / ".join(comparison.warnings)}
+
+
+def difference_columns(comparison: Comparison, each: Difference | None) -> dict[str, Any]:
+    """Return the columns of a difference in CSV; all empty if there is none."""
+    columns = {f"difference_{name}": each and getattr(each.interval, name) for name in ("estimate", "low", "high", "p")}
+    columns |= {"corrected_low": each and each.simultaneous[0], "corrected_high": each and each.simultaneous[1]}
+    columns |= {"difference_p_holm": each and each.p_holm, "verdict": each and comparison.verdict(each)}
+    columns |= {"at_most": each and each.bound, "detectable": each and each.detectable}
+    columns |= {"single_run_better": each and each.probability_better}
+    if comparison.looks:
+        columns |= {"level": each and each.level, "shown_at_look": each and each.at_looks.shown_at}
+    return columns

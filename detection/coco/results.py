@@ -14,6 +14,8 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
+from pycocotools import mask
+from scipy.optimize import linear_sum_assignment
 
 from data import DatasetError
 from detection.coco.annotations import CocoFile, survey_coco
@@ -23,6 +25,10 @@ from engine.terminal import counted
 FIELDS = ("image_id", "category_id", "bbox", "score")
 EXPECTED = 'expected a JSON list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}'
 BINARY = (".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz")  # suffixes of other formats that tools write detections to
+MAX_AP = 0.05  # of classes whose ids may be permuted
+MIN_PERMUTED = (
+    0.25  # warn if at least this fraction of the objects of a class has boxes of one specific different class
+)
 MIN_COVERED = 0.5  # warn if a smaller fraction of the images with objects has detections
 
 
@@ -148,7 +154,10 @@ def _missing(entry: Any, field: str) -> str:
         return f"is {entry!r:.80}; {EXPECTED}"
     if field == "bbox" and (shapes := [name for name in ("segmentation", "keypoints") if name in entry]):
         return f"has {shapes[0]} but no bbox; only boxes are compared, so export the detector's boxes"
-    return f"no {field!r}; {EXPECTED}"
+    keys = ", ".join(map(str, entry))[:80]
+    if field == "score":
+        return f"no 'score' (keys: {keys}), expected a number from 0 to 1; export scores, because AP ranks by them"
+    return f"no {field!r} (keys: {keys}); {EXPECTED}"
 
 
 def _to_numbers(values: list) -> np.ndarray:
@@ -165,8 +174,8 @@ def _unknown_image(value: Any, coco: CocoFile, none_known: bool) -> str:
     """Return what is wrong with an image id, and the cure. none_known: whether no entry has a known image id."""
     ids = {image.id for image in coco.images}
     if isinstance(value, str):
-        if value.isdecimal() and int(value) in ids:
-            return f"image_id is {value!r}, expected the integer {int(value)}; write ids without quotes"
+        if (number := _integer(value)) in ids:
+            return f"image_id is {value!r}, expected the integer {number}; write ids as integers, without quotes"
         stem = PurePath(value).stem
         for image in coco.images:
             if value == image.file_name or stem in (PurePath(image.file_name).stem, PurePath(image.file_name).name):
@@ -188,7 +197,7 @@ def _unknown_category(value: Any, used: np.ndarray, coco: CocoFile) -> str:
     expected = f"one of the {counted(number, 'id', 'ids')} of {coco.annotations_path} ({_ranges(ids)})"
     text = f"category_id is {value!r:.80}, expected {expected}"
     if isinstance(value, str):
-        cure = "write ids without quotes" if value.isdecimal() and int(value) in ids else "write ids, not names"
+        cure = "write ids as integers, without quotes" if _integer(value) in ids else "write ids, not names"
         return f"{text}; {cure}"
     for start in (0, 1):
         indices = range(start, start + number)
@@ -199,6 +208,14 @@ def _unknown_category(value: Any, used: np.ndarray, coco: CocoFile) -> str:
                 "ids in ascending order, if the detector's classes have the same order)"
             )
     return f"{text}; use the annotation file with the classes of this detector, or map its classes to these ids"
+
+
+def _integer(text: str) -> int | None:
+    """Return the integer that a text such as '293' or '293.0' stands for; None if there is none."""
+    try:
+        return int(float(text)) if float(text).is_integer() else None
+    except ValueError:
+        return None
 
 
 def _ranges(ids: Sequence[int]) -> str:
@@ -240,3 +257,48 @@ def _warnings(path: Path, detections: np.ndarray, coco: CocoFile) -> list[str]:
             "other images count as missed"
         )
     return [f"{path}: {line}" for line in lines]
+
+
+def permutation_warning(file: ResultsFile, coco: CocoFile, ap: np.ndarray) -> str | None:
+    """Return a warning if the boxes of a file are right but its category ids are permuted; otherwise None.
+
+    ap: (C,), AP of each class, nan without objects. A detector that confuses all classes with a few others has low AP
+    too. So the permutation that explains most has to explain MIN_PERMUTED of the objects of the median class, and twice
+    what the ids in the file explain."""
+    known = ~np.isnan(ap)
+    if np.mean(ap[known] <= MAX_AP) < 0.9 or known.sum() < 2:
+        return None
+    counts = class_on_objects(file.detections, coco)
+    shares = np.where(counts >= 3, counts, 0) / np.maximum(coco.class_counts, 1)[:, None]  # fewer may be chance
+    right = np.diag(shares).copy()
+    np.fill_diagonal(shares, 0)
+    best = linear_sum_assignment(shares, maximize=True)  # rows: classes of objects; columns: classes of detections
+    explained = shares[best]
+    if np.median(explained[known]) < max(MIN_PERMUTED, 2 * np.median(right[known])):
+        return None
+    of_object, of_detection = (index[(explained * coco.class_counts).argmax()] for index in best)
+    detected, true = (f"category {coco.category_ids[k]} ({coco.class_names[k]})" for k in (of_detection, of_object))
+    return (
+        f"{file.path}: {detected} mostly covers objects of {true}: are the category ids permuted? Compare the order of "
+        f"the detector's classes with {coco.annotations_path}"
+    )
+
+
+def class_on_objects(detections: np.ndarray, coco: CocoFile) -> np.ndarray:
+    """Count objects by their class and by the class of the best detection on them, whatever its class, (C, C).
+
+    Crowds are left out. A detection is on an object if their IoU is at least 0.5."""
+    counts = np.zeros((len(coco.class_names),) * 2)
+    best_first = detections[np.lexsort((-detections[:, 5], detections[:, 0]))]
+    labels = np.searchsorted(coco.category_ids, best_first[:, 6])
+    image_ids = np.array([image.id for image in coco.images])
+    starts, ends = (np.searchsorted(best_first[:, 0], image_ids, side) for side in ("left", "right"))
+    for index, span in enumerate(map(slice, starts, ends)):
+        boxes_xyxy, classes, is_crowd = coco.objects(index)
+        boxes_xywh = np.hstack([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]])[~is_crowd].astype(np.float64)
+        if len(boxes_xywh) and span.start < span.stop:
+            ious = mask.iou(best_first[span, 1:5], boxes_xywh, np.zeros(len(boxes_xywh)))
+            is_covered = (ious >= 0.5).any(axis=0)
+            best = (ious >= 0.5).argmax(axis=0)[is_covered]
+            np.add.at(counts, (classes[~is_crowd][is_covered] - 1, labels[span][best]), 1)
+    return counts

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 
 import pytest
@@ -194,9 +195,11 @@ def test_a_known_spread_is_refused_if_the_cells_have_several_seeds(grid):
 
 def test_one_family_corrects_all_tests_together(grid):
     apart, together = grid.compare(), grid.compare(one_family=True)
-    assert {each.num_tests for each in apart.row_effects} == {1}
-    assert {each.num_tests for each in (*together.differences, *together.row_effects, *together.interactions)} == {6}
-    assert together.row_effects[0].p_holm >= apart.row_effects[0].p_holm
+    assert [each.num_tests for family in apart.families.values() for each in family] == [3, 3, 3, 1, 1, 1]
+    assert [each.num_tests for family in together.families.values() for each in family] == [6] * 6
+    assert [apart.variances.tests, together.variances.tests] == [3, 6]
+    assert together.variances.detectable() > apart.variances.detectable()
+    assert together.family("row effect")[0].p_holm >= apart.family("row effect")[0].p_holm
 
 
 def test_verdicts_do_not_depend_on_the_resamples_or_are_warned_about(experiments):
@@ -223,7 +226,7 @@ def test_rare_classes_are_warned_about(experiments, monkeypatch):
 def test_main_effects_are_mean_differences_and_interactions_are_differences_between_differences(grid):
     comparison = grid.compare()
     mean = {place: cell.mean for place, cell in comparison.cells.items()}
-    ((rows,), (columns,), (both,)) = comparison.row_effects, comparison.column_effects, comparison.interactions
+    ((rows,), (columns,), (both,)) = map(comparison.family, ("row effect", "column effect", "interaction"))
     change = [mean["strong", column] - mean["weak", column] for column in ("none", "fpn")]
     assert rows.label == "strong - weak"
     assert rows.interval.estimate == pytest.approx(sum(change) / 2)
@@ -238,7 +241,7 @@ def test_main_effects_are_mean_differences_and_interactions_are_differences_betw
 def test_effects_use_only_complete_rows(grid):
     grid.add("lonely")
     comparison = grid.compare()
-    assert [effect.label for effect in comparison.row_effects] == ["strong - weak"]
+    assert [effect.label for effect in comparison.family("row effect")] == ["strong - weak"]
     assert any("complete rows only: weak, strong" in text for text in comparison.warnings)
     assert score_table(comparison).rows[2][2] == "-"
 
@@ -376,6 +379,21 @@ def test_csv_has_one_line_per_cell_in_full_precision(grid):
     assert float(lines[0]["device_hours"]) == 2.0
 
 
+def test_csv_has_a_line_per_effect_and_per_difference_between_other_cells(grid):
+    comparison = grid.compare(pairs=True)
+    lines = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+    kinds = [line["kind"] for line in lines]
+    assert kinds == ["cell"] * 4 + ["difference"] * 3 + ["column effect", "row effect", "interaction"]
+    found = {line["label"]: line for line in lines if line["kind"] != "cell"}
+    (effect,) = comparison.family("row effect")
+    assert float(found["strong - weak"]["difference_estimate"]) == effect.interval.estimate
+    assert float(found["strong - weak"]["at_most"]) == effect.bound
+    assert found["strong - weak"]["verdict"] == "significant"
+    assert found["strong - weak"]["mAP"] == ""
+    assert {"strong x none - weak x fpn", "strong x fpn - strong x none"} < found.keys()
+    assert "strong x none - weak x none" not in found  # it is on the line of its cell
+
+
 def test_markdown_escapes_names_and_uses_minus_signs_for_numbers():
     text = to_markdown(Table("", ["", "change"], [["swin-2", "[-0.1, 0.2]"], ["a|b", "0"]]))
     assert "| swin-2 | [\N{MINUS SIGN}0.1, 0.2] |" in text
@@ -390,6 +408,21 @@ def test_latex_escapes_names_and_prints_the_best_in_bold(experiments):
     assert r"\textbf{0." in text
     assert text.count(r"\\") == 3
     assert text.index(r"\begin{tabular}{lrr}") < text.index(r"\bottomrule")
+
+
+def test_latex_is_balanced_and_wide_tables_fit_the_width_of_the_text(grid, run_in_process):
+    words = ["--columns", "all", "--per-class", "--errors", "--replicates", 200, "--format", "latex"]
+    _, text, _ = run_in_process(command, *sorted(grid.folder.iterdir()), *words)
+    typeset = "\n".join(re.sub(r"(?<!\\)%.*", "", line) for line in text.splitlines())
+    tables = re.findall(r"\\begin\{table\}.*?\\end\{table\}", typeset, re.DOTALL)
+    assert len(tables) == text.count(r"\begin{table}")
+    for table in tables:
+        braces = re.sub(r"\\[{}]", "", table)
+        assert braces.count("{") == braces.count("}")
+        columns = len(re.search(r"\\begin\{tabular\}\{(l?r*)\}", table)[1])
+        rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
+        assert (r"\resizebox{\textwidth}" in table) == (columns > 7)
 
 
 def test_the_command_prints_all_requested_tables_as_markdown(grid, run_in_process):
@@ -408,7 +441,7 @@ def test_the_command_prints_all_requested_tables_as_markdown(grid, run_in_proces
         ("table.txt", ["--format", "latex"], "% "),
         ("table.html", [], "<!DOCTYPE"),
         ("table.tex", [], "% "),
-        ("table.csv", [], "backbone,neck,seeds,mAP"),
+        ("table.csv", [], "kind,label,backbone,neck,seeds,mAP"),
     ],
 )
 def test_the_format_of_the_output_file_is_from_the_option_or_else_the_suffix(

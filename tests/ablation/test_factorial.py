@@ -17,8 +17,8 @@ from ablation.comparison import Comparison
 from ablation.display.report import write_report
 from ablation.display.sentences import conclusion_of, design_notes
 from ablation.display.tables import as_text, score_table, to_csv
+from ablation.families import factor_contrasts
 from ablation.scheduling.jobs import State, read_grid
-from ablation.uncertainty import factor_contrasts
 from engine.strict_yaml import ConfigError
 from stats.contrasts import assess_family
 from stats.factorial import Design
@@ -168,29 +168,29 @@ def test_main_effects_are_mean_differences_over_all_rows_and_in_each_row(compari
         return np.mean(sides[True]) - np.mean(sides[False])
 
     for family, rows in (
-        (comparison.factor_effects, ["small", "large"]),
-        (comparison.factor_effects_in["small"], ["small"]),
-        (comparison.factor_effects_in["large"], ["large"]),
+        (comparison.family("factor effect"), ["small", "large"]),
+        (comparison.family("factor effect in small"), ["small"]),
+        (comparison.family("factor effect in large"), ["large"]),
     ):
         assert [each.label for each in family] == LABELS
         assert [each.num_tests for each in family] == [4] * 4
         assert [each.interval.estimate for each in family] == pytest.approx([effect(name, rows) for name in EFFECTS])
-    first = comparison.factor_interactions[0]
+    first = comparison.family("factor interaction")[0]
     assert first.label == "fast (A) on large - fast (A) on small"
     assert first.interval.estimate == pytest.approx(effect("fast", ["large"]) - effect("fast", ["small"]))
 
 
 def test_only_the_factor_with_an_effect_is_significant_and_only_where_it_has_one(comparison):
-    significant = [each.label for each in comparison.factor_effects if each.is_significant]
+    significant = [each.label for each in comparison.family("factor effect") if each.is_significant]
     assert significant == ["fast (A)"]
-    assert [each.label for each in comparison.factor_effects_in["large"] if each.is_significant] == ["fast (A)"]
-    assert [each.label for each in comparison.factor_effects_in["small"] if each.is_significant] == []
-    depends = [each.label for each in comparison.factor_interactions if each.is_significant]
+    assert [each.label for each in comparison.family("factor effect in large") if each.is_significant] == ["fast (A)"]
+    assert [each.label for each in comparison.family("factor effect in small") if each.is_significant] == []
+    depends = [each.label for each in comparison.family("factor interaction") if each.is_significant]
     assert depends == ["fast (A) on large - fast (A) on small"]
     conclusion = " ".join(conclusion_of(comparison))
     assert "main effects of the factors: 'fast (A)'" in conclusion
     assert "3 of 4 main effects of the factors" in conclusion
-    assert comparison.column_effects == comparison.interactions == []
+    assert comparison.family("column effect") == comparison.family("interaction") == []
 
 
 @pytest.mark.parametrize("rows", [["large"], ["small", "large"]])
@@ -198,8 +198,8 @@ def test_main_effects_need_all_cells_and_the_missing_cells_are_listed(runs, rows
     comparison = runs.compare(*(f"{row} x AB" for row in rows))
     (warning,) = [text for text in comparison.warnings if text.startswith("main effects")]
     assert all(f"{row} x AB" in warning for row in rows)
-    assert comparison.factor_effects_in == {}
-    assert bool(comparison.factor_effects) == (rows == ["large"])
+    assert not any(family.kind.startswith("factor effect in") for family in comparison.families)
+    assert bool(comparison.family("factor effect")) == (rows == ["large"])
     assert ("(small)" in warning) == (rows == ["large"])
 
 

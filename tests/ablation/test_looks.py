@@ -269,6 +269,18 @@ def test_too_few_resamples_for_the_level_of_a_look_give_a_warning(folder):
     assert not any("too few for look 1" in each for each in compared(grid, replicates=2000).warnings)
 
 
+@pytest.mark.parametrize(("mean", "is_stable"), [(0.5, True), (0.6, False), (0.9, True)])
+def test_verdicts_at_a_look_that_depend_on_the_resamples_are_warned_about(folder, monkeypatch, mean, is_stable):
+    monkeypatch.setitem(MEANS, "near", mean)
+    grid = write_grid(["base", "near"])
+    train(grid, [7, 8, 9])
+    found = [compare([grid.path], EXPERIMENTS, replicates=2000, resample_seed=seed) for seed in range(3)]
+    assert {each.differences[0].is_stable for each in found} == {is_stable}
+    for each in found:
+        assert is_stable or each.differences[0].p_holm < 0.03  # it would be stable at the level without looks
+        assert any("verdict on row x near - row x base (at look 1)" in text for text in each.warnings) != is_stable
+
+
 # ---- the record of looks ---------------------------------------------------------------------------------------
 
 

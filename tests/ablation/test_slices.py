@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
+from ablation import grid as grid_command
 from ablation import slices
 from ablation.display.difference_tables import slice_tables
 from ablation.display.report import write_report
@@ -146,7 +147,10 @@ def test_tables_list_images_objects_and_corrected_tests(comparison):
     assert lines["night=yes"]["verdict"] == "significant"
     assert lines["night=no"]["verdict"] == "not shown"
     assert len(table.bold) == 1
-    assert changes.rows[0][-1] == "significant"
+    assert changes.rows[0][changes.header.index("verdict")] == "significant"
+    day = next(each for each in comparison.slices if each.slice.name == "night=no").difference
+    assert lines["night=no"]["at most"] == f"{day.bound:.4f}"
+    assert abs(day.interval.estimate) < day.bound <= max(map(abs, day.simultaneous))
 
 
 def test_csv_has_the_slices_as_columns_on_the_lines_of_the_cells(comparison):
@@ -156,6 +160,7 @@ def test_csv_has_the_slices_as_columns_on_the_lines_of_the_cells(comparison):
     assert float(lines["new"]["difference[night=yes]"]) == night.interval.estimate
     assert float(lines["new"]["difference_low[night=yes]"]) == night.simultaneous[0]
     assert lines["old"]["difference[night=yes]"] == ""
+    assert float(lines["new"]["difference_at_most[night=yes]"]) == night.bound
     assert float(lines["new"]["interaction_p_holm[night=no]"]) < 0.05
 
 
@@ -209,6 +214,8 @@ def test_a_slice_with_fewer_than_10_images_is_listed_but_not_compared(pair, tmp_
         ("image_id,night\n", "only a header"),
         ("image,night\n1,yes\n", "header 'image,night': expected image_id"),
         ("image_id\n1\n", "header 'image_id'"),
+        ("image_id;night\n1;yes\n", r"a\.csv: header 'image_id;night': .* separated by semicolons: export .* commas"),
+        ("image_id\tnight\n1\tyes\n", "separated by tabs"),
         ("image_id,a,a\n1,2,3\n", "different name"),
         ("image_id,night\n1,yes\n2,no,3\n", "row '2,no,3' has 3 fields; expected 2"),
         ("image_id,night\n1,yes\n2,no\n77,no\n78,no\n", r"2 of 4 ids are not validation images \(77, 78\)"),
@@ -286,6 +293,39 @@ def test_size_is_skipped_with_the_name_of_the_file_if_the_annotations_are_not_th
     assert any("--slices size: skipped" in line and str(path) in line for line in comparison.warnings)
     with pytest.raises(ValueError, match=r"instances_val\.json.*use image_id"):
         experiments.compare(slices=[write_rows(tmp_path / "a.csv", [("000.jpg", 1)], "file_name,night")])
+
+
+def test_annotations_that_were_moved_are_named_with_an_option(annotated, tmp_path):
+    experiments, path = annotated
+    moved = path.rename(tmp_path / "moved.json")
+    assert any("--annotations FILE" in line for line in experiments.compare(slices=["size"]).warnings)
+    assert len(experiments.compare(slices=["size"], annotations=moved).slices) == 3
+    rows = [(f"{i:03}.jpg", i % 2) for i in range(IMAGES)]
+    source = write_rows(tmp_path / "a.csv", rows, "file_name,odd")
+    assert len(experiments.compare(slices=[source], annotations=moved).slices) == 2
+    with pytest.raises(ValueError, match=r"a\.csv.*--annotations FILE"):
+        experiments.compare(slices=[source])
+
+
+def test_a_different_annotation_file_is_refused(annotated, tmp_path):
+    experiments, path = annotated
+    (tmp_path / "other.json").write_text("{}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=rf"other\.json: SHA-256 44136fa3; .*{digest[:8]}"):
+        experiments.compare(slices=["size"], annotations=tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--annotations", "val.json"], "--slices"), (["--annotations", "no.json", "--slices", "size"], "no.json")],
+)
+def test_parsing_refuses_annotations_without_use_or_file(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "val.json").touch()
+    (tmp_path / "grid.yaml").touch()
+    for parse, words in ((command.parse_arguments, []), (grid_command.parse_arguments, ["table"])):
+        with pytest.raises(ValueError, match=message):
+            parse([*words, "grid.yaml", *options])
 
 
 def test_images_are_grouped_by_their_number_of_objects(experiments):

@@ -172,3 +172,56 @@ def test_the_detections_of_a_published_run_score_as_recorded(shared_data):
     assert found.scores == {name: pytest.approx(score, abs=1e-12) for name, score in recorded.scores.items()}
     assert found.errors.counts == recorded.errors.counts
     assert found.protocol.annotations_sha256 == recorded.protocol.annotations_sha256
+
+
+# ---- permuted category ids ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def street(tmp_path):
+    """Return an annotation file of 40 images with two persons, a car and a dog each; the objects do not overlap."""
+    boxes = {1: [[5, 5, 20, 40], [35, 5, 22, 42]], 3: [[70, 10, 60, 30]], 18: [[10, 80, 30, 25]]}
+    content = {
+        "images": [{"id": k, "file_name": f"{k}.jpg", "width": 200, "height": 150} for k in range(40)],
+        "categories": [{"id": k, "name": name} for k, name in ((3, "car"), (1, "person"), (18, "dog"), (40, "cat"))],
+        "annotations": [
+            {"image_id": k, "category_id": category, "bbox": box} for k in range(40) for category, each in boxes.items()
+            for box in each
+        ],
+    }  # fmt: skip
+    for number, each in enumerate(content["annotations"], start=1):
+        each["id"] = number
+    return write(tmp_path / "val.json", content)
+
+
+def permutation_warnings(path, category_of, shift=0.0):
+    """Return the warnings for detections on all objects. category_of: from the true category to the detected one.
+
+    shift: pixels that boxes are moved by. Every object has a second, worse detection of its true category."""
+    draw, results = np.random.default_rng(0), []
+    for each in json.loads(path.read_text())["annotations"]:
+        x, y, width, height = each["bbox"]
+        for category, score in ((category_of(each["category_id"]), draw.uniform(0.5, 1)), (each["category_id"], 0.01)):
+            box = [x + shift, y + shift, width, height] if score > 0.1 else [x, y + height / 2, width, height]
+            results.append({"image_id": each["image_id"], "category_id": category, "bbox": box, "score": score})
+    _, warnings = score_files(path, {"yolo": [write(path.parent / "a.json", results)]}, with_errors=False)
+    return warnings
+
+
+def test_permuted_category_ids_are_warned_about_with_the_most_frequent_confusion(street):
+    (warning,) = permutation_warnings(street, {1: 3, 3: 18, 18: 1}.get)
+    assert "a.json: category 3 (car) mostly covers objects of category 1 (person)" in warning
+    assert "val.json" in warning
+
+
+@pytest.mark.parametrize("shift", [0.0, 25.0], ids=["good", "no box is right"])
+def test_right_category_ids_are_not_called_permuted_whatever_the_boxes(street, shift):
+    assert permutation_warnings(street, lambda category: category, shift) == []
+
+
+def test_a_detector_that_guesses_classes_or_always_says_the_same_is_not_called_permuted(street):
+    draw = np.random.default_rng(0)
+    for shift in (0.0, 4.0):  # 4: with an IoU of 0.55 to 0.7, so that AP is as low as with permuted ids
+        assert permutation_warnings(street, lambda category: int(draw.choice([1, 3, 18])), shift) == []
+    assert permutation_warnings(street, lambda category: 18) == []
+    assert permutation_warnings(street, lambda category: 40) == []  # no object of this category exists

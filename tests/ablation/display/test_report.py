@@ -114,6 +114,16 @@ def test_the_best_mean_and_the_baseline_are_marked_in_the_score_table(comparison
     assert ["baseline" in "".join(cell.itertext()) for cell in cells] == [True, False, False, False]
 
 
+def test_rows_of_tables_are_labelled_with_what_they_are_for_cards_on_phones(text):
+    titles = {
+        section.get("id"): [row.get("data-label") for row in section.iter("th") if row.get("scope") == "row"]
+        for section in tree_of(text).iter("section")
+    }
+    assert set(titles["limits"]) == {"seeds per cell"}
+    assert titles["scores"][:2] == ["backbone"] * 2
+    assert set(titles["differences"]) == {""}  # these rows have full names
+
+
 def test_failed_cells_and_cells_not_in_the_comparison_are_marked(grid, tmp_path):
     comparison = grid.compare()
     failed = comparison.cells["strong", "none"]
@@ -166,7 +176,7 @@ def test_undefined_numbers_are_dashes(experiments, tmp_path):
 def test_changes_of_classes_are_sorted_from_the_largest_rise_to_the_largest_fall(comparison, text):
     tables = re.findall(r'aria-label="change of each class, SwinTBackbone_B x fpn">.*?</table>', text, re.S)
     changes = comparison.per_class_change["SwinTBackbone_B", "fpn"]
-    assert re.findall(r'<th scope="row">(.*?)</th>', tables[0]) == sorted(
+    assert re.findall(r'<th scope="row"[^>]*>(.*?)</th>', tables[0]) == sorted(
         changes, key=lambda name: -changes[name].estimate
     )
 

@@ -47,7 +47,7 @@ def with_categories(content, ids):
 
 
 def test_detections_are_read_as_an_array_in_the_order_of_the_file(read):
-    file = read([GOOD | {"segmentation": {}}, GOOD | {"image_id": 20, "category_id": 3.0, "score": 1}])
+    file = read([GOOD | {"segmentation": {}}, GOOD | {"image_id": 20.0, "category_id": 3.0, "score": 1}])
     assert np.array_equal(file.detections, [[50, 1, 2, 30.5, 4, 0.5, 7], [20, 1, 2, 30.5, 4, 1, 3]])
     assert file.detections.dtype == np.float64
     assert file.warnings == []
@@ -83,12 +83,18 @@ def test_boxes_beyond_the_image_and_empty_boxes_are_valid(read):
             for field in GOOD
         ),
         ([{"image_id": 50, "category_id": 7, "score": 0.5, "segmentation": {}}], ["segmentation", "bbox"]),
+        ([{"image_id": 50, "category_id": 7, "bbox": [1, 2, 3, 4], "conf": 0.5}], ["conf", "0 to 1", "export"]),
         ([GOOD | {"image_id": None}], ["image_id is None", "2 image ids", "20 to 50"]),
         ([GOOD | {"image_id": 51}], ["image_id is 51", "2 image ids", "20 to 50", "no entry has a known image id"]),
         ([GOOD, GOOD | {"image_id": 51}], ["entry 1", "remove the detections of other images"]),
         ([GOOD | {"image_id": 10**400}], ["image_id is 1000"]),
         ([GOOD | {"image_id": True}], ["image_id is True"]),
         ([GOOD | {"image_id": "50"}], ["image_id is '50'", "integer 50"]),
+        ([GOOD, GOOD | {"image_id": "50.0"}], ["entry 1", "image_id is '50.0'", "integer 50", "without quotes"]),
+        ([GOOD | {"image_id": "50.5"}], ["image_id is '50.5'", "20 to 50"]),
+        ([GOOD | {"image_id": "nan"}], ["image_id is 'nan'", "20 to 50"]),
+        ([GOOD | {"image_id": 50.5}], ["image_id is 50.5", "20 to 50"]),
+        ([GOOD | {"category_id": "7.0"}], ["category_id is '7.0'", "without quotes"]),
         ([GOOD | {"image_id": "b"}], ["image_id is 'b'", "expected 20", "ultralytics"]),
         ([GOOD | {"image_id": "more/b.png"}], ["expected 20, the id of more/b.png"]),
         ([GOOD | {"image_id": "c.png"}], ["image_id is 'c.png'", "20 to 50"]),
