@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ablation.comparison import Cell
 from ablation.scheduling.grid_file import TuneConfig
 from ablation.scheduling.jobs import Grid, read_cells
 from ablation.scheduling.trials import Trial, best_trial, read_trials
 from engine.logbook import progress_bar
 from engine.text import shown
 from records.metrics import read_metrics
+from records.results import Place
 from stats.bootstrap import MIN_IMAGES, image_weights, resampled_scores
 from stats.image_statistics import load_statistics
 from stats.trial_points import at_edge
@@ -63,9 +63,9 @@ class Tuning:
     agreement: list[float]  # Kendall's tau between the ranking after each of `epochs` and at the end, mean over owners
     luck: dict[str, np.ndarray]  # by name of the tuned owner: (R,), see stats.tuning.tuning_luck
 
-    def owner_of(self, cell: Cell) -> str:
+    def owner_of(self, place: Place) -> str:
         """Return the name of the owner whose trials chose the values of a cell."""
-        return cell.row if self.config.per == "row" else cell.name
+        return owner_name(place, self.config)
 
     @property
     def tuned(self) -> list[Owner]:
@@ -81,7 +81,7 @@ def read_tuning(grid: Grid, experiments: Path, replicates: int, resample_seed: i
         best = best_trial(trials)
         points = [trial.values for trial in trials]
         edges = at_edge(points, trials.index(best), tune.ranges) if best else {}
-        owners.append(Owner(place[0] if tune.per == "row" else trials[0].job.cell, trials, best, edges))
+        owners.append(Owner(owner_name(place, tune), trials, best, edges))
     tuned = [owner for owner in owners if owner.best]
     known = [trial.results for owner in owners for trial in owner.trials if trial.results]
     metric, lower_is_better = (known[0].metric, known[0].lower_is_better) if known else ("score", False)
@@ -102,6 +102,11 @@ def read_tuning(grid: Grid, experiments: Path, replicates: int, resample_seed: i
             flip = flip_budget(values, sample, **options) if len(tuned) > 1 else None
     epochs, agreement = early_ranking(tuned, metric, lower_is_better)
     return Tuning(tune, owners, metric, lower_is_better, num_images, curves, flip, epochs, agreement, luck)
+
+
+def owner_name(place: Place, tune: TuneConfig) -> str:
+    """Return the name of the row or cell that has trials."""
+    return place[0] if tune.per == "row" else " x ".join(place)
 
 
 def within_limits(curve: Curve, lower_is_better: bool) -> Curve:

@@ -145,7 +145,7 @@ def with_tuning_luck(comparison: Comparison, values: Sequence[np.ndarray]) -> li
     tuned perfectly differ too often (benchmarks/tuning.md). values: for each cell (n_k, 1 + R)."""
     if comparison.tuning is None:
         return list(values)
-    lucks = [comparison.tuning.luck[comparison.tuning.owner_of(cell)] for cell in comparison.scored_cells]
+    lucks = [comparison.tuning.luck[comparison.tuning.owner_of(cell.place)] for cell in comparison.scored_cells]
     return [each + np.concatenate([[0.0], luck]) for each, luck in zip(values, lucks, strict=True)]
 
 

@@ -91,7 +91,7 @@ def tuning_columns(comparison: Comparison, cell: Cell) -> dict[str, Any]:
     tuning = comparison.tuning
     if tuning is None:
         return {}
-    best = next((owner.best for owner in tuning.owners if owner.name == tuning.owner_of(cell)), None)
+    best = next((owner.best for owner in tuning.owners if owner.name == tuning.owner_of(cell.place)), None)
     return {f"chosen {field}": best and best.values[field] for field in tuning.config.ranges} | {
         "trials": tuning.config.trials,
         "chosen_trial": best and best.job.trial,
