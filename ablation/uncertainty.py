@@ -146,7 +146,8 @@ def add_differences(
         variances = variances_of(comparison, [contrast])
         if variances.standard_error() == 0:  # for example because all scores are 0
             return math.nan
-        return detectable(*variances.parts(), variances.degrees or math.inf, tests, comparison.level)
+        degrees = variances.degrees or math.inf
+        return detectable(*variances.parts(), degrees, tests, comparison.level, variances.groups)
 
     def tested(contrasts: dict[str, Contrast], exact: Sequence[float | None]) -> list[Difference]:
         found = assess_family(list(contrasts.values()), means, replicates, comparison.level, exact, power)
