@@ -183,7 +183,8 @@ def tested_together(
         variances = variances_of(comparison, [contrast])
         if variances.standard_error() == 0:  # for example because all scores are 0
             return math.nan
-        return detectable(*variances.parts(), variances.degrees or math.inf, tests, comparison.level)
+        degrees = variances.degrees or math.inf
+        return detectable(*variances.parts(), degrees, tests, comparison.level, variances.groups)
 
     return assess_family(contrasts, means, sample, comparison.level, exact, power)
 

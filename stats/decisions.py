@@ -46,6 +46,11 @@ def optimism_of_best(estimates: Sequence[float], replicates: np.ndarray) -> floa
     added to plausible true scores, and the noise of each winner is averaged. Plausible true scores are the estimates,
     shrunk towards their mean by the part of their variance that is noise (James and Stein, 1961; Efron and Morris,
     1973): the estimates themselves differ too much, because they contain noise already.
+
+    The result is 5% too high for 8 equal cells with 3 seeds (benchmarks/decisions.md). The tails of the replicates,
+    which allow for an unknown variance between seeds, add 7%. The estimated differences of the plausible true scores
+    take away 3%. With 2 or 4 cells, or with 2 or 5 seeds, the two cancel to about 2%. If 8 cells are evenly spaced and
+    the best and the worst differ by 1.5 or 4 standard errors, the result is 18 or 31% too high: too much is corrected.
     estimates: (K,). replicates: (K, R). Returns nan if the replicates have no variance or are undefined."""
     estimates = np.asarray(estimates)
     noise = replicates - np.nanmedian(replicates, axis=1, keepdims=True)

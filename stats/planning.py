@@ -23,15 +23,14 @@ from functools import lru_cache
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
-from scipy.stats import chi2, t
+from scipy.stats import chi2, qmc
 
 from stats.bootstrap import MIN_IMAGES
 from stats.contrasts import LEVEL, Contrast
 from stats.replicates import pooling, seed_variance
 
 POWER = 0.8
-_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)  # quadrature over the probability of a chi-square variable
-_PROBABILITIES, _PROBABILITY_WEIGHTS = (_NODES + 1) / 2, _NODE_WEIGHTS / 2
+_ESTIMATES, _REPLICATES = 64, 1024  # points of the numerical integrals over estimates and over replicates
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,9 @@ class Variances:
     squares: sum(v**2). per_seed: sum(v**2 / n) with the present numbers of seeds n.
     cells: number of cells whose runs estimate the variance between seeds, which may be a fraction. degrees: its present
     degrees of freedom.
-    shared_seeds: whether the mean of each seed is removed from the runs, because all cells have the same seeds."""
+    shared_seeds: whether the mean of each seed is removed from the runs, because all cells have the same seeds.
+    groups: shares of the groups of cells with their own spread, such as rows, in this variance. From the largest; they
+    sum to 1."""
 
     shared: float
     run_image: float
@@ -64,6 +65,7 @@ class Variances:
     cells: float
     degrees: float
     shared_seeds: bool = False
+    groups: tuple[float, ...] = (1.0,)
 
     def parts(self, seeds: float | None = None, images_factor: float = 1.0) -> tuple[float, float, float]:
         """Return the parts of SE**2 that come from `shared`, `run_image` and `seed`.
@@ -90,7 +92,7 @@ class Variances:
         return float(low), float(high)
 
     def degrees_of_freedom(self, seeds: float | None = None) -> float:
-        """Return the degrees of freedom of the variance between seeds, pooled over the cells."""
+        """Return the degrees of freedom of the variance between seeds, over all cells of the difference."""
         return self.degrees if seeds is None else (self.cells - self.shared_seeds) * (seeds - 1)
 
     def detectable(self, seeds: float | None = None, images_factor: float = 1.0) -> float:
@@ -101,7 +103,7 @@ class Variances:
         degrees = self.degrees_of_freedom(seeds)
         if degrees == 0 or self.standard_error() == 0:
             return math.nan
-        return detectable(*self.parts(seeds, images_factor), degrees, self.tests)
+        return detectable(*self.parts(seeds, images_factor), degrees, self.tests, groups=self.groups)
 
     def seeds_needed(self, find: float, images_factor: float = 1.0) -> int | None:
         """Return the fewest seeds per cell, at least 2, with which `find` is detectable; None if no number suffices."""
@@ -171,17 +173,20 @@ def measure_variances(
     which is unknown with one seed per cell.
 
     The mean of a cell's runs on a resample contains the errors of these runs, so run_image * q is subtracted from the
-    variance of the contrast to get `shared`. If rows have their own spread, a contrast of several rows has the degrees
-    of freedom of Satterthwaite (1946)."""
+    variance of the contrast to get `shared`. If rows have their own spread, the variance between seeds of a contrast of
+    several rows has the degrees of freedom of Satterthwaite (1946)."""
     found, cells = measure_spread(list(runs.values()), shared_seeds, rows), list(runs)
     counts = np.array([len(each) for each in runs.values()])
     factors = np.array([[contrast.get(cell, 0.0) for cell in cells] for contrast in contrasts])  # (C, K)
     in_group = np.arange(len(found.degrees)) == found.groups[:, None]  # (K, G)
     weights = factors**2 / counts @ in_group  # (C, G)
     parts = weights * found.seed_variance  # (C, G)
-    degrees = found.degrees.sum()
+    degrees, groups = found.degrees.sum(), np.ones(1)
     if len(found.degrees) > 1 and parts.any():
-        degrees = np.mean(parts.sum(axis=1) ** 2 / (parts**2 / found.degrees).sum(axis=1))
+        shares = parts[parts.any(axis=1)]
+        shares /= shares.sum(axis=1, keepdims=True)
+        degrees = np.mean(1 / (shares**2 / found.degrees).sum(axis=1))
+        groups = np.sort(shares)[:, ::-1].mean(axis=0)
     if spread is None:
         spread = Spread(parts.sum() / weights.sum(), (weights * found.run_image).sum() / weights.sum())
     means = np.stack([each[:, 1:].mean(axis=0) for each in runs.values()])  # (K, R)
@@ -197,6 +202,7 @@ def measure_variances(
         cells=float(degrees / np.mean(counts - 1) + found.shared_seeds) if degrees else float(len(cells)),
         degrees=float(degrees),
         shared_seeds=found.shared_seeds,
+        groups=tuple(groups[groups > 0].tolist()),
     )
 
 
@@ -204,41 +210,73 @@ def measure_variances(
 
 
 @lru_cache(maxsize=2**12)
-def detectable(shared: float, run_image: float, seed: float, degrees: float, tests: int, level: float = LEVEL) -> float:
+def detectable(
+    shared: float, run_image: float, seed: float, degrees: float, tests: int, level: float = LEVEL,
+    groups: tuple[float, ...] = (1.0,),
+) -> float:  # fmt: skip
     """Return the true difference that is significant, after Bonferroni correction, in 80% of comparisons.
 
     shared, run_image, seed: the parts of SE**2. The comparison is tested as in `stats.replicates.cell_replicates`: its
     estimate of run_image + seed has `degrees` degrees of freedom, and only the excess over run_image is added. With
-    shared = run_image = 0, this is Student's t test, whose power is that of the noncentral t distribution."""
+    shared = run_image = 0, this is Student's t test, whose power is that of the noncentral t distribution.
+    groups: the shares of G groups of cells in run_image + seed. Each has its own estimate and its own draws in the
+    replicates, as in the solution of Behrens and Fisher for two samples with unequal variances (Fisher, 1935). The test
+    is then more cautious than Student's t with `degrees`: its tails are those of the degrees of one group."""
     level = 1 - level / (2 * tests)
     standard_error = math.sqrt(shared + run_image + seed)
     if math.isinf(degrees) or run_image + seed == 0:
         return float(ndtri(level) + ndtri(POWER)) * standard_error
-    factors = chi2.ppf(_PROBABILITIES, degrees) / degrees
-    estimates = (run_image + seed) * factors  # of the variance between seeds, in such comparisons
-    critical = _critical_values(shared, run_image, estimates, factors, degrees, level)
+    shares = np.array(groups)
+    of_group = degrees * float(shares @ shares)  # so that the sum of the groups has `degrees` (Satterthwaite)
+    factors, weights = _chi2_factors(of_group, len(groups), _ESTIMATES)
+    estimates = (run_image + seed) * shares * factors  # of the variance between seeds, in such comparisons
+    critical = _critical_values(shared, run_image, estimates, shares, of_group, level)
 
     def power_above_target(difference: float) -> float:
-        return _PROBABILITY_WEIGHTS @ ndtr((difference - critical) / standard_error) - POWER
+        return weights @ ndtr((difference - critical) / standard_error) - POWER
 
     return brentq(power_above_target, 0, critical.max() + 10 * standard_error, xtol=1e-6 * standard_error)
 
 
+def _chi2_factors(degrees: float, groups: int, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return independent values of chi2(degrees) / degrees for each of G groups, (M, G), and weights of the rows, (M,).
+
+    The weighted sum of a function of the rows is its mean over the distribution."""
+    probabilities, weights = _quadrature(groups, points)
+    return chi2.ppf(probabilities, degrees) / degrees, weights
+
+
+@lru_cache
+def _quadrature(dimensions: int, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return points for the mean of a function over the unit cube, (M, dimensions), and their weights, (M,).
+
+    One dimension: 64 Gauss-Legendre nodes. More: `points`, a power of 2, of a Sobol sequence."""
+    if dimensions == 1:
+        nodes, weights = np.polynomial.legendre.leggauss(64)
+        return (nodes[:, None] + 1) / 2, weights / 2
+    sequence = qmc.Sobol(dimensions, scramble=False).random(points)
+    return sequence + 0.5 / points, np.full(points, 1 / points)  # the sequence contains 0, and not 1
+
+
 def _critical_values(
-    shared: float, run_image: float, estimates: np.ndarray, factors: np.ndarray, degrees: float, level: float
+    shared: float, run_image: float, estimates: np.ndarray, shares: np.ndarray, degrees: float, level: float
 ) -> np.ndarray:
     """Return the quantiles at `level` of the replicates of a difference of 0, one for each of M estimates.
 
-    A replicate is normal with the variance shared + run_image + max(estimate / factor - run_image / sqrt(factor), 0),
-    where the factor is a draw of chi2(degrees) / degrees. estimates, factors: (M,), at equal quadrature nodes. Returns
-    (M,), found by bisection."""
-    excess = np.maximum(estimates[:, None] / factors - run_image / np.sqrt(factors), 0)
-    deviations = np.sqrt(shared + run_image + excess)  # (M, M)
-    tail = (1 + level) / 2  # a sum exceeds both quantiles at `tail` with a probability of at most 1 - level
-    low = np.zeros(len(estimates))
-    high = ndtri(tail) * math.sqrt(shared + run_image) + t.ppf(tail, degrees) * np.sqrt(estimates)
-    for _ in range(30):
-        middle = (low + high) / 2
-        is_low = ndtr(middle[:, None] / deviations) @ _PROBABILITY_WEIGHTS < level
-        low, high = np.where(is_low, middle, low), np.where(is_low, high, middle)
-    return high
+    A replicate is normal with the variance shared + run_image + the sum over the groups of max(estimate / factor -
+    share * run_image / sqrt(factor), 0), where the factors are draws of chi2(degrees) / degrees. estimates: (M, G).
+    shares: (G,). degrees: of one group. Returns (M,), found by Newton's method. It starts below the quantile, above
+    which it cannot get, because the distribution function of such replicates is concave above 0."""
+    factors, weights = _chi2_factors(degrees, len(shares), _REPLICATES)
+    variances = np.full((len(estimates), len(factors)), float(shared + run_image))
+    for of_group, share, factor in zip(estimates.T, shares, factors.T, strict=True):
+        variances += np.maximum(of_group[:, None] / factor - share * run_image / np.sqrt(factor), 0)
+    deviations = np.sqrt(variances)
+    found = ndtri(level) * deviations.min(axis=1)
+    step = found
+    while (step > 1e-6 * found).any():
+        scaled = found[:, None] / deviations
+        density = np.exp(-(scaled**2) / 2) / (math.sqrt(2 * math.pi) * deviations) @ weights
+        step = (level - ndtr(scaled) @ weights) / density
+        found = found + step
+    return found

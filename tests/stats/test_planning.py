@@ -50,6 +50,21 @@ def test_components_equal_the_formulas_by_hand():
     assert (found.squares, found.per_seed, found.degrees) == (2, 0.75, 4)
 
 
+def test_a_difference_of_two_rows_has_the_shares_of_both_if_each_row_has_its_own_spread():
+    scores = np.array([-1.0, 0.0, 0.0, 1.0])  # variance 2 / 3
+    runs = {number: np.repeat(scores[:, None], 11, axis=1) * (1 + (number > 1)) for number in range(4)}
+    contrasts = mean_difference([1], [0]), mean_difference([2], [0])
+    options = {"images": 50, "shared_seeds": False, "rows": [0, 0, 1, 1]}
+    one_row, two_rows, both = (
+        measure_variances(runs, chosen, **options) for chosen in (contrasts[:1], contrasts[1:], contrasts)
+    )
+    assert (one_row.groups, one_row.degrees) == ((1.0,), 6)
+    assert two_rows.groups == pytest.approx((0.8, 0.2))
+    assert two_rows.degrees == pytest.approx(6 / (0.8**2 + 0.2**2))  # Satterthwaite
+    assert both.groups == pytest.approx((0.9, 0.1))
+    assert two_rows.detectable() == detectable(*two_rows.parts(), two_rows.degrees, 1, groups=two_rows.groups)
+
+
 def test_one_seed_per_cell_takes_the_given_spread():
     draw = np.random.default_rng(0)
     runs = {name: draw.normal(0, 1, (1, 301)) for name in "ab"}
@@ -134,6 +149,22 @@ def test_a_difference_of_the_detectable_size_is_found_in_80_percent_of_compariso
         grid = cell_replicates(estimates, replicates, number)
         found += interval(estimates[1].mean() - estimates[0].mean(), grid[1] - grid[0]).p < 0.05
     assert 0.73 < found / 250 < 0.87  # known to 0.025
+
+
+@pytest.mark.parametrize("spreads", [(1.0, 1.0), (1.0, 2.0)])
+def test_a_difference_of_two_rows_with_their_own_spread_is_found_in_80_percent_of_comparisons(spreads):
+    generator, tests, level = np.random.default_rng(1), 7, 1 - 0.025 / 7
+    variances = np.square(spreads) / 4  # of the means of 4 seeds
+    shares = tuple(sorted((variances / variances.sum()).tolist(), reverse=True))
+    degrees = 6 / np.square(shares).sum()  # each row has 2 cells, so 6 degrees of freedom
+    size = detectable(0.0, 0.0, variances.sum(), degrees, tests, groups=shares)
+    chances = []
+    for number in range(300):
+        scores = generator.normal(size=(4, 4)) * np.repeat(spreads, 2)[:, None]
+        sample = cell_replicates(scores, np.repeat(scores[:, :, None], 2000, axis=2), number, rows=[0, 0, 1, 1])
+        critical = np.quantile(sample[2] - sample[0], level) - (scores[2] - scores[0]).mean()
+        chances.append(norm.cdf((size - critical) / np.sqrt(variances.sum())))
+    assert np.mean(chances) == pytest.approx(0.8, abs=0.03)  # known to 0.013
 
 
 def test_the_fewest_seeds_and_images_are_found():
