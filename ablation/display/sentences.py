@@ -151,6 +151,10 @@ def difference_notes(comparison: Comparison) -> list[str]:
             " Single run better: the chance that one run of the first cell scores better than one of the second, on "
             "these images."
         )
+    if comparison.tuning:
+        notes.append(
+            "Intervals and tests include the luck of tuning: with other trials, other values would have been chosen."
+        )
     if comparison.known_spread:
         known = comparison.known_spread
         notes.append(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
+from ablation.cells import compare
 from ablation.display.report import write_report
 from ablation.display.tuning_tables import budget_sentences, tuning_tables
 from ablation.scheduling.jobs import Grid, read_grid, write_cell
@@ -165,3 +166,17 @@ def test_a_grid_without_tuning_has_no_tuning_tables(experiments):
     assert tuning_tables(comparison) == budget_sentences(comparison) == []
     write_report(experiments.folder / "page.html", comparison)
     assert 'id="tuning"' not in (experiments.folder / "page.html").read_text()
+
+
+def test_intervals_include_the_luck_of_tuning(write_grid):
+    grid = write_grid()
+    options = {"replicates": 400, "baseline": "tough x none"}
+    with_luck = compare([grid.path], write_grid.folder, **options)
+    tuning = with_luck.tuning
+    place = ("picky", "none")
+    plain = with_luck.run_scores[place] - np.concatenate([[0.0], tuning.luck["picky"]])
+    assert np.var(with_luck.run_scores[place][0, 1:]) > 2 * np.var(plain[0, 1:])  # its trials differ a lot
+    [difference] = with_luck.differences
+    means = with_luck.cells[place].mean - with_luck.cells["tough", "none"].mean
+    assert difference.interval.estimate == pytest.approx(means)
+    assert difference.interval.high - difference.interval.low > 4 * np.std(plain.mean(axis=0))
