@@ -10,13 +10,14 @@
 skips finished runs. Stale runs (their recipe, data or code has changed) are trained again only with --rerun-stale.
 With `tune:` in the grid file, trials choose values of some fields for each row or cell before its runs start.
 With `looks:` in the grid file, cells get more seeds only while they are in an open difference. `submit` does the same
-as one Slurm array job. The parts are in ablation/scheduling.
+with Slurm array jobs: one for missing trials, one for runs. The parts are in ablation/scheduling.
 """
 
 import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from engine.start import start
 
 if TYPE_CHECKING:
     from ablation.scheduling.jobs import Grid, Job, State
+    from ablation.scheduling.slurm import ArrayTask
 
 
 def main(arguments: argparse.Namespace, _: None) -> None:
@@ -43,7 +45,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     actions = parser.add_subparsers(dest="action", required=True, metavar="run|submit|status|table")
     for name, do, text in (
         ("run", run_grid, "train the missing runs, several at a time on a CPU"),
-        ("submit", submit_grid, "train the missing runs as one Slurm array job, then write the table"),
+        ("submit", submit_grid, "train the missing runs as a Slurm array job, then write the table"),
         ("status", print_status, "show the state of each run"),
         ("table", print_table, "compare the scores of the cells"),
     ):
@@ -112,11 +114,10 @@ def seed_list(text: str) -> Sequence[int]:
 
 def run_grid(arguments: argparse.Namespace) -> None:
     """Train every missing trial, then every missing run. Raises RunError at the end if any of them did not finish."""
-    from ablation.scheduling.jobs import UNFINISHED, read_grid
+    from ablation.scheduling.jobs import read_cells, read_grid
     from ablation.scheduling.runner import default_parallel, run
-    from ablation.scheduling.stopping import needed_jobs
-    from ablation.scheduling.trials import describe_choices, trials_of, tuned
-    from engine.command import RunError
+    from ablation.scheduling.trials import check_configs, describe_choices, read_trials, trials_of, with_choices
+    from ablation.stopping import needed_jobs
 
     grid = read_grid(arguments.grid)
     parallel = arguments.parallel or default_parallel(arguments.launcher)
@@ -124,31 +125,50 @@ def run_grid(arguments: argparse.Namespace) -> None:
     def train(jobs: "Sequence[Job]") -> "dict[Job, State]":
         return run(jobs, arguments.experiments, arguments.rerun_stale, arguments.launcher, parallel)
 
-    states = train(trials_of(grid.select(arguments.only, arguments.seeds), grid))
-    grid = tuned(grid, arguments.experiments)
-    if grid.config.tune:
-        print("\n".join(describe_choices(grid, arguments.experiments)))
     jobs = grid.select(arguments.only, arguments.seeds)
-    blocked = [job for job in jobs if job.chosen is None]
+    trials = trials_of(jobs, grid)
+    check_configs([*trials, *jobs])
+    states = train(trials)
+    if grid.config.tune:
+        known = read_trials(grid, read_cells(arguments.experiments))
+        grid = with_choices(grid, known)
+        print("\n".join(describe_choices(grid, known)))
+    jobs = grid.select(arguments.only, arguments.seeds)
+    without_values = [job for job in jobs if job.chosen is None]
     jobs = [job for job in jobs if job.chosen is not None]
     if not grid.config.looks or arguments.all_seeds:
         states |= train(jobs)
-    elif blocked:  # some cells have no scores to look at
+    elif without_values:  # some cells have no scores to look at
         states |= train(needed_jobs(jobs, None, grid))
     else:
         states |= run_to_looks(grid, jobs, train, arguments)
+    report(states, without_values)
+
+
+def report(states: "dict[Job, State]", without_values: "Sequence[Job]") -> None:
+    """Print how many jobs ended how. Raises RunError if any did not finish.
+
+    without_values: runs whose trials chose no values. This is an error unless another process trains these trials."""
+    from ablation.scheduling.jobs import UNFINISHED
+    from engine.command import RunError
+
     kinds = [state.kind for state in states.values()]
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
+    stale = "skipped; --rerun-stale trains them again as new experiments"
     bad = {job: state.detail for job, state in states.items() if state.kind in UNFINISHED}
-    bad |= dict.fromkeys(blocked, "not trained, because the trials of its row or cell gave no values")
+    if any(job.trial and state.kind == "running" for job, state in states.items()):
+        print(
+            f"{len(without_values)} runs wait for trials of another process; run the same command again when they end"
+        )
+    else:
+        bad |= dict.fromkeys(without_values, "not trained, because the trials of its row or cell gave no values")
     if bad:
         reasons = {why: [job.name for job in bad if bad[job] == why] for why in bad.values()}
         lines = [f"{names[0] if len(names) == 1 else f'{len(names)} runs'}: {why}" for why, names in reasons.items()]
-        if "stale" in kinds and blocked:
-            lines.append("stale trials were skipped; --rerun-stale trains them again as new experiments")
-        raise RunError(f"{len(bad)} of {len(states) + len(blocked)} runs did not finish\n  " + "\n  ".join(lines))
+        lines += [f"stale trials were {stale}"] * ("stale" in kinds and bool(without_values))
+        raise RunError("\n  ".join([f"{len(bad)} of {len({*states, *without_values})} runs did not finish", *lines]))
     if "stale" in kinds:
-        print("stale runs were skipped; --rerun-stale trains them again as new experiments")
+        print(f"stale runs were {stale}")
 
 
 def run_to_looks(
@@ -158,7 +178,7 @@ def run_to_looks(
     arguments: argparse.Namespace,
 ) -> "dict[Job, State]":
     """Train the runs that the planned looks need, look by look. Return the state of each of them."""
-    from ablation.scheduling.stopping import needed_jobs, outcome_of, stopping_point
+    from ablation.stopping import needed_jobs, outcome_of, stopping_point
 
     states, outcome = {}, ""
     while True:
@@ -178,55 +198,90 @@ def run_to_looks(
 def submit_grid(arguments: argparse.Namespace) -> None:
     """Submit the missing runs that are not yet in the Slurm queue.
 
-    Missing trials become an array job of their own. The other runs start after it, with the values that it chose."""
+    Missing trials become an array job of their own. The runs that need them start after it, with the chosen values."""
     from ablation.scheduling import slurm
-    from ablation.scheduling.jobs import read_cells, read_grid, state_of
-    from ablation.scheduling.runner import needs_training, scheduling_lock
-    from ablation.scheduling.stopping import needed_jobs, outcome_of, stopping_point
-    from ablation.scheduling.trials import trials_of, tuned
+    from ablation.scheduling.jobs import read_cells, read_grid
+    from ablation.scheduling.runner import scheduling_lock
+    from ablation.scheduling.trials import check_configs, describe_choices, read_trials, trials_of, with_choices
 
     if not Path("sbatch/grid.sbatch").is_file():
         raise ValueError(f"{Path.cwd()}: sbatch/grid.sbatch not found; run this command from the project's root folder")
-    experiments = arguments.experiments
-    grid = tuned(read_grid(arguments.grid), experiments)
-    jobs = grid.select(arguments.only, arguments.seeds)
-    decides_at_looks = grid.config.looks and not arguments.all_seeds
-    if decides_at_looks and all(job.chosen is not None for job in grid.jobs):
-        stopping = stopping_point(grid, experiments, **look_options(arguments))
-        print(outcome_of(stopping, grid, experiments))
-        jobs = needed_jobs(jobs, stopping, grid)
-    elif decides_at_looks:
-        jobs = needed_jobs(jobs, None, grid)
+    grid, experiments = read_grid(arguments.grid), arguments.experiments
+    check_configs([*trials_of(grid.jobs, grid), *grid.jobs])
+    known = read_trials(grid, read_cells(experiments))
+    grid = with_choices(grid, known)
+    jobs = jobs_to_submit(grid, arguments)
+    trials = trials_of(jobs, grid)
     with scheduling_lock(experiments):
-        cells = read_cells(experiments)
-        trials = trials_of(jobs, grid)
         tasks = slurm.tasks_of([*trials, *grid.jobs], slurm.read_submissions(experiments))
-
-        def missing(jobs: "Sequence[Job]") -> "list[Job]":
-            waiting = [job for job in jobs if needs_training(state_of(job, cells), arguments.rerun_stale)]
-            return [job for job in waiting if job not in tasks or tasks[job].ended]
-
-        groups = [group for group in (missing(trials), missing(jobs)) if group]
-        total = len(trials) + len(jobs)
-        print(f"{sum(map(len, groups))} of {total} runs are missing and not in the queue")
-        if not groups:
+        groups, without_values = missing_jobs(trials, jobs, tasks, grid, arguments)
+        count = sum(map(len, groups))
+        print(f"{count} of {len(trials) + len(jobs)} runs are missing and not in the queue")
+        if without_values:
+            print("\n".join([f"{len(without_values)} runs wait for values:", *describe_choices(grid, known)]))
+        if not count:
             print(f"nothing to submit; to compare the scores: {follow_up(arguments, 'table')}")
-            if any(state_of(job, cells).kind == "stale" for job in [*trials, *jobs]):
-                print("stale runs were skipped; --rerun-stale trains them again as new experiments")
             return
-        running = {tasks[job].array for job in trials if job in tasks and not tasks[job].ended}
-        submissions = slurm.prepare(arguments.grid, experiments, groups, arguments.rerun_stale)
+        after = sorted({task.array for job, task in tasks.items() if job.trial and not task.ended})
+        submissions = slurm.prepare(grid, experiments, groups, arguments.rerun_stale)
         if arguments.dry_run:
-            print(slurm.preview(submissions, sorted(running), arguments.max_running))
+            print(slurm.preview(submissions, after, arguments.max_running))
             return
-        submissions = slurm.submit(submissions, sorted(running), arguments.max_running)
+        submissions = slurm.submit(submissions, after, arguments.max_running)
     for submission in submissions:
         print(f"job {submission.array}: {len(submission.jobs)} {submission.what}")
-    if submission.table:
-        print(f"job {submission.table}: table, written to {submission.folder}")
+    if submissions[-1].table:
+        print(f"job {submissions[-1].table}: table, written to {submissions[-1].folder}")
     print(f"to see their progress: {follow_up(arguments, 'status')}")
-    if decides_at_looks:
+    if grid.config.looks and not arguments.all_seeds:
         print("submit again when they have ended, to decide which cells get more seeds")
+
+
+def jobs_to_submit(grid: "Grid", arguments: argparse.Namespace) -> "list[Job]":
+    """Return the selected runs of the table; with planned looks, those that the next look needs."""
+    from ablation.stopping import needed_jobs, outcome_of, stopping_point
+
+    jobs = grid.select(arguments.only, arguments.seeds)
+    if not grid.config.looks or arguments.all_seeds:
+        return jobs
+    if any(job.chosen is None for job in grid.jobs):
+        return needed_jobs(jobs, None, grid)
+    stopping = stopping_point(grid, arguments.experiments, **look_options(arguments))
+    print(outcome_of(stopping, grid, arguments.experiments))
+    return needed_jobs(jobs, stopping, grid)
+
+
+def missing_jobs(
+    trials: "Sequence[Job]",
+    jobs: "Sequence[Job]",
+    tasks: "dict[Job, ArrayTask]",
+    grid: "Grid",
+    arguments: argparse.Namespace,
+) -> "tuple[list[list[Job]], list[Job]]":
+    """Return the groups of jobs to submit, trials and runs, and the runs that cannot be submitted without values.
+
+    Jobs in the queue are left out. Runs that wait for trials in the queue or in the first group get their values when
+    they start. tasks: of the jobs in the queue. Prints a hint if stale jobs are left out."""
+    from ablation.scheduling.jobs import read_cells, state_of
+    from ablation.scheduling.runner import needs_training
+
+    cells, stale = read_cells(arguments.experiments), arguments.rerun_stale
+    queued = {job for job, task in tasks.items() if not task.ended}
+    states = {job: state_of(job, cells) for job in [*trials, *jobs]}
+    missing_trials = [job for job in trials if job not in queued and needs_training(states[job], stale)]
+    pending = {job.place for job in [*missing_trials, *queued] if job.trial}
+    runs, without_values = [], []
+    for job in jobs:
+        waits = grid.config.tune is not None and grid.tuned_place(job.place) in pending
+        if job in queued or not (waits or needs_training(states[job], stale)):
+            continue
+        if waits or job.chosen is not None:
+            runs.append(replace(job, chosen=None) if waits else job)
+        else:
+            without_values.append(job)
+    if not stale and any(state.kind == "stale" for state in states.values()):
+        print("stale runs were skipped; --rerun-stale trains them again as new experiments")
+    return [group for group in (missing_trials, runs) if group], without_values
 
 
 def look_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -249,14 +304,16 @@ def run_task(arguments: argparse.Namespace) -> None:
 
 def print_status(arguments: argparse.Namespace) -> None:
     """Print the state of each job, and what the trials chose."""
-    from ablation.scheduling.jobs import read_grid
-    from ablation.scheduling.trials import describe_choices, trials_of, tuned
+    from ablation.scheduling.jobs import read_cells, read_grid
+    from ablation.scheduling.trials import describe_choices, read_trials, trials_of, with_choices
 
-    grid = tuned(read_grid(arguments.grid), arguments.experiments)
+    grid = read_grid(arguments.grid)
+    known = read_trials(grid, read_cells(arguments.experiments))
+    grid = with_choices(grid, known)
     jobs = grid.select(arguments.only, arguments.seeds)
     print(status(grid, [*trials_of(jobs, grid), *jobs], arguments.experiments))
     if grid.config.tune:
-        print("\n".join(["values that the trials chose:", *describe_choices(grid, arguments.experiments)]))
+        print("\n".join(["values that the trials chose:", *describe_choices(grid, known)]))
 
 
 def print_table(arguments: argparse.Namespace) -> None:
@@ -268,7 +325,7 @@ def status(grid: "Grid", jobs: Sequence["Job"], experiments: Path) -> str:
     """Return a table with the state and experiment of each job, and the Slurm state of each job that is not done."""
     from ablation.scheduling import slurm
     from ablation.scheduling.jobs import read_cells, state_of
-    from ablation.scheduling.stopping import settled_cells
+    from ablation.stopping import settled_cells
     from records.experiment import table
 
     settled = settled_cells(grid, experiments)

@@ -4,7 +4,7 @@ A grid file with `looks: [3, 5, 8]` plans to compare the cells when each has 3, 
 differences at every complete look, at the level that stats/looks.py gives to it. A look uses the first seeds of the
 list only, so its verdicts do not change when more runs finish. A difference is settled if it is significant at a look,
 if it is smaller than the margin, or if there is no margin and more seeds are unlikely to make it significant.
-ablation/scheduling/stopping.py then adds no seeds for it.
+ablation/stopping.py then adds no seeds for it.
 
 Without a plan, every look at more seeds than before is recorded, and the next table says so (`announce_look`).
 """
@@ -290,14 +290,16 @@ def looks_file(grid: Grid, experiments: Path) -> Path:
 
 
 def hash_of_cells(grid: Grid) -> str:
-    """Return 16 hex digits that identify the cells of a grid and their recipes, without seeds."""
-    free = {*FREE_FIELDS, "train.seed"}
+    """Return 16 hex digits that identify the cells of a grid, their recipes without seeds, and the tuning."""
+    tune = grid.config.tune
+    free = {*FREE_FIELDS, "train.seed", *(tune.ranges if tune else ())}
     recipes = {
         job.cell: {name: value for name, value in leaves(job.untuned_recipe()) if name not in free}
         for job in grid.jobs
         if job.seed == grid.config.seeds[0]
     }
-    return hashlib.sha256(json.dumps(recipes, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    content = [recipes, tune.model_dump(mode="json")] if tune else recipes
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def shown_seeds(look: Mapping[str, Any]) -> str:

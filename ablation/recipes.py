@@ -1,15 +1,13 @@
 """The recipes of finished runs, and what differs between the cells of a comparison."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
 from ablation.comparison import Cell
+from ablation.config_classes import config_class, default_values
 from ablation.scheduling.jobs import Grid
-from engine.config import Config, leaves, nested_class, sections
+from engine.config import leaves
 from engine.text import shown
 from records.experiment import FREE_FIELDS
 from records.results import Place, Run
@@ -26,27 +24,13 @@ def read_recipes(runs: Sequence[Run]) -> Recipes:
     runs = [run for run in runs if run.is_experiment]
     configs = {run.path: dict(leaves(run.config)) for run in runs}
     if len({frozenset(config) for config in configs.values()}) > 1:
-        defaults = {task: default_values(config_class(task)) for task in {run.results.task for run in runs}}
+        classes = {task: config_class(task) for task in {run.results.task for run in runs}}
+        defaults = {task: default_values(cls) if cls else {} for task, cls in classes.items()}
         configs = {run.path: defaults[run.results.task] | configs[run.path] for run in runs}
     left_out = {*FREE_FIELDS, "train.seed"}
     return {
         path: {name: value for name, value in config.items() if name not in left_out}
         for path, config in configs.items()
-    }
-
-
-def config_class(task: str) -> type[Config]:
-    """Return the config class of a task: "detection" -> DetectionConfig in detection/task.py."""
-    return getattr(importlib.import_module(f"{task}.task"), f"{task.capitalize()}Config")
-
-
-def default_values(cls: type[Config]) -> dict[str, Any]:
-    """Return {field: default} for all fields of a config class that have a default, as in a config file."""
-    return {
-        ".".join((*path, name)): to_jsonable_python(field.default)
-        for path, section in sections(cls)
-        for name, field in section.model_fields.items()
-        if not field.is_required() and not nested_class(field.annotation)
     }
 
 

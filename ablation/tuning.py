@@ -12,7 +12,7 @@ import numpy as np
 
 from ablation.scheduling.grid_file import TuneConfig
 from ablation.scheduling.jobs import Grid, read_cells
-from ablation.scheduling.trials import Trial, best_trial, read_trials
+from ablation.scheduling.trials import Trial, best_trial, owner_name, read_trials
 from engine.logbook import progress_bar
 from engine.text import shown
 from records.metrics import read_metrics
@@ -37,7 +37,7 @@ class Owner:
     @property
     def num_diverged(self) -> int:
         """Number of trials whose loss was not finite."""
-        return sum(trial.state.kind == "diverged" for trial in self.trials)
+        return sum(trial.has_diverged for trial in self.trials)
 
     @property
     def scores(self) -> np.ndarray:
@@ -102,11 +102,6 @@ def read_tuning(grid: Grid, experiments: Path, replicates: int, resample_seed: i
             flip = flip_budget(values, sample, **options) if len(tuned) > 1 else None
     epochs, agreement = early_ranking(tuned, metric, lower_is_better)
     return Tuning(tune, owners, metric, lower_is_better, num_images, curves, flip, epochs, agreement, luck)
-
-
-def owner_name(place: Place, tune: TuneConfig) -> str:
-    """Return the name of the row or cell that has trials."""
-    return place[0] if tune.per == "row" else " x ".join(place)
 
 
 def within_limits(curve: Curve, lower_is_better: bool) -> Curve:

@@ -214,8 +214,6 @@ def draw_budget(tuning: "Tuning", styles: Mapping[str, CellStyle]) -> Figure:
         axes.plot(trials, curve.estimate, color=style.colour, marker=style.marker, ms=5, lw=1.7)
     axes.set(xlabel=f"trials per {tuning.config.per}", ylabel=f"expected best {tuning.metric}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if not tuning.lower_is_better:
-        axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))  # no score is negative, but a band may be
     return figure
 
 

@@ -1,1 +1,1 @@
-"""Which runs of a grid are missing, and start them: on this machine, or as a Slurm array job."""
+"""Grid files, their runs and trials, the states of these, and starting them: here, or as Slurm array jobs."""

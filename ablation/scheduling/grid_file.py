@@ -10,6 +10,8 @@ from engine.config import Config
 from engine.text import UnknownNameError, shown
 from stats.factorial import Design
 
+SCALED = ("optim.warmup_epochs", "optim.drop_epochs")  # fields of the schedule, which shrink with train.epochs
+
 
 class ColumnConfig(Config):
     """A column of the table: overrides that apply to every row."""
@@ -68,6 +70,9 @@ class TuneConfig(Config):
             raise ValueError(
                 "no field to choose; expected one such as optim.learning_rate: {log_uniform: [1e-4, 1e-2]}"
             )
+        for name in SCALED:
+            if name in fields and own.get("epochs", 1.0) != 1.0:
+                raise ValueError(f"{name}: trials of fewer epochs cannot choose it; set train.epochs: 1.0")
         for name, value in fields.items():
             _check_range(name, value)
         return own | {"ranges": fields}

@@ -7,9 +7,10 @@ and its code.
 """
 
 import fnmatch
+import importlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations, product
 from pathlib import Path
@@ -143,10 +144,32 @@ def read_grid(path: Path) -> Grid:
             raise ConfigError(
                 f"{path}: factor {factor.name} changes nothing in row {row.name}; drop it, or change the row"
             )
-    for (one, recipe), (other, its_recipe) in combinations([(job, job.recipe()) for job in grid.jobs], 2):
+    if grid.config.tune and holdout_field(grid.config.task) is None:
+        raise ConfigError(
+            f"{path}: tune: task {grid.config.task} has no HOLDOUT, the field that holds out training images; "
+            "only detection.training has one"
+        )
+    chosen = grid.config.tune.ranges if grid.config.tune else ()  # is replaced in all recipes
+    recipes = [(job, without_fields(job.untuned_recipe(), chosen)) for job in grid.jobs]
+    for (one, recipe), (other, its_recipe) in combinations(recipes, 2):
         if is_same_recipe(recipe, its_recipe):
             raise ConfigError(f"{path}: {one.name} and {other.name} have the same recipe; their overrides must differ")
     return grid
+
+
+def holdout_field(task: str) -> str | None:
+    """Return the config field of a task that holds out training images; None if the task has none."""
+    return getattr(importlib.import_module(task), "HOLDOUT", None)
+
+
+def without_fields(recipe: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return a recipe without some of its fields. names: such as "optim.learning_rate"."""
+    recipe = {section: dict(value) if isinstance(value, dict) else value for section, value in recipe.items()}
+    for name in names:
+        section, _, field = name.partition(".")
+        if isinstance(recipe.get(section), dict):
+            recipe[section].pop(field, None)
+    return recipe
 
 
 def is_same_recipe(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -220,8 +243,10 @@ def state_of(job: Job, cells: Sequence[tuple[Path, dict]]) -> State:
             return finished_state(path, cell, recipe)
         if same_recipe:
             state = unfinished_state(path, status)
-            is_result = job.trial and state.kind == "failed" and status.exit_code == DIVERGED
-            return replace(state, kind="diverged") if is_result else state
+            if job.trial is None or state.kind != "failed" or status.exit_code != DIVERGED:
+                return state
+            why = "; ".join(changed_code(cell))
+            return replace(state, kind="stale", detail=why, changes=why) if why else replace(state, kind="diverged")
     return State("waiting")
 
 

@@ -1,6 +1,7 @@
 """Submit grids to Slurm, and read the state of their tasks from the queue.
 
-A submission is an array job with one task per missing run of a grid, followed by a job that writes the table of scores.
+A submission is an array job with one task per missing run of a grid, followed by a job that writes the table of scores,
+or an array job with one task per missing trial.
 The folder experiments/slurm/<grid>-<n>/ holds submission.json (the run of each array task), the logs and the table.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ablation.scheduling.jobs import Job, job_from, read_grid
+from ablation.scheduling.jobs import Grid, Job, job_from, read_grid
 from ablation.scheduling.staleness import changed_recipe, is_same_data
 from ablation.scheduling.trials import tuned
 from engine.command import RunError
@@ -35,6 +36,7 @@ class Submission:
     experiments: str
     rerun_stale: bool
     jobs: tuple[dict, ...]  # a Job's fields and untuned recipe, because configs may be edited before the job starts
+    tune: dict | None = None  # section `tune` of the grid file, by which the choice for a run is made when it starts
     array: str | None = None  # job id of the array job
     table: str | None = None  # job id of the job that writes the table; None for trials
 
@@ -53,14 +55,16 @@ class Submission:
         write_text(self.folder / "submission.json", json.dumps(content, indent=2) + "\n")
 
 
-def prepare(grid: Path, experiments: Path, groups: Sequence[Sequence[Job]], rerun_stale: bool) -> list[Submission]:
+def prepare(grid: Grid, experiments: Path, groups: Sequence[Sequence[Job]], rerun_stale: bool) -> list[Submission]:
     """Return a submission for each group of jobs, for the next free folders, without creating the folders."""
+    name, tune = grid.path.stem, grid.config.tune
     numbers = [path.name.rpartition("-") for path in (experiments / "slurm").glob("*-*")]
-    last = max((int(number) for name, _, number in numbers if name == grid.stem and number.isdecimal()), default=0)
+    last = max((int(number) for stem, _, number in numbers if stem == name and number.isdecimal()), default=0)
     return [
         Submission(
-            experiments / "slurm" / f"{grid.stem}-{last + number}", str(grid), str(experiments), rerun_stale,
+            experiments / "slurm" / f"{name}-{last + number}", str(grid.path), str(experiments), rerun_stale,
             tuple(asdict(job) | {"recipe": job.untuned_recipe()} for job in jobs),
+            tune.model_dump(mode="json") if tune else None,
         )
         for number, jobs in enumerate(groups, start=1)
     ]  # fmt: skip
@@ -72,7 +76,8 @@ def read_submission(folder: Path) -> Submission:
     if not path.is_file():
         raise ValueError(f"{folder}: no submission.json in it; expected a folder that `ablation.grid submit` created")
     content = read_object(path, SUBMISSION)
-    return Submission(folder, **{key: content[key] for key in SUBMISSION} | {"jobs": tuple(content["jobs"])})
+    fields = {key: content[key] for key in SUBMISSION} | {"jobs": tuple(content["jobs"]), "tune": content.get("tune")}
+    return Submission(folder, **fields)
 
 
 def read_submissions(experiments: Path) -> list[Submission]:
@@ -179,8 +184,14 @@ def run_task(folder: Path, index: int, launcher: Sequence[str]) -> None:
 
 
 def with_choice(job: Job, submission: Submission) -> Job:
-    """Return a job with the values that its trials chose. Raises RunError if the trials have not all ended."""
-    grid = tuned(read_grid(Path(submission.grid)), Path(submission.experiments))
+    """Return a job with the values that its trials chose.
+
+    Raises RunError if the trials have not all ended, ValueError if the grid was edited since the submission."""
+    grid = read_grid(Path(submission.grid))
+    tune = grid.config.tune and grid.config.tune.model_dump(mode="json")
+    if tune != submission.tune or job.place not in {each.place for each in grid.jobs}:
+        raise ValueError(f"{submission.grid}: edited since the submission; submit the grid again")
+    grid = tuned(grid, Path(submission.experiments))
     choice = grid.choices.get(grid.tuned_place(job.place))
     if choice is None:
         raise RunError(
@@ -221,7 +232,7 @@ def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job
     for submission in submissions:
         for index, entry in enumerate(submission.jobs):
             task = known.get(f"{submission.array}_{index}")
-            job = next((job for job in jobs if _trains_recipe(entry, job.recipe())), None)
+            job = next((job for job in jobs if _trains(entry, job)), None)
             if task and job:
                 failed = task.ended and task.state != "COMPLETED"
                 log = f"see {submission.folder}/slurm_{task.name}.out"
@@ -229,8 +240,14 @@ def tasks_of(jobs: Sequence[Job], submissions: Sequence[Submission]) -> dict[Job
     return tasks
 
 
-def _trains_recipe(entry: dict, recipe: dict) -> bool:
-    """Return whether a submitted job (an entry of submission.json) has the current recipe and data."""
+def _trains(entry: dict, job: Job) -> bool:
+    """Return whether a submitted job (an entry of submission.json) has the current recipe and data of a job.
+
+    Values that trials chose count only if they were known when the job was submitted, and still are."""
+    chosen = entry.get("chosen", ())
+    if None not in (chosen, job.chosen) and tuple(chosen) != job.chosen:
+        return False
+    recipe = job.untuned_recipe()
     return not changed_recipe(entry["recipe"], recipe) and is_same_data(entry["recipe"], recipe)
 
 

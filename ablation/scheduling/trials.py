@@ -9,26 +9,26 @@ Everything is derived from the grid file and the records of the trials, so a kil
 at once, make the same choice.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablation.scheduling.grid_file import last_of
-from ablation.scheduling.jobs import Grid, Job, State, read_cells, state_of
+from ablation.config_classes import config_class, default_values
+from ablation.scheduling.grid_file import SCALED, TuneConfig, last_of
+from ablation.scheduling.jobs import Grid, Job, State, holdout_field, read_cells, state_of
+from engine.config import load_config
 from engine.strict_yaml import ConfigError
-from engine.text import shown
 from records.experiment import format_score
 from records.results import Place, Results, read_results
 from stats.trial_points import draw_points
 
-SCALED = ("optim.warmup_epochs", "optim.drop_epochs")  # fields of the schedule, which shrink with train.epochs
-
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial and its outcome. values: of the chosen fields. results: None if it diverged or has not ended."""
+    """A trial and its outcome. values: of the fields to choose. results: None if it diverged or has not ended."""
 
     job: Job
     values: Mapping[str, Any]
@@ -37,7 +37,12 @@ class Trial:
 
     @property
     def has_ended(self) -> bool:
-        return self.results is not None or self.state.kind == "diverged"
+        """Whether the trial has an outcome. One whose code has changed since it ran counts; other stale ones do not."""
+        return self.state.kind in ("done", "diverged") or (self.state.kind == "stale" and self.state.same_recipe)
+
+    @property
+    def has_diverged(self) -> bool:
+        return self.has_ended and self.results is None
 
     @property
     def score(self) -> float:
@@ -68,17 +73,20 @@ def trial_job(job: Job, number: int, point: Mapping[str, Any], grid: Grid) -> Jo
     epochs = recipe.get("train", {}).get("epochs")
     if not isinstance(epochs, int):
         raise ConfigError(f"{grid.path}: tune: {job.config} has no train.epochs, which train.epochs is a share of")
-    values = {**point, "train.epochs": max(1, round(tune.epochs * epochs)), "data.holdout": tune.on}
-    schedule = {name: section_value(recipe, name) for name in SCALED if name not in point}
+    holdout = holdout_field(grid.config.task)
+    values = {**point, "train.epochs": max(1, round(tune.epochs * epochs)), holdout: tune.on}
+    schedule = {name: field_value(recipe, name, job.task) for name in SCALED if name not in point}
     values |= {name: scaled(value, values["train.epochs"] / epochs) for name, value in schedule.items() if value}
-    overrides = tuple(f"{name}={shown(value)}" for name, value in values.items())
-    return replace(job, trial=number, chosen=(), overrides=last_of([*job.overrides, *overrides]))
+    return replace(job, trial=number, chosen=(), overrides=last_of([*job.overrides, *as_overrides(values)]))
 
 
-def section_value(recipe: Mapping[str, Any], name: str) -> Any:
-    """Return the value of `section.field` in a recipe; None if it is not set."""
+def field_value(recipe: Mapping[str, Any], name: str, task: str) -> Any:
+    """Return the value of `section.field` in a recipe, or its default. None if the task has no config class."""
     section, field = name.split(".")
-    return (recipe.get(section) or {}).get(field)
+    if field in (recipe.get(section) or {}):
+        return recipe[section][field]
+    cls = config_class(task)  # imported only here, because this takes seconds
+    return default_values(cls).get(name) if cls else None
 
 
 def scaled(value: float | Sequence[int], share: float) -> float | list[int]:
@@ -86,6 +94,17 @@ def scaled(value: float | Sequence[int], share: float) -> float | list[int]:
     if isinstance(value, Sequence):
         return sorted({max(1, round(epoch * share)) for epoch in value})
     return float(f"{value * share:.3g}")
+
+
+def check_configs(jobs: Sequence[Job]) -> None:
+    """Check the config of every cell and trial before anything is trained. Raises ConfigError naming the first job."""
+    cls = config_class(jobs[0].task)
+    firsts = {(job.place, job.trial, job.chosen): job for job in reversed(jobs)}.values()  # other seeds are alike
+    for job in reversed(firsts) if cls else ():
+        try:
+            load_config(job.config, [*job.overrides, *(job.chosen or ())], cls)
+        except ConfigError as error:
+            raise ConfigError(f"{job.name}: {error}") from None
 
 
 # ---- outcomes ----------------------------------------------------------------------------------------------
@@ -102,11 +121,11 @@ def read_trials(grid: Grid, cells: Sequence[tuple[Path, dict]]) -> dict[Place, l
 
 def read_trial(job: Job, grid: Grid, cells: Sequence[tuple[Path, dict]]) -> Trial:
     """Return the outcome of a trial."""
-    state = state_of(job, cells)
-    counts = state.kind == "done" or (state.kind == "stale" and state.same_recipe)
-    results = read_results(state.experiment / "results.json") if counts else None
-    recipe = job.recipe()
-    return Trial(job, {name: section_value(recipe, name) for name in grid.config.tune.ranges}, state, results)
+    recipe, trial = job.recipe(), Trial(job, {}, state_of(job, cells), None)
+    path = (trial.state.experiment or Path()) / "results.json"
+    results = read_results(path) if trial.has_ended and path.is_file() else None
+    values = {name: field_value(recipe, name, job.task) for name in grid.config.tune.ranges}
+    return replace(trial, values=values, results=results)
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
@@ -120,15 +139,18 @@ def best_trial(trials: Sequence[Trial]) -> Trial | None:
 
 def tuned(grid: Grid, experiments: Path) -> Grid:
     """Return the grid with the values that the trials chose, for all rows or cells whose trials have ended."""
-    if grid.config.tune is None:
-        return grid
-    best = {place: best_trial(trials) for place, trials in read_trials(grid, read_cells(experiments)).items()}
+    return grid if grid.config.tune is None else with_choices(grid, read_trials(grid, read_cells(experiments)))
+
+
+def with_choices(grid: Grid, trials: Mapping[Place, Sequence[Trial]]) -> Grid:
+    """Return the grid with the values that its trials chose. trials: see read_trials."""
+    best = {place: best_trial(each) for place, each in trials.items()}
     return replace(grid, choices={place: as_overrides(trial.values) for place, trial in best.items() if trial})
 
 
 def as_overrides(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Return chosen values as overrides, such as ('optim.learning_rate=0.002',)."""
-    return tuple(f"{name}={shown(value)}" for name, value in values.items())
+    return tuple(f"{name}={json.dumps(value)}" for name, value in values.items())
 
 
 def trials_of(jobs: Sequence[Job], grid: Grid) -> list[Job]:
@@ -140,11 +162,16 @@ def trials_of(jobs: Sequence[Job], grid: Grid) -> list[Job]:
     return [job for same_number in zip(*lists, strict=True) for job in same_number]
 
 
-def describe_choices(grid: Grid, experiments: Path) -> list[str]:
-    """Return a line for each row or cell: what its trials chose, or how many of them have ended."""
+def owner_name(place: Place, tune: TuneConfig) -> str:
+    """Return the name of the row or cell that has trials."""
+    return place[0] if tune.per == "row" else " x ".join(place)
+
+
+def describe_choices(grid: Grid, known: Mapping[Place, Sequence[Trial]]) -> list[str]:
+    """Return a line for each row or cell: what its trials chose, or how many of them have ended. known: its trials."""
     lines = []
-    for place, trials in read_trials(grid, read_cells(experiments)).items():
-        owner, best = place[0] if grid.config.tune.per == "row" else trials[0].job.cell, best_trial(trials)
+    for place, trials in known.items():
+        owner, best = owner_name(place, grid.config.tune), best_trial(trials)
         ended = sum(trial.has_ended for trial in trials)
         if best:
             score = f"{best.results.metric} {format_score(best.score)} on {best.results.protocol.images} images"

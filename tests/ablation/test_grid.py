@@ -139,7 +139,7 @@ def call_when_present(paths: list[str], act: Callable[[], object]) -> None:
 
 def write_submission(grid: Grid) -> Path:
     """Write a submission of the whole grid, and return its folder."""
-    submission = slurm.prepare(grid.path, Path("experiments"), [grid.jobs], rerun_stale=False)[0]
+    submission = slurm.prepare(grid, Path("experiments"), [grid.jobs], rerun_stale=False)[0]
     submission.folder.mkdir(parents=True)
     submission.write()
     return submission.folder

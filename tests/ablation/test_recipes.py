@@ -6,7 +6,7 @@ import pytest
 
 from ablation import compare as command
 from ablation.cells import compare
-from ablation.recipes import config_class, default_values
+from ablation.config_classes import config_class, default_values
 from ablation.scheduling.jobs import State
 from engine.strict_yaml import read_yaml
 

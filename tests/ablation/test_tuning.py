@@ -34,7 +34,7 @@ CURVES = {"tough": (0.6, 1e-3, 0.01), "picky": (0.8, 8e-3, 0.1)}  # best quality
 @pytest.fixture
 def write_grid(tmp_path, monkeypatch, new_experiments):
     """Return a function that writes a tuned grid with its trials and runs, and returns it with its experiments."""
-    (tmp_path / "fake_task.py").write_text('COMPUTES = {"stub": ("fake_task.py",)}\n')
+    (tmp_path / "fake_task.py").write_text('COMPUTES, HOLDOUT = {"stub": ("fake_task.py",)}, "data.holdout"\n')
     (tmp_path / "base.yaml").write_text("model: {size: 1}\noptim: {learning_rate: 1.0}\ntrain: {epochs: 12}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ablation.scheduling.staleness.PROJECT", tmp_path)

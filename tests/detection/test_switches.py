@@ -17,7 +17,8 @@ import detection.evaluate
 import detection.export
 import detection.training
 from ablation import compare
-from ablation.recipes import as_override, default_values
+from ablation.config_classes import default_values
+from ablation.recipes import as_override
 from detection.coco.annotations import read_coco
 from detection.coco.dataset import collate
 from detection.network.loss import Criterion, LossConfig

@@ -50,7 +50,7 @@ BEST = {1: 1e-3, 2: 3e-3}  # learning rate with the best score, by model.size
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    (tmp_path / "fake_task.py").write_text('COMPUTES = {"stub": ("fake_task.py",)}\n')
+    (tmp_path / "fake_task.py").write_text('COMPUTES, HOLDOUT = {"stub": ("fake_task.py",)}, "data.holdout"\n')
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "grid_tuned.yaml").write_text(GRID)
     monkeypatch.chdir(tmp_path)
