@@ -157,9 +157,7 @@ def report(states: "dict[Job, State]", without_values: "Sequence[Job]") -> None:
     stale = "skipped; --rerun-stale trains them again as new experiments"
     bad = {job: state.detail for job, state in states.items() if state.kind in UNFINISHED}
     if any(job.trial and state.kind == "running" for job, state in states.items()):
-        print(
-            f"{len(without_values)} runs wait for trials of another process; run the same command again when they end"
-        )
+        print(f"{len(without_values)} runs wait for trials of a different process; then run the same command again")
     else:
         bad |= dict.fromkeys(without_values, "not trained, because the trials of its row or cell gave no values")
     if bad:

@@ -47,6 +47,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
     confusions = confusion_matrix(coco, SHOWN_SCORE)
     draw_confusion(experiment / "confusion.png", confusions, val.class_names, SHOWN_SCORE)
     frozen = "" if model.freeze == "none" else f" with frozen {model.freeze}"
+    role = "tuning (held out of the training images)" if config.data.holdout else "validation"
     return TaskRecord(
         module="detection.training",
         results={
@@ -72,9 +73,9 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
         title=f"{model.backbone} with neck {model.neck}",
         model=f"{model.backbone}{frozen}, neck {model.neck}, {task.model.input_size} pixels, "
         f"{len(task.model.anchors_cxcywh):,} default boxes",
-        data=f"{describe_size(task.train)} for training, {describe_size(val)} for validation, "
+        data=f"{describe_size(task.train)} for training, {describe_size(val)} for {role}, "
         f"{counted(len(val.class_names), 'class', 'classes')}",
-        scored=f"COCO mAP by pycocotools on all {len(val.images)} validation images; score "
+        scored=f"COCO mAP by pycocotools on all {len(val.images)} images for {role}; score "
         f"({task.model.score_function}) >= {config.eval.score_threshold}, NMS at IoU {config.eval.nms_iou}, best "
         f"{config.eval.max_detections} per image",
         facts={

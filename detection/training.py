@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
     from detection.task import DetectionConfig, DetectionTask
 
-HOLDOUT = (
-    "data.holdout"  # field that holds out training images; with it, a grid can tune (ablation/scheduling/trials.py)
-)
+HOLDOUT = "data.holdout"  # field that holds out training images, so that grids can tune (ablation/scheduling)
 # The files that compute weights and scores, in addition to the files of the training loop. If one of them changes,
 # earlier results are stale (ablation/scheduling). If several entries list a file, it belongs to the first entry.
 COMPUTES = {

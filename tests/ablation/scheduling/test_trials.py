@@ -14,13 +14,22 @@ from pathlib import Path
 import pytest
 
 from ablation import grid as grid_command
-from ablation.scheduling import runner
+from ablation.scheduling import runner, slurm
 from ablation.scheduling.jobs import Grid, Job, State, job_from, read_cells, read_grid, state_of, write_cell
-from ablation.scheduling.trials import best_trial, describe_choices, read_trials, trial_jobs, trials_of, tuned
+from ablation.scheduling.trials import (
+    best_trial,
+    check_configs,
+    describe_choices,
+    read_trials,
+    trial_jobs,
+    trials_of,
+    tuned,
+)
 from engine.command import DIVERGED, RunError
+from engine.files import locked
 from engine.strict_yaml import ConfigError
 from records.experiment import new_experiment
-from records.status import Status, write_status
+from records.status import RUN_LOCK, Status, write_status
 
 GRID = """
 task: fake_task
@@ -44,6 +53,13 @@ data: {root: here}
 model: {size: 1, neck: a}
 optim: {learning_rate: 0.5, warmup_epochs: 2.0, drop_epochs: [20, 30]}
 train: {epochs: 3}
+"""
+DETECTOR = """
+data:
+  root: here
+  train: {images: images/train, annotations: a.json}
+  val: {images: images/val, annotations: b.json}
+train: {epochs: 4, batch_size: 1}
 """
 BEST = {1: 1e-3, 2: 3e-3}  # learning rate with the best score, by model.size
 
@@ -213,7 +229,7 @@ def test_nothing_is_chosen_before_the_last_trial_has_ended(grid, folder):
     for job in jobs[:3]:
         train(job, folder / "experiments")
     assert not tuned(grid, folder / "experiments").choices
-    assert "3 of 4" in describe_choices(grid, folder / "experiments")[0]
+    assert "3 of 4" in describe_choices(grid, read_trials(grid, read_cells(folder / "experiments")))[0]
     train(jobs[3], folder / "experiments")
     assert list(tuned(grid, folder / "experiments").choices) == [("one", "a")]
 
@@ -232,13 +248,13 @@ def test_a_trial_that_diverged_has_ended_and_is_never_chosen(grid, folder):
 
 def test_if_all_trials_diverge_the_runs_of_the_row_are_not_trained_and_the_command_says_so(grid, capsys):
     runner.run.diverges = 0.0
-    with pytest.raises(RunError, match="8 of 16 runs did not finish"):
+    with pytest.raises(RunError, match="8 of 16 runs"):
         run()
     assert all(job.trial for job in runner.run.trained)
     assert "all 4 trials diverged" in capsys.readouterr().out
 
 
-def test_a_run_that_failed_for_another_reason_is_no_result(grid, folder):
+def test_a_trial_that_failed_for_a_different_reason_has_not_ended(grid, folder):
     [job, *_] = trial_jobs(grid)["one", "a"]
     experiment = new_experiment(folder / "experiments")
     write_cell(job, experiment)
@@ -296,6 +312,161 @@ def test_more_trials_keep_the_first_ones(grid):
     assert [job.name for job in runner.run.trained[16:] if job.trial] == [
         f"{row} x a, trial {number}" for number in (5, 6) for row in ("one", "two")
     ]
+
+
+def test_trials_of_a_different_process_are_waited_for_and_are_no_error(grid, capsys):
+    run()
+    [job, *_] = trial_jobs(grid)["two", "a"]
+    busy = state_of(job, read_cells(Path("experiments"))).experiment
+    (busy / "results.json").unlink()
+    write_status(busy, Status("running"))
+    with locked(busy / RUN_LOCK):
+        run()
+    assert "4 runs wait for trials of a different process" in capsys.readouterr().out
+
+
+def test_a_trial_that_diverged_is_stale_if_the_code_has_changed(grid, folder):
+    runner.run.diverges = 0.002
+    run()
+    runner.run.diverges = math.inf
+    change_code(folder)
+    [trials, _] = read_trials(grid, read_cells(Path("experiments"))).values()
+    diverged = [trial for trial in trials if trial.has_diverged]
+    assert diverged
+    assert all(trial.state.kind == "stale" and trial.has_ended for trial in diverged)
+    run(rerun_stale=True)
+    [trials, _] = read_trials(grid, read_cells(Path("experiments"))).values()
+    assert not [trial for trial in trials if trial.has_diverged]
+
+
+def change_code(folder: Path) -> None:
+    path = folder / "fake_task.py"
+    path.write_text(path.read_text() + "CHANGED = True\n")
+
+
+def test_rows_that_differ_only_in_a_field_that_trials_choose_are_refused(grid, folder):
+    (folder / "fast.yaml").write_text(BASE.replace("learning_rate: 0.5", "learning_rate: 0.1"))
+    grid.path.write_text(GRID.replace("two, config: base.yaml, overrides: [model.size=2]", "two, config: fast.yaml"))
+    with pytest.raises(ConfigError, match="have the same recipe"):
+        read_grid(grid.path)
+
+
+def test_a_task_without_a_holdout_cannot_be_tuned(grid, folder):
+    (folder / "other_task.py").write_text('COMPUTES = {"stub": ("other_task.py",)}\n')
+    grid.path.write_text(GRID.replace("fake_task", "other_task"))
+    with pytest.raises(ConfigError, match="other_task has no HOLDOUT"):
+        read_grid(grid.path)
+
+
+def detector_grid(folder: Path, columns: str, more: str = "") -> Grid:
+    (folder / "base.yaml").write_text(DETECTOR)
+    (folder / "grid.yaml").write_text(
+        f"task: detection.training\nseeds: [0]\nrows: [{{name: one, config: {folder / 'base.yaml'}}}]\n"
+        f"columns: [{columns}]\n{more}\n"
+    )
+    return read_grid(folder / "grid.yaml")
+
+
+def test_the_default_warm_up_is_shortened_too(tmp_path):
+    tune = "tune: {trials: 2, train.epochs: 0.5, optim.learning_rate: {log_uniform: [1e-4, 1e-2]}}"
+    [trials] = trial_jobs(detector_grid(tmp_path, "{name: a}", tune)).values()
+    assert trials[0].recipe()["optim"]["warmup_epochs"] == 0.5
+    check_configs(trials)
+
+
+def test_an_invalid_config_is_refused_before_anything_is_trained(tmp_path):
+    jobs = detector_grid(tmp_path, "{name: good}, {name: bad, overrides: [model.neck=fnp]}").jobs
+    check_configs(jobs[:1])
+    with pytest.raises(ConfigError, match=r"one x bad, seed 0: .*model\.neck"):
+        check_configs(jobs)
+
+
+# ---- submitting ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def submitted(grid, monkeypatch) -> tuple:
+    """Replace Slurm; return the submissions, which it lists as pending, and the set of those that have ended."""
+    made: list[slurm.Submission] = []
+    ended: set[str] = set()
+
+    def submit(submissions, after, max_running):
+        for submission in submissions:
+            table = None if submission.are_trials else "t"
+            made.append(replace(submission, array=str(len(made) + 1), table=table))
+            made[-1].folder.mkdir(parents=True)
+            made[-1].write()
+        return made[-len(submissions) :]
+
+    def pending(arrays):
+        listed = [each for each in made if each.array in arrays and each.array not in ended]
+        names = [f"{each.array}_{index}" for each in listed for index in range(len(each.jobs))]
+        return {name: slurm.ArrayTask(name, "PENDING") for name in names}
+
+    monkeypatch.setattr(slurm, "submit", submit)
+    monkeypatch.setattr(slurm, "_tasks", pending)
+    Path("sbatch").mkdir()
+    Path("sbatch/grid.sbatch").touch()
+    return made, ended
+
+
+def submit(*options: str) -> None:
+    grid_command.main(grid_command.parse_arguments(["submit", "grid_tuned.yaml", *options]), None)
+
+
+def train_trials(grid: Grid, diverging_row: str = "") -> None:
+    for jobs in trial_jobs(grid).values():
+        for job in jobs:
+            train(job, Path("experiments"), 0.0 if job.row == diverging_row else math.inf)
+
+
+def test_runs_are_submitted_with_their_trials_and_not_again_while_they_are_queued(grid, submitted):
+    made, ended = submitted
+    submit()
+    assert [(each.are_trials, len(each.jobs)) for each in made] == [(True, 8), (False, 8)]
+    assert all(entry["chosen"] is None for entry in made[1].jobs)
+    submit()
+    assert len(made) == 2
+    train_trials(grid)
+    ended.add("1")  # the trials; the runs are still in the queue
+    submit()
+    assert len(made) == 2
+
+
+def test_a_run_is_not_submitted_if_its_trials_chose_nothing(grid, submitted, capsys):
+    made, _ = submitted
+    train_trials(grid, diverging_row="one")
+    submit()
+    [runs] = made
+    assert {entry["row"] for entry in runs.jobs} == {"two"}
+    assert all(entry["chosen"] for entry in runs.jobs)
+    assert "4 runs wait for values" in capsys.readouterr().out
+
+
+def test_runs_wait_for_trials_that_are_submitted_again(grid, folder, submitted):
+    made, _ = submitted
+    run()
+    change_code(folder)
+    submit("--rerun-stale")
+    trials, runs = made
+    assert (len(trials.jobs), len(runs.jobs)) == (8, 8)
+    assert all(entry["chosen"] is None for entry in runs.jobs)
+
+
+def test_a_run_gets_the_values_when_it_starts_unless_the_tuning_was_edited(grid, submitted):
+    made, _ = submitted
+    submit()
+    job = job_from(made[1].jobs[0])
+    with pytest.raises(RunError, match="chose no value"):
+        slurm.with_choice(job, made[1])
+    train_trials(grid)
+    assert slurm.with_choice(job, made[1]).chosen == tuned(grid, Path("experiments")).jobs[0].chosen
+    grid.path.write_text(GRID.replace("trials: 4", "trials: 5"))
+    with pytest.raises(ValueError, match="edited since the submission"):
+        slurm.with_choice(job, made[1])
+
+
+# ---- status --------------------------------------------------------------------------------------------------
 
 
 def test_status_lists_the_trials_and_what_they_chose(grid, capsys):
