@@ -18,6 +18,7 @@ from engine.text import shown
 
 Ranges = Mapping[str, Mapping[str, Sequence]]  # as in a grid file, see above
 Points = Sequence[Mapping[str, Any]]  # for each trial, a dict from the name of a hyperparameter to its value
+Pairs = tuple[np.ndarray, np.ndarray]  # of trials, as two arrays of their numbers
 
 
 def _log_uniform(fraction: float, limits: Sequence[float]) -> float:
@@ -119,8 +120,8 @@ def at_edge(points: Points, chosen: int, ranges: Ranges) -> dict[str, str]:
     return edges
 
 
-def neighbours(points: Points) -> tuple[np.ndarray, np.ndarray]:
-    """Return N - 1 pairs of neighbouring points, as two index arrays: the edges of the minimum spanning tree.
+def neighbours(points: Points) -> Pairs:
+    """Return N - 1 pairs of neighbouring points: the edges of the minimum spanning tree.
 
     With one number per point, these are consecutive values. All points must be different."""
     squared = sum(_distances([point[name] for point in points]) ** 2 for name in points[0])
