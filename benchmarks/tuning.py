@@ -173,9 +173,9 @@ COVERED = {
     "noise only, twice as much image noise": Case((FLAT, FLAT), images=0.02),
     "loss .002 per doubling²": Case((WIDE, WIDE._replace(best=-2.7))),
     "loss .002, with image noise": Case((WIDE, WIDE._replace(best=-2.7)), images=0.01),
-    "loss .02 (trials far off fail)": Case((STEEP, STEEP._replace(best=-2.7))),
+    "loss .02 per doubling²": Case((STEEP, STEEP._replace(best=-2.7))),
     "loss .2 (half of the trials fail)": Case((Row(sharpness=0.2), Row(sharpness=0.2, best=-2.7))),
-    "best rate outside the range": Case((OUTSIDE, OUTSIDE)),
+    "best rate outside the range (almost half of the trials fail)": Case((OUTSIDE, OUTSIDE)),
     **{f"{kind}, {n} trials": Case(rows, n) for n in (4, 12) for kind, rows in {
         "noise only": (FLAT, FLAT), "loss .002": (WIDE, WIDE._replace(best=-2.7)),
         "loss .02": (STEEP, STEEP._replace(best=-2.7)), "best rate outside": (OUTSIDE, OUTSIDE),
