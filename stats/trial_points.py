@@ -5,16 +5,20 @@ points = draw_points(ranges, trials=6, seed=0)
 at_edge(points, chosen, ranges)    # {"optim.learning_rate": "highest"}: the best rate may be higher still
 """
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.sparse.csgraph import minimum_spanning_tree
-from scipy.spatial.distance import cdist
 from scipy.stats import qmc
+
+from engine.text import shown
 
 Ranges = Mapping[str, Mapping[str, Sequence]]  # as in a grid file, see above
 Points = Sequence[Mapping[str, Any]]  # for each trial, a dict from the name of a hyperparameter to its value
+Pairs = tuple[np.ndarray, np.ndarray]  # of trials, as two arrays of their numbers
 
 
 def _log_uniform(fraction: float, limits: Sequence[float]) -> float:
@@ -42,18 +46,45 @@ RANGES: dict[str, Callable[[float, Sequence], Any]] = {  # from a fraction in [0
 }
 
 
+EXPECTED = (
+    "expected {log_uniform: [low, high]}, {uniform: [low, high]} or {choice: [value, value, ...]}, "
+    "with low < high (above 0 for log_uniform)"
+)
+
+
 def check_ranges(ranges: Ranges) -> None:
-    """Raise ValueError if a range is not one entry of RANGES with its limits or options."""
+    """Raise ValueError if a range is invalid. See check_range."""
     for name, spec in ranges.items():
-        kind, limits = next(iter(spec.items()), (None, ()))
-        if len(spec) != 1 or kind not in RANGES:
-            raise ValueError(f"range of {name}: got {dict(spec)}, expected one of {', '.join(RANGES)}")
-        if kind == "choice" and not limits:
-            raise ValueError(f"range of {name}: got no options, expected at least one")
-        if kind != "choice" and not (len(limits) == 2 and limits[0] < limits[1]):
-            raise ValueError(f"range of {name}: got {limits}, expected [low, high] with low < high")
-        if kind == "log_uniform" and limits[0] <= 0:
-            raise ValueError(f"range of {name}: got {limits}, expected positive limits; use uniform for others")
+        check_range(name, spec)
+
+
+def check_range(name: str, spec: Any) -> None:
+    """Raise ValueError if `spec` is not one entry of RANGES with valid limits or options.
+
+    Limits are two finite numbers, low < high, above 0 for log_uniform. Options are at least two different values.
+    name: the field, such as optim.learning_rate, for the message. spec: as read from a grid file, of any type."""
+    is_valid = False
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        [(kind, values)] = spec.items()
+        if kind in RANGES and isinstance(values, list | tuple):
+            is_valid = _are_options(values) if kind == "choice" else _are_limits(values, kind == "log_uniform")
+    if not is_valid:
+        raise ValueError(f"{name}: got {shown(spec)}, {EXPECTED}")
+
+
+def _are_options(values: Sequence) -> bool:
+    return len({json.dumps(value) for value in values}) == len(values) >= 2
+
+
+def _are_limits(values: Sequence, is_positive: bool) -> bool:
+    if len(values) != 2 or not all(_is_number(value) and math.isfinite(value) for value in values):
+        return False
+    low, high = values
+    return low < high and (low > 0 or not is_positive)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def draw_points(ranges: Ranges, trials: int, seed: int) -> list[dict[str, Any]]:
@@ -89,13 +120,20 @@ def at_edge(points: Points, chosen: int, ranges: Ranges) -> dict[str, str]:
     return edges
 
 
-def neighbours(points: Points) -> tuple[np.ndarray, np.ndarray]:
-    """Return N - 1 pairs of neighbouring points, as two index arrays: the edges of the minimum spanning tree.
+def neighbours(points: Points) -> Pairs:
+    """Return N - 1 pairs of neighbouring points: the edges of the minimum spanning tree.
 
-    With one hyperparameter, these are consecutive values. Distances are between ranks, because units differ. All points
-    must be different."""
-    ranks = np.stack(
-        [np.unique([point[name] for point in points], return_inverse=True)[1] for name in points[0]], axis=1
-    )
-    ranks = ranks / np.maximum(ranks.max(axis=0), 1)
-    return minimum_spanning_tree(cdist(ranks, ranks)).nonzero()
+    With one number per point, these are consecutive values. All points must be different."""
+    squared = sum(_distances([point[name] for point in points]) ** 2 for name in points[0])
+    return minimum_spanning_tree(np.sqrt(squared)).nonzero()
+
+
+def _distances(values: Sequence) -> np.ndarray:
+    """Return the distances between the N values of a hyperparameter, (N, N), from 0 to 1.
+
+    Numbers are compared by rank, because units differ. Other values are categories: different ones have distance 1."""
+    if all(map(_is_number, values)):
+        ranks = np.unique(values, return_inverse=True)[1]
+        return np.abs(ranks[:, None] - ranks) / max(ranks.max(), 1)
+    texts = np.array([json.dumps(value) for value in values])
+    return (texts[:, None] != texts).astype(np.float64)

@@ -1,11 +1,14 @@
 """Tests of stats/trial_points.py."""
 
+import math
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from stats.trial_points import at_edge, draw_points, neighbours
+from engine.text import shown
+from stats.trial_points import at_edge, check_range, check_ranges, draw_points, neighbours
 
 RATE = {"optim.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
 
@@ -40,18 +43,53 @@ def test_points_are_distinct_even_if_values_repeat():
 
 
 @pytest.mark.parametrize(
-    ("spec", "problem"),
+    "spec",
     [
-        ({"log": [1, 2]}, "log_uniform, uniform, choice"),
-        ({"uniform": [2, 1]}, "low < high"),
-        ({"log_uniform": [0, 1]}, "positive"),
-        ({"choice": []}, "no options"),
-        ({}, "log_uniform, uniform, choice"),
+        {"uniform": [-1, 0.5]},
+        {"log_uniform": (1e-4, 1)},
+        {"choice": [None, 5]},
+        {"choice": [[8, 11], [9]]},
+        {"choice": [1, True, "1"]},
     ],
 )
-def test_invalid_ranges_are_reported_with_their_name(spec, problem):
-    with pytest.raises(ValueError, match=rf"range of optim\.momentum: .*{problem}"):
-        draw_points({"optim.momentum": spec}, 3, seed=0)
+def test_valid_ranges_are_accepted(spec):
+    check_range("optim.momentum", spec)
+    assert len(draw_points({"optim.momentum": spec}, 2, seed=0)) == 2
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"log": [1, 2]},
+        {"uniform": [1, 2], "log_uniform": [1, 2]},
+        [1, 2],
+        0.1,
+        None,
+        {"uniform": 1},
+        {"uniform": [1]},
+        {"uniform": [1, 2, 3]},
+        {"uniform": [2, 1]},
+        {"uniform": [1, 1]},
+        {"uniform": [False, True]},
+        {"uniform": ["1", "2"]},
+        {"uniform": "12"},
+        {"uniform": [0, math.inf]},
+        {"uniform": [math.nan, 1]},
+        {"log_uniform": [0, 1]},
+        {"choice": []},
+        {"choice": [1]},
+        {"choice": "ab"},
+        {"choice": ["a", "b", "a"]},
+        {"choice": [[1, 2], [1, 2]]},
+    ],
+)
+def test_an_invalid_range_is_reported_with_the_field_the_value_and_the_cure(spec):
+    with pytest.raises(ValueError, match=r"optim\.momentum: got .*expected \{log_uniform: .*above 0") as error:
+        check_ranges(RATE | {"optim.momentum": spec})
+    assert shown(spec) in str(error.value)
+    with pytest.raises(ValueError, match=r"optim\.momentum"):
+        draw_points({"optim.momentum": spec}, 2, seed=0)
 
 
 def test_the_lowest_and_highest_drawn_values_are_at_the_edge():
@@ -70,3 +108,21 @@ def test_neighbours_are_consecutive_values_and_the_closest_points_of_a_plane():
     pairs = {frozenset(pair) for pair in zip(first, second, strict=True)}
     assert len(pairs) == 3
     assert {frozenset((0, 1)), frozenset((2, 3))} < pairs
+
+
+@pytest.mark.parametrize("options", [[None, 5], [[8, 11], [9]], [True, False], ["a", 3], [{"x": 1}, {"x": 2}]])
+def test_options_that_are_not_all_numbers_are_categories(options):
+    """Neighbouring rates differ by .2 or .4, and two options by 1, so the points of an option are connected first."""
+    points = [{"field": options[k % 2], "rate": k} for k in range(6)]
+    first, second = neighbours(points)
+    pairs = {frozenset(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)}
+    assert len(pairs) == 5
+    assert {frozenset(pair) for k in (0, 1) for pair in pairwise(range(k, 6, 2))} < pairs
+
+
+def test_categories_have_no_order():
+    """If a, b and c were ranked, a would be nearer to b than to c, and the first and third point no neighbours."""
+    points = [{"loss": loss, "rate": rate} for loss, rate in (("a", 0), ("b", 9), ("c", 1), ("b", 8))]
+    first, second = neighbours(points)
+    pairs = {frozenset(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)}
+    assert {frozenset((0, 2)), frozenset((1, 3))} < pairs

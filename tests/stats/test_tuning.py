@@ -120,6 +120,18 @@ def test_a_band_needs_no_trial_noise_if_two_rows_respond_equally():
     assert np.all(alone.high - alone.low > 0.02)
 
 
+@pytest.mark.parametrize("options", [[None, 5], [[8, 11], [9]], [False, True]])
+def test_bands_do_not_depend_on_what_categories_are(options):
+    values, replicates = simulated(np.random.default_rng(3), 2, 0.5)
+    names = [{"field": "ab"[k % 2], "rate": k} for k in range(6)]
+    points = [{"field": options[k % 2], "rate": k} for k in range(6)]
+    for mine, named in zip(
+        budget_curves(values, replicates, points, 0), budget_curves(values, replicates, names, 0), strict=True
+    ):
+        np.testing.assert_array_equal([mine.low, mine.high], [named.low, named.high])
+        assert np.all((mine.low < mine.estimate) & (mine.estimate < mine.high))
+
+
 def test_equal_scores_have_a_band_without_width():
     values = np.full((1, 6), 0.3)
     (curve,) = budget_curves(values, without_images(values), SIX, 0)
