@@ -210,9 +210,13 @@ def single_run_better(comparison: Comparison, contrast: Contrast, tested: Tested
 
 
 def exact_p(comparison: Comparison, contrast: Contrast, hits: dict[Path, np.ndarray]) -> float | None:
-    """Return the p value of McNemar's exact test for two single runs of classifiers that differ on few images."""
+    """Return the p value of McNemar's exact test for two single runs of classifiers that differ on few images.
+
+    None if other noise than that of the images counts: of the seeds, or of tuning with different trials."""
     runs = [run for place in contrast for run in comparison.cells[place].scored_runs]
-    if len(runs) > 2 or not hits or comparison.known_spread:  # the exact test knows nothing of the seeds
+    if len(runs) > 2 or not hits or comparison.known_spread:
+        return None
+    if comparison.tuning and len({comparison.tuning.owner_of(place) for place in contrast}) > 1:
         return None
     return exact_mcnemar(*(hits[run.path] for run in runs))
 

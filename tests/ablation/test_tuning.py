@@ -5,9 +5,11 @@ import io
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from ablation import compare as command
 from ablation import plan, slices, uncertainty
@@ -249,3 +251,15 @@ def test_a_plan_of_a_tuned_grid_reads_its_runs_and_says_that_nothing_but_trials_
     page = plan.as_markdown(found, arguments)
     assert "No number of seeds and images will do" in page
     assert "without the trials" in page
+
+
+@pytest.mark.parametrize(("owners", "is_exact"), [(("a", "b"), False), (("a", "a"), True)])
+def test_the_exact_test_of_classifiers_is_not_used_if_their_trials_differ(owners, is_exact):
+    places = [("a", "x"), ("b", "x")]
+    runs = {place: SimpleNamespace(path=place) for place in places}
+    cells = {place: SimpleNamespace(scored_runs=[run]) for place, run in runs.items()}
+    tuning = SimpleNamespace(owner_of=dict(zip(places, owners, strict=True)).get)
+    comparison = SimpleNamespace(cells=cells, known_spread=None, tuning=tuning)
+    hits = {places[0]: np.arange(50) < 40, places[1]: np.arange(50) < 45}
+    found = uncertainty.exact_p(comparison, dict.fromkeys(places, 1), hits)
+    assert found == (pytest.approx(binomtest(0, 5).pvalue) if is_exact else None)
