@@ -187,7 +187,8 @@ class Comparison:
     known_spread: SeedSpread | None = None  # standard deviation between seeds, for cells with one run each
     margin: float | None = None  # differences below it do not matter
     one_family: bool = False  # whether all tests are corrected together, not those of each table
-    # by cell: the compared score of each run on the validation set and on R resamples, (n_k, 1 + R), without seed noise
+    # by cell: the compared score of each run on the validation set and on R resamples, (n_k, 1 + R), without the noise
+    # of seeds and of tuning
     run_scores: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
     families: dict[Family, list[Difference]] = field(default_factory=dict)  # in the order of display
     design: Design | None = None  # if the columns are the points of a factorial design

@@ -22,7 +22,7 @@ import numpy as np
 
 from ablation.comparison import Cell, Comparison, Difference, Looks, LookVerdict
 from ablation.scheduling.jobs import SCHEDULE_LOCK, Grid
-from ablation.uncertainty import seed_options
+from ablation.uncertainty import luck_of, seed_options, with_tuning_luck
 from engine.config import leaves
 from engine.files import locked, write_text
 from records.experiment import FREE_FIELDS
@@ -89,7 +89,8 @@ def judge(family: Sequence[Difference], comparison: Comparison, planned: Sequenc
             break
         scores = first_scores(comparison, seeds[:count])
         factors = [[each.contrast.get(place, 0) for place in scores] for each in tested]
-        predicted = information_fractions(factors, list(scores.values()), planned)
+        luck = luck_of(comparison, list(scores))
+        predicted = information_fractions(factors, list(scores.values()), planned, luck)
         fractions.append(predicted[number - 1])
         schedule = look_levels([*fractions, *predicted[number:]], len(family))
         levels = schedule[:number]
@@ -159,7 +160,9 @@ def replicates_at_look(comparison: Comparison, scores: Mapping[Place, np.ndarray
     options = seed_options(comparison, [comparison.cells[place] for place in scores], for_contrasts=False)
     options["shared_seeds"] = len({len(each) for each in scores.values()}) == 1  # the first seeds of the grid
     estimates, resampled = ([each[:, part] for each in scores.values()] for part in (0, slice(1, None)))
-    return cell_replicates(estimates, resampled, comparison.resample_seed, known=comparison.known_spread, **options)
+    known = comparison.known_spread
+    sample = cell_replicates(estimates, resampled, comparison.resample_seed, known=known, **options)
+    return with_tuning_luck(comparison, list(scores), sample)
 
 
 def complete_seeds(cell: Cell, seeds: Sequence[int]) -> int:

@@ -174,7 +174,8 @@ class Plan:
     """What limits a comparison, and what more of it would cost.
 
     cells: with their finished runs; includes cells without runs. seeds: per cell, such as '3' or '1 to 3'; empty if
-    they show no variance between seeds. is_measured: whether finished runs show it. warnings: what is not known."""
+    they show no variance between seeds. is_measured: whether finished runs show it. warnings: what is not known.
+    is_tuned: whether trials choose values for the cells."""
 
     title: str
     metric: str
@@ -183,6 +184,7 @@ class Plan:
     seeds: str
     is_measured: bool
     warnings: list[str] = field(default_factory=list)
+    is_tuned: bool = False
 
     def new_runs(self, seeds: int) -> dict[str, int]:
         """Return how many runs each cell lacks to have this number of seeds."""
@@ -208,9 +210,10 @@ def make_plan(paths: Sequence[Path], arguments: argparse.Namespace) -> Plan:
     """Return the plan of a grid or of experiments. Raises ValueError if they leave too much unknown."""
     from ablation.cells import cells_of_grid, compare
     from ablation.scheduling.jobs import read_grid
+    from ablation.scheduling.trials import tuned
 
     if len(paths) == 1 and paths[0].suffix == ".yaml":
-        grid = read_grid(paths[0])
+        grid = tuned(read_grid(paths[0]), arguments.experiments)
         cells = cells_of_grid(grid, arguments.experiments)
         if sum(cell.mean is not None for cell in cells.values()) < 2:
             return plan_before_runs(grid, cells, arguments)
@@ -249,7 +252,10 @@ def plan_from_runs(comparison: "Comparison", arguments: argparse.Namespace) -> P
         )
     seeds = seeds_of(comparison).rpartition(" ")[0] if comparison.has_several_seeds else ""
     cells = list(comparison.cells.values())
-    return Plan(comparison.title, comparison.metric, variances, cells, seeds, comparison.has_several_seeds, warnings)
+    return Plan(
+        comparison.title, comparison.metric, variances, cells, seeds, comparison.has_several_seeds, warnings,
+        is_tuned=comparison.tuning is not None,
+    )  # fmt: skip
 
 
 def plan_before_runs(grid: "Grid", cells: "dict[Place, Cell]", arguments: argparse.Namespace) -> Plan:
@@ -290,13 +296,16 @@ def plan_before_runs(grid: "Grid", cells: "dict[Place, Cell]", arguments: argpar
         per_seed=squares / len(seeds), images=images, tests=len(contrasts), cells=len(cells),
         degrees=(len(cells) - shared_seeds) * (len(seeds) - 1), shared_seeds=shared_seeds,
     )  # fmt: skip
-    warning = (
+    warnings = [
         f"a rough guide, because fewer than two cells have a score: {rough.note}. Data, models and training length "
         "change both: train two cells with two seeds each, then plan again"
-    )
+    ]
+    is_tuned = grid.config.tune is not None
+    if is_tuned:
+        warnings.append("the luck of tuning is not included, so the grid will find less than planned here")
     metric = next(each.metric for each in read_references() if each.task == task)
     in_grid = str(len(seeds)) if len(seeds) > 1 else ""
-    return Plan(grid.path.stem, metric, variances, list(cells.values()), in_grid, False, [warning])
+    return Plan(grid.path.stem, metric, variances, list(cells.values()), in_grid, False, warnings, is_tuned)
 
 
 def task_of(module: str) -> str:
@@ -332,6 +341,12 @@ def conclusion(plan: Plan, find: float) -> str:
     seeds = variances.seeds_needed(find)
     if seeds is None:
         limit, needed = variances.detectable(math.inf), variances.images_needed(find, math.inf)
+        if needed is None:
+            limit = variances.detectable(math.inf, math.inf)
+            return (
+                "**No number of seeds and images will do.** The luck of tuning remains, with which only differences of "
+                f"{limit:.2g} or more are found in 80% of comparisons. Only more trials reduce it."
+            )
         return (
             f"**No number of seeds will do.** Even infinitely many seeds per cell on these {images} would only find "
             f"differences of {limit:.2g} or more in 80% of comparisons. A difference of {find:g} needs at least "
@@ -367,6 +382,7 @@ def ways(plan: Plan, arguments: argparse.Namespace) -> "Table":
         "Device-hours: training time of the new runs, from the median of the finished runs of each cell."
         if plan.device_hours(counts[0]) is not None
         else "Device-hours are unknown before the first run.",
+        *["New runs and device-hours are without the trials."] * plan.is_tuned,
     ]
     header = ["seeds per cell", "validation images", "new runs", "device-hours"]
     return Table(f"To find a difference of {find:g} in {plan.metric} in 80% of comparisons", header, rows, notes=notes)

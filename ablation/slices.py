@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ablation.comparison import Comparison, Difference, Slice, SliceDifference
-from ablation.uncertainty import seed_options, weights_of
+from ablation.uncertainty import luck_of, seed_options, weights_of
 from engine.inputs import content_sha256
 from engine.logbook import progress_bar
 from engine.text import listed
@@ -69,7 +69,9 @@ def add_slices(comparison: Comparison, sources: Sequence[str]) -> None:
         compared,
         [scores[each.images.tobytes()] for each in compared],
         [each.num_images for each in compared],
+        luck_of(comparison, [cell.place for cell in comparison.scored_cells]),
     )
+    # The luck of tuning is assumed to be the same on all slices, so it cancels in the interactions
     comparison.slice_interactions = family(
         comparison,
         depending,
@@ -85,19 +87,24 @@ def add_slices(comparison: Comparison, sources: Sequence[str]) -> None:
 
 
 def family(
-    comparison: Comparison, slices: Sequence[Slice], scores: Sequence[Sequence[np.ndarray]], num_images: Sequence[int]
+    comparison: Comparison,
+    slices: Sequence[Slice],
+    scores: Sequence[Sequence[np.ndarray]],
+    num_images: Sequence[int],
+    luck: np.ndarray | None = None,
 ) -> list[SliceDifference]:
     """Return the differences of all cells from the baseline on all slices, corrected as one family.
 
     scores: for each slice and cell, (n_k, 1 + R), see assess_slices. num_images: for each slice, the number of
-    images that the intervals are based on."""
+    images that the intervals are based on. luck: (K, R), of tuning."""
     cells = comparison.scored_cells
     base = cells.index(comparison.baseline_cell)
     others = [index for index in range(len(cells)) if index != base]
     contrasts = np.eye(len(cells))[others]
     contrasts[:, base] = -1
     options = seed_options(comparison, cells, for_contrasts=True)
-    tested = assess_slices(scores, num_images, contrasts, comparison.resample_seed, comparison.level, **options)
+    seed, level = comparison.resample_seed, comparison.level
+    tested = assess_slices(scores, num_images, contrasts, seed, level, luck, **options)
     return [
         SliceDifference(
             each,

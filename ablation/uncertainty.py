@@ -18,6 +18,7 @@ from ablation.comparison import Cell, Comparison, Difference, Family
 from ablation.families import families_of
 from engine.logbook import progress_bar
 from engine.text import listed
+from records.results import Place
 from stats.bootstrap import MIN_IMAGES, image_weights, resampled_scores
 from stats.contrasts import Contrast, Tested, assess_family, exact_mcnemar, interval
 from stats.decisions import may_be_best, optimism_of_best, probability_better
@@ -99,11 +100,14 @@ def replicates_of(
 
     values: for each cell (n_k, 1 + R), the score of each run on the original images and on R resamples.
     for_contrasts: leave out what all cells have in common, if they have the same seeds.
-    is_compared: whether this is the compared score, for which a spread between seeds may be known."""
+    is_compared: whether this is the compared score, for which a spread between seeds may be known, and which contains
+    the luck of tuning."""
     estimates, replicates = [each[:, 0] for each in values], [each[:, 1:] for each in values]
-    options = seed_options(comparison, comparison.scored_cells, for_contrasts)
+    cells = comparison.scored_cells
+    options = seed_options(comparison, cells, for_contrasts)
     known = comparison.known_spread if is_compared else None
-    return cell_replicates(estimates, replicates, comparison.resample_seed, known=known, **options)
+    sample = cell_replicates(estimates, replicates, comparison.resample_seed, known=known, **options)
+    return with_tuning_luck(comparison, [cell.place for cell in cells], sample) if is_compared else sample
 
 
 def seed_options(comparison: Comparison, cells: Sequence[Cell], for_contrasts: bool) -> dict[str, Any]:
@@ -113,6 +117,21 @@ def seed_options(comparison: Comparison, cells: Sequence[Cell], for_contrasts: b
         "rows": [rows.index(cell.row) for cell in cells],
         "shared_seeds": for_contrasts and have_same_seeds(cells),
     }
+
+
+def with_tuning_luck(comparison: Comparison, places: Sequence[Place], sample: np.ndarray) -> np.ndarray:
+    """Return replicates of the compared score of some cells, (K, R), with the luck of tuning.
+
+    With different trials, different values would have been chosen. Without this, two rows that are equally good when
+    tuned perfectly differ too often (benchmarks/tuning.md)."""
+    luck = luck_of(comparison, places)
+    return sample if luck is None else sample + luck
+
+
+def luck_of(comparison: Comparison, places: Sequence[Place]) -> np.ndarray | None:
+    """Return the luck of tuning of some cells, (K, R), the same for all seeds of a cell; None without tuning."""
+    tuning = comparison.tuning
+    return None if tuning is None else np.stack([tuning.luck[tuning.owner_of(place)] for place in places])
 
 
 def have_same_seeds(cells: Iterable[Cell]) -> bool:
@@ -131,22 +150,10 @@ def add_intervals(comparison: Comparison, resampled: Resampled) -> None:
             continue
         values = [np.stack([resampled.scores[run.path][name] for run in cell.scored_runs]) for cell in cells]
         if name == comparison.metric:
-            values = with_tuning_luck(comparison, values)
             comparison.run_scores = {cell.place: each for cell, each in zip(cells, values, strict=True)}
         sample = replicates_of(comparison, values, for_contrasts=False, is_compared=name == comparison.metric)
         for cell, each, replicates in zip(cells, values, sample, strict=True):
             comparison.intervals.setdefault(cell.place, {})[name] = interval(each[:, 0].mean(), replicates)
-
-
-def with_tuning_luck(comparison: Comparison, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the scores of all runs with the luck of tuning in their replicates: the same for all seeds of a cell.
-
-    With different trials, different values would have been chosen. Without this, two rows that are equally good when
-    tuned perfectly differ too often (benchmarks/tuning.md). values: for each cell (n_k, 1 + R)."""
-    if comparison.tuning is None:
-        return list(values)
-    lucks = [comparison.tuning.luck[comparison.tuning.owner_of(cell.place)] for cell in comparison.scored_cells]
-    return [each + np.concatenate([[0.0], luck]) for each, luck in zip(values, lucks, strict=True)]
 
 
 # ---- differences -------------------------------------------------------------------------------------------
@@ -203,9 +210,13 @@ def single_run_better(comparison: Comparison, contrast: Contrast, tested: Tested
 
 
 def exact_p(comparison: Comparison, contrast: Contrast, hits: dict[Path, np.ndarray]) -> float | None:
-    """Return the p value of McNemar's exact test for two single runs of classifiers that differ on few images."""
+    """Return the p value of McNemar's exact test for two single runs of classifiers that differ on few images.
+
+    None if other noise than that of the images counts: of the seeds, or of tuning with different trials."""
     runs = [run for place in contrast for run in comparison.cells[place].scored_runs]
-    if len(runs) > 2 or not hits or comparison.known_spread:  # the exact test knows nothing of the seeds
+    if len(runs) > 2 or not hits or comparison.known_spread:
+        return None
+    if comparison.tuning and len({comparison.tuning.owner_of(place) for place in contrast}) > 1:
         return None
     return exact_mcnemar(*(hits[run.path] for run in runs))
 
@@ -225,8 +236,9 @@ def variances_of(comparison: Comparison, contrasts: Sequence[Contrast], spread: 
     cells = [comparison.cells[place] for place in comparison.run_scores]
     options = seed_options(comparison, cells, for_contrasts=True)
     variances = measure_variances(
-        comparison.run_scores, contrasts, comparison.num_images, options["shared_seeds"], options["rows"], spread
-    )
+        comparison.run_scores, contrasts, comparison.num_images, options["shared_seeds"], options["rows"], spread,
+        luck_of(comparison, list(comparison.run_scores)),
+    )  # fmt: skip
     return replace(variances, degrees=known.degrees) if known else variances
 
 

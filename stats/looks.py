@@ -76,12 +76,16 @@ def _excess(boundary: float, correlation: float, z: np.ndarray, mass: np.ndarray
 
 
 def information_fractions(
-    contrasts: Sequence[Sequence[float]], run_scores: Sequence[np.ndarray], planned: Sequence[int]
+    contrasts: Sequence[Sequence[float]],
+    run_scores: Sequence[np.ndarray],
+    planned: Sequence[int],
+    luck: np.ndarray | None = None,
 ) -> list[float]:
     """Return the information fraction of each planned look: Var(D at the last look) / Var(D at this look).
 
     contrasts: for each difference D, one factor per cell, (K,). run_scores: for each of K cells, the scores of its n_k
     runs on the validation set (first column) and on R resamples, (n_k, 1 + R). planned: seeds per cell at each look.
+    luck: (K, R), of tuning (stats/tuning.py), which is the same at all looks. Its variance is added to A.
     With n seeds per cell, Var(D) = A + B / n. A is the variance of the images that all runs of a cell share. B is the
     variance between runs, of which a part comes from how each run errs on these images. If A is 0, the fraction is
     n / n_last; otherwise it is larger, because more seeds help less. Of several differences, the smallest fraction
@@ -98,6 +102,7 @@ def information_fractions(
     fractions = np.ones(len(planned))
     for contrast in np.asarray(contrasts, dtype=float):
         shared = max(np.nanvar(contrast @ means) - of_images * np.sum(contrast**2 / counts), 0)
+        shared += 0.0 if luck is None else np.var(contrast @ luck)
         variance = shared + of_runs * np.sum(contrast**2) / np.asarray(planned)
         if variance[-1] > 0:  # otherwise, all these scores are equal
             fractions = np.minimum(fractions, variance[-1] / variance)

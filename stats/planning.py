@@ -1,15 +1,16 @@
 """Plan a comparison: what limits it, and how many seeds or images find a difference of a given size.
 
-The standard error of a difference between cells has three parts, as in the variance components of Bouthillier et al.
-(2021, arXiv 2103.03098, section 2). They respond differently to more work:
+The standard error of a difference between cells has up to four parts, as in the variance components of Bouthillier et
+al. (2021, arXiv 2103.03098, section 2). They respond differently to more work:
 
 - `shared`: which images were drawn. All seeds of a cell gain or lose on the same images. More images reduce it.
 - `run_image`: how each run errs on these images, differently from the other seeds. More images or more seeds reduce it.
 - `seed`: differences between runs that would remain on infinitely many images. More seeds reduce it.
+- `tuning`: the luck of tuning, if trials chose values for the cells (stats/tuning.py). Only more trials reduce it.
 
 For a contrast v with sum q = sum(v**2 / n), n seeds per cell and N images,
 
-    SE**2 = (shared + run_image * q) / N + seed * q.
+    SE**2 = (shared + run_image * q) / N + seed * q + tuning.
 
 A planned comparison tests like the present one (stats/replicates.py): with few seeds, its variance between seeds is
 itself an estimate, with few degrees of freedom, so a difference has to be larger than with many seeds.
@@ -48,6 +49,7 @@ class Variances:
     """Variance components of the differences of a comparison, on average over its `tests` differences.
 
     shared: variance of a difference. run_image, seed: variances of one run. All are at `images` images.
+    tuning: variance of a difference that comes from the luck of tuning. Neither seeds nor images reduce it.
     squares: sum(v**2). per_seed: sum(v**2 / n) with the present numbers of seeds n.
     cells: number of cells whose runs estimate the variance between seeds, which may be a fraction. degrees: its present
     degrees of freedom.
@@ -66,22 +68,23 @@ class Variances:
     degrees: float
     shared_seeds: bool = False
     groups: tuple[float, ...] = (1.0,)
+    tuning: float = 0.0
 
-    def parts(self, seeds: float | None = None, images_factor: float = 1.0) -> tuple[float, float, float]:
-        """Return the parts of SE**2 that come from `shared`, `run_image` and `seed`.
+    def parts(self, seeds: float | None = None, images_factor: float = 1.0) -> tuple[float, float, float, float]:
+        """Return the parts of SE**2 that come from `shared`, `run_image`, `seed` and `tuning`.
 
         seeds: per cell; None: as at present; inf: the limit of infinitely many. images_factor: number of images,
         divided by the present number."""
         per_seed = self.per_seed if seeds is None else self.squares / seeds
-        return self.shared / images_factor, self.run_image * per_seed / images_factor, self.seed * per_seed
+        return self.shared / images_factor, self.run_image * per_seed / images_factor, self.seed * per_seed, self.tuning
 
     def standard_error(self, seeds: float | None = None, images_factor: float = 1.0) -> float:
         """Return the standard error of a difference; see `parts` for the arguments."""
         return math.sqrt(sum(self.parts(seeds, images_factor)))
 
     @property
-    def shares(self) -> tuple[float, float, float]:
-        """Present shares of `shared`, `run_image` and `seed` in SE**2; they sum to 1. nan if the variance is 0."""
+    def shares(self) -> tuple[float, float, float, float]:
+        """Present shares of the parts in SE**2; they sum to 1. nan if the variance is 0."""
         parts, total = self.parts(), sum(self.parts())
         return tuple(part / total if total > 0 else math.nan for part in parts)
 
@@ -107,13 +110,13 @@ class Variances:
 
     def seeds_needed(self, find: float, images_factor: float = 1.0) -> int | None:
         """Return the fewest seeds per cell, at least 2, with which `find` is detectable; None if no number suffices."""
-        if self.shared > 0 and self.detectable(math.inf, images_factor) >= find:
+        if self.shared + self.tuning > 0 and self.detectable(math.inf, images_factor) >= find:
             return None
         return fewest(lambda seeds: not self.detectable(seeds, images_factor) > find, 2)
 
     def images_needed(self, find: float, seeds: float | None = None) -> int | None:
         """Return the fewest images, at least MIN_IMAGES, with which `find` is detectable; None if none suffice."""
-        if self.seed > 0 and self.detectable(seeds, math.inf) >= find:
+        if self.seed + self.tuning > 0 and self.detectable(seeds, math.inf) >= find:
             return None
         return fewest(lambda images: not self.detectable(seeds, images / self.images) > find, MIN_IMAGES)
 
@@ -164,13 +167,13 @@ def measure_spread(runs: Sequence[np.ndarray], shared_seeds: bool, rows: Sequenc
 
 def measure_variances(
     runs: Mapping[Hashable, np.ndarray], contrasts: Sequence[Contrast], images: int, shared_seeds: bool,
-    rows: Sequence[int] | None = None, spread: Spread | None = None,
+    rows: Sequence[int] | None = None, spread: Spread | None = None, luck: np.ndarray | None = None,
 ) -> Variances:  # fmt: skip
     """Measure what limits a comparison.
 
     runs: for each of K cells, the scores (n_k, 1 + R) of its runs, on the images and on R resamples. contrasts: the
     differences that are tested together. shared_seeds, rows: see measure_spread. spread: replaces the measured one,
-    which is unknown with one seed per cell.
+    which is unknown with one seed per cell. luck: (K, R), of tuning (stats/tuning.tuning_luck); `runs` are without it.
 
     The mean of a cell's runs on a resample contains the errors of these runs, so run_image * q is subtracted from the
     variance of the contrast to get `shared`. If rows have their own spread, the variance between seeds of a contrast of
@@ -203,6 +206,7 @@ def measure_variances(
         degrees=float(degrees),
         shared_seeds=found.shared_seeds,
         groups=tuple(groups[groups > 0].tolist()),
+        tuning=0.0 if luck is None else float(np.var(factors @ luck, axis=1).mean()),
     )
 
 
@@ -211,18 +215,19 @@ def measure_variances(
 
 @lru_cache(maxsize=2**12)
 def detectable(
-    shared: float, run_image: float, seed: float, degrees: float, tests: int, level: float = LEVEL,
+    shared: float, run_image: float, seed: float, tuning: float, degrees: float, tests: int, level: float = LEVEL,
     groups: tuple[float, ...] = (1.0,),
 ) -> float:  # fmt: skip
     """Return the true difference that is significant, after Bonferroni correction, in 80% of comparisons.
 
-    shared, run_image, seed: the parts of SE**2. The comparison is tested as in `stats.replicates.cell_replicates`: its
-    estimate of run_image + seed has `degrees` degrees of freedom, and only the excess over run_image is added. With
-    shared = run_image = 0, this is Student's t test, whose power is that of the noncentral t distribution.
+    shared, run_image, seed, tuning: the parts of SE**2. The comparison is tested as in
+    `stats.replicates.cell_replicates`: its estimate of run_image + seed has `degrees` degrees of freedom, and only the
+    excess over run_image is added. The replicates contain the luck of tuning like that of the images, so both count as
+    normal and known. If only `seed` is not 0, this is Student's t test with the power of the noncentral t distribution.
     groups: the shares of G groups of cells in run_image + seed. Each has its own estimate and its own draws in the
     replicates, as in the solution of Behrens and Fisher for two samples with unequal variances (Fisher, 1935). The test
     is then more cautious than Student's t with `degrees`: its tails are those of the degrees of one group."""
-    level = 1 - level / (2 * tests)
+    level, shared = 1 - level / (2 * tests), shared + tuning
     standard_error = math.sqrt(shared + run_image + seed)
     if math.isinf(degrees) or run_image + seed == 0:
         return float(ndtri(level) + ndtri(POWER)) * standard_error

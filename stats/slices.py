@@ -64,6 +64,7 @@ def assess_slices(
     contrasts: np.ndarray,
     seed: int,
     level: float = LEVEL,
+    luck: np.ndarray | None = None,
     **options: Any,
 ) -> list[list[Tested]]:
     """Test the same contrasts of K cells on each slice, as one family.
@@ -72,12 +73,15 @@ def assess_slices(
     resamples. To test whether a difference depends on the slice, use the score on the slice minus that on the rest.
     num_images: of each slice; with the rest, the smaller of the two numbers.
     contrasts: (C, K), weights of the cells. seed, options: arguments of cell_replicates.
+    luck: (K, R), of tuning (stats/tuning.py), to add to the replicates of each slice. It is not widened, because it
+    does not come from the images.
     Returns the tested contrasts of each slice."""
     estimates, replicates, family = {}, [], []
     for number, (cells, images) in enumerate(zip(scores, num_images, strict=True)):
         factor = widening(images, level / (len(scores) * len(contrasts)))
         parts = [widened(each[:, 1:], factor) for each in cells]
-        replicates.append(cell_replicates([each[:, 0] for each in cells], parts, seed, **options))
+        sample = cell_replicates([each[:, 0] for each in cells], parts, seed, **options)
+        replicates.append(sample if luck is None else sample + luck)
         estimates |= {(number, cell): each[:, 0].mean() for cell, each in enumerate(cells)}
         family += [{(number, cell): factor for cell, factor in enumerate(row)} for row in contrasts]
     found = assess_family(family, estimates, np.concatenate(replicates), level)

@@ -63,11 +63,6 @@ def comparison_limits(comparison: Comparison) -> Table:
     seeds = seeds_of(comparison).rpartition(" ")[0]
     table = limits_table(comparison.variances, seeds, comparison.metric)
     table.notes += [limits_of(comparison.variances), spread_note(comparison.variances)]
-    if comparison.tuning:
-        table.notes.append(
-            "The share of the images includes the luck of tuning, which only more trials reduce, so more images "
-            "help less than this table says."
-        )
     return table
 
 

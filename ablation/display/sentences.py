@@ -153,7 +153,8 @@ def difference_notes(comparison: Comparison) -> list[str]:
         )
     if comparison.tuning:
         notes.append(
-            "Intervals and tests include the luck of tuning: with other trials, other values would have been chosen."
+            f"Intervals and tests of {comparison.metric}, also on slices, include the luck of tuning: with other "
+            "trials, other values would have been chosen. Those of classes and other scores do not."
         )
     if comparison.known_spread:
         known = comparison.known_spread
@@ -165,11 +166,12 @@ def difference_notes(comparison: Comparison) -> list[str]:
 
 
 def limits_of(variances: Variances) -> str:
-    """Return a sentence with the shares of the variance that more seeds or more images reduce."""
+    """Return a sentence with the shares of the variance, by what reduces them: seeds, images or trials."""
     parts = (
         "comes from the choice of images and stays with more seeds",
         "comes from how each run errs on these images; more seeds or more images reduce it",
         "comes from differences between seeds that remain on any number of images; only more seeds reduce it",
+        "comes from the luck of tuning; only more trials reduce it",
     )
     shares = [(round(100 * share), part) for share, part in zip(variances.shares, parts, strict=True)]
     sentences = [f"{share}% {part}." for share, part in shares if share]

@@ -279,8 +279,10 @@ def cell_line(comparison: Comparison, cell: Cell, change: Difference | None) -> 
     line |= difference_columns(comparison, change)
     if comparison.may_be_best:
         line |= {"may_be_best": int(cell.place in comparison.may_be_best)}
-    shares = comparison.variances.shares if comparison.variances else (None, None, None)
-    line |= dict(zip(("share_images", "share_errors", "share_seeds"), shares, strict=True))
+    shares = comparison.variances.shares if comparison.variances else [None] * 4
+    line |= dict(zip(("share_images", "share_errors", "share_seeds"), shares[:3], strict=True))
+    if comparison.tuning:
+        line["share_tuning"] = shares[3]
     line |= tuning_columns(comparison, cell)
     line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
     line |= slice_columns(comparison, cell)

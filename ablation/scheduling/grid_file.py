@@ -1,14 +1,14 @@
 """The content of a grid file: rows, columns or factors, seeds, planned looks, and tuning."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from engine.config import Config
-from engine.text import UnknownNameError, shown
+from engine.text import UnknownNameError
 from stats.factorial import Design
+from stats.trial_points import check_ranges
 
 SCALED = ("optim.warmup_epochs", "optim.drop_epochs")  # fields of the schedule, which shrink with train.epochs
 
@@ -73,28 +73,13 @@ class TuneConfig(Config):
         for name in SCALED:
             if name in fields and own.get("epochs", 1.0) != 1.0:
                 raise ValueError(f"{name}: trials of fewer epochs cannot choose it; set train.epochs: 1.0")
-        for name, value in fields.items():
-            _check_range(name, value)
+        for name in ("train.seed", "data.holdout"):
+            if name in fields:
+                raise ValueError(
+                    f"{name}: trials cannot choose it; list seeds under `seeds`, and the holdout under `on`"
+                )
+        check_ranges(fields)
         return own | {"ranges": fields}
-
-
-def _check_range(name: str, value: Any) -> None:
-    """Raise ValueError if a field cannot be drawn from a range."""
-    expected = "expected {log_uniform: [low, high]}, {uniform: [low, high]} or {choice: [value, value, ...]}"
-    if name in ("train.seed", "data.holdout"):
-        raise ValueError(f"{name}: cannot be chosen by trials; list seeds under `seeds`, and the share under `on`")
-    if not isinstance(value, dict) or len(value) != 1:
-        raise ValueError(f"{name}: got {shown(value)}, {expected}")
-    [(kind, bounds)] = value.items()
-    if kind == "choice":
-        is_valid = isinstance(bounds, list) and len({str(each) for each in bounds}) == len(bounds) > 1
-    else:
-        is_pair = isinstance(bounds, list) and len(bounds) == 2
-        numbers = is_pair and all(isinstance(each, float | int) and not isinstance(each, bool) for each in bounds)
-        is_valid = numbers and kind in ("uniform", "log_uniform") and -math.inf < bounds[0] < bounds[1] < math.inf
-        is_valid = is_valid and (kind == "uniform" or bounds[0] > 0)
-    if not is_valid:
-        raise ValueError(f"{name}: got {shown(value)}, {expected}, with low < high (above 0 for log_uniform)")
 
 
 class GridConfig(Config):

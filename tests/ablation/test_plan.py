@@ -13,13 +13,15 @@ from ablation.display.difference_tables import comparison_limits
 from ablation.display.sentences import limits_of
 from ablation.display.tables import to_csv
 from ablation.plan import Reference, as_markdown, make_plan, parse_arguments
-from tests.ablation.scheduling.test_jobs import write_grid
+from tests.ablation.scheduling.test_jobs import GRID, write_grid
 
 ENTRIES = [
     Reference("small", "detection", "mAP", 100, 3, 4, "a grid", seed_sd=0.02, image_se=0.04, same_cell=0.9,
               other_cell=0.8),
     Reference("large", "detection", "mAP", 5000, 15, 1, "a paper", seed_sd=0.0014),
 ]  # fmt: skip
+
+TUNE = "tune: {trials: 2, optim.learning_rate: {log_uniform: [1e-4, 1e-2]}}\n"
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +88,9 @@ def test_the_table_of_a_comparison_shows_the_same_detectable_differences_as_the_
     assert limits_of(plan.variances) in table.notes
     (line, *_) = csv.DictReader(io.StringIO(to_csv(comparison)))
     assert sum(comparison.variances.shares) == pytest.approx(1)
-    assert [float(line[f"share_{part}"]) for part in ("images", "errors", "seeds")] == list(comparison.variances.shares)
+    shares = [float(line[f"share_{part}"]) for part in ("images", "errors", "seeds")]
+    assert (*shares, 0) == comparison.variances.shares
+    assert "share_tuning" not in line
 
 
 def test_a_known_spread_between_seeds_replaces_the_measured_one(grid):
@@ -138,6 +142,17 @@ def test_before_any_run_variances_come_from_the_nearest_references(tmp_path):
     assert plan.variances.seed == 0  # 0.0014**2 is less than run_image
     assert plan.variances.shared == pytest.approx(2 * (0.9 - 0.8) * image_variance)
     assert (plan.variances.tests, plan.variances.degrees, plan.seeds) == (2, 3, "2")
+
+
+def test_before_any_run_the_luck_of_tuning_is_not_known(tmp_path):
+    words = write_grid(tmp_path, GRID + TUNE), "--images", 4000, "--experiments", tmp_path / "none", "--find", 0.01
+    plan = plan_of(*words)
+    assert plan.variances.tuning == 0
+    assert "luck of tuning is not included" in plan.warnings[-1]
+    assert "without the trials" in text_of(*words)
+    words = write_grid(tmp_path), *words[1:]
+    assert "tuning" not in "".join(plan_of(*words).warnings)
+    assert "without the trials" not in text_of(*words)
     assert plan.device_hours(3) is None
     assert plan.new_runs(3) == {"small x none": 3, "small x fpn": 3, "large x fpn": 3}
 

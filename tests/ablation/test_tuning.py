@@ -4,20 +4,30 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from ablation import compare as command
+from ablation import plan, slices, uncertainty
 from ablation.cells import compare
+from ablation.comparison import Comparison
 from ablation.display.report import write_report
+from ablation.display.sentences import limits_of
+from ablation.display.tables import to_csv
 from ablation.display.tuning_tables import budget_sentences, tuning_tables
+from ablation.looks import replicates_at_look
 from ablation.scheduling.jobs import Grid, read_grid, write_cell
 from ablation.scheduling.trials import trial_jobs, tuned
 from ablation.tuning import Tuning, read_tuning
 from engine.command import DIVERGED
 from records.status import Status, write_status
+from stats.contrasts import Interval
 from stats.tuning import expected_best
+from tests.ablation.conftest import IMAGES
 
 GRID = """
 task: fake_task
@@ -168,15 +178,88 @@ def test_a_grid_without_tuning_has_no_tuning_tables(experiments):
     assert 'id="tuning"' not in (experiments.folder / "page.html").read_text()
 
 
-def test_intervals_include_the_luck_of_tuning(write_grid):
+# ---- the luck of tuning ------------------------------------------------------------------------------------
+
+PICKY, TOUGH = ("picky", "none"), ("tough", "none")
+
+
+def compared(write_grid, grid: Grid, **options) -> Comparison:
+    return compare([grid.path], write_grid.folder, replicates=400, baseline="tough x none", **options)
+
+
+@pytest.fixture
+def with_and_without(write_grid, monkeypatch, tmp_path) -> tuple[Comparison, Comparison]:
+    """Return the comparison of the tuned grid, and the same one without the luck of tuning. With slices."""
+    grid, source = write_grid(), tmp_path / "night.csv"
+    source.write_text("image_id,night\n" + "".join(f"{image},{image % 2}\n" for image in range(IMAGES)))
+    tuned = compared(write_grid, grid, slices=[str(source)])
+    monkeypatch.setattr(uncertainty, "luck_of", lambda *_: None)
+    monkeypatch.setattr(slices, "luck_of", lambda *_: None)
+    return tuned, compared(write_grid, grid, slices=[str(source)])
+
+
+def test_intervals_of_the_compared_score_include_the_luck_of_tuning_and_others_do_not(with_and_without):
+    tuned, plain = with_and_without
+    assert width(tuned.intervals[PICKY]["mAP"]) > 1.5 * width(plain.intervals[PICKY]["mAP"])  # its trials differ a lot
+    assert width(tuned.differences[0].interval) > 1.5 * width(plain.differences[0].interval)
+    assert tuned.differences[0].interval.estimate == plain.differences[0].interval.estimate
+    assert [width(each.difference.interval) > 1.2 * width(other.difference.interval)
+            for each, other in zip(tuned.slices, plain.slices, strict=True)] == [True, True]  # fmt: skip
+    assert [each.difference.interval for each in tuned.slice_interactions] == [
+        each.difference.interval for each in plain.slice_interactions
+    ]
+    assert tuned.per_class == plain.per_class
+    assert tuned.per_class_change == plain.per_class_change
+
+
+def width(interval: Interval) -> float:
+    return interval.high - interval.low
+
+
+def test_the_luck_of_tuning_is_a_limit_of_its_own(write_grid, with_and_without):
+    tuned, plain = with_and_without
+    luck = tuned.tuning.luck["picky"] - tuned.tuning.luck["tough"]
+    assert all(np.array_equal(tuned.run_scores[place], plain.run_scores[place]) for place in (PICKY, TOUGH))
+    assert tuned.variances.tuning == pytest.approx(np.var(luck))
+    assert replace(tuned.variances, tuning=0.0) == plain.variances
+    assert tuned.differences[0].detectable > 1.5 * plain.differences[0].detectable
+    share = tuned.variances.shares[3]
+    assert share > 0.5
+    assert f"{round(100 * share)}% " in limits_of(tuned.variances)
+    assert "more trials" in limits_of(tuned.variances)
+    assert "more trials" not in limits_of(plain.variances)
+    (line, *_) = csv.DictReader(io.StringIO(to_csv(tuned)))
+    assert float(line["share_tuning"]) == share
+
+
+def test_the_luck_of_tuning_is_in_the_replicates_of_a_look(write_grid, monkeypatch):
+    comparison = compared(write_grid, write_grid())
+    luck = np.stack([comparison.tuning.luck[name] for name in ("tough", "picky")])
+    found = replicates_at_look(comparison, comparison.run_scores)
+    monkeypatch.setattr(comparison, "tuning", None)
+    np.testing.assert_allclose(found - replicates_at_look(comparison, comparison.run_scores), luck, atol=1e-12)
+
+
+def test_a_plan_of_a_tuned_grid_reads_its_runs_and_says_that_nothing_but_trials_finds_small_differences(write_grid):
     grid = write_grid()
-    options = {"replicates": 400, "baseline": "tough x none"}
-    with_luck = compare([grid.path], write_grid.folder, **options)
-    tuning = with_luck.tuning
-    place = ("picky", "none")
-    plain = with_luck.run_scores[place] - np.concatenate([[0.0], tuning.luck["picky"]])
-    assert np.var(with_luck.run_scores[place][0, 1:]) > 2 * np.var(plain[0, 1:])  # its trials differ a lot
-    [difference] = with_luck.differences
-    means = with_luck.cells[place].mean - with_luck.cells["tough", "none"].mean
-    assert difference.interval.estimate == pytest.approx(means)
-    assert difference.interval.high - difference.interval.low > 4 * np.std(plain.mean(axis=0))
+    words = [str(grid.path), "--experiments", str(write_grid.folder), "--replicates", "400", "--find", "0.001"]
+    arguments = plan.parse_arguments(words)
+    found = plan.make_plan(arguments.paths, arguments)
+    assert found.is_measured
+    assert found.new_runs(3) == {"tough x none": 1, "picky x none": 1}
+    assert found.variances == compared(write_grid, grid).variances
+    page = plan.as_markdown(found, arguments)
+    assert "No number of seeds and images will do" in page
+    assert "without the trials" in page
+
+
+@pytest.mark.parametrize(("owners", "is_exact"), [(("a", "b"), False), (("a", "a"), True)])
+def test_the_exact_test_of_classifiers_is_not_used_if_their_trials_differ(owners, is_exact):
+    places = [("a", "x"), ("b", "x")]
+    runs = {place: SimpleNamespace(path=place) for place in places}
+    cells = {place: SimpleNamespace(scored_runs=[run]) for place, run in runs.items()}
+    tuning = SimpleNamespace(owner_of=dict(zip(places, owners, strict=True)).get)
+    comparison = SimpleNamespace(cells=cells, known_spread=None, tuning=tuning)
+    hits = {places[0]: np.arange(50) < 40, places[1]: np.arange(50) < 45}
+    found = uncertainty.exact_p(comparison, dict.fromkeys(places, 1), hits)
+    assert found == (pytest.approx(binomtest(0, 5).pvalue) if is_exact else None)

@@ -98,6 +98,14 @@ def test_the_difference_with_the_least_shared_noise_decides():
     assert both[0] == pytest.approx(3 / 8, abs=0.03)
 
 
+def test_the_luck_of_tuning_is_information_that_more_seeds_do_not_add():
+    generator = np.random.default_rng(2)
+    scores, luck = run_scores(generator, run_sd=0.1, shared_sd=0, own_sd=0), generator.normal(0, 0.1, (2, 300))
+    assert information_fractions([[-1, 1]], scores, [3, 8], luck)[0] == pytest.approx(
+        (1 + 1 / 8) / (1 + 1 / 3), abs=0.06
+    )
+
+
 def test_one_run_per_cell_has_no_information_fraction():
     with pytest.raises(ValueError, match="at least two runs"):
         information_fractions([[-1, 1]], [np.zeros((1, 11))] * 2, [3, 8])

@@ -24,10 +24,20 @@ VARIANCES = Variances(
 
 def test_more_images_and_more_seeds_reduce_their_own_parts_of_the_variance():
     assert VARIANCES.standard_error() ** 2 == pytest.approx(1 + 4 + 2)
-    assert VARIANCES.shares == pytest.approx((1 / 7, 4 / 7, 2 / 7))
+    assert VARIANCES.shares == pytest.approx((1 / 7, 4 / 7, 2 / 7, 0))
     assert VARIANCES.standard_error(images_factor=4) ** 2 == pytest.approx(1 / 4 + 1 + 2)
     assert VARIANCES.standard_error(seeds=6) ** 2 == pytest.approx(1 + 2 + 1)
     assert VARIANCES.standard_error(seeds=math.inf, images_factor=2) ** 2 == pytest.approx(1 / 2)
+
+
+def test_neither_images_nor_seeds_reduce_the_luck_of_tuning():
+    tuned = replace(VARIANCES, tuning=3.0)
+    assert tuned.parts() == pytest.approx((1, 4, 2, 3))
+    assert tuned.shares == pytest.approx((0.1, 0.4, 0.2, 0.3))
+    assert tuned.standard_error(seeds=6, images_factor=4) ** 2 == pytest.approx(1 / 4 + 2 / 4 + 1 + 3)
+    assert tuned.standard_error(seeds=math.inf, images_factor=math.inf) ** 2 == pytest.approx(3)
+    assert tuned.detectable(5) == pytest.approx(replace(VARIANCES, shared=4.0).detectable(5))
+    assert tuned.detectable(5, 4) == pytest.approx(replace(VARIANCES, shared=1.0 + 3 * 4).detectable(5, 4))
 
 
 def test_planned_seeds_give_as_many_degrees_of_freedom_as_the_runs_leave():
@@ -48,6 +58,18 @@ def test_components_equal_the_formulas_by_hand():
     assert found.seed == pytest.approx(s2 - e)
     assert found.shared == pytest.approx(max(over_images - e * (1 / 2 + 1 / 4), 0))
     assert (found.squares, found.per_seed, found.degrees) == (2, 0.75, 4)
+
+
+def test_the_luck_of_tuning_is_the_mean_variance_of_the_differences_of_the_cells_luck():
+    draw = np.random.default_rng(0)
+    runs = {name: draw.normal(0, 1, (3, 301)) for name in "abc"}
+    a, b = draw.normal(0, 1, 300), draw.normal(0, 2, 300)
+    contrasts = [{"b": 1, "a": -1}, {"c": 1, "b": -1}, {"c": 1, "a": -0.5, "b": -0.5}]  # c is of the same row as b
+    plain = measure_variances(runs, contrasts, 50, shared_seeds=False)
+    tuned = measure_variances(runs, contrasts, 50, shared_seeds=False, luck=np.stack([a, b, b]))
+    assert tuned.tuning == pytest.approx((np.var(b - a) + 0 + np.var(b - a) / 4) / 3)
+    assert plain.tuning == 0
+    assert replace(tuned, tuning=0.0) == plain
 
 
 def test_a_difference_of_two_rows_has_the_shares_of_both_if_each_row_has_its_own_spread():
@@ -121,11 +143,11 @@ def test_a_seed_effect_that_all_cells_share_inflates_the_plan_unless_it_is_remov
 @pytest.mark.parametrize("degrees", [2, 4, 8, 30])
 @pytest.mark.parametrize("tests", [1, 6])
 def test_with_noise_between_seeds_only_the_power_is_that_of_the_t_test(degrees, tests):
-    difference = detectable(0.0, 0.0, 4.0, degrees, tests)
+    difference = detectable(0.0, 0.0, 4.0, 0.0, degrees, tests)
     assert nct.sf(t.ppf(1 - 0.025 / tests, degrees), degrees, difference / 2) == pytest.approx(0.8, abs=0.001)
 
 
-@pytest.mark.parametrize("parts", [(4.0, 0.0, 0.0), (1.0, 1.0, 2.0)])
+@pytest.mark.parametrize("parts", [(4.0, 0.0, 0.0, 0.0), (1.0, 1.0, 2.0, 0.0), (1.0, 1.0, 1.0, 1.0)])
 def test_with_many_seeds_or_image_noise_only_the_quantiles_are_normal(parts):
     degrees = math.inf if parts[1] else 4
     assert detectable(*parts, degrees, 3) == pytest.approx(2 * (norm.ppf(1 - 0.025 / 3) + norm.ppf(0.8)))
@@ -141,7 +163,7 @@ def test_with_many_seeds_or_image_noise_only_the_quantiles_are_normal(parts):
 def test_a_difference_of_the_detectable_size_is_found_in_80_percent_of_comparisons(seeds, population):
     q, images = 2 / seeds, 100
     parts = (2 * population.cell_image_sd**2 / images, q * population.run_image_sd**2 / images)
-    size = detectable(*parts, q * population.run_sd**2, 4 * (seeds - 1), 1)
+    size = detectable(*parts, q * population.run_sd**2, 0.0, 4 * (seeds - 1), 1)
     shifted, weights = replace(population, means=(0.0, size, 0.0, 0.0)), image_weights(images, 300, seed=0)
     found = 0
     for number in range(250):
@@ -157,7 +179,7 @@ def test_a_difference_of_two_rows_with_their_own_spread_is_found_in_80_percent_o
     variances = np.square(spreads) / 4  # of the means of 4 seeds
     shares = tuple(sorted((variances / variances.sum()).tolist(), reverse=True))
     degrees = 6 / np.square(shares).sum()  # each row has 2 cells, so 6 degrees of freedom
-    size = detectable(0.0, 0.0, variances.sum(), degrees, tests, groups=shares)
+    size = detectable(0.0, 0.0, variances.sum(), 0.0, degrees, tests, groups=shares)
     chances = []
     for number in range(300):
         scores = generator.normal(size=(4, 4)) * np.repeat(spreads, 2)[:, None]
@@ -187,3 +209,11 @@ def test_no_number_of_seeds_replaces_images_and_no_number_of_images_replaces_see
     only_images = replace(VARIANCES, seed=0.0)
     assert only_images.images_needed(limits[1] / 10, 3) is not None
     assert replace(VARIANCES, shared=0.0).seeds_needed(limits[0] / 10) is not None
+
+
+def test_nothing_but_trials_finds_what_the_luck_of_tuning_hides():
+    tuned = replace(VARIANCES, shared=0.0, seed=0.0, tuning=1.0)
+    limit = norm.ppf(1 - 0.025 / 3) + norm.ppf(0.8)
+    assert tuned.seeds_needed(limit) is tuned.images_needed(limit, 3) is tuned.images_needed(limit, math.inf) is None
+    assert tuned.seeds_needed(1.01 * limit) > 100
+    assert tuned.images_needed(1.01 * limit, 3) > 1000
