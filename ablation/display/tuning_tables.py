@@ -22,7 +22,7 @@ def tuning_tables(comparison: Comparison) -> list[Table]:
     tuning = comparison.tuning
     if tuning is None:
         return []
-    tables = [choice_table(tuning)]
+    tables = [choice_table(comparison)]
     if tuning.curves:
         tables.append(budget_table(tuning))
     if any(not math.isnan(tau) for tau in tuning.agreement):
@@ -30,8 +30,9 @@ def tuning_tables(comparison: Comparison) -> list[Table]:
     return tables
 
 
-def choice_table(tuning: Tuning) -> Table:
+def choice_table(comparison: Comparison) -> Table:
     """Return the table of chosen values, by row or cell."""
+    tuning = comparison.tuning
     fields, config = list(tuning.config.ranges), tuning.config
     rows = []
     for owner in tuning.owners:
@@ -53,6 +54,12 @@ def choice_table(tuning: Tuning) -> Table:
         f"(seed {config.seed}). They are scored on {images}training images ({config.on:.0%}), and train on the others. "
         "No validation image is read."
     ]
+    if config.per == "row" and len({place[1] for place in comparison.cells}) > 1:
+        columns = list(dict.fromkeys(owner.trials[0].job.column for owner in tuning.owners))
+        notes.append(
+            f"The trials of a row ran in its first column ({', '.join(columns)}), and the other columns use the same "
+            "values. To compare columns that may need different values, set per: cell."
+        )
     if config.epochs < 1:
         notes.append(f"Trials train for {config.epochs:.0%} of the epochs.")
     if any(owner.edges for owner in tuning.owners):
