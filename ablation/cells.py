@@ -13,7 +13,7 @@ from ablation.results_files import ROW_NAME, ScoredFiles, beside_experiments
 from ablation.scheduling.jobs import Grid, read_cells, read_grid, state_of
 from ablation.scheduling.trials import tuned
 from ablation.slices import add_slices
-from ablation.tuning import edge_warnings, read_tuning
+from ablation.tuning import read_tuning, tuning_warnings
 from ablation.uncertainty import add_uncertainty, stability_warnings
 from engine.config import changed_values
 from engine.terminal import counted
@@ -65,6 +65,8 @@ def compare(
         kinds = [note.kind for cell in cells.values() for note in cell.notes]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         cure = "train the runs with `ablation.grid run` (for stale runs, add --rerun-stale)"
+        if grid and grid.config.tune and not grid.choices:
+            cure = "their trials chose no values yet, or are stale after a change; see `ablation.grid status`"
         raise ValueError(f"{paths[0]}: no runs to compare ({counts}); {cure}")
     differing = list(incompatibilities(runs))
     same_metric = len({run.results.metric for run in runs}) == 1
@@ -86,7 +88,7 @@ def compare(
         raise ValueError("--seed-sd is for one seed per cell; these cells have several, whose own spread is used")
     if grid and grid.config.tune:
         comparison.tuning = read_tuning(grid, experiments, replicates, resample_seed)
-        comparison.warnings += edge_warnings(comparison.tuning)
+        comparison.warnings += tuning_warnings(comparison.tuning)
     if comparison.scored_cells and not differing:
         add_uncertainty(comparison, pairs)
         if grid and grid.config.looks and comparison.differences:

@@ -311,7 +311,7 @@ def print_status(arguments: argparse.Namespace) -> None:
     jobs = grid.select(arguments.only, arguments.seeds)
     print(status(grid, [*trials_of(jobs, grid), *jobs], arguments.experiments))
     if grid.config.tune:
-        print("\n".join(["values that the trials chose:", *describe_choices(grid, known)]))
+        print("\n".join(["trials:", *describe_choices(grid, known)]))
 
 
 def print_table(arguments: argparse.Namespace) -> None:

@@ -151,11 +151,17 @@ def early_ranking(owners: Sequence[Owner], metric: str, lower_is_better: bool) -
     return epochs, agreement
 
 
-def edge_warnings(tuning: Tuning) -> list[str]:
-    """Return a warning for each chosen value at the edge of its range."""
-    return [
-        f"{owner.name}: the chosen {name} {shown(owner.best.values[name])} is the {edge} of its trials, so the best "
-        "value may be outside the range; widen it in the section tune of the grid file"
+def tuning_warnings(tuning: Tuning) -> list[str]:
+    """Return warnings about arbitrary choices, and about chosen values at the edge of the trials."""
+    warnings = [
+        f"{owner.name}: no trial scores above 0, so the choice is arbitrary; raise train.epochs in the section tune, "
+        "or change the range"
+        for owner in tuning.tuned
+        if not tuning.lower_is_better and owner.best.score == 0
+    ]
+    return warnings + [
+        f"{owner.name}: the chosen {name} {shown(owner.best.values[name])} is the {edge} of its trials; the best value "
+        "may be beyond it: add trials, or widen the range (which draws new values for all trials)"
         for owner in tuning.tuned
         for name, edge in owner.edges.items()
     ]

@@ -1,10 +1,9 @@
 """Tables of text, as Markdown or LaTeX (booktabs)."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ablation.display.sentences import with_minus
+from ablation.display.sentences import NEGATIVE, with_minus
 from engine.terminal import printable
 
 
@@ -53,7 +52,7 @@ def to_latex(table: Table) -> str:
 
     def text(value: str) -> str:
         escaped = "".join(LATEX.get(character, character) for character in printable(value))
-        return re.sub(r"-(?=\d)", "$-$", escaped).replace(" x ", r" $\times$ ")
+        return NEGATIVE.sub("$-$", escaped).replace(" x ", r" $\times$ ")
 
     header, *rows = [
         " & ".join(row) + r" \\" for row in [map(text, table.header), *table.lines(text, r"\textbf{{{}}}")]

@@ -22,10 +22,10 @@ def tuning_tables(comparison: Comparison) -> list[Table]:
     tuning = comparison.tuning
     if tuning is None:
         return []
-    tables = [choice_table(comparison)]
+    tables = [choice_table(comparison), trials_table(tuning)]
     if tuning.curves:
         tables.append(budget_table(tuning))
-    if any(not math.isnan(tau) for tau in tuning.agreement):
+    if any(not math.isnan(tau) for tau in tuning.agreement[:-1]):
         tables.append(early_table(tuning))
     return tables
 
@@ -60,11 +60,27 @@ def choice_table(comparison: Comparison) -> Table:
             f"The trials of a row ran in its first column ({', '.join(columns)}), and the other columns use the same "
             "values. To compare columns that may need different values, set per: cell."
         )
-    if config.epochs < 1:
-        notes.append(f"Trials train for {config.epochs:.0%} of the epochs.")
+    epochs = sorted({trial.job.recipe()["train"]["epochs"] for owner in tuning.owners for trial in owner.trials})
+    notes.append(f"Trials train for {' or '.join(map(str, epochs))} epochs.")
     if any(owner.edges for owner in tuning.owners):
         notes.append("(lowest), (highest): at the edge of the drawn values; the best value may be outside the range.")
     return Table(f"Tuning: {config.trials} trials per {config.per}", header, rows, notes=notes)
+
+
+def trials_table(tuning: Tuning) -> Table:
+    """Return the table of all trials: their values, and the score of each row or cell; the chosen trials are bold."""
+    fields, rows, bold = list(tuning.config.ranges), [], set()
+    for number, trials in enumerate(zip(*(owner.trials for owner in tuning.owners), strict=True)):
+        scores = [
+            "diverged" if trial.has_diverged else f"{trial.score:.4f}" if trial.results else trial.state.kind
+            for trial in trials
+        ]
+        rows.append([str(number + 1), *(shown(trials[0].values[name]) for name in fields), *scores])
+        columns = enumerate(tuning.owners, 1 + len(fields))
+        bold |= {(number, j) for j, owner in columns if owner.best is trials[j - 1 - len(fields)]}
+    header = ["trial", *fields, *(owner.name for owner in tuning.owners)]
+    note = "Scores on the holdout, not on the validation images. Bold: chosen."
+    return Table(f"Trials: {tuning.metric} by value", header, rows, bold, [note])
 
 
 def budget_table(tuning: Tuning) -> Table:
@@ -84,7 +100,8 @@ def shown_point(curve: Curve, n: int) -> str:
 
 def early_table(tuning: Tuning) -> Table:
     """Return the table of the agreement between the ranking of the trials after an epoch and at the end."""
-    rows = [[str(epoch), f"{tau:.2f}"] for epoch, tau in zip(tuning.epochs, tuning.agreement, strict=True)]
+    found = zip(tuning.epochs[:-1], tuning.agreement[:-1], strict=True)  # the last epoch agrees with itself
+    rows = [[str(epoch), f"{tau:.2f}"] for epoch, tau in found]
     note = (
         f"Kendall's tau between the ranking of the trials of a {tuning.config.per} after an epoch and at the end, mean "
         f"over {tuning.config.per}s: 1 is the same ranking, 0 no relation. If it is high early, trials can be shorter "

@@ -150,7 +150,7 @@ class GridConfig(Config):
         for owner in (self, *self.rows, *self.all_columns):
             for field in map(field_of, owner.overrides):
                 if field in chosen:
-                    where = "overrides" if owner is self else owner.name
+                    where = "overrides" if owner is self else f"row or column {owner.name!r}"
                     raise ValueError(f"{where} sets {field}, which the trials of `tune` choose; drop one")
         return self
 

@@ -146,8 +146,8 @@ def read_grid(path: Path) -> Grid:
             )
     if grid.config.tune and holdout_field(grid.config.task) is None:
         raise ConfigError(
-            f"{path}: tune: task {grid.config.task} has no HOLDOUT, the field that holds out training images; "
-            "only detection.training has one"
+            f"{path}: tune: works only for detection.training; task {grid.config.task} has no field that holds out "
+            "training images (HOLDOUT)"
         )
     chosen = grid.config.tune.ranges if grid.config.tune else ()  # is replaced in all recipes
     recipes = [(job, without_fields(job.untuned_recipe(), chosen)) for job in grid.jobs]

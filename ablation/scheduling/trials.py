@@ -56,7 +56,10 @@ def trial_jobs(grid: Grid) -> dict[Place, list[Job]]:
     tune = grid.config.tune
     if tune is None:
         return {}
-    points = draw_points(tune.ranges, tune.trials, tune.seed)
+    try:
+        points = draw_points(tune.ranges, tune.trials, tune.seed)
+    except ValueError as error:  # fewer values than trials
+        raise ConfigError(f"{grid.path}: tune: {error}") from None
     owners = {}
     for job in grid.jobs:
         if grid.tuned_place(job.place) == job.place:

@@ -30,7 +30,7 @@ from stats.tuning import expected_best
 from tests.ablation.conftest import IMAGES
 
 GRID = """
-task: fake_task
+task: tuned_task
 seeds: [0, 1]
 tune: {trials: 6, on: 0.2, train.epochs: 0.5, optim.learning_rate: {log_uniform: [1e-4, 1e-2]}}
 rows:
@@ -44,7 +44,7 @@ CURVES = {"tough": (0.6, 1e-3, 0.01), "picky": (0.8, 8e-3, 0.1)}  # best quality
 @pytest.fixture
 def write_grid(tmp_path, monkeypatch, new_experiments):
     """Return a function that writes a tuned grid with its trials and runs, and returns it with its experiments."""
-    (tmp_path / "fake_task.py").write_text('COMPUTES, HOLDOUT = {"stub": ("fake_task.py",)}, "data.holdout"\n')
+    (tmp_path / "tuned_task.py").write_text('COMPUTES, HOLDOUT = {"stub": ("tuned_task.py",)}, "data.holdout"\n')
     (tmp_path / "base.yaml").write_text("model: {size: 1}\noptim: {learning_rate: 1.0}\ntrain: {epochs: 12}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ablation.scheduling.staleness.PROJECT", tmp_path)
@@ -118,6 +118,12 @@ def test_the_final_runs_have_the_chosen_rate_and_the_tables_say_so(write_grid):
                    if job.row == owner.name)  # fmt: skip
     assert "### Tuning: 6 trials per row" in page
     assert "### Budget curve" in page
+    lines = page[page.index("### Trials: mAP by value") :].splitlines()[4:10]
+    for number, line in enumerate(lines):
+        trials = [owner.trials[number] for owner in tuning.tuned]
+        assert [cell.strip(" *") for cell in line.strip("|").split("|")] == [
+            str(number + 1), str(trials[0].values["optim.learning_rate"]), *(f"{trial.score:.4f}" for trial in trials),
+        ]  # fmt: skip
     assert re.search(r"with one trial, tough leads picky by 0\.\d+ \(.* to .*\); from \d trials on, picky leads", page)
 
 
