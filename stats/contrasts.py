@@ -137,7 +137,7 @@ def monte_carlo_errors(p_values: np.ndarray, replicates: int) -> np.ndarray:
 
 
 def are_stable(p_values: np.ndarray, errors: np.ndarray, level: float) -> np.ndarray:
-    """Return for each p value of a family whether a change of all by 2 of their errors leaves the verdict as it is.
+    """Return for each p value of a family whether its verdict stays if all p values change by two of their errors.
 
     errors: Monte Carlo standard errors of the p values."""
     lowest, highest = np.maximum(p_values - 2 * errors, 0), p_values + 2 * errors

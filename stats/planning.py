@@ -150,7 +150,7 @@ class GroupSpread:
 
 
 def measure_spread(runs: Sequence[np.ndarray], shared_seeds: bool, rows: Sequence[int] | None = None) -> GroupSpread:
-    """Measure the spread between seeds as it is added to intervals (stats/replicates.py).
+    """Measure the spread between seeds that intervals include (stats/replicates.py).
 
     runs: for each of K cells, the scores (n_k, 1 + R) of its runs, on the images and on R resamples.
     shared_seeds: whether all cells have the same seeds. rows: the row of each cell, from 0.

@@ -109,7 +109,7 @@ def draw_points(ranges: Ranges, trials: int, seed: int) -> list[dict[str, Any]]:
 
 
 def at_edge(points: Points, chosen: int, ranges: Ranges) -> dict[str, str]:
-    """Return the hyperparameters whose chosen value is the "lowest" or "highest" drawn one; the best may lie beyond it.
+    """Return the hyperparameters whose chosen value is the "lowest" or "highest" drawn one; the best may be beyond it.
 
     chosen: number of the chosen trial. Options of a `choice` have no order and are left out."""
     edges = {}
