@@ -1,0 +1,78 @@
+"""Read latency.json: how long a trained detector takes for an image, as measured by `detection.latency`.
+
+Experiments that were measured together share a `session`. In round k of a session, all its experiments ran right after
+each other, so that a busy machine slowed all of them alike: `Timing.rounds_ms` can be compared in pairs."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from engine.files import write_text
+from records.results import Record
+
+LATENCY_FILE = "latency.json"
+CURE = "measure again with python -m detection.latency"
+Program = Literal["eager", "compiled", "onnxruntime"]
+
+
+class Percentiles(Record):
+    """Time that one stage takes for a batch, in milliseconds."""
+
+    p50: float
+    p50_low: float = Field(description="lower end of the 95% interval of p50")
+    p50_high: float = Field(description="upper end of the 95% interval of p50")
+    p95: float
+    p99: float
+
+
+class Timing(Record):
+    """The measurements of one program at one batch size."""
+
+    program: Program
+    batch_size: int
+    network: Percentiles = Field(description="from the batch on the device to raw outputs")
+    postprocess: Percentiles = Field(description="from raw outputs to boxes, with NMS")
+    end_to_end: Percentiles = Field(description="from image files to boxes in pixels")
+    images_per_second: float = Field(description="batch_size divided by the median of end_to_end")
+    peak_memory_mib: float | None = None
+    rounds_ms: list[float] = Field(description="end-to-end time of the batch in each round of the session")
+
+
+class Latency(Record):
+    """Content of latency.json."""
+
+    session: str = Field(description="name of the session, shared by the experiments that were measured together")
+    measured: str = Field(description="date and time, UTC")
+    device: str = Field(description="name of the GPU or CPU")
+    threads: int = Field(description="CPU threads of torch and onnxruntime")
+    precision: str
+    power: str | None = Field(None, description="power state of the device, if known")
+    load: float | None = Field(None, description="processes that wanted a core during the session, on average")
+    versions: dict[str, str]
+    checkpoint: str = Field(description="name of the weights file")
+    images: int = Field(description="number of different validation images")
+    timings: list[Timing]
+
+    def timing(self, program: Program, batch_size: int) -> Timing | None:
+        """Return the measurements of a program at a batch size; None if there are none."""
+        return next((each for each in self.timings if (each.program, each.batch_size) == (program, batch_size)), None)
+
+
+def read_latency(experiment: Path) -> Latency | None:
+    """Read latency.json of an experiment; None if it was not measured. Raises ValueError if the file is invalid."""
+    path = experiment / LATENCY_FILE
+    if not path.is_file():
+        return None
+    try:
+        return Latency.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: corrupt, or from a different version: {where}: {first['msg']}; {CURE}") from None
+
+
+def write_latency(experiment: Path, latency: Latency) -> None:
+    """Write latency.json into an experiment, replacing an older one."""
+    write_text(experiment / LATENCY_FILE, json.dumps(latency.model_dump(), indent=1) + "\n")
