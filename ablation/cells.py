@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ablation.comparison import Cell, Comparison, Note
 from ablation.display.sentences import run_notes
+from ablation.latency import add_latencies
 from ablation.looks import add_looks
 from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
 from ablation.results_files import ROW_NAME, ScoredFiles, beside_experiments
@@ -18,6 +19,7 @@ from ablation.uncertainty import add_uncertainty, stability_warnings
 from engine.config import changed_values
 from engine.terminal import counted
 from engine.text import UnknownNameError, listed, shown
+from records.latency import Program
 from records.results import Place, Run, read_run
 from stats.replicates import SeedSpread
 
@@ -40,14 +42,16 @@ def compare(
     slices: Sequence[str] = (),
     annotations: Path | None = None,
     files: ScoredFiles | None = None,
+    program: Program = "eager",
+    budget: float | None = None,
     force: bool = False,
 ) -> Comparison:
     """Read and check the runs of a grid or of a list of experiments, and compare them.
 
-    files: scored results files, to compare with each other and with experiments. The other options are those of the
-    command (ablation/compare.py).
-    Raises ValueError if a run cannot be read or if runs
-    cannot be compared (if `force`: only if metrics differ)."""
+    files: scored results files, to compare with each other and with experiments. budget: in milliseconds. The other
+    options are those of the command (ablation/compare.py).
+    Raises ValueError if a run cannot be read, if runs cannot be compared (if `force`: only if metrics differ), or if
+    there is a budget but no latencies that can be compared."""
     if len(paths) > 1 and any(path.suffix == ".yaml" for path in paths):
         raise ValueError(f"{paths[0]}, ...: got a grid file and more paths; give one grid file or only experiments")
     grid = tuned(read_grid(paths[0]), experiments) if paths and paths[0].suffix == ".yaml" else None
@@ -98,6 +102,7 @@ def compare(
         comparison.warnings += stability_warnings(comparison)
         if slices and comparison.intervals:
             add_slices(comparison, slices)
+    add_latencies(comparison, grid, program, budget)
     return comparison
 
 

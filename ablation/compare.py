@@ -29,6 +29,9 @@ BUILT_IN_SLICES = ("objects", "size")  # here and not in ablation/slices.py, so 
 REPLICATES = 10_000
 SYNTAX = "write NAME=FILE.json, or NAME=FILE.json,FILE.json for several seeds, such as yolo=predictions.json"
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
+PICTURES = (".png", ".svg", ".pdf")
+PROGRAMS = ("eager", "compiled", "onnxruntime")  # of records/latency.py, which imports pydantic
+MILLISECONDS = {"ms": 1, "s": 1000}  # by unit
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -82,6 +85,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--annotations", type=Path, metavar="FILE",
         help="annotation file of the images: of NAME=FILE, and for --slices if it is not where the runs recorded it",
     )  # fmt: skip
+    parser.add_argument(
+        "--budget", type=milliseconds, metavar="20ms",
+        help="which cells may be the best among those with this median latency or less (see detection.latency)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--program", choices=PROGRAMS, default=PROGRAMS[0], help=f"whose latency counts (default: {PROGRAMS[0]})"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="also draw score against latency (suffix: png, svg or pdf)"
+    )
     parser.add_argument("--replicates", type=replicate_count, default=REPLICATES, help="number of resamples")
     parser.add_argument("--resample-seed", type=int, default=0, metavar="N", help="random seed of the resamples")
     parser.add_argument("--force", action="store_true", help="show runs that cannot be compared, without any tests")
@@ -98,8 +111,8 @@ def replicate_count(text: str) -> int:
 def check_options(arguments: argparse.Namespace) -> None:
     """Check the options of add_options, and set the format from the suffix of --output if --format is not given.
 
-    Raises ValueError if the folder of --output does not exist, if its suffix is unknown, if only one of --seed-sd and
-    --seed-df is given, or if --annotations is not a file or has no use."""
+    Raises ValueError if the folder of --output or --plot does not exist, if a suffix is unknown, if only one of
+    --seed-sd and --seed-df is given, or if --annotations is not a file or has no use."""
     path, annotations = arguments.output, arguments.annotations
     if annotations:
         check_json(annotations)
@@ -107,8 +120,11 @@ def check_options(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--annotations {annotations}: no results files and no --slices that need it; {SYNTAX}")
     if (arguments.seed_sd is None) != (arguments.seed_df is None):
         raise ValueError("--seed-sd and --seed-df: give both, such as --seed-sd 0.0014 --seed-df 14 from 15 runs")
-    if path and (not path.parent.is_dir() or path.is_dir()):
-        raise ValueError(f"--output {path}: expected a file in an existing folder")
+    for option, file in (("--output", path), ("--plot", arguments.plot)):
+        if file and (not file.parent.is_dir() or file.is_dir()):
+            raise ValueError(f"{option} {file}: expected a file in an existing folder")
+    if arguments.plot and arguments.plot.suffix not in PICTURES:
+        raise ValueError(f"--plot {arguments.plot}: unknown suffix; use {', '.join(PICTURES)}")
     if path and not arguments.format:
         arguments.format = next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), None)
         if not arguments.format:
@@ -124,6 +140,18 @@ def positive_number(text: str) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return value
+
+
+def milliseconds(text: str) -> float:
+    """Parse a time with a unit, such as '20ms' or '0.02s'. Returns milliseconds."""
+    unit = next((unit for unit in MILLISECONDS if text.endswith(unit)), None)
+    try:
+        value = float(text.removesuffix(unit)) * MILLISECONDS[unit] if unit else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a time above 0 with its unit, such as 20ms or 0.02s")
     return value
 
 
@@ -216,11 +244,15 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace, files:
         "force",
         "slices",
         "annotations",
+        "program",
+        "budget",
     )
     options = {name: getattr(arguments, name) for name in names}
     if arguments.seed_sd is not None:
         options["known_spread"] = SeedSpread(arguments.seed_sd, arguments.seed_df)
     comparison, path = compare(paths, arguments.experiments, files=files, **options), arguments.output
+    if arguments.plot:
+        comparison.latencies.check(f"--plot {arguments.plot}")
     if paths and paths[0].suffix == ".yaml":
         announce_look(comparison, read_grid(paths[0]), arguments.experiments)
     if arguments.format == "html":
@@ -237,8 +269,12 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace, files:
             picture = comparison.best and comparison.best.runs[0].path / "detections.png"
             if arguments.format == "md" and picture and picture.is_file():
                 print(f"example detections of the best cell: {picture}")
-    if path:
-        print(f"written to {path}")
+    if arguments.plot:
+        from ablation.display.plots import write_latency_plot  # imports matplotlib
+
+        write_latency_plot(arguments.plot, comparison)
+    for file in filter(None, (path, arguments.plot)):
+        print(f"written to {file}")
 
 
 if __name__ == "__main__":

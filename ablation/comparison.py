@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from records.latency import Program
 from records.results import Place, Run
 from stats.contrasts import LEVEL, Interval, Tested
 from stats.factorial import Design
+from stats.pareto import Membership
 from stats.planning import Variances
 from stats.replicates import SeedSpread
 
 if TYPE_CHECKING:
     from ablation.tuning import Tuning
+
+MEASURE = "python -m detection.latency"
 
 
 class Note(NamedTuple):
@@ -169,6 +173,58 @@ class SliceDifference:
     difference: Difference  # corrected for all slices and cells
 
 
+@dataclass(frozen=True)
+class CellLatency:
+    """The latency of a cell in milliseconds, as means over its measured runs, which have the same network."""
+
+    p50: float
+    p50_low: float  # 95% interval: the means of the runs' ends, because runs of one session are not independent
+    p50_high: float
+    p95: float
+    images_per_second: float  # at the largest measured batch size
+    batch_size: int  # the largest measured one
+    device: str
+    sessions: frozenset[str]
+    rounds: np.ndarray | None = field(repr=False, compare=False)  # (n,) of a single session; None if there are several
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The cells within a latency budget, by their p50. A scored cell is within, or too slow, or not measured."""
+
+    limit: float  # milliseconds
+    within: list[Place]
+    too_slow: list[Place]
+    not_measured: list[Place]
+    borderline: list[Place]  # the interval of p50 includes the budget; these cells are also within or too slow
+    may_be_best: list[Place]  # set that contains the best cell within the budget; empty if nothing was tested
+
+
+@dataclass
+class Latencies:
+    """The latencies of one program (ablation/latency.py). conflict: why they cannot be compared; then without cells."""
+
+    program: Program
+    cells: dict[Place, CellLatency] = field(default_factory=dict)  # measured cells with a score
+    conflict: str = ""
+    front: dict[Place, Membership] = field(default_factory=dict)  # by cell; empty if differences cannot be tested
+    budget: Budget | None = None
+
+    @property
+    def sessions(self) -> frozenset[str]:
+        """The sessions in which the cells were measured."""
+        return frozenset().union(*(each.sessions for each in self.cells.values()))
+
+    def check(self, option: str) -> None:
+        """Raise ValueError if the latencies that an option needs cannot be compared, or were not measured."""
+        if self.conflict:
+            raise ValueError(f"{option}: {self.conflict}")
+        if not self.cells:
+            raise ValueError(
+                f"{option}: no cell has a latency of the program {self.program}; measure with {MEASURE} EXPERIMENT ..."
+            )
+
+
 @dataclass
 class Comparison:
     """A table of cells, and the statistics computed from the cells. Rows and columns are in display order."""
@@ -209,6 +265,7 @@ class Comparison:
     slice_notes: list[str] = field(default_factory=list)  # which images and slices were left out
     looks: Looks | None = None  # only if the grid file plans looks
     tuning: "Tuning | None" = None  # only if trials chose values for the rows or cells of the grid
+    latencies: Latencies | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property

@@ -11,17 +11,22 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from ablation.comparison import Comparison, Difference
 from ablation.display.sentences import unit_of
 from engine.terminal import printable
 from records.results import Place
+from stats.pareto import Membership
 
 if TYPE_CHECKING:
     from ablation.tuning import Tuning
@@ -47,6 +52,18 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKER_SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖\ufe0e", "*": "★"}
 MARKERS = tuple(MARKER_SIGNS)
 INK = "#333333"
+SHADE = "#e8ebef"
+# Fill of the marker of a cell that is on the Pareto front for sure, maybe, or not
+FILLS = {
+    Membership.YES: {},
+    Membership.MAYBE: {"fillstyle": "left", "markerfacecoloralt": "white"},
+    Membership.NO: {"markerfacecolor": "white"},
+}
+FRONT_LABELS = {
+    Membership.YES: "on the Pareto front for sure",
+    Membership.MAYBE: "may be on the front",
+    Membership.NO: "not on the front",
+}
 
 
 class CellStyle(NamedTuple):
@@ -111,7 +128,7 @@ def draw_differences(
     figure, axes = _new_figure(0.65 + step * len(differences))
     axes.axvline(0, color=INK, lw=1)
     if comparison.margin is not None:
-        axes.axvspan(-comparison.margin, comparison.margin, color="#e8ebef", lw=0, zorder=0)
+        axes.axvspan(-comparison.margin, comparison.margin, color=SHADE, lw=0, zorder=0)
     for place, (difference, lines) in enumerate(zip(differences, labels, strict=True)):
         colour, marker = styles.get(difference.label, CellStyle(INK, "o"))
         interval, is_bold = difference.interval, difference.is_significant and comparison.covers_seeds
@@ -167,6 +184,56 @@ def draw_costs(comparison: Comparison, costs: Mapping[Place, float], label: str,
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6))
     return figure
+
+
+def draw_latency(comparison: Comparison) -> Figure:
+    """Draw score against latency, with the 95% interval of both. The marker shows whether a cell is on the front.
+
+    Filled: for sure. Half filled: maybe, also if it was not tested. Empty: no. Latencies above the budget are grey."""
+    figure, axes = _new_figure(3.4)
+    styles, found = cell_styles(comparison), comparison.latencies
+    for place, latency in found.cells.items():
+        colour, marker = styles[place]
+        score = comparison.intervals.get(place, {}).get(comparison.metric)
+        low, high = (score.low, score.high) if score else (math.nan, math.nan)
+        mean, fill = comparison.cells[place].mean, FILLS[found.front.get(place, Membership.MAYBE)]
+        line = {"color": colour, "lw": 1.5, "alpha": 0.6}
+        axes.plot([latency.p50_low, latency.p50_high], [mean, mean], **line)
+        axes.plot([latency.p50, latency.p50], [low, high], **line)
+        axes.plot(latency.p50, mean, marker, ms=8, color=colour, zorder=3, **fill)
+    axes.set(xlabel="latency p50 (ms per image)", ylabel=comparison.metric)
+    axes.margins(x=0.12, y=0.12)
+    times = [each.p50 for each in found.cells.values()]
+    if max(times) > 10 * min(times):
+        axes.set_xscale("log")
+        _use_plain_log_ticks(axes.xaxis)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    if found.budget:
+        first, last = axes.get_xlim()
+        axes.axvspan(min(max(found.budget.limit, first), last), last, color=SHADE, lw=0, zorder=0)
+        axes.set_xlim(first, last)
+    return figure
+
+
+def write_latency_plot(path: Path, comparison: Comparison) -> None:
+    """Write the plot of score against latency to a file, with the names of the cells and what the markers mean."""
+    with rc_context(RC_PARAMS):
+        figure, found = draw_latency(comparison), comparison.latencies
+        entries = [
+            Line2D([], [], ls="", marker=style.marker or "s", color=style.colour, label=printable(name))
+            for name, style in legend(comparison).items()
+        ]
+        entries += [
+            Line2D([], [], ls="", marker="o", color=INK, label=FRONT_LABELS[each], **FILLS[each])
+            for each in Membership
+            if each in found.front.values()
+        ]
+        if found.budget:
+            entries.append(Patch(color=SHADE, label=f"slower than {found.budget.limit:g} ms"))
+        figure.set_figheight(3.4 + 0.19 * len(entries))
+        figure.legend(handles=entries, loc="outside lower left", fontsize=8, frameon=False)
+        figure.savefig(path, dpi=200)
 
 
 def draw_curves(comparison: Comparison, name: str, label: str, log: bool) -> Figure | None:

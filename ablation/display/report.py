@@ -32,6 +32,7 @@ from ablation.display.difference_tables import (
     slice_name,
     slice_tables,
 )
+from ablation.display.latency_tables import front_sentence, latency_sentences, latency_table
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
@@ -92,7 +93,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     kinds = {kind: kind for kind in errors[0].runs[0].results.errors.delta_AP50} if errors else {}
     return {
         "c": comparison,
-        "conclusion": [*conclusion_of(comparison), *budget_sentences(comparison)],
+        "conclusion": [*conclusion_of(comparison), *budget_sentences(comparison), *latency_sentences(comparison)],
         "missing": run_notes(comparison, counted=False),
         "facts": protocol_facts(comparison),
         "styles": plots.legend(comparison),
@@ -111,6 +112,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
             {run.results.cost.device or "unknown" for cell in cells for run in cell.runs if run.is_experiment}
         ),
         "flops_note": FLOPS_NOTE,
+        **latencies(comparison),
         "curves": curves(comparison),
         **classes(comparison),
         "sizes": means(cells, "scores", {name: shown for name, shown in SIZES.items() if name in known}),
@@ -216,6 +218,18 @@ def costs(comparison: Comparison) -> list[dict[str, Any]]:
             shown = {place: form.format(cost) for place, cost in found.items()}
             columns.append({"name": name, "label": label, "shown": shown, "drawing": drawing, "caption": caption})
     return columns
+
+
+def latencies(comparison: Comparison) -> dict[str, Any]:
+    """Return the template's variables for latency: the reason why there are none, or the table and the plot."""
+    found, variables = comparison.latencies, {"latency_warning": "", "latencies": None}
+    if found and found.conflict:
+        variables["latency_warning"] = found.conflict
+    elif found and found.cells:
+        table = latency_table(comparison)
+        drawing = plots.to_svg(plots.draw_latency(comparison), "latency", table.title)
+        variables["latencies"] = {"table": table, "drawing": drawing, "front": front_sentence(comparison)}
+    return variables
 
 
 def curves(comparison: Comparison) -> dict[str, Markup]:

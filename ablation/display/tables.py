@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ablation.comparison import Cell, Comparison, Difference
+from ablation.comparison import MEASURE, Cell, Comparison, Difference
 from ablation.display.columns import COLUMNS
 from ablation.display.difference_tables import (
     comparison_limits,
@@ -20,6 +20,14 @@ from ablation.display.difference_tables import (
     slice_tables,
 )
 from ablation.display.formats import PREAMBLE, Table, to_latex, to_markdown
+from ablation.display.latency_tables import (
+    latency_columns,
+    latency_notes,
+    latency_sentences,
+    latency_table,
+    measured,
+    shown_p50,
+)
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
@@ -55,6 +63,8 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
         tables.append(recipe_table(comparison))
     if options.columns:
         tables.append(column_table(comparison, options.columns))
+    if comparison.latencies and comparison.latencies.budget:
+        tables.append(latency_table(comparison))
     differences = [difference_table(family.title, found, comparison) for family, found in comparison.families.items()]
     if comparison.family("factor effect"):
         differences[0].notes += design_notes(comparison.design)
@@ -69,7 +79,7 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     if options.errors and cells_with_errors(comparison):
         tables.append(error_table(comparison))
     warnings = [f"WARNING: {warning}" for warning in comparison.warnings]
-    prose = [*conclusion_of(comparison), *budget_sentences(comparison), *warnings]
+    prose = [*conclusion_of(comparison), *budget_sentences(comparison), *latency_sentences(comparison), *warnings]
     if options.format == "latex":
         tables[0].notes = [*warnings, *tables[0].notes]  # in the caption, because comments are not typeset
         head = [*prose, f"In the preamble: {PREAMBLE}"]
@@ -158,19 +168,31 @@ def status_of(cell: Cell) -> str:
 
 def recorded_columns(comparison: Comparison) -> list[str]:
     """Return the keys of COLUMNS that at least one cell has a value for."""
-    return [
-        name
-        for name, (section, key, _, _) in COLUMNS.items()
-        if any(cell.mean_of(section, key) is not None for cell in comparison.scored_cells)
-    ]
+    cells = comparison.scored_cells
+    return [name for name in COLUMNS if any(column_value(comparison, cell, name) is not None for cell in cells)]
+
+
+def column_value(comparison: Comparison, cell: Cell, name: str) -> float | None:
+    """Return a cell's value in a column of COLUMNS, as a mean over runs; None if it is unknown."""
+    section, key, _, _ = COLUMNS[name]
+    if section == "latency":
+        latency = measured(comparison).get(cell.place)
+        return latency and getattr(latency, key)
+    return cell.mean_of(section, key)
 
 
 def column_table(comparison: Comparison, names: Sequence[str]) -> Table:
-    """Return the table of extra scores and costs, as means over seeds. names: keys of COLUMNS, or "all"."""
+    """Return the table of extra scores and costs, as means over seeds. names: keys of COLUMNS, or "all".
+
+    Raises ValueError if a latency is named, and the latencies cannot be compared."""
+    of_latency = [name for name in names if name != "all" and COLUMNS[name][0] == "latency"]
+    if of_latency and comparison.latencies and comparison.latencies.conflict:
+        comparison.latencies.check(f"--columns {of_latency[0]}")
     recorded = recorded_columns(comparison)
-    names = recorded if "all" in names else names
+    is_all = "all" in names
+    names = recorded if is_all else names
     if any_results_files(comparison):  # their cost is unknown
-        names = [name for name in names if name in recorded or COLUMNS[name][0] != "cost"]
+        names = [name for name in names if name in recorded or COLUMNS[name][0] not in ("cost", "latency")]
     rows = [
         [cell.name, shown_cell(cell), *(shown_column(comparison, cell, name) for name in names)]
         for cell in comparison.scored_cells
@@ -178,15 +200,21 @@ def column_table(comparison: Comparison, names: Sequence[str]) -> Table:
     header = ["", comparison.metric, *(COLUMNS[name][2] for name in names)]
     with_interval = comparison.intervals.get(comparison.baseline, {}).keys() & names
     notes = [INTERVAL_NOTE] * bool(with_interval) + [FLOPS_NOTE] * ("gflops" in names)
+    if comparison.latencies and (is_all or of_latency) and not comparison.latencies.budget:  # else in its own table
+        notes += latency_notes(comparison)
+    if of_latency and not measured(comparison):
+        notes.append(f"No cell has a latency; measure with {MEASURE} EXPERIMENT ...")
     return Table("Scores and cost", header, rows, notes=notes)
 
 
 def shown_column(comparison: Comparison, cell: Cell, name: str) -> str:
     """Return a cell's value in a column of COLUMNS, with its 95% interval if one was computed."""
     section, key, _, form = COLUMNS[name]
-    value, interval = cell.mean_of(section, key), comparison.intervals.get(cell.place, {}).get(key)
+    value, interval = column_value(comparison, cell, name), comparison.intervals.get(cell.place, {}).get(key)
     if value is None:
-        return "-" if section == "cost" else "undefined"  # a cost is unknown if it was not measured
+        return "undefined" if section == "scores" else "-"  # a cost is unknown if it was not measured
+    if name == "latency_p50":
+        return shown_p50(measured(comparison)[cell.place])
     return shown_interval(interval, form.format) if interval else form.format(value)
 
 
@@ -284,9 +312,11 @@ def cell_line(comparison: Comparison, cell: Cell, change: Difference | None) -> 
     if comparison.tuning:
         line["share_tuning"] = shares[3]
     line |= tuning_columns(comparison, cell)
-    line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
+    line |= {name: column_value(comparison, cell, name) for name in recorded_columns(comparison)}
+    line |= latency_columns(comparison, cell.place)
     line |= slice_columns(comparison, cell)
-    return line | {"warnings": " / ".join(comparison.warnings)}
+    conflict = comparison.latencies.conflict if comparison.latencies else ""
+    return line | {"warnings": " / ".join(filter(None, [*comparison.warnings, conflict]))}
 
 
 def difference_columns(comparison: Comparison, each: Difference | None) -> dict[str, Any]:

@@ -1,0 +1,125 @@
+"""The Pareto front of uncertain scores and costs: memberships, intervals of ratios, and their error rates."""
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+from stats.pareto import Membership, front_membership, paired_ratios, separate_ratios, shown_higher
+
+YES, MAYBE, NO = Membership
+
+
+def exact_ratios(costs):
+    """Return ratios of costs that are known exactly, as both ends of their intervals."""
+    ratios = np.divide.outer(costs, costs).astype(float)
+    return ratios, ratios
+
+
+def noise(cells, seed=0):
+    return np.random.default_rng(seed).normal(size=(cells, 1000))
+
+
+@pytest.mark.parametrize(
+    ("scores", "costs", "expected"),
+    [
+        ([10, 20, 30], [1, 2, 3], [YES, YES, YES]),
+        ([30, 20, 10], [1, 2, 3], [YES, NO, NO]),
+        ([10, 20, 15], [1, 2, 3], [YES, YES, NO]),
+        ([10, 10.5, 30], [1, 2, 3], [YES, MAYBE, YES]),  # the second costs more; whether it is better is open
+        ([10, 20], [2, 2], [NO, YES]),  # equal costs: the score decides
+        ([10, 10.5], [2, 2], [MAYBE, MAYBE]),
+    ],
+)
+def test_memberships_follow_from_what_is_shown(scores, costs, expected):
+    scores = np.array(scores, float)
+    assert front_membership(scores, scores[:, None] + noise(len(scores)), *exact_ratios(costs)) == expected
+
+
+def test_unknown_ratios_of_cost_leave_only_the_best_score_on_the_front_for_sure():
+    scores = np.array([10.0, 20.0])
+    unknown = np.zeros((2, 2)), np.full((2, 2), np.inf)
+    assert front_membership(scores, scores[:, None] + noise(2), *unknown) == [MAYBE, YES]
+
+
+def test_a_cost_above_another_by_less_than_the_tolerance_counts_as_equal():
+    scores = np.array([20.0, 10.0])
+    for costs, expected in (([1.005, 1], NO), ([1.02, 1], YES)):
+        found = front_membership(scores, scores[:, None] + noise(2), *exact_ratios(costs), tolerance=0.01)
+        assert found == [YES, expected]
+
+
+def test_a_single_difference_is_shown_beyond_the_two_sided_quantile():
+    spread = np.random.default_rng(0).normal(size=(2, 400_000))
+    for gap, is_shown in ((1.90, False), (2.02, True)):  # two-sided normal quantile 1.96, in standard errors
+        means = np.array([gap * np.sqrt(2), 0.0])
+        assert shown_higher(means, means[:, None] + spread, 0.05).tolist() == [[False, is_shown], [False, False]]
+
+
+def test_undefined_and_constant_scores_show_nothing():
+    replicates = np.array([[0.5] * 500, [0.5] * 500, [np.nan] * 500])
+    assert not shown_higher(np.array([0.5, 0.5, np.nan]), replicates, 0.05).any()
+
+
+def test_of_equal_cells_one_is_shown_higher_in_5_percent_of_trials_whatever_their_number():
+    generator, spread = np.random.default_rng(0), noise(6, seed=1)
+    found = [shown_higher(each, each[:, None] + spread, 0.05).any() for each in generator.normal(size=(200, 6))]
+    assert 0.02 < np.mean(found) < 0.09  # 15 pairs: about 35% without a correction
+
+
+def test_paired_ratios_are_the_interval_of_the_median_from_the_binomial_distribution():
+    rounds = np.stack([np.arange(1.0, 21), np.ones(20)])
+    low, high = paired_ratios(rounds, 0.05)
+    # n = 20: the 6th and 15th value, P(X <= 5) = 0.0207 (tables of the sign test)
+    assert (low[0, 1], high[0, 1]) == (6, 15)
+    assert (low[1, 0], high[1, 0]) == pytest.approx((1 / 15, 1 / 6))
+    assert (low[0, 0], high[0, 0]) == (0, np.inf)
+
+
+def test_too_few_rounds_show_nothing():
+    low, high = paired_ratios(np.ones((2, 5)) * [[2.0], [1.0]], 0.05)
+    assert (low[0, 1], high[0, 1]) == (0, np.inf)
+
+
+def test_pairs_find_a_ratio_that_common_disturbances_hide():
+    generator = np.random.default_rng(0)
+    machine = np.exp(generator.normal(0, 0.5, 200))  # a busy machine slows a round as a whole
+    rounds = np.stack([1.05 * machine, machine]) * np.exp(generator.normal(0, 0.03, (2, 200)))
+    low, high = paired_ratios(rounds, 0.025)
+    assert 1.01 < low[0, 1] < 1.05 < high[0, 1] < 1.08
+    assert wilcoxon(rounds[0] - 1.01 * rounds[1]).pvalue < 1e-6  # another test of pairs agrees
+
+
+def test_separate_ratios_widen_each_interval_for_the_number_of_cells():
+    ends = np.exp(1.96 * 0.01)
+    low, high = separate_ratios(np.array([(10 / ends, 10, 10 * ends), (5 / ends, 5, 5 * ends)]), 0.05)
+    # two costs with 2.5% each: the normal quantile is 2.2414 in place of 1.96
+    assert (low[0, 1], high[0, 1]) == pytest.approx((2 * np.exp(-2 * 0.022414), 2 * np.exp(2 * 0.022414)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scores", "truth"),
+    [
+        (np.linspace(0, 1e-6, 6), [YES] * 6),  # hardly any better, but all on the front: any NO is false
+        (np.linspace(1e-6, 0, 6), [YES] + [NO] * 5),  # only the fastest is on the front: any other YES is false
+    ],
+)
+def test_all_statements_are_true_together_in_95_percent_of_trials(scores, truth):
+    generator, spread = np.random.default_rng(0), noise(6, seed=1)
+    costs, wrong, trials = 1.02 ** np.arange(6), 0, 100
+    for _ in range(trials):
+        measured = costs[:, None] * np.exp(generator.normal(0, 0.05, (6, 60)) + generator.normal(0, 0.3, 60))
+        estimates = scores + generator.normal(size=6)
+        found = front_membership(estimates, estimates[:, None] + spread, *paired_ratios(measured, 0.025))
+        wrong += any(each not in (MAYBE, true) for each, true in zip(found, truth, strict=True))
+    assert wrong / trials <= 0.05
+
+
+def test_clear_fronts_are_found_in_noise():
+    generator, spread = np.random.default_rng(0), noise(4, seed=1)
+    scores, costs, right, trials = np.array([0, 10, 3, 20]), np.array([1, 1.2, 1.4, 1.6]), 0, 50
+    for _ in range(trials):
+        measured = costs[:, None] * np.exp(generator.normal(0, 0.1, (4, 200)) + generator.normal(0, 0.3, 200))
+        estimates = scores + generator.normal(size=4)
+        found = front_membership(estimates, estimates[:, None] + spread, *paired_ratios(measured, 0.025))
+        right += np.array(found == np.array([YES, YES, NO, YES])).sum()
+    assert right / (4 * trials) > 0.95
