@@ -11,6 +11,7 @@ from PIL import Image
 
 from ablation.cells import compare
 from ablation.comparison import Comparison
+from records.latency import Latency, Percentiles, Timing, write_latency
 from stats.bootstrap import average_precision, mean_average_precision
 from stats.image_statistics import Hits, Losses, Matches
 
@@ -97,6 +98,25 @@ class Experiments:
         Losses(np.array("val_loss"), np.arange(120).astype(str), np.array(ANIMALS[:2]), labels, losses).save(path)
         Image.new("L", (40, 40), 128).save(path / "samples.png")
         return path
+
+    def measure(
+        self, path: Path, p50: float, width: float = 0.02, batches: Sequence[int] = (1, 8), **changes: object
+    ) -> None:
+        """Write latency.json of an experiment: a p50 in ms per image, and its interval of relative half width `width`.
+
+        All rounds take p50, as do all images of a batch. changes: of the record."""
+
+        def timing(batch: int) -> Timing:
+            shape = {"p50": 1, "p50_low": 1 - width, "p50_high": 1 + width, "p95": 1.5, "p99": 2}
+            times = Percentiles(**{name: factor * batch * p50 for name, factor in shape.items()})
+            parts = dict.fromkeys(("network", "postprocess", "end_to_end"), times)
+            return Timing(
+                program="eager", batch_size=batch, images_per_second=1000 / p50, rounds_ms=[batch * p50] * 100, **parts
+            )
+
+        record = {"session": "one", "measured": "2026-11-30T10:00:00", "device": "cpu", "threads": 2,
+                  "precision": "fp32", "versions": {}, "checkpoint": "best.pt", "images": IMAGES} | changes  # fmt: skip
+        write_latency(path, Latency(timings=[timing(batch) for batch in batches], **record))
 
     @property
     def _next(self) -> int:

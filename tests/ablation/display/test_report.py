@@ -160,6 +160,28 @@ def test_charts_of_each_cell_are_shown_if_the_runs_have_them(experiments, tmp_pa
         assert re.findall("<figcaption>(.*?)</figcaption>", strip) == ["a x none", "b x none"]
 
 
+def test_latencies_get_a_section_with_the_front_and_the_budget(grid, tmp_path):
+    for number, path in enumerate(sorted(grid.folder.iterdir())):
+        grid.measure(path, 10.0 + number // 2)
+    text = report(grid.compare(budget=11.0), tmp_path)
+    assert sections_of(text).index("latency") == sections_of(text).index("costs") + 1
+    section = text.partition('<section id="latency">')[2].partition("</section>")[0]
+    assert "<svg" in section
+    shown = text_of(section)
+    assert all(part in shown for part in ("10.00 [9.80, 10.20]", "within 11 ms", "Pareto front", "weak x none"))
+    assert "Within 11 ms" in text_of(text.partition("<main>")[0])
+
+
+def test_latencies_that_cannot_be_compared_are_a_warning(grid, tmp_path):
+    for path in sorted(grid.folder.iterdir()):
+        grid.measure(path, 10.0, device="cpu" if path.name == "experiment_1" else "H200")
+    text = report(grid.compare(), tmp_path)
+    section = text.partition('<section id="latency">')[2].partition("</section>")[0]
+    assert 'class="warning"' in section
+    assert all(part in section for part in ("device", "cpu", "H200", "python -m detection.latency"))
+    assert "<svg" not in section
+
+
 def test_undefined_numbers_are_dashes(experiments, tmp_path):
     for row in "ab":
         experiments.add(row, scores={"AP_small": None}, errors={"delta_AP50": {"missed": None, "both": 0.1}})
