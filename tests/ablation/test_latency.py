@@ -69,10 +69,15 @@ def test_only_the_selected_program_with_batches_of_one_counts(measured):
     record = read_latency(path)
     compiled = [timing.model_copy(update={"program": "compiled"}) for timing in record.timings]
     write_latency(path, record.model_copy(update={"timings": compiled}))
+    path = path_of(measured, WEAK_FPN)
+    record = read_latency(path)
+    large = record.timings[0].model_copy(update={"program": "onnxruntime", "batch_size": 32})
+    write_latency(path, record.model_copy(update={"timings": [*record.timings, large]}))
     measured.measure(path_of(measured, STRONG), 20, batches=[8])
     assert measured.compare(program="compiled").latencies.cells.keys() == {WEAK}
     eager = measured.compare().latencies.cells
     assert (eager[WEAK].p50, eager[STRONG].p50) == (11, 21)  # of seed 1
+    assert eager[WEAK_FPN].batch_size == 8
 
 
 def test_the_programs_of_the_option_are_those_of_the_records():
@@ -206,6 +211,10 @@ def test_within_a_budget_that_all_cells_meet_the_best_are_those_of_the_compariso
     comparison = measured.compare(budget=100.0)
     assert comparison.latencies.budget.may_be_best == comparison.may_be_best
     assert comparison.latencies.budget.too_slow == []
+    comparison.may_be_best = [WEAK]  # for example because of an exact test
+    sample = decision_sample(comparison, None)
+    assert within_budget(comparison, 100.0, sample).may_be_best == [WEAK]
+    assert within_budget(comparison, 29.0, sample).may_be_best == [STRONG]
 
 
 def test_a_p50_equal_to_the_budget_is_within_it_and_borderline(measured):

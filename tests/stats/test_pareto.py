@@ -55,6 +55,13 @@ def test_a_single_difference_is_shown_beyond_the_two_sided_quantile():
         assert shown_higher(means, means[:, None] + spread, 0.05).tolist() == [[False, is_shown], [False, False]]
 
 
+def test_half_of_the_level_is_for_the_scores():
+    spread = np.random.default_rng(0).normal(size=(2, 400_000))
+    for gap, expected in ((2.20, MAYBE), (2.28, NO)):  # two-sided normal quantile for 2.5%: 2.241
+        means = np.array([gap * np.sqrt(2), 0.0])
+        assert front_membership(means, means[:, None] + spread, *exact_ratios([1, 2]))[1] is expected
+
+
 def test_undefined_and_constant_scores_show_nothing():
     replicates = np.array([[0.5] * 500, [0.5] * 500, [np.nan] * 500])
     assert not shown_higher(np.array([0.5, 0.5, np.nan]), replicates, 0.05).any()
