@@ -19,6 +19,7 @@ from stats.planning import Variances
 from stats.replicates import SeedSpread
 
 if TYPE_CHECKING:
+    from ablation.robustness import RobustnessComparison
     from ablation.tuning import Tuning
 
 
@@ -207,6 +208,7 @@ class Comparison:
     slice_interactions: list[SliceDifference] = field(default_factory=list)
     annotations: Path | None = None  # annotation file of the validation images, if it is not where the runs recorded it
     slice_notes: list[str] = field(default_factory=list)  # which images and slices were left out
+    robustness: "RobustnessComparison | None" = None  # only with --corruptions
     looks: Looks | None = None  # only if the grid file plans looks
     tuning: "Tuning | None" = None  # only if trials chose values for the rows or cells of the grid
     warnings: list[str] = field(default_factory=list)

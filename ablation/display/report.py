@@ -32,6 +32,7 @@ from ablation.display.difference_tables import (
     slice_name,
     slice_tables,
 )
+from ablation.display.robustness_tables import robustness_sentences, robustness_tables
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
@@ -92,7 +93,11 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     kinds = {kind: kind for kind in errors[0].runs[0].results.errors.delta_AP50} if errors else {}
     return {
         "c": comparison,
-        "conclusion": [*conclusion_of(comparison), *budget_sentences(comparison)],
+        "conclusion": [
+            *conclusion_of(comparison),
+            *robustness_sentences(comparison),
+            *budget_sentences(comparison),
+        ],
         "missing": run_notes(comparison, counted=False),
         "facts": protocol_facts(comparison),
         "styles": plots.legend(comparison),
@@ -105,6 +110,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         **differences(comparison),
         "limits": comparison_limits(comparison) if has_limits(comparison) else None,
         **slices(comparison),
+        "robustness": robustness_tables(comparison),
         **tuning(comparison),
         "costs": costs(comparison),
         "devices": sorted(

@@ -20,6 +20,7 @@ from ablation.display.difference_tables import (
     slice_tables,
 )
 from ablation.display.formats import PREAMBLE, Table, to_latex, to_markdown
+from ablation.display.robustness_tables import robustness_columns, robustness_sentences, robustness_tables
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
@@ -60,7 +61,7 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
         differences[0].notes += design_notes(comparison.design)
     if differences:
         differences[0].notes += difference_notes(comparison)
-    tables += differences + slice_tables(comparison)
+    tables += differences + slice_tables(comparison) + robustness_tables(comparison)
     if has_limits(comparison):
         tables.append(comparison_limits(comparison))
     tables += tuning_tables(comparison)
@@ -69,7 +70,8 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     if options.errors and cells_with_errors(comparison):
         tables.append(error_table(comparison))
     warnings = [f"WARNING: {warning}" for warning in comparison.warnings]
-    prose = [*conclusion_of(comparison), *budget_sentences(comparison), *warnings]
+    prose = [*conclusion_of(comparison), *robustness_sentences(comparison)]
+    prose += [*budget_sentences(comparison), *warnings]
     if options.format == "latex":
         tables[0].notes = [*warnings, *tables[0].notes]  # in the caption, because comments are not typeset
         head = [*prose, f"In the preamble: {PREAMBLE}"]
@@ -286,6 +288,7 @@ def cell_line(comparison: Comparison, cell: Cell, change: Difference | None) -> 
     line |= tuning_columns(comparison, cell)
     line |= {name: cell.mean_of(*COLUMNS[name][:2]) for name in recorded_columns(comparison)}
     line |= slice_columns(comparison, cell)
+    line |= robustness_columns(comparison, cell)
     return line | {"warnings": " / ".join(comparison.warnings)}
 
 
