@@ -151,7 +151,7 @@ def checked_records(runs: Sequence[Run]) -> list[Robustness]:
                 f"{run.path}: {finished} of {len(record.evaluations)} corruptions and severities are scored; repeat "
                 f"its command, {command}, to continue"
             )
-        if record.step != run.results.steps:
+        if run.results.steps and record.step != run.results.steps:  # 0: recorded by an older version
             raise ValueError(
                 f"{run.path}: corruptions.json has scores of step {record.step}, results.json of step "
                 f"{run.results.steps}; move corruptions.json away and run {command}"

@@ -13,7 +13,6 @@ from engine.logbook import progress_bar
 from records.robustness import Robustness
 
 COLUMNS, SIDE = 4, 260  # pixels
-COLOURS = 128  # of the picture: noise does not compress, and more colours need more space
 
 
 def draw_corruptions(path: Path, val: CocoFile, record: Robustness) -> None:
@@ -32,4 +31,5 @@ def draw_corruptions(path: Path, val: CocoFile, record: Robustness) -> None:
         shown = corrupt(pixels, name, severity, val.images[index].id)
         panels.append(Panel(shown, caption(f"{name} {severity}", score), []))
     drawn = lay_out(panels, columns=min(COLUMNS, len(panels)), side=SIDE)
-    save_png(path, drawn.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+    palette = drawn.quantize(256, Image.Quantize.MEDIANCUT)  # noise needs much space in true colour
+    save_png(path, drawn.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
