@@ -17,9 +17,9 @@ from stats.contrasts import LEVEL, Interval, Tested
 from stats.factorial import Design
 from stats.planning import Variances
 from stats.replicates import SeedSpread
+from stats.robustness import RankAgreement
 
 if TYPE_CHECKING:
-    from ablation.robustness import RobustnessComparison
     from ablation.tuning import Tuning
 
 
@@ -170,6 +170,37 @@ class SliceDifference:
     difference: Difference  # corrected for all slices and cells
 
 
+@dataclass(frozen=True)
+class CorruptedCell:
+    """The scores of a cell on original and on corrupted images: means over its runs, with 95% intervals."""
+
+    clean: Interval
+    mean: Interval  # mPC
+    relative: Interval  # rPC: the mean over the runs of mPC / clean
+    by_corruption: dict[str, Interval]  # mean over the severities
+
+
+@dataclass(frozen=True)
+class RobustnessComparison:
+    """What the scores under corruption say about the cells of a comparison.
+
+    differences: of mPC from the baseline, corrected as one family. from_best: of mPC from the cell with the best mean
+    score on original images, by cell, corrected as one family. may_be_best: the cells that may have the highest mPC.
+    replicates: number of resamples."""
+
+    corruptions: list[str]
+    severities: list[int]
+    package: str  # name and version of what corrupted the images
+    cells: dict[Place, CorruptedCell]
+    differences: dict[Place, Difference]
+    from_best: dict[Place, Difference]
+    best: Place  # cell with the best mean score on the original images
+    best_corrupted: Place  # cell with the highest mPC
+    may_be_best: list[Place]
+    agreement: RankAgreement | None  # of the rankings by clean score and by mPC; None with one cell
+    replicates: int
+
+
 @dataclass
 class Comparison:
     """A table of cells, and the statistics computed from the cells. Rows and columns are in display order."""
@@ -208,7 +239,7 @@ class Comparison:
     slice_interactions: list[SliceDifference] = field(default_factory=list)
     annotations: Path | None = None  # annotation file of the validation images, if it is not where the runs recorded it
     slice_notes: list[str] = field(default_factory=list)  # which images and slices were left out
-    robustness: "RobustnessComparison | None" = None  # only with --corruptions
+    robustness: RobustnessComparison | None = None  # only with --corruptions
     looks: Looks | None = None  # only if the grid file plans looks
     tuning: "Tuning | None" = None  # only if trials chose values for the rows or cells of the grid
     warnings: list[str] = field(default_factory=list)

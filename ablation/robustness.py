@@ -8,11 +8,10 @@ under corruption (mPC) and the relative one (rPC) are those of Michaelis et al. 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from ablation.comparison import Comparison, Difference
+from ablation.comparison import Comparison, CorruptedCell, Difference, RobustnessComparison
 from ablation.uncertainty import luck_of, seed_options, weights_of
 from engine.logbook import progress_bar
 from records.results import Place, Run
@@ -22,41 +21,10 @@ from stats.contrasts import Interval, assess_family, interval
 from stats.decisions import may_be_best
 from stats.image_statistics import load_statistics
 from stats.replicates import cell_replicates
-from stats.robustness import RankAgreement, rank_agreement
+from stats.robustness import rank_agreement
 from stats.slices import needed_replicates
 
 MIN_REPLICATES = 1000
-
-
-@dataclass(frozen=True)
-class CorruptedCell:
-    """The scores of a cell on original and on corrupted images: means over its runs, with 95% intervals."""
-
-    clean: Interval
-    mean: Interval  # mPC
-    relative: Interval  # rPC: the mean over the runs of mPC / clean
-    by_corruption: dict[str, Interval]  # mean over the severities
-
-
-@dataclass(frozen=True)
-class RobustnessComparison:
-    """What the scores under corruption say about the cells of a comparison.
-
-    differences: of mPC from the baseline, corrected as one family. from_best: of mPC from the cell with the best mean
-    score on original images, by cell, corrected as one family. may_be_best: the cells that may have the highest mPC.
-    replicates: number of resamples."""
-
-    corruptions: list[str]
-    severities: list[int]
-    package: str  # name and version of what corrupted the images
-    cells: dict[Place, CorruptedCell]
-    differences: dict[Place, Difference]
-    from_best: dict[Place, Difference]
-    best: Place  # cell with the best mean score on the original images
-    best_corrupted: Place  # cell with the highest mPC
-    may_be_best: list[Place]
-    agreement: RankAgreement | None  # of the rankings by clean score and by mPC; None with one cell
-    replicates: int
 
 
 def add_robustness(comparison: Comparison) -> None:

@@ -165,7 +165,7 @@ def test_a_run_without_a_record_is_named_with_the_command_that_makes_it(new_expe
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"versions": VERSIONS | {"numpy": "1"}}, "versions.numpy was 2, is 1"),
+        ({"versions": VERSIONS | {"numpy": "1"}}, "versions.numpy was '2', is '1'"),
         ({"severities": [1]}, "severities was"),
         ({"corruptions": ["fog"]}, "corruptions was"),
         ({"protocol": {"nms_iou": 0.5}}, "protocol.nms_iou was 0.45, is 0.5"),
@@ -193,7 +193,7 @@ def test_a_record_of_a_different_checkpoint_is_refused(new_experiments):
     path = add_detector(experiments, "a", 0.8, 0.5)
     results = json.loads((path / "results.json").read_text())
     (path / "results.json").write_text(json.dumps(results | {"steps": 9}))
-    with pytest.raises(ValueError, match="step 3, results.json of step 9"):
+    with pytest.raises(ValueError, match=r"step 3, results\.json of step 9"):
         experiments.compare(corruptions=True)
 
 
