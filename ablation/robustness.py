@@ -24,7 +24,7 @@ from stats.replicates import cell_replicates
 from stats.robustness import rank_agreement
 from stats.slices import needed_replicates
 
-MIN_REPLICATES = 1000
+MIN_REPLICATES = 2000
 
 
 def add_robustness(comparison: Comparison) -> None:

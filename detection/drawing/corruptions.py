@@ -12,7 +12,7 @@ from engine.charts import save_png
 from engine.logbook import progress_bar
 from records.robustness import Robustness
 
-COLUMNS, SIDE = 4, 260  # pixels
+COLUMNS, SIDE = 4, 220  # pixels
 
 
 def draw_corruptions(path: Path, val: CocoFile, record: Robustness) -> None:

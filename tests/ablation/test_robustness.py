@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import kendalltau
 
 from ablation import compare as command
@@ -220,8 +221,15 @@ def test_csv_has_the_means_and_the_differences(comparison):
 
 
 def test_the_page_has_a_section_only_if_asked(overtaken, comparison, tmp_path):
+    pictures = [cell.runs[0].path / "corruptions.png" for cell in comparison.scored_cells]
+    for path in pictures:
+        Image.new("RGB", (40, 40)).save(path)
     write_report(tmp_path / "a.html", comparison)
-    assert '<section id="robustness">' in (tmp_path / "a.html").read_text()
+    for path in pictures:
+        path.unlink()
+    text = (tmp_path / "a.html").read_text()
+    assert '<section id="robustness">' in text
+    assert text.count('alt="corrupted image') == 1  # all cells have a picture of the same image
     without = overtaken.compare(baseline="plain x none")
     write_report(tmp_path / "b.html", without)
     assert 'id="robustness"' not in (tmp_path / "b.html").read_text()
