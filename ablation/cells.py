@@ -11,6 +11,7 @@ from ablation.latency import add_latencies
 from ablation.looks import add_looks
 from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
 from ablation.results_files import ROW_NAME, ScoredFiles, beside_experiments
+from ablation.robustness import add_robustness
 from ablation.scheduling.jobs import Grid, read_cells, read_grid, state_of
 from ablation.scheduling.trials import tuned
 from ablation.slices import add_slices
@@ -40,6 +41,7 @@ def compare(
     margin: float | None = None,
     known_spread: SeedSpread | None = None,
     slices: Sequence[str] = (),
+    corruptions: bool = False,
     annotations: Path | None = None,
     files: ScoredFiles | None = None,
     program: Program = "eager",
@@ -102,6 +104,8 @@ def compare(
         comparison.warnings += stability_warnings(comparison)
         if slices and comparison.intervals:
             add_slices(comparison, slices)
+        if corruptions and comparison.intervals:
+            add_robustness(comparison)
     add_latencies(comparison, grid, program, budget)
     return comparison
 

@@ -82,6 +82,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--slices", type=slice_sources, default=(), metavar="objects,size,FILE.csv", help=slices)
     parser.add_argument(
+        "--corruptions", action="store_true",
+        help="compare under corruptions of the images too (detectors scored with detection.evaluate --corruptions)",
+    )  # fmt: skip
+    parser.add_argument(
         "--annotations", type=Path, metavar="FILE",
         help="annotation file of the images: of NAME=FILE, and for --slices if it is not where the runs recorded it",
     )  # fmt: skip
@@ -243,6 +247,7 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace, files:
         "margin",
         "force",
         "slices",
+        "corruptions",
         "annotations",
         "program",
         "budget",

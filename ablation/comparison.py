@@ -19,6 +19,7 @@ from stats.factorial import Design
 from stats.pareto import Membership
 from stats.planning import Variances
 from stats.replicates import SeedSpread
+from stats.robustness import RankAgreement
 
 if TYPE_CHECKING:
     from ablation.tuning import Tuning
@@ -225,6 +226,37 @@ class Latencies:
             )
 
 
+@dataclass(frozen=True)
+class CorruptedCell:
+    """The scores of a cell on original and on corrupted images: means over its runs, with 95% intervals."""
+
+    clean: Interval
+    mean: Interval  # mPC
+    relative: Interval  # rPC: the mean over the runs of mPC / clean
+    by_corruption: dict[str, Interval]  # mean over the severities
+
+
+@dataclass(frozen=True)
+class RobustnessComparison:
+    """What the scores under corruption say about the cells of a comparison.
+
+    differences: of mPC from the baseline, corrected as one family. from_best: of mPC from the cell with the best mean
+    score on original images, by cell, corrected as one family. may_be_best: the cells that may have the highest mPC.
+    replicates: number of resamples."""
+
+    corruptions: list[str]
+    severities: list[int]
+    package: str  # name and version of what corrupted the images
+    cells: dict[Place, CorruptedCell]
+    differences: dict[Place, Difference]
+    from_best: dict[Place, Difference]
+    best: Place  # cell with the best mean score on the original images
+    best_corrupted: Place  # cell with the highest mPC
+    may_be_best: list[Place]
+    agreement: RankAgreement | None  # of the rankings by clean score and by mPC; None with one cell
+    replicates: int
+
+
 @dataclass
 class Comparison:
     """A table of cells, and the statistics computed from the cells. Rows and columns are in display order."""
@@ -263,6 +295,7 @@ class Comparison:
     slice_interactions: list[SliceDifference] = field(default_factory=list)
     annotations: Path | None = None  # annotation file of the validation images, if it is not where the runs recorded it
     slice_notes: list[str] = field(default_factory=list)  # which images and slices were left out
+    robustness: RobustnessComparison | None = None  # only with --corruptions
     looks: Looks | None = None  # only if the grid file plans looks
     tuning: "Tuning | None" = None  # only if trials chose values for the rows or cells of the grid
     latencies: Latencies | None = None

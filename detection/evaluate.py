@@ -3,6 +3,7 @@
     python -m detection.evaluate experiments/experiment_3
     python -m detection.evaluate experiments/experiment_3 eval.score_threshold=0.01,0.05 eval.nms_iou=0.45,0.5
     torchrun --standalone --nproc_per_node=4 -m detection.evaluate EXPERIMENT --checkpoint best
+    python -m detection.evaluate experiments/experiment_3 --corruptions --severities 1,3,5
 
 If thresholds have several comma-separated values, every combination is scored. The network runs only once. Scores are
 written to test.json in the experiment directory. A folder made by weights.publish is scored the same way, but needs
@@ -10,6 +11,9 @@ data.root=FOLDER, because its config does not contain the full path of the data.
 
 Sigmoid scores (loss.classification focal or quality_focal) are distributed differently from softmax scores, so the same
 eval.score_threshold keeps a different number of detections. Choose the threshold by a sweep, as above.
+
+--corruptions scores the detector on images with noise, blur and the like (detection/corruptions), and writes
+corruptions.json. It needs `pip install -e '.[corruptions]'`.
 """
 
 import argparse
@@ -27,7 +31,9 @@ if TYPE_CHECKING:
 
     from detection.coco.annotations import CocoFile
     from detection.network.postprocess import PostprocessConfig
-    from detection.task import DetectionConfig
+    from detection.network.ssd import SSD
+    from detection.task import DetectionConfig, DetectionTask
+    from records.robustness import Robustness
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -43,11 +49,27 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         help="replaces a config value; fields of eval can have several values, and every combination is scored",
     )  # fmt: skip
     parser.add_argument("--checkpoint", default="last", metavar="last|best|FILE", help="weights (default: last)")
+    parser.add_argument(
+        "--corruptions", nargs="?", const="noise,blur,weather,digital", metavar="NAME[,NAME]",
+        help="score under common corruptions, such as fog, or kinds: noise, blur, weather, digital (default: all 15)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--severities", type=severities, default=(1, 2, 3, 4, 5), metavar="1,2,3,4,5", help="of --corruptions"
+    )
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep corrupted images, for other experiments")
     arguments = parser.parse_intermixed_args(words)
     if arguments.experiment.is_file():
         parser.error(f"{arguments.experiment}: is a file; expected a directory; to score a file, add --checkpoint FILE")
     check_experiment(arguments.experiment)
     return arguments
+
+
+def severities(text: str) -> list[int]:
+    """Parse --severities: comma-separated integers from 1 to 5."""
+    words = text.split(",")
+    if not all(word in "12345" and len(word) == 1 for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers from 1 to 5, such as 1,3,5")
+    return sorted({int(word) for word in words})
 
 
 def main(arguments: argparse.Namespace, device: "torch.device") -> None:
@@ -57,6 +79,7 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     from data import DatasetError
     from detection.coco.annotations import read_split
     from detection.coco.evaluation import METRICS, as_dicts, coco_scores
+    from detection.record import protocol
     from detection.task import DetectionTask, load_detector, read_detector
     from engine import distributed
     from engine.compute.precision import inference_precision
@@ -65,6 +88,10 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     from records.experiment import table
     from weights.release import weights_in
 
+    if arguments.corruptions:
+        from detection.corruptions.images import library_versions, parse_names
+
+        names, versions = parse_names(arguments.corruptions), library_versions()
     base, settings = read_settings(arguments.experiment, arguments.overrides)
     if not any(override.startswith("train.precision=") for override in arguments.overrides):
         precision = distributed.broadcast(inference_precision(base.train.precision, device))
@@ -82,6 +109,17 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
     logger.info("scoring %s, step %d, on %d images", path, detector.step, len(task.val.images))
     if distributed.is_main():
         warn_about_data(arguments.experiment, val)
+    if arguments.corruptions:
+        from records.robustness import Robustness
+
+        if len(settings) > 1:
+            raise ValueError(f"--corruptions: got {len(settings)} settings of eval, expected one value per field")
+        new = Robustness(
+            metric="mAP", corruptions=names, severities=arguments.severities, checkpoint=path.name, step=detector.step,
+            precision=base.train.precision, protocol=protocol(val, base.eval), versions=versions,
+        )  # fmt: skip
+        score_under_corruptions(task, model, device, arguments, new)
+        return
     results = task.detect_all(model, device, settings)
     if results is None:
         return
@@ -105,6 +143,23 @@ def main(arguments: argparse.Namespace, device: "torch.device") -> None:
         print(table([{"class": name, **values} for name, values in record["per_class"].items()]))
     write_text(arguments.experiment / "test.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(f"written to {arguments.experiment / 'test.json'}")
+
+
+def score_under_corruptions(
+    task: "DetectionTask", model: "SSD", device: "torch.device", arguments: argparse.Namespace, new: "Robustness"
+) -> None:
+    """Score a detector on corrupted images, print the table, and draw an image under all corruptions."""
+    from detection.corruptions.scoring import score_corruptions, summary, table_rows
+    from detection.drawing.corruptions import draw_corruptions
+    from engine import distributed
+    from records.experiment import table
+    from records.robustness import CORRUPTIONS_FILE
+
+    record = score_corruptions(task, model, device, arguments.experiment, new, arguments.cache)
+    if distributed.is_main():
+        print(f"{table(table_rows(record))}\n{summary(record)}")
+        draw_corruptions(arguments.experiment / "corruptions.png", task.val, record)
+        print(f"written to {arguments.experiment / CORRUPTIONS_FILE}")
 
 
 def warn_about_data(experiment: Path, val: "CocoFile") -> None:

@@ -11,13 +11,15 @@ examples/             the images of detections.png, one file each: <image id>.jp
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from detection.coco.annotations import describe_size
+from detection.coco.annotations import CocoFile, describe_size
 from detection.coco.errors import confusion_matrix, error_breakdown
 from detection.coco.evaluation import METRICS, as_dicts, evaluate_coco, image_statistics, summarise_evaluation
 from detection.detector import pixel_statistics
+from detection.network.postprocess import PostprocessConfig
 from detection.recipe import describe_recipe
 from detection.task import DetectionTask
 from engine.compute.cost import forward_gflops
@@ -60,14 +62,7 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
             "default_boxes": task.anchor_fit._asdict(),
             "normalization": statistics,
             "score_function": task.model.score_function,
-            "protocol": {
-                "annotations": val.annotations_path.name,
-                "annotations_sha256": val.sha256,
-                "images": len(val.images),
-                "classes": val.class_names,
-                **({"short_side": val.short_side} if val.short_side else {}),  # short side of images that were shrunk
-                **config.eval.model_dump(),
-            },
+            "protocol": protocol(val, config.eval),
         },
         gflops=forward_gflops(task.model, task.model.input_size),
         title=f"{model.backbone} with neck {model.neck}",
@@ -91,3 +86,15 @@ def record(experiment: Path, task: DetectionTask, evaluation: Evaluation) -> Tas
             "confusion.png": "Confusion matrix of the classes",
         },
     )
+
+
+def protocol(val: CocoFile, settings: PostprocessConfig) -> dict[str, Any]:
+    """Return how the scores on a validation set are computed, for the records."""
+    return {
+        "annotations": val.annotations_path.name,
+        "annotations_sha256": val.sha256,
+        "images": len(val.images),
+        "classes": val.class_names,
+        **({"short_side": val.short_side} if val.short_side else {}),  # short side of images that were shrunk
+        **settings.model_dump(),
+    }

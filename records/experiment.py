@@ -8,6 +8,7 @@ experiments/experiment_7/
   train.log  metrics.jsonl  curves.png          log and metrics of the training
   results.json  image_statistics.npz            scores, protocol and cost; per-image data to compare runs
   detections.json  detections.png  examples/    predictions, for people and other programs (depends on the task)
+  corruptions.json  corruptions/  corruptions.png   scores on corrupted images, if they were measured (detectors)
   cell.json         grid, row, column and seed of the run, if a grid (ablation/) started it
   status.json       progress of the run, or how it ended (records/status.py)
   checkpoints/  running.lock  output.log        git-ignored, like tensorboard/ and wandb/ of the trackers

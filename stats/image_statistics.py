@@ -4,7 +4,7 @@ A finished run writes these statistics to image_statistics.npz in its experiment
 confidence intervals from this file. The file contains only arrays, no pickles.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,10 @@ FILE_NAME = "image_statistics.npz"
 class SavedArrays:
     """Base class for dataclasses of arrays that are saved in image_statistics.npz."""
 
-    def save(self, experiment: Path) -> None:
-        """Write image_statistics.npz to an experiment directory."""
+    def save(self, folder: Path, name: str = FILE_NAME) -> None:
+        """Write the arrays to a file in an existing folder, usually an experiment directory."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        write_atomically(experiment / FILE_NAME, lambda file: np.savez_compressed(file, **arrays))
+        write_atomically(folder / name, lambda file: np.savez_compressed(file, **arrays))
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,25 @@ class Losses(SavedArrays):
 Statistics = Matches | Hits | Losses
 
 
-def load_statistics(experiment: Path) -> Statistics:
-    """Load image_statistics.npz of an experiment. The names of the arrays decide which class is returned.
+def compact(matches: Matches) -> Matches:
+    """Return matches with the same average precision on every resample of the images, which need a third of the space.
+
+    Only the order of the scores matters, so ranks replace them: 0 for the lowest, equal for equal scores. Detections
+    with a lower score than all matched ones of their class are left out: precision counts only at true positives."""
+    matched = (matches.true_positives | matches.ignored).any(axis=1)
+    lowest = np.full(len(matches.class_names), np.inf)
+    np.minimum.at(lowest, matches.detection_classes[matched], matches.scores[matched])
+    kept = matches.scores >= lowest[matches.detection_classes]
+    names = ("detection_images", "detection_classes", "true_positives", "ignored")
+    ranks = np.unique(matches.scores[kept], return_inverse=True)[1].astype(np.float64)
+    return replace(matches, scores=ranks, **{name: getattr(matches, name)[kept] for name in names})
+
+
+def load_statistics(folder: Path, name: str = FILE_NAME) -> Statistics:
+    """Load the per-image statistics in a folder, usually an experiment's. The arrays' names decide which class it is.
 
     Raises ValueError naming the file if it is missing, corrupt or contains unexpected arrays."""
-    path = experiment / FILE_NAME
+    path = folder / name
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)

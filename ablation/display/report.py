@@ -32,9 +32,9 @@ from ablation.display.difference_tables import (
     slice_name,
     slice_tables,
 )
-from ablation.display.latency_tables import front_sentence, latency_sentences, latency_table
+from ablation.display.latency_tables import front_sentence, latency_table
+from ablation.display.robustness_tables import robustness_tables
 from ablation.display.sentences import (
-    conclusion_of,
     design_notes,
     difference_notes,
     reference_of,
@@ -48,9 +48,10 @@ from ablation.display.tables import (
     cells_with_errors,
     files_table,
     score_layout,
+    sentences_of,
     status_of,
 )
-from ablation.display.tuning_tables import budget_sentences, tuning_tables
+from ablation.display.tuning_tables import tuning_tables
 from engine.files import write_text
 from engine.terminal import printable
 from records.experiment import commit_of
@@ -93,7 +94,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     kinds = {kind: kind for kind in errors[0].runs[0].results.errors.delta_AP50} if errors else {}
     return {
         "c": comparison,
-        "conclusion": [*conclusion_of(comparison), *budget_sentences(comparison), *latency_sentences(comparison)],
+        "conclusion": sentences_of(comparison),
         "missing": run_notes(comparison, counted=False),
         "facts": protocol_facts(comparison),
         "styles": plots.legend(comparison),
@@ -106,6 +107,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         **differences(comparison),
         "limits": comparison_limits(comparison) if has_limits(comparison) else None,
         **slices(comparison),
+        "robustness": robustness_tables(comparison),
         **tuning(comparison),
         "costs": costs(comparison),
         "devices": sorted(

@@ -28,6 +28,7 @@ from ablation.display.latency_tables import (
     measured,
     shown_p50,
 )
+from ablation.display.robustness_tables import robustness_columns, robustness_sentences, robustness_tables
 from ablation.display.sentences import (
     conclusion_of,
     design_notes,
@@ -70,7 +71,7 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
         differences[0].notes += design_notes(comparison.design)
     if differences:
         differences[0].notes += difference_notes(comparison)
-    tables += differences + slice_tables(comparison)
+    tables += differences + slice_tables(comparison) + robustness_tables(comparison)
     if has_limits(comparison):
         tables.append(comparison_limits(comparison))
     tables += tuning_tables(comparison)
@@ -79,12 +80,22 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
     if options.errors and cells_with_errors(comparison):
         tables.append(error_table(comparison))
     warnings = [f"WARNING: {warning}" for warning in comparison.warnings]
-    prose = [*conclusion_of(comparison), *budget_sentences(comparison), *latency_sentences(comparison), *warnings]
+    prose = [*sentences_of(comparison), *warnings]
     if options.format == "latex":
         tables[0].notes = [*warnings, *tables[0].notes]  # in the caption, because comments are not typeset
         head = [*prose, f"In the preamble: {PREAMBLE}"]
         return "\n".join([*(f"% {line}" for line in head), *map(to_latex, tables)])
     return "\n".join([f"## {comparison.title}", "", *(f"{line}\n" for line in prose), *map(to_markdown, tables)])
+
+
+def sentences_of(comparison: Comparison) -> list[str]:
+    """Return the conclusion of a comparison, and what it says about corrupted images, tuning and latency."""
+    return [
+        *conclusion_of(comparison),
+        *robustness_sentences(comparison),
+        *budget_sentences(comparison),
+        *latency_sentences(comparison),
+    ]
 
 
 # ---- content ----------------------------------------------------------------------------------------------
@@ -315,6 +326,7 @@ def cell_line(comparison: Comparison, cell: Cell, change: Difference | None) -> 
     line |= {name: column_value(comparison, cell, name) for name in recorded_columns(comparison)}
     line |= latency_columns(comparison, cell.place)
     line |= slice_columns(comparison, cell)
+    line |= robustness_columns(comparison, cell)
     conflict = comparison.latencies.conflict if comparison.latencies else ""
     return line | {"warnings": " / ".join(filter(None, [*comparison.warnings, conflict]))}
 

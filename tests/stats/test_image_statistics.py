@@ -1,11 +1,12 @@
 """Statistics are loaded as they were saved, or the error says why they cannot be."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
-from stats.image_statistics import FILE_NAME, Hits, Matches, load_statistics
+from stats.bootstrap import average_precision, image_weights
+from stats.image_statistics import FILE_NAME, Hits, Matches, compact, load_statistics
 
 MATCHES = Matches(
     image_ids=np.array([5, 9], np.int64),
@@ -56,3 +57,23 @@ def test_unexpected_arrays_are_an_error(tmp_path):
     np.savez(tmp_path / FILE_NAME, scores=np.zeros(3))
     with pytest.raises(ValueError, match=r"image_statistics\.npz.*scores"):
         load_statistics(tmp_path)
+
+
+def test_compact_matches_have_the_same_average_precision_on_every_resample():
+    draw = np.random.default_rng(0)
+    count, images = 400, 20
+    classes = np.sort(draw.integers(0, 2, count)).astype(np.int16)
+    scores = draw.random(count).round(2)  # with ties
+    right = (draw.random((count, 2)) < scores[:, None] - 0.3) & [True, False]  # low scores are always wrong
+    matches = Matches(
+        np.arange(images), np.array(["cat", "dog"]), np.array([0.5, 0.75]),
+        draw.integers(0, images, count).astype(np.int32), classes, scores, right,
+        ~right & (draw.random((count, 2)) < 0.02) & (scores[:, None] > 0.2),
+        np.repeat(np.arange(images), 40).astype(np.int32), np.tile(np.arange(2), 20 * images).astype(np.int16),
+    )  # fmt: skip
+    small, weights = compact(matches), image_weights(images, 200, 0)
+    assert len(small.scores) < 0.9 * count
+    np.testing.assert_array_equal(average_precision(small, weights), average_precision(matches, weights))
+    nothing = compact(replace(matches, true_positives=right & False, ignored=right & False))
+    assert len(nothing.scores) == 0
+    assert (average_precision(nothing, weights) == 0).all()

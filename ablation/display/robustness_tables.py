@@ -1,0 +1,107 @@
+"""Scores under corruptions of the images: the tables, the sentences, and the columns in CSV."""
+
+from ablation.comparison import Cell, Comparison, cell_name
+from ablation.display.difference_tables import shown_p, shown_range
+from ablation.display.formats import Table
+from ablation.display.sentences import with_minus
+from engine.text import listed
+from stats.contrasts import Interval
+
+MAX_NAMED = 6  # cells in a sentence
+
+
+def robustness_tables(comparison: Comparison) -> list[Table]:
+    """Return the tables of scores under corruption: means and differences by cell, and the score by corruption."""
+    found, base = comparison.robustness, comparison.baseline_cell
+    if found is None:
+        return []
+    rows, bold = [], set()
+    for number, cell in enumerate(comparison.scored_cells):
+        scores, change = found.cells[cell.place], found.differences.get(cell.place)
+        row = [cell.name, *(with_interval(each) for each in (scores.clean, scores.mean, scores.relative))]
+        if change is None:
+            row += ["baseline", "", "", ""]
+        else:
+            row += [f"{change.interval.estimate:+.4f}", shown_range(*change.simultaneous)]
+            row += [shown_p(change.p_holm, comparison, change.num_tests), comparison.verdict(change)]
+            if change.is_significant and comparison.covers_seeds:
+                bold.add((number, 4))
+        rows.append(row)
+    severities = ", ".join(map(str, found.severities))
+    notes = [
+        f"mPC: mean {comparison.metric} over {len(found.corruptions)} corruptions at the severities {severities}; rPC: "
+        "mPC divided by the clean score (arXiv 1907.07484). In brackets: 95% intervals. Differences of mPC from "
+        f"{base.name}, corrected for {max(1, len(found.differences))} tests (Holm, Bonferroni). Corrupted with "
+        f"{found.package}; {found.replicates:,} resamples.",
+        *agreement_sentences(comparison),
+    ]
+    header = ["", "clean", "mPC", "rPC", f"mPC: difference from {base.name}", "corrected interval", "p (Holm)"]
+    means = Table("Performance under corruption", [*header, "verdict"], rows, bold, notes)
+    rows = [
+        [name.replace("_", " "), *(f"{found.cells[cell.place].by_corruption[name].estimate:.3f}" for cell in cells)]
+        for cells in [comparison.scored_cells]
+        for name in found.corruptions
+    ]
+    note = "Means over seeds and severities. The differences between cells were tested for the mean only."
+    header = ["corruption", *(cell.name for cell in comparison.scored_cells)]
+    return [means, Table(f"{comparison.metric} by corruption", header, rows, notes=[note])]
+
+
+def with_interval(interval: Interval) -> str:
+    """Return an estimate and its interval, such as "0.312 [0.290, 0.331]"."""
+    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def robustness_sentences(comparison: Comparison) -> list[str]:
+    """Return whether the best cell on original images stays the best under corruption, as a paragraph."""
+    found = comparison.robustness
+    if found is None or len(found.cells) < 2:
+        return []
+    best, rival = (repr(cell_name(place)) for place in (found.best, found.best_corrupted))
+    scope = "" if comparison.covers_seeds else " This holds for these trained weights only."
+    if found.may_be_best == [found.best]:
+        return [f"Under corruption of the images, {best} stays the best (95% confidence).{scope}"]
+    if found.best not in found.may_be_best:
+        change = found.from_best[found.best_corrupted]
+        numbers = f"mPC {change.interval.estimate:+.4f}, corrected interval {shown_range(*change.simultaneous)}"
+        return [with_minus(f"Under corruption of the images, {rival} becomes better than {best} ({numbers}).{scope}")]
+    if found.best == found.best_corrupted:
+        text = f"{best}, the best on the original images, also has the highest mPC"
+    else:
+        text = f"{rival} has the highest mPC, not {best}, the best on the original images"
+    rivals = listed([repr(cell_name(place)) for place in found.may_be_best], MAX_NAMED)
+    return [f"Under corruption of the images, {text}, but this is not shown: the best may be any of {rivals}.{scope}"]
+
+
+def agreement_sentences(comparison: Comparison) -> list[str]:
+    """Return how well the rankings by clean score and by mPC agree, as sentences."""
+    agreement = comparison.robustness.agreement
+    if agreement is None:
+        return []
+    tau = agreement.tau
+    return [
+        f"Order of the cells, clean against mPC: Kendall's tau {tau.estimate:.2f} [{tau.low:.2f}, {tau.high:.2f}]; the "
+        f"order is the same in {agreement.same_order:.0%} of the resamples, and the best cell in "
+        f"{agreement.same_best:.0%}."
+    ]
+
+
+def robustness_columns(comparison: Comparison, cell: Cell) -> dict[str, float | str | None]:
+    """Return the columns of a cell in CSV that --corruptions adds.
+
+    mPC and rPC with 95% intervals; mPC_difference from the baseline with its corrected interval, Holm-corrected p value
+    and verdict, None for the baseline; and the mean score of each corruption, such as mPC[fog]."""
+    found = comparison.robustness
+    if found is None:
+        return {}
+    scores, change = found.cells.get(cell.place), found.differences.get(cell.place)
+    columns: dict[str, float | str | None] = {}
+    for name in ("mPC", "rPC"):
+        interval = scores and {"mPC": scores.mean, "rPC": scores.relative}[name]
+        columns |= {name: interval and interval.estimate}
+        columns |= {f"{name}_low": interval and interval.low, f"{name}_high": interval and interval.high}
+    columns |= {"mPC_difference": change and change.interval.estimate}
+    columns |= {"mPC_difference_low": change and change.simultaneous[0]}
+    columns |= {"mPC_difference_high": change and change.simultaneous[1]}
+    columns |= {"mPC_p_holm": change and change.p_holm, "mPC_verdict": change and comparison.verdict(change)}
+    return columns | {f"mPC[{name}]": scores and scores.by_corruption[name].estimate for name in found.corruptions}
