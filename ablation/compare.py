@@ -12,6 +12,7 @@ detections of other tools: results files in COCO's format, scored against an ann
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -221,6 +222,7 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace, files:
     if arguments.seed_sd is not None:
         options["known_spread"] = SeedSpread(arguments.seed_sd, arguments.seed_df)
     comparison, path = compare(paths, arguments.experiments, files=files, **options), arguments.output
+    comparison.commands = commands_of(paths)
     if paths and paths[0].suffix == ".yaml":
         announce_look(comparison, read_grid(paths[0]), arguments.experiments)
     if arguments.format == "html":
@@ -239,6 +241,13 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace, files:
                 print(f"example detections of the best cell: {picture}")
     if path:
         print(f"written to {path}")
+
+
+def commands_of(paths: Sequence[Path]) -> list[str]:
+    """Return the command lines that repeat the comparison: the training of a grid, and this command as it was typed."""
+    typed = shlex.join(["python", *sys.orig_argv[1:]])
+    is_grid = bool(paths) and paths[0].suffix == ".yaml"
+    return [shlex.join(["python", "-m", "ablation.grid", "run", str(paths[0])]), typed] if is_grid else [typed]
 
 
 if __name__ == "__main__":

@@ -210,6 +210,7 @@ class Comparison:
     looks: Looks | None = None  # only if the grid file plans looks
     tuning: "Tuning | None" = None  # only if trials chose values for the rows or cells of the grid
     warnings: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)  # command lines that repeat the runs and this comparison
 
     @property
     def num_runs(self) -> int:
