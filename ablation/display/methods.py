@@ -28,7 +28,9 @@ def facts_of(comparison: Comparison) -> dict[str, str]:
             "intervals: 95%"
         )
     facts |= protocol(runs)
-    facts |= {f"{name} (SHA-256)": value for name, value in data(runs).items()}
+    hashes = data(runs)
+    if hashes:
+        facts["data (SHA-256)"] = ", ".join(f"{name} {digest}" for name, digest in hashes.items())
     starts = [start for run in runs for start in run.starts]
     if starts:
         facts["hardware"] = by_number(hardware(start) for start in starts)
@@ -68,7 +70,7 @@ def data(runs: Sequence[Run]) -> dict[str, str]:
             images = {f"{split} images": digest for split, digest in run.results.image_sets.items()}
             for name, digest in (run.results.inputs | images).items():
                 found.setdefault(name, []).append(digest[:16])
-    return {name: by_number(digests) for name, digests in found.items()}
+    return {name: " or ".join(dict.fromkeys(digests)) for name, digests in found.items()}
 
 
 def hardware(start: dict[str, Any]) -> str:
