@@ -14,7 +14,7 @@ import numpy as np
 
 from ablation.comparison import Cell, Comparison, best_of
 from ablation.display.sentences import with_minus
-from ablation.slices import MissingAnnotationsError, annotations_file
+from ablation.slices import annotations_file
 from engine.inputs import contents_sha256, read_inputs
 from engine.terminal import counted
 from records.results import Run
@@ -23,10 +23,6 @@ from stats.precision_recall import image_average_precision
 
 NUM_IMAGES = 6
 MAX_BYTES = 500_000  # of all pictures together; images that exceed it are left out
-
-
-class MissingImagesError(ValueError):
-    """The pictures cannot be drawn, because a file is missing or has changed."""
 
 
 class Panel(NamedTuple):
@@ -67,7 +63,7 @@ def find_disagreements(comparison: Comparison) -> Disagreements | None:
     places, images, problem = largest(differences, NUM_IMAGES), {}, ""
     try:
         images = draw(comparison, (first, second), scores, places)
-    except (MissingImagesError, MissingAnnotationsError) as error:
+    except ValueError as error:  # a file is missing, has changed or cannot be read; the page is useful without it
         problem = str(error)
     return Disagreements(first, second, *counts, problem, images)
 
@@ -89,7 +85,7 @@ def draw(
 ) -> dict[str, list[Panel]]:
     """Return {file name: panels} for the images with these indices, as many as fit into MAX_BYTES.
 
-    scores: of each cell, (n, I). Raises MissingImagesError or MissingAnnotationsError if a file is missing."""
+    scores: of each cell, (n, I). Raises ValueError if a file is missing or has changed."""
     drawn = [first_with_detections(cell) for cell in cells]
     runs = [cell.scored_runs[index] for cell, index in zip(cells, drawn, strict=True)]
     images_dir, annotations = images_folder(runs), annotations_file(comparison)
@@ -115,11 +111,11 @@ def detections_of(run: Run) -> Path:
 
 
 def first_with_detections(cell: Cell) -> int:
-    """Return the index of the first scored run whose detections are known. Raises MissingImagesError if none."""
+    """Return the index of the first scored run whose detections are known. Raises ValueError if none."""
     for index, run in enumerate(cell.scored_runs):
         if detections_of(run).is_file():
             return index
-    raise MissingImagesError(f"{detections_of(cell.scored_runs[0])} not found")
+    raise ValueError(f"{detections_of(cell.scored_runs[0])} not found")
 
 
 def caption_of(cell: Cell, index: int, scores: np.ndarray) -> str:
@@ -134,7 +130,7 @@ def caption_of(cell: Cell, index: int, scores: np.ndarray) -> str:
 def images_folder(runs: Sequence[Run]) -> Path:
     """Return the folder of the validation images that a run recorded, if its images have not changed since.
 
-    Raises MissingImagesError if there is none."""
+    Raises ValueError if there is none."""
     reasons = []
     for run in runs:
         inputs = read_inputs(run.path) if run.is_experiment else None
@@ -149,4 +145,4 @@ def images_folder(runs: Sequence[Run]) -> Path:
             reasons.append(f"the images in {folder} have changed since the run")
         except OSError as error:
             reasons.append(f"{error.filename} not found")
-    raise MissingImagesError(reasons[0])
+    raise ValueError(reasons[0])
