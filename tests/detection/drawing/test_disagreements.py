@@ -15,7 +15,7 @@ def paths(folder, content):
     """Return the annotation file and two results files: one good box on image 20, and many."""
     annotations = folder / "annotations.json"
     annotations.write_text(json.dumps(content))
-    boxes = [([20.0, 5.0, 10.0, 10.0], 0.2), ([2.0, 15.0, 10.0, 10.0], 0.9), ([0.0, 0.0, 5.0, 5.0], 0.1)]
+    boxes = [([20.0, 5.0, 10.0, 10.0], 0.2), ([2.0, 15.0, 10.0, 10.0], 0.9), ([12.0, 1.0, 6.0, 9.0], 0.1)]
     found = [{"image_id": 20, "category_id": 7, "bbox": box, "score": score} for box, score in boxes]
     (folder / "one.json").write_text(json.dumps(found[:1]))
     (folder / "many.json").write_text(json.dumps(found))
@@ -43,4 +43,5 @@ def test_as_many_of_the_best_detections_are_drawn_as_there_are_objects(folder, p
     one, many = found.detected
     assert differ(one, many, [2, 15, 10, 10])  # only the second detector found it
     assert not differ(one, many, [20, 5, 10, 10])  # both did
+    assert not differ(one, many, [12, 1, 6, 9])  # the third best of two objects
     assert none.detected[0] == none.detected[1]  # no detections on this image
