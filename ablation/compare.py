@@ -12,6 +12,7 @@ detections of other tools: results files in COCO's format, scored against an ann
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -258,6 +259,7 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace, files:
     comparison, path = compare(paths, arguments.experiments, files=files, **options), arguments.output
     if arguments.plot:
         comparison.latencies.check(f"--plot {arguments.plot}")
+    comparison.commands = commands_of(paths)
     if paths and paths[0].suffix == ".yaml":
         announce_look(comparison, read_grid(paths[0]), arguments.experiments)
     if arguments.format == "html":
@@ -280,6 +282,13 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace, files:
         write_latency_plot(arguments.plot, comparison)
     for file in filter(None, (path, arguments.plot)):
         print(f"written to {file}")
+
+
+def commands_of(paths: Sequence[Path]) -> list[str]:
+    """Return the command lines that repeat the comparison: the training of a grid, and this command as it was typed."""
+    typed = shlex.join(["python", *sys.orig_argv[1:]])
+    is_grid = bool(paths) and paths[0].suffix == ".yaml"
+    return [shlex.join(["python", "-m", "ablation.grid", "run", str(paths[0])]), typed] if is_grid else [typed]
 
 
 if __name__ == "__main__":

@@ -300,6 +300,7 @@ class Comparison:
     tuning: "Tuning | None" = None  # only if trials chose values for the rows or cells of the grid
     latencies: Latencies | None = None
     warnings: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)  # command lines that repeat the runs and this comparison
 
     @property
     def num_runs(self) -> int:

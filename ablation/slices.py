@@ -276,7 +276,12 @@ BUILT_IN: dict[str, Callable[[Matches, Comparison], list[Slice]]] = {
 
 
 def read_annotations(comparison: Comparison) -> dict[str, Any]:
-    """Read the annotation file of the validation images: that of --annotations, or else the file that a run recorded.
+    """Return the content of the annotation file of the validation images. Raises ValueError like annotations_file."""
+    return json.loads(annotations_file(comparison).read_bytes())
+
+
+def annotations_file(comparison: Comparison) -> Path:
+    """Return the annotation file of the validation images: that of --annotations, or else one that a run recorded.
 
     Raises ValueError if the file of --annotations has other content than the recorded SHA-256, and
     MissingAnnotationsError if no recorded file has this content."""
@@ -289,7 +294,7 @@ def read_annotations(comparison: Comparison) -> dict[str, Any]:
     paths = [given] if given else [Path(os.path.expanduser(path)) for path in sorted(recorded)]
     for path in paths:
         if path.is_file() and content_sha256(path) == protocol.annotations_sha256:
-            return json.loads(path.read_bytes())
+            return path
     if given:
         raise ValueError(
             f"--annotations {given}: SHA-256 {content_sha256(given)[:8]}; the runs were scored on {wanted}"

@@ -1,7 +1,7 @@
 """The plots of the HTML report, as matplotlib figures (made without pyplot).
 
-Figures fit the width of a phone screen and have text of at least 9 points. A cell has the same colour and marker in all
-plots. The legend is HTML beside the plots, so that long names can wrap.
+Figures fit the width of a phone screen and have text of at least 10 points. A cell has the same colour and marker in
+all plots. The legend is HTML beside the plots, so that long names can wrap.
 """
 
 import html
@@ -38,8 +38,8 @@ RC_PARAMS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ablation",
     "text.parse_math": False,
-    "font.size": 9,
-    "axes.titlesize": 10,
+    "font.size": 10,
+    "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -64,6 +64,11 @@ FRONT_LABELS = {
     Membership.MAYBE: "may be on the front",
     Membership.NO: "not on the front",
 }
+
+
+PAPER, SHADE = "#ffffff", "#e8ebef"
+# Colours that the page replaces by its own, so that plots are legible on a dark page
+THEME = {INK: "var(--ink)", "#000000": "var(--ink)", PAPER: "var(--paper)", SHADE: "var(--track)"}
 
 
 class CellStyle(NamedTuple):
@@ -97,12 +102,17 @@ def legend(comparison: Comparison) -> dict[str, CellStyle]:
     return {comparison.cells[place].name: style for place, style in cell_styles(comparison).items()}
 
 
+def themed(text: str) -> str:
+    """Return the text with the colours of THEME replaced by the page's variables."""
+    return re.sub("|".join(THEME), lambda found: THEME[found[0]], text)
+
+
 def to_svg(figure: Figure, name: str, description: str) -> Markup:
     """Return the figure as an inline SVG element. name: prefix that makes the SVG's ids unique."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub("<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
-    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :])
+    text = themed(re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :]))
     return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(printable(description))}" ', 1))
 
 
@@ -123,8 +133,8 @@ def draw_differences(
     Significant ones are filled. The margin, if any, is shaded.
     styles: dict from label to style; labels without a style are drawn in grey. ends: lowest and highest end of all
     intervals on the page, for one scale in all plots."""
-    labels = [textwrap.wrap(printable(difference.label), 58) for difference in differences]
-    step = 0.26 + 0.14 * max(map(len, labels))  # inches
+    labels = [textwrap.wrap(printable(difference.label), 52) for difference in differences]
+    step = 0.26 + 0.155 * max(map(len, labels))  # inches
     figure, axes = _new_figure(0.65 + step * len(differences))
     axes.axvline(0, color=INK, lw=1)
     if comparison.margin is not None:

@@ -6,10 +6,8 @@ This module computes the data that the template report.html.jinja shows. Section
 loads no other files: plots (plots.py) are inline SVG, and pictures are data URIs.
 """
 
-import base64
 import itertools
 import math
-import mimetypes
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 
-from ablation.comparison import Cell, Comparison, Difference, best_of
+from ablation.comparison import Cell, Comparison, Difference
 from ablation.display import plots
 from ablation.display.difference_tables import (
     comparison_limits,
@@ -32,20 +30,24 @@ from ablation.display.difference_tables import (
     slice_name,
     slice_tables,
 )
+from ablation.display.disagreements import find_disagreements
 from ablation.display.latency_tables import front_sentence, latency_table
+from ablation.display.methods import facts_of, recipe_table
+from ablation.display.pictures import cells_that_fit, data_uri, pictures_of
 from ablation.display.robustness_tables import robustness_tables
 from ablation.display.sentences import (
     design_notes,
     difference_notes,
+    question_of,
     reference_of,
     run_notes,
-    seeds_of,
     with_minus,
 )
 from ablation.display.tables import (
     FLOPS_NOTE,
     any_results_files,
     cells_with_errors,
+    class_table,
     files_table,
     score_layout,
     sentences_of,
@@ -65,6 +67,10 @@ COSTS = {
     "device_hours": ("training (device-hours)", 1, "{:.2f}", False),
     "peak_memory_mib": ("peak memory (MiB)", 1, "{:,.0f}", False),
 }
+MAX_BYTES = 3_000_000  # of the page; the pictures of the least prominent cells are left out
+RESERVE = 10_000  # bytes for the text of sections that have pictures only
+OPEN_CLASSES = 10  # the other classes are hidden until they are opened
+CLASS_CELLS = 4  # cells whose classes have bars
 SIZES = {"AP_small": "small", "AP_medium": "medium", "AP_large": "large"}
 
 
@@ -75,13 +81,16 @@ def write_report(path: Path, comparison: Comparison) -> None:
         undefined=StrictUndefined, finalize=escape_controls,
     )  # fmt: skip
     pages.filters |= {
-        "number": number, "signed": signed, "between": between, "p_value": p_value, "defined": is_defined,
+        "number": number, "signed": signed, "between": between, "defined": is_defined, "percent": percent,
         "breakable": breakable, "data_uri": data_uri, "largest": largest, "status": status_of, "commit": commit_of,
-        "excluding_zero": excluding_zero,
-        "labelled": labelled, "minus": with_minus,
+        "excludes_zero": excludes_zero, "themed": plots.themed, "labelled": labelled, "minus": with_minus,
     }  # fmt: skip
+    template = pages.get_template("report.html.jinja")
     with rc_context(plots.RC_PARAMS):
-        write_text(path, pages.get_template("report.html.jinja").render(contents(comparison)).lstrip())
+        values = contents(comparison)
+    bare = template.render(values | pictures_of(comparison, []))
+    cells = cells_that_fit(prominent(comparison), MAX_BYTES - RESERVE - len(bare.encode()))
+    write_text(path, template.render(values | pictures_of(comparison, cells)).lstrip())
 
 
 def contents(comparison: Comparison) -> dict[str, Any]:
@@ -94,9 +103,11 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     kinds = {kind: kind for kind in errors[0].runs[0].results.errors.delta_AP50} if errors else {}
     return {
         "c": comparison,
+        "question": question_of(comparison),
         "conclusion": sentences_of(comparison),
         "missing": run_notes(comparison, counted=False),
-        "facts": protocol_facts(comparison),
+        "facts": facts_of(comparison),
+        "recipe": recipe_table(comparison),
         "styles": plots.legend(comparison),
         "signs": plots.MARKER_SIGNS,
         "score_header": score_header,
@@ -120,33 +131,15 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "sizes": means(cells, "scores", {name: shown for name, shown in SIZES.items() if name in known}),
         "errors": means(errors, "delta_AP50", kinds),
         "error_counts": means(errors, "counts", kinds),
-        "pictures": lambda name: pictures(comparison, name),
-        "examples": examples(comparison),
+        **disagreements(comparison),
         "runs": [(cell, run) for cell in comparison.cells.values() for run in cell.runs if run.is_experiment],
         "files": files_table(comparison) if any_results_files(comparison) else None,
+        "is_detection": bool(cells) and cells[0].runs[0].results.task == "detection",
         "number": number,
         "signed": signed,
         "count": lambda value: "-" if value is None else f"{value:,.0f}",
         "signed_count": lambda value: with_minus(f"{value:+,.0f}"),
     }
-
-
-def protocol_facts(comparison: Comparison) -> dict[str, str]:
-    """Return how the first run was scored, as {name: text}. `cells.compare` warns of runs with other protocols."""
-    if not comparison.scored_cells:
-        return {}
-    results = comparison.scored_cells[0].runs[0].results
-    facts = {"task": results.task, "score": comparison.metric, "seeds": f"{seeds_of(comparison)} per cell"}
-    if comparison.differences:
-        facts["intervals"] = f"95%, from {comparison.replicates:,} resamples of the images"
-    shared = set.intersection(
-        *(run.results.protocol.model_fields_set for cell in comparison.scored_cells for run in cell.runs)
-    )
-    for name, value in results.protocol.model_dump(include=shared).items():
-        if isinstance(value, list):
-            value = f"{len(value)}: {', '.join(value[:12])}{', ...' * (len(value) > 12)}"
-        facts[name.replace("_", " ")] = str(value)
-    return facts
 
 
 def differences(comparison: Comparison) -> dict[str, Any]:
@@ -249,31 +242,45 @@ def curves(comparison: Comparison) -> dict[str, Markup]:
 # ---- parts of the score ------------------------------------------------------------------------------------
 
 
+def prominent(comparison: Comparison) -> list[Cell]:
+    """Return the scored cells: the baseline, then the best, the second best and so on."""
+    base, sign = comparison.baseline_cell, 1 if comparison.lower_is_better else -1
+    return sorted(comparison.scored_cells, key=lambda cell: (cell is not base, sign * cell.mean))
+
+
 def classes(comparison: Comparison) -> dict[str, Any]:
-    """Return the template's variables for class changes: changes sorted from rise to fall, and the scale of plots."""
-    changes = {
-        place: dict(sorted(each.items(), key=largest_rise_first))
-        for place, each in comparison.per_class_change.items()
-        if place != comparison.baseline
-    }
-    ends = [abs(end) for each in changes.values() for i in each.values() for end in (i.estimate, i.low, i.high)]
-    reach = max((end for end in ends if end > 0), default=1.0)
+    """Return the template's variables for classes: the classes, those that changed most first, and the cells shown."""
+    if not comparison.per_class:
+        return {}
+    chosen = prominent(comparison)[:CLASS_CELLS]
+    cells = [cell for cell in comparison.scored_cells if cell in chosen]
+    changes = [comparison.per_class_change[cell.place] for cell in cells if cell is not comparison.baseline_cell]
+
+    def largest_change(name: str) -> float:
+        sizes = [abs(each[name].estimate) for each in changes]
+        return max((size for size in sizes if not math.isnan(size)), default=-1)
+
+    names = sorted(comparison.per_class[comparison.baseline], key=largest_change, reverse=True)
+    scores = [score for cell in cells for score in comparison.per_class[cell.place].values()]
+    ends = [end for score in scores for end in (score.estimate, score.high)]
+    text = f"{comparison.class_metric} of each class, with its 95% interval."
+    if changes:
+        text += (
+            f" The classes that changed most are first. Below the bar: change from {comparison.baseline_cell.name}, "
+            "bold if its 95% interval excludes zero. These intervals are not corrected for the number of classes: if "
+            "nothing changed, about one in twenty would exclude zero by chance."
+        )
+        for cell in chosen[1:2]:
+            each = comparison.per_class_change[cell.place].values()
+            text += f" {cell.name}: {sum(map(excludes_zero, each))} of {len(each)} exclude zero."
     return {
-        "changes": changes,
-        "best_changed": best_of([comparison.cells[place] for place in changes], comparison.lower_is_better),
-        "reach": reach,
-        "scale": with_minus(f"from {-reach:+.2g} to {reach:+.2g}"),
-    }
+        "class_text": text, "class_names": names, "class_cells": cells, "num_open": OPEN_CLASSES,
+        "class_scale": max((end for end in ends if end > 0), default=1.0), "class_table": class_table(comparison),
+    }  # fmt: skip
 
 
-def largest_rise_first(item: tuple[str, Interval]) -> float:
-    """Return the sort key of a class's change: largest rise first, undefined changes last."""
-    return math.inf if math.isnan(item[1].estimate) else -item[1].estimate
-
-
-def excluding_zero(changes: Mapping[str, Interval]) -> list[str]:
-    """Return the names of the changes whose interval excludes zero."""
-    return [name for name, change in changes.items() if change.low > 0 or change.high < 0]
+def excludes_zero(change: Interval) -> bool:
+    return change.low > 0 or change.high < 0
 
 
 def means(cells: Sequence[Cell], section: str, columns: Mapping[str, str]) -> dict[str, dict[str, float | None]]:
@@ -283,31 +290,24 @@ def means(cells: Sequence[Cell], section: str, columns: Mapping[str, str]) -> di
     return {cell.name: {shown: cell.mean_of(section, name) for name, shown in columns.items()} for cell in cells}
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------
-
-
-def pictures(comparison: Comparison, name: str) -> dict[str, Path]:
-    """Return a dict from cell name to the picture `name` of the cell's first run; cells without it are omitted."""
-    files = {cell.name: cell.runs[0].path / name for cell in comparison.scored_cells}
-    return {cell: path for cell, path in files.items() if path.is_file()}
-
-
-def examples(comparison: Comparison) -> dict[str, dict[str, Path]]:
-    """Return the example images as {image: {caption: file}}, with the ground truth first."""
-    folders = [cell.runs[0].path / "examples" for cell in comparison.scored_cells]
-    names = {path.stem for folder in folders for path in folder.glob("*.jpg") if not path.stem.endswith("_truth")}
-    found = {}
-    for name in sorted(names, key=lambda name: (len(name), name)):
-        truths = [path for folder in folders if (path := folder / f"{name}_truth.jpg").is_file()]
-        found[name] = {"ground truth": truths[0]} if truths else {}
-        found[name] |= pictures(comparison, f"examples/{name}.jpg")
-    return found
-
-
-def data_uri(path: Path) -> str:
-    """Return the content of a JPEG or PNG file as a data URI."""
-    kind, _ = mimetypes.guess_type(path)
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+def disagreements(comparison: Comparison) -> dict[str, Any]:
+    """Return the template's variables for the images on which two cells disagree most."""
+    found = find_disagreements(comparison)
+    if found is None:
+        return {"disagreements": None}
+    first, second, count = found.first.name, found.second.name, found.num_higher + found.num_lower + found.num_equal
+    text = (
+        f"Of {count} images with objects, {first} has the higher AP on {found.num_higher}, {second} on "
+        f"{found.num_lower}, and both are equal on {found.num_equal}. The AP of an image is that of the image alone: a "
+        "mean over IoU thresholds, the classes in the image, and seeds. "
+    )
+    if found.images:
+        text += (
+            f"The largest changes are first; the number after the file name is the AP of {first} minus that of "
+            f"{second}. Each picture shows as many of a run's best detections as there are objects. These images are "
+            "extreme by choice: they show what kinds of errors occur, not which cell is better."
+        )
+    return {"disagreements": found, "disagreement_text": text}
 
 
 # ---- text --------------------------------------------------------------------------------------------------
@@ -352,12 +352,11 @@ def signed(value: float | None) -> str:
     return with_minus(f"{value:+.4f}") if is_defined(value) else "-"
 
 
+def percent(value: float, largest: float) -> str:
+    """Return a value as a share of the largest value, for a style; at least 0%."""
+    return f"{100 * max(value, 0) / largest:.1f}%"
+
+
 def between(interval: Interval) -> str:
     """Return an interval as text: '−0.0012 to +0.0034'."""
     return f"{signed(interval.low)} to {signed(interval.high)}" if is_defined(interval.low) else "-"
-
-
-def p_value(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    return "< 0.001" if value < 0.0005 else f"{value:.3f}"

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import PurePath
 
 from ablation.comparison import Cell, Comparison, Difference, Note
 from engine.text import listed
@@ -71,6 +72,35 @@ def conclusion_of(comparison: Comparison) -> list[str]:
     if comparison.slices:
         paragraphs.append(" ".join(slice_sentences(comparison)))
     return paragraphs
+
+
+def question_of(comparison: Comparison) -> str:
+    """Return the question that the comparison answers, from the names of rows and columns, the score and the data."""
+    cells = comparison.scored_cells
+    if not cells:
+        return f"Which of the {len(comparison.cells)} cells has the best {comparison.metric}?"
+    run = cells[0].runs[0]
+    root = run.config.get("data", {}).get("root") if run.is_experiment else None
+    source = root and PurePath(root).name
+    of = ", ".join(filter(None, [source, run.results.protocol.annotations]))
+    where = f"on the {comparison.num_images:,} validation images{f' ({of})' * bool(of)}"
+    extreme = "lowest" if comparison.lower_is_better else "highest"
+    if comparison.design:
+        change = "lower" if comparison.lower_is_better else "raise"
+        return f"Which of the {len(comparison.design.factors)} factors {change} {comparison.metric} {where}?"
+    names_are_variants = all(run.results.place == cell.place for cell in cells for run in cell.runs)
+    if not comparison.column_name or (names_are_variants and len(comparison.columns) == 1):
+        which = f"Which {comparison.row_name}"
+    elif names_are_variants and len(comparison.rows) == 1:
+        which = f"Which {comparison.column_name}"
+    elif names_are_variants:
+        which = f"Which {comparison.row_name} x {comparison.column_name}"
+    else:  # the columns of a grid may be parts of the recipe
+        which = f"Which of the {len(cells)} cells"
+    if len(cells) == 1:
+        return f"What is the {comparison.metric} of {cells[0].name} {where}?"
+    margin = "" if comparison.margin is None else f" and larger than {comparison.margin:g}"
+    return f"{which} has the {extreme} {comparison.metric} {where}, and is the difference real{margin}?"
 
 
 def best_sentence(comparison: Comparison) -> str:

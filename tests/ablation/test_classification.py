@@ -78,7 +78,7 @@ def test_predictions_on_different_images_cannot_be_compared(experiments):
 
 def test_the_report_has_the_sections_of_the_task(text):
     assert re.findall(r'<section id="([^"]*)">', text) == [
-        "scores", "differences", "effects", "limits", "costs", "curves", "classes", "confusion", "experiments",
+        "scores", "differences", "effects", "limits", "costs", "classes", "curves", "confusion", "how", "experiments",
     ]  # fmt: skip
 
 

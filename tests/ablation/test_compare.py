@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -466,3 +467,10 @@ def test_parsing_refuses_an_invalid_argument(experiments, monkeypatch, capsys, o
     with pytest.raises((ValueError, SystemExit)) as error:
         command.parse_arguments(sys.argv[1:])
     assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_commands_that_repeat_a_comparison_are_the_training_of_a_grid_and_the_command_as_typed(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["/bin/python3", "-m", "ablation.compare", "my grid.yaml", "--margin", "0.1"])
+    typed = "python -m ablation.compare 'my grid.yaml' --margin 0.1"
+    assert command.commands_of([Path("my grid.yaml")]) == ["python -m ablation.grid run 'my grid.yaml'", typed]
+    assert command.commands_of([Path("experiments/experiment_1")]) == command.commands_of([]) == [typed]

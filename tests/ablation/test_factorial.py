@@ -270,5 +270,6 @@ def test_the_page_shows_main_effects_before_differences_and_what_is_aliased(comp
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert sections_of(text)[:3] == ["scores", "effects", "differences"]
     assert "A = BCD; B = ACD" in text_of(text)
+    assert "Which of the 4 factors raise mAP" in text_of(text)
     rows = ["".join(each.itertext()) for each in tree_of(text).iter("tr")]
     assert sum("optim.momentum=0.8, optim.schedule=cosine" in row for row in rows) == 1

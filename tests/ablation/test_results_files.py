@@ -99,7 +99,8 @@ def test_the_page_shows_files_and_leaves_out_what_only_experiments_have(run, fil
     assert (code, errors) == (0, [])
     page = (tmp_path / "page.html").read_text()
     sections = re.findall(r'<section id="(\w+)"', page)
-    assert sections == ["scores", "differences", "limits", "classes", "sizes", "errors", "files"]
+    expected = ["scores", "differences", "limits", "errors", "disagreements", "classes", "sizes", "how", "files"]
+    assert sections == expected
     assert "weak1.json" in page
     assert "None" not in page
 

@@ -9,17 +9,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ablation.comparison import Cell, Comparison, Difference, Note
 from ablation.display import plots
-from ablation.display.report import write_report
+from ablation.display.report import MAX_BYTES, OPEN_CLASSES, write_report
+from ablation.display.sentences import question_of
 from stats.contrasts import Interval
 
 EVERY_SECTION = [
-    "scores", "differences", "effects", "limits", "costs", "curves", "classes", "sizes", "errors", "examples",
-    "experiments",
+    "scores", "differences", "effects", "limits", "costs", "errors", "disagreements", "examples", "classes", "sizes",
+    "curves", "how", "experiments",
 ]  # fmt: skip
 WARNING = "protocol.nms_iou is 0.45 in a and 0.5 in b"
 UNDEFINED = Interval(math.nan, math.nan, math.nan, math.nan, math.nan)
@@ -145,7 +147,9 @@ def test_sections_without_data_are_omitted(experiments, tmp_path):
         (path / "metrics.jsonl").unlink()
     comparison = experiments.compare(replicates=100)
     comparison.per_class = comparison.per_class_change = {}
-    assert sections_of(report(comparison, tmp_path)) == ["scores", "differences", "costs", "experiments"]
+    assert sections_of(report(comparison, tmp_path)) == [
+        "scores", "differences", "costs", "disagreements", "how", "experiments",
+    ]  # fmt: skip
 
 
 def test_charts_of_each_cell_are_shown_if_the_runs_have_them(experiments, tmp_path):
@@ -195,18 +199,83 @@ def test_undefined_numbers_are_dashes(experiments, tmp_path):
     assert 'cx="nan"' not in text
 
 
-def test_changes_of_classes_are_sorted_from_the_largest_rise_to_the_largest_fall(comparison, text):
-    tables = re.findall(r'aria-label="change of each class, SwinTBackbone_B x fpn">.*?</table>', text, re.S)
-    changes = comparison.per_class_change["SwinTBackbone_B", "fpn"]
-    assert re.findall(r'<th scope="row"[^>]*>(.*?)</th>', tables[0]) == sorted(
-        changes, key=lambda name: -changes[name].estimate
+def test_classes_that_changed_most_are_first_and_the_rest_is_hidden(experiments, tmp_path):
+    classes = [f"class {number:02d}" for number in range(80)]
+    for row, quality in (("weak", 0.3), ("strong", 0.6)):
+        experiments.add(row, quality=quality, classes=classes)
+    comparison = experiments.compare()
+    text = report(comparison, tmp_path)
+    changes = comparison.per_class_change["strong", "none"]
+    order = sorted(classes, key=lambda name: -abs(changes[name].estimate))
+    shown, hidden = (
+        re.findall(r'<th scope="row"[^>]*>(.*?)</th>', re.search(rf'aria-label="{label}">.*?</table>', text, re.S)[0])
+        for label in ("score of each class", "score of the other classes")
     )
+    assert shown + hidden == order
+    assert len(shown) == OPEN_CLASSES
+
+
+def test_bars_of_classes_end_at_the_score_and_have_the_interval_and_the_change(comparison, text):
+    table = re.search(r'aria-label="score of each class">.*?</table>', text, re.S)[0]
+    (row,) = (row for row in tree_of(table[table.index("<table") :]).iter("tr") if row[0].text == "cat")
+    assert len(row) == 5
+    every = [score for scores in comparison.per_class.values() for score in scores.values()]
+    scale = max(max(score.estimate, score.high) for score in every)
+    for cell, column in zip(comparison.scored_cells, row[1:], strict=True):
+        score = comparison.per_class[cell.place]["cat"]
+        bar, whisker = column.find("span")
+        assert bar.get("style") == f"width:{100 * score.estimate / scale:.1f}%"
+        left, width = re.findall(r"[\d.]+", whisker.get("style"))
+        assert float(left) == pytest.approx(100 * score.low / scale, abs=0.06)
+        assert float(left) + float(width) == pytest.approx(100 * score.high / scale, abs=0.11)
+        small = column.find("small")
+        assert (small is None) == (cell is comparison.baseline_cell)
+        if small is not None:
+            change = comparison.per_class_change[cell.place]["cat"]
+            assert (small.get("class") == "shown") == (change.low > 0 or change.high < 0)
 
 
 def test_example_images_are_side_by_side_with_the_ground_truth_first(comparison, text):
-    strips = [element for element in tree_of(text).iter("div") if element.get("class") == "strip"]
+    strips = [each for each in tree_of(text).iter("div") if (each.get("aria-label") or "").startswith("image ")]
     captions = [[caption.text for caption in strip.iter("figcaption")] for strip in strips]
     assert captions == [["ground truth", *(cell.name for cell in comparison.scored_cells)]] * 2
+
+
+def test_pictures_of_the_least_prominent_cells_are_left_out_of_a_page_that_would_be_too_large(experiments, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (500, 600, 3), dtype=np.uint8)  # 900 kB as a PNG
+    for number, row in enumerate(("base", "good", "poor", "best")):
+        path = experiments.add(row, quality=(0.4, 0.6, 0.2, 0.9)[number])
+        Image.fromarray(noise).save(path / "confusion.png")
+    text = report(experiments.compare(), tmp_path)
+    assert len(text.encode()) <= MAX_BYTES
+    strip = text.partition('aria-label="confusion matrix, by cell"')[2].partition("</div>")[0]
+    assert re.findall("<figcaption>(.*?)</figcaption>", strip) == ["base x none", "best x none"]
+    assert "only 2 of 4 cells are shown" in text_of(text)
+
+
+def test_plots_have_the_colours_of_the_page_so_that_they_are_legible_in_the_dark(text):
+    drawings = " ".join(re.findall("<svg.*?</svg>", text, re.S))
+    assert "var(--ink)" in drawings
+    assert not re.search("(fill|stroke): #(000000|ffffff|333333)", drawings)
+
+
+def test_the_question_is_first(comparison, text):
+    question = "Which backbone x neck has the highest mAP on the 60 validation images (val.json), and is the difference"
+    assert question_of(comparison) == f"{question} real?"
+    assert text.index(question) < text.index('class="lead"') < text.index("<nav")
+
+
+def test_the_question_names_rows_or_columns_only_if_these_are_what_differs(experiments):
+    for row in "ab":
+        experiments.add(row, data={"root": "datasets/blood"})
+    comparison = experiments.compare()
+    assert question_of(comparison).startswith(
+        "Which backbone has the highest mAP on the 60 validation images (blood, val"
+    )
+    comparison.rows, comparison.columns = comparison.columns, comparison.rows
+    assert question_of(comparison).startswith("Which neck has")
+    comparison.cells["b", "none"].row = "a part of the recipe"
+    assert question_of(comparison).startswith("Which of the 2 cells has")
 
 
 def test_the_report_lists_the_path_commit_and_command_of_every_experiment(comparison, text):
