@@ -9,7 +9,9 @@ from typing import Any
 from ablation.comparison import Cell, Comparison
 
 CAPTION = 500  # bytes for the caption and the markup of a picture
-PICTURES = ("class_scores.png", "precision_recall.png", "confusion.png", "samples.png")  # that the page shows
+PICTURES = (  # that the page shows
+    "class_scores.png", "precision_recall.png", "confusion.png", "samples.png", "corruptions.png",
+)  # fmt: skip
 
 
 def cells_that_fit(order: Sequence[Cell], room: int) -> list[Cell]:

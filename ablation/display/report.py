@@ -31,6 +31,7 @@ from ablation.display.difference_tables import (
     slice_tables,
 )
 from ablation.display.disagreements import find_disagreements
+from ablation.display.formats import Table
 from ablation.display.latency_tables import front_sentence, latency_table
 from ablation.display.methods import facts_of, recipe_table
 from ablation.display.pictures import cells_that_fit, data_uri, pictures_of
@@ -275,8 +276,17 @@ def classes(comparison: Comparison) -> dict[str, Any]:
             text += f" {cell.name}: {sum(map(excludes_zero, each))} of {len(each)} exclude zero."
     return {
         "class_text": text, "class_names": names, "class_cells": cells, "num_open": OPEN_CLASSES,
-        "class_scale": max((end for end in ends if end > 0), default=1.0), "class_table": class_table(comparison),
+        "class_scale": max((end for end in ends if end > 0), default=1.0),
+        "class_table": tall(class_table(comparison)),
     }  # fmt: skip
+
+
+def tall(table: Table) -> Table:
+    """Return a table with rows and columns swapped if it has more columns than rows, for phones and paper."""
+    if len(table.header) <= len(table.rows):
+        return table
+    header, *rows = zip(table.header, *table.rows, strict=True)
+    return replace(table, header=["", *header[1:]], rows=list(map(list, rows)))
 
 
 def excludes_zero(change: Interval) -> bool:

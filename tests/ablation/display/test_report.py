@@ -215,6 +215,16 @@ def test_classes_that_changed_most_are_first_and_the_rest_is_hidden(experiments,
     assert len(shown) == OPEN_CLASSES
 
 
+def test_the_table_of_all_cells_has_a_row_for_each_cell_if_there_are_more_cells_than_classes(experiments, tmp_path):
+    for number in range(6):
+        experiments.add(f"row {number}")
+    text = report(experiments.compare(), tmp_path)
+    table = re.search(r'aria-label="AP by class">.*?</table>', text, re.S)[0]
+    rows = [[cell.text for cell in row] for row in tree_of(table[table.index("<table") :]).iter("tr")]
+    assert [row[0] for row in rows[1:]] == [f"row {number} x none" for number in range(6)]
+    assert rows[0][1:] == ["cat", "dog"]
+
+
 def test_bars_of_classes_end_at_the_score_and_have_the_interval_and_the_change(comparison, text):
     table = re.search(r'aria-label="score of each class">.*?</table>', text, re.S)[0]
     (row,) = (row for row in tree_of(table[table.index("<table") :]).iter("tr") if row[0].text == "cat")
