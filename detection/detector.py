@@ -26,7 +26,7 @@ from torch import Tensor
 from data import DatasetError, as_rgb, read_image, to_layout
 from detection.coco.detections import Detections
 from detection.coco.transforms import eval_transform, render
-from detection.network.postprocess import postprocess
+from detection.network.postprocess import RawDetections, postprocess
 from detection.network.ssd import SSD, build_ssd
 from detection.task import DetectionConfig, load_detector, read_detector
 from engine.checkpoint import CheckpointError
@@ -106,23 +106,33 @@ class Detector:
     @torch.inference_mode()
     def detect(self, pictures: Sequence[np.ndarray], score_threshold: float | None = None) -> list[Detections]:
         """Detect objects in a non-empty batch of pictures, each (H, W, 3) uint8 RGB. Their sizes may differ."""
-        images = torch.stack([model_input(pixels, self.model.input_size) for pixels in pictures])
-        images = to_layout(images.to(self.device), self.config.train.channels_last)
+        images = self.batch(pictures, self.config.train.channels_last)
         with autocast(self.device, inference_precision(self.config.train.precision, self.device)):
             outputs = self.model(images)
+        results = self.postprocess(outputs, score_threshold)
+        return [self.in_pixels(raw, pixels.shape) for pixels, raw in zip(pictures, results, strict=True)]
+
+    def batch(self, pictures: Sequence[np.ndarray], channels_last: bool) -> Tensor:
+        """Return the model's input for pictures, each (H, W, 3) uint8, on its device: (B, 3, S, S) uint8."""
+        images = torch.stack([model_input(pixels, self.model.input_size) for pixels in pictures])
+        return to_layout(images.to(self.device), channels_last)
+
+    def postprocess(self, outputs: Sequence[Tensor], score_threshold: float | None = None) -> list[RawDetections]:
+        """Return the detections of each image from the model's outputs, with the thresholds of `config.eval`."""
         settings = self.config.eval.model_dump()
         if score_threshold is not None:
             settings["score_threshold"] = score_threshold
         settings["score_function"] = self.model.score_function
-        results = []
-        for pixels, raw in zip(pictures, postprocess(*outputs, self.model.anchors_cxcywh, **settings), strict=True):
-            height, width, _ = pixels.shape
-            boxes_xyxy = raw.boxes_xyxy.double().cpu().numpy() * (width, height, width, height)
-            labels = raw.labels.cpu().numpy()
-            names = [self.class_names[label - 1] for label in labels]
-            category_ids = np.array(self.category_ids, np.int64)[labels - 1]
-            results.append(Detections(boxes_xyxy, raw.scores.double().cpu().numpy(), labels, names, category_ids))
-        return results
+        return postprocess(*outputs, self.model.anchors_cxcywh, **settings)
+
+    def in_pixels(self, raw: RawDetections, shape: Sequence[int]) -> Detections:
+        """Return the detections of a picture of shape (H, W, 3) with boxes in pixels, on the CPU."""
+        height, width, _ = shape
+        boxes_xyxy = raw.boxes_xyxy.double().cpu().numpy() * (width, height, width, height)
+        labels = raw.labels.cpu().numpy()
+        names = [self.class_names[label - 1] for label in labels]
+        category_ids = np.array(self.category_ids, np.int64)[labels - 1]
+        return Detections(boxes_xyxy, raw.scores.double().cpu().numpy(), labels, names, category_ids)
 
 
 def pixel_statistics(model: SSD) -> dict[str, list[float]]:

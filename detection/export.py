@@ -9,8 +9,8 @@ probabilities all_scores (B, A, C) float32 of all A default boxes. With --postpr
 detections, best first and padded to N = max_detections: boxes_xyxy (B, N, 4), scores (B, N), labels (B, N) int64 and
 num_detections (B,) int64. Boxes are fractions of the image's sides.
 
-The file describes its preprocessing and outputs as JSON (`detection.formats.export_facts`): ONNX in metadata_props,
-torch.export in the extra file detector.json. docs/detection.md has examples.
+The file describes its preprocessing and outputs as JSON (`export_facts` in detection/deployment/formats.py): ONNX in
+metadata_props, torch.export in the extra file detector.json. docs/detection.md has examples.
 
 Before the file is written, the program is run on one image and on a batch of images, and compared with the PyTorch
 model. If the outputs differ, nothing is written and the exit code is 1.
@@ -75,7 +75,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: argparse.Namespace, _: "torch.device") -> None:
     """Export the detector on the CPU."""
-    from detection.formats import run_export
+    from detection.deployment.formats import run_export
 
     run_export(arguments)
 

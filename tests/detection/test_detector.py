@@ -16,7 +16,7 @@ from PIL import Image
 from data import DatasetError
 from detection import Detections, load
 from detection.coco.annotations import read_split
-from detection.formats import export_facts
+from detection.deployment.formats import export_facts
 from detection.network.ssd import ModelConfig, build_ssd
 from detection.task import DetectionConfig
 from engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from detection import export as command_line
-from detection import formats, load
-from detection.formats import FORMATS, add_postprocessing, verify
+from detection import load
+from detection.deployment import formats
+from detection.deployment.formats import FORMATS, add_postprocessing, verify
 from detection.network.anchors import ANCHOR_SCALES, default_boxes
 from detection.network.boxes import decode_boxes
 from detection.network.heads import class_scores, logits_per_box

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from data import IMAGENET_MEAN, IMAGENET_STD
-from detection import formats, load
+from detection import load
 from detection.coco.annotations import read_split
 from detection.coco.dataset import CocoDetection, collate
 from detection.coco.evaluation import detect
 from detection.coco.transforms import eval_transform
+from detection.deployment import formats
 from detection.detector import Detector
 from detection.network.postprocess import postprocess
 from detection.network.ssd import ModelConfig, build_ssd

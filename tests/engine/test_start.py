@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from detection import export
-from detection.formats import FORMATS
+from detection.deployment.formats import FORMATS
 from diffusion import sample
 from diffusion.schedule import SAMPLERS
 from engine.start import read_arguments

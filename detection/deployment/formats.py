@@ -119,9 +119,10 @@ def export(model: SSD, format_name: str, facts: dict[str, Any], settings: Postpr
     return FORMATS[format_name].save(program, facts)
 
 
-def trace_onnx(model: DecodedSSD, images: Tensor) -> "onnx.ModelProto":
+def trace_onnx(model: nn.Module, images: Tensor, outputs: Sequence[str] = tuple(ALL_OUTPUTS)) -> "onnx.ModelProto":
+    """Return the ONNX graph of a network with one input and outputs with these names."""
     program = torch.onnx.export(
-        model, (images,), dynamic_shapes=({0: "batch"},), input_names=["images"], output_names=list(ALL_OUTPUTS),
+        model, (images,), dynamic_shapes=({0: "batch"},), input_names=["images"], output_names=list(outputs),
         opset_version=OPSET, verbose=False,
     )  # fmt: skip
     proto = program.model_proto
@@ -139,11 +140,12 @@ def save_onnx(proto: "onnx.ModelProto", facts: dict[str, Any]) -> bytes:
 
 
 def load_onnx(content: bytes) -> Network:
-    """Load an ONNX file into onnxruntime, with as many threads as PyTorch uses."""
+    """Load an ONNX file into onnxruntime, with as many threads as PyTorch uses. They do not spin between runs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # else they take time from other programs
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
 

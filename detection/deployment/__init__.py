@@ -1,0 +1,1 @@
+"""Detectors as programs for others: export formats, and how long each program takes."""

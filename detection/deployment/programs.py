@@ -1,0 +1,166 @@
+"""Trained detectors as programs that turn image files into boxes: eager, compiled, or in onnxruntime.
+
+All programs of a detector share pre- and post-processing; only the network differs. The network's input is the same,
+too: pixels in uint8, because the network normalises them itself.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from detection.coco.detections import Detections
+from detection.deployment.formats import Network, load_onnx, trace_onnx
+from detection.detector import Detector, rgb_pixels
+from engine.command import RunError
+from engine.compute.placement import can_compile
+from engine.compute.precision import Precision, autocast
+from engine.logbook import logger
+from engine.terminal import first_line
+from records.latency import Program
+
+PROGRAMS = get_args(Program)
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OUTPUTS = ("box_deltas", "class_logits")
+
+
+class Times(NamedTuple):
+    """Time that each stage took for a batch, in milliseconds."""
+
+    network: float  # from the batch on the device to raw outputs
+    postprocess: float  # from raw outputs to boxes, with NMS
+    end_to_end: float  # from image files to boxes in pixels: also decoding, resizing, and transfers
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A program of a detector. network: images (B, 3, S, S) uint8, on the detector's device -> outputs of an SSD."""
+
+    detector: Detector
+    network: Network
+    channels_last: bool
+
+    @torch.inference_mode()
+    def run(self, files: Sequence[Path]) -> tuple[list[Detections], Times]:
+        """Detect objects in image files, as one batch."""
+        device = self.detector.device
+        started = time.perf_counter()
+        pictures = [rgb_pixels(file) for file in files]
+        images = self.detector.batch(pictures, self.channels_last)
+        loaded = finished(device)
+        outputs = self.network(images)
+        computed = finished(device)
+        results = self.detector.postprocess(outputs)
+        detected = finished(device)
+        found = [self.detector.in_pixels(raw, pixels.shape) for pixels, raw in zip(pictures, results, strict=True)]
+        seconds = computed - loaded, detected - computed, finished(device) - started
+        return found, Times(*(1000 * each for each in seconds))
+
+
+def finished(device: torch.device) -> float:
+    """Wait until the device has done its work; return the time in seconds."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def available(wanted: Sequence[Program] | None, device: torch.device, precision: Precision) -> list[Program]:
+    """Return the programs that can run, in the order of PROGRAMS; log one line for each program that is left out.
+
+    wanted: None means all. Raises RunError if a program that was asked for by name cannot run."""
+    obstacles = {"compiled": compile_obstacle, "onnxruntime": onnx_obstacle}
+    found = []
+    for program in PROGRAMS:
+        if wanted is not None and program not in wanted:
+            continue
+        obstacle = obstacles[program](device, precision) if program in obstacles else None
+        if obstacle is None:
+            found.append(program)
+        elif wanted is not None:
+            raise RunError(f"--programs {program}: {obstacle}")
+        else:
+            logger.info("%s: left out, because %s", program, obstacle)
+    return found
+
+
+def compile_obstacle(device: torch.device, _: Precision) -> str | None:
+    """Return why torch.compile cannot be used, or None."""
+    return None if can_compile(device) else "torch.compile does not work on this machine"
+
+
+def onnx_obstacle(device: torch.device, precision: Precision) -> str | None:
+    """Return why onnxruntime cannot be used, or None."""
+    if missing := [name for name in ONNX_PACKAGES if not find_spec(name)]:
+        return f"{', '.join(missing)} not installed: pip install -e '.[export]'"
+    if device.type != "cpu":
+        return "exports are measured on the CPU only: --device cpu"
+    if precision != "fp32":
+        return f"exports compute in fp32, but the precision is {precision}: --precision fp32"
+    return None
+
+
+def build(detector: Detector, program: Program, precision: Precision) -> Runner:
+    """Return a program of a detector, which computes in this precision."""
+    channels_last = program != "onnxruntime" and detector.config.train.channels_last
+    return Runner(detector, NETWORKS[program](detector, precision), channels_last)
+
+
+def eager(detector: Detector, precision: Precision) -> Network:
+    return in_precision(detector.model, detector.device, precision)
+
+
+def compiled(detector: Detector, precision: Precision) -> Network:
+    """Compile the network, for each batch size separately: dynamic shapes would be slower."""
+    return in_precision(torch.compile(detector.model, dynamic=False), detector.device, precision)
+
+
+def in_precision(model: Callable[[Tensor], Sequence[Tensor]], device: torch.device, precision: Precision) -> Network:
+    def network(images: Tensor) -> Sequence[Tensor]:
+        with autocast(device, precision):
+            return model(images)
+
+    return network
+
+
+@torch.no_grad()
+def onnxruntime(detector: Detector, _: Precision) -> Network:
+    """Export the network to ONNX in memory, with an SSD's outputs, and load it into onnxruntime."""
+    logger.info("exporting %s to ONNX; this may take a minute", detector.path)
+    side = detector.model.input_size
+    images = torch.zeros(2, 3, side, side, dtype=torch.uint8)  # a batch size of 1 would be exported as a constant
+    model = copy.deepcopy(detector.model).to(memory_format=torch.contiguous_format)
+    return load_onnx(trace_onnx(model, images, OUTPUTS).SerializeToString())
+
+
+NETWORKS: dict[Program, Callable[[Detector, Precision], Network]] = {
+    "eager": eager,
+    "compiled": compiled,
+    "onnxruntime": onnxruntime,
+}
+
+
+def build_all(
+    detector: Detector, programs: Sequence[Program], precision: Precision, files: Sequence[Path]
+) -> dict[Program, Runner]:
+    """Build and run programs of a detector; leave out, with one line in the log, those that this network prevents.
+
+    files: images to run on. Raises RunError if no program is left."""
+    runners = {}
+    for program in programs:
+        try:
+            runner = build(detector, program, precision)
+            runner.run(files)
+            runners[program] = runner
+        except Exception as error:  # compilers and exporters raise many types of exception
+            if program == "eager":
+                raise
+            logger.warning("%s: left out for %s: %s", program, detector.path, first_line(error))
+    if not runners:
+        raise RunError(f"{detector.path}: none of the programs {', '.join(programs)} runs; add --programs eager")
+    return runners
