@@ -1,0 +1,125 @@
+"""Whether `detection.latency` tells two networks apart whose latency differs by 5%, and not two equal ones.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.latency
+
+Three networks are timed in turns, as the command does it: A of 20 equal blocks, A again (a second copy in memory), and
+B of 21 such blocks, which takes 5% longer because it does 5% more work. Meanwhile, one busy process per core loads the
+machine. This is repeated 20 times. Takes about 15 minutes on two cores.
+"""
+
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.comparison import Page, run_benchmark
+from detection.deployment.programs import Times, finished
+from detection.deployment.timing import MOST_BLOCKS, WARM_UP, Load, take_turns
+from engine.compute.machine import allowed_cores
+from stats.latency import RATIO_CONFIDENCE, Ratio, ratio_interval
+
+REPETITIONS, RUNS = 20, 200
+BLOCKS = {"A": 20, "A again": 20, "B": 21}
+TRUTH = BLOCKS["B"] / BLOCKS["A"]
+CHANNELS, SIDE = 24, 24
+
+
+def network(blocks: int) -> nn.Module:
+    """Return convolutions with normalisation, `blocks` times."""
+    layers = [
+        (nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU(inplace=True))
+        for _ in range(blocks)
+    ]
+    model = nn.Sequential(*itertools.chain(*layers)).eval().requires_grad_(False)
+    return model.to(memory_format=torch.channels_last)
+
+
+def step_of(model: nn.Module, images: torch.Tensor) -> Callable[[Sequence[Path]], Times]:
+    """Return a program that runs the network once and returns its time."""
+
+    @torch.inference_mode()
+    def step(_: Sequence[Path]) -> Times:
+        started = finished(images.device)
+        model(images)
+        milliseconds = 1000 * (finished(images.device) - started)
+        return Times(milliseconds, 0.0, milliseconds)
+
+    return step
+
+
+def keep_busy(seed: int) -> None:
+    """Multiply matrices in bursts of random length, as other jobs on a machine do."""
+    torch.set_num_threads(1)
+    generator = np.random.default_rng(seed)
+    matrix = torch.ones(400, 400)
+    while True:
+        for _ in range(generator.integers(10, 200)):
+            matrix @ matrix
+        time.sleep(generator.exponential(0.05))
+
+
+@contextmanager
+def busy_machine() -> Iterator[int]:
+    """Load every core with a process; yield their number."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=keep_busy, args=(seed,), daemon=True) for seed in range(allowed_cores())]
+    for process in processes:
+        process.start()
+    try:
+        yield len(processes)
+    finally:
+        for process in processes:
+            process.terminate()
+
+
+def measure_once(device: torch.device, seed: int, meter: Load) -> dict[str, Ratio | int]:
+    """Measure the three networks; return the ratio of each to A, and the number of rounds."""
+    images = torch.rand(1, CHANNELS, SIDE, SIDE, device=device).to(memory_format=torch.channels_last)
+    steps = {name: step_of(network(blocks).to(device), images) for name, blocks in BLOCKS.items()}
+    for step in list(steps.values()) * WARM_UP:
+        step([])
+    pairs = [(name, "A") for name in steps if name != "A"]
+    times = take_turns(steps, pairs, itertools.repeat([]), RUNS, np.random.default_rng(seed), meter)
+    series = {name: [each.end_to_end for each in own] for name, own in times.items()}
+    return {name: ratio_interval(series[name], series["A"]) for name, _ in pairs} | {"rounds": len(series["A"])}
+
+
+def measure(device: torch.device) -> Page:
+    """Return the page with the verdicts of all repetitions."""
+    meter = Load()
+    with busy_machine() as count:
+        found = [measure_once(device, seed, meter) for seed in range(REPETITIONS)]
+    lines = ["| repetition | rounds | B / A | verdict | A again / A | verdict |", "|---|---|---|---|---|---|"]
+    for number, each in enumerate(found, start=1):
+        columns = [f"{ratio.estimate:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) | {ratio.verdict}"
+                   for ratio in (each["B"], each["A again"])]  # fmt: skip
+        lines.append(f"| {number} | {each['rounds']:,} | {' | '.join(columns)} |")
+    slower = sum(each["B"].verdict == "slower" for each in found)
+    wrong = sum(each["A again"].verdict != "no difference shown" for each in found)
+    covered = sum(each["B"].low <= TRUTH <= each["B"].high for each in found)
+    failures = [f"5% told apart {slower} times of {REPETITIONS}"] * (slower < REPETITIONS)
+    failures += [f"equal networks told apart {wrong} times of {REPETITIONS}"] * (wrong > 0)
+    text = f"""# Latency on a busy machine
+
+Two networks whose work differs by 5% (B of {BLOCKS["B"]} equal blocks, A of {BLOCKS["A"]}), and two equal ones, \
+timed in turns while {count} processes load the {os.cpu_count()} cores in bursts (on average, {meter.mean} processes \
+wanted a core). {RUNS:,} to {RUNS * MOST_BLOCKS:,} rounds, intervals of {RATIO_CONFIDENCE:.1%}. Target: B is slower, \
+and the equal networks do not differ, in all {REPETITIONS} repetitions.
+
+**B was shown to be slower in {slower} of {REPETITIONS} repetitions, the equal networks were told apart in {wrong}.** \
+The interval of B / A contained {TRUTH:.2f}, the ratio of the work, in {covered}.
+
+{chr(10).join(lines)}
+"""
+    return Page(text, failures=failures)
+
+
+if __name__ == "__main__":
+    run_benchmark(measure)
