@@ -103,7 +103,7 @@ def largest_batch(programs: Sequence[Step], files: Sequence[Path], device: torch
     for size in itertools.takewhile(lambda size: size <= LARGEST_BATCH, (2**power for power in itertools.count())):
         if device.type == "cpu" and 2 * peak_memory_mib(device) * 2**20 > memory_limit():
             logger.info("batch of %d: not tried, because a larger batch may need too much memory", size)
-            return size // 2
+            return max(1, size // 2)
         try:
             found = np.zeros(len(programs))
             stream = batches(files, size)
@@ -113,9 +113,9 @@ def largest_batch(programs: Sequence[Step], files: Sequence[Path], device: torch
                 found = np.maximum(found, size / seconds)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
-            return size // 2
+            return max(1, size // 2)
         if rates is not None and np.all(found < LEAST_GAIN * rates):
-            return size // 2
+            return max(1, size // 2)
         rates = found
     return LARGEST_BATCH
 

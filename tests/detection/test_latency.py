@@ -162,3 +162,8 @@ def test_the_batch_is_doubled_as_long_as_it_pays():
         return Times(0.0, 0.0, per_image.get(len(batch), 6.9) * len(batch))
 
     assert timing.largest_batch([step], [Path("a")], torch.device("cpu")) == 4
+
+
+def test_a_batch_of_one_is_measured_even_if_memory_is_short(monkeypatch):
+    monkeypatch.setattr(timing, "memory_limit", lambda: 1)
+    assert timing.largest_batch([], [Path("a")], torch.device("cpu")) == 1
