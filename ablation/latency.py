@@ -22,7 +22,7 @@ from records.latency import Latency, Program, read_latency
 from records.results import Place
 from stats.contrasts import interval
 from stats.decisions import may_be_best
-from stats.pareto import Membership, front_membership, paired_ratios, separate_ratios
+from stats.pareto import Membership, front_membership, paired_ratios
 
 TOLERANCE = 0.01  # two processes with the same network can differ by this much, because of where their memory is
 SAME = ("device", "threads", "precision")  # of the records of experiments that can be compared
@@ -134,12 +134,14 @@ def front_of(cells: Mapping[Place, CellLatency], sample: Sample) -> dict[Place, 
 
 
 def latency_ratios(cells: Sequence[CellLatency], level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return intervals of the ratios of latency, (K, K) twice: paired by round if all were measured in one session."""
+    """Return intervals of the ratios of latency, (K, K) twice, paired by round; unknown without a common session.
+
+    Times of different sessions do not say which cell is slower, because the load may have changed between them."""
     sessions = frozenset().union(*(cell.sessions for cell in cells))
     counts = {None if cell.rounds is None else len(cell.rounds) for cell in cells}
     if len(sessions) == 1 and len(counts) == 1 and None not in counts:
         return paired_ratios(np.stack([cell.rounds for cell in cells]), level)
-    return separate_ratios(np.array([(cell.p50_low, cell.p50, cell.p50_high) for cell in cells]), level)
+    return np.zeros((len(cells), len(cells))), np.full((len(cells), len(cells)), np.inf)
 
 
 def within_budget(comparison: Comparison, limit: float, sample: Sample) -> Budget:

@@ -1,4 +1,4 @@
-"""Whether `detection.latency` tells two networks apart whose latency differs by 5%, and not two equal ones.
+"""Check that `detection.latency` shows a 5% difference in latency, and none between equal networks.
 
     OMP_NUM_THREADS=1 python -m benchmarks.latency
 
@@ -105,8 +105,8 @@ def measure(device: torch.device) -> Page:
     slower = sum(each["B"].verdict == "slower" for each in found)
     wrong = sum(each["A again"].verdict != "no difference shown" for each in found)
     median = statistics.median(each["B"].estimate for each in found)
-    failures = [f"5% told apart {slower} times of {REPETITIONS}"] * (slower < REPETITIONS)
-    failures += [f"equal networks told apart {wrong} times of {REPETITIONS}"] * (wrong > 0)
+    failures = [f"a difference of 5% shown {slower} times of {REPETITIONS}"] * (slower < REPETITIONS)
+    failures += [f"a difference of equal networks shown {wrong} times of {REPETITIONS}"] * (wrong > 0)
     text = f"""# Latency on a busy machine
 
 Two networks whose work differs by 5% (B of {BLOCKS["B"]} equal blocks, A of {BLOCKS["A"]}), and two equal ones, \
@@ -114,7 +114,7 @@ timed in turns while {count} processes load the {os.cpu_count()} cores in bursts
 wanted a core). {RUNS:,} to {RUNS * MOST_BLOCKS:,} rounds, intervals of {RATIO_CONFIDENCE:.1%}. Target: B is slower, \
 and the equal networks do not differ, in all {REPETITIONS} repetitions.
 
-**B was shown to be slower in {slower} of {REPETITIONS} repetitions, the equal networks were told apart in {wrong}.** \
+**B was shown to be slower in {slower} of {REPETITIONS} repetitions, a difference of the equal networks in {wrong}.** \
 The median of B / A is {median:.3f}. It may be less than {TRUTH:.2f}, the ratio of the work, because a run also has \
 costs that do not depend on the number of blocks.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 import numpy as np
-from scipy.stats import binom, norm
+from scipy.stats import binom
 
 from stats.contrasts import LEVEL, interval
 
@@ -42,7 +42,7 @@ def front_membership(
 
     estimates: (K,) scores, higher is better. replicates: (K, R). ratios_low, ratios_high: (K, K), intervals of the
     ratios of cost, row divided by column, that contain all true ratios with a chance of 1 - level / 2; see
-    `paired_ratios` and `separate_ratios`."""
+    `paired_ratios`; 0 and infinity if a ratio is unknown."""
     higher = shown_higher(estimates, replicates, level / 2)
     costs_more, costs_no_more = ratios_low > 1 + tolerance, ratios_high <= 1 + tolerance
     found = []
@@ -93,15 +93,3 @@ def paired_ratios(rounds: np.ndarray, level: float) -> tuple[np.ndarray, np.ndar
             ratios = np.sort(rounds[first] / rounds[second])
             low[first, second], high[first, second] = ratios[cut - 1], ratios[count - cut]
     return low, high
-
-
-def separate_ratios(intervals: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return intervals of the ratios of cost that contain all true ratios with 1 - level, from separate measurements.
-
-    Each cost's 95% interval is widened, as that of a log-normal estimate, so that all K contain the true costs with
-    1 - level (Bonferroni). The ends of a ratio are those of its two costs, whatever their dependence.
-    intervals: (K, 3), low, estimate and high, positive. Returns (K, K) twice, row divided by column."""
-    factor = norm.ppf(1 - level / (2 * len(intervals))) / norm.ppf(0.975)
-    low, middle, high = np.log(intervals).T
-    low, high = middle - factor * (middle - low), middle + factor * (high - middle)
-    return np.exp(low[:, None] - high), np.exp(high[:, None] - low)

@@ -130,7 +130,8 @@ def latency_table(comparison: Comparison) -> Table:
         row += [found.front.get(place, "-")] * bool(found.front)
         if budget:
             row.append(("yes" if place in budget.within else "no") + ", borderline" * (place in budget.borderline))
-            row.append("yes" if place in budget.may_be_best else "no" if place in budget.within else "-")
+            is_tested = place in budget.within and budget.may_be_best
+            row.append(("yes" if place in budget.may_be_best else "no") if is_tested else "-")
         rows.append(row)
     return Table(f"{comparison.metric} against latency", header, rows, notes=latency_notes(comparison))
 

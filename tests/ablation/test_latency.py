@@ -174,14 +174,10 @@ def test_a_slower_and_worse_cell_is_not_on_the_front(measured):
     assert measured.compare().latencies.front[WEAK_FPN] is Membership.NO
 
 
-def test_in_different_sessions_the_intervals_decide(measured):
-    for seed in (0, 1):
-        measured.measure(path_of(measured, WEAK_FPN, seed), 22.0, width=0.2, session="two")
-    front = measured.compare().latencies.front
-    assert front[WEAK_FPN] is Membership.MAYBE  # 17.6 to 26.4 ms, and the better cell needs 20 ms
+def test_latencies_of_different_sessions_decide_nothing_because_the_load_may_differ(measured):
     for seed in (0, 1):
         measured.measure(path_of(measured, WEAK_FPN, seed), 40.0, width=0.2, session="two")
-    assert measured.compare().latencies.front[WEAK_FPN] is Membership.NO
+    assert measured.compare().latencies.front[WEAK_FPN] is Membership.MAYBE  # twice the time of a better cell
 
 
 def test_a_lower_loss_is_better_on_the_front(experiments):
