@@ -105,7 +105,7 @@ def compare(
         if slices and comparison.intervals:
             add_slices(comparison, slices)
         if corruptions and comparison.intervals:
-            add_robustness(comparison)
+            add_robustness(comparison, grid)
     add_latencies(comparison, grid, program, budget)
     return comparison
 

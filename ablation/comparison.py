@@ -240,9 +240,10 @@ class CorruptedCell:
 class RobustnessComparison:
     """What the scores under corruption say about the cells of a comparison.
 
-    differences: of mPC from the baseline, corrected as one family. from_best: of mPC from the cell with the best mean
-    score on original images, by cell, corrected as one family. may_be_best: the cells that may have the highest mPC.
-    replicates: number of resamples."""
+    With planned looks, only cells with runs of the latest complete look are in it. differences: of mPC from the
+    baseline, corrected as one family. from_best: of mPC from the cell with the best mean score on original images, by
+    cell, corrected as one family. may_be_best: the cells that may have the highest mPC. replicates: number of
+    resamples. level: of the tests."""
 
     corruptions: list[str]
     severities: list[int]
@@ -255,6 +256,7 @@ class RobustnessComparison:
     may_be_best: list[Place]
     agreement: RankAgreement | None  # of the rankings by clean score and by mPC; None with one cell
     replicates: int
+    level: float
 
 
 @dataclass
