@@ -22,9 +22,9 @@ from records.latency import Latency, Program, read_latency
 from records.results import Place
 from stats.contrasts import interval
 from stats.decisions import may_be_best
-from stats.pareto import Membership, front_membership, paired_ratios
+from stats.latency import TOLERANCE, pairwise_ratios
+from stats.pareto import Membership, front_membership
 
-TOLERANCE = 0.01  # two processes with the same network can differ by this much, because of where their memory is
 SAME = ("device", "threads", "precision")  # of the records of experiments that can be compared
 
 
@@ -140,7 +140,7 @@ def latency_ratios(cells: Sequence[CellLatency], level: float) -> tuple[np.ndarr
     sessions = frozenset().union(*(cell.sessions for cell in cells))
     counts = {None if cell.rounds is None else len(cell.rounds) for cell in cells}
     if len(sessions) == 1 and len(counts) == 1 and None not in counts:
-        return paired_ratios(np.stack([cell.rounds for cell in cells]), level)
+        return pairwise_ratios(np.stack([cell.rounds for cell in cells]), level)
     return np.zeros((len(cells), len(cells))), np.full((len(cells), len(cells)), np.inf)
 
 

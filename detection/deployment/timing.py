@@ -7,6 +7,7 @@ relies on this.
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -29,7 +30,7 @@ from stats.latency import ratio_interval
 WARM_UP = 10  # runs of each program before the first round
 FEWEST_RUNS = 20  # of a batch of several images
 MOST_BLOCKS = 10  # rounds are added in blocks of `runs`, until the ratios are precise, but at most 10 blocks
-RESOLUTION = 0.025  # half the width of the interval of a ratio that is precise enough to see a difference of 5%
+RESOLUTION = 0.015  # half the width of the interval of a ratio that is precise enough to see a difference of 5%
 LARGEST_BATCH = 64
 LEAST_GAIN = 1.05  # in images per second, from doubling the batch
 TRIES = 5  # runs per batch size, when the largest batch that pays is searched
@@ -63,6 +64,18 @@ def batches(files: Sequence[Path], size: int) -> Iterator[list[Path]]:
         yield list(itertools.islice(endless, size))
 
 
+def one_round(programs: Mapping[Key, Step], batch: list[Path], generator: np.random.Generator) -> dict[Key, Times]:
+    """Run every program once on the same batch, in random order; return the times of each."""
+    keys = list(programs)
+    return {keys[index]: programs[keys[index]](batch) for index in generator.permutation(len(keys))}
+
+
+def warm_up(programs: Mapping[Key, Step], files: Iterator[list[Path]], generator: np.random.Generator) -> float:
+    """Run every program WARM_UP times, in turns; return the median time of a round in seconds."""
+    rounds = [one_round(programs, next(files), generator) for _ in range(WARM_UP)]
+    return float(np.median([sum(times.end_to_end for times in each.values()) for each in rounds])) / 1000
+
+
 def take_turns(
     programs: Mapping[Key, Step],
     pairs: Sequence[tuple[Key, Key]],
@@ -77,15 +90,19 @@ def take_turns(
     pair is known to RESOLUTION. Stopping depends only on the width of the intervals, not on what they contain, so the
     intervals stay valid (Chow and Robbins 1965). files: yields the batch of each round."""
     times: dict[Key, list[Times]] = {key: [] for key in programs}
-    keys = list(programs)
-    for block in range(MOST_BLOCKS):
-        for _ in progress_bar(range(runs), desc=f"timing, block {block + 1}", unit="round", leave=False):
-            load.sample()
-            batch = next(files)
-            for index in generator.permutation(len(keys)):
-                times[keys[index]].append(programs[keys[index]](batch))
-        if all(resolution(times[one], times[other]) <= RESOLUTION for one, other in pairs):
-            break
+    with progress_bar(total=runs, desc="timing", unit="round", leave=False) as bar:
+        for block in range(1, MOST_BLOCKS + 1):
+            for _ in range(runs):
+                load.sample()
+                for key, each in one_round(programs, next(files), generator).items():
+                    times[key].append(each)
+                bar.update()
+            widest = max((resolution(times[one], times[other]) for one, other in pairs), default=0.0)
+            if widest <= RESOLUTION:
+                break
+            # the width falls with the square root of the number of rounds
+            expected = math.ceil(min(MOST_BLOCKS, block * (widest / RESOLUTION) ** 2))
+            bar.total = runs * min(MOST_BLOCKS, max(block + 1, expected))
     return times
 
 

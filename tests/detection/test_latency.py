@@ -141,6 +141,14 @@ def test_every_program_runs_once_in_every_round_in_random_order():
     assert {len(series) for series in times.values()} == {len(rounds)}
 
 
+def test_programs_are_warmed_up_in_turns_and_the_time_of_a_round_is_returned():
+    calls = []
+    steps = steps_of({"a": 1000.0, "b": 2000.0}, calls)
+    assert timing.warm_up(steps, iter(lambda: [], None), np.random.default_rng(0)) == 3
+    rounds = {tuple(calls[start : start + 2]) for start in range(0, len(calls), 2)}
+    assert (len(calls), rounds) == (2 * timing.WARM_UP, {("a", "b"), ("b", "a")})
+
+
 def test_rounds_are_added_until_the_ratio_is_precise_and_no_longer():
     generator = np.random.default_rng(0)
 
@@ -151,7 +159,7 @@ def test_rounds_are_added_until_the_ratio_is_precise_and_no_longer():
         return len(found["a"])
 
     assert rounds(0.001) == 50
-    assert 50 < rounds(0.08) < 500
+    assert 50 < rounds(0.05) < 500
     assert rounds(10) == 50 * timing.MOST_BLOCKS
 
 
