@@ -12,15 +12,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from engine.config import changed_values
 from engine.files import write_text
-from records.results import Record
+from records.results import Record, read_record
 
 CORRUPTIONS_FILE = "corruptions.json"
 FOLDER = "corruptions"
 CLEAN = "clean.npz"
+CURE = "delete it and score again with --corruptions"
 Scores = dict[str, float | None]
 
 
@@ -100,15 +101,7 @@ def statistics_name(corruption: str, severity: int) -> str:
 def read_robustness(experiment: Path) -> Robustness | None:
     """Read corruptions.json of an experiment; None if there is none. Raises ValueError if the file is invalid."""
     path = experiment / CORRUPTIONS_FILE
-    if not path.is_file():
-        return None
-    try:
-        return Robustness.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        cure = "delete it and score again with --corruptions"
-        raise ValueError(f"{path}: corrupt, or from a different version: {where}: {first['msg']}; {cure}") from None
+    return read_record(path, Robustness, CURE) if path.is_file() else None
 
 
 def write_robustness(experiment: Path, robustness: Robustness) -> None:

@@ -19,7 +19,7 @@ from detection.coco.detections import Detections
 from detection.deployment.formats import Network, load_onnx, trace_onnx
 from detection.detector import Detector, rgb_pixels
 from engine.command import RunError
-from engine.compute.placement import can_compile
+from engine.compute.placement import compile_obstacle
 from engine.compute.precision import Precision, autocast
 from engine.logbook import logger
 from engine.terminal import first_line
@@ -74,35 +74,33 @@ def available(wanted: Sequence[Program] | None, device: torch.device, precision:
     """Return the programs that can run, in the order of PROGRAMS; log one line for each program that is left out.
 
     wanted: None means all. Raises RunError if a program that was asked for by name cannot run."""
-    obstacles = {"compiled": compile_obstacle, "onnxruntime": onnx_obstacle}
     found = []
     for program in PROGRAMS:
         if wanted is not None and program not in wanted:
             continue
-        obstacle = obstacles[program](device, precision) if program in obstacles else None
-        if obstacle is None:
+        obstacle = obstacle_to(program, device, precision)
+        if not obstacle:
             found.append(program)
         elif wanted is not None:
             raise RunError(f"--programs {program}: {obstacle}")
         else:
-            logger.info("%s: left out, because %s", program, obstacle)
+            logger.info("%s is left out: %s", program, obstacle)
     return found
 
 
-def compile_obstacle(device: torch.device, _: Precision) -> str | None:
-    """Return why torch.compile cannot be used, or None."""
-    return None if can_compile(device) else "torch.compile does not work on this machine"
-
-
-def onnx_obstacle(device: torch.device, precision: Precision) -> str | None:
-    """Return why onnxruntime cannot be used, or None."""
+def obstacle_to(program: Program, device: torch.device, precision: Precision) -> str:
+    """Return why a program cannot run, with the cure, in one line; empty if it can run."""
+    if program == "compiled" and (reason := compile_obstacle(device)):
+        return f"torch.compile does not work on this machine ({reason}); install what it needs, such as a C++ compiler"
+    if program != "onnxruntime":
+        return ""
     if missing := [name for name in ONNX_PACKAGES if not find_spec(name)]:
-        return f"{', '.join(missing)} not installed: pip install -e '.[export]'"
+        return f"not installed: {', '.join(missing)}; use pip install -e '.[export]'"
     if device.type != "cpu":
-        return "exports are measured on the CPU only: --device cpu"
+        return "exports are measured on the CPU only; use --device cpu"
     if precision != "fp32":
-        return f"exports compute in fp32, but the precision is {precision}: --precision fp32"
-    return None
+        return f"exports compute in fp32, but the precision is {precision}; use --precision fp32"
+    return ""
 
 
 def build(detector: Detector, program: Program, precision: Precision) -> Runner:

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from engine.logbook import logger, progress_bar
 from records.latency import Program
 from stats.latency import ratio_interval
 
-WARM_UP = 10  # runs of each program before the first round
+WARM_UP = 10  # runs of each program before the first round; fewer of a larger batch
 FEWEST_RUNS = 20  # of a batch of several images
 MOST_BLOCKS = 10  # rounds are added in blocks of `runs`, until the ratios are precise, but at most 10 blocks
 RESOLUTION = 0.015  # half the width of the interval of a ratio that is precise enough to see a difference of 5%
@@ -39,6 +39,14 @@ PEAK_RESET = Path("/proc/self/clear_refs")
 
 Key = TypeVar("Key", bound=Hashable)
 Step = Callable[[Sequence[Path]], Times]
+
+
+class Cell(NamedTuple):
+    """What is timed: a program of an experiment's detector at a batch size."""
+
+    experiment: Path
+    program: Program
+    batch_size: int
 
 
 class Load:
@@ -70,9 +78,11 @@ def one_round(programs: Mapping[Key, Step], batch: list[Path], generator: np.ran
     return {keys[index]: programs[keys[index]](batch) for index in generator.permutation(len(keys))}
 
 
-def warm_up(programs: Mapping[Key, Step], files: Iterator[list[Path]], generator: np.random.Generator) -> float:
-    """Run every program WARM_UP times, in turns; return the median time of a round in seconds."""
-    rounds = [one_round(programs, next(files), generator) for _ in range(WARM_UP)]
+def warm_up(
+    programs: Mapping[Key, Step], files: Iterator[list[Path]], generator: np.random.Generator, runs: int = WARM_UP
+) -> float:
+    """Run every program `runs` times, in turns; return the median time of a round in seconds."""
+    rounds = [one_round(programs, next(files), generator) for _ in range(runs)]
     return float(np.median([sum(times.end_to_end for times in each.values()) for each in rounds])) / 1000
 
 
@@ -128,8 +138,7 @@ def largest_batch(programs: Sequence[Step], files: Sequence[Path], device: torch
                 batch = next(stream)
                 seconds = np.array([program(batch).end_to_end for program in programs])
                 found = np.maximum(found, size / seconds)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except torch.OutOfMemoryError:
             return max(1, size // 2)
         if rates is not None and np.all(found < LEAST_GAIN * rates):
             return max(1, size // 2)
