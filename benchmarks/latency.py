@@ -22,11 +22,11 @@ import torch
 from torch import nn
 
 from benchmarks.comparison import Page, run_benchmark
-from detection.deployment.programs import Times, finished
-from detection.deployment.timing import MOST_BLOCKS, Load, take_turns, warm_up
+from detection.deployment.programs import Times, finished, waited
+from detection.deployment.timing import MOST_BLOCKS, Load, ratio_of, take_turns, warm_up
 from engine.compute.machine import allowed_cores
 from engine.logbook import progress_bar
-from stats.latency import RATIO_CONFIDENCE, TOLERANCE, Ratio, ratio_interval
+from stats.latency import RATIO_CONFIDENCE, TOLERANCE, Ratio
 
 REPETITIONS, RUNS = 20, 200
 BLOCKS = {"A": 20, "A again": 20, "B": 21}
@@ -49,10 +49,11 @@ def step_of(model: nn.Module, images: torch.Tensor) -> Callable[[Sequence[Path]]
 
     @torch.inference_mode()
     def step(_: Sequence[Path]) -> Times:
-        started = finished(images.device)
+        started, waiting = finished(images.device), waited()
         model(images)
+        waiting = waited() - waiting
         milliseconds = 1000 * (finished(images.device) - started)
-        return Times(milliseconds, 0.0, milliseconds)
+        return Times(milliseconds, 0.0, milliseconds, 1000 * waiting)
 
     return step
 
@@ -89,8 +90,7 @@ def measure_once(device: torch.device, seed: int, meter: Load) -> dict[str, Rati
     pairs, generator = [(name, "A") for name in steps if name != "A"], np.random.default_rng(seed)
     warm_up(steps, itertools.repeat([]), generator)
     times = take_turns(steps, pairs, itertools.repeat([]), RUNS, generator, meter)
-    series = {name: [each.end_to_end for each in own] for name, own in times.items()}
-    return {name: ratio_interval(series[name], series["A"]) for name, _ in pairs} | {"rounds": len(series["A"])}
+    return {name: ratio_of(times[name], times["A"]) for name, _ in pairs} | {"rounds": len(times["A"])}
 
 
 def measure(device: torch.device, load: int) -> Page:

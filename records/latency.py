@@ -37,7 +37,7 @@ class Timing(Record):
     end_to_end: Percentiles = Field(description="from image files to boxes in pixels")
     images_per_second: float = Field(description="batch_size divided by the median of end_to_end")
     peak_memory_mib: float | None = Field(None, description="null: not measured")
-    rounds_ms: list[float] = Field(description="end-to-end time of the batch in each round of the session")
+    rounds_ms: list[float] = Field(description="end-to-end time of the batch in each round, without waiting for a core")
 
 
 class Latency(Record):

@@ -27,6 +27,7 @@ from records.latency import Program
 
 PROGRAMS = get_args(Program)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+SCHEDULE = Path("/proc/thread-self/schedstat")
 OUTPUTS = ("box_deltas", "class_logits")
 
 
@@ -36,6 +37,14 @@ class Times(NamedTuple):
     network: float  # from the batch on the device to raw outputs
     postprocess: float  # from raw outputs to boxes, with NMS
     end_to_end: float  # from image files to boxes in pixels: also decoding, resizing, and transfers
+    waiting: float = 0.0  # part of end_to_end: other processes had the core; only of the main thread
+
+    @property
+    def undelayed(self) -> float:
+        """Time from end to end without waiting for a core. Ratios use it, because waiting depends on other processes.
+
+        If programs wait often, the ratio of their times from end to end is closer to 1 than on an idle machine."""
+        return self.end_to_end - self.waiting
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Runner:
     def run(self, files: Sequence[Path]) -> tuple[list[Detections], Times]:
         """Detect objects in image files, as one batch."""
         device = self.detector.device
-        started = time.perf_counter()
+        started, waiting = time.perf_counter(), waited()
         pictures = [rgb_pixels(file) for file in files]
         images = self.detector.batch(pictures, self.channels_last)
         loaded = finished(device)
@@ -59,7 +68,8 @@ class Runner:
         results = self.detector.postprocess(outputs)
         detected = finished(device)
         found = [self.detector.in_pixels(raw, pixels.shape) for pixels, raw in zip(pictures, results, strict=True)]
-        seconds = computed - loaded, detected - computed, finished(device) - started
+        waiting = waited() - waiting  # read within the times of the clock, so that it cannot exceed them
+        seconds = computed - loaded, detected - computed, finished(device) - started, waiting
         return found, Times(*(1000 * each for each in seconds))
 
 
@@ -68,6 +78,14 @@ def finished(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def waited() -> float:
+    """Return how long this thread has waited for a core so far, in seconds; 0 on systems that do not report it."""
+    try:
+        return int(SCHEDULE.read_text().split()[1]) / 1e9  # see "schedstat" in proc_pid(5)
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def available(wanted: Sequence[Program] | None, device: torch.device, precision: Precision) -> list[Program]:

@@ -32,6 +32,7 @@ from records.experiment import describe_environment, read_experiment_config
 from records.latency import LATENCY_FILE, Latency, Percentiles, Program, Timing, write_latency
 from stats.latency import quantile_interval
 
+STAGES = ("network", "postprocess", "end_to_end")
 PACKAGES = ("torch", "torchvision", "onnxruntime")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 Key: TypeAlias = tuple[Path, Program]
@@ -231,13 +232,13 @@ def percentiles(times: Sequence[float]) -> Percentiles:
 
 def timing_record(cell: Cell, series: Sequence[Times]) -> Timing:
     """Return the record of a cell from its times by round."""
-    stages = {stage: percentiles([getattr(times, stage) for times in series]) for stage in Times._fields}
+    stages = {stage: percentiles([getattr(times, stage) for times in series]) for stage in STAGES}
     return Timing(
         program=cell.program,
         batch_size=cell.batch_size,
         **stages,
         images_per_second=1000 * cell.batch_size / stages["end_to_end"].p50,
-        rounds_ms=[round(times.end_to_end, 4) for times in series],
+        rounds_ms=[round(times.undelayed, 4) for times in series],
     )
 
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detection.deployment.programs import Times
-from detection.deployment.timing import Cell
+from detection.deployment.timing import Cell, ratio_of
 from engine.terminal import counted
 from records.experiment import table
 from records.latency import Timing
-from stats.latency import RATIO_CONFIDENCE, TOLERANCE, ratio_interval
+from stats.latency import RATIO_CONFIDENCE, TOLERANCE
 
 
 def print_tables(
@@ -21,8 +21,8 @@ def print_tables(
     reference = next(iter(names))
     if rows := ratio_rows(times, reference, names):
         print(
-            f"\ntime divided by that of {names[reference]}, with {RATIO_CONFIDENCE:.1%} intervals; slower, faster: by "
-            f"more than {TOLERANCE:.0%}"
+            f"\ntime from end to end without waiting for a core, divided by that of {names[reference]}, with "
+            f"{RATIO_CONFIDENCE:.1%} intervals; slower, faster: by more than {TOLERANCE:.0%}"
         )
         print(table(rows))
 
@@ -82,11 +82,7 @@ def ratio_rows(
         other = times.get(cell._replace(experiment=reference))
         if cell.experiment == reference or other is None:
             continue
-        ratios = [
-            ratio_interval([getattr(each, stage) for each in series], [getattr(each, stage) for each in other])
-            for stage in ("network", "end_to_end")
-        ]
-        network, end_to_end = (f"{ratio.estimate:.3f} ({ratio.low:.3f} to {ratio.high:.3f})" for ratio in ratios)
-        columns = {"network": network, "end to end": end_to_end, "verdict": ratios[1].verdict}
-        rows.append(first_columns(cell, names) | columns)
+        ratio = ratio_of(series, other)
+        text = f"{ratio.estimate:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
+        rows.append(first_columns(cell, names) | {"ratio": text, "verdict": ratio.verdict})
     return rows

@@ -2,7 +2,7 @@
 
 In each round, every program detects objects in the same images once. The order of the programs is random in each round:
 if two programs are equally fast, each of them has the same chance of the busier moment. `stats.latency.ratio_interval`
-relies on this.
+relies on this. The time that a program waits for a core is measured and subtracted for ratios (`Times.undelayed`).
 """
 
 import itertools
@@ -25,7 +25,7 @@ from engine.compute.machine import memory_limit
 from engine.compute.precision import Precision
 from engine.logbook import logger, progress_bar
 from records.latency import Program
-from stats.latency import ratio_interval
+from stats.latency import Ratio, ratio_interval
 
 WARM_UP = 10  # runs of each program before the first round; fewer of a larger batch
 FEWEST_RUNS = 20  # of a batch of several images
@@ -96,7 +96,7 @@ def take_turns(
 ) -> dict[Key, list[Times]]:
     """Run every program once per round; return the times of each, by round.
 
-    pairs: programs to compare by their ratio. Rounds are added in blocks of `runs`, until the end-to-end ratio of every
+    pairs: programs to compare by their ratio. Rounds are added in blocks of `runs`, until the ratio of every
     pair is known to RESOLUTION. Stopping depends only on the width of the intervals, not on what they contain, so the
     intervals stay valid (Chow and Robbins 1965). files: yields the batch of each round."""
     times: dict[Key, list[Times]] = {key: [] for key in programs}
@@ -117,8 +117,13 @@ def take_turns(
 
 
 def resolution(times: Sequence[Times], reference: Sequence[Times]) -> float:
-    """Return half the width of the interval of the end-to-end ratio, see stats.latency.Ratio."""
-    return ratio_interval(*([each.end_to_end for each in series] for series in (times, reference))).resolution
+    """Return half the width of the interval of the ratio, see stats.latency.Ratio."""
+    return ratio_of(times, reference).resolution
+
+
+def ratio_of(times: Sequence[Times], reference: Sequence[Times]) -> Ratio:
+    """Return the ratio of two programs from end to end, without the time that they waited for a core."""
+    return ratio_interval([each.undelayed for each in times], [each.undelayed for each in reference])
 
 
 def largest_batch(programs: Sequence[Step], files: Sequence[Path], device: torch.device) -> int:

@@ -44,7 +44,7 @@ def test_experiments_that_are_measured_together_share_a_session_and_its_rounds(l
     for found in (one, other):
         single = found.timing("eager", 1)
         assert len(single.rounds_ms) == 20
-        assert single.end_to_end.p50 == pytest.approx(np.median(single.rounds_ms), abs=1e-3)
+        assert single.end_to_end.p50 >= np.median(single.rounds_ms) - 1e-3  # with waiting for a core
         assert single.end_to_end.p50_low <= single.end_to_end.p50 <= single.end_to_end.p50_high
         assert single.end_to_end.p50 <= single.end_to_end.p95 <= single.end_to_end.p99
         assert 0 < single.network.p50 + single.postprocess.p50 < single.end_to_end.p99
