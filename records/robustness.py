@@ -13,11 +13,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from engine.config import changed_values
 from engine.files import write_text
-from records.results import Record
+from records.results import Record, read_record
 
 CORRUPTIONS_FILE = "corruptions.json"
 FOLDER = "corruptions"
@@ -113,16 +113,8 @@ def command_for(experiment: Path, like: Robustness | None = None) -> str:
 
 def read_robustness(experiment: Path) -> Robustness | None:
     """Read corruptions.json of an experiment; None if there is none. Raises ValueError if the file is invalid."""
-    path = experiment / CORRUPTIONS_FILE
-    if not path.is_file():
-        return None
-    try:
-        return Robustness.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        cure = f"delete this file and run {command_for(experiment)}"
-        raise ValueError(f"{path}: corrupt, or from a different version: {where}: {first['msg']}; {cure}") from None
+    path, cure = experiment / CORRUPTIONS_FILE, f"delete this file and run {command_for(experiment)}"
+    return read_record(path, Robustness, cure) if path.is_file() else None
 
 
 def write_robustness(experiment: Path, robustness: Robustness) -> None:

@@ -126,26 +126,69 @@ def test_cells_that_were_not_measured_are_named(measured):
     assert "Not measured: 'strong x none'" in latency_sentences(comparison)[0]
 
 
-@pytest.mark.parametrize("field", ["device", "threads", "precision"])
+CONDITIONS = {  # field of a record -> a value that differs from the other records, and what the message names
+    "device": ("H200", ("device", "cpu", "H200")),
+    "threads": (1, ("threads", "2", "1")),
+    "precision": ("bf16", ("precision", "fp32", "bf16")),
+    "versions": ({"torch": "2.10"}, ("torch", "2.14", "2.10")),
+    "images": (12, ("images", "60", "12")),
+    "annotations_sha256": ("b" * 64, ("images", "aaaaaaaa", "bbbbbbbb")),
+}
+
+
+@pytest.mark.parametrize("field", CONDITIONS)
 def test_latencies_under_different_conditions_are_refused_or_replaced_by_a_warning(measured, run_in_process, field):
-    values = {"device": ("cpu", "H200"), "threads": (2, 1), "precision": ("fp32", "bf16")}[field]
+    value, named = CONDITIONS[field]
     path = path_of(measured, STRONG, seed=1)
-    measured.measure(path, 20, **{field: values[1]})
+    measured.measure(path, 20, **{field: value})
     with pytest.raises(ValueError, match="--budget 20ms") as error:
         measured.compare(budget=20.0)
-    facts = (field, *map(str, values), str(path), "python -m detection.latency")
+    facts = (*named, str(path), "python -m detection.latency")
     assert all(fact in str(error.value) for fact in facts)
     assert "\n" not in str(error.value)
     paths, small = sorted(measured.folder.iterdir()), ["--replicates", 200]
     code, _, errors = run_in_process(command, *paths, *small, "--columns", "AP50,latency_p50")
     assert code
-    assert field in errors[0]
+    assert named[0] in errors[0]
     _, text, _ = run_in_process(command, *paths, *small, "--columns", "all")
     assert "latency p50" not in text
     assert all(fact in text for fact in facts)
     line = cell_lines(measured.compare())["weak x none"]
     assert "latency_p50" not in line
-    assert field in line["warnings"]
+    assert named[0] in line["warnings"]
+
+
+def test_the_version_of_onnxruntime_counts_only_for_its_times(measured):
+    for number, (_, path, _) in enumerate(runs_of(measured)):
+        record = read_latency(path)
+        timings = [each.model_copy(update={"program": "onnxruntime"}) for each in record.timings]
+        versions = record.versions | {"onnxruntime": f"1.{number}"}
+        write_latency(path, record.model_copy(update={"timings": record.timings + timings, "versions": versions}))
+    assert measured.compare().latencies.conflict == ""
+    assert "onnxruntime is 1.0" in measured.compare(program="onnxruntime").latencies.conflict
+
+
+def test_times_of_a_different_checkpoint_than_the_scores_are_refused(measured):
+    path = path_of(measured, WEAK)
+    results = json.loads((path / "results.json").read_text())
+    (path / "results.json").write_text(json.dumps(results | {"steps": 36}))
+    assert measured.compare(budget=20.0).latencies.conflict == ""
+    (path / "results.json").write_text(json.dumps(results | {"steps": 90}))
+    with pytest.raises(ValueError, match=r"--budget 20ms") as error:
+        measured.compare(budget=20.0)
+    assert all(part in str(error.value) for part in (str(path), "step_36.pt", "step 36", "step 90", "measure again"))
+    assert "step 90" in measured.compare().latencies.conflict
+
+
+def test_a_corrupt_record_stops_only_a_comparison_that_needs_latencies(measured):
+    path = path_of(measured, WEAK) / "latency.json"
+    path.write_text("{")
+    comparison = measured.compare()
+    assert comparison.latencies.cells == {}
+    assert str(path) in comparison.latencies.conflict
+    assert comparison.differences
+    with pytest.raises(ValueError, match=r"--budget 20ms.*latency\.json: corrupt"):
+        measured.compare(budget=20.0)
 
 
 def test_cells_measured_in_several_sessions_get_a_note(measured):
