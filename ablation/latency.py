@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ablation.comparison import MEASURE, Budget, Cell, CellLatency, Comparison, Latencies
+from ablation.comparison import Budget, Cell, CellLatency, Comparison, Latencies, measure_command
 from ablation.looks import first_scores, replicates_at_look
 from ablation.scheduling.jobs import Grid
 from ablation.uncertainty import replicates_of
@@ -30,10 +30,11 @@ def add_latencies(comparison: Comparison, grid: Grid | None, program: Program, b
     """Add the latencies of a program, the front of score and latency and, with a budget in ms, the cells within it.
 
     Raises ValueError if there is a budget but no latencies that can be compared."""
-    comparison.latencies = found = Latencies(program)
+    command = measure_command([path for cell in comparison.scored_cells for path in runs_to_measure(cell)])
+    comparison.latencies = found = Latencies(program, command)
     try:
-        records = {cell.place: list(measured_runs(cell, program)) for cell in comparison.scored_cells}
-        check_conditions([each for runs in records.values() for each in runs], program)
+        records = {cell.place: list(measured_runs(cell, program, command)) for cell in comparison.scored_cells}
+        check_conditions([each for runs in records.values() for each in runs], program, command)
     except ValueError as error:
         found.conflict = str(error)
     else:
@@ -51,10 +52,17 @@ def add_latencies(comparison: Comparison, grid: Grid | None, program: Program, b
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def measured_runs(cell: Cell, program: Program) -> Iterator[tuple[Path, Latency]]:
+def runs_to_measure(cell: Cell) -> list[Path]:
+    """Return the experiments of a cell that were measured; without any, its first one. All have the same network."""
+    paths = [run.path for run in cell.scored_runs if run.is_experiment]
+    return [path for path in paths if (path / LATENCY_FILE).is_file()] or paths[:1]
+
+
+def measured_runs(cell: Cell, program: Program, command: str) -> Iterator[tuple[Path, Latency]]:
     """Yield the records of a cell's runs in which one image was measured with the program, with the runs' paths.
 
-    Raises ValueError if a record is invalid, or of a different checkpoint than the run's scores."""
+    command: measures all cells again, for messages. Raises ValueError if a record is invalid, or of a different
+    checkpoint than the run's scores."""
     for run in cell.scored_runs:
         record = read_latency(run.path) if run.is_experiment else None
         if not record or not record.timing(program, 1):
@@ -62,7 +70,7 @@ def measured_runs(cell: Cell, program: Program) -> Iterator[tuple[Path, Latency]
         if run.results.steps and record.step != run.results.steps:  # 0: recorded by an older version
             raise ValueError(
                 f"{run.path}: {LATENCY_FILE} has times of {record.checkpoint} (step {record.step}), results.json has "
-                f"scores of step {run.results.steps}; measure again: {MEASURE} {run.path}"
+                f"scores of step {run.results.steps}; measure all again in one session: {command}"
             )
         yield run.path, record
 
@@ -75,15 +83,15 @@ def conditions(record: Latency, program: Program) -> dict[str, object]:
     return fixed | images | {name: record.versions.get(name) for name in packages}
 
 
-def check_conditions(records: Sequence[tuple[Path, Latency]], program: Program) -> None:
-    """Raise ValueError with the cure if a record was measured under different conditions than the first."""
+def check_conditions(records: Sequence[tuple[Path, Latency]], program: Program, command: str) -> None:
+    """Raise ValueError with the cure, `command`, if a record was measured under different conditions than the first."""
     for path, record in records[1:]:
         first, own = conditions(records[0][1], program), conditions(record, program)
         for name in own:
             if own[name] != first[name]:
                 raise ValueError(
                     f"latencies cannot be compared: {name} is {first[name]} in {records[0][0]} and {own[name]} in "
-                    f"{path}; measure all experiments again in one session: {MEASURE} {records[0][0]} {path} ..."
+                    f"{path}; measure all again in one session: {command}"
                 )
 
 
@@ -105,7 +113,10 @@ def cell_latency(records: Sequence[tuple[Path, Latency]], program: Program) -> C
         images_per_second=statistics.fmean(timing.images_per_second for timing in largest),
         batch_size=max(timing.batch_size for timing in largest),
         device=records[0][1].device,
+        threads=records[0][1].threads,
+        precision=records[0][1].precision,
         sessions=sessions,
+        loads=frozenset(record.load for _, record in records if record.load is not None),
         rounds=np.mean(rounds, axis=0) if is_paired else None,
     )
 

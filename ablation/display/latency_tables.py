@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ablation.comparison import CellLatency, Comparison
+from ablation.comparison import CellLatency, Comparison, Latencies
 from ablation.display.formats import Table
 from engine.text import listed
 from records.results import Place
@@ -36,15 +36,38 @@ def latency_sentences(comparison: Comparison) -> list[str]:
         )
     else:
         text = f"Within {budget.limit:g} ms: {best_within(comparison)}"
-    for label, places in (("Too slow", budget.too_slow), ("Not measured", budget.not_measured)):
-        if places and (label != "Too slow" or budget.within):
-            text += f" {label}: {names_of(comparison, places)}."
-    if budget.borderline:
-        text += (
-            f" Borderline, because the 95% interval of the latency includes {budget.limit:g} ms: "
-            f"{names_of(comparison, budget.borderline)}."
-        )
+    if budget.too_slow and budget.within:
+        text += f" Too slow: {names_of(comparison, budget.too_slow)}."
     return [f"{text} {measured_how(comparison)}"]
+
+
+def budget_warnings(comparison: Comparison) -> list[str]:
+    """Return why the answer to a budget may be different after another measurement; empty without a budget."""
+    found = comparison.latencies
+    if not found or not found.budget:
+        return []
+    budget, warnings = found.budget, []
+    if budget.borderline:
+        warnings.append(
+            f"borderline: {names_of(comparison, budget.borderline)}; the 95% interval of the latency contains "
+            f"{budget.limit:g} ms, so another measurement may change the answer"
+        )
+    if budget.not_measured:
+        warnings.append(
+            f"not measured, so not in the answer for {budget.limit:g} ms: "
+            f"{names_of(comparison, budget.not_measured)}; measure all in one session: {found.command}"
+        )
+    if len(found.sessions) > 1:
+        warnings.append(f"{sessions_note(found)}; measure all in one session: {found.command}")
+    return warnings
+
+
+def sessions_note(found: Latencies) -> str:
+    """Return why latencies of several sessions need care."""
+    return (
+        f"the cells were measured in {len(found.sessions)} sessions, and the machine may have been busier in one of "
+        "them than in another"
+    )
 
 
 def best_within(comparison: Comparison) -> str:
@@ -66,10 +89,16 @@ def best_within(comparison: Comparison) -> str:
 
 
 def measured_how(comparison: Comparison) -> str:
-    """Return what was measured, and where."""
+    """Return what was measured, and where: program, precision, device, threads and load."""
     found = comparison.latencies
-    device = next(iter(found.cells.values())).device
-    return f"Latency: median time from the file of one image to boxes, {found.program} program, on {device}."
+    each = next(iter(found.cells.values()))
+    threads = f"{each.threads} thread{'s' if each.threads > 1 else ''}"
+    text = f"{found.program} program in {each.precision} on {each.device} with {threads}"
+    if found.loads:
+        low, high = f"{min(found.loads):.1f}", f"{max(found.loads):.1f}"
+        load = low if low == high else f"{low} to {high}"
+        text += f", while on average {load} processes wanted a core"
+    return f"Latency: median time from the file of one image to boxes; {text}."
 
 
 def front_sentence(comparison: Comparison) -> str:
@@ -99,13 +128,10 @@ def latency_notes(comparison: Comparison) -> list[str]:
         f"{measured_how(comparison)} p95: 95% of the images take at most this long. Images/s: in batches of {batch}. "
         "In brackets: 95% intervals."
     ]
-    if missing:
+    if missing and not found.budget:  # with a budget, these are warnings
         notes.append(f"Not measured: {names_of(comparison, missing)}.")
-    if len(found.sessions) > 1:
-        notes.append(
-            f"The cells were measured in {len(found.sessions)} sessions. Only experiments that were measured together "
-            "are compared fairly, because the machine may have been busier in one of the sessions."
-        )
+    if len(found.sessions) > 1 and not found.budget:
+        notes.append(f"Measure all cells together ({found.command}): {sessions_note(found)}.")
     if found.front:
         scope = "" if comparison.covers_seeds else ", for these weights only"
         notes.append(

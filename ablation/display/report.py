@@ -32,7 +32,7 @@ from ablation.display.difference_tables import (
 )
 from ablation.display.disagreements import find_disagreements
 from ablation.display.formats import Table
-from ablation.display.latency_tables import front_sentence, latency_table
+from ablation.display.latency_tables import budget_warnings, front_sentence, latency_table
 from ablation.display.methods import facts_of, recipe_table
 from ablation.display.pictures import cells_that_fit, data_uri, pictures_of
 from ablation.display.robustness_tables import robustness_tables
@@ -106,6 +106,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "c": comparison,
         "question": question_of(comparison),
         "conclusion": sentences_of(comparison),
+        "warnings": [*budget_warnings(comparison), *comparison.warnings],
         "missing": run_notes(comparison, counted=False),
         "facts": facts_of(comparison),
         "recipe": recipe_table(comparison),

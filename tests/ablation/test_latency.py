@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
-from ablation.comparison import Looks
-from ablation.display.latency_tables import latency_sentences, latency_table
+from ablation.comparison import Looks, measure_command
+from ablation.display.latency_tables import budget_warnings, latency_sentences, latency_table
 from ablation.display.tables import to_csv
 from ablation.latency import Sample, best_places, decision_sample, front_of, within_budget
 from records.latency import Program, read_latency, write_latency
@@ -121,9 +122,13 @@ def test_csv_has_the_latency_of_each_cell(measured):
 def test_cells_that_were_not_measured_are_named(measured):
     for seed in (0, 1):
         (path_of(measured, STRONG, seed) / "latency.json").unlink()
-    comparison = measured.compare(budget=15.0)
-    assert any("Not measured: 'strong x none'" in note for note in latency_table(comparison).notes)
-    assert "Not measured: 'strong x none'" in latency_sentences(comparison)[0]
+    assert any("Not measured: 'strong x none'" in note for note in latency_table(measured.compare()).notes)
+    (warning,) = budget_warnings(measured.compare(budget=15.0))
+    assert "not measured" in warning
+    assert "'strong x none'" in warning
+    paths = [path_of(measured, place, seed) for place in TIMES for seed in (0, 1) if (place, seed) != (STRONG, 1)]
+    command = next(part for part in warning.split(": ") if part.startswith("python -m detection.latency "))
+    assert sorted(command.split()[3:]) == sorted(map(str, paths))  # of cells that were not measured, one run
 
 
 CONDITIONS = {  # field of a record -> a value that differs from the other records, and what the message names
@@ -176,7 +181,9 @@ def test_times_of_a_different_checkpoint_than_the_scores_are_refused(measured):
     (path / "results.json").write_text(json.dumps(results | {"steps": 90}))
     with pytest.raises(ValueError, match=r"--budget 20ms") as error:
         measured.compare(budget=20.0)
-    assert all(part in str(error.value) for part in (str(path), "step_36.pt", "step 36", "step 90", "measure again"))
+    assert all(
+        part in str(error.value) for part in (str(path), "step_36.pt", "step 36", "step 90", "measure all again")
+    )
     assert "step 90" in measured.compare().latencies.conflict
 
 
@@ -198,6 +205,43 @@ def test_cells_measured_in_several_sessions_get_a_note(measured):
     comparison = measured.compare()
     assert comparison.latencies.sessions == {"one", "two"}
     assert any("2 sessions" in note for note in latency_table(comparison).notes)
+    assert any("2 sessions" in warning for warning in budget_warnings(measured.compare(budget=15.0)))
+
+
+def test_an_answer_that_no_other_measurement_would_change_has_no_warning(measured):
+    assert budget_warnings(measured.compare(budget=15.0)) == budget_warnings(measured.compare()) == []
+
+
+@pytest.mark.parametrize("form", ["md", "latex", "csv", "html"])
+def test_a_borderline_cell_is_a_warning_beside_the_answer(measured, run_in_process, tmp_path, form):
+    path = tmp_path / "answer"
+    words = ("--replicates", 200, "--budget", "20ms", "--format", form, "--output", path)
+    run_in_process(command, *sorted(measured.folder.iterdir()), *words)
+    lines = [line for line in path.read_text().splitlines() if "borderline: " in line]
+    assert lines
+    assert "strong x none" in lines[0]
+    if form in ("md", "latex"):
+        before = [line for line in path.read_text().splitlines() if line.strip("% ")]
+        number = next(number for number, line in enumerate(before) if "Within 20 ms" in line)
+        assert "WARNING: borderline" in before[number + 1]
+
+
+@pytest.mark.parametrize(
+    ("loads", "shown"), [((None, None), None), ((1.52, 1.52), "average 1.5 processes"), ((1, 3.0), "1.0 to 3.0")]
+)
+def test_the_answer_says_how_the_latency_was_measured(measured, loads, shown):
+    for place, path, seed in runs_of(measured):
+        measured.measure(path, TIMES[place], load=loads[seed])
+    (sentence,) = latency_sentences(measured.compare(budget=15.0))
+    assert "eager program in fp32 on cpu with 2 threads" in sentence
+    assert shown in sentence if shown else "average" not in sentence
+
+
+def test_the_command_of_a_message_lists_at_most_24_experiments():
+    paths = [Path(f"my runs/experiment_{number}") for number in range(25)]
+    assert measure_command(paths[:2]).endswith("latency 'my runs/experiment_0' 'my runs/experiment_1'")
+    assert measure_command(paths).count("experiment_") == 24
+    assert measure_command(paths).endswith(" ...")
 
 
 # ---- front -------------------------------------------------------------------------------------------------
