@@ -50,23 +50,22 @@ def budget_warnings(comparison: Comparison) -> list[str]:
     if budget.borderline:
         warnings.append(
             f"borderline: {names_of(comparison, budget.borderline)}; the 95% interval of the latency contains "
-            f"{budget.limit:g} ms, so another measurement may change the answer"
+            f"{budget.limit:g} ms, so a new measurement may change the answer"
         )
     if budget.not_measured:
-        warnings.append(
-            f"not measured, so not in the answer for {budget.limit:g} ms: "
-            f"{names_of(comparison, budget.not_measured)}; measure all in one session: {found.command}"
-        )
+        warnings.append(f"not measured, so not in the answer: {names_of(comparison, budget.not_measured)}")
     if len(found.sessions) > 1:
-        warnings.append(f"{sessions_note(found)}; measure all in one session: {found.command}")
+        warnings.append(sessions_note(found))
+    if budget.not_measured or len(found.sessions) > 1:
+        warnings[-1] += f"; to measure all in one session, run {found.command}"
     return warnings
 
 
 def sessions_note(found: Latencies) -> str:
     """Return why latencies of several sessions need care."""
     return (
-        f"the cells were measured in {len(found.sessions)} sessions, and the machine may have been busier in one of "
-        "them than in another"
+        f"the cells were measured in {len(found.sessions)} sessions, and the machine may have been busier in one than "
+        "in another"
     )
 
 
@@ -97,7 +96,7 @@ def measured_how(comparison: Comparison) -> str:
     if found.loads:
         low, high = f"{min(found.loads):.1f}", f"{max(found.loads):.1f}"
         load = low if low == high else f"{low} to {high}"
-        text += f", while on average {load} processes wanted a core"
+        text += f" (on average, {load} processes wanted a core)"
     return f"Latency: median time from the file of one image to boxes; {text}."
 
 
@@ -131,7 +130,7 @@ def latency_notes(comparison: Comparison) -> list[str]:
     if missing and not found.budget:  # with a budget, these are warnings
         notes.append(f"Not measured: {names_of(comparison, missing)}.")
     if len(found.sessions) > 1 and not found.budget:
-        notes.append(f"Measure all cells together ({found.command}): {sessions_note(found)}.")
+        notes.append(f"{sessions_note(found).capitalize()}; to measure all in one session, run {found.command}.")
     if found.front:
         scope = "" if comparison.covers_seeds else ", for these weights only"
         notes.append(
@@ -146,7 +145,7 @@ def latency_table(comparison: Comparison) -> Table:
     found, budget = comparison.latencies, comparison.latencies.budget
     header = ["", comparison.metric, "latency p50 (ms)", "latency p95 (ms)", "images/s"]
     header += ["Pareto front"] * bool(found.front)
-    header += [f"within {budget.limit:g} ms", "may be the best within"] if budget else []
+    header += [f"within {budget.limit:g} ms", f"may be the best within {budget.limit:g} ms"] if budget else []
     rows = []
     for place in sorted(found.cells, key=lambda place: found.cells[place].p50):
         each, cell = found.cells[place], comparison.cells[place]

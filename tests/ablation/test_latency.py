@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import json
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -14,6 +15,7 @@ import pytest
 from ablation import compare as command
 from ablation.comparison import Looks, measure_command
 from ablation.display.latency_tables import budget_warnings, latency_sentences, latency_table
+from ablation.display.plots import write_latency_plot
 from ablation.display.tables import to_csv
 from ablation.latency import Sample, best_places, decision_sample, front_of, within_budget
 from records.latency import Program, read_latency, write_latency
@@ -127,8 +129,8 @@ def test_cells_that_were_not_measured_are_named(measured):
     assert "not measured" in warning
     assert "'strong x none'" in warning
     paths = [path_of(measured, place, seed) for place in TIMES for seed in (0, 1) if (place, seed) != (STRONG, 1)]
-    command = next(part for part in warning.split(": ") if part.startswith("python -m detection.latency "))
-    assert sorted(command.split()[3:]) == sorted(map(str, paths))  # of cells that were not measured, one run
+    command = warning.partition("python -m detection.latency ")[2]
+    assert sorted(command.split()) == sorted(map(str, paths))  # of a cell that was not measured, one run
 
 
 CONDITIONS = {  # field of a record -> a value that differs from the other records, and what the message names
@@ -227,7 +229,7 @@ def test_a_borderline_cell_is_a_warning_beside_the_answer(measured, run_in_proce
 
 
 @pytest.mark.parametrize(
-    ("loads", "shown"), [((None, None), None), ((1.52, 1.52), "average 1.5 processes"), ((1, 3.0), "1.0 to 3.0")]
+    ("loads", "shown"), [((None, None), None), ((1.52, 1.52), "average, 1.5 processes"), ((1, 3.0), "1.0 to 3.0")]
 )
 def test_the_answer_says_how_the_latency_was_measured(measured, loads, shown):
     for place, path, seed in runs_of(measured):
@@ -242,6 +244,17 @@ def test_the_command_of_a_message_lists_at_most_24_experiments():
     assert measure_command(paths[:2]).endswith("latency 'my runs/experiment_0' 'my runs/experiment_1'")
     assert measure_command(paths).count("experiment_") == 24
     assert measure_command(paths).endswith(" ...")
+
+
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_all_columns_include_those_of_latency_only_if_measured(experiments, run_in_process, is_measured):
+    path = experiments.add("a")
+    if is_measured:
+        experiments.measure(path, 10)
+    _, text, _ = run_in_process(command, path, "--replicates", 200, "--columns", "all")
+    headings = ("latency p50 (ms)", "latency p95 (ms)", "| images/s |")
+    assert [heading in text for heading in headings] == [is_measured] * 3
+    assert "Latency: median" in text or not is_measured
 
 
 # ---- front -------------------------------------------------------------------------------------------------
@@ -374,6 +387,21 @@ def test_the_plot_is_written_as_a_picture(measured, run_in_process, tmp_path, su
     assert str(path) in text
     if suffix == ".svg":
         assert all(name in path.read_text() for name in ("weak x none", "strong x fpn", "may be on the front"))
+
+
+def test_long_names_are_wrapped_in_the_legend_of_the_plot_and_unmeasured_cells_are_left_out(experiments, tmp_path):
+    long = f"backbone {'with many words ' * 10}end"
+    for name in (long, "W" * 150):
+        experiments.measure(experiments.add(name), 10)
+    experiments.add("unmeasured")
+    write_latency_plot(tmp_path / "plot.svg", experiments.compare())
+    text = (tmp_path / "plot.svg").read_text()
+    assert "unmeasured" not in text
+    root = ElementTree.fromstring(text)
+    width = float(root.get("viewBox").split()[2])
+    labels = [each for each in root.iter("{http://www.w3.org/2000/svg}text") if each.text and "many words" in each.text]
+    assert len(labels) > 1
+    assert all(len(each.text) * 4.9 < width for each in labels)  # 8 points: 4.9 points per character
 
 
 def test_a_plot_without_latencies_or_with_another_suffix_is_refused(grid, run_in_process, tmp_path):
