@@ -35,7 +35,7 @@ def latency_sentences(comparison: Comparison) -> list[str]:
             f"{found.cells[fastest].p50:.2f} ms."
         )
     else:
-        text = f"Within {budget.limit:g} ms: {best_within(comparison)}"
+        text = best_within(comparison)
     if budget.too_slow and budget.within:
         text += f" Too slow: {names_of(comparison, budget.too_slow)}."
     return [f"{text} {measured_how(comparison)}"]
@@ -72,19 +72,20 @@ def sessions_note(found: Latencies) -> str:
 def best_within(comparison: Comparison) -> str:
     """Return which of the cells within the budget may be the best."""
     budget = comparison.latencies.budget
+    within, all_names = f"within {budget.limit:g} ms", names_of(comparison, budget.within)
     rest = [place for place in budget.within if place not in budget.may_be_best]
     scope = "95% confidence" if comparison.covers_seeds else "95% confidence, for these weights only"
     if len(budget.within) == 1:
-        return f"only {names_of(comparison, budget.within)}."
+        return f"Only {all_names} is {within}."
     if not budget.may_be_best:
-        return f"{names_of(comparison, budget.within)}; which of them may be the best was not tested."
+        return f"{len(budget.within)} cells are {within}: {all_names}. It was not tested which of them is the best."
     if not rest:
-        return f"any may be the best: {names_of(comparison, budget.within)}."
+        return f"{within.capitalize()}, any of these may be the best: {all_names}."
     if len(budget.may_be_best) == 1:
-        text = f"the best is {names_of(comparison, budget.may_be_best)} ({scope})."
+        text = f"{within.capitalize()}, {names_of(comparison, budget.may_be_best)} is the best ({scope})."
     else:
-        text = f"may be the best ({scope}): {names_of(comparison, budget.may_be_best)}."
-    return f"{text} Probably not: {names_of(comparison, rest)}."
+        text = f"{within.capitalize()}, these may be the best ({scope}): {names_of(comparison, budget.may_be_best)}."
+    return f"{text} Probably not the best: {names_of(comparison, rest)}."
 
 
 def measured_how(comparison: Comparison) -> str:
@@ -134,8 +135,8 @@ def latency_notes(comparison: Comparison) -> list[str]:
     if found.front:
         scope = "" if comparison.covers_seeds else ", for these weights only"
         notes.append(
-            "Pareto front: no other cell has a better score and takes at most 1% longer. Yes and no are shown (95% "
-            f"confidence for all of them together{scope}); maybe: the data do not decide."
+            "A cell is on the Pareto front if no other cell has a better score and takes at most 1% longer. With 95% "
+            f"confidence, all answers yes and no are true together{scope}. Maybe: the data do not decide."
         )
     return notes
 

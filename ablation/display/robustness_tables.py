@@ -98,11 +98,11 @@ def robustness_sentences(comparison: Comparison) -> list[str]:
         numbers = f"mPC {change.interval.estimate:+.4f}, corrected interval {shown_range(*change.simultaneous)}"
         return [with_minus(f"Under corruption of the images, {rival} becomes better than {best} ({numbers}).{scope}")]
     if found.best == found.best_corrupted:
-        text = f"{best}, the best on the original images, also has the highest mPC"
+        text = f"{best}, the best on the original images, also has the highest mPC."
     else:
-        text = f"{rival} has the highest mPC, not {best}, the best on the original images"
+        text = f"{rival} has the highest mPC, and {best} the best score on the original images."
     rivals = listed([repr(cell_name(place)) for place in found.may_be_best], MAX_NAMED)
-    return [f"Under corruption of the images, {text}, but this is not shown: the best may be any of {rivals}.{scope}"]
+    return [f"Under corruption of the images, it is not shown which cell is the best: any of {rivals}. {text}{scope}"]
 
 
 def agreement_sentences(comparison: Comparison) -> list[str]:
@@ -112,9 +112,9 @@ def agreement_sentences(comparison: Comparison) -> list[str]:
         return []
     tau = agreement.tau
     return [
-        f"Order of the cells, clean against mPC: Kendall's tau {tau.estimate:.2f} [{tau.low:.2f}, {tau.high:.2f}]; the "
-        f"order is the same in {agreement.same_order:.0%} of the resamples, and the best cell in "
-        f"{agreement.same_best:.0%}."
+        f"Kendall's tau of the orders by clean score and by mPC is {tau.estimate:.2f} [{tau.low:.2f}, {tau.high:.2f}] "
+        f"(1: same order). The whole order is the same in {agreement.same_order:.0%} of the resamples, and the best "
+        f"cell in {agreement.same_best:.0%}."
     ]
 
 

@@ -207,6 +207,19 @@ def test_a_run_without_a_record_is_named_with_the_command_that_makes_it(new_expe
         experiments.compare(corruptions=True)
 
 
+@pytest.mark.parametrize("content", ["", "{", '{"metric": "mAP"}', "[1, 2]"])
+def test_a_corrupt_record_ends_the_command_with_one_line_and_the_cure(new_experiments, run_in_process, content):
+    experiments = new_experiments()
+    paths = [add_detector(experiments, name, 0.8, 0.5) for name in "ab"]
+    file = paths[1] / "corruptions.json"
+    file.write_text(content)
+    code, _, errors = run_in_process(command, *paths, "--corruptions", "--replicates", "200")
+    assert (code, len(errors)) == (2, 1)
+    assert f"{file}: corrupt" in errors[0]
+    assert f"delete this file and run python -m detection.evaluate {paths[1]} --corruptions" in errors[0]
+    assert file.read_text() == content
+
+
 @pytest.mark.parametrize("option", [["--one-family"], ["--seed-sd", "0.01", "--seed-df", "9"]])
 def test_options_that_do_not_hold_under_corruption_are_refused(overtaken, run_in_process, option):
     code, _, errors = run_in_process(command, *sorted(overtaken.folder.iterdir()), "--corruptions", *option)
