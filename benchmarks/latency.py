@@ -5,7 +5,7 @@
 
 Three networks are timed in turns, as the command does it: A of 20 equal blocks, A again (a second copy in memory), and
 B of 21 such blocks, which takes 5% longer because it does 5% more work. Meanwhile, one busy process per core loads the
-machine. This is repeated 20 times. Takes about 15 minutes on two cores.
+machine. This is repeated 20 times. Takes 5 to 25 minutes on two cores, depending on the load.
 """
 
 import itertools

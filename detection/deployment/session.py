@@ -4,7 +4,7 @@ import argparse
 import math
 import platform
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -48,11 +48,12 @@ def run_latency(arguments: argparse.Namespace, device: torch.device) -> None:
     split = common_split(arguments.experiments, arguments.overrides)
     files = shuffled_files(split, arguments.seed)
     runners = build_runners(detectors, available(arguments.programs, device, precision), precision, files)
-    load_meter = timing.Load()
-    times = measure(runners, files, arguments.runs, np.random.default_rng(arguments.seed), load_meter)
-    timings = {cell: timing_record(cell, series) for cell, series in times.items()}
-    session = describe_session(device, precision, split, load_meter)
-    write_records(detectors, session, timings)  # now, because measuring memory can fail or end this process
+    load_meter, times = timing.Load(), {}
+    for part in measure(runners, files, arguments.runs, np.random.default_rng(arguments.seed), load_meter):
+        times |= part
+        timings = {cell: timing_record(cell, series) for cell, series in times.items()}
+        session = describe_session(device, precision, split, load_meter)
+        write_records(detectors, session, timings)  # now, because a larger batch or measuring memory can fail
     timings = with_memory(timings, runners, files, precision)
     write_records(detectors, session, timings)
     print_tables(short_names(arguments.experiments), session, times, timings)
@@ -136,26 +137,28 @@ def measure(
     runs: int,
     generator: np.random.Generator,
     load_meter: timing.Load,
-) -> dict[Cell, list[Times]]:
-    """Time all programs at batch size 1, then at the largest batch that pays. Returns the times of every round.
+) -> Iterator[dict[Cell, list[Times]]]:
+    """Time all programs at batch size 1, then at the largest batch that pays. Yields the times of every round for each.
 
     The search for that batch runs only one program of each experiment. If another one runs out of memory, the batch is
     halved."""
     steps = {key: lambda batch, runner=runner: runner.run(batch)[1] for key, runner in runners.items()}
-    times = measure_batches(steps, files, 1, runs, generator, load_meter)
+    yield measure_batches(steps, files, 1, runs, generator, load_meter)
     first = {path: (path, program) for path, program in reversed(steps)}  # the first program of each experiment
     device = next(iter(runners.values())).detector.device
     size = timing.largest_batch([steps[key] for key in first.values()], files, device)
     while size > 1:
         try:
-            return times | measure_batches(steps, files, size, runs, generator, load_meter)
+            times = measure_batches(steps, files, size, runs, generator, load_meter)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+        else:
+            yield times
+            return
         logger.warning("batch size %d: out of memory; measuring batch size %d instead", size, size // 2)
         size //= 2
         torch.cuda.empty_cache()  # after the handler, because the error refers to the tensors
-    return times
 
 
 def measure_batches(

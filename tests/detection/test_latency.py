@@ -67,6 +67,16 @@ def test_times_are_written_even_if_measuring_memory_fails(latency, two, few_roun
     assert (len(single.rounds_ms), single.peak_memory_mib) == (5, None)
 
 
+def test_times_of_single_images_are_kept_if_larger_batches_fail(latency, two, few_rounds, monkeypatch):
+    def largest_batch(*_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(timing, "largest_batch", largest_batch)
+    code, _, _ = latency(two[0], "--programs", "eager", "--runs", 5)
+    assert code
+    assert len(read_latency(two[0]).timing("eager", 1).rounds_ms) == 5
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

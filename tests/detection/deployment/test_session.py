@@ -91,7 +91,8 @@ def measure(monkeypatch):
     monkeypatch.setattr(timing, "memory_limit", lambda: 2**60)
 
     def run(runners):
-        times = session.measure(runners, [Path("a.jpg")], 30, np.random.default_rng(0), timing.Load())
+        parts = session.measure(runners, [Path("a.jpg")], 30, np.random.default_rng(0), timing.Load())
+        times = {cell: series for part in parts for cell, series in part.items()}
         assert {(cell.experiment, cell.program) for cell in times} == runners.keys()
         return {cell.batch_size: len(series) for cell, series in times.items()}
 
