@@ -26,7 +26,7 @@ from stats.replicates import SeedSpread
 
 LONG_HASH = re.compile("([0-9a-f]{8})[0-9a-f]{56}")
 LOW_THRESHOLD = 0.01  # of scores; so low that it hardly affects mAP for either kind of score
-MAX_NAME = 40  # characters of a row name, so that tables and plots stay readable
+MAX_NAME = 60  # characters of a row name (one or two fields), so that tables and plots stay readable
 MAX_DIFFERENCES = 4  # maximum number listed in a warning about recipes
 
 
