@@ -26,6 +26,7 @@ from stats.replicates import SeedSpread
 
 LONG_HASH = re.compile("([0-9a-f]{8})[0-9a-f]{56}")
 LOW_THRESHOLD = 0.01  # of scores; so low that it hardly affects mAP for either kind of score
+MAX_NAME = 60  # characters of a row name (one or two fields), so that tables and plots stay readable
 MAX_DIFFERENCES = 4  # maximum number listed in a warning about recipes
 
 
@@ -105,7 +106,7 @@ def compare(
         if slices and comparison.intervals:
             add_slices(comparison, slices)
         if corruptions and comparison.intervals:
-            add_robustness(comparison)
+            add_robustness(comparison, grid)
     add_latencies(comparison, grid, program, budget)
     return comparison
 
@@ -135,7 +136,6 @@ def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
 def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
     """Group experiments into cells: experiments that differ only in their seed share a cell.
 
-    If several cells have the same row and column, the fields or data that differ are appended to the row names.
     Raises ValueError if two experiments have the same recipe, data and seed."""
     runs = list(map(read_run, paths))
     recipes = read_recipes(runs)
@@ -147,16 +147,33 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
         if duplicate:
             raise ValueError(f"{duplicate.path} and {run.path} have the same recipe and seed {run.seed}; name only one")
         known.append(run)
-    firsts = [group[0] for group in groups.values()]
+    names = row_names([group[0] for group in groups.values()], recipes)
     cells: dict[Place, Cell] = {}
     for group in groups.values():
-        row, column = group[0].results.place
-        namesakes = [other for other in firsts if other.results.place == (row, column)]
-        labels = distinguishing_labels(namesakes, group[0], recipes)
-        if labels:
-            row += f" ({', '.join(labels)})"
+        row, column = names[group[0].path], group[0].results.place[1]
         cells[row, column] = Cell(row, column, group)
     return cells
+
+
+def row_names(firsts: Sequence[Run], recipes: Recipes) -> dict[Path, str]:
+    """Return a row name for the first run of each cell, so that no two cells have the same row and column.
+
+    If several cells have the same row and column, the fields or data that differ are appended. If the fields make a
+    name too long, the experiment is appended instead; the table of recipes then says what differs."""
+    names = {}
+    for place in dict.fromkeys(run.results.place for run in firsts):
+        namesakes, row = [run for run in firsts if run.results.place == place], place[0]
+        if len(namesakes) == 1:
+            names[namesakes[0].path] = row
+            continue
+        labels = [", ".join(distinguishing_labels(namesakes, run, recipes)) for run in namesakes]
+        same_recipe = all(recipes[run.path] == recipes[namesakes[0].path] for run in namesakes)
+        if max(len(row) + len(label) for label in labels) > MAX_NAME and not same_recipe:
+            labels = [run.path.name for run in namesakes]
+            labels = labels if len({*labels}) == len(labels) else [str(run.path) for run in namesakes]
+        shown_labels = [f" ({label})" if label else "" for label in labels]
+        names |= {run.path: row + label for run, label in zip(namesakes, shown_labels, strict=True)}
+    return names
 
 
 def distinguishing_labels(namesakes: Sequence[Run], run: Run, recipes: Recipes) -> list[str]:
@@ -232,7 +249,13 @@ def unnamed_differences(cells: dict[Place, Cell], recipes: Recipes) -> list[str]
     if not firsts:
         return []
     first, *others = firsts
-    labels = " ".join(name for place in cells for name in place)
+    labels = ", ".join(
+        label
+        for run in firsts
+        for label in distinguishing_labels(
+            [each for each in firsts if each.results.place == run.results.place], run, recipes
+        )
+    )
     found: dict[str, str] = {}
     for run in others:
         for name in changed_values(recipes[first.path], recipes[run.path]):

@@ -116,8 +116,8 @@ def replicate_count(text: str) -> int:
 def check_options(arguments: argparse.Namespace) -> None:
     """Check the options of add_options, and set the format from the suffix of --output if --format is not given.
 
-    Raises ValueError if the folder of --output or --plot does not exist, if a suffix is unknown, if only one of
-    --seed-sd and --seed-df is given, or if --annotations is not a file or has no use."""
+    Raises ValueError if the folder of --output or --plot does not exist, if a suffix is unknown, if options cannot be
+    used together or need each other, or if --annotations is not a file or has no use."""
     path, annotations = arguments.output, arguments.annotations
     if annotations:
         check_json(annotations)
@@ -125,6 +125,13 @@ def check_options(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--annotations {annotations}: no results files and no --slices that need it; {SYNTAX}")
     if (arguments.seed_sd is None) != (arguments.seed_df is None):
         raise ValueError("--seed-sd and --seed-df: give both, such as --seed-sd 0.0014 --seed-df 14 from 15 runs")
+    if arguments.corruptions and arguments.one_family:
+        raise ValueError("--one-family: the tests under corruption are a family of their own; remove --corruptions")
+    if arguments.corruptions and arguments.seed_sd is not None:
+        raise ValueError(
+            "--seed-sd is the spread of the score on original images, and that under corruption is not known; remove "
+            "--corruptions, or train several seeds per cell"
+        )
     for option, file in (("--output", path), ("--plot", arguments.plot)):
         if file and (not file.parent.is_dir() or file.is_dir()):
             raise ValueError(f"{option} {file}: expected a file in an existing folder")

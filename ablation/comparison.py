@@ -4,6 +4,7 @@ ablation/display/tables.py, sentences.py and report.py turn a Comparison into te
 """
 
 import math
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ablation.tuning import Tuning
 
 MEASURE = "python -m detection.latency"
+MAX_MEASURED = 24  # experiments in the command of a message
 
 
 class Note(NamedTuple):
@@ -174,6 +176,12 @@ class SliceDifference:
     difference: Difference  # corrected for all slices and cells
 
 
+def measure_command(experiments: Sequence[Path]) -> str:
+    """Return the command that measures experiments in one session; it ends with "..." if they are too many to list."""
+    paths = [shlex.quote(str(path)) for path in experiments[:MAX_MEASURED]]
+    return " ".join([MEASURE, *paths]) + " ..." * (len(experiments) > MAX_MEASURED)
+
+
 @dataclass(frozen=True)
 class CellLatency:
     """The latency of a cell in milliseconds, as means over its measured runs, which have the same network."""
@@ -185,7 +193,10 @@ class CellLatency:
     images_per_second: float  # at the largest measured batch size
     batch_size: int  # the largest measured one
     device: str
+    threads: int
+    precision: str
     sessions: frozenset[str]
+    loads: frozenset[float]  # of the sessions: processes that wanted a core, on average; empty if unknown
     rounds: np.ndarray | None = field(repr=False, compare=False)  # (n,) of a single session; None if there are several
 
 
@@ -203,9 +214,12 @@ class Budget:
 
 @dataclass
 class Latencies:
-    """The latencies of one program (ablation/latency.py). conflict: why they cannot be compared; then without cells."""
+    """The latencies of one program (ablation/latency.py). conflict: why they cannot be compared; then without cells.
+
+    command: the command that measures all cells in one session."""
 
     program: Program
+    command: str = MEASURE
     cells: dict[Place, CellLatency] = field(default_factory=dict)  # measured cells with a score
     conflict: str = ""
     front: dict[Place, Membership] = field(default_factory=dict)  # by cell; empty if differences cannot be tested
@@ -216,14 +230,17 @@ class Latencies:
         """The sessions in which the cells were measured."""
         return frozenset().union(*(each.sessions for each in self.cells.values()))
 
+    @property
+    def loads(self) -> frozenset[float]:
+        """The known loads of the machine in these sessions."""
+        return frozenset().union(*(each.loads for each in self.cells.values()))
+
     def check(self, option: str) -> None:
         """Raise ValueError if the latencies that an option needs cannot be compared, or were not measured."""
         if self.conflict:
             raise ValueError(f"{option}: {self.conflict}")
         if not self.cells:
-            raise ValueError(
-                f"{option}: no cell has a latency of the program {self.program}; measure with {MEASURE} EXPERIMENT ..."
-            )
+            raise ValueError(f"{option}: no cell has a latency of the program {self.program}; run {self.command}")
 
 
 @dataclass(frozen=True)
@@ -240,9 +257,10 @@ class CorruptedCell:
 class RobustnessComparison:
     """What the scores under corruption say about the cells of a comparison.
 
-    differences: of mPC from the baseline, corrected as one family. from_best: of mPC from the cell with the best mean
-    score on original images, by cell, corrected as one family. may_be_best: the cells that may have the highest mPC.
-    replicates: number of resamples."""
+    With planned looks, only cells with runs of the latest complete look are in it. differences: of mPC from the
+    baseline, corrected as one family. from_best: of mPC from the cell with the best mean score on original images, by
+    cell, corrected as one family. may_be_best: the cells that may have the highest mPC. replicates: number of
+    resamples. level: of the tests."""
 
     corruptions: list[str]
     severities: list[int]
@@ -255,6 +273,7 @@ class RobustnessComparison:
     may_be_best: list[Place]
     agreement: RankAgreement | None  # of the rankings by clean score and by mPC; None with one cell
     replicates: int
+    level: float
 
 
 @dataclass

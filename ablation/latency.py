@@ -14,28 +14,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ablation.comparison import MEASURE, Budget, Cell, CellLatency, Comparison, Latencies
+from ablation.comparison import Budget, Cell, CellLatency, Comparison, Latencies, measure_command
 from ablation.looks import first_scores, replicates_at_look
 from ablation.scheduling.jobs import Grid
 from ablation.uncertainty import replicates_of
-from records.latency import Latency, Program, read_latency
+from records.latency import LATENCY_FILE, Latency, Program, read_latency
 from records.results import Place
 from stats.contrasts import interval
 from stats.decisions import may_be_best
-from stats.pareto import Membership, front_membership, paired_ratios
-
-TOLERANCE = 0.01  # two processes with the same network can differ by this much, because of where their memory is
-SAME = ("device", "threads", "precision")  # of the records of experiments that can be compared
+from stats.latency import TOLERANCE, pairwise_ratios
+from stats.pareto import Membership, front_membership
 
 
 def add_latencies(comparison: Comparison, grid: Grid | None, program: Program, budget: float | None) -> None:
     """Add the latencies of a program, the front of score and latency and, with a budget in ms, the cells within it.
 
-    Raises ValueError if a record is invalid, or if there is a budget but no latencies that can be compared."""
-    records = {cell.place: measured_runs(cell, program) for cell in comparison.scored_cells}
-    comparison.latencies = found = Latencies(program)
-    found.conflict = next(conflicts([each for runs in records.values() for each in runs]), "")
-    if not found.conflict:
+    Raises ValueError if there is a budget but no latencies that can be compared."""
+    command = measure_command([path for cell in comparison.scored_cells for path in runs_to_measure(cell)])
+    comparison.latencies = found = Latencies(program, command)
+    try:
+        records = {cell.place: list(measured_runs(cell, program, command)) for cell in comparison.scored_cells}
+        check_conditions([each for runs in records.values() for each in runs], program, command)
+    except ValueError as error:
+        found.conflict = str(error)
+    else:
         found.cells = {place: cell_latency(runs, program) for place, runs in records.items() if runs}
     if budget is not None:
         found.check(f"--budget {budget:g}ms")
@@ -50,21 +52,47 @@ def add_latencies(comparison: Comparison, grid: Grid | None, program: Program, b
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def measured_runs(cell: Cell, program: Program) -> list[tuple[Path, Latency]]:
-    """Return the records of a cell's runs in which one image was measured with the program, with the runs' paths."""
-    records = [(run.path, read_latency(run.path)) for run in cell.scored_runs if run.is_experiment]
-    return [(path, record) for path, record in records if record and record.timing(program, 1)]
+def runs_to_measure(cell: Cell) -> list[Path]:
+    """Return the experiments of a cell that were measured; without any, its first one. All have the same network."""
+    paths = [run.path for run in cell.scored_runs if run.is_experiment]
+    return [path for path in paths if (path / LATENCY_FILE).is_file()] or paths[:1]
 
 
-def conflicts(records: Sequence[tuple[Path, Latency]]) -> Iterator[str]:
-    """Yield each reason why latencies cannot be compared, with the cure. Compares each record with the first."""
-    for name in SAME:
-        for path, record in records[1:]:
-            values = getattr(records[0][1], name), getattr(record, name)
-            if values[0] != values[1]:
-                found = f"{name} is {values[0]} in {records[0][0]} and {values[1]} in {path}"
-                cure = f"measure all experiments again in one session: {MEASURE} {records[0][0]} {path} ..."
-                yield f"latencies cannot be compared: {found}; {cure}"
+def measured_runs(cell: Cell, program: Program, command: str) -> Iterator[tuple[Path, Latency]]:
+    """Yield the records of a cell's runs in which one image was measured with the program, with the runs' paths.
+
+    command: measures all cells again, for messages. Raises ValueError if a record is invalid, or of a different
+    checkpoint than the run's scores."""
+    for run in cell.scored_runs:
+        record = read_latency(run.path) if run.is_experiment else None
+        if not record or not record.timing(program, 1):
+            continue
+        if run.results.steps and record.step != run.results.steps:  # 0: recorded by an older version
+            raise ValueError(
+                f"{run.path}: {LATENCY_FILE} has times of {record.checkpoint} (step {record.step}), results.json has "
+                f"scores of step {run.results.steps}; measure all again in one session: {command}"
+            )
+        yield run.path, record
+
+
+def conditions(record: Latency, program: Program) -> dict[str, object]:
+    """Return what has to be the same in the records of experiments that are compared, by name."""
+    packages = ("torch", "onnxruntime") if program == "onnxruntime" else ("torch",)
+    images = {"set of images": f"{record.images} (annotations {record.annotations_sha256[:8]})"}
+    fixed = {"device": record.device, "threads": record.threads, "precision": record.precision}
+    return fixed | images | {name: record.versions.get(name) for name in packages}
+
+
+def check_conditions(records: Sequence[tuple[Path, Latency]], program: Program, command: str) -> None:
+    """Raise ValueError with the cure, `command`, if a record was measured under different conditions than the first."""
+    for path, record in records[1:]:
+        first, own = conditions(records[0][1], program), conditions(record, program)
+        for name in own:
+            if own[name] != first[name]:
+                raise ValueError(
+                    f"latencies cannot be compared: {name} is {first[name]} in {records[0][0]} and {own[name]} in "
+                    f"{path}; measure all again in one session: {command}"
+                )
 
 
 def cell_latency(records: Sequence[tuple[Path, Latency]], program: Program) -> CellLatency:
@@ -85,7 +113,10 @@ def cell_latency(records: Sequence[tuple[Path, Latency]], program: Program) -> C
         images_per_second=statistics.fmean(timing.images_per_second for timing in largest),
         batch_size=max(timing.batch_size for timing in largest),
         device=records[0][1].device,
+        threads=records[0][1].threads,
+        precision=records[0][1].precision,
         sessions=sessions,
+        loads=frozenset(record.load for _, record in records if record.load is not None),
         rounds=np.mean(rounds, axis=0) if is_paired else None,
     )
 
@@ -140,7 +171,7 @@ def latency_ratios(cells: Sequence[CellLatency], level: float) -> tuple[np.ndarr
     sessions = frozenset().union(*(cell.sessions for cell in cells))
     counts = {None if cell.rounds is None else len(cell.rounds) for cell in cells}
     if len(sessions) == 1 and len(counts) == 1 and None not in counts:
-        return paired_ratios(np.stack([cell.rounds for cell in cells]), level)
+        return pairwise_ratios(np.stack([cell.rounds for cell in cells]), level)
     return np.zeros((len(cells), len(cells))), np.full((len(cells), len(cells)), np.inf)
 
 

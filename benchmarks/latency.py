@@ -1,10 +1,11 @@
 """Check that `detection.latency` shows a 5% difference in latency, and none between equal networks.
 
     OMP_NUM_THREADS=1 python -m benchmarks.latency
+    OMP_NUM_THREADS=1 python -m benchmarks.latency --load 0    # no load of its own
 
 Three networks are timed in turns, as the command does it: A of 20 equal blocks, A again (a second copy in memory), and
 B of 21 such blocks, which takes 5% longer because it does 5% more work. Meanwhile, one busy process per core loads the
-machine. This is repeated 20 times. Takes about 15 minutes on two cores.
+machine. This is repeated 20 times. Takes 5 to 25 minutes on two cores, depending on the load.
 """
 
 import itertools
@@ -21,15 +22,16 @@ import torch
 from torch import nn
 
 from benchmarks.comparison import Page, run_benchmark
-from detection.deployment.programs import Times, finished
-from detection.deployment.timing import MOST_BLOCKS, WARM_UP, Load, take_turns
+from detection.deployment.programs import Times, finished, waited
+from detection.deployment.timing import MOST_BLOCKS, Load, ratio_of, take_turns, warm_up
 from engine.compute.machine import allowed_cores
-from stats.latency import RATIO_CONFIDENCE, Ratio, ratio_interval
+from engine.logbook import progress_bar
+from stats.latency import RATIO_CONFIDENCE, TOLERANCE, Ratio
 
 REPETITIONS, RUNS = 20, 200
 BLOCKS = {"A": 20, "A again": 20, "B": 21}
 TRUTH = BLOCKS["B"] / BLOCKS["A"]
-CHANNELS, SIDE = 24, 24
+CHANNELS, SIDE = 24, 56  # a run takes about 10 ms, most of it in the blocks
 
 
 def network(blocks: int) -> nn.Module:
@@ -47,10 +49,11 @@ def step_of(model: nn.Module, images: torch.Tensor) -> Callable[[Sequence[Path]]
 
     @torch.inference_mode()
     def step(_: Sequence[Path]) -> Times:
-        started = finished(images.device)
+        started, waiting = finished(images.device), waited()
         model(images)
+        waiting = waited() - waiting
         milliseconds = 1000 * (finished(images.device) - started)
-        return Times(milliseconds, 0.0, milliseconds)
+        return Times(milliseconds, 0.0, milliseconds, 1000 * waiting)
 
     return step
 
@@ -67,14 +70,14 @@ def keep_busy(seed: int) -> None:
 
 
 @contextmanager
-def busy_machine() -> Iterator[int]:
-    """Load every core with a process; yield their number."""
+def busy_machine(count: int) -> Iterator[None]:
+    """Run `count` busy processes."""
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=keep_busy, args=(seed,), daemon=True) for seed in range(allowed_cores())]
+    processes = [context.Process(target=keep_busy, args=(seed,), daemon=True) for seed in range(count)]
     for process in processes:
         process.start()
     try:
-        yield len(processes)
+        yield
     finally:
         for process in processes:
             process.terminate()
@@ -84,19 +87,17 @@ def measure_once(device: torch.device, seed: int, meter: Load) -> dict[str, Rati
     """Measure the three networks; return the ratio of each to A, and the number of rounds."""
     images = torch.rand(1, CHANNELS, SIDE, SIDE, device=device).to(memory_format=torch.channels_last)
     steps = {name: step_of(network(blocks).to(device), images) for name, blocks in BLOCKS.items()}
-    for step in list(steps.values()) * WARM_UP:
-        step([])
-    pairs = [(name, "A") for name in steps if name != "A"]
-    times = take_turns(steps, pairs, itertools.repeat([]), RUNS, np.random.default_rng(seed), meter)
-    series = {name: [each.end_to_end for each in own] for name, own in times.items()}
-    return {name: ratio_interval(series[name], series["A"]) for name, _ in pairs} | {"rounds": len(series["A"])}
+    pairs, generator = [(name, "A") for name in steps if name != "A"], np.random.default_rng(seed)
+    warm_up(steps, itertools.repeat([]), generator)
+    times = take_turns(steps, pairs, itertools.repeat([]), RUNS, generator, meter)
+    return {name: ratio_of(times[name], times["A"]) for name, _ in pairs} | {"rounds": len(times["A"])}
 
 
-def measure(device: torch.device) -> Page:
-    """Return the page with the verdicts of all repetitions."""
+def measure(device: torch.device, load: int) -> Page:
+    """Return the page with the verdicts of all repetitions. load: number of busy processes."""
     meter = Load()
-    with busy_machine() as count:
-        found = [measure_once(device, seed, meter) for seed in range(REPETITIONS)]
+    with busy_machine(load):
+        found = [measure_once(device, seed, meter) for seed in progress_bar(range(REPETITIONS), unit="repetition")]
     lines = ["| repetition | rounds | B / A | verdict | A again / A | verdict |", "|---|---|---|---|---|---|"]
     for number, each in enumerate(found, start=1):
         columns = [f"{ratio.estimate:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) | {ratio.verdict}"
@@ -107,12 +108,14 @@ def measure(device: torch.device) -> Page:
     median = statistics.median(each["B"].estimate for each in found)
     failures = [f"a difference of 5% shown {slower} times of {REPETITIONS}"] * (slower < REPETITIONS)
     failures += [f"a difference of equal networks shown {wrong} times of {REPETITIONS}"] * (wrong > 0)
+    own = f"Meanwhile, {load} processes of the benchmark load the cores in bursts."
+    loaded = own if load else "The benchmark adds no load of its own."
     text = f"""# Latency on a busy machine
 
 Two networks whose work differs by 5% (B of {BLOCKS["B"]} equal blocks, A of {BLOCKS["A"]}), and two equal ones, \
-timed in turns while {count} processes load the {os.cpu_count()} cores in bursts (on average, {meter.mean} processes \
-wanted a core). {RUNS:,} to {RUNS * MOST_BLOCKS:,} rounds, intervals of {RATIO_CONFIDENCE:.1%}. Target: B is slower, \
-and the equal networks do not differ, in all {REPETITIONS} repetitions.
+timed in turns on {os.cpu_count()} cores. {loaded} On average, {meter.mean} processes wanted a core. {RUNS:,} to \
+{RUNS * MOST_BLOCKS:,} rounds, intervals of {RATIO_CONFIDENCE:.1%}. *Slower* means: shown to be slower by more than \
+{TOLERANCE:.0%}. Target: B is slower, and the equal networks are not told apart, in all {REPETITIONS} repetitions.
 
 **B was shown to be slower in {slower} of {REPETITIONS} repetitions, a difference of the equal networks in {wrong}.** \
 The median of B / A is {median:.3f}. It may be less than {TRUTH:.2f}, the ratio of the work, because a run also has \
@@ -124,4 +127,5 @@ costs that do not depend on the number of blocks.
 
 
 if __name__ == "__main__":
-    run_benchmark(measure)
+    cores = allowed_cores()
+    run_benchmark(measure, {"--load": {"type": int, "default": cores, "help": f"busy processes (default: {cores})"}})

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from engine.files import write_text
-from records.results import Record
+from records.results import Record, read_record
 
 LATENCY_FILE = "latency.json"
 CURE = "measure again with python -m detection.latency"
@@ -36,8 +36,8 @@ class Timing(Record):
     postprocess: Percentiles = Field(description="from raw outputs to boxes, with NMS")
     end_to_end: Percentiles = Field(description="from image files to boxes in pixels")
     images_per_second: float = Field(description="batch_size divided by the median of end_to_end")
-    peak_memory_mib: float | None = None
-    rounds_ms: list[float] = Field(description="end-to-end time of the batch in each round of the session")
+    peak_memory_mib: float | None = Field(None, description="null: not measured")
+    rounds_ms: list[float] = Field(description="end-to-end time of the batch in each round, without waiting for a core")
 
 
 class Latency(Record):
@@ -52,7 +52,9 @@ class Latency(Record):
     load: float | None = Field(None, description="processes that wanted a core during the session, on average")
     versions: dict[str, str]
     checkpoint: str = Field(description="name of the weights file")
-    images: int = Field(description="number of different validation images")
+    step: int = Field(description="number of optimizer steps after which the weights were saved")
+    images: int = Field(description="number of validation images; each round takes the next ones, in random order")
+    annotations_sha256: str = Field(description="SHA-256 of the annotation file of these images")
     timings: list[Timing]
 
     def timing(self, program: Program, batch_size: int) -> Timing | None:
@@ -63,14 +65,7 @@ class Latency(Record):
 def read_latency(experiment: Path) -> Latency | None:
     """Read latency.json of an experiment; None if it was not measured. Raises ValueError if the file is invalid."""
     path = experiment / LATENCY_FILE
-    if not path.is_file():
-        return None
-    try:
-        return Latency.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path}: corrupt, or from a different version: {where}: {first['msg']}; {CURE}") from None
+    return read_record(path, Latency, CURE) if path.is_file() else None
 
 
 def write_latency(experiment: Path, latency: Latency) -> None:

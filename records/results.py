@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,9 @@ class Record(BaseModel):
     """A part of results.json. Tasks may add fields."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow", frozen=True)
+
+
+RecordKind = TypeVar("RecordKind", bound=Record)
 
 
 class InitialWeights(Record):
@@ -164,14 +167,19 @@ def read_run(experiment: Path) -> Run:
 
 def read_results(path: Path) -> Results:
     """Read a results.json. Raises ValueError naming the file and the invalid fields."""
-    try:
-        results = Results.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ") for each in error.errors()]
-        raise ValueError(f"{path}: corrupt, or from a different version: {'; '.join(problems)}; {CURE}") from None
+    results = read_record(path, Results, CURE)
     if results.metric not in results.scores:
         raise ValueError(f"{path}: corrupt: metric {results.metric!r} is not one of the scores; {CURE}")
     return results
+
+
+def read_record(path: Path, kind: type[RecordKind], cure: str) -> RecordKind:
+    """Read a JSON file as a record. Raises ValueError naming the file, the invalid fields and the cure, in one line."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ") for each in error.errors()]
+        raise ValueError(f"{path}: corrupt, or from a different version: {'; '.join(problems)}; {cure}") from None
 
 
 def read_object(path: Path, keys: Sequence[str]) -> dict[str, Any]:

@@ -8,19 +8,21 @@ The record is written after each evaluation, so an interrupted command leaves a 
 
 import itertools
 import json
+import shlex
 import statistics
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from engine.config import changed_values
 from engine.files import write_text
-from records.results import Record
+from records.results import Record, read_record
 
 CORRUPTIONS_FILE = "corruptions.json"
 FOLDER = "corruptions"
 CLEAN = "clean.npz"
+NUM_CORRUPTIONS = 15  # that `detection.evaluate --corruptions` knows
 Scores = dict[str, float | None]
 
 
@@ -97,18 +99,22 @@ def statistics_name(corruption: str, severity: int) -> str:
     return f"{corruption}_{severity}.npz"
 
 
+def command_for(experiment: Path, like: Robustness | None = None) -> str:
+    """Return the command that scores an experiment under corruption, or that completes its record.
+
+    like: a record with the wanted corruptions, severities and weights; None: the defaults of the command."""
+    command = ["python", "-m", "detection.evaluate", str(experiment), "--corruptions"]
+    if like:
+        command += [",".join(like.corruptions)] if len(like.corruptions) < NUM_CORRUPTIONS else []
+        command += ["--severities", ",".join(map(str, like.severities))]
+        command += ["--checkpoint", "best"] if like.checkpoint == "best.pt" else []
+    return shlex.join(command)
+
+
 def read_robustness(experiment: Path) -> Robustness | None:
     """Read corruptions.json of an experiment; None if there is none. Raises ValueError if the file is invalid."""
-    path = experiment / CORRUPTIONS_FILE
-    if not path.is_file():
-        return None
-    try:
-        return Robustness.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        cure = "delete it and score again with --corruptions"
-        raise ValueError(f"{path}: corrupt, or from a different version: {where}: {first['msg']}; {cure}") from None
+    path, cure = experiment / CORRUPTIONS_FILE, f"delete this file and run {command_for(experiment)}"
+    return read_record(path, Robustness, cure) if path.is_file() else None
 
 
 def write_robustness(experiment: Path, robustness: Robustness) -> None:

@@ -5,14 +5,17 @@ Both intervals therefore use ranks, and neither needs independent times: `quanti
 neighbouring times have in common, and `ratio_interval` relies on the random order of the two programs in each round.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binom, norm
 
 RATIO_CONFIDENCE = 0.999  # of verdicts: a table has many, and each of them is read as a fact
+TOLERANCE = 0.01  # two programs with the same network can differ by this much, because of where their memory is
 EXACT_ROUNDS = 60  # with more rounds, the normal approximation of Wilcoxon's statistic is accurate to 0.1%
 
 
@@ -27,10 +30,12 @@ class Ratio(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Return 'slower', 'faster' or 'no difference shown'."""
-        if self.low > 1:
+        """Return 'slower' or 'faster' if the ratio is shown to differ from 1 by more than TOLERANCE.
+
+        Otherwise, return 'no difference shown'."""
+        if self.low > 1 + TOLERANCE:
             return "slower"
-        return "faster" if self.high < 1 else "no difference shown"
+        return "faster" if self.high < 1 / (1 + TOLERANCE) else "no difference shown"
 
     @property
     def resolution(self) -> float:
@@ -88,14 +93,31 @@ def ratio_interval(times: Sequence[float], reference: Sequence[float], confidenc
         raise ValueError(f"{len(times)} times and {len(reference)} reference times; expected one of each per round")
     logs = np.log(np.asarray(times, np.float64) / np.asarray(reference, np.float64))
     rows, columns = np.triu_indices(len(logs))
-    averages = np.sort((logs[rows] + logs[columns]) / 2)  # Walsh averages
+    averages = (logs[rows] + logs[columns]) / 2  # Walsh averages
     rank = critical_rank(len(logs), confidence)
     estimate = math.exp(np.median(averages))
     if rank == 0:
         return Ratio(estimate, 0.0, math.inf)
+    averages.partition([rank - 1, len(averages) - rank])
     return Ratio(estimate, math.exp(averages[rank - 1]), math.exp(averages[-rank]))
 
 
+def pairwise_ratios(rounds: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return both ends of the intervals of all ratios, row divided by column: (K, K) twice.
+
+    With a chance of 1 - level, all intervals contain the true ratio (Bonferroni's correction for the number of pairs).
+    rounds: (K, n), times of K programs. The ends are 0 and infinity if there are too few rounds."""
+    count = len(rounds)
+    low, high = np.ones((count, count)), np.ones((count, count))
+    pairs = list(itertools.combinations(range(count), 2))
+    for one, other in pairs:
+        found = ratio_interval(rounds[one], rounds[other], 1 - level / len(pairs))
+        low[one, other], high[one, other] = found.low, found.high
+        low[other, one], high[other, one] = 1 / found.high, 1 / found.low if found.low else math.inf
+    return low, high
+
+
+@cache
 def critical_rank(rounds: int, confidence: float) -> int:
     """Return k such that the k-th smallest and the k-th largest Walsh average are the ends of the interval.
 

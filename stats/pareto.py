@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 import numpy as np
-from scipy.stats import binom
 
 from stats.contrasts import LEVEL, interval
 
@@ -42,7 +41,7 @@ def front_membership(
 
     estimates: (K,) scores, higher is better. replicates: (K, R). ratios_low, ratios_high: (K, K), intervals of the
     ratios of cost, row divided by column, that contain all true ratios with a chance of 1 - level / 2; see
-    `paired_ratios`; 0 and infinity if a ratio is unknown."""
+    `stats.latency.pairwise_ratios`; 0 and infinity if a ratio is unknown."""
     higher = shown_higher(estimates, replicates, level / 2)
     costs_more, costs_no_more = ratios_low > 1 + tolerance, ratios_high <= 1 + tolerance
     found = []
@@ -74,22 +73,3 @@ def shown_higher(estimates: Sequence[float], replicates: np.ndarray, level: floa
     for first, second, statistic in found:
         result[first, second], result[second, first] = statistic > limit, -statistic > limit
     return result
-
-
-def paired_ratios(rounds: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return intervals of the ratios of cost that contain all true ratios with 1 - level, from paired measurements.
-
-    The true ratio is the median of the ratios over rounds. Its interval lies between two of the sorted ratios, from the
-    binomial distribution: it holds for any distribution of independent rounds. Bonferroni for the number of pairs.
-    rounds: (K, n) positive; in a round, all K cells were measured right after each other. Returns (K, K) twice, row
-    divided by column: 0 and infinity if there are too few rounds."""
-    cells, count = rounds.shape
-    pairs = max(1, cells * (cells - 1) // 2)
-    # the largest number of ratios that may be cut off at either end: P(X < cut) <= level / 2 with X ~ B(count, 1/2)
-    cut = int(binom.ppf(level / (2 * pairs), count, 0.5))
-    low, high = np.zeros((cells, cells)), np.full((cells, cells), np.inf)
-    for first, second in itertools.permutations(range(cells), 2):
-        if cut >= 1:
-            ratios = np.sort(rounds[first] / rounds[second])
-            low[first, second], high[first, second] = ratios[cut - 1], ratios[count - cut]
-    return low, high

@@ -43,11 +43,13 @@ def shown_range(low: float, high: float) -> str:
     return "undefined" if math.isnan(low) else f"{low:+.4f} to {high:+.4f}"
 
 
-def shown_p(p: float, comparison: Comparison, num_tests: int = 1) -> str:
-    """Return a p value; the lowest that the number of resamples allows is shown as a limit."""
+def shown_p(p: float, comparison: Comparison, num_tests: int = 1, replicates: int | None = None) -> str:
+    """Return a p value; the lowest that the number of resamples allows is shown as a limit.
+
+    replicates: number of resamples, if it is not that of the comparison."""
     if math.isnan(p):
         return "undefined"
-    lowest = min(1.0, num_tests * 2 / (comparison.replicates + 1))
+    lowest = min(1.0, num_tests * 2 / ((replicates or comparison.replicates) + 1))
     digits = 3 if p >= 0.01 else 4
     is_lowest = p < 1.05 * lowest  # not exactly, because some resamples may have no score
     return f"<{max(lowest, 5e-5):.4f}" if is_lowest and lowest < comparison.level else f"{p:.{digits}f}"

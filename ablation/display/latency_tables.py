@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ablation.comparison import CellLatency, Comparison
+from ablation.comparison import CellLatency, Comparison, Latencies
 from ablation.display.formats import Table
 from engine.text import listed
 from records.results import Place
@@ -35,41 +35,70 @@ def latency_sentences(comparison: Comparison) -> list[str]:
             f"{found.cells[fastest].p50:.2f} ms."
         )
     else:
-        text = f"Within {budget.limit:g} ms: {best_within(comparison)}"
-    for label, places in (("Too slow", budget.too_slow), ("Not measured", budget.not_measured)):
-        if places and (label != "Too slow" or budget.within):
-            text += f" {label}: {names_of(comparison, places)}."
-    if budget.borderline:
-        text += (
-            f" Borderline, because the 95% interval of the latency includes {budget.limit:g} ms: "
-            f"{names_of(comparison, budget.borderline)}."
-        )
+        text = best_within(comparison)
+    if budget.too_slow and budget.within:
+        text += f" Too slow: {names_of(comparison, budget.too_slow)}."
     return [f"{text} {measured_how(comparison)}"]
+
+
+def budget_warnings(comparison: Comparison) -> list[str]:
+    """Return why the answer to a budget may be different after another measurement; empty without a budget."""
+    found = comparison.latencies
+    if not found or not found.budget:
+        return []
+    budget, warnings = found.budget, []
+    if budget.borderline:
+        warnings.append(
+            f"borderline: {names_of(comparison, budget.borderline)}; the 95% interval of the latency contains "
+            f"{budget.limit:g} ms, so a new measurement may change the answer"
+        )
+    if budget.not_measured:
+        warnings.append(f"not measured, so not in the answer: {names_of(comparison, budget.not_measured)}")
+    if len(found.sessions) > 1:
+        warnings.append(sessions_note(found))
+    if budget.not_measured or len(found.sessions) > 1:
+        warnings[-1] += f"; to measure all in one session, run {found.command}"
+    return warnings
+
+
+def sessions_note(found: Latencies) -> str:
+    """Return why latencies of several sessions need care."""
+    return (
+        f"the cells were measured in {len(found.sessions)} sessions, and the machine may have been busier in one than "
+        "in another"
+    )
 
 
 def best_within(comparison: Comparison) -> str:
     """Return which of the cells within the budget may be the best."""
     budget = comparison.latencies.budget
+    within, all_names = f"within {budget.limit:g} ms", names_of(comparison, budget.within)
     rest = [place for place in budget.within if place not in budget.may_be_best]
     scope = "95% confidence" if comparison.covers_seeds else "95% confidence, for these weights only"
     if len(budget.within) == 1:
-        return f"only {names_of(comparison, budget.within)}."
+        return f"Only {all_names} is {within}."
     if not budget.may_be_best:
-        return f"{names_of(comparison, budget.within)}; which of them may be the best was not tested."
+        return f"{len(budget.within)} cells are {within}: {all_names}. It was not tested which of them is the best."
     if not rest:
-        return f"any may be the best: {names_of(comparison, budget.within)}."
+        return f"{within.capitalize()}, any of these may be the best: {all_names}."
     if len(budget.may_be_best) == 1:
-        text = f"the best is {names_of(comparison, budget.may_be_best)} ({scope})."
+        text = f"{within.capitalize()}, {names_of(comparison, budget.may_be_best)} is the best ({scope})."
     else:
-        text = f"may be the best ({scope}): {names_of(comparison, budget.may_be_best)}."
-    return f"{text} Probably not: {names_of(comparison, rest)}."
+        text = f"{within.capitalize()}, these may be the best ({scope}): {names_of(comparison, budget.may_be_best)}."
+    return f"{text} Probably not the best: {names_of(comparison, rest)}."
 
 
 def measured_how(comparison: Comparison) -> str:
-    """Return what was measured, and where."""
+    """Return what was measured, and where: program, precision, device, threads and load."""
     found = comparison.latencies
-    device = next(iter(found.cells.values())).device
-    return f"Latency: median time from the file of one image to boxes, {found.program} program, on {device}."
+    each = next(iter(found.cells.values()))
+    threads = f"{each.threads} thread{'s' if each.threads > 1 else ''}"
+    text = f"{found.program} program in {each.precision} on {each.device} with {threads}"
+    if found.loads:
+        low, high = f"{min(found.loads):.1f}", f"{max(found.loads):.1f}"
+        load = low if low == high else f"{low} to {high}"
+        text += f" (on average, {load} processes wanted a core)"
+    return f"Latency: median time from the file of one image to boxes; {text}."
 
 
 def front_sentence(comparison: Comparison) -> str:
@@ -99,18 +128,15 @@ def latency_notes(comparison: Comparison) -> list[str]:
         f"{measured_how(comparison)} p95: 95% of the images take at most this long. Images/s: in batches of {batch}. "
         "In brackets: 95% intervals."
     ]
-    if missing:
+    if missing and not found.budget:  # with a budget, these are warnings
         notes.append(f"Not measured: {names_of(comparison, missing)}.")
-    if len(found.sessions) > 1:
-        notes.append(
-            f"The cells were measured in {len(found.sessions)} sessions. Only experiments that were measured together "
-            "are compared fairly, because the machine may have been busier in one of the sessions."
-        )
+    if len(found.sessions) > 1 and not found.budget:
+        notes.append(f"{sessions_note(found).capitalize()}; to measure all in one session, run {found.command}.")
     if found.front:
         scope = "" if comparison.covers_seeds else ", for these weights only"
         notes.append(
-            "Pareto front: no other cell has a better score and takes at most 1% longer. Yes and no are shown (95% "
-            f"confidence for all of them together{scope}); maybe: the data do not decide."
+            "A cell is on the Pareto front if no other cell has a better score and takes at most 1% longer. With 95% "
+            f"confidence, all answers yes and no are true together{scope}. Maybe: the data do not decide."
         )
     return notes
 
@@ -120,7 +146,7 @@ def latency_table(comparison: Comparison) -> Table:
     found, budget = comparison.latencies, comparison.latencies.budget
     header = ["", comparison.metric, "latency p50 (ms)", "latency p95 (ms)", "images/s"]
     header += ["Pareto front"] * bool(found.front)
-    header += [f"within {budget.limit:g} ms", "may be the best within"] if budget else []
+    header += [f"within {budget.limit:g} ms", f"may be the best within {budget.limit:g} ms"] if budget else []
     rows = []
     for place in sorted(found.cells, key=lambda place: found.cells[place].p50):
         each, cell = found.cells[place], comparison.cells[place]

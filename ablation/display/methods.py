@@ -38,8 +38,8 @@ def facts_of(comparison: Comparison) -> dict[str, str]:
         facts["commit"] = by_number(map(commit_of, starts))
         if len({start.get("commit") for start in starts}) > 1:
             facts["commit"] += (
-                ". Runs whose results later changes of the code may affect are marked stale above, if a grid trained "
-                "them"
+                ". If a grid trained the runs, those whose results may be affected by later changes of the code are "
+                "marked as stale above"
             )
     return facts
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ablation.tuning import Tuning
 
 WIDTH = 4.6  # inches
+LEGEND_WIDTH = 58  # characters of 8 points
 # For matplotlib.rc_context. Text stays text in the SVG. It fits in every browser, because matplotlib's layout uses a
 # wider font than browsers' sans serif fonts. The fixed salt makes ids deterministic.
 RC_PARAMS = {
@@ -230,9 +231,15 @@ def write_latency_plot(path: Path, comparison: Comparison) -> None:
     """Write the plot of score against latency to a file, with the names of the cells and what the markers mean."""
     with rc_context(RC_PARAMS):
         figure, found = draw_latency(comparison), comparison.latencies
-        entries = [
-            Line2D([], [], ls="", marker=style.marker or "s", color=style.colour, label=printable(name))
+        unmeasured = {cell.name for place, cell in comparison.cells.items() if place not in found.cells}
+        names = {
+            textwrap.fill(printable(name), LEGEND_WIDTH): style
             for name, style in legend(comparison).items()
+            if name not in unmeasured
+        }
+        entries = [
+            Line2D([], [], ls="", marker=style.marker or "s", color=style.colour, label=name)
+            for name, style in names.items()
         ]
         entries += [
             Line2D([], [], ls="", marker="o", color=INK, label=FRONT_LABELS[each], **FILLS[each])
@@ -241,7 +248,7 @@ def write_latency_plot(path: Path, comparison: Comparison) -> None:
         ]
         if found.budget:
             entries.append(Patch(color=SHADE, label=f"slower than {found.budget.limit:g} ms"))
-        figure.set_figheight(3.4 + 0.19 * len(entries))
+        figure.set_figheight(3.4 + 0.19 * len(entries) + 0.14 * "".join(names).count("\n"))
         figure.legend(handles=entries, loc="outside lower left", fontsize=8, frameon=False)
         figure.savefig(path, dpi=200)
 

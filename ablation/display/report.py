@@ -32,7 +32,7 @@ from ablation.display.difference_tables import (
 )
 from ablation.display.disagreements import find_disagreements
 from ablation.display.formats import Table
-from ablation.display.latency_tables import front_sentence, latency_table
+from ablation.display.latency_tables import budget_warnings, front_sentence, latency_table
 from ablation.display.methods import facts_of, recipe_table
 from ablation.display.pictures import cells_that_fit, data_uri, pictures_of
 from ablation.display.robustness_tables import robustness_tables
@@ -106,6 +106,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "c": comparison,
         "question": question_of(comparison),
         "conclusion": sentences_of(comparison),
+        "warnings": [*budget_warnings(comparison), *comparison.warnings],
         "missing": run_notes(comparison, counted=False),
         "facts": facts_of(comparison),
         "recipe": recipe_table(comparison),
@@ -308,14 +309,14 @@ def disagreements(comparison: Comparison) -> dict[str, Any]:
     first, second, count = found.first.name, found.second.name, found.num_higher + found.num_lower + found.num_equal
     text = (
         f"Of {count} images with objects, {first} has the higher AP on {found.num_higher}, {second} on "
-        f"{found.num_lower}, and both are equal on {found.num_equal}. The AP of an image is that of the image alone: a "
-        "mean over IoU thresholds, the classes in the image, and seeds. "
+        f"{found.num_lower}, and both are equal on {found.num_equal}. The AP of an image is computed from this "
+        "image alone, as a mean over IoU thresholds, the classes in the image, and seeds. "
     )
     if found.images:
         text += (
             f"The largest changes are first; the number after the file name is the AP of {first} minus that of "
-            f"{second}. Each picture shows as many of a run's best detections as there are objects. These images are "
-            "extreme by choice: they show what kinds of errors occur, not which cell is better."
+            f"{second}. Each picture shows as many of a run's best detections as there are objects. These images were "
+            "chosen because they are extreme: they show what kinds of errors occur, not which cell is better."
         )
     return {"disagreements": found, "disagreement_text": text}
 

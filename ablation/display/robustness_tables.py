@@ -12,39 +12,71 @@ MAX_NAMED = 6  # cells in a sentence
 
 def robustness_tables(comparison: Comparison) -> list[Table]:
     """Return the tables of scores under corruption: means and differences by cell, and the score by corruption."""
-    found, base = comparison.robustness, comparison.baseline_cell
-    if found is None:
+    if comparison.robustness is None:
         return []
+    return [means_table(comparison), corruption_table(comparison)]
+
+
+def means_table(comparison: Comparison) -> Table:
+    """Return the table of clean score, mPC and rPC of each cell, and of the differences of mPC from the baseline."""
+    found, base = comparison.robustness, comparison.baseline_cell
     rows, bold = [], set()
-    for number, cell in enumerate(comparison.scored_cells):
-        scores, change = found.cells[cell.place], found.differences.get(cell.place)
-        row = [cell.name, *(with_interval(each) for each in (scores.clean, scores.mean, scores.relative))]
+    for number, (place, scores) in enumerate(found.cells.items()):
+        row = [cell_name(place), *(with_interval(each) for each in (scores.clean, scores.mean, scores.relative))]
+        change = found.differences.get(place)
         if change is None:
             row += ["baseline", "", "", ""]
         else:
             row += [f"{change.interval.estimate:+.4f}", shown_range(*change.simultaneous)]
-            row += [shown_p(change.p_holm, comparison, change.num_tests), comparison.verdict(change)]
+            row += [shown_p(change.p_holm, comparison, change.num_tests, found.replicates), comparison.verdict(change)]
             if change.is_significant and comparison.covers_seeds:
                 bold.add((number, 4))
         rows.append(row)
+    header = ["", "clean", "mPC", "rPC", f"mPC: difference from {base.name}", "corrected interval", "p (Holm)"]
+    notes = [*means_notes(comparison), *agreement_sentences(comparison)]
+    return Table("Performance under corruption", [*header, "verdict"], rows, bold, notes)
+
+
+def means_notes(comparison: Comparison) -> list[str]:
+    """Return what the columns of the table of means are, which runs count, and what the intervals assume."""
+    found = comparison.robustness
     severities = ", ".join(map(str, found.severities))
     notes = [
-        f"mPC: mean {comparison.metric} over {len(found.corruptions)} corruptions at the severities {severities}; rPC: "
-        "mPC divided by the clean score (arXiv 1907.07484). In brackets: 95% intervals. Differences of mPC from "
-        f"{base.name}, corrected for {max(1, len(found.differences))} tests (Holm, Bonferroni). Corrupted with "
-        f"{found.package}; {found.replicates:,} resamples.",
-        *agreement_sentences(comparison),
+        f"mPC: the mean {comparison.metric} over {len(found.corruptions)} corruptions at the severities {severities}. "
+        "rPC: mPC divided by the clean score (arXiv 1907.07484). In brackets: 95% intervals. Differences are of mPC, "
+        f"corrected for {max(1, len(found.differences))} tests (p: Holm; intervals: Bonferroni). Significant: p (Holm) "
+        f"below {found.level:.2g}. Corrupted with {found.package}; {found.replicates:,} resamples."
     ]
-    header = ["", "clean", "mPC", "rPC", f"mPC: difference from {base.name}", "corrected interval", "p (Holm)"]
-    means = Table("Performance under corruption", [*header, "verdict"], rows, bold, notes)
+    if comparison.looks:
+        number = comparison.looks.complete
+        notes.append(
+            f"Only the runs of planned look {number} count, which is at {comparison.looks.planned[number - 1]} seeds "
+            "per cell, and the tests have the level of this look. The clean score of the other tables is that of all "
+            "runs."
+        )
+    if comparison.tuning:
+        notes.append(
+            "The luck of tuning, which is included, was measured on the original images and is assumed to be the same "
+            "for mPC."
+        )
+    if unstable := [each.label for each in found.differences.values() if not each.is_stable]:
+        notes.append(
+            f"Other resamples may change the verdict on {listed(unstable, MAX_NAMED)}, because the p value is close to "
+            "the level: try other values of --resample-seed."
+        )
+    return notes
+
+
+def corruption_table(comparison: Comparison) -> Table:
+    """Return the table of the score of each cell under each corruption."""
+    cells = comparison.robustness.cells
     rows = [
-        [name.replace("_", " "), *(f"{found.cells[cell.place].by_corruption[name].estimate:.3f}" for cell in cells)]
-        for cells in [comparison.scored_cells]
-        for name in found.corruptions
+        [name.replace("_", " "), *(f"{each.by_corruption[name].estimate:.3f}" for each in cells.values())]
+        for name in comparison.robustness.corruptions
     ]
-    note = "Means over seeds and severities. The differences between cells were tested for the mean only."
-    header = ["corruption", *(cell.name for cell in comparison.scored_cells)]
-    return [means, Table(f"{comparison.metric} by corruption", header, rows, notes=[note])]
+    note = "Means over seeds and severities. Differences between cells are tested for the mean over corruptions only."
+    header = ["corruption", *map(cell_name, cells)]
+    return Table(f"{comparison.metric} by corruption", header, rows, notes=[note])
 
 
 def with_interval(interval: Interval) -> str:
@@ -66,11 +98,11 @@ def robustness_sentences(comparison: Comparison) -> list[str]:
         numbers = f"mPC {change.interval.estimate:+.4f}, corrected interval {shown_range(*change.simultaneous)}"
         return [with_minus(f"Under corruption of the images, {rival} becomes better than {best} ({numbers}).{scope}")]
     if found.best == found.best_corrupted:
-        text = f"{best}, the best on the original images, also has the highest mPC"
+        text = f"{best}, the best on the original images, also has the highest mPC."
     else:
-        text = f"{rival} has the highest mPC, not {best}, the best on the original images"
+        text = f"{rival} has the highest mPC, and {best} the best score on the original images."
     rivals = listed([repr(cell_name(place)) for place in found.may_be_best], MAX_NAMED)
-    return [f"Under corruption of the images, {text}, but this is not shown: the best may be any of {rivals}.{scope}"]
+    return [f"Under corruption of the images, it is not shown which cell is the best: any of {rivals}. {text}{scope}"]
 
 
 def agreement_sentences(comparison: Comparison) -> list[str]:
@@ -80,9 +112,9 @@ def agreement_sentences(comparison: Comparison) -> list[str]:
         return []
     tau = agreement.tau
     return [
-        f"Order of the cells, clean against mPC: Kendall's tau {tau.estimate:.2f} [{tau.low:.2f}, {tau.high:.2f}]; the "
-        f"order is the same in {agreement.same_order:.0%} of the resamples, and the best cell in "
-        f"{agreement.same_best:.0%}."
+        f"Kendall's tau of the orders by clean score and by mPC is {tau.estimate:.2f} [{tau.low:.2f}, {tau.high:.2f}] "
+        f"(1: same order). The whole order is the same in {agreement.same_order:.0%} of the resamples, and the best "
+        f"cell in {agreement.same_best:.0%}."
     ]
 
 

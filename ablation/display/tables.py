@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ablation.comparison import MEASURE, Cell, Comparison, Difference
+from ablation.comparison import Cell, Comparison, Difference
 from ablation.display.columns import COLUMNS
 from ablation.display.difference_tables import (
     comparison_limits,
@@ -21,6 +21,7 @@ from ablation.display.difference_tables import (
 )
 from ablation.display.formats import PREAMBLE, Table, to_latex, to_markdown
 from ablation.display.latency_tables import (
+    budget_warnings,
     latency_columns,
     latency_notes,
     latency_sentences,
@@ -79,7 +80,7 @@ def as_text(comparison: Comparison, options: argparse.Namespace) -> str:
         tables.append(class_table(comparison))
     if options.errors and cells_with_errors(comparison):
         tables.append(error_table(comparison))
-    warnings = [f"WARNING: {warning}" for warning in comparison.warnings]
+    warnings = [f"WARNING: {warning}" for warning in [*budget_warnings(comparison), *comparison.warnings]]
     prose = [*sentences_of(comparison), *warnings]
     if options.format == "latex":
         tables[0].notes = [*warnings, *tables[0].notes]  # in the caption, because comments are not typeset
@@ -214,7 +215,7 @@ def column_table(comparison: Comparison, names: Sequence[str]) -> Table:
     if comparison.latencies and (is_all or of_latency) and not comparison.latencies.budget:  # else in its own table
         notes += latency_notes(comparison)
     if of_latency and not measured(comparison):
-        notes.append(f"No cell has a latency; measure with {MEASURE} EXPERIMENT ...")
+        notes.append(f"No cell has a latency; to measure them, run {comparison.latencies.command}")
     return Table("Scores and cost", header, rows, notes=notes)
 
 
@@ -328,7 +329,8 @@ def cell_line(comparison: Comparison, cell: Cell, change: Difference | None) -> 
     line |= slice_columns(comparison, cell)
     line |= robustness_columns(comparison, cell)
     conflict = comparison.latencies.conflict if comparison.latencies else ""
-    return line | {"warnings": " / ".join(filter(None, [*comparison.warnings, conflict]))}
+    warnings = [*budget_warnings(comparison), *comparison.warnings, conflict]
+    return line | {"warnings": " / ".join(filter(None, warnings))}
 
 
 def difference_columns(comparison: Comparison, each: Difference | None) -> dict[str, Any]:

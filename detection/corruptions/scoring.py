@@ -18,6 +18,7 @@ from detection.corruptions.dataset import CorruptedImages
 from detection.network.ssd import SSD
 from detection.task import DetectionTask
 from engine import distributed
+from engine.inputs import contents_sha256
 from engine.logbook import logger, progress_bar
 from records.robustness import (
     CLEAN,
@@ -109,8 +110,13 @@ def evaluate_corrupted(
 
 
 def cache_key(val: CocoFile, versions: dict[str, str]) -> str:
-    """Return the name of the folder for corrupted images, which identifies the images and the packages."""
-    facts = [val.sha256, str(val.images_dir.resolve()), val.short_side, versions]
+    """Return the name of the folder for corrupted images. It depends on what changes them, not on where they are.
+
+    Image ids are part of it, because the random numbers depend on them, and sizes, because they decide the orientation.
+    Reads every image file once."""
+    records = [[image.id, image.width, image.height] for image in val.images]
+    contents = contents_sha256(val.images_dir, [image.file_name for image in val.images])
+    facts = [records, contents, val.short_side, versions]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

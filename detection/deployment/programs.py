@@ -19,7 +19,7 @@ from detection.coco.detections import Detections
 from detection.deployment.formats import Network, load_onnx, trace_onnx
 from detection.detector import Detector, rgb_pixels
 from engine.command import RunError
-from engine.compute.placement import can_compile
+from engine.compute.placement import compile_obstacle
 from engine.compute.precision import Precision, autocast
 from engine.logbook import logger
 from engine.terminal import first_line
@@ -27,6 +27,7 @@ from records.latency import Program
 
 PROGRAMS = get_args(Program)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+SCHEDULE = Path("/proc/thread-self/schedstat")
 OUTPUTS = ("box_deltas", "class_logits")
 
 
@@ -36,6 +37,14 @@ class Times(NamedTuple):
     network: float  # from the batch on the device to raw outputs
     postprocess: float  # from raw outputs to boxes, with NMS
     end_to_end: float  # from image files to boxes in pixels: also decoding, resizing, and transfers
+    waiting: float = 0.0  # part of end_to_end: other processes had the core; only of the main thread
+
+    @property
+    def undelayed(self) -> float:
+        """Time from end to end without waiting for a core. Ratios use it, because waiting depends on other processes.
+
+        If programs wait often, the ratio of their times from end to end is closer to 1 than on an idle machine."""
+        return self.end_to_end - self.waiting
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Runner:
     def run(self, files: Sequence[Path]) -> tuple[list[Detections], Times]:
         """Detect objects in image files, as one batch."""
         device = self.detector.device
-        started = time.perf_counter()
+        started, waiting = time.perf_counter(), waited()
         pictures = [rgb_pixels(file) for file in files]
         images = self.detector.batch(pictures, self.channels_last)
         loaded = finished(device)
@@ -59,7 +68,8 @@ class Runner:
         results = self.detector.postprocess(outputs)
         detected = finished(device)
         found = [self.detector.in_pixels(raw, pixels.shape) for pixels, raw in zip(pictures, results, strict=True)]
-        seconds = computed - loaded, detected - computed, finished(device) - started
+        waiting = waited() - waiting  # read within the times of the clock, so that it cannot exceed them
+        seconds = computed - loaded, detected - computed, finished(device) - started, waiting
         return found, Times(*(1000 * each for each in seconds))
 
 
@@ -70,39 +80,45 @@ def finished(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def waited() -> float:
+    """Return how long this thread has waited for a core so far, in seconds; 0 on systems that do not report it."""
+    try:
+        return int(SCHEDULE.read_text().split()[1]) / 1e9  # see "schedstat" in proc_pid(5)
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def available(wanted: Sequence[Program] | None, device: torch.device, precision: Precision) -> list[Program]:
     """Return the programs that can run, in the order of PROGRAMS; log one line for each program that is left out.
 
     wanted: None means all. Raises RunError if a program that was asked for by name cannot run."""
-    obstacles = {"compiled": compile_obstacle, "onnxruntime": onnx_obstacle}
     found = []
     for program in PROGRAMS:
         if wanted is not None and program not in wanted:
             continue
-        obstacle = obstacles[program](device, precision) if program in obstacles else None
-        if obstacle is None:
+        obstacle = obstacle_to(program, device, precision)
+        if not obstacle:
             found.append(program)
         elif wanted is not None:
             raise RunError(f"--programs {program}: {obstacle}")
         else:
-            logger.info("%s: left out, because %s", program, obstacle)
+            logger.info("%s is left out: %s", program, obstacle)
     return found
 
 
-def compile_obstacle(device: torch.device, _: Precision) -> str | None:
-    """Return why torch.compile cannot be used, or None."""
-    return None if can_compile(device) else "torch.compile does not work on this machine"
-
-
-def onnx_obstacle(device: torch.device, precision: Precision) -> str | None:
-    """Return why onnxruntime cannot be used, or None."""
+def obstacle_to(program: Program, device: torch.device, precision: Precision) -> str:
+    """Return why a program cannot run, with the cure, in one line; empty if it can run."""
+    if program == "compiled" and (reason := compile_obstacle(device)):
+        return f"torch.compile does not work on this machine ({reason}); install what it needs, such as a C++ compiler"
+    if program != "onnxruntime":
+        return ""
     if missing := [name for name in ONNX_PACKAGES if not find_spec(name)]:
-        return f"{', '.join(missing)} not installed: pip install -e '.[export]'"
+        return f"not installed: {', '.join(missing)}; use pip install -e '.[export]'"
     if device.type != "cpu":
-        return "exports are measured on the CPU only: --device cpu"
+        return "exports are measured on the CPU only; use --device cpu"
     if precision != "fp32":
-        return f"exports compute in fp32, but the precision is {precision}: --precision fp32"
-    return None
+        return f"exports compute in fp32, but the precision is {precision}; use --precision fp32"
+    return ""
 
 
 def build(detector: Detector, program: Program, precision: Precision) -> Runner:

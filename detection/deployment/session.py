@@ -4,12 +4,12 @@ import argparse
 import math
 import platform
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,65 +18,46 @@ from data import DatasetError
 from detection.coco.annotations import CocoFile, read_split
 from detection.deployment import timing
 from detection.deployment.programs import Runner, Times, available, build_all
+from detection.deployment.tables import print_tables, short_names
+from detection.deployment.timing import Cell
 from detection.detector import Detector, load
 from detection.task import DetectionConfig
 from engine import distributed
 from engine.compute.machine import allowed_cores
-from engine.compute.precision import Precision, describe_device, inference_precision, is_in_hardware
-from engine.logbook import logger
+from engine.compute.precision import DTYPES, Precision, describe_device, inference_precision, is_in_hardware
+from engine.logbook import logger, progress_bar
 from engine.strict_yaml import ConfigError
-from records.experiment import describe_environment, read_experiment_config, table
+from engine.terminal import counted, first_line
+from records.experiment import describe_environment, read_experiment_config
 from records.latency import LATENCY_FILE, Latency, Percentiles, Program, Timing, write_latency
-from stats.latency import RATIO_CONFIDENCE, quantile_interval, ratio_interval
+from stats.latency import quantile_interval
 
+STAGES = ("network", "postprocess", "end_to_end")
 PACKAGES = ("torch", "torchvision", "onnxruntime")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
-class Cell(NamedTuple):
-    """What is timed: a program of an experiment's detector at a batch size."""
-
-    experiment: Path
-    program: Program
-    batch_size: int
-
-    @property
-    def names(self) -> dict[str, object]:
-        """The first columns of a table."""
-        return {"experiment": self.experiment.name, "program": self.program, "batch": self.batch_size}
+Key: TypeAlias = tuple[Path, Program]
 
 
 def run_latency(arguments: argparse.Namespace, device: torch.device) -> None:
-    """Measure the experiments, print two tables, and write the records."""
+    """Measure the experiments, write the records, and print two tables."""
     if distributed.world_size() > 1:
         raise ValueError("latency is measured by one process: start python -m detection.latency without torchrun")
     device = chosen_device(arguments.device, device)
     detectors = {path: load(path, device) for path in arguments.experiments}
     precision = common_precision(detectors, arguments.precision, device)
-    files = common_images(arguments.experiments, arguments.overrides, arguments.seed)
-    programs = available(arguments.programs, device, precision)
-    runners: dict[tuple[Path, Program], Runner] = {}
-    for path, detector in detectors.items():
-        built = build_all(detector, programs, precision, files[:1])
-        runners |= {(path, program): runner for program, runner in built.items()}
-    load_meter = timing.Load()
-    times = measure(runners, files, arguments.runs, arguments.seed, load_meter)
-    session = describe_session(device, precision, len(files), load_meter)
-    logger.info("measuring memory")
-    timings = {cell: timing_record(cell, series) for cell, series in times.items()}
-    for (path, program), runner in runners.items():
-        cells = [cell for cell in times if (cell.experiment, cell.program) == (path, program)]
-        batches = [next(timing.batches(files, cell.batch_size)) for cell in cells]
-        peaks = timing.peak_memory(runner, path, program, precision, batches)
-        for cell, peak_mib in zip(cells, peaks, strict=True):
-            timings[cell] = timings[cell].model_copy(update={"peak_memory_mib": peak_mib})
-    print(table([cell.names | time_columns(each) for cell, each in timings.items()]))
-    if rows := compare(times, arguments.experiments[0]):
-        print(f"\ntime divided by that of {arguments.experiments[0].name}, with {RATIO_CONFIDENCE:.1%} intervals")
-        print(table(rows))
-    for path, detector in detectors.items():
-        own = [each for cell, each in timings.items() if cell.experiment == path]
-        write_latency(path, Latency(**session, checkpoint=detector.path.name, timings=own))
+    split = common_split(arguments.experiments, arguments.overrides)
+    files = shuffled_files(split, arguments.seed)
+    runners = build_runners(detectors, available(arguments.programs, device, precision), precision, files)
+    load_meter, times = timing.Load(), {}
+    for part in measure(runners, files, arguments.runs, np.random.default_rng(arguments.seed), load_meter):
+        times |= part
+        timings = {cell: timing_record(cell, series) for cell, series in times.items()}
+        session = describe_session(device, precision, split, load_meter)
+        write_records(detectors, session, timings)  # now, because a larger batch or measuring memory can fail
+    timings = with_memory(timings, runners, files, precision)
+    write_records(detectors, session, timings)
+    print_tables(short_names(arguments.experiments), session, times, timings)
+    for path in detectors:
         print(f"written to {path / LATENCY_FILE}")
 
 
@@ -91,23 +72,28 @@ def chosen_device(name: str | None, default: torch.device) -> torch.device:
 
 
 def common_precision(detectors: Mapping[Path, Detector], wanted: Precision | None, device: torch.device) -> Precision:
-    """Return the precision of the session: `wanted`, or else the one that all detectors are evaluated in.
+    """Return the precision of the session: `wanted`, or else the one that this device runs all detectors in.
 
-    Raises ConfigError if the device lacks it, or if the detectors do not have one precision in common."""
+    Detectors that were trained in different precisions may share one, because a precision that the device does not
+    support is replaced by fp32. Raises ConfigError if the device does not support `wanted`, or if nothing is wanted and
+    the detectors do not share a precision."""
+    supported = [name for name in DTYPES if is_in_hardware(name, device)]
     if wanted is not None:
-        if not is_in_hardware(wanted, device):
-            has = [name for name in ("fp32", "bf16", "fp16") if is_in_hardware(name, device)]
-            raise ConfigError(f"--precision {wanted}: {describe_device(device)} has only {', '.join(has)}")
+        if wanted not in supported:
+            raise ConfigError(
+                f"--precision {wanted}: not supported by {describe_device(device)}; use {' or '.join(supported)}"
+            )
         return wanted
     found = {path: inference_precision(detector.config.train.precision, device) for path, detector in detectors.items()}
     if len(set(found.values())) > 1:
-        each = ", ".join(f"{path.name} {precision}" for path, precision in found.items())
-        raise ConfigError(f"the experiments are evaluated in different precisions ({each}): choose one by --precision")
+        names = short_names(list(detectors))
+        each = ", ".join(f"{names[path]} in {precision}" for path, precision in found.items())
+        raise ConfigError(f"on this device, {each}: choose one for all with --precision {' or '.join(supported)}")
     return next(iter(found.values()))
 
 
-def common_images(experiments: Sequence[Path], overrides: Sequence[str], seed: int) -> list[Path]:
-    """Return the validation images of all experiments, in random order.
+def common_split(experiments: Sequence[Path], overrides: Sequence[str]) -> CocoFile:
+    """Return the validation split, which must be the same in all experiments.
 
     Raises DatasetError if an experiment has different validation images than the first one."""
     splits = [read_split(read_experiment_config(path, DetectionConfig, overrides).data, "val") for path in experiments]
@@ -118,46 +104,126 @@ def common_images(experiments: Sequence[Path], overrides: Sequence[str], seed: i
                 f"those of {experiments[0]} ({splits[0].annotations_path}, {len(splits[0].images)} images); measure "
                 "them in separate sessions, or set data.val.annotations=FILE for all"
             )
-    order = np.random.default_rng(seed).permutation(len(splits[0].images))
-    return [splits[0].file(index).path for index in order]
+    return splits[0]
 
 
 def identity(split: CocoFile) -> tuple[str, list[str]]:
     return split.sha256, [image.file_name for image in split.images]
 
 
+def shuffled_files(split: CocoFile, seed: int) -> list[Path]:
+    """Return the image files of a split in random order."""
+    order = np.random.default_rng(seed).permutation(len(split.images))
+    return [split.file(index).path for index in order]
+
+
+def build_runners(
+    detectors: Mapping[Path, Detector], programs: Sequence[Program], precision: Precision, files: Sequence[Path]
+) -> dict[Key, Runner]:
+    """Build the programs of all detectors, and run each of them once."""
+    runners = {}
+    for path, detector in detectors.items():
+        built = build_all(detector, programs, precision, files[:1])
+        runners |= {(path, program): runner for program, runner in built.items()}
+    return runners
+
+
+# ---- timing ----------------------------------------------------------------------------------------------------------
+
+
 def measure(
-    runners: Mapping[tuple[Path, Program], Runner],
+    runners: Mapping[Key, Runner],
     files: Sequence[Path],
     runs: int,
-    seed: int,
+    generator: np.random.Generator,
     load_meter: timing.Load,
-) -> dict[Cell, list[Times]]:
-    """Time all programs at batch size 1, then at the largest batch that pays. Returns the times of every round."""
+) -> Iterator[dict[Cell, list[Times]]]:
+    """Time all programs at batch size 1, then at the largest batch that pays. Yields the times of every round for each.
+
+    The search for that batch runs only one program of each experiment. If another one runs out of memory, the batch is
+    halved."""
     steps = {key: lambda batch, runner=runner: runner.run(batch)[1] for key, runner in runners.items()}
-    for step in steps.values():
-        for batch, _ in zip(timing.batches(files, 1), range(timing.WARM_UP), strict=False):
-            step(batch)
+    yield measure_batches(steps, files, 1, runs, generator, load_meter)
     first = {path: (path, program) for path, program in reversed(steps)}  # the first program of each experiment
     device = next(iter(runners.values())).detector.device
-    largest = timing.largest_batch([steps[key] for key in first.values()], files, device)
-    reference = next(iter(steps))[0]
-    pairs = [((path, program), (reference, program)) for path, program in steps if path != reference]
-    pairs = [pair for pair in pairs if pair[1] in steps]
-    generator = np.random.default_rng(seed)
-    times = {}
-    for size in sorted({1, largest}):
-        stream = timing.batches(files, size)
-        for step in steps.values():
-            step(next(stream))  # compiles for this size
-        count = runs if size == 1 else max(timing.FEWEST_RUNS, math.ceil(runs / size))
-        logger.info("batch size %d: at least %d rounds of %d programs", size, count, len(steps))
-        series = timing.take_turns(steps, pairs, stream, count, generator, load_meter)
-        times |= {Cell(*key, size): each for key, each in series.items()}
-    return times
+    size = timing.largest_batch([steps[key] for key in first.values()], files, device)
+    while size > 1:
+        try:
+            times = measure_batches(steps, files, size, runs, generator, load_meter)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            yield times
+            return
+        logger.warning("batch size %d: out of memory; measuring batch size %d instead", size, size // 2)
+        size //= 2
+        torch.cuda.empty_cache()  # after the handler, because the error refers to the tensors
 
 
-# ---- records and tables ----------------------------------------------------------------------------------------------
+def measure_batches(
+    steps: Mapping[Key, timing.Step],
+    files: Sequence[Path],
+    size: int,
+    runs: int,
+    generator: np.random.Generator,
+    load_meter: timing.Load,
+) -> dict[Cell, list[Times]]:
+    """Time all programs at a batch size."""
+    stream = timing.batches(files, size)
+    seconds = timing.warm_up(steps, stream, generator, max(2, timing.WARM_UP // size))  # also compiles for this size
+    pairs = compared_pairs(list(steps))
+    if size > 1:
+        runs = max(timing.FEWEST_RUNS, math.ceil(runs / size))
+    most = timing.MOST_BLOCKS * runs if pairs else runs
+    logger.info(
+        "batch size %d: %s rounds of %s, %s", size, span(runs, most), counted(len(steps), "program", "programs"),
+        f"about {span(*(math.ceil(count * seconds / 60) for count in (runs, most)))} min",
+    )  # fmt: skip
+    series = timing.take_turns(steps, pairs, stream, runs, generator, load_meter)
+    return {Cell(*key, size): each for key, each in series.items()}
+
+
+def span(low: int, high: int) -> str:
+    """Return a range of numbers as text: '200 to 2,000', or '3' if both are equal."""
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def compared_pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
+    """Return the programs to compare by their ratio: each with the same program of the first experiment."""
+    reference = keys[0][0]
+    pairs = [((path, program), (reference, program)) for path, program in keys if path != reference]
+    return [pair for pair in pairs if pair[1] in keys]
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that caused it, says that a GPU has too little memory. Compilers wrap errors."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def with_memory(
+    timings: Mapping[Cell, Timing], runners: Mapping[Key, Runner], files: Sequence[Path], precision: Precision
+) -> dict[Cell, Timing]:
+    """Return the records with the peak memory of each; if it cannot be measured, log a warning and leave it out."""
+    found = dict(timings)
+    for (path, program), runner in progress_bar(runners.items(), desc="memory", unit="program", leave=False):
+        cells = [cell for cell in timings if (cell.experiment, cell.program) == (path, program)]
+        batches = [next(timing.batches(files, cell.batch_size)) for cell in cells]
+        try:
+            peaks = timing.peak_memory(runner, path, program, precision, batches)
+        except Exception as error:  # also if the process that measures it was killed
+            logger.warning("%s, %s: memory not measured: %s", path, program, first_line(error))
+            continue
+        for cell, peak_mib in zip(cells, peaks, strict=True):
+            found[cell] = timings[cell].model_copy(update={"peak_memory_mib": peak_mib})
+    return found
+
+
+# ---- records ----------------------------------------------------------------------------------------------
 
 
 def percentiles(times: Sequence[float]) -> Percentiles:
@@ -169,17 +235,17 @@ def percentiles(times: Sequence[float]) -> Percentiles:
 
 def timing_record(cell: Cell, series: Sequence[Times]) -> Timing:
     """Return the record of a cell from its times by round."""
-    stages = {stage: percentiles([getattr(times, stage) for times in series]) for stage in Times._fields}
+    stages = {stage: percentiles([getattr(times, stage) for times in series]) for stage in STAGES}
     return Timing(
         program=cell.program,
         batch_size=cell.batch_size,
         **stages,
         images_per_second=1000 * cell.batch_size / stages["end_to_end"].p50,
-        rounds_ms=[round(times.end_to_end, 4) for times in series],
+        rounds_ms=[round(times.undelayed, 4) for times in series],
     )
 
 
-def describe_session(device: torch.device, precision: Precision, images: int, load_meter: timing.Load) -> dict:
+def describe_session(device: torch.device, precision: Precision, split: CocoFile, load_meter: timing.Load) -> dict:
     """Return the fields of Latency that all experiments of the session share."""
     environment = describe_environment([platform.node()], device)
     cpu = f"{environment['cpu']} ({torch.backends.cpu.get_cpu_capability()}, {allowed_cores()} cores)"
@@ -196,7 +262,8 @@ def describe_session(device: torch.device, precision: Precision, images: int, lo
         "power": power_state(device),
         "load": load_meter.mean,
         "versions": versions,
-        "images": images,
+        "images": len(split.images),
+        "annotations_sha256": split.sha256,
     }
 
 
@@ -211,33 +278,9 @@ def power_state(device: torch.device) -> str | None:
     return None
 
 
-def time_columns(timing: Timing) -> dict[str, object]:
-    """Return the columns of the table of times: medians, and the 95th and 99th percentile from end to end."""
-    total = timing.end_to_end
-    memory = timing.peak_memory_mib
-    return {
-        "rounds": len(timing.rounds_ms),
-        "network ms": f"{timing.network.p50:.2f}",
-        "post-processing ms": f"{timing.postprocess.p50:.2f}",
-        "end to end ms": f"{total.p50:.2f} ({total.p50_low:.2f} to {total.p50_high:.2f})",
-        "p95": f"{total.p95:.2f}",
-        "p99": f"{total.p99:.2f}",
-        "images/s": f"{timing.images_per_second:.1f}",
-        "MiB": "" if memory is None else f"{memory:.0f}",
-    }
-
-
-def compare(times: Mapping[Cell, Sequence[Times]], reference: Path) -> list[dict[str, object]]:
-    """Return the rows of the table of ratios: each experiment divided by the first, with the same program and batch."""
-    rows = []
-    for cell, series in times.items():
-        other = times.get(cell._replace(experiment=reference))
-        if cell.experiment == reference or other is None:
-            continue
-        ratios = [
-            ratio_interval([getattr(each, stage) for each in series], [getattr(each, stage) for each in other])
-            for stage in ("network", "end_to_end")
-        ]
-        network, end_to_end = (f"{ratio.estimate:.3f} ({ratio.low:.3f} to {ratio.high:.3f})" for ratio in ratios)
-        rows.append(cell.names | {"network": network, "end to end": end_to_end, "verdict": ratios[1].verdict})
-    return rows
+def write_records(detectors: Mapping[Path, Detector], session: dict, timings: Mapping[Cell, Timing]) -> None:
+    """Write latency.json into each experiment."""
+    for path, detector in detectors.items():
+        own = [each for cell, each in timings.items() if cell.experiment == path]
+        record = Latency(**session, checkpoint=detector.path.name, step=detector.step, timings=own)
+        write_latency(path, record)

@@ -2,17 +2,18 @@
 
 In each round, every program detects objects in the same images once. The order of the programs is random in each round:
 if two programs are equally fast, each of them has the same chance of the busier moment. `stats.latency.ratio_interval`
-relies on this.
+relies on this. The time that a program waits for a core is measured and subtracted for ratios (`Times.undelayed`).
 """
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,12 +25,12 @@ from engine.compute.machine import memory_limit
 from engine.compute.precision import Precision
 from engine.logbook import logger, progress_bar
 from records.latency import Program
-from stats.latency import ratio_interval
+from stats.latency import Ratio, ratio_interval
 
-WARM_UP = 10  # runs of each program before the first round
+WARM_UP = 10  # runs of each program before the first round; fewer of a larger batch
 FEWEST_RUNS = 20  # of a batch of several images
 MOST_BLOCKS = 10  # rounds are added in blocks of `runs`, until the ratios are precise, but at most 10 blocks
-RESOLUTION = 0.025  # half the width of the interval of a ratio that is precise enough to see a difference of 5%
+RESOLUTION = 0.015  # half the width of the interval of a ratio that is precise enough to see a difference of 5%
 LARGEST_BATCH = 64
 LEAST_GAIN = 1.05  # in images per second, from doubling the batch
 TRIES = 5  # runs per batch size, when the largest batch that pays is searched
@@ -38,6 +39,14 @@ PEAK_RESET = Path("/proc/self/clear_refs")
 
 Key = TypeVar("Key", bound=Hashable)
 Step = Callable[[Sequence[Path]], Times]
+
+
+class Cell(NamedTuple):
+    """What is timed: a program of an experiment's detector at a batch size."""
+
+    experiment: Path
+    program: Program
+    batch_size: int
 
 
 class Load:
@@ -63,6 +72,20 @@ def batches(files: Sequence[Path], size: int) -> Iterator[list[Path]]:
         yield list(itertools.islice(endless, size))
 
 
+def one_round(programs: Mapping[Key, Step], batch: list[Path], generator: np.random.Generator) -> dict[Key, Times]:
+    """Run every program once on the same batch, in random order; return the times of each."""
+    keys = list(programs)
+    return {keys[index]: programs[keys[index]](batch) for index in generator.permutation(len(keys))}
+
+
+def warm_up(
+    programs: Mapping[Key, Step], files: Iterator[list[Path]], generator: np.random.Generator, runs: int = WARM_UP
+) -> float:
+    """Run every program `runs` times, in turns; return the median time of a round in seconds."""
+    rounds = [one_round(programs, next(files), generator) for _ in range(runs)]
+    return float(np.median([sum(times.end_to_end for times in each.values()) for each in rounds])) / 1000
+
+
 def take_turns(
     programs: Mapping[Key, Step],
     pairs: Sequence[tuple[Key, Key]],
@@ -73,25 +96,34 @@ def take_turns(
 ) -> dict[Key, list[Times]]:
     """Run every program once per round; return the times of each, by round.
 
-    pairs: programs to compare by their ratio. Rounds are added in blocks of `runs`, until the end-to-end ratio of every
+    pairs: programs to compare by their ratio. Rounds are added in blocks of `runs`, until the ratio of every
     pair is known to RESOLUTION. Stopping depends only on the width of the intervals, not on what they contain, so the
     intervals stay valid (Chow and Robbins 1965). files: yields the batch of each round."""
     times: dict[Key, list[Times]] = {key: [] for key in programs}
-    keys = list(programs)
-    for block in range(MOST_BLOCKS):
-        for _ in progress_bar(range(runs), desc=f"timing, block {block + 1}", unit="round", leave=False):
-            load.sample()
-            batch = next(files)
-            for index in generator.permutation(len(keys)):
-                times[keys[index]].append(programs[keys[index]](batch))
-        if all(resolution(times[one], times[other]) <= RESOLUTION for one, other in pairs):
-            break
+    with progress_bar(total=runs, desc="timing", unit="round", leave=False) as bar:
+        for block in range(1, MOST_BLOCKS + 1):
+            for _ in range(runs):
+                load.sample()
+                for key, each in one_round(programs, next(files), generator).items():
+                    times[key].append(each)
+                bar.update()
+            widest = max((resolution(times[one], times[other]) for one, other in pairs), default=0.0)
+            if widest <= RESOLUTION:
+                break
+            # the width falls with the square root of the number of rounds
+            expected = math.ceil(min(MOST_BLOCKS, block * (widest / RESOLUTION) ** 2))
+            bar.total = runs * min(MOST_BLOCKS, max(block + 1, expected))
     return times
 
 
 def resolution(times: Sequence[Times], reference: Sequence[Times]) -> float:
-    """Return half the width of the interval of the end-to-end ratio, see stats.latency.Ratio."""
-    return ratio_interval(*([each.end_to_end for each in series] for series in (times, reference))).resolution
+    """Return half the width of the interval of the ratio, see stats.latency.Ratio."""
+    return ratio_of(times, reference).resolution
+
+
+def ratio_of(times: Sequence[Times], reference: Sequence[Times]) -> Ratio:
+    """Return the ratio of two programs from end to end, without the time that they waited for a core."""
+    return ratio_interval([each.undelayed for each in times], [each.undelayed for each in reference])
 
 
 def largest_batch(programs: Sequence[Step], files: Sequence[Path], device: torch.device) -> int:
@@ -111,8 +143,7 @@ def largest_batch(programs: Sequence[Step], files: Sequence[Path], device: torch
                 batch = next(stream)
                 seconds = np.array([program(batch).end_to_end for program in programs])
                 found = np.maximum(found, size / seconds)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except torch.OutOfMemoryError:
             return max(1, size // 2)
         if rates is not None and np.all(found < LEAST_GAIN * rates):
             return max(1, size // 2)

@@ -115,7 +115,8 @@ class Experiments:
             )
 
         record = {"session": "one", "measured": "2026-11-30T10:00:00", "device": "cpu", "threads": 2,
-                  "precision": "fp32", "versions": {}, "checkpoint": "best.pt", "images": IMAGES} | changes  # fmt: skip
+                  "precision": "fp32", "versions": {"torch": "2.14"}, "checkpoint": "step_36.pt", "step": 36,
+                  "images": IMAGES, "annotations_sha256": "a" * 8} | changes  # fmt: skip
         write_latency(path, Latency(timings=[timing(batch) for batch in batches], **record))
 
     @property

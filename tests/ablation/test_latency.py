@@ -4,6 +4,8 @@ import argparse
 import csv
 import io
 import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 
 from ablation import compare as command
-from ablation.comparison import Looks
-from ablation.display.latency_tables import latency_sentences, latency_table
+from ablation.comparison import Looks, measure_command
+from ablation.display.latency_tables import budget_warnings, latency_sentences, latency_table
+from ablation.display.plots import write_latency_plot
 from ablation.display.tables import to_csv
 from ablation.latency import Sample, best_places, decision_sample, front_of, within_budget
 from records.latency import Program, read_latency, write_latency
@@ -121,31 +124,80 @@ def test_csv_has_the_latency_of_each_cell(measured):
 def test_cells_that_were_not_measured_are_named(measured):
     for seed in (0, 1):
         (path_of(measured, STRONG, seed) / "latency.json").unlink()
-    comparison = measured.compare(budget=15.0)
-    assert any("Not measured: 'strong x none'" in note for note in latency_table(comparison).notes)
-    assert "Not measured: 'strong x none'" in latency_sentences(comparison)[0]
+    assert any("Not measured: 'strong x none'" in note for note in latency_table(measured.compare()).notes)
+    (warning,) = budget_warnings(measured.compare(budget=15.0))
+    assert "not measured" in warning
+    assert "'strong x none'" in warning
+    paths = [path_of(measured, place, seed) for place in TIMES for seed in (0, 1) if (place, seed) != (STRONG, 1)]
+    command = warning.partition("python -m detection.latency ")[2]
+    assert sorted(command.split()) == sorted(map(str, paths))  # of a cell that was not measured, one run
 
 
-@pytest.mark.parametrize("field", ["device", "threads", "precision"])
+CONDITIONS = {  # field of a record -> a value that differs from the other records, and what the message names
+    "device": ("H200", ("device", "cpu", "H200")),
+    "threads": (1, ("threads", "2", "1")),
+    "precision": ("bf16", ("precision", "fp32", "bf16")),
+    "versions": ({"torch": "2.10"}, ("torch", "2.14", "2.10")),
+    "images": (12, ("images", "60", "12")),
+    "annotations_sha256": ("b" * 64, ("images", "aaaaaaaa", "bbbbbbbb")),
+}
+
+
+@pytest.mark.parametrize("field", CONDITIONS)
 def test_latencies_under_different_conditions_are_refused_or_replaced_by_a_warning(measured, run_in_process, field):
-    values = {"device": ("cpu", "H200"), "threads": (2, 1), "precision": ("fp32", "bf16")}[field]
+    value, named = CONDITIONS[field]
     path = path_of(measured, STRONG, seed=1)
-    measured.measure(path, 20, **{field: values[1]})
+    measured.measure(path, 20, **{field: value})
     with pytest.raises(ValueError, match="--budget 20ms") as error:
         measured.compare(budget=20.0)
-    facts = (field, *map(str, values), str(path), "python -m detection.latency")
+    facts = (*named, str(path), "python -m detection.latency")
     assert all(fact in str(error.value) for fact in facts)
     assert "\n" not in str(error.value)
     paths, small = sorted(measured.folder.iterdir()), ["--replicates", 200]
     code, _, errors = run_in_process(command, *paths, *small, "--columns", "AP50,latency_p50")
     assert code
-    assert field in errors[0]
+    assert named[0] in errors[0]
     _, text, _ = run_in_process(command, *paths, *small, "--columns", "all")
     assert "latency p50" not in text
     assert all(fact in text for fact in facts)
     line = cell_lines(measured.compare())["weak x none"]
     assert "latency_p50" not in line
-    assert field in line["warnings"]
+    assert named[0] in line["warnings"]
+
+
+def test_the_version_of_onnxruntime_counts_only_for_its_times(measured):
+    for number, (_, path, _) in enumerate(runs_of(measured)):
+        record = read_latency(path)
+        timings = [each.model_copy(update={"program": "onnxruntime"}) for each in record.timings]
+        versions = record.versions | {"onnxruntime": f"1.{number}"}
+        write_latency(path, record.model_copy(update={"timings": record.timings + timings, "versions": versions}))
+    assert measured.compare().latencies.conflict == ""
+    assert "onnxruntime is 1.0" in measured.compare(program="onnxruntime").latencies.conflict
+
+
+def test_times_of_a_different_checkpoint_than_the_scores_are_refused(measured):
+    path = path_of(measured, WEAK)
+    results = json.loads((path / "results.json").read_text())
+    (path / "results.json").write_text(json.dumps(results | {"steps": 36}))
+    assert measured.compare(budget=20.0).latencies.conflict == ""
+    (path / "results.json").write_text(json.dumps(results | {"steps": 90}))
+    with pytest.raises(ValueError, match=r"--budget 20ms") as error:
+        measured.compare(budget=20.0)
+    assert all(
+        part in str(error.value) for part in (str(path), "step_36.pt", "step 36", "step 90", "measure all again")
+    )
+    assert "step 90" in measured.compare().latencies.conflict
+
+
+def test_a_corrupt_record_stops_only_a_comparison_that_needs_latencies(measured):
+    path = path_of(measured, WEAK) / "latency.json"
+    path.write_text("{")
+    comparison = measured.compare()
+    assert comparison.latencies.cells == {}
+    assert str(path) in comparison.latencies.conflict
+    assert comparison.differences
+    with pytest.raises(ValueError, match=r"--budget 20ms.*latency\.json: corrupt"):
+        measured.compare(budget=20.0)
 
 
 def test_cells_measured_in_several_sessions_get_a_note(measured):
@@ -155,6 +207,54 @@ def test_cells_measured_in_several_sessions_get_a_note(measured):
     comparison = measured.compare()
     assert comparison.latencies.sessions == {"one", "two"}
     assert any("2 sessions" in note for note in latency_table(comparison).notes)
+    assert any("2 sessions" in warning for warning in budget_warnings(measured.compare(budget=15.0)))
+
+
+def test_an_answer_that_no_other_measurement_would_change_has_no_warning(measured):
+    assert budget_warnings(measured.compare(budget=15.0)) == budget_warnings(measured.compare()) == []
+
+
+@pytest.mark.parametrize("form", ["md", "latex", "csv", "html"])
+def test_a_borderline_cell_is_a_warning_beside_the_answer(measured, run_in_process, tmp_path, form):
+    path = tmp_path / "answer"
+    words = ("--replicates", 200, "--budget", "20ms", "--format", form, "--output", path)
+    run_in_process(command, *sorted(measured.folder.iterdir()), *words)
+    lines = [line for line in path.read_text().splitlines() if "borderline: " in line]
+    assert lines
+    assert "strong x none" in lines[0]
+    if form in ("md", "latex"):
+        before = [line for line in path.read_text().splitlines() if line.strip("% ")]
+        number = next(number for number, line in enumerate(before) if "Within 20 ms" in line)
+        assert "WARNING: borderline" in before[number + 1]
+
+
+@pytest.mark.parametrize(
+    ("loads", "shown"), [((None, None), None), ((1.52, 1.52), "average, 1.5 processes"), ((1, 3.0), "1.0 to 3.0")]
+)
+def test_the_answer_says_how_the_latency_was_measured(measured, loads, shown):
+    for place, path, seed in runs_of(measured):
+        measured.measure(path, TIMES[place], load=loads[seed])
+    (sentence,) = latency_sentences(measured.compare(budget=15.0))
+    assert "eager program in fp32 on cpu with 2 threads" in sentence
+    assert shown in sentence if shown else "average" not in sentence
+
+
+def test_the_command_of_a_message_lists_at_most_24_experiments():
+    paths = [Path(f"my runs/experiment_{number}") for number in range(25)]
+    assert measure_command(paths[:2]).endswith("latency 'my runs/experiment_0' 'my runs/experiment_1'")
+    assert measure_command(paths).count("experiment_") == 24
+    assert measure_command(paths).endswith(" ...")
+
+
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_all_columns_include_those_of_latency_only_if_measured(experiments, run_in_process, is_measured):
+    path = experiments.add("a")
+    if is_measured:
+        experiments.measure(path, 10)
+    _, text, _ = run_in_process(command, path, "--replicates", 200, "--columns", "all")
+    headings = ("latency p50 (ms)", "latency p95 (ms)", "| images/s |")
+    assert [heading in text for heading in headings] == [is_measured] * 3
+    assert "Latency: median" in text or not is_measured
 
 
 # ---- front -------------------------------------------------------------------------------------------------
@@ -275,7 +375,7 @@ def test_the_command_shows_the_budget_in_every_text_format(measured, run_in_proc
     paths = sorted(measured.folder.iterdir())
     _, text, _ = run_in_process(command, *paths, "--replicates", 200, "--format", form, "--budget", "0.021s")
     assert "may_be_best_within_budget" in text if form == "csv" else "within 21 ms" in text
-    assert form == "csv" or "Within 21 ms: the best is 'strong x none'" in text
+    assert form == "csv" or "Within 21 ms, 'strong x none' is the best" in text
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
@@ -287,6 +387,21 @@ def test_the_plot_is_written_as_a_picture(measured, run_in_process, tmp_path, su
     assert str(path) in text
     if suffix == ".svg":
         assert all(name in path.read_text() for name in ("weak x none", "strong x fpn", "may be on the front"))
+
+
+def test_long_names_are_wrapped_in_the_legend_of_the_plot_and_unmeasured_cells_are_left_out(experiments, tmp_path):
+    long = f"backbone {'with many words ' * 10}end"
+    for name in (long, "W" * 150):
+        experiments.measure(experiments.add(name), 10)
+    experiments.add("unmeasured")
+    write_latency_plot(tmp_path / "plot.svg", experiments.compare())
+    text = (tmp_path / "plot.svg").read_text()
+    assert "unmeasured" not in text
+    root = ElementTree.fromstring(text)
+    width = float(root.get("viewBox").split()[2])
+    labels = [each for each in root.iter("{http://www.w3.org/2000/svg}text") if each.text and "many words" in each.text]
+    assert len(labels) > 1
+    assert all(len(each.text) * 4.9 < width for each in labels)  # 8 points: 4.9 points per character
 
 
 def test_a_plot_without_latencies_or_with_another_suffix_is_refused(grid, run_in_process, tmp_path):

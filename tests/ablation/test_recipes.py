@@ -7,6 +7,7 @@ import pytest
 from ablation import compare as command
 from ablation.cells import compare
 from ablation.config_classes import config_class, default_values
+from ablation.display.report import write_report
 from ablation.scheduling.jobs import State
 from engine.strict_yaml import read_yaml
 
@@ -106,3 +107,32 @@ def test_the_changes_of_experiments_are_in_the_tables(experiments, run_in_proces
     _, text, _ = run_in_process(command, *sorted(experiments.folder.iterdir()), "--format", form)
     assert "train.epochs=9" in text
     assert "differs from a (train.epochs 3)" in text
+
+
+LONG = {"augmentation": "a_long_name", "schedule": "another_long_name"}
+
+
+def test_recipes_that_differ_in_many_fields_are_named_by_experiment_and_listed(experiments):
+    experiments.add("a")
+    experiments.add("a", seed=1, config=LONG)
+    experiments.add("a", seed=2, config=LONG)
+    experiments.add("b")
+    comparison = experiments.compare()
+    assert comparison.rows == ["a (experiment_1)", "a (experiment_2)", "b"]
+    fields = "train.augmentation=a_long_name, train.schedule=another_long_name"
+    assert dict(comparison.recipes)["a (experiment_2) x none"] == fields
+    assert not [each for each in comparison.warnings if "recipes also differ" in each]
+
+
+def test_experiments_of_the_same_name_in_different_folders_are_named_by_path(experiments, new_experiments):
+    paths = [experiments.add("a"), new_experiments().add("a", config=LONG)]
+    comparison = compare(paths, experiments.folder, replicates=200)
+    assert comparison.rows == [f"a ({path})" for path in paths]
+
+
+def test_the_page_refers_from_the_scores_to_the_recipes(experiments, tmp_path):
+    for options in ({}, {"config": LONG}):
+        experiments.add("a", **options)
+    write_report(tmp_path / "page.html", experiments.compare())
+    scores = (tmp_path / "page.html").read_text().partition('<section id="scores">')[2].partition("</section>")[0]
+    assert 'href="#how"' in scores

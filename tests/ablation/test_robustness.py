@@ -4,6 +4,8 @@ import csv
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from PIL import Image
 from scipy.stats import kendalltau
 
 from ablation import compare as command
+from ablation.comparison import Looks
 from ablation.display.report import write_report
-from ablation.display.robustness_tables import robustness_sentences, robustness_tables
+from ablation.display.robustness_tables import robustness_columns, robustness_sentences, robustness_tables
 from ablation.display.tables import to_csv
+from ablation.robustness import add_robustness
 from records.robustness import CLEAN, FOLDER, Robustness, read_robustness, statistics_name, write_robustness
 from stats.bootstrap import average_precision, image_weights, mean_average_precision
 from stats.image_statistics import compact, load_statistics
@@ -152,6 +156,46 @@ def test_equal_cells_are_not_told_apart(new_experiments):
     assert shown <= 3  # 1 expected
 
 
+# ---- planned looks -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planned():
+    """Return a grid that plans looks at two and at three seeds per cell."""
+    return SimpleNamespace(config=SimpleNamespace(seeds=[0, 1, 2]), path=Path("grid.yaml"))
+
+
+def test_only_the_runs_of_the_latest_complete_look_count_at_its_level(overtaken, planned):
+    comparison = overtaken.compare(baseline="plain x none", replicates=300)
+    comparison.looks = Looks((2, 3), [0.6], [0.01], {})
+    add_robustness(comparison, planned)
+    found = comparison.robustness
+    for cell in comparison.scored_cells:
+        expected = np.mean([read_robustness(run.path).mPC for run in cell.scored_runs if run.seed < 2])
+        assert found.cells[cell.place].mean.estimate == pytest.approx(expected)
+    assert {each.level for each in found.differences.values()} == {0.01}
+    notes = " ".join(robustness_tables(comparison)[0].notes)
+    assert "look 1" in notes
+    assert "below 0.01" in notes
+
+
+def test_a_cell_without_runs_in_the_look_is_left_out(overtaken, planned):
+    comparison = overtaken.compare(baseline="plain x none", replicates=300)
+    comparison.looks = Looks((2, 3), [0.6], [0.01], {})
+    cell = comparison.cells["sturdy", "none"]
+    cell.runs = [run for run in cell.runs if run.seed == 2]
+    add_robustness(comparison, planned)
+    assert [row[0] for row in robustness_tables(comparison)[0].rows] == ["plain x none", "sharp x none"]
+    assert robustness_columns(comparison, cell)["mPC"] is None
+
+
+def test_before_the_first_look_nothing_is_tested(overtaken, planned):
+    comparison = overtaken.compare(replicates=300)
+    comparison.looks = Looks((2, 3), [], [], {})
+    with pytest.raises(ValueError, match=r"first planned look, at 2 seeds.* ablation\.grid run grid\.yaml"):
+        add_robustness(comparison, planned)
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------
 
 
@@ -160,6 +204,49 @@ def test_a_run_without_a_record_is_named_with_the_command_that_makes_it(new_expe
     add_detector(experiments, "a", 0.8, 0.5)
     path = experiments.add("b")
     with pytest.raises(ValueError, match=rf"{path}: no scores .* python -m detection.evaluate {path} --corruptions"):
+        experiments.compare(corruptions=True)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"metric": "mAP"}', "[1, 2]"])
+def test_a_corrupt_record_ends_the_command_with_one_line_and_the_cure(new_experiments, run_in_process, content):
+    experiments = new_experiments()
+    paths = [add_detector(experiments, name, 0.8, 0.5) for name in "ab"]
+    file = paths[1] / "corruptions.json"
+    file.write_text(content)
+    code, _, errors = run_in_process(command, *paths, "--corruptions", "--replicates", "200")
+    assert (code, len(errors)) == (2, 1)
+    assert f"{file}: corrupt" in errors[0]
+    assert f"delete this file and run python -m detection.evaluate {paths[1]} --corruptions" in errors[0]
+    assert file.read_text() == content
+
+
+@pytest.mark.parametrize("option", [["--one-family"], ["--seed-sd", "0.01", "--seed-df", "9"]])
+def test_options_that_do_not_hold_under_corruption_are_refused(overtaken, run_in_process, option):
+    code, _, errors = run_in_process(command, *sorted(overtaken.folder.iterdir()), "--corruptions", *option)
+    assert code == 2
+    assert len(errors) == 1
+    assert option[0] in errors[0]
+    assert "--corruptions" in errors[0]
+
+
+def test_a_missing_record_is_made_with_the_corruptions_of_the_other_runs(new_experiments):
+    experiments = new_experiments()
+    add_detector(experiments, "a", 0.8, 0.5)
+    path = experiments.add("b")
+    command = f"python -m detection.evaluate {path} --corruptions fog,zoom_blur --severities 1,5"
+    with pytest.raises(ValueError, match=command):
+        experiments.compare(corruptions=True)
+
+
+@pytest.mark.parametrize("content", [None, b"PK not a zip"])
+def test_missing_or_corrupt_statistics_are_named_with_the_command_that_repairs_them(new_experiments, content):
+    experiments = new_experiments()
+    path = add_detector(experiments, "a", 0.8, 0.5)
+    file = path / FOLDER / statistics_name("fog", 5)
+    file.unlink()
+    if content:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file}: .* python -m detection.evaluate {path} --corruptions fog,zoom"):
         experiments.compare(corruptions=True)
 
 

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stats.latency import correlation_time, critical_rank, quantile_interval, ratio_interval, signed_rank_probabilities
+from stats.latency import (
+    TOLERANCE,
+    Ratio,
+    correlation_time,
+    critical_rank,
+    pairwise_ratios,
+    quantile_interval,
+    ratio_interval,
+    signed_rank_probabilities,
+)
 
 
 def busy_times(generator: np.random.Generator, rounds: int, factors: tuple[float, ...]) -> list[np.ndarray]:
@@ -22,6 +31,10 @@ def busy_times(generator: np.random.Generator, rounds: int, factors: tuple[float
     load = load.reshape(rounds, len(factors)) * (1 + generator.pareto(2, (rounds, len(factors))) * 0.1)
     order = np.argsort(generator.random((rounds, len(factors))), axis=1)
     return [np.take_along_axis(load, order[:, [index]], 1)[:, 0] * factor for index, factor in enumerate(factors)]
+
+
+def excludes_one(ratio: Ratio) -> bool:
+    return not ratio.low <= 1 <= ratio.high
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5, 9])
@@ -43,7 +56,7 @@ def test_the_ratio_interval_excludes_one_exactly_if_the_signed_rank_test_is_sign
         method = "exact" if rounds <= 60 else "approx"
         p = stats.wilcoxon(logs, method=method, correction=rounds > 60).pvalue
         if abs(p - 0.05) > 1e-3:
-            assert (found.verdict != "no difference shown") == (p < 0.05)
+            assert excludes_one(found) == (p < 0.05)
 
 
 def test_the_estimate_is_the_median_of_the_mean_log_ratios_of_all_pairs():
@@ -67,7 +80,7 @@ def test_series_of_different_lengths_are_refused():
 def test_equal_programs_are_told_apart_as_rarely_as_promised_under_slowly_changing_load():
     generator = np.random.default_rng(0)
     found = [ratio_interval(*busy_times(generator, 100, (1, 1)), confidence=0.95) for _ in range(400)]
-    wrong = sum(each.verdict != "no difference shown" for each in found)
+    wrong = sum(map(excludes_one, found))
     assert wrong <= stats.binom.ppf(0.999, 400, 0.05)
 
 
@@ -76,6 +89,35 @@ def test_a_difference_of_5_percent_is_found_and_covered_under_slowly_changing_lo
     found = [ratio_interval(*busy_times(generator, 1500, (1.05, 1))) for _ in range(20)]
     assert [each.verdict for each in found] == ["slower"] * 20
     assert all(each.low < 1.05 < each.high for each in found)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.001, 1.04, "no difference shown"),  # shown to be slower, but perhaps by less than the tolerance
+        (1.011, 1.04, "slower"),
+        (0.96, 0.999, "no difference shown"),
+        (0.96, 1 / 1.011, "faster"),
+    ],
+)
+def test_a_verdict_needs_a_difference_beyond_the_tolerance(low, high, verdict):
+    assert TOLERANCE == 0.01
+    assert Ratio(1.0, low, high).verdict == verdict
+
+
+def test_the_intervals_of_all_pairs_are_those_of_each_pair_at_bonferronis_level():
+    generator = np.random.default_rng(5)
+    rounds = np.exp(generator.normal(0, 0.1, (3, 80))) * [[1.0], [2.0], [3.0]]
+    low, high = pairwise_ratios(rounds, 0.03)
+    for one, other in itertools.combinations(range(3), 2):
+        expected = ratio_interval(rounds[one], rounds[other], confidence=0.99)
+        assert (low[one, other], high[one, other]) == (expected.low, expected.high)
+        assert (low[other, one], high[other, one]) == pytest.approx((1 / expected.high, 1 / expected.low))
+
+
+def test_the_intervals_of_pairs_have_no_ends_if_there_are_too_few_rounds():
+    low, high = pairwise_ratios(np.ones((2, 5)), 0.05)
+    assert (low[0, 1], high[0, 1], low[1, 0], high[1, 0]) == (0, np.inf, 0, np.inf)
 
 
 @pytest.mark.parametrize("quantile", [0.5, 0.95])

@@ -1,9 +1,10 @@
-"""The Pareto front of uncertain scores and costs: memberships, intervals of ratios, and their error rates."""
+"""The Pareto front of uncertain scores and costs: memberships and their error rates."""
 
 import numpy as np
 import pytest
 
-from stats.pareto import Membership, front_membership, paired_ratios, shown_higher
+from stats.latency import pairwise_ratios
+from stats.pareto import Membership, front_membership, shown_higher
 
 YES, MAYBE, NO = Membership
 
@@ -72,28 +73,6 @@ def test_of_equal_cells_one_is_shown_higher_in_5_percent_of_trials_whatever_thei
     assert 0.02 < np.mean(found) < 0.09  # 15 pairs: about 35% without a correction
 
 
-def test_paired_ratios_are_the_interval_of_the_median_from_the_binomial_distribution():
-    rounds = np.stack([np.arange(1.0, 21), np.ones(20)])
-    low, high = paired_ratios(rounds, 0.05)
-    # n = 20: the 6th and 15th value, P(X <= 5) = 0.0207 (tables of the sign test)
-    assert (low[0, 1], high[0, 1]) == (6, 15)
-    assert (low[1, 0], high[1, 0]) == pytest.approx((1 / 15, 1 / 6))
-    assert (low[0, 0], high[0, 0]) == (0, np.inf)
-
-
-def test_too_few_rounds_show_nothing():
-    low, high = paired_ratios(np.ones((2, 5)) * [[2.0], [1.0]], 0.05)
-    assert (low[0, 1], high[0, 1]) == (0, np.inf)
-
-
-def test_pairs_find_a_ratio_that_common_disturbances_hide():
-    generator = np.random.default_rng(0)
-    machine = np.exp(generator.normal(0, 0.5, 200))  # a busy machine slows a round as a whole
-    rounds = np.stack([1.05 * machine, machine]) * np.exp(generator.normal(0, 0.03, (2, 200)))
-    low, high = paired_ratios(rounds, 0.025)
-    assert 1.01 < low[0, 1] < 1.05 < high[0, 1] < 1.08
-
-
 @pytest.mark.parametrize(
     ("scores", "truth"),
     [
@@ -107,7 +86,7 @@ def test_all_statements_are_true_together_in_95_percent_of_trials(scores, truth)
     for _ in range(trials):
         measured = costs[:, None] * np.exp(generator.normal(0, 0.05, (6, 60)) + generator.normal(0, 0.3, 60))
         estimates = scores + generator.normal(size=6)
-        found = front_membership(estimates, estimates[:, None] + spread, *paired_ratios(measured, 0.025))
+        found = front_membership(estimates, estimates[:, None] + spread, *pairwise_ratios(measured, 0.025))
         wrong += any(each not in (MAYBE, true) for each, true in zip(found, truth, strict=True))
     assert wrong / trials <= 0.05
 
@@ -118,6 +97,6 @@ def test_clear_fronts_are_found_in_noise():
     for _ in range(trials):
         measured = costs[:, None] * np.exp(generator.normal(0, 0.1, (4, 200)) + generator.normal(0, 0.3, 200))
         estimates = scores + generator.normal(size=4)
-        found = front_membership(estimates, estimates[:, None] + spread, *paired_ratios(measured, 0.025))
+        found = front_membership(estimates, estimates[:, None] + spread, *pairwise_ratios(measured, 0.025))
         right += np.array(found == np.array([YES, YES, NO, YES])).sum()
     assert right / (4 * trials) > 0.95

@@ -7,6 +7,7 @@ from PIL import Image
 from detection.corruptions import images
 from detection.corruptions.images import CORRUPTIONS, SEVERITIES, corrupt, library_versions, parse_names
 from engine.text import UnknownNameError
+from records.robustness import NUM_CORRUPTIONS
 
 try:
     library_versions()
@@ -82,7 +83,7 @@ def test_the_global_random_generator_is_left_as_it_was(picture):
 
 
 def test_there_are_fifteen_corruptions_of_four_kinds():
-    assert len(CORRUPTIONS) == 15
+    assert len(CORRUPTIONS) == NUM_CORRUPTIONS == 15
     assert [list(CORRUPTIONS.values()).count(kind) for kind in ("noise", "blur", "weather", "digital")] == [3, 4, 4, 4]
 
 

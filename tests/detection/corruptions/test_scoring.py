@@ -5,8 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from detection import evaluate
+from detection.coco.annotations import read_coco
 from detection.corruptions import scoring
 from records.robustness import read_robustness, statistics_name
 from stats.bootstrap import average_precision, mean_average_precision
@@ -148,6 +150,31 @@ def test_cached_images_give_the_same_scores_to_the_next_detector(
     run_in_process(evaluate, other, *words)
     assert len(corrupted) == 12
     assert read_robustness(other) == read_robustness(experiment)
+
+
+def key_of(folder, annotations):
+    (folder / "annotations.json").write_text(json.dumps(annotations))
+    return scoring.cache_key(read_coco(folder / "annotations.json", folder / "images"), VERSIONS)
+
+
+def test_a_copy_of_the_data_shares_the_cache_also_with_other_labels(folder, content, tmp_path_factory):
+    copy = shutil.copytree(folder, tmp_path_factory.mktemp("elsewhere") / "data")
+    relabelled = content | {"annotations": content["annotations"][:1]}
+    assert key_of(copy, relabelled) == key_of(folder, content)
+
+
+@pytest.mark.parametrize("change", ["pixels", "id", "versions", "shrunk"])
+def test_images_that_are_corrupted_in_a_different_way_do_not_share_the_cache(folder, content, change, monkeypatch):
+    before = key_of(folder, content)
+    if change == "pixels":  # the same annotation file, with different images of the same size
+        Image.new("RGB", (40, 30)).save(folder / "images/a.png")
+    elif change == "id":
+        content["images"][0]["id"] = content["annotations"][1]["image_id"] = 51
+    elif change == "versions":
+        monkeypatch.setitem(VERSIONS, "numpy", "3")
+    else:
+        (folder / "images/shrunk.json").write_text('{"short_side": 30}')
+    assert key_of(folder, content) != before
 
 
 @pytest.mark.parametrize(
