@@ -51,7 +51,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         "ratios are precise enough to see a difference of 5%%",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the order of images and programs (default: 0)")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_intermixed_args(words)
     arguments.overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
     arguments.experiments = [Path(word) for word in arguments.words if word not in arguments.overrides]
     if other := [word for word in arguments.overrides if not word.startswith("data.")]:

@@ -35,6 +35,12 @@ def few_rounds(monkeypatch):
     monkeypatch.setattr(timing, "peak_memory", lambda *words: [None] * len(words[-1]))
 
 
+def test_options_may_stand_between_experiments_and_fields(tmp_path):
+    words = [str(tmp_path), "--precision", "fp32", "data.root=photos"]
+    arguments = detection.latency.parse_arguments(words)
+    assert (arguments.experiments, arguments.overrides) == ([tmp_path], ["data.root=photos"])
+
+
 def test_experiments_that_are_measured_together_share_a_session_and_its_rounds(latency, two, few_rounds):
     code, output, errors = latency(*two, "--programs", "eager", "--precision", "fp32", "--runs", 20)
     assert code == 0, errors
