@@ -7,6 +7,7 @@ from ablation.comparison import CellLatency, Comparison, Latencies
 from ablation.display.formats import Table
 from engine.text import listed
 from records.results import Place
+from stats.latency import TOLERANCE
 from stats.pareto import Membership
 
 MAX_NAMED = 6  # cells in a sentence; the table lists all
@@ -135,8 +136,9 @@ def latency_notes(comparison: Comparison) -> list[str]:
     if found.front:
         scope = "" if comparison.covers_seeds else ", for these weights only"
         notes.append(
-            "A cell is on the Pareto front if no other cell has a better score and takes at most 1% longer. With 95% "
-            f"confidence, all answers yes and no are true together{scope}. Maybe: the data do not decide."
+            f"A cell is on the Pareto front if no other cell has a better score and takes at most {TOLERANCE:.0%} "
+            f"longer. With 95% confidence, all answers yes and no are true together{scope}. Maybe: the data do not "
+            "decide."
         )
     return notes
 
