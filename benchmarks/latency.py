@@ -49,9 +49,9 @@ def step_of(model: nn.Module, images: torch.Tensor) -> Callable[[Sequence[Path]]
 
     @torch.inference_mode()
     def step(_: Sequence[Path]) -> Times:
-        started, waiting = finished(images.device), waited()
+        started, waiting = finished(images.device), waited(images.device)
         model(images)
-        waiting = waited() - waiting
+        waiting = waited(images.device) - waiting
         milliseconds = 1000 * (finished(images.device) - started)
         return Times(milliseconds, 0.0, milliseconds, 1000 * waiting)
 

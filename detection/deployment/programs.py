@@ -37,7 +37,7 @@ class Times(NamedTuple):
     network: float  # from the batch on the device to raw outputs
     postprocess: float  # from raw outputs to boxes, with NMS
     end_to_end: float  # from image files to boxes in pixels: also decoding, resizing, and transfers
-    waiting: float = 0.0  # part of end_to_end: other processes had the core; only of the main thread
+    waiting: float = 0.0  # part of end_to_end: other processes had the core; CPU only, and only of the main thread
 
     @property
     def undelayed(self) -> float:
@@ -59,7 +59,7 @@ class Runner:
     def run(self, files: Sequence[Path]) -> tuple[list[Detections], Times]:
         """Detect objects in image files, as one batch."""
         device = self.detector.device
-        started, waiting = time.perf_counter(), waited()
+        started, waiting = time.perf_counter(), waited(device)
         pictures = [rgb_pixels(file) for file in files]
         images = self.detector.batch(pictures, self.channels_last)
         loaded = finished(device)
@@ -68,7 +68,7 @@ class Runner:
         results = self.detector.postprocess(outputs)
         detected = finished(device)
         found = [self.detector.in_pixels(raw, pixels.shape) for pixels, raw in zip(pictures, results, strict=True)]
-        waiting = waited() - waiting  # read within the times of the clock, so that it cannot exceed them
+        waiting = waited(device) - waiting  # read within the times of the clock, so that it cannot exceed them
         seconds = computed - loaded, detected - computed, finished(device) - started, waiting
         return found, Times(*(1000 * each for each in seconds))
 
@@ -80,8 +80,12 @@ def finished(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def waited() -> float:
-    """Return how long this thread has waited for a core so far, in seconds; 0 on systems that do not report it."""
+def waited(device: torch.device) -> float:
+    """Return how long this thread has waited for a core so far, in seconds.
+
+    0 on systems that do not report it, and for a GPU, which computes while the thread waits."""
+    if device.type == "cuda":
+        return 0.0
     try:
         return int(SCHEDULE.read_text().split()[1]) / 1e9  # see "schedstat" in proc_pid(5)
     except (OSError, ValueError, IndexError):

@@ -29,7 +29,7 @@ from engine.logbook import logger, progress_bar
 from engine.strict_yaml import ConfigError
 from engine.terminal import counted, first_line
 from records.experiment import describe_environment, read_experiment_config
-from records.latency import LATENCY_FILE, Latency, Percentiles, Program, Timing, write_latency
+from records.latency import LATENCY_FILE, Latency, Percentiles, Program, Timing, read_latency, write_latency
 from stats.latency import quantile_interval
 
 STAGES = ("network", "postprocess", "end_to_end")
@@ -48,11 +48,12 @@ def run_latency(arguments: argparse.Namespace, device: torch.device) -> None:
     split = common_split(arguments.experiments, arguments.overrides)
     files = shuffled_files(split, arguments.seed)
     runners = build_runners(detectors, available(arguments.programs, device, precision), precision, files)
-    load_meter, times = timing.Load(), {}
+    announce_replaced(arguments.experiments)
+    load_meter, times, name = timing.Load(), {}, uuid.uuid4().hex[:12]
     for part in measure(runners, files, arguments.runs, np.random.default_rng(arguments.seed), load_meter):
         times |= part
         timings = {cell: timing_record(cell, series) for cell, series in times.items()}
-        session = describe_session(device, precision, split, load_meter)
+        session = {"session": name} | describe_session(device, precision, split, load_meter)
         write_records(detectors, session, timings)  # now, because a larger batch or measuring memory can fail
     timings = with_memory(timings, runners, files, precision)
     write_records(detectors, session, timings)
@@ -151,7 +152,7 @@ def measure(
         try:
             times = measure_batches(steps, files, size, runs, generator, load_meter)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not timing.is_out_of_memory(error):
                 raise
         else:
             yield times
@@ -173,14 +174,15 @@ def measure_batches(
     stream = timing.batches(files, size)
     seconds = timing.warm_up(steps, stream, generator, max(2, timing.WARM_UP // size))  # also compiles for this size
     pairs = compared_pairs(list(steps))
+    blocks = timing.MOST_BLOCKS
     if size > 1:
-        runs = max(timing.FEWEST_RUNS, math.ceil(runs / size))
-    most = timing.MOST_BLOCKS * runs if pairs else runs
+        runs, blocks = max(timing.FEWEST_RUNS, math.ceil(runs / size)), timing.MOST_BLOCKS_OF_BATCHES
+    most = blocks * runs if pairs else runs
     logger.info(
         "batch size %d: %s rounds of %s, %s", size, span(runs, most), counted(len(steps), "program", "programs"),
         f"about {span(*(math.ceil(count * seconds / 60) for count in (runs, most)))} min",
     )  # fmt: skip
-    series = timing.take_turns(steps, pairs, stream, runs, generator, load_meter)
+    series = timing.take_turns(steps, pairs, stream, runs, generator, load_meter, blocks)
     return {Cell(*key, size): each for key, each in series.items()}
 
 
@@ -194,15 +196,6 @@ def compared_pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
     reference = keys[0][0]
     pairs = [((path, program), (reference, program)) for path, program in keys if path != reference]
     return [pair for pair in pairs if pair[1] in keys]
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether an error, or one that caused it, says that a GPU has too little memory. Compilers wrap errors."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def with_memory(
@@ -246,7 +239,7 @@ def timing_record(cell: Cell, series: Sequence[Times]) -> Timing:
 
 
 def describe_session(device: torch.device, precision: Precision, split: CocoFile, load_meter: timing.Load) -> dict:
-    """Return the fields of Latency that all experiments of the session share."""
+    """Return the fields of Latency that all experiments of the session share, without its name."""
     environment = describe_environment([platform.node()], device)
     cpu = f"{environment['cpu']} ({torch.backends.cpu.get_cpu_capability()}, {allowed_cores()} cores)"
     versions = {"python": platform.python_version()}
@@ -254,7 +247,6 @@ def describe_session(device: torch.device, precision: Precision, split: CocoFile
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {
-        "session": uuid.uuid4().hex[:12],
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": environment["device"] if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
@@ -276,6 +268,15 @@ def power_state(device: torch.device) -> str | None:
     with suppress(OSError):
         return f"governor {GOVERNOR.read_text().strip()}"
     return None
+
+
+def announce_replaced(experiments: Sequence[Path]) -> None:
+    """Log which earlier measurements this session will replace, because an experiment keeps only the last one."""
+    for path in experiments:
+        with suppress(ValueError):  # an invalid record is replaced too
+            if old := read_latency(path):
+                programs = ", ".join(dict.fromkeys(each.program for each in old.timings))
+                logger.warning("%s: replaces the times of %s (%s on %s)", path, old.measured[:10], programs, old.device)
 
 
 def write_records(detectors: Mapping[Path, Detector], session: dict, timings: Mapping[Cell, Timing]) -> None:

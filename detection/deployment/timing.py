@@ -30,6 +30,7 @@ from stats.latency import Ratio, ratio_interval
 WARM_UP = 10  # runs of each program before the first round; fewer of a larger batch
 FEWEST_RUNS = 20  # of a batch of several images
 MOST_BLOCKS = 10  # rounds are added in blocks of `runs`, until the ratios are precise, but at most 10 blocks
+MOST_BLOCKS_OF_BATCHES = 2  # of several images, because each round takes long
 RESOLUTION = 0.015  # half the width of the interval of a ratio that is precise enough to see a difference of 5%
 LARGEST_BATCH = 64
 LEAST_GAIN = 1.05  # in images per second, from doubling the batch
@@ -93,15 +94,17 @@ def take_turns(
     runs: int,
     generator: np.random.Generator,
     load: Load,
+    most_blocks: int = MOST_BLOCKS,
 ) -> dict[Key, list[Times]]:
     """Run every program once per round; return the times of each, by round.
 
-    pairs: programs to compare by their ratio. Rounds are added in blocks of `runs`, until the ratio of every
-    pair is known to RESOLUTION. Stopping depends only on the width of the intervals, not on what they contain, so the
-    intervals stay valid (Chow and Robbins 1965). files: yields the batch of each round."""
+    pairs: programs to compare by their ratio. Rounds are added in blocks of `runs`, until the ratio of every pair is
+    known to RESOLUTION, but at most `most_blocks`. If that is not enough, a warning says how precise the ratios are.
+    Stopping depends only on the width of the intervals, not on what they contain, so the intervals stay valid (Chow and
+    Robbins 1965). files: yields the batch of each round."""
     times: dict[Key, list[Times]] = {key: [] for key in programs}
     with progress_bar(total=runs, desc="timing", unit="round", leave=False) as bar:
-        for block in range(1, MOST_BLOCKS + 1):
+        for block in range(1, most_blocks + 1):
             for _ in range(runs):
                 load.sample()
                 for key, each in one_round(programs, next(files), generator).items():
@@ -111,8 +114,13 @@ def take_turns(
             if widest <= RESOLUTION:
                 break
             # the width falls with the square root of the number of rounds
-            expected = math.ceil(min(MOST_BLOCKS, block * (widest / RESOLUTION) ** 2))
-            bar.total = runs * min(MOST_BLOCKS, max(block + 1, expected))
+            expected = math.ceil(min(most_blocks, block * (widest / RESOLUTION) ** 2))
+            bar.total = runs * min(most_blocks, max(block + 1, expected))
+    if widest > RESOLUTION:
+        logger.warning(
+            "after %d rounds, ratios are known to %.1f%% only, so smaller differences are not shown; for more rounds, "
+            "raise --runs, or measure while the machine is less busy", len(times[pairs[0][0]]), 100 * widest
+        )  # fmt: skip
     return times
 
 
@@ -143,12 +151,23 @@ def largest_batch(programs: Sequence[Step], files: Sequence[Path], device: torch
                 batch = next(stream)
                 seconds = np.array([program(batch).end_to_end for program in programs])
                 found = np.maximum(found, size / seconds)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             return max(1, size // 2)
         if rates is not None and np.all(found < LEAST_GAIN * rates):
             return max(1, size // 2)
         rates = found
     return LARGEST_BATCH
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that caused it, says that a GPU has too little memory. Compilers wrap errors."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -47,10 +47,10 @@ def test_a_runner_finds_the_same_boxes_as_the_detector_and_its_stages_take_part_
 @pytest.mark.skipif(not SCHEDULE.exists(), reason="this system does not report how long threads wait for a core")
 def test_the_wait_of_a_thread_for_a_core_is_measured():
     def spin(seconds: float) -> float:
-        started, waiting = time.perf_counter(), waited()
+        started, waiting = time.perf_counter(), waited(torch.device("cpu"))
         while time.perf_counter() < started + seconds:
             pass
-        return waited() - waiting
+        return waited(torch.device("cpu")) - waiting
 
     core = min(os.sched_getaffinity(0))
     allowed = os.sched_getaffinity(0)
@@ -66,7 +66,7 @@ def test_the_wait_of_a_thread_for_a_core_is_measured():
 
 def test_systems_that_do_not_report_waiting_count_none(monkeypatch, tmp_path):
     monkeypatch.setattr("detection.deployment.programs.SCHEDULE", tmp_path / "missing")
-    assert waited() == 0
+    assert waited(torch.device("cpu")) == 0
 
 
 def test_the_exported_network_finds_the_same_boxes(finished_detector, files, runner):
@@ -74,3 +74,9 @@ def test_the_exported_network_finds_the_same_boxes(finished_detector, files, run
     (found,), _ = exported.run(files[:1])
     (expected,), _ = runner.run(files[:1])
     np.testing.assert_allclose(found.boxes_xyxy, expected.boxes_xyxy, atol=0.01)
+
+
+def test_waiting_is_not_subtracted_on_a_gpu_because_it_computes_meanwhile(monkeypatch, tmp_path):
+    (tmp_path / "schedstat").write_text("1000 5000000000 3")
+    monkeypatch.setattr("detection.deployment.programs.SCHEDULE", tmp_path / "schedstat")
+    assert (waited(torch.device("cpu")), waited(torch.device("cuda"))) == (5.0, 0.0)

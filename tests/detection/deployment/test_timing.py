@@ -63,5 +63,17 @@ def test_the_batch_is_doubled_as_long_as_it_pays():
 
 
 def test_a_batch_of_one_is_measured_even_if_memory_is_short(monkeypatch):
-    monkeypatch.setattr(timing, "memory_limit", lambda: 1)
-    assert timing.largest_batch([], [Path("a")], torch.device("cpu")) == 1
+    def largest_batch(memory_bytes: int) -> int:
+        monkeypatch.setattr(timing, "memory_limit", lambda: memory_bytes)
+        return timing.largest_batch([lambda batch: Times(0.0, 0.0, 10.0)], [Path("a")], torch.device("cpu"))
+
+    assert largest_batch(1) == 1
+    assert largest_batch(2**60) == timing.LARGEST_BATCH
+
+
+def test_a_warning_says_how_precise_the_ratios_are_if_that_is_not_enough(caplog):
+    generator = np.random.default_rng(0)
+    steps = {name: lambda _: Times(1.0, 0.0, float(np.exp(generator.normal(0, 0.3)))) for name in ("a", "b")}
+    timing.take_turns(steps, [("b", "a")], iter(lambda: [], None), 20, generator, timing.Load(), most_blocks=2)
+    assert "after 40 rounds" in caplog.text
+    assert "--runs" in caplog.text
