@@ -176,10 +176,16 @@ class SliceDifference:
     difference: Difference  # corrected for all slices and cells
 
 
-def measure_command(experiments: Sequence[Path]) -> str:
-    """Return the command that measures experiments in one session; it ends with "..." if they are too many to list."""
-    paths = [shlex.quote(str(path)) for path in experiments[:MAX_MEASURED]]
-    return " ".join([MEASURE, *paths]) + " ..." * (len(experiments) > MAX_MEASURED)
+def measure_command(experiments: Sequence[Path], program: Program) -> str:
+    """Return the command that measures experiments in one session, with "..." if they are too many to list.
+
+    Names the program if it is not measured by default, and what it needs."""
+    words = [MEASURE, *(shlex.quote(str(path)) for path in experiments[:MAX_MEASURED])]
+    if len(experiments) > MAX_MEASURED:
+        words.append("...")
+    if program == "onnxruntime":
+        words.append("--programs eager,onnxruntime --device cpu --precision fp32")
+    return " ".join(words)
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,7 @@ class CellLatency:
     threads: int
     precision: str
     sessions: frozenset[str]
-    loads: frozenset[float]  # of the sessions: processes that wanted a core, on average; empty if unknown
+    loads: frozenset[float]  # of the sessions: threads that ran or waited for a core, on average; empty if unknown
     rounds: np.ndarray | None = field(repr=False, compare=False)  # (n,) of a single session; None if there are several
 
 

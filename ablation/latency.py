@@ -30,7 +30,7 @@ def add_latencies(comparison: Comparison, grid: Grid | None, program: Program, b
     """Add the latencies of a program, the front of score and latency and, with a budget in ms, the cells within it.
 
     Raises ValueError if there is a budget but no latencies that can be compared."""
-    command = measure_command([path for cell in comparison.scored_cells for path in runs_to_measure(cell)])
+    command = measure_command([path for cell in comparison.scored_cells for path in runs_to_measure(cell)], program)
     comparison.latencies = found = Latencies(program, command)
     try:
         records = {cell.place: list(measured_runs(cell, program, command)) for cell in comparison.scored_cells}
@@ -64,7 +64,10 @@ def measured_runs(cell: Cell, program: Program, command: str) -> Iterator[tuple[
     command: measures all cells again, for messages. Raises ValueError if a record is invalid, or of a different
     checkpoint than the run's scores."""
     for run in cell.scored_runs:
-        record = read_latency(run.path) if run.is_experiment else None
+        try:
+            record = read_latency(run.path) if run.is_experiment else None
+        except ValueError as error:
+            raise ValueError(f"{error}: {command}") from None
         if not record or not record.timing(program, 1):
             continue
         if run.results.steps and record.step != run.results.steps:  # 0: recorded by an older version
@@ -102,6 +105,7 @@ def cell_latency(records: Sequence[tuple[Path, Latency]], program: Program) -> C
         max((each for each in record.timings if each.program == program), key=lambda each: each.batch_size)
         for _, record in records
     ]
+    batch_size = max(timing.batch_size for timing in largest)
     sessions = frozenset(record.session for _, record in records)
     rounds = [timing.rounds_ms for timing in single]
     is_paired = len(sessions) == 1 and len(set(map(len, rounds))) == 1 and len(rounds[0]) > 0
@@ -110,8 +114,8 @@ def cell_latency(records: Sequence[tuple[Path, Latency]], program: Program) -> C
             name: statistics.fmean(getattr(timing.end_to_end, name) for timing in single)
             for name in ("p50", "p50_low", "p50_high", "p95")
         },
-        images_per_second=statistics.fmean(timing.images_per_second for timing in largest),
-        batch_size=max(timing.batch_size for timing in largest),
+        images_per_second=statistics.fmean(each.images_per_second for each in largest if each.batch_size == batch_size),
+        batch_size=batch_size,
         device=records[0][1].device,
         threads=records[0][1].threads,
         precision=records[0][1].precision,
@@ -165,14 +169,16 @@ def front_of(cells: Mapping[Place, CellLatency], sample: Sample) -> dict[Place, 
 
 
 def latency_ratios(cells: Sequence[CellLatency], level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return intervals of the ratios of latency, (K, K) twice, paired by round; unknown without a common session.
+    """Return intervals of the ratios of latency, (K, K) twice, paired by round.
 
-    Times of different sessions do not say which cell is slower, because the load may have changed between them."""
-    sessions = frozenset().union(*(cell.sessions for cell in cells))
-    counts = {None if cell.rounds is None else len(cell.rounds) for cell in cells}
-    if len(sessions) == 1 and len(counts) == 1 and None not in counts:
-        return pairwise_ratios(np.stack([cell.rounds for cell in cells]), level)
-    return np.zeros((len(cells), len(cells))), np.full((len(cells), len(cells)), np.inf)
+    A ratio is unknown if two cells have no session in common: the load may have changed between the sessions."""
+
+    def rounds_of(one: int, other: int) -> tuple[np.ndarray, np.ndarray] | None:
+        first, second = cells[one], cells[other]
+        are_paired = first.rounds is not None and second.rounds is not None and first.sessions == second.sessions
+        return (first.rounds, second.rounds) if are_paired and len(first.rounds) == len(second.rounds) else None
+
+    return pairwise_ratios(len(cells), rounds_of, level)
 
 
 def within_budget(comparison: Comparison, limit: float, sample: Sample) -> Budget:

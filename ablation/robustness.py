@@ -58,12 +58,19 @@ def add_robustness(comparison: Comparison, grid: Grid | None) -> None:
     from_best = differences[best.place]
     package, version = next(iter(record.versions.items()))
     comparison.robustness = RobustnessComparison(
-        record.corruptions, record.severities, f"{package} {version}",
-        corrupted_cells(comparison, cells, by_cell, record.corruptions),
-        differences[comparison.baseline], from_best, best.place, best_corrupted.place,
-        may_be_best_corrupted(cells, means_of(corrupted), sample, from_best, level),
-        agreement_of(comparison, cells, clean, corrupted, sample), sample.shape[1], level,
-    )  # fmt: skip
+        corruptions=record.corruptions,
+        severities=record.severities,
+        package=f"{package} {version}",
+        cells=corrupted_cells(comparison, cells, by_cell, record.corruptions),
+        differences=differences[comparison.baseline],
+        from_best=from_best,
+        best=best.place,
+        best_corrupted=best_corrupted.place,
+        may_be_best=may_be_best_corrupted(cells, means_of(corrupted), sample, from_best, level),
+        agreement=agreement_of(comparison, cells, clean, corrupted, sample),
+        replicates=sample.shape[1],
+        level=level,
+    )
 
 
 def counted_cells(comparison: Comparison, grid: Grid | None) -> tuple[list[Cell], float]:
@@ -213,6 +220,8 @@ def problem_of(run: Run, record: Robustness | None, example: Robustness | None) 
     example: the record of one of the compared runs, whose corruptions and severities are suggested."""
     if not run.is_experiment:
         return "results files have no scores under corruption; leave this file out"
+    if run.results.task != "detection":
+        return f"--corruptions compares detectors, and this is a run of {run.results.task}; leave out --corruptions"
     if record is None:
         return f"no scores under corruption; run {command_for(run.path, example)}"
     command, total = command_for(run.path, record), len(record.evaluations)

@@ -93,8 +93,8 @@ def measure_once(device: torch.device, seed: int, meter: Load) -> dict[str, Rati
     return {name: ratio_of(times[name], times["A"]) for name, _ in pairs} | {"rounds": len(times["A"])}
 
 
-def measure(device: torch.device, load: int) -> Page:
-    """Return the page with the verdicts of all repetitions. load: number of busy processes."""
+def measure(device: torch.device, load: int, beside: str) -> Page:
+    """Return the page with the verdicts of all repetitions. load: number of busy processes. beside: other load."""
     meter = Load()
     with busy_machine(load):
         found = [measure_once(device, seed, meter) for seed in progress_bar(range(REPETITIONS), unit="repetition")]
@@ -110,12 +110,15 @@ def measure(device: torch.device, load: int) -> Page:
     failures += [f"a difference of equal networks shown {wrong} times of {REPETITIONS}"] * (wrong > 0)
     own = f"Meanwhile, {load} processes of the benchmark load the cores in bursts."
     loaded = own if load else "The benchmark adds no load of its own."
+    if beside:
+        loaded += f" Beside it ran {beside}."
     text = f"""# Latency on a busy machine
 
 Two networks whose work differs by 5% (B of {BLOCKS["B"]} equal blocks, A of {BLOCKS["A"]}), and two equal ones, \
-timed in turns on {os.cpu_count()} cores. {loaded} On average, {meter.mean} processes wanted a core. {RUNS:,} to \
-{RUNS * MOST_BLOCKS:,} rounds, intervals of {RATIO_CONFIDENCE:.1%}. *Slower* means: shown to be slower by more than \
-{TOLERANCE:.0%}. Target: B is slower, and the equal networks are not told apart, in all {REPETITIONS} repetitions.
+timed in turns on {os.cpu_count()} cores. {loaded} On average, {meter.mean} threads ran or waited for a core. \
+{RUNS:,} to {RUNS * MOST_BLOCKS:,} rounds, intervals of {RATIO_CONFIDENCE:.1%}. *Slower* means: shown to be slower by \
+more than {TOLERANCE:.0%}. Target: B is slower, and the equal networks are not told apart, in all {REPETITIONS} \
+repetitions.
 
 **B was shown to be slower in {slower} of {REPETITIONS} repetitions, a difference of the equal networks in {wrong}.** \
 The median of B / A is {median:.3f}. It may be less than {TRUTH:.2f}, the ratio of the work, because a run also has \
@@ -128,4 +131,8 @@ costs that do not depend on the number of blocks.
 
 if __name__ == "__main__":
     cores = allowed_cores()
-    run_benchmark(measure, {"--load": {"type": int, "default": cores, "help": f"busy processes (default: {cores})"}})
+    options = {
+        "--load": {"type": int, "default": cores, "help": f"busy processes (default: {cores})"},
+        "--beside": {"default": "", "metavar": "TEXT", "help": "what else runs on the machine, for the page"},
+    }
+    run_benchmark(measure, options)

@@ -49,7 +49,7 @@ class Latency(Record):
     threads: int = Field(description="CPU threads of torch and onnxruntime")
     precision: str
     power: str | None = Field(None, description="power state of the device, if known")
-    load: float | None = Field(None, description="processes that wanted a core during the session, on average")
+    load: float | None = Field(None, description="mean number of threads that ran or waited for a core")
     versions: dict[str, str]
     checkpoint: str = Field(description="name of the weights file")
     step: int = Field(description="number of optimizer steps after which the weights were saved")

@@ -7,7 +7,7 @@ neighbouring times have in common, and `ratio_interval` relies on the random ord
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -102,16 +102,19 @@ def ratio_interval(times: Sequence[float], reference: Sequence[float], confidenc
     return Ratio(estimate, math.exp(averages[rank - 1]), math.exp(averages[-rank]))
 
 
-def pairwise_ratios(rounds: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return both ends of the intervals of all ratios, row divided by column: (K, K) twice.
+def pairwise_ratios(
+    count: int, rounds_of: Callable[[int, int], tuple[np.ndarray, np.ndarray] | None], level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both ends of the intervals of all ratios of K = `count` programs, row divided by column: (K, K) twice.
 
     With a chance of 1 - level, all intervals contain the true ratio (Bonferroni's correction for the number of pairs).
-    rounds: (K, n), times of K programs. The ends are 0 and infinity if there are too few rounds."""
-    count = len(rounds)
+    rounds_of: returns the times of two programs in the rounds that they share, (n,) twice; None if they share none. The
+    ends are 0 and infinity without rounds, or with too few."""
     low, high = np.ones((count, count)), np.ones((count, count))
     pairs = list(itertools.combinations(range(count), 2))
     for one, other in pairs:
-        found = ratio_interval(rounds[one], rounds[other], 1 - level / len(pairs))
+        rounds = rounds_of(one, other)
+        found = ratio_interval(*rounds, 1 - level / len(pairs)) if rounds else Ratio(math.nan, 0.0, math.inf)
         low[one, other], high[one, other] = found.low, found.high
         low[other, one], high[other, one] = 1 / found.high, 1 / found.low if found.low else math.inf
     return low, high

@@ -5,6 +5,7 @@ from typing import Any
 
 from ablation.comparison import CellLatency, Comparison, Latencies
 from ablation.display.formats import Table
+from engine.terminal import counted
 from engine.text import listed
 from records.results import Place
 from stats.latency import TOLERANCE
@@ -93,12 +94,12 @@ def measured_how(comparison: Comparison) -> str:
     """Return what was measured, and where: program, precision, device, threads and load."""
     found = comparison.latencies
     each = next(iter(found.cells.values()))
-    threads = f"{each.threads} thread{'s' if each.threads > 1 else ''}"
+    threads = counted(each.threads, "thread", "threads")
     text = f"{found.program} program in {each.precision} on {each.device} with {threads}"
     if found.loads:
         low, high = f"{min(found.loads):.1f}", f"{max(found.loads):.1f}"
         load = low if low == high else f"{low} to {high}"
-        text += f" (on average, {load} processes wanted a core)"
+        text += f" (on average, {load} threads ran or waited for a core)"
     return f"Latency: median time from the file of one image to boxes; {text}."
 
 
@@ -107,9 +108,9 @@ def front_sentence(comparison: Comparison) -> str:
     front = comparison.latencies.front
     groups = {each: [place for place, found in front.items() if found is each] for each in Membership}
     labels = {
-        Membership.YES: "On the Pareto front for sure",
-        Membership.MAYBE: "May be on it",
-        Membership.NO: "Not on it",
+        Membership.YES: "Shown to be on the Pareto front",
+        Membership.MAYBE: "Undecided",
+        Membership.NO: "Shown not to be on it",
     }
     parts = [f"{labels[each]}: {names_of(comparison, places) or 'none'}." for each, places in groups.items()]
     return " ".join(parts) if front else ""
@@ -127,7 +128,7 @@ def latency_notes(comparison: Comparison) -> list[str]:
     missing = [cell.place for cell in comparison.scored_cells if cell.place not in found.cells]
     notes = [
         f"{measured_how(comparison)} p95: 95% of the images take at most this long. Images/s: in batches of {batch}. "
-        "In brackets: 95% intervals."
+        "Brackets contain 95% intervals."
     ]
     if missing and not found.budget:  # with a budget, these are warnings
         notes.append(f"Not measured: {names_of(comparison, missing)}.")
@@ -137,8 +138,8 @@ def latency_notes(comparison: Comparison) -> list[str]:
         scope = "" if comparison.covers_seeds else ", for these weights only"
         notes.append(
             f"A cell is on the Pareto front if no other cell has a better score and takes at most {TOLERANCE:.0%} "
-            f"longer. With 95% confidence, all answers yes and no are true together{scope}. Maybe: the data do not "
-            "decide."
+            f"longer. With 95% confidence, all answers yes and no are true together{scope}. Maybe means that the data "
+            "do not decide. The front compares times without waiting for a core; p50 and p95 include the waiting."
         )
     return notes
 

@@ -59,7 +59,8 @@ def means_notes(comparison: Comparison) -> list[str]:
             "The luck of tuning, which is included, was measured on the original images and is assumed to be the same "
             "for mPC."
         )
-    if unstable := [each.label for each in found.differences.values() if not each.is_stable]:
+    tested = [*found.differences.values(), *found.from_best.values()]
+    if unstable := list(dict.fromkeys(each.label for each in tested if not each.is_stable)):
         notes.append(
             f"Other resamples may change the verdict on {listed(unstable, MAX_NAMED)}, because the p value is close to "
             "the level: try other values of --resample-seed."

@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
+import detection.latency
 from ablation import compare as command
 from ablation.comparison import Looks, measure_command
 from ablation.display.latency_tables import budget_warnings, latency_sentences, latency_table
@@ -241,9 +242,15 @@ def test_the_answer_says_how_the_latency_was_measured(measured, loads, shown):
 
 def test_the_command_of_a_message_lists_at_most_24_experiments():
     paths = [Path(f"my runs/experiment_{number}") for number in range(25)]
-    assert measure_command(paths[:2]).endswith("latency 'my runs/experiment_0' 'my runs/experiment_1'")
-    assert measure_command(paths).count("experiment_") == 24
-    assert measure_command(paths).endswith(" ...")
+    assert measure_command(paths[:2], "eager").endswith("latency 'my runs/experiment_0' 'my runs/experiment_1'")
+    assert measure_command(paths, "eager").count("experiment_") == 24
+    assert measure_command(paths, "eager").endswith(" ...")
+
+
+def test_the_command_that_measures_exports_has_the_options_that_exports_need():
+    arguments = detection.latency.parse_arguments(measure_command([Path(".")], "onnxruntime").split()[3:])
+    assert "onnxruntime" in arguments.programs
+    assert (arguments.device, arguments.precision) == ("cpu", "fp32")
 
 
 @pytest.mark.parametrize("is_measured", [False, True])
@@ -277,7 +284,9 @@ def test_a_slower_and_worse_cell_is_not_on_the_front(measured):
 def test_latencies_of_different_sessions_decide_nothing_because_the_load_may_differ(measured):
     for seed in (0, 1):
         measured.measure(path_of(measured, WEAK_FPN, seed), 40.0, width=0.2, session="two")
-    assert measured.compare().latencies.front[WEAK_FPN] is Membership.MAYBE  # twice the time of a better cell
+    front = measured.compare().latencies.front
+    assert front[WEAK_FPN] is Membership.MAYBE  # twice the time of a better cell
+    assert front[STRONG] is Membership.YES  # better than that one, and the other two were measured in its session
 
 
 def test_a_lower_loss_is_better_on_the_front(experiments):

@@ -108,7 +108,7 @@ def test_a_verdict_needs_a_difference_beyond_the_tolerance(low, high, verdict):
 def test_the_intervals_of_all_pairs_are_those_of_each_pair_at_bonferronis_level():
     generator = np.random.default_rng(5)
     rounds = np.exp(generator.normal(0, 0.1, (3, 80))) * [[1.0], [2.0], [3.0]]
-    low, high = pairwise_ratios(rounds, 0.03)
+    low, high = pairwise_ratios(len(rounds), lambda one, other: (rounds[one], rounds[other]), 0.03)
     for one, other in itertools.combinations(range(3), 2):
         expected = ratio_interval(rounds[one], rounds[other], confidence=0.99)
         assert (low[one, other], high[one, other]) == (expected.low, expected.high)
@@ -116,8 +116,15 @@ def test_the_intervals_of_all_pairs_are_those_of_each_pair_at_bonferronis_level(
 
 
 def test_the_intervals_of_pairs_have_no_ends_if_there_are_too_few_rounds():
-    low, high = pairwise_ratios(np.ones((2, 5)), 0.05)
+    low, high = pairwise_ratios(2, lambda *_: (np.ones(5), np.ones(5)), 0.05)
     assert (low[0, 1], high[0, 1], low[1, 0], high[1, 0]) == (0, np.inf, 0, np.inf)
+
+
+def test_pairs_without_common_rounds_are_unknown_and_the_other_pairs_are_not():
+    rounds = np.random.default_rng(0).lognormal(0, 0.1, (2, 80))
+    low, high = pairwise_ratios(3, lambda one, other: (rounds[one], rounds[other]) if other < 2 else None, 0.05)
+    assert 0 < low[0, 1] < high[0, 1] < np.inf
+    assert (low[0, 2], high[0, 2], low[2, 1], high[2, 1]) == (0, np.inf, 0, np.inf)
 
 
 @pytest.mark.parametrize("quantile", [0.5, 0.95])

@@ -73,6 +73,11 @@ def test_of_equal_cells_one_is_shown_higher_in_5_percent_of_trials_whatever_thei
     assert 0.02 < np.mean(found) < 0.09  # 15 pairs: about 35% without a correction
 
 
+def paired_ratios(rounds):
+    """Return the intervals of all ratios of programs that share all rounds, (K, n)."""
+    return pairwise_ratios(len(rounds), lambda one, other: (rounds[one], rounds[other]), 0.025)
+
+
 @pytest.mark.parametrize(
     ("scores", "truth"),
     [
@@ -86,7 +91,7 @@ def test_all_statements_are_true_together_in_95_percent_of_trials(scores, truth)
     for _ in range(trials):
         measured = costs[:, None] * np.exp(generator.normal(0, 0.05, (6, 60)) + generator.normal(0, 0.3, 60))
         estimates = scores + generator.normal(size=6)
-        found = front_membership(estimates, estimates[:, None] + spread, *pairwise_ratios(measured, 0.025))
+        found = front_membership(estimates, estimates[:, None] + spread, *paired_ratios(measured))
         wrong += any(each not in (MAYBE, true) for each, true in zip(found, truth, strict=True))
     assert wrong / trials <= 0.05
 
@@ -97,6 +102,6 @@ def test_clear_fronts_are_found_in_noise():
     for _ in range(trials):
         measured = costs[:, None] * np.exp(generator.normal(0, 0.1, (4, 200)) + generator.normal(0, 0.3, 200))
         estimates = scores + generator.normal(size=4)
-        found = front_membership(estimates, estimates[:, None] + spread, *pairwise_ratios(measured, 0.025))
+        found = front_membership(estimates, estimates[:, None] + spread, *paired_ratios(measured))
         right += np.array(found == np.array([YES, YES, NO, YES])).sum()
     assert right / (4 * trials) > 0.95
