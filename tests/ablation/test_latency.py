@@ -230,7 +230,7 @@ def test_a_borderline_cell_is_a_warning_beside_the_answer(measured, run_in_proce
 
 
 @pytest.mark.parametrize(
-    ("loads", "shown"), [((None, None), None), ((1.52, 1.52), "average, 1.5 processes"), ((1, 3.0), "1.0 to 3.0")]
+    ("loads", "shown"), [((None, None), None), ((1.52, 1.52), "average, 1.5 threads"), ((1, 3.0), "1.0 to 3.0")]
 )
 def test_the_answer_says_how_the_latency_was_measured(measured, loads, shown):
     for place, path, seed in runs_of(measured):
