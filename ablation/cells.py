@@ -2,15 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ablation.comparison import Cell, Comparison, Note
+from ablation.comparison import Cell, Comparison, Note, cell_name
 from ablation.display.sentences import run_notes
 from ablation.latency import add_latencies
 from ablation.looks import add_looks
 from ablation.recipes import Recipes, data_hashes, read_recipes, recipe_changes, value_of
-from ablation.results_files import ROW_NAME, ScoredFiles, beside_experiments
+from ablation.results_files import COLUMN, ROW_NAME, ScoredFiles, beside_experiments
 from ablation.robustness import add_robustness
 from ablation.scheduling.jobs import Grid, read_cells, read_grid, state_of
 from ablation.scheduling.trials import tuned
@@ -34,6 +34,7 @@ def compare(
     paths: Sequence[Path],
     experiments: Path,
     *,
+    names: Mapping[Path, str] | None = None,
     baseline: str | None = None,
     pairs: bool = False,
     replicates: int = 10_000,
@@ -51,8 +52,8 @@ def compare(
 ) -> Comparison:
     """Read and check the runs of a grid or of a list of experiments, and compare them.
 
-    files: scored results files, to compare with each other and with experiments. budget: in milliseconds. The other
-    options are those of the command (ablation/compare.py).
+    names: of experiments, for the table. files: scored results files, to compare with each other and with experiments.
+    budget: in milliseconds. The other options are those of the command (ablation/compare.py).
     Raises ValueError if a run cannot be read, if runs cannot be compared (if `force`: only if metrics differ), or if
     there is a budget but no latencies that can be compared."""
     if len(paths) > 1 and any(path.suffix == ".yaml" for path in paths):
@@ -62,7 +63,7 @@ def compare(
         cells, title = cells_of_grid(grid, experiments), grid.path.stem
         rows, columns = ([entry.name for entry in entries] for entries in (grid.config.rows, grid.config.all_columns))
     else:
-        cells, title = cells_of_experiments(paths), counted(len(paths), "experiment", "experiments")
+        cells, title = cells_of_experiments(paths, names), counted(len(paths), "experiment", "experiments")
         if files:
             cells, title = beside_experiments(cells, files)
         rows, columns = (list(dict.fromkeys(place[axis] for place in cells)) for axis in (0, 1))
@@ -80,7 +81,7 @@ def compare(
     if differing and not (force and same_metric):
         cure = " (--force shows their scores without testing differences)" if same_metric else ""
         raise ValueError(f"{differing[0]}; these runs cannot be compared{cure}")
-    row_name, column_name = (ROW_NAME, "") if files else runs[0].results.variant
+    row_name, column_name = (ROW_NAME, "") if files or names else runs[0].results.variant
     design = grid.config.design if grid else None
     comparison = Comparison(
         title, runs[0].results.metric, row_name, "factors" if design else column_name, rows, columns, cells,
@@ -89,7 +90,7 @@ def compare(
     )  # fmt: skip
     comparison.warnings += files.warnings if files else []
     comparison.warnings += [f"not comparable: {difference}" for difference in differing]
-    comparison.warnings += recipe_warnings(comparison, grid, recipes)
+    comparison.warnings += recipe_warnings(comparison, grid, recipes, bool(names))
     comparison.warnings += run_notes(comparison, counted=True)
     if known_spread and comparison.has_several_seeds:
         raise ValueError("--seed-sd is for one seed per cell; these cells have several, whose own spread is used")
@@ -133,10 +134,11 @@ def cells_of_grid(grid: Grid, experiments: Path) -> dict[Place, Cell]:
     return cells
 
 
-def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
+def cells_of_experiments(paths: Sequence[Path], names: Mapping[Path, str] | None = None) -> dict[Place, Cell]:
     """Group experiments into cells: experiments that differ only in their seed share a cell.
 
-    Raises ValueError if two experiments have the same recipe, data and seed."""
+    names: of experiments. With names, the table has a single column, and a cell without a name has that of its recipe.
+    Raises ValueError if two experiments have the same recipe, data and seed, or if names do not fit the recipes."""
     runs = list(map(read_run, paths))
     recipes = read_recipes(runs)
     groups: dict[str, list[Run]] = {}
@@ -147,12 +149,31 @@ def cells_of_experiments(paths: Sequence[Path]) -> dict[Place, Cell]:
         if duplicate:
             raise ValueError(f"{duplicate.path} and {run.path} have the same recipe and seed {run.seed}; name only one")
         known.append(run)
-    names = row_names([group[0] for group in groups.values()], recipes)
+    rows = row_names([group[0] for group in groups.values()], recipes)
     cells: dict[Place, Cell] = {}
     for group in groups.values():
-        row, column = names[group[0].path], group[0].results.place[1]
-        cells[row, column] = Cell(row, column, group)
+        place = rows[group[0].path], group[0].results.place[1]
+        if names:
+            place = given_name(group, names) or cell_name(place), COLUMN
+        if place in cells:
+            first = cells[place].runs[0].path
+            raise ValueError(
+                f"{place[0]!r} has runs of different recipes, {first} and {group[0].path}; choose a name for each"
+            )
+        cells[place] = Cell(*place, group)
     return cells
+
+
+def given_name(group: Sequence[Run], names: Mapping[Path, str]) -> str | None:
+    """Return the name of a cell's runs; None if they have none. Raises ValueError if they have different names."""
+    first = group[0]
+    for run in group:
+        if names.get(run.path) != names.get(first.path):
+            raise ValueError(
+                f"{first.path} and {run.path} have the same recipe and different seeds, so they are one row; use one "
+                f"name: NAME={first.path},{run.path}"
+            )
+    return names.get(first.path)
 
 
 def row_names(firsts: Sequence[Run], recipes: Recipes) -> dict[Path, str]:
@@ -216,8 +237,12 @@ def incompatibilities(runs: Sequence[Run]) -> Iterator[str]:
                 yield f"{name} is {was} in {first.path} and {now} in {run.path}"
 
 
-def recipe_warnings(comparison: Comparison, grid: Grid | None, recipes: Recipes) -> Iterator[str]:
-    """Yield warnings about differences between recipes that the row and column names do not show."""
+def recipe_warnings(
+    comparison: Comparison, grid: Grid | None, recipes: Recipes, has_given_names: bool
+) -> Iterator[str]:
+    """Yield warnings about differences between recipes that the row and column names do not show.
+
+    has_given_names: whether the user chose the names, and knows what they stand for."""
     for cell in comparison.cells.values():
         steps = {run.results.steps: run for run in cell.runs}
         if len(steps) > 1:
@@ -231,11 +256,11 @@ def recipe_warnings(comparison: Comparison, grid: Grid | None, recipes: Recipes)
             f"a score threshold of {threshold:g} favours one kind of score ({' or '.join(sorted(kinds))}); set "
             f"eval.score_threshold={LOW_THRESHOLD:g} in all runs"
         )
-    if grid is None:
+    if grid is None and not has_given_names:
         differences = unnamed_differences(comparison.cells, recipes)
         if differences:
             yield f"recipes also differ in fields not in row or column names: {listed(differences, MAX_DIFFERENCES)}"
-    elif not grid.overrides_field("train.precision"):
+    elif grid and not grid.overrides_field("train.precision"):
         found = {run.config["train"].get("precision"): run.path for run in runs}
         found.pop(None, None)
         if len(found) > 1:  # the precision of `train.precision: auto` depends on the hardware

@@ -1,6 +1,7 @@
 """Compare experiments side by side, and test which differences are significant.
 
     python -m ablation.compare experiments/experiment_2 experiments/experiment_3 --baseline experiments/experiment_2
+    python -m ablation.compare small=experiments/experiment_2 large=experiments/experiment_3 --plot latency.png
     python -m ablation.compare configs/grid_coco.yaml --format latex --columns AP50,AP_small,parameters,gflops
     python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html
     python -m ablation.compare --annotations instances_val.json yolo=a.json rtdetr=b.json,c.json
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 BUILT_IN_SLICES = ("objects", "size")  # here and not in ablation/slices.py, so that --help stays fast
 REPLICATES = 10_000
 SYNTAX = "write NAME=FILE.json, or NAME=FILE.json,FILE.json for several seeds, such as yolo=predictions.json"
+EXPERIMENT_SYNTAX = "write NAME=EXPERIMENT, or NAME=EXPERIMENT,EXPERIMENT for several seeds"
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 PICTURES = (".png", ".svg", ".pdf")
 PROGRAMS = ("eager", "compiled", "onnxruntime")  # of records/latency.py, which imports pydantic
@@ -43,12 +45,13 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         epilog="example: python -m ablation.compare configs/grid_coco.yaml --format html --output grid_coco.html",
     )
     parser.add_argument(
-        "paths", nargs="+", metavar="EXPERIMENT|GRID|NAME=FILE[,FILE]",
-        help="experiments, a grid file, or detections by name: results files in COCO's format, one per seed",
+        "paths", nargs="+", metavar="EXPERIMENT|GRID|NAME=EXPERIMENT[,EXPERIMENT]|NAME=FILE[,FILE]",
+        help="experiments, also with a name for the table, a grid file, or detections by name: results files in COCO's "
+        "format, one per seed",
     )  # fmt: skip
     add_options(parser)
     arguments = parser.parse_intermixed_args(words)
-    arguments.paths, arguments.files = split_words(arguments.paths, arguments.annotations)
+    arguments.paths, arguments.names, arguments.files = split_words(arguments.paths, arguments.annotations)
     check_options(arguments)
     for path in arguments.paths:
         (check_config if path.suffix == ".yaml" else check_experiment)(path)
@@ -57,6 +60,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that this command shares with `ablation.grid table`."""
+    parser.set_defaults(names={})
     parser.add_argument(
         "--baseline", help="baseline: 'row x column', NAME, or an experiment (default: the first scored)"
     )
@@ -187,21 +191,32 @@ def slice_sources(text: str) -> Sequence[str]:
     return list(dict.fromkeys(sources))
 
 
-def split_words(words: Sequence[str], annotations: Path | None) -> tuple[list[Path], dict[str, list[Path]]]:
-    """Split the words of a command line into paths (experiments or a grid) and results files by name.
+def split_words(
+    words: Sequence[str], annotations: Path | None
+) -> tuple[list[Path], dict[Path, str], dict[str, list[Path]]]:
+    """Split the words of a command line into paths (experiments or a grid), names of experiments, and results files.
 
-    Raises ValueError if the words cannot be used together, or if a file does not exist."""
-    paths, files = [], {}
+    Returns paths, names by experiment, and results files by name. Raises ValueError if the words cannot be used
+    together, or if a file does not exist."""
+    paths, names, files = [], {}, {}
     for word in words:
         name, separator, listed = word.partition("=")
         if not separator or Path(word).exists():
             paths.append(Path(word))
             continue
-        if name in files:
-            raise ValueError(f"{word}: {name!r} is given twice; {SYNTAX}")
+        targets = [Path(target) for target in listed.split(",")]
+        named_targets = [target for target in targets if target.name]  # without Path(""), the current folder
+        are_experiments = any(target.is_dir() or not target.suffix for target in named_targets)
+        syntax = EXPERIMENT_SYNTAX if are_experiments else SYNTAX
+        if name in files or name in names.values():
+            raise ValueError(f"{word}: {name!r} is given twice; {syntax}")
         if not name.strip() or not all(listed.split(",")) or " - " in name:  # " - " separates the cells of a difference
-            raise ValueError(f"{word!r}: expected a name (without ' - ') and files; {SYNTAX}")
-        files[name] = [Path(file) for file in listed.split(",")]
+            raise ValueError(f"{word!r}: expected a name (without ' - ') and files or experiments; {syntax}")
+        if are_experiments:
+            paths += targets
+            names |= dict.fromkeys(targets, name)
+        else:
+            files[name] = targets
     for path in paths:
         if path.is_file() and path.suffix != ".yaml":
             raise ValueError(f"{path}: results files need a name: {SYNTAX}")
@@ -210,13 +225,12 @@ def split_words(words: Sequence[str], annotations: Path | None) -> tuple[list[Pa
         raise ValueError(
             f"{first}={files[first][0]}: results files need the annotation file of their images; add --annotations FILE"
         )
-    if files and any(path.suffix == ".yaml" for path in paths):
-        raise ValueError(
-            f"{paths[0]}: a grid cannot be compared with results files; name its experiments instead of the grid"
-        )
+    if (files or names) and any(path.suffix == ".yaml" for path in paths):
+        kind = "results files" if files else "experiments"
+        raise ValueError(f"{paths[0]}: a grid cannot be compared with {kind}; name its experiments instead of the grid")
     for file in (file for each in files.values() for file in each):
         check_json(file)
-    return paths, files
+    return paths, names, files
 
 
 def check_json(path: Path) -> None:
@@ -247,6 +261,7 @@ def show_comparison(paths: Sequence[Path], arguments: argparse.Namespace, files:
     from stats.replicates import SeedSpread
 
     names = (
+        "names",
         "baseline",
         "pairs",
         "replicates",

@@ -292,6 +292,49 @@ def test_a_warning_lists_differences_that_row_and_column_names_do_not_show(exper
     assert not any(text.endswith(difference) for text in experiments.compare().warnings)
 
 
+@pytest.fixture
+def named(experiments, run_in_process):
+    """Return a function that compares words, in which "{0}" is the first experiment; returns exit code and texts."""
+    paths = [experiments.add("a", "none", seed) for seed in (0, 1)]
+    paths += [experiments.add("a", "none", seed, config={"epochs": 9}) for seed in (0, 1)]
+
+    def compare(*words):
+        return run_in_process(command, *(word.format(*paths) for word in words))
+
+    return compare
+
+
+def test_experiments_can_be_named_on_the_command_line(named):
+    code, output, errors = named("short={0},{1}", "long training={2},{3}", "--baseline", "long training")
+    assert code == 0, errors
+    assert re.search(r"^\| short \| 0\.\d+ ± ", output, re.MULTILINE)
+    assert "short - long training" in output
+    assert "recipes also differ" not in output  # the user knows what the names stand for
+
+
+def test_an_experiment_without_a_name_keeps_that_of_its_recipe_beside_named_ones(named):
+    code, output, errors = named("long={2},{3}", "{0}", "{1}")
+    assert code == 0, errors
+    assert re.search(r"^\| a .*x none \| 0\.", output, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["one={0}", "two={1}"], "one row"),
+        (["both={0},{2}"], "different recipes"),
+        (["one={0}", "one={2}"], "given twice"),
+        (["={0}", "b={2}"], "expected a name"),
+    ],
+    ids=["two names of a recipe", "two recipes of a name", "a name twice", "no name"],
+)
+def test_names_that_do_not_fit_the_recipes_are_refused(named, words, message):
+    code, output, [error] = named(*words)
+    assert code != 0
+    assert message in error
+    assert not output
+
+
 # ---- grids -------------------------------------------------------------------------------------------------
 
 

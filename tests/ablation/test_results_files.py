@@ -178,6 +178,7 @@ def test_a_name_that_an_experiment_has_too_is_refused(run, results, add):
         (["--annotations", "val.json", "yolo=a.json,"], ["NAME=FILE"]),
         (["--annotations", "val.json", "yolo - 8=a.json"], ["' - '"]),
         (["--annotations", "val.json", "yolo=aa.json"], ["aa.json", "did you mean 'a.json'"]),
+        (["yolo=experimen"], ["experimen", "did you mean 'experiment'"]),
         (["--annotations", "vall.json", "yolo=a.json"], ["vall.json", "did you mean 'val.json'"]),
         (["--annotations", "experiment", "yolo=a.json"], ["experiment", "folder"]),
     ],
