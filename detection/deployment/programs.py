@@ -19,7 +19,6 @@ from detection.coco.detections import Detections
 from detection.deployment.formats import Network, load_onnx, trace_onnx
 from detection.detector import Detector, rgb_pixels
 from engine.command import RunError
-from engine.compute.placement import compile_obstacle
 from engine.compute.precision import Precision, autocast
 from engine.logbook import logger
 from engine.terminal import first_line
@@ -122,6 +121,15 @@ def obstacle_to(program: Program, device: torch.device, precision: Precision) ->
         return "exports are measured on the CPU only; use --device cpu"
     if precision != "fp32":
         return f"exports compute in fp32, but the precision is {precision}; use --precision fp32"
+    return ""
+
+
+def compile_obstacle(device: torch.device) -> str:
+    """Return the reason, in one line, why torch.compile does not work on this machine; empty if it works."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:  # compilers raise many types of exception
+        return first_line(error)
     return ""
 
 

@@ -48,16 +48,9 @@ def set_train_mode(model: nn.Module, batch_norm: BatchNorm) -> None:
 
 def can_compile(device: torch.device) -> bool:
     """Return whether torch.compile works on this machine; if not, log the reason."""
-    obstacle = compile_obstacle(device)
-    if obstacle:
-        logger.warning("train.compile ignored: torch.compile does not work on this machine (%s)", obstacle)
-    return not obstacle
-
-
-def compile_obstacle(device: torch.device) -> str:
-    """Return the reason, in one line, why torch.compile does not work on this machine; empty if it works."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
-        return ""
+        return True
     except Exception as error:  # compilers raise many types of exception
-        return first_line(error)
+        logger.warning("train.compile ignored: torch.compile does not work on this machine (%s)", first_line(error))
+        return False
